@@ -1,0 +1,168 @@
+"""Where voxels lie in the patient: grids of voxels in millimetres, compared, reoriented and resampled.
+
+Every grid here is in RAS millimetres (nibabel's and NIfTI's convention), whatever the file's own convention was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOLERANCE_MM = 1e-3
+AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+class GridError(ValueError):
+    """Two volumes that should lie on one grid do not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular grid of voxels in the patient.
+
+    Args:
+        shape: number of voxels along the three array axes.
+        affine: (4, 4) matrix from voxel indices to RAS millimetres.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along each array axis, in mm."""
+        x, y, z = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
+
+    @property
+    def origin(self) -> tuple[float, float, float]:
+        """Position of the first voxel's centre, in RAS mm."""
+        x, y, z = (float(value) for value in self.affine[:3, 3])
+        return x, y, z
+
+    @property
+    def orientation(self) -> str:
+        """The anatomical direction that each array axis points to most, such as `RAS` or `LPS`.
+
+        >>> Grid((2, 2, 2), np.diag([-1.0, -1.0, 2.0, 1.0])).orientation
+        'LPS'
+        """
+        directions = self.affine[:3, :3] / np.asarray(self.spacing)
+        # Each patient axis goes to one array axis: of the six assignments, the one with the largest sum of cosines.
+        best = max(
+            itertools.permutations(range(3)), key=lambda axes: sum(abs(directions[axes[i], i]) for i in range(3))
+        )
+        return "".join(AXIS_LETTERS[axis][int(directions[axis, i] > 0)] for i, axis in enumerate(best))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel, in millilitres."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    def __str__(self) -> str:
+        shape = "x".join(str(size) for size in self.shape)
+        spacing = "x".join(f"{length:.6g}" for length in self.spacing)
+        # The added zero turns -0 into 0.
+        origin = ", ".join(f"{value + 0.0:.6g}" for value in np.round(self.origin, 4))
+        return f"shape {shape}, spacing {spacing} mm, orientation {self.orientation}, origin ({origin}) mm"
+
+
+def distance_mm(first: Grid, second: Grid) -> float:
+    """The largest distance between voxels of the same index, in mm; infinite if the shapes differ.
+
+    An affine map's largest displacement over a box is at a corner, so the eight corners suffice.
+    """
+    if first.shape != second.shape:
+        return float("inf")
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in first.shape))), dtype=float)
+    corners = np.concatenate([corners, np.ones((8, 1))], axis=1)
+    return float(np.linalg.norm(corners @ (first.affine - second.affine).T[:, :3], axis=1).max())
+
+
+def reorient(array: NDArray[Any], grid: Grid, onto: Grid) -> tuple[NDArray[Any], Grid]:
+    """Permute and flip the axes of `array` so that they run as those of `onto`; no voxel is interpolated.
+
+    Axes that are oblique to those of `onto` stay as they are: `align` refuses them.
+
+    Args:
+        array: voxels on `grid`, shape (X, Y, Z).
+        grid: where the voxels lie.
+        onto: the grid whose axes to follow.
+
+    Returns:
+        The array (a view) and its new grid.
+    """
+    relative = np.linalg.solve(onto.affine[:3, :3], grid.affine[:3, :3]) * np.divide(
+        np.asarray(onto.spacing)[:, None], np.asarray(grid.spacing)[None, :]
+    )
+    signs = np.rint(relative)
+    is_permutation = (np.abs(signs).sum(0) == 1).all() and (np.abs(signs).sum(1) == 1).all()
+    if not is_permutation or np.abs(relative - signs).max() > 1e-2:
+        return array, grid
+    axes = [int(axis) for axis in np.abs(signs).argmax(axis=1)]
+    flips = [signs[i, axis] < 0 for i, axis in enumerate(axes)]
+    move = np.eye(4)  # new index -> old index
+    move[:3, :3] = 0
+    for i, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
+        move[axis, i] = -1 if flip else 1
+        move[axis, 3] = grid.shape[axis] - 1 if flip else 0
+    array = array.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    x, y, z = array.shape
+    return array, Grid((x, y, z), grid.affine @ move)
+
+
+def align(array: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
+    """Read `array` in the axis order of `onto`.
+
+    Args:
+        array: voxels on `grid`, shape (X, Y, Z).
+        grid: where the voxels lie.
+        onto: the grid they are expected on.
+
+    Returns:
+        The voxels in the axis order of `onto` (a view).
+
+    Raises:
+        GridError: a voxel would lie more than `TOLERANCE_MM` from its partner. The message names both grids.
+
+    >>> here = Grid((2, 1, 1), np.eye(4))
+    >>> flipped = Grid((2, 1, 1), np.array([[-1.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    >>> align(np.array([[[7]], [[8]]]), flipped, here).ravel().tolist()
+    [8, 7]
+    """
+    array, turned = reorient(array, grid, onto)
+    distance = distance_mm(turned, onto)
+    if distance <= TOLERANCE_MM:
+        return array
+    apart = "" if np.isinf(distance) else f" (up to {distance:.4g} mm apart)"
+    message = (
+        f"Expected the prediction on the reference's grid ({onto}), but got {grid}{apart}: "
+        "write the prediction on the reference's grid, or pass `--resample reference`."
+    )
+    raise GridError(message)
+
+
+def resample(array: NDArray[Any], grid: Grid, onto: Grid, order: int = 0) -> NDArray[Any]:
+    """Resample `array` onto another grid; outside of its field of view the result is 0.
+
+    Args:
+        array: voxels on `grid`, shape (X, Y, Z).
+        grid: where the voxels lie.
+        onto: the grid of the result.
+        order: 0 takes the nearest voxel (labels), 1 interpolates linearly (images).
+
+    Returns:
+        Voxels of shape `onto.shape` and of the dtype of `array`.
+    """
+    from scipy.ndimage import affine_transform  # imported here: `import monai_iou` must not load scipy
+
+    matrix = np.linalg.solve(grid.affine, onto.affine)
+    # "grid-constant" lets the outermost voxels keep their outer half; "constant" would cut it off.
+    result: NDArray[Any] = affine_transform(
+        array, matrix[:3, :3], offset=matrix[:3, 3], output_shape=onto.shape, order=order, mode="grid-constant"
+    )
+    return result

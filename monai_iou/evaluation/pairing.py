@@ -1,0 +1,122 @@
+"""Which prediction belongs to which reference: by relative name without the extension, or by a CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_iou.evaluation.volumes import case_name, is_volume
+
+
+class PairingError(ValueError):
+    """The folders or the CSV do not say which files belong together."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: its name and its two files; a missing one is None."""
+
+    case: str
+    prediction: Path | None
+    reference: Path | None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the pair cannot be evaluated, in one sentence; None if it can."""
+        if self.prediction is None and self.reference is None:
+            return f"Expected two files for the case `{self.case}`, but neither is there: correct their paths."
+        if self.prediction is None:
+            return f"Expected a prediction for the reference `{self.reference}`, but got none: predict this case."
+        if self.reference is None:
+            return f"Expected a reference for the prediction `{self.prediction}`, but got none: add or remove the case."
+        return None
+
+
+def pair_folders(predictions: Path, references: Path) -> list[Pair]:
+    """Pair the volumes below two folders by their relative names without extensions, sorted by name.
+
+    `a/b.nii.gz` pairs with `a/b.mha` and with the DICOM folder `a/b`.
+
+    Raises:
+        PairingError: a folder is missing or holds no volume, or two files of one folder have the same name.
+    """
+    predicted, referred = find_volumes(predictions, "--predictions"), find_volumes(references, "--references")
+    names = sorted(predicted.keys() | referred.keys())
+    if not predicted.keys() & referred.keys():
+        message = (
+            f"Expected predictions named as the references, but got `{next(iter(predicted))}` in `{predictions}` and "
+            f"`{next(iter(referred))}` in `{references}`: rename them, or pair them in a CSV with `--pairs`."
+        )
+        raise PairingError(message)
+    return [Pair(name, predicted.get(name), referred.get(name)) for name in names]
+
+
+def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
+    """Every volume below `folder`, by relative name without the extension, sorted; errors name `argument`."""
+    if not folder.is_dir():
+        message = f"Expected `{argument}` to be a folder of volumes, but got `{folder}`: check the path."
+        raise PairingError(message)
+    found: dict[str, Path] = {}
+    for path in _volumes_below(folder):
+        name = path.parent.relative_to(folder).joinpath(case_name(path)).as_posix()
+        if name in found:
+            message = f"Expected one file per case, but got `{found[name]}` and `{path}`: keep one, or use `--pairs`."
+            raise PairingError(message)
+        found[name] = path
+    if not found:
+        message = f"Expected volumes in `{folder}`, but got none: .nii, .nii.gz, .mha, .mhd, .nrrd or DICOM folders."
+        raise PairingError(message)
+    return dict(sorted(found.items()))
+
+
+def _volumes_below(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        here = Path(root)
+        if here != folder and is_volume(here):
+            folders.clear()
+            yield here
+            continue
+        yield from (here / name for name in sorted(files) if is_volume(here / name))
+
+
+def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
+    """Read pairs from a CSV with the columns prediction, reference and, if wanted, case.
+
+    Relative paths start at the two folders. An empty cell or a file that is not there is a missing partner.
+
+    Raises:
+        PairingError: the file is missing, not such a CSV, or names a case twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        message = f"Expected `--pairs` to be a CSV file in UTF-8, but got `{path}` ({error}): check the path."
+        raise PairingError(message) from error
+    columns = set(rows[0]) if rows else set()
+    if not {"prediction", "reference"} <= columns:
+        message = (
+            f"Expected `{path}` to have the columns prediction and reference and at least one row, but got "
+            f"{', '.join(sorted(str(column) for column in columns)) or 'nothing'}: add them."
+        )
+        raise PairingError(message)
+    pairs: dict[str, Pair] = {}
+    for row in rows:
+        named = (row["reference"] or row["prediction"] or "").strip()
+        name = (row.get("case") or "").strip() or Path(named).parent.joinpath(case_name(Path(named))).as_posix()
+        if not named or name in pairs:
+            message = (
+                f"Expected every row of `{path}` to name another case, but got `{name}` twice or empty: rename it."
+            )
+            raise PairingError(message)
+        pairs[name] = Pair(name, _existing(predictions, row["prediction"]), _existing(references, row["reference"]))
+    return list(pairs.values())
+
+
+def _existing(folder: Path, name: str | None) -> Path | None:
+    path = folder / (name or "").strip()
+    return path if (name or "").strip() and path.exists() else None
