@@ -1,1 +1,35 @@
-"""TODO"""
+"""Metrics of hard segmentations: pure functions, and MONAI metrics over them.
+
+Pure functions take NumPy arrays or tensors, label maps or boolean masks as named, and spacing in mm for each axis (a
+number, a sequence, or None for 1 mm). Everything is computed from statistics that the functions also give away, so
+that scores of a case, of a data set and of an interval come from the same counts.
+
+    iou_counts(prediction, reference, num_classes, ignore_index=None) -> ClassCounts(intersection, prediction,
+    reference; .union) iou_from_counts(intersection, prediction, reference, ignore_empty="both") -> float32 tensor
+    fine_grained_iou(intersection, union, *, active=None, worst=(5, 10, 50)) -> dict: iou_d, iou_i, iou_c,
+    iou_i_worst_5, ...
+
+of one pair of binary masks (crop them once with `crop_to_union` where several of these follow; `crop.offset` is in
+voxels):
+
+    crop_to_union(prediction, reference, *, margin=0) -> Crop(prediction, reference, offset)
+    overlap_scores(prediction, reference, *, spacing=None, ignore_empty="both") -> OverlapScores(iou, dice, precision,
+    recall,
+        reference_ml, prediction_ml, volume_error_ml, relative_volume_error)
+    overlap_from_counts(intersection, prediction, reference, *, spacing, ignore_empty="both") -> OverlapScores
+    lesion_scores(prediction, reference, *, spacing=None, threshold=0.5, connectivity=None, affine=None, label=1)
+        -> LesionScores(tp, fp, fn, precision, recall, f1, sq, rq, pq, cc_iou, cc_dice, both_empty, lesions, ...)
+    boundary_iou(prediction, reference, *, width=2.0, spacing=None, ignore_empty="both") -> float
+    surface_scores(prediction, reference, *, tolerances=(1.0,), spacing=None) -> SurfaceScores(hd95_mm, assd_mm, nsd:
+    tuple)
+"""
+
+from monai_iou.metrics.iou import ClassCounts, IoUMetric, fine_grained_iou, iou_counts, iou_from_counts
+
+__all__ = [
+    "ClassCounts",
+    "IoUMetric",
+    "fine_grained_iou",
+    "iou_counts",
+    "iou_from_counts",
+]

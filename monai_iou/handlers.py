@@ -1,0 +1,59 @@
+"""Ignite handlers of the metrics, for the `key_metric` of MONAI's engines and for `MetricsSaver`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from monai.handlers.ignite_metric import IgniteMetricHandler
+from monai.utils.enums import MetricReduction
+
+from monai_iou.metrics.iou import IgnoreEmpty, IoUMetric
+
+__all__ = ["IoUHandler"]
+
+
+def _identity(output: Any) -> Any:
+    return output
+
+
+class IoUHandler(IgniteMetricHandler):
+    """Run `IoUMetric` over an evaluation; see there for the arguments.
+
+    Args:
+        include_background: whether class 0 is scored.
+        reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
+        ignore_empty: "both", True or False.
+        num_classes: number of classes of label maps, background included.
+        ignore_index: reference label whose voxels are left out.
+        output_transform: makes `(y_pred, y)` of the engine's output, for example `from_engine(["pred", "label"])`.
+        save_details: whether the scores, one row an image and one column a class, go to
+            `engine.state.metric_details`, from where `MetricsSaver` writes them.
+
+    >>> import torch
+    >>> from ignite.engine import Engine
+    >>> engine = Engine(lambda engine, batch: batch)
+    >>> IoUHandler(num_classes=2, include_background=False).attach(engine, "iou")
+    >>> label = torch.tensor([[[0, 1, 1]]])
+    >>> engine.run([(label, label)]).metrics["iou"]
+    1.0
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        ignore_empty: IgnoreEmpty = "both",
+        num_classes: int | None = None,
+        ignore_index: int | None = None,
+        output_transform: Callable[[Any], Any] = _identity,
+        save_details: bool = True,
+    ) -> None:
+        metric = IoUMetric(
+            include_background=include_background,
+            reduction=reduction,
+            ignore_empty=ignore_empty,
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+        )
+        super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)

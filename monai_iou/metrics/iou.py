@@ -1,0 +1,287 @@
+"""IoU (Jaccard index) of hard segmentations: counts first, scores after.
+
+    IoU_c = I_c / (P_c + T_c - I_c)
+
+with I, P, T the voxels of class c in both, in the prediction and in the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from monai.utils.enums import MetricReduction
+
+from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
+from monai_iou.metrics.reduction import PerClassMetric
+
+__all__ = ["ClassCounts", "IgnoreEmpty", "IoUMetric", "fine_grained_iou", "iou_counts", "iou_from_counts"]
+
+IgnoreEmpty: TypeAlias = bool | Literal["both"]
+
+# Voxels counted at a time: 1 MB of int32 stays in the cache, and is all that counting allocates.
+_CHUNK = 1 << 18
+# A class table beyond this size would leave the cache; three histograms are faster then.
+_LARGEST_TABLE = 1 << 16
+
+
+class ClassCounts(NamedTuple):
+    """Voxels of each class, int64, the class last: in both maps, in the prediction, in the reference."""
+
+    intersection: torch.Tensor
+    prediction: torch.Tensor
+    reference: torch.Tensor
+
+    @property
+    def union(self) -> torch.Tensor:
+        """Voxels in either map."""
+        return self.prediction + self.reference - self.intersection
+
+
+def check_ignore_empty(ignore_empty: object) -> None:
+    """Refuse anything but True, False and "both"."""
+    if ignore_empty is not True and ignore_empty is not False and ignore_empty != "both":
+        message = f'Expected `ignore_empty` to be True, False or "both", but got {ignore_empty!r}'
+        raise ValueError(message)
+
+
+def iou_counts(
+    prediction: ArrayLike, reference: ArrayLike, num_classes: int, ignore_index: int | None = None
+) -> ClassCounts:
+    """Count the voxels of every class in two label maps, in one pass and without a one-hot copy.
+
+    Args:
+        prediction: label map of 1 to 3 dimensions, any integer, bool or whole-valued float type.
+        reference: label map of the same shape.
+        num_classes: number of classes, background included.
+        ignore_index: voxels with this reference label are left out of every class; it may lie outside the classes.
+
+    Returns:
+        Counts of shape (num_classes,).
+
+    Raises:
+        TypeError: an input is neither an array nor a tensor.
+        ValueError: the shapes differ, or a value is no class number.
+
+    >>> counts = iou_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), num_classes=3)
+    >>> counts.intersection, counts.union
+    (tensor([1, 1, 1]), tensor([1, 2, 2]))
+    """
+    pairs = pair_images(
+        [as_plain_tensor(prediction, "prediction")[None]],
+        [as_plain_tensor(reference, "reference")[None]],
+        num_classes,
+        ignore_index,
+    )
+    return _count(pairs[0])
+
+
+def iou_from_counts(
+    intersection: torch.Tensor,
+    prediction: torch.Tensor,
+    reference: torch.Tensor,
+    ignore_empty: IgnoreEmpty = "both",
+) -> torch.Tensor:
+    """IoU = I / (P + T - I) for counts of any shape.
+
+    Args:
+        intersection: I, voxels in both.
+        prediction: P, voxels in the prediction.
+        reference: T, voxels in the reference.
+        ignore_empty: what an absent class scores. "both": NaN where both are empty, 0 for a false positive. True: NaN
+            where the reference is empty, so that false positives go unpunished (MONAI's default). False: 1 where both
+            are empty.
+
+    Returns:
+        Float32 scores of the counts' shape.
+
+    Raises:
+        ValueError: `ignore_empty` is none of the three.
+
+    >>> iou_from_counts(torch.tensor([2, 0, 0]), torch.tensor([3, 4, 0]), torch.tensor([3, 0, 0]))
+    tensor([0.5000, 0.0000,    nan])
+    """
+    check_ignore_empty(ignore_empty)
+    union = prediction + reference - intersection
+    iou = intersection.double() / union.double()  # 0 / 0 is NaN
+    if ignore_empty is True:
+        iou = iou.masked_fill(reference == 0, float("nan"))
+    elif ignore_empty is False:
+        iou = iou.masked_fill(union == 0, 1.0)
+    return iou.float()
+
+
+def fine_grained_iou(
+    intersection: torch.Tensor,
+    union: torch.Tensor,
+    *,
+    active: torch.Tensor | None = None,
+    worst: Sequence[float] = (5, 10, 50),
+) -> dict[str, float]:
+    """Dataset, image-wise, class-wise and worst-case mean IoU (Wang et al., NeurIPS Datasets and Benchmarks 2023).
+
+    D sums I and U over the images before dividing, and averages the classes; large structures dominate. I averages
+    the classes of an image, then the images. C averages the images of a class, then the classes. "worst" averages
+    only the lowest q % of the images, at least one: of their means (I), or of each class's scores (C).
+
+    Args:
+        intersection: I, shape (N, C).
+        union: U, shape (N, C).
+        active: which pairs of image and class count in I and C, shape (N, C). None: those with U > 0.
+        worst: the percentages q.
+
+    Returns:
+        "iou_d", "iou_i", "iou_c" and, for each q, "iou_i_worst_q" and "iou_c_worst_q"; NaN where nothing is active.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, C), or a percentage is outside (0, 100].
+
+    >>> scores = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
+    >>> {name: round(value, 3) for name, value in scores.items()}
+    {'iou_d': 0.818, 'iou_i': 0.45, 'iou_c': 0.45, 'iou_i_worst_50': 0.0, 'iou_c_worst_50': 0.0}
+    """
+    if intersection.ndim != 2 or intersection.shape != union.shape:
+        message = (
+            "Expected `intersection` and `union` to have the same shape (N, C), "
+            f"but got {tuple(intersection.shape)} and {tuple(union.shape)}"
+        )
+        raise ValueError(message)
+    if not all(0 < q <= 100 for q in worst):
+        message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}"
+        raise ValueError(message)
+    scores = intersection.double() / union.double()
+    scores = scores.masked_fill(~(union > 0 if active is None else active), float("nan"))
+    image_means = scores.nanmean(dim=1)
+    result = {
+        "iou_d": float((intersection.sum(dim=0).double() / union.sum(dim=0).double()).nanmean()),
+        "iou_i": float(image_means.nanmean()),
+        "iou_c": float(scores.nanmean(dim=0).nanmean()),
+    }
+    for q in worst:
+        classes = torch.tensor([_worst_mean(column, q) for column in scores.T])
+        result[f"iou_i_worst_{q:g}"] = _worst_mean(image_means, q)
+        result[f"iou_c_worst_{q:g}"] = float(classes.nanmean())
+    return result
+
+
+def _worst_mean(scores: torch.Tensor, percent: float) -> float:
+    """Mean of the lowest `percent` % of the scores that are not NaN, at least of one; NaN without any."""
+    ordered = scores[~torch.isnan(scores)].sort().values
+    return float(ordered[: max(1, int(percent / 100 * len(ordered)))].mean()) if len(ordered) else float("nan")
+
+
+def _count(pair: ImagePair, first_class: int = 0) -> ClassCounts:
+    if pair.both_label_maps:
+        counts = _count_label_maps(pair.prediction[0], pair.reference[0], pair.num_classes, pair.valid)
+        return ClassCounts(*(c[first_class:] for c in counts))
+    rows = [
+        torch.stack([(p & r).count_nonzero(), p.count_nonzero(), r.count_nonzero()]) for p, r in pair.masks(first_class)
+    ]
+    return ClassCounts(*torch.stack(rows, dim=1))
+
+
+def _count_label_maps(
+    prediction: torch.Tensor, reference: torch.Tensor, num_classes: int, valid: torch.Tensor | None
+) -> ClassCounts:
+    """Histogram of the pairs (reference, prediction), chunk by chunk; the valid voxels are known to hold classes."""
+    C = num_classes
+    flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
+    flat_valid = None if valid is None else valid.reshape(-1)
+    totals = torch.zeros((3, C), dtype=torch.int64, device=prediction.device)
+    # a GPU wants few large launches
+    step = _CHUNK if prediction.device.type == "cpu" else _CHUNK * 64
+    table = torch.zeros(C * C if C * C <= _LARGEST_TABLE else 0, dtype=torch.int64, device=prediction.device)
+    for start in range(0, prediction.numel(), step):
+        p, r = flat_prediction[start : start + step], flat_reference[start : start + step]
+        if flat_valid is not None:
+            v = flat_valid[start : start + step]
+            p, r = p[v], r[v]
+        p, r = p.to(torch.int32), r.to(torch.int32)
+        if len(table):
+            table += torch.bincount(r.mul_(C).add_(p), minlength=C * C)
+        else:
+            totals[0] += torch.bincount(p[p == r], minlength=C)
+            totals[1] += torch.bincount(p, minlength=C)
+            totals[2] += torch.bincount(r, minlength=C)
+    if len(table):
+        square = table.reshape(C, C)
+        totals = torch.stack([square.diagonal(), square.sum(dim=0), square.sum(dim=1)])
+    return ClassCounts(*totals)
+
+
+def _three(rows: torch.Tensor) -> ClassCounts:
+    """The counts of rows of shape (..., 3)."""
+    return ClassCounts(rows[..., 0], rows[..., 1], rows[..., 2])
+
+
+class IoUMetric(PerClassMetric):
+    """IoU of every image and class, from label maps or per-class maps, without ever making a one-hot copy.
+
+    Keeps the counts of every image, so that `summary` can give dataset, image-wise, class-wise and worst-case IoU as
+    well.
+
+    Args:
+        include_background: whether class 0 is scored; with a single map there is no background to leave out.
+        reduction: "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel" or "none", as in MONAI; but
+            an average over nothing is NaN, not 0.
+        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
+        ignore_empty: "both" (default): NaN where a class is in neither map, 0 for a false positive. True: NaN where the
+            reference is empty (MONAI's default). False: 1 where both are empty, 0 for a false positive.
+        num_classes: needed where both inputs are label maps; background included.
+        return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
+        ignore_index: reference label whose voxels are left out of every class. For per-class maps: the class of that
+            number, or, where there is none, the voxels that no channel claims.
+
+    Raises:
+        ValueError: an argument is not one of the above.
+
+    >>> metric = IoUMetric(include_background=False, num_classes=3, reduction="mean_batch")
+    >>> metric(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))
+    tensor([[0.5000,    nan]])
+    >>> metric.aggregate()
+    tensor([0.5000,    nan])
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        get_not_nans: bool = False,
+        ignore_empty: IgnoreEmpty = "both",
+        num_classes: int | None = None,
+        return_with_label: bool | Sequence[str] = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
+        check_ignore_empty(ignore_empty)
+        self.ignore_empty = ignore_empty
+
+    def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
+        return torch.stack(_count(pair, first_class), dim=-1).double()
+
+    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        return iou_from_counts(*_three(rows), self.ignore_empty)
+
+    def get_counts(self) -> ClassCounts:
+        """Voxel counts of all images of all ranks, shape (N, C) each; every rank must call it.
+
+        Raises:
+            ValueError: no rank has scored an image.
+        """
+        rows = self.get_rows()
+        if rows is None:
+            message = "Expected at least one image before the counts are read, but got none: call the metric first"
+            raise ValueError(message)
+        return ClassCounts(*_three(rows.long()))
+
+    def summary(self, worst: Sequence[float] = (5, 10, 50)) -> dict[str, Any]:
+        """`fine_grained_iou` of all images of all ranks, and "iou_d_per_class", a list; every rank must call it.
+
+        A class counts for an image where it is in either map; with ignore_empty=True, where it is in the reference.
+        """
+        counts = self.get_counts()
+        active = counts.reference > 0 if self.ignore_empty is True else counts.union > 0
+        pooled = iou_from_counts(*ClassCounts(*(c.sum(dim=0) for c in counts)))
+        scores = fine_grained_iou(counts.intersection, counts.union, active=active, worst=worst)
+        return {**scores, "iou_d_per_class": pooled.tolist()}

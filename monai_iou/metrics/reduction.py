@@ -1,0 +1,242 @@
+"""Averages that skip NaN, rows gathered from every rank, and the base class of this package's metrics.
+
+MONAI's `do_metric_reduction` writes zeros into its input and turns an average over nothing into 0, and its
+`Cumulative` skips the collective call on a rank without data, so that the other ranks wait for ever. The functions
+here do neither.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.metrics.metric import CumulativeIterationMetric
+from monai.utils.dist import get_dist_device
+from monai.utils.enums import MetricReduction
+from monai.utils.module import look_up_option
+
+from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
+
+__all__ = ["PerClassMetric", "gather_rows", "reduce_scores"]
+
+
+def reduce_scores(
+    scores: torch.Tensor, reduction: MetricReduction | str = MetricReduction.MEAN
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduce scores of shape (N, C), leaving NaN out, in the orders of MONAI's `MetricReduction`.
+
+    "mean" averages over the classes of an image, then over the images (shape (1,)); "mean_batch" over the images only
+    (shape (C,)), "mean_channel" over the classes only (shape (N,)); the "sum" forms add. An average over nothing is
+    NaN, a sum over nothing 0. The input is not changed.
+
+    Args:
+        scores: shape (N, C), NaN where an image has no score for a class.
+        reduction: "none", "mean", "sum", "mean_batch", "sum_batch", "mean_channel" or "sum_channel".
+
+    Returns:
+        The reduced scores, and how many values went into each.
+
+    Raises:
+        ValueError: `reduction` is not one of the above.
+
+    >>> scores = torch.tensor([[0.5, float("nan")], [0.7, float("nan")]])
+    >>> reduce_scores(scores, "mean_batch")
+    (tensor([0.6000,    nan]), tensor([2., 0.]))
+    """
+    chosen = MetricReduction(look_up_option(reduction, MetricReduction))
+    valid = ~torch.isnan(scores)
+    if chosen == MetricReduction.NONE:
+        return scores.clone(), valid.float()
+    if chosen == MetricReduction.MEAN:
+        image_scores = scores.nanmean(dim=1)
+        # MONAI gives this one, and no other, the shape (1,)
+        return image_scores.nanmean().reshape(1), (~torch.isnan(image_scores)).sum().float()
+    dim = {"batch": [0], "channel": [1]}.get(chosen.value.rpartition("_")[2], [0, 1])
+    count = valid.sum(dim=dim).float()
+    if chosen.value.startswith("mean"):
+        return scores.nanmean(dim=dim), count
+    return scores.nansum(dim=dim), count
+
+
+def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
+    """Concatenate the rows of every rank, in the order of the ranks; every rank must call it, also one without rows.
+
+    The ranks first tell each other the shape of their rows, so that a rank without any joins with zero rows of that
+    shape.
+
+    Args:
+        rows: this rank's rows, shape (N, ...), or None where it has none.
+        dtype: the type of the rows, the same on all ranks.
+
+    Returns:
+        All rows on the device of this rank's rows (CPU without), or None when no rank has any.
+
+    Raises:
+        ValueError: the ranks hold rows of different shapes (on every rank alike).
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return rows
+    device = get_dist_device() or torch.device("cpu")
+    home = torch.device("cpu") if rows is None else rows.device
+    # number of rows, number of further dimensions, and up to three of them
+    mine = torch.zeros(5, dtype=torch.int64)
+    if rows is not None:
+        mine[: 1 + rows.ndim] = torch.tensor([len(rows), rows.ndim - 1, *rows.shape[1:]])
+    shapes = [s.tolist() for s in _all_gather(mine.to(device))]
+    row_shapes = {tuple(s[2 : 2 + s[1]]) for s in shapes if s[0] > 0}
+    if not row_shapes:
+        return None
+    if len(row_shapes) > 1:
+        message = f"Expected every rank to hold scores of the same classes, but got rows of shapes {sorted(row_shapes)}"
+        raise ValueError(message)
+    padded = torch.zeros((max(s[0] for s in shapes), *row_shapes.pop()), dtype=dtype, device=device)
+    if rows is not None:
+        padded[: len(rows)] = rows.to(device=device, dtype=dtype)
+    parts = [part[: s[0]] for part, s in zip(_all_gather(padded), shapes, strict=True)]
+    return torch.cat(parts).to(home)
+
+
+def _all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return parts
+
+
+class PerClassMetric(CumulativeIterationMetric):
+    """Base of the metrics that give one score for every image and class.
+
+    A subclass implements `_image_row`, the statistics of one image, and `_scores`, the algebra from rows to scores:
+    the rows are what is kept and gathered, so that other figures can be computed from them later.
+
+    Args:
+        include_background: whether class 0 is scored; with a single map there is no background to leave out.
+        reduction: MONAI's `MetricReduction` name used by `aggregate`.
+        get_not_nans: whether `aggregate` also returns how many scores went into the result.
+        num_classes: number of classes of label maps, background included.
+        return_with_label: with reduction "mean_batch", return a dict by "label_0", "label_1", ... or by the names
+            given.
+        ignore_index: voxels of this reference label are left out of every class.
+    """
+
+    def __init__(
+        self,
+        include_background: bool,
+        reduction: MetricReduction | str,
+        get_not_nans: bool,
+        num_classes: int | None,
+        return_with_label: bool | Sequence[str],
+        ignore_index: int | None,
+    ) -> None:
+        super().__init__()
+        if num_classes is not None and num_classes < 1:
+            message = f"Expected `num_classes` to be None or at least 1, but got {num_classes}"
+            raise ValueError(message)
+        self.include_background = include_background
+        self.reduction = look_up_option(reduction, MetricReduction)
+        self.get_not_nans = get_not_nans
+        self.num_classes = num_classes
+        self.return_with_label = return_with_label
+        self.ignore_index = ignore_index
+
+    @abstractmethod
+    def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
+        """Statistics of one image, the classes from `first_class` on, shape (C, K)."""
+
+    @abstractmethod
+    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        """Scores of shape (N, C) from rows of shape (N, C, K)."""
+
+    def __call__(
+        self,
+        y_pred: torch.Tensor | Sequence[torch.Tensor],
+        y: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        spacing: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Score a batch and keep its statistics.
+
+        Args:
+            y_pred: hard predictions: label maps (B, 1, *S), per-class maps of 0 and 1 (B, C, *S), or a list of such
+                tensors without the batch dimension. S has 1 to 3 dimensions.
+            y: the reference, in either form.
+            spacing: voxel size in mm: a number, one number an axis, or a list of these for the images of the batch.
+                None reads it from `y` or `y_pred` where they are MetaTensors, and else takes 1. Scores that need no
+                distance ignore it.
+            kwargs: none are known.
+
+        Returns:
+            Scores of shape (B, C), NaN where an image has none for a class.
+
+        Raises:
+            TypeError: an input is neither a tensor nor a list of tensors, or an unknown keyword is given.
+            ValueError: shapes differ, or values are not hard labels.
+        """
+        if kwargs:
+            message = f"Expected no further keywords, but got {sorted(kwargs)}"
+            raise TypeError(message)
+        pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index)
+        spacings = image_spacings(y_pred, y, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
+        rows = [self._image_row(p, s, self._first_class(p)) for p, s in zip(pairs, spacings, strict=True)]
+        batch = torch.stack(rows)
+        self.extend(batch)
+        return self._scores(batch)
+
+    def _first_class(self, pair: ImagePair) -> int:
+        return 0 if self.include_background or pair.num_classes == 1 else 1
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        message = "Call the metric itself: it takes batches and lists alike"
+        raise NotImplementedError(message)
+
+    def _sync(self) -> None:
+        if self._synced:
+            return
+        rows = [row for buffer in self._buffers or [] for row in buffer]
+        if len({row.shape for row in rows}) > 1:
+            message = f"Expected every image to have the same classes, but got {sorted({len(r) for r in rows})} of them"
+            raise ValueError(message)
+        gathered = gather_rows(torch.stack(rows) if rows else None)
+        self._synced_tensors = None if gathered is None else [gathered]
+        self._synced = True
+
+    def get_rows(self) -> torch.Tensor | None:
+        """Statistics of all images of all ranks, shape (N, C, K), or None before any; every rank must call it."""
+        self._sync()
+        return None if self._synced_tensors is None else self._synced_tensors[0]
+
+    def get_buffer(self) -> torch.Tensor:
+        """Scores of all images of all ranks, shape (N, C); every rank must call it."""
+        rows = self.get_rows()
+        if rows is None:
+            first = 0 if self.include_background or self.num_classes in (None, 1) else 1
+            return torch.zeros((0, (self.num_classes or 1) - first))
+        return self._scores(rows)
+
+    def aggregate(self, reduction: MetricReduction | str | None = None) -> Any:
+        """Reduce the scores of all images of all ranks; every rank must call it.
+
+        Args:
+            reduction: MONAI's `MetricReduction` name; None takes the constructor's.
+
+        Returns:
+            The reduced scores (an average over nothing is NaN); with `return_with_label` and "mean_batch", a dict by
+            label; with `get_not_nans`, a tuple with the number of scores that went in.
+        """
+        chosen = look_up_option(reduction or self.reduction, MetricReduction)
+        value, not_nans = reduce_scores(self.get_buffer(), chosen)
+        result: Any = value
+        if self.return_with_label and chosen == MetricReduction.MEAN_BATCH:
+            result = dict(zip(self._label_names(len(value)), value.tolist(), strict=True))
+        return (result, not_nans) if self.get_not_nans else result
+
+    def _label_names(self, columns: int) -> list[str]:
+        if self.return_with_label is True:
+            return [f"label_{i + (0 if self.include_background else 1)}" for i in range(columns)]
+        names = [str(name) for name in self.return_with_label or ()]
+        if len(names) != columns:
+            message = f"Expected `return_with_label` to name {columns} classes, but got {len(names)} names: {names}"
+            raise ValueError(message)
+        return names

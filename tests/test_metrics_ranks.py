@@ -1,0 +1,62 @@
+"""The metrics under real ranks: a rank without data neither hangs nor fails, and uneven rows arrive in order."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from monai_iou.metrics import IoUMetric
+
+IMAGES = torch.randint(0, 3, (5, 2, 1, 6, 6), generator=torch.Generator().manual_seed(7))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def score_shares(rank: int, world: int, rounds: list[list[list[int]]], port: int, folder: str) -> None:
+    """One rank: in each round score its images, then everything that collects over the ranks."""
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=30)
+    )
+    assert dist.get_world_size() == world
+    metric = IoUMetric(False, "mean_batch", num_classes=3)
+    results = []
+    for shares in rounds:
+        for index in shares[rank]:
+            metric(IMAGES[index, :1], IMAGES[index, 1:])
+        result = {"mean": metric.aggregate(), "buffer": metric.get_buffer(), "length": len(metric)}
+        if any(shares):
+            result["summary"] = metric.summary()
+        results.append(result)
+        metric.reset()
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("world", "rounds"),
+    [(2, [[[0, 1, 2], [3]], [[], [4, 2]], [[], []], [[1, 3], []]]), (3, [[[0], [], [2, 4]]])],
+)
+def test_ranks_equal_one_process(world, rounds, tmp_path):
+    mp.spawn(score_shares, args=(world, rounds, free_port(), str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        for shares, result in zip(rounds, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            alone = IoUMetric(False, "mean_batch", num_classes=3)
+            for index in sum(shares, []):
+                alone(IMAGES[index, :1], IMAGES[index, 1:])
+            assert result["length"] == len(alone) == sum(map(len, shares))
+            torch.testing.assert_close(result["buffer"], alone.get_buffer(), equal_nan=True)
+            torch.testing.assert_close(result["mean"], alone.aggregate(), equal_nan=True)
+            if any(shares):
+                assert result["summary"] == alone.summary()
+            else:
+                assert result["mean"].isnan().all()
