@@ -1,5 +1,24 @@
-"""IoU (Jaccard) losses and metrics for MONAI, for foregrounds that are a tiny part of the volume."""
+"""IoU (Jaccard) losses and metrics for MONAI, for foregrounds that are a tiny part of the volume.
+
+Everything public is imported here and at once: MONAI resolves short names in configs, `"_target_": "IoULoss"`, by
+looking through the modules that are loaded.
+"""
+
+from monai_iou.distributed import sum_over_ranks
+from monai_iou.losses import CompoundLoss, IoUCELoss, IoUFocalLoss, IoULoss, WeightedCrossEntropyLoss
+from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "CompoundLoss",
+    "IoUCELoss",
+    "IoUFocalLoss",
+    "IoULoss",
+    "VoxelSums",
+    "WeightedCrossEntropyLoss",
+    "__version__",
+    "sum_over_ranks",
+    "use_kernel",
+    "voxel_sums",
+]

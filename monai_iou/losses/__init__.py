@@ -1,1 +1,7 @@
-"""TODO"""
+"""IoU losses and their class-imbalance variants, as MONAI losses."""
+
+from monai_iou.losses.compound import CompoundLoss, IoUCELoss, IoUFocalLoss
+from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
+from monai_iou.losses.iou import IoULoss
+
+__all__ = ["CompoundLoss", "IoUCELoss", "IoUFocalLoss", "IoULoss", "WeightedCrossEntropyLoss"]

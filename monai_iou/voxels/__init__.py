@@ -1,1 +1,6 @@
-"""TODO"""
+"""The one pass over the voxels that every loss is a function of."""
+
+from monai_iou.voxels.kernels import use_kernel
+from monai_iou.voxels.sums import VoxelSums, voxel_sums
+
+__all__ = ["VoxelSums", "use_kernel", "voxel_sums"]

@@ -1,0 +1,213 @@
+"""Every check of arguments and tensors, and every message that a user of the library may read.
+
+A message says what was expected, what came instead, and what to do: "Expected `x` to be ..., but got ...: ...".
+Checks of tensors look at shapes and dtypes only. Label values are checked after the voxel pass, from its sums
+(:func:`check_label_sums`), so that they cost no pass of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("softmax", "sigmoid", None)
+OVERLAPS = ("product", "min_max")
+EMPTY_RULES = ("smooth", "skip", "suppress")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise ValueError if `value` is none of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        message = f"Expected `{name}` to be one of {listed}, but got {value!r}."
+        raise ValueError(message)
+
+
+def check_positive(name: str, value: float, *, allow_zero: bool = False, remedy: str = "") -> float:
+    """Return `value` as a float; raise ValueError unless it is finite and above (with `allow_zero`, not below) zero."""
+    number = check_number(name, value)
+    if number != number or number in (float("inf"), float("-inf")) or number < 0 or (number == 0 and not allow_zero):
+        bound = "at least 0" if allow_zero else "above 0"
+        message = (
+            f"Expected `{name}` to be a finite number {bound}, but got {value!r}{': ' + remedy if remedy else ''}."
+        )
+        raise ValueError(message)
+    return number
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return `value` as a float; raise TypeError if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        message = f"Expected `{name}` to be a number, but got {type(value).__name__}."
+        raise TypeError(message)
+    return float(value)
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Return `value` as a float; raise ValueError unless 0 <= value < 1."""
+    number = check_number(name, value)
+    if not 0 <= number < 1:
+        message = f"Expected `{name}` to be at least 0 and below 1, but got {value!r}."
+        raise ValueError(message)
+    return number
+
+
+def check_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
+    """Raise if more than one activation is asked for, or `other_act` cannot be called."""
+    if other_act is not None and not callable(other_act):
+        message = f"Expected `other_act` to be None or callable, but got {type(other_act).__name__}."
+        raise TypeError(message)
+    chosen = [
+        name for name, on in (("sigmoid", sigmoid), ("softmax", softmax), ("other_act", other_act is not None)) if on
+    ]
+    if len(chosen) > 1:
+        message = (
+            "Expected at most one of `sigmoid`, `softmax` and `other_act`, "
+            f"but got {' and '.join(chosen)}: keep the one that your classes need."
+        )
+        raise ValueError(message)
+
+
+def check_ignore_index(ignore_index: Any) -> int | None:
+    """Return `ignore_index`; raise TypeError unless it is None or an integer."""
+    if ignore_index is None or (isinstance(ignore_index, int) and not isinstance(ignore_index, bool)):
+        return ignore_index
+    message = f"Expected `ignore_index` to be None or an integer, but got {type(ignore_index).__name__}."
+    raise TypeError(message)
+
+
+def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weight") -> Tensor | None:
+    """Return `weight` as a float tensor of 0 or 1 dimension, or None.
+
+    Raises:
+        ValueError: if a weight is negative or not finite, or `weight` has more than one dimension.
+    """
+    if weight is None:
+        return None
+    tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype())
+    if tensor.ndim > 1:
+        message = f"Expected `{name}` to be a number or one number a class, but got shape {tuple(tensor.shape)}."
+        raise ValueError(message)
+    bad = tensor[~(tensor >= 0) | torch.isinf(tensor)] if tensor.numel() else tensor
+    if bad.numel():
+        message = f"Expected every `{name}` to be finite and at least 0, but got {float(bad.reshape(-1)[0])}."
+        raise ValueError(message)
+    return tensor
+
+
+def check_weight_length(weight: Tensor, classes: int, include_background: bool) -> None:
+    """Raise ValueError unless `weight` is one number or one a scored class."""
+    if weight.ndim == 1 and weight.shape[0] != classes:
+        remedy = (
+            "give one weight a class"
+            if include_background
+            else "with include_background=False the background takes no weight"
+        )
+        message = f"Expected `weight` to hold {classes} values, but got {weight.shape[0]}: {remedy}."
+        raise ValueError(message)
+
+
+def check_input(input: Tensor) -> None:
+    """Raise unless `input` is a floating-point tensor (B, C, *S) with 1 to 3 spatial dimensions."""
+    if not isinstance(input, Tensor):
+        message = f"Expected `input` to be a tensor, but got {type(input).__name__}."
+        raise TypeError(message)
+    if not input.is_floating_point():
+        message = f"Expected `input` to be floating point, but got {input.dtype}: pass logits or probabilities."
+        raise TypeError(message)
+    if not 3 <= input.ndim <= 5:
+        message = (
+            "Expected `input` to have shape (B, C, *S) with 1 to 3 spatial dimensions, "
+            f"but got {tuple(input.shape)}: add the batch or the channel dimension."
+        )
+        raise ValueError(message)
+    if input.shape[1] == 0:
+        message = f"Expected `input` to have at least one channel, but got shape {tuple(input.shape)}."
+        raise ValueError(message)
+
+
+def check_target(input: Tensor, target: Tensor) -> None:
+    """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for `input` (B, C, *S)."""
+    if not isinstance(target, Tensor):
+        message = f"Expected `target` to be a tensor, but got {type(target).__name__}."
+        raise TypeError(message)
+    if target.is_complex():
+        message = f"Expected `target` to hold labels, but got {target.dtype}."
+        raise TypeError(message)
+    classes = input.shape[1]
+    fits = target.ndim == input.ndim and target.shape[0] == input.shape[0] and target.shape[2:] == input.shape[2:]
+    if fits and target.shape[1] in (1, classes):
+        return
+    space = tuple(input.shape[2:])
+    message = (
+        f"Expected `target` to be a label map {(input.shape[0], 1, *space)} or per-class maps "
+        f"{(input.shape[0], classes, *space)} for an input {tuple(input.shape)}, but got {tuple(target.shape)}"
+    )
+    if tuple(target.shape) == (input.shape[0], *space):
+        message += ": add the channel dimension, target.unsqueeze(1)"
+    message += "."
+    raise ValueError(message)
+
+
+def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, stacklevel: int = 4) -> None:
+    """Hold `to_onehot_y` against the target's shape; warn, as MONAI does, where one channel makes it void."""
+    if not to_onehot_y:
+        return
+    if input.shape[1] == 1:
+        warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=stacklevel)
+    elif target.shape[1] != 1:
+        message = (
+            f"Expected `target` to be a label map with one channel because to_onehot_y=True, but got {target.shape[1]} "
+            "channels: drop to_onehot_y, the shape of the target decides."
+        )
+        raise ValueError(message)
+
+
+def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
+    """Return a mask or region map as (B, N); raise unless it is (B, 1, *S) of bool or integer dtype."""
+    expected = (input.shape[0], 1, *input.shape[2:])
+    if not isinstance(value, Tensor):
+        message = f"Expected `{name}` to be a tensor, but got {type(value).__name__}."
+        raise TypeError(message)
+    if tuple(value.shape) != expected:
+        message = f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}."
+        raise ValueError(message)
+    if integer and (value.is_floating_point() or value.dtype == torch.bool or value.is_complex()):
+        message = f"Expected `{name}` to hold integer region numbers, but got {value.dtype}: convert it with .long()."
+        raise TypeError(message)
+    return value.flatten(1)
+
+
+def label_error(target: Tensor, classes: int, ignore_index: int | None) -> ValueError:
+    """Describe the first value of a label map that is no class: found by a second look at `target`."""
+    values = target.detach().flatten()
+    bad = (values < 0) | (values >= classes) | (values != values.round() if values.is_floating_point() else False)
+    if ignore_index is not None:
+        bad = bad & (values != ignore_index)
+    value = values[bad][0].item()
+    remedy = "map the labels to consecutive classes, or name the value to leave out by `ignore_index`"
+    if isinstance(value, float) and value != round(value):
+        remedy = f"a soft target needs one channel a class, shape (B, {classes}, *S)"
+    elif isinstance(value, float):
+        value = int(value)
+    message = (
+        f"Expected `target` to hold the labels 0 to {classes - 1} of an input with {classes} channels, "
+        f"but got {value}: {remedy}."
+    )
+    return ValueError(message)
+
+
+def map_error(target: Tensor) -> ValueError:
+    """Describe per-class maps whose values leave [0, 1]."""
+    values = target.detach().flatten()
+    value = values[~((values >= 0) & (values <= 1))][0].item()
+    message = (
+        f"Expected `target` to hold per-class values between 0 and 1, but got {value}: a map of class numbers has "
+        "one channel, shape (B, 1, *S), and its input one channel a class."
+    )
+    return ValueError(message)

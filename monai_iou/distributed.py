@@ -1,0 +1,60 @@
+"""Sums over the ranks of a process group, with gradients."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from monai_iou.voxels import VoxelSums
+
+
+def is_distributed() -> bool:
+    """Return whether several ranks run."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks whose adjoint is the sum over ranks again.
+
+    Every rank computes the same loss L from the same sums. The adjoint gives each rank W dL/dS for W ranks, and
+    DistributedDataParallel's mean over ranks of the parameters' gradients divides by W: together, dL/dparameters of one
+    process that holds the joined batch.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all ranks, on each of them; `tensor` itself in a single process.
+
+    Every rank must call it, with the same shape; a rank without data passes zeros. Differentiable: see
+    :class:`_SumOverRanks` for why DDP then gives the gradients of one process on the joined batch.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import sum_over_ranks
+        >>> sum_over_ranks(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if not is_distributed():
+        return tensor
+    result: Tensor = _SumOverRanks.apply(tensor)
+    return result
+
+
+def sums_over_ranks(sums: VoxelSums) -> VoxelSums:
+    """Add voxel sums over all ranks: one collective call for all fields."""
+    if not is_distributed():
+        return sums
+    return VoxelSums.from_stacked(sum_over_ranks(sums.stacked()))

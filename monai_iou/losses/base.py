@@ -1,0 +1,225 @@
+"""What the losses share: options, one voxel pass, and the reduction of per-class terms."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from monai_iou import checks
+from monai_iou.distributed import sums_over_ranks
+from monai_iou.voxels.reference import PassSpec
+from monai_iou.voxels.sums import VoxelSums, checked_spec, run_pass
+
+
+class RegionOptions(TypedDict, total=False):
+    """The arguments that every region loss takes, with MONAI's names and defaults; see `IoULoss`."""
+
+    include_background: bool
+    to_onehot_y: bool
+    sigmoid: bool
+    softmax: bool
+    other_act: Callable[[Tensor], Tensor] | None
+    squared_pred: bool
+    reduction: str
+    smooth_nr: float
+    smooth_dr: float
+    batch: bool
+    weight: Sequence[float] | float | Tensor | None
+    soft_label: bool
+    ignore_index: int | None
+    power: float
+    empty: str
+    sync_batch: bool
+
+
+class SumsLoss(_Loss):
+    """A loss that is a function of voxel sums.
+
+    A subclass says what it needs of the pass (:meth:`pass_spec`) and how the sums make the loss (:meth:`score`); a
+    compound of such losses makes one pass and hands the sums to each.
+    """
+
+    def __init__(
+        self,
+        *,
+        to_onehot_y: bool,
+        sigmoid: bool,
+        softmax: bool,
+        other_act: Callable[[Tensor], Tensor] | None,
+        reduction: str,
+        ignore_index: int | None,
+        sync_batch: bool,
+    ) -> None:
+        checks.check_activation(sigmoid, softmax, other_act)
+        reduction = str(getattr(reduction, "value", reduction))  # MONAI's LossReduction or its value
+        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
+        super().__init__(reduction=reduction)
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.ignore_index = checks.check_ignore_index(ignore_index)
+        self.sync_batch = sync_batch
+
+    def activation(self, channels: int) -> str | None:
+        """Return the activation that the pass applies to an input of so many channels."""
+        if self.softmax and channels == 1:
+            warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
+            return None
+        return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
+
+    @abstractmethod
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs of the voxel pass."""
+
+    @abstractmethod
+    def score(self, sums: VoxelSums, space: int) -> Tensor:
+        """Return the loss from sums (B, C); `space` is the number of spatial dimensions, for `reduction="none"`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
+            target: label map (B, 1, *S) or per-class maps (B, C, *S).
+
+        Returns:
+            A float32 scalar (float64 for a float64 input); with `reduction="none"` a tensor that broadcasts against the
+            input.
+
+        Raises:
+            TypeError: if a tensor cannot be read as what it stands for.
+            ValueError: if shapes do not match, or the target holds values that are no class.
+        """
+        checks.check_input(input)
+        checks.check_target(input, target)
+        checks.check_onehot_request(input, target, self.to_onehot_y)
+        spec = self.pass_spec(input.shape[1])
+        rows = run_pass(self.activated(input), target, spec, self.ignore_index)
+        return self.score(VoxelSums.from_stacked(rows.squeeze(-1)), input.ndim - 2)
+
+    def activated(self, input: Tensor) -> Tensor:
+        """Apply `other_act`, which the pass does not know."""
+        return input if self.other_act is None else self.other_act(input)
+
+    def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
+        """Add over the images if `batch`, and over the ranks if asked for."""
+        sums = sums.over_batch() if batch else sums
+        return sums_over_ranks(sums) if self.sync_batch else sums
+
+
+class RegionLoss(SumsLoss):
+    """A loss of one term per class and image: background, weights, absent classes and reduction are handled here."""
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Sequence[float] | float | Tensor | None = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        *,
+        power: float = 1.0,
+        empty: str = "smooth",
+        sync_batch: bool = False,
+    ) -> None:
+        super().__init__(
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+        )
+        checks.check_choice("empty", empty, checks.EMPTY_RULES)
+        if sync_batch and not batch:
+            message = (
+                "Expected `batch` to be True with sync_batch=True, but got False: sums over ranks join the batches."
+            )
+            raise ValueError(message)
+        if squared_pred and power not in (1, 2):
+            message = (
+                f"Expected `power` to be left at 1 with squared_pred=True, but got {power}: squared_pred is power=2."
+            )
+            raise ValueError(message)
+        self.include_background = include_background
+        self.squared_pred = squared_pred
+        self.power = 2.0 if squared_pred else checks.check_positive("power", power)
+        self.smooth_nr = checks.check_positive("smooth_nr", smooth_nr, allow_zero=True)
+        self.smooth_dr = checks.check_positive("smooth_dr", smooth_dr, allow_zero=True)
+        self.batch = batch
+        self.soft_label = soft_label
+        self.empty = empty
+        # With confidence the product form is itself 0 only at p = y, which is what soft labels ask for.
+        overlap = "min_max" if soft_label and self.power != 2 else "product"
+        self._spec = checked_spec(None, overlap, self.power, False, 0.0, 0.0, confidence=empty == "suppress")
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", checks.as_weight(weight))
+
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs of the voxel pass."""
+        if channels == 1 and not self.include_background:
+            warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
+        spec = self._spec
+        return PassSpec(self.activation(channels), spec.overlap, spec.power, confidence=spec.confidence)
+
+    @abstractmethod
+    def class_terms(self, sums: VoxelSums) -> Tensor:
+        """Return the loss of each class, (B, C), without regard to absent classes."""
+
+    def score(self, sums: VoxelSums, space: int) -> Tensor:
+        """Return the loss from sums (B, C)."""
+        if not self.include_background and sums.target.shape[1] > 1:
+            sums = sums.without_background()
+        sums = self.pooled(sums, self.batch)
+        terms, counted = self._with_empty_rule(self.class_terms(sums), sums)
+        if self.class_weight is not None and terms.shape[1] > 1:
+            checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
+            terms = terms * self.class_weight.to(terms)
+        return self.reduced(terms, counted, space)
+
+    def _with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
+        """Return the terms with those of absent classes replaced, and which of them count (None: all)."""
+        if self.empty == "smooth":
+            return terms, None
+        present = sums.target > 0
+        if self.empty == "skip":
+            return torch.where(present, terms, 0), present
+        return torch.where(present, terms, suppression(sums, self.power)), None
+
+    def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
+        """Apply `reduction` to terms (B, C), or (1, C) with batch=True."""
+        if self.reduction == "sum":
+            return terms.sum()
+        if self.reduction == "none":
+            shape = terms.shape[1:] if self.batch else terms.shape
+            return terms.reshape(*shape, *[1] * space)
+        if counted is None:
+            return terms.mean() if terms.numel() else terms.sum()
+        return terms.sum() / counted.sum().clamp_min(1)
+
+
+def suppression(sums: VoxelSums, power: float) -> Tensor:
+    """Return a term for absent classes: the mean probability, each weighted by itself, sum p^(q+1) / sum p^q.
+
+    It is 0 when nothing is predicted and at most 1. With the denominator held constant its gradient by one probability
+    is p^q / sum p^q, never above 1: confident false positives are pushed down first, and no cliff waits near p = 0.
+    """
+    volume = sums.prediction.detach()
+    share = sums.confidence / torch.where(volume > 0, volume, 1)
+    return (share + power * share.detach()) / (power + 1)

@@ -1,0 +1,120 @@
+"""Class-weighted cross-entropy and focal loss over the voxel sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from monai_iou import checks, scores
+from monai_iou.losses.base import SumsLoss
+from monai_iou.voxels.reference import PassSpec
+from monai_iou.voxels.sums import VoxelSums, checked_spec
+
+
+class WeightedCrossEntropyLoss(SumsLoss):
+    r"""Class-weighted cross-entropy, focal for `gamma` > 0, of label maps or soft per-class maps.
+
+    .. math:: \frac{\sum_c w_c E_c}{\sum_c w_c T_c}, \qquad
+              E_c = \sum_v y_{cv} (1 - p_{cv})^\gamma (-\ln p_{cv})
+
+    which is `torch.nn.functional.cross_entropy(weight=w)` for label maps and :math:`\gamma = 0`. With `sigmoid`, the
+    binary form of each class: :math:`\sum_c w_c E_c / \sum_c w_c N` over N voxels, the mean of
+    `binary_cross_entropy_with_logits` for equal weights. Focal: Lin et al. 2017, https://arxiv.org/abs/1708.02002,
+    summed over classes (MONAI's FocalLoss averages over them).
+
+    Args:
+        weight: one number a class; see :func:`monai_iou.class_weights`. One number changes nothing.
+        gamma: focal exponent, 0 for plain cross-entropy.
+        label_smoothing: share of each label that is given to all classes alike, as in torch.
+        include_background: whether the sums of class 0 take part.
+        to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
+        sigmoid: classes are independent (multi-label).
+        softmax: classes exclude each other; the default unless `sigmoid` is set. One channel always takes a sigmoid.
+        other_act: None; accepted so that all losses take the same arguments.
+        reduction: "mean"; "sum" of the weighted sums, not divided; "none", the shares of each image and class that add
+            up over classes to the image's mean, (B, C, 1, ...).
+        ignore_index: label of voxels that take no part.
+        sync_batch: add the sums over all ranks before dividing.
+
+    Raises:
+        TypeError: if a tensor cannot be read as what it stands for.
+        ValueError: if an option is out of its range, shapes do not match, or labels are outside the classes.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import WeightedCrossEntropyLoss
+        >>> loss = WeightedCrossEntropyLoss(weight=[0.1, 0.9])
+        >>> round(loss(torch.zeros(1, 2, 8), torch.ones(1, 1, 8)).item(), 4)
+        0.6931
+    """
+
+    def __init__(
+        self,
+        weight: Sequence[float] | float | Tensor | None = None,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool | None = None,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: str = "mean",
+        ignore_index: int | None = None,
+        *,
+        sync_batch: bool = False,
+    ) -> None:
+        if other_act is not None:
+            message = "Expected `other_act` to be None for a cross-entropy, but got a function: it takes logits."
+            raise ValueError(message)
+        super().__init__(
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=not sigmoid if softmax is None else softmax,
+            other_act=None,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+        )
+        spec = checked_spec(None, "product", 1.0, True, gamma, label_smoothing, confidence=False)
+        self.gamma, self.label_smoothing = spec.focal, spec.label_smoothing
+        self.include_background = include_background
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", checks.as_weight(weight))
+
+    def activation(self, channels: int) -> str | None:
+        """Return the activation; one channel takes a sigmoid."""
+        if self.sigmoid or (channels == 1 and self.softmax):
+            return "sigmoid"
+        return "softmax" if self.softmax else None
+
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs of the voxel pass."""
+        return PassSpec(
+            self.activation(channels),
+            overlap=None,
+            cross_entropy=True,
+            focal=self.gamma,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def score(self, sums: VoxelSums, space: int) -> Tensor:
+        """Return the loss from sums (B, C)."""
+        multi_label = self.sigmoid or sums.target.shape[1] == 1
+        if not self.include_background and sums.target.shape[1] > 1:
+            sums = sums.without_background()
+        classes = sums.target.shape[1]
+        weight = self.class_weight
+        if weight is not None:
+            checks.check_weight_length(weight, classes, self.include_background)
+            weight = weight.to(sums.target).expand(classes)
+        if self.reduction == "mean":
+            return scores.cross_entropy(self.pooled(sums, batch=True), weight, multi_label=multi_label).squeeze(0)
+        weighted = sums.cross_entropy if weight is None else sums.cross_entropy * weight
+        if self.reduction == "sum":
+            return weighted.sum()
+        volume = (sums.count if multi_label else sums.target) * (1 if weight is None else weight)
+        total = volume.sum(1, keepdim=True)
+        shares = torch.where(total > 0, weighted / torch.where(total > 0, total, 1), 0)
+        return shares.reshape(*shares.shape, *[1] * space)

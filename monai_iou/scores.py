@@ -1,0 +1,83 @@
+"""Scores as functions of voxel sums: a few lines of algebra each, no voxels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monai_iou.checks import check_choice
+from monai_iou.voxels import VoxelSums
+
+WEIGHT_TYPES = ("square", "simple", "uniform")
+_TINY = 1e-12
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return numerator / denominator, and 1 where both are 0; no NaN in value or gradient."""
+    defined = denominator > 0
+    return torch.where(defined, numerator / torch.where(defined, denominator, 1), 1)
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """Return base^exponent for base >= 0, with the gradient 0 instead of infinity where base is 0."""
+    if exponent == 1:
+        return base
+    positive = base > _TINY
+    return torch.where(positive, torch.where(positive, base, 1).pow(exponent), 0)
+
+
+def iou(sums: VoxelSums, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
+    """Return (I + smooth_nr) / (U + smooth_dr), shaped as the sums; 1 if both are 0 (nothing there, nothing found).
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import voxel_sums
+        >>> from monai_iou.scores import iou
+        >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+        >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])
+        >>> iou(voxel_sums(found, labels, activation=None))
+        tensor([[1., 1.]])
+    """
+    return ratio(sums.intersection + smooth_nr, sums.union + smooth_dr)
+
+
+def tversky(sums: VoxelSums, alpha: float, beta: float, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
+    """Return (I + s) / (I + alpha FP + beta FN + s) (Salehi et al. 2017, https://arxiv.org/abs/1706.05721).
+
+    alpha = beta = 1 is the IoU, alpha = beta = 1/2 is Dice.
+    """
+    false_positive = sums.prediction - sums.intersection
+    false_negative = sums.target - sums.intersection
+    mixed = sums.intersection + alpha * false_positive + beta * false_negative
+    return ratio(sums.intersection + smooth_nr, mixed + smooth_dr)
+
+
+def volume_weights(target: Tensor, w_type: str) -> Tensor:
+    """Return one weight a class, (B, C), from reference volumes T: 1/T^2, 1/T or 1.
+
+    A class that is absent from an image takes the image's largest finite weight (MONAI's choice for Dice); if all are
+    absent, 1.
+    """
+    check_choice("w_type", w_type, WEIGHT_TYPES)
+    if w_type == "uniform":
+        return torch.ones_like(target)
+    present = target > 0
+    volume = torch.where(present, target, 1).detach()
+    weights = 1 / (volume * volume if w_type == "square" else volume)
+    largest = torch.where(present, weights, 0).amax(1, keepdim=True)
+    return torch.where(present, weights, torch.where(largest > 0, largest, 1))
+
+
+def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
+    """Return (sum_c w_c I_c + s) / (sum_c w_c U_c + s), (B,); the generalised Dice of Sudre et al. 2017, for IoU."""
+    # Scaled so that the largest weight is 1: of 1/T^2 at 10^6 voxels, float32 and the smoothing would leave nothing.
+    weights = weights / weights.amax(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    return ratio((weights * sums.intersection).sum(1) + smooth_nr, (weights * sums.union).sum(1) + smooth_dr)
+
+
+def cross_entropy(sums: VoxelSums, weight: Tensor | None = None, *, multi_label: bool = False) -> Tensor:
+    """Return sum_c w_c E_c / sum_c w_c T_c, (B,); 0 over no voxels. With `multi_label`, N voxels stand for T_c."""
+    volume = sums.count if multi_label else sums.target
+    weight = torch.ones_like(volume[:1]) if weight is None else weight.to(volume).expand(volume.shape[1])
+    total = (weight * volume).sum(1)
+    return torch.where(total > 0, (weight * sums.cross_entropy).sum(1) / torch.where(total > 0, total, 1), 0)

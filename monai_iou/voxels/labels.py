@@ -1,0 +1,106 @@
+"""Label maps in the kernels' form: one byte a voxel, ignored voxels marked, wrong values found at no cost of a pass."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from monai_iou.checks import label_error, map_error
+from monai_iou.voxels.reference import COUNT, IGNORED, TARGET, Voxels
+
+_BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel
+
+
+def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep: Tensor | None) -> tuple[Tensor, bool]:
+    """Return labels (B, N) as uint8 (int16 above 254 classes) and whether ignored voxels are marked in them.
+
+    A value that is no class becomes a number that is no class either; :func:`report_bad_values` finds it by the sums.
+    uint8 labels with nothing to ignore are returned as they are.
+    """
+    dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
+    has_ignored = ignore_index is not None or keep is not None
+    if labels.dtype == dtype and not has_ignored:
+        return labels, False
+    compact = labels.to(dtype)
+    if labels.dtype != torch.bool:
+        changed = compact != labels  # wrapped round, fractional or NaN
+        reserved = (compact >= _BYTE_CLASSES) if dtype == torch.uint8 else (compact < 0)
+        compact = compact.masked_fill(changed | reserved, classes)
+    if ignore_index is not None:
+        compact = compact.masked_fill(labels == ignore_index, IGNORED[dtype])
+    if keep is not None:
+        compact = compact.masked_fill(~keep, IGNORED[dtype])
+    return compact, has_ignored
+
+
+def valid_voxels(maps: Tensor, ignore_index: int | None, keep: Tensor | None) -> Tensor | None:
+    """Return which voxels of per-class maps (B, C, N) take part, (B, N) bool, or None if all do."""
+    if ignore_index is None:
+        return keep
+    classes = maps.shape[1]
+    if classes == 1:
+        valid = maps[:, 0] != ignore_index
+    elif 0 <= ignore_index < classes:
+        valid = maps[:, ignore_index] < 0.5
+    else:
+        valid = (maps != 0).any(1)
+    return valid if keep is None else valid & keep
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A check whose answer is on its way from the GPU."""
+
+    flag: Tensor
+    event: torch.cuda.Event
+    target: Tensor
+    classes: int
+    ignore_index: int | None
+    is_map: bool
+
+    def error(self) -> ValueError:
+        return map_error(self.target) if self.is_map else label_error(self.target, self.classes, self.ignore_index)
+
+
+_pending: deque[_Pending] = deque()
+
+
+def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
+    """Raise ValueError if the target holds values that are no labels; return `rows`.
+
+    Labels: the targets of all classes add up to the number of voxels unless some voxel belongs to no class.
+    On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call.
+    """
+    if torch.compiler.is_compiling():
+        return rows
+    while _pending and _pending[0].event.query():
+        done = _pending.popleft()
+        if bool(done.flag):
+            _pending.clear()
+            raise done.error()
+    is_map = voxels.labels is None
+    if is_map:
+        assert voxels.maps is not None
+        if voxels.maps.numel() == 0 or voxels.maps.dtype == torch.bool:
+            return rows
+        values = voxels.maps.detach()
+        if voxels.valid is not None:
+            values = torch.where(voxels.valid.unsqueeze(1), values, 0)
+        low, high = values.aminmax()
+        bad = ~((low >= 0) & (high <= 1))
+    else:
+        missing = rows[COUNT, :, 0] - rows[TARGET].sum(1)
+        bad = (missing.detach().abs() > 0.5).any()
+    if rows.device.type != "cuda":
+        if bool(bad):
+            raise map_error(target) if is_map else label_error(target, voxels.logits.shape[1], ignore_index)
+        return rows
+    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+    flag.copy_(bad, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _pending.append(_Pending(flag, event, target, voxels.logits.shape[1], ignore_index, is_map))
+    return torch.where(bad, float("nan"), rows)

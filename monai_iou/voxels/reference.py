@@ -1,0 +1,262 @@
+r"""The specification of the voxel pass: what it sums, and the derivative of it, in plain torch.
+
+For one image, with logits :math:`x_{cv}` of class c at voxel v, and the label :math:`y_{cv}` (one-hot or soft):
+
+.. code-block:: text
+
+    p   = softmax_c(x), sigmoid(x) or x          probabilities
+    I_c = sum_v p_cv y_cv                         intersection ("product"), or
+          sum_v min(p_cv, y_cv)                   ("min_max", exact for soft labels)
+    P_c = sum_v p_cv^q,  T_c = sum_v y_cv^q       prediction and target, q = power
+    U_c = P_c + T_c - I_c                         union; for "min_max" it is sum_v max(p, y)
+    E_c = sum_v y'_cv (1 - p_cv)^gamma (-ln p_cv) cross-entropy, y' = (1 - s) y + s / C, focal if gamma > 0;
+          with sigmoid the binary form, y' = (1 - s) y + s / 2, plus the same of 1 - y' and 1 - p
+    Q_c = sum_v p_cv^(q+1),  N = sum_v 1          confidence and voxel count
+
+Ignored voxels take no part in any sum. U never cancels: I <= min(P, T), so U >= (P + T) / 2.
+
+Given g = d loss / d (I, P, E, Q), one voxel's derivative needs its own logits and label only. With
+
+.. code-block:: text
+
+    a_c = g_I dI/dp + g_P q p^(q-1) + g_Q (q+1) p^q     dI/dp = y ("product"), [p < y] ("min_max", half at a tie)
+    softmax:  h_c = p_c a_c + g_E y'_c (gamma p (1-p)^(gamma-1) ln p - (1-p)^gamma)
+              d loss / dx_c = h_c - p_c sum_k h_k
+    sigmoid:  d loss / dx_c = p (1-p) a_c
+              + g_E [  y'   (gamma p (1-p)^gamma ln p         - (1-p)^(gamma+1))
+                     + (1-y') (p^(gamma+1) - gamma (1-p) p^gamma ln(1-p)) ]
+
+so a kernel may forget the probabilities after the sums and compute them again in backward.
+
+:func:`tile_maps` (forward) is used by the reference kernel, through autograd, and by the tiled kernel;
+:func:`tile_gradient` is the derivative above, used by the tiled kernel and tested against the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INTERSECTION, PREDICTION, TARGET, CROSS_ENTROPY, CONFIDENCE, COUNT = range(6)
+ROWS = 6
+IGNORED = {torch.uint8: 255, torch.int16: -1}  # the stored label of an ignored voxel
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """What one pass computes; losses whose specifications agree share a pass.
+
+    `overlap=None` leaves out intersection and prediction, for losses that are functions of the cross-entropy alone.
+    """
+
+    activation: str | None = "softmax"
+    overlap: str | None = "product"
+    power: float = 1.0
+    cross_entropy: bool = False
+    focal: float = 0.0
+    label_smoothing: float = 0.0
+    confidence: bool = False
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """A checked and flattened input of the pass.
+
+    Attributes:
+        logits: (B, C, N), any float dtype.
+        labels: (B, N) uint8 or int16 class numbers, or None if `maps` are given.
+        maps: (B, C, N) per-class maps, or None.
+        valid: (B, N) bool, False at ignored voxels; None if all take part. With labels, ignored voxels are
+            marked in them (:data:`IGNORED`) if `has_ignored`, and `valid` is None.
+        has_ignored: whether labels hold marks of ignored voxels.
+        groups: (B, N) integer region numbers, or None.
+        regions: number R of regions, 1 without `groups`.
+    """
+
+    logits: Tensor
+    labels: Tensor | None
+    maps: Tensor | None
+    valid: Tensor | None
+    has_ignored: bool
+    groups: Tensor | None
+    regions: int
+
+    def tile(self, image: int | slice, voxels: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits, targets in `dtype` and valid voxels of a part, as (..., C, n), (..., C, n), (..., 1, n)."""
+        logits = self.logits[image, :, voxels].to(dtype)
+        if self.labels is None:
+            assert self.maps is not None
+            valid = None if self.valid is None else self.valid[image, voxels].unsqueeze(-2)
+            return logits, self.maps[image, :, voxels].to(dtype), valid
+        labels = self.labels[image, voxels].unsqueeze(-2)
+        classes = torch.arange(logits.shape[-2], device=labels.device).unsqueeze(-1).to(labels.dtype)
+        valid = labels != IGNORED[labels.dtype] if self.has_ignored else None
+        return logits, (labels == classes).to(dtype), valid
+
+
+def sum_dtype(logits: Tensor) -> torch.dtype:
+    """Return the dtype in which probabilities are computed and sums returned: float32 or better."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def total_dtype(logits: Tensor) -> torch.dtype:
+    """Return the dtype in which a kernel adds up and hands over its totals: float64 where the device has it.
+
+    Voxel counts stay exact in it, which the check of the labels relies on.
+    """
+    return torch.float32 if logits.device.type == "mps" else torch.float64
+
+
+def _smoothed(target: Tensor, spec: PassSpec) -> Tensor:
+    if spec.label_smoothing == 0:
+        return target
+    share = 1 / 2 if spec.activation == "sigmoid" else 1 / target.shape[-2]
+    return target * (1 - spec.label_smoothing) + spec.label_smoothing * share
+
+
+def _power(value: Tensor, exponent: float) -> Tensor:
+    if exponent == 1:
+        return value
+    return value * value if exponent == 2 else value.pow(exponent)
+
+
+def _probabilities(logits: Tensor, spec: PassSpec) -> tuple[Tensor, Tensor | None]:
+    """Return p and, where the cross-entropy needs it, ln p."""
+    if spec.activation == "softmax":
+        if not spec.cross_entropy:
+            return logits.softmax(-2), None
+        log_p = logits.log_softmax(-2)
+        return log_p.exp(), log_p
+    if spec.activation == "sigmoid":
+        return logits.sigmoid(), F.logsigmoid(logits) if spec.cross_entropy else None
+    return logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None
+
+
+def _cross_entropy(logits: Tensor, p: Tensor, log_p: Tensor, target: Tensor, spec: PassSpec) -> Tensor:
+    target = _smoothed(target, spec)
+    if spec.activation == "sigmoid":
+        log_q = F.logsigmoid(-logits)
+        if spec.focal:
+            return -target * (spec.focal * log_q).exp() * log_p - (1 - target) * (spec.focal * log_p).exp() * log_q
+        return -target * log_p - (1 - target) * log_q
+    if spec.focal:
+        return -target * (1 - p).clamp_min(_TINY).pow(spec.focal) * log_p
+    return -target * log_p
+
+
+def tile_maps(logits: Tensor, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
+    """Yield (row, map) pairs whose sums over the last dimension are the statistics; rows not asked for are left out.
+
+    Args:
+        logits: (..., C, N) in the dtype of the sums.
+        target: (..., C, N), same dtype.
+        valid: (..., 1, N) bool, or None if every voxel counts.
+        spec: what to compute.
+    """
+    if valid is not None:
+        logits = torch.where(valid, logits, 0)  # so that NaN and inf at ignored voxels have no effect either
+        target = torch.where(valid, target, 0)
+    p, log_p = _probabilities(logits, spec)
+    if valid is not None:
+        p = torch.where(valid, p, 0)
+    if spec.overlap is not None:
+        yield INTERSECTION, torch.minimum(p, target) if spec.overlap == "min_max" else p * target
+        yield PREDICTION, _power(p, spec.power)
+    yield TARGET, _power(target, spec.power)
+    if log_p is not None:
+        entropy = _cross_entropy(logits, p, log_p, target, spec)
+        yield CROSS_ENTROPY, entropy if valid is None else torch.where(valid, entropy, 0)
+    if spec.confidence:
+        yield CONFIDENCE, p * _power(p, spec.power)
+
+
+def reduce_map(values: Tensor, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
+    """Sum (..., C, N) over voxels, a region at a time: (..., C, R)."""
+    if groups is None:
+        return values.sum(-1, keepdim=True, dtype=dtype)
+    out = torch.zeros((*values.shape[:-1], regions), dtype=dtype, device=values.device)
+    return out.scatter_add(-1, groups.long().unsqueeze(-2).expand(values.shape), values.to(dtype))
+
+
+def count_voxels(like: Tensor, valid: Tensor | None, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
+    """Count the voxels that take part, (..., C, R), the same for every class."""
+    if valid is None and groups is None:
+        return torch.full((*like.shape[:-1], 1), like.shape[-1], dtype=dtype, device=like.device)
+    ones = torch.ones_like(like[..., :1, :]) if valid is None else valid.to(like.dtype)
+    return reduce_map(ones, groups, regions, dtype).expand(*like.shape[:-1], regions)
+
+
+def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+    """Return the statistics (6, B, C, R) by autograd: the specification of every other kernel."""
+    precise = total_dtype(voxels.logits)
+    logits, target, valid = voxels.tile(slice(None), slice(None), sum_dtype(voxels.logits))
+    rows: list[Tensor | None] = [None] * ROWS
+    for row, values in tile_maps(logits, target, valid, spec):
+        rows[row] = reduce_map(values, voxels.groups, voxels.regions, precise)
+    rows[COUNT] = count_voxels(logits, valid, voxels.groups, voxels.regions, precise)
+    filler = torch.zeros_like(rows[COUNT])
+    return torch.stack([filler if row is None else row for row in rows])
+
+
+def _region_slope(p: Tensor, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return a_c of the derivation, the derivative by the probability."""
+    if spec.overlap is None:
+        return torch.zeros_like(p)
+    if spec.overlap == "min_max":
+        slope = (p < target).to(p.dtype).add_((p == target).to(p.dtype), alpha=0.5).mul_(gradient[INTERSECTION])
+    else:
+        slope = target * gradient[INTERSECTION]
+    slope = slope + (
+        gradient[PREDICTION] if spec.power == 1 else gradient[PREDICTION] * spec.power * _power(p, spec.power - 1)
+    )
+    return (
+        slope.addcmul_(gradient[CONFIDENCE], _power(p, spec.power), value=spec.power + 1) if spec.confidence else slope
+    )
+
+
+def _entropy_slope(logits: Tensor, p: Tensor, log_p: Tensor, target: Tensor, spec: PassSpec) -> Tensor:
+    """Return d E / dx before the softmax's coupling (softmax), d E / dx (sigmoid) or d E / dp (probabilities)."""
+    target, gamma = _smoothed(target, spec), spec.focal
+    if spec.activation == "sigmoid":
+        if gamma == 0:
+            return p - target
+        log_q = F.logsigmoid(-logits)
+        p_focal, q_focal, q = (gamma * log_p).exp(), (gamma * log_q).exp(), log_q.exp()
+        return target * q_focal * (gamma * p * log_p - q) + (1 - target) * p_focal * (p - gamma * q * log_q)
+    if gamma == 0:
+        slope = -target
+    else:
+        q = (1 - p).clamp_min(_TINY)
+        slope = target * (gamma * p * q.pow(gamma - 1) * log_p - q.pow(gamma))
+    return slope if spec.activation == "softmax" else torch.where(p > _TINY, slope / p.clamp_min(_TINY), 0)
+
+
+def tile_gradient(logits: Tensor, target: Tensor, valid: Tensor | None, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return d loss / d logits (C, N) of a tile.
+
+    Args:
+        logits: (C, N) in the dtype of the sums.
+        target: (C, N), same dtype.
+        valid: (1, N) bool, or None.
+        gradient: (6, C, 1), or (6, C, N) with regions: d loss / d statistics.
+        spec: as in forward.
+    """
+    if valid is not None:
+        logits = torch.where(valid, logits, 0)
+        target = torch.where(valid, target, 0)
+    p, log_p = _probabilities(logits, spec)
+    slope = _region_slope(p, target, gradient, spec)
+    if spec.activation == "softmax":
+        slope.mul_(p)
+    elif spec.activation == "sigmoid":
+        slope.mul_(p * (1 - p))
+    if log_p is not None:
+        slope.addcmul_(gradient[CROSS_ENTROPY], _entropy_slope(logits, p, log_p, target, spec))
+    if spec.activation == "softmax":
+        slope.addcmul_(p, slope.sum(-2, keepdim=True), value=-1)
+    return slope if valid is None else torch.where(valid, slope, 0)
