@@ -1,0 +1,202 @@
+"""The shipped bundle: where it lies, copying it out, and the data its configs ask for.
+
+`BundleCases` is the one object that the configs create from `dataset_dir`: lists of items for MONAI's datasets, and the
+plan. It opens nothing before it is asked, so that a config without its data still gives its network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from monai_iou.datasets import Case, DatasetError, SegmentationFolder, case_name, read_folder, split_cases
+from monai_iou.planning import Plan, load_plan, make_plan
+
+__all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle"]
+
+BUNDLE_NAME = "small_foreground_segmentation"
+
+logger = logging.getLogger(__name__)
+
+
+def bundle_path() -> Path:
+    """Return the shipped bundle's folder: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "bundles", package.parent / "bundles"):
+        if (folder / BUNDLE_NAME / "configs" / "train.json").is_file():
+            return folder / BUNDLE_NAME
+    message = f"Expected the bundle `{BUNDLE_NAME}` inside {package}, but it is not there: install monai-iou again."
+    raise FileNotFoundError(message)
+
+
+def copy_bundle(destination: str | os.PathLike[str]) -> Path:
+    """Copy the shipped bundle for editing; a failed copy leaves nothing behind.
+
+    Args:
+        destination: a folder that does not exist yet, or is empty.
+
+    Returns:
+        The new bundle's folder.
+
+    Raises:
+        ValueError: `destination` is a file or holds something.
+    """
+    target = Path(destination).resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        message = f"Expected `{destination}` to be a new or empty folder, but it exists: name another one."
+        raise ValueError(message)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        # A checkout's bundle may have been trained in place: its results are not part of what is shipped.
+        shutil.copytree(bundle_path(), partial, ignore=shutil.ignore_patterns("models", "eval", "__pycache__"))
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def bundle_root() -> str:
+    """Return the root of the bundle whose config is being resolved, "." if that cannot be known.
+
+    The default of the configs' `bundle_root`. `monai.bundle.load` gives a config no way to learn where it lies, and "."
+    then means the caller's directory, where there is no model; so look for the workflow that is resolving this.
+    """
+    from monai.bundle.workflows import ConfigWorkflow
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return str(Path(workflow.config_root_path).resolve().parent)
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return "."
+
+
+class BundleCases:
+    """The cases of a Decathlon-layout folder as the bundle's configs need them.
+
+    Args:
+        dataset_dir: the folder; for inference also any folder of NIfTI images.
+        val_fraction: part of `training` that is held out to choose the best checkpoint, see `split_cases`.
+        split_seed: seed of that split.
+
+    Raises:
+        DatasetError: on first use of a list, if the folder cannot be used. Under `python -m monai.bundle` the program
+            ends with that one sentence and exit code 1 instead of a traceback.
+    """
+
+    def __init__(self, dataset_dir: str, val_fraction: float = 0.1, split_seed: int = 0) -> None:
+        self.dataset_dir = Path(dataset_dir)
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+
+    @property
+    def training(self) -> list[dict[str, str]]:
+        """Items to train on."""
+        return self._items(self._split[0])
+
+    @property
+    def validation(self) -> list[dict[str, str]]:
+        """Items held out from `training` to choose the best checkpoint."""
+        return self._items(self._split[1])
+
+    @property
+    def evaluation(self) -> list[dict[str, str]]:
+        """Items to report scores on: `test_labelled`, else the validation split."""
+        with _one_sentence():
+            if not self.folder.evaluation:
+                return self.validation
+            self.folder.check(self.folder.evaluation)
+            return self._items(self.folder.evaluation)
+
+    @property
+    def inference(self) -> list[dict[str, str]]:
+        """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
+        with _one_sentence():
+            if (self.dataset_dir / "dataset.json").exists():
+                cases: Sequence[Case] = self.folder.test
+            else:
+                found = sorted(self.dataset_dir.glob("*.nii.gz")) + sorted(self.dataset_dir.glob("*.nii"))
+                cases = [Case(case_name(path), path) for path in found]
+            if not cases:
+                message = (
+                    f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "
+                    "`test` images nor .nii or .nii.gz files: set `dataset_dir` to a folder that has."
+                )
+                raise DatasetError(message)
+            return [{"case": case.name, "image": str(case.image)} for case in cases]
+
+    @cached_property
+    def folder(self) -> SegmentationFolder:
+        """The folder's dataset.json, read."""
+        with _one_sentence():
+            return read_folder(self.dataset_dir)
+
+    def plan(
+        self,
+        patch_size: Sequence[int],
+        pixdim: Sequence[float] | None = None,
+        base_channels: int = 16,
+        saved: str | None = None,
+        *,
+        prefer_saved: bool = False,
+    ) -> Plan:
+        """Return the plan: from the training cases, from `saved`, or, without both, that of the shipped metadata.
+
+        Args:
+            patch_size: see `make_plan`.
+            pixdim: see `make_plan`.
+            base_channels: see `make_plan`.
+            saved: path of a plan that training stored; it need not exist.
+            prefer_saved: take `saved` first, as evaluation and inference must; training takes the data first.
+        """
+        with _one_sentence():
+            stored = saved is not None and Path(saved).is_file()
+            in_folder = (self.dataset_dir / "dataset.json").is_file()
+            if stored and saved is not None and (prefer_saved or not in_folder):
+                return load_plan(saved)
+            if not in_folder:
+                return make_plan(None, [], patch_size, pixdim, base_channels)
+            facts = dict(zip(self.folder.training, self.folder.training_facts, strict=True))
+            return make_plan(self.folder, [facts[case] for case in self._split[0]], patch_size, pixdim, base_channels)
+
+    @cached_property
+    def _split(self) -> tuple[list[Case], list[Case]]:
+        with _one_sentence():
+            folder = self.folder
+            logger.info("Checking %d training cases of %s", len(folder.training), folder.root)
+            _ = folder.training_facts
+            training, validation = split_cases(
+                folder.training, self.val_fraction, self.split_seed, folder.patient_groups
+            )
+            if set(training) & set(validation):
+                logger.warning("%s has one patient: it is validated on what it is trained on.", folder.root)
+            return training, validation
+
+    @staticmethod
+    def _items(cases: Sequence[Case]) -> list[dict[str, str]]:
+        return [case.as_item() for case in cases]
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Under `python -m monai.bundle`, end with the error's sentence: MONAI would bury it in chained tracebacks."""
+    try:
+        yield
+    except ValueError as error:
+        specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+        if specification is not None and specification.name.startswith("monai.bundle"):
+            sentence = f"monai_iou: {error}"
+            raise SystemExit(sentence) from error
+        raise

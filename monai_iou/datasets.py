@@ -1,0 +1,357 @@
+"""Decathlon-layout folders: read `dataset.json`, check every file before training starts, split by patient.
+
+A folder in this layout holds `dataset.json` with `training` (pairs of image and label), `modality` and `labels`, and
+optionally `test` (images), `test_labelled` (pairs) and `patient_groups` (patient -> fragments of file names). Images
+are NIfTI, 3D, or 4D with the channels last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+__all__ = ["Case", "CaseFacts", "DatasetError", "SegmentationFolder", "check_case", "read_folder", "split_cases"]
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# Two grids are the same if no corner of the volume is further away than this part of a voxel: headers store float32.
+GRID_TOLERANCE_VOXELS = 0.1
+FOREGROUND_SAMPLES_PER_CASE = 10_000
+
+T = TypeVar("T")
+
+
+class DatasetError(ValueError):
+    """A dataset folder cannot be used; the message names the file and what to do, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume of a folder: its name, its image, and its label if it has one."""
+
+    name: str
+    image: Path
+    label: Path | None = None
+
+    def as_item(self) -> dict[str, str]:
+        """Return the dictionary that MONAI's datasets take: case, image and, if there is one, label."""
+        item = {"case": self.name, "image": str(self.image)}
+        return item if self.label is None else {**item, "label": str(self.label)}
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What reading a case once tells: shape in voxels and spacing in mm in RAS order, foreground intensities."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    foreground: np.ndarray = field(repr=False)  # (channels, samples)
+
+
+@dataclass(frozen=True)
+class SegmentationFolder:
+    """A Decathlon-layout folder, read but with its volumes not yet opened.
+
+    Attributes:
+        root: the folder.
+        modalities: one name a channel, in channel order.
+        labels: label value -> name, 0 first (the background).
+        training, evaluation: labelled cases (`training` and `test_labelled` of dataset.json).
+        test: images to segment (`test`, else those of `test_labelled`).
+        patient_groups: patient -> fragments of file names that belong to this patient.
+    """
+
+    root: Path
+    modalities: tuple[str, ...]
+    labels: dict[int, str]
+    training: tuple[Case, ...]
+    evaluation: tuple[Case, ...]
+    test: tuple[Case, ...]
+    patient_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def training_facts(self) -> tuple[CaseFacts, ...]:
+        """Open and check every training case, once.
+
+        Raises:
+            DatasetError: at the first file, in the order of dataset.json, that cannot be trained on.
+        """
+        if not self.training:
+            message = (
+                f"Expected `training` in {self.root / 'dataset.json'} to list images with labels, "
+                "but it is empty: add at least one pair."
+            )
+            raise DatasetError(message)
+        return self.check(self.training)
+
+    def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
+        """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
+        return tuple(_in_threads(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
+
+
+def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
+    """Read `dataset.json` of a Decathlon-layout folder and check that every file it names is there.
+
+    Raises:
+        DatasetError: dataset.json is missing, is not JSON, lacks a key, or names a file that is missing, leaves the
+            folder or is not NIfTI.
+    """
+    root = Path(dataset_dir).resolve()
+    path = root / "dataset.json"
+    if not path.is_file():
+        message = f"Expected {path} to exist, but it does not: set `dataset_dir` to a folder in the Decathlon layout."
+        raise DatasetError(message)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"Expected {path} to be JSON, but it cannot be read ({error}): correct the file."
+        raise DatasetError(message) from error
+    if not isinstance(content, dict):
+        message = f"Expected {path} to hold a JSON object, but got {type(content).__name__}: see docs/bundle.md."
+        raise DatasetError(message)
+    evaluation = _read_pairs(content, "test_labelled", root, required=False)
+    return SegmentationFolder(
+        root=root,
+        modalities=_read_modalities(content, path),
+        labels=_read_labels(content, path),
+        training=_read_pairs(content, "training", root, required=True),
+        evaluation=evaluation,
+        test=_read_images(content, root) or evaluation,
+        patient_groups=content.get("patient_groups", {}),
+    )
+
+
+def split_cases(
+    cases: Sequence[Case], fraction: float, seed: int = 0, patient_groups: Mapping[str, Sequence[str]] | None = None
+) -> tuple[list[Case], list[Case]]:
+    """Split cases into training and validation, the same way every time, patients kept on one side.
+
+    Args:
+        cases: the cases.
+        fraction: part of the cases to validate on, in [0, 1); at least one patient if it is not 0.
+        seed: another seed, another split.
+        patient_groups: patient -> fragments of file names.
+
+    Returns:
+        (training, validation) in the order of `cases`. A single patient is used for both: there is nothing to hold out.
+
+    Raises:
+        ValueError: `fraction` is not in [0, 1).
+
+    Example:
+        >>> cases = [Case(f"p{i}_{visit}", Path(f"p{i}_{visit}.nii.gz")) for i in range(5) for visit in "ab"]
+        >>> training, validation = split_cases(cases, 0.2, patient_groups={f"p{i}": [f"p{i}_"] for i in range(5)})
+        >>> len(training), len({case.name[:2] for case in validation})
+        (8, 1)
+    """
+    if not 0 <= fraction < 1:
+        message = f"Expected `val_fraction` to be in [0, 1), but got {fraction}: 0.1 holds out a tenth of the cases."
+        raise ValueError(message)
+    patients: dict[str, list[Case]] = {}
+    for case in cases:
+        patients.setdefault(_patient_of(case, patient_groups or {}), []).append(case)
+    if fraction == 0:
+        return list(cases), []
+    if len(patients) < 2:
+        return list(cases), list(cases)
+    order = sorted(patients)
+    np.random.default_rng(seed).shuffle(order)
+    held_out: set[Case] = set()
+    for patient in order[:-1]:  # the last patient always stays in training
+        held_out.update(patients[patient])
+        if len(held_out) >= fraction * len(cases):
+            break
+    return [case for case in cases if case not in held_out], [case for case in cases if case in held_out]
+
+
+def check_case(case: Case, label_values: Sequence[int], modalities: Sequence[str]) -> CaseFacts:
+    """Read a case completely and check image, label and that their grids agree.
+
+    Raises:
+        DatasetError: the image or the label is damaged, has the wrong dimensions, holds NaN or infinity, they lie on
+            different grids, or the label holds a value that dataset.json does not name.
+    """
+    import nibabel as nib
+
+    image, affine = _read_volume(case.image)
+    image = _channels_first(image, case.image, modalities)
+    if not np.isfinite(image).all():
+        message = f"Expected {case.image} to hold finite intensities, but it has NaN or infinity: replace those voxels."
+        raise DatasetError(message)
+    foreground = np.zeros((len(modalities), 0), dtype=np.float32)
+    if case.label is not None:
+        label, label_affine = _read_volume(case.label)
+        label = label[..., 0] if label.ndim == 4 and label.shape[-1] == 1 else label
+        _check_grid(case, image.shape[1:], affine, label.shape, label_affine)
+        _check_values(case.label, label, label_values)
+        inside = np.flatnonzero(label)
+        step = max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)
+        foreground = image.reshape(len(image), -1)[:, inside[::step]].astype(np.float32)
+    order = np.argsort(nib.io_orientation(affine)[:, 0])
+    shape, spacing = np.array(image.shape[1:])[order], nib.affines.voxel_sizes(affine)[order]
+    return CaseFacts((*map(int, shape),), (*map(float, spacing),), foreground)  # type: ignore[arg-type]
+
+
+def _read_modalities(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    found = content.get("modality", content.get("channel_names"))
+    if not isinstance(found, dict) or not found:
+        message = f'Expected `modality` in {path} to name the channels, as {{"0": "CT"}}, but got {found!r}: add it.'
+        raise DatasetError(message)
+    return tuple(str(found[key]) for key in sorted(found, key=lambda key: int(key)))
+
+
+def _read_labels(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+    found = content.get("labels")
+    try:
+        labels = {int(value): str(name) for value, name in found.items()}  # type: ignore[union-attr]
+    except (AttributeError, ValueError):
+        labels = {}
+    if len(labels) < 2 or 0 not in labels or min(labels) < 0:
+        message = (
+            f"Expected `labels` in {path} to name the background 0 and at least one more value, as "
+            f'{{"0": "background", "1": "lesion"}}, but got {found!r}: correct it.'
+        )
+        raise DatasetError(message)
+    return dict(sorted(labels.items()))
+
+
+def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: bool) -> tuple[Case, ...]:
+    entries = content.get(key)
+    if entries is None and not required:
+        return ()
+    if not isinstance(entries, list):
+        message = f"Expected `{key}` in {root / 'dataset.json'} to be a list of pairs, but got {entries!r}: add it."
+        raise DatasetError(message)
+    cases = []
+    for entry in entries:
+        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
+            message = (
+                f"Expected every entry of `{key}` in {root / 'dataset.json'} to have an image and a label, "
+                f"but got {entry!r}: add what is missing or remove the entry."
+            )
+            raise DatasetError(message)
+        image = _inside(root, entry["image"], f"the image in `{key}`")
+        cases.append(Case(case_name(image), image, _inside(root, entry["label"], f"the label of {image.name}")))
+    return tuple(cases)
+
+
+def _read_images(content: Mapping[str, Any], root: Path) -> tuple[Case, ...]:
+    entries = content.get("test") or []
+    paths = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
+    images = [_inside(root, path, "the image in `test`") for path in paths]
+    return tuple(Case(case_name(image), image) for image in images)
+
+
+def case_name(path: Path) -> str:
+    """Return the file's name without .nii or .nii.gz."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _inside(root: Path, relative: object, what: str) -> Path:
+    """Return the file that dataset.json names, refusing paths that leave the folder: the file may be from anywhere."""
+    # Links are not followed: a folder may link to volumes on another disk, only the written path must stay inside.
+    path = Path(os.path.normpath(root / str(relative)))
+    if not path.is_relative_to(root):
+        message = (
+            f"Expected {what} of {root / 'dataset.json'} to lie inside the folder, but got {str(relative)!r}: "
+            "copy or link the file into the folder and name it relative to dataset.json."
+        )
+        raise DatasetError(message)
+    if not path.name.endswith(NIFTI_SUFFIXES):
+        message = f"Expected {what} to be .nii or .nii.gz, but got {path}: convert it to NIfTI."
+        raise DatasetError(message)
+    if not path.is_file():
+        message = f"Expected {what} at {path}, but there is no such file: add it or remove the entry from dataset.json."
+        raise DatasetError(message)
+    return path
+
+
+def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel as nib
+
+    try:
+        volume: Any = nib.load(path)
+        return np.asanyarray(volume.dataobj), np.asarray(volume.affine)
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"Expected {path} to be a complete NIfTI file, but it cannot be read ({reason}): copy it again."
+        raise DatasetError(message) from error
+
+
+def _channels_first(image: np.ndarray, path: Path, modalities: Sequence[str]) -> np.ndarray:
+    channels = 1 if image.ndim == 3 else image.shape[-1] if image.ndim == 4 else None
+    if channels != len(modalities):
+        expected = "a 3D image" if len(modalities) == 1 else f"a 4D image with {len(modalities)} channels last"
+        message = (
+            f"Expected {path} to be {expected}, as `modality` in dataset.json says, but got shape "
+            f"{'x'.join(map(str, image.shape))}: correct the file or `modality`."
+        )
+        raise DatasetError(message)
+    return image[None] if image.ndim == 3 else np.moveaxis(image, -1, 0)
+
+
+def _check_grid(
+    case: Case, shape: tuple[int, ...], affine: np.ndarray, label_shape: tuple[int, ...], label_affine: np.ndarray
+) -> None:
+    if shape != label_shape:
+        found = f"shapes {'x'.join(map(str, label_shape))} and {'x'.join(map(str, shape))}"
+    else:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
+        moved = float(np.abs(np.linalg.solve(affine, (label_affine - affine) @ corners)[:3]).max())
+        if moved <= GRID_TOLERANCE_VOXELS:
+            return
+        found = f"affines that differ by up to {moved:.3g} voxels"
+    message = (
+        f"Expected {case.label} to lie on the grid of {case.image}, but they have {found}: "
+        "resample the label onto the image's grid."
+    )
+    raise DatasetError(message)
+
+
+def _check_values(path: Path, label: np.ndarray, allowed: Sequence[int]) -> None:
+    # Two maxima and a count are much quicker than sorting millions of voxels for their unique values.
+    if label.dtype.kind in "ui" and label.size and int(label.min()) >= 0 and int(label.max()) < 65536:
+        values = np.flatnonzero(np.bincount(label.ravel()))
+    else:
+        values = np.unique(label)
+    wrong = [float(value) for value in values if float(value) not in set(map(float, allowed))]
+    if wrong:
+        message = (
+            f"Expected {path} to hold only the values {list(allowed)} of `labels` in dataset.json, "
+            f"but got {', '.join(f'{value:g}' for value in wrong[:5])}: name the value there or correct the label."
+        )
+        raise DatasetError(message)
+
+
+def _in_threads(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:
+    # Reading is decompression, which releases the interpreter's lock. The first failure in order cancels the rest.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(function, case) for case in cases]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _patient_of(case: Case, groups: Mapping[str, Sequence[str]]) -> str:
+    for patient, fragments in groups.items():
+        if any(re.search(_fragment_pattern(fragment), case.name) for fragment in fragments):
+            return f"group {patient}"
+    return f"case {case.name}"
+
+
+def _fragment_pattern(fragment: str) -> str:
+    # A number ends where its digits end, so that "P1" does not claim "P14".
+    before = r"(?<!\d)" if fragment[:1].isdigit() else ""
+    after = r"(?!\d)" if fragment[-1:].isdigit() else ""
+    return before + re.escape(fragment) + after

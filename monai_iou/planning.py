@@ -1,0 +1,195 @@
+"""What a training run decides from its data: spacing, patch, network size, normalisation. Stored beside the model.
+
+`Plan` is plain data: the bundle's configs read it (`"$@plan.strides"`), `model.json` stores it next to `model.pt`, so
+that evaluation and inference prepare images exactly as training did, without the training data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_iou.datasets import CaseFacts, DatasetError, SegmentationFolder
+
+__all__ = ["Plan", "load_plan", "make_plan", "network_size"]
+
+CT_PERCENTILES = (0.5, 99.5)
+MAX_LEVELS = 4
+MIN_BOTTLENECK = 5  # voxels a side: below it, instance normalisation has too little to average over
+MAX_CHANNELS = 320
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions of a training run.
+
+    Attributes:
+        modalities: one name an input channel.
+        labels: value in the label files -> name, background 0 first; the network's classes 0, 1, ... in this order.
+        pixdim: target spacing in mm, in RAS order.
+        patch_size: training crop and inference window in voxels; each side a multiple of the network's total stride.
+        channels: features a level of the U-Net.
+        strides: stride of each level, one number an axis.
+        intensity: for each channel {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
+    """
+
+    modalities: tuple[str, ...]
+    labels: dict[int, str]
+    pixdim: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    channels: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    intensity: tuple[dict[str, Any], ...]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return len(self.modalities)
+
+    @property
+    def out_channels(self) -> int:
+        """Classes of the network, with the background."""
+        return len(self.labels)
+
+    @property
+    def label_values(self) -> list[int]:
+        """Values of the label files, in the order of the network's classes."""
+        return list(self.labels)
+
+    @property
+    def classes(self) -> list[int]:
+        """The network's classes 0, 1, ..., out_channels - 1."""
+        return list(range(len(self.labels)))
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan that training stored.
+
+    Raises:
+        DatasetError: the file is damaged or is not a plan.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Plan(
+            modalities=tuple(content["modalities"]),
+            labels={int(value): name for value, name in content["labels"].items()},
+            pixdim=tuple(content["pixdim"]),
+            patch_size=tuple(content["patch_size"]),
+            channels=tuple(content["channels"]),
+            strides=tuple(tuple(stride) for stride in content["strides"]),
+            intensity=tuple(content["intensity"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): train again."
+        raise DatasetError(message) from error
+
+
+def make_plan(
+    folder: SegmentationFolder | None,
+    facts: Sequence[CaseFacts],
+    patch_size: Sequence[int],
+    pixdim: Sequence[float] | None = None,
+    base_channels: int = 16,
+) -> Plan:
+    """Decide from the training cases.
+
+    Args:
+        folder: the dataset, or None for the plan of the shipped metadata (one channel, background and lesion).
+        facts: of the training cases, see `SegmentationFolder.check`.
+        patch_size: wanted crop in voxels at the target spacing, 3 integers. No side is larger than the largest
+            volume needs; each is rounded up to a multiple of the network's total stride.
+        pixdim: target spacing in mm in RAS order; None takes the median over the cases.
+        base_channels: features of the first level.
+
+    Raises:
+        ValueError: `patch_size`, `pixdim` or `base_channels` cannot be used.
+    """
+    patch = _three("patch_size", patch_size, integers=True)
+    if int(base_channels) != base_channels or base_channels < 1:
+        message = f"Expected `base_channels` to be a positive integer, but got {base_channels!r}: take 16."
+        raise ValueError(message)
+    spacing = np.median([case.spacing for case in facts], axis=0) if facts else np.ones(3)
+    target = (
+        _three("pixdim", pixdim, integers=False) if pixdim is not None else tuple(float(f"{s:.6g}") for s in spacing)
+    )
+    if facts:
+        extents = np.array([np.multiply(case.shape, case.spacing) for case in facts]) / np.array(target)
+        patch = tuple(
+            min(p, max(MIN_BOTTLENECK, math.ceil(e - 1e-3))) for p, e in zip(patch, extents.max(axis=0), strict=True)
+        )
+    channels, strides, window = network_size(patch, target, base_channels)
+    modalities = folder.modalities if folder else ("unknown",)
+    return Plan(
+        modalities=modalities,
+        labels=folder.labels if folder else {0: "background", 1: "lesion"},
+        pixdim=target,
+        patch_size=window,
+        channels=channels,
+        strides=strides,
+        intensity=tuple(_intensity(name, [case.foreground[c] for case in facts]) for c, name in enumerate(modalities)),
+    )
+
+
+def network_size(
+    patch_size: Sequence[int], pixdim: Sequence[float], base_channels: int = 16
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Return (channels, strides, patch_size rounded up) of a U-Net that fits the patch.
+
+    An axis is halved while at least 5 voxels remain, and only once the voxels of the other axes have become about as
+    long as its own: thick slices stay apart until the slices' own pixels are as large.
+
+    Example:
+        >>> network_size((35, 50, 35), (1.0, 1.0, 1.0))
+        ((16, 32, 64, 128), ((2, 2, 2), (2, 2, 2), (2, 2, 2)), (40, 56, 40))
+        >>> network_size((64, 64, 16), (1.0, 1.0, 4.0))[1]
+        ((2, 2, 1), (2, 2, 1), (2, 2, 2))
+    """
+    sides, lengths = np.array(patch_size), np.array(pixdim, dtype=float)
+    strides: list[tuple[int, ...]] = []
+    while len(strides) < MAX_LEVELS:
+        possible = np.ceil(sides / 2) >= MIN_BOTTLENECK
+        if not possible.any():
+            break
+        halved = possible & (lengths < 2 * lengths[possible].min() * (1 - 1e-6))
+        strides.append(tuple(2 if h else 1 for h in halved))
+        sides, lengths = np.where(halved, np.ceil(sides / 2), sides), np.where(halved, 2 * lengths, lengths)
+    strides = strides or [(1, 1, 1)]
+    total = np.prod(strides, axis=0)
+    channels = tuple(min(MAX_CHANNELS, base_channels * 2**level) for level in range(len(strides) + 1))
+    window = tuple(int(side) for side in np.ceil(np.array(patch_size) / total) * total)
+    return channels, tuple(strides), window
+
+
+def _intensity(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:
+    values = np.concatenate(samples) if samples else np.zeros(0)
+    # CT numbers mean the same in every image, so one window serves them all; other modalities have no common scale.
+    if not re.search(r"(?<![A-Z])(CB)?CTA?(?![A-Z])", modality.upper()) or values.size < 2:
+        return {"kind": "zscore"}
+    lower, upper = np.percentile(values, CT_PERCENTILES)
+    clipped = np.clip(values, lower, upper).astype(np.float64)
+    std = max(float(clipped.std()), 1e-3)
+    return {"kind": "ct", "lower": float(lower), "upper": float(upper), "mean": float(clipped.mean()), "std": std}
+
+
+def _three(name: str, values: Sequence[float], *, integers: bool) -> tuple[Any, ...]:
+    what = "positive integers (voxels)" if integers else "positive numbers (mm)"
+    found = list(values) if isinstance(values, (list, tuple)) else []
+    usable = all(
+        isinstance(v, (int, float)) and math.isfinite(v) and v > 0 and (not integers or v == int(v)) for v in found
+    )
+    if len(found) != 3 or not usable:
+        message = f'Expected `{name}` to be 3 {what}, but got {values!r}: write it as --{name} "[a,b,c]".'
+        raise ValueError(message)
+    return tuple(int(v) if integers else float(v) for v in found)

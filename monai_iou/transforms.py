@@ -1,0 +1,118 @@
+"""Dictionary transforms of the bundle that MONAI does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
+
+__all__ = ["CropIndicesd", "NormalizeModalitiesd"]
+
+
+class NormalizeModalitiesd(MapTransform):
+    """Normalise each channel as its modality needs.
+
+    "ct": clip to [lower, upper], subtract mean, divide by std, all taken from the training data's foreground, because
+    CT numbers have a fixed meaning. "zscore": subtract the mean and divide by the standard deviation of the image's own
+    nonzero voxels; voxels of exactly 0 (outside a stripped skull or a field of view) stay 0.
+
+    Args:
+        keys: images of shape (C, *S).
+        intensity: one dictionary a channel, as in `monai_iou.planning.Plan`.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Raises:
+        ValueError: the image has another number of channels than `intensity`.
+
+    Example:
+        >>> normalize = NormalizeModalitiesd("image", [{"kind": "zscore"}])
+        >>> normalize({"image": torch.tensor([[[0.0, 1.0, 3.0]]])})["image"]
+        tensor([[[ 0., -1.,  1.]]])
+    """
+
+    def __init__(
+        self, keys: KeysCollection, intensity: Sequence[Mapping[str, Any]], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.intensity = [dict(channel) for channel in intensity]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with its images normalised."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            image = items[key]
+            if len(image) != len(self.intensity):
+                message = (
+                    f"Expected `{key}` to have {len(self.intensity)} channels, but got {len(image)}: "
+                    "use images of the modalities that the model was trained on."
+                )
+                raise ValueError(message)
+            result = image.clone().float()
+            for channel, rule in zip(result, self.intensity, strict=True):
+                channel.copy_(_normalize(torch.as_tensor(channel), rule))
+            items[key] = result
+        return items
+
+
+def _normalize(channel: torch.Tensor, rule: Mapping[str, Any]) -> torch.Tensor:
+    if rule["kind"] == "ct":
+        lower, upper, mean, std = (float(rule[name]) for name in ("lower", "upper", "mean", "std"))
+        return (channel.clamp(lower, upper) - mean) / std
+    inside = channel != 0
+    # float64: raw MR intensities reach 1e6, whose squares summed over a volume exceed float32's digits.
+    values = channel[inside].double()
+    if values.numel() == 0:
+        return channel
+    average, deviation = values.mean(), values.std(correction=0)
+    return torch.where(inside, ((channel - average) / (deviation if deviation > 0 else 1.0)).float(), channel)
+
+
+class CropIndicesd(MapTransform):
+    """Store where crops may be centred, once a volume, for `RandCropByPosNegLabeld`.
+
+    MONAI's `FgBgToIndicesd` keeps the index of every background voxel, 8 bytes each: 600 MB for a whole-body CT. Here
+    at most `max_samples` are kept: evenly spaced voxels of each foreground class, so that a class of 50 voxels is
+    centred as often as one of 50 000, and evenly spaced background voxels.
+
+    Args:
+        keys: label maps of shape (1, *S), 0 the background.
+        fg_postfix, bg_postfix: appended to the key for the flat indices of foreground and background voxels.
+        max_samples: indices kept for each class.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Example:
+        >>> crop = CropIndicesd("label")({"label": torch.tensor([[[0, 0, 1], [2, 2, 0]]])})
+        >>> crop["label_fg_indices"], crop["label_bg_indices"]
+        (array([2, 3, 2, 4]), array([0, 1, 5]))
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        fg_postfix: str = "_fg_indices",
+        bg_postfix: str = "_bg_indices",
+        max_samples: int = 10_000,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.fg_postfix, self.bg_postfix, self.max_samples = fg_postfix, bg_postfix, max_samples
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the two arrays of indices added."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            label = np.asarray(items[key]).ravel()
+            classes = [self._spaced(np.flatnonzero(label == value)) for value in np.unique(label[label > 0])]
+            # The same number of each class: repeat the few of a rare one.
+            most = max((len(found) for found in classes), default=0)
+            repeated = [np.resize(found, most) for found in classes]
+            items[f"{key}{self.fg_postfix}"] = np.stack(repeated, 1).ravel() if classes else np.zeros(0, dtype=np.int64)
+            items[f"{key}{self.bg_postfix}"] = self._spaced(np.flatnonzero(label == 0))
+        return items
+
+    def _spaced(self, indices: np.ndarray) -> np.ndarray:
+        return indices[:: max(1, -(-len(indices) // self.max_samples))]
