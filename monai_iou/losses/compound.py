@@ -108,10 +108,10 @@ class CompoundLoss(_Loss):
             first = members[0][1]
             rows = run_pass(first.activated(input), target, spec, first.ignore_index)
             sums = VoxelSums.from_stacked(rows.squeeze(-1))
-            values |= {index: loss.score(sums, input.ndim - 2) for index, loss in members}
-        for index, loss in enumerate(self.losses):
+            values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
+        for index, other in enumerate(self.losses):
             if index not in values:
-                values[index] = loss(input, target)
+                values[index] = other(input, target)
         return {name: values[index] for index, name in enumerate(self.names)}
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

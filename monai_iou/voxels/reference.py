@@ -198,8 +198,8 @@ def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     rows: list[Tensor | None] = [None] * ROWS
     for row, values in tile_maps(logits, target, valid, spec):
         rows[row] = reduce_map(values, voxels.groups, voxels.regions, precise)
-    rows[COUNT] = count_voxels(logits, valid, voxels.groups, voxels.regions, precise)
-    filler = torch.zeros_like(rows[COUNT])
+    count = count_voxels(logits, valid, voxels.groups, voxels.regions, precise)
+    rows[COUNT], filler = count, torch.zeros_like(count)
     return torch.stack([filler if row is None else row for row in rows])
 
 

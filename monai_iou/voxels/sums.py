@@ -119,7 +119,7 @@ def voxel_sums(
     Raises:
         TypeError: if a tensor has a dtype that cannot be read as what it stands for.
         ValueError: if shapes do not match, an option is none of its choices, or labels are outside the classes.
-            On a GPU wrong labels make the sums NaN at once, and the error follows at the next call, so that no step waits.
+            On a GPU wrong labels make the sums NaN at once and the error follows at the next call: no step waits.
     """
     checks.check_input(input)
     checks.check_target(input, target)
