@@ -5,16 +5,30 @@ looking through the modules that are loaded.
 """
 
 from monai_iou.distributed import sum_over_ranks
-from monai_iou.losses import CompoundLoss, IoUCELoss, IoUFocalLoss, IoULoss, WeightedCrossEntropyLoss
+from monai_iou.losses import (
+    CompoundLoss,
+    FocalIoULoss,
+    FocalTverskyLoss,
+    GeneralizedIoULoss,
+    IoUCELoss,
+    IoUFocalLoss,
+    IoULoss,
+    LogIoULoss,
+    WeightedCrossEntropyLoss,
+)
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CompoundLoss",
+    "FocalIoULoss",
+    "FocalTverskyLoss",
+    "GeneralizedIoULoss",
     "IoUCELoss",
     "IoUFocalLoss",
     "IoULoss",
+    "LogIoULoss",
     "VoxelSums",
     "WeightedCrossEntropyLoss",
     "__version__",

@@ -10,6 +10,7 @@ from monai_iou.voxels import VoxelSums
 
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
+_LEAST_VOLUME = 1e-15
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ def volume_weights(target: Tensor, w_type: str) -> Tensor:
     if w_type == "uniform":
         return torch.ones_like(target)
     present = target > 0
-    volume = torch.where(present, target, 1).detach()
+    # A soft label may hold next to nothing of a class, whose 1/T^2 would overflow.
+    volume = torch.where(present, target, 1).detach().clamp_min(_LEAST_VOLUME)
     weights = 1 / (volume * volume if w_type == "square" else volume)
     largest = torch.where(present, weights, 0).amax(1, keepdim=True)
     return torch.where(present, weights, torch.where(largest > 0, largest, 1))
@@ -70,9 +72,12 @@ def volume_weights(target: Tensor, w_type: str) -> Tensor:
 
 def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
     """Return (sum_c w_c I_c + s) / (sum_c w_c U_c + s), (B,); the generalised Dice of Sudre et al. 2017, for IoU."""
-    # Scaled so that the largest weight is 1: of 1/T^2 at 10^6 voxels, float32 and the smoothing would leave nothing.
-    weights = weights / weights.amax(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    return ratio((weights * sums.intersection).sum(1) + smooth_nr, (weights * sums.union).sum(1) + smooth_dr)
+    # Both sides are divided by the largest weight, which changes nothing but keeps their numbers near 1.
+    largest = weights.amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1)
+    weights, scale = weights / largest, 1 / largest.squeeze(1)
+    overlap, union = (weights * sums.intersection).sum(1), (weights * sums.union).sum(1)
+    return ratio(overlap + smooth_nr * scale, union + smooth_dr * scale)
 
 
 def cross_entropy(sums: VoxelSums, weight: Tensor | None = None, *, multi_label: bool = False) -> Tensor:

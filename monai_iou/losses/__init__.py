@@ -3,5 +3,16 @@
 from monai_iou.losses.compound import CompoundLoss, IoUCELoss, IoUFocalLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
 
-__all__ = ["CompoundLoss", "IoUCELoss", "IoUFocalLoss", "IoULoss", "WeightedCrossEntropyLoss"]
+__all__ = [
+    "CompoundLoss",
+    "FocalIoULoss",
+    "FocalTverskyLoss",
+    "GeneralizedIoULoss",
+    "IoUCELoss",
+    "IoUFocalLoss",
+    "IoULoss",
+    "LogIoULoss",
+    "WeightedCrossEntropyLoss",
+]

@@ -187,13 +187,13 @@ class RegionLoss(SumsLoss):
         if not self.include_background and sums.target.shape[1] > 1:
             sums = sums.without_background()
         sums = self.pooled(sums, self.batch)
-        terms, counted = self._with_empty_rule(self.class_terms(sums), sums)
+        terms, counted = self.with_empty_rule(self.class_terms(sums), sums)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
         return self.reduced(terms, counted, space)
 
-    def _with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
+    def with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
         """Return the terms with those of absent classes replaced, and which of them count (None: all)."""
         if self.empty == "smooth":
             return terms, None
