@@ -51,7 +51,7 @@ def test_ranks_equal_one_process(world, rounds, tmp_path):
     for rank in range(world):
         for shares, result in zip(rounds, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             alone = IoUMetric(False, "mean_batch", num_classes=3)
-            for index in sum(shares, []):
+            for index in (i for share in shares for i in share):
                 alone(IMAGES[index, :1], IMAGES[index, 1:])
             assert result["length"] == len(alone) == sum(map(len, shares))
             torch.testing.assert_close(result["buffer"], alone.get_buffer(), equal_nan=True)

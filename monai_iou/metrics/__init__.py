@@ -24,12 +24,26 @@ voxels):
     tuple)
 """
 
+from monai_iou.metrics.detection import DetectionScores, Lesion, VolumeBin, recall_by_volume
 from monai_iou.metrics.iou import ClassCounts, IoUMetric, fine_grained_iou, iou_counts, iou_from_counts
+from monai_iou.metrics.lesion import LesionScores, lesion_scores
+from monai_iou.metrics.masks import Crop, OverlapScores, crop_to_union, overlap_from_counts, overlap_scores
 
 __all__ = [
     "ClassCounts",
+    "Crop",
+    "DetectionScores",
     "IoUMetric",
+    "Lesion",
+    "LesionScores",
+    "OverlapScores",
+    "VolumeBin",
+    "crop_to_union",
     "fine_grained_iou",
     "iou_counts",
     "iou_from_counts",
+    "lesion_scores",
+    "overlap_from_counts",
+    "overlap_scores",
+    "recall_by_volume",
 ]

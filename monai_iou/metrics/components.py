@@ -1,0 +1,162 @@
+"""Connected components of two masks: what overlaps what, which match, and whose neighbourhood a voxel belongs to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from monai_iou.metrics.masks import BoolMask
+
+__all__ = ["Overlaps", "find_overlaps", "label_components", "match_one_to_one", "nearest_component"]
+
+_IntArray = npt.NDArray[np.int64]
+_FloatArray = npt.NDArray[np.float64]
+
+# Beyond this many voxels a distance transform of the whole box is faster than a search for each voxel.
+_MOST_QUERIES = 200_000
+
+
+class Overlaps(NamedTuple):
+    """Pairs of components that share a voxel, numbered from 0, and the size of every component in voxels."""
+
+    reference: _IntArray
+    prediction: _IntArray
+    intersection: _IntArray
+    reference_sizes: _IntArray
+    prediction_sizes: _IntArray
+
+    @property
+    def iou(self) -> _FloatArray:
+        """IoU of each pair."""
+        union = self.reference_sizes[self.reference] + self.prediction_sizes[self.prediction] - self.intersection
+        ratio: _FloatArray = self.intersection / union
+        return ratio
+
+
+def label_components(mask: BoolMask, connectivity: int | None) -> tuple[npt.NDArray[Any], int]:
+    """Components numbered from 1 in scan order, 0 elsewhere, and their number.
+
+    Args:
+        mask: 2 or 3 dimensions.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+
+    Raises:
+        ValueError: the connectivity does not fit the dimensions.
+    """
+    import cc3d
+
+    choices = {2: (4, 8), 3: (6, 18, 26)}[mask.ndim]
+    neighbours: Any = choices[-1] if connectivity is None else connectivity
+    if neighbours not in choices:
+        message = f"Expected `connectivity` to be one of {choices} for {mask.ndim} dimensions, but got {connectivity}"
+        raise ValueError(message)
+    if not mask.any():
+        return np.zeros(mask.shape, dtype=np.int64), 0
+    labels: npt.NDArray[Any]
+    labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=neighbours, return_N=True)
+    return labels, int(count)
+
+
+def find_overlaps(
+    reference: npt.NDArray[Any], prediction: npt.NDArray[Any], reference_count: int, prediction_count: int
+) -> Overlaps:
+    """Count the voxels of every pair of components in one histogram.
+
+    Args:
+        reference: component number of each voxel, 0 for none, any one shape.
+        prediction: the same for the other mask.
+        reference_count: number of reference components.
+        prediction_count: number of predicted components.
+    """
+    both = (reference > 0) & (prediction > 0)
+    pair = (reference[both].astype(np.int64) - 1) * prediction_count + (prediction[both].astype(np.int64) - 1)
+    found, intersection = np.unique(pair, return_counts=True)
+    columns = max(prediction_count, 1)
+    return Overlaps(
+        reference=found // columns,
+        prediction=found % columns,
+        intersection=intersection.astype(np.int64),
+        reference_sizes=np.bincount(reference.ravel(), minlength=reference_count + 1)[1:],
+        prediction_sizes=np.bincount(prediction.ravel(), minlength=prediction_count + 1)[1:],
+    )
+
+
+def match_one_to_one(overlaps: Overlaps, threshold: float) -> _IntArray:
+    """Pairs matched one to one: as many as can be, and among those choices the largest sum of IoU.
+
+    Pairs count from an IoU of `threshold` on; with 0, from one shared voxel on. Above 0.5 no component has two
+    candidates, so that every way of matching gives the same; below, taking the best pair first can leave partners
+    without a match.
+
+    Returns:
+        Indices into the pairs of `overlaps`, ascending.
+    """
+    iou = overlaps.iou
+    candidates = np.flatnonzero(iou >= threshold)
+    chosen = [np.empty(0, dtype=np.int64)]
+    for group in _independent_groups(overlaps.reference[candidates], overlaps.prediction[candidates]):
+        pairs = candidates[group]
+        chosen.append(pairs if len(pairs) == 1 else _assign(overlaps, pairs, iou))
+    return np.sort(np.concatenate(chosen))
+
+
+def _independent_groups(rows: _IntArray, columns: _IntArray) -> list[_IntArray]:
+    """Split pairs into groups that share no component, so that each assignment is small."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(rows):
+        return []
+    _, row = np.unique(rows, return_inverse=True)
+    _, column = np.unique(columns, return_inverse=True)
+    nodes = int(row.max()) + 1 + int(column.max()) + 1
+    graph = coo_array((np.ones(len(row)), (row, column + int(row.max()) + 1)), shape=(nodes, nodes))
+    _, group_of_node = connected_components(graph, directed=False)
+    group = group_of_node[row]
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
+def _assign(overlaps: Overlaps, pairs: _IntArray, iou: _FloatArray) -> _IntArray:
+    from scipy.optimize import linear_sum_assignment
+
+    rows, row = np.unique(overlaps.reference[pairs], return_inverse=True)
+    columns, column = np.unique(overlaps.prediction[pairs], return_inverse=True)
+    gain = np.zeros((len(rows), len(columns)))
+    # one more match outweighs any sum of IoU
+    gain[row, column] = min(gain.shape) + iou[pairs]
+    index = np.full(gain.shape, -1, dtype=np.int64)
+    index[row, column] = pairs
+    matched: _IntArray = index[linear_sum_assignment(gain, maximize=True)]
+    return matched[matched >= 0]
+
+
+def nearest_component(components: npt.NDArray[Any], where: BoolMask, spacing: tuple[float, ...]) -> _IntArray:
+    """Number of the component nearest in mm to each voxel of `where`: the Voronoi region that the voxel lies in.
+
+    Only the component voxels with a background voxel beside them can be nearest to a voxel outside, and only the
+    voxels asked for are searched, so that no distance transform of the volume is needed. At equal distances either
+    component may win.
+
+    Args:
+        components: component numbers from 1, 0 outside; at least one component.
+        where: voxels outside the components.
+        spacing: voxel size in mm.
+
+    Returns:
+        One number for each voxel of `where`, in scan order.
+    """
+    from scipy.ndimage import binary_erosion, distance_transform_edt
+    from scipy.spatial import cKDTree
+
+    if np.count_nonzero(where) > _MOST_QUERIES:
+        nearest = distance_transform_edt(components == 0, sampling=spacing, return_distances=False, return_indices=True)
+        result: _IntArray = components[tuple(axis[where] for axis in nearest)].astype(np.int64)
+        return result
+    inside = components > 0
+    surface = np.argwhere(inside & ~binary_erosion(inside))
+    _, index = cKDTree(surface * spacing).query(np.argwhere(where) * spacing)
+    numbers: _IntArray = components[tuple(surface[index].T)].astype(np.int64)
+    return numbers

@@ -1,0 +1,149 @@
+"""What a comparison of connected components gives: counts that add up over cases, and one record per lesion."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DetectionScores", "Lesion", "LesionCurve", "VolumeBin", "recall_by_volume"]
+
+_FloatArray = npt.NDArray[np.float64]
+
+
+def ratio(part: float, whole: float) -> float:
+    """Part / whole, NaN where the whole is nothing."""
+    return part / whole if whole else math.nan
+
+
+@dataclass(frozen=True)
+class DetectionScores:
+    """Matched and unmatched components; they add up over cases. Everything is NaN where there is nothing at all."""
+
+    tp: int
+    """Reference components with a match."""
+    fp: int
+    """Predicted components without one."""
+    fn: int
+    """Reference components without one."""
+    iou_sum: float
+    """Sum of IoU over the matched pairs."""
+
+    def __add__(self, other: DetectionScores) -> DetectionScores:
+        return DetectionScores(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.iou_sum + other.iou_sum)
+
+    @property
+    def both_empty(self) -> bool:
+        """Whether neither side has a component: a case to count apart."""
+        return self.tp + self.fp + self.fn == 0
+
+    @property
+    def precision(self) -> float:
+        """TP / (TP + FP); NaN without a predicted component."""
+        return ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """TP / (TP + FN); NaN without a reference component."""
+        return ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """TP / (TP + FP/2 + FN/2); 0 for false positives on an empty reference."""
+        return ratio(self.tp, self.tp + (self.fp + self.fn) / 2)
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality, the same as F1."""
+        return self.f1
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality, the mean IoU of the matched pairs; 0 where there are components but no match."""
+        if self.both_empty:
+            return math.nan
+        return self.iou_sum / self.tp if self.tp else 0.0
+
+    @property
+    def pq(self) -> float:
+        """Panoptic quality, SQ * RQ."""
+        return self.sq * self.rq
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One reference component ("tp" found, "fn" missed), or one predicted component without a match ("fp")."""
+
+    label: int
+    component: int
+    """Number of the component in its own mask, from 1, in scan order."""
+    outcome: Literal["tp", "fn", "fp"]
+    volume_ml: float
+    centroid_voxel: tuple[float, ...]
+    centroid_mm: tuple[float, ...]
+    iou: float
+    """IoU with the matched component, 0 without one."""
+    region_iou: float
+    """IoU inside the Voronoi region; NaN for "fp"."""
+    matched_component: int | None
+    """Number of the matched component in the prediction."""
+
+
+class LesionCurve(NamedTuple):
+    """F1, recall and PQ against the IoU threshold, and the areas under F1 and PQ (trapezoids, divided by the range)."""
+
+    thresholds: _FloatArray
+    f1: _FloatArray
+    recall: _FloatArray
+    pq: _FloatArray
+    f1_area: float
+    pq_area: float
+
+
+@dataclass(frozen=True)
+class VolumeBin:
+    """How many of the reference lesions of at least `low_ml` and less than `high_ml` were found."""
+
+    low_ml: float
+    high_ml: float
+    found: int
+    count: int
+
+    @property
+    def recall(self) -> float:
+        """Found / count; NaN without a lesion."""
+        return ratio(self.found, self.count)
+
+
+def recall_by_volume(
+    lesions: Iterable[Lesion], edges_ml: Sequence[float] = (0.0, 0.01, 0.1, 1.0, 10.0, math.inf)
+) -> list[VolumeBin]:
+    """Share of the reference lesions found, by their volume; lesions of many cases can be given together.
+
+    Args:
+        lesions: records of `lesion_scores`; false positives are left out.
+        edges_ml: ascending volumes in ml; a bin holds its lower edge and not its upper.
+
+    Raises:
+        ValueError: `edges_ml` is not ascending.
+
+    >>> from monai_iou.metrics import lesion_scores
+    >>> reference = np.zeros((4, 9), dtype=bool); reference[1, 1] = reference[1:3, 4:8] = True
+    >>> found = lesion_scores(reference & (np.arange(9) > 2), reference, spacing=10).lesions
+    >>> [(b.low_ml, b.count, b.recall) for b in recall_by_volume(found, edges_ml=(0, 0.5, 5))]
+    [(0, 1, 0.0), (0.5, 1, 1.0)]
+    """
+    if len(edges_ml) < 2 or not (np.diff(np.asarray(edges_ml, dtype=float)) > 0).all():
+        message = f"Expected `edges_ml` to be at least two ascending volumes, but got {tuple(edges_ml)}"
+        raise ValueError(message)
+    known = [(lesion.volume_ml, lesion.outcome == "tp") for lesion in lesions if lesion.outcome != "fp"]
+    bins = []
+    for low, high in itertools.pairwise(edges_ml):
+        hits = [hit for volume, hit in known if low <= volume < high]
+        bins.append(VolumeBin(low, high, sum(hits), len(hits)))
+    return bins
