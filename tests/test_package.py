@@ -1,0 +1,103 @@
+"""Promises of the package as a whole: what is public, what importing costs, how MONAI finds it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator
+
+import monai_iou
+
+ROOT = Path(__file__).parents[1]
+# Imported inside functions only: they cost time, or are needed by one command.
+HEAVY = ("nibabel", "SimpleITK", "ignite", "scipy", "cc3d", "matplotlib", "dask", "distributed", "rich", "jinja2")
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"{statement}; import sys, json; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return {name.split(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    names = monai_iou.__all__
+    assert names == sorted(names)
+    assert all(hasattr(monai_iou, name) for name in names)
+
+
+def test_changelog_has_the_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(monai_iou.__version__)}", changelog, re.MULTILINE)
+
+
+def test_import_adds_nothing_heavy_to_monai() -> None:
+    ours = _modules_after("import monai_iou")
+    monai_alone = _modules_after("import monai, monai.handlers")
+    assert not (ours - monai_alone) & set(HEAVY)
+
+
+def test_the_check_of_light_imports_can_fail() -> None:
+    assert "scipy" in _modules_after("import scipy")
+
+
+@pytest.mark.parametrize("prefix", ["", "monai_iou."])
+def test_short_and_full_names_in_a_config(prefix: str) -> None:
+    config = {
+        "imports": ["$import monai_iou"],
+        "loss": {"_target_": f"{prefix}IoULoss", "softmax": True},
+    }
+    loss = ConfigParser(config).get_parsed_content("loss")
+    assert isinstance(loss, monai_iou.IoULoss)
+    assert loss.softmax
+
+
+def test_no_public_name_is_monais() -> None:
+    table = ComponentLocator(excludes=["monai_iou"])
+    taken = [name for name in monai_iou.__all__ if table.get_component_module_name(name) is not None]
+    assert taken == []
+
+
+def test_full_name_needs_no_import() -> None:
+    code = (
+        "from monai.bundle import ConfigParser;"
+        "loss = ConfigParser({'loss': {'_target_': 'monai_iou.IoULoss'}}).get_parsed_content('loss');"
+        "print(type(loss).__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip().splitlines()[-1] == "monai_iou.losses.iou"
+
+
+def test_help_answers_at_once() -> None:
+    code = (
+        "import sys, monai_iou_command\n"
+        "status = monai_iou_command.main(['--help'])\n"
+        "assert status == 0\n"
+        "assert not {'torch', 'monai', 'numpy'} & set(sys.modules), 'the command imports more than its help needs'\n"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.startswith("Usage: monai-iou")
+    assert time.monotonic() - start < 10  # the promise is one second; the modules above are what would break it
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    from monai_iou.cli import main
+
+    assert main(["no-such-command"]) == 2
+    assert "No such command" in capsys.readouterr().err
+
+
+def test_metatensor_gives_a_plain_tensor() -> None:
+    from monai.data import MetaTensor
+
+    logits = MetaTensor(torch.randn(1, 2, 4, 4), affine=torch.eye(4))
+    labels = MetaTensor(torch.ones(1, 1, 4, 4), affine=torch.eye(4))
+    assert type(monai_iou.IoULoss(softmax=True)(logits, labels)) is torch.Tensor
