@@ -5,6 +5,7 @@ looking through the modules that are loaded.
 """
 
 from monai_iou.distributed import sum_over_ranks
+from monai_iou.handlers import IoUHandler
 from monai_iou.losses import (
     CompoundLoss,
     FocalIoULoss,
@@ -16,6 +17,7 @@ from monai_iou.losses import (
     LogIoULoss,
     WeightedCrossEntropyLoss,
 )
+from monai_iou.metrics import IoUMetric
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 
 __version__ = "0.1.0"
@@ -27,7 +29,9 @@ __all__ = [
     "GeneralizedIoULoss",
     "IoUCELoss",
     "IoUFocalLoss",
+    "IoUHandler",
     "IoULoss",
+    "IoUMetric",
     "LogIoULoss",
     "VoxelSums",
     "WeightedCrossEntropyLoss",
