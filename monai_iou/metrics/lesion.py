@@ -53,7 +53,7 @@ class LesionScores(DetectionScores):
 
     def at(self, threshold: float | Literal["any"]) -> DetectionScores:
         """The detection scores at another IoU threshold, from the same overlaps."""
-        return _detection(self.overlaps, match_one_to_one(self.overlaps, _threshold(threshold)))
+        return _detection(self.overlaps, match_one_to_one(self.overlaps, iou_threshold(threshold)))
 
     def curve(self, thresholds: Sequence[float] = _TENTHS) -> LesionCurve:
         """Detection scores over IoU thresholds; 0 asks for one shared voxel.
@@ -113,7 +113,7 @@ def lesion_scores(
     (1, 0, 1, 0.667, 0.444, 0.333)
     """
     p_mask, r_mask = mask_pair(prediction, reference, dimensions=(2, 3))
-    limit = _threshold(threshold)
+    limit = iou_threshold(threshold)
     matrix = None if affine is None else _affine(affine, p_mask.ndim)
     if spacing is None and matrix is not None:
         spacing = np.linalg.norm(matrix[:-1, :-1], axis=0)
@@ -143,7 +143,8 @@ def lesion_scores(
     )
 
 
-def _threshold(threshold: float | Literal["any"]) -> float:
+def iou_threshold(threshold: float | Literal["any"]) -> float:
+    """The IoU that a pair must reach; 0 for "any"."""
     if threshold == "any":
         return 0.0
     if isinstance(threshold, str) or not 0 <= threshold <= 1:

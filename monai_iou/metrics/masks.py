@@ -69,6 +69,15 @@ def mask_pair(
     return masks
 
 
+def bounding_box(mask: BoolMask) -> tuple[slice, ...]:
+    """The smallest box that holds the mask; a box of no voxels for an empty mask."""
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+    return tuple(box)
+
+
 def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 0) -> Crop:
     """Cut two masks to the smallest box that holds every voxel of either.
 
@@ -88,14 +97,9 @@ def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 
     (2,)
     """
     p, r = mask_pair(prediction, reference)
-    union = p | r
-    box = []
-    for axis in range(union.ndim):
-        hit = np.flatnonzero(union.any(axis=tuple(a for a in range(union.ndim) if a != axis)))
-        low, high = (int(hit[0]) - margin, int(hit[-1]) + 1 + margin) if hit.size else (0, 0)
-        box.append(slice(max(low, 0), high))
-    cut = tuple(box)
-    return Crop(p[cut], r[cut], tuple(s.start for s in box))
+    box = bounding_box(p | r)
+    cut = tuple(slice(max(s.start - margin, 0), s.stop + margin) if s.stop else s for s in box)
+    return Crop(p[cut], r[cut], tuple(s.start for s in cut))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""The lesion scores as a MONAI metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from monai.utils.enums import MetricReduction
+
+from monai_iou.metrics.detection import DetectionScores
+from monai_iou.metrics.inputs import ImagePair
+from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty
+from monai_iou.metrics.lesion import iou_threshold, lesion_scores
+from monai_iou.metrics.reduction import PerClassMetric
+
+__all__ = ["LesionIoUMetric"]
+
+_STATISTICS = ("references", "predictions", "tp", "iou_sum", "cc_iou", "cc_dice", "f1_area")
+
+
+class LesionIoUMetric(PerClassMetric):
+    """One lesion score for every image and class; see `lesion_scores`.
+
+    Args:
+        include_background: whether class 0 is scored; with a single map there is no background to leave out.
+        reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
+        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
+        score: "pq", "sq", "rq" or "f1", "precision", "recall", "cc_iou", "cc_dice", or "f1_area", the area under F1
+            over IoU thresholds. All of them stay available from `summary`.
+        threshold: IoU from which on two components can match; "any" asks for one shared voxel.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+        ignore_empty: "both" (default): NaN where neither side has a lesion, 0 for false positives alone. True: NaN
+            where the reference has none. False: 1 where neither has one. A precision or recall of nothing stays NaN.
+        num_classes: needed where both inputs are label maps; background included.
+        return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
+        ignore_index: voxels of this reference label are in no lesion.
+
+    Raises:
+        ValueError: an argument is not one of the above.
+
+    >>> reference = torch.zeros((1, 1, 8, 8)); reference[..., 1:3, 1:3] = 1; reference[..., 6, 6] = 1
+    >>> prediction = torch.zeros((1, 1, 8, 8)); prediction[..., 1:3, 1:4] = 1
+    >>> metric = LesionIoUMetric(score="f1")
+    >>> metric(prediction, reference)
+    tensor([[0.6667]])
+    """
+
+    def __init__(
+        self,
+        include_background: bool = False,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        get_not_nans: bool = False,
+        score: str = "pq",
+        threshold: float | Literal["any"] = 0.5,
+        connectivity: int | None = None,
+        ignore_empty: IgnoreEmpty = "both",
+        num_classes: int | None = None,
+        return_with_label: bool | Sequence[str] = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
+        names = ("pq", "sq", "rq", "f1", "precision", "recall", "cc_iou", "cc_dice", "f1_area")
+        if score not in names:
+            message = f"Expected `score` to be one of {names}, but got {score!r}"
+            raise ValueError(message)
+        check_ignore_empty(ignore_empty)
+        self.score = score
+        self.threshold = iou_threshold(threshold)
+        self.connectivity = connectivity
+        self.ignore_empty = ignore_empty
+
+    def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
+        rows = []
+        for p, r in pair.masks(first_class):
+            scores = lesion_scores(p, r, spacing=spacing, threshold=self.threshold, connectivity=self.connectivity)
+            counts = (scores.tp + scores.fn, scores.tp + scores.fp, scores.tp)
+            rows.append((*counts, scores.iou_sum, scores.cc_iou, scores.cc_dice, scores.curve().f1_area))
+        return torch.tensor(rows, dtype=torch.float64, device=pair.reference.device)
+
+    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        columns = dict(zip(_STATISTICS, rows.unbind(dim=-1), strict=True))
+        references, predictions, tp = columns["references"], columns["predictions"], columns["tp"]
+        f1 = 2 * tp / (references + predictions)
+        sq = torch.where(tp > 0, columns["iou_sum"] / tp, f1)  # without a match both are 0, or NaN without a lesion
+        known = {"f1": f1, "rq": f1, "sq": sq, "pq": sq * f1, "precision": tp / predictions, "recall": tp / references}
+        scores = {**columns, **known}[self.score]
+        if self.score in ("precision", "recall"):
+            return scores.float()
+        if self.ignore_empty is True:
+            scores = scores.masked_fill(references == 0, math.nan)
+        elif self.ignore_empty is False:
+            scores = scores.masked_fill(references + predictions == 0, 1.0)
+        return scores.float()
+
+    def summary(self) -> list[dict[str, float]]:
+        """Lesions of all images of all ranks counted together, one dict for each class; every rank must call it.
+
+        Returns:
+            "tp", "fp", "fn", "precision", "recall", "f1", "sq" and "pq" of the joined lesions, "cc_iou" and "cc_dice"
+            averaged over the images that have a score, "images", and "both_empty", the images without a lesion on
+            either side.
+
+        Raises:
+            ValueError: no rank has scored an image.
+        """
+        rows = self.get_rows()
+        if rows is None:
+            message = "Expected at least one image before the summary is read, but got none: call the metric first"
+            raise ValueError(message)
+        return [_class_summary(column) for column in rows.unbind(dim=1)]
+
+
+def _class_summary(rows: torch.Tensor) -> dict[str, float]:
+    references, predictions, tp, iou_sum, cc_iou, cc_dice, _ = rows.unbind(dim=-1)
+    matched = int(tp.sum())
+    total = DetectionScores(
+        matched, int(predictions.sum()) - matched, int(references.sum()) - matched, float(iou_sum.sum())
+    )
+    return {
+        **{name: float(getattr(total, name)) for name in ("tp", "fp", "fn", "precision", "recall", "f1", "sq", "pq")},
+        "cc_iou": float(cc_iou.nanmean()),
+        "cc_dice": float(cc_dice.nanmean()),
+        "images": float(len(rows)),
+        "both_empty": float((references + predictions == 0).sum()),
+    }
