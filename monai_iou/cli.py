@@ -7,14 +7,146 @@ command imports what it needs. Exit codes: 0 done, 1 the work failed, 2 the comm
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from monai_iou.evaluation.evaluate import Evaluation, Progress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """IoU losses, metrics and a bundle for MONAI: demo, train, evaluate, compare."""
+
+
+def _label_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """`1,2` as (1, 2)."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError as error:
+        message = f"Expected label values separated by commas, such as 1,2, but got {value!r}."
+        raise click.BadParameter(message) from error
+
+
+def _region_list(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, tuple[int, ...]]:
+    """`whole=1+2,core=2` as {"whole": (1, 2), "core": (2,)}."""
+    try:
+        parts = [part.split("=") for part in value.split(",")] if value else []
+        regions = {name.strip(): tuple(int(label) for label in labels.split("+")) for name, labels in parts}
+    except ValueError as error:
+        message = f"Expected regions such as whole=1+2,core=2, but got {value!r}."
+        raise click.BadParameter(message) from error
+    if len(regions) != len(parts) or "" in regions:
+        message = f"Expected every region to have a name of its own, but got {value!r}."
+        raise click.BadParameter(message)
+    return regions
+
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@cli.command()
+@click.option("--predictions", required=True, type=_FOLDER, metavar="DIR", help="Predicted label maps.")
+@click.option("--references", required=True, type=_FOLDER, metavar="DIR", help="Reference label maps.")
+@click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Where the tables and the report go.")
+@click.option("--labels", callback=_label_list, metavar="1,2", help="Label values. Default: all in the references.")
+@click.option("--regions", callback=_region_list, metavar="NAME=1+2,...", help="Unions of labels, instead of labels.")
+@click.option("--ignore", type=int, metavar="LABEL", help="Reference voxels of this value count nowhere.")
+@click.option("--tolerance", type=float, default=1.0, show_default=True, metavar="MM", help="For NSD.")
+@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes of this machine.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask cluster, such as tcp://host:8786.")
+@click.option("--resample", type=click.Choice(["reference"]), help="Take predictions to the reference's grid.")
+@click.option("--images", type=_FOLDER, metavar="DIR", help="Images to show in the report under the contours.")
+@click.option("--pairs", type=_FOLDER, metavar="CSV", help="Columns prediction, reference and, if wanted, case.")
+def evaluate(**options: Any) -> int:
+    """Score a folder of predictions against references.
+
+    Files pair by relative name without the extension. NIfTI, MetaImage, NRRD and folders of DICOM slices are read.
+    Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
+    not done yet. Exit code 1 if a case failed.
+    """
+    from monai_iou.evaluation.evaluate import Request, RequestError, evaluate_folders
+
+    options["resample"] = options["resample"] is not None
+    try:
+        with _progress() as show:
+            done = evaluate_folders(Request(**options, command=("monai-iou", *sys.argv[1:])), show)
+    except RequestError as error:
+        raise click.UsageError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    _print_evaluation(done, options["output"])
+    return 1 if done.failures else 0
+
+
+def _print_evaluation(done: Evaluation, output: Path) -> None:
+    old = f" ({done.reused} from before)" if done.reused else ""
+    click.echo(f"Evaluated {len(done.records)} of {len(done.pairs)} cases{old}.")
+    for note in done.notes:
+        click.echo(f"Note: {note}")
+    for failure in done.failures:
+        click.echo(f"Failed: {failure['case']}: {failure['reason']}", err=True)
+    for label, scores in done.summary["labels"].items():
+        iou, bounds = scores["iou"]["mean"], scores["iou"]["mean_interval"]
+        interval = f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
+        click.echo(f"Label {label}: mean IoU {'undefined' if iou is None else f'{iou:.3f}'}{interval}")
+    click.echo(f"Report: {output / 'report.html'}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar with the time left on a terminal, a line for each case elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda step: click.echo(
+            f"{step.stage} {step.done}/{step.total}: {step.case}{f' failed: {step.reason}' if step.reason else ''}",
+            err=True,
+        )
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+    with progress.Progress(*columns, *times, console=Console(stderr=True)) as bar:
+        names = {"labels": "Reading labels", "cases": "Scoring cases"}
+        tasks: dict[str, Any] = {}
+
+        def show(step: Progress) -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bar.add_task(names[step.stage], total=step.total)
+            bar.update(tasks[step.stage], completed=step.done)
+
+        yield show
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=_FOLDER, metavar="BASELINE OTHER...")
+@click.option("--output", type=_FOLDER, default=Path("comparison"), show_default=True, metavar="DIR")
+@click.option("--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all that rank a method.")
+def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int:
+    """Compare evaluated folders with the first of them, case by case.
+
+    Writes comparison.csv and comparison.html: mean paired differences with 95 % bootstrap intervals and permutation
+    tests, corrected for the number of metrics (Holm).
+    """
+    from monai_iou.evaluation.compare import METRICS, compare_folders
+
+    try:
+        rows = compare_folders(folders, output, tuple(metrics.split(",")) if metrics else METRICS)
+    except (ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    for row in rows:
+        if row["difference"] is not None:
+            click.echo(
+                f"{row['other']}, label {row['label']}, {row['metric']}: {row['difference']:+.4f} "
+                f"({row['low']:+.4f} to {row['high']:+.4f}), corrected p = {row['p_holm']:.4g}"
+            )
+    click.echo(f"Report: {output / 'comparison.html'}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

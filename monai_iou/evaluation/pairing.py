@@ -105,13 +105,14 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         )
         raise PairingError(message)
     pairs: dict[str, Pair] = {}
-    for row in rows:
+    for line, row in enumerate(rows, start=2):
         named = (row["reference"] or row["prediction"] or "").strip()
+        if not named:
+            message = f"Expected every row of `{path}` to name a file, but got empty cells in row {line}: remove it."
+            raise PairingError(message)
         name = (row.get("case") or "").strip() or Path(named).parent.joinpath(case_name(Path(named))).as_posix()
-        if not named or name in pairs:
-            message = (
-                f"Expected every row of `{path}` to name another case, but got `{name}` twice or empty: rename it."
-            )
+        if name in pairs:
+            message = f"Expected every row of `{path}` to name a case of its own, but got `{name}` again: rename it."
             raise PairingError(message)
         pairs[name] = Pair(name, _existing(predictions, row["prediction"]), _existing(references, row["reference"]))
     return list(pairs.values())

@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
-Result = TypeVar("Result")
+Tasks: TypeAlias = Mapping[str, tuple[Any, ...]]
+Run: TypeAlias = Callable[[Callable[..., Any], Tasks], Iterator[tuple[str, Any]]]
+"""Calls a function for every task and yields name and result, or name and `TaskError`, in order of completion."""
 
 CONNECT_SECONDS = 30
-# A worker that dies takes its task with it; a task that has killed this many workers is given up.
+# How often a case may lose its worker before it is given up.
 RETRIES = 3
 
 
@@ -31,84 +34,105 @@ class TaskError:
     reason: str
 
 
-def run_tasks(
-    function: Callable[..., Result],
-    tasks: Mapping[str, tuple[Any, ...]],
-    workers: int = 1,
-    scheduler: str | None = None,
-) -> Iterator[tuple[str, Result | TaskError]]:
-    """Call `function(*arguments)` for every task and yield each outcome as soon as it is there.
+@contextmanager
+def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Run]:
+    """Open the means to run tasks, and close them after use.
 
     Args:
-        function: a module-level function (workers import it by name).
-        tasks: arguments by task name; all of them must pickle.
         workers: processes of this machine; 1 runs the tasks here, without starting any.
         scheduler: address of a Dask scheduler, such as `tcp://host:8786`; replaces `workers`.
 
     Yields:
-        Task name and result, or `TaskError` for a task that raised; in order of completion.
+        `run(function, tasks)`, where `function` is a module-level function (workers import it by name) and `tasks`
+        holds its arguments by task name. It can be called again: the workers stay.
 
     Raises:
         SchedulerError: Dask is not installed, or the scheduler or its workers do not answer.
 
-    >>> dict(run_tasks(divmod, {"a": (7, 2), "b": (1, 0)}))["a"]
-    (3, 1)
+    >>> with runner() as run:
+    ...     results = dict(run(divmod, {"a": (7, 2), "b": (1, 0)}))
+    >>> results["a"], results["b"].reason
+    ((3, 1), 'ZeroDivisionError: integer division or modulo by zero')
     """
-    if not tasks:
-        return
     if scheduler is not None:
-        yield from _on_dask(function, tasks, scheduler)
+        with _dask_client(scheduler) as client:
+            yield lambda function, tasks: _on_dask(client, function, tasks)
     elif workers > 1:
-        yield from _on_processes(function, tasks, workers)
+        pool = _Processes(workers)
+        try:
+            yield pool.run
+        finally:
+            pool.close()
     else:
-        for name, arguments in tasks.items():
-            yield name, _guarded(function, *arguments)
+        yield _here
 
 
-def _guarded(function: Callable[..., Result], *arguments: Any) -> Result | TaskError:
+def _here(function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
+    for name, arguments in tasks.items():
+        yield name, _guarded(function, *arguments)
+
+
+def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:  # one broken case must not stop the others
-        return TaskError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        reason = " ".join(str(error).split())
+        # Messages of this package are sentences; others need their type to be understood.
+        return TaskError(reason if reason.startswith("Expected ") else f"{type(error).__name__}: {reason}")
 
 
-def _on_processes(
-    function: Callable[..., Result], tasks: Mapping[str, tuple[Any, ...]], workers: int
-) -> Iterator[tuple[str, Result | TaskError]]:
-    left = dict(tasks)
-    for name, outcome in _one_pool(function, tasks, min(workers, len(tasks))):
-        del left[name]
-        yield name, outcome
-    # A worker that dies (killed for memory, say) breaks its whole pool and does not tell which task it had. What is
-    # left therefore runs one task at a time: the innocent ones finish, the guilty one is named.
-    for name, arguments in left.items():
-        alone = list(_one_pool(function, {name: arguments}, 1))
-        reason = "The worker process died twice in this case, perhaps for lack of memory: run it with fewer workers."
-        yield alone[0] if alone else (name, TaskError(reason))
+class _Processes:
+    """A pool of spawned processes that is replaced when a worker dies."""
 
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
 
-def _one_pool(
-    function: Callable[..., Result], tasks: Mapping[str, tuple[Any, ...]], workers: int
-) -> Iterator[tuple[str, Result | TaskError]]:
-    """Yield the outcomes of the tasks that finished; those missing were lost with a dying worker."""
-    import multiprocessing
+    def run(self, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
+        left = dict(tasks)
+        for name, outcome in self._round(function, tasks):
+            del left[name]
+            yield name, outcome
+        # A worker that dies (killed for memory, say) breaks its whole pool and does not tell which task it had. What
+        # is left therefore runs one task at a time: the innocent ones finish, the guilty one is named.
+        for name, arguments in left.items():
+            alone = dict(self._round(function, {name: arguments}))
+            reason = "Expected the worker process to finish this case, but it died twice: give it more memory."
+            yield name, alone.get(name, TaskError(reason))
 
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
-    )
-    try:
-        names: dict[Future[Result | TaskError], str] = {}
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _round(self, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
+        """Yield the outcomes of the tasks that finished; those missing were lost with a dying worker."""
+        pool = self._open()
+        names: dict[Future[Any], str] = {}
         try:
             for name, arguments in tasks.items():
                 names[pool.submit(_guarded, function, *arguments)] = name
         except BrokenProcessPool:
-            pass
+            pass  # those already submitted carry the same error
+        broken = len(names) < len(tasks)
         for future in as_completed(names):
-            if not isinstance(future.exception(), BrokenProcessPool):
+            if isinstance(future.exception(), BrokenProcessPool):
+                broken = True
+            else:
                 yield names[future], future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if broken:
+            self.close()
+
+    def _open(self) -> ProcessPoolExecutor:
+        import multiprocessing
+
+        if self._pool is None:
+            threads = max(1, (os.cpu_count() or 1) // self._workers)
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self._workers, mp_context=context, initializer=_limit_threads, initargs=(threads,)
+            )
+        return self._pool
 
 
 def _limit_threads(threads: int) -> None:
@@ -117,22 +141,20 @@ def _limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _on_dask(
-    function: Callable[..., Result], tasks: Mapping[str, tuple[Any, ...]], address: str
-) -> Iterator[tuple[str, Result | TaskError]]:
-    with _dask_client(address) as client:
-        from distributed import as_completed
+def _on_dask(client: Any, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
+    from distributed import as_completed as as_completed_there
 
-        futures = {
-            client.submit(_guarded, function, *arguments, pure=False, retries=RETRIES): name
-            for name, arguments in tasks.items()
-        }
-        for future in as_completed(list(futures)):
-            if future.status == "finished":
-                yield futures[future], future.result()
-            else:
-                yield futures[future], TaskError(f"The cluster gave the case up: {future.exception()}")
-            future.release()
+    futures = {
+        client.submit(_guarded, function, *arguments, pure=False, retries=RETRIES): name
+        for name, arguments in tasks.items()
+    }
+    for future in as_completed_there(list(futures)):
+        if future.status == "finished":
+            yield futures[future], future.result()
+        else:
+            reason = f"Expected the cluster to finish this case, but its workers died: {future.exception()}"
+            yield futures[future], TaskError(" ".join(reason.split()))
+        future.release()
 
 
 def _dask_client(address: str) -> Any:

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 2000
 PERMUTATIONS = 9999
 SEED = 0
-WORST_PERCENT = (5, 10, 50)
 
 Statistic = Callable[..., Any]
 
@@ -20,10 +19,10 @@ def describe(values: ArrayLike) -> dict[str, Any]:
     """Count, mean and median with bootstrap 95 % intervals, least and largest value.
 
     Args:
-        values: one number a case; NaN (undefined) and infinite ones (a distance to nothing) are left out and counted.
+        values: one number a case; undefined ones (NaN) are left out and counted.
 
     Returns:
-        `n`, `undefined`, `infinite`, `mean`, `mean_interval`, `median`, `median_interval`, `min`, `max`; None where
+        `n`, `undefined`, `mean`, `mean_interval`, `median`, `median_interval`, `min`, `max`; None where
         nothing is left.
 
     >>> describe([0.5, 0.7, float("nan")])["mean"]
@@ -31,11 +30,7 @@ def describe(values: ArrayLike) -> dict[str, Any]:
     """
     every = np.asarray(values, dtype=float).ravel()
     finite = every[np.isfinite(every)]
-    counts = {
-        "n": int(finite.size),
-        "undefined": int(np.isnan(every).sum()),
-        "infinite": int(np.isinf(every).sum()),
-    }
+    counts = {"n": int(finite.size), "undefined": int(every.size - finite.size)}
     if not finite.size:
         empty = dict.fromkeys(("mean", "mean_interval", "median", "median_interval", "min", "max"))
         return {**counts, **empty}
@@ -121,59 +116,32 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """IoU over the data set in three ways, and the mean of the worst images (Wang et al. 2023, fine-grained mIoU).
-
-    IoU-D adds intersections and unions over all cases before it divides, per label, then averages the labels: large
-    objects count most. IoU-I averages the labels of each case, then the cases. IoU-C averages the cases of each label,
-    then the labels. An IoU is left out where both masks are empty. `worst` is the mean of the lowest q % of the
-    per-case scores of IoU-I, at least one case.
+    """IoU over the data set: `monai_iou.metrics.fine_grained_iou` of the rows, and the interval of IoU-I.
 
     Args:
-        rows: one mapping a case and label with `case`, `label`, `iou`, `intersection` and `union` (voxels).
+        rows: one mapping a case and label with `case`, `label`, `intersection` and `union` (voxels); every case has
+            every label.
 
     Returns:
-        `iou_d`, `iou_i`, `iou_c` and `worst` by percent; None where nothing is defined.
+        `iou_d`, `iou_i`, `iou_i_interval`, `iou_c`, and the means of the worst 5, 10 and 50 %; NaN where nothing is
+        defined.
 
     >>> rows = [
-    ...     {"case": "a", "label": "1", "iou": 0.5, "intersection": 50, "union": 100},
-    ...     {"case": "b", "label": "1", "iou": 0.0, "intersection": 0, "union": 4},
+    ...     {"case": "a", "label": "1", "intersection": 50, "union": 100},
+    ...     {"case": "b", "label": "1", "intersection": 0, "union": 4},
     ... ]
     >>> scores = dataset_scores(rows)
-    >>> round(scores["iou_d"], 4), scores["iou_i"], scores["worst"]["50"]
-    (0.4808, 0.25, 0.0)
+    >>> round(scores["iou_d"], 4), scores["iou_i"], scores["iou_i_worst_50"], scores["iou_i_interval"]
+    (0.4808, 0.25, 0.0, [0.0, 0.5])
     """
-    by_label = _groups(rows, "label")
-    pooled = [_ratio(group) for group in by_label.values()]
-    images = np.sort(_defined([_mean([row["iou"] for row in group]) for group in _groups(rows, "case").values()]))
-    worst = {
-        str(percent): _mean(images[: max(1, int(percent / 100 * images.size))].tolist()) for percent in WORST_PERCENT
-    }
-    return {
-        "iou_d": _mean(pooled),
-        "iou_i": _mean(images.tolist()),
-        "iou_c": _mean([_mean([row["iou"] for row in group]) for group in by_label.values()]),
-        "worst": worst,
-    }
+    import torch
 
+    from monai_iou.metrics import fine_grained_iou
 
-def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
-    groups: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
-
-
-def _ratio(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    union = sum(int(row["union"]) for row in rows)
-    return sum(int(row["intersection"]) for row in rows) / union if union else None
-
-
-def _defined(values: Sequence[float | None]) -> NDArray[np.float64]:
-    array = np.array([np.nan if value is None else value for value in values], dtype=float)
-    finite: NDArray[np.float64] = array[np.isfinite(array)]
-    return finite
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = _defined(values)
-    return float(defined.mean()) if defined.size else None
+    cases = len({row["case"] for row in rows})
+    counts = np.array([[row["intersection"], row["union"]] for row in rows], dtype=np.int64)
+    intersection, union = counts.reshape(cases, -1, 2).transpose(2, 0, 1)
+    defined = np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
+    images = np.array([row[np.isfinite(row)].mean() for row in defined if np.isfinite(row).any()])
+    scores = fine_grained_iou(torch.from_numpy(intersection.copy()), torch.from_numpy(union.copy()))
+    return {**scores, "iou_i_interval": interval(images)}

@@ -161,6 +161,8 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     import SimpleITK
 
     with _itk_is_quiet():
+        if _is_dicom(path):
+            _refuse_dicom_objects(path, _dicom_kind(path))
         image = _read_series(path) if path.is_dir() else SimpleITK.ReadImage(str(path))
     if image.HasMetaDataKey(SOP_CLASS):
         _refuse_dicom_objects(path, image.GetMetaData(SOP_CLASS).strip("\0 "))

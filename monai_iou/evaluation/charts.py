@@ -1,0 +1,244 @@
+"""The report's charts as SVG text: every group has its name beside it or its own marker, colour only helps.
+
+Colours come from the page's CSS classes, so that the charts follow light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDTH = 560
+LEFT, RIGHT, TOP, BOTTOM = 84, 20, 12, 44
+ROW = 46
+MARKERS = ("circle", "square", "triangle", "diamond", "cross")
+OUTLINES: dict[str, list[tuple[float, float]]] = {  # corners of the markers that are not circles
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
+    "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+    "cross": [
+        *((-1.2, -0.4), (-0.4, -0.4), (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4)),
+        *((1.2, 0.4), (0.4, 0.4), (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4)),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value and what it is of; `note` is its tooltip."""
+
+    x: float
+    y: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic axis from `low` to `high`, drawn from pixel `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The pixel of `value`."""
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Four to eight round values, or the powers of ten."""
+        if self.logarithmic:
+            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            return [10.0**power for power in powers]
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough - 1e-12)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(i * step, 10) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: bool) -> str:
+    """One row a group: a dot a case, the box of the quartiles, the median as a bar.
+
+    Args:
+        groups: points by group name; `x` is the value and `y` is not used.
+        title: what the values are, with the unit; the axis label.
+        bounded: whether the axis is that of a score from 0 to 1.
+    """
+    values = [point.x for points in groups.values() for point in points]
+    high = 1.0 if bounded else max([*values, 1e-6]) * 1.05
+    height = TOP + ROW * len(groups) + BOTTOM
+    axis = Axis(0.0, high, LEFT, WIDTH - RIGHT)
+    parts = [_x_axis(axis, height, title)]
+    for row, (name, points) in enumerate(groups.items()):
+        middle = TOP + ROW * (row + 0.5)
+        parts.append(_text(LEFT - 10, middle - 3, _shortened(name), "end", "name"))
+        parts.append(_text(LEFT - 10, middle + 11, f"n = {len(points)}", "end", "small"))
+        if not points:
+            continue
+        parts += [
+            # Dots are spread by their order, the same in every run, so that equal values stay visible.
+            _marker("circle", axis(point.x), middle + ((i * 7) % 13 - 6) * 1.7, point.note, "dot", 2.6)
+            for i, point in enumerate(points)
+        ]
+        low_quartile, median, high_quartile = np.percentile([point.x for point in points], [25, 50, 75])
+        box = max(axis(high_quartile) - axis(low_quartile), 1.0)
+        parts.append(
+            f'<rect class="box" x="{axis(low_quartile):.1f}" y="{middle - 14:.1f}" width="{box:.1f}" height="28"/>'
+        )
+        parts.append(_line(axis(median), middle - 14, axis(median), middle + 14, "median"))
+    return _svg(height, f"Distribution of {title} for each label", parts)
+
+
+def recall_by_volume(lesions: Iterable[tuple[float, bool]], title: str) -> str:
+    """Share of the reference's lesions that were found, by volume, with Wilson's 95 % intervals.
+
+    Args:
+        lesions: volume in mm^3 and whether it was found.
+        title: the axis label.
+    """
+    bins: dict[int, list[bool]] = {}
+    for volume, found in lesions:
+        bins.setdefault(math.floor(math.log10(max(volume, 1e-3)) * 2), []).append(found)  # two bins a power of ten
+    height = 260
+    y = Axis(0.0, 1.0, height - BOTTOM, TOP)
+    parts = [_y_axis(y, "Lesions found")]
+    width = (WIDTH - LEFT - RIGHT) / max(1, len(bins))
+    for i, (half_power, hits) in enumerate(sorted(bins.items())):
+        middle = LEFT + width * (i + 0.5)
+        share, n = sum(hits) / len(hits), len(hits)
+        low, high = _wilson(share, n)
+        bar = min(width * 0.6, 56)
+        parts.append(
+            f'<rect class="bar" x="{middle - bar / 2:.1f}" y="{y(share):.1f}" width="{bar:.1f}" '
+            f'height="{y(0) - y(share):.1f}"><title>{sum(hits)} of {n} lesions found</title></rect>'
+        )
+        parts.append(_line(middle, y(low), middle, y(high), "whisker"))
+        parts.append(_text(middle, height - BOTTOM + 15, f"{_volume(half_power)}-{_volume(half_power + 1)}", "middle"))
+        parts.append(_text(middle, height - BOTTOM + 28, f"{sum(hits)}/{n}", "middle", "small"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 2, title, "middle", "small"))
+    return _svg(height, "Share of lesions found by lesion volume", parts)
+
+
+def bland_altman(groups: Mapping[str, Sequence[Point]]) -> str:
+    """Prediction minus reference volume against their mean, with the mean difference and the limits of agreement.
+
+    Args:
+        groups: points by label, `x` the mean and `y` the difference, in ml. Limits: mean +- 1.96 standard deviations
+            of the difference over all points (Bland and Altman 1986).
+    """
+    points = [point for group in groups.values() for point in group]
+    differences = np.array([point.y for point in points] or [0.0])
+    mean, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1)) if len(points) > 1 else 0.0
+    reach = max(abs(differences).max(), abs(mean) + spread, 1e-3) * 1.15
+    height = 300
+    largest = max([point.x for point in points] or [1.0])
+    x, y = Axis(0.0, max(largest, 1e-3) * 1.05, LEFT, WIDTH - RIGHT), Axis(-reach, reach, height - BOTTOM, TOP)
+    parts = [_x_axis(x, height, "Mean of prediction and reference, ml"), _y_axis(y, "Prediction - reference, ml")]
+    lines = (("mean", mean), ("+1.96 SD", mean + spread), ("-1.96 SD", mean - spread))
+    for name, value in lines if len(points) > 1 else lines[:1]:
+        parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "median" if name == "mean" else "limit"))
+        parts.append(_text(WIDTH - RIGHT, y(value) - 4, f"{name} {value:+.3g} ml", "end", "small"))
+    for i, group in enumerate(groups.values()):
+        parts += [_marker(MARKERS[i % 5], x(point.x), y(point.y), point.note, f"series{i % 5}", 4) for point in group]
+    return _svg(height, "Prediction against reference volume (Bland-Altman)", parts)
+
+
+def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> str:
+    """One row a difference: its interval as a line, its mean as a square, and zero as the dashed line.
+
+    Args:
+        rows: name, mean, low, high and a note such as the p-value.
+        title: the axis label.
+    """
+    reach = max([abs(value) for _, mean, low, high, _ in rows for value in (mean, low, high)] + [1e-6]) * 1.1
+    height = TOP + 26 * len(rows) + BOTTOM
+    axis = Axis(-reach, reach, 210, WIDTH - 110)
+    parts = [_x_axis(axis, height, title), _line(axis(0), TOP, axis(0), height - BOTTOM, "limit")]
+    for i, (name, mean, low, high, note) in enumerate(rows):
+        middle = TOP + 26 * (i + 0.5)
+        parts.append(_text(200, middle + 4, _shortened(name, 32), "end"))
+        parts.append(_line(axis(low), middle, axis(high), middle, "whisker"))
+        parts.append(_marker("square", axis(mean), middle, f"{name}: {mean:+.4g} [{low:+.4g}, {high:+.4g}]", "dot", 4))
+        parts.append(_text(WIDTH - 100, middle + 4, note, "start", "small"))
+    return _svg(height, title, parts)
+
+
+def legend_marker(index: int) -> str:
+    """The marker of the group `index` of `bland_altman`, for a legend in the page's text."""
+    mark = _marker(MARKERS[index % 5], 8, 8, "", f"series{index % 5}", 4)
+    return _markup(f'<svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg>')
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    z = 1.96
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _volume(half_power: int) -> str:
+    return f"{10 ** (half_power / 2):.2g}" if half_power < 4 else f"{10 ** (half_power / 2):,.0f}"
+
+
+def _svg(height: float, title: str, parts: Iterable[str]) -> str:
+    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(title)}">'
+    return _markup(f"{start}{''.join(parts)}</svg>")
+
+
+def _markup(text: str) -> str:
+    """Tell the template that `text` is markup: every name and note in it has been escaped here."""
+    from markupsafe import Markup  # comes with jinja2; imported here, as jinja2 is
+
+    return Markup(text)
+
+
+def _x_axis(axis: Axis, height: float, label: str) -> str:
+    base = height - BOTTOM
+    ticks = "".join(
+        _line(axis(tick), TOP, axis(tick), base, "grid")
+        + _text(axis(tick), base + 15, f"{tick:.6g}", "middle", "small")
+        for tick in axis.ticks()
+    )
+    return ticks + _text((axis.start + axis.end) / 2, base + 34, label, "middle")
+
+
+def _y_axis(axis: Axis, label: str) -> str:
+    ticks = "".join(
+        _line(LEFT, axis(tick), WIDTH - RIGHT, axis(tick), "grid")
+        + _text(LEFT - 8, axis(tick) + 4, f"{tick:.6g}", "end", "small")
+        for tick in axis.ticks()
+    )
+    middle = (axis.start + axis.end) / 2
+    return (
+        ticks
+        + f'<text x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})">{label}</text>'
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _marker(shape: str, x: float, y: float, note: str, kind: str, size: float) -> str:
+    title = f"<title>{html.escape(note)}</title>" if note else ""
+    if shape == "circle":
+        return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size}">{title}</circle>'
+    corners = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in OUTLINES[shape])
+    return f'<polygon class="{kind}" points="{corners}">{title}</polygon>'
+
+
+def _shortened(name: str, length: int = 11) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from monai_iou.evaluation.pairing import Pair, PairingError, pair_folders, read_pairs
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    for name in ("predictions/a.mha", "predictions/site/b.nii", "predictions/extra.nii", "references/a.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("references/site/b.nii.gz", "references/lost.nrrd", "references/readme.txt", "references/.a.nii.swp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path / "predictions", tmp_path / "references"
+
+
+def test_names_pair_below_folders_without_extensions(folders):
+    predictions, references = folders
+    pairs = pair_folders(predictions, references)
+    assert pairs == [
+        Pair("a", predictions / "a.mha", references / "a.nii.gz"),
+        Pair("extra", predictions / "extra.nii", None),
+        Pair("lost", None, references / "lost.nrrd"),
+        Pair("site/b", predictions / "site" / "b.nii", references / "site" / "b.nii.gz"),
+    ]
+    assert [pair.problem is None for pair in pairs] == [True, False, False, True]
+    assert pairs[2].problem == (
+        f"Expected a prediction for the reference `{references / 'lost.nrrd'}`, but got none: predict this case."
+    )
+
+
+def test_dicom_folder_is_one_volume(folders):
+    predictions, references = folders
+    (predictions / "lost").mkdir()
+    (predictions / "lost" / "001").write_bytes(bytes(128) + b"DICM")
+    (predictions / "lost" / "002").write_bytes(bytes(128) + b"DICM")
+    assert Pair("lost", predictions / "lost", references / "lost.nrrd") in pair_folders(predictions, references)
+
+
+def test_two_files_of_one_name_are_refused(folders):
+    (folders[0] / "a.nii").touch()
+    with pytest.raises(PairingError, match=r"one file per case, but got `.*a\.mha` and `.*a\.nii`: keep one"):
+        pair_folders(*folders)
+
+
+def test_folders_that_cannot_be_paired_are_refused(folders, tmp_path):
+    with pytest.raises(PairingError, match=r"`--predictions` to be a folder of volumes, but got `.*absent`"):
+        pair_folders(tmp_path / "absent", folders[1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PairingError, match=r"Expected volumes in `.*empty`, but got none"):
+        pair_folders(folders[0], tmp_path / "empty")
+    (tmp_path / "empty" / "z.nii").touch()
+    with pytest.raises(PairingError, match=r"named as the references, but got `z` in .* or pair them in a CSV"):
+        pair_folders(tmp_path / "empty", folders[1])
+
+
+def test_csv_pairs_files_of_any_name(folders, tmp_path):
+    predictions, references = folders
+    table = tmp_path / "pairs.csv"
+    table.write_text(
+        "case,prediction,reference\n"
+        f"one,{predictions / 'a.mha'},site/b.nii.gz\n"
+        ",site/b.nii,a.nii.gz\n"
+        "three,absent.nii,lost.nrrd\n",
+        encoding="utf-8-sig",  # as spreadsheets write it
+    )
+    pairs = read_pairs(table, predictions, references)
+    assert pairs == [
+        Pair("one", predictions / "a.mha", references / "site" / "b.nii.gz"),
+        Pair("a", predictions / "site" / "b.nii", references / "a.nii.gz"),
+        Pair("three", None, references / "lost.nrrd"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "columns prediction and reference and at least one row, but got nothing"),
+        ("prediction,truth\na,b\n", "columns prediction and reference and at least one row, but got prediction, truth"),
+        ("prediction,reference\na.nii,b.nii\nc.nii,b.nii\n", "a case of its own, but got `b` again"),
+        ("prediction,reference\n,\n", "to name a file, but got empty cells in row 2"),
+    ],
+)
+def test_csv_without_pairs_is_refused(folders, tmp_path, text, message):
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(PairingError) as error:
+        read_pairs(tmp_path / "pairs.csv", *folders)
+    assert message in str(error.value)
+
+
+def test_absent_csv_is_refused(folders, tmp_path):
+    with pytest.raises(PairingError, match=r"`--pairs` to be a CSV file in UTF-8, but got `.*none\.csv`"):
+        read_pairs(tmp_path / "none.csv", *folders)
