@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.handlers import MetricsSaver, from_engine
 from monai.networks.utils import one_hot
 
-from monai_iou.handlers import IoUHandler
-from monai_iou.metrics import IoUMetric
+from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler
+from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
 
 IMAGES = torch.randint(0, 3, (4, 2, 1, 6, 6, 4), generator=torch.Generator().manual_seed(3))
 
@@ -75,3 +76,73 @@ def test_metrics_saver_writes_one_row_per_image(tmp_path):
     written = torch.tensor([[float(value) for value in row[1:4]] for row in rows[1:]])
     torch.testing.assert_close(written, state.metric_details["iou"], atol=1e-4, rtol=0)
     assert (tmp_path / "iou_summary.csv").exists()
+
+
+def blob_batches(spacing: tuple[float, float, float]) -> list:
+    """Two batches of two images with lesions, as MetaTensors of that spacing."""
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand((4, 2, 1, 5, 5, 3), generator=generator) < 0.3
+    maps = coarse.repeat_interleave(3, -1).repeat_interleave(3, -2).repeat_interleave(3, -3)
+    maps[:, 0, :, 1:] &= torch.rand(maps[:, 0, :, 1:].shape, generator=generator) < 0.9
+    affine = torch.diag(torch.tensor([*spacing, 1.0]))
+    images = [{"pred": p.long(), "label": MetaTensor(r.float(), affine=affine)} for p, r in maps]
+    return [images[:2], images[2:]]
+
+
+@pytest.mark.parametrize(
+    ("handler", "metric"),
+    [
+        (LesionIoUHandler, LesionIoUMetric),
+        (BoundaryIoUHandler, BoundaryIoUMetric),
+    ],
+)
+def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
+    spacing = (0.7, 0.7, 3.0)
+    options = {"score": "cc_iou"} if metric is LesionIoUMetric else {"width": 1.0}
+    data = blob_batches(spacing)
+    alone = metric(**options)
+    for batch in data:
+        alone([i["pred"] for i in batch], [i["label"].as_tensor() for i in batch], spacing=spacing)
+    engine = evaluator(handler(output_transform=from_engine(["pred", "label"]), **options), "score")
+    MetricsSaver(str(tmp_path), metric_details="*", summary_ops="mean").attach(engine)
+    state = engine.run(data)
+    assert state.metrics["score"] == pytest.approx(alone.aggregate().item())
+    torch.testing.assert_close(state.metric_details["score"], alone.get_buffer())
+    # another spacing gives another score: it was read
+    other = handler(output_transform=from_engine(["pred", "label"]), **options)
+    assert evaluator(other, "score").run(blob_batches((1.0, 1.0, 1.0))).metrics["score"] != state.metrics["score"]
+    assert (tmp_path / "score_raw.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("handler", "arguments"),
+    [
+        (
+            LesionIoUHandler,
+            {
+                "include_background": True,
+                "reduction": "sum",
+                "score": "f1",
+                "threshold": 0.1,
+                "connectivity": 6,
+                "ignore_empty": False,
+                "num_classes": 4,
+                "ignore_index": 9,
+            },
+        ),
+        (
+            BoundaryIoUHandler,
+            {
+                "include_background": True,
+                "reduction": "sum",
+                "width": 3.0,
+                "ignore_empty": True,
+                "num_classes": 4,
+                "ignore_index": 9,
+            },
+        ),
+    ],
+)
+def test_every_argument_of_the_others_reaches_the_metric(handler, arguments):
+    metric = handler(**arguments).metric_fn
+    assert {name: getattr(metric, name) for name in arguments} == arguments

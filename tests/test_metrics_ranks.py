@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from monai_iou.metrics import IoUMetric
+from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
 
 IMAGES = torch.randint(0, 3, (5, 2, 1, 6, 6), generator=torch.Generator().manual_seed(7))
 
@@ -29,15 +29,19 @@ def score_shares(rank: int, world: int, rounds: list[list[list[int]]], port: int
     )
     assert dist.get_world_size() == world
     metric = IoUMetric(False, "mean_batch", num_classes=3)
+    others = [LesionIoUMetric(num_classes=3), BoundaryIoUMetric(num_classes=3)]
     results = []
     for shares in rounds:
         for index in shares[rank]:
-            metric(IMAGES[index, :1], IMAGES[index, 1:])
+            for each in (metric, *others):
+                each(IMAGES[index, :1], IMAGES[index, 1:])
         result = {"mean": metric.aggregate(), "buffer": metric.get_buffer(), "length": len(metric)}
         if any(shares):
             result["summary"] = metric.summary()
+        result["others"] = [each.aggregate() for each in others]
         results.append(result)
-        metric.reset()
+        for each in (metric, *others):
+            each.reset()
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -51,8 +55,12 @@ def test_ranks_equal_one_process(world, rounds, tmp_path):
     for rank in range(world):
         for shares, result in zip(rounds, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             alone = IoUMetric(False, "mean_batch", num_classes=3)
+            others = [LesionIoUMetric(num_classes=3), BoundaryIoUMetric(num_classes=3)]
             for index in (i for share in shares for i in share):
-                alone(IMAGES[index, :1], IMAGES[index, 1:])
+                for each in (alone, *others):
+                    each(IMAGES[index, :1], IMAGES[index, 1:])
+            for got, each in zip(result["others"], others, strict=True):
+                torch.testing.assert_close(got, each.aggregate(), equal_nan=True)
             assert result["length"] == len(alone) == sum(map(len, shares))
             torch.testing.assert_close(result["buffer"], alone.get_buffer(), equal_nan=True)
             torch.testing.assert_close(result["mean"], alone.aggregate(), equal_nan=True)

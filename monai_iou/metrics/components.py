@@ -14,8 +14,8 @@ __all__ = ["Overlaps", "find_overlaps", "label_components", "match_one_to_one", 
 _IntArray = npt.NDArray[np.int64]
 _FloatArray = npt.NDArray[np.float64]
 
-# Beyond this many voxels a distance transform of the whole box is faster than a search for each voxel.
-_MOST_QUERIES = 200_000
+# Distances of this ratio are equal but for rounding.
+_ROUNDING = 1 + 1e-9
 
 
 class Overlaps(NamedTuple):
@@ -137,8 +137,8 @@ def nearest_component(components: npt.NDArray[Any], where: BoolMask, spacing: tu
     """Number of the component nearest in mm to each voxel of `where`: the Voronoi region that the voxel lies in.
 
     Only the component voxels with a background voxel beside them can be nearest to a voxel outside, and only the
-    voxels asked for are searched, so that no distance transform of the volume is needed. At equal distances either
-    component may win.
+    voxels asked for are searched, so that no distance transform of the volume is needed. At equal distances the lower
+    number wins, as where one distance transform a component is compared with the next.
 
     Args:
         components: component numbers from 1, 0 outside; at least one component.
@@ -148,15 +148,24 @@ def nearest_component(components: npt.NDArray[Any], where: BoolMask, spacing: tu
     Returns:
         One number for each voxel of `where`, in scan order.
     """
-    from scipy.ndimage import binary_erosion, distance_transform_edt
+    from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
 
-    if np.count_nonzero(where) > _MOST_QUERIES:
-        nearest = distance_transform_edt(components == 0, sampling=spacing, return_distances=False, return_indices=True)
-        result: _IntArray = components[tuple(axis[where] for axis in nearest)].astype(np.int64)
-        return result
     inside = components > 0
+    queries = np.argwhere(where) * spacing
+    if components.max() == 1:
+        return np.ones(len(queries), dtype=np.int64)
     surface = np.argwhere(inside & ~binary_erosion(inside))
-    _, index = cKDTree(surface * spacing).query(np.argwhere(where) * spacing)
-    numbers: _IntArray = components[tuple(surface[index].T)].astype(np.int64)
-    return numbers
+    numbers = components[tuple(surface.T)].astype(np.int64)
+    tree = cKDTree(surface * spacing)
+    result = np.empty(len(queries), dtype=np.int64)
+    open_queries, k = np.arange(len(queries)), 4
+    while len(open_queries):
+        k = min(k, len(surface))
+        distance, index = tree.query(queries[open_queries], k=list(range(1, k + 1)))
+        tied = distance <= distance[:, :1] * _ROUNDING
+        result[open_queries] = np.where(tied, numbers[index], len(surface) + 1).min(axis=1)
+        # where the last neighbour asked for is as near as the first, there may be more
+        open_queries = open_queries[tied[:, -1]] if k < len(surface) else open_queries[:0]
+        k *= 4
+    return result
