@@ -19,6 +19,7 @@ from monai_iou.losses import (
 )
 from monai_iou.metrics import IoUMetric
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
+from monai_iou.weighting import class_weights, count_voxels
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,8 @@ __all__ = [
     "VoxelSums",
     "WeightedCrossEntropyLoss",
     "__version__",
+    "class_weights",
+    "count_voxels",
     "sum_over_ranks",
     "use_kernel",
     "voxel_sums",

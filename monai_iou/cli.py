@@ -149,6 +149,41 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int
     return 0
 
 
+@cli.command("class-weights")
+@click.argument("labels_dir", type=_FOLDER)
+@click.option("--method", type=click.Choice(["inverse", "median", "effective"]), default="inverse", show_default=True)
+@click.option(
+    "--beta", type=click.FloatRange(0, 1, max_open=True), default=0.9999, show_default=True, help="Of effective."
+)
+@click.option(
+    "--labels", callback=_label_list, metavar="0,1,2", help="Label values. Default: of dataset.json, or found."
+)
+@click.option("--output", type=_FOLDER, default=Path("class_weights.json"), show_default=True, metavar="FILE")
+def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int, ...], output: Path) -> int:
+    """Weigh classes by how rare they are in a folder of label files.
+
+    Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
+    """
+    from monai_iou import weighting
+    from monai_iou.evaluation.output import write_json
+
+    try:
+        counts = weighting.count_label_files(labels_dir, labels or None)
+        weights = weighting.class_weights(counts.voxels, method, beta)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, counts.as_json(weights, method))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    voxels = counts.voxels.sum(0)
+    click.echo(f"{len(counts.cases)} label files, weights: {method}")
+    click.echo(f"{'class':>6}{'voxels':>14}{'%':>10}{'cases':>8}{'components':>12}{'weight':>12}")
+    cases = (counts.voxels > 0).sum(0)
+    for row in zip(counts.values, voxels, 100 * voxels / voxels.sum(), cases, counts.components, weights, strict=True):
+        click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
+    click.echo(f'Written: {output}. In a config: "weight": "%{output}::weights"')
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: `sys.argv[1:]`) and return its exit code."""
     try:

@@ -321,7 +321,7 @@ def test_bad_tensors(make: Any) -> None:
         loss(logits, labels.squeeze(1))
     with pytest.raises(ValueError, match="values between 0 and 1, but got 2"):
         loss(logits, one_hot(labels) * 2)
-    with pytest.raises(TypeError, match="`input` to be floating point, but got torch[.]int64"):
+    with pytest.raises(TypeError, match=r"`input` to be floating point, but got torch\.int64"):
         loss(labels, labels)
     with pytest.raises(ValueError, match="`weight` to hold 3 values, but got 2"):
         make(softmax=True, weight=[1.0, 2.0])(logits, labels)

@@ -1,0 +1,260 @@
+"""Class weights from how often classes occur: in counts, in a dataset, in label files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_iou import checks
+
+__all__ = ["LabelCounts", "class_weights", "count_label_files", "count_voxels"]
+
+METHODS = ("inverse", "median", "effective")
+
+
+def class_weights(
+    counts: Sequence[float] | Sequence[Sequence[float]] | NDArray[Any] | Tensor,
+    method: str = "inverse",
+    beta: float = 0.9999,
+) -> Tensor:
+    r"""Return one weight a class for a loss's `weight`, the rarer the class the larger.
+
+    For n_c voxels of class c:
+
+    - "inverse": :math:`1 / n_c`.
+    - "median": :math:`\mathrm{median}(f) / f_c`, with f_c the share of class c among the voxels of the cases that
+      contain it (Eigen & Fergus 2015, https://arxiv.org/abs/1411.4734). With counts (C,) all voxels are one case.
+    - "effective": :math:`(1 - \beta) / (1 - \beta^{n_c})`, the inverse of the effective number of samples (Cui et al.
+      2019, https://arxiv.org/abs/1901.05555), which levels off at :math:`1 / (1 - \beta)` voxels: classes larger than
+      that weigh the same, and the weights of two classes never differ by more than that factor.
+
+    The weights of the classes that occur have mean 1, so that the size of a loss does not change. A class without a
+    voxel has weight 0: nothing can be learned of it.
+
+    Args:
+        counts: voxels of each class, (C,), or of each case and class, (N, C).
+        method: "inverse", "median" or "effective".
+        beta: of "effective", at least 0 and below 1. 0.9999 levels off at 10^4 voxels.
+
+    Returns:
+        (C,) float32, on the CPU.
+
+    Raises:
+        TypeError: if the counts are no numbers.
+        ValueError: if counts are negative, not finite or all 0, or have another number of dimensions, or `method` or
+            `beta` is out of its range.
+
+    Example:
+        >>> from monai_iou import class_weights
+        >>> class_weights([9900, 90, 10])
+        tensor([0.0027, 0.2997, 2.6975])
+    """
+    checks.check_choice("method", method, METHODS)
+    beta = checks.check_fraction("beta", beta)
+    table = _checked_counts(counts)
+    total = table.sum(0)
+    present = total > 0
+    amount = np.where(present, total, 1.0)
+    if method == "median":
+        amount = amount / np.maximum((table.sum(1, keepdims=True) * (table > 0)).sum(0), 1.0)
+    elif method == "effective" and beta > 0:
+        # 1 - beta^n, which loses no digits for beta near 1.
+        amount = -np.expm1(amount * np.log(beta))
+    elif method == "effective":
+        amount = np.ones_like(amount)
+    weights = np.where(present, 1 / amount, 0.0)
+    return torch.as_tensor(weights * present.sum() / weights.sum(), dtype=torch.float32)
+
+
+def _checked_counts(counts: Any) -> NDArray[np.float64]:
+    """Return counts as (N, C)."""
+    try:
+        values = counts.detach().cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
+        table: NDArray[np.float64] = values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        message = f"Expected `counts` to be numbers of shape (C,) or (N, C), but got {type(counts).__name__}: {error}."
+        raise TypeError(message) from error
+    if table.ndim not in (1, 2) or table.size == 0:
+        message = f"Expected `counts` to have shape (C,) or (N, C), but got {table.shape}."
+        raise ValueError(message)
+    bad = ~np.isfinite(table) | (table < 0)
+    if bad.any():
+        message = f"Expected every one of `counts` to be finite and at least 0, but got {table[bad][0]}."
+        raise ValueError(message)
+    if not table.any():
+        message = "Expected `counts` to hold at least one voxel, but got 0 for every class."
+        raise ValueError(message)
+    return table.reshape(-1, table.shape[-1])
+
+
+def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: str = "label") -> Tensor:
+    """Count the voxels of each class in every item of a dataset.
+
+    Args:
+        dataset: items that are dictionaries with a label under `key`, pairs (image, label), label maps, or lists of
+            such (several crops of one volume). A label has shape (1, *S) with class numbers, or (C, *S) with one map a
+            class.
+        num_classes: number of classes C; by default one more than the largest label.
+        key: where dictionaries hold the label.
+
+    Returns:
+        (N, C) int64, one row an item.
+
+    Raises:
+        TypeError: if an item holds no label.
+        ValueError: if a label is negative, no whole number, or at least `num_classes`, or the dataset is empty.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import class_weights, count_voxels
+        >>> items = [{"label": torch.tensor([[0, 0, 0, 1]])}, {"label": torch.tensor([[0, 0, 0, 0]])}]
+        >>> count_voxels(items)
+        tensor([[3, 1],
+                [4, 0]])
+        >>> class_weights(count_voxels(items), method="median")
+        tensor([0.4444, 1.5556])
+    """
+    rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(dataset)]
+    if not rows:
+        message = "Expected `dataset` to hold at least one item, but it is empty."
+        raise ValueError(message)
+    classes = max(len(row) for row in rows)
+    if num_classes is not None and classes > num_classes:
+        message = f"Expected labels below `num_classes` = {num_classes}, but got {classes - 1}."
+        raise ValueError(message)
+    table = np.zeros((len(rows), classes if num_classes is None else num_classes), dtype=np.int64)
+    for row, counts in zip(table, rows, strict=True):
+        row[: len(counts)] = counts
+    return torch.from_numpy(table)
+
+
+def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:
+    if isinstance(item, dict):
+        if key not in item:
+            message = f"Expected {name} of `dataset` to hold {key!r}, but got {sorted(map(str, item))}: set `key`."
+            raise TypeError(message)
+        item = item[key]
+    elif isinstance(item, list):
+        parts = [_count_item(part, key, name) for part in item]
+        size = max((len(part) for part in parts), default=1)
+        return np.sum([np.pad(part, (0, size - len(part))) for part in parts], axis=0, dtype=np.int64)
+    elif isinstance(item, tuple):
+        item = item[-1]
+    if isinstance(item, (str, os.PathLike)) or not hasattr(item, "shape"):
+        message = (
+            f"Expected {name} of `dataset` to hold a label array, but got {type(item).__name__}: use a dataset that "
+            "loads its labels, or `count_label_files` for files."
+        )
+        raise TypeError(message)
+    label = np.asarray(item)
+    if len(label.shape) > 1 and label.shape[0] > 1:
+        counts: NDArray[np.int64] = np.rint(label.reshape(len(label), -1).sum(1, dtype=np.float64)).astype(np.int64)
+        return counts
+    whole = label.astype(np.int64)
+    if label.size and (whole.min() < 0 or (label.dtype.kind == "f" and (whole != label).any())):
+        wrong = label[(whole != label) | (whole < 0)].flat[0]
+        message = f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong}."
+        raise ValueError(message)
+    found: NDArray[np.int64] = np.bincount(whole.ravel(), minlength=1)
+    return found
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What a folder of label files holds.
+
+    Attributes:
+        values: the label values, ascending; class k of a network stands for the k-th.
+        cases: file names without the extension.
+        voxels: (N, C) voxels of each case and class.
+        components: (C,) connected components (26 neighbours) over all cases; 0 for the background.
+    """
+
+    values: tuple[int, ...]
+    cases: tuple[str, ...]
+    voxels: NDArray[np.int64]
+    components: NDArray[np.int64]
+
+    def as_json(self, weights: Tensor, method: str) -> dict[str, Any]:
+        """Return what `monai-iou class-weights` writes."""
+        return {
+            "weights": [round(value, 6) for value in weights.tolist()],
+            "method": method,
+            "labels": list(self.values),
+            "voxels": self.voxels.sum(0).tolist(),
+            "cases_with_class": (self.voxels > 0).sum(0).tolist(),
+            "cases": len(self.cases),
+            "components": self.components.tolist(),
+        }
+
+
+def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | None = None) -> LabelCounts:
+    """Count voxels and components in every label file of a folder and its subfolders.
+
+    Args:
+        folder: holds label maps (NIfTI, MetaImage, NRRD, folders of DICOM slices).
+        values: the label values. By default those that a `dataset.json` beside the folder names, as it is in the
+            Decathlon layout, else those that occur, and 0.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: if there is no such folder or no file in it, a file is no label map, or a label is none of `values`.
+    """
+    from monai_iou.evaluation.volumes import case_name, is_volume, read_labels
+
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and is_volume(path)) if root.is_dir() else []
+    if not files:
+        found = "it holds none" if root.is_dir() else "there is no such folder"
+        message = f"Expected `{root}` to be a folder of label files, but {found}: give the folder that holds them."
+        raise ValueError(message)
+    allowed = tuple(sorted(set(values))) if values else _values_of_dataset(root)
+    rows = []
+    for path in files:
+        row = _count_array(read_labels(path).array)
+        wrong = sorted(set(row) - set(allowed)) if allowed else []
+        if wrong:
+            message = (
+                f"Expected `{path}` to hold the labels {', '.join(map(str, allowed))}, but got {wrong[0]}: correct the "
+                "file, or the labels named for it."
+            )
+            raise ValueError(message)
+        rows.append(row)
+    known = allowed or tuple(sorted({0, *(value for row in rows for value in row)}))
+    voxels = np.array([[row.get(value, (0, 0))[0] for value in known] for row in rows], dtype=np.int64)
+    components = np.array([sum(row.get(value, (0, 0))[1] for row in rows) for value in known], dtype=np.int64)
+    return LabelCounts(known, tuple(case_name(path.relative_to(root)) for path in files), voxels, components)
+
+
+def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
+    """Return voxels and components of each label value."""
+    from monai_iou.metrics.components import label_components
+
+    found, counts = np.unique(labels, return_counts=True)
+    result = {}
+    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        result[value] = (count, label_components(labels == value, None)[1] if value != 0 else 0)
+    return result
+
+
+def _values_of_dataset(folder: Path) -> tuple[int, ...]:
+    """Return the label values that `dataset.json` beside the folder names, () if there is none."""
+    path = folder.resolve().parent / "dataset.json"
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(sorted(int(value) for value in json.loads(path.read_text(encoding="utf-8"))["labels"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"Expected `{path}` to name its label values under `labels`, but got {error!r}: correct the file."
+        raise ValueError(message) from error

@@ -1,0 +1,197 @@
+"""Class weights: formulas, counting in datasets and files, the command and the config that reads its JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from monai.data.dataset import Dataset
+
+from monai_iou import WeightedCrossEntropyLoss, class_weights, count_voxels
+from monai_iou.cli import main
+from monai_iou.weighting import count_label_files
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8), st.sampled_from(["inverse", "median", "effective"]))
+def test_rarer_weighs_more_and_the_mean_is_one(counts: list[int], method: str) -> None:
+    weights = class_weights(counts, method).double()
+    assert weights.mean().item() == pytest.approx(1, abs=1e-5)
+    order = np.argsort(counts)
+    assert (np.diff(weights.numpy()[order]) <= 1e-5).all()
+    torch.testing.assert_close(class_weights(torch.tensor(counts), method).double(), weights)
+
+
+def test_inverse_is_in_proportion_to_one_over_the_count() -> None:
+    weights = class_weights([1000, 100, 10])
+    assert weights[2] / weights[0] == pytest.approx(100)
+    assert weights[1] / weights[0] == pytest.approx(10)
+
+
+def test_median_frequency_counts_only_the_cases_with_the_class() -> None:
+    # Class 2 lives in the second case only: its frequency is 10 / 100, not 10 / 300.
+    counts = [[180, 20, 0], [60, 30, 10]]
+    frequency = np.array([240 / 300, 50 / 300, 10 / 100])
+    expected = np.median(frequency) / frequency
+    np.testing.assert_allclose(class_weights(counts, "median"), expected / expected.mean(), rtol=1e-6)
+    together = np.median(f := np.array([240, 50, 10]) / 300) / f
+    np.testing.assert_allclose(class_weights([240, 50, 10], "median"), together / together.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 1 - 1e-9])
+def test_effective_number(beta: float) -> None:
+    counts = [5, 70, 100_000]
+    # Cui et al.: 1 + beta + ... + beta^(n-1) samples are effective; summed term by term.
+    effective = np.array([np.sum(beta ** np.arange(n, dtype=np.float64)) for n in counts])
+    expected = 1 / effective / np.mean(1 / effective)
+    np.testing.assert_allclose(class_weights(counts, "effective", beta), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["inverse", "median", "effective"])
+def test_an_absent_class_weighs_nothing_and_is_not_averaged(method: str) -> None:
+    weights = class_weights([[90, 0, 10], [95, 0, 5]], method)
+    assert weights[1] == 0
+    np.testing.assert_allclose(weights[[0, 2]], class_weights([[90, 10], [95, 5]], method), rtol=1e-6)
+
+
+def test_weights_feed_a_loss() -> None:
+    labels = torch.tensor([[[0, 0, 0, 1]]])
+    loss = WeightedCrossEntropyLoss(weight=class_weights(count_voxels([labels[0]])))
+    # Inverse frequency makes both classes count alike: the mean of the class means.
+    logits = torch.tensor([[[1.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]])
+    entropy = -logits.log_softmax(1)
+    expected = (entropy[0, 0, :3].mean() + entropy[0, 1, 3]) / 2
+    torch.testing.assert_close(loss(logits, labels), expected)
+
+
+BAD = [
+    ({"counts": [1, -2]}, ValueError, "every one of `counts` to be finite and at least 0, but got -2.0"),
+    ({"counts": [1.0, float("nan")]}, ValueError, "to be finite and at least 0, but got nan"),
+    ({"counts": [0, 0]}, ValueError, "`counts` to hold at least one voxel, but got 0 for every class"),
+    ({"counts": []}, ValueError, "`counts` to have shape (C,) or (N, C), but got (0,)"),
+    ({"counts": np.ones((1, 1, 1))}, ValueError, "`counts` to have shape (C,) or (N, C), but got (1, 1, 1)"),
+    ({"counts": ["a"]}, TypeError, "`counts` to be numbers of shape (C,) or (N, C), but got list"),
+    ({"counts": [1], "method": "log"}, ValueError, "`method` to be one of 'inverse', 'median', 'effective'"),
+    ({"counts": [1], "beta": 1.0}, ValueError, "`beta` to be at least 0 and below 1, but got 1.0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "text"), BAD)
+def test_bad_arguments(arguments: dict[str, Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=re.escape(text)):
+        class_weights(**arguments)
+
+
+def test_count_voxels_reads_every_form_of_item() -> None:
+    label = torch.tensor([[[0, 2], [2, 1]]])
+    maps = torch.stack([(label[0] == value).float() for value in range(3)])
+    dictionary = Dataset([{"label": label}, {"label": label.numpy().astype(np.uint8)}])
+    for dataset in (dictionary, [label, label.float()], [(label, label), (label, maps)]):
+        assert count_voxels(dataset).tolist() == [[1, 1, 2]] * 2
+    assert count_voxels([[{"label": label}, {"label": label[:, :1]}]]).tolist() == [[2, 1, 3]]
+    assert count_voxels([{"seg": label}], num_classes=5, key="seg").tolist() == [[1, 1, 2, 0, 0]]
+
+
+def test_count_voxels_names_what_is_wrong() -> None:
+    label = torch.tensor([[0, 3]])
+    with pytest.raises(ValueError, match="labels below `num_classes` = 2, but got 3"):
+        count_voxels([label], num_classes=2)
+    with pytest.raises(ValueError, match="item 1 of `dataset` to hold class numbers from 0, but got -3"):
+        count_voxels([label, -label])
+    with pytest.raises(ValueError, match=re.escape("item 0 of `dataset` to hold class numbers from 0, but got 1.5")):
+        count_voxels([label / 2])
+    with pytest.raises(TypeError, match=re.escape("to hold 'label', but got ['image']: set `key`")):
+        count_voxels([{"image": label}])
+    with pytest.raises(TypeError, match="but got str: use a dataset that loads its labels"):
+        count_voxels(["case.nii.gz"])
+    with pytest.raises(ValueError, match="it is empty"):
+        count_voxels([])
+
+
+def write(path: Path, array: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(np.asarray(array), np.eye(4)).to_filename(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    first = np.zeros((10, 10, 10), dtype=np.uint8)
+    first[1:3, 1:3, 1:3] = 1
+    first[6:8, 6:8, 6:8] = 1
+    first[5, 0, 0] = 4
+    write(tmp_path / "labelsTr" / "first.nii.gz", first)
+    write(tmp_path / "labelsTr" / "more" / "second.nii", np.zeros((10, 10, 10), dtype=np.float32))
+    return tmp_path / "labelsTr"
+
+
+def test_label_files(folder: Path) -> None:
+    counts = count_label_files(folder)
+    assert counts.values == (0, 1, 4)
+    assert counts.cases == ("first", "second")
+    assert counts.voxels.tolist() == [[983, 16, 1], [1000, 0, 0]]
+    assert counts.components.tolist() == [0, 2, 1]
+
+
+def test_dataset_json_beside_the_folder_names_the_values(folder: Path) -> None:
+    description = folder.parent / "dataset.json"
+    description.write_text(json.dumps({"labels": {"0": "background", "1": "a", "3": "absent", "4": "b"}}))
+    assert count_label_files(folder).values == (0, 1, 3, 4)
+    assert count_label_files(folder, [0, 1, 4]).values == (0, 1, 4)
+    description.write_text(json.dumps({"labels": {"0": "background", "1": "a"}}))
+    with pytest.raises(ValueError, match=r"first.nii.gz` to hold the labels 0, 1, but got 4: correct the file"):
+        count_label_files(folder)
+    description.write_text("{")
+    with pytest.raises(ValueError, match=r"dataset.json` to name its label values under `labels`"):
+        count_label_files(folder)
+
+
+def test_command_prints_a_table_and_writes_what_a_config_reads(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "weights.json"
+    assert main(["class-weights", str(folder), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "2 label files, weights: inverse"
+    assert printed[1].split() == ["class", "voxels", "%", "cases", "components", "weight"]
+    expected = class_weights([1983, 16, 1]).tolist()
+    assert printed[3].split() == ["1", "16", "0.8000", "1", "2", f"{expected[1]:.6f}"]
+    content = json.loads(output.read_text())
+    assert content["weights"] == pytest.approx(expected, abs=1e-6)
+    assert (content["labels"], content["voxels"], content["components"]) == ([0, 1, 4], [1983, 16, 1], [0, 2, 1])
+    parser = ConfigParser()
+    parser.read_config({"loss": {"_target_": "monai_iou.WeightedCrossEntropyLoss", "weight": f"%{output}::weights"}})
+    assert parser.get_parsed_content("loss").class_weight.tolist() == pytest.approx(expected, abs=1e-6)
+    assert printed[-1].endswith(f'"weight": "%{output}::weights"')
+
+
+def test_command_fails_in_one_sentence_and_leaves_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "weights.json"
+    (folder / "broken.nii.gz").write_bytes(b"\x1f\x8b not a volume")
+    assert main(["class-weights", str(folder), "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"Error: Expected `.*broken.nii.gz` to be a readable volume, but got .*\n", error)
+    assert not output.exists()
+    assert main(["class-weights", str(tmp_path / "none"), "--output", str(output)]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    assert main(["class-weights", str(folder), "--method", "log"]) == 2
+
+
+@pytest.mark.real_data
+def test_real_labels(tmp_path: Path) -> None:
+    labels = Path(__file__).parents[2] / "shared" / "data" / "Task901_MSLesionFLAIR" / "labelsTr"
+    if not labels.is_dir():
+        pytest.skip(f"{labels} is not there")
+    counts = count_label_files(labels)
+    assert len(counts.cases) == 6
+    assert 0.0001 < counts.voxels[:, 1].sum() / counts.voxels.sum() < 0.01
+    assert counts.components[1] > 100
