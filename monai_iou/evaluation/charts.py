@@ -107,12 +107,13 @@ def recall_by_volume(lesions: Iterable[tuple[float, bool]], title: str) -> str:
     """
     bins: dict[int, list[bool]] = {}
     for volume, found in lesions:
-        bins.setdefault(math.floor(math.log10(max(volume, 1e-3)) * 2), []).append(found)  # two bins a power of ten
+        # Volumes are products of spacings: the added share keeps 10 mm^3 out of the bin below 10.
+        bins.setdefault(math.floor(math.log10(max(volume, 1e-3) * (1 + 1e-9))), []).append(found)
     height = 260
     y = Axis(0.0, 1.0, height - BOTTOM, TOP)
     parts = [_y_axis(y, "Lesions found")]
     width = (WIDTH - LEFT - RIGHT) / max(1, len(bins))
-    for i, (half_power, hits) in enumerate(sorted(bins.items())):
+    for i, (power, hits) in enumerate(sorted(bins.items())):
         middle = LEFT + width * (i + 0.5)
         share, n = sum(hits) / len(hits), len(hits)
         low, high = _wilson(share, n)
@@ -122,7 +123,7 @@ def recall_by_volume(lesions: Iterable[tuple[float, bool]], title: str) -> str:
             f'height="{y(0) - y(share):.1f}"><title>{sum(hits)} of {n} lesions found</title></rect>'
         )
         parts.append(_line(middle, y(low), middle, y(high), "whisker"))
-        parts.append(_text(middle, height - BOTTOM + 15, f"{_volume(half_power)}-{_volume(half_power + 1)}", "middle"))
+        parts.append(_text(middle, height - BOTTOM + 15, f"{_power(power)} to {_power(power + 1)}", "middle", "small"))
         parts.append(_text(middle, height - BOTTOM + 28, f"{sum(hits)}/{n}", "middle", "small"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 2, title, "middle", "small"))
     return _svg(height, "Share of lesions found by lesion volume", parts)
@@ -185,8 +186,12 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def _volume(half_power: int) -> str:
-    return f"{10 ** (half_power / 2):.2g}" if half_power < 4 else f"{10 ** (half_power / 2):,.0f}"
+def _power(power: int) -> str:
+    """A power of ten as people write it: 0.1, 10, 1k, 100k, 1M."""
+    for step, unit in ((6, "M"), (3, "k")):
+        if power >= step:
+            return f"{10 ** (power - step)}{unit}"
+    return f"{10.0**power:g}"
 
 
 def _svg(height: float, title: str, parts: Iterable[str]) -> str:

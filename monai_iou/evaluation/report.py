@@ -72,7 +72,7 @@ def write_report(path: Path, evaluation: Evaluation, summary: Mapping[str, Any],
         "labels": labels,
         "failures": summary["failures"],
         "notes": summary["notes"],
-        "tiles": _tiles(summary),
+        "tiles": _tiles(summary, evaluation.lesions),
         "headline": [COLUMNS[name] for name in HEADLINE],
         "score_rows": [{"label": name, "cells": _score_cells(summary["labels"][name])} for name in labels],
         "distributions": _distributions(evaluation.rows, labels),
@@ -114,9 +114,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
-def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+def _tiles(summary: Mapping[str, Any], lesions: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     dataset, cases = summary["dataset"], summary["cases"]
     failed = f"{cases['failed']} failed" if cases["failed"] else "none failed"
+    status = [row["status"] for row in lesions]
+    found, missed, false = (status.count(name) for name in ("tp", "fn", "fp"))
     return [
         {"what": "Cases", "value": str(cases["evaluated"]), "note": f"of {cases['paired']}; {failed}"},
         {
@@ -125,16 +127,16 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": f"95 % interval {_interval(dataset['iou_i_interval'], 3)}",
         },
         {
-            "what": "IoU, all voxels pooled",
-            "value": number(dataset["iou_d"]),
-            "note": "IoU-D: large objects count most",
+            "what": "IoU, worst 10 % of cases",
+            "value": number(dataset["iou_i_worst_10"]),
+            "note": "mean of the lowest, at least one case",
         },
         {
-            "what": "IoU, mean over labels",
-            "value": number(dataset["iou_c"]),
-            "note": "IoU-C: each label counts the same",
+            "what": "IoU, voxels pooled",
+            "value": number(dataset["iou_d"]),
+            "note": f"large structures count most; mean over labels {number(dataset['iou_c'])}",
         },
-        {"what": "IoU, worst 10 % of cases", "value": number(dataset["iou_i_worst_10"]), "note": "mean of the lowest"},
+        {"what": "Lesions found", "value": f"{found} of {found + missed}", "note": f"{false} false positives"},
     ]
 
 

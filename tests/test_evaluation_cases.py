@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import math
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import compute_hausdorff_distance, compute_iou, compute_surface_dice
+
+from monai_iou.evaluation.cases import (
+    CASE_COLUMNS,
+    LESION_COLUMNS,
+    SCORE_COLUMNS,
+    Settings,
+    Structure,
+    evaluate_case,
+    evaluate_files,
+    scan_labels,
+)
+from monai_iou.evaluation.grid import Grid, GridError
+from monai_iou.evaluation.volumes import VolumeError
+
+SPACING = (0.5, 1.0, 2.5)
+GRID = Grid((16, 14, 12), np.diag([*SPACING, 1.0]))
+ONE = (Structure("1", (1,)),)
+
+
+def blobs(seed: int, labels: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    volume = np.zeros(GRID.shape, np.uint8)
+    for _ in range(int(rng.integers(1, 6))):
+        low = [int(rng.integers(0, size - 4)) for size in GRID.shape]
+        volume[tuple(slice(a, a + int(rng.integers(1, 6))) for a in low)] = rng.integers(1, labels + 1)
+    return volume
+
+
+def score(prediction, reference, structures=ONE, **options):
+    return evaluate_case(prediction, reference, GRID, structures, **options)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_a_perfect_prediction_has_perfect_scores(seed):
+    rows, lesions = score(blobs(seed, 1), blobs(seed, 1))
+    perfect = ("iou", "dice", "precision", "recall", "boundary_iou", "nsd", "lesion_f1", "pq", "sq", "rq", "cc_iou")
+    assert all(rows[0][name] == 1 for name in perfect)
+    assert rows[0]["hd95_mm"] == rows[0]["assd_mm"] == rows[0]["lesion_fp"] == rows[0]["lesion_fn"] == 0
+    assert {lesion["status"] for lesion in lesions} == {"tp"}
+    assert sum(lesion["volume_ml"] for lesion in lesions) == pytest.approx(rows[0]["reference_ml"])
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own call of its own function
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_scores_equal_monai(seed):
+    prediction, reference = blobs(seed), blobs(seed + 1)
+    rows, _ = score(prediction, reference, (Structure("1", (1,)), Structure("2", (2,))), tolerance=0.9)
+    for row in rows:
+        masks = [
+            torch.from_numpy(volume == int(row["label"]))[None, None].float() for volume in (prediction, reference)
+        ]
+        if not all(mask.any() for mask in masks):
+            continue
+        assert row["iou"] == pytest.approx(float(compute_iou(*masks)), abs=1e-6)
+        assert row["dice"] == pytest.approx(2 * row["iou"] / (1 + row["iou"]))
+        hd95 = float(compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=SPACING))
+        assert row["hd95_mm"] == pytest.approx(hd95, rel=1e-5)
+        nsd = compute_surface_dice(
+            *masks, [0.9], include_background=True, spacing=SPACING, use_subvoxels=True, distance_metric="euclidean"
+        )
+        assert row["nsd"] == pytest.approx(float(nsd), abs=1e-5)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_ignored_voxels_have_no_effect(seed):
+    prediction, reference = blobs(seed), blobs(seed + 1)
+    ignored = np.random.default_rng(seed).random(GRID.shape) < 0.3
+    reference[ignored] = 9
+    first = score(prediction, reference, ignore=9)
+    prediction[ignored] = np.random.default_rng(seed + 2).integers(0, 3, int(ignored.sum()))
+    assert repr(score(prediction, reference, ignore=9)) == repr(first)
+
+
+def test_regions_are_unions_of_labels():
+    prediction, reference = blobs(1), blobs(2)
+    whole = score(prediction, reference, (Structure("whole", (1, 2)),))
+    merged = score((prediction > 0).astype(np.uint8), (reference > 0).astype(np.uint8))
+    assert repr([{**row, "label": "1"} for row in whole[0]]) == repr(merged[0])
+
+
+def test_empty_masks():
+    empty, full = np.zeros(GRID.shape, np.uint8), blobs(3, 1)
+    both = score(empty, empty)[0][0]
+    counts = {"reference_ml", "prediction_ml", "lesion_tp", "lesion_fp", "lesion_fn"}
+    assert all(both[name] == 0 if name in counts else math.isnan(both[name]) for name in SCORE_COLUMNS)
+    false = score(full, empty)[0][0]
+    assert false["iou"] == false["dice"] == false["nsd"] == false["pq"] == false["lesion_f1"] == 0
+    assert false["lesion_fp"] > 0
+    missed, lesions = score(empty, full)
+    assert missed[0]["recall"] == 0
+    assert math.isnan(missed[0]["hd95_mm"])
+    assert {lesion["status"] for lesion in lesions} == {"fn"}
+
+
+def test_lesion_rows_give_place_and_match():
+    reference, prediction = np.zeros(GRID.shape, np.uint8), np.zeros(GRID.shape, np.uint8)
+    reference[2:4, 3:5, 4:6] = 1
+    prediction[2:4, 3:5, 4:5] = 1
+    prediction[10:12, 10, 10] = 1
+    affine = np.diag([-0.5, 1.0, 2.5, 1.0])
+    affine[:3, 3] = (40.0, -10.0, 5.0)
+    rows, lesions = evaluate_case(prediction, reference, Grid(GRID.shape, affine), ONE)
+    found, false = lesions
+    assert (found["status"], found["kind"], found["matched_iou"]) == ("tp", "reference", 0.5)
+    assert found["volume_ml"] == pytest.approx(8 * 0.5 * 1.0 * 2.5 / 1000)
+    place = tuple(found[f"centroid_{axis}_mm"] for axis in "xyz")
+    assert place == pytest.approx((40 - 0.5 * 2.5, -10 + 3.5, 5 + 2.5 * 4.5))
+    assert (false["status"], false["kind"]) == ("fp", "prediction")
+    assert (rows[0]["lesion_tp"], rows[0]["lesion_fp"], rows[0]["lesion_fn"]) == (1, 1, 0)
+    assert set(found) == set(LESION_COLUMNS) - {"case"}
+
+
+def test_one_slice_is_scored_as_an_image_with_its_thickness():
+    reference = np.zeros((9, 1, 9), np.uint8)
+    reference[2:6, 0, 2:6] = 1
+    grid = Grid(reference.shape, np.diag([1.0, 5.0, 2.0, 1.0]))
+    rows, lesions = evaluate_case(np.roll(reference, 1, axis=2), reference, grid, ONE)
+    assert rows[0]["hd95_mm"] == 2.0
+    assert rows[0]["reference_ml"] == pytest.approx(16 * 10 / 1000)
+    assert lesions[0]["volume_ml"] == pytest.approx(16 * 10 / 1000)
+    assert lesions[0]["centroid_z_mm"] == 7.0
+
+
+def save(path, array, affine=GRID.affine):
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return path
+
+
+def test_files_in_other_axis_orders_score_the_same(tmp_path):
+    prediction, reference = blobs(4), blobs(5)
+    settings_ = Settings((Structure("1", (1,)), Structure("2", (2,))), (1, 2))
+    straight = save(tmp_path / "p.nii", prediction)
+    image = nibabel.load(straight).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    nibabel.save(image, tmp_path / "turned.nii")
+    save(tmp_path / "r.nii", reference)
+    first, second = (
+        evaluate_files("c", tmp_path / name, tmp_path / "r.nii", settings_) for name in ("p.nii", "turned.nii")
+    )
+    assert repr(first["rows"]) == repr(second["rows"])
+    assert set(CASE_COLUMNS) <= set(first["rows"][0])
+    assert first["reference_values"] == np.unique(reference).tolist()
+
+
+def test_other_grids_are_refused_or_resampled_with_a_note(tmp_path):
+    reference = np.zeros((8, 8, 8), np.uint8)
+    reference[2:6, 2:6, 2:6] = 1
+    fine = np.eye(4) / 2
+    fine[:3, 3], fine[3, 3] = -0.25, 1
+    save(tmp_path / "r.nii", reference, np.eye(4))
+    save(tmp_path / "p.nii", np.kron(reference, np.ones((2, 2, 2), np.uint8)), fine)
+    with pytest.raises(GridError, match="pass `--resample reference`"):
+        evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1,)))
+    record = evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1,), resample=True))
+    assert record["rows"][0]["iou"] == 1
+    assert record["notes"][0].startswith("c: the prediction was resampled by nearest neighbour from shape 16x16x16,")
+
+
+def test_a_label_nobody_named_is_refused(tmp_path):
+    prediction = blobs(6, 1)
+    prediction[0, 0, :3] = 7
+    save(tmp_path / "p.nii", prediction)
+    save(tmp_path / "r.nii", blobs(6, 1))
+    with pytest.raises(VolumeError) as error:
+        evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1, 2)))
+    assert str(error.value) == (
+        f"Expected `{tmp_path / 'p.nii'}` to hold the labels 1, 2, but got 7 in 3 voxels: name them in `--labels` or "
+        "`--regions`, or renumber the prediction."
+    )
+    evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1,), ignore=7))
+
+
+def test_an_image_is_not_a_label_map(tmp_path):
+    save(tmp_path / "image.nii", np.arange(1000, dtype=np.int16).reshape(10, 10, 10))
+    with pytest.raises(VolumeError, match="to be a label map, but got 1000 different values: pass labels, not images"):
+        scan_labels(tmp_path / "image.nii")

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from monai.metrics import compute_iou
+
+from monai_iou.evaluation import evaluate as module
+from monai_iou.evaluation.cases import CASE_COLUMNS, LESION_COLUMNS
+from monai_iou.evaluation.evaluate import Request, RequestError, evaluate_folders
+from monai_iou.evaluation.output import OutputError, write_text
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHAPE = (20, 18, 16)
+
+
+def save(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 2.0)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+
+
+def volume(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    array = np.zeros(SHAPE, np.uint8)
+    for label in (1, 2):
+        low = rng.integers(1, 8, 3)
+        array[tuple(slice(a, a + int(rng.integers(4, 7))) for a in low)] = label
+    return array
+
+
+@pytest.fixture
+def request_(tmp_path) -> Request:
+    for i in range(4):
+        save(tmp_path / "references" / f"case{i}.nii.gz", volume(i))
+        save(tmp_path / "predictions" / f"case{i}.nii.gz", np.roll(volume(i), 1, axis=i % 3))
+    return Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_tables_hold_every_case_and_label_and_read_back_exactly(request_):
+    done = evaluate_folders(request_)
+    rows = table(request_.output / "cases.csv")
+    assert (request_.output / "cases.csv").read_text().splitlines()[0] == (
+        "case,label,iou,dice,precision,recall,reference_ml,prediction_ml,boundary_iou,hd95_mm,nsd,assd_mm,"
+        "lesion_tp,lesion_fp,lesion_fn,lesion_f1,pq,sq,rq,cc_iou"
+    )
+    assert [(row["case"], row["label"]) for row in rows] == [(f"case{i}", label) for i in range(4) for label in "12"]
+    for text, row in zip(rows, done.rows, strict=True):
+        assert all(float(text[name]) == row[name] for name in CASE_COLUMNS[2:])
+    lesions = table(request_.output / "lesions.csv")
+    assert tuple(lesions[0]) == LESION_COLUMNS
+    for row in done.rows:
+        mine = [lesion for lesion in lesions if (lesion["case"], lesion["label"]) == (row["case"], row["label"])]
+        for status in ("tp", "fp", "fn"):
+            assert sum(lesion["status"] == status for lesion in mine) == row[f"lesion_{status}"]
+    assert table(request_.output / "failures.csv") == []
+
+
+def test_summary_describes_the_rows(request_):
+    done = evaluate_folders(Request(**{**vars(request_), "command": ("monai-iou", "evaluate")}))
+    summary = json.loads((request_.output / "summary.json").read_text())
+    ious = [row["iou"] for row in done.rows if row["label"] == "1"]
+    assert summary["labels"]["1"]["iou"]["mean"] == pytest.approx(np.mean(ious))
+    assert summary["labels"]["1"]["iou"]["median"] == pytest.approx(np.median(ious))
+    low, high = summary["labels"]["1"]["iou"]["mean_interval"]
+    assert min(ious) <= low <= np.mean(ious) <= high <= max(ious)
+    images = [np.mean([row["iou"] for row in done.rows if row["case"] == f"case{i}"]) for i in range(4)]
+    assert summary["dataset"]["iou_i"] == pytest.approx(np.mean(images))
+    assert summary["dataset"]["iou_i_worst_10"] == pytest.approx(min(images))
+    assert summary["worst_cases"][0]["iou"] == min(row["iou"] for row in done.rows)
+    assert summary["cases"] == {"paired": 4, "evaluated": 4, "failed": 0, "reused": 0}
+    assert summary["command"] == ["monai-iou", "evaluate"]
+    assert summary["versions"]["monai"]
+    assert len(summary["inputs"]["case3"]["reference"]) == 64
+
+
+def test_broken_cases_do_not_stop_the_others(request_):
+    predictions, references = request_.predictions, request_.references
+    (predictions / "case0.nii.gz").unlink()
+    save(predictions / "extra.nii.gz", volume(9))
+    (predictions / "case1.nii.gz").write_bytes((predictions / "case1.nii.gz").read_bytes()[:100])
+    unnamed = volume(2)
+    unnamed[0, 0, 0] = 7
+    save(predictions / "case2.nii.gz", unnamed)
+    save(references / "nan.nii.gz", np.full(SHAPE, np.nan, np.float32))
+    save(predictions / "nan.nii.gz", volume(2))
+    save(references / "empty.nii.gz", np.zeros(SHAPE, np.uint8))
+    save(predictions / "empty.nii.gz", np.zeros(SHAPE, np.uint8))
+    save(references / "other.nii.gz", volume(3))
+    save(predictions / "other.nii.gz", volume(3), spacing=(1.0, 1.0, 2.5))
+    done = evaluate_folders(request_)
+    assert {row["case"] for row in done.rows} == {"case3", "empty"}
+    failures = {row["case"]: row["reason"] for row in table(request_.output / "failures.csv")}
+    assert failures.keys() == {"case0", "case1", "case2", "extra", "nan", "other"}
+    assert failures["case0"].startswith("Expected a prediction for the reference")
+    assert "to be a readable volume" in failures["case1"]
+    assert "to hold the labels 1, 2, but got 7 in 1 voxels" in failures["case2"]
+    assert failures["extra"].startswith("Expected a reference for the prediction")
+    assert "NaN or infinite voxels" in failures["nan"]
+    assert "spacing 1x1x2.5 mm" in failures["other"]
+    assert json.loads((request_.output / "summary.json").read_text())["cases"]["failed"] == 6
+    assert all(row["iou"] != row["iou"] for row in done.rows if row["case"] == "empty")
+
+
+def files_of(request: Request) -> dict[str, bytes]:
+    names = ("cases.csv", "lesions.csv", "failures.csv")
+    return {name: (request.output / name).read_bytes() for name in names}
+
+
+def test_finished_cases_are_kept_until_a_file_or_an_option_changes(request_, monkeypatch):
+    scored = []
+
+    def spy(case, *arguments):
+        scored.append(case)
+        return original(case, *arguments)
+
+    original = module.evaluate_files
+    monkeypatch.setattr(module, "evaluate_files", spy)
+    evaluate_folders(request_)
+    first = files_of(request_)
+    assert scored == ["case0", "case1", "case2", "case3"]
+    scored.clear()
+    assert evaluate_folders(request_).reused == 4
+    assert scored == []
+    assert files_of(request_) == first
+    save(request_.predictions / "case2.nii.gz", volume(7))
+    evaluate_folders(request_)
+    assert scored == ["case2"]
+    save(request_.references / "case1.nii.gz", volume(7))
+    evaluate_folders(request_)
+    assert scored == ["case2", "case1"]
+    evaluate_folders(Request(**{**vars(request_), "tolerance": 2.0}))
+    assert len(scored) == 6
+
+
+def test_an_interrupted_run_goes_on_where_it_was(request_):
+    def interrupt(step):
+        if step.stage == "cases" and step.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_folders(request_, interrupt)
+    assert not (request_.output / "cases.csv").exists()
+    steps = []
+    done = evaluate_folders(request_, steps.append)
+    assert done.reused == 2
+    assert [(step.done, step.total) for step in steps if step.stage == "cases"] == [(3, 4), (4, 4)]
+    whole = Request(**{**vars(request_), "output": request_.output.with_name("whole")})
+    evaluate_folders(whole)
+    assert files_of(request_) == files_of(whole)
+
+
+def test_a_damaged_record_is_made_again(request_):
+    evaluate_folders(request_)
+    record = next((request_.output / "finished").iterdir())
+    record.write_text(record.read_text()[:50])
+    assert evaluate_folders(request_).reused == 3
+
+
+def test_workers_give_the_same_bytes(request_):
+    evaluate_folders(request_)
+    shared = Request(**{**vars(request_), "output": request_.output.with_name("workers"), "workers": 2})
+    evaluate_folders(shared)
+    assert files_of(shared) == files_of(request_)
+
+
+def test_labels_regions_and_ignored_voxels(request_):
+    by_region = Request(**{**vars(request_), "regions": {"whole": (1, 2), "core": (2,)}})
+    assert [row["label"] for row in evaluate_folders(by_region).rows][:2] == ["whole", "core"]
+    one = Request(**{**vars(request_), "labels": (2,)})
+    assert {row["label"] for row in evaluate_folders(one).rows} == {"2"}
+    ignoring = Request(**{**vars(request_), "ignore": 2})
+    assert {row["label"] for row in evaluate_folders(ignoring).rows} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"labels": (1,), "regions": {"a": (2,)}},
+            "Expected either `--labels` or `--regions`, but got both: keep one.",
+        ),
+        ({"labels": (0, 1)}, "Expected labels of structures, but got 0, the background: leave it out."),
+        ({"labels": (1,), "ignore": 1}, "Expected `--ignore` to differ from the labels, but got 1 in both: keep one."),
+        ({"tolerance": -1.0}, "Expected `--tolerance` to be 0 mm or more, but got -1.0: give a distance in mm."),
+        ({"workers": 0}, "Expected `--workers` to be 1 or more, but got 0: give a number of processes."),
+    ],
+)
+def test_contradicting_options_are_refused_before_any_work(request_, options, text):
+    with pytest.raises(RequestError) as error:
+        evaluate_folders(Request(**{**vars(request_), **options}))
+    assert str(error.value) == text
+    assert not request_.output.exists()
+
+
+def test_references_without_a_label_are_refused(request_):
+    for path in request_.references.iterdir():
+        save(path, np.zeros(SHAPE, np.uint8))
+    with pytest.raises(ValueError, match="but got background only: name them with `--labels`"):
+        evaluate_folders(request_)
+
+
+def test_an_output_that_cannot_be_written_is_refused(request_, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"`--output` to be a folder that can be written, but got `.*file`"):
+        evaluate_folders(Request(**{**vars(request_), "output": tmp_path / "file"}))
+    if os.geteuid() != 0:  # the superuser may write anywhere
+        request_.output.mkdir(mode=0o500)
+        with pytest.raises(OutputError, match=r"\(Permission denied\): choose another\.$"):
+            evaluate_folders(request_)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.csv", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_text(tmp_path / "a.csv", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes are not beside the project")
+def test_iou_of_real_hippocampi_equals_monai(tmp_path):
+    import torch
+
+    references = DATA / "Task904_Hippocampus" / "labelsTs"
+    chosen = sorted(references.glob("*.nii.gz"))[:3]
+    for path in chosen:
+        image = nibabel.load(path)
+        array = np.asanyarray(image.dataobj).astype(np.uint8)
+        for folder, content in (("predictions", np.roll(array, 1, axis=1)), ("references", array)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(content, image.affine), tmp_path / folder / path.name)
+    done = evaluate_folders(Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out"))
+    for row in done.rows:
+        reference = np.asanyarray(nibabel.load(references / f"{row['case']}.nii.gz").dataobj) == int(row["label"])
+        masks = [torch.from_numpy(np.ascontiguousarray(m))[None, None] for m in (np.roll(reference, 1, 1), reference)]
+        assert row["iou"] == pytest.approx(float(compute_iou(*(mask.float() for mask in masks))), abs=1e-6)
