@@ -15,6 +15,7 @@ from monai_iou.losses import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    MultiScaleLoss,
     WeightedCrossEntropyLoss,
 )
 from monai_iou.metrics import IoUMetric
@@ -34,6 +35,7 @@ __all__ = [
     "IoULoss",
     "IoUMetric",
     "LogIoULoss",
+    "MultiScaleLoss",
     "VoxelSums",
     "WeightedCrossEntropyLoss",
     "__version__",

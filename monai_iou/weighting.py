@@ -146,7 +146,8 @@ def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:
     elif isinstance(item, list):
         parts = [_count_item(part, key, name) for part in item]
         size = max((len(part) for part in parts), default=1)
-        return np.sum([np.pad(part, (0, size - len(part))) for part in parts], axis=0, dtype=np.int64)
+        together: NDArray[np.int64] = np.sum([np.pad(part, (0, size - len(part))) for part in parts], axis=0)
+        return together
     elif isinstance(item, tuple):
         item = item[-1]
     if isinstance(item, (str, os.PathLike)) or not hasattr(item, "shape"):

@@ -3,6 +3,7 @@
 from monai_iou.losses.compound import CompoundLoss, IoUCELoss, IoUFocalLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.multi_scale import MultiScaleLoss
 from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "IoUFocalLoss",
     "IoULoss",
     "LogIoULoss",
+    "MultiScaleLoss",
     "WeightedCrossEntropyLoss",
 ]

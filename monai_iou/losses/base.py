@@ -165,11 +165,20 @@ class RegionLoss(SumsLoss):
         self.batch = batch
         self.soft_label = soft_label
         self.empty = empty
-        # With confidence the product form is itself 0 only at p = y, which is what soft labels ask for.
-        overlap = "min_max" if soft_label and self.power != 2 else "product"
-        self._spec = checked_spec(None, overlap, self.power, False, 0.0, 0.0, confidence=empty == "suppress")
+        self._spec = self._make_spec()
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", checks.as_weight(weight))
+
+    def _make_spec(self) -> PassSpec:
+        # With q = 2 the product form is 0 only at p = y, because U - I = sum (p - y)^2: it needs no minimum.
+        overlap = "min_max" if self.soft_label and self.power != 2 else "product"
+        return checked_spec(None, overlap, self.power, False, 0.0, 0.0, confidence=self.empty == "suppress")
+
+    def use_soft_labels(self) -> None:
+        """Switch to the form for soft labels, where there is one: a power between 1 and 2 has none."""
+        if self.power in (1, 2):
+            self.soft_label = True
+            self._spec = self._make_spec()
 
     def pass_spec(self, channels: int) -> PassSpec:
         """Return what the loss needs of the voxel pass."""

@@ -1,0 +1,122 @@
+"""Labels at a coarser scale: class fractions, any foreground, or the nearest voxel's label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_iou import checks
+
+DOWNSAMPLINGS = ("area", "max", "nearest")
+
+_Pool = Callable[..., Tensor]
+_average: dict[int, _Pool] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_maximum: dict[int, _Pool] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+
+
+def pool_labels(
+    target: Tensor, size: Sequence[int], classes: int, mode: str = "area", ignore_index: int | None = None
+) -> Tensor:
+    """Return a target at a coarser scale.
+
+    Args:
+        target: label map (B, 1, *S), or per-class maps (B, C, *S).
+        size: the coarse shape, one number a spatial dimension.
+        classes: number C of classes of the output that the target is for.
+        mode: "area", the fraction of each class among the voxels that a coarse voxel covers, always per-class maps;
+            "max", a coarse voxel is foreground if any of its voxels is (of several foreground classes the one that is
+            rarest in the batch wins; per-class maps are pooled each by itself); "nearest", MONAI's choice, the label of
+            the voxel in the middle, which loses small structures.
+        ignore_index: label of voxels that take no part: a coarse voxel is ignored if all of its voxels are.
+
+    Returns:
+        (B, C, *size) float32 for "area", else the target's channels and dtype.
+
+    Raises:
+        ValueError: if `mode` is none of the three.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.losses.pooling import pool_labels
+        >>> labels = torch.tensor([[[0, 0, 0, 1, 2, 2, 2, 1]]])
+        >>> pool_labels(labels, [2], classes=3, mode="max")
+        tensor([[[1, 1]]])
+        >>> pool_labels(labels, [2], classes=3)
+        tensor([[[0.7500, 0.0000],
+                 [0.2500, 0.2500],
+                 [0.0000, 0.7500]]])
+    """
+    checks.check_choice("downsample", mode, DOWNSAMPLINGS)
+    target = target.as_subclass(Tensor)
+    if mode == "nearest":
+        return F.interpolate(target.float(), size=tuple(size), mode="nearest-exact").to(target.dtype)
+    is_labels = target.shape[1] == 1 and classes > 1
+    if mode == "max":
+        return (_rarest if is_labels else _largest)(target, size, ignore_index)
+    return _fractions(target, size, classes, is_labels, ignore_index)
+
+
+def pooled(values: Tensor, size: Sequence[int], how: dict[int, _Pool]) -> Tensor:
+    """Pool (B, C, *S) to (B, C, *size)."""
+    result: Tensor = how[values.ndim - 2](values, tuple(size))
+    return result
+
+
+def _valid(target: Tensor, is_labels: bool, ignore_index: int | None) -> Tensor | None:
+    """Return which voxels take part, (B, 1, *S) bool; None if all do. As in the voxel pass."""
+    if ignore_index is None:
+        return None
+    if is_labels or target.shape[1] == 1:
+        return target != ignore_index
+    if 0 <= ignore_index < target.shape[1]:
+        return target[:, ignore_index : ignore_index + 1] < 0.5
+    return (target != 0).any(1, keepdim=True)
+
+
+def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: bool, ignore_index: int | None) -> Tensor:
+    # A class at a time: the one-hot copy of a whole volume would be several times the size of the logits.
+    maps = ((target == label) if is_labels else target[:, label : label + 1] for label in range(classes))
+    valid = _valid(target, is_labels, ignore_index)
+    if valid is None:
+        return torch.cat([pooled(values.float(), size, _average) for values in maps], 1)
+    share = pooled(valid.float(), size, _average)
+    sums = [pooled((values * valid).float(), size, _average) for values in maps]
+    fractions = torch.cat(sums, 1) / torch.where(share > 0, share, 1)
+    return _mark_ignored(fractions, share == 0, ignore_index)
+
+
+def _mark_ignored(maps: Tensor, ignored: Tensor, ignore_index: int | None) -> Tensor:
+    """Write what the voxel pass takes for an ignored voxel of per-class maps."""
+    maps = maps.masked_fill(ignored, 0)
+    if ignore_index is None:
+        return maps
+    if maps.shape[1] == 1:
+        return maps.masked_fill(ignored, ignore_index)
+    if 0 <= ignore_index < maps.shape[1]:
+        maps[:, ignore_index : ignore_index + 1].masked_fill_(ignored, 1)
+    return maps
+
+
+def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
+    values, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    # Ignored below background below foreground, of which the rarer is higher and, at a tie, the higher label.
+    counts = torch.where(values == 0, labels.numel() + 1, counts)
+    if ignore_index is not None:
+        counts = torch.where(values == ignore_index, labels.numel() + 2, counts)
+    order = counts.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    highest = pooled(rank[index].float(), size, _maximum).long()
+    return torch.take(values, torch.take(order, highest))
+
+
+def _largest(maps: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
+    valid = _valid(maps, False, ignore_index)
+    if valid is None:
+        return pooled(maps.float(), size, _maximum).to(maps.dtype)
+    result = pooled(torch.where(valid, maps.float(), 0), size, _maximum)
+    ignored = pooled(valid.float(), size, _maximum) == 0
+    return _mark_ignored(result, ignored, ignore_index).to(maps.dtype)

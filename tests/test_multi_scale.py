@@ -1,0 +1,250 @@
+"""Deep supervision: labels at coarse scales, weights, and agreement with MONAI's wrapper."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from typing import Any
+
+import monai.losses
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+
+from monai_iou import (
+    CompoundLoss,
+    FocalIoULoss,
+    FocalTverskyLoss,
+    GeneralizedIoULoss,
+    IoUCELoss,
+    IoUFocalLoss,
+    IoULoss,
+    LogIoULoss,
+    MultiScaleLoss,
+    WeightedCrossEntropyLoss,
+)
+from monai_iou.losses.pooling import pool_labels
+
+
+def lesions(count: int = 200, size: int = 32, seed: int = 0) -> Tensor:
+    """Return volumes with one lesion of 3x3x3 voxels each, at random places."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(count, 1, size, size, size, dtype=torch.uint8)
+    for volume, corner in zip(
+        labels, torch.randint(0, size - 2, (count, 3), generator=generator).tolist(), strict=True
+    ):
+        x, y, z = corner
+        volume[0, x : x + 3, y : y + 3, z : z + 3] = 1
+    return labels
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_small_lesions_survive(factor: int) -> None:
+    labels = lesions()
+    size = [32 // factor] * 3
+    fractions = pool_labels(labels, size, classes=2, mode="area")
+    mass = fractions[:, 1].flatten(1).sum(1) * factor**3 / 27
+    torch.testing.assert_close(mass, torch.ones(200))
+    torch.testing.assert_close(fractions.sum(1), torch.ones(200, *size))
+    assert (pool_labels(labels, size, classes=2, mode="max").flatten(1).amax(1) == 1).all()
+    kept = (pool_labels(labels, size, classes=2, mode="nearest").flatten(1).amax(1) == 1).float().mean().item()
+    assert kept == pytest.approx({2: 1.0, 4: 0.45, 8: 0.05}[factor], abs=0.1)
+
+
+def block_loop(labels: Tensor, factor: int, ignore: int | None) -> tuple[Tensor, Tensor]:
+    """Fractions and "max" labels of (B, 1, X, Y) label maps of 3 classes, block by block."""
+    batch, _, width, height = labels.shape
+    counts = {value: int((labels == value).sum()) for value in (1, 2)}
+    fractions = torch.zeros(batch, 3, width // factor, height // factor)
+    largest = torch.zeros(batch, 1, width // factor, height // factor, dtype=labels.dtype)
+    for b in range(batch):
+        for i in range(width // factor):
+            for j in range(height // factor):
+                block = labels[b, 0, i * factor : (i + 1) * factor, j * factor : (j + 1) * factor].flatten().tolist()
+                voxels = [value for value in block if value != ignore]
+                for value in voxels:
+                    fractions[b, value, i, j] += 1 / len(voxels)
+                foreground = sorted({v for v in voxels if v > 0}, key=lambda v: (counts[v], -v))
+                largest[b, 0, i, j] = foreground[0] if foreground else 0 if voxels else ignore
+    return fractions, largest
+
+
+@pytest.mark.parametrize("ignore", [None, 255])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_pooling_is_that_of_a_slow_loop(ignore: int | None, factor: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(2, 1, 8, 12, generator=generator) ** 2 * 3).to(torch.uint8)
+    if ignore is not None:
+        labels[:, :, :5, :6] = ignore
+    fractions, largest = block_loop(labels, factor, ignore)
+    size = [8 // factor, 12 // factor]
+    torch.testing.assert_close(pool_labels(labels, size, 3, "area", ignore), fractions)
+    torch.testing.assert_close(pool_labels(labels, size, 3, "max", ignore), largest)
+    maps = (labels == torch.arange(3).reshape(1, 3, 1, 1)).float()
+    torch.testing.assert_close(pool_labels(maps, size, 3, "area", ignore), fractions)
+
+
+def test_pooled_maps_of_one_channel_and_of_an_ignored_class() -> None:
+    binary = torch.tensor([[[1.0, 0, 255, 1, 255, 255]]])
+    assert pool_labels(binary, [3], 1, "area", 255).tolist() == [[[0.5, 1, 255]]]
+    assert pool_labels(binary, [3], 1, "max", 255).tolist() == [[[1, 1, 255]]]
+    ignored = torch.tensor([[[1.0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]])
+    assert pool_labels(ignored, [2], 3, "area", 2).tolist() == [[[1, 0], [0, 0], [0, 1]]]
+    assert pool_labels(torch.zeros(1, 1, 6, dtype=torch.bool), [3], 1, "max").dtype == torch.bool
+
+
+LOSSES: list[nn.Module] = [
+    IoULoss(softmax=True),
+    IoULoss(softmax=True, to_onehot_y=True, batch=True),
+    IoULoss(softmax=True, power=1.5),
+    IoULoss(sigmoid=True, squared_pred=True),
+    LogIoULoss(softmax=True),
+    FocalIoULoss(softmax=True),
+    FocalTverskyLoss(softmax=True),
+    GeneralizedIoULoss(softmax=True),
+    WeightedCrossEntropyLoss(weight=[0.1, 1.0, 1.0]),
+    IoUCELoss(softmax=True),
+    IoUFocalLoss(softmax=True),
+    CompoundLoss([IoULoss(softmax=True), monai.losses.DiceLoss(softmax=True, to_onehot_y=True)]),
+    monai.losses.DiceLoss(softmax=True, to_onehot_y=True),
+    monai.losses.DiceCELoss(softmax=True, to_onehot_y=True, jaccard=True),
+    monai.losses.TverskyLoss(softmax=True, to_onehot_y=True),
+    monai.losses.FocalLoss(to_onehot_y=True),
+]
+
+
+def outputs_of(shape: tuple[int, ...] = (2, 3, 8, 8, 8), scales: int = 3, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    batch, classes, *space = shape
+    return [
+        torch.randn(batch, classes, *(side // 2**k for side in space), generator=generator).requires_grad_()
+        for k in range(scales)
+    ]
+
+
+def some_labels() -> Tensor:
+    return (torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(9)) ** 3 * 3).floor()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
+def test_every_loss_at_every_scale(loss: nn.Module, downsample: str) -> None:
+    outputs, labels = outputs_of(), some_labels()
+    multi = MultiScaleLoss(loss, downsample=downsample)
+    value = multi(outputs, labels)
+    assert value.isfinite()
+    for slope in torch.autograd.grad(value, outputs):
+        assert slope.isfinite().all()
+        assert slope.abs().sum() > 0
+    assert list(multi.last_terms) == ["scale_0", "scale_1", "scale_2"]
+    parts = [weight * term for weight, term in zip((4 / 7, 2 / 7, 1 / 7), multi.last_terms.values(), strict=True)]
+    torch.testing.assert_close(value.detach(), torch.stack(parts).sum())
+    torch.testing.assert_close(multi.last_terms["scale_0"], loss(outputs[0], labels).detach())
+
+
+@pytest.mark.parametrize("loss", [IoULoss(softmax=True), monai.losses.DiceCELoss(softmax=True, to_onehot_y=True)])
+def test_nearest_is_monais_deep_supervision(loss: nn.Module) -> None:
+    outputs, labels = outputs_of(), some_labels()
+    theirs = monai.losses.DeepSupervisionLoss(loss)(outputs, labels)  # weights 1, 1/2, 1/4, not normalised
+    torch.testing.assert_close(MultiScaleLoss(loss, downsample="nearest")(outputs, labels) * 1.75, theirs)
+    given = MultiScaleLoss(loss, weights=[1.0, 0.5, 0.25], downsample="nearest")
+    torch.testing.assert_close(given(outputs, labels), theirs)
+
+
+@pytest.mark.parametrize("make", [IoULoss, LogIoULoss, FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss])
+def test_area_is_zero_only_at_the_fractions(make: Any) -> None:
+    labels = some_labels()
+    truth = [pool_labels(labels, [side] * 3, 3) for side in (8, 4, 2)]
+    multi = MultiScaleLoss(make())
+    assert abs(multi(truth, labels).item()) < 1e-5
+    rounded = [maps.round() for maps in truth]
+    assert multi(rounded, labels) > 0.01
+
+
+def test_the_wrapped_loss_itself_stays_as_it_is() -> None:
+    loss = IoUCELoss(softmax=True, to_onehot_y=True)
+    outputs, labels = outputs_of(scales=1), some_labels()
+    before = loss(outputs[0], labels)
+    multi = MultiScaleLoss(loss)
+    assert multi.loss is loss
+    assert loss(outputs[0], labels) == before
+    assert multi(outputs[0], labels) == before
+    assert multi(outputs, labels) == before
+
+
+@pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
+def test_ignored_voxels_have_no_effect_at_any_scale(downsample: str) -> None:
+    outputs, labels = outputs_of(), some_labels()
+    labels[:, :, :4] = 255
+    multi = MultiScaleLoss(IoUCELoss(softmax=True, ignore_index=255), downsample=downsample)
+    slopes = torch.autograd.grad(multi(outputs, labels), outputs)
+    for slope in slopes:
+        half = slope.shape[2] // 2
+        assert (slope[:, :, :half] == 0).all()
+        assert slope[:, :, half:].abs().sum() > 0
+    alone = MultiScaleLoss(IoUCELoss(softmax=True), downsample=downsample)
+    valid = alone([output[:, :, output.shape[2] // 2 :] for output in outputs], labels[:, :, 4:])
+    torch.testing.assert_close(multi(outputs, labels), valid)
+
+
+def test_dynunets_stacked_tensor() -> None:
+    network = DynUNet(3, 1, 2, [3] * 4, [1, 2, 2, 2], [2, 2, 2], deep_supervision=True, deep_supr_num=2).train()
+    stacked = network(torch.randn(1, 1, 16, 16, 16))
+    assert stacked.shape == (1, 3, 2, 16, 16, 16)
+    labels = lesions(1, 16)
+    loss = IoUCELoss(softmax=True)
+    expected = sum(weight * loss(stacked[:, k], labels) for k, weight in enumerate((4 / 7, 2 / 7, 1 / 7)))
+    torch.testing.assert_close(MultiScaleLoss(loss)(stacked, labels), expected)
+    network.eval()
+    single = network(torch.randn(1, 1, 16, 16, 16))
+    torch.testing.assert_close(MultiScaleLoss(loss)(single, labels), loss(single, labels))
+
+
+def test_weights() -> None:
+    outputs, labels = outputs_of(), some_labels()
+    loss = IoULoss(softmax=True)
+    first = MultiScaleLoss(loss, weights=[2.0, 0.0, 0.0])
+    torch.testing.assert_close(first(outputs, labels), 2 * loss(outputs[0], labels))
+    nothing = MultiScaleLoss(loss, weights=[0.0, 0.0, 0.0])(outputs, labels)
+    assert nothing.item() == 0
+    nothing.backward()
+
+
+def test_errors() -> None:
+    outputs, labels = outputs_of(), some_labels()
+    loss = IoULoss(softmax=True)
+    with pytest.raises(ValueError, match="`downsample` to be one of 'area', 'max', 'nearest', but got 'linear'"):
+        MultiScaleLoss(loss, downsample="linear")
+    with pytest.raises(ValueError, match="`weights` to be a finite number at least 0, but got -1"):
+        MultiScaleLoss(loss, weights=[1.0, -1])
+    with pytest.raises(ValueError, match=re.escape("one factor a scale (3), but got 2")):
+        MultiScaleLoss(loss, weights=[1.0, 1.0])(outputs, labels)
+    with pytest.raises(TypeError, match="`loss` to be a torch module, but got str"):
+        MultiScaleLoss("IoULoss")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one output, but got an empty list"):
+        MultiScaleLoss(loss)([], labels)
+    with pytest.raises(TypeError, match="a tensor or a list of tensors, but got NoneType"):
+        MultiScaleLoss(loss)(None, labels)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=re.escape("no larger than the target (2, 1, 4, 4, 4), but got (2, 3, 8, 8, 8)")
+    ):
+        MultiScaleLoss(loss)(outputs, labels[..., ::2, ::2, ::2])
+
+
+def test_copies_and_config() -> None:
+    outputs, labels = outputs_of(), some_labels()
+    item = {
+        "_target_": "monai_iou.MultiScaleLoss",
+        "loss": {"_target_": "monai_iou.IoULoss", "softmax": True},
+        "downsample": "max",
+    }
+    loss = ConfigParser({"loss": item}).get_parsed_content("loss")
+    value = loss(outputs, labels)
+    for twin in (
+        copy.deepcopy(MultiScaleLoss(IoULoss(softmax=True), downsample="max")),
+        pickle.loads(pickle.dumps(loss)),
+    ):
+        assert twin(outputs, labels) == value
