@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, recall_by_volume
+from monai_iou.evaluation.evaluate import Request, evaluate_folders
+from monai_iou.evaluation.grid import Grid
+from monai_iou.evaluation.slices import MAX_SIZE, make_crop
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+EVIL = "<script>document.title='owned'<"  # as much of it as a file name can hold
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The report of four cases with images, one of them with a dangerous name and one that fails."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(["alpha", "beta", "gamma", EVIL]):
+        reference = np.zeros((24, 20, 16), np.uint8)
+        reference[4:14, 5:12, 4:10] = 1
+        reference[16:20, 4:8, 6:12] = 2
+        prediction = np.roll(reference, i, axis=0)
+        image = (reference * 100 + rng.normal(0, 10, reference.shape)).astype(np.float32)
+        for kind, array in (("references", reference), ("predictions", prediction), ("images", image)):
+            (folder / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0])), folder / kind / f"{name}.nii.gz")
+    (folder / "predictions" / "gamma.nii.gz").write_bytes(b"broken")
+    request = Request(folder / "predictions", folder / "references", folder / "out", images=folder / "images")
+    evaluate_folders(request)
+    return folder / "out" / "report.html"
+
+
+def test_page_holds_everything_and_asks_for_nothing(report):
+    page = report.read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", page)
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "default-src 'none'" in page
+    assert "3 of 4 cases evaluated" in page
+    assert "1 of 4 cases could not be evaluated" in page
+    assert page.count('class="viewer"') == 5
+
+
+def test_names_are_escaped_everywhere(report):
+    page = report.read_text(encoding="utf-8")
+    assert EVIL not in page
+    assert "<script>document" not in page
+    assert "&lt;script&gt;document.title=" in page
+
+
+def test_only_undefined_scores_make_a_report(tmp_path):
+    array = np.zeros((4, 4, 4), np.uint8)
+    for kind in ("references", "predictions"):
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii")
+    request = Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out", labels=(1,))
+    evaluate_folders(request)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No case has a structure to show." in page
+    assert not re.search(r">\s*-?(nan|inf)\b", page)
+
+
+def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str, object], str]:
+    """Open the page with a script appended that leaves its findings in a <pre>; findings and console errors."""
+    probe = (
+        "<script>const problems = [];"
+        "addEventListener('error', (e) => problems.push(String(e.message)));"
+        "addEventListener('unhandledrejection', (e) => problems.push(String(e.reason)));"
+        "addEventListener('securitypolicyviolation', (e) => problems.push(e.blockedURI));</script>"
+    )
+    finish = (
+        "<script>(async () => { const found = {};"
+        f"{script}"
+        "found.problems = problems; const out = document.createElement('pre'); out.id = 'found';"
+        "out.textContent = JSON.stringify(found); document.body.append(out); })();</script>"
+    )
+    page = report.read_text(encoding="utf-8").replace("<head>", f"<head>{probe}").replace("</body>", f"{finish}</body>")
+    probed = tmp_path / "probed.html"
+    probed.write_text(page, encoding="utf-8")
+    assert CHROMIUM is not None
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    options += " --disable-sync --no-first-run --enable-logging=stderr --virtual-time-budget=10000 --dump-dom"
+    done = subprocess.run(
+        [CHROMIUM, *options.split(), f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None, done.stdout[-2000:]
+    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return json.loads(text), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+SCRIPT = """
+const rows = () => Array.from(document.querySelectorAll('#case-table tbody tr')).filter((row) => !row.hidden);
+const column = (index) => rows().map((row) => row.cells[index].dataset.value);
+const head = document.querySelectorAll('#case-table th')[2];
+head.querySelector('button').click();
+found.up = [head.getAttribute('aria-sort'), column(2)];
+head.querySelector('button').click();
+found.down = [head.getAttribute('aria-sort'), column(2)];
+const text = document.getElementById('filter-text');
+text.value = 'BET';
+text.dispatchEvent(new Event('input'));
+found.filtered = [column(0), document.getElementById('shown').textContent];
+text.value = '';
+const label = document.getElementById('filter-label');
+label.value = '2';
+label.dispatchEvent(new Event('change'));
+text.dispatchEvent(new Event('input'));
+found.labelled = column(1);
+const viewer = document.querySelector('details.viewer');
+for (let i = 0; i < 100 && !viewer.dataset.ready; i++) await new Promise((done) => setTimeout(done, 50));
+const plane = viewer.querySelector('.plane'), canvas = plane.querySelector('canvas');
+const slider = plane.querySelector('input');
+const look = () => canvas.toDataURL();
+found.max = slider.max;
+found.first = plane.querySelector('output').textContent;
+const before = look();
+slider.value = Number(slider.value) + 1;
+slider.dispatchEvent(new Event('input'));
+found.second = plane.querySelector('output').textContent;
+const between = look();
+canvas.dispatchEvent(new WheelEvent('wheel', { deltaY: -1, cancelable: true }));
+found.third = plane.querySelector('output').textContent;
+found.redrawn = [before !== between, look() === before];
+const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+const near = (colour) => {
+  for (let i = 0; i < pixels.length; i += 4)
+    if (colour.every((value, channel) => Math.abs(value - pixels[i + channel]) < 6)) return true;
+  return false;
+};
+found.contours = [near([255, 176, 0]), near([74, 163, 255])];
+found.title = document.title;
+found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
+def test_page_sorts_filters_and_scrolls_in_a_browser(report, tmp_path):
+    found, console = run_in_browser(report, tmp_path, SCRIPT)
+    assert found["problems"] == []
+    assert "ERROR" not in console
+    assert "Error" not in console
+    direction, ascending = found["up"]
+    assert direction == "ascending"
+    assert [float(value) for value in ascending] == sorted(float(value) for value in ascending)
+    assert found["down"][0] == "descending"
+    assert [float(value) for value in found["down"][1]] == sorted(map(float, ascending), reverse=True)
+    assert found["filtered"] == [["beta", "beta"], "2 of 6 rows"]
+    assert found["labelled"] == ["2", "2", "2"]
+    assert found["first"] == found["third"] != found["second"]
+    assert found["redrawn"] == [True, True]
+    assert found["contours"] == [True, True]
+    assert found["title"] == "Segmentation evaluation: 3 cases"
+    assert found["wide"] is True
+
+
+def pixels_of(uri: str) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+
+
+def test_crop_holds_both_masks_in_patient_axes():
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    reference = np.zeros((60, 50, 40), bool)
+    reference[20:25, 10:12, 30:33] = True
+    prediction = np.roll(reference, 3, axis=0)
+    grid = Grid(reference.shape, np.array([[0, 0, -2.0, 90], [-1, 0, 0, 9], [0, 1, 0, 3], [0, 0, 0, 1]]))
+    crop = make_crop(prediction, reference, grid, None)
+    assert crop is not None
+    assert crop.spacing == (2.0, 1.0, 1.0)
+    assert not crop.cut
+    sheet = pixels_of(crop.masks)
+    x, y, z = crop.shape
+    tiles = [sheet[k // crop.columns * y :, k % crop.columns * x :][:y, :x].T for k in range(z)]
+    codes = np.stack(tiles, axis=-1)
+    # array axes are (P, S, L) here; the crop's are (R, A, S), so lesion voxels keep their number and place
+    assert [(codes == code).sum() for code in (1, 2, 3)] == [18, 18, 12]
+    turned = reference.transpose(2, 0, 1)[::-1, ::-1]
+    where = np.argwhere(codes & 1)
+    np.testing.assert_array_equal(where - where[0], np.argwhere(turned) - np.argwhere(turned)[0])
+
+
+def test_large_crops_are_cut_around_the_disagreement():
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    reference = np.zeros((300, 8, 8), bool)
+    reference[5:295, 3:5, 3:5] = True
+    prediction = reference.copy()
+    prediction[240:250] = False
+    crop = make_crop(prediction, reference, Grid(reference.shape, np.eye(4)), None)
+    assert crop is not None
+    assert crop.cut
+    assert crop.shape[0] == MAX_SIZE
+    assert (pixels_of(crop.masks) == 1).sum() == 10 * 4
+    assert make_crop(reference & False, reference & False, Grid(reference.shape, np.eye(4)), None) is None
+
+
+def test_ticks_are_round_and_inside():
+    for low, high in ((0.0, 1.0), (-3.7, 12.2), (0.0, 2.6e-4), (0.0, 3456.0)):
+        ticks = Axis(low, high, 0, 100).ticks()
+        assert 3 <= len(ticks) <= 9
+        assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+
+
+def test_charts_of_nothing_and_of_one_value_are_charts():
+    for chart in (
+        distribution({}, "IoU", True),
+        distribution({"1": []}, "HD95, mm", False),
+        distribution({"1": [Point(0.0, 0.0, "a")]}, "HD95, mm", False),
+        recall_by_volume([], "mm"),
+        recall_by_volume([(0.0, True), (10.0, False), (9.99, True)], "mm"),
+        bland_altman({"1": []}),
+        bland_altman({"1": [Point(1.0, 0.0, "a")]}),
+    ):
+        assert chart.startswith("<svg")
+        assert "nan" not in chart
+        assert "inf" not in chart
+    assert "<title>1 of 1 lesions found</title>" in recall_by_volume([(10.0, True), (9.99, False)], "mm")
+
+
+def test_limits_of_agreement_are_bland_and_altmans():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(1, 2, 20)
+    chart = bland_altman({"1": [Point(5.0, float(d), "") for d in differences]})
+    mean, spread = differences.mean(), 1.96 * differences.std(ddof=1)
+    for value in (mean, mean + spread, mean - spread):
+        assert f"{value:+.3g} ml" in chart
