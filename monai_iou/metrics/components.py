@@ -55,7 +55,9 @@ def label_components(mask: BoolMask, connectivity: int | None) -> tuple[npt.NDAr
     if not mask.any():
         return np.zeros(mask.shape, dtype=np.int64), 0
     labels: npt.NDArray[Any]
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=neighbours, return_N=True)
+    # As uint8: cc3d 4.1's way with bool masks finds wrong components, or fails, in volumes one voxel thick.
+    numbers = np.ascontiguousarray(mask).astype(np.uint8)
+    labels, count = cc3d.connected_components(numbers, connectivity=neighbours, return_N=True)
     return labels, int(count)
 
 
