@@ -11,6 +11,7 @@ from monai_iou.losses import (
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
+    InstanceIoULoss,
     IoUCELoss,
     IoUFocalLoss,
     IoULoss,
@@ -19,16 +20,19 @@ from monai_iou.losses import (
     WeightedCrossEntropyLoss,
 )
 from monai_iou.metrics import IoUMetric
+from monai_iou.regions import ComponentRegionsd
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 from monai_iou.weighting import class_weights, count_voxels
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ComponentRegionsd",
     "CompoundLoss",
     "FocalIoULoss",
     "FocalTverskyLoss",
     "GeneralizedIoULoss",
+    "InstanceIoULoss",
     "IoUCELoss",
     "IoUFocalLoss",
     "IoUHandler",

@@ -2,6 +2,7 @@
 
 from monai_iou.losses.compound import CompoundLoss, IoUCELoss, IoUFocalLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
+from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.multi_scale import MultiScaleLoss
 from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
@@ -11,6 +12,7 @@ __all__ = [
     "FocalIoULoss",
     "FocalTverskyLoss",
     "GeneralizedIoULoss",
+    "InstanceIoULoss",
     "IoUCELoss",
     "IoUFocalLoss",
     "IoULoss",

@@ -65,7 +65,7 @@ def pooled(values: Tensor, size: Sequence[int], how: dict[int, _Pool]) -> Tensor
     return result
 
 
-def _valid(target: Tensor, is_labels: bool, ignore_index: int | None) -> Tensor | None:
+def valid_mask(target: Tensor, is_labels: bool, ignore_index: int | None) -> Tensor | None:
     """Return which voxels take part, (B, 1, *S) bool; None if all do. As in the voxel pass."""
     if ignore_index is None:
         return None
@@ -79,7 +79,7 @@ def _valid(target: Tensor, is_labels: bool, ignore_index: int | None) -> Tensor 
 def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: bool, ignore_index: int | None) -> Tensor:
     # A class at a time: the one-hot copy of a whole volume would be several times the size of the logits.
     maps = ((target == label) if is_labels else target[:, label : label + 1] for label in range(classes))
-    valid = _valid(target, is_labels, ignore_index)
+    valid = valid_mask(target, is_labels, ignore_index)
     if valid is None:
         return torch.cat([pooled(values.float(), size, _average) for values in maps], 1)
     share = pooled(valid.float(), size, _average)
@@ -114,7 +114,7 @@ def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Te
 
 
 def _largest(maps: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
-    valid = _valid(maps, False, ignore_index)
+    valid = valid_mask(maps, False, ignore_index)
     if valid is None:
         return pooled(maps.float(), size, _maximum).to(maps.dtype)
     result = pooled(torch.where(valid, maps.float(), 0), size, _maximum)

@@ -1,0 +1,228 @@
+"""IoU inside the neighbourhood of each lesion, so that a small one counts as much as a large one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from typing_extensions import Unpack
+
+from monai_iou import checks, scores
+from monai_iou.distributed import sum_over_ranks
+from monai_iou.losses.base import RegionOptions
+from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.pooling import valid_mask
+from monai_iou.metrics.inputs import image_spacings
+from monai_iou.regions import FIRST_REGION, REGIONS, component_regions
+from monai_iou.voxels.reference import sum_dtype
+from monai_iou.voxels.sums import VoxelSums, run_pass
+
+_Terms = tuple[Tensor, Tensor]
+
+
+class InstanceIoULoss(_Loss):
+    r"""Mean over ground-truth components of the IoU loss inside each component's region, plus a global term.
+
+    .. math:: \lambda_g L_{global} + \lambda_i \frac{1}{K} \sum_{k=1}^{K} \left(1 - \frac{I_k + s}{U_k + s}\right)
+
+    "voronoi": I_k and U_k are sums over the voxels nearer, in mm, to component k than to any other (CC-metrics,
+    Jaus et al. 2024, https://arxiv.org/abs/2410.18684). "blob": over all voxels except those of the other components
+    (blob loss, Kofler et al. 2023, https://arxiv.org/abs/2205.08209): every false positive counts against every
+    component. The other components are masked out of the probabilities, so that a perfect prediction has loss 0.
+
+    Components are those of the label, each foreground class by itself. The mean is taken over the components of an
+    image and class (of the batch with `batch=True`), then over the images and classes that have one; false positives
+    where there is none are left to the global term. One pass over the voxels serves both terms of a two-class or
+    one-channel problem; more classes take a pass each, over probabilities.
+
+    The regions are computed on the fly, from the label on the CPU, or carried by the target: see
+    :class:`monai_iou.ComponentRegionsd`. Carried regions serve both choices. A region whose component a crop left out
+    does not count.
+
+    Args:
+        regions: "voronoi" or "blob".
+        lambda_global: factor of the global term.
+        lambda_instance: factor of the mean over components.
+        global_loss: the global term; an IoULoss with the same options by default. `IoUCELoss` adds a cross-entropy.
+        connectivity: neighbours that connect, 6, 18 or 26 in 3D, 4 or 8 in 2D; the most by default. On the fly only.
+        spacing: voxel size in mm, on the fly only; by default that of a MetaTensor target, else 1.
+        **options: the arguments of :class:`IoULoss`; `reduction` is "mean". `weight` weighs the classes in both terms.
+            Foreground are the classes from 1, with one channel that one, and with `sigmoid` and per-class maps all that
+            are included. A voxel of a soft map belongs to a component from 0.5 on.
+
+    Attributes:
+        last_terms: "global" and "instance" at the last call, detached, before weighting; for logging.
+
+    Raises:
+        TypeError: as :class:`IoULoss`, or if `global_loss` is no module.
+        ValueError: as :class:`IoULoss`, or if an argument is out of its range, or carried regions are not one channel a
+            foreground class.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import InstanceIoULoss
+        >>> labels = torch.tensor([[[1, 1, 1, 1, 0, 0, 0, 1]]])
+        >>> only_the_large_one = torch.tensor([[[1.0, 1, 1, 1, 0, 0, 0, 0]]])
+        >>> loss = InstanceIoULoss()
+        >>> value = loss(only_the_large_one, labels)
+        >>> {name: round(term.item(), 4) for name, term in loss.last_terms.items()}
+        {'global': 0.2, 'instance': 0.5}
+    """
+
+    def __init__(
+        self,
+        regions: str = "voronoi",
+        lambda_global: float = 1.0,
+        lambda_instance: float = 1.0,
+        global_loss: nn.Module | None = None,
+        connectivity: int | None = None,
+        spacing: Sequence[float] | float | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__()
+        checks.check_choice("regions", regions, REGIONS)
+        if global_loss is not None and not isinstance(global_loss, nn.Module):
+            message = f"Expected `global_loss` to be a torch module, but got {type(global_loss).__name__}."
+            raise TypeError(message)
+        self.region_loss = IoULoss(**options)
+        checks.check_choice("reduction", self.region_loss.reduction, ("mean",))
+        self.global_loss = global_loss
+        self.regions, self.connectivity, self.spacing = regions, connectivity, spacing
+        self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
+        self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)
+        self.last_terms: dict[str, Tensor] = {}
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: logits, or probabilities if no activation is set, (B, C, *S).
+            target: label map (B, 1, *S), per-class maps (B, C, *S), or a label map with its regions (B, 1 + F, *S) for
+                F foreground classes. With F + 1 = C it is taken for the latter if a value is above 1, or all are 0.
+
+        Returns:
+            A scalar, float32 or float64.
+
+        Raises:
+            TypeError: if a tensor cannot be read as what it stands for.
+            ValueError: if shapes do not match, or the target holds values that are no class.
+        """
+        checks.check_input(input)
+        label, carried = self._split(input, target)
+        checks.check_target(input, label)
+        checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
+        classes = self._foreground(input, label)
+        if carried is None:
+            maps = [self._regions(label, input, index) for index in classes]
+        else:
+            maps = [carried[:, [position]] for position in range(len(classes))]
+        if len(classes) == 1 and self.global_loss is None:
+            whole, terms = self._one_pass(input, label, maps[0])
+        else:
+            whole, terms = self._pass_a_class(input, label, classes, maps)
+        instance = self._mean(terms, self._weights(classes, input.shape[1]))
+        self.last_terms = {"global": whole.detach(), "instance": instance.detach()}
+        return self.lambda_global * whole + self.lambda_instance * instance
+
+    def _split(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the label and, if the target carries them, the regions (B, F, *S)."""
+        channels = max(input.shape[1], 2)  # one channel has one foreground class
+        if not isinstance(target, Tensor) or target.ndim != input.ndim or target.shape[1] != channels:
+            return target, None
+        if input.shape[1] > 1:
+            low, high = target.as_subclass(Tensor).aminmax() if target.numel() else (0, 1)
+            if not (high > 1 or low == high == 0):
+                return target, None
+        regions = target.as_subclass(Tensor)[:, 1:].long()
+        return target[:, :1], torch.where(regions >= FIRST_REGION, regions - FIRST_REGION + 1, 0)
+
+    def _foreground(self, input: Tensor, label: Tensor) -> list[int]:
+        loss, channels = self.region_loss, input.shape[1]
+        every = channels == 1 or (loss.sigmoid and loss.include_background and label.shape[1] == channels)
+        return list(range(0 if every else 1, channels))
+
+    def _regions(self, label: Tensor, input: Tensor, index: int) -> Tensor:
+        """Compute the region numbers (B, 1, *S) of a class."""
+        space = input.ndim - 2
+        sizes = image_spacings(None, label, self.spacing, len(label), space)
+        mask = _class_map(label.as_subclass(Tensor), index, input.shape[1]) >= 0.5
+        valid = valid_mask(label.as_subclass(Tensor), label.shape[1] == 1, self.region_loss.ignore_index)
+        mask = mask if valid is None else mask & valid
+        numbers = [
+            torch.as_tensor(component_regions(image[0], self.regions, spacing, self.connectivity)[0])
+            for image, spacing in zip(mask.cpu().numpy(), sizes, strict=True)
+        ]
+        return torch.stack(numbers).unsqueeze(1).long().to(input.device) if numbers else mask.long()
+
+    def _one_pass(self, input: Tensor, label: Tensor, regions: Tensor) -> tuple[Tensor, list[_Terms]]:
+        """Return the global term and the components' terms of the only foreground class, the last channel."""
+        loss = self.region_loss
+        groups = self._groups(regions, _class_map(label.as_subclass(Tensor), input.shape[1] - 1, input.shape[1]))
+        rows = run_pass(loss.activated(input), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups)
+        whole = loss.score(VoxelSums.from_stacked(rows.sum(3)), input.ndim - 2)
+        return whole, [self._component_terms(VoxelSums.from_stacked(rows[:, :, -1]))]
+
+    def _pass_a_class(
+        self, input: Tensor, label: Tensor, classes: list[int], maps: list[Tensor]
+    ) -> tuple[Tensor, list[_Terms]]:
+        loss, channels = self.region_loss, input.shape[1]
+        whole = torch.as_tensor((loss if self.global_loss is None else self.global_loss)(input, label))
+        spec = loss.pass_spec(channels)
+        target = label.as_subclass(Tensor)
+        valid = valid_mask(target, target.shape[1] == 1 and channels > 1, loss.ignore_index)
+        logits = input.as_subclass(Tensor).to(sum_dtype(input))
+        logits = loss.activated(logits if valid is None else torch.where(valid, logits, 0))  # NaN has no gradient of 0
+        p = logits.softmax(1) if spec.activation == "softmax" else logits.sigmoid() if spec.activation else logits
+        terms = []
+        for index, regions in zip(classes, maps, strict=True):
+            there = _class_map(target, index, channels)
+            there = there if valid is None else torch.where(valid, there, 0)
+            alone = replace(spec, activation=None)
+            groups = self._groups(regions, there)
+            rows = run_pass(p[:, [index]], there, alone, None, mask=valid, groups=groups)
+            terms.append(self._component_terms(VoxelSums.from_stacked(rows[:, :, 0])))
+        return whole, terms
+
+    def _groups(self, regions: Tensor, there: Tensor) -> Tensor:
+        return torch.where(there >= 0.5, regions, 0) if self.regions == "blob" else regions
+
+    def _component_terms(self, sums: VoxelSums) -> _Terms:
+        """Return the sum of the terms of an image's components and their number, (B,) each, from sums (B, R)."""
+        prediction, target, intersection = sums.prediction[:, 1:], sums.target[:, 1:], sums.intersection[:, 1:]
+        if self.regions == "blob":
+            prediction = prediction + sums.prediction[:, :1]  # what lies outside all components counts against each
+        loss = self.region_loss
+        iou = scores.ratio(intersection + loss.smooth_nr, prediction + target - intersection + loss.smooth_dr)
+        present = target > 0
+        return torch.where(present, 1 - iou, 0).sum(1), present.sum(1).to(iou)
+
+    def _weights(self, classes: list[int], channels: int) -> Tensor | None:
+        """Return the weights of the foreground classes; as in the global term, one channel has none."""
+        loss = self.region_loss
+        if loss.class_weight is None or channels == 1:
+            return None
+        shift = 0 if loss.include_background else 1
+        checks.check_weight_length(loss.class_weight, channels - shift, loss.include_background)
+        return loss.class_weight.expand(channels - shift)[[index - shift for index in classes]]
+
+    def _mean(self, terms: list[_Terms], weights: Tensor | None) -> Tensor:
+        """Average over components, then over the images and classes that have one."""
+        loss = self.region_loss
+        totals, counts = (torch.stack(part, 1) for part in zip(*terms, strict=True))
+        if loss.batch:
+            both = torch.stack([totals.sum(0, keepdim=True), counts.sum(0, keepdim=True)])
+            totals, counts = sum_over_ranks(both) if loss.sync_batch else both
+        means = totals / counts.clamp_min(1)
+        if weights is not None:
+            means = means * weights.to(means)
+        return means.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def _class_map(label: Tensor, index: int, channels: int) -> Tensor:
+    """Return the map (B, 1, *S) of one class from a label map or per-class maps."""
+    if label.shape[1] == 1 and channels > 1:
+        return (label == index).float()
+    return label[:, [index]].float()
