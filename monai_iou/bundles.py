@@ -18,7 +18,7 @@ from pathlib import Path
 from monai_iou.datasets import Case, DatasetError, SegmentationFolder, case_name, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
 
-__all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle"]
+__all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle", "need_model"]
 
 BUNDLE_NAME = "small_foreground_segmentation"
 
@@ -82,6 +82,18 @@ def bundle_root() -> str:
             break
         frame = frame.f_back
     return "."
+
+
+def need_model(path: str) -> None:
+    """Check that a trained model is there before evaluation or inference reads any volume.
+
+    Raises:
+        DatasetError: it is not; under `python -m monai.bundle` the program ends with that sentence.
+    """
+    with _one_sentence():
+        if not Path(path).is_file():
+            message = f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
+            raise DatasetError(message)
 
 
 class BundleCases:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
-__all__ = ["CheckpointHandler", "ProgressHandler", "is_better", "last_epoch", "write_atomically"]
+__all__ = ["CaseProgressHandler", "CheckpointHandler", "ProgressHandler", "is_better", "last_epoch", "write_atomically"]
 
 LINE_INTERVAL_SECONDS = 60.0
 
@@ -290,6 +290,58 @@ class ProgressHandler:
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+    def _ended(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class CaseProgressHandler:
+    """Show how many volumes are done, and at the end the scores: a bar on a terminal, plain lines in a log.
+
+    Args:
+        total: number of volumes.
+        interval: seconds between two lines, when there is no terminal.
+    """
+
+    def __init__(self, total: int, interval: float = 10.0) -> None:
+        self.total, self.interval = total, interval
+        self._bar: Any = None
+        self._task: Any = None
+        self._last_line = 0.0
+
+    def attach(self, engine: Evaluator) -> None:
+        """Register on an evaluator; only its rank 0 shows anything."""
+        from ignite.engine import Events
+
+        if engine.state.rank != 0:
+            return
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._case_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._ended)
+
+    def _started(self, _: Evaluator) -> None:
+        self._last_line = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("volumes", total=self.total)
+
+    def _case_completed(self, engine: Evaluator) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=engine.state.iteration)
+        elif time.monotonic() - self._last_line >= self.interval:
+            self._last_line = time.monotonic()
+            logger.info("volume %d/%d", engine.state.iteration, self.total)
+
+    def _completed(self, engine: Evaluator) -> None:
+        scores = "".join(f", {name} {value:.4f}" for name, value in engine.state.metrics.items())
+        logger.info("%d volumes done%s", self.total, scores)
 
     def _ended(self, *_: Any) -> None:
         if self._bar is not None:
