@@ -13,6 +13,9 @@ from monai.data.meta_tensor import MetaTensor
 
 __all__ = ["ArrayLike", "ImagePair", "as_plain_tensor", "image_spacings", "pair_images", "spacing_tuple"]
 
+# Voxels looked at a time: no copy of the volume is made, and no threads are woken.
+_CHUNK = 1 << 15
+
 ArrayLike: TypeAlias = torch.Tensor | npt.NDArray[Any]
 
 
@@ -172,11 +175,17 @@ def _check_binary(image: torch.Tensor, valid: torch.Tensor | None, name: str, gi
 
 
 def _check_labels(labels: torch.Tensor, num_classes: int, valid: torch.Tensor | None, name: str) -> None:
-    if labels.numel() == 0 or labels.dtype == torch.bool:
+    if labels.dtype == torch.bool:
         return
-    values = labels if valid is None else labels[valid]
-    if values.numel() == 0:
-        return
+    flat, keep = labels.reshape(-1), None if valid is None else valid.reshape(-1)
+    for start in range(0, len(flat), _CHUNK):
+        values = flat[start : start + _CHUNK]
+        if keep is not None:
+            values = values.masked_fill(~keep[start : start + _CHUNK], 0)
+        _check_chunk(values, num_classes, name)
+
+
+def _check_chunk(values: torch.Tensor, num_classes: int, name: str) -> None:
     if values.is_floating_point() and not bool((values == values.round()).all()):
         wrong = values[values != values.round()][0].item()
         message = (

@@ -20,8 +20,8 @@ __all__ = ["ClassCounts", "IgnoreEmpty", "IoUMetric", "fine_grained_iou", "iou_c
 
 IgnoreEmpty: TypeAlias = bool | Literal["both"]
 
-# Voxels counted at a time: 1 MB of int32 stays in the cache, and is all that counting allocates.
-_CHUNK = 1 << 18
+# Voxels counted at a time: they stay in the cache, are all that counting allocates, and wake no threads.
+_CHUNK = 1 << 15
 # A class table beyond this size would leave the cache; three histograms are faster then.
 _LARGEST_TABLE = 1 << 16
 
@@ -187,20 +187,22 @@ def _count_label_maps(
     """Histogram of the pairs (reference, prediction), chunk by chunk; the valid voxels are known to hold classes."""
     C = num_classes
     flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
-    flat_valid = None if valid is None else valid.reshape(-1)
+    flat_ignored = None if valid is None else ~valid.reshape(-1)
     totals = torch.zeros((3, C), dtype=torch.int64, device=prediction.device)
     # a GPU wants few large launches
-    step = _CHUNK if prediction.device.type == "cpu" else _CHUNK * 64
+    step = _CHUNK if prediction.device.type == "cpu" else _CHUNK * 512
     table = torch.zeros(C * C if C * C <= _LARGEST_TABLE else 0, dtype=torch.int64, device=prediction.device)
     for start in range(0, prediction.numel(), step):
         p, r = flat_prediction[start : start + step], flat_reference[start : start + step]
-        if flat_valid is not None:
-            v = flat_valid[start : start + step]
-            p, r = p[v], r[v]
-        p, r = p.to(torch.int32), r.to(torch.int32)
+        p, r = p.to(torch.int32), r.to(torch.int32, copy=True)
+        ignored = None if flat_ignored is None else flat_ignored[start : start + step]
         if len(table):
-            table += torch.bincount(r.mul_(C).add_(p), minlength=C * C)
+            pair = r.mul_(C).add_(p)
+            if ignored is not None:
+                pair.masked_fill_(ignored, C * C)  # one more cell, cut off below
+            table += torch.bincount(pair, minlength=C * C + 1)[: C * C]
         else:
+            p, r = (p, r) if ignored is None else (p[~ignored], r[~ignored])
             totals[0] += torch.bincount(p[p == r], minlength=C)
             totals[1] += torch.bincount(p, minlength=C)
             totals[2] += torch.bincount(r, minlength=C)
