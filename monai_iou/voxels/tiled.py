@@ -27,7 +27,7 @@ from monai_iou.voxels.reference import (
 
 # Elements (classes x voxels) of a tile: a handful of float32 temporaries of it stay inside the cache of a CPU core,
 # and a GPU is kept busy by larger ones.
-TILE_ELEMENTS = {"cpu": 1 << 17}
+TILE_ELEMENTS = {"cpu": 3 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 24
 
 
