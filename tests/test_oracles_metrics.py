@@ -1,4 +1,4 @@
-"""The metrics against other packages, on real masks that are shifted, eroded and cut; each is optional and skips where absent."""
+"""The metrics against other packages on real masks, shifted, eroded and cut; each skips where it is absent."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai_iou.metrics import IoUMetric, lesion_scores
 from scipy import ndimage
+
+from monai_iou.metrics import IoUMetric, lesion_scores
 
 MASKS = Path(__file__).parents[2] / "shared" / "data" / "Task901_MSLesionFLAIR" / "labelsTr"
 
