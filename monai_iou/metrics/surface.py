@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
@@ -55,7 +56,6 @@ def surface_scores(
         TypeError: an input is neither an array nor a tensor.
         ValueError: values other than 0 and 1, different shapes, negative tolerances, or an unfit `spacing`.
 
-    >>> import numpy as np
     >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
     >>> surface_scores(np.roll(reference, 1, axis=0), reference, spacing=(3.0, 1.0)).hd95_mm
     3.0
@@ -66,7 +66,7 @@ def surface_scores(
         message = f"Expected `tolerances` to be mm of at least 0, but got {tuple(tolerances)}"
         raise ValueError(message)
     crop = crop_to_union(p_mask, r_mask)
-    p, r = (torch.from_numpy(mask.copy()) for mask in crop[:2])
+    p, r = (torch.from_numpy(np.pad(mask, 1)) for mask in crop[:2])  # MONAI's own crop is the same, and slow
     if not (p.any() and r.any()):
         nsd = 0.0 if p.any() or r.any() else math.nan
         return SurfaceScores(math.nan, math.nan, (nsd,) * len(tolerances))
@@ -75,7 +75,7 @@ def surface_scores(
 
 
 def _voxel_distances(p: torch.Tensor, r: torch.Tensor, spacing: tuple[float, ...]) -> tuple[float, float]:
-    p_edge, r_edge = get_mask_edges(p, r)
+    p_edge, r_edge = get_mask_edges(p, r, crop=False)
     distances = _both_ways(p_edge, r_edge, spacing)
     hd95 = max(float(d.quantile(0.95)) for d in distances)
     return hd95, float(torch.cat(distances).mean())
@@ -84,7 +84,7 @@ def _voxel_distances(p: torch.Tensor, r: torch.Tensor, spacing: tuple[float, ...
 def _surface_dice(
     p: torch.Tensor, r: torch.Tensor, spacing: tuple[float, ...], tolerances: Sequence[float]
 ) -> tuple[float, ...]:
-    p_edge, r_edge, p_area, r_area = get_mask_edges(p, r, spacing=spacing)
+    p_edge, r_edge, p_area, r_area = get_mask_edges(p, r, crop=False, spacing=spacing)
     distance = torch.cat(_both_ways(p_edge, r_edge, spacing))
     area = torch.cat([p_area[p_edge], r_area[r_edge]])
     return tuple(float(area[distance <= t].sum() / area.sum()) for t in tolerances)
