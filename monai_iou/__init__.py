@@ -5,9 +5,12 @@ looking through the modules that are loaded.
 """
 
 from monai_iou.distributed import sum_over_ranks
-from monai_iou.handlers import IoUHandler
+from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler
 from monai_iou.losses import (
+    AffinityLoss,
+    AttentionSupervisionLoss,
     CompoundLoss,
+    ContextAttentionLoss,
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
@@ -19,7 +22,23 @@ from monai_iou.losses import (
     MultiScaleLoss,
     WeightedCrossEntropyLoss,
 )
-from monai_iou.metrics import IoUMetric
+from monai_iou.metrics import (
+    BoundaryIoUMetric,
+    IoUMetric,
+    LesionIoUMetric,
+    LesionScores,
+    OverlapScores,
+    SurfaceScores,
+    boundary_iou,
+    fine_grained_iou,
+    iou_counts,
+    iou_from_counts,
+    lesion_scores,
+    overlap_scores,
+    recall_by_volume,
+    surface_scores,
+)
+from monai_iou.networks import AttentionMapUnet, ContextPriorHead
 from monai_iou.regions import ComponentRegionsd
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 from monai_iou.weighting import class_weights, count_voxels
@@ -27,8 +46,15 @@ from monai_iou.weighting import class_weights, count_voxels
 __version__ = "0.1.0"
 
 __all__ = [
+    "AffinityLoss",
+    "AttentionMapUnet",
+    "AttentionSupervisionLoss",
+    "BoundaryIoUHandler",
+    "BoundaryIoUMetric",
     "ComponentRegionsd",
     "CompoundLoss",
+    "ContextAttentionLoss",
+    "ContextPriorHead",
     "FocalIoULoss",
     "FocalTverskyLoss",
     "GeneralizedIoULoss",
@@ -38,14 +64,27 @@ __all__ = [
     "IoUHandler",
     "IoULoss",
     "IoUMetric",
+    "LesionIoUHandler",
+    "LesionIoUMetric",
+    "LesionScores",
     "LogIoULoss",
     "MultiScaleLoss",
+    "OverlapScores",
+    "SurfaceScores",
     "VoxelSums",
     "WeightedCrossEntropyLoss",
     "__version__",
+    "boundary_iou",
     "class_weights",
     "count_voxels",
+    "fine_grained_iou",
+    "iou_counts",
+    "iou_from_counts",
+    "lesion_scores",
+    "overlap_scores",
+    "recall_by_volume",
     "sum_over_ranks",
+    "surface_scores",
     "use_kernel",
     "voxel_sums",
 ]
