@@ -1,5 +1,7 @@
 """IoU losses and their class-imbalance variants, as MONAI losses."""
 
+from monai_iou.losses.affinity import AffinityLoss
+from monai_iou.losses.attention import AttentionSupervisionLoss, ContextAttentionLoss
 from monai_iou.losses.compound import CompoundLoss, IoUCELoss, IoUFocalLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.instance import InstanceIoULoss
@@ -8,7 +10,10 @@ from monai_iou.losses.multi_scale import MultiScaleLoss
 from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
 
 __all__ = [
+    "AffinityLoss",
+    "AttentionSupervisionLoss",
     "CompoundLoss",
+    "ContextAttentionLoss",
     "FocalIoULoss",
     "FocalTverskyLoss",
     "GeneralizedIoULoss",

@@ -1,0 +1,151 @@
+"""The loss of a context prior: which positions of a volume are alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+
+from monai_iou import checks
+from monai_iou.losses.pooling import DOWNSAMPLINGS, pool_labels
+
+
+class AffinityLoss(_Loss):
+    r"""Loss of a context prior: which positions are of the same class (Yu et al. 2020, CPNet), in 1 to 3 dimensions.
+
+    With the true affinity :math:`a_{ij} = [y_i = y_j]` of N positions and its prediction p:
+
+    .. math:: L = \frac{\lambda_u}{N^2} \sum_{ij} \mathrm{BCE}(p_{ij}, a_{ij}) - \frac{\lambda_g}{N} \sum_i \left(
+              \ln \frac{\sum_j a_{ij} p_{ij}}{\sum_j p_{ij}} + \ln \frac{\sum_j a_{ij} p_{ij}}{\sum_j a_{ij}} +
+              \ln \frac{\sum_j (1 - a_{ij}) (1 - p_{ij})}{\sum_j (1 - a_{ij})} \right)
+
+    The last three are the row's precision, recall and specificity; a row without another class has no specificity.
+    https://arxiv.org/abs/2004.01547
+
+    Args:
+        size: the grid of positions, one number a spatial dimension; by default the target's shape divided by a whole
+            number.
+        downsample: how the label is brought to the grid: "max" keeps a class that any voxel has, the rarest first;
+            "nearest" is the paper's and loses small structures.
+        lambda_unary: factor of the cross-entropy.
+        lambda_global: factor of precision, recall and specificity.
+        sigmoid: whether the input holds logits.
+        ignore_index: label of voxels that take no part.
+
+    Raises:
+        TypeError: if a tensor cannot be read as what it stands for.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import AffinityLoss
+        >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+        >>> perfect = (labels == labels.transpose(1, 2)).float()
+        >>> AffinityLoss()(perfect, labels).item()
+        0.0
+        >>> round(AffinityLoss()(torch.full((1, 4, 4), 0.5), labels).item(), 4)
+        2.7726
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int] | None = None,
+        downsample: str = "max",
+        lambda_unary: float = 1.0,
+        lambda_global: float = 1.0,
+        sigmoid: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__()
+        checks.check_choice("downsample", downsample, [mode for mode in DOWNSAMPLINGS if mode != "area"])
+        self.size = None if size is None else tuple(int(side) for side in size)
+        if self.size is not None:
+            checks.check_positions("size", self.size)
+        self.downsample, self.sigmoid = downsample, sigmoid
+        self.lambda_unary = checks.check_positive("lambda_unary", lambda_unary, allow_zero=True)
+        self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
+        self.ignore_index = checks.check_ignore_index(ignore_index)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: affinity (B, N, N), probabilities or with `sigmoid` logits; N is at most 4096.
+            target: label map (B, 1, *S).
+
+        Returns:
+            A scalar, float32 or float64.
+
+        Raises:
+            TypeError: if `input` is no floating-point tensor.
+            ValueError: if shapes do not match.
+        """
+        size = self._grid(input, target)
+        labels = target.as_subclass(Tensor)
+        if size != tuple(target.shape[2:]):
+            labels = pool_labels(labels, size, 2, self.downsample, self.ignore_index)
+        flat = labels.flatten(1)
+        values = input.as_subclass(Tensor)
+        values = values if values.dtype == torch.float64 else values.float()
+        same = (flat.unsqueeze(2) == flat.unsqueeze(1)).to(values)
+        valid = torch.ones_like(flat, dtype=torch.bool) if self.ignore_index is None else flat != self.ignore_index
+        pairs = valid.unsqueeze(2) & valid.unsqueeze(1)
+        values = torch.where(pairs, values, 0)
+        terms = [self.lambda_unary * self._unary(values, same, pairs)] if self.lambda_unary else []
+        if self.lambda_global:
+            p = values.sigmoid() if self.sigmoid else values
+            terms.append(self.lambda_global * _global_terms(p, same, pairs, valid))
+        return torch.stack(terms).sum() if terms else values.sum() * 0
+
+    def _unary(self, values: Tensor, same: Tensor, pairs: Tensor) -> Tensor:
+        if self.sigmoid:
+            entropy = nn.functional.binary_cross_entropy_with_logits(values, same, reduction="none")
+        else:
+            entropy = -(same * _log(values) + (1 - same) * _log(1 - values))
+        return torch.where(pairs, entropy, 0).sum() / pairs.sum().clamp_min(1)
+
+    def _grid(self, input: Tensor, target: Tensor) -> tuple[int, ...]:
+        """Return the shape of the grid; check input and target against it."""
+        if not isinstance(input, Tensor) or not input.is_floating_point():
+            message = f"Expected `input` to be floating point, but got {getattr(input, 'dtype', type(input).__name__)}."
+            raise TypeError(message)
+        if input.ndim != 3 or input.shape[1] != input.shape[2]:
+            message = f"Expected `input` to be an affinity (B, N, N), but got {tuple(input.shape)}."
+            raise ValueError(message)
+        if target.ndim < 3 or target.shape[1] != 1 or target.shape[0] != input.shape[0]:
+            message = (
+                f"Expected `target` to be a label map (B, 1, *S) of {input.shape[0]} images, "
+                f"but got {tuple(target.shape)}."
+            )
+            raise ValueError(message)
+        space, positions = tuple(target.shape[2:]), input.shape[1]
+        checks.check_positions("input", (positions,))
+        factor = round((math.prod(space) / positions) ** (1 / len(space))) if positions else 0
+        size = self.size or tuple(side // max(factor, 1) for side in space)
+        if math.prod(size) != positions or len(size) != len(space):
+            message = (
+                f"Expected `input` to have one row for each position of the grid {size}, but got {positions}: "
+                f"give `size`, the shape of the grid for a target {space}."
+            )
+            raise ValueError(message)
+        return size
+
+
+def _log(values: Tensor) -> Tensor:
+    """The logarithm as in torch's binary cross-entropy: not below -100, with no gradient there."""
+    return values.clamp_min(1e-30).log().clamp_min(-100)
+
+
+def _global_terms(p: Tensor, same: Tensor, pairs: Tensor, valid: Tensor) -> Tensor:
+    """Return -ln precision - ln recall - ln specificity, averaged over the rows."""
+    other = (1 - same) * pairs
+    p, same = p * pairs, same * pairs
+    hit = (same * p).sum(2)
+    rejected, others = (other * (1 - p)).sum(2), other.sum(2)
+    precision = _log(hit) - _log(p.sum(2))
+    recall = _log(hit) - _log(same.sum(2))
+    specificity = torch.where(others > 0, _log(rejected) - _log(torch.where(others > 0, others, 1)), 0)
+    return -torch.where(valid, precision + recall + specificity, 0).sum() / valid.sum().clamp_min(1)

@@ -1,0 +1,219 @@
+"""Losses that tell a network where to look: at the foreground and its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from typing_extensions import Unpack
+
+from monai_iou import checks
+from monai_iou.losses.base import RegionOptions
+from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.pooling import pool_labels, valid_mask
+from monai_iou.metrics.inputs import image_spacings
+
+
+def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
+    """Return which voxels lie within `distance` mm of a mask, exactly, on the mask's device.
+
+    The squared distance transform is a minimum along one axis after the other, and no voxel further away than
+    `distance` matters: a few shifted minima an axis.
+
+    Args:
+        mask: (B, 1, *S) bool.
+        distance: in mm, 0 for the mask itself.
+        spacing: voxel size in mm along each axis.
+
+    Returns:
+        (B, 1, *S) bool.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.losses.attention import dilate
+        >>> dilate(torch.tensor([[[0, 0, 0, 1, 0, 0]]]) > 0, distance=2.0, spacing=[1.5]).int()
+        tensor([[[0, 0, 1, 1, 1, 0]]], dtype=torch.int32)
+    """
+    squared = torch.where(mask, 0.0, torch.inf)
+    for axis, size in enumerate(spacing, 2):
+        reach = min(int(distance / size + 1e-6), mask.shape[axis] - 1)
+        nearest = squared.clone()
+        for step in range(1, reach + 1):
+            length = mask.shape[axis] - step
+            cost = (step * size) ** 2
+            before, after = squared.narrow(axis, 0, length), squared.narrow(axis, step, length)
+            view = nearest.narrow(axis, step, length)
+            torch.minimum(view, before + cost, out=view)
+            view = nearest.narrow(axis, 0, length)
+            torch.minimum(view, after + cost, out=view)
+        squared = nearest
+    return squared <= distance**2 * (1 + 1e-5)  # voxels exactly on the rim belong to it, whatever the rounding
+
+
+class ContextAttentionLoss(_Loss):
+    r"""IoU loss between attention maps and the foreground with a band of context around it, at every scale.
+
+    .. math:: \sum_k w_k \left(1 - \frac{\sum \min(a_k, t_k)}{\sum \max(a_k, t_k)}\right), \qquad
+              t_k = \mathrm{area}_k\left[\mathrm{distance\ to\ foreground} \le d\right]
+
+    t_k is the label's foreground (all classes but 0), dilated by d mm with the true voxel size, as a fraction of each
+    voxel of the map a_k. A narrow band draws a border around a lesion, a wide one keeps the tissue that tells a lesion
+    from its like. Averaging keeps lesions that are smaller than a voxel of the map.
+
+    Args:
+        context_mm: width d of the band in mm; 0 for the label itself.
+        spacing: voxel size of the label in mm; by default a MetaTensor target's, else 1.
+        weights: one factor a scale, finest first; by default equal, with sum 1.
+        **options: arguments of :class:`IoULoss`, such as `empty`, `batch`, `ignore_index`, `sync_batch`.
+
+    Raises:
+        TypeError: as :class:`IoULoss`.
+        ValueError: as :class:`IoULoss`, or if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import ContextAttentionLoss
+        >>> labels = torch.tensor([[[0, 0, 0, 1, 1, 0, 0, 0]]])
+        >>> maps = [torch.tensor([[[0.0, 0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0.5, 1, 1, 0.5]]])]
+        >>> round(ContextAttentionLoss(context_mm=1.0)(maps, labels).item(), 4)
+        0.1667
+    """
+
+    def __init__(
+        self,
+        context_mm: float = 5.0,
+        spacing: Sequence[float] | float | None = None,
+        weights: Sequence[float] | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__()
+        self.context_mm = checks.check_positive("context_mm", context_mm, allow_zero=True)
+        self.spacing = spacing
+        self.weights = (
+            None if weights is None else [checks.check_positive("weights", value, allow_zero=True) for value in weights]
+        )
+        options["soft_label"] = True
+        self.region_loss = IoULoss(**options)
+
+    def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: maps (B, 1, *S_k) with values from 0 to 1, finest first, or one map.
+            target: label map (B, 1, *S), or per-class maps (B, C, *S) whose channel 0 is the background.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: if a tensor cannot be read as what it stands for.
+            ValueError: if there is no map, a map has several channels or another batch, or `weights` do not fit.
+        """
+        maps = [input] if isinstance(input, Tensor) else list(input)
+        weights = [1 / max(len(maps), 1)] * len(maps) if self.weights is None else self.weights
+        _check_maps(maps, target, len(weights))
+        foreground = self._context(target)
+        total = torch.zeros((), device=foreground.device)
+        for weight, values in zip(weights, maps, strict=True):
+            size = values.shape[2:]
+            there = foreground
+            if size != foreground.shape[2:]:
+                there = pool_labels(foreground, size, 1, "area", self.region_loss.ignore_index)
+            total = total + weight * self.region_loss(values, there)
+        return total
+
+    def _context(self, target: Tensor) -> Tensor:
+        """Return the dilated foreground (B, 1, *S) as numbers, ignored voxels marked."""
+        space = target.ndim - 2
+        spacings = image_spacings(None, target, self.spacing, len(target), space)
+        label, ignore = target.as_subclass(Tensor), self.region_loss.ignore_index
+        valid = valid_mask(label, label.shape[1] == 1, ignore)
+        mask = label > 0 if label.shape[1] == 1 else (label[:, 1:] >= 0.5).any(1, keepdim=True)
+        mask = mask if valid is None else mask & valid
+        parts = [dilate(mask[[index]], self.context_mm, spacing) for index, spacing in enumerate(spacings)]
+        context = torch.cat(parts).float() if parts else mask.float()
+        return context if valid is None or ignore is None else context.masked_fill(~valid, ignore)
+
+
+def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
+    if not maps:
+        message = "Expected `input` to hold at least one attention map, but got none: call it on a network in training."
+        raise ValueError(message)
+    if len(maps) != expected:
+        message = f"Expected `weights` to hold one factor a map ({len(maps)}), but got {expected}."
+        raise ValueError(message)
+    for values in maps:
+        checks.check_input(values)
+        if values.shape[:2] != (target.shape[0], 1) or values.ndim != target.ndim:
+            message = (
+                f"Expected every attention map to have shape (B, 1, *S) with the batch and dimensions of the target "
+                f"{tuple(target.shape)}, but got {tuple(values.shape)}."
+            )
+            raise ValueError(message)
+
+
+class AttentionSupervisionLoss(_Loss):
+    """A segmentation loss plus a loss on what the network hands out besides its logits.
+
+    For networks that return (logits, maps) in training and logits in evaluation, such as `AttentionMapUnet` with
+    `ContextAttentionLoss` or `ContextPriorHead` with `AffinityLoss`. MONAI's SupervisedTrainer passes the network's
+    output to the loss as it is, so a config needs no more than the network and this loss.
+
+    Args:
+        loss: takes (logits, target).
+        attention: takes (maps, target).
+        lambda_attention: factor of the latter.
+
+    Attributes:
+        last_terms: "segmentation" and "attention" at the last call, detached, before weighting; for logging.
+
+    Raises:
+        TypeError: if a loss is no module.
+        ValueError: if the factor is negative.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import AttentionMapUnet, AttentionSupervisionLoss, ContextAttentionLoss, IoUCELoss
+        >>> network = AttentionMapUnet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2))
+        >>> loss = AttentionSupervisionLoss(IoUCELoss(softmax=True), ContextAttentionLoss(context_mm=3.0))
+        >>> value = loss(network(torch.rand(2, 1, 16, 16)), torch.ones(2, 1, 16, 16))
+        >>> sorted(loss.last_terms)
+        ['attention', 'segmentation']
+    """
+
+    def __init__(self, loss: nn.Module, attention: nn.Module, lambda_attention: float = 0.5) -> None:
+        super().__init__()
+        for name, module in (("loss", loss), ("attention", attention)):
+            if not isinstance(module, nn.Module):
+                message = f"Expected `{name}` to be a torch module, but got {type(module).__name__}."
+                raise TypeError(message)
+        self.loss, self.attention = loss, attention
+        self.lambda_attention = checks.check_positive("lambda_attention", lambda_attention, allow_zero=True)
+        self.last_terms: dict[str, Tensor] = {}
+
+    def forward(self, input: Tensor | tuple[Tensor, Tensor | Sequence[Tensor]], target: Tensor) -> Tensor:
+        """Return the weighted sum; of plain logits, as in evaluation, the segmentation loss alone.
+
+        Args:
+            input: (logits, maps), or logits.
+            target: the label.
+
+        Raises:
+            ValueError: if `input` is neither.
+        """
+        if isinstance(input, Tensor):
+            alone: Tensor = self.loss(input, target)
+            self.last_terms = {"segmentation": alone.detach()}
+            return alone
+        if not isinstance(input, (tuple, list)) or len(input) != 2:
+            message = (
+                f"Expected `input` to be (logits, maps) or logits, but got {type(input).__name__}: use a network that "
+                "returns its maps in training, such as AttentionMapUnet."
+            )
+            raise ValueError(message)
+        segmentation, attention = self.loss(input[0], target), self.attention(input[1], target)
+        self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
+        total: Tensor = segmentation + self.lambda_attention * attention
+        return total

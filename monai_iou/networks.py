@@ -1,0 +1,117 @@
+"""Networks that hand out, in training, what the attention losses supervise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.nets.attentionunet import AttentionBlock, AttentionUnet
+from torch import Tensor, nn
+
+from monai_iou.checks import check_positions
+
+__all__ = ["AttentionMapUnet", "ContextPriorHead"]
+
+
+class AttentionMapUnet(AttentionUnet):
+    """MONAI's AttentionUnet that returns its attention maps as well, in training.
+
+    In training the output is (logits, maps), with one map (B, 1, *S_k) in [0, 1] a scale, finest first; in evaluation
+    it is the logits, so that sliding windows, TorchScript and MONAI's `ckpt_export` work as ever. Weights of an
+    AttentionUnet load into it and back. Use it with :class:`monai_iou.AttentionSupervisionLoss`.
+
+    Args:
+        spatial_dims, in_channels, out_channels, channels, strides, kernel_size, up_kernel_size, dropout: as for
+            `monai.networks.nets.AttentionUnet`.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import AttentionMapUnet
+        >>> network = AttentionMapUnet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2))
+        >>> logits, maps = network(torch.zeros(2, 1, 16, 16))
+        >>> [tuple(map.shape) for map in maps]
+        [(2, 1, 16, 16), (2, 1, 8, 8)]
+        >>> network.eval()(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 2, 16, 16])
+    """
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:  # type: ignore[override]
+        """Return logits (B, C, *S), and in training the attention maps."""
+        if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
+            logits: Tensor = self.model(x)
+            return logits
+        return self._with_maps(x)
+
+    @torch.jit.unused
+    def _with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        blocks = [module for module in self.modules() if isinstance(module, AttentionBlock)]
+        maps: dict[int, Tensor] = {}
+
+        def keep(scale: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            maps[scale] = output
+
+        hooks = [block.psi.register_forward_hook(partial(keep, scale)) for scale, block in enumerate(blocks)]
+        try:
+            logits: Tensor = self.model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, [maps[scale] for scale in sorted(maps)]
+
+
+class ContextPriorHead(nn.Module):
+    """Segmentation head with a context prior: which positions are of the same class (Yu et al. 2020), in 1 to 3D.
+
+    The features X (B, C, *S) are averaged to a coarse grid of N positions. A convolution predicts from them the
+    affinity P (B, N, N), the probability that two positions are of one class; P X and (1 - P) X, the context of the
+    same and of the other classes, are mixed with X, brought back to *S and added. In training the output is
+    (logits, affinity), for :class:`monai_iou.AffinityLoss`; in evaluation it is the logits.
+
+    P takes 4 N^2 bytes an image, 67 MB at 16x16x16 positions, and the convolution C N weights.
+
+    Args:
+        in_channels: C, of the features.
+        out_channels: classes.
+        size: the coarse grid, one number a spatial dimension, at most 16^3 = 4096 positions.
+        kernel_size: of the convolution that gathers a position's neighbourhood, odd.
+
+    Raises:
+        ValueError: if the grid has more than 4096 positions.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import ContextPriorHead
+        >>> head = ContextPriorHead(8, 2, size=(4, 4, 4))
+        >>> logits, affinity = head(torch.zeros(1, 8, 16, 16, 16))
+        >>> logits.shape, affinity.shape
+        (torch.Size([1, 2, 16, 16, 16]), torch.Size([1, 64, 64]))
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: Sequence[int], kernel_size: int = 3) -> None:
+        super().__init__()
+        self.size = tuple(int(side) for side in size)
+        positions = check_positions("size", self.size)
+        dims = len(self.size)
+        self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
+        self.gather = Convolution(dims, in_channels, in_channels, kernel_size=kernel_size, act="relu", norm="batch")
+        self.affinity = Convolution(dims, in_channels, positions, kernel_size=1, conv_only=True)
+        self.mix = Convolution(dims, 3 * in_channels, in_channels, kernel_size=1, act="relu", norm="batch")
+        self.classify = Convolution(dims, in_channels, out_channels, kernel_size=1, conv_only=True)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits (B, classes, *S), and in training the affinity (B, N, N) in [0, 1]."""
+        coarse = nn.functional.interpolate(x, size=self.size, mode="area")
+        gathered = self.gather(coarse)
+        affinity = self.affinity(gathered).flatten(2).transpose(1, 2).sigmoid()
+        values = gathered.flatten(2).transpose(1, 2)
+        count = values.shape[1]
+        same, other = affinity @ values / count, (1 - affinity) @ values / count
+        context = [part.transpose(1, 2).reshape(coarse.shape) for part in (same, other)]
+        mixed = self.mix(torch.cat([coarse, context[0], context[1]], 1))
+        fine = nn.functional.interpolate(mixed, size=x.shape[2:], mode=self.mode, align_corners=False)
+        logits: Tensor = self.classify(x + fine)
+        if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
+            return logits
+        return logits, affinity

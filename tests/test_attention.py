@@ -1,0 +1,307 @@
+"""Attention maps and context priors: the losses, the networks that feed them, and training with both."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+from monai.data.meta_tensor import MetaTensor
+from monai.engines.trainer import SupervisedTrainer
+from monai.inferers.utils import sliding_window_inference
+from monai.networks.nets.attentionunet import AttentionUnet
+from monai.networks.utils import convert_to_torchscript
+from scipy import ndimage
+from torch import Tensor, nn
+
+from monai_iou import (
+    AffinityLoss,
+    AttentionMapUnet,
+    AttentionSupervisionLoss,
+    ContextAttentionLoss,
+    ContextPriorHead,
+    IoUCELoss,
+    IoULoss,
+)
+from monai_iou.losses.attention import dilate
+
+
+def lesion(shape: tuple[int, ...] = (16, 14, 12), seed: int = 0) -> Tensor:
+    labels = torch.zeros(1, 1, *shape, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        corner = [int(torch.randint(0, side - 2, (), generator=generator)) for side in shape]
+        labels[(0, 0, *[slice(c, c + 2) for c in corner])] = 1
+    return labels
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.5, 1.2), (0.8, 5.0, 0.8)])
+@pytest.mark.parametrize("distance", [0.0, 1.0, 2.9, 6.0, 100.0])
+def test_dilation_is_that_of_a_distance_transform(spacing: tuple[float, ...], distance: float) -> None:
+    mask = lesion() > 0
+    expected = ndimage.distance_transform_edt(~mask[0, 0].numpy(), sampling=spacing) <= distance + 1e-6
+    np.testing.assert_array_equal(dilate(mask, distance, spacing)[0, 0].numpy(), expected)
+    nothing = torch.zeros_like(mask)
+    assert not dilate(nothing, distance, spacing).any()
+
+
+def slow_attention(maps: list[Tensor], labels: Tensor, distance: float, spacing: tuple[float, ...]) -> float:
+    values = []
+    for p in maps:
+        far = ndimage.distance_transform_edt(labels[0, 0].numpy() == 0, sampling=spacing)
+        context = torch.from_numpy(far <= distance).float()
+        step = context.shape[0] // p.shape[2]
+        blocks = context.unfold(0, step, step).unfold(1, step, step).unfold(2, step, step).flatten(3).mean(3)
+        values.append(1 - (torch.minimum(p[0, 0], blocks).sum() / torch.maximum(p[0, 0], blocks).sum()).item())
+    return sum(values) / len(values)
+
+
+def some_maps(shape: tuple[int, ...] = (16, 16, 8), scales: int = 3, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(1, 1, *[side // 2**k for side in shape], generator=generator) for k in range(scales)]
+
+
+def test_context_attention_is_the_definition() -> None:
+    labels, maps = lesion((16, 16, 8)), some_maps()
+    for spacing in ((1.0, 1.0, 1.0), (1.0, 2.0, 4.0)):
+        loss = ContextAttentionLoss(context_mm=4.1, spacing=spacing)
+        assert loss(maps, labels).item() == pytest.approx(slow_attention(maps, labels, 4.1, spacing), abs=1e-5)
+    weighted = ContextAttentionLoss(context_mm=4.1, weights=[0.0, 2.0, 0.0])
+    expected = 2 * ContextAttentionLoss(context_mm=4.1)([maps[1]], labels)
+    torch.testing.assert_close(weighted(maps, labels), expected)
+
+
+def test_spacing_of_a_metatensor_is_used() -> None:
+    labels, maps = lesion((16, 16, 8)), some_maps()
+    affine = torch.diag(torch.tensor([1.0, 2.0, 4.0, 1.0])).unsqueeze(0)
+    batch = MetaTensor(labels, affine=affine)
+    batch.is_batch = True
+    given = ContextAttentionLoss(context_mm=4.1, spacing=(1.0, 2.0, 4.0))(maps, labels)
+    torch.testing.assert_close(ContextAttentionLoss(context_mm=4.1)(maps, batch), given)
+    assert not torch.isclose(ContextAttentionLoss(context_mm=4.1)(maps, labels), given)
+
+
+def test_maps_that_cover_lesion_and_context_are_perfect() -> None:
+    labels = lesion((16, 16, 8))
+    context = dilate(labels > 0, 3.0, (1.0, 1.0, 1.0)).float()
+    maps = [context, nn.functional.avg_pool3d(context, 2), nn.functional.avg_pool3d(context, 4)]
+    loss = ContextAttentionLoss(context_mm=3.0)
+    assert loss(maps, labels).item() == pytest.approx(0, abs=1e-6)
+    assert loss([labels.float()], labels) > 0.3
+    assert ContextAttentionLoss(context_mm=0.0)([labels.float()], labels).item() == pytest.approx(0, abs=1e-6)
+    one_hot = torch.cat([1 - labels, labels], 1)
+    torch.testing.assert_close(loss(some_maps(), one_hot), loss(some_maps(), labels))
+
+
+def test_ignored_voxels_have_no_effect() -> None:
+    labels = lesion((16, 16, 8))
+    labels[:, :, :8] = 255
+    loss = ContextAttentionLoss(context_mm=2.0, ignore_index=255)
+    maps = [values.requires_grad_() for values in some_maps()]
+    for values, slope in zip(maps, torch.autograd.grad(loss(maps, labels), maps), strict=True):
+        assert (slope[:, :, : values.shape[2] // 2] == 0).all()
+        assert slope.abs().sum() > 0
+    valid = ContextAttentionLoss(context_mm=2.0)
+    torch.testing.assert_close(loss(maps, labels), valid([m[:, :, m.shape[2] // 2 :] for m in maps], labels[:, :, 8:]))
+
+
+def test_context_attention_gradcheck() -> None:
+    maps = [values.double().requires_grad_() for values in some_maps((8, 4, 4), 2)]
+    loss = ContextAttentionLoss(context_mm=1.5)
+    assert torch.autograd.gradcheck(lambda *m: loss(list(m), lesion((8, 4, 4))), maps)
+
+
+def slow_affinity(p: Tensor, labels: Tensor) -> float:
+    """The formulas of the paper, row by row."""
+    y = labels.flatten().tolist()
+    n = len(y)
+    unary = whole = 0.0
+    for i in range(n):
+        hit = found = there = rejected = others = 0.0
+        for j in range(n):
+            same, value = float(y[i] == y[j]), float(p[0, i, j])
+            unary -= same * np.log(value) + (1 - same) * np.log(1 - value)
+            hit, found, there = hit + same * value, found + value, there + same
+            rejected, others = rejected + (1 - same) * (1 - value), others + 1 - same
+        whole -= np.log(hit / found) + np.log(hit / there) + (np.log(rejected / others) if others else 0)
+    return float(unary / n**2 + whole / n)
+
+
+def test_affinity_is_the_papers() -> None:
+    labels = torch.randint(0, 3, (1, 1, 2, 3, 2), generator=torch.Generator().manual_seed(0))
+    p = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.05
+    assert AffinityLoss()(p, labels).item() == pytest.approx(slow_affinity(p, labels), rel=1e-5)
+    assert AffinityLoss(sigmoid=True)(p.logit(), labels).item() == pytest.approx(slow_affinity(p, labels), rel=1e-4)
+    parts = [AffinityLoss(lambda_global=0)(p, labels), AffinityLoss(lambda_unary=0)(p, labels)]
+    torch.testing.assert_close(parts[0] + 2 * parts[1], AffinityLoss(lambda_global=2)(p, labels))
+    one_class = torch.zeros_like(labels)
+    assert AffinityLoss()(p, one_class).item() == pytest.approx(slow_affinity(p, one_class), rel=1e-5)
+
+
+def test_affinity_at_a_coarser_grid_keeps_small_lesions() -> None:
+    labels = torch.zeros(1, 1, 16, 16, 16)
+    labels[..., 5, 6, 7] = 1
+    coarse = torch.zeros(64)
+    coarse[1 * 16 + 1 * 4 + 1] = 1
+    perfect = (coarse.unsqueeze(0) == coarse.unsqueeze(1)).float().unsqueeze(0)
+    assert AffinityLoss()(perfect, labels).item() == pytest.approx(0, abs=1e-6)
+    assert AffinityLoss(size=(4, 4, 4))(perfect, labels).item() == pytest.approx(0, abs=1e-6)
+    assert AffinityLoss(downsample="nearest")(perfect, labels) > 0.1
+
+
+def test_affinity_ignores_positions() -> None:
+    labels = torch.tensor([[[0, 1, 255, 0, 1]]])
+    keep = [0, 1, 3, 4]
+    p = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    value = AffinityLoss(ignore_index=255)(p, labels)
+    torch.testing.assert_close(value, AffinityLoss()(p[:, keep][..., keep], labels[..., keep]))
+    (slope,) = torch.autograd.grad(value, p)
+    assert (slope[:, 2] == 0).all()
+    assert (slope[:, :, 2] == 0).all()
+    assert AffinityLoss(ignore_index=255)(p, torch.full_like(labels, 255)) == 0
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_affinity_gradients(sigmoid: bool) -> None:
+    labels = torch.randint(0, 2, (2, 1, 6), generator=torch.Generator().manual_seed(0))
+    p = torch.rand(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.05
+    loss = AffinityLoss(sigmoid=sigmoid)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), p.requires_grad_())
+    for value in (0.0, 1.0):
+        extreme = torch.full((2, 6, 6), 1e4 * (value - 0.5) if sigmoid else value, requires_grad=True)
+        total = loss(extreme, labels)
+        assert total.isfinite()
+        assert torch.autograd.grad(total, extreme)[0].isfinite().all()
+
+
+def small_unet(dims: int = 3) -> AttentionMapUnet:
+    torch.manual_seed(0)
+    return AttentionMapUnet(dims, 1, 2, channels=(4, 8, 16), strides=(2, 2))
+
+
+def test_attention_unet_hands_out_its_maps_in_training_only() -> None:
+    network, x = small_unet(), torch.rand(2, 1, 16, 16, 16)
+    output: Any = network(x)
+    logits, maps = output
+    assert logits.shape == (2, 2, 16, 16, 16)
+    assert [tuple(values.shape) for values in maps] == [(2, 1, 16, 16, 16), (2, 1, 8, 8, 8)]
+    assert all(((values >= 0) & (values <= 1)).all() for values in maps)
+    assert all(not block._forward_hooks for block in network.modules())
+    assert isinstance(network.eval()(x), Tensor)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        torch.testing.assert_close(twin(x), network(x))
+    plain = AttentionUnet(3, 1, 2, channels=(4, 8, 16), strides=(2, 2))
+    plain.load_state_dict(network.state_dict())
+    torch.testing.assert_close(plain.eval()(x), network(x))
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_evaluation_and_export_see_plain_logits(head: bool) -> None:
+    torch.manual_seed(0)
+    network = ContextPriorHead(1, 2, size=(4, 4, 4)) if head else small_unet()
+    x = torch.rand(1, 1, 16, 16, 16)
+    network.eval()
+    with torch.no_grad():
+        expected = network(x)
+        assert sliding_window_inference(torch.rand(1, 1, 20, 20, 20), 16, 1, network).shape == (1, 2, 20, 20, 20)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own: its script and trace are deprecated
+            scripted = convert_to_torchscript(network)
+            traced = convert_to_torchscript(network, inputs=[x], use_trace=True)
+        torch.testing.assert_close(scripted(x), expected)
+        torch.testing.assert_close(traced(x), expected)
+
+
+class PriorNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(1, 8, 3, padding=1)
+        self.head = ContextPriorHead(8, 2, size=(4, 4, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.stem(x).relu())
+
+
+@pytest.mark.parametrize("kind", ["attention", "affinity"])
+def test_monais_trainer_learns_with_it(kind: str) -> None:
+    torch.manual_seed(0)
+    labels = lesion((16, 16, 16)).float()
+    data = [{"image": labels[0] + 0.1 * torch.randn(1, 16, 16, 16), "label": labels[0]}] * 2
+    network = small_unet() if kind == "attention" else PriorNetwork()
+    auxiliary = ContextAttentionLoss(context_mm=2.0) if kind == "attention" else AffinityLoss()
+    loss = AttentionSupervisionLoss(IoUCELoss(softmax=True), auxiliary, lambda_attention=0.5)
+    history: list[dict[str, float]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=15,
+            train_data_loader=torch.utils.data.DataLoader(data, batch_size=2),
+            network=network,
+            optimizer=torch.optim.Adam(network.parameters(), 2e-2),
+            loss_function=loss,
+        )
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda engine: history.append({name: term.item() for name, term in loss.last_terms.items()}),
+        )
+        trainer.run()
+    assert len(history) == 15
+    for name in ("segmentation", "attention"):
+        assert all(np.isfinite(step[name]) for step in history)
+        assert history[-1][name] < history[0][name]
+
+
+def test_combined_loss_of_plain_logits_is_the_segmentation_loss() -> None:
+    logits, labels = torch.randn(1, 2, 8, 8), torch.ones(1, 1, 8, 8)
+    loss = AttentionSupervisionLoss(IoULoss(softmax=True), ContextAttentionLoss())
+    torch.testing.assert_close(loss(logits, labels), IoULoss(softmax=True)(logits, labels))
+    both = loss((logits, [torch.ones(1, 1, 8, 8)]), labels)
+    torch.testing.assert_close(both, IoULoss(softmax=True)(logits, labels))  # the maps are perfect
+
+
+def test_config_makes_the_loss() -> None:
+    item = {
+        "_target_": "AttentionSupervisionLoss",
+        "loss": {"_target_": "IoUCELoss", "softmax": True},
+        "attention": {"_target_": "ContextAttentionLoss", "context_mm": 5.0},
+    }
+    loss = ConfigParser({"imports": ["$import monai_iou"], "loss": item}).get_parsed_content("loss")
+    assert isinstance(loss, AttentionSupervisionLoss)
+
+
+def test_errors() -> None:
+    labels, maps = lesion((16, 16, 8)), some_maps()
+    with pytest.raises(ValueError, match="`context_mm` to be a finite number at least 0, but got -1"):
+        ContextAttentionLoss(context_mm=-1)
+    with pytest.raises(ValueError, match=re.escape("one factor a map (3), but got 2")):
+        ContextAttentionLoss(weights=[1.0, 1.0])(maps, labels)
+    with pytest.raises(ValueError, match="at least one attention map, but got none: call it on a network in training"):
+        ContextAttentionLoss()([], labels)
+    with pytest.raises(ValueError, match=re.escape("target (1, 1, 16, 16, 8), but got (1, 2, 16, 16, 8)")):
+        ContextAttentionLoss()([maps[0].repeat(1, 2, 1, 1, 1)], labels)
+    with pytest.raises(ValueError, match=re.escape("to be an affinity (B, N, N), but got (1, 4, 5)")):
+        AffinityLoss()(torch.zeros(1, 4, 5), labels)
+    with pytest.raises(ValueError, match=re.escape("4913 of 4913: an affinity of N positions takes 4 N^2 bytes")):
+        AffinityLoss()(torch.zeros(1, 1, 1).expand(1, 4913, 4913), torch.zeros(1, 1, 17, 17, 17))
+    with pytest.raises(ValueError, match=re.escape("`size` to have 1 to 4096 positions (16x16x16)")):
+        ContextPriorHead(8, 2, size=(32, 16, 16))
+    with pytest.raises(ValueError, match=re.escape("give `size`, the shape of the grid for a target (16, 16, 8)")):
+        AffinityLoss()(torch.zeros(1, 100, 100), labels)
+    with pytest.raises(ValueError, match=re.escape("to be a label map (B, 1, *S) of 1 images")):
+        AffinityLoss()(torch.zeros(1, 4, 4), torch.zeros(1, 2, 4))
+    with pytest.raises(TypeError, match=r"`input` to be floating point, but got torch\.int64"):
+        AffinityLoss()(torch.zeros(1, 4, 4).long(), labels)
+    with pytest.raises(ValueError, match="`downsample` to be one of 'max', 'nearest', but got 'area'"):
+        AffinityLoss(downsample="area")
+    with pytest.raises(ValueError, match=re.escape("(logits, maps) or logits, but got dict: use a network")):
+        AttentionSupervisionLoss(IoULoss(), AffinityLoss())({}, labels)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`attention` to be a torch module, but got NoneType"):
+        AttentionSupervisionLoss(IoULoss(), None)  # type: ignore[arg-type]
