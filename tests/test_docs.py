@@ -18,10 +18,12 @@ from monai_iou.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Loaded by path, or importing packages that only their users have.
+ELSEWHERE = ("monai_iou.launcher", "monai_iou.integrations.", "monai_iou.voxels.triton_kernels")
 MODULES = sorted(
     module.name
-    for module in pkgutil.walk_packages(monai_iou.__path__, "monai_iou.")
-    if "launcher" not in module.name and "bundles." not in module.name and not module.name.endswith("triton_kernels")
+    for module in pkgutil.walk_packages(monai_iou.__path__, "monai_iou.", onerror=lambda name: None)
+    if not module.name.startswith(ELSEWHERE)
 )
 
 
