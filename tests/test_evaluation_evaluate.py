@@ -178,6 +178,8 @@ def test_labels_regions_and_ignored_voxels(request_):
     assert [row["label"] for row in evaluate_folders(by_region).rows][:2] == ["whole", "core"]
     one = Request(**{**vars(request_), "labels": (2,)})
     assert {row["label"] for row in evaluate_folders(one).rows} == {"2"}
+    absent = evaluate_folders(Request(**{**vars(request_), "labels": (1, 5)}))
+    assert absent.notes == ["5: no reference holds it, so that only false positives count."]
     ignoring = Request(**{**vars(request_), "ignore": 2})
     assert {row["label"] for row in evaluate_folders(ignoring).rows} == {"1"}
 

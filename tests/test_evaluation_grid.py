@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_iou.evaluation.grid import Grid, GridError, align, distance_mm, reorient, resample
@@ -36,6 +36,7 @@ def rearranged(array: np.ndarray, grid: Grid, axes: list[int], flip: tuple[bool,
 
 
 @given(angle=angles, axes=permutations, flip=flips)
+@settings(deadline=None)
 def test_same_grid_in_another_axis_order_is_read_right(angle, axes, flip):
     grid = rotated(angle)
     array = np.arange(np.prod(SHAPE)).reshape(SHAPE)
@@ -44,6 +45,7 @@ def test_same_grid_in_another_axis_order_is_read_right(angle, axes, flip):
 
 
 @given(angle=angles, axes=permutations, flip=flips, shift=st.sampled_from([0.0, 5e-4, 2e-3, 1.0]))
+@settings(deadline=None)
 def test_grids_differ_from_a_thousandth_of_a_millimetre(angle, axes, flip, shift):
     grid = rotated(angle)
     other, turned = rearranged(np.zeros(SHAPE), grid, axes, flip)
@@ -57,6 +59,7 @@ def test_grids_differ_from_a_thousandth_of_a_millimetre(angle, axes, flip, shift
 
 
 @given(angle=angles)
+@settings(deadline=None)
 def test_distance_is_that_of_the_farthest_voxel(angle):
     first, second = rotated(0.3), rotated(0.3 + 0.1 * np.sin(angle))
     voxels = np.array([[*index, 1] for index in itertools.product(*map(range, SHAPE))])

@@ -18,7 +18,7 @@ from monai_iou.evaluation.grid import Grid
 from monai_iou.evaluation.slices import MAX_SIZE, make_crop
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-EVIL = "<script>document.title='owned'<"  # as much of it as a file name can hold
+EVIL = "<script>document.title='owned'</script>"  # a case's name is a path: the slash makes a folder
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,9 @@ def report(tmp_path_factory) -> Path:
         prediction = np.roll(reference, i, axis=0)
         image = (reference * 100 + rng.normal(0, 10, reference.shape)).astype(np.float32)
         for kind, array in (("references", reference), ("predictions", prediction), ("images", image)):
-            (folder / kind).mkdir(exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0])), folder / kind / f"{name}.nii.gz")
+            path = folder / kind / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0])), path)
     (folder / "predictions" / "gamma.nii.gz").write_bytes(b"broken")
     request = Request(folder / "predictions", folder / "references", folder / "out", images=folder / "images")
     evaluate_folders(request)

@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
+from monai_iou.evaluation.evaluate import Progress, Request, evaluate_folders
 from monai_iou.evaluation.schedule import SchedulerError, TaskError, runner
 
 
@@ -100,27 +103,42 @@ def cluster(tmp_path):
 
 # distributed leaves its event loop's sockets to the garbage collector when a worker is killed under it.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_cluster_that_loses_a_worker_loses_no_task(cluster, tmp_path):
+def test_a_cluster_that_loses_a_worker_loses_no_case(cluster, tmp_path):
     address, (_, first, second) = cluster
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    tasks = {str(i): (i, marks) for i in range(40)}
-    results = {}
-    with runner(scheduler=address) as run:
-        for name, result in run(slow_square, tasks):
-            results[name] = result
-            if len(results) == 15:
-                wait_for_both(marks)
-                second.kill()
-    assert results == {str(i): i * i for i in range(40)}
+    both_work(address, tmp_path)
+    save_cases(tmp_path, count=16)
+
+    def kill(step: Progress) -> None:
+        if step.stage == "cases" and step.done == 4:
+            second.kill()
+
+    folders = tmp_path / "predictions", tmp_path / "references"
+    there = evaluate_folders(Request(*folders, tmp_path / "there", scheduler=address), kill)
+    evaluate_folders(Request(*folders, tmp_path / "here"))
+    assert there.failures == []
     assert first.poll() is None
-    assert {int(path.name.split("-")[1]) for path in marks.iterdir()} == {first.pid, second.pid}
+    assert second.wait(5) == -signal.SIGKILL
+    for name in ("cases.csv", "lesions.csv", "failures.csv"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
-def wait_for_both(marks: Path) -> None:
-    deadline = time.monotonic() + 20
-    while len({path.name.split("-")[1] for path in marks.iterdir()}) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+def both_work(address: str, folder: Path) -> None:
+    marks = folder / "marks"
+    marks.mkdir()
+    deadline = time.monotonic() + 120
+    with runner(scheduler=address) as run:
+        while len({path.name.split("-")[1] for path in marks.iterdir()}) < 2:
+            assert time.monotonic() < deadline, "the second worker never came"
+            assert dict(run(slow_square, {str(i): (i, marks) for i in range(4)})) == {str(i): i * i for i in range(4)}
+
+
+def save_cases(folder: Path, count: int) -> None:
+    for kind, shift in (("references", 0), ("predictions", 1)):
+        (folder / kind).mkdir()
+        for case in range(count):
+            labels = np.zeros((40, 40, 40), np.uint8)
+            labels[8 + shift : 30, 8 : 12 + case, 9:31] = 1
+            nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), folder / kind / f"case{case:02}.nii")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_iou.evaluation.statistics import describe, holm, interval, paired_test
@@ -13,6 +13,7 @@ p_values = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 
 @given(p_values)
+@settings(deadline=None)
 def test_holm_is_the_largest_scaled_p_value_up_to_each_rank(values):
     ranked = sorted(values)
     expected = [min(1.0, max((len(values) - j) * ranked[j] for j in range(i + 1))) for i in range(len(values))]

@@ -119,7 +119,6 @@ def evaluate_files(case: str, prediction: Path, reference: Path, settings: Setti
         VolumeError: a file cannot be read, or the prediction holds a label nobody named.
         GridError: the files lie on different grids and `settings.resample` is false.
     """
-    inputs = {"prediction": file_hash(prediction), "reference": file_hash(reference)}
     referred = read_labels(reference)
     values = label_values(referred)
     predicted = read_labels(prediction)
@@ -131,7 +130,7 @@ def evaluate_files(case: str, prediction: Path, reference: Path, settings: Setti
     )
     return {
         "case": case,
-        "inputs": inputs,
+        "inputs": {"prediction": file_hash(prediction), "reference": file_hash(reference)},
         "reference_values": values,
         "rows": [{"case": case, **row} for row in rows],
         "lesions": [{"case": case, **lesion} for lesion in lesions],

@@ -16,9 +16,11 @@ from monai_iou.evaluation.report import COLUMNS, number, render
 from monai_iou.evaluation.statistics import holm, paired_test
 
 # The columns that rank a method; counts and volumes do not.
-METRICS = tuple(
+CHOICES = tuple(
     name for name in COLUMNS if not name.endswith("_ml") and name not in {"lesion_tp", "lesion_fp", "lesion_fn"}
 )
+# RQ is lesion F1 by another name: testing it too would only make the correction harsher.
+METRICS = tuple(name for name in CHOICES if name != "rq")
 LOWER_IS_BETTER = ("hd95_mm", "assd_mm")
 COLUMNS_OUT = (
     "baseline", "other", "label", "metric", "n", "left_out", "baseline_mean", "other_mean", "difference", "low", "high",
@@ -57,9 +59,9 @@ def compare_folders(folders: Sequence[Path], output: Path, metrics: Sequence[str
             f"Expected two or more evaluated folders, but got {len(folders)}: name a baseline and what to compare."
         )
         raise CompareError(message)
-    unknown = [metric for metric in metrics if metric not in METRICS]
+    unknown = [metric for metric in metrics if metric not in CHOICES]
     if unknown or not metrics:
-        message = f"Expected `--metrics` to be among {', '.join(METRICS)}, but got {', '.join(unknown) or 'none'}."
+        message = f"Expected `--metrics` to be among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}."
         raise CompareError(message)
     tables = [read_scores(folder) for folder in folders]
     out.prepare(output)
@@ -88,7 +90,7 @@ def read_scores(folder: Path) -> Scores:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         return {
-            (row["case"], row["label"]): {name: float(row[name]) if row[name] else math.nan for name in METRICS}
+            (row["case"], row["label"]): {name: float(row[name]) if row[name] else math.nan for name in CHOICES}
             for row in rows
         }
     except (OSError, KeyError, ValueError, TypeError) as error:

@@ -15,7 +15,6 @@ from monai_iou.evaluation.cases import CASE_COLUMNS, LESION_COLUMNS, Settings, S
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.schedule import Run, TaskError, runner
 from monai_iou.evaluation.statistics import dataset_scores, describe
-from monai_iou.evaluation.volumes import file_hash
 
 FAILURE_COLUMNS = ("case", "reason", "prediction", "reference")
 WORST_CASES = 10
@@ -96,8 +95,20 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader should know about single cases."""
-        return [note for record in self.records for note in record["notes"]]
+        """What the reader should know before the scores."""
+        absent = (
+            [name for name in self.names if not any(row["reference_ml"] for row in self._of(name))] if self.rows else []
+        )
+        notes = [f"{name}: no reference holds it, so that only false positives count." for name in absent]
+        return notes + [note for record in self.records for note in record["notes"]]
+
+    @property
+    def names(self) -> list[str]:
+        """The structures' names, in the order of the rows."""
+        return [structure.name for structure in self.structures]
+
+    def _of(self, name: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["label"] == name]
 
 
 def evaluate_folders(request: Request, progress: Callable[[Progress], None] = lambda _: None) -> Evaluation:
@@ -155,8 +166,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
 def summarise(evaluation: Evaluation, request: Request) -> dict[str, Any]:
     """Everything summary.json holds, as plain values."""
     rows = evaluation.rows
-    names = [structure.name for structure in evaluation.structures]
-    by_label = {name: [row for row in rows if row["label"] == name] for name in names}
+    by_label = {name: [row for row in rows if row["label"] == name] for name in evaluation.names}
     ranked = sorted((row for row in rows if not math.isnan(row["iou"])), key=lambda row: (row["iou"], row["case"]))
     return {
         "cases": {
@@ -167,7 +177,7 @@ def summarise(evaluation: Evaluation, request: Request) -> dict[str, Any]:
         },
         "labels": {
             name: {column: describe([row[column] for row in by_label[name]]) for column in CASE_COLUMNS[2:]}
-            for name in names
+            for name in evaluation.names
         },
         "dataset": dataset_scores(rows),
         "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
@@ -245,7 +255,7 @@ def _scan(
     tasks: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
         record = finished.read(request.output, pair.case)
-        if record is not None and record["inputs"]["reference"] == file_hash(_path(pair.reference)):
+        if record is not None and finished.is_of(record, reference=_path(pair.reference)):
             known.update(record["reference_values"])
         else:
             tasks[pair.case] = (pair.reference,)
@@ -269,11 +279,7 @@ def _evaluate(
     for pair in pairs:
         old = finished.read(request.output, pair.case)
         inputs = {"prediction": _path(pair.prediction), "reference": _path(pair.reference)}
-        if (
-            old is not None
-            and old["fingerprint"] == fingerprint
-            and old["inputs"] == {key: file_hash(path) for key, path in inputs.items()}
-        ):
+        if old is not None and old["fingerprint"] == fingerprint and finished.is_of(old, **inputs):
             found[pair.case] = old
         else:
             tasks[pair.case] = (pair.case, pair.prediction, pair.reference, settings)

@@ -15,6 +15,7 @@ from typing import Any
 
 from monai_iou.evaluation import output as out
 from monai_iou.evaluation.cases import Settings
+from monai_iou.evaluation.volumes import file_hash
 
 # Raised when the content of a record changes: older ones are then evaluated again.
 VERSION = 1
@@ -47,6 +48,14 @@ def read(output: Path, case: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("case") == case else None
+
+
+def is_of(record: Mapping[str, Any], **inputs: Path) -> bool:
+    """Whether the files (`prediction`, `reference`) are those the record was made from."""
+    try:
+        return all(record["inputs"][name] == file_hash(path) for name, path in inputs.items())
+    except OSError:
+        return False  # a file that cannot be read is the case's failure, told by its task
 
 
 def _path(output: Path, case: str) -> Path:

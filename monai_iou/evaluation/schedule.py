@@ -7,6 +7,7 @@ for an existing cluster only. The function runs unchanged in each, so the result
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -130,15 +131,17 @@ class _Processes:
             threads = max(1, (os.cpu_count() or 1) // self._workers)
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
-                self._workers, mp_context=context, initializer=_limit_threads, initargs=(threads,)
+                self._workers, mp_context=context, initializer=_prepare_process, initargs=(threads,)
             )
         return self._pool
 
 
-def _limit_threads(threads: int) -> None:
+def _prepare_process(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    # Ctrl-C goes to every process of the terminal; the main one closes the pool, so the others need not complain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_dask(client: Any, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:

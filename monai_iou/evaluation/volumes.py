@@ -63,7 +63,7 @@ def case_name(path: Path) -> str:
 def is_volume(path: Path) -> bool:
     """Whether the name is that of a volume file, or the folder is one of DICOM slices."""
     if path.is_dir():
-        return any(_is_dicom(file) for file in sorted(path.iterdir())[:1])
+        return any(_is_dicom(file) for file in sorted(path.iterdir())[:8])
     return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".")
 
 
