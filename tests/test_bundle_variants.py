@@ -1,0 +1,106 @@
+"""Variants of the bundle's training: other losses by one override, and the configs for attention, scales, instances."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from monai_iou.bundles import bundle_path
+
+TINY: dict[str, Any] = {
+    "epochs": 6,
+    "val_interval": 6,
+    "val_fraction": 0.3,
+    "patch_size": [24, 24, 16],
+    "base_channels": 4,
+    "batch_size": 3,
+    "num_samples": 2,
+    "learning_rate": 0.02,
+    "cache_workers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Decathlon folder: five volumes with bright lesions of two sizes, 2 % of the voxels."""
+    root = tmp_path_factory.mktemp("data") / "Task001_Lesions"
+    generator = np.random.default_rng(0)
+    pairs = []
+    for case in range(5):
+        label = np.zeros((28, 28, 20), dtype=np.uint8)
+        for size in (3, 6):
+            x, y, z = (int(generator.integers(0, side - size)) for side in label.shape)
+            label[x : x + size, y : y + size, z : z + size] = 1
+        image = generator.normal(1, 0.2, label.shape).astype(np.float32) + 2 * label
+        for kind, array in (("imagesTr", image), ("labelsTr", label)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            nib.Nifti1Image(array, np.diag([1.0, 1.0, 1.5, 1.0])).to_filename(root / kind / f"case{case}.nii.gz")
+        pairs.append({"image": f"./imagesTr/case{case}.nii.gz", "label": f"./labelsTr/case{case}.nii.gz"})
+    description = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "lesion"},
+        "training": pairs,
+        "test": [],
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+def train(dataset: Path, output: Path, configs: list[str], **override: Any) -> list[float]:
+    """Train and return the loss of every iteration."""
+    files = [str(bundle_path() / "configs" / f"{name}.json") for name in ("train", *configs)]
+    folders = {"dataset_dir": str(dataset), "ckpt_dir": str(output / "models"), "output_dir": str(output / "eval")}
+    losses: list[float] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's and torch's own; the bundle's tests say which
+        workflow = ConfigWorkflow(
+            config_file=files, workflow_type="train", logging_file=False, **{**TINY, **folders, **override}
+        )
+        workflow.initialize()
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output[0]["loss"]))
+        )
+        workflow.run()
+        workflow.finalize()
+    assert (output / "models" / "model.pt").is_file()
+    return losses
+
+
+def assert_falling(losses: list[float]) -> None:
+    assert all(math.isfinite(value) for value in losses)
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+@pytest.mark.parametrize("variant", ["attention", "multi_scale", "instance"])
+def test_variant_trains(variant: str, dataset: Path, tmp_path: Path) -> None:
+    assert_falling(train(dataset, tmp_path, [variant]))
+
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "cross_entropy": {"_target_": "monai_iou.WeightedCrossEntropyLoss"},
+    "weighted_cross_entropy": {"_target_": "monai_iou.WeightedCrossEntropyLoss", "weight": [0.1, 0.9]},
+    "focal": {"_target_": "monai_iou.WeightedCrossEntropyLoss", "gamma": 2.0},
+    "iou": {"_target_": "monai_iou.IoULoss", "softmax": True, "batch": True},
+    "log_iou": {"_target_": "monai_iou.LogIoULoss", "softmax": True, "batch": True},
+    "focal_iou": {"_target_": "monai_iou.FocalIoULoss", "softmax": True, "batch": True},
+    "focal_tversky": {"_target_": "monai_iou.FocalTverskyLoss", "softmax": True, "batch": True},
+    "generalized_iou": {"_target_": "monai_iou.GeneralizedIoULoss", "softmax": True, "batch": True},
+    "iou_ce": {"_target_": "monai_iou.IoUCELoss", "softmax": True, "batch": True},
+    "instance_on_the_fly": {"_target_": "monai_iou.InstanceIoULoss", "softmax": True, "regions": "blob"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", OVERRIDES.values(), ids=OVERRIDES.keys())
+def test_each_loss_trains_by_one_override(loss: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
+    assert_falling(train(dataset, tmp_path, [], loss=loss))
