@@ -18,7 +18,7 @@ from pathlib import Path
 from monai_iou.datasets import Case, DatasetError, SegmentationFolder, case_name, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
 
-__all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle", "need_model"]
+__all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle", "need_model", "one_sentence"]
 
 BUNDLE_NAME = "small_foreground_segmentation"
 
@@ -90,7 +90,7 @@ def need_model(path: str) -> None:
     Raises:
         DatasetError: it is not; under `python -m monai.bundle` the program ends with that sentence.
     """
-    with _one_sentence():
+    with one_sentence():
         if not Path(path).is_file():
             message = f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
             raise DatasetError(message)
@@ -126,7 +126,7 @@ class BundleCases:
     @property
     def evaluation(self) -> list[dict[str, str]]:
         """Items to report scores on: `test_labelled`, else the validation split."""
-        with _one_sentence():
+        with one_sentence():
             if not self.folder.evaluation:
                 return self.validation
             self.folder.check(self.folder.evaluation)
@@ -135,7 +135,7 @@ class BundleCases:
     @property
     def inference(self) -> list[dict[str, str]]:
         """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
-        with _one_sentence():
+        with one_sentence():
             if (self.dataset_dir / "dataset.json").exists():
                 cases: Sequence[Case] = self.folder.test
             else:
@@ -152,7 +152,7 @@ class BundleCases:
     @cached_property
     def folder(self) -> SegmentationFolder:
         """The folder's dataset.json, read."""
-        with _one_sentence():
+        with one_sentence():
             return read_folder(self.dataset_dir)
 
     def plan(
@@ -173,7 +173,7 @@ class BundleCases:
             saved: path of a plan that training stored; it need not exist.
             prefer_saved: take `saved` first, as evaluation and inference must; training takes the data first.
         """
-        with _one_sentence():
+        with one_sentence():
             stored = saved is not None and Path(saved).is_file()
             in_folder = (self.dataset_dir / "dataset.json").is_file()
             if stored and saved is not None and (prefer_saved or not in_folder):
@@ -185,7 +185,7 @@ class BundleCases:
 
     @cached_property
     def _split(self) -> tuple[list[Case], list[Case]]:
-        with _one_sentence():
+        with one_sentence():
             folder = self.folder
             logger.info("Checking %d training cases of %s", len(folder.training), folder.root)
             _ = folder.training_facts
@@ -202,7 +202,7 @@ class BundleCases:
 
 
 @contextlib.contextmanager
-def _one_sentence() -> Iterator[None]:
+def one_sentence() -> Iterator[None]:
     """Under `python -m monai.bundle`, end with the error's sentence: MONAI would bury it in chained tracebacks."""
     try:
         yield

@@ -7,6 +7,7 @@ are NIfTI, 3D, or 4D with the channels last.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -279,12 +280,28 @@ def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import nibabel as nib
 
     try:
-        volume: Any = nib.load(path)
+        volume: Any = _decompressed(path) if path.suffix == ".gz" else nib.load(path)
         return np.asanyarray(volume.dataobj), np.asarray(volume.affine)
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except _unreadable() as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"Expected {path} to be a complete NIfTI file, but it cannot be read ({reason}): copy it again."
         raise DatasetError(message) from error
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    import nibabel as nib
+
+    headers = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
+    return (OSError, EOFError, ValueError, zlib.error, *headers)
+
+
+def _decompressed(path: Path) -> Any:
+    # nibabel stops reading at the last voxel, before the checksum, and so takes a file whose end is missing.
+    import nibabel as nib
+
+    content = gzip.decompress(path.read_bytes())
+    nifti2 = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # header sizes, 540 or 348, in either byte order
+    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
 
 
 def _channels_first(image: np.ndarray, path: Path, modalities: Sequence[str]) -> np.ndarray:

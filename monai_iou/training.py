@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from monai_iou.bundles import one_sentence
 from monai_iou.planning import Plan
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class CheckpointHandler:
         if not path.is_file():
             logger.info("No checkpoint at %s: training starts from the beginning.", path)
             return
-        self._restore(engine, torch.load(path, map_location="cpu", weights_only=True), path)
+        with one_sentence():
+            self._restore(engine, torch.load(path, map_location="cpu", weights_only=True), path)
 
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
         try:
@@ -219,7 +221,8 @@ class ProgressHandler:
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._ended)
+        engine.add_event_handler(Events.COMPLETED, self._ended)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
     def _started(self, engine: Trainer) -> None:
         self._start = self._last_line = time.monotonic()
@@ -296,6 +299,10 @@ class ProgressHandler:
             self._bar.stop()
             self._bar = None
 
+    def _failed(self, _: Any, error: BaseException) -> None:
+        self._ended()
+        raise error  # Ignite takes an exception as handled as soon as one handler is registered for it.
+
 
 class CaseProgressHandler:
     """Show how many volumes are done, and at the end the scores: a bar on a terminal, plain lines in a log.
@@ -320,7 +327,8 @@ class CaseProgressHandler:
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._case_completed)
         engine.add_event_handler(Events.COMPLETED, self._completed)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._ended)
+        engine.add_event_handler(Events.COMPLETED, self._ended)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
     def _started(self, _: Evaluator) -> None:
         self._last_line = time.monotonic()
@@ -347,6 +355,10 @@ class CaseProgressHandler:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _failed(self, _: Any, error: BaseException) -> None:
+        self._ended()
+        raise error  # Ignite takes an exception as handled as soon as one handler is registered for it.
 
 
 def _loss(output: Any) -> float:

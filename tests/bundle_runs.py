@@ -1,0 +1,34 @@
+"""Small runs of the bundle for its tests: overrides, subprocess commands, and a dataset made once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SMALL: dict[str, Any] = {
+    "epochs": 2,
+    "val_interval": 1,
+    "val_fraction": 0.3,
+    "patch_size": [24, 24, 16],
+    "base_channels": 4,
+    "batch_size": 2,
+    "num_samples": 1,
+}
+
+
+def bundle_command(bundle: Path, configs: list[str], overrides: dict[str, Any], *before: str) -> list[str]:
+    """Return the command line of `python -m monai.bundle run`."""
+    files = str([str(bundle / "configs" / f"{name}.json") for name in configs])
+    command = [*(before or (sys.executable, "-m")), "monai.bundle", "run", "--config_file", files]
+    for name, value in overrides.items():
+        command += [f"--{name}", str(value)]
+    return command
+
+
+def run_command(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run it with one thread a process, so that a busy machine does not stall it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

@@ -1,0 +1,186 @@
+"""The bundle when something goes wrong: killed, resumed, two ranks, data that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import SMALL, bundle_command, run_command
+
+from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
+from monai_iou.datasets import DatasetError
+from monai_iou.demo import run_workflow
+from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.training import is_better, last_epoch, write_atomically
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of four training and two test volumes."""
+    return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=2, shape=(32, 32, 24))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return copy_bundle(tmp_path / "bundle")
+
+
+def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    return {"bundle_root": str(bundle), "dataset_dir": str(data), **SMALL, **changes}
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from: MONAI wraps what a config's expression raises."""
+    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
+
+
+def test_resume_continues_epoch_optimizer_schedule_and_best_score(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data))
+    first = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    resumed = run_workflow(bundle, ["train"], overrides(bundle, data, epochs=4, resume=True, val_interval=5))
+    second = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    steps = [state["optimizer"]["state"][0]["step"].item() for state in (first, second)]
+    assert (first["epoch"], second["epoch"]) == (2, 4)
+    assert steps[1] == 2 * steps[0]
+    assert second["lr_scheduler"]["last_epoch"] == 2 * first["lr_scheduler"]["last_epoch"]
+    # No validation ran after the first run, so the best score can only come from its checkpoint.
+    assert second["best_metric"] == first["best_metric"]
+    assert second["best_metric_epoch"] == first["best_metric_epoch"] > 0
+    assert resumed.trainer.state.epoch == 4
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, resume=True))
+    assert last_epoch(bundle / "models" / "last.pt") == 1
+
+
+def test_resume_with_another_network_says_so(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, resume=True, base_channels=8))
+    assert "last.pt to hold the network that this run trains" in str(causes(caught.value))
+
+
+def test_without_validation_the_final_weights_are_the_model(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, val_fraction=0))
+    model = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    last = torch.load(bundle / "models" / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(model[name], last[name]) for name in last)
+
+
+def test_killed_in_an_epoch_it_continues_after_the_last_whole_one(
+    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = bundle / "models" / "last.pt"
+    command = bundle_command(bundle, ["train"], overrides(bundle, data, epochs=100000, val_interval=3))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while last_epoch(last) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.03)  # somewhere inside an epoch, or inside a save: an epoch takes about as long
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    epoch = last_epoch(last)  # loads: whatever was being written, the file is whole
+    assert epoch >= 3
+    assert torch.load(bundle / "models" / "model.pt", weights_only=True)
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=epoch + 2, resume=True))
+    shown = capsys.readouterr().out
+    assert f"last.pt after epoch {epoch};" in shown
+    assert re.findall(r"epoch (\d+)/", shown) == [str(epoch + 1), str(epoch + 2)]
+    assert last_epoch(last) == epoch + 2
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    write_atomically({"epoch": 1}, path)
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        write_atomically({"epoch": 2, "bad": lambda: None}, path)
+    assert last_epoch(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("current", "best", "expected"),
+    [(0.5, 0.4, True), (0.4, 0.5, False), (0.5, math.nan, True), (math.nan, 0.5, False), (math.nan, math.nan, False)],
+)
+def test_a_score_of_nothing_is_never_the_best(current: float, best: float, expected: bool) -> None:
+    assert is_better(current, best) is expected
+
+
+def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = bundle_command(bundle, ["train", "multi_gpu_train"], overrides(bundle, data), *launcher)
+    done = run_command(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch 2/2 ") == 1, "rank 0 alone reports"
+    models = bundle / "models"
+    assert sorted(path.name for path in models.iterdir()) == ["last.pt", "model.json", "model.pt"]
+    assert not any(name.startswith("module.") for name in torch.load(models / "model.pt", weights_only=True))
+    writers = {path.name.split(".")[-2] for path in (bundle / "eval" / "tensorboard").iterdir()}
+    assert len(writers) == 1, "one process writes"
+    # A run on one process takes up what two ranks left.
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=3, resume=True))
+    assert last_epoch(models / "last.pt") == 3
+
+
+def test_the_command_ends_with_one_sentence(tmp_path: Path, data: Path) -> None:
+    done = run_command(bundle_command(bundle_path(), ["train"], {"dataset_dir": str(tmp_path / "nowhere")}))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"monai_iou: Expected {tmp_path}/nowhere/dataset.json")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("configs", [["train"], ["train", "evaluate"]])
+def test_bad_files_are_found_before_anything_is_written(tmp_path: Path, bundle: Path, configs: list[str]) -> None:
+    folder = write_phantom_dataset(tmp_path / "dataset", training=2, evaluation=1, shape=(24, 24, 16))
+    for part in ("labelsTr", "labelsTs"):
+        path = max((folder / part).iterdir())
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, configs, overrides(bundle, folder, load_pretrain=False))
+    found = [cause for cause in causes(caught.value) if isinstance(cause, DatasetError)]
+    assert "labelsT" in str(found)
+    assert not (bundle / "models").exists()
+    assert not (bundle / "eval").exists()
+
+
+def test_evaluation_without_a_model_says_what_to_do(bundle: Path, data: Path) -> None:
+    done = run_command(bundle_command(bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data)}))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "model.pt, but there is no such file: train first or set `ckpt_dir`." in done.stderr
+
+
+def test_inference_takes_a_plain_folder(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(DatasetError, match="to hold images to segment"):
+        _ = BundleCases(str(tmp_path)).inference
+    (tmp_path / "a.nii.gz").symlink_to(data / "imagesTs" / "phantom_04.nii.gz")
+    assert [item["case"] for item in BundleCases(str(tmp_path)).inference] == ["a"]
+
+
+def test_evaluation_falls_back_to_the_validation_split(tmp_path: Path, data: Path) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    del content["test_labelled"]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (tmp_path / part).symlink_to(data / part)
+    cases = BundleCases(str(tmp_path), val_fraction=0.25)
+    assert cases.evaluation == cases.validation
+    assert len(cases.evaluation) == 1
+    assert len(cases.training) == 3

@@ -1,0 +1,219 @@
+"""Decathlon-layout folders: what is read, every refusal in one sentence, and splits that keep patients together."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monai_iou.datasets import Case, DatasetError, read_folder, split_cases
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0]) if affine is None else affine), path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good training cases and one labelled test case."""
+    rng = np.random.default_rng(0)
+    entries: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
+    for index in range(4):
+        part = "Tr" if index < 3 else "Ts"
+        entry = {kind: f"./{kind}s{part}/c{index}.nii.gz" for kind in ("image", "label")}
+        write(tmp_path / entry["image"], rng.normal(size=(6, 7, 8)).astype(np.float32))
+        write(tmp_path / entry["label"], rng.integers(0, 2, (6, 7, 8)).astype(np.uint8))
+        entries[part].append(entry)
+    content = {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "lesion"},
+        "training": entries["Tr"],
+        "test": [entry["image"] for entry in entries["Ts"]],
+        "test_labelled": entries["Ts"],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refusal(folder: Path) -> str:
+    """The message of reading and checking a folder; one sentence that ends with what to do."""
+    with pytest.raises(DatasetError) as caught:
+        _ = read_folder(folder).training_facts
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.fullmatch(r"Expected .+, but .+: .+\.", message), message
+    return message
+
+
+def test_reads_names_and_facts(folder: Path) -> None:
+    read = read_folder(folder)
+    assert [case.name for case in read.training] == ["c0", "c1", "c2"]
+    assert [case.name for case in read.evaluation] == ["c3"]
+    assert read.modalities == ("CT",)
+    assert read.labels == {0: "background", 1: "lesion"}
+    facts = read.training_facts[0]
+    assert facts.shape == (6, 7, 8)
+    assert facts.spacing == pytest.approx((1, 2, 3))
+    image = nib.load(read.training[0].image).get_fdata()
+    label = nib.load(read.training[0].label).get_fdata()  # type: ignore[arg-type]
+    np.testing.assert_allclose(facts.foreground[0], image[label > 0], rtol=1e-6)
+
+
+def test_spacing_and_shape_are_in_ras_order(folder: Path) -> None:
+    affine = np.array([[0, 0, -3.0, 5], [1.0, 0, 0, 6], [0, 2.0, 0, 7], [0, 0, 0, 1]])  # voxel axes: A, S, L
+    for kind in ("images", "labels"):
+        write(folder / f"{kind}Tr" / "c0.nii.gz", np.ones((4, 5, 6), np.uint8), affine)
+    facts = read_folder(folder).training_facts[0]
+    assert facts.shape == (6, 4, 5)
+    assert facts.spacing == pytest.approx((3, 1, 2))
+
+
+def test_channels_last(folder: Path) -> None:
+    for index in range(3):
+        write(folder / f"imagesTr/c{index}.nii.gz", np.ones((6, 7, 8, 2), np.float32))
+    edit(folder, modality={"1": "T2", "0": "T1"})
+    read = read_folder(folder)
+    assert read.modalities == ("T1", "T2")
+    assert read.training_facts[0].foreground.shape[0] == 2
+
+
+def test_missing_dataset_json(tmp_path: Path) -> None:
+    assert str(tmp_path / "dataset.json") in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"labels": 3}'])
+def test_dataset_json_that_is_not_one(folder: Path, text: str) -> None:
+    (folder / "dataset.json").write_text(text)
+    assert "dataset.json" in refusal(folder)
+
+
+def test_empty_training_list(folder: Path) -> None:
+    edit(folder, training=[])
+    assert "`training`" in refusal(folder)
+
+
+def test_image_without_label(folder: Path) -> None:
+    (folder / "labelsTr/c1.nii.gz").unlink()
+    assert "c1.nii.gz" in refusal(folder)
+    edit(folder, training=[{"image": "./imagesTr/c0.nii.gz"}])
+    assert "imagesTr/c0.nii.gz" in refusal(folder)
+
+
+@pytest.mark.parametrize("path", ["../outside.nii.gz", "/etc/hostname.nii.gz", "imagesTr/../../outside.nii.gz"])
+def test_paths_that_leave_the_folder(folder: Path, path: str) -> None:
+    write(folder.parent / "outside.nii.gz", np.ones((6, 7, 8), np.float32))
+    edit(folder, training=[{"image": path, "label": "./labelsTr/c0.nii.gz"}])
+    assert path in refusal(folder)
+    edit(folder, training=[{"image": "./imagesTr/c0.nii.gz", "label": path}])
+    assert path in refusal(folder)
+
+
+def test_other_grids(folder: Path) -> None:
+    write(folder / "labelsTr/c2.nii.gz", np.ones((6, 7, 7), np.uint8))
+    message = refusal(folder)
+    assert "labelsTr/c2.nii.gz" in message
+    assert "6x7x7 and 6x7x8" in message
+    moved = np.diag([1.0, 2.0, 3.0, 1.0])
+    moved[0, 3] = 0.5
+    write(folder / "labelsTr/c2.nii.gz", np.ones((6, 7, 8), np.uint8), moved)
+    assert "0.5 voxels" in refusal(folder)
+    moved[0, 3] = 1e-4  # float32 headers differ by this much
+    write(folder / "labelsTr/c2.nii.gz", np.ones((6, 7, 8), np.uint8), moved)
+    assert len(read_folder(folder).training_facts) == 3
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(3, np.uint8), (0.5, np.float32), (-1, np.int16)])
+def test_label_value_outside_the_labels(folder: Path, value: float, dtype: type) -> None:
+    label = np.zeros((6, 7, 8), dtype)
+    label[0, 0, 0] = value
+    write(folder / "labelsTr/c1.nii.gz", label)
+    message = refusal(folder)
+    assert "labelsTr/c1.nii.gz" in message
+    assert f"{value:g}" in message
+
+
+def test_gaps_in_label_values_are_allowed(folder: Path) -> None:
+    for index in range(3):
+        write(folder / f"labelsTr/c{index}.nii.gz", np.where(np.ones((6, 7, 8)) > 0, 7, 0).astype(np.float32))
+    edit(folder, labels={"7": "tumour", "0": "background"})
+    assert list(read_folder(folder).labels) == [0, 7]
+    assert len(read_folder(folder).training_facts) == 3
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_truncated_file(folder: Path, kind: str) -> None:
+    path = folder / f"{kind}Tr/c1.nii.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"{kind}Tr/c1.nii.gz" in refusal(folder)
+    path.write_bytes(b"not gzip")
+    assert f"{kind}Tr/c1.nii.gz" in refusal(folder)
+
+
+def test_4d_where_3d_is_expected(folder: Path) -> None:
+    write(folder / "imagesTr/c0.nii.gz", np.ones((6, 7, 8, 2), np.float32))
+    message = refusal(folder)
+    assert "6x7x8x2" in message
+    assert "3D" in message
+
+
+def test_image_with_nan(folder: Path) -> None:
+    voxels = np.ones((6, 7, 8), np.float32)
+    voxels[1, 2, 3] = np.nan
+    write(folder / "imagesTr/c0.nii.gz", voxels)
+    assert "NaN" in refusal(folder)
+
+
+def test_first_bad_file_is_named_whatever_the_order_of_threads(folder: Path) -> None:
+    for index in (1, 2):
+        (folder / f"imagesTr/c{index}.nii.gz").write_bytes(b"")
+    assert all("c1.nii.gz" in refusal(folder) for _ in range(5))
+
+
+@given(
+    patients=st.lists(st.integers(1, 4), min_size=1, max_size=12),
+    fraction=st.floats(0, 0.99),
+    seed=st.integers(0, 5),
+)
+def test_split_is_a_partition_by_patient(patients: list[int], fraction: float, seed: int) -> None:
+    cases = [Case(f"s{p}_{v}", Path(f"s{p}_{v}.nii")) for p, visits in enumerate(patients) for v in range(visits)]
+    groups = {f"patient {p}": [f"s{p}"] for p in range(len(patients))}
+    training, validation = split_cases(cases, fraction, seed, groups)
+    assert (training, validation) == split_cases(cases[:], fraction, seed, groups)
+    if len(patients) == 1 and fraction > 0:
+        assert training == validation == cases
+        return
+    assert sorted(case.name for case in training + validation) == sorted(case.name for case in cases)
+    sides = [{case.name.split("_")[0] for case in side} for side in (training, validation)]
+    assert not sides[0] & sides[1]
+    assert training
+    assert bool(validation) == (fraction > 0)
+
+
+def test_fraction_outside_its_range() -> None:
+    with pytest.raises(ValueError, match=r"Expected `val_fraction` to be in \[0, 1\), but got 1"):
+        split_cases([], 1)
+
+
+@pytest.mark.real_data
+def test_three_visits_of_one_patient_stay_together() -> None:
+    root = REAL / "Task901_MSLesionFLAIR"
+    if not root.is_dir():
+        pytest.skip(f"{root} is not there")
+    read = read_folder(root)
+    for seed in range(20):
+        _, validation = split_cases(read.training, 0.2, seed, read.patient_groups)
+        assert len([case for case in validation if "P14" in case.name]) in (0, 3)

@@ -1,0 +1,100 @@
+"""The demo: its volumes are what it says, the run is whole, the command prints and refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundle_runs import SMALL
+from scipy import ndimage
+
+from monai_iou import demo, phantoms
+from monai_iou.cli import main
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_phantoms_have_small_lesions_among_vessels_as_bright(seed: int) -> None:
+    phantom = phantoms.make_phantom(seed)
+    assert phantom.image.shape == phantom.label.shape == (96, 96, 64)
+    assert 0.0002 <= phantom.label.mean() <= 0.005
+    lesions, count = ndimage.label(phantom.label, np.ones((3, 3, 3)))
+    assert 1 <= count <= 5
+    spacing = np.linalg.norm(phantom.affine[:3, :3], axis=0)
+    volumes = ndimage.sum_labels(phantom.label, lesions, range(1, count + 1)) * spacing.prod()
+    diameters = (6 * volumes / np.pi) ** (1 / 3)
+    assert (diameters < 15).all()
+    brightness = phantom.image[phantom.label > 0].mean()
+    as_bright = (np.abs(phantom.image - brightness) < 15) & (ndimage.binary_dilation(phantom.label, iterations=2) == 0)
+    assert as_bright.sum() > (phantom.label > 0).sum(), "brightness alone must not find the lesions"
+    off_axis = phantom.affine[:3, :3] / spacing
+    assert np.abs(off_axis).max(axis=0).min() < 0.999, "the grid must be oblique"
+
+
+def test_phantoms_are_the_same_each_time() -> None:
+    first, second = phantoms.make_phantom(3), phantoms.make_phantom(3)
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.label, second.label)
+    assert not np.array_equal(first.label, phantoms.make_phantom(4).label)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
+    """A demo of a few seconds."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    return demo.run_demo(output, settings=SMALL, dataset={"training": 3, "evaluation": 2, "shape": (32, 32, 24)})
+
+
+def test_demo_scores_and_masks(result: demo.DemoResult) -> None:
+    assert [score.case for score in result.scores] == ["phantom_03", "phantom_04"]
+    assert all(0 <= score.iou <= score.dice <= 1 for score in result.scores)
+    assert any(score.untrained_iou != score.iou for score in result.scores)
+    assert sorted(path.name for path in result.masks.iterdir()) == ["phantom_03.nii.gz", "phantom_04.nii.gz"]
+    assert result.mean_iou == pytest.approx(np.mean([score.iou for score in result.scores]))
+
+
+def test_demo_prints_the_command_that_does_the_same(result: demo.DemoResult, tmp_path: Path) -> None:
+    command = (
+        result.command.replace("python ", f"{sys.executable} ", 1) + f" --ckpt_dir {tmp_path} --output_dir {tmp_path}"
+    )
+    done = subprocess.run(
+        command, shell=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_demo_replaces_its_own_folder_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").touch()
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    assert "to be a new folder or an earlier demo's" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_command_prints_the_table(
+    result: demo.DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "run_demo", lambda output, say: result)
+    assert main(["demo"]) == 0
+    shown = capsys.readouterr().out
+    assert "phantom_03" in shown
+    assert f"Mean IoU {result.mean_iou:.3f}" in shown
+    assert result.command in shown
+
+
+def test_init_copies_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "mine")]) == 0
+    assert str(tmp_path / "mine" / "configs" / "train.json") in capsys.readouterr().out
+    assert (tmp_path / "mine" / "configs" / "metadata.json").is_file()
+    assert main(["init", str(tmp_path / "mine")]) == 1
+    assert "new or empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_full_demo_finds_the_lesions(tmp_path: Path) -> None:
+    result = demo.run_demo(tmp_path / "demo")
+    assert result.mean_iou >= 0.5
+    assert result.mean_iou > 10 * np.mean([score.untrained_iou for score in result.scores])

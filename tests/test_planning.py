@@ -1,0 +1,126 @@
+"""What a run decides from its data, and the transforms that follow the decisions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import UNet
+
+from monai_iou.datasets import CaseFacts, DatasetError, SegmentationFolder
+from monai_iou.planning import load_plan, make_plan, network_size
+from monai_iou.transforms import CropIndicesd, NormalizeModalitiesd
+
+
+def facts(shape: tuple[int, int, int], spacing: tuple[float, float, float], foreground: list[float]) -> CaseFacts:
+    return CaseFacts(shape, spacing, np.array([foreground], dtype=np.float32))
+
+
+def folder(*modalities: str) -> SegmentationFolder:
+    return SegmentationFolder(Path(), modalities, {0: "background", 4: "a", 9: "b"}, (), (), ())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    patch=st.tuples(*[st.integers(3, 40)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 8)] * 3),
+)
+def test_every_patch_and_spacing_gets_a_network_that_runs(
+    patch: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> None:
+    channels, strides, window = network_size(patch, spacing, 2)
+    assert all(side >= wanted for side, wanted in zip(window, patch, strict=True))
+    assert all(side < wanted + 16 for side, wanted in zip(window, patch, strict=True))
+    network = UNet(3, 1, 2, channels, strides, num_res_units=2).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, *window)).shape == (1, 2, *window)
+
+
+def test_thick_slices_are_not_pooled_before_the_pixels_are_as_large() -> None:
+    _, strides, _ = network_size((64, 64, 32), (1, 1, 3.0))
+    assert strides[0] == (2, 2, 1)
+    _, strides, _ = network_size((64, 64, 64), (1, 1, 1))
+    assert set(strides) == {(2, 2, 2)}
+
+
+def test_plan_takes_the_median_spacing_and_no_more_patch_than_there_is() -> None:
+    cases = [
+        facts((30, 30, 10), (1, 1, 3), [0, 1]),
+        facts((34, 30, 12), (1, 1, 4), [0, 1]),
+        facts((32, 30, 9), (1, 1, 4), [2]),
+    ]
+    plan = make_plan(folder("MR"), cases, [64, 24, 64])
+    assert plan.pixdim == (1, 1, 4)
+    assert plan.patch_size[1] == 24
+    assert 34 <= plan.patch_size[0] < 34 + 16
+    assert plan.label_values == [0, 4, 9]
+    assert plan.classes == [0, 1, 2]
+    assert make_plan(folder("MR"), cases, [64, 24, 64], [2, 2, 2]).pixdim == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"),
+    [("CT", "ct"), ("ct", "ct"), ("CT_contrast", "ct"), ("CBCT", "ct"), ("SPECT", "zscore"), ("T1", "zscore")],
+)
+def test_only_ct_has_a_common_window(modality: str, kind: str) -> None:
+    values = np.random.default_rng(0).normal(60, 20, 5000)
+    rule = make_plan(folder(modality), [facts((9, 9, 9), (1, 1, 1), values.tolist())], [8, 8, 8]).intensity[0]
+    assert rule["kind"] == kind
+    if kind == "ct":
+        assert (rule["lower"], rule["upper"]) == pytest.approx(np.percentile(values, (0.5, 99.5)), rel=1e-4)
+
+
+def test_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = make_plan(folder("CT", "T1"), [CaseFacts((9, 9, 9), (1, 1, 1), np.ones((2, 5)))], [8, 8, 8])
+    (tmp_path / "model.json").write_text(plan.to_json())
+    assert load_plan(tmp_path / "model.json") == plan
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(DatasetError, match="to be the plan that training stored"):
+        load_plan(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize("patch", [[64, 64], [64, 64, 0], [64, 64, 1.5], "64", 64, [64, 64, "a"]])
+def test_patch_size_that_cannot_be_used(patch: object) -> None:
+    message = f'Expected `patch_size` to be 3 positive integers (voxels), but got {patch!r}: write it as --patch_size "[a,b,c]".'
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_plan(None, [], patch)  # type: ignore[arg-type]
+
+
+def test_zscore_keeps_zeros_and_survives_large_raw_values() -> None:
+    rng = np.random.default_rng(0)
+    image = torch.tensor(rng.normal(1e6, 3e4, (1, 16, 16, 16)), dtype=torch.float32)
+    image[0, :4] = 0
+    out = NormalizeModalitiesd("image", [{"kind": "zscore"}])({"image": image})["image"]
+    assert (out[0, :4] == 0).all()
+    assert out[0, 4:].mean().item() == pytest.approx(0, abs=1e-3)
+    assert out[0, 4:].std().item() == pytest.approx(1, abs=1e-3)
+    constant = NormalizeModalitiesd("image", [{"kind": "zscore"}])({"image": torch.full((1, 4), 7.0)})["image"]
+    assert (constant == 0).all()
+
+
+def test_ct_window_and_channels() -> None:
+    rule = {"kind": "ct", "lower": 0.0, "upper": 100.0, "mean": 50.0, "std": 25.0}
+    normalize = NormalizeModalitiesd("image", [rule, {"kind": "zscore"}])
+    image = torch.tensor([[-500.0, 0, 50, 1000], [1, 1, 3, 3]])
+    torch.testing.assert_close(normalize({"image": image})["image"], torch.tensor([[-2.0, -2, 0, 2], [-1, -1, 1, 1]]))
+    with pytest.raises(ValueError, match="Expected `image` to have 2 channels, but got 1"):
+        normalize({"image": image[:1]})
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_crop_centres_are_in_their_class_and_classes_are_equal(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    label = rng.choice(4, size=(1, 12, 12, 12), p=[0.9, 0.09, 0.009, 0.001])
+    found = CropIndicesd("label", max_samples=40)({"label": torch.tensor(label)})
+    flat = label.ravel()
+    assert (flat[found["label_bg_indices"]] == 0).all()
+    assert len(found["label_bg_indices"]) <= 40
+    values, counts = np.unique(flat[found["label_fg_indices"]], return_counts=True)
+    assert set(values) == set(np.unique(flat)) - {0}
+    assert len(set(counts)) <= 1
