@@ -107,7 +107,7 @@ def test_help_names_every_option():
     source = Path(__file__).parents[1] / "docs" / "evaluation.md"
     from monai_iou.cli import cli
 
-    text = source.read_text()
+    text = source.read_text(encoding="utf-8")
     for command in ("evaluate", "compare"):
         for option in cli.commands[command].params:
             if option.opts[0].startswith("--"):

@@ -61,7 +61,7 @@ def test_undefined_scores_and_lone_cases_are_left_out(tmp_path, scores):
     b = evaluated(tmp_path / "b", {"iou": [None, *second[1:]]})
     row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
     assert (row["n"], row["left_out"]) == (9, 1)
-    page = (tmp_path / "out" / "comparison.html").read_text()
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "2 rows (case and label) are in only one of the two folders" in page
 
 
@@ -73,7 +73,7 @@ def test_files_are_written_and_names_escaped(tmp_path, scores):
     with (tmp_path / "out" / "comparison.csv").open(newline="") as stream:
         written = list(csv.DictReader(stream))
     assert [float(row["difference"]) for row in written] == [row["difference"] for row in rows]
-    page = (tmp_path / "out" / "comparison.html").read_text()
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count("<svg") == 2

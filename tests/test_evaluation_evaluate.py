@@ -49,7 +49,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_tables_hold_every_case_and_label_and_read_back_exactly(request_):
     done = evaluate_folders(request_)
     rows = table(request_.output / "cases.csv")
-    assert (request_.output / "cases.csv").read_text().splitlines()[0] == (
+    assert (request_.output / "cases.csv").read_text(encoding="utf-8").splitlines()[0] == (
         "case,label,iou,dice,precision,recall,reference_ml,prediction_ml,boundary_iou,hd95_mm,nsd,assd_mm,"
         "lesion_tp,lesion_fp,lesion_fn,lesion_f1,pq,sq,rq,cc_iou"
     )
@@ -67,7 +67,7 @@ def test_tables_hold_every_case_and_label_and_read_back_exactly(request_):
 
 def test_summary_describes_the_rows(request_):
     done = evaluate_folders(Request(**{**vars(request_), "command": ("monai-iou", "evaluate")}))
-    summary = json.loads((request_.output / "summary.json").read_text())
+    summary = json.loads((request_.output / "summary.json").read_text(encoding="utf-8"))
     ious = [row["iou"] for row in done.rows if row["label"] == "1"]
     assert summary["labels"]["1"]["iou"]["mean"] == pytest.approx(np.mean(ious))
     assert summary["labels"]["1"]["iou"]["median"] == pytest.approx(np.median(ious))
@@ -107,7 +107,7 @@ def test_broken_cases_do_not_stop_the_others(request_):
     assert failures["extra"].startswith("Expected a reference for the prediction")
     assert "NaN or infinite voxels" in failures["nan"]
     assert "spacing 1x1x2.5 mm" in failures["other"]
-    assert json.loads((request_.output / "summary.json").read_text())["cases"]["failed"] == 6
+    assert json.loads((request_.output / "summary.json").read_text(encoding="utf-8"))["cases"]["failed"] == 6
     assert all(row["iou"] != row["iou"] for row in done.rows if row["case"] == "empty")
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on_where_it_was(request_):
 def test_a_damaged_record_is_made_again(request_):
     evaluate_folders(request_)
     record = next((request_.output / "finished").iterdir())
-    record.write_text(record.read_text()[:50])
+    record.write_text(record.read_text(encoding="utf-8")[:50])
     assert evaluate_folders(request_).reused == 3
 
 
@@ -231,7 +231,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OutputError, match="No space left on device"):
         write_text(tmp_path / "a.csv", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-    assert (tmp_path / "a.csv").read_text() == "old"
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "old"
 
 
 @pytest.mark.real_data

@@ -67,9 +67,25 @@ def test_only_undefined_scores_make_a_report(tmp_path):
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii")
     request = Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out", labels=(1,))
     evaluate_folders(request)
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "No case has a structure to show." in page
     assert not re.search(r">\s*-?(nan|inf)\b", page)
+
+
+def test_images_that_are_not_there_are_told_and_fail_nothing(report, tmp_path):
+    folder = report.parents[1]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "alpha.nii.gz").write_bytes(b"broken")
+    request = Request(folder / "predictions", folder / "references", tmp_path / "out", images=tmp_path / "images")
+    assert len(evaluate_folders(request).failures) == 1
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "No image named beta in the images folder." in page
+    assert "alpha.nii.gz` to be a readable volume" in page
+    nowhere = Request(**{**vars(request), "images": tmp_path / "nowhere"})
+    evaluate_folders(nowhere)
+    assert "Expected `--images` to be a folder of volumes" in (tmp_path / "out" / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str, object], str]:
@@ -95,7 +111,7 @@ def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str,
     done = subprocess.run(
         [CHROMIUM, *options.split(), f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=90,
         check=True,
     )

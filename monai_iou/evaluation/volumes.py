@@ -247,20 +247,28 @@ def _squeeze(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _whole_numbers(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
-    bad = int(array.size - np.isfinite(array).sum())
+    """The labels of a float volume, a slice at a time: whole copies of it would be many times the labels' size."""
+    whole = np.zeros(array.shape, dtype=np.int64, order="F")
+    bad = wrong = 0
+    example = 0.0
+    for k in range(array.shape[2]):
+        part = array[:, :, k]
+        finite = np.where(np.isfinite(part), part, 0)
+        bad += int(part.size - np.isfinite(part).sum())
+        rounded = np.rint(finite)
+        fractions = finite[np.abs(finite - rounded) > ROUNDING]
+        wrong += int(fractions.size)
+        example = example or float(next(iter(fractions), 0.0))
+        whole[:, :, k] = rounded
     if bad:
         message = f"Expected `{path}` to hold labels, but got {bad} NaN or infinite voxels: write 0 for background."
         raise VolumeError(message)
-    rounded = np.rint(array)
-    wrong = np.abs(array - rounded) > ROUNDING
-    if wrong.any():
-        example = float(array[wrong].flat[0])
+    if wrong:
         message = (
-            f"Expected `{path}` to hold whole-number labels, but got {int(wrong.sum())} fractions such as "
+            f"Expected `{path}` to hold whole-number labels, but got {wrong} fractions such as "
             f"{example:.4g}: threshold the probabilities, or pass the label map instead of an image."
         )
         raise VolumeError(message)
-    whole: NDArray[np.int64] = rounded.astype(np.int64)
     return whole
 
 
