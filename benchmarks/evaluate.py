@@ -1,6 +1,6 @@
 """Time the evaluation against the same figures through panoptica and MONAI, one after the other.
 
-    python benchmarks/evaluate.py [--only rows] [--cases 3] [--repeat 3] [--json FILE]
+    python benchmarks/evaluate.py [--only rows] [--match openms_19] [--repeat 3] [--json FILE]
 
 Three parts, each printed with what it compares:
 
@@ -125,14 +125,14 @@ def seconds(function: Callable[[], Any], repeat: int) -> tuple[float, Any]:
     return statistics.median(times), result
 
 
-def rows_of_cases(data: Path, cases: int | None, repeat: int) -> list[dict[str, Any]]:
+def rows_of_cases(data: Path, match: str, repeat: int) -> list[dict[str, Any]]:
     """Time both on every scan of the data set."""
     panoptica = evaluator()
     if panoptica is None:
         print("rows: left out, panoptica is not installed: pip install panoptica")
         return []
     results = []
-    for number, path in enumerate(sorted(data.glob("labelsT[rs]/*.nii.gz"))[:cases]):
+    for number, path in enumerate(sorted(data.glob(f"labelsT[rs]/*{match}*.nii.gz"))):
         volume = read_labels(path)
         reference = volume.array == 1
         prediction = perturbed(reference, number)
@@ -257,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", choices=["command", "classes", "rows"], action="append")
-    parser.add_argument("--cases", type=int, help="first so many scans; default all")
+    parser.add_argument("--match", default="", help="only scans whose name holds this")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -267,7 +267,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "command": command,
         "classes": lambda: many_classes(options.repeat),
-        "rows": lambda: rows_of_cases(options.data, options.cases, options.repeat),
+        "rows": lambda: rows_of_cases(options.data, options.match, options.repeat),
     }
     results = {name: run() for name, run in parts.items() if name in (options.only or parts)}
     if options.json is not None:
