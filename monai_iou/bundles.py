@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from monai_iou.datasets import Case, DatasetError, SegmentationFolder, case_name, read_folder, split_cases
+from monai_iou.cases import Case, DatasetError
+from monai_iou.datasets import SegmentationFolder, case_name, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
 
 __all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle", "need_model", "one_sentence"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = ["Phantom", "make_phantom", "write_phantom_dataset"]
 
@@ -106,8 +107,8 @@ def write_phantom_dataset(
     return root
 
 
-def _ellipsoid(grid: np.ndarray, centre: object, radii: object) -> np.ndarray:
-    offset = (grid - np.reshape(centre, (3, 1, 1, 1))) / np.reshape(radii, (3, 1, 1, 1))
+def _ellipsoid(grid: np.ndarray, centre: ArrayLike, radii: ArrayLike) -> np.ndarray:
+    offset = (grid - np.asarray(centre).reshape(3, 1, 1, 1)) / np.asarray(radii).reshape(3, 1, 1, 1)
     inside: np.ndarray = (offset**2).sum(0) <= 1
     return inside
 
@@ -122,7 +123,8 @@ def _lesions(
     diameters = [rng.uniform(9, 14), *rng.uniform(4, 14, size=rng.integers(0, 5))]
     for diameter in diameters:
         for _ in range(100):
-            centre = grid[(slice(None), *candidates[rng.integers(len(candidates))])]
+            index = candidates[rng.integers(len(candidates))]
+            centre = grid[:, index[0], index[1], index[2]]
             if all(np.linalg.norm(centre - other) > (diameter + size) / 2 + 5 for other, size in placed):
                 break
         else:

@@ -1,12 +1,10 @@
-"""Handlers of the bundle's training: checkpoints that survive a kill, resuming, and progress with the time left."""
+"""Handler of the bundle's training: checkpoints that survive a kill, and resuming from them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +18,7 @@ if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
-__all__ = ["CaseProgressHandler", "CheckpointHandler", "ProgressHandler", "is_better", "last_epoch", "write_atomically"]
-
-LINE_INTERVAL_SECONDS = 60.0
+__all__ = ["CheckpointHandler", "is_better", "last_epoch", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -188,180 +184,3 @@ class CheckpointHandler:
         if self.plan is not None:
             write_atomically(self.plan.to_json(), self.folder / "model.json")
         self._has_model = True
-
-
-class ProgressHandler:
-    """Show epoch, loss, learning rate, validation score and time left: a bar on a terminal, plain lines in a log.
-
-    Args:
-        optimizer: for its learning rate.
-        evaluator: for its scores, None without validation.
-        interval: seconds between two lines inside an epoch, when there is no terminal.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        evaluator: Evaluator | None = None,
-        interval: float = LINE_INTERVAL_SECONDS,
-    ) -> None:
-        self.optimizer, self.evaluator, self.interval = optimizer, evaluator, interval
-        self._bar: Any = None
-        self._task: Any = None
-        self._start = self._last_line = 0.0
-        self._first_iteration = 0
-        self._losses: list[float] = []
-
-    def attach(self, engine: Trainer) -> None:
-        """Register on the trainer; only its rank 0 shows anything."""
-        from ignite.engine import Events
-
-        if engine.state.rank != 0:
-            return
-        engine.add_event_handler(Events.STARTED, self._started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self._ended)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
-
-    def _started(self, engine: Trainer) -> None:
-        self._start = self._last_line = time.monotonic()
-        self._first_iteration = engine.state.iteration
-        self._losses = []
-        if sys.stderr.isatty():
-            self._open_bar(engine)
-
-    def _open_bar(self, engine: Trainer) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=Console(stderr=True),
-        )
-        self._bar.start()
-        total = engine.state.max_epochs * engine.state.epoch_length
-        self._task = self._bar.add_task("training", total=total, completed=engine.state.iteration, loss="-")
-
-    def _iteration_completed(self, engine: Trainer) -> None:
-        self._losses.append(_loss(engine.state.output))
-        recent = sum(self._losses[-20:]) / len(self._losses[-20:])
-        if self._bar is not None:
-            epoch = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
-            self._bar.update(self._task, completed=engine.state.iteration, description=epoch, loss=f"{recent:.4f}")
-        elif time.monotonic() - self._last_line >= self.interval:
-            self._last_line = time.monotonic()
-            step = (engine.state.iteration - 1) % engine.state.epoch_length + 1
-            logger.info(
-                "epoch %d/%d step %d/%d loss %.4f, %s left",
-                engine.state.epoch,
-                engine.state.max_epochs,
-                step,
-                engine.state.epoch_length,
-                recent,
-                self._time_left(engine),
-            )
-
-    def _epoch_completed(self, engine: Trainer) -> None:
-        loss = sum(self._losses) / max(1, len(self._losses))
-        self._losses = []
-        line = (
-            f"epoch {engine.state.epoch}/{engine.state.max_epochs} loss {loss:.4f} "
-            f"lr {self.optimizer.param_groups[0]['lr']:.2e}{self._scores(engine)}, {self._time_left(engine)} left"
-        )
-        self._last_line = time.monotonic()
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        else:
-            logger.info("%s", line)
-
-    def _scores(self, engine: Trainer) -> str:
-        state = self.evaluator.state if self.evaluator is not None else None
-        if state is None or state.epoch != engine.state.epoch:
-            return ""
-        shown = "".join(f" {name} {value:.4f}" for name, value in state.metrics.items() if isinstance(value, float))
-        return f"{shown} (best {state.best_metric:.4f} of epoch {state.best_metric_epoch})"
-
-    def _time_left(self, engine: Trainer) -> str:
-        done = engine.state.iteration - self._first_iteration
-        total = engine.state.max_epochs * engine.state.epoch_length
-        seconds = (time.monotonic() - self._start) / max(1, done) * (total - engine.state.iteration)
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-    def _ended(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _failed(self, _: Any, error: BaseException) -> None:
-        self._ended()
-        raise error  # Ignite takes an exception as handled as soon as one handler is registered for it.
-
-
-class CaseProgressHandler:
-    """Show how many volumes are done, and at the end the scores: a bar on a terminal, plain lines in a log.
-
-    Args:
-        total: number of volumes.
-        interval: seconds between two lines, when there is no terminal.
-    """
-
-    def __init__(self, total: int, interval: float = 10.0) -> None:
-        self.total, self.interval = total, interval
-        self._bar: Any = None
-        self._task: Any = None
-        self._last_line = 0.0
-
-    def attach(self, engine: Evaluator) -> None:
-        """Register on an evaluator; only its rank 0 shows anything."""
-        from ignite.engine import Events
-
-        if engine.state.rank != 0:
-            return
-        engine.add_event_handler(Events.STARTED, self._started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._case_completed)
-        engine.add_event_handler(Events.COMPLETED, self._completed)
-        engine.add_event_handler(Events.COMPLETED, self._ended)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
-
-    def _started(self, _: Evaluator) -> None:
-        self._last_line = time.monotonic()
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task("volumes", total=self.total)
-
-    def _case_completed(self, engine: Evaluator) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=engine.state.iteration)
-        elif time.monotonic() - self._last_line >= self.interval:
-            self._last_line = time.monotonic()
-            logger.info("volume %d/%d", engine.state.iteration, self.total)
-
-    def _completed(self, engine: Evaluator) -> None:
-        scores = "".join(f", {name} {value:.4f}" for name, value in engine.state.metrics.items())
-        logger.info("%d volumes done%s", self.total, scores)
-
-    def _ended(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _failed(self, _: Any, error: BaseException) -> None:
-        self._ended()
-        raise error  # Ignite takes an exception as handled as soon as one handler is registered for it.
-
-
-def _loss(output: Any) -> float:
-    # MONAI decollates the output: every item of the batch carries the same loss.
-    first = output[0] if isinstance(output, list) else output
-    return float(first["loss"])

@@ -18,7 +18,7 @@ import torch
 from bundle_runs import SMALL, bundle_command, run_command
 
 from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
-from monai_iou.datasets import DatasetError
+from monai_iou.cases import DatasetError
 from monai_iou.demo import run_workflow
 from monai_iou.phantoms import write_phantom_dataset
 from monai_iou.training import is_better, last_epoch, write_atomically

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_iou.datasets import Case, DatasetError, read_folder, split_cases
+from monai_iou.cases import Case, DatasetError
+from monai_iou.datasets import read_folder, split_cases
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_runs import SMALL
+from bundle_runs import SMALL, run_command
 from scipy import ndimage
 
 from monai_iou import demo, phantoms
@@ -57,13 +56,11 @@ def test_demo_scores_and_masks(result: demo.DemoResult) -> None:
 
 
 def test_demo_prints_the_command_that_does_the_same(result: demo.DemoResult, tmp_path: Path) -> None:
-    command = (
-        result.command.replace("python ", f"{sys.executable} ", 1) + f" --ckpt_dir {tmp_path} --output_dir {tmp_path}"
-    )
-    done = subprocess.run(
-        command, shell=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    words = shlex.split(result.command)
+    assert words[0] == "python"
+    command = [sys.executable, *words[1:], "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
+    done = run_command(command)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "model.pt").is_file()
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import UNet
 
-from monai_iou.datasets import CaseFacts, DatasetError, SegmentationFolder
+from monai_iou.cases import CaseFacts, DatasetError
+from monai_iou.datasets import SegmentationFolder
 from monai_iou.planning import load_plan, make_plan, network_size
 from monai_iou.transforms import CropIndicesd, NormalizeModalitiesd
 
@@ -86,7 +87,8 @@ def test_plan_survives_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("patch", [[64, 64], [64, 64, 0], [64, 64, 1.5], "64", 64, [64, 64, "a"]])
 def test_patch_size_that_cannot_be_used(patch: object) -> None:
-    message = f'Expected `patch_size` to be 3 positive integers (voxels), but got {patch!r}: write it as --patch_size "[a,b,c]".'
+    message = f"Expected `patch_size` to be 3 positive integers (voxels), but got {patch!r}: "
+    message += 'write it as --patch_size "[a,b,c]".'
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_plan(None, [], patch)  # type: ignore[arg-type]
 

@@ -1,0 +1,146 @@
+"""One case of a dataset: read its volumes completely, and refuse what cannot be trained on in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Case", "CaseFacts", "DatasetError", "check_case"]
+
+# Two grids are the same if no corner of the volume is further away than this part of a voxel: headers store float32.
+GRID_TOLERANCE_VOXELS = 0.1
+FOREGROUND_SAMPLES_PER_CASE = 10_000
+
+
+class DatasetError(ValueError):
+    """A dataset folder cannot be used; the message names the file and what to do, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume of a folder: its name, its image, and its label if it has one."""
+
+    name: str
+    image: Path
+    label: Path | None = None
+
+    def as_item(self) -> dict[str, str]:
+        """Return the dictionary that MONAI's datasets take: case, image and, if there is one, label."""
+        item = {"case": self.name, "image": str(self.image)}
+        return item if self.label is None else {**item, "label": str(self.label)}
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What reading a case once tells: shape in voxels and spacing in mm in RAS order, foreground intensities."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    foreground: np.ndarray = field(repr=False)  # (channels, samples)
+
+
+def check_case(case: Case, label_values: Sequence[int], modalities: Sequence[str]) -> CaseFacts:
+    """Read a case completely and check image, label and that their grids agree.
+
+    Raises:
+        DatasetError: the image or the label is damaged, has the wrong dimensions, holds NaN or infinity, they lie on
+            different grids, or the label holds a value that dataset.json does not name.
+    """
+    import nibabel as nib
+
+    image, affine = _read_volume(case.image)
+    image = _channels_first(image, case.image, modalities)
+    if not np.isfinite(image).all():
+        message = f"Expected {case.image} to hold finite intensities, but it has NaN or infinity: replace those voxels."
+        raise DatasetError(message)
+    foreground = np.zeros((len(modalities), 0), dtype=np.float32)
+    if case.label is not None:
+        label, label_affine = _read_volume(case.label)
+        label = label[..., 0] if label.ndim == 4 and label.shape[-1] == 1 else label
+        _check_grid(case, image.shape[1:], affine, label.shape, label_affine)
+        _check_values(case.label, label, label_values)
+        inside = np.flatnonzero(label)
+        step = max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)
+        foreground = image.reshape(len(image), -1)[:, inside[::step]].astype(np.float32)
+    order = np.argsort(nib.io_orientation(affine)[:, 0])
+    shape, spacing = np.array(image.shape[1:])[order], nib.affines.voxel_sizes(affine)[order]
+    return CaseFacts((*map(int, shape),), (*map(float, spacing),), foreground)  # type: ignore[arg-type]
+
+
+def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel as nib
+
+    try:
+        volume: Any = _decompressed(path) if path.suffix == ".gz" else nib.load(path)
+        return np.asanyarray(volume.dataobj), np.asarray(volume.affine)
+    except _unreadable() as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"Expected {path} to be a complete NIfTI file, but it cannot be read ({reason}): copy it again."
+        raise DatasetError(message) from error
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    import nibabel as nib
+
+    headers = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
+    return (OSError, EOFError, ValueError, zlib.error, *headers)
+
+
+def _decompressed(path: Path) -> Any:
+    # nibabel stops reading at the last voxel, before the checksum, and so takes a file whose end is missing.
+    import nibabel as nib
+
+    content = gzip.decompress(path.read_bytes())
+    nifti2 = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # header sizes, 540 or 348, in either byte order
+    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
+
+
+def _channels_first(image: np.ndarray, path: Path, modalities: Sequence[str]) -> np.ndarray:
+    channels = 1 if image.ndim == 3 else image.shape[-1] if image.ndim == 4 else None
+    if channels != len(modalities):
+        expected = "a 3D image" if len(modalities) == 1 else f"a 4D image with {len(modalities)} channels last"
+        message = (
+            f"Expected {path} to be {expected}, as `modality` in dataset.json says, but got shape "
+            f"{'x'.join(map(str, image.shape))}: correct the file or `modality`."
+        )
+        raise DatasetError(message)
+    return image[None] if image.ndim == 3 else np.moveaxis(image, -1, 0)
+
+
+def _check_grid(
+    case: Case, shape: tuple[int, ...], affine: np.ndarray, label_shape: tuple[int, ...], label_affine: np.ndarray
+) -> None:
+    if shape != label_shape:
+        found = f"shapes {'x'.join(map(str, label_shape))} and {'x'.join(map(str, shape))}"
+    else:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
+        moved = float(np.abs(np.linalg.solve(affine, (label_affine - affine) @ corners)[:3]).max())
+        if moved <= GRID_TOLERANCE_VOXELS:
+            return
+        found = f"affines that differ by up to {moved:.3g} voxels"
+    message = (
+        f"Expected {case.label} to lie on the grid of {case.image}, but they have {found}: "
+        "resample the label onto the image's grid."
+    )
+    raise DatasetError(message)
+
+
+def _check_values(path: Path, label: np.ndarray, allowed: Sequence[int]) -> None:
+    # Two maxima and a count are much quicker than sorting millions of voxels for their unique values.
+    if label.dtype.kind in "ui" and label.size and int(label.min()) >= 0 and int(label.max()) < 65536:
+        values = np.flatnonzero(np.bincount(label.ravel()))
+    else:
+        values = np.unique(label)
+    wrong = [float(value) for value in values if float(value) not in set(map(float, allowed))]
+    if wrong:
+        message = (
+            f"Expected {path} to hold only the values {list(allowed)} of `labels` in dataset.json, "
+            f"but got {', '.join(f'{value:g}' for value in wrong[:5])}: name the value there or correct the label."
+        )
+        raise DatasetError(message)
