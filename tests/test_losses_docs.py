@@ -1,0 +1,52 @@
+"""The config lines of docs/losses.md build losses that take a step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+BLOCKS = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_loss_has_a_config_line() -> None:
+    shown = {name for block in BLOCKS for name in re.findall(r"monai_iou\.(\w+)", block)}
+    sections = re.findall(r"^## (.*Loss.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    for section in sections:
+        assert shown & set(re.findall(r"\w+", section)) or section == "Lovasz losses"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.findall(r"monai_iou\.(\w+)", block)[0])
+def test_config_line(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("class_weights.json").write_text(json.dumps({"weights": [0.2, 1.8]}))
+    content = json.loads(block)
+    parser = ConfigParser()
+    parser.read_config({"loss": content.get("loss") if "_target_" not in content else content})
+    loss = parser.get_parsed_content("loss")
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 8, 8, 8, requires_grad=True)
+    labels = torch.zeros(1, 1, 8, 8, 8)
+    labels[..., 2:5, 2:5, 2:5] = 1
+    value: Tensor = loss(_output(block, logits), labels)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+
+
+def _output(block: str, logits: Tensor) -> Any:
+    """Return what a network would hand to the loss."""
+    if "ContextAttentionLoss" in block:
+        return logits, [torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 4, 4, 4)]
+    if "AffinityLoss" in block:
+        return logits, torch.rand(1, 64, 64)
+    return [logits, logits[..., ::2, ::2, ::2]] if "MultiScaleLoss" in block else logits
