@@ -7,6 +7,8 @@ from torch import Tensor
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import VoxelSums
+from monai_iou.voxels.histograms import ErrorHistograms
+from monai_iou.voxels.reference import total_dtype
 
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
@@ -86,3 +88,29 @@ def cross_entropy(sums: VoxelSums, weight: Tensor | None = None, *, multi_label:
     weight = torch.ones_like(volume[:1]) if weight is None else weight.to(volume).expand(volume.shape[1])
     total = (weight * volume).sum(1)
     return torch.where(total > 0, (weight * sums.cross_entropy).sum(1) / torch.where(total > 0, total, 1), 0)
+
+
+def lovasz(histograms: ErrorHistograms) -> Tensor:
+    r"""Return the Lovasz extension of the Jaccard loss from error histograms, (B, C); 0 over no voxels.
+
+    It is the integral of J({error >= t}) over t, J = (f + b) / (G + b) with f of the class's G voxels and b others in
+    the set (Berman et al. 2018, https://arxiv.org/abs/1705.08790). Within limit / (2 bins) of the exact value, because
+    the extension moves at most as far as the largest change of an error.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.scores import lovasz
+        >>> from monai_iou.voxels.histograms import error_histograms
+        >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> lovasz(error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None))  # 1 - IoU
+        tensor([[0.5000]], dtype=torch.float64)
+    """
+    dtype = total_dtype(histograms.counts)
+    volume = histograms.volume.unsqueeze(-1)
+    wrong_inside = histograms.foreground[..., :-1].cumsum(-1)  # the last cell holds no error
+    wrong_outside = histograms.background[..., :-1].cumsum(-1)
+    jaccard = (wrong_inside + wrong_outside).to(dtype) / (volume + wrong_outside).clamp_min(1)
+    nodes = jaccard.shape[-1]
+    width = torch.arange(1, 2 * nodes, 2, dtype=dtype, device=jaccard.device) / nodes**2  # t_j - t_(j+1)
+    value = (jaccard * width).sum(-1) * histograms.limit.to(dtype)
+    return torch.where(histograms.undefined > 0, torch.nan, value)

@@ -1,0 +1,245 @@
+"""Lovasz losses: the convex extension of 1 - IoU, read from histograms of errors instead of sorted lists."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from monai_iou import checks
+from monai_iou.losses.lovasz_extension import histogram_lovasz, sorted_lovasz
+from monai_iou.voxels import histograms as hist
+from monai_iou.voxels.histograms import ErrorSpec
+from monai_iou.voxels.sums import flatten_voxels
+
+CLASSES = ("present", "all")
+
+
+class _LovaszLoss(_Loss):
+    """What the Lovasz losses share."""
+
+    def __init__(
+        self, bins: int | None, reduction: str, batch: bool, ignore_index: int | None, sync_batch: bool
+    ) -> None:
+        reduction = str(getattr(reduction, "value", reduction))  # MONAI's LossReduction or its value
+        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
+        super().__init__(reduction=reduction)
+        self.bins = None if bins is None else hist.check_bins(bins)
+        self.batch = batch
+        self.ignore_index = checks.check_ignore_index(ignore_index)
+        self.sync_batch = sync_batch
+        if sync_batch and not batch:
+            message = "Expected `batch` to be True with sync_batch=True, but got False: ranks join their batches."
+            raise ValueError(message)
+        if sync_batch and bins is None:
+            message = (
+                "Expected `bins` to be a number with sync_batch=True, but got None: only histograms add over ranks."
+            )
+            raise ValueError(message)
+
+    def values(self, input: Tensor, target: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+        """Return the Lovasz extension of each class and the classes' volumes, (B, C), or (1, C) over the batch."""
+        voxels = flatten_voxels(input, target, self.ignore_index)
+        hist.check_hard_maps(voxels, target)
+        if activation is None:
+            hist.check_probabilities(voxels)
+        if self.bins is None:
+            return sorted_lovasz(voxels, ErrorSpec(activation), target, self.ignore_index, batch=self.batch)
+        spec = ErrorSpec(activation, self.bins)
+        return histogram_lovasz(voxels, spec, target, self.ignore_index, batch=self.batch, sync=self.sync_batch)
+
+    def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
+        """Apply `reduction` to terms (B, C), or (1, C); the mean is over the `counted` ones of each image first."""
+        if self.reduction == "sum":
+            return terms.sum()
+        if self.reduction == "none":
+            return terms.reshape(*(terms.shape[1:] if self.batch else terms.shape), *[1] * space)
+        if counted is None:
+            counted = torch.ones_like(terms, dtype=torch.bool)
+        images = terms.sum(1) / counted.sum(1).clamp_min(1)
+        return images.sum() / max(1, len(images))
+
+
+class LovaszSoftmaxLoss(_LovaszLoss):
+    r"""Lovasz-Softmax: the tight convex surrogate of 1 - IoU, on softmax or sigmoid probabilities.
+
+    .. math:: L_c = \int_0^1 J(\{v : |y_{cv} - p_{cv}| \ge t\}) \, dt, \qquad
+              J(S) = 1 - \frac{|Y_c \setminus S|}{|Y_c \cup S|}
+
+    with :math:`Y_c` the voxels of class c (Berman et al. 2018, https://arxiv.org/abs/1705.08790). Hard predictions give
+    exactly 1 - IoU. Histograms of the errors take the place of a sort: the value is within 1 / (2 bins) of the sorted
+    one at a small part of its time and memory; docs/lovasz.md has the evidence.
+
+    Args:
+        classes: "present", the mean over the classes that an image (or with `batch` the batch) holds, or "all"; a class
+            that is absent costs its largest probability.
+        bins: resolution of the histograms, or None to sort exactly.
+        include_background: whether class 0 takes part.
+        to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
+        sigmoid: apply a sigmoid to the input; each channel is a class of its own.
+        softmax: apply a softmax to the input. With neither, the input holds probabilities.
+        other_act: another activation to apply, which costs a copy of the input.
+        reduction: "mean" over each image's classes, then over images; "sum"; or "none" for (B, C, 1, ...), or
+            (C, 1, ...) with `batch`. Images in which no class is present count as 0.
+        batch: treat the batch as one image.
+        weight: one number, or one a scored class; multiplies its terms, as in MONAI.
+        ignore_index: label of voxels that take no part in value and gradient; for per-class maps voxels of that class
+            or, if it is no class, voxels whose maps are all zero.
+        sync_batch: with `batch`, add the histograms over all ranks as well: then value and gradients under
+            DistributedDataParallel are those of one process on the joined batch.
+
+    Raises:
+        TypeError: if `other_act` cannot be called, or an argument or tensor cannot be read as what it stands for.
+        ValueError: if options contradict each other, shapes do not match, per-class maps are soft, an input without
+            activation leaves [0, 1], or labels are outside the classes.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.losses.lovasz import LovaszSoftmaxLoss
+        >>> hard = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]])  # IoU 1/2 and 2/3
+        >>> labels = torch.tensor([[[1, 1, 1, 0]]])
+        >>> round(LovaszSoftmaxLoss()(hard, labels).item(), 4)
+        0.4167
+    """
+
+    def __init__(
+        self,
+        classes: str = "present",
+        bins: int | None = hist.DEFAULT_BINS,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: str = "mean",
+        batch: bool = False,
+        weight: Sequence[float] | float | Tensor | None = None,
+        ignore_index: int | None = None,
+        *,
+        sync_batch: bool = False,
+    ) -> None:
+        checks.check_choice("classes", classes, CLASSES)
+        checks.check_activation(sigmoid, softmax, other_act)
+        super().__init__(bins, reduction, batch, ignore_index, sync_batch)
+        self.classes = classes
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", checks.as_weight(weight))
+
+    def activation(self, channels: int) -> str | None:
+        """Return the activation to apply to an input of so many channels; warn, as MONAI does, of void options."""
+        if channels == 1 and not self.include_background:
+            warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
+        if channels == 1 and self.softmax:
+            warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
+            return None
+        return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
+            target: label map (B, 1, *S) or per-class maps of 0 and 1, (B, C, *S).
+
+        Returns:
+            A float32 scalar (float64 for a float64 input); see `reduction` for its other shapes.
+
+        Raises:
+            TypeError: if a tensor cannot be read as what it stands for.
+            ValueError: if shapes do not match, or values are none that the loss is defined for.
+        """
+        checks.check_input(input)
+        checks.check_target(input, target)
+        checks.check_onehot_request(input, target, self.to_onehot_y)
+        activation = self.activation(input.shape[1])
+        terms, volume = self.values(input if self.other_act is None else self.other_act(input), target, activation)
+        if not self.include_background and terms.shape[1] > 1:
+            terms, volume = terms[:, 1:], volume[:, 1:]
+        counted = None
+        if self.classes == "present":
+            counted = volume != 0  # true of NaN, which stands for wrong labels
+            terms = torch.where(counted, terms, 0)
+        if self.class_weight is not None and terms.shape[1] > 1:
+            checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
+            terms = terms * self.class_weight.to(terms)
+        return self.reduced(terms, counted, input.ndim - 2)
+
+
+class LovaszHingeLoss(_LovaszLoss):
+    r"""Lovasz hinge: the Lovasz extension of 1 - IoU at the hinge errors of one-channel logits.
+
+    .. math:: L = \int_0^\infty J(\{v : \max(0, 1 - s_v f_v) \ge t\}) \, dt, \qquad s_v = 2 y_v - 1
+
+    for logits f and binary maps y (Berman et al. 2018, https://arxiv.org/abs/1705.08790). It is 0 once every voxel is
+    right by a margin of 1. Errors have no upper bound: the histograms reach from 0 to the largest error m of the image
+    (with `batch`, of the batch and its ranks), and the value is within m / (2 bins) of the sorted one. An image without
+    foreground costs its largest error.
+
+    Args:
+        bins: resolution of the histograms, or None to sort exactly.
+        batch: treat the batch as one image; else the mean over images, as in the paper.
+        ignore_index: label of voxels that take no part in value and gradient.
+        reduction: "mean", "sum", or "none" for (B, 1, 1, ...), or (1, 1, ...) with `batch`.
+        to_onehot_y: accepted for drop-in use; void on one channel.
+        sync_batch: with `batch`, add the histograms over all ranks; see :class:`LovaszSoftmaxLoss`.
+
+    Raises:
+        TypeError: if an argument or tensor cannot be read as what it stands for.
+        ValueError: if options contradict each other, the input has several channels, shapes do not match, or the target
+            holds anything but 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.losses.lovasz import LovaszHingeLoss
+        >>> logits = torch.tensor([[[3.0, 0.0, -2.0, -2.0]]])
+        >>> LovaszHingeLoss()(logits, torch.tensor([[[1, 1, 0, 0]]]))  # one voxel of two, wrong by 1
+        tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        bins: int | None = hist.DEFAULT_BINS,
+        batch: bool = False,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+        to_onehot_y: bool = False,
+        *,
+        sync_batch: bool = False,
+    ) -> None:
+        super().__init__(bins, reduction, batch, ignore_index, sync_batch)
+        self.to_onehot_y = to_onehot_y
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: logits (B, 1, *S) with 1 to 3 spatial dimensions.
+            target: binary maps (B, 1, *S).
+
+        Returns:
+            A float32 scalar (float64 for a float64 input); see `reduction` for its other shapes.
+
+        Raises:
+            TypeError: if a tensor cannot be read as what it stands for.
+            ValueError: if shapes do not match, or values are none that the loss is defined for.
+        """
+        checks.check_input(input)
+        if input.shape[1] != 1:
+            message = (
+                f"Expected `input` to have one channel of logits, but got {input.shape[1]}: "
+                "for several classes take LovaszSoftmaxLoss."
+            )
+            raise ValueError(message)
+        checks.check_target(input, target)
+        checks.check_onehot_request(input, target, self.to_onehot_y)
+        return self.reduced(self.values(input, target, "hinge")[0], None, input.ndim - 2)

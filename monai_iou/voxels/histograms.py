@@ -1,0 +1,291 @@
+r"""Histograms of per-class errors over voxels: the statistics that the Lovasz losses are functions of.
+
+The error of class c at voxel v is :math:`e = |y_{cv} - p_{cv}|`, or :math:`\max(0, 1 - s f)` with signs
+:math:`s = \pm 1` for the hinge on logits f. Its cell in a histogram is
+
+.. code-block:: text
+
+    u = sqrt(1 - e / limit)      limit: the largest error possible (1), or present (hinge)
+    j = floor(M u + 1/2)         M = 2 bins; j = 0 holds the largest errors, j = M the smallest
+
+so that node j stands for the error t_j = limit (1 - (j / M)^2). An error lies within limit / (2 bins) of its node, for
+|u - j/M| <= 1/(2M) and |de/du| = 2 limit u <= 2 limit. Errors of 0 and of `limit` are exact. The root makes the cells
+finer where it counts: beside a small foreground only the few background voxels of largest error have a gradient to
+speak of, and near e = limit a cell is 1 / (2 bins) times as wide as elsewhere.
+
+Counts are integers: they add over images and ranks without rounding, and in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from monai_iou import checks
+from monai_iou.voxels.labels import report_bad_values
+from monai_iou.voxels.reference import COUNT, ROWS, TARGET, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.sums import flatten_voxels
+from monai_iou.voxels.tiled import TILE_ELEMENTS
+
+DEFAULT_BINS = 2048
+_MOST_BINS = 1 << 16  # float32 knows no finer errors
+_OTHER_TILE_ELEMENTS = 1 << 23  # of GPUs: index tensors of 8 bytes an element
+_ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorHistograms:
+    """Counts of voxels by error, per image and class. They add: over images, over ranks.
+
+    Attributes:
+        counts: (B, C, 2, M + 2) int64, M = 2 bins: [..., 0, :] of voxels outside the class, [..., 1, :] of voxels of
+            it; cell 0 holds the largest errors, cell M the smallest, cell M + 1 errors that are NaN.
+        limit: the largest error, (1, 1), or (B, 1) if each image has its own.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.voxels.histograms import error_histograms
+        >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> histograms = error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None, bins=1)
+        >>> histograms.background, histograms.foreground  # one false positive; errors 1, 3/4 and 0
+        (tensor([[[1, 0, 2]]]), tensor([[[0, 0, 1]]]))
+        >>> (histograms + histograms).foreground
+        tensor([[[0, 0, 2]]])
+    """
+
+    counts: Tensor
+    limit: Tensor
+
+    @property
+    def background(self) -> Tensor:
+        """Counts of voxels outside the class, (B, C, M + 1)."""
+        return self.counts[:, :, 0, :-1]
+
+    @property
+    def foreground(self) -> Tensor:
+        """Counts of voxels of the class, (B, C, M + 1)."""
+        return self.counts[:, :, 1, :-1]
+
+    @property
+    def undefined(self) -> Tensor:
+        """Number of voxels whose error is NaN, (B, C)."""
+        return self.counts[..., -1].sum(-1)
+
+    @property
+    def volume(self) -> Tensor:
+        """Number of voxels of the class, (B, C)."""
+        return self.counts[:, :, 1].sum(-1)
+
+    def __add__(self, other: ErrorHistograms) -> ErrorHistograms:
+        if not isinstance(other, ErrorHistograms):
+            return NotImplemented
+        if self.counts.shape[-1] != other.counts.shape[-1] or not torch.equal(self.limit, other.limit):
+            message = "Expected histograms with the same bins and limit, but got different ones: count both alike."
+            raise ValueError(message)
+        return ErrorHistograms(self.counts + other.counts, self.limit)
+
+    def over_batch(self) -> ErrorHistograms:
+        """Add over the images, which must share one limit: (1, C)."""
+        return ErrorHistograms(self.counts.sum(0, keepdim=True), self.limit)
+
+
+@dataclass(frozen=True)
+class ErrorSpec:
+    """Which errors to count, and how finely.
+
+    Attributes:
+        activation: "softmax", "sigmoid" or None for the errors of probabilities, "hinge" for those of logits.
+        bins: resolution; M = 2 bins.
+    """
+
+    activation: str | None
+    bins: int = DEFAULT_BINS
+
+    @property
+    def cells(self) -> int:
+        """Cells of one histogram, that of NaN included."""
+        return 2 * self.bins + 2
+
+
+@dataclass(frozen=True)
+class ErrorTile:
+    """A few thousand voxels, seen as errors.
+
+    Attributes:
+        p: (C, n) probabilities (logits for the hinge).
+        error: (C, n).
+        index: (C * n,) int32, place of each error in the flattened counts (C, 2, cells) of the image; ignored voxels
+            have the place behind the last.
+        offset: (C, n), position inside the cell, 0 to 1 from its large errors to its small ones.
+        target: (C, n), 1 and 0.
+        valid: (1, n), 1 and 0, or None if every voxel counts.
+    """
+
+    p: Tensor
+    error: Tensor
+    index: Tensor
+    offset: Tensor
+    target: Tensor
+    valid: Tensor | None
+
+
+def check_bins(bins: int) -> int:
+    """Return `bins`; raise unless it is an integer from 1 to 65536."""
+    if isinstance(bins, bool) or not isinstance(bins, int):
+        message = f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}."
+        raise TypeError(message)
+    if not 1 <= bins <= _MOST_BINS:
+        message = f"Expected `bins` to be from 1 to {_MOST_BINS}, or None to sort exactly, but got {bins}."
+        raise ValueError(message)
+    return bins
+
+
+def tiles(logits: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield (image, voxels) parts of logits (B, C, N) that fit a CPU's cache, or keep a GPU busy."""
+    batch, classes, voxels = logits.shape
+    size = max(1, TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
+    for image in range(batch):
+        for start in range(0, voxels, size):
+            yield image, slice(start, start + size)
+
+
+def errors(logits: Tensor, target: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+    """Return the probabilities (logits for the hinge) and the errors of (..., C, N) logits and hard targets."""
+    if activation == "hinge":
+        return logits, (1 - (2 * target - 1) * logits).clamp_min(0)
+    p = logits.softmax(-2) if activation == "softmax" else logits.sigmoid() if activation == "sigmoid" else logits
+    return p, (target - p).abs()
+
+
+def tile_errors(voxels: Voxels, image: int, part: slice, spec: ErrorSpec, limit: Tensor) -> ErrorTile:
+    """Return the errors of a part of an image and where they belong; `limit` is (1,)."""
+    logits, target, valid = voxels.tile(image, part, sum_dtype(voxels.logits))
+    p, error = errors(logits, target, spec.activation)
+    share = error if spec.activation != "hinge" else error / torch.where(limit > 0, limit, 1)
+    position = (1 - share).clamp_min_(0).sqrt_().mul_(2 * spec.bins).add_(0.5)
+    cell = position.nan_to_num(nan=spec.cells - 1).int()  # int32: bincount and index_select read it fastest
+    rows = torch.arange(0, 2 * len(logits) * spec.cells, 2 * spec.cells, dtype=torch.int32, device=cell.device)
+    index = (cell + rows.unsqueeze(-1)).add_(target.int(), alpha=spec.cells)
+    if valid is not None:
+        index.masked_fill_(valid == 0, 2 * len(logits) * spec.cells)
+    return ErrorTile(p, error, index.flatten(), position.sub_(cell), target, valid)
+
+
+def largest_error(voxels: Voxels, spec: ErrorSpec) -> Tensor:
+    """Return the largest error of each image, (B, 1)."""
+    largest = voxels.logits.new_zeros((len(voxels.logits), 1), dtype=sum_dtype(voxels.logits))
+    for image, part in tiles(voxels.logits):
+        logits, target, valid = voxels.tile(image, part, largest.dtype)
+        error = errors(logits, target, spec.activation)[1]
+        if valid is not None:
+            error = error * valid
+        largest[image] = torch.maximum(largest[image], error.amax())
+    return largest
+
+
+def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistograms:
+    """Count the errors of flattened voxels; `limit` is (1, 1) or (B, 1)."""
+    batch, classes, _ = voxels.logits.shape
+    length = 2 * classes * spec.cells
+    # the last place takes the ignored voxels
+    counts = torch.zeros((batch, length + 1), dtype=torch.int64, device=voxels.logits.device)
+    limits = limit.expand(batch, 1)
+    for image, part in tiles(voxels.logits):
+        index = tile_errors(voxels, image, part, spec, limits[image]).index
+        if index.device.type == "cpu":
+            counts[image] += torch.bincount(index, minlength=length + 1)
+        else:  # where bincount would wait for the device; sums of integers are the same in any order
+            counts[image].scatter_add_(0, index.long(), counts.new_ones(1).expand(len(index)))
+    return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit)
+
+
+def report_bad_targets(
+    volume: Tensor, count: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None
+) -> Tensor:
+    """Raise ValueError if the target of (B, C) volumes and counts holds values that are no class.
+
+    Returns:
+        `volume`, float64; NaN on a GPU where labels are wrong, see `report_bad_values`.
+    """
+    rows = torch.zeros((ROWS, *volume.shape, 1), dtype=total_dtype(voxels.logits), device=volume.device)
+    rows[TARGET], rows[COUNT] = volume.unsqueeze(-1), count.unsqueeze(-1)
+    if voxels.maps is not None:
+        return rows[TARGET, ..., 0]  # checked before: see `check_hard_maps`
+    return report_bad_values(rows, target, voxels, ignore_index)[TARGET, ..., 0]
+
+
+def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
+    """Raise ValueError if per-class maps hold anything but 0 and 1 at a voxel that takes part.
+
+    On a GPU this waits for the device, unless the maps are bool.
+    """
+    if voxels.maps is None or voxels.maps.dtype == torch.bool:
+        return
+    for image, maps in enumerate(voxels.maps):
+        soft = (maps != 0) & (maps != 1)
+        if voxels.valid is not None:
+            soft &= voxels.valid[image]
+        if not bool(soft.any()):
+            continue
+        value = maps[soft][0].item()
+        if not 0 <= value <= 1:
+            raise checks.map_error(target)
+        message = (
+            f"Expected `target` to hold hard per-class maps of 0 and 1, but got {value}: the Lovasz extension is "
+            "defined for hard labels; threshold the maps, or take IoULoss(soft_label=True)."
+        )
+        raise ValueError(message)
+
+
+def check_probabilities(voxels: Voxels) -> None:
+    """Raise ValueError if an input that no activation is applied to leaves [0, 1]. On a GPU this waits for it."""
+    for image, part in tiles(voxels.logits):
+        values, _, valid = voxels.tile(image, part, sum_dtype(voxels.logits))
+        if valid is not None:
+            values = values * valid
+        low, high = (end.item() for end in values.detach().aminmax())
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            message = (
+                "Expected `input` to hold probabilities between 0 and 1, because no activation is set, "
+                f"but got {low if low < -_ROUNDING else high:.6g}: for logits set softmax=True or sigmoid=True."
+            )
+            raise ValueError(message)
+
+
+def error_histograms(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str | None = "softmax",
+    bins: int = DEFAULT_BINS,
+    ignore_index: int | None = None,
+) -> ErrorHistograms:
+    """Count voxels by the error |y - p| of each class. Not differentiable: see `LovaszSoftmaxLoss` for gradients.
+
+    Args:
+        input: logits (B, C, *S), 1 to 3 spatial dimensions; probabilities with `activation=None`.
+        target: label map (B, 1, *S), or per-class maps (B, C, *S) of 0 and 1.
+        activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
+        bins: resolution K: errors are rounded by at most 1 / (2 K).
+        ignore_index: label of voxels that take no part.
+
+    Raises:
+        TypeError: if a tensor or `bins` has a type that cannot be read as what it stands for.
+        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are no class.
+    """
+    checks.check_input(input)
+    checks.check_target(input, target)
+    checks.check_choice("activation", activation, checks.ACTIVATIONS)
+    if activation == "softmax" and input.shape[1] == 1:
+        activation = "sigmoid"
+    voxels = flatten_voxels(input.detach(), target, ignore_index)
+    check_hard_maps(voxels, target)
+    if activation is None:
+        check_probabilities(voxels)
+    limit = voxels.logits.new_ones((1, 1), dtype=sum_dtype(input))
+    histograms = count_errors(voxels, ErrorSpec(activation, check_bins(bins)), limit)
+    report_bad_targets(histograms.volume, histograms.counts.sum((2, 3)), target, voxels, ignore_index)
+    return histograms
