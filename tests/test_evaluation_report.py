@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, recall_by_volume
+from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, legend_marker, recall_by_volume
 from monai_iou.evaluation.evaluate import Request, evaluate_folders
 from monai_iou.evaluation.grid import Grid
 from monai_iou.evaluation.slices import MAX_SIZE, make_crop
@@ -248,6 +248,12 @@ def test_charts_of_nothing_and_of_one_value_are_charts():
         assert "nan" not in chart
         assert "inf" not in chart
     assert "<title>1 of 1 lesions found</title>" in recall_by_volume([(10.0, True), (9.99, False)], "mm")
+
+
+def test_twenty_five_labels_have_markers_of_their_own():
+    assert len({legend_marker(i) for i in range(25)}) == 25
+    without_colour = {legend_marker(i).replace(f"series{i}", "") for i in range(5)}
+    assert len(without_colour) == 5
 
 
 def test_limits_of_agreement_are_bland_and_altmans():

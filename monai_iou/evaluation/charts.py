@@ -149,7 +149,8 @@ def bland_altman(groups: Mapping[str, Sequence[Point]]) -> str:
         parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "median" if name == "mean" else "limit"))
         parts.append(_text(WIDTH - RIGHT, y(value) - 4, f"{name} {value:+.3g} ml", "end", "small"))
     for i, group in enumerate(groups.values()):
-        parts += [_marker(MARKERS[i % 5], x(point.x), y(point.y), point.note, f"series{i % 5}", 4) for point in group]
+        shape, kind = _series(i)
+        parts += [_marker(shape, x(point.x), y(point.y), point.note, kind, 4) for point in group]
     return _svg(height, "Prediction against reference volume (Bland-Altman)", parts)
 
 
@@ -175,8 +176,14 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> 
 
 def legend_marker(index: int) -> str:
     """The marker of the group `index` of `bland_altman`, for a legend in the page's text."""
-    mark = _marker(MARKERS[index % 5], 8, 8, "", f"series{index % 5}", 4)
+    shape, kind = _series(index)
+    mark = _marker(shape, 8, 8, "", kind, 4)
     return _markup(f'<svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg>')
+
+
+def _series(index: int) -> tuple[str, str]:
+    """Shape and colour class of a group: the first five differ in both, the first twenty-five in the pair."""
+    return MARKERS[index % 5], f"series{(index + index // 5) % 5}"
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
