@@ -19,7 +19,16 @@ from monai_iou.cases import Case, DatasetError
 from monai_iou.datasets import SegmentationFolder, case_name, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
 
-__all__ = ["BUNDLE_NAME", "BundleCases", "bundle_path", "bundle_root", "copy_bundle", "need_model", "one_sentence"]
+__all__ = [
+    "BUNDLE_NAME",
+    "BundleCases",
+    "bundle_path",
+    "bundle_root",
+    "copy_bundle",
+    "is_true",
+    "need_model",
+    "one_sentence",
+]
 
 BUNDLE_NAME = "small_foreground_segmentation"
 
@@ -83,6 +92,23 @@ def bundle_root() -> str:
             break
         frame = frame.f_back
     return "."
+
+
+def is_true(value: object) -> bool:
+    """Return a switch's value: `--resume true` on MONAI's command line arrives as the text "true".
+
+    Example:
+        >>> is_true("true"), is_true("false"), is_true(True)
+        (True, False, True)
+
+    Raises:
+        ValueError: the value is neither true nor false.
+    """
+    text = str(value).lower()
+    if text not in ("true", "false", "1", "0"):
+        message = f"Expected a switch to be true or false, but got {value!r}: write --resume true, for example."
+        raise ValueError(message)
+    return text in ("true", "1")
 
 
 def need_model(path: str) -> None:

@@ -121,15 +121,14 @@ def make_plan(
     if int(base_channels) != base_channels or base_channels < 1:
         message = f"Expected `base_channels` to be a positive integer, but got {base_channels!r}: take 16."
         raise ValueError(message)
-    spacing = np.median([case.spacing for case in facts], axis=0) if facts else np.ones(3)
-    target = (
-        _three("pixdim", pixdim, integers=False) if pixdim is not None else tuple(float(f"{s:.6g}") for s in spacing)
-    )
+    if pixdim is None or str(pixdim).lower() in ("null", "none"):  # `--pixdim null` arrives as text
+        median = np.median([case.spacing for case in facts], axis=0) if facts else np.ones(3)
+        pixdim = [float(f"{spacing:.6g}") for spacing in median]
+    target = _three("pixdim", pixdim, integers=False)
     if facts:
         extents = np.array([np.multiply(case.shape, case.spacing) for case in facts]) / np.array(target)
-        patch = tuple(
-            min(p, max(MIN_BOTTLENECK, math.ceil(e - 1e-3))) for p, e in zip(patch, extents.max(axis=0), strict=True)
-        )
+        largest = np.maximum(np.ceil(extents.max(axis=0) - 1e-3), MIN_BOTTLENECK)
+        patch = tuple(int(side) for side in np.minimum(patch, largest))
     channels, strides, window = network_size(patch, target, base_channels)
     modalities = folder.modalities if folder else ("unknown",)
     return Plan(

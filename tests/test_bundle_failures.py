@@ -17,7 +17,7 @@ import pytest
 import torch
 from bundle_runs import SMALL, bundle_command, run_command
 
-from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
+from monai_iou.bundles import BundleCases, bundle_path, copy_bundle, is_true
 from monai_iou.cases import DatasetError
 from monai_iou.demo import run_workflow
 from monai_iou.phantoms import write_phantom_dataset
@@ -165,6 +165,23 @@ def test_evaluation_without_a_model_says_what_to_do(bundle: Path, data: Path) ->
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "model.pt, but there is no such file: train first or set `ckpt_dir`." in done.stderr
+
+
+@pytest.mark.parametrize("switch", [{"load_pretrain": "false"}, {"handlers#0#_disabled_": True}])
+def test_an_untrained_network_runs_when_asked_for(bundle: Path, data: Path, switch: dict[str, Any]) -> None:
+    places = {"bundle_root": str(bundle), "dataset_dir": str(data), "patch_size": [24, 24, 16], "pixdim": "null"}
+    run_workflow(bundle, ["inference"], {**places, **switch})
+    assert len(list((bundle / "predictions").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), ("true", True), ("false", False), (False, False)])
+def test_switches_as_the_command_line_gives_them(value: object, expected: bool) -> None:
+    assert is_true(value) is expected
+
+
+def test_a_switch_that_is_neither() -> None:
+    with pytest.raises(ValueError, match="Expected a switch to be true or false, but got 'maybe'"):
+        is_true("maybe")
 
 
 def test_inference_takes_a_plain_folder(tmp_path: Path, data: Path) -> None:
