@@ -22,6 +22,7 @@ from monai_iou import (
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
+    InstanceIoULoss,
     IoUCELoss,
     IoUFocalLoss,
     IoULoss,
@@ -41,6 +42,7 @@ class Case:
     zero_when_perfect: bool = True
     hard_is_iou: bool = False  # of a hard prediction it is 1 - IoU
     region: bool = True  # takes IoULoss's arguments
+    local: bool = False  # looks at neighbours, so that moving or removing voxels changes it
 
     def __call__(self, **options: Any) -> nn.Module:
         return self.make(**{**self.options, **options})
@@ -76,7 +78,10 @@ CASES = {
     "iou_ce": Case(IoUCELoss, bounded=False),
     "iou_focal": Case(IoUFocalLoss, bounded=False),
     "compound": Case(compound, bounded=False),
+    "instance": Case(InstanceIoULoss, bounded=False, local=True),
+    "instance_blob": Case(InstanceIoULoss, {"regions": "blob"}, bounded=False, local=True),
 }
+GLOBAL = {name: case for name, case in CASES.items() if not case.local}
 REGION = {name: case for name, case in CASES.items() if case.region}
 HARD = {name: case for name, case in CASES.items() if case.hard_is_iou}
 
@@ -164,7 +169,7 @@ def test_equal_weights_change_nothing(case: Case) -> None:
     assert not torch.isclose(case(softmax=True, weight=[0.1, 1.0, 3.0])(logits, labels), plain)
 
 
-@every_loss
+@over(GLOBAL)
 def test_the_order_of_voxels_and_images_changes_nothing(case: Case) -> None:
     logits, labels = pair()
     loss = case(softmax=True)
@@ -181,7 +186,7 @@ def test_label_map_equals_one_hot(case: Case, dtype: torch.dtype) -> None:
     torch.testing.assert_close(loss(logits, labels.to(dtype)), loss(logits, one_hot(labels, 3)))
 
 
-@every_loss
+@over(GLOBAL)
 @pytest.mark.parametrize("form", ["label", "maps"])
 def test_ignored_voxels_have_no_effect(case: Case, form: str) -> None:
     logits, labels = pair((2, 3, 60))
@@ -284,7 +289,7 @@ def test_copies_behave_alike(case: Case) -> None:
     assert loss.state_dict() or isinstance(loss, nn.Module)
 
 
-@every_loss
+@over(GLOBAL)
 def test_torch_compile(case: Case) -> None:
     logits, labels = pair()
     loss = case(softmax=True)

@@ -191,12 +191,13 @@ class InstanceIoULoss(_Loss):
 
     def _component_terms(self, sums: VoxelSums) -> _Terms:
         """Return the sum of the terms of an image's components and their number, (B,) each, from sums (B, R)."""
-        prediction, target, intersection = sums.prediction[:, 1:], sums.target[:, 1:], sums.intersection[:, 1:]
-        if self.regions == "blob":
-            prediction = prediction + sums.prediction[:, :1]  # what lies outside all components counts against each
         loss = self.region_loss
-        iou = scores.ratio(intersection + loss.smooth_nr, prediction + target - intersection + loss.smooth_dr)
-        present = target > 0
+        present = sums.target[:, 1:] > 0
+        if self.regions == "blob":  # what lies outside all components counts with each
+            sums = VoxelSums.from_stacked(sums.stacked()[..., 1:] + sums.stacked()[..., :1])
+        else:
+            sums = VoxelSums.from_stacked(sums.stacked()[..., 1:])
+        iou = scores.iou(sums, loss.smooth_nr, loss.smooth_dr)
         return torch.where(present, 1 - iou, 0).sum(1), present.sum(1).to(iou)
 
     def _weights(self, classes: list[int], channels: int) -> Tensor | None:
