@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,6 +215,20 @@ def test_nothing_warns_on_a_cpu(trained: Run, tmp_path: Path) -> None:
         warnings.simplefilter("always")
         run_workflow(trained.bundle, ["train"], {**trained.overrides, "epochs": 1, "ckpt_dir": str(tmp_path)})
     assert [str(warning.message) for warning in caught] == []
+
+
+def test_a_terminal_gets_a_bar_with_loss_and_a_line_an_epoch(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run_workflow(trained.bundle, ["train"], {**trained.overrides, "ckpt_dir": str(tmp_path)})
+    shown = capsys.readouterr()
+    assert "epoch 2/2" in shown.err
+    assert "val_mean_iou" in shown.err
+    assert "loss" in shown.err
+    assert "epoch 2/2" not in shown.out, "the log's lines would break the bar"
+    run_workflow(trained.bundle, ["inference"], {**_places(trained), "output_dir": str(tmp_path / "masks")})
+    assert "volumes" in capsys.readouterr().err
 
 
 def test_metadata_fits_the_zoos_schema() -> None:
