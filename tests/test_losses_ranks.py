@@ -1,0 +1,92 @@
+"""With sync_batch three ranks train as one process on the joined batch would, also where one of them has no image."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from monai_iou import (
+    CompoundLoss,
+    FocalTverskyLoss,
+    GeneralizedIoULoss,
+    InstanceIoULoss,
+    IoUCELoss,
+    IoULoss,
+    LogIoULoss,
+    WeightedCrossEntropyLoss,
+)
+
+JOIN = {"softmax": True, "batch": True, "sync_batch": True}
+
+
+def make_losses() -> dict[str, nn.Module]:
+    return {
+        "iou": IoULoss(**JOIN, weight=[0.5, 1.0, 2.0]),
+        "suppress": IoULoss(**JOIN, empty="suppress"),
+        "skip": FocalTverskyLoss(**JOIN, empty="skip"),
+        "log": LogIoULoss(**JOIN),
+        "generalized": GeneralizedIoULoss(**JOIN),
+        "cross_entropy": WeightedCrossEntropyLoss(weight=[0.1, 1.0, 1.0], sync_batch=True),
+        "iou_ce": IoUCELoss(**JOIN, include_background=False),
+        "compound": CompoundLoss([LogIoULoss(**JOIN), WeightedCrossEntropyLoss(gamma=2.0, sync_batch=True)]),
+        "voronoi": InstanceIoULoss(**JOIN),
+        "blob": InstanceIoULoss("blob", **JOIN),
+    }
+
+
+def make_batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 1, 6, 6, 6, generator=generator)
+    labels = torch.zeros(3, 1, 6, 6, 6, dtype=torch.long)
+    labels[0, 0, :2, :2, :2] = labels[0, 0, 4:, 4:, 4:] = 1
+    labels[1, 0, 3:5, 3:5, 3:5] = labels[2, 0, 0, :, 0] = 2
+    return images, labels
+
+
+def make_network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Conv3d(1, 3, 3, padding=1)
+
+
+def step(network: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    network.zero_grad()
+    value = loss(network(images), labels)
+    value.backward()
+    return value.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+def train_share(rank: int, world: int, shares: list[int], port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    assert dist.get_world_size() == world
+    images, labels = (part.split(shares)[rank] for part in make_batch())
+    network = nn.parallel.DistributedDataParallel(make_network())
+    results = {name: step(network, loss, images, labels) for name, loss in make_losses().items()}
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_ranks_train_as_one_process(tmp_path: Path) -> None:
+    shares = [2, 0, 1]
+    mp.spawn(train_share, args=(len(shares), shares, free_port(), str(tmp_path)), nprocs=len(shares))
+    images, labels = make_batch()
+    for name, loss in make_losses().items():
+        value, gradients = step(make_network(), loss, images, labels)
+        for rank in range(len(shares)):
+            ranks_value, ranks_gradients = torch.load(tmp_path / f"{rank}.pt")[name]
+            torch.testing.assert_close(ranks_value, value, msg=lambda text, name=name: f"{name}: {text}")
+            for ours, theirs in zip(gradients, ranks_gradients, strict=True):
+                torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
