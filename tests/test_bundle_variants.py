@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_iou.bundles import bundle_path
 
@@ -81,9 +82,21 @@ def assert_falling(losses: list[float]) -> None:
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
 
 
-@pytest.mark.parametrize("variant", ["attention", "multi_scale", "instance"])
-def test_variant_trains(variant: str, dataset: Path, tmp_path: Path) -> None:
+TERMS = {
+    "attention": {"segmentation", "attention"},
+    "multi_scale": {"scale_0", "scale_1"},
+    "instance": {"global", "instance"},
+}
+
+
+@pytest.mark.parametrize("variant", TERMS)
+def test_variant_trains_and_logs_its_terms(variant: str, dataset: Path, tmp_path: Path) -> None:
     assert_falling(train(dataset, tmp_path, [variant]))
+    events = EventAccumulator(str(tmp_path / "eval" / "tensorboard"))
+    events.Reload()
+    expected = {"train_loss", *(f"train_loss_{term}" for term in TERMS[variant])}
+    assert expected <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("train_loss")) == TINY["epochs"]
 
 
 OVERRIDES: dict[str, dict[str, Any]] = {

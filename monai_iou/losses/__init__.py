@@ -7,6 +7,7 @@ from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.multi_scale import MultiScaleLoss
+from monai_iou.losses.terms import loss_and_terms
 from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "LogIoULoss",
     "MultiScaleLoss",
     "WeightedCrossEntropyLoss",
+    "loss_and_terms",
 ]

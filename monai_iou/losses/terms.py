@@ -1,0 +1,37 @@
+"""The terms of a loss as numbers for a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+
+def loss_and_terms(loss: nn.Module, tag: str = "train_loss") -> Callable[[Any], dict[str, float]]:
+    """Return an `output_transform` for MONAI's TensorBoardStatsHandler: the loss and its terms, each a curve.
+
+    Args:
+        loss: the trainer's loss. If it has `last_terms`, as compound, multi-scale, instance and attention losses do,
+            they are written beside it, before weighting.
+        tag: name of the loss; a term's name is appended to it.
+
+    Returns:
+        A function of the engine's output.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import IoUCELoss
+        >>> from monai_iou.losses import loss_and_terms
+        >>> loss = IoUCELoss(softmax=True)
+        >>> value = loss(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4))
+        >>> sorted(loss_and_terms(loss)([{"loss": value}]))
+        ['train_loss', 'train_loss_cross_entropy', 'train_loss_iou']
+    """
+
+    def transform(output: Any) -> dict[str, float]:
+        first: Mapping[str, Any] = output[0] if isinstance(output, Sequence) else output
+        terms: Mapping[str, Any] = getattr(loss, "last_terms", {})
+        return {tag: float(first["loss"]), **{f"{tag}_{name}": float(term) for name, term in terms.items()}}
+
+    return transform
