@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import kernels, tiled
+from monai_iou.voxels import compiled, kernels, tiled
 from monai_iou.voxels.reference import PassSpec, Voxels
 from monai_iou.voxels.reference import sums as reference_sums
 from monai_iou.voxels.sums import flatten_voxels
@@ -86,3 +88,118 @@ def test_tiled_equals_reference_in_every_branch(spec: PassSpec) -> None:
     for ignore, soft, groups in itertools.product((False, True), repeat=3):
         voxels = case((2, 3, 5, 3), spec, ignore=ignore, soft=soft, groups=groups)
         assert_close(run(tiled.sums, voxels, spec), run(reference_sums, voxels, spec), torch.float64)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None
+    or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+    reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
+)
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((3, 7, 5, 1, 9), spec) for spec in SPECS]
+    + list(itertools.product([*SHAPES[:2], *SHAPES[3:5], (2, 41, 7)], CORE)),
+    ids=str,
+)
+def test_triton_equals_reference_in_every_branch(spec: PassSpec, shape: tuple[int, ...]) -> None:
+    from monai_iou.voxels import triton_kernels
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for ignore, soft in itertools.product((False, True), repeat=2):
+        voxels = case(shape, spec, ignore=ignore, soft=soft)
+        exact = run(reference_sums, voxels, spec)
+        single = replace(voxels, logits=voxels.logits.float().to(device))
+        moved = {
+            name: None if value is None else value.to(device)
+            for name, value in (("labels", voxels.labels), ("maps", voxels.maps), ("valid", voxels.valid))
+        }
+        found = run(triton_kernels.sums, replace(single, **moved), spec)
+        assert_close((found[0].cpu(), found[1].cpu()), exact, torch.float32)
+
+
+needs_compiler = pytest.mark.skipif(not compiled.is_available(), reason="needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("case_of", ["labels", "ignored"])
+def test_compiled_equals_reference(case_of: str) -> None:
+    """Whole chunks, a last chunk, lines left over and voxels beyond the last line; several sizes, compiled once."""
+    spec = PassSpec(cross_entropy=True)
+    for batch, count in (
+        (2, 2 * compiled.LINE + 77),
+        (1, (compiled.CHUNK + 1) * compiled.LINE),
+        (1, 5 * compiled.LINE),
+    ):
+        voxels = case((batch, 3, count), spec, ignore=case_of == "ignored")
+        exact = run(reference_sums, voxels, spec)
+        single = replace(voxels, logits=voxels.logits.float())
+        assert compiled.covers(single)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert_close(run(compiled.sums, single, spec), exact, torch.float32)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", SPECS[::7], ids=str)
+def test_compiled_equals_reference_in_many_branches(spec: PassSpec) -> None:
+    for ignore, soft in itertools.product((False, True), repeat=2):
+        voxels = case((1, 3, 2 * compiled.LINE + 77), spec, ignore=ignore, soft=soft)
+        exact = run(reference_sums, voxels, spec)
+        assert_close(run(compiled.sums, replace(voxels, logits=voxels.logits.float()), spec), exact, torch.float32)
+
+
+def test_compiled_leaves_to_tiled_what_it_does_not_cover() -> None:
+    for shape, groups in (((1, 17, 4096), False), ((1, 2, 100), False), ((1, 2, 4096), True)):
+        voxels = case(shape, PassSpec(), groups=groups)
+        single = replace(voxels, logits=voxels.logits.float())
+        assert not compiled.covers(single)
+        assert_close(run(compiled.sums, single, PassSpec()), run(reference_sums, voxels, PassSpec()), torch.float32)
+
+
+def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    voxels = case((1, 2, 9), PassSpec())
+    monkeypatch.setattr(compiled, "is_available", lambda: False)
+    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+    with kernels.use_kernel("compiled"), pytest.raises(RuntimeError, match=r"^Expected a C\+\+ compiler .* found none"):
+        kernels.pick_kernel(voxels)
+    with kernels.use_kernel("triton"), pytest.raises(RuntimeError, match=r"^Expected Triton .* not installed"):
+        kernels.pick_kernel(voxels)
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
+    assert kernels.pick_kernel(voxels) is reference_sums
+    with kernels.use_kernel("auto"):
+        assert kernels.pick_kernel(voxels) is tiled.sums
+    with (
+        pytest.raises(ValueError, match=r"^Expected `kernel` to be one of .*, but got 'fast'\.$"),
+        kernels.use_kernel("fast"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("spec", CORE, ids=str)
+def test_tiled_by_shape_and_dtype(spec: PassSpec, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    voxels = case(shape, spec)
+    rounded = replace(voxels, logits=voxels.logits.to(dtype))
+    exact = run(reference_sums, replace(voxels, logits=rounded.logits.double()), spec)
+    first, second = run(tiled.sums, rounded, spec), run(tiled.sums, rounded, spec)
+    assert_close(first, exact, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.usefixtures("tiny_tiles")
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.overlap != "min_max"][::5], ids=str)
+def test_gradcheck_of_tiled(spec: PassSpec) -> None:
+    voxels = case((1, 3, 5), spec, ignore=True)
+    assert torch.autograd.gradcheck(
+        lambda logits: tiled.sums(replace(voxels, logits=logits), spec), voxels.logits.detach().requires_grad_()
+    )
+
+
+def test_strided_logits_are_read_where_they_are() -> None:
+    whole = torch.randn(2, 4, 6, 5, 8)
+    labels = torch.randint(0, 4, (2, 1, 3, 5, 8))
+    expected = run(tiled.sums, flatten_voxels(whole[:, :, ::2].clone(), labels, None), PassSpec())
+    for logits in (whole[:, :, ::2], whole[:, :, ::2].to(memory_format=torch.channels_last_3d)):
+        found = run(tiled.sums, flatten_voxels(logits, labels, None), PassSpec())
+        torch.testing.assert_close(found, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from monai_iou.checks import check_choice
-from monai_iou.voxels import reference, tiled
+from monai_iou.voxels import compiled, reference, tiled
 from monai_iou.voxels.reference import PassSpec, Voxels
 
-KERNELS = ("auto", "reference", "tiled")
+KERNELS = ("auto", "reference", "tiled", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "MONAI_IOU_KERNEL"
 
 Kernel = Callable[[Voxels, PassSpec], Tensor]
@@ -29,11 +30,19 @@ def use_kernel(name: str) -> Iterator[None]:
     The environment variable `MONAI_IOU_KERNEL` sets the choice for a whole process; this context manager wins over it.
 
     Args:
-        name: "auto" (the default: the fastest that is known to work for the device), "reference" (autograd over whole
-            volumes, the specification; allows double backward and gradients of the target) or "tiled".
+        name: one of
+
+            - "auto", the default: "triton" for a CUDA tensor where Triton is installed, "tiled" otherwise;
+            - "reference": autograd over whole volumes, the specification; the only one with double backward and with
+              gradients of the target, for which it is used whatever the choice;
+            - "tiled": a part of the volume at a time, on any device, with no compiler;
+            - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
+              that it does not cover (`groups`, float64, above 16 classes, fewer than 2048 voxels) take "tiled";
+            - "triton": one read and one write of the logits, on CUDA.
 
     Raises:
         ValueError: if `name` is none of them.
+        RuntimeError: by the losses, if the chosen kernel cannot run here.
 
     Example:
         >>> import torch
@@ -69,4 +78,36 @@ def pick_kernel(voxels: Voxels) -> Kernel:
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
     if name == "reference" or wants_target_gradient:
         return reference.sums
+    if name == "triton" or (name == "auto" and voxels.logits.device.type == "cuda" and _has_triton()):
+        return _triton_sums(voxels)
+    if name == "compiled":
+        _check_compiled(voxels)
+        return compiled.sums
     return tiled.sums
+
+
+def _check_compiled(voxels: Voxels) -> None:
+    device = voxels.logits.device.type
+    if device != "cpu":
+        message = f"Expected a CPU tensor for the kernel 'compiled', but got one on {device}: choose 'auto'."
+        raise RuntimeError(message)
+    if not compiled.is_available():
+        message = "Expected a C++ compiler for the kernel 'compiled', but found none: install g++ or choose 'auto'."
+        raise RuntimeError(message)
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_sums(voxels: Voxels) -> Kernel:
+    if not _has_triton():
+        message = "Expected Triton for the kernel 'triton', but it is not installed: install it or choose 'auto'."
+        raise RuntimeError(message)
+    device = voxels.logits.device.type
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        message = f"Expected a CUDA tensor for the kernel 'triton', but got one on {device}: choose 'auto'."
+        raise RuntimeError(message)
+    from monai_iou.voxels import triton_kernels  # imported when used: it needs Triton
+
+    return triton_kernels.sums

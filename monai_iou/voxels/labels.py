@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.checks import label_error, map_error
-from monai_iou.voxels.reference import COUNT, IGNORED, TARGET, Voxels
+from monai_iou.voxels.reference import COUNT, TARGET, Voxels
 
 _BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel
 _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay in its cache

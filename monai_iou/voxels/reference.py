@@ -28,8 +28,8 @@ Given g = d loss / d (I, P, E, Q), one voxel's derivative needs its own logits a
 
 so a kernel may forget the probabilities after the sums and compute them again in backward.
 
-:func:`tile_maps` (forward) is used by the reference kernel, through autograd, and by the tiled kernel;
-:func:`tile_gradient` is the derivative above, used by the tiled kernel and tested against the reference.
+:func:`statistics` (forward) is used by the reference kernel, through autograd, and by the tiled and compiled kernels;
+:func:`class_slopes` is the derivative above, used by those two and tested against the reference.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ class PassSpec:
     focal: float = 0.0
     label_smoothing: float = 0.0
     confidence: bool = False
+
+    def rows(self) -> list[int]:
+        """Return the rows that :func:`statistics` yields, in its order."""
+        rows = [] if self.overlap is None else [INTERSECTION, PREDICTION]
+        rows += [TARGET, *([CROSS_ENTROPY] if self.cross_entropy else [])]
+        return [*rows, CONFIDENCE] if self.confidence else rows
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,10 @@ def total_dtype(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
-def _smoothed(target: Tensor, spec: PassSpec) -> Tensor:
+def _smoothed(target: Tensor, spec: PassSpec, classes: int) -> Tensor:
     if spec.label_smoothing == 0:
         return target
-    share = 1 / 2 if spec.activation == "sigmoid" else 1 / target.shape[-2]
+    share = 1 / 2 if spec.activation == "sigmoid" else 1 / classes
     return target * (1 - spec.label_smoothing) + spec.label_smoothing * share
 
 
@@ -150,50 +156,72 @@ def _log_sigmoids(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.clamp_max(0).sub_(tail), logits.neg().clamp_max_(0).sub_(tail)
 
 
-def _probabilities(logits: Tensor, spec: PassSpec) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return p and, where the cross-entropy needs them, ln p and (sigmoid) ln(1 - p)."""
-    if spec.activation == "softmax":
-        if not spec.cross_entropy:
-            return logits.softmax(-2), None, None
-        log_p = logits.log_softmax(-2)
-        return log_p.exp(), log_p, None
+@dataclass(frozen=True)
+class Probabilities:
+    """p and, where the cross-entropy needs them, ln p and (sigmoid) ln(1 - p); of `classes` classes."""
+
+    value: Tensor
+    logarithm: Tensor | None
+    complement_logarithm: Tensor | None
+    classes: int
+
+
+def probabilities(logits: Tensor, spec: PassSpec) -> Probabilities:
+    """Apply the activation to logits (..., C, N)."""
+    classes = logits.shape[-2]
+    if spec.activation != "softmax":
+        return class_probabilities(logits, spec, classes)
+    if not spec.cross_entropy:
+        return Probabilities(logits.softmax(-2), None, None, classes)
+    log_p = logits.log_softmax(-2)
+    return Probabilities(log_p.exp(), log_p, None, classes)
+
+
+def class_probabilities(logits: Tensor, spec: PassSpec, classes: int) -> Probabilities:
+    """Apply an activation other than softmax, which looks at one class at a time."""
     if spec.activation == "sigmoid":
-        return logits.sigmoid(), *(_log_sigmoids(logits) if spec.cross_entropy else (None, None))
-    return logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None, None
+        logarithms = _log_sigmoids(logits) if spec.cross_entropy else (None, None)
+        return Probabilities(logits.sigmoid(), *logarithms, classes)
+    return Probabilities(logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None, None, classes)
 
 
-def _cross_entropy(p: Tensor, log_p: Tensor, log_q: Tensor | None, target: Tensor, spec: PassSpec) -> Tensor:
-    target = _smoothed(target, spec)
+def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
+    log_p, log_q = p.logarithm, p.complement_logarithm
+    assert log_p is not None
+    target = _smoothed(target, spec, p.classes)
     if log_q is not None:
         if spec.focal:
             log_p, log_q = log_p * (spec.focal * log_q).exp(), log_q * (spec.focal * log_p).exp()
         return (target - 1) * log_q - target * log_p
     if spec.focal:
-        log_p = log_p * _power((1 - p).clamp_min(_TINY), spec.focal)
+        log_p = log_p * _power((1 - p.value).clamp_min(_TINY), spec.focal)
     return -target * log_p
 
 
-def tile_maps(logits: Tensor, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
-    """Yield (row, map) pairs whose sums over the last dimension are the statistics; rows not asked for are left out.
+def statistics(p: Probabilities, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
+    """Yield (row, map) pairs whose sums over voxels are the statistics; rows not asked for are left out.
 
     Args:
-        logits: (..., C, N) in the dtype of the sums.
-        target: (..., C, N), same dtype.
-        valid: (..., 1, N) of 1 and 0, or None if every voxel counts; the others are cleared (:meth:`Voxels.tile`).
+        p: probabilities of any shape, of all classes or of one.
+        target: the same shape and dtype.
+        valid: 1 and 0, broadcasting against `p`, or None if every voxel counts; the others have target 0.
         spec: what to compute.
     """
-    p, log_p, log_q = _probabilities(logits, spec)
-    if valid is not None:
-        p = p * valid
+    value = p.value if valid is None else p.value * valid
     if spec.overlap is not None:
-        yield INTERSECTION, torch.minimum(p, target) if spec.overlap == "min_max" else p * target
-        yield PREDICTION, _power(p, spec.power)
+        yield INTERSECTION, torch.minimum(value, target) if spec.overlap == "min_max" else value * target
+        yield PREDICTION, _power(value, spec.power)
     yield TARGET, _power(target, spec.power)
-    if log_p is not None:
-        entropy = _cross_entropy(p, log_p, log_q, target, spec)
+    if spec.cross_entropy:
+        entropy = _cross_entropy(p, target, spec)
         yield CROSS_ENTROPY, entropy if valid is None else entropy * valid
     if spec.confidence:
-        yield CONFIDENCE, p * _power(p, spec.power)
+        yield CONFIDENCE, value * _power(value, spec.power)
+
+
+def tile_maps(logits: Tensor, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
+    """Yield the :func:`statistics` of a tile (:meth:`Voxels.tile`)."""
+    return statistics(probabilities(logits, spec), target, valid, spec)
 
 
 def reduce_map(values: Tensor, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
@@ -229,8 +257,7 @@ def _region_slope(p: Tensor, target: Tensor, gradient: Tensor, spec: PassSpec) -
     if spec.overlap is None:
         return torch.zeros_like(p)
     if spec.overlap == "min_max":
-        below = torch.lt(p, target, out=torch.empty_like(p))
-        target = below.add_(torch.eq(p, target, out=torch.empty_like(p)), alpha=0.5)
+        target = (p < target).to(p.dtype).add_((p == target).to(p.dtype), alpha=0.5)
     slope = torch.addcmul(gradient[PREDICTION] if spec.power == 1 else 0 * p, target, gradient[INTERSECTION])
     if spec.power != 1:
         slope.addcmul_(gradient[PREDICTION], _power(p, spec.power - 1), value=spec.power)
@@ -239,40 +266,50 @@ def _region_slope(p: Tensor, target: Tensor, gradient: Tensor, spec: PassSpec) -
     return slope
 
 
-def _entropy_slope(p: Tensor, log_p: Tensor, log_q: Tensor | None, target: Tensor, spec: PassSpec) -> Tensor:
+def _entropy_slope(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
     """Return d E / dx before the softmax's coupling (softmax), d E / dx (sigmoid) or d E / dp (probabilities)."""
-    target, gamma = _smoothed(target, spec), spec.focal
+    target, gamma = _smoothed(target, spec, p.classes), spec.focal
+    value, log_p, log_q = p.value, p.logarithm, p.complement_logarithm
+    assert log_p is not None
     if log_q is not None:
         if gamma == 0:
-            return p - target
+            return value - target
         p_focal, q_focal, q = (gamma * log_p).exp_(), (gamma * log_q).exp_(), log_q.exp()
-        return target * q_focal * (gamma * p * log_p - q) + (1 - target) * p_focal * (p - gamma * q * log_q)
+        return target * q_focal * (gamma * value * log_p - q) + (1 - target) * p_focal * (value - gamma * q * log_q)
     if gamma == 0:
         slope = -target
     else:
-        q = (1 - p).clamp_min_(_TINY)
-        slope = target * (gamma * p * log_p - q) * _power(q, gamma - 1)
-    return slope if spec.activation == "softmax" else torch.where(p > _TINY, slope / p.clamp_min(_TINY), 0)
+        q = (1 - value).clamp_min_(_TINY)
+        slope = target * (gamma * value * log_p - q) * _power(q, gamma - 1)
+    return slope if spec.activation == "softmax" else torch.where(value > _TINY, slope / value.clamp_min(_TINY), 0)
+
+
+def class_slopes(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return h of the derivation, the derivative by the logit but for the softmax's coupling of classes.
+
+    Args:
+        p: probabilities of any shape, of all classes or of one.
+        target: the same shape and dtype.
+        gradient: d loss / d statistics, six rows that broadcast against `p`.
+        spec: as in forward.
+    """
+    slope = _region_slope(p.value, target, gradient, spec)
+    if spec.activation == "softmax":
+        slope.mul_(p.value)
+    elif spec.activation == "sigmoid":
+        slope.mul_(torch.addcmul(p.value, p.value, p.value, value=-1))
+    if spec.cross_entropy:
+        slope.addcmul_(gradient[CROSS_ENTROPY], _entropy_slope(p, target, spec))
+    return slope
 
 
 def tile_gradient(logits: Tensor, target: Tensor, valid: Tensor | None, gradient: Tensor, spec: PassSpec) -> Tensor:
-    """Return d loss / d logits (C, N) of a tile.
+    """Return d loss / d logits (C, N) of a tile (:meth:`Voxels.tile`).
 
-    Args:
-        logits: (C, N) in the dtype of the sums.
-        target: (C, N), same dtype.
-        valid: (1, N) of 1 and 0, or None; the other voxels are cleared (:meth:`Voxels.tile`).
-        gradient: (6, C, 1), or (6, C, N) with regions: d loss / d statistics.
-        spec: as in forward.
+    `gradient` is d loss / d statistics, (6, C, 1), or (6, C, N) with regions.
     """
-    p, log_p, log_q = _probabilities(logits, spec)
-    slope = _region_slope(p, target, gradient, spec)
+    p = probabilities(logits, spec)
+    slope = class_slopes(p, target, gradient, spec)
     if spec.activation == "softmax":
-        slope.mul_(p)
-    elif spec.activation == "sigmoid":
-        slope.mul_(torch.addcmul(p, p, p, value=-1))
-    if log_p is not None:
-        slope.addcmul_(gradient[CROSS_ENTROPY], _entropy_slope(p, log_p, log_q, target, spec))
-    if spec.activation == "softmax":
-        slope.addcmul_(p, slope.sum(-2, keepdim=True), value=-1)
+        slope.addcmul_(p.value, slope.sum(-2, keepdim=True), value=-1)
     return slope if valid is None else slope.mul_(valid)

@@ -37,18 +37,32 @@ def _tiles(logits: Tensor) -> list[tuple[int, slice]]:
     return [(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)]
 
 
+def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
+    """Add the statistics of some voxels of an image to `total` (6, B, C, R)."""
+    dtype = sum_dtype(voxels.logits)
+    tile, target, valid = voxels.tile(image, part, dtype)
+    groups = None if voxels.groups is None else voxels.groups[image, part]
+    for row, values in tile_maps(tile, target, valid, spec):
+        total[row, image] += reduce_map(values, groups, voxels.regions, dtype)
+    total[COUNT, image] += count_voxels(tile, valid, groups, voxels.regions, dtype)
+
+
+def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
+    """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (6, B, C, R)."""
+    tile, target, valid = voxels.tile(image, part, gradient.dtype)
+    slope = gradient[:, image]
+    if voxels.groups is not None:
+        slope = slope[:, :, voxels.groups[image, part].long()]
+    out[image, :, part] = tile_gradient(tile, target, valid, slope, spec)
+
+
 class _TiledSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
-        dtype = sum_dtype(logits)
         batch, classes, _ = logits.shape
         total = torch.zeros((ROWS, batch, classes, voxels.regions), dtype=total_dtype(logits), device=logits.device)
         for image, part in _tiles(logits):
-            tile, target, valid = voxels.tile(image, part, dtype)
-            groups = None if voxels.groups is None else voxels.groups[image, part]
-            for row, values in tile_maps(tile, target, valid, spec):
-                total[row, image] += reduce_map(values, groups, voxels.regions, dtype)
-            total[COUNT, image] += count_voxels(tile, valid, groups, voxels.regions, dtype)
+            add_tile(total, voxels, spec, image, part)
         ctx.spec, ctx.has_ignored, ctx.regions = spec, voxels.has_ignored, voxels.regions
         ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid, voxels.groups)
         return total
@@ -61,12 +75,7 @@ class _TiledSums(torch.autograd.Function):
         gradient = gradient.to(sum_dtype(logits))
         out = torch.empty_like(logits)
         for image, part in _tiles(logits):
-            tile, target, valid = voxels.tile(image, part, gradient.dtype)
-            slope = gradient[:, image]
-            if group_map is not None:
-                index = group_map[image, part].long()
-                slope = slope[:, :, index]
-            out[image, :, part] = tile_gradient(tile, target, valid, slope, ctx.spec)
+            write_gradient(out, gradient, voxels, ctx.spec, image, part)
         return out, None, None
 
 
