@@ -19,6 +19,8 @@ from monai_iou.losses import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
     MultiScaleLoss,
     WeightedCrossEntropyLoss,
 )
@@ -68,6 +70,8 @@ __all__ = [
     "LesionIoUMetric",
     "LesionScores",
     "LogIoULoss",
+    "LovaszHingeLoss",
+    "LovaszSoftmaxLoss",
     "MultiScaleLoss",
     "OverlapScores",
     "SurfaceScores",

@@ -113,7 +113,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", OVERRIDES.values(), ids=OVERRIDES.keys())
 def test_each_loss_trains_by_one_override(loss: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     assert_falling(train(dataset, tmp_path, [], loss=loss))

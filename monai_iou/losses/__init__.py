@@ -6,6 +6,7 @@ from monai_iou.losses.compound import CompoundLoss, IoUCELoss, IoUFocalLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.multi_scale import MultiScaleLoss
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
@@ -23,6 +24,8 @@ __all__ = [
     "IoUFocalLoss",
     "IoULoss",
     "LogIoULoss",
+    "LovaszHingeLoss",
+    "LovaszSoftmaxLoss",
     "MultiScaleLoss",
     "WeightedCrossEntropyLoss",
     "loss_and_terms",
