@@ -21,7 +21,7 @@ MARKER = ".monai-iou-demo"
 # Sized for two minutes on two cores; a GPU run would take the bundle's defaults.
 DEMO_SETTINGS: dict[str, Any] = {
     "patch_size": [48, 48, 32],
-    "epochs": 150,
+    "epochs": 120,
     "val_interval": 30,
     "batch_size": 2,
     "num_samples": 2,
