@@ -72,9 +72,9 @@ def chosen_kernel() -> str:
 
 def pick_kernel(voxels: Voxels) -> Kernel:
     """Return the kernel for this input."""
-    name = chosen_kernel()
     if torch.compiler.is_compiling():
         return reference.sums  # one graph, which the compiler fuses itself
+    name = chosen_kernel()
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
     if name == "reference" or wants_target_gradient:
         return reference.sums

@@ -95,6 +95,20 @@ class _Pending:
 _pending: deque[_Pending] = deque()
 
 
+def waits(rows: Tensor) -> bool:
+    """Return whether a check is answered at once: everywhere but on a GPU, whose queue of work would run dry."""
+    return rows.device.type != "cuda"
+
+
+def asked(bad: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """Send a flag from the GPU on its way; it has arrived when the event has."""
+    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+    flag.copy_(bad, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return flag, event
+
+
 def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
     """Raise ValueError if the target holds values that are no labels; return `rows`.
 
@@ -121,13 +135,10 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
     else:
         missing = rows[COUNT, :, 0] - rows[TARGET].sum(1)
         bad = (missing.detach().abs() > 0.5).any()
-    if rows.device.type != "cuda":
+    if waits(rows):
         if bool(bad):
             raise map_error(target) if is_map else label_error(target, voxels.logits.shape[1], ignore_index)
         return rows
-    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-    flag.copy_(bad, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
+    flag, event = asked(bad)
     _pending.append(_Pending(flag, event, target, voxels.logits.shape[1], ignore_index, is_map))
     return torch.where(bad, float("nan"), rows)

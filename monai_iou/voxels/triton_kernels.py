@@ -1,9 +1,9 @@
 """The Triton kernel: one read of logits and labels for the sums, one read and one write for the gradient.
 
-A program handles `block` voxels of one image. It walks over the classes in blocks of `CLASS_BLOCK`, first for the
-softmax's largest logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache.
-Each program writes its partial sums to a place of its own and torch adds them in float64: no atomics, so the same bits on
-every call. Logits and gradient are addressed by strides, so channels-last volumes are read where they are, and all
+A program handles `VOXELS` voxels of one image. It walks over the classes in blocks, first for the softmax's largest
+logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache. Each program writes
+its partial sums to a place of its own and torch adds them in float64: no atomics, so the same bits on every call.
+Logits and gradient are addressed by strides, so channels-last volumes are read where they are, and all
 offsets are 64 bits wide. See `reference.py` for the derivation.
 """
 
