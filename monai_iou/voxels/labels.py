@@ -10,6 +10,7 @@ from torch import Tensor
 
 from monai_iou.checks import label_error, map_error
 from monai_iou.voxels.reference import COUNT, TARGET, Voxels
+from monai_iou.voxels.threads import in_threads
 
 _BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel
 _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay in its cache
@@ -28,11 +29,14 @@ def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep:
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return _compacted(labels, classes, dtype, ignore_index, keep), has_ignored
     compact = torch.empty(labels.shape, dtype=dtype)
-    for image in range(labels.shape[0]):
-        for start in range(0, labels.shape[1], _PART):
-            part = slice(start, start + _PART)
-            kept = None if keep is None else keep[image, part]
-            compact[image, part] = _compacted(labels[image, part], classes, dtype, ignore_index, kept)
+
+    def fill(task: tuple[int, slice]) -> None:
+        image, part = task
+        kept = None if keep is None else keep[image, part]
+        compact[image, part] = _compacted(labels[image, part], classes, dtype, ignore_index, kept)
+
+    starts = range(0, labels.shape[1], _PART)
+    in_threads(fill, [(image, slice(start, start + _PART)) for image in range(labels.shape[0]) for start in starts])
     return compact, has_ignored
 
 

@@ -6,7 +6,8 @@ probabilities and one-hot labels exist for one tile at a time. See `reference.py
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,17 +25,27 @@ from monai_iou.voxels.reference import (
     tile_maps,
     total_dtype,
 )
+from monai_iou.voxels.threads import in_threads
 
-# Elements (classes x voxels) of a tile: a handful of float32 temporaries of it stay inside the cache of a CPU core,
-# and a GPU is kept busy by larger ones.
-TILE_ELEMENTS = {"cpu": 3 << 16}
+_Result = TypeVar("_Result")
+
+# Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
+TILE_ELEMENTS = {"cpu": 1 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 24
+_TILES_A_TASK = 16
 
 
-def _tiles(logits: Tensor) -> list[tuple[int, slice]]:
+def _tasks(logits: Tensor) -> list[list[tuple[int, slice]]]:
+    """Return runs of (image, voxels), cut the same way however many threads there are: sums keep their bits."""
     batch, classes, voxels = logits.shape
     size = max(1, TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
-    return [(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)]
+    tiles = [(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)]
+    return [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
+
+
+def _run(work: Callable[[list[tuple[int, slice]]], _Result], logits: Tensor) -> list[_Result]:
+    tasks = _tasks(logits)
+    return in_threads(work, tasks) if logits.device.type == "cpu" else [work(task) for task in tasks]
 
 
 def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
@@ -61,8 +72,15 @@ class _TiledSums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, _ = logits.shape
         total = torch.zeros((ROWS, batch, classes, voxels.regions), dtype=total_dtype(logits), device=logits.device)
-        for image, part in _tiles(logits):
-            add_tile(total, voxels, spec, image, part)
+
+        def work(task: list[tuple[int, slice]]) -> Tensor:
+            share = torch.zeros_like(total)
+            for image, part in task:
+                add_tile(share, voxels, spec, image, part)
+            return share
+
+        for share in _run(work, logits):
+            total += share
         ctx.spec, ctx.has_ignored, ctx.regions = spec, voxels.has_ignored, voxels.regions
         ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid, voxels.groups)
         return total
@@ -74,8 +92,12 @@ class _TiledSums(torch.autograd.Function):
         voxels = Voxels(logits, labels, maps, valid_voxels, ctx.has_ignored, group_map, ctx.regions)
         gradient = gradient.to(sum_dtype(logits))
         out = torch.empty_like(logits)
-        for image, part in _tiles(logits):
-            write_gradient(out, gradient, voxels, ctx.spec, image, part)
+
+        def work(task: list[tuple[int, slice]]) -> None:
+            for image, part in task:
+                write_gradient(out, gradient, voxels, ctx.spec, image, part)
+
+        _run(work, logits)
         return out, None, None
 
 
