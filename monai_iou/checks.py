@@ -8,6 +8,7 @@ Checks of tensors look at shapes and dtypes only. Label values are checked after
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def check_positive(name: str, value: float, *, allow_zero: bool = False, remedy:
 
 def check_number(name: str, value: Any) -> float:
     """Return `value` as a float; raise TypeError if it is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         message = f"Expected `{name}` to be a number, but got {type(value).__name__}."
         raise TypeError(message)
     return float(value)
@@ -76,8 +77,10 @@ def check_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor],
 
 def check_ignore_index(ignore_index: Any) -> int | None:
     """Return `ignore_index`; raise TypeError unless it is None or an integer."""
-    if ignore_index is None or (isinstance(ignore_index, int) and not isinstance(ignore_index, bool)):
-        return ignore_index
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, numbers.Integral) and not isinstance(ignore_index, bool):
+        return int(ignore_index)
     message = f"Expected `ignore_index` to be None or an integer, but got {type(ignore_index).__name__}."
     raise TypeError(message)
 
@@ -187,12 +190,15 @@ def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) ->
 def label_error(target: Tensor, classes: int, ignore_index: int | None) -> ValueError:
     """Describe the first value of a label map that is no class: found by a second look at `target`."""
     values = target.detach().flatten()
-    bad = (values < 0) | (values >= classes) | (values != values.round() if values.is_floating_point() else False)
+    values = values if values.is_floating_point() else values.long()
+    bad = ~((values >= 0) & (values < classes) & (values == values.round() if values.is_floating_point() else True))
     if ignore_index is not None:
         bad = bad & (values != ignore_index)
     value = values[bad][0].item()
     remedy = "map the labels to consecutive classes, or name the value to leave out by `ignore_index`"
-    if isinstance(value, float) and value != round(value):
+    if not math.isfinite(value):
+        remedy = "replace it, a label is a number"
+    elif isinstance(value, float) and value != round(value):
         remedy = f"a soft target needs one channel a class, shape (B, {classes}, *S)"
     elif isinstance(value, float):
         value = int(value)
@@ -203,10 +209,13 @@ def label_error(target: Tensor, classes: int, ignore_index: int | None) -> Value
     return ValueError(message)
 
 
-def map_error(target: Tensor) -> ValueError:
-    """Describe per-class maps whose values leave [0, 1]."""
+def map_error(target: Tensor, ignore_index: int | None = None) -> ValueError:
+    """Describe per-class maps whose values leave [0, 1]; in a single map `ignore_index` is a value of its own."""
     values = target.detach().flatten()
-    value = values[~((values >= 0) & (values <= 1))][0].item()
+    bad = ~((values >= 0) & (values <= 1))
+    if ignore_index is not None and target.shape[1] == 1:
+        bad = bad & (values != ignore_index)
+    value = values[bad][0].item()
     message = (
         f"Expected `target` to hold per-class values between 0 and 1, but got {value}: a map of class numbers has "
         "one channel, shape (B, 1, *S), and its input one channel a class."

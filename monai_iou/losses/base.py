@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import sums_over_ranks
+from monai_iou.voxels.labels import equals, valid_voxels
 from monai_iou.voxels.reference import PassSpec
 from monai_iou.voxels.sums import VoxelSums, checked_spec, run_pass
 
@@ -70,8 +71,9 @@ class SumsLoss(_Loss):
     def activation(self, channels: int) -> str | None:
         """Return the activation that the pass applies to an input of so many channels."""
         if self.softmax and channels == 1:
+            # MONAI goes on with the raw input here, which is no probability; one channel takes a sigmoid.
             warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
-            return None
+            return "sigmoid"
         return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
 
     @abstractmethod
@@ -101,12 +103,20 @@ class SumsLoss(_Loss):
         checks.check_target(input, target)
         checks.check_onehot_request(input, target, self.to_onehot_y)
         spec = self.pass_spec(input.shape[1])
-        rows = run_pass(self.activated(input), target, spec, self.ignore_index)
+        rows = run_pass(self.activated(input, target), target, spec, self.ignore_index)
         return self.score(VoxelSums.from_stacked(rows.squeeze(-1)), input.ndim - 2)
 
-    def activated(self, input: Tensor) -> Tensor:
-        """Apply `other_act`, which the pass does not know."""
-        return input if self.other_act is None else self.other_act(input)
+    def activated(self, input: Tensor, target: Tensor) -> Tensor:
+        """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
+        if self.other_act is None:
+            return input
+        if self.ignore_index is not None:
+            plain = target.as_subclass(Tensor)
+            label_map = plain.shape[1] == 1 and input.shape[1] > 1
+            valid = ~equals(plain, self.ignore_index) if label_map else valid_voxels(plain, self.ignore_index, None)
+            if valid is not None:
+                input = torch.where(valid if label_map else valid.unsqueeze(1), input, 0)
+        return self.other_act(input)
 
     def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
         """Add over the images if `batch`, and over the ranks if asked for."""

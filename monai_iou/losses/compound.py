@@ -106,7 +106,7 @@ class CompoundLoss(_Loss):
             _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
         for spec, members in passes:
             first = members[0][1]
-            rows = run_pass(first.activated(input), target, spec, first.ignore_index)
+            rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
             sums = VoxelSums.from_stacked(rows.squeeze(-1))
             values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
         for index, other in enumerate(self.losses):

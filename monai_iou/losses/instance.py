@@ -101,7 +101,9 @@ class InstanceIoULoss(_Loss):
         Args:
             input: logits, or probabilities if no activation is set, (B, C, *S).
             target: label map (B, 1, *S), per-class maps (B, C, *S), or a label map with its regions (B, 1 + F, *S) for
-                F foreground classes. With F + 1 = C it is taken for the latter if a value is above 1, or all are 0.
+                F foreground classes. With F + 1 = C it is the latter if a value is above 1, which regions always have.
+                All zeros, as of a crop that is all padding, are per-class maps without a class with `sigmoid`, ignored
+                voxels with `ignore_index`, else an empty label map: one class always holds in one-hot maps.
 
         Returns:
             A scalar, float32 or float64.
@@ -123,19 +125,25 @@ class InstanceIoULoss(_Loss):
             whole, terms = self._one_pass(input, label, maps[0])
         else:
             whole, terms = self._pass_a_class(input, label, classes, maps)
-        instance = self._mean(terms, self._weights(classes, input.shape[1]))
+        instance = self._mean(terms, classes, input.shape[1])
         self.last_terms = {"global": whole.detach(), "instance": instance.detach()}
         return self.lambda_global * whole + self.lambda_instance * instance
 
-    def _split(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the label and, if the target carries them, the regions (B, F, *S)."""
+    def carries_regions(self, input: Tensor, target: Tensor) -> bool:
+        """Return whether a target is a label map with its regions, (B, 1 + F, *S); see :meth:`forward`."""
         channels = max(input.shape[1], 2)  # one channel has one foreground class
         if not isinstance(target, Tensor) or target.ndim != input.ndim or target.shape[1] != channels:
+            return False
+        if input.shape[1] == 1:
+            return True
+        low, high = target.as_subclass(Tensor).aminmax() if target.numel() else (0, 1)
+        may_be_empty = not self.region_loss.sigmoid and self.region_loss.ignore_index is None
+        return bool(high > 1 or (may_be_empty and low == high == 0))
+
+    def _split(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the label and, if the target carries them, the regions (B, F, *S)."""
+        if not self.carries_regions(input, target):
             return target, None
-        if input.shape[1] > 1:
-            low, high = target.as_subclass(Tensor).aminmax() if target.numel() else (0, 1)
-            if not (high > 1 or low == high == 0):
-                return target, None
         regions = target.as_subclass(Tensor)[:, 1:].long()
         return target[:, :1], torch.where(regions >= FIRST_REGION, regions - FIRST_REGION + 1, 0)
 
@@ -161,7 +169,7 @@ class InstanceIoULoss(_Loss):
         """Return the global term and the components' terms of the only foreground class, the last channel."""
         loss = self.region_loss
         groups = self._groups(regions, _class_map(label.as_subclass(Tensor), input.shape[1] - 1, input.shape[1]))
-        rows = run_pass(loss.activated(input), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups)
+        rows = run_pass(loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups)
         whole = loss.score(VoxelSums.from_stacked(rows.sum(3)), input.ndim - 2)
         return whole, [self._component_terms(VoxelSums.from_stacked(rows[:, :, -1]))]
 
@@ -174,7 +182,7 @@ class InstanceIoULoss(_Loss):
         target = label.as_subclass(Tensor)
         valid = valid_mask(target, target.shape[1] == 1 and channels > 1, loss.ignore_index)
         logits = input.as_subclass(Tensor).to(sum_dtype(input))
-        logits = loss.activated(logits if valid is None else torch.where(valid, logits, 0))  # NaN has no gradient of 0
+        logits = loss.activated(logits if valid is None else torch.where(valid, logits, 0), label)  # NaN has no gradient of 0
         p = logits.softmax(1) if spec.activation == "softmax" else logits.sigmoid() if spec.activation else logits
         terms = []
         for index, regions in zip(classes, maps, strict=True):
@@ -200,26 +208,34 @@ class InstanceIoULoss(_Loss):
         iou = scores.iou(sums, loss.smooth_nr, loss.smooth_dr)
         return torch.where(present, 1 - iou, 0).sum(1), present.sum(1).to(iou)
 
-    def _weights(self, classes: list[int], channels: int) -> Tensor | None:
-        """Return the weights of the foreground classes; as in the global term, one channel has none."""
+    def _weights(self, channels: int) -> Tensor | None:
+        """Return the weights of all classes; as in the global term, one channel has none."""
         loss = self.region_loss
         if loss.class_weight is None or channels == 1:
             return None
-        shift = 0 if loss.include_background else 1
-        checks.check_weight_length(loss.class_weight, channels - shift, loss.include_background)
-        return loss.class_weight.expand(channels - shift)[[index - shift for index in classes]]
+        scored = channels if loss.include_background else channels - 1
+        checks.check_weight_length(loss.class_weight, scored, loss.include_background)
+        return nn.functional.pad(loss.class_weight.expand(scored), (channels - scored, 0))
 
-    def _mean(self, terms: list[_Terms], weights: Tensor | None) -> Tensor:
+    def _mean(self, terms: list[_Terms], classes: list[int], channels: int) -> Tensor:
         """Average over components, then over the images and classes that have one."""
         loss = self.region_loss
-        totals, counts = (torch.stack(part, 1) for part in zip(*terms, strict=True))
+        # A place for every class: ranks must agree on the shape whatever form their targets have.
+        totals, counts = (_placed(part, classes, channels) for part in zip(*terms, strict=True))
         if loss.batch:
             both = torch.stack([totals.sum(0, keepdim=True), counts.sum(0, keepdim=True)])
             totals, counts = sum_over_ranks(both) if loss.sync_batch else both
         means = totals / counts.clamp_min(1)
+        weights = self._weights(channels)
         if weights is not None:
             means = means * weights.to(means)
         return means.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def _placed(columns: Sequence[Tensor], classes: Sequence[int], channels: int) -> Tensor:
+    """Return (B, C) with the columns (B,) of some classes, 0 elsewhere."""
+    given = dict(zip(classes, columns, strict=True))
+    return torch.stack([given.get(index, torch.zeros_like(columns[0])) for index in range(channels)], 1)
 
 
 def _class_map(label: Tensor, index: int, channels: int) -> Tensor:

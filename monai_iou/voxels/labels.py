@@ -16,6 +16,15 @@ _BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel
 _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay in its cache
 
 
+def equals(labels: Tensor, value: int) -> Tensor:
+    """Return labels == value; a value that the labels' dtype cannot hold equals none, where torch lets it wrap round."""
+    if not labels.is_floating_point() and labels.dtype != torch.bool:
+        limits = torch.iinfo(labels.dtype)
+        if not limits.min <= value <= limits.max:
+            return torch.zeros_like(labels, dtype=torch.bool)
+    return labels == value
+
+
 def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep: Tensor | None) -> tuple[Tensor, bool]:
     """Return labels (B, N) as uint8 (int16 above 254 classes) and whether ignored voxels are marked in them.
 
@@ -50,7 +59,7 @@ def _compacted(
         compact = compact.masked_fill(changed | reserved, classes)
     # Every bit set is the mark, in both dtypes; a CPU does this ten times as fast as masked_fill.
     if ignore_index is not None:
-        compact = compact | (labels == ignore_index).to(dtype).neg_()
+        compact = compact | equals(labels, ignore_index).to(dtype).neg_()
     if keep is not None:
         compact = compact | (~keep).to(dtype).neg_()
     return compact
@@ -73,7 +82,7 @@ def valid_voxels(maps: Tensor, ignore_index: int | None, keep: Tensor | None) ->
         return keep
     classes = maps.shape[1]
     if classes == 1:
-        valid = maps[:, 0] != ignore_index
+        valid = ~equals(maps[:, 0], ignore_index)
     elif 0 <= ignore_index < classes:
         valid = maps[:, ignore_index] < 0.5
     else:
@@ -93,7 +102,11 @@ class _Pending:
     is_map: bool
 
     def error(self) -> ValueError:
-        return map_error(self.target) if self.is_map else label_error(self.target, self.classes, self.ignore_index)
+        return (
+            map_error(self.target, self.ignore_index)
+            if self.is_map
+            else label_error(self.target, self.classes, self.ignore_index)
+        )
 
 
 _pending: deque[_Pending] = deque()
@@ -141,7 +154,9 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
         bad = (missing.detach().abs() > 0.5).any()
     if waits(rows):
         if bool(bad):
-            raise map_error(target) if is_map else label_error(target, voxels.logits.shape[1], ignore_index)
+            raise (
+                map_error(target, ignore_index) if is_map else label_error(target, voxels.logits.shape[1], ignore_index)
+            )
         return rows
     flag, event = asked(bad)
     _pending.append(_Pending(flag, event, target, voxels.logits.shape[1], ignore_index, is_map))

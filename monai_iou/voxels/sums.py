@@ -13,6 +13,10 @@ from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_vox
 from monai_iou.voxels.reference import PassSpec, Voxels, sum_dtype
 
 
+# torch stores these but computes next to nothing in them.
+_BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
 @dataclass(frozen=True, eq=False)
 class VoxelSums:
     """Sums over voxels per image and class, (B, C), or (B, C, R) with regions. They add: over images, regions, ranks.
@@ -192,6 +196,8 @@ def flatten_voxels(
         groups = groups.clamp(0, regions - 1)
     logits = _plain(input).flatten(2)
     target = _plain(target).flatten(2)
+    if target.dtype in _BARE_UNSIGNED:
+        target = target.long()
     if logits.shape[1] > 1 and target.shape[1] == 1:
         labels, has_ignored = compact_labels(target[:, 0], logits.shape[1], ignore_index, keep)
         return Voxels(logits, labels, None, None, has_ignored, groups, regions)
