@@ -68,7 +68,7 @@ class ComponentRegionsd(MapTransform):
     """Append to a label map the Voronoi regions of its components, for :class:`monai_iou.InstanceIoULoss`.
 
     One channel for each foreground class: at every voxel the number of the region it lies in, from 2, the same for all
-    voxels that are nearest in mm to the same component of that class; 0 everywhere if there is none. The channels are
+    voxels that are nearest in mm to the same component of that class; 2 everywhere if there is none. The channels are
     part of the label, so that crops, flips and other spatial transforms (with nearest interpolation) keep them in step;
     computed once, before random transforms, they also know components that a crop leaves out. Voxel sizes are those of
     a MetaTensor, so put the transform after `Spacingd` and before `EnsureTyped(track_meta=False)`.
@@ -124,7 +124,8 @@ class ComponentRegionsd(MapTransform):
         channels = [numbers.astype(np.int32)]
         for index in range(1, self.num_classes):
             regions, _ = component_regions(numbers == index, "voronoi", spacing, self.connectivity)
-            channels.append(np.where(regions > 0, regions + FIRST_REGION - 1, 0).astype(np.int32))
+            # One region without a component, where there is none: a crop of zeros alone could be per-class maps.
+            channels.append((regions.clip(1) + FIRST_REGION - 1).astype(np.int32))
         result = torch.as_tensor(np.stack(channels), device=plain.device)
         return (
             MetaTensor(result, meta=label.meta, applied_operations=label.applied_operations)

@@ -174,6 +174,37 @@ def test_forms_of_the_target_are_told_apart() -> None:
     torch.testing.assert_close(loss(logits, torch.cat([empty, empty], 1)), loss(logits, empty))
 
 
+def test_zeros_with_sigmoid_are_maps_without_a_class() -> None:
+    logits = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    loss = InstanceIoULoss(sigmoid=True)
+    value = loss(logits, torch.zeros(1, 2, 8, 8))
+    torch.testing.assert_close(value, IoULoss(sigmoid=True)(logits, torch.zeros(1, 2, 8, 8)))
+    assert value == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_crop_without_component_is_the_empty_label_map(activation: str) -> None:
+    labels = torch.zeros(2, 1, 12, 10, dtype=torch.long)
+    labels[0, :, :3, :3] = 1
+    logits = logits_for(labels)
+    carried = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
+    loss = InstanceIoULoss(**{activation: True})
+    for image, corner in ((0, slice(6, None)), (1, slice(None))):  # lost by a crop, and never there
+        crop = (slice(image, image + 1), slice(None), corner)
+        torch.testing.assert_close(loss(logits[crop], carried[crop]), loss(logits[crop], labels[crop]))
+    if activation == "softmax":  # a crop of nothing but padding
+        nothing = torch.zeros(1, 2, 12, 10, dtype=torch.long)
+        torch.testing.assert_close(loss(logits[:1], nothing), loss(logits[:1], nothing[:, :1]))
+
+
+def test_zeros_with_an_ignored_label_are_ignored() -> None:
+    logits = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = InstanceIoULoss(softmax=True, ignore_index=255)(logits, torch.zeros(1, 2, 8, 8))
+    assert value.item() == 0
+    (slope,) = torch.autograd.grad(value, logits)
+    assert (slope == 0).all()
+
+
 def test_regions_survive_crops_and_flips() -> None:
     labels = volume((24, 20, 16), seed=4)
     whole = ComponentRegionsd("label")({"label": MetaTensor(labels[0])})["label"]

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from monai_iou import (
+    ComponentRegionsd,
     CompoundLoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
@@ -61,11 +62,15 @@ def step(network: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) ->
     return value.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
 
-def train_share(rank: int, world: int, shares: list[int], port: int, folder: str) -> None:
+def join_group(rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     assert dist.get_world_size() == world
+
+
+def train_share(rank: int, world: int, shares: list[int], port: int, folder: str) -> None:
+    join_group(rank, world, port)
     images, labels = (part.split(shares)[rank] for part in make_batch())
     network = nn.parallel.DistributedDataParallel(make_network())
     results = {name: step(network, loss, images, labels) for name, loss in make_losses().items()}
@@ -90,3 +95,37 @@ def test_ranks_train_as_one_process(tmp_path: Path) -> None:
             torch.testing.assert_close(ranks_value, value, msg=lambda text, name=name: f"{name}: {text}")
             for ours, theirs in zip(gradients, ranks_gradients, strict=True):
                 torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
+
+
+def make_crops() -> tuple[Tensor, Tensor]:
+    """Return logits and labels with their regions of two crops, the second of which is empty."""
+    labels = torch.zeros(2, 1, 6, 6, dtype=torch.long)
+    labels[0, 0, :2, :2] = 1
+    carried = torch.stack([ComponentRegionsd("label")({"label": label})["label"] for label in labels])
+    return torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0)), carried
+
+
+def share_a_crop(rank: int, world: int, port: int, folder: str) -> None:
+    join_group(rank, world, port)
+    logits, carried = (part[[rank]] for part in make_crops())
+    results = {}
+    for activation in ("softmax", "sigmoid"):
+        loss = InstanceIoULoss(batch=True, sync_batch=True, **{activation: True})
+        target = carried if rank == 0 else torch.zeros_like(carried)
+        results[activation] = loss(logits, carried)
+        results[f"{activation}_padding"] = loss(logits, target)  # which must not hang, whatever zeros stand for
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_rank_with_an_empty_crop(tmp_path: Path) -> None:
+    mp.spawn(share_a_crop, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    logits, carried = make_crops()
+    for activation in ("softmax", "sigmoid"):
+        value = InstanceIoULoss(batch=True, **{activation: True})(logits, carried)
+        for rank in range(2):
+            results = torch.load(tmp_path / f"{rank}.pt")
+            torch.testing.assert_close(results[activation], value)
+            assert results[f"{activation}_padding"].isfinite()
+            if activation == "softmax":
+                torch.testing.assert_close(results["softmax_padding"], value)

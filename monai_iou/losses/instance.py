@@ -169,7 +169,9 @@ class InstanceIoULoss(_Loss):
         """Return the global term and the components' terms of the only foreground class, the last channel."""
         loss = self.region_loss
         groups = self._groups(regions, _class_map(label.as_subclass(Tensor), input.shape[1] - 1, input.shape[1]))
-        rows = run_pass(loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups)
+        rows = run_pass(
+            loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups
+        )
         whole = loss.score(VoxelSums.from_stacked(rows.sum(3)), input.ndim - 2)
         return whole, [self._component_terms(VoxelSums.from_stacked(rows[:, :, -1]))]
 
@@ -182,7 +184,9 @@ class InstanceIoULoss(_Loss):
         target = label.as_subclass(Tensor)
         valid = valid_mask(target, target.shape[1] == 1 and channels > 1, loss.ignore_index)
         logits = input.as_subclass(Tensor).to(sum_dtype(input))
-        logits = loss.activated(logits if valid is None else torch.where(valid, logits, 0), label)  # NaN has no gradient of 0
+        logits = loss.activated(
+            logits if valid is None else torch.where(valid, logits, 0), label
+        )  # NaN has no gradient of 0
         p = logits.softmax(1) if spec.activation == "softmax" else logits.sigmoid() if spec.activation else logits
         terms = []
         for index, regions in zip(classes, maps, strict=True):
