@@ -190,6 +190,29 @@ def test_ignored_voxels_have_no_effect_at_any_scale(downsample: str) -> None:
     torch.testing.assert_close(multi(outputs, labels), valid)
 
 
+class Targets(nn.Module):
+    """Keeps the coarse labels that a loss is given."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.inner = loss
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        self.last = target
+        value: Tensor = self.inner(input, target)
+        return value
+
+
+@pytest.mark.parametrize("make", [monai.losses.DiceCELoss, monai.losses.DiceFocalLoss, IoUCELoss])
+def test_multi_label_maps_keep_their_mass(make: Any) -> None:
+    # torch's CrossEntropyLoss inside DiceCELoss has an ignore_index of -100, and rows of zeros are no ignored voxels.
+    maps = torch.zeros(1, 2, 4, 4)
+    maps[:, :, ::2, ::2] = 1
+    multi = MultiScaleLoss(Targets(make(sigmoid=True)))
+    multi([torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)], maps)
+    torch.testing.assert_close(multi.soft_loss.last, torch.full((1, 2, 2, 2), 0.25))
+
+
 def test_dynunets_stacked_tensor() -> None:
     network = DynUNet(3, 1, 2, [3] * 4, [1, 2, 2, 2], [2, 2, 2], deep_supervision=True, deep_supr_num=2).train()
     stacked = network(torch.randn(1, 1, 16, 16, 16))

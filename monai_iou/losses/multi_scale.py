@@ -132,7 +132,9 @@ def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:
 
 def _ignore_index(loss: nn.Module) -> int | None:
     """Return what the loss, or the first of its terms that has one, ignores."""
-    found = (getattr(module, "ignore_index", None) for module in loss.modules())
+    # MONAI's compounds hold a CrossEntropyLoss of torch's, whose -100 is a default and no choice of the user's.
+    mine = (module for module in loss.modules() if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)))
+    found = (getattr(module, "ignore_index", None) for module in mine)
     return next((value for value in found if isinstance(value, int)), None)
 
 
