@@ -112,6 +112,28 @@ def test_ignored_voxels_have_no_effect() -> None:
     torch.testing.assert_close(loss(maps, labels), valid([m[:, :, m.shape[2] // 2 :] for m in maps], labels[:, :, 8:]))
 
 
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_an_ignored_label_may_be_a_value_of_the_context(ignored: int) -> None:
+    labels = lesion((16, 16, 8)).int() + 2 * lesion((16, 16, 8), seed=1).int()
+    marked = torch.where(labels == ignored, 9, labels)
+    value = ContextAttentionLoss(context_mm=2.0, ignore_index=ignored)(some_maps(), labels)
+    torch.testing.assert_close(value, ContextAttentionLoss(context_mm=2.0, ignore_index=9)(some_maps(), marked))
+    maps = [maps.requires_grad_() for maps in some_maps()]
+    slope = torch.autograd.grad(ContextAttentionLoss(context_mm=2.0, ignore_index=ignored)(maps, labels), maps)[0]
+    assert (slope[labels == ignored] == 0).all()
+    assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize("ignored", [-1, 256])
+def test_an_ignored_label_that_bytes_cannot_hold_ignores_nothing(ignored: int) -> None:
+    labels = lesion((16, 16, 8)) * 255
+    assert labels.dtype == torch.uint8
+    value = ContextAttentionLoss(context_mm=2.0, ignore_index=ignored)(some_maps(), labels)
+    torch.testing.assert_close(value, ContextAttentionLoss(context_mm=2.0)(some_maps(), labels))
+    p = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(AffinityLoss(ignore_index=ignored)(p, labels), AffinityLoss()(p, labels))
+
+
 def test_context_attention_gradcheck() -> None:
     maps = [values.double().requires_grad_() for values in some_maps((8, 4, 4), 2)]
     loss = ContextAttentionLoss(context_mm=1.5)

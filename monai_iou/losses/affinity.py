@@ -11,6 +11,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.losses.pooling import DOWNSAMPLINGS, pool_labels
+from monai_iou.voxels.labels import equals
 
 
 class AffinityLoss(_Loss):
@@ -91,7 +92,9 @@ class AffinityLoss(_Loss):
         values = input.as_subclass(Tensor)
         values = values if values.dtype == torch.float64 else values.float()
         same = (flat.unsqueeze(2) == flat.unsqueeze(1)).to(values)
-        valid = torch.ones_like(flat, dtype=torch.bool) if self.ignore_index is None else flat != self.ignore_index
+        valid = (
+            torch.ones_like(flat, dtype=torch.bool) if self.ignore_index is None else ~equals(flat, self.ignore_index)
+        )
         pairs = valid.unsqueeze(2) & valid.unsqueeze(1)
         values = torch.where(pairs, values, 0)
         terms = [self.lambda_unary * self._unary(values, same, pairs)] if self.lambda_unary else []

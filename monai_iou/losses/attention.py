@@ -15,6 +15,9 @@ from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pooling import pool_labels, valid_mask
 from monai_iou.metrics.inputs import image_spacings
 
+# Marks ignored voxels of a context map: the label's own mark may be 0 or 1, which are the map's values.
+_IGNORED = -1
+
 
 def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
     """Return which voxels lie within `distance` mm of a mask, exactly, on the mask's device.
@@ -95,6 +98,8 @@ class ContextAttentionLoss(_Loss):
             None if weights is None else [checks.check_positive("weights", value, allow_zero=True) for value in weights]
         )
         options["soft_label"] = True
+        self.ignore_index = checks.check_ignore_index(options.get("ignore_index"))
+        options["ignore_index"] = None if self.ignore_index is None else _IGNORED
         self.region_loss = IoULoss(**options)
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
@@ -128,13 +133,13 @@ class ContextAttentionLoss(_Loss):
         """Return the dilated foreground (B, 1, *S) as numbers, ignored voxels marked."""
         space = target.ndim - 2
         spacings = image_spacings(None, target, self.spacing, len(target), space)
-        label, ignore = target.as_subclass(Tensor), self.region_loss.ignore_index
-        valid = valid_mask(label, label.shape[1] == 1, ignore)
+        label = target.as_subclass(Tensor)
+        valid = valid_mask(label, label.shape[1] == 1, self.ignore_index)
         mask = label > 0 if label.shape[1] == 1 else (label[:, 1:] >= 0.5).any(1, keepdim=True)
         mask = mask if valid is None else mask & valid
         parts = [dilate(mask[[index]], self.context_mm, spacing) for index, spacing in enumerate(spacings)]
         context = torch.cat(parts).float() if parts else mask.float()
-        return context if valid is None or ignore is None else context.masked_fill(~valid, ignore)
+        return context if valid is None else context.masked_fill(~valid, _IGNORED)
 
 
 def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:

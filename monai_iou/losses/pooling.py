@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_iou import checks
+from monai_iou.voxels.labels import equals
 
 DOWNSAMPLINGS = ("area", "max", "nearest")
 
@@ -70,7 +71,7 @@ def valid_mask(target: Tensor, is_labels: bool, ignore_index: int | None) -> Ten
     if ignore_index is None:
         return None
     if is_labels or target.shape[1] == 1:
-        return target != ignore_index
+        return ~equals(target, ignore_index)
     if 0 <= ignore_index < target.shape[1]:
         return target[:, ignore_index : ignore_index + 1] < 0.5
     return (target != 0).any(1, keepdim=True)
@@ -105,7 +106,7 @@ def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Te
     # Ignored below background below foreground, of which the rarer is higher and, at a tie, the higher label.
     counts = torch.where(values == 0, labels.numel() + 1, counts)
     if ignore_index is not None:
-        counts = torch.where(values == ignore_index, labels.numel() + 2, counts)
+        counts = torch.where(equals(values, ignore_index), labels.numel() + 2, counts)
     order = counts.argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
