@@ -66,7 +66,9 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         # A checkout's bundle may have been trained in place: its results are not part of what is shipped.
-        shutil.copytree(bundle_path(), partial, ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"))
+        shutil.copytree(
+            bundle_path(), partial, ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__")
+        )
         if target.exists():
             target.rmdir()
         partial.rename(target)
