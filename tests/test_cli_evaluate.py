@@ -45,6 +45,23 @@ def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
     assert "Failed: case0: Expected a prediction for the reference" in err
 
 
+def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp_path, capsys):
+    for kind in ("predictions", "references"):
+        (tmp_path / kind / "case1.nii.gz").unlink()
+    path = tmp_path / "predictions" / "case0.nii.gz"
+    path.write_bytes(path.read_bytes()[:60])
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "Evaluated 0 of 1 cases.",
+        "Label 1: mean IoU undefined",
+        "Label 2: mean IoU undefined",
+        f"Report: {tmp_path / 'out' / 'report.html'}",
+    ]
+    assert "Failed: case0: Expected" in err
+    assert "reshape" not in err
+
+
 def test_two_small_cases_end_in_time_with_the_import(folders, tmp_path):
     before = seconds_of_children()
     command = [sys.executable, "-m", "monai_iou_command", "evaluate", *folders, f"--output={tmp_path / 'out'}"]

@@ -111,6 +111,39 @@ def test_broken_cases_do_not_stop_the_others(request_):
     assert all(row["iou"] != row["iou"] for row in done.rows if row["case"] == "empty")
 
 
+@pytest.mark.parametrize("broken", ["predictions", "references"])
+@pytest.mark.parametrize("labels", [(), (1,)])
+def test_the_tables_are_written_where_every_case_fails(request_, broken, labels):
+    for path in getattr(request_, broken).iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    done = evaluate_folders(Request(**{**vars(request_), "labels": labels}))
+    assert (request_.output / "cases.csv").read_text(encoding="utf-8") == ",".join(CASE_COLUMNS) + "\n"
+    assert (request_.output / "lesions.csv").read_text(encoding="utf-8") == ",".join(LESION_COLUMNS) + "\n"
+    failures = table(request_.output / "failures.csv")
+    assert [row["case"] for row in failures] == [f"case{i}" for i in range(4)]
+    for row in failures:
+        assert f"{broken}/{row['case']}.nii.gz` to be a readable volume" in row["reason"]
+    summary = json.loads((request_.output / "summary.json").read_text(encoding="utf-8"))
+    assert summary["cases"] == {"paired": 4, "evaluated": 0, "failed": 4, "reused": 0}
+    assert set(summary["dataset"].values()) == {None}
+    assert all(scores["iou"]["mean"] is None for scores in summary["labels"].values())
+    report = (request_.output / "report.html").read_text(encoding="utf-8")
+    assert "readable volume" in report
+    assert done.notes == []
+
+
+def test_empty_references_beside_broken_ones_are_failures_too(request_):
+    (request_.references / "case0.nii.gz").write_bytes(b"")
+    for i in range(1, 4):
+        save(request_.references / f"case{i}.nii.gz", np.zeros(SHAPE, np.uint8))
+    evaluate_folders(request_)
+    reasons = [row["reason"] for row in table(request_.output / "failures.csv")]
+    assert "to be a readable volume" in reasons[0]
+    assert all("background only in all that can be read: name them with" in reason for reason in reasons[1:])
+    named = evaluate_folders(Request(**{**vars(request_), "labels": (1, 2)}))
+    assert [row["case"] for row in named.rows[::2]] == ["case1", "case2", "case3"]
+
+
 def files_of(request: Request) -> dict[str, bytes]:
     names = ("cases.csv", "lesions.csv", "failures.csv")
     return {name: (request.output / name).read_bytes() for name in names}

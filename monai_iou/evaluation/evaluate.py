@@ -18,6 +18,9 @@ from monai_iou.evaluation.statistics import dataset_scores, describe
 
 FAILURE_COLUMNS = ("case", "reason", "prediction", "reference")
 WORST_CASES = 10
+NOTHING_TO_SCORE = (
+    "Expected labels in the references, but got background only in all that can be read: name them with `--labels`."
+)
 LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
 
 
@@ -140,7 +143,9 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     with runner(request.workers, request.scheduler) as run:
         known, broken = _scan(run, request, [pair for pair in pairs if pair.case not in failures], progress)
         failures.update(broken)
-        structures = _structures(request, known)
+        structures = _structures(request, known, complete=not failures)
+        if not structures:
+            failures = {pair.case: failures.get(pair.case, NOTHING_TO_SCORE) for pair in pairs}
         allowed = tuple(sorted({*known, *_named(structures)}))
         settings = Settings(structures, allowed, request.ignore, request.tolerance, request.resample)
         todo = [pair for pair in pairs if pair.case not in failures]
@@ -232,11 +237,12 @@ def _named(structures: Sequence[Structure]) -> Iterator[int]:
     return (value for structure in structures for value in structure.values)
 
 
-def _structures(request: Request, known: Sequence[int]) -> tuple[Structure, ...]:
+def _structures(request: Request, known: Sequence[int], complete: bool) -> tuple[Structure, ...]:
+    """What to score; nothing where cases failed and no other reference holds a label: the tables then say why."""
     if request.regions:
         return tuple(Structure(name, tuple(values)) for name, values in request.regions.items())
     values = request.labels or tuple(value for value in sorted(known) if value not in (0, request.ignore))
-    if not values:
+    if not values and complete:
         message = f"Expected labels in `{request.references}`, but got background only: name them with `--labels`."
         raise ValueError(message)
     return tuple(Structure(str(value), (value,)) for value in values)

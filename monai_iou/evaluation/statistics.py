@@ -120,7 +120,7 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         rows: one mapping a case and label with `case`, `label`, `intersection` and `union` (voxels); every case has
-            every label.
+            every label. Without rows every score is NaN.
 
     Returns:
         `iou_d`, `iou_i`, `iou_i_interval`, `iou_c`, and the means of the worst 5, 10 and 50 %; NaN where nothing is
@@ -138,9 +138,9 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     from monai_iou.metrics import fine_grained_iou
 
-    cases = len({row["case"] for row in rows})
+    cases, labels = (len({row[name] for row in rows}) for name in ("case", "label"))
     counts = np.array([[row["intersection"], row["union"]] for row in rows], dtype=np.int64)
-    intersection, union = counts.reshape(cases, -1, 2).transpose(2, 0, 1)
+    intersection, union = counts.reshape(cases, labels, 2).transpose(2, 0, 1)
     defined = np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
     images = np.array([row[np.isfinite(row)].mean() for row in defined if np.isfinite(row).any()])
     scores = fine_grained_iou(torch.from_numpy(intersection.copy()), torch.from_numpy(union.copy()))
