@@ -1,0 +1,59 @@
+"""The bundle's data loading: what leaves the training loader, with and without worker processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import SMALL
+from monai.bundle import ConfigWorkflow
+
+from monai_iou.bundles import bundle_path
+
+# Python's advice against forking beside threads, which torch's loader does by design.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Path:
+    """A dataset whose images are their labels plus one."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for index in range(8):
+        label = (rng.random((28, 28, 20)) < 0.3).astype(np.uint8)
+        for kind, voxels in (("image", label + 1), ("label", label)):
+            nib.save(nib.Nifti1Image(voxels.astype(np.uint8), np.eye(4)), tmp_path / f"{kind}{index}.nii.gz")
+        entries.append({"image": f"image{index}.nii.gz", "label": f"label{index}.nii.gz"})
+    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "lesion"}, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_and_label_get_the_same_crop_and_flips(workers: int, copies: Path, tmp_path: Path) -> None:
+    # Without the transforms that change the two differently: interpolation and intensities.
+    geometry_only = {f"train#random_transforms#{index}#prob": 0.0 for index in (5, 6, 7, 8)}
+    workflow = ConfigWorkflow(
+        config_file=str(bundle_path() / "configs" / "train.json"),
+        workflow_type="train",
+        **{**SMALL, **geometry_only, "num_samples": 4, "val_fraction": 0, "num_workers": workers},
+        dataset_dir=str(copies),
+        ckpt_dir=str(tmp_path / "models"),
+        output_dir=str(tmp_path / "eval"),
+    )
+    workflow.initialize()
+    loader = workflow.parser.get_parsed_content("train#dataloader")
+    first: list[bytes] = []
+    for _ in range(6):
+        for number, batch in enumerate(loader):
+            assert torch.equal(batch["image"] > 0, batch["label"] > 0)
+            if number == 0:
+                first.append(batch["label"].numpy().tobytes())
+    assert len(set(first)) == len(first), "every epoch cuts other patches"
