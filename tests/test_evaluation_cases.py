@@ -135,6 +135,30 @@ def test_one_slice_is_scored_as_an_image_with_its_thickness():
     assert lesions[0]["centroid_z_mm"] == 7.0
 
 
+def test_a_tilted_gantry_changes_volumes_and_is_noted(tmp_path):
+    reference = np.zeros((12, 12, 12), np.uint8)
+    reference[2:6, 2:6, 2:6] = 1
+    affine = np.diag([0.5, 0.5, 3.0, 1.0])
+    affine[1:3, 2] = 3.0 * np.sin(np.radians(20)), 3.0 * np.cos(np.radians(20))
+    save(tmp_path / "r.nii", reference, affine)
+    record = evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE, (1,)))
+    expected = 64 * abs(np.linalg.det(affine)) / 1000  # 6 % less than the product of the spacings
+    row, lesion = record["rows"][0], record["lesions"][0]
+    assert (row["reference_ml"], row["prediction_ml"], lesion["volume_ml"]) == pytest.approx((expected,) * 3)
+    assert len(record["notes"]) == 1
+    assert record["notes"][0].startswith("c: the reference's axes are 20 degrees off right angles (gantry tilt): ")
+
+
+def test_headers_that_round_an_oblique_affine_get_no_note(tmp_path):
+    a, b = np.radians((7.0, 25.0))
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    tilt = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = np.round(turn @ tilt @ np.diag([0.9, 0.9, 2.0]), 4)
+    save(tmp_path / "r.nii", blobs(1, 1), affine)
+    assert evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE, (1,)))["notes"] == []
+
+
 def save(path, array, affine=GRID.affine):
     nibabel.save(nibabel.Nifti1Image(array, affine), path)
     return path

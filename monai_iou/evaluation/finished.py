@@ -18,7 +18,7 @@ from monai_iou.evaluation.cases import Settings
 from monai_iou.evaluation.volumes import file_hash
 
 # Raised when the content of a record changes: older ones are then evaluated again.
-VERSION = 1
+VERSION = 2
 
 
 def fingerprint(settings: Settings) -> str:
