@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
-__all__ = ["CheckpointHandler", "is_better", "last_epoch", "write_atomically"]
+__all__ = ["CheckpointHandler", "PolynomialDecay", "is_better", "last_epoch", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,39 @@ def is_better(current: float, best: float) -> bool:
         (True, False)
     """
     return current > best or (math.isnan(best) and not math.isnan(current))
+
+
+class PolynomialDecay(torch.optim.lr_scheduler.LambdaLR):
+    """Learning rate `base * (1 - step / total_iters) ** power`, 0 from `total_iters` on.
+
+    torch's PolynomialLR multiplies the last rate, so that a run that ended at 0 could never be made longer.
+
+    Args:
+        optimizer: its learning rate is the base.
+        total_iters: steps of the whole run.
+        power: of the polynomial.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        >>> PolynomialDecay(optimizer, total_iters=4, power=1.0).move_to(3)
+        >>> optimizer.param_groups[0]["lr"]
+        0.025
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_iters: int, power: float = 0.9) -> None:
+        self.total_iters, self.power = total_iters, power
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """Return what the base is multiplied by at a step."""
+        return float(max(0.0, 1 - step / self.total_iters) ** self.power)
+
+    def move_to(self, step: int) -> None:
+        """Set the step, and the optimizer's learning rate to that of this step."""
+        self.last_epoch = step
+        self._last_lr = [base * self.factor(step) for base in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def last_epoch(path: str | os.PathLike[str]) -> int:
@@ -75,7 +108,8 @@ class CheckpointHandler:
         ckpt_dir: folder of the three files.
         network: the trained module; of a DistributedDataParallel its inner module is stored.
         optimizer: its state is in `last.pt`.
-        lr_scheduler: likewise; `total_iters` is not restored, so that a resumed run may be made longer.
+        lr_scheduler: likewise; a `PolynomialDecay` is only moved to the step, so that a resumed run follows its own
+            `learning_rate` and length.
         evaluator: gives the best score; None for a run without validation.
         plan: stored beside the best weights.
         resume: continue after the epoch of `last.pt`; start from the beginning if there is none.
@@ -127,23 +161,20 @@ class CheckpointHandler:
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
         try:
             self._module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            _load_averages(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError) as error:
             message = (
                 f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
                 "resume with the same data, patch_size and network_def, or set --resume false."
             )
             raise ValueError(message) from error
-        total = getattr(self.lr_scheduler, "total_iters", None)
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        if total is not None:
-            self.lr_scheduler.total_iters = total  # type: ignore[attr-defined]
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         engine.state.epoch = state["epoch"]
         # The number of batches may have changed since: count in this run's epochs.
         engine.state.iteration = state["epoch"] * int(engine.state.epoch_length or 0)
+        self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -155,6 +186,14 @@ class CheckpointHandler:
             state["best_metric"],
             state["best_metric_epoch"],
         )
+
+    def _restore_schedule(self, step: int, state: dict[str, Any]) -> None:
+        if isinstance(self.lr_scheduler, PolynomialDecay):
+            self.lr_scheduler.move_to(step)
+            return
+        self.lr_scheduler.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _epoch_completed(self, engine: Trainer) -> None:
         if engine.state.rank != 0:
@@ -184,3 +223,11 @@ class CheckpointHandler:
         if self.plan is not None:
             write_atomically(self.plan.to_json(), self.folder / "model.json")
         self._has_model = True
+
+
+def _load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    # The moving averages come from the checkpoint; learning rate, decay and the like are this run's own.
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from bundle_runs import SMALL, bundle_command, run_command
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
 
 from monai_iou.bundles import BundleCases, bundle_path, copy_bundle, is_true
 from monai_iou.cases import DatasetError
@@ -57,6 +59,34 @@ def test_resume_continues_epoch_optimizer_schedule_and_best_score(bundle: Path, 
     assert second["best_metric"] == first["best_metric"]
     assert second["best_metric_epoch"] == first["best_metric_epoch"] > 0
     assert resumed.trainer.state.epoch == 4
+
+
+def test_a_longer_run_goes_on_along_its_own_learning_rate(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data))
+    first = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    assert first["optimizer"]["param_groups"][0]["lr"] == 0
+    changes = {"epochs": 4, "resume": True, "learning_rate": 0.01}
+    resumed = run_workflow(bundle, ["train"], overrides(bundle, data, **changes))
+    optimizer = resumed.parser.get_parsed_content("optimizer")
+    assert optimizer.param_groups[0]["lr"] == 0
+    second = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    assert any(not torch.equal(second["model"][name], value) for name, value in first["model"].items())
+
+    rates = []
+    halfway = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"),
+        workflow_type="train",
+        **overrides(bundle, data, **{**changes, "epochs": 8}),
+    )
+    halfway.initialize()
+    trainer, optimizer = (halfway.parser.get_parsed_content(name) for name in ("train#trainer", "optimizer"))
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: rates.append((engine.state.iteration, optimizer.param_groups[0]["lr"]))
+    )
+    halfway.run()
+    total = 8 * trainer.state.epoch_length
+    assert rates[0][0] == total // 2 + 1
+    assert rates == [(step, pytest.approx(0.01 * (1 - (step - 1) / total) ** 0.9)) for step, _ in rates]
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(bundle: Path, data: Path) -> None:
