@@ -54,7 +54,7 @@ class CompoundLoss(_Loss):
     another kind (Lovasz, MONAI's) are computed by passes of their own.
 
     Args:
-        losses: the terms; modules that map (input, target) to a scalar.
+        losses: the terms; modules that map (input, target) to a scalar, or all to tensors of one shape.
         weights: one factor a term, 1 by default.
 
     Attributes:
@@ -62,7 +62,7 @@ class CompoundLoss(_Loss):
 
     Raises:
         TypeError: if a term is no module.
-        ValueError: if there are no terms, or the weights do not fit.
+        ValueError: if there are no terms, or the weights do not fit; when called, if the terms differ in shape.
 
     Example:
         >>> import torch
@@ -95,15 +95,15 @@ class CompoundLoss(_Loss):
     def terms(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return every term's value by name, unweighted, with gradients."""
         values: dict[int, Tensor] = {}
+        passes: list[tuple[PassSpec, list[tuple[int, SumsLoss]]]] = []
         shared = [(index, loss) for index, loss in enumerate(self.losses) if isinstance(loss, SumsLoss)]
         if shared:
             checks.check_input(input)
             checks.check_target(input, target)
-        hard = input.shape[1] > 1 and target.shape[1] == 1
-        passes: list[tuple[PassSpec, list[tuple[int, SumsLoss]]]] = []
-        for index, loss in shared:
-            checks.check_onehot_request(input, target, loss.to_onehot_y)
-            _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
+            hard = input.shape[1] > 1 and target.shape[1] == 1
+            for index, loss in shared:
+                checks.check_onehot_request(input, target, loss.to_onehot_y)
+                _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
         for spec, members in passes:
             first = members[0][1]
             rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
@@ -112,7 +112,9 @@ class CompoundLoss(_Loss):
         for index, other in enumerate(self.losses):
             if index not in values:
                 values[index] = other(input, target)
-        return {name: values[index] for index, name in enumerate(self.names)}
+        terms = {name: values[index] for index, name in enumerate(self.names)}
+        _check_shapes(terms)
+        return terms
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum; see the terms for shapes and errors."""
@@ -123,6 +125,17 @@ class CompoundLoss(_Loss):
         for term in weighted[1:]:
             total = total + term
         return total
+
+
+def _check_shapes(terms: dict[str, Tensor]) -> None:
+    """Raise unless the terms can be added without one being spread over another."""
+    shapes = {name: tuple(term.shape) for name, term in terms.items()}
+    if len(set(shapes.values())) > 1 and any(term.numel() != 1 for term in terms.values()):
+        listed = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        message = (
+            f'Expected `losses` to give terms of one shape, but got {listed}: take reduction="mean" or "sum" in all.'
+        )
+        raise ValueError(message)
 
 
 def _join_a_pass(
@@ -202,6 +215,12 @@ class IoUCELoss(CompoundLoss):
         if other_act is not None:
             message = (
                 "Expected `other_act` to be None with a cross-entropy, but got a function: use softmax or sigmoid."
+            )
+            raise ValueError(message)
+        if getattr(reduction, "value", reduction) == "none" and (batch or not include_background):
+            message = (
+                "Expected `reduction` to be 'mean' or 'sum' with batch=True or include_background=False, but got "
+                "'none': the cross-entropy has a value for every image and class, the IoU term would not."
             )
             raise ValueError(message)
         weight = checks.as_weight(weight)
