@@ -96,20 +96,25 @@ def bundle_root() -> str:
     return "."
 
 
-def is_true(value: object) -> bool:
+def is_true(value: object, key: str) -> bool:
     """Return a switch's value: `--resume true` on MONAI's command line arrives as the text "true".
 
+    Args:
+        value: true or false, as it is or as text.
+        key: the switch's name, for the error.
+
     Example:
-        >>> is_true("true"), is_true("false"), is_true(True)
+        >>> is_true("true", "resume"), is_true("false", "amp"), is_true(True, "amp")
         (True, False, True)
 
     Raises:
         ValueError: the value is neither true nor false.
     """
     text = str(value).lower()
-    if text not in ("true", "false", "1", "0"):
-        message = f"Expected a switch to be true or false, but got {value!r}: write --resume true, for example."
-        raise ValueError(message)
+    with one_sentence():
+        if text not in ("true", "false", "1", "0"):
+            message = f"Expected `{key}` to be true or false, but got {value!r}: write --{key} true or --{key} false."
+            raise ValueError(message)
     return text in ("true", "1")
 
 

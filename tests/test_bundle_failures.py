@@ -17,7 +17,7 @@ import pytest
 import torch
 from bundle_runs import SMALL, bundle_command, run_command
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_iou.bundles import BundleCases, bundle_path, copy_bundle, is_true
 from monai_iou.cases import DatasetError
@@ -206,12 +206,21 @@ def test_an_untrained_network_runs_when_asked_for(bundle: Path, data: Path, swit
 
 @pytest.mark.parametrize(("value", "expected"), [(True, True), ("true", True), ("false", False), (False, False)])
 def test_switches_as_the_command_line_gives_them(value: object, expected: bool) -> None:
-    assert is_true(value) is expected
+    assert is_true(value, "amp") is expected
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_mixed_precision_is_what_the_command_line_says(value: str, bundle: Path, data: Path) -> None:
+    for name, engines in (("train", ["train#trainer", "validate#evaluator"]), ("inference", ["evaluator"])):
+        parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / f"{name}.json"))
+        parser.update({**overrides(bundle, data), "amp": value, "load_pretrain": False, "device": "cpu"})
+        for engine in engines:
+            assert parser.get_parsed_content(engine).amp is (value == "true")
 
 
 def test_a_switch_that_is_neither() -> None:
-    with pytest.raises(ValueError, match="Expected a switch to be true or false, but got 'maybe'"):
-        is_true("maybe")
+    with pytest.raises(ValueError, match="Expected `amp` to be true or false, but got 'maybe'"):
+        is_true("maybe", "amp")
 
 
 def test_inference_takes_a_plain_folder(tmp_path: Path, data: Path) -> None:
