@@ -126,8 +126,8 @@ def test_compiled_equals_reference(case_of: str) -> None:
     """Whole chunks, a last chunk, lines left over and voxels beyond the last line; several sizes, compiled once."""
     spec = PassSpec(cross_entropy=True)
     for batch, count in (
-        (2, 2 * compiled.LINE + 77),
-        (1, (compiled.CHUNK + 1) * compiled.LINE),
+        (2, 4 * compiled.LINE + 77),
+        (1, (2 * compiled.CHUNK + 1) * compiled.LINE),
         (1, 5 * compiled.LINE),
     ):
         voxels = case((batch, 3, count), spec, ignore=case_of == "ignored")
@@ -143,7 +143,7 @@ def test_compiled_equals_reference(case_of: str) -> None:
 @pytest.mark.parametrize("spec", SPECS[::7], ids=str)
 def test_compiled_equals_reference_in_many_branches(spec: PassSpec) -> None:
     for ignore, soft in itertools.product((False, True), repeat=2):
-        voxels = case((1, 3, 2 * compiled.LINE + 77), spec, ignore=ignore, soft=soft)
+        voxels = case((1, 3, 4 * compiled.LINE + 77), spec, ignore=ignore, soft=soft)
         exact = run(reference_sums, voxels, spec)
         assert_close(run(compiled.sums, replace(voxels, logits=voxels.logits.float()), spec), exact, torch.float32)
 

@@ -188,9 +188,13 @@ def _arguments(voxels: Voxels, image: int, part: slice) -> tuple[Sequence[Tensor
 
 def _lines(tensor: Tensor) -> list[Tensor]:
     """Return the rows of (C, n) as (lines, LINE) each: the same memory, but no views, on whose base it would guard."""
-    memory = tensor.untyped_storage()
-    shape, start, stride = (tensor.shape[1] // LINE, LINE), tensor.storage_offset(), tensor.stride(0)
-    return [tensor.new_empty(0).set_(memory, start + c * stride, shape, (LINE, 1)) for c in range(tensor.shape[0])]
+    memory, size = tensor.untyped_storage(), tensor.element_size()
+    shape, lines = (tensor.shape[1] // LINE, LINE), []
+    for c in range(tensor.shape[0]):
+        start = (tensor.storage_offset() + c * tensor.stride(0)) * size  # offsets would tell 0 from others
+        part = memory[start : start + tensor.shape[1] * size]
+        lines.append(tensor.new_empty(0).set_(part, 0, shape, (LINE, 1)))
+    return lines
 
 
 def _key(voxels: Voxels, spec: PassSpec) -> tuple[Any, ...]:
@@ -212,6 +216,7 @@ class _CompiledSums(torch.autograd.Function):
         function = _compiled(_forward, *_key(voxels, spec))
         total = torch.zeros((ROWS, batch, classes, 1), dtype=total_dtype(logits))
         rows = spec.rows()
+
         for image, part in _chunks(voxels):
             sums = torch.stack(function(*_arguments(voxels, image, part))).sum(-1, dtype=total.dtype)
             has_mask = len(sums) > classes * len(rows)

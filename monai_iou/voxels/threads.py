@@ -1,9 +1,9 @@
 """Work on parts of a volume by threads that each keep to one core.
 
 torch splits every operation among threads and waits for all of them at its end. For thousands of small operations
-beside busy data loaders, which keep a thread from its core for milliseconds, that is thousands of waits for the scheduler:
-seconds for one loss, seen on two busy cores. Here a thread takes a part, does all operations on it alone, and nobody
-waits until the end.
+beside busy data loaders, which keep a thread from its core for milliseconds, that is thousands of waits for the
+scheduler: seconds for one loss, seen on two busy cores. Here a thread takes a part and does all operations on it alone;
+nobody waits until the end.
 """
 
 from __future__ import annotations

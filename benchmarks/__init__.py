@@ -1,0 +1,1 @@
+"""Measurements that docs/performance.md reports."""
