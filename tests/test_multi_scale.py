@@ -15,14 +15,18 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from monai_iou import (
+    ComponentRegionsd,
     CompoundLoss,
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
+    InstanceIoULoss,
     IoUCELoss,
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
     MultiScaleLoss,
     WeightedCrossEntropyLoss,
 )
@@ -109,6 +113,9 @@ LOSSES: list[nn.Module] = [
     IoUCELoss(softmax=True),
     IoUFocalLoss(softmax=True),
     CompoundLoss([IoULoss(softmax=True), monai.losses.DiceLoss(softmax=True, to_onehot_y=True)]),
+    CompoundLoss([LovaszSoftmaxLoss(softmax=True), WeightedCrossEntropyLoss()]),
+    LovaszSoftmaxLoss(softmax=True, bins=None),
+    InstanceIoULoss(softmax=True),
     monai.losses.DiceLoss(softmax=True, to_onehot_y=True),
     monai.losses.DiceCELoss(softmax=True, to_onehot_y=True, jaccard=True),
     monai.losses.TverskyLoss(softmax=True, to_onehot_y=True),
@@ -133,6 +140,10 @@ def some_labels() -> Tensor:
 @pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
 def test_every_loss_at_every_scale(loss: nn.Module, downsample: str) -> None:
     outputs, labels = outputs_of(), some_labels()
+    if downsample == "area" and any("Lovasz" in type(module).__name__ for module in loss.modules()):
+        with pytest.raises(ValueError, match="with LovaszSoftmaxLoss, which needs hard labels, but got 'area': take d"):
+            MultiScaleLoss(loss)
+        return
     multi = MultiScaleLoss(loss, downsample=downsample)
     value = multi(outputs, labels)
     assert value.isfinite()
@@ -224,6 +235,29 @@ def test_dynunets_stacked_tensor() -> None:
     network.eval()
     single = network(torch.randn(1, 1, 16, 16, 16))
     torch.testing.assert_close(MultiScaleLoss(loss)(single, labels), loss(single, labels))
+
+
+def test_the_lovasz_hinge_takes_hard_labels_of_one_channel() -> None:
+    outputs, labels = outputs_of((2, 1, 8, 8, 8)), some_labels().clamp_max(1)
+    with pytest.raises(ValueError, match="with LovaszHingeLoss, which needs hard labels"):
+        MultiScaleLoss(CompoundLoss([LovaszHingeLoss()]))
+    multi = MultiScaleLoss(LovaszHingeLoss(), downsample="max")
+    value = multi(outputs, labels)
+    for slope in torch.autograd.grad(value, outputs):
+        assert slope.abs().sum() > 0
+    coarse = nn.functional.max_pool3d(labels, 2)
+    torch.testing.assert_close(multi.last_terms["scale_1"], LovaszHingeLoss()(outputs[1], coarse).detach())
+
+
+@pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_carried_regions_are_for_one_scale(channels: int, downsample: str) -> None:
+    outputs, labels = outputs_of((2, channels, 8, 8, 8)), some_labels().clamp_max(1)
+    carried = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
+    multi = MultiScaleLoss(InstanceIoULoss(sigmoid=True), downsample=downsample)
+    torch.testing.assert_close(multi(outputs[:1], carried), multi(outputs[:1], labels))
+    with pytest.raises(ValueError, match=re.escape("(B, 1, *S) at several scales, but got (2, 2, 8, 8, 8) with regi")):
+        multi(outputs, carried)
 
 
 def test_weights() -> None:

@@ -129,20 +129,19 @@ class InstanceIoULoss(_Loss):
         self.last_terms = {"global": whole.detach(), "instance": instance.detach()}
         return self.lambda_global * whole + self.lambda_instance * instance
 
-    def carries_regions(self, input: Tensor, target: Tensor) -> bool:
-        """Return whether a target is a label map with its regions, (B, 1 + F, *S); see :meth:`forward`."""
-        channels = max(input.shape[1], 2)  # one channel has one foreground class
-        if not isinstance(target, Tensor) or target.ndim != input.ndim or target.shape[1] != channels:
+    def carries_regions(self, target: Tensor, channels: int) -> bool:
+        """Return whether the target of an input of so many channels is a label map with its regions (B, 1 + F, *S)."""
+        if not isinstance(target, Tensor) or target.ndim < 2 or target.shape[1] != max(channels, 2):
             return False
-        if input.shape[1] == 1:
-            return True
+        if channels == 1:
+            return True  # one channel has one foreground class
         low, high = target.as_subclass(Tensor).aminmax() if target.numel() else (0, 1)
         may_be_empty = not self.region_loss.sigmoid and self.region_loss.ignore_index is None
         return bool(high > 1 or (may_be_empty and low == high == 0))
 
     def _split(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the label and, if the target carries them, the regions (B, F, *S)."""
-        if not self.carries_regions(input, target):
+        if not self.carries_regions(target, input.shape[1]):
             return target, None
         regions = target.as_subclass(Tensor)[:, 1:].long()
         return target[:, :1], torch.where(regions >= FIRST_REGION, regions - FIRST_REGION + 1, 0)

@@ -11,6 +11,8 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.losses.base import RegionLoss
+from monai_iou.losses.instance import InstanceIoULoss
+from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.pooling import DOWNSAMPLINGS, pool_labels
 
 
@@ -30,15 +32,15 @@ class MultiScaleLoss(_Loss):
         weights: one factor a scale, finest first, taken as given; by default 1/2^k, normalised to the sum 1.
         downsample: "area", the label becomes the fraction of each class in a coarse voxel, and region losses take their
             soft-label form (`soft_label` is set on a copy of `loss`; one with `power` between 1 and 2 keeps its form);
-            "max", a coarse voxel is foreground if any of its voxels is, and of several classes the rarest in the batch;
-            "nearest", MONAI's.
+            not for Lovasz losses, which need hard labels. "max", a coarse voxel is foreground if any of its voxels is,
+            and of several classes the rarest in the batch. "nearest", MONAI's.
 
     Attributes:
         last_terms: the values at the last call, "scale_0" the finest, detached, before weighting; for logging.
 
     Raises:
         TypeError: if `loss` is no module.
-        ValueError: if `downsample` is none of the three, or a weight is negative.
+        ValueError: if `downsample` is none of the three, or "area" with a Lovasz loss, or a weight is negative.
 
     Example:
         >>> import torch
@@ -57,6 +59,8 @@ class MultiScaleLoss(_Loss):
             message = f"Expected `loss` to be a torch module, but got {type(loss).__name__}."
             raise TypeError(message)
         checks.check_choice("downsample", downsample, DOWNSAMPLINGS)
+        if downsample == "area":
+            _check_takes_fractions(loss)
         self.loss = loss
         self.soft_loss = _for_fractions(loss) if downsample == "area" else loss
         self.weights = (
@@ -79,7 +83,8 @@ class MultiScaleLoss(_Loss):
 
         Raises:
             TypeError: if `input` is no tensor and no list of tensors.
-            ValueError: if `input` is an empty list, or `weights` do not fit its length.
+            ValueError: if `input` is an empty list, `weights` do not fit its length, or the target carries regions for
+                an InstanceIoULoss, which at coarser scales takes the label alone.
         """
         outputs = _as_list(input, target)
         weights = self._weights(len(outputs))
@@ -103,6 +108,13 @@ class MultiScaleLoss(_Loss):
                 f"but got {tuple(output.shape)}: give the target of the finest scale."
             )
             raise ValueError(message)
+        for module in self.loss.modules():
+            if isinstance(module, InstanceIoULoss) and module.carries_regions(target, output.shape[1]):
+                message = (
+                    f"Expected `target` to be a label map (B, 1, *S) at several scales, but got {tuple(target.shape)} "
+                    "with regions: leave ComponentRegionsd out, regions of coarser labels are computed on the fly."
+                )
+                raise ValueError(message)
         coarse = pool_labels(target, size, output.shape[1], self.downsample, self.ignore_index)
         return torch.as_tensor(self.soft_loss(output, coarse))
 
@@ -128,6 +140,18 @@ def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:
         message = "Expected `input` to hold at least one output, but got an empty list."
         raise ValueError(message)
     return list(input)
+
+
+def _check_takes_fractions(loss: nn.Module) -> None:
+    hard = [
+        type(module).__name__ for module in loss.modules() if isinstance(module, LovaszSoftmaxLoss | LovaszHingeLoss)
+    ]
+    if hard:
+        message = (
+            f"Expected `downsample` to be 'max' or 'nearest' with {hard[0]}, which needs hard labels, but got 'area': "
+            'take downsample="max", which keeps small lesions.'
+        )
+        raise ValueError(message)
 
 
 def _ignore_index(loss: nn.Module) -> int | None:
