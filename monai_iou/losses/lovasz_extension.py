@@ -31,14 +31,17 @@ from monai_iou.voxels.reference import Voxels, sum_dtype, total_dtype
 
 
 def error_slopes(histograms: ErrorHistograms) -> tuple[Tensor, Tensor]:
-    """Return dL/de at the large end of each cell and its change across the cell, both shaped as the counts."""
+    """Return dL/dp at the large end of each cell and its change across the cell, both shaped as the counts.
+
+    An error falls as the output of the voxel's own class rises: of voxels of the class it is -dL/de, of others dL/de.
+    """
     dtype = total_dtype(histograms.counts)
     inside, outside = histograms.foreground.to(dtype), histograms.background.to(dtype)
     volume = inside.sum(-1, keepdim=True)
     f, b = inside.cumsum(-1) - inside, outside.cumsum(-1) - outside  # before the cell
 
     def at(f: Tensor, b: Tensor, others: Tensor) -> Tensor:
-        of_class = 1 / (volume + b).clamp_min(1)
+        of_class = -1 / (volume + b).clamp_min(1)
         met = volume + others
         return torch.stack([(volume - f) / (met * (met + 1)).clamp_min(1), of_class], dim=2)
 
@@ -92,23 +95,22 @@ class _WithSlopes(torch.autograd.Function):
         out = torch.empty_like(logits)
         for image, part in hist.tiles(logits):
             tile = hist.tile_errors(voxels, image, part, ctx.spec, limit[image])
-            slope = rise[image].index_select(0, tile.index).view_as(tile.p).mul_(tile.offset)
-            slope += start[image].index_select(0, tile.index).view_as(tile.p)
+            slope = start[image].index_select(0, tile.index).view_as(tile.p)
+            slope.addcmul_(rise[image].index_select(0, tile.index).view_as(tile.p), tile.position.frac_())
             out[image, :, part] = _logit_gradient(tile, slope, ctx.spec)
         return out, None, None, None, None, None
 
 
 def _logit_gradient(tile: hist.ErrorTile, slope: Tensor, spec: ErrorSpec) -> Tensor:
-    """Return dL / d logits (C, n) of a tile from dL / d errors, which is overwritten."""
-    slope.mul_(1 - 2 * tile.target)  # an error falls as the output of the voxel's own class rises
+    """Return dL / d logits (C, n) of a tile from dL / dp, which is overwritten."""
     p = tile.p
     if spec.activation == "softmax":
         slope.mul_(p)
         slope.addcmul_(p, slope.sum(-2, keepdim=True), value=-1)
     elif spec.activation == "sigmoid":
         slope.mul_(p * (1 - p))
-    elif spec.activation == "hinge":
-        slope.mul_(tile.error > 0)
+    elif tile.active is not None:
+        slope.mul_(tile.active)
     return slope if tile.valid is None else slope.mul_(tile.valid)
 
 

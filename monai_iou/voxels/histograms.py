@@ -31,7 +31,7 @@ from monai_iou.voxels.sums import flatten_voxels
 from monai_iou.voxels.tiled import TILE_ELEMENTS
 
 DEFAULT_BINS = 2048
-_MOST_BINS = 1 << 16  # float32 knows no finer errors
+_MOST_BINS = 1 << 14  # for which float32 still tells places inside a cell apart
 _OTHER_TILE_ELEMENTS = 1 << 23  # of GPUs: index tensors of 8 bytes an element
 _ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
 
@@ -116,24 +116,22 @@ class ErrorTile:
 
     Attributes:
         p: (C, n) probabilities (logits for the hinge).
-        error: (C, n).
         index: (C * n,) int32, place of each error in the flattened counts (C, 2, cells) of the image; ignored voxels
             have the place behind the last.
-        offset: (C, n), position inside the cell, 0 to 1 from its large errors to its small ones.
-        target: (C, n), 1 and 0.
+        position: (C, n), the same before it is rounded down: its fraction is 0 at the large end of the cell.
+        active: (C, n), 1 where a hinge error is above 0; None for other errors.
         valid: (1, n), 1 and 0, or None if every voxel counts.
     """
 
     p: Tensor
-    error: Tensor
     index: Tensor
-    offset: Tensor
-    target: Tensor
+    position: Tensor
+    active: Tensor | None
     valid: Tensor | None
 
 
 def check_bins(bins: int) -> int:
-    """Return `bins`; raise unless it is an integer from 1 to 65536."""
+    """Return `bins`; raise unless it is an integer from 1 to 16384."""
     if isinstance(bins, bool) or not isinstance(bins, int):
         message = f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}."
         raise TypeError(message)
@@ -152,26 +150,39 @@ def tiles(logits: Tensor) -> Iterator[tuple[int, slice]]:
             yield image, slice(start, start + size)
 
 
+def probabilities(logits: Tensor, activation: str | None) -> Tensor:
+    """Apply the activation to logits (..., C, N)."""
+    return logits.softmax(-2) if activation == "softmax" else logits.sigmoid() if activation == "sigmoid" else logits
+
+
 def errors(logits: Tensor, target: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
     """Return the probabilities (logits for the hinge) and the errors of (..., C, N) logits and hard targets."""
     if activation == "hinge":
         return logits, (1 - (2 * target - 1) * logits).clamp_min(0)
-    p = logits.softmax(-2) if activation == "softmax" else logits.sigmoid() if activation == "sigmoid" else logits
+    p = probabilities(logits, activation)
     return p, (target - p).abs()
 
 
 def tile_errors(voxels: Voxels, image: int, part: slice, spec: ErrorSpec, limit: Tensor) -> ErrorTile:
     """Return the errors of a part of an image and where they belong; `limit` is (1,)."""
     logits, target, valid = voxels.tile(image, part, sum_dtype(voxels.logits))
-    p, error = errors(logits, target, spec.activation)
-    share = error if spec.activation != "hinge" else error / torch.where(limit > 0, limit, 1)
-    position = (1 - share).clamp_min_(0).sqrt_().mul_(2 * spec.bins).add_(0.5)
-    cell = position.nan_to_num(nan=spec.cells - 1).int()  # int32: bincount and index_select read it fastest
-    rows = torch.arange(0, 2 * len(logits) * spec.cells, 2 * spec.cells, dtype=torch.int32, device=cell.device)
-    index = (cell + rows.unsqueeze(-1)).add_(target.int(), alpha=spec.cells)
+    active = None
+    if spec.activation == "hinge":
+        p, error = errors(logits, target, "hinge")
+        active = (error > 0).to(error.dtype)
+        room = (1 - error / torch.where(limit > 0, limit, 1)).clamp_min_(0)
+    else:
+        p = probabilities(logits, spec.activation)
+        room = (p + target).sub_(1).abs_()  # 1 - |y - p| of a hard y, with fewer digits lost and fewer passes
+    root = room.sqrt_()
+    if root.device.type != "cpu" or not bool(root.sum().isfinite()):
+        root.nan_to_num_(nan=(spec.cells - 1) / (2 * spec.bins))
+    position = (target * spec.cells).add_(0.5).add_(root, alpha=2 * spec.bins)
+    rows = torch.arange(0, 2 * len(logits) * spec.cells, 2 * spec.cells, dtype=torch.int32, device=position.device)
+    index = position.int().add_(rows.unsqueeze(-1))  # int32: read faster than int64
     if valid is not None:
         index.masked_fill_(valid == 0, 2 * len(logits) * spec.cells)
-    return ErrorTile(p, error, index.flatten(), position.sub_(cell), target, valid)
+    return ErrorTile(p, index.flatten(), position, active, valid)
 
 
 def largest_error(voxels: Voxels, spec: ErrorSpec) -> Tensor:
@@ -192,13 +203,10 @@ def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistogr
     length = 2 * classes * spec.cells
     # the last place takes the ignored voxels
     counts = torch.zeros((batch, length + 1), dtype=torch.int64, device=voxels.logits.device)
-    limits = limit.expand(batch, 1)
+    limits, one = limit.expand(batch, 1), counts.new_ones(1)
     for image, part in tiles(voxels.logits):
         index = tile_errors(voxels, image, part, spec, limits[image]).index
-        if index.device.type == "cpu":
-            counts[image] += torch.bincount(index, minlength=length + 1)
-        else:  # where bincount would wait for the device; sums of integers are the same in any order
-            counts[image].scatter_add_(0, index.long(), counts.new_ones(1).expand(len(index)))
+        counts[image].index_add_(0, index, one.expand(len(index)))  # integers: the same in any order
     return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit)
 
 
