@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from monai_iou.cases import Case, DatasetError
-from monai_iou.datasets import SegmentationFolder, case_name, read_folder, split_cases
+from monai_iou.datasets import SegmentationFolder, case_name, check_names, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
 
 __all__ = [
@@ -175,6 +175,7 @@ class BundleCases:
             else:
                 found = sorted(self.dataset_dir.glob("*.nii.gz")) + sorted(self.dataset_dir.glob("*.nii"))
                 cases = [Case(case_name(path), path) for path in found]
+                check_names(cases, str(self.dataset_dir))
             if not cases:
                 message = (
                     f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "

@@ -21,7 +21,7 @@ import numpy as np
 
 from monai_iou.cases import Case, CaseFacts, DatasetError, check_case
 
-__all__ = ["SegmentationFolder", "case_name", "read_folder", "split_cases"]
+__all__ = ["SegmentationFolder", "case_name", "check_names", "read_folder", "split_cases"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -184,6 +184,7 @@ def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: b
             raise DatasetError(message)
         image = _inside(root, entry["image"], f"the image in `{key}`")
         cases.append(Case(case_name(image), image, _inside(root, entry["label"], f"the label of {image.name}")))
+    check_names(cases, f"`{key}` of {root / 'dataset.json'}")
     return tuple(cases)
 
 
@@ -191,7 +192,34 @@ def _read_images(content: Mapping[str, Any], root: Path) -> tuple[Case, ...]:
     entries = content.get("test") or []
     paths = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_inside(root, path, "the image in `test`") for path in paths]
-    return tuple(Case(case_name(image), image) for image in images)
+    cases = tuple(Case(case_name(image), image) for image in images)
+    check_names(cases, f"`test` of {root / 'dataset.json'}")
+    return cases
+
+
+def check_names(cases: Iterable[Case], where: str) -> None:
+    """Check that no two cases have one name: they would count as one patient, and share the file of their masks.
+
+    Args:
+        cases: the cases.
+        where: for the error, the list or folder that they come from.
+
+    Raises:
+        DatasetError: two of them have; the message names both files.
+    """
+    known: dict[str, Case] = {}
+    for case in cases:
+        other = known.setdefault(case.name, case)
+        if other is case:
+            continue
+        if other.image == case.image:
+            message = f"Expected {where} to list each image once, but {case.image} comes twice: remove one entry."
+        else:
+            message = (
+                f"Expected the images in {where} to have names of their own, but {other.image} and {case.image} are "
+                f"both called {case.name}: rename one of the files."
+            )
+        raise DatasetError(message)
 
 
 def case_name(path: Path) -> str:

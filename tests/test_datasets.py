@@ -114,6 +114,22 @@ def test_image_without_label(folder: Path) -> None:
     assert "imagesTr/c0.nii.gz" in refusal(folder)
 
 
+@pytest.mark.parametrize("key", ["training", "test", "test_labelled"])
+@pytest.mark.parametrize("other", ["more/c0.nii.gz", "imagesTr/c0.nii"])
+def test_two_images_of_one_name(folder: Path, key: str, other: str) -> None:
+    write(folder / other, np.ones((6, 7, 8), np.float32))
+    images = ["imagesTr/c0.nii.gz", other]
+    pairs = [{"image": image, "label": "labelsTr/c0.nii.gz"} for image in images]
+    edit(folder, **{key: images if key == "test" else pairs})
+    message = refusal(folder)
+    assert f"{folder}/imagesTr/c0.nii.gz and {folder}/{other} are both called c0" in message
+
+
+def test_a_pair_listed_twice(folder: Path) -> None:
+    edit(folder, training=[{"image": "imagesTr/c0.nii.gz", "label": "labelsTr/c0.nii.gz"}] * 2)
+    assert f"{folder}/imagesTr/c0.nii.gz comes twice" in refusal(folder)
+
+
 @pytest.mark.parametrize("path", ["../outside.nii.gz", "/etc/hostname.nii.gz", "imagesTr/../../outside.nii.gz"])
 def test_paths_that_leave_the_folder(folder: Path, path: str) -> None:
     write(folder.parent / "outside.nii.gz", np.ones((6, 7, 8), np.float32))
