@@ -152,9 +152,12 @@ def test_a_score_of_nothing_is_never_the_best(current: float, best: float, expec
     assert is_better(current, best) is expected
 
 
-def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path) -> None:
+@pytest.mark.parametrize("val_fraction", [0.3, 0.1], ids=["two validation cases", "one validation case"])
+def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path, val_fraction: float) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = bundle_command(bundle, ["train", "multi_gpu_train"], overrides(bundle, data), *launcher)
+    command = bundle_command(
+        bundle, ["train", "multi_gpu_train"], overrides(bundle, data, val_fraction=val_fraction), *launcher
+    )
     done = run_command(command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("epoch 2/2 ") == 1, "rank 0 alone reports"
@@ -166,6 +169,18 @@ def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path) -
     # A run on one process takes up what two ranks left.
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=3, resume=True))
     assert last_epoch(models / "last.pt") == 3
+
+
+def test_with_fewer_validation_cases_than_ranks_each_scores_all(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    files = [bundle / "configs" / f"{name}.json" for name in ("train", "multi_gpu_train")]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update(overrides(bundle, data))
+    assert len(parser.get_parsed_content("validate#dataset")) == 2
+    assert parser.get_parsed_content("validate#sampler") is None
+    assert len(parser.get_parsed_content("validate#dataloader")) == 2
 
 
 def test_the_command_ends_with_one_sentence(tmp_path: Path, data: Path) -> None:
@@ -228,6 +243,9 @@ def test_inference_takes_a_plain_folder(tmp_path: Path, data: Path) -> None:
         _ = BundleCases(str(tmp_path)).inference
     (tmp_path / "a.nii.gz").symlink_to(data / "imagesTs" / "phantom_04.nii.gz")
     assert [item["case"] for item in BundleCases(str(tmp_path)).inference] == ["a"]
+    (tmp_path / "a.nii").touch()
+    with pytest.raises(DatasetError, match=r"a\.nii\.gz and .*a\.nii are both called a: rename one"):
+        _ = BundleCases(str(tmp_path)).inference
 
 
 def test_evaluation_falls_back_to_the_validation_split(tmp_path: Path, data: Path) -> None:
