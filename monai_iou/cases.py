@@ -15,6 +15,7 @@ __all__ = ["Case", "CaseFacts", "DatasetError", "check_case"]
 
 # Two grids are the same if no corner of the volume is further away than this part of a voxel: headers store float32.
 GRID_TOLERANCE_VOXELS = 0.1
+SMALLEST_VOXEL_MM3 = 1e-15
 FOREGROUND_SAMPLES_PER_CASE = 10_000
 
 
@@ -49,8 +50,8 @@ def check_case(case: Case, label_values: Sequence[int], modalities: Sequence[str
     """Read a case completely and check image, label and that their grids agree.
 
     Raises:
-        DatasetError: the image or the label is damaged, has the wrong dimensions, holds NaN or infinity, they lie on
-            different grids, or the label holds a value that dataset.json does not name.
+        DatasetError: the image or the label is damaged, has the wrong dimensions or a singular affine, holds NaN or
+            infinity, they lie on different grids, or the label holds a value that dataset.json does not name.
     """
     import nibabel as nib
 
@@ -78,11 +79,19 @@ def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         volume: Any = _decompressed(path) if path.suffix == ".gz" else nib.load(path)
-        return np.asanyarray(volume.dataobj), np.asarray(volume.affine)
+        voxels, affine = np.asanyarray(volume.dataobj), np.asarray(volume.affine)
     except _unreadable() as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"Expected {path} to be a complete NIfTI file, but it cannot be read ({reason}): copy it again."
         raise DatasetError(message) from error
+    # A voxel of this volume is none; the smallest real ones, in mm, are far above it.
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
+        message = (
+            f"Expected {path} to have an affine that gives its voxels a size, but got {affine[:3].tolist()}: "
+            "correct its header."
+        )
+        raise DatasetError(message)
+    return voxels, affine
 
 
 def _unreadable() -> tuple[type[Exception], ...]:

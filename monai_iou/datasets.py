@@ -62,7 +62,14 @@ class SegmentationFolder:
                 "but it is empty: add at least one pair."
             )
             raise DatasetError(message)
-        return self.check(self.training)
+        facts = self.check(self.training)
+        if not any(case.foreground.shape[1] for case in facts):
+            message = (
+                f"Expected the labels of `training` in {self.root / 'dataset.json'} to have foreground, but all "
+                f"{len(facts)} are empty: add cases with voxels of {', '.join(list(self.labels.values())[1:])}."
+            )
+            raise DatasetError(message)
+        return facts
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
@@ -97,7 +104,7 @@ def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
         training=_read_pairs(content, "training", root, required=True),
         evaluation=evaluation,
         test=_read_images(content, root) or evaluation,
-        patient_groups=content.get("patient_groups", {}),
+        patient_groups=_read_groups(content, path),
     )
 
 
@@ -146,10 +153,14 @@ def split_cases(
 
 def _read_modalities(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     found = content.get("modality", content.get("channel_names"))
-    if not isinstance(found, dict) or not found:
-        message = f'Expected `modality` in {path} to name the channels, as {{"0": "CT"}}, but got {found!r}: add it.'
+    channels = sorted(found, key=lambda key: (len(key), key)) if isinstance(found, dict) else []
+    if not channels or channels != [str(channel) for channel in range(len(channels))]:
+        message = (
+            f'Expected `modality` in {path} to name the channels by number, as {{"0": "CT"}}, but got {found!r}: '
+            "correct it."
+        )
         raise DatasetError(message)
-    return tuple(str(found[key]) for key in sorted(found, key=lambda key: int(key)))
+    return tuple(str(found[key]) for key in channels)
 
 
 def _read_labels(content: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -165,6 +176,18 @@ def _read_labels(content: Mapping[str, Any], path: Path) -> dict[int, str]:
         )
         raise DatasetError(message)
     return dict(sorted(labels.items()))
+
+
+def _read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
+    found = content.get("patient_groups") or {}
+    lists = list(found.values()) if isinstance(found, dict) else [None]
+    if not all(isinstance(parts, list) and all(isinstance(part, str) and part for part in parts) for parts in lists):
+        message = (
+            f'Expected `patient_groups` in {path} to name parts of file names for each patient, as {{"P1": ["P1_"]}}, '
+            f"but got {found!r}: correct or remove it."
+        )
+        raise DatasetError(message)
+    return dict(found)
 
 
 def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: bool) -> tuple[Case, ...]:
@@ -190,6 +213,9 @@ def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: b
 
 def _read_images(content: Mapping[str, Any], root: Path) -> tuple[Case, ...]:
     entries = content.get("test") or []
+    if not isinstance(entries, list):
+        message = f"Expected `test` in {root / 'dataset.json'} to be a list of images, but got {entries!r}: correct it."
+        raise DatasetError(message)
     paths = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_inside(root, path, "the image in `test`") for path in paths]
     cases = tuple(Case(case_name(image), image) for image in images)
@@ -230,10 +256,15 @@ def case_name(path: Path) -> str:
 def _inside(root: Path, relative: object, what: str) -> Path:
     """Return the file that dataset.json names, refusing paths that leave the folder: the file may be from anywhere."""
     # Links are not followed: a folder may link to volumes on another disk, only the written path must stay inside.
-    path = Path(os.path.normpath(root / str(relative)))
+    if not isinstance(relative, str):
+        message = (
+            f"Expected {what} of {root / 'dataset.json'} to be a path, but got {relative!r}: write the file's path."
+        )
+        raise DatasetError(message)
+    path = Path(os.path.normpath(root / relative))
     if not path.is_relative_to(root):
         message = (
-            f"Expected {what} of {root / 'dataset.json'} to lie inside the folder, but got {str(relative)!r}: "
+            f"Expected {what} of {root / 'dataset.json'} to lie inside the folder, but got {relative!r}: "
             "copy or link the file into the folder and name it relative to dataset.json."
         )
         raise DatasetError(message)

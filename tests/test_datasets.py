@@ -102,6 +102,42 @@ def test_dataset_json_that_is_not_one(folder: Path, text: str) -> None:
     assert "dataset.json" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("modality", {"CT": "0"}),
+        ("modality", {"1": "CT"}),
+        ("patient_groups", ["c0", "c1"]),
+        ("patient_groups", {"P1": "c0"}),
+        ("test", "./imagesTs/c3.nii.gz"),
+        ("test", [None]),
+        ("training", [{"image": None, "label": "./labelsTr/c0.nii.gz"}]),
+        ("training", [{"image": "./imagesTr/c0.nii.gz", "label": 3}]),
+    ],
+)
+def test_a_key_of_another_type(folder: Path, key: str, value: object) -> None:
+    edit(folder, **{key: value})
+    message = refusal(folder)
+    assert str(folder / "dataset.json") in message
+    assert f"`{key}`" in message or "the label of" in message
+
+
+def test_labels_that_are_all_empty(folder: Path) -> None:
+    for index in range(3):
+        write(folder / f"labelsTr/c{index}.nii.gz", np.zeros((6, 7, 8), np.uint8))
+    assert "all 3 are empty: add cases with voxels of lesion." in refusal(folder)
+
+
+def test_singular_affine(folder: Path) -> None:
+    image = nib.Nifti1Image(np.ones((6, 7, 8), np.float32), None)
+    image.header["qform_code"], image.header["sform_code"] = 0, 1
+    image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]
+    nib.save(image, folder / "imagesTr/c1.nii.gz")
+    message = refusal(folder)
+    assert f"{folder}/imagesTr/c1.nii.gz to have an affine" in message
+    assert "[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]" in message
+
+
 def test_empty_training_list(folder: Path) -> None:
     edit(folder, training=[])
     assert "`training`" in refusal(folder)
