@@ -81,6 +81,8 @@ def seconds_of_children() -> float:
         (["--labels=1,x"], 2, "Expected label values separated by commas, such as 1,2, but got '1,x'."),
         (["--regions=whole"], 2, "Expected regions such as whole=1+2,core=2, but got 'whole'."),
         (["--regions=a=1,a=2"], 2, "Expected every region to have a name of its own, but got 'a=1,a=2'."),
+        (["--labels=1,1"], 2, "Expected every label once in `--labels`, but got 1 again: remove it."),
+        (["--images=nowhere"], 2, "Expected `--images` to be a folder of volumes, but got `nowhere`: check the path."),
         (["--labels=1", "--regions=a=1"], 2, "Expected either `--labels` or `--regions`, but got both: keep one."),
         (["--workers=0"], 2, "Expected `--workers` to be 1 or more"),
         (["--resample=prediction"], 2, "'prediction' is not 'reference'"),

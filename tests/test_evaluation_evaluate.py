@@ -225,6 +225,11 @@ def test_labels_regions_and_ignored_voxels(request_):
             "Expected either `--labels` or `--regions`, but got both: keep one.",
         ),
         ({"labels": (0, 1)}, "Expected labels of structures, but got 0, the background: leave it out."),
+        ({"labels": (1, 2, 1)}, "Expected every label once in `--labels`, but got 1 again: remove it."),
+        (
+            {"images": Path("nowhere")},
+            "Expected `--images` to be a folder of volumes, but got `nowhere`: check the path.",
+        ),
         ({"labels": (1,), "ignore": 1}, "Expected `--ignore` to differ from the labels, but got 1 in both: keep one."),
         ({"tolerance": -1.0}, "Expected `--tolerance` to be 0 mm or more, but got -1.0: give a distance in mm."),
         ({"workers": 0}, "Expected `--workers` to be 1 or more, but got 0: give a number of processes."),

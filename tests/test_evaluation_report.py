@@ -81,11 +81,10 @@ def test_images_that_are_not_there_are_told_and_fail_nothing(report, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "No image named beta in the images folder." in page
     assert "alpha.nii.gz` to be a readable volume" in page
-    nowhere = Request(**{**vars(request), "images": tmp_path / "nowhere"})
-    evaluate_folders(nowhere)
-    assert "Expected `--images` to be a folder of volumes" in (tmp_path / "out" / "report.html").read_text(
-        encoding="utf-8"
-    )
+    (tmp_path / "nothing").mkdir()
+    evaluate_folders(Request(**{**vars(request), "images": tmp_path / "nothing"}))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"Expected volumes in `{tmp_path / 'nothing'}`, but got none" in page
 
 
 def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str, object], str]:

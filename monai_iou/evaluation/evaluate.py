@@ -136,7 +136,8 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     """
     from monai_iou.evaluation.report import write_report
 
-    _check(request)
+    _check_labels(request)
+    _check_numbers_and_images(request)
     pairs = _pairs(request)
     out.prepare(request.output)
     failures = {pair.case: pair.problem for pair in pairs if pair.problem is not None}
@@ -202,7 +203,7 @@ def summarise(evaluation: Evaluation, request: Request) -> dict[str, Any]:
     }
 
 
-def _check(request: Request) -> None:
+def _check_labels(request: Request) -> None:
     if request.labels and request.regions:
         message = "Expected either `--labels` or `--regions`, but got both: keep one."
         raise RequestError(message)
@@ -210,14 +211,24 @@ def _check(request: Request) -> None:
     if 0 in named:
         message = "Expected labels of structures, but got 0, the background: leave it out."
         raise RequestError(message)
+    again = next((value for i, value in enumerate(request.labels) if value in request.labels[:i]), None)
+    if again is not None:
+        message = f"Expected every label once in `--labels`, but got {again} again: remove it."
+        raise RequestError(message)
     if request.ignore is not None and request.ignore in named:
         message = f"Expected `--ignore` to differ from the labels, but got {request.ignore} in both: keep one."
         raise RequestError(message)
+
+
+def _check_numbers_and_images(request: Request) -> None:
     if not request.tolerance >= 0 or math.isinf(request.tolerance):
         message = f"Expected `--tolerance` to be 0 mm or more, but got {request.tolerance}: give a distance in mm."
         raise RequestError(message)
     if request.workers < 1:
         message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
+        raise RequestError(message)
+    if request.images is not None and not request.images.is_dir():
+        message = f"Expected `--images` to be a folder of volumes, but got `{request.images}`: check the path."
         raise RequestError(message)
 
 
