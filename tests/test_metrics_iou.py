@@ -271,6 +271,19 @@ def test_reset_forgets():
 LABELS = torch.tensor([[[0, 1, 2, 3]]])
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("include_background", [True, False])
+def test_without_num_classes_one_channel_is_one_binary_map_or_refused(dtype, include_background):
+    pred, ref = torch.tensor([[[0, 1, 1, 0]]]).to(dtype), torch.tensor([[[0, 1, 0, 0]]]).to(dtype)
+    torch.testing.assert_close(IoUMetric(include_background)(pred, ref), torch.tensor([[0.5]]))
+    assert IoUMetric(include_background, num_classes=2)(pred, ref).shape == (1, 2 if include_background else 1)
+    if dtype != torch.bool:
+        labels = (LABELS * (LABELS < 3)).to(dtype)
+        for pair in ((labels, ref), (pred, labels), (labels, labels)):
+            with pytest.raises(ValueError, match="but got 2: pass `num_classes` if this is a label map"):
+                IoUMetric(include_background)(*pair)
+
+
 @pytest.mark.parametrize(
     ("arguments", "y_pred", "y", "text"),
     [

@@ -230,7 +230,9 @@ class IoUMetric(PerClassMetric):
         get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
         ignore_empty: "both" (default): NaN where a class is in neither map, 0 for a false positive. True: NaN where the
             reference is empty (MONAI's default). False: 1 where both are empty, 0 for a false positive.
-        num_classes: needed where both inputs are label maps; background included.
+        num_classes: needed where both inputs are label maps; background included. Without it a single channel is one
+            binary map of 0 and 1, as thresholded predictions of shape (B, 1, *S) are: it is scored as one class, and
+            any other value is refused.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
         ignore_index: reference label whose voxels are left out of every class. For per-class maps: the class of that
             number, or, where there is none, the voxels that no channel claims.
@@ -243,6 +245,8 @@ class IoUMetric(PerClassMetric):
     tensor([[0.5000,    nan]])
     >>> metric.aggregate()
     tensor([0.5000,    nan])
+    >>> IoUMetric()(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))  # one binary map, one score
+    tensor([[0.5000]])
     """
 
     def __init__(
