@@ -25,12 +25,12 @@ class IoUHandler(IgniteMetricHandler):
     Args:
         include_background: whether class 0 is scored.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        ignore_empty: "both", True or False.
-        num_classes: number of classes of label maps, background included.
-        ignore_index: reference label whose voxels are left out.
         output_transform: makes `(y_pred, y)` of the engine's output, for example `from_engine(["pred", "label"])`.
         save_details: whether the scores, one row an image and one column a class, go to
             `engine.state.metric_details`, from where `MetricsSaver` writes them.
+        ignore_empty: "both", True or False.
+        num_classes: number of classes of label maps, background included.
+        ignore_index: reference label whose voxels are left out.
 
     >>> import torch
     >>> from ignite.engine import Engine
@@ -45,11 +45,12 @@ class IoUHandler(IgniteMetricHandler):
         self,
         include_background: bool = True,
         reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable[[Any], Any] = _identity,
+        save_details: bool = True,
+        *,
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
-        output_transform: Callable[[Any], Any] = _identity,
-        save_details: bool = True,
     ) -> None:
         metric = IoUMetric(
             include_background=include_background,
@@ -69,28 +70,29 @@ class LesionIoUHandler(IgniteMetricHandler):
     Args:
         include_background: whether class 0 is scored.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
+        output_transform: makes `(y_pred, y)` of the engine's output.
+        save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
         score: the lesion score to report.
         threshold: IoU from which on two components can match, or "any".
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
-        output_transform: makes `(y_pred, y)` of the engine's output.
-        save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
     """
 
     def __init__(
         self,
         include_background: bool = False,
         reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable[[Any], Any] = _identity,
+        save_details: bool = True,
+        *,
         score: str = "pq",
         threshold: float | Literal["any"] = 0.5,
         connectivity: int | None = None,
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
-        output_transform: Callable[[Any], Any] = _identity,
-        save_details: bool = True,
     ) -> None:
         metric = LesionIoUMetric(
             include_background=include_background,
@@ -113,24 +115,25 @@ class BoundaryIoUHandler(IgniteMetricHandler):
     Args:
         include_background: whether class 0 is scored.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
+        output_transform: makes `(y_pred, y)` of the engine's output.
+        save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
         width: thickness of the band in mm.
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
-        output_transform: makes `(y_pred, y)` of the engine's output.
-        save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
     """
 
     def __init__(
         self,
         include_background: bool = False,
         reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable[[Any], Any] = _identity,
+        save_details: bool = True,
+        *,
         width: float = 2.0,
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
-        output_transform: Callable[[Any], Any] = _identity,
-        save_details: bool = True,
     ) -> None:
         metric = BoundaryIoUMetric(
             include_background=include_background,

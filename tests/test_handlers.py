@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.handlers import MetricsSaver, from_engine
+from monai.handlers import MeanIoUHandler, MetricsSaver, from_engine
 from monai.networks.utils import one_hot
 
 from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler
@@ -59,6 +60,16 @@ def test_every_argument_reaches_the_metric():
     assert isinstance(metric, IoUMetric)
     assert (metric.include_background, metric.reduction, metric.ignore_empty) == (False, "mean_batch", True)
     assert (metric.num_classes, metric.ignore_index, handler.save_details) == (3, 2, False)
+
+
+@pytest.mark.parametrize("handler", [IoUHandler, LesionIoUHandler, BoundaryIoUHandler])
+def test_positional_arguments_are_those_of_monais_handler(handler):
+    ours, theirs = (list(inspect.signature(h).parameters.values()) for h in (handler, MeanIoUHandler))
+    positional = [parameter.name for parameter in ours if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == [parameter.name for parameter in theirs]
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in ours[len(positional) :])
+    made = handler(False, "sum", from_engine(["pred", "label"]), False)
+    assert (made.metric_fn.reduction, made.save_details) == ("sum", False)
 
 
 def test_metrics_saver_writes_one_row_per_image(tmp_path):
