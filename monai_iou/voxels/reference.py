@@ -180,8 +180,8 @@ def probabilities(logits: Tensor, spec: PassSpec) -> Probabilities:
 def class_probabilities(logits: Tensor, spec: PassSpec, classes: int) -> Probabilities:
     """Apply an activation other than softmax, which looks at one class at a time."""
     if spec.activation == "sigmoid":
-        logarithms = _log_sigmoids(logits) if spec.cross_entropy else (None, None)
-        return Probabilities(logits.sigmoid(), *logarithms, classes)
+        log_p, log_q = _log_sigmoids(logits) if spec.cross_entropy else (None, None)
+        return Probabilities(logits.sigmoid(), log_p, log_q, classes)
     return Probabilities(logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None, None, classes)
 
 
