@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +12,23 @@ from torch import nn
 
 from monai_iou import (
     CompoundLoss,
+    ContextAttentionLoss,
+    FocalIoULoss,
+    FocalTverskyLoss,
+    GeneralizedIoULoss,
+    InstanceIoULoss,
     IoUCELoss,
     IoUFocalLoss,
     IoULoss,
+    LogIoULoss,
     WeightedCrossEntropyLoss,
 )
 
 
 def test_terms_of_different_shapes_are_refused() -> None:
     logits, labels = torch.randn(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
-    for options in ({"batch": True}, {"include_background": False}):
+    cases: list[dict[str, Any]] = [{"batch": True}, {"include_background": False}]
+    for options in cases:
         for make in (IoUCELoss, IoUFocalLoss):
             with pytest.raises(ValueError, match="`reduction` to be 'mean' or 'sum' with batch=True or"):
                 make(softmax=True, reduction="none", **options)
@@ -35,3 +44,47 @@ def test_terms_of_different_shapes_are_refused() -> None:
 def test_a_compound_of_other_losses_leaves_the_checks_to_them() -> None:
     loss = CompoundLoss([nn.MSELoss(), nn.L1Loss()])
     assert loss(torch.ones(3), torch.zeros(3)) == 2
+
+
+SHARED = [True, False, False, True, None, False, "sum", 0.5, 0.25, True, [1.0, 2.0], False, 255]
+INSTANCE = ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing"]
+OWN: list[tuple[Any, dict[str, Any], list[str]]] = [
+    (LogIoULoss, {"gamma": 0.5}, []),
+    (FocalIoULoss, {"gamma": 0.5}, []),
+    (FocalTverskyLoss, {"alpha": 0.2, "beta": 0.9, "gamma": 0.5}, []),
+    (GeneralizedIoULoss, {"w_type": "simple"}, []),
+    (IoUFocalLoss, {"gamma": 0.5}, ["lambda_iou", "lambda_focal", "label_smoothing"]),
+    (
+        InstanceIoULoss,
+        {"regions": "blob"},
+        ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "own", "by_name"), OWN, ids=lambda value: getattr(value, "__name__", ""))
+def test_variants_take_their_own_arguments_first(make: Any, own: dict[str, Any], by_name: list[str]) -> None:
+    parameters = inspect.signature(make).parameters
+    shared = inspect.signature(IoULoss).parameters
+    assert list(parameters) == [*own, *shared, *by_name]
+    assert all(parameters[name].default == shared[name].default for name in shared)
+    assert all(parameters[name].kind == shared[name].kind for name in shared)
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in by_name)
+    values = [value if make is not InstanceIoULoss or value != "sum" else "mean" for value in SHARED]
+    logits, labels = torch.randn(2, 2, 6, 6), torch.zeros(2, 1, 6, 6)
+    labels[..., 1:3, 1:3] = 1
+    named = make(**own, **dict(zip(shared, values, strict=False)))
+    torch.testing.assert_close(make(*own.values(), *values)(logits, labels), named(logits, labels))
+
+
+def test_a_wrong_argument_names_the_class_it_was_given_to() -> None:
+    with pytest.raises(TypeError, match=re.escape("arguments of LogIoULoss (gamma, include_background, ")):
+        LogIoULoss(sofmax=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"of InstanceIoULoss .*, but got an unexpected keyword argument 'blob'"):
+        InstanceIoULoss(blob=True)  # type: ignore[call-arg]
+    with pytest.raises(
+        TypeError, match=r"arguments of ContextAttentionLoss .*, but got an unexpected keyword argument"
+    ):
+        ContextAttentionLoss(context=5.0)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"arguments of FocalIoULoss .*, but got too many positional arguments"):
+        FocalIoULoss(2.0, *SHARED, 1.0)

@@ -10,6 +10,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
+from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pooling import pool_labels, valid_mask
@@ -84,6 +85,7 @@ class ContextAttentionLoss(_Loss):
         0.1667
     """
 
+    @with_region_arguments
     def __init__(
         self,
         context_mm: float = 5.0,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
+from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions, SumsLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
@@ -242,11 +244,11 @@ class IoUFocalLoss(IoUCELoss):
 
     Args:
         gamma: focal exponent (Lin et al. 2017).
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. `weight` is as in :class:`IoUCELoss`.
         lambda_iou: factor of the IoU loss.
         lambda_focal: factor of the focal loss.
-        weight: as in :class:`IoUCELoss`.
         label_smoothing: label smoothing of the focal loss.
-        **options: the arguments of :class:`IoULoss`.
 
     Raises:
         TypeError: as the terms do.
@@ -260,14 +262,21 @@ class IoUFocalLoss(IoUCELoss):
         0.8366
     """
 
+    @with_region_arguments
     def __init__(
         self,
         gamma: float = 2.0,
+        *args: Any,
         lambda_iou: float = 1.0,
         lambda_focal: float = 1.0,
         label_smoothing: float = 0.0,
         **options: Unpack[RegionOptions],
     ) -> None:
         super().__init__(
-            **options, gamma=gamma, lambda_iou=lambda_iou, lambda_ce=lambda_focal, label_smoothing=label_smoothing
+            *args,
+            gamma=gamma,
+            lambda_iou=lambda_iou,
+            lambda_ce=lambda_focal,
+            label_smoothing=label_smoothing,
+            **options,
         )

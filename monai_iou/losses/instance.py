@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from typing_extensions import Unpack
 
 from monai_iou import checks, scores
 from monai_iou.distributed import sum_over_ranks
+from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pooling import valid_mask
@@ -44,14 +46,15 @@ class InstanceIoULoss(_Loss):
 
     Args:
         regions: "voronoi" or "blob".
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. `reduction` is "mean". `weight` weighs the classes in both terms. Foreground are
+            the classes from 1, with one channel that one, and with `sigmoid` and per-class maps all that are included.
+            A voxel of a soft map belongs to a component from 0.5 on.
         lambda_global: factor of the global term.
         lambda_instance: factor of the mean over components.
         global_loss: the global term; an IoULoss with the same options by default. `IoUCELoss` adds a cross-entropy.
         connectivity: neighbours that connect, 6, 18 or 26 in 3D, 4 or 8 in 2D; the most by default. On the fly only.
         spacing: voxel size in mm, on the fly only; by default that of a MetaTensor target, else 1.
-        **options: the arguments of :class:`IoULoss`; `reduction` is "mean". `weight` weighs the classes in both terms.
-            Foreground are the classes from 1, with one channel that one, and with `sigmoid` and per-class maps all that
-            are included. A voxel of a soft map belongs to a component from 0.5 on.
 
     Attributes:
         last_terms: "global" and "instance" at the last call, detached, before weighting; for logging.
@@ -72,9 +75,11 @@ class InstanceIoULoss(_Loss):
         {'global': 0.2, 'instance': 0.5}
     """
 
+    @with_region_arguments
     def __init__(
         self,
         regions: str = "voronoi",
+        *args: Any,
         lambda_global: float = 1.0,
         lambda_instance: float = 1.0,
         global_loss: nn.Module | None = None,
@@ -87,7 +92,7 @@ class InstanceIoULoss(_Loss):
         if global_loss is not None and not isinstance(global_loss, nn.Module):
             message = f"Expected `global_loss` to be a torch module, but got {type(global_loss).__name__}."
             raise TypeError(message)
-        self.region_loss = IoULoss(**options)
+        self.region_loss = IoULoss(*args, **options)
         checks.check_choice("reduction", self.region_loss.reduction, ("mean",))
         self.global_loss = global_loss
         self.regions, self.connectivity, self.spacing = regions, connectivity, spacing

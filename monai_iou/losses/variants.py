@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from monai_iou import checks, scores
+from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionLoss, RegionOptions, suppression
 from monai_iou.voxels.sums import VoxelSums
 
@@ -21,7 +24,8 @@ class LogIoULoss(RegionLoss):
 
     Args:
         gamma: exponent, above 0.
-        **options: the arguments of :class:`IoULoss`.
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name.
 
     Raises:
         TypeError: as :class:`IoULoss`.
@@ -34,8 +38,9 @@ class LogIoULoss(RegionLoss):
         7.1428
     """
 
-    def __init__(self, gamma: float = 1.0, **options: Unpack[RegionOptions]) -> None:
-        super().__init__(**options)
+    @with_region_arguments
+    def __init__(self, gamma: float = 1.0, *args: Any, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(*args, **options)
         self.gamma = checks.check_positive("gamma", gamma)
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
@@ -55,7 +60,8 @@ class FocalIoULoss(RegionLoss):
 
     Args:
         gamma: exponent, above 0.
-        **options: the arguments of :class:`IoULoss`.
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name.
 
     Raises:
         TypeError: as :class:`IoULoss`.
@@ -68,8 +74,9 @@ class FocalIoULoss(RegionLoss):
         0.625
     """
 
-    def __init__(self, gamma: float = 2.0, **options: Unpack[RegionOptions]) -> None:
-        super().__init__(**options)
+    @with_region_arguments
+    def __init__(self, gamma: float = 2.0, *args: Any, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(*args, **options)
         self.gamma = checks.check_positive("gamma", gamma)
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
@@ -91,8 +98,9 @@ class FocalTverskyLoss(RegionLoss):
         alpha: weight of false positives, as in MONAI's TverskyLoss.
         beta: weight of false negatives.
         gamma: exponent, above 0.
-        **options: the arguments of :class:`IoULoss`. `power` above 1 shrinks P and with it the false positives; with
-            alpha above beta the value can then fall below 0.
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. `power` above 1 shrinks P and with it the false positives; with alpha above beta
+            the value can then fall below 0.
 
     Raises:
         TypeError: as :class:`IoULoss`.
@@ -106,10 +114,16 @@ class FocalTverskyLoss(RegionLoss):
         0.4118
     """
 
+    @with_region_arguments
     def __init__(
-        self, alpha: float = 0.3, beta: float = 0.7, gamma: float = 0.75, **options: Unpack[RegionOptions]
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 0.75,
+        *args: Any,
+        **options: Unpack[RegionOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(*args, **options)
         self.alpha = checks.check_positive("alpha", alpha, allow_zero=True)
         self.beta = checks.check_positive("beta", beta, allow_zero=True)
         self.gamma = checks.check_positive("gamma", gamma)
@@ -137,8 +151,9 @@ class GeneralizedIoULoss(RegionLoss):
     Args:
         w_type: "square", 1 / T^2; "simple", 1 / T; or "uniform", 1. A class absent from the image takes the largest
             weight of the others.
-        **options: the arguments of :class:`IoULoss`. `weight` multiplies w_c. Absent classes: "skip" leaves them out of
-            both sums; "suppress" does too, and gives each the place of one class in a mean with the ratio of the rest.
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. `weight` multiplies w_c. Absent classes: "skip" leaves them out of both sums;
+            "suppress" does too, and gives each the place of one class in a mean with the ratio of the rest.
             `reduction="none"` gives one value an image, (B, 1, 1, ...).
 
     Raises:
@@ -153,8 +168,9 @@ class GeneralizedIoULoss(RegionLoss):
         0.8772
     """
 
-    def __init__(self, w_type: str = "square", **options: Unpack[RegionOptions]) -> None:
-        super().__init__(**options)
+    @with_region_arguments
+    def __init__(self, w_type: str = "square", *args: Any, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(*args, **options)
         checks.check_choice("w_type", w_type, scores.WEIGHT_TYPES)
         self.w_type = w_type
 
