@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.losses import DiceLoss
 from torch import nn
 
 from monai_iou import (
+    AttentionSupervisionLoss,
     CompoundLoss,
     ContextAttentionLoss,
     FocalIoULoss,
@@ -21,6 +24,7 @@ from monai_iou import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    MultiScaleLoss,
     WeightedCrossEntropyLoss,
 )
 
@@ -88,3 +92,27 @@ def test_a_wrong_argument_names_the_class_it_was_given_to() -> None:
         ContextAttentionLoss(context=5.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"arguments of FocalIoULoss .*, but got too many positional arguments"):
         FocalIoULoss(2.0, *SHARED, 1.0)
+
+
+def test_metatensors_give_a_plain_tensor_through_monais_losses() -> None:
+    logits = MetaTensor(torch.randn(1, 2, 8, 8)).requires_grad_()
+    labels = MetaTensor(torch.zeros(1, 1, 8, 8))
+    labels[..., 2:4, 2:4] = 1
+    theirs = DiceLoss(softmax=True, to_onehot_y=True)
+    assert type(theirs(logits, labels)) is MetaTensor
+    losses: list[Any] = [
+        CompoundLoss([theirs, IoULoss(softmax=True)]),
+        MultiScaleLoss(theirs),
+        MultiScaleLoss(theirs, weights=[0.0]),
+        InstanceIoULoss(global_loss=theirs, softmax=True),
+        AttentionSupervisionLoss(theirs, IoULoss()),
+    ]
+    for loss in losses:
+        value = loss(logits, labels)
+        assert type(value) is torch.Tensor
+        assert all(type(term) is torch.Tensor for term in loss.last_terms.values())
+        value.backward()
+    coarse = MetaTensor(torch.randn(1, 2, 4, 4))
+    assert type(MultiScaleLoss(theirs)([logits, coarse], labels)) is torch.Tensor
+    pair = (logits, MetaTensor(torch.rand(1, 2, 8, 8)))
+    assert type(AttentionSupervisionLoss(theirs, theirs)(pair, labels)) is torch.Tensor

@@ -211,7 +211,7 @@ class AttentionSupervisionLoss(_Loss):
             ValueError: if `input` is neither.
         """
         if isinstance(input, Tensor):
-            alone: Tensor = self.loss(input, target)
+            alone = torch.as_tensor(self.loss(input, target)).as_subclass(Tensor)
             self.last_terms = {"segmentation": alone.detach()}
             return alone
         if not isinstance(input, (tuple, list)) or len(input) != 2:
@@ -220,7 +220,7 @@ class AttentionSupervisionLoss(_Loss):
                 "returns its maps in training, such as AttentionMapUnet."
             )
             raise ValueError(message)
-        segmentation, attention = self.loss(input[0], target), self.attention(input[1], target)
+        values = self.loss(input[0], target), self.attention(input[1], target)
+        segmentation, attention = (torch.as_tensor(value).as_subclass(Tensor) for value in values)
         self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
-        total: Tensor = segmentation + self.lambda_attention * attention
-        return total
+        return segmentation + self.lambda_attention * attention

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
@@ -113,7 +114,8 @@ class CompoundLoss(_Loss):
             values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
         for index, other in enumerate(self.losses):
             if index not in values:
-                values[index] = other(input, target)
+                # MONAI's losses hand a MetaTensor through, whose bookkeeping a loss has no use for.
+                values[index] = torch.as_tensor(other(input, target)).as_subclass(Tensor)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms

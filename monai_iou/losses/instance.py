@@ -184,6 +184,7 @@ class InstanceIoULoss(_Loss):
     ) -> tuple[Tensor, list[_Terms]]:
         loss, channels = self.region_loss, input.shape[1]
         whole = torch.as_tensor((loss if self.global_loss is None else self.global_loss)(input, label))
+        whole = whole.as_subclass(Tensor)
         spec = loss.pass_spec(channels)
         target = label.as_subclass(Tensor)
         valid = valid_mask(target, target.shape[1] == 1 and channels > 1, loss.ignore_index)

@@ -96,12 +96,12 @@ class MultiScaleLoss(_Loss):
             term = self._term(output, target)
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
-        return outputs[0].flatten()[:1].sum() * 0 if total is None else total
+        return outputs[0].as_subclass(Tensor).flatten()[:1].sum() * 0 if total is None else total
 
     def _term(self, output: Tensor, target: Tensor) -> Tensor:
         size = output.shape[2:]
         if size == target.shape[2:]:
-            return torch.as_tensor(self.loss(output, target))
+            return torch.as_tensor(self.loss(output, target)).as_subclass(Tensor)
         if len(size) != target.ndim - 2 or any(map(int.__gt__, size, target.shape[2:])):
             message = (
                 f"Expected every output of `input` to be no larger than the target {tuple(target.shape)}, "
@@ -116,7 +116,7 @@ class MultiScaleLoss(_Loss):
                 )
                 raise ValueError(message)
         coarse = pool_labels(target, size, output.shape[1], self.downsample, self.ignore_index)
-        return torch.as_tensor(self.soft_loss(output, coarse))
+        return torch.as_tensor(self.soft_loss(output, coarse)).as_subclass(Tensor)
 
     def _weights(self, scales: int) -> list[float]:
         if self.weights is None:
