@@ -116,3 +116,22 @@ def test_metatensors_give_a_plain_tensor_through_monais_losses() -> None:
     assert type(MultiScaleLoss(theirs)([logits, coarse], labels)) is torch.Tensor
     pair = (logits, MetaTensor(torch.rand(1, 2, 8, 8)))
     assert type(AttentionSupervisionLoss(theirs, theirs)(pair, labels)) is torch.Tensor
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_weights_are_void_on_one_channel(reduction: str) -> None:
+    logits, labels = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    for make in (IoULoss, WeightedCrossEntropyLoss, IoUCELoss):
+        plain = make(sigmoid=True, reduction=reduction)(logits, labels)
+        for weight in (3.0, [3.0], [1.0, 2.0]):
+            value = make(sigmoid=True, reduction=reduction, weight=weight)(logits, labels)
+            torch.testing.assert_close(value, plain)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_ranks_join_a_mean_alone(reduction: str) -> None:
+    expected = f"`reduction` to be 'mean' with sync_batch=True, but got '{reduction}': only a mean over voxels has sums"
+    with pytest.raises(ValueError, match=expected):
+        WeightedCrossEntropyLoss(reduction=reduction, sync_batch=True)
+    with pytest.raises(ValueError, match="`reduction` to be 'mean'"):
+        IoUCELoss(softmax=True, reduction=reduction, batch=True, sync_batch=True)

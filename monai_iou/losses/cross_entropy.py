@@ -25,7 +25,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
     summed over classes (MONAI's FocalLoss averages over them).
 
     Args:
-        weight: one number a class; see :func:`monai_iou.class_weights`. One number changes nothing.
+        weight: one number a class; see :func:`monai_iou.class_weights`. One number changes nothing. Void on one
+            channel, as in MONAI's losses.
         gamma: focal exponent, 0 for plain cross-entropy.
         label_smoothing: share of each label that is given to all classes alike, as in torch.
         include_background: whether the sums of class 0 take part.
@@ -36,7 +37,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         reduction: "mean"; "sum" of the weighted sums, not divided; "none", the shares of each image and class that add
             up over classes to the image's mean, (B, C, 1, ...).
         ignore_index: label of voxels that take no part.
-        sync_batch: add the sums over all ranks before dividing.
+        sync_batch: add the sums over all ranks before dividing; with the reduction "mean".
 
     Raises:
         TypeError: if a tensor cannot be read as what it stands for.
@@ -77,6 +78,12 @@ class WeightedCrossEntropyLoss(SumsLoss):
             ignore_index=ignore_index,
             sync_batch=sync_batch,
         )
+        if sync_batch and self.reduction != "mean":
+            message = (
+                f"Expected `reduction` to be 'mean' with sync_batch=True, but got {self.reduction!r}: only a mean over "
+                "voxels has sums to add over the ranks."
+            )
+            raise ValueError(message)
         spec = checked_spec(None, "product", 1.0, True, gamma, label_smoothing, confidence=False)
         self.gamma, self.label_smoothing = spec.focal, spec.label_smoothing
         self.include_background = include_background
@@ -101,11 +108,12 @@ class WeightedCrossEntropyLoss(SumsLoss):
 
     def score(self, sums: VoxelSums, space: int) -> Tensor:
         """Return the loss from sums (B, C)."""
-        multi_label = self.sigmoid or sums.target.shape[1] == 1
+        one_channel = sums.target.shape[1] == 1
+        multi_label = self.sigmoid or one_channel
         if not self.include_background and sums.target.shape[1] > 1:
             sums = sums.without_background()
         classes = sums.target.shape[1]
-        weight = self.class_weight
+        weight = None if one_channel else self.class_weight
         if weight is not None:
             checks.check_weight_length(weight, classes, self.include_background)
             weight = weight.to(sums.target).expand(classes)
