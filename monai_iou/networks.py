@@ -78,7 +78,7 @@ class ContextPriorHead(nn.Module):
         kernel_size: of the convolution that gathers a position's neighbourhood, odd.
 
     Raises:
-        ValueError: if the grid has more than 4096 positions.
+        ValueError: if the grid has more than 4096 positions, channels are fewer than 1, or `kernel_size` is not odd.
 
     Example:
         >>> import torch
@@ -93,6 +93,13 @@ class ContextPriorHead(nn.Module):
         super().__init__()
         self.size = tuple(int(side) for side in size)
         positions = check_positions("size", self.size)
+        _check_counts(in_channels=in_channels, out_channels=out_channels)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            message = (
+                f"Expected `kernel_size` to be odd, but got {kernel_size}: only an odd kernel keeps the grid's shape, "
+                f"take {max(kernel_size, 0) + 1}."
+            )
+            raise ValueError(message)
         dims = len(self.size)
         self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
         self.gather = Convolution(dims, in_channels, in_channels, kernel_size=kernel_size, act="relu", norm="batch")
@@ -115,3 +122,10 @@ class ContextPriorHead(nn.Module):
         if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
             return logits
         return logits, affinity
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            message = f"Expected `{name}` to be at least 1, but got {count}: give the number of channels."
+            raise ValueError(message)

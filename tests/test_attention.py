@@ -303,7 +303,7 @@ def test_errors() -> None:
     labels, maps = lesion((16, 16, 8)), some_maps()
     with pytest.raises(ValueError, match="`context_mm` to be a finite number at least 0, but got -1"):
         ContextAttentionLoss(context_mm=-1)
-    with pytest.raises(ValueError, match=re.escape("one factor a map (3), but got 2")):
+    with pytest.raises(ValueError, match=re.escape("one factor a map (3), but got 2: count the maps that the")):
         ContextAttentionLoss(weights=[1.0, 1.0])(maps, labels)
     with pytest.raises(ValueError, match="at least one attention map, but got none: call it on a network in training"):
         ContextAttentionLoss()([], labels)
@@ -315,6 +315,14 @@ def test_errors() -> None:
         AffinityLoss()(torch.zeros(1, 1, 1).expand(1, 4913, 4913), torch.zeros(1, 1, 17, 17, 17))
     with pytest.raises(ValueError, match=re.escape("`size` to have 1 to 4096 positions (16x16x16)")):
         ContextPriorHead(8, 2, size=(32, 16, 16))
+    with pytest.raises(
+        ValueError, match="`kernel_size` to be odd, but got 2: only an odd kernel keeps the grid's shape, take 3"
+    ):
+        ContextPriorHead(8, 2, size=(4, 4), kernel_size=2)
+    with pytest.raises(ValueError, match="`in_channels` to be at least 1, but got 0"):
+        ContextPriorHead(0, 2, size=(4, 4))
+    with pytest.raises(ValueError, match="`out_channels` to be at least 1, but got -1"):
+        ContextPriorHead(8, -1, size=(4, 4))
     with pytest.raises(ValueError, match=re.escape("give `size`, the shape of the grid for a target (16, 16, 8)")):
         AffinityLoss()(torch.zeros(1, 100, 100), labels)
     with pytest.raises(ValueError, match=re.escape("to be a label map (B, 1, *S) of 1 images")):

@@ -277,7 +277,7 @@ def test_errors() -> None:
         MultiScaleLoss(loss, downsample="linear")
     with pytest.raises(ValueError, match="`weights` to be a finite number at least 0, but got -1"):
         MultiScaleLoss(loss, weights=[1.0, -1])
-    with pytest.raises(ValueError, match=re.escape("one factor a scale (3), but got 2")):
+    with pytest.raises(ValueError, match=re.escape("one factor a scale (3), but got 2: count the network's")):
         MultiScaleLoss(loss, weights=[1.0, 1.0])(outputs, labels)
     with pytest.raises(TypeError, match="`loss` to be a torch module, but got str"):
         MultiScaleLoss("IoULoss")  # type: ignore[arg-type]

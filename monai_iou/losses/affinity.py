@@ -113,15 +113,22 @@ class AffinityLoss(_Loss):
     def _grid(self, input: Tensor, target: Tensor) -> tuple[int, ...]:
         """Return the shape of the grid; check input and target against it."""
         if not isinstance(input, Tensor) or not input.is_floating_point():
-            message = f"Expected `input` to be floating point, but got {getattr(input, 'dtype', type(input).__name__)}."
+            kind = getattr(input, "dtype", type(input).__name__)
+            message = (
+                f"Expected `input` to be floating point, but got {kind}: pass predicted probabilities or, "
+                "with sigmoid=True, logits."
+            )
             raise TypeError(message)
         if input.ndim != 3 or input.shape[1] != input.shape[2]:
-            message = f"Expected `input` to be an affinity (B, N, N), but got {tuple(input.shape)}."
+            message = (
+                f"Expected `input` to be an affinity (B, N, N), but got {tuple(input.shape)}: a row and a column "
+                "for each position of the grid."
+            )
             raise ValueError(message)
         if target.ndim < 3 or target.shape[1] != 1 or target.shape[0] != input.shape[0]:
             message = (
                 f"Expected `target` to be a label map (B, 1, *S) of {input.shape[0]} images, "
-                f"but got {tuple(target.shape)}."
+                f"but got {tuple(target.shape)}: of per-class maps take the argmax, with its channel kept."
             )
             raise ValueError(message)
         space, positions = tuple(target.shape[2:]), input.shape[1]

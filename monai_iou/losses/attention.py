@@ -149,14 +149,17 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
         message = "Expected `input` to hold at least one attention map, but got none: call it on a network in training."
         raise ValueError(message)
     if len(maps) != expected:
-        message = f"Expected `weights` to hold one factor a map ({len(maps)}), but got {expected}."
+        message = (
+            f"Expected `weights` to hold one factor a map ({len(maps)}), but got {expected}: count the maps that the "
+            "network hands out, or leave `weights` out."
+        )
         raise ValueError(message)
     for values in maps:
         checks.check_input(values)
         if values.shape[:2] != (target.shape[0], 1) or values.ndim != target.ndim:
             message = (
                 f"Expected every attention map to have shape (B, 1, *S) with the batch and dimensions of the target "
-                f"{tuple(target.shape)}, but got {tuple(values.shape)}."
+                f"{tuple(target.shape)}, but got {tuple(values.shape)}: pass attention maps, not logits."
             )
             raise ValueError(message)
 

@@ -80,7 +80,7 @@ class CompoundLoss(_Loss):
         super().__init__()
         losses = list(losses)
         if not losses:
-            message = "Expected `losses` to hold at least one loss, but got none."
+            message = "Expected `losses` to hold at least one loss, but got none: list the terms to add."
             raise ValueError(message)
         for loss in losses:
             if not isinstance(loss, nn.Module):
@@ -88,7 +88,10 @@ class CompoundLoss(_Loss):
                 raise TypeError(message)
         weights = [1.0] * len(losses) if weights is None else list(weights)
         if len(weights) != len(losses):
-            message = f"Expected `weights` to hold one factor a loss ({len(losses)}), but got {len(weights)}."
+            message = (
+                f"Expected `weights` to hold one factor a loss ({len(losses)}), but got {len(weights)}: give as many, "
+                "or leave `weights` out for a factor of 1 each."
+            )
             raise ValueError(message)
         self.losses = nn.ModuleList(losses)
         self.weights = [checks.check_positive("weights", weight, allow_zero=True) for weight in weights]

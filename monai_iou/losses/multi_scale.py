@@ -125,7 +125,10 @@ class MultiScaleLoss(_Loss):
         if scales == 1:
             return self.weights[:1]  # one output, in evaluation
         if len(self.weights) != scales:
-            message = f"Expected `weights` to hold one factor a scale ({scales}), but got {len(self.weights)}."
+            message = (
+                f"Expected `weights` to hold one factor a scale ({scales}), but got {len(self.weights)}: count the "
+                "network's outputs, or leave `weights` out."
+            )
             raise ValueError(message)
         return self.weights
 
@@ -134,10 +137,13 @@ def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:
     if isinstance(input, Tensor):
         return list(input.unbind(1)) if input.ndim == target.ndim + 1 else [input]
     if not isinstance(input, (list, tuple)) or not all(isinstance(output, Tensor) for output in input):
-        message = f"Expected `input` to be a tensor or a list of tensors, but got {type(input).__name__}."
+        message = (
+            f"Expected `input` to be a tensor or a list of tensors, but got {type(input).__name__}: pass the network's "
+            "outputs, finest first."
+        )
         raise TypeError(message)
     if not input:
-        message = "Expected `input` to hold at least one output, but got an empty list."
+        message = "Expected `input` to hold at least one output, but got an empty list: pass the network's outputs."
         raise ValueError(message)
     return list(input)
 
