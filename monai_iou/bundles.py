@@ -11,13 +11,17 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from monai_iou.cases import Case, DatasetError
-from monai_iou.datasets import SegmentationFolder, case_name, check_names, read_folder, split_cases
+from monai_iou.cases import Case, DatasetError, check_case
+from monai_iou.datasets import SegmentationFolder, case_name, check_names, in_threads, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "BUNDLE_NAME",
@@ -118,16 +122,44 @@ def is_true(value: object, key: str) -> bool:
     return text in ("true", "1")
 
 
-def need_model(path: str) -> None:
-    """Check that a trained model is there before evaluation or inference reads any volume.
+def need_model(path: str, network: torch.nn.Module) -> None:
+    """Check that a trained model is there and fits, before evaluation or inference reads any volume.
+
+    Args:
+        path: of `model.pt`, a state dictionary.
+        network: the module that will load it.
 
     Raises:
-        DatasetError: it is not; under `python -m monai.bundle` the program ends with that sentence.
+        DatasetError: it is not there, or is of another network; under `python -m monai.bundle` the program ends with
+            that sentence.
     """
     with one_sentence():
         if not Path(path).is_file():
             message = f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
             raise DatasetError(message)
+        if _shapes(_load_weights(path)) != _shapes(network.state_dict()):
+            message = (
+                f"Expected {path} to hold the weights of `network_def`, but they do not fit: override `network_def` as "
+                "in training, by the same config file or option."
+            )
+            raise DatasetError(message)
+
+
+def _load_weights(path: str) -> Mapping[str, Any]:
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        message = f"Expected {path} to be a trained model, but it cannot be read: copy it again or train again."
+        raise DatasetError(message) from error
+    return dict(content.get("model", content))  # CheckpointLoader takes both forms
+
+
+def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "shape")}
 
 
 class BundleCases:
@@ -184,6 +216,21 @@ class BundleCases:
                 raise DatasetError(message)
             return [{"case": case.name, "image": str(case.image)} for case in cases]
 
+    def check_inference(self, plan: Plan) -> None:
+        """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.
+
+        Raises:
+            DatasetError: an image is damaged, or has other channels than the model was trained on.
+        """
+        cases = [Case(item["case"], Path(item["image"])) for item in self.inference]
+
+        def check(case: Case) -> None:
+            check_case(case, plan.label_values, plan.modalities, "the trained model")
+
+        with one_sentence():
+            logger.info("Checking %d images of %s", len(cases), self.dataset_dir)
+            in_threads(check, cases)
+
     @cached_property
     def folder(self) -> SegmentationFolder:
         """The folder's dataset.json, read."""
@@ -207,12 +254,17 @@ class BundleCases:
             base_channels: see `make_plan`.
             saved: path of a plan that training stored; it need not exist.
             prefer_saved: take `saved` first, as evaluation and inference must; training takes the data first.
+
+        Raises:
+            DatasetError: the plan is damaged, or there is a trained model beside `saved` but no plan.
         """
         with one_sentence():
-            stored = saved is not None and Path(saved).is_file()
+            stored = Path(saved) if saved is not None and Path(saved).is_file() else None
             in_folder = (self.dataset_dir / "dataset.json").is_file()
-            if stored and saved is not None and (prefer_saved or not in_folder):
-                return load_plan(saved)
+            if stored is not None and (prefer_saved or not in_folder):
+                return load_plan(stored)
+            if prefer_saved and saved is not None:
+                _report_missing_plan(Path(saved), self.dataset_dir if in_folder else None)
             if not in_folder:
                 return make_plan(None, [], patch_size, pixdim, base_channels)
             facts = dict(zip(self.folder.training, self.folder.training_facts, strict=True))
@@ -234,6 +286,22 @@ class BundleCases:
     @staticmethod
     def _items(cases: Sequence[Case]) -> list[dict[str, str]]:
         return [case.as_item() for case in cases]
+
+
+def _report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
+    model = path.with_suffix(".pt")
+    if model.is_file():
+        message = (
+            f"Expected {path} beside {model.name}, as it holds how images are prepared, but there is no such file: "
+            "copy it from where the model was trained."
+        )
+        raise DatasetError(message)
+    if dataset_dir is None:
+        logger.warning(
+            "There is no %s: the network is planned for one channel and one label. Is `bundle_root` right?", path
+        )
+    else:
+        logger.info("There is no %s: the network is planned from %s, as training would.", path, dataset_dir)
 
 
 @contextlib.contextmanager

@@ -46,8 +46,19 @@ class CaseFacts:
     foreground: np.ndarray = field(repr=False)  # (channels, samples)
 
 
-def check_case(case: Case, label_values: Sequence[int], modalities: Sequence[str]) -> CaseFacts:
+def check_case(
+    case: Case,
+    label_values: Sequence[int],
+    modalities: Sequence[str],
+    source: str = "`modality` in dataset.json",
+) -> CaseFacts:
     """Read a case completely and check image, label and that their grids agree.
+
+    Args:
+        case: the case.
+        label_values: values that its label may hold.
+        modalities: one name a channel.
+        source: where `modalities` comes from, for the error.
 
     Raises:
         DatasetError: the image or the label is damaged, has the wrong dimensions or a singular affine, holds NaN or
@@ -56,7 +67,7 @@ def check_case(case: Case, label_values: Sequence[int], modalities: Sequence[str
     import nibabel as nib
 
     image, affine = _read_volume(case.image)
-    image = _channels_first(image, case.image, modalities)
+    image = _channels_first(image, case.image, modalities, source)
     if not np.isfinite(image).all():
         message = f"Expected {case.image} to hold finite intensities, but it has NaN or infinity: replace those voxels."
         raise DatasetError(message)
@@ -110,13 +121,13 @@ def _decompressed(path: Path) -> Any:
     return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
 
 
-def _channels_first(image: np.ndarray, path: Path, modalities: Sequence[str]) -> np.ndarray:
+def _channels_first(image: np.ndarray, path: Path, modalities: Sequence[str], source: str) -> np.ndarray:
     channels = 1 if image.ndim == 3 else image.shape[-1] if image.ndim == 4 else None
     if channels != len(modalities):
         expected = "a 3D image" if len(modalities) == 1 else f"a 4D image with {len(modalities)} channels last"
         message = (
-            f"Expected {path} to be {expected}, as `modality` in dataset.json says, but got shape "
-            f"{'x'.join(map(str, image.shape))}: correct the file or `modality`."
+            f"Expected {path} to be {expected} ({', '.join(modalities)}), as {source} says, but got shape "
+            f"{'x'.join(map(str, image.shape))}: correct one of the two."
         )
         raise DatasetError(message)
     return image[None] if image.ndim == 3 else np.moveaxis(image, -1, 0)

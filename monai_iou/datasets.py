@@ -21,7 +21,7 @@ import numpy as np
 
 from monai_iou.cases import Case, CaseFacts, DatasetError, check_case
 
-__all__ = ["SegmentationFolder", "case_name", "check_names", "read_folder", "split_cases"]
+__all__ = ["SegmentationFolder", "case_name", "check_names", "in_threads", "read_folder", "split_cases"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -73,7 +73,7 @@ class SegmentationFolder:
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
-        return tuple(_in_threads(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
+        return tuple(in_threads(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
 
 
 def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
@@ -277,8 +277,9 @@ def _inside(root: Path, relative: object, what: str) -> Path:
     return path
 
 
-def _in_threads(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:
-    # Reading is decompression, which releases the interpreter's lock. The first failure in order cancels the rest.
+def in_threads(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:
+    """Return the function of each case, in order; the first failure in this order is raised and cancels the rest."""
+    # Reading is decompression, which releases the interpreter's lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(function, case) for case in cases]
         try:

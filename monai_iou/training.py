@@ -98,24 +98,24 @@ def write_atomically(content: Any, path: Path) -> None:
 
 
 class CheckpointHandler:
-    """Write `model.pt` (best weights), `model.json` (their plan) and `last.pt` (all that resuming needs).
+    """Write `model.json` (the plan), `model.pt` (its best weights) and `last_epoch.pt` (all that resuming needs).
 
-    Attach it after the `ValidationHandler`, so that a checkpoint knows its epoch's score. `last.pt` holds only tensors
-    and plain values and loads with `weights_only=True`. If no validation chose a best model, the final weights are
-    stored as `model.pt`.
+    Attach it after the `ValidationHandler`, so that a checkpoint knows its epoch's score. `last_epoch.pt` holds only
+    tensors and plain values and loads with `weights_only=True`. If no validation chose a best model, the final weights
+    are stored as `model.pt`.
 
     Args:
         ckpt_dir: folder of the three files.
         network: the trained module; of a DistributedDataParallel its inner module is stored.
-        optimizer: its state is in `last.pt`.
+        optimizer: its state is in `last_epoch.pt`.
         lr_scheduler: likewise; a `PolynomialDecay` is only moved to the step, so that a resumed run follows its own
             `learning_rate` and length.
         evaluator: gives the best score; None for a run without validation.
         plan: stored beside the best weights.
-        resume: continue after the epoch of `last.pt`; start from the beginning if there is none.
+        resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
 
     Raises:
-        ValueError: when training starts, if `last.pt` fits another network.
+        ValueError: when training starts, if `last_epoch.pt` fits another network.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class CheckpointHandler:
         self._has_model = False
         if not self.resume:
             return
-        path = self.folder / "last.pt"
+        path = self.folder / "last_epoch.pt"
         if not path.is_file():
             logger.info("No checkpoint at %s: training starts from the beginning.", path)
             return
@@ -211,17 +211,18 @@ class CheckpointHandler:
             "best_metric": float(best.best_metric) if best is not None else -1.0,
             "best_metric_epoch": int(best.best_metric_epoch) if best is not None else -1,
         }
-        write_atomically(state, self.folder / "last.pt")
+        write_atomically(state, self.folder / "last_epoch.pt")
 
     def _completed(self, engine: Trainer) -> None:
         if engine.state.rank == 0 and not self._has_model:
             self._write_model()
 
     def _write_model(self) -> None:
-        # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
-        write_atomically(self._module.state_dict(), self.folder / "model.pt")
+        # The plan first: a kill in between must not leave weights without it.
         if self.plan is not None:
             write_atomically(self.plan.to_json(), self.folder / "model.json")
+        # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
+        write_atomically(self._module.state_dict(), self.folder / "model.pt")
         self._has_model = True
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection
+from monai.transforms.spatial.dictionary import Spacingd
 from monai.transforms.transform import MapTransform
 
-__all__ = ["CropIndicesd", "NormalizeModalitiesd"]
+__all__ = ["CropIndicesd", "NormalizeModalitiesd", "ResampleSpacingd"]
 
 
 class NormalizeModalitiesd(MapTransform):
@@ -116,3 +117,26 @@ class CropIndicesd(MapTransform):
 
     def _spaced(self, indices: np.ndarray) -> np.ndarray:
         return indices[:: max(1, -(-len(indices) // self.max_samples))]
+
+
+class ResampleSpacingd(Spacingd):
+    """MONAI's `Spacingd`, for items that also hold text, such as the `image_path` that MONAI Label adds.
+
+    MONAI 1.6 takes every entry whose key starts with `image_` for the image's metadata, which text is not.
+
+    Args:
+        keys, pixdim, mode and the rest: as for `monai.transforms.Spacingd`; `pixdim` in mm.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> item = {"image": MetaTensor(torch.zeros(1, 4, 4, 4)), "image_path": "a.nii.gz"}
+        >>> resampled = ResampleSpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
+        >>> tuple(resampled["image"].shape), resampled["image_path"]
+        ((1, 2, 2, 2), 'a.nii.gz')
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Return the item with its images resampled."""
+        text = {key: value for key, value in data.items() if isinstance(value, str)}
+        rest = {key: value for key, value in data.items() if key not in text}
+        return {**text, **super().__call__(rest, lazy)}

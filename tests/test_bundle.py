@@ -60,8 +60,8 @@ def _places(run: Run) -> dict[str, Any]:
 
 def test_training_leaves_whole_files_that_load_without_pickle(trained: Run) -> None:
     models = trained.bundle / "models"
-    assert sorted(path.name for path in models.iterdir()) == ["last.pt", "model.json", "model.pt"]
-    last = torch.load(models / "last.pt", weights_only=True)
+    assert sorted(path.name for path in models.iterdir()) == ["last_epoch.pt", "model.json", "model.pt"]
+    last = torch.load(models / "last_epoch.pt", weights_only=True)
     assert last["epoch"] == 2
     assert last["optimizer"]["state"]
     weights = torch.load(models / "model.pt", weights_only=True)

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from bundle_runs import SMALL, bundle_command, run_command
@@ -48,9 +50,9 @@ def causes(error: BaseException) -> list[BaseException]:
 
 def test_resume_continues_epoch_optimizer_schedule_and_best_score(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data))
-    first = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    first = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     resumed = run_workflow(bundle, ["train"], overrides(bundle, data, epochs=4, resume=True, val_interval=5))
-    second = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    second = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     steps = [state["optimizer"]["state"][0]["step"].item() for state in (first, second)]
     assert (first["epoch"], second["epoch"]) == (2, 4)
     assert steps[1] == 2 * steps[0]
@@ -63,13 +65,13 @@ def test_resume_continues_epoch_optimizer_schedule_and_best_score(bundle: Path, 
 
 def test_a_longer_run_goes_on_along_its_own_learning_rate(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data))
-    first = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    first = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     assert first["optimizer"]["param_groups"][0]["lr"] == 0
     changes = {"epochs": 4, "resume": True, "learning_rate": 0.01}
     resumed = run_workflow(bundle, ["train"], overrides(bundle, data, **changes))
     optimizer = resumed.parser.get_parsed_content("optimizer")
     assert optimizer.param_groups[0]["lr"] == 0
-    second = torch.load(bundle / "models" / "last.pt", weights_only=True)
+    second = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     assert any(not torch.equal(second["model"][name], value) for name, value in first["model"].items())
 
     rates = []
@@ -91,27 +93,27 @@ def test_a_longer_run_goes_on_along_its_own_learning_rate(bundle: Path, data: Pa
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, resume=True))
-    assert last_epoch(bundle / "models" / "last.pt") == 1
+    assert last_epoch(bundle / "models" / "last_epoch.pt") == 1
 
 
 def test_resume_with_another_network_says_so(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["train"], overrides(bundle, data, resume=True, base_channels=8))
-    assert "last.pt to hold the network that this run trains" in str(causes(caught.value))
+    assert "last_epoch.pt to hold the network that this run trains" in str(causes(caught.value))
 
 
 def test_without_validation_the_final_weights_are_the_model(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, val_fraction=0))
     model = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    last = torch.load(bundle / "models" / "last.pt", weights_only=True)["model"]
+    last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)["model"]
     assert all(torch.equal(model[name], last[name]) for name in last)
 
 
 def test_killed_in_an_epoch_it_continues_after_the_last_whole_one(
     bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last = bundle / "models" / "last.pt"
+    last = bundle / "models" / "last_epoch.pt"
     command = bundle_command(bundle, ["train"], overrides(bundle, data, epochs=100000, val_interval=3))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -130,13 +132,13 @@ def test_killed_in_an_epoch_it_continues_after_the_last_whole_one(
     assert torch.load(bundle / "models" / "model.pt", weights_only=True)
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=epoch + 2, resume=True))
     shown = capsys.readouterr().out
-    assert f"last.pt after epoch {epoch};" in shown
+    assert f"last_epoch.pt after epoch {epoch};" in shown
     assert re.findall(r"epoch (\d+)/", shown) == [str(epoch + 1), str(epoch + 2)]
     assert last_epoch(last) == epoch + 2
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
+    path = tmp_path / "last_epoch.pt"
     write_atomically({"epoch": 1}, path)
     with pytest.raises((AttributeError, TypeError, RuntimeError)):
         write_atomically({"epoch": 2, "bad": lambda: None}, path)
@@ -162,13 +164,13 @@ def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path, v
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("epoch 2/2 ") == 1, "rank 0 alone reports"
     models = bundle / "models"
-    assert sorted(path.name for path in models.iterdir()) == ["last.pt", "model.json", "model.pt"]
+    assert sorted(path.name for path in models.iterdir()) == ["last_epoch.pt", "model.json", "model.pt"]
     assert not any(name.startswith("module.") for name in torch.load(models / "model.pt", weights_only=True))
     writers = {path.name.split(".")[-2] for path in (bundle / "eval" / "tensorboard").iterdir()}
     assert len(writers) == 1, "one process writes"
     # A run on one process takes up what two ranks left.
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=3, resume=True))
-    assert last_epoch(models / "last.pt") == 3
+    assert last_epoch(models / "last_epoch.pt") == 3
 
 
 def test_with_fewer_validation_cases_than_ranks_each_scores_all(
@@ -212,6 +214,36 @@ def test_evaluation_without_a_model_says_what_to_do(bundle: Path, data: Path) ->
     assert "model.pt, but there is no such file: train first or set `ckpt_dir`." in done.stderr
 
 
+def test_weights_without_their_plan_are_refused(bundle: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    places = overrides(bundle, data)
+    cases, saved = BundleCases(str(data)), bundle / "models" / "model.json"
+    assert cases.plan([24, 24, 16], saved=str(saved), prefer_saved=True).modalities == ("CT",)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert BundleCases(str(bundle)).plan([24, 24, 16], saved=str(saved), prefer_saved=True).modalities == ("unknown",)
+    assert f"There is no {saved}: the network is planned for one channel and one label." in caplog.text
+    run_workflow(bundle, ["train"], {**places, "epochs": 1})
+    saved.unlink()
+    for configs in (["inference"], ["train", "evaluate"]):
+        with pytest.raises(RuntimeError) as caught:
+            run_workflow(bundle, configs, places)
+        assert f"Expected {saved} beside model.pt" in str(causes(caught.value))
+    assert not (bundle / "predictions").exists()
+
+
+def test_inference_with_another_network_than_training_says_so(bundle: Path, data: Path) -> None:
+    network = {"network_def#_target_": "UNet", "network_def#num_res_units": 1}
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, **network))
+    for configs in (["inference"], ["train", "evaluate"]):
+        with pytest.raises(RuntimeError) as caught:
+            run_workflow(bundle, configs, overrides(bundle, data))
+        assert "to hold the weights of `network_def`, but they do not fit" in str(causes(caught.value))
+    run_workflow(bundle, ["inference"], overrides(bundle, data, **network))
+    (bundle / "models" / "model.pt").write_bytes(b"not weights")
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["inference"], overrides(bundle, data, **network))
+    assert "model.pt to be a trained model, but it cannot be read" in str(causes(caught.value))
+
+
 @pytest.mark.parametrize("switch", [{"load_pretrain": "false"}, {"handlers#0#_disabled_": True}])
 def test_an_untrained_network_runs_when_asked_for(bundle: Path, data: Path, switch: dict[str, Any]) -> None:
     places = {"bundle_root": str(bundle), "dataset_dir": str(data), "patch_size": [24, 24, 16], "pixdim": "null"}
@@ -246,6 +278,24 @@ def test_inference_takes_a_plain_folder(tmp_path: Path, data: Path) -> None:
     (tmp_path / "a.nii").touch()
     with pytest.raises(DatasetError, match=r"a\.nii\.gz and .*a\.nii are both called a: rename one"):
         _ = BundleCases(str(tmp_path)).inference
+
+
+@pytest.mark.parametrize("damage", ["truncated", "channels"])
+def test_inference_checks_every_image_before_the_first(damage: str, tmp_path: Path, bundle: Path, data: Path) -> None:
+    for path in (data / "imagesTs").iterdir():
+        (tmp_path / "images" / path.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
+    last = max((tmp_path / "images").iterdir())
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:-9])
+        expected = f"Expected {last} to be a complete NIfTI file"
+    else:
+        nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 2), np.float32), np.eye(4)), last)
+        expected = f"Expected {last} to be a 3D image (unknown), as the trained model says, but got shape 8x8x8x2"
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["inference"], overrides(bundle, tmp_path / "images", load_pretrain=False))
+    assert expected in str(causes(caught.value))
+    assert not (bundle / "predictions").exists()
 
 
 def test_evaluation_falls_back_to_the_validation_split(tmp_path: Path, data: Path) -> None:

@@ -260,9 +260,6 @@ def monai_label() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    raises=AttributeError, reason="MONAI 1.6.1: Spacingd takes the path that MONAI Label adds, image_path, for metadata"
-)
 def test_monai_label_segments(workspace: Path) -> None:
     import nibabel as nib
 
@@ -296,6 +293,6 @@ def test_monai_label_trains(workspace: Path) -> None:
         },
         types.SimpleNamespace(datalist=lambda: items),
     )
-    after = torch.load(workspace / BUNDLE_NAME / "models" / "last.pt", weights_only=True)
+    after = torch.load(workspace / BUNDLE_NAME / "models" / "last_epoch.pt", weights_only=True)
     assert after["epoch"] == 1
     assert after["model"].keys() == before.keys()
