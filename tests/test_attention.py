@@ -316,7 +316,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=re.escape("`size` to have 1 to 4096 positions (16x16x16)")):
         ContextPriorHead(8, 2, size=(32, 16, 16))
     with pytest.raises(
-        ValueError, match="`kernel_size` to be odd, but got 2: only an odd kernel keeps the grid's shape, take 3"
+        ValueError, match="to be odd, but got 2: only an odd kernel keeps the grid's shape, take 3"
     ):
         ContextPriorHead(8, 2, size=(4, 4), kernel_size=2)
     with pytest.raises(ValueError, match="`in_channels` to be at least 1, but got 0"):
