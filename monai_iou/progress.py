@@ -39,7 +39,7 @@ class ProgressHandler:
         self._bar: Any = None
         self._task: Any = None
         self._start = self._last_line = 0.0
-        self._first_iteration = 0
+        self._first_iteration: int | None = None
         self._losses: list[float] = []
 
     def attach(self, engine: Trainer) -> None:
@@ -49,19 +49,26 @@ class ProgressHandler:
         if engine.state.rank != 0:
             return
         engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._iteration_started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self._ended)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
-    def _started(self, engine: Trainer) -> None:
+    def _started(self, _: Trainer) -> None:
         self._start = self._last_line = time.monotonic()
-        self._first_iteration = engine.state.iteration
+        self._first_iteration = None
         self._losses = []
-        if sys.stderr.isatty():
-            self._open_bar(engine)
 
-    def _open_bar(self, engine: Trainer) -> None:
+    def _iteration_started(self, engine: Trainer) -> None:
+        # Not in _started: the handler that restores a checkpoint sets the iteration after it.
+        if self._first_iteration is not None:
+            return
+        self._first_iteration = engine.state.iteration - 1
+        if sys.stderr.isatty():
+            self._open_bar(engine, self._first_iteration)
+
+    def _open_bar(self, engine: Trainer, completed: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -75,7 +82,7 @@ class ProgressHandler:
         )
         self._bar.start()
         total = engine.state.max_epochs * engine.state.epoch_length
-        self._task = self._bar.add_task("training", total=total, completed=engine.state.iteration, loss="-")
+        self._task = self._bar.add_task("training", total=total, completed=completed, loss="-")
 
     def _iteration_completed(self, engine: Trainer) -> None:
         self._losses.append(_loss(engine.state.output))
@@ -117,7 +124,7 @@ class ProgressHandler:
         return f"{shown} (best {state.best_metric:.4f} of epoch {state.best_metric_epoch})"
 
     def _time_left(self, engine: Trainer) -> str:
-        done = engine.state.iteration - self._first_iteration
+        done = engine.state.iteration - (self._first_iteration or 0)
         total = engine.state.max_epochs * engine.state.epoch_length
         seconds = (time.monotonic() - self._start) / max(1, done) * (total - engine.state.iteration)
         minutes, seconds = divmod(round(seconds), 60)
