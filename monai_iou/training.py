@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
-__all__ = ["CheckpointHandler", "PolynomialDecay", "is_better", "last_epoch", "write_atomically"]
+__all__ = ["CheckpointHandler", "PolynomialDecay", "check_settings", "is_better", "last_epoch", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,31 @@ def is_better(current: float, best: float) -> bool:
         (True, False)
     """
     return current > best or (math.isnan(best) and not math.isnan(current))
+
+
+def check_settings(**settings: object) -> None:
+    """Check numbers of a training run before anything is read.
+
+    Args:
+        settings: `learning_rate`, a positive number; every other name a positive integer, `num_workers` also 0.
+
+    Raises:
+        ValueError: one of them is something else.
+
+    Example:
+        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0)
+    """
+    for name, value in settings.items():
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        if name == "learning_rate":
+            kind, usable = "a positive number", 0 < number < math.inf
+        else:
+            least = 0 if name == "num_workers" else 1
+            kind, usable = f"an integer of at least {least}", least <= number < math.inf and number == int(number)
+        if not usable:
+            with one_sentence():
+                message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
+                raise ValueError(message)
 
 
 class PolynomialDecay(torch.optim.lr_scheduler.LambdaLR):

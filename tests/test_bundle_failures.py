@@ -25,7 +25,7 @@ from monai_iou.bundles import BundleCases, bundle_path, copy_bundle, is_true
 from monai_iou.cases import DatasetError
 from monai_iou.demo import run_workflow
 from monai_iou.phantoms import write_phantom_dataset
-from monai_iou.training import is_better, last_epoch, write_atomically
+from monai_iou.training import check_settings, is_better, last_epoch, write_atomically
 
 
 @pytest.fixture(scope="session")
@@ -183,6 +183,22 @@ def test_with_fewer_validation_cases_than_ranks_each_scores_all(
     assert len(parser.get_parsed_content("validate#dataset")) == 2
     assert parser.get_parsed_content("validate#sampler") is None
     assert len(parser.get_parsed_content("validate#dataloader")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 0), ("batch_size", 0), ("val_interval", 0), ("num_samples", 1.5), ("num_workers", -1)]
+    + [("learning_rate", value) for value in ("abc", 0, math.nan, True)],
+)
+def test_numbers_that_no_run_can_have(name: str, value: object, bundle: Path, data: Path) -> None:
+    expected = f"Expected `{name}` to be (a|an) .*, but got {value!r}: leave --{name} out for the default"
+    with pytest.raises(ValueError, match=expected):
+        check_settings(**{name: value})
+    for configs in (["train"], ["train", "multi_gpu_train"]):
+        with pytest.raises(RuntimeError) as caught:
+            run_workflow(bundle, configs, overrides(bundle, data, **{name: value}))
+        assert re.search(expected, str(causes(caught.value)))
+    assert not (bundle / "models").exists()
 
 
 def test_the_command_ends_with_one_sentence(tmp_path: Path, data: Path) -> None:
