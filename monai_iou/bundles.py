@@ -11,17 +11,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from monai_iou.cases import Case, DatasetError, check_case
 from monai_iou.datasets import SegmentationFolder, case_name, check_names, in_threads, read_folder, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "BUNDLE_NAME",
@@ -30,7 +26,6 @@ __all__ = [
     "bundle_root",
     "copy_bundle",
     "is_true",
-    "need_model",
     "one_sentence",
 ]
 
@@ -120,46 +115,6 @@ def is_true(value: object, key: str) -> bool:
             message = f"Expected `{key}` to be true or false, but got {value!r}: write --{key} true or --{key} false."
             raise ValueError(message)
     return text in ("true", "1")
-
-
-def need_model(path: str, network: torch.nn.Module) -> None:
-    """Check that a trained model is there and fits, before evaluation or inference reads any volume.
-
-    Args:
-        path: of `model.pt`, a state dictionary.
-        network: the module that will load it.
-
-    Raises:
-        DatasetError: it is not there, or is of another network; under `python -m monai.bundle` the program ends with
-            that sentence.
-    """
-    with one_sentence():
-        if not Path(path).is_file():
-            message = f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
-            raise DatasetError(message)
-        if _shapes(_load_weights(path)) != _shapes(network.state_dict()):
-            message = (
-                f"Expected {path} to hold the weights of `network_def`, but they do not fit: override `network_def` as "
-                "in training, by the same config file or option."
-            )
-            raise DatasetError(message)
-
-
-def _load_weights(path: str) -> Mapping[str, Any]:
-    import pickle
-
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        message = f"Expected {path} to be a trained model, but it cannot be read: copy it again or train again."
-        raise DatasetError(message) from error
-    return dict(content.get("model", content))  # CheckpointLoader takes both forms
-
-
-def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "shape")}
 
 
 class BundleCases:
