@@ -225,3 +225,17 @@ def test_torch_compile_of_a_model_with_its_loss() -> None:
     torch.testing.assert_close(found, expected)
     found.backward()
     assert model.weight.grad is not None
+
+
+@pytest.mark.parametrize("kernel", ["reference", "tiled"])
+@pytest.mark.parametrize("margin", [9.0, 14.0, 20.0, 40.0])
+def test_cross_entropy_of_confident_voxels_keeps_its_digits(kernel: str, margin: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (1, 1, 4096), generator=generator)
+    logits = torch.randn(1, 3, 4096, generator=generator).scatter_add_(1, labels, torch.full((1, 1, 4096), margin))
+    own = logits.double().gather(1, labels)
+    others = torch.where(torch.arange(3)[:, None] == labels, -torch.inf, logits.double() - own)
+    expected = others.exp().sum(1).log1p()  # -ln p = ln(1 + sum of the others' exp)
+    with use_kernel(kernel):
+        found = voxel_sums(logits, labels).cross_entropy.double().sum()
+    torch.testing.assert_close(found, expected.sum(), rtol=1e-6, atol=0)

@@ -79,7 +79,11 @@ def _class_rows(logits: Sequence[Tensor], valid: Tensor | None, spec: PassSpec, 
     rows = [row - peak for row in rows]
     powers = [row.exp() for row in rows]
     norm = functools.reduce(torch.add, powers)
-    share, log_norm = 1 / norm, norm.log() if spec.cross_entropy else None
+    share, log_norm = 1 / norm, None
+    if spec.cross_entropy:  # as in the reference: ln(1 + rest) keeps its digits where the rest is tiny
+        below = [torch.where(row < 0, power, 0.0) for row, power in zip(rows, powers, strict=True)]
+        ties = functools.reduce(torch.add, [torch.where(row < 0, 0.0, 1.0) for row in rows]) - 1
+        log_norm = (functools.reduce(torch.add, below) + ties).log1p()
     return [
         Probabilities(power * share, None if log_norm is None else row - log_norm, None, classes)
         for row, power in zip(rows, powers, strict=True)

@@ -32,13 +32,14 @@ def use_kernel(name: str) -> Iterator[None]:
     Args:
         name: one of
 
-            - "auto", the default: "triton" for a CUDA tensor where Triton is installed, "tiled" otherwise;
+            - "auto", the default: "tiled", everywhere;
             - "reference": autograd over whole volumes, the specification; the only one with double backward and with
               gradients of the target, for which it is used whatever the choice;
             - "tiled": a part of the volume at a time, on any device, with no compiler;
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
               that it does not cover (`groups`, float64, above 16 classes, fewer than 2048 voxels) take "tiled";
-            - "triton": one read and one write of the logits, on CUDA.
+            - "triton": one read and one write of the logits, on CUDA; tested by Triton's interpreter only so far, which
+              is why "auto" does not take it.
 
     Raises:
         ValueError: if `name` is none of them.
@@ -65,7 +66,7 @@ def chosen_kernel() -> str:
     """Return the name asked for by :func:`use_kernel` or the environment, "auto" if by neither."""
     name = _chosen.get()
     if name is None:
-        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         check_choice(ENVIRONMENT_VARIABLE, name, KERNELS)
     return name
 
@@ -78,7 +79,7 @@ def pick_kernel(voxels: Voxels) -> Kernel:
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
     if name == "reference" or wants_target_gradient:
         return reference.sums
-    if name == "triton" or (name == "auto" and voxels.logits.device.type == "cuda" and _has_triton()):
+    if name == "triton":  # "auto" leaves it alone until it has been tested and timed on a GPU
         return _triton_sums(voxels)
     if name == "compiled":
         _check_compiled(voxels)

@@ -173,8 +173,17 @@ def probabilities(logits: Tensor, spec: PassSpec) -> Probabilities:
         return class_probabilities(logits, spec, classes)
     if not spec.cross_entropy:
         return Probabilities(logits.softmax(-2), None, None, classes)
-    log_p = logits.log_softmax(-2)
+    log_p = _log_softmax(logits)
     return Probabilities(log_p.exp(), log_p, None, classes)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Return ln p. The largest class is ln p = -ln(1 + rest): its digits survive where rest is tiny against 1."""
+    shifted = logits - logits.amax(-2, keepdim=True)
+    below = shifted < 0
+    ties = (~below).sum(-2, keepdim=True) - 1
+    rest = torch.where(below, shifted.exp(), 0).sum(-2, keepdim=True) + ties
+    return shifted - rest.log1p()
 
 
 def class_probabilities(logits: Tensor, spec: PassSpec, classes: int) -> Probabilities:
@@ -194,7 +203,7 @@ def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
             log_p, log_q = log_p * (spec.focal * log_q).exp(), log_q * (spec.focal * log_p).exp()
         return (target - 1) * log_q - target * log_p
     if spec.focal:
-        log_p = log_p * _power((1 - p.value).clamp_min(_TINY), spec.focal)
+        log_p = log_p * _power((-log_p.expm1()).clamp_min(_TINY), spec.focal)
     return -target * log_p
 
 
@@ -279,7 +288,7 @@ def _entropy_slope(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
     if gamma == 0:
         slope = -target
     else:
-        q = (1 - value).clamp_min_(_TINY)
+        q = (-log_p.expm1()).clamp_min_(_TINY)
         slope = target * (gamma * value * log_p - q) * _power(q, gamma - 1)
     return slope if spec.activation == "softmax" else torch.where(value > _TINY, slope / value.clamp_min(_TINY), 0)
 
