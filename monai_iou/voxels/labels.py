@@ -17,7 +17,7 @@ _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay 
 
 
 def equals(labels: Tensor, value: int) -> Tensor:
-    """Return labels == value; a value that the labels' dtype cannot hold equals none, where torch lets it wrap round."""
+    """Return labels == value; a value beyond the dtype of the labels equals none, where torch would let it wrap."""
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         limits = torch.iinfo(labels.dtype)
         if not limits.min <= value <= limits.max:
