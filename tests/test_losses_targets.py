@@ -64,12 +64,7 @@ def test_multi_label_maps(case: Case, dtype: torch.dtype) -> None:
     assert gradient(loss, logits, nothing).isfinite().all()
 
 
-def under_autocast(name: str, case: Case) -> Any:
-    known = pytest.mark.xfail(reason="autocast rounds the product of sorted errors to bfloat16", strict=False)
-    return pytest.param(case, id=name, marks=[known] if case.options.get("bins", 0) is None else [])
-
-
-@pytest.mark.parametrize("case", [under_autocast(name, case) for name, case in ONE.items()])
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in ONE.items()])
 def test_autocast_changes_nothing(case: Case) -> None:
     logits, labels = one_channel()
     loss = case(sigmoid=True)

@@ -155,7 +155,7 @@ def lovasz_extension(errors: Tensor, foreground: Tensor) -> Tensor:
     union = foreground.sum() + (1 - foreground).cumsum(0)
     jaccard = 1 - (foreground.sum() - foreground.cumsum(0)) / union
     steps = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
-    return errors @ steps
+    return (errors * steps).sum()  # a product of vectors would be rounded under autocast
 
 
 def sorted_lovasz(
