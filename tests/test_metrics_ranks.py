@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from gloo_ranks import leave_group
 
 from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
 
@@ -42,7 +43,7 @@ def score_shares(rank: int, world: int, rounds: list[list[list[int]]], port: int
         for each in (metric, *others):
             each.reset()
     torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 # All rounds on one set of ranks: starting processes is nearly all the time that this takes.
