@@ -1,4 +1,4 @@
-"""Regions of a label's connected components: which component a voxel belongs to, or is nearest to."""
+"""Connected components of a label and their regions: which component a voxel belongs to, or is nearest to, in mm."""
 
 from __future__ import annotations
 
@@ -13,14 +13,45 @@ from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 
 from monai_iou import checks
-from monai_iou.metrics.components import label_components
-from monai_iou.metrics.inputs import image_spacings
 
-__all__ = ["REGIONS", "ComponentRegionsd", "component_regions"]
+__all__ = [
+    "REGIONS",
+    "ComponentRegionsd",
+    "component_regions",
+    "image_spacings",
+    "label_components",
+    "spacing_tuple",
+]
 
 REGIONS = ("voronoi", "blob")
 # A map of class numbers with its regions must not look like per-class maps, whose values are 0 and 1.
 FIRST_REGION = 2
+
+
+def label_components(mask: NDArray[np.bool_], connectivity: int | None) -> tuple[NDArray[Any], int]:
+    """Components numbered from 1 in scan order, 0 elsewhere, and their number.
+
+    Args:
+        mask: 2 or 3 dimensions.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+
+    Raises:
+        ValueError: the connectivity does not fit the dimensions.
+    """
+    import cc3d
+
+    choices = {2: (4, 8), 3: (6, 18, 26)}[mask.ndim]
+    neighbours: Any = choices[-1] if connectivity is None else connectivity
+    if neighbours not in choices:
+        message = f"Expected `connectivity` to be one of {choices} for {mask.ndim} dimensions, but got {connectivity}"
+        raise ValueError(message)
+    if not mask.any():
+        return np.zeros(mask.shape, dtype=np.int64), 0
+    labels: NDArray[Any]
+    # As uint8: cc3d 4.1's way with bool masks finds wrong components, or fails, in volumes one voxel thick.
+    numbers = np.ascontiguousarray(mask).astype(np.uint8)
+    labels, count = cc3d.connected_components(numbers, connectivity=neighbours, return_N=True)
+    return labels, int(count)
 
 
 def component_regions(
@@ -62,6 +93,52 @@ def component_regions(
 
     nearest = distance_transform_edt(components == 0, sampling=spacing, return_distances=False, return_indices=True)
     return components[tuple(nearest)], count
+
+
+def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
+    """Voxel size in mm along each axis; a number counts for every axis, None is 1.
+
+    Raises:
+        ValueError: the number of values does not fit, or one is not positive and finite.
+    """
+    values = [1.0] if spacing is None else [float(v) for v in np.atleast_1d(np.asarray(spacing, dtype=float))]
+    if len(values) == 1:
+        values *= spatial_dims
+    if len(values) != spatial_dims or not all(np.isfinite(v) and v > 0 for v in values):
+        message = f"Expected `spacing` to be {spatial_dims} positive numbers in mm, but got {spacing}"
+        raise ValueError(message)
+    return tuple(values)
+
+
+def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: int) -> list[tuple[float, ...]]:
+    """Voxel size of each image of a batch: as given, else from the MetaTensors' affines, else 1 mm.
+
+    Raises:
+        ValueError: the values do not fit the images.
+    """
+    if spacing is None:
+        found = _pixdims(y) or _pixdims(y_pred) or [None] * count
+        return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in found]
+    if isinstance(spacing, Sequence) and spacing and np.ndim(spacing[0]) == 1:
+        if len(spacing) != count:
+            message = f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}"
+            raise ValueError(message)
+        return [spacing_tuple(s, spatial_dims) for s in spacing]
+    return [spacing_tuple(spacing, spatial_dims)] * count
+
+
+def _pixdims(batch: Any) -> list[Any] | None:
+    """Voxel sizes of a batched MetaTensor (MONAI gives a list), or of a list of MetaTensors; None for anything else."""
+    if isinstance(batch, (list, tuple)):
+        if all(isinstance(image, MetaTensor) for image in batch):
+            return [np.asarray(image.pixdim) for image in batch]
+        return None
+    if not isinstance(batch, MetaTensor):
+        return None
+    pixdim = batch.pixdim
+    if isinstance(pixdim, (list, tuple)):
+        return [np.asarray(p) for p in pixdim]
+    return [np.asarray(pixdim)] * len(batch)
 
 
 class ComponentRegionsd(MapTransform):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou.metrics.masks import BoolMask
+from monai_iou.regions import label_components
 
 __all__ = ["Overlaps", "find_overlaps", "label_components", "match_one_to_one", "nearest_component"]
 
@@ -33,32 +34,6 @@ class Overlaps(NamedTuple):
         union = self.reference_sizes[self.reference] + self.prediction_sizes[self.prediction] - self.intersection
         ratio: _FloatArray = self.intersection / union
         return ratio
-
-
-def label_components(mask: BoolMask, connectivity: int | None) -> tuple[npt.NDArray[Any], int]:
-    """Components numbered from 1 in scan order, 0 elsewhere, and their number.
-
-    Args:
-        mask: 2 or 3 dimensions.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
-
-    Raises:
-        ValueError: the connectivity does not fit the dimensions.
-    """
-    import cc3d
-
-    choices = {2: (4, 8), 3: (6, 18, 26)}[mask.ndim]
-    neighbours: Any = choices[-1] if connectivity is None else connectivity
-    if neighbours not in choices:
-        message = f"Expected `connectivity` to be one of {choices} for {mask.ndim} dimensions, but got {connectivity}"
-        raise ValueError(message)
-    if not mask.any():
-        return np.zeros(mask.shape, dtype=np.int64), 0
-    labels: npt.NDArray[Any]
-    # As uint8: cc3d 4.1's way with bool masks finds wrong components, or fails, in volumes one voxel thick.
-    numbers = np.ascontiguousarray(mask).astype(np.uint8)
-    labels, count = cc3d.connected_components(numbers, connectivity=neighbours, return_N=True)
-    return labels, int(count)
 
 
 def find_overlaps(
