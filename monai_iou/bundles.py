@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 
 from monai_iou.cases import Case, DatasetError, check_case
-from monai_iou.datasets import SegmentationFolder, case_name, check_names, in_threads, read_folder, split_cases
+from monai_iou.datasets import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
 from monai_iou.planning import Plan, load_plan, make_plan
+from monai_iou.splits import fold_cases, split_cases
 
 __all__ = [
     "BUNDLE_NAME",
@@ -123,16 +124,27 @@ class BundleCases:
     Args:
         dataset_dir: the folder; for inference also any folder of NIfTI images.
         val_fraction: part of `training` that is held out to choose the best checkpoint, see `split_cases`.
-        split_seed: seed of that split.
+        split_seed: seed of that split, or of the folds.
+        folds: number of folds of a cross-validation; validation is then fold `fold` instead of a fraction.
+        fold: from 0 to `folds` - 1, see `fold_cases`.
 
     Raises:
         DatasetError: on first use of a list, if the folder cannot be used. Under `python -m monai.bundle` the program
             ends with that one sentence and exit code 1 instead of a traceback.
     """
 
-    def __init__(self, dataset_dir: str, val_fraction: float = 0.1, split_seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset_dir: str,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
+    ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.folds = None if str(folds).lower() in ("null", "none") else folds  # `--folds null` arrives as text
+        self.fold = fold
 
     @property
     def training(self) -> list[dict[str, str]]:
@@ -170,6 +182,11 @@ class BundleCases:
                 )
                 raise DatasetError(message)
             return [{"case": case.name, "image": str(case.image)} for case in cases]
+
+    @property
+    def mask_root(self) -> str:
+        """Folder below which the masks repeat the images' folders, "" if the images' own names are enough."""
+        return str(names_root([Path(item["image"]) for item in self.inference]) or "")
 
     def check_inference(self, plan: Plan) -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.
@@ -231,6 +248,8 @@ class BundleCases:
             folder = self.folder
             logger.info("Checking %d training cases of %s", len(folder.training), folder.root)
             _ = folder.training_facts
+            if self.folds is not None:
+                return fold_cases(folder.training, self.folds, self.fold, self.split_seed, folder.patient_groups)
             training, validation = split_cases(
                 folder.training, self.val_fraction, self.split_seed, folder.patient_groups
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Case", "CaseFacts", "DatasetError", "check_case"]
+__all__ = ["Case", "CaseFacts", "CaseVolumes", "DatasetError", "check_case", "read_case"]
 
 # Two grids are the same if no corner of the volume is further away than this part of a voxel: headers store float32.
 GRID_TOLERANCE_VOXELS = 0.1
@@ -46,12 +46,44 @@ class CaseFacts:
     foreground: np.ndarray = field(repr=False)  # (channels, samples)
 
 
+@dataclass(frozen=True)
+class CaseVolumes:
+    """What the files of a case hold, checked: image (channels, *S), label (*S) if there is one, and their 4x4 affine."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
+
+    def facts(self) -> CaseFacts:
+        """Return the facts that planning needs."""
+        import nibabel as nib
+
+        foreground = np.zeros((len(self.image), 0), dtype=np.float32)
+        if self.label is not None:
+            inside = np.flatnonzero(self.label)
+            step = max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)
+            foreground = self.image.reshape(len(self.image), -1)[:, inside[::step]].astype(np.float32)
+        order = np.argsort(nib.io_orientation(self.affine)[:, 0])
+        shape, spacing = np.array(self.image.shape[1:])[order], nib.affines.voxel_sizes(self.affine)[order]
+        return CaseFacts((*map(int, shape),), (*map(float, spacing),), foreground)  # type: ignore[arg-type]
+
+
 def check_case(
     case: Case,
     label_values: Sequence[int],
     modalities: Sequence[str],
     source: str = "`modality` in dataset.json",
 ) -> CaseFacts:
+    """Read a case completely, check it as `read_case` does, and return its facts."""
+    return read_case(case, label_values, modalities, source).facts()
+
+
+def read_case(
+    case: Case,
+    label_values: Sequence[int],
+    modalities: Sequence[str],
+    source: str = "`modality` in dataset.json",
+) -> CaseVolumes:
     """Read a case completely and check image, label and that their grids agree.
 
     Args:
@@ -64,25 +96,18 @@ def check_case(
         DatasetError: the image or the label is damaged, has the wrong dimensions or a singular affine, holds NaN or
             infinity, they lie on different grids, or the label holds a value that dataset.json does not name.
     """
-    import nibabel as nib
-
     image, affine = _read_volume(case.image)
     image = _channels_first(image, case.image, modalities, source)
     if not np.isfinite(image).all():
         message = f"Expected {case.image} to hold finite intensities, but it has NaN or infinity: replace those voxels."
         raise DatasetError(message)
-    foreground = np.zeros((len(modalities), 0), dtype=np.float32)
-    if case.label is not None:
-        label, label_affine = _read_volume(case.label)
-        label = label[..., 0] if label.ndim == 4 and label.shape[-1] == 1 else label
-        _check_grid(case, image.shape[1:], affine, label.shape, label_affine)
-        _check_values(case.label, label, label_values)
-        inside = np.flatnonzero(label)
-        step = max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)
-        foreground = image.reshape(len(image), -1)[:, inside[::step]].astype(np.float32)
-    order = np.argsort(nib.io_orientation(affine)[:, 0])
-    shape, spacing = np.array(image.shape[1:])[order], nib.affines.voxel_sizes(affine)[order]
-    return CaseFacts((*map(int, shape),), (*map(float, spacing),), foreground)  # type: ignore[arg-type]
+    if case.label is None:
+        return CaseVolumes(image, None, affine)
+    label, label_affine = _read_volume(case.label)
+    label = label[..., 0] if label.ndim == 4 and label.shape[-1] == 1 else label
+    _check_grid(case, image.shape[1:], affine, label.shape, label_affine)
+    _check_values(case.label, label, label_values)
+    return CaseVolumes(image, label, affine)
 
 
 def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,11 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from monai_iou.cases import Case, CaseFacts, DatasetError, check_case
+from monai_iou.splits import split_cases
 
-__all__ = ["SegmentationFolder", "case_name", "check_names", "in_threads", "read_folder", "split_cases"]
+__all__ = [
+    "SegmentationFolder",
+    "case_name",
+    "check_names",
+    "in_threads",
+    "names_root",
+    "read_folder",
+    "split_cases",
+]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -56,20 +62,28 @@ class SegmentationFolder:
         Raises:
             DatasetError: at the first file, in the order of dataset.json, that cannot be trained on.
         """
+        self.need_training()
+        facts = self.check(self.training)
+        self.need_foreground(facts)
+        return facts
+
+    def need_training(self) -> None:
+        """Raise DatasetError if `training` is empty."""
         if not self.training:
             message = (
                 f"Expected `training` in {self.root / 'dataset.json'} to list images with labels, "
                 "but it is empty: add at least one pair."
             )
             raise DatasetError(message)
-        facts = self.check(self.training)
+
+    def need_foreground(self, facts: Sequence[CaseFacts]) -> None:
+        """Raise DatasetError if no training case has a foreground voxel."""
         if not any(case.foreground.shape[1] for case in facts):
             message = (
                 f"Expected the labels of `training` in {self.root / 'dataset.json'} to have foreground, but all "
                 f"{len(facts)} are empty: add cases with voxels of {', '.join(list(self.labels.values())[1:])}."
             )
             raise DatasetError(message)
-        return facts
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
@@ -106,49 +120,6 @@ def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
         test=_read_images(content, root) or evaluation,
         patient_groups=_read_groups(content, path),
     )
-
-
-def split_cases(
-    cases: Sequence[Case], fraction: float, seed: int = 0, patient_groups: Mapping[str, Sequence[str]] | None = None
-) -> tuple[list[Case], list[Case]]:
-    """Split cases into training and validation, the same way every time, patients kept on one side.
-
-    Args:
-        cases: the cases.
-        fraction: part of the cases to validate on, in [0, 1); at least one patient if it is not 0.
-        seed: another seed, another split.
-        patient_groups: patient -> fragments of file names.
-
-    Returns:
-        (training, validation) in the order of `cases`. A single patient is used for both: there is nothing to hold out.
-
-    Raises:
-        ValueError: `fraction` is not in [0, 1).
-
-    Example:
-        >>> cases = [Case(f"p{i}_{visit}", Path(f"p{i}_{visit}.nii.gz")) for i in range(5) for visit in "ab"]
-        >>> training, validation = split_cases(cases, 0.2, patient_groups={f"p{i}": [f"p{i}_"] for i in range(5)})
-        >>> len(training), len({case.name[:2] for case in validation})
-        (8, 1)
-    """
-    if not 0 <= fraction < 1:
-        message = f"Expected `val_fraction` to be in [0, 1), but got {fraction}: 0.1 holds out a tenth of the cases."
-        raise ValueError(message)
-    patients: dict[str, list[Case]] = {}
-    for case in cases:
-        patients.setdefault(_patient_of(case, patient_groups or {}), []).append(case)
-    if fraction == 0:
-        return list(cases), []
-    if len(patients) < 2:
-        return list(cases), list(cases)
-    order = sorted(patients)
-    np.random.default_rng(seed).shuffle(order)
-    held_out: set[Case] = set()
-    for patient in order[:-1]:  # the last patient always stays in training
-        held_out.update(patients[patient])
-        if len(held_out) >= fraction * len(cases):
-            break
-    return [case for case in cases if case not in held_out], [case for case in cases if case in held_out]
 
 
 def _read_modalities(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -197,7 +168,7 @@ def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: b
     if not isinstance(entries, list):
         message = f"Expected `{key}` in {root / 'dataset.json'} to be a list of pairs, but got {entries!r}: add it."
         raise DatasetError(message)
-    cases = []
+    pairs = []
     for entry in entries:
         if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
             message = (
@@ -206,9 +177,11 @@ def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: b
             )
             raise DatasetError(message)
         image = _inside(root, entry["image"], f"the image in `{key}`")
-        cases.append(Case(case_name(image), image, _inside(root, entry["label"], f"the label of {image.name}")))
+        pairs.append((image, _inside(root, entry["label"], f"the label of {image.name}")))
+    names = _names([image for image, _ in pairs])
+    cases = tuple(Case(name, *pair) for name, pair in zip(names, pairs, strict=True))
     check_names(cases, f"`{key}` of {root / 'dataset.json'}")
-    return tuple(cases)
+    return cases
 
 
 def _read_images(content: Mapping[str, Any], root: Path) -> tuple[Case, ...]:
@@ -218,9 +191,33 @@ def _read_images(content: Mapping[str, Any], root: Path) -> tuple[Case, ...]:
         raise DatasetError(message)
     paths = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_inside(root, path, "the image in `test`") for path in paths]
-    cases = tuple(Case(case_name(image), image) for image in images)
+    cases = tuple(Case(name, image) for name, image in zip(_names(images), images, strict=True))
     check_names(cases, f"`test` of {root / 'dataset.json'}")
     return cases
+
+
+def names_root(images: Sequence[Path]) -> Path | None:
+    """Return the folder that the images' names count from, None if their file names alone tell them apart.
+
+    In `p1/image.nii.gz` and `p2/image.nii.gz` the folders make the difference: cases and masks are then called
+    `p1/image` and `p2/image`.
+
+    Example:
+        >>> str(names_root([Path("d/p1/image.nii.gz"), Path("d/p2/image.nii.gz")]))
+        'd'
+        >>> names_root([Path("d/p1/a.nii.gz"), Path("d/p2/b.nii.gz")]) is None
+        True
+    """
+    if len({case_name(image) for image in images}) == len(images):
+        return None
+    return Path(os.path.commonpath([image.parent for image in images]))
+
+
+def _names(images: Sequence[Path]) -> list[str]:
+    root = names_root(images)
+    if root is None:
+        return [case_name(image) for image in images]
+    return [(image.parent.relative_to(root) / case_name(image)).as_posix() for image in images]
 
 
 def check_names(cases: Iterable[Case], where: str) -> None:
@@ -287,17 +284,3 @@ def in_threads(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _patient_of(case: Case, groups: Mapping[str, Sequence[str]]) -> str:
-    for patient, fragments in groups.items():
-        if any(re.search(_fragment_pattern(fragment), case.name) for fragment in fragments):
-            return f"group {patient}"
-    return f"case {case.name}"
-
-
-def _fragment_pattern(fragment: str) -> str:
-    # A number ends where its digits end, so that "P1" does not claim "P14".
-    before = r"(?<!\d)" if fragment[:1].isdigit() else ""
-    after = r"(?!\d)" if fragment[-1:].isdigit() else ""
-    return before + re.escape(fragment) + after

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monai_iou.bundles import BundleCases
 from monai_iou.cases import Case, DatasetError
-from monai_iou.datasets import read_folder, split_cases
+from monai_iou.datasets import names_root, read_folder
+from monai_iou.splits import count_patients, fold_cases, split_cases
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -151,7 +153,20 @@ def test_image_without_label(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["training", "test", "test_labelled"])
-@pytest.mark.parametrize("other", ["more/c0.nii.gz", "imagesTr/c0.nii"])
+def test_images_of_one_name_in_two_folders_are_called_by_their_folders(folder: Path, key: str) -> None:
+    images = [f"imagesTr/{patient}/image.nii.gz" for patient in ("p1", "p2")]
+    for image in images:
+        write(folder / image, np.ones((6, 7, 8), np.float32))
+    pairs = [{"image": image, "label": "labelsTr/c0.nii.gz"} for image in images]
+    edit(folder, **{key: images if key == "test" else pairs}, patient_groups={"one": ["p1/"], "two": ["p2/"]})
+    read = read_folder(folder)
+    cases = {"training": read.training, "test": read.test, "test_labelled": read.evaluation}[key]
+    assert [case.name for case in cases] == ["p1/image", "p2/image"]
+    assert names_root([case.image for case in cases]) == folder.resolve() / "imagesTr"
+
+
+@pytest.mark.parametrize("key", ["training", "test", "test_labelled"])
+@pytest.mark.parametrize("other", ["imagesTr/c0.nii"])
 def test_two_images_of_one_name(folder: Path, key: str, other: str) -> None:
     write(folder / other, np.ones((6, 7, 8), np.float32))
     images = ["imagesTr/c0.nii.gz", other]
@@ -254,6 +269,56 @@ def test_split_is_a_partition_by_patient(patients: list[int], fraction: float, s
     assert not sides[0] & sides[1]
     assert training
     assert bool(validation) == (fraction > 0)
+
+
+@given(
+    patients=st.lists(st.integers(1, 4), min_size=2, max_size=12),
+    data=st.data(),
+    seed=st.integers(0, 5),
+)
+def test_every_case_is_validated_in_exactly_one_fold(patients: list[int], data: st.DataObject, seed: int) -> None:
+    cases = [Case(f"s{p}_{v}", Path(f"s{p}_{v}.nii")) for p, visits in enumerate(patients) for v in range(visits)]
+    groups = {f"patient {p}": [f"s{p}"] for p in range(len(patients))}
+    assert count_patients(cases, groups) == len(patients)
+    folds = data.draw(st.integers(2, len(patients)))
+    splits = [fold_cases(cases, folds, fold, seed, groups) for fold in range(folds)]
+    assert splits == [fold_cases(cases[:], folds, fold, seed, groups) for fold in range(folds)]
+    assert sorted(case.name for _, held in splits for case in held) == sorted(case.name for case in cases)
+    for training, validation in splits:
+        assert [case for case in cases if case not in validation] == training
+        assert training
+        assert validation
+        sides = [{case.name.split("_")[0] for case in side} for side in (training, validation)]
+        assert not sides[0] & sides[1]
+    sizes = [len(validation) for _, validation in splits]
+    assert max(sizes) - min(sizes) <= max(patients)
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "text"),
+    [
+        (4, 0, "Expected `folds` to be at most 3, the number of patients in `training`, but got 4: take 3 or fewer."),
+        (1, 0, "Expected `folds` to be an integer of at least 2, but got 1: 5 is usual."),
+        ("five", 0, "Expected `folds` to be an integer of at least 2, but got 'five': 5 is usual."),
+        (3, 3, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got 3."),
+        (3, -1, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got -1."),
+    ],
+)
+def test_folds_that_cannot_be(folder: Path, folds: object, fold: object, text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        fold_cases(read_folder(folder).training, folds, fold)  # type: ignore[arg-type]
+
+
+def test_the_bundle_validates_on_the_fold(folder: Path) -> None:
+    held_out = []
+    for fold in range(3):
+        cases = BundleCases(str(folder), folds=3, fold=fold)
+        assert len(cases.training) == 2
+        held_out += [item["case"] for item in cases.validation]
+    assert sorted(held_out) == ["c0", "c1", "c2"]
+    assert len(BundleCases(str(folder), folds="null").validation) == 1  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="to be at most 3, the number of patients"):
+        _ = BundleCases(str(folder), folds=4).validation
 
 
 def test_fraction_outside_its_range() -> None:
