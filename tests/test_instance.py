@@ -197,6 +197,31 @@ def test_a_crop_without_component_is_the_empty_label_map(activation: str) -> Non
         torch.testing.assert_close(loss(logits[:1], nothing), loss(logits[:1], nothing[:, :1]))
 
 
+def test_a_crop_of_padding_beside_others_is_an_empty_label_map_with_sigmoid() -> None:
+    labels = torch.zeros(2, 1, 12, 10, dtype=torch.long)
+    labels[0, :, :3, :3] = 1
+    logits = logits_for(labels)
+    carried = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
+    carried[1] = 0  # as SpatialPadd leaves it where nothing of the volume is inside
+    for options in ({}, {"batch": True}, {"include_background": False}):
+        loss = InstanceIoULoss(sigmoid=True, **options)
+        torch.testing.assert_close(loss(logits, carried), loss(logits, labels))
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_batch_of_padding_with_sigmoid_pushes_the_foreground_down(batch: bool) -> None:
+    logits = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    nothing = torch.zeros(2, 2, 8, 8, dtype=torch.int32)
+    # Whether these zeros are maps or a label map with regions, the foreground is absent: without class 0 they agree.
+    loss = InstanceIoULoss(sigmoid=True, include_background=False, batch=batch, empty="suppress")
+    value = loss(logits, nothing)
+    torch.testing.assert_close(value, loss(logits, nothing[:, :1]))
+    assert loss.last_terms["instance"] == 0
+    (slope,) = torch.autograd.grad(value, logits)
+    assert (slope[:, 1] > 0).all()
+    assert (slope[:, 0] == 0).all()
+
+
 def test_zeros_with_an_ignored_label_are_ignored() -> None:
     logits = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     value = InstanceIoULoss(softmax=True, ignore_index=255)(logits, torch.zeros(1, 2, 8, 8))

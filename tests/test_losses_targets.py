@@ -1,4 +1,4 @@
-"""Every loss on targets of every form and dtype: one channel, multi-label maps, bool to uint16, autocast."""
+"""Every loss on targets of every form and dtype: one channel, multi-label maps, bool to uint64, autocast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def multi_scale(**options: Any) -> nn.Module:
 
 SEVERAL = {**CASES, "multi_scale": Case(multi_scale)}
 ONE = {**SEVERAL, "hinge": Case(hinge, bounded=False), "hinge_sorted": Case(hinge, {"bins": None}, bounded=False)}
-DTYPES = [torch.bool, torch.int8, torch.uint16, torch.float16, torch.bfloat16]
+DTYPES = [torch.bool, torch.int8, torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16]
 
 
 def one_channel() -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ def test_binary_maps_of_every_dtype(case: Case, dtype: torch.dtype) -> None:
 
 
 @over(SEVERAL)
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint16, torch.uint64, torch.float32])
 def test_multi_label_maps(case: Case, dtype: torch.dtype) -> None:
     logits, labels = pair()
     maps = (one_hot(labels, 3) + one_hot(labels.flip(2), 3)).clamp_max(1)  # overlapping

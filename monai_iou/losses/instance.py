@@ -140,7 +140,7 @@ class InstanceIoULoss(_Loss):
         if channels == 1:
             return True  # one channel has one foreground class
         values = target.as_subclass(Tensor)  # torch has no minimum of unsigned integers
-        values = values.long() if values.dtype in (torch.uint16, torch.uint32) else values
+        values = values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
         low, high = values.aminmax() if values.numel() else (0, 1)
         may_be_empty = not self.region_loss.sigmoid and self.region_loss.ignore_index is None
         return bool(high > 1 or (may_be_empty and low == high == 0))
