@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from monai_iou.failures import batch_loss
+
 if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
@@ -85,7 +87,7 @@ class ProgressHandler:
         self._task = self._bar.add_task("training", total=total, completed=completed, loss="-")
 
     def _iteration_completed(self, engine: Trainer) -> None:
-        self._losses.append(_loss(engine.state.output))
+        self._losses.append(batch_loss(engine.state.output))
         recent = sum(self._losses[-20:]) / len(self._losses[-20:])
         if self._bar is not None:
             epoch = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
@@ -196,9 +198,3 @@ class CaseProgressHandler:
     def _failed(self, _: Any, error: BaseException) -> None:
         self._ended()
         raise error  # Ignite takes an exception as handled as soon as one handler is registered for it.
-
-
-def _loss(output: Any) -> float:
-    # MONAI decollates the output: every item of the batch carries the same loss.
-    first = output[0] if isinstance(output, list) else output
-    return float(first["loss"])

@@ -1,27 +1,21 @@
-"""Handler of the bundle's training: checkpoints that survive a kill, and resuming from them."""
+"""What the bundle's training needs beside MONAI: checked settings, a learning rate, averaged weights, a comparison."""
 
 from __future__ import annotations
 
-import logging
+import copy
 import math
-import os
 from collections.abc import Mapping
 from numbers import Real
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from monai_iou.bundles import one_sentence
-from monai_iou.planning import Plan
+from monai_iou.bundles import is_true, one_sentence
 
-if TYPE_CHECKING:
-    from monai.engines.evaluator import Evaluator
-    from monai.engines.trainer import Trainer
+__all__ = ["PolynomialDecay", "WeightAverage", "check_settings", "inner_module", "is_better", "optional"]
 
-__all__ = ["CheckpointHandler", "PolynomialDecay", "check_settings", "is_better", "last_epoch", "write_atomically"]
-
-logger = logging.getLogger(__name__)
+SWITCHES = ("channels_last", "compile", "resume", "tta_flips", "tune_postprocessing")
 
 
 def is_better(current: float, best: float) -> bool:
@@ -37,28 +31,104 @@ def is_better(current: float, best: float) -> bool:
 
 
 def check_settings(**settings: object) -> None:
-    """Check numbers of a training run before anything is read.
+    """Check settings of a run before anything is read.
 
     Args:
-        settings: `learning_rate`, a positive number; every other name a positive integer, `num_workers` also 0.
+        settings: `learning_rate`, a positive number; `ema_decay`, None or a number between 0 and 1; switches, true or
+            false; every other name a positive integer, `num_workers` also 0.
 
     Raises:
         ValueError: one of them is something else.
 
     Example:
-        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0)
+        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0, ema_decay=None, compile=False)
     """
     for name, value in settings.items():
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-        if name == "learning_rate":
-            kind, usable = "a positive number", 0 < number < math.inf
-        else:
-            least = 0 if name == "num_workers" else 1
-            kind, usable = f"an integer of at least {least}", least <= number < math.inf and number == int(number)
+        if name in SWITCHES:
+            is_true(value, name)
+            continue
+        kind, usable = _kind(name, value)
         if not usable:
             with one_sentence():
                 message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
                 raise ValueError(message)
+
+
+def _kind(name: str, value: object) -> tuple[str, bool]:
+    """Return what a setting must be, in words, and whether it is."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if name == "learning_rate":
+        return "a positive number", 0 < number < math.inf
+    if name == "ema_decay":
+        return "null or a number between 0 and 1", optional(value) is None or 0 < number < 1
+    least = 0 if name == "num_workers" else 1
+    return f"an integer of at least {least}", least <= number < math.inf and number == int(number)
+
+
+def optional(value: Any) -> Any:
+    """Return None for null, which arrives as text from MONAI's command line, else the value.
+
+    Example:
+        >>> optional("null"), optional(0.9)
+        (None, 0.9)
+    """
+    return None if str(value).lower() in ("null", "none") else value
+
+
+def inner_module(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the module inside a DistributedDataParallel, else the network itself."""
+    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights, taken after each step of its optimizer.
+
+    The decay of step t is min(`decay`, (1 + t) / (10 + t)), so that a short run is not held at its first weights.
+    Buffers are copied.
+
+    Args:
+        network: it is trained; of a DistributedDataParallel the inner module is averaged.
+        optimizer: its steps are followed. One that a gradient scaler skips does not count.
+        decay: between 0 and 1, near 1; None averages nothing.
+
+    Attributes:
+        network: the average, to validate and to store; without `decay` the trained network itself.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> WeightAverage(layer, torch.optim.SGD(layer.parameters(), lr=0.1)).network is layer
+        True
+    """
+
+    def __init__(self, network: torch.nn.Module, optimizer: torch.optim.Optimizer, decay: float | None = None) -> None:
+        self.decay, self.steps, self.network = optional(decay), 0, network
+        if self.decay is None:
+            return
+        self._source = inner_module(network)
+        self.network = copy.deepcopy(self._source).requires_grad_(False).eval()
+        optimizer.register_step_post_hook(lambda *_: self._update())
+
+    def _update(self) -> None:
+        decay = min(float(self.decay), (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        averages, weights = list(self.network.parameters()), list(self._source.parameters())
+        get_ema_multi_avg_fn(decay)(averages, weights, self.steps)
+        for average, buffer in zip(self.network.buffers(), self._source.buffers(), strict=True):
+            average.copy_(buffer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs: nothing without `decay`."""
+        return {} if self.decay is None else {"steps": self.steps, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up an average; a run that had none starts from its weights.
+
+        Raises:
+            RuntimeError: it is of another network.
+        """
+        if self.decay is not None:
+            self.network.load_state_dict(state["network"] if state else self._source.state_dict())
+            self.steps = int(state["steps"]) if state else 0
 
 
 class PolynomialDecay(torch.optim.lr_scheduler.LambdaLR):
@@ -92,169 +162,3 @@ class PolynomialDecay(torch.optim.lr_scheduler.LambdaLR):
         self._last_lr = [base * self.factor(step) for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
-
-
-def last_epoch(path: str | os.PathLike[str]) -> int:
-    """Return the epoch that the last checkpoint completed, 0 if there is none."""
-    if not Path(path).is_file():
-        return 0
-    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
-
-
-def write_atomically(content: Any, path: Path) -> None:
-    """Save with torch.save (text as it is) so that `path` is always the old file or the new one, whole.
-
-    The data reach the disk under a temporary name before the rename: after a kill or a power cut there is at most a
-    stale temporary file, which the next save replaces.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as stream:
-            if isinstance(content, str):
-                stream.write(content.encode())
-            else:
-                torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-class CheckpointHandler:
-    """Write `model.json` (the plan), `model.pt` (its best weights) and `last_epoch.pt` (all that resuming needs).
-
-    Attach it after the `ValidationHandler`, so that a checkpoint knows its epoch's score. `last_epoch.pt` holds only
-    tensors and plain values and loads with `weights_only=True`. If no validation chose a best model, the final weights
-    are stored as `model.pt`.
-
-    Args:
-        ckpt_dir: folder of the three files.
-        network: the trained module; of a DistributedDataParallel its inner module is stored.
-        optimizer: its state is in `last_epoch.pt`.
-        lr_scheduler: likewise; a `PolynomialDecay` is only moved to the step, so that a resumed run follows its own
-            `learning_rate` and length.
-        evaluator: gives the best score; None for a run without validation.
-        plan: stored beside the best weights.
-        resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
-
-    Raises:
-        ValueError: when training starts, if `last_epoch.pt` fits another network.
-    """
-
-    def __init__(
-        self,
-        ckpt_dir: str,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-        evaluator: Evaluator | None = None,
-        plan: Plan | None = None,
-        *,
-        resume: bool = False,
-    ) -> None:
-        self.folder = Path(ckpt_dir)
-        self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
-        self.evaluator, self.plan, self.resume = evaluator, plan, resume
-        self._has_model = False
-
-    def attach(self, engine: Trainer) -> None:
-        """Register on the trainer."""
-        from ignite.engine import Events
-
-        engine.add_event_handler(Events.STARTED, self._started)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self._completed)
-
-    @property
-    def _module(self) -> torch.nn.Module:
-        module = getattr(self.network, "module", None)
-        return module if isinstance(module, torch.nn.Module) else self.network
-
-    def _started(self, engine: Trainer) -> None:
-        self._has_model = False
-        if not self.resume:
-            return
-        path = self.folder / "last_epoch.pt"
-        if not path.is_file():
-            logger.info("No checkpoint at %s: training starts from the beginning.", path)
-            return
-        with one_sentence():
-            self._restore(engine, torch.load(path, map_location="cpu", weights_only=True), path)
-
-    def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
-        try:
-            self._module.load_state_dict(state["model"])
-            _load_averages(self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            message = (
-                f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
-                "resume with the same data, patch_size and network_def, or set --resume false."
-            )
-            raise ValueError(message) from error
-        scaler = getattr(engine, "scaler", None)
-        if scaler is not None and state["scaler"]:
-            scaler.load_state_dict(state["scaler"])
-        engine.state.epoch = state["epoch"]
-        # The number of batches may have changed since: count in this run's epochs.
-        engine.state.iteration = state["epoch"] * int(engine.state.epoch_length or 0)
-        self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
-        if self.evaluator is not None:
-            self.evaluator.state.best_metric = state["best_metric"]
-            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-        self._has_model = (self.folder / "model.pt").is_file()
-        logger.info(
-            "Resumed from %s after epoch %d; best score %.4f of epoch %d.",
-            path,
-            state["epoch"],
-            state["best_metric"],
-            state["best_metric_epoch"],
-        )
-
-    def _restore_schedule(self, step: int, state: dict[str, Any]) -> None:
-        if isinstance(self.lr_scheduler, PolynomialDecay):
-            self.lr_scheduler.move_to(step)
-            return
-        self.lr_scheduler.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-
-    def _epoch_completed(self, engine: Trainer) -> None:
-        if engine.state.rank != 0:
-            return
-        best = self.evaluator.state if self.evaluator is not None else None
-        if best is not None and best.best_metric_epoch == engine.state.epoch and not math.isnan(best.best_metric):
-            self._write_model()
-        scaler = getattr(engine, "scaler", None)
-        state = {
-            "epoch": int(engine.state.epoch),
-            "model": self._module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "best_metric": float(best.best_metric) if best is not None else -1.0,
-            "best_metric_epoch": int(best.best_metric_epoch) if best is not None else -1,
-        }
-        write_atomically(state, self.folder / "last_epoch.pt")
-
-    def _completed(self, engine: Trainer) -> None:
-        if engine.state.rank == 0 and not self._has_model:
-            self._write_model()
-
-    def _write_model(self) -> None:
-        # The plan first: a kill in between must not leave weights without it.
-        if self.plan is not None:
-            write_atomically(self.plan.to_json(), self.folder / "model.json")
-        # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
-        write_atomically(self._module.state_dict(), self.folder / "model.pt")
-        self._has_model = True
-
-
-def _load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    # The moving averages come from the checkpoint; learning rate, decay and the like are this run's own.
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)

@@ -23,9 +23,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_iou.bundles import BundleCases, bundle_path, copy_bundle, is_true
 from monai_iou.cases import DatasetError
+from monai_iou.checkpoints import last_epoch, write_atomically
 from monai_iou.demo import run_workflow
 from monai_iou.phantoms import write_phantom_dataset
-from monai_iou.training import check_settings, is_better, last_epoch, write_atomically
+from monai_iou.training import check_settings, is_better
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,253 @@
+"""Checkpoints that survive a kill, a full disk and a ruined step, and resuming from them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from monai_iou.bundles import one_sentence
+from monai_iou.distributed import is_distributed
+from monai_iou.failures import StepGuard, TrainingError, disk_full, stop_signal
+from monai_iou.planning import Plan
+from monai_iou.training import PolynomialDecay, WeightAverage, inner_module
+
+if TYPE_CHECKING:
+    from monai.engines.evaluator import Evaluator
+    from monai.engines.trainer import Trainer
+
+__all__ = ["CheckpointHandler", "last_epoch", "write_atomically"]
+
+logger = logging.getLogger(__name__)
+
+
+def last_epoch(path: str | os.PathLike[str]) -> int:
+    """Return the epoch that the last checkpoint completed, 0 if there is none."""
+    if not Path(path).is_file():
+        return 0
+    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+
+
+def write_atomically(content: Any, path: Path) -> None:
+    """Save with torch.save (text as it is) so that `path` is always the old file or the new one, whole.
+
+    The data reach the disk under a temporary name before the rename: after a kill or a power cut there is at most a
+    stale temporary file, which the next save replaces.
+
+    Raises:
+        TrainingError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with disk_full(path), temporary.open("wb") as stream:
+            if isinstance(content, str):
+                stream.write(content.encode())
+            else:
+                torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class CheckpointHandler:
+    """Write `model.json` (the plan), `model.pt` (its best weights) and `last_epoch.pt` (all that resuming needs).
+
+    Attach it after the `ValidationHandler`, so that a checkpoint knows its epoch's score. `last_epoch.pt` holds only
+    tensors and plain values and loads with `weights_only=True`. If no validation chose a best model, the final weights
+    are stored as `model.pt`. Weights that are NaN or infinite are never stored.
+
+    Under `monai_iou.failures.run`, SIGTERM and SIGINT end the training after the step at work: `last_epoch.pt` gets the
+    state of that very step, and the program ends with exit code 128 + the signal's number. A signal during validation
+    ends it after the volume at work (with several ranks: after the validation). Resuming does the rest of the epoch's
+    steps, on a new order of the data.
+
+    Args:
+        ckpt_dir: folder of the three files.
+        network: the trained module; of a DistributedDataParallel its inner module is stored.
+        optimizer: its state is in `last_epoch.pt`.
+        lr_scheduler: likewise; a `PolynomialDecay` is only moved to the step, so that a resumed run follows its own
+            `learning_rate` and length.
+        evaluator: gives the best score; None for a run without validation.
+        plan: stored beside the best weights.
+        average: stored as `model.pt` instead of the network, where it averages weights.
+        items: of the training data, to name the files of a batch whose loss is NaN.
+        resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
+
+    Raises:
+        ValueError: when training starts, if `last_epoch.pt` fits another network.
+        TrainingError: in training, if the loss is NaN or infinite, or there is no room for a checkpoint. The files of
+            the last good epoch stay.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        evaluator: Evaluator | None = None,
+        plan: Plan | None = None,
+        average: WeightAverage | None = None,
+        items: Sequence[Mapping[str, Any]] = (),
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(ckpt_dir)
+        self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
+        self.evaluator, self.plan, self.resume = evaluator, plan, resume
+        self.average = average if average is not None else WeightAverage(network, optimizer)
+        self._guard = StepGuard(items)
+        self._has_model = False
+
+    def attach(self, engine: Trainer) -> None:
+        """Register on the trainer."""
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        if self.evaluator is not None and not is_distributed():  # ranks score different numbers of volumes
+            self.evaluator.add_event_handler(
+                Events.ITERATION_COMPLETED, lambda _: self._stop(engine, stop_signal(engine))
+            )
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _started(self, engine: Trainer) -> None:
+        self._has_model = False
+        if not self.resume:
+            return
+        path = self.folder / "last_epoch.pt"
+        if not path.is_file():
+            logger.info("No checkpoint at %s: training starts from the beginning.", path)
+            return
+        with one_sentence():
+            self._restore(engine, torch.load(path, map_location="cpu", weights_only=True), path)
+
+    def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
+        try:
+            inner_module(self.network).load_state_dict(state["model"])
+            self.average.load_state_dict(state.get("average", {}))
+            _load_averages(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            message = (
+                f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
+                "resume with the same data, patch_size and network_def, or set --resume false."
+            )
+            raise ValueError(message) from error
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        engine.state.epoch = state["epoch"]
+        # The number of batches may have changed since: count in this run's epochs.
+        length = int(engine.state.epoch_length or 0)
+        engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
+        self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        self._has_model = (self.folder / "model.pt").is_file()
+        logger.info(
+            "Resumed from %s after epoch %d%s; best score %.4f of epoch %d.",
+            path,
+            state["epoch"],
+            f" and {state['step']} steps" if state.get("step", 0) else "",
+            state["best_metric"],
+            state["best_metric_epoch"],
+        )
+
+    def _restore_schedule(self, step: int, state: dict[str, Any]) -> None:
+        if isinstance(self.lr_scheduler, PolynomialDecay):
+            self.lr_scheduler.move_to(step)
+            return
+        self.lr_scheduler.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _iteration_completed(self, engine: Trainer) -> None:
+        self._stop(engine, self._guard.check(engine))
+
+    def _stop(self, engine: Trainer, number: int) -> None:
+        if not number:
+            return
+        if engine.state.rank == 0:
+            self._write_state(engine)
+            logger.info(
+                "%s: stopped in epoch %d; %s has the weights of this step, and --resume true goes on from there.",
+                signal.Signals(number).name,
+                engine.state.epoch,
+                self.folder / "last_epoch.pt",
+            )
+        if is_distributed():
+            dist.barrier()  # the launcher ends all ranks as soon as one has left
+        raise SystemExit(128 + number)
+
+    def _epoch_completed(self, engine: Trainer) -> None:
+        if engine.state.rank != 0:
+            return
+        best = self.evaluator.state if self.evaluator is not None else None
+        if best is not None and best.best_metric_epoch == engine.state.epoch and not math.isnan(best.best_metric):
+            self._write_model()
+        self._write_state(engine)
+
+    def _write_state(self, engine: Trainer) -> None:
+        self._check_weights()
+        best = self.evaluator.state if self.evaluator is not None else None
+        scaler = getattr(engine, "scaler", None)
+        epoch, step = divmod(engine.state.iteration, int(engine.state.epoch_length or 1))
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "model": inner_module(self.network).state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "best_metric": float(best.best_metric) if best is not None else -1.0,
+            "best_metric_epoch": int(best.best_metric_epoch) if best is not None else -1,
+        }
+        write_atomically(state, self.folder / "last_epoch.pt")
+
+    def _check_weights(self) -> None:
+        # An infinite gradient ruins the weights one step before the loss shows it.
+        if all(bool(torch.isfinite(weights).all()) for weights in self.network.parameters()):
+            return
+        message = (
+            f"Expected finite weights at the end of an epoch, but some are NaN or infinite: lower `learning_rate`; "
+            f"{self.folder} still holds the last good epoch."
+        )
+        with one_sentence():
+            raise TrainingError(message)
+
+    def _completed(self, engine: Trainer) -> None:
+        if engine.state.rank == 0 and not self._has_model:
+            self._write_model()
+
+    def _write_model(self) -> None:
+        self._check_weights()
+        # What was tuned for earlier weights does not fit these.
+        (self.folder / "postprocessing.json").unlink(missing_ok=True)
+        # The plan first: a kill in between must not leave weights without it.
+        if self.plan is not None:
+            write_atomically(self.plan.to_json(), self.folder / "model.json")
+        # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
+        write_atomically(inner_module(self.average.network).state_dict(), self.folder / "model.pt")
+        self._has_model = True
+
+
+def _load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    # The moving averages come from the checkpoint; learning rate, decay and the like are this run's own.
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)

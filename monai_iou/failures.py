@@ -1,0 +1,191 @@
+"""What ends a training run before its time, each in one sentence: signals, a loss that is NaN, full memory or disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from monai_iou.bundles import one_sentence
+from monai_iou.distributed import is_distributed
+
+__all__ = ["StepGuard", "TrainingError", "batch_loss", "disk_full", "explained", "run", "stop_signal", "stop_signals"]
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What torch writes when an allocation fails on a CPU, in a data loader's process too, and when the system ends that.
+NO_MEMORY = ("DefaultCPUAllocator: ", "not enough memory: ", "CUDA out of memory", "killed by signal: Killed")
+
+
+class TrainingError(ValueError):
+    """A run cannot go on; the message says why and what to do, in one sentence."""
+
+
+def run(engine: Any) -> None:
+    """Run a trainer or an evaluator as a program's main task: what the bundle's `run` does.
+
+    SIGTERM and SIGINT end the training after the step at work, see `monai_iou.checkpoints.CheckpointHandler`; before
+    training and in evaluation they act as ever. Running out of memory names the keys to lower.
+
+    Args:
+        engine: a MONAI workflow engine.
+
+    Raises:
+        TrainingError: the machine or the GPU ran out of memory; under `python -m monai.bundle` the program ends with
+            that sentence.
+    """
+    with explained(), stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext():
+        engine.run()
+
+
+@contextlib.contextmanager
+def stop_signals(state: Any) -> Iterator[None]:
+    """Set `state.stop_signal` on SIGTERM or SIGINT instead of dying from it; a second SIGINT acts at once.
+
+    Only the main thread may take signals over: elsewhere this does nothing.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> state = SimpleNamespace()
+        >>> with stop_signals(state):
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> state.stop_signal == signal.SIGTERM
+        True
+    """
+    state.stop_signal = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number: int, _: FrameType | None) -> None:
+        # Schedulers and launchers repeat SIGTERM, in the middle of saving too; a user who repeats Ctrl-C is in a hurry.
+        if number == signal.SIGINT and state.stop_signal:
+            raise KeyboardInterrupt
+        state.stop_signal = number
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        restore()
+
+
+def stop_signal(engine: Any) -> int:
+    """Return the number of the signal that asks this process to stop, 0 if none has come."""
+    return int(getattr(engine.state, "stop_signal", 0))
+
+
+class StepGuard:
+    """Look after each training step whether all ranks are to stop, and whether the loss is a number.
+
+    Args:
+        items: of the training data, to name a batch's files by their `case`.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._files = {item["case"]: str(item["image"]) for item in items if "case" in item}
+
+    def check(self, engine: Any) -> int:
+        """Return the signal that some rank received, 0 if none; all ranks must call it after the same step.
+
+        Raises:
+            TrainingError: the loss of some rank is NaN or infinite.
+        """
+        loss = batch_loss(engine.state.output)
+        flags = [stop_signal(engine), int(not math.isfinite(loss))]
+        if is_distributed():
+            # Ranks receive a signal at different steps; one that stops alone would leave the others waiting for it.
+            together = torch.tensor(flags, device=engine.state.device)
+            dist.all_reduce(together, dist.ReduceOp.MAX)
+            flags = together.tolist()
+        if flags[1]:
+            self._report(engine, loss)
+        return flags[0]
+
+    def _report(self, engine: Any, loss: float) -> None:
+        found = [(loss, self._names(engine.state.batch))] if not math.isfinite(loss) else []
+        if is_distributed():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, found)
+            found = [entry for entries in gathered for entry in entries]
+        value = found[0][0]
+        files = " and ".join(dict.fromkeys(name for _, names in found for name in names)) or "files without a name"
+        message = (
+            f"Expected a finite loss, but got {value} in epoch {engine.state.epoch} on the batch of {files}: look at "
+            "these files, lower `learning_rate` or set `amp` to false; the files in `ckpt_dir` are still those of the "
+            "last good epoch."
+        )
+        with one_sentence():
+            raise TrainingError(message)
+
+    def _names(self, batch: Any) -> list[str]:
+        items = batch if isinstance(batch, list) else [batch]
+        cases = [item["case"] for item in items if isinstance(item, Mapping) and "case" in item]
+        return [self._files.get(case, str(case)) for case in dict.fromkeys(cases)]
+
+
+def batch_loss(output: Any) -> float:
+    """Return the loss of a trainer's output; MONAI decollates it, and every item of the batch carries the same loss."""
+    first = output[0] if isinstance(output, list) else output
+    return float(first["loss"])
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn running out of memory into a sentence that names the keys to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not any(_is_out_of_memory(cause) for cause in _causes(error)):
+            raise
+        message = (
+            "Expected the run to fit into memory, but it ran out of it: lower `patch_size`, `batch_size`, "
+            "`num_samples`, `sw_batch_size` or, if the machine's own memory is full, `cache_rate`."
+        )
+        with one_sentence():
+            raise TrainingError(message) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY))
+
+
+@contextlib.contextmanager
+def disk_full(path: Path) -> Iterator[None]:
+    """Turn a failure to write for want of space into a sentence with the file, the free space and the remedy."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's own writer buries the system's error under one of its format.
+        if not any(isinstance(cause, OSError) and cause.errno in FULL_DISK for cause in _causes(error)):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        kept = "the earlier file is kept; " if path.is_file() else ""
+        message = (
+            f"Expected room to write {path}, but the disk is full or a limit is reached ({free:.1f} MB free): {kept}"
+            "delete something there, or name a folder on another disk by `ckpt_dir` (or `cache_dir`)."
+        )
+        with one_sentence():
+            raise TrainingError(message) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__

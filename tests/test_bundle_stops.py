@@ -1,0 +1,336 @@
+"""A training run that is stopped: by a signal, a loss that is NaN, a full disk, memory that does not suffice."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import SMALL, bundle_command, run_command
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from monai_iou.bundles import copy_bundle
+from monai_iou.checkpoints import last_epoch, write_atomically
+from monai_iou.demo import run_workflow
+from monai_iou.failures import StepGuard, TrainingError, explained, run, stop_signals
+from monai_iou.phantoms import write_phantom_dataset
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of four training and two test volumes."""
+    return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=2, shape=(32, 32, 24))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return copy_bundle(tmp_path / "bundle")
+
+
+def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    """Three steps an epoch."""
+    settings = {**SMALL, "batch_size": 1, "val_fraction": 0.25, **changes}
+    return {"bundle_root": str(bundle), "dataset_dir": str(data), **settings}
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
+
+
+def workflow(bundle: Path, data: Path, **changes: Any) -> tuple[ConfigWorkflow, Any]:
+    """An initialized training and its trainer."""
+    made = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"),
+        workflow_type="train",
+        **overrides(bundle, data, **changes),
+    )
+    made.initialize()
+    return made, made.parser.get_parsed_content("train#trainer")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [5, 6], ids=["inside an epoch", "at its end"])
+def test_a_signal_ends_the_training_after_its_step(
+    number: signal.Signals, step: int, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    made, trainer = workflow(bundle, data, epochs=4)
+
+    @trainer.on(Events.ITERATION_STARTED(once=step))
+    def receive() -> None:
+        signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as caught:
+        made.run()
+    assert caught.value.code == 128 + number
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    assert (
+        f"{number.name}: stopped in epoch 2; {bundle}/models/last_epoch.pt has the weights" in capsys.readouterr().out
+    )
+    stopped = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert (stopped["epoch"], stopped["step"]) == divmod(step, 3)
+    assert stopped["optimizer"]["state"][0]["step"].item() == step
+    network = made.parser.get_parsed_content("network_def").state_dict()
+    assert all(torch.equal(stopped["model"][name], weights) for name, weights in network.items())
+
+    resumed, trainer = workflow(bundle, data, epochs=4, resume=True)
+    steps: list[tuple[int, int]] = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: steps.append((engine.state.epoch, engine.state.iteration))
+    )
+    resumed.run()
+    assert steps == [((each - 1) // 3 + 1, each) for each in range(step + 1, 13)]
+    assert torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)["optimizer"]["state"][0]["step"] == 12
+    rate = resumed.parser.get_parsed_content("lr_scheduler")
+    assert rate.last_epoch == 12
+
+
+def test_a_signal_during_validation_ends_it_after_a_volume(bundle: Path, data: Path) -> None:
+    made, _ = workflow(bundle, data, epochs=4, val_fraction=0.5, batch_size=2)
+    evaluator = made.parser.get_parsed_content("validate#evaluator")
+    volumes: list[int] = []
+
+    @evaluator.on(Events.ITERATION_STARTED)
+    def receive(engine: Any) -> None:
+        volumes.append(engine.state.iteration)
+        if engine.state.epoch == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        made.run()
+    assert volumes == [1, 2, 1]
+    stopped = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert (stopped["epoch"], stopped["step"], stopped["best_metric_epoch"]) == (2, 0, 1)
+
+
+def test_the_program_ends_with_the_signals_code(bundle: Path, data: Path) -> None:
+    process = start(bundle_command(bundle, ["train"], overrides(bundle, data, epochs=100000, val_interval=7)))
+    wait_for_epoch(process, bundle, 3)
+    process.send_signal(signal.SIGTERM)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "SIGTERM: stopped in epoch" in shown
+    assert "Traceback" not in errors
+    epoch = last_epoch(bundle / "models" / "last_epoch.pt")
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=epoch + 2, resume=True))
+    assert last_epoch(bundle / "models" / "last_epoch.pt") == epoch + 2
+
+
+def test_a_signal_to_one_rank_ends_all(bundle: Path, data: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = bundle_command(
+        bundle, ["train", "multi_gpu_train"], overrides(bundle, data, epochs=100000, val_fraction=0.5), *launcher
+    )
+    process = start(command)
+    wait_for_epoch(process, bundle, 2)
+    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    ranks = [pid for pid in workers if b"monai.bundle" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGTERM)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert shown.count("SIGTERM: stopped in epoch") == 1, shown + errors
+    assert "exitcode  : 143" in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    epochs = last_epoch(bundle / "models" / "last_epoch.pt") + 1
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=epochs, val_fraction=0.5, resume=True))
+    assert last_epoch(bundle / "models" / "last_epoch.pt") == epochs
+
+
+def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for_epoch(process: subprocess.Popen[str], bundle: Path, epoch: int) -> None:
+    deadline = time.monotonic() + 120
+    while last_epoch(bundle / "models" / "last_epoch.pt") < epoch:
+        assert process.poll() is None, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail("no epoch was completed")
+        time.sleep(0.05)
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def other() -> None:
+        with stop_signals(SimpleNamespace()):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_second_interrupt_acts_at_once_but_not_a_second_sigterm() -> None:
+    state = SimpleNamespace()
+    with stop_signals(state):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert state.stop_signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+class Poisond:
+    """Turn one case's image to NaN, from some call on."""
+
+    def __init__(self, case: str, after: int = 0) -> None:
+        self.case, self.left = case, after
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        if item["case"] != self.case:
+            return item
+        self.left -= 1
+        return item if self.left >= 0 else {**item, "image": item["image"] * math.nan}
+
+
+def test_a_nan_loss_names_the_batchs_files_and_keeps_the_last_good_epoch(bundle: Path, data: Path) -> None:
+    models = bundle / "models"
+    poison = {"_target_": "test_bundle_stops.Poisond", "case": "phantom_02", "after": 1}
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(
+            bundle,
+            ["train"],
+            overrides(bundle, data, val_fraction=0, epochs=5, **{"train#random_transforms#8": poison}),
+        )
+    (sentence,) = [str(cause) for cause in causes(caught.value) if isinstance(cause, TrainingError)]
+    assert sentence.startswith(
+        f"Expected a finite loss, but got nan in epoch 2 on the batch of {data}/imagesTr/phantom_02.nii.gz: look at"
+    )
+    assert [path.name for path in models.iterdir()] == ["last_epoch.pt"]
+    kept = torch.load(models / "last_epoch.pt", weights_only=True)
+    assert kept["epoch"] == 1
+    assert all(torch.isfinite(weights).all() for weights in kept["model"].values())
+
+
+def test_a_rate_that_ruins_the_weights_ends_the_command_with_one_sentence(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
+    before = {path.name: path.read_bytes() for path in (bundle / "models").iterdir()}
+    done = run_command(bundle_command(bundle, ["train"], overrides(bundle, data, learning_rate=1e30, resume=True)))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"monai_iou: Expected (a finite loss|finite weights)", last), last
+    assert {path.name: path.read_bytes() for path in (bundle / "models").iterdir()} == before
+
+
+def test_weights_that_are_nan_are_never_stored(bundle: Path, data: Path) -> None:
+    made, trainer = workflow(bundle, data, epochs=3, val_interval=1)
+    network = made.parser.get_parsed_content("network_def")
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=6))
+    def ruin() -> None:
+        with torch.no_grad():
+            next(iter(network.parameters())).fill_(math.inf)
+
+    with pytest.raises(RuntimeError) as caught:
+        made.run()
+    assert "Expected finite weights at the end of an epoch" in str(causes(caught.value))
+    assert last_epoch(bundle / "models" / "last_epoch.pt") == 1
+    assert torch.isfinite(next(iter(torch.load(bundle / "models" / "model.pt", weights_only=True).values()))).all()
+
+
+def test_a_batch_without_names_is_said_to_have_none() -> None:
+    state = SimpleNamespace(output=[{"loss": math.inf}], batch=[{"image": 1}], epoch=1, device="cpu")
+    with pytest.raises(TrainingError, match="but got inf in epoch 1 on the batch of files without a name"):
+        StepGuard().check(SimpleNamespace(state=state))
+
+
+def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "last_epoch.pt"
+    write_atomically({"epoch": 1}, path)
+    (tmp_path / "last_epoch.pt.tmp").symlink_to("/dev/full")  # every write to it fails as on a full disk
+    with pytest.raises(TrainingError, match="disk is full or a limit is reached") as caught:
+        write_atomically({"epoch": 2, "weights": torch.zeros(10**6)}, path)
+    assert re.search(rf"write {path}, but .* \([\d.]+ MB free\): the earlier file is kept;", str(caught.value))
+    assert last_epoch(path) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["last_epoch.pt"]
+
+
+def test_other_errors_of_writing_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"denied|directory") as caught:
+        write_atomically("text", tmp_path)
+    assert caught.value.errno != errno.ENOSPC
+
+
+def test_a_training_without_room_for_its_checkpoint(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
+    last = bundle / "models" / "last_epoch.pt"
+    before = last.read_bytes()
+    room = len(before) // 2  # of one file: enough for the model, not for the optimizer's averages
+    process = start(
+        bundle_command(bundle, ["train"], overrides(bundle, data, resume=True)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith(f"monai_iou: Expected room to write {last}, but the disk is full")
+    assert last.read_bytes() == before
+    assert sorted(path.name for path in (bundle / "models").iterdir()) == ["last_epoch.pt", "model.json", "model.pt"]
+
+
+class Greedy(torch.nn.Module):
+    """A network that needs more than any machine has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv3d(1, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layer(image) + torch.empty(1 << 56)
+
+
+def test_a_training_that_does_not_fit_into_memory(bundle: Path, data: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, network_def={"_target_": "test_bundle_stops.Greedy"}))
+    (sentence,) = [str(cause) for cause in causes(caught.value) if isinstance(cause, TrainingError)]
+    assert sentence.startswith("Expected the run to fit into memory, but it ran out of it: lower `patch_size`")
+    for key in ("batch_size", "num_samples", "sw_batch_size", "cache_rate"):
+        assert f"`{key}`" in sentence
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    ],
+)
+def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = error
+    with pytest.raises(TrainingError, match="fit into memory"), explained():
+        raise wrapped
+
+
+def test_other_errors_of_a_run_stay_as_they_are() -> None:
+    def fail() -> None:
+        message = "shapes do not match"
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(SimpleNamespace(state=SimpleNamespace(), run=fail))
