@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from monai_iou.demo import DemoResult
     from monai_iou.evaluation.evaluate import Evaluation, Progress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """IoU losses, metrics and a bundle for MONAI: demo, train, evaluate, compare."""
+    """IoU losses, metrics and a bundle for MONAI: demo, plan, train, evaluate, compare."""
 
 
 def _label_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -113,7 +115,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
     times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
     with progress.Progress(*columns, *times, console=Console(stderr=True)) as bar:
-        names = {"labels": "Reading labels", "cases": "Scoring cases"}
+        names = {"labels": "Reading labels", "cases": "Scoring cases", "training": "Reading training cases"}
         tasks: dict[str, Any] = {}
 
         def show(step: Progress) -> None:
@@ -183,6 +185,58 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
         click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
     click.echo(f'Written: {output}. In a config: "weight": "%{output}::weights"')
     return 0
+
+
+@cli.command()
+@click.argument("dataset_dir", type=_FOLDER)
+@click.option("--output", type=_FOLDER, default=Path("plan.json"), show_default=True, metavar="FILE")
+@click.option("--folds", type=int, metavar="N", help="Cross-validate. Default: one split.")
+@click.option("--fold", type=int, default=0, show_default=True, metavar="K", help="Fold to validate on, from 0.")
+@click.option("--memory-gb", type=float, metavar="GIB", help="Of the GPU, or RAM. Default: what is free now.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int, memory_gb: float | None, device: str) -> int:
+    """Decide from a dataset how to train on it: spacing, patch, batch, crops, loss, length, each with its reason.
+
+    DATASET_DIR is a folder in the Decathlon layout. Its training cases are read; the cases of test_labelled are not.
+    Writes a config that `monai.bundle run` merges after train.json.
+    """
+    import shlex
+
+    from monai_iou.datasets import read_folder
+    from monai_iou.evaluation.evaluate import Progress
+    from monai_iou.evaluation.output import prepare, write_json
+    from monai_iou.fingerprint import take_fingerprint
+    from monai_iou.machine import find_machine
+    from monai_iou.plan_tables import plan_tables
+    from monai_iou.proposals import propose
+
+    try:
+        machine = find_machine(device, memory_gb)
+        folder = read_folder(dataset_dir)
+        prepare(output.parent)
+        with _progress() as show:
+            found = take_fingerprint(folder, lambda done, total, case: show(Progress("training", done, total, case)))
+        proposal = propose(folder, found, machine, folds, fold)
+        write_json(output, proposal.as_json(found, machine))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    _print_tables(plan_tables(folder, found, proposal))
+    click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
+    files = f"['TRAIN.JSON','{output}']"
+    click.echo(
+        shlex.join(["python", "-m", "monai.bundle", "run", "--config_file", files, "--dataset_dir", str(dataset_dir)])
+    )
+    return 0
+
+
+def _print_tables(tables: list[Table]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # In a log, without a terminal's width, a reason keeps its line.
+    wide = console if console.is_terminal else Console(width=220)
+    for table in tables:
+        wide.print(table)
 
 
 @cli.command()

@@ -1,0 +1,214 @@
+"""What a dataset is like: shapes, spacings, intensities, and how many components of which size every class has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from monai_iou.cases import Case, CaseFacts, read_case
+from monai_iou.datasets import SegmentationFolder, in_threads
+from monai_iou.splits import count_patients
+
+__all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "take_fingerprint"]
+
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, median and largest value, an axis each (R, A, S) where there are axes."""
+
+    smallest: tuple[float, ...]
+    median: tuple[float, ...]
+    largest: tuple[float, ...]
+
+    @staticmethod
+    def of(values: npt.ArrayLike) -> Spread:
+        """Return the spread of (N,) or (N, axes) values; zeros if there are none."""
+        table = np.asarray(values, dtype=float)
+        table = table.reshape(len(table), -1) if table.size else np.zeros((1, 1))
+        return Spread(*(tuple(map(_short, f(table, axis=0))) for f in (np.min, np.median, np.max)))
+
+
+@dataclass(frozen=True)
+class CaseMeasures:
+    """One labelled case: its facts, voxels a label value, and component sizes in voxels a foreground value."""
+
+    facts: CaseFacts
+    voxels: tuple[int, ...]
+    components: tuple[npt.NDArray[np.int64], ...]
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel in mm^3."""
+        return float(np.prod(self.facts.spacing))
+
+
+@dataclass(frozen=True)
+class ClassFingerprint:
+    """A foreground class over all cases.
+
+    Attributes:
+        value, name: of dataset.json.
+        fraction: its share of all voxels.
+        cases: number of cases that have it.
+        components: number of its components (26 neighbours) in all cases.
+        components_a_case: their median number in the cases that have it.
+        size_voxels, size_mm3: of the components.
+        small_mm3: 1st percentile of `size_mm3`, which single stray voxels do not decide.
+        size_ratio: median over the cases with several components of their largest to their median component; 1 if no
+            case has several.
+    """
+
+    value: int
+    name: str
+    fraction: float
+    cases: int
+    components: int
+    components_a_case: float
+    size_voxels: Spread
+    size_mm3: Spread
+    small_mm3: float
+    size_ratio: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A labelled dataset.
+
+    Attributes:
+        cases, patients: their numbers.
+        shape: voxels, in RAS order.
+        spacing: mm, in RAS order.
+        extent: shape times spacing, mm.
+        intensities: for each channel its name and the percentiles 0.5, 5, 50, 95 and 99.5 inside the foreground.
+        classes: the foreground classes.
+        voxels: of each label value with the background, over all cases.
+        foreground_fraction: smallest, median and largest share of foreground in a case.
+        empty_cases: names of the cases without foreground.
+        measures: of every case, in the order of dataset.json; not part of the JSON.
+    """
+
+    cases: int
+    patients: int
+    shape: Spread
+    spacing: Spread
+    extent: Spread
+    intensities: tuple[tuple[str, tuple[float, ...]], ...]
+    classes: tuple[ClassFingerprint, ...]
+    voxels: tuple[int, ...]
+    foreground_fraction: Spread
+    empty_cases: tuple[str, ...]
+    measures: tuple[CaseMeasures, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the cases' own measures."""
+        return {key: value for key, value in asdict(self).items() if key != "measures"}
+
+
+def measure_case(case: Case, label_values: Sequence[int], modalities: Sequence[str]) -> CaseMeasures:
+    """Read a labelled case, check it, and measure its classes.
+
+    Raises:
+        DatasetError: as `check_case`.
+    """
+    volumes = read_case(case, label_values, modalities)
+    label = np.zeros((1, 1, 1)) if volumes.label is None else volumes.label
+    voxels = [int(np.count_nonzero(label == value)) for value in label_values]
+    sizes = tuple(
+        _component_sizes(label == value) if count else np.zeros(0, dtype=np.int64)
+        for value, count in zip(label_values[1:], voxels[1:], strict=True)
+    )
+    return CaseMeasures(volumes.facts(), tuple(voxels), sizes)
+
+
+def take_fingerprint(
+    folder: SegmentationFolder, show: Callable[[int, int, str], None] = lambda done, total, case: None
+) -> Fingerprint:
+    """Read every training case of a folder in parallel and measure it; the cases of `test_labelled` stay unread.
+
+    Args:
+        folder: the dataset.
+        show: called after each case with the number done, the number of all, and the case's name.
+
+    Raises:
+        DatasetError: a file cannot be trained on, there is no training case, or all are without foreground.
+    """
+    folder.need_training()
+    lock, total = threading.Lock(), len(folder.training)
+    done: list[str] = []
+
+    def measure(case: Case) -> CaseMeasures:
+        measures = measure_case(case, tuple(folder.labels), folder.modalities)
+        with lock:
+            done.append(case.name)
+            show(len(done), total, case.name)
+        return measures
+
+    measures = in_threads(measure, folder.training)
+    facts = [case.facts for case in measures]
+    folder.need_foreground(facts)
+    voxels = np.array([case.voxels for case in measures], dtype=np.int64)
+    shapes, spacings = (np.array([getattr(case, name) for case in facts], float) for name in ("shape", "spacing"))
+    return Fingerprint(
+        cases=total,
+        patients=count_patients(folder.training, folder.patient_groups),
+        shape=Spread.of(shapes),
+        spacing=Spread.of(spacings),
+        extent=Spread.of(shapes * spacings),
+        intensities=tuple(
+            (
+                name,
+                tuple(map(_short, np.percentile(np.concatenate([case.foreground[c] for case in facts]), PERCENTILES))),
+            )
+            for c, name in enumerate(folder.modalities)
+        ),
+        classes=tuple(_class_fingerprint(folder, measures, voxels, index) for index in range(1, len(folder.labels))),
+        voxels=tuple(map(int, voxels.sum(0))),
+        foreground_fraction=Spread.of(voxels[:, 1:].sum(1) / voxels.sum(1)),
+        empty_cases=tuple(case.name for case, row in zip(folder.training, voxels, strict=True) if not row[1:].any()),
+        measures=tuple(measures),
+    )
+
+
+def _class_fingerprint(
+    folder: SegmentationFolder, measures: Sequence[CaseMeasures], voxels: npt.NDArray[np.int64], index: int
+) -> ClassFingerprint:
+    sizes = [case.components[index - 1] for case in measures]
+    in_mm3 = np.concatenate([size * case.voxel_mm3 for size, case in zip(sizes, measures, strict=True)])
+    counts = np.array([len(size) for size in sizes])
+    ratios = [float(size.max() / np.median(size)) for size in sizes if len(size) > 1]
+    value = list(folder.labels)[index]
+    return ClassFingerprint(
+        value=value,
+        name=folder.labels[value],
+        fraction=_short(voxels[:, index].sum() / voxels.sum()),
+        cases=int((counts > 0).sum()),
+        components=int(counts.sum()),
+        components_a_case=float(np.median(counts[counts > 0])) if counts.any() else 0.0,
+        size_voxels=Spread.of(np.concatenate(sizes)),
+        size_mm3=Spread.of(in_mm3),
+        small_mm3=_short(np.percentile(in_mm3, 1)) if len(in_mm3) else 0.0,
+        size_ratio=_short(np.median(ratios)) if ratios else 1.0,
+    )
+
+
+def _component_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    from monai_iou.metrics.components import label_components
+
+    # Components are searched in the mask's box only: foregrounds are small.
+    for axis in range(mask.ndim):
+        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        mask = np.moveaxis(np.moveaxis(mask, axis, 0)[used[0] : used[-1] + 1], 0, axis)
+    numbers, count = label_components(mask, None)
+    sizes: npt.NDArray[np.int64] = np.bincount(numbers.ravel(), minlength=count + 1)[1:].astype(np.int64)
+    return sizes
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,140 @@
+"""How much memory a training step takes, and how much there is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_iou.bundles import bundle_path
+from monai_iou.planning import Plan
+
+__all__ = ["Machine", "find_machine", "training_bytes"]
+
+GIB = 2**30
+# Steps on a CPU took 1.9 to 2.9 times what backward keeps: gradients, the convolutions' own copies, the allocator.
+STEP_OVERHEAD = 3.0
+BYTES_A_PARAMETER = 16  # weight, gradient and AdamW's two averages, float32
+_CGROUP_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where training is to run.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        step_bytes: memory for a training step: nine tenths of the GPU's free memory, or half of the free RAM.
+        cache_bytes: RAM for prepared volumes: half of what is free.
+        source: where the first number comes from, for the reasons.
+    """
+
+    device: str
+    step_bytes: int
+    cache_bytes: int
+    source: str
+
+
+def find_machine(device: str = "auto", memory_gb: float | None = None) -> Machine:
+    """Look at this machine.
+
+    Args:
+        device: "cuda", "cpu", or "auto" for a GPU if there is one. "cuda" with `memory_gb` may be a GPU elsewhere.
+        memory_gb: GiB to count on instead of what is free now: of the GPU, or of RAM.
+
+    Raises:
+        ValueError: there is no such device, or its memory cannot be read and is not given.
+    """
+    if memory_gb is not None and not 0 < memory_gb < float("inf"):
+        message = f"Expected `--memory-gb` to be a positive number, but got {memory_gb}: give GiB, such as 8."
+        raise ValueError(message)
+    given = None if memory_gb is None else int(memory_gb * GIB)
+    ram = _free_ram()
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if given is None and not torch.cuda.is_available():
+            message = (
+                "Expected a GPU for `--device cuda`, but torch finds none: give `--memory-gb` to plan for another "
+                "machine, or take `--device cpu`."
+            )
+            raise ValueError(message)
+        free = torch.cuda.mem_get_info()[0] if given is None else given
+        source = f"{free / GIB:.1f} GiB {'free on the GPU' if given is None else 'by --memory-gb'}"
+        return Machine("cuda", int(0.9 * free), (ram or free) // 2, source)
+    if given is None and ram is None:
+        message = "Expected to find how much RAM is free, but this system does not say: give `--memory-gb`."
+        raise ValueError(message)
+    free = given if given is not None else int(ram or 0)
+    source = f"{free / GIB:.1f} GiB {'of RAM free' if given is None else 'by --memory-gb'}"
+    return Machine("cpu", free // 2, free // 2, source)
+
+
+def training_bytes(plan: Plan, patches: int) -> int:
+    """Return the memory of a training step of the shipped bundle's network, in bytes.
+
+    The network runs once on torch's `meta` device, which computes shapes and no numbers, and what backward would keep
+    is added up: 3 * patches * (kept + 2 * logits) + 16 * parameters, all float32. Mixed precision takes less.
+
+    Args:
+        plan: patch, channels and strides.
+        patches: patches a step, `batch_size * num_samples`.
+
+    Example:
+        >>> from monai_iou.planning import make_plan
+        >>> one, two = (training_bytes(make_plan(None, [], [32, 32, 32]), patches) for patches in (1, 2))
+        >>> one < two < 2 * one
+        True
+    """
+    with torch.device("meta"):
+        network = _network(plan)
+        image = torch.empty(1, plan.in_channels, *plan.patch_size)
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, tuple[int, Any]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(image)
+    logits = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    activations = sum(size for size, _ in kept.values()) + 2 * sum(output.numel() * 4 for output in logits)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return int(STEP_OVERHEAD * patches * activations + BYTES_A_PARAMETER * parameters)
+
+
+def _network(plan: Plan) -> torch.nn.Module:
+    """Build `network_def` of the bundle's train.json, so that what is counted is what will be trained."""
+    from monai.bundle.config_parser import ConfigParser
+
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_path() / "configs" / "train.json"))
+    parser["plan"] = plan
+    network: torch.nn.Module = parser.get_parsed_content("network_def").train()
+    return network
+
+
+def _free_ram() -> int | None:
+    """Return the bytes of RAM that can be had, by the kernel and by the container's limit; None if unknown."""
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        try:
+            # Systems without /proc say what there is in all; half of it may be taken.
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+        except (AttributeError, OSError, ValueError):
+            return None
+    for limit, usage in _CGROUP_LIMITS:
+        try:
+            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(0, min(found))

@@ -1,0 +1,69 @@
+"""Tables of what `monai-iou plan` found and decided, for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from monai_iou.datasets import SegmentationFolder
+    from monai_iou.fingerprint import Fingerprint
+    from monai_iou.proposals import Proposal
+
+__all__ = ["plan_tables"]
+
+
+def plan_tables(folder: SegmentationFolder, found: Fingerprint, proposal: Proposal) -> list[Table]:
+    """Return the dataset's table, that of its channels, of its classes, and of the decisions."""
+    return [_dataset(folder, found), _channels(found), _classes(found), _decisions(proposal)]
+
+
+def _dataset(folder: SegmentationFolder, found: Fingerprint) -> Table:
+    cases = f"{found.cases} training cases of {found.patients} patients"
+    table = Table("", "median", "smallest", "largest", title=escape(f"{folder.root.name}: {cases}"))
+    for name, spread in (("shape, voxels (RAS)", found.shape), ("spacing, mm (RAS)", found.spacing)):
+        table.add_row(name, *(_by(values) for values in (spread.median, spread.smallest, spread.largest)))
+    share = found.foreground_fraction
+    shares = (f"{100 * values[0]:.3g}" for values in (share.median, share.smallest, share.largest))
+    table.add_row("foreground, % of a case", *shares)
+    empty = ", ".join(found.empty_cases[:5]) + (", ..." if len(found.empty_cases) > 5 else "")
+    table.caption = escape(f"{len(found.empty_cases)} cases without foreground{f': {empty}' if empty else ''}")
+    return table
+
+
+def _channels(found: Fingerprint) -> Table:
+    table = Table("intensity in the foreground", "0.5 %", "5 %", "50 %", "95 %", "99.5 %")
+    for name, percentiles in found.intensities:
+        table.add_row(escape(name), *(f"{value:.5g}" for value in percentiles))
+    return table
+
+
+def _classes(found: Fingerprint) -> Table:
+    table = Table("class", "% of voxels", "cases", "components", "a case", "smallest", "median", "largest")
+    for label in found.classes:
+        sizes = zip(
+            *((spread.smallest, spread.median, spread.largest) for spread in (label.size_voxels, label.size_mm3)),
+            strict=True,
+        )
+        table.add_row(
+            escape(f"{label.value} {label.name}"),
+            f"{100 * label.fraction:.3g}",
+            str(label.cases),
+            str(label.components),
+            f"{label.components_a_case:g}",
+            *(f"{voxels[0]:.5g} voxels, {mm3[0]:.5g} mm3" for voxels, mm3 in sizes),
+        )
+    return table
+
+
+def _decisions(proposal: Proposal) -> Table:
+    table = Table("decision", "value", "because")
+    for decision in proposal.decisions:
+        table.add_row(*map(escape, (decision.name, decision.value, decision.reason)))
+    return table
+
+
+def _by(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,264 @@
+"""The rules of `monai-iou plan`: from a fingerprint and a machine to the bundle's keys, each with its reason.
+
+A rule is a function that returns one `Decision`; docs/planning.md lists them. Spacing, patch and network come from
+`make_plan`, which training runs again on the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from monai_iou.datasets import SegmentationFolder
+from monai_iou.fingerprint import Fingerprint
+from monai_iou.machine import Machine
+from monai_iou.planning import Plan
+from monai_iou.sizing import (
+    BASE_CHANNELS,
+    Decision,
+    batch_decision,
+    by,
+    cache_decision,
+    holds_a_volume,
+    largest_plan,
+    network_decision,
+    patch_decision,
+)
+from monai_iou.splits import check_folds, fold_cases, split_cases
+from monai_iou.weighting import class_weights
+
+__all__ = ["Decision", "Proposal", "plain", "propose"]
+
+THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the other axes
+STEPS = {"cpu": 3000, "cuda": 25_000}
+MAX_EPOCHS = 1000
+CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (4, 1), (9, 1))
+MANY_COMPONENTS, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """All decisions, and the plan that training will make of them."""
+
+    plan: Plan
+    decisions: tuple[Decision, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The bundle's keys with their values."""
+        return {key: value for decision in self.decisions for key, value in decision.keys.items()}
+
+    def as_json(self, found: Fingerprint, machine: Machine) -> dict[str, Any]:
+        """Return what `monai-iou plan` writes: the bundle's keys, and beside them, under `plan_report`, why."""
+        rows = [{"decision": d.name, "value": d.value, "reason": d.reason} for d in self.decisions]
+        report = {"decisions": rows, "device": machine.device, "memory": machine.source, "fingerprint": found.as_json()}
+        return {**self.config, "plan_report": _without_signs(report)}
+
+
+def propose(
+    folder: SegmentationFolder, found: Fingerprint, machine: Machine, folds: int | None = None, fold: int = 0
+) -> Proposal:
+    """Decide how to train on a dataset.
+
+    Args:
+        folder: the dataset.
+        found: its fingerprint.
+        machine: where training is to run.
+        folds: number of folds of a cross-validation, None for one split.
+        fold: the fold to validate on.
+
+    Raises:
+        ValueError: the smallest step does not fit into memory, or `folds` or `fold` is out of its range.
+    """
+    split = _split(folder, found, folds, fold)
+    trained = _training_count(folder, split)
+    spacing = _spacing(found)
+    base_channels = BASE_CHANNELS[machine.device]
+    facts = [case.facts for case in found.measures]
+    plan = largest_plan(folder, facts, found, spacing.keys["pixdim"], base_channels, machine)
+    batch = batch_decision(plan, found, machine, trained)
+    weights = _class_weights(found)
+    decisions = (
+        spacing,
+        patch_decision(plan, found, machine),
+        network_decision(plan, base_channels, machine),
+        batch,
+        cache_decision(plan, found, machine),
+        _crops(plan, found),
+        _normalisation(plan),
+        weights,
+        _loss(found, weights.keys["class_weights"]),
+        _lesion_threshold(plan, found),
+        split,
+        _length(batch.keys["batch_size"], trained, machine),
+    )
+    return Proposal(plan, decisions)
+
+
+def _spacing(found: Fingerprint) -> Decision:
+    """Decide the target spacing: the median, but finer where slices are thick."""
+    spacings = np.array([case.facts.spacing for case in found.measures])
+    target = np.median(spacings, axis=0)
+    axis = int(target.argmax())
+    others = float(np.delete(target, axis).max())
+    reason = "median over the cases" if np.ptp(spacings, axis=0).max() > 1e-3 else "the spacing of every case"
+    if target[axis] > THICK_SLICES * others:
+        thin = max(float(np.percentile(spacings[:, axis], 10)), others)
+        if thin < target[axis] * (1 - 1e-3):
+            target[axis] = thin
+            reason = f"median; on {'RAS'[axis]}, with thick slices, the 10th percentile, so that thin ones keep detail"
+    pixdim = [float(f"{side:.6g}") for side in target]
+    return Decision("target spacing", f"{by(pixdim)} mm", reason, {"pixdim": pixdim})
+
+
+def _crops(plan: Plan, found: Fingerprint) -> Decision:
+    """Decide the ratio of patches with and without a foreground centre."""
+    empty = len(found.empty_cases) / found.cases
+    hit = _chance_of_foreground(plan, found)
+    share = 0.5 if hit >= 0.5 else 2 / 3
+    reason = f"a random patch meets foreground with a chance of about {hit:.0%}"
+    if empty:
+        share = share / (1 - empty)
+        reason += f"; {empty:.0%} of the cases have none, so the others give more"
+    ratios: list[tuple[int, int]] = [ratio for ratio in CROP_RATIOS if ratio[0] / sum(ratio) >= share - 1e-9]
+    positive, negative = ratios[0] if ratios else CROP_RATIOS[-1]
+    keys = {"positive_crops": positive, "negative_crops": negative}
+    return Decision("crops", f"{positive} on foreground : {negative} on background", reason, keys)
+
+
+def _chance_of_foreground(plan: Plan, found: Fingerprint) -> float:
+    """Return the chance that a random patch of a case with foreground meets one of its components, taken as points."""
+    if holds_a_volume(plan, found):
+        return 1.0
+    part: float = np.prod(
+        np.minimum(1.0, np.array(plan.patch_size) * plan.pixdim / np.maximum(found.extent.median, 1e-6))
+    )
+    components = sum(label.components for label in found.classes) / (found.cases - len(found.empty_cases))
+    return float(1 - (1 - min(1.0, float(part))) ** components)
+
+
+def _normalisation(plan: Plan) -> Decision:
+    texts, reasons = [], []
+    for name, rule in zip(plan.modalities, plan.intensity, strict=True):
+        is_ct = rule["kind"] == "ct"
+        texts.append(f"CT window {rule['lower']:.0f} to {rule['upper']:.0f}" if is_ct else "z-score")
+        reasons.append(
+            f"channel {plain(name)} is CT, whose numbers mean the same in every scan"
+            if is_ct
+            else f"channel {plain(name)} has no common scale"
+        )
+    return Decision("normalisation", ", ".join(texts), "; ".join(reasons))
+
+
+def _class_weights(found: Fingerprint) -> Decision:
+    """Decide class weights by the effective number of voxels in a case that has the class."""
+    voxels = np.array([case.voxels for case in found.measures], dtype=float)
+    weights = class_weights(voxels.sum(0) / np.maximum((voxels > 0).sum(0), 1), "effective")
+    rounded = [round(weight, 4) for weight in weights.tolist()]
+    reason = "effective number of voxels in a case (beta 0.9999)"
+    reason += "; taken by the loss" if _unequal_classes(found) else "; not taken: the IoU term weighs classes alike"
+    return Decision("class weights", ", ".join(map(str, rounded)), reason, {"class_weights": rounded})
+
+
+def _unequal_classes(found: Fingerprint) -> bool:
+    shares = [label.fraction for label in found.classes if label.cases]
+    return len(shares) > 1 and max(shares) >= UNEQUAL_CLASSES * min(shares)
+
+
+def _loss(found: Fingerprint, weights: list[float]) -> Decision:
+    """Follow the decision guide of docs/losses.md."""
+    region = {"include_background": False, "softmax": True, "batch": True, "sync_batch": True}
+    compound = {"_target_": "monai_iou.IoUCELoss", **region}
+    main = max(found.classes, key=lambda label: label.components_a_case)
+    if _unequal_classes(found):
+        shares = [label.fraction for label in found.classes if label.cases]
+        loss: dict[str, Any] = {
+            "_target_": "monai_iou.CompoundLoss",
+            "losses": [
+                {"_target_": "monai_iou.GeneralizedIoULoss", "w_type": "simple", "empty": "skip", **region},
+                {"_target_": "monai_iou.WeightedCrossEntropyLoss", "weight": weights, "sync_batch": True},
+            ],
+        }
+        reason = f"the largest class has {max(shares) / min(shares):.0f} times the voxels of the smallest"
+        return Decision("loss", "GeneralizedIoULoss + weighted cross-entropy", reason, {"loss": loss})
+    if len(found.classes) == 1 and main.components_a_case >= MANY_COMPONENTS and main.size_ratio >= UNEQUAL_SIZES:
+        loss = {
+            "_target_": "monai_iou.InstanceIoULoss",
+            "regions": "voronoi",
+            "include_background": False,
+            "softmax": True,
+            "global_loss": compound,
+        }
+        reason = (
+            f"{main.components_a_case:.0f} components a case, the largest {main.size_ratio:.0f} times the median one: "
+            "each is to count"
+        )
+        return Decision("loss", "InstanceIoULoss + IoUCELoss", reason, {"loss": loss})
+    reason = "no lesions or classes of very unequal size, so the most robust compound; sums over the batch, "
+    reason += f"as {100 * found.foreground_fraction.median[0]:.3g} % of a case is foreground"
+    return Decision("loss", "IoUCELoss", reason, {"loss": compound})
+
+
+def _lesion_threshold(plan: Plan, found: Fingerprint) -> Decision:
+    """Decide below which volume a predicted component can match no annotated one."""
+    small: float = min(label.small_mm3 for label in found.classes if label.components)
+    voxel = float(np.prod(plan.pixdim))
+    threshold = float(f"{max(small / 2, voxel):.4g}")
+    reason = (
+        f"99 of 100 annotated components have {small:.4g} mm3 or more; at less than half of that IoU stays below 0.5"
+        if small / 2 >= voxel
+        else f"annotated components are as small as {small:.4g} mm3: one voxel at the target spacing"
+    )
+    return Decision("lesion threshold", f"{threshold:g} mm3", reason, {"lesion_threshold_mm3": threshold})
+
+
+def _split(folder: SegmentationFolder, found: Fingerprint, folds: int | None, fold: int) -> Decision:
+    patients = f"{found.patients} patients, each on one side"
+    if folds is not None:
+        check_folds(folds, fold, found.patients)
+        keys: dict[str, Any] = {"folds": folds, "fold": fold}
+        return Decision("split", f"fold {fold} of {folds}", f"{patients}; every case is validated in one fold", keys)
+    fraction = round(max(0.1, min(0.25, 3 / found.patients)), 2)
+    reason = f"{patients}; a tenth, or up to a quarter to hold out three patients"
+    return Decision("split", f"{fraction:.0%} for validation", reason, {"val_fraction": fraction})
+
+
+def _training_count(folder: SegmentationFolder, split: Decision) -> int:
+    keys = split.keys
+    if "folds" in keys:
+        return len(fold_cases(folder.training, keys["folds"], keys["fold"], 0, folder.patient_groups)[0])
+    return len(split_cases(folder.training, keys["val_fraction"], 0, folder.patient_groups)[0])
+
+
+def _length(batch: int, trained: int, machine: Machine) -> Decision:
+    steps = max(1, trained // batch)
+    epochs = int(np.clip(math.ceil(STEPS[machine.device] / steps), 20, MAX_EPOCHS))
+    interval = max(1, epochs // 50)
+    reason = f"{trained} training cases are {steps} step{'s' * (steps > 1)} an epoch; {epochs * steps} in all"
+    if epochs * steps < STEPS[machine.device]:
+        reason += f", as {epochs} epochs are the most"
+    value = f"{epochs} epochs, validation every {interval}"
+    return Decision("length", value, reason, {"epochs": epochs, "val_interval": interval})
+
+
+def plain(text: str) -> str:
+    """Return a name without the signs that MONAI's configs read as an expression, a reference or a macro.
+
+    Example:
+        >>> plain("$import os"), plain("T1")
+        ('_import os', 'T1')
+    """
+    return text.replace("$", "_").replace("@", "_").replace("%", "_").replace("\n", " ")
+
+
+def _without_signs(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_signs(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_signs(item) for item in value]
+    # A sign at the start makes an expression, a reference or a macro of a text; "@#" and "%#" are replaced anywhere.
+    risky = isinstance(value, str) and (value[:1] in tuple("$@%") or any(sign in value for sign in ("@", "%#", "%::")))
+    return plain(value) if risky else value

@@ -1,0 +1,146 @@
+"""How large a training step can be: patch, network, batch and cache, from the volumes' sizes and the memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from monai_iou.cases import CaseFacts
+from monai_iou.datasets import SegmentationFolder
+from monai_iou.fingerprint import Fingerprint
+from monai_iou.machine import GIB, Machine, training_bytes
+from monai_iou.planning import Plan, make_plan
+
+__all__ = [
+    "BASE_CHANNELS",
+    "Decision",
+    "batch_decision",
+    "by",
+    "cache_decision",
+    "holds_a_volume",
+    "largest_plan",
+    "network_decision",
+    "patch_decision",
+]
+
+PATCH_VOXELS = {"cpu": 64**3, "cuda": 128**3}
+BASE_CHANNELS = {"cpu": 16, "cuda": 32}
+MAX_PATCHES = 8
+SMALLEST_PATCH_VOXELS = 8**3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision: what about, its value as text, why, and the bundle's keys that carry it."""
+
+    name: str
+    value: str
+    reason: str
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+def largest_plan(
+    folder: SegmentationFolder,
+    facts: Sequence[CaseFacts],
+    found: Fingerprint,
+    pixdim: Sequence[float],
+    base_channels: int,
+    machine: Machine,
+) -> Plan:
+    """Return the plan with the largest patch of which two fit: a cube in mm, no side longer than the median volume."""
+    volume = np.ceil(np.array(found.extent.median) / pixdim - 1e-3)
+    limit = float(PATCH_VOXELS[machine.device])
+    wanted = limit
+    while True:
+        plan = make_plan(folder, facts, _sides(volume, pixdim, wanted), pixdim, base_channels)
+        # Training plans again from the rounded patch, which may get another network: settle on one that stays.
+        while (again := make_plan(folder, facts, plan.patch_size, pixdim, base_channels)) != plan:
+            plan = again
+        needed = training_bytes(plan, 2)
+        if np.prod(plan.patch_size) <= limit and needed <= machine.step_bytes:
+            return plan
+        wanted *= 0.9
+        if wanted < SMALLEST_PATCH_VOXELS:
+            message = (
+                f"Expected memory for a training step of two patches of {by(plan.patch_size)} voxels, "
+                f"{needed / GIB:.2f} GiB, but a step may take {machine.step_bytes / GIB:.2f} GiB of {machine.source}: "
+                "free memory or plan for a larger machine with `--memory-gb`."
+            )
+            raise ValueError(message)
+
+
+def _sides(volume: np.ndarray, pixdim: Sequence[float], voxels: float) -> list[int]:
+    """Return the box of at most so many voxels that is as near a cube in mm as the volume allows."""
+    low, high = 0.0, float((volume * pixdim).max())
+    for _ in range(60):
+        edge = (low + high) / 2
+        low, high = (edge, high) if np.prod(_box(volume, pixdim, edge)) <= voxels else (low, edge)
+    return [int(side) for side in _box(volume, pixdim, high if np.prod(volume) <= voxels else low)]
+
+
+def _box(volume: np.ndarray, pixdim: Sequence[float], edge: float) -> np.ndarray:
+    box: np.ndarray = np.minimum(volume, np.maximum(1, np.floor(edge / np.array(pixdim) + 1e-6)))
+    return box
+
+
+def patch_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision:
+    """Say why the patch is as large as it is."""
+    if holds_a_volume(plan, found):
+        reason = "holds the median volume"
+    else:
+        kind = "GPU" if machine.device == "cuda" else "CPU"
+        reason = (
+            f"as near a cube in mm as fits {round(PATCH_VOXELS[machine.device] ** (1 / 3))}^3 voxels "
+            f"(the limit for a {kind}) and, twice, {machine.source}"
+        )
+    return Decision("patch", f"{by(plan.patch_size)} voxels", reason, {"patch_size": list(plan.patch_size)})
+
+
+def network_decision(plan: Plan, base_channels: int, machine: Machine) -> Decision:
+    """Say why the network is as deep as it is; `network_size` decided."""
+    deepest = [side // int(stride) for side, stride in zip(plan.patch_size, np.prod(plan.strides, axis=0), strict=True)]
+    value = f"{len(plan.channels)} levels, {plan.channels[0]} to {plan.channels[-1]} channels"
+    reason = f"halve axes while 5 voxels remain: {by(deepest)} at the bottom; {base_channels} channels for a "
+    reason += "GPU" if machine.device == "cuda" else "CPU"
+    return Decision("network", value, reason, {"base_channels": base_channels})
+
+
+def batch_decision(plan: Plan, found: Fingerprint, machine: Machine, trained: int) -> Decision:
+    """Decide how many patches make a step: as many as memory and a limit on voxels allow, but two at least."""
+    budget = 4 * PATCH_VOXELS[machine.device] // int(np.prod(plan.patch_size))
+    patches = max(2, min(MAX_PATCHES, budget))
+    while patches > 2 and training_bytes(plan, patches) > machine.step_bytes:
+        patches -= 1
+    samples = 1 if holds_a_volume(plan, found) else 2
+    batch = max(1, min(patches // samples, trained // 2))  # two steps an epoch at least, in another order each time
+    samples = max(1, patches // batch)
+    needed = training_bytes(plan, batch * samples) / GIB
+    reason = (
+        f"a step takes about {needed:.1f} GiB (3 x what backward keeps + 16 bytes a weight); "
+        f"{machine.step_bytes / GIB:.1f} of {machine.source} may go there"
+    )
+    value = f"{batch} volumes x {samples} patch{'es' if samples > 1 else ''}"
+    return Decision("batch", value, reason, {"batch_size": batch, "num_samples": samples})
+
+
+def cache_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision:
+    """Decide which part of the prepared volumes, float32 images and uint8 labels, is kept in memory."""
+    volumes = [np.prod(np.multiply(c.facts.shape, c.facts.spacing) / plan.pixdim) for c in found.measures]
+    needed = float(sum(volumes)) * (4 * plan.in_channels + 1)
+    rate = math.floor(100 * min(1.0, machine.cache_bytes / needed)) / 100
+    reason = f"all volumes, prepared, take {needed / GIB:.2f} GiB; {machine.cache_bytes / GIB:.1f} GiB may be taken"
+    return Decision("cache", f"{rate:.0%} of the volumes", reason, {"cache_rate": rate})
+
+
+def holds_a_volume(plan: Plan, found: Fingerprint) -> bool:
+    """Return whether the patch is at least as large as the median volume, in mm along each axis."""
+    return bool((np.array(plan.patch_size) * plan.pixdim >= np.array(found.extent.median) * (1 - 1e-3)).all())
+
+
+def by(numbers: Sequence[float]) -> str:
+    """Return sizes as text, `64 x 64 x 32`."""
+    return " x ".join(f"{number:.4g}" for number in numbers)
