@@ -37,6 +37,7 @@ SPECS = [
 CORE = [
     PassSpec(),
     PassSpec(cross_entropy=True),
+    PassSpec("sigmoid", cross_entropy=True),
     PassSpec("sigmoid", "min_max", cross_entropy=True, focal=2.0, label_smoothing=0.1),
     PassSpec("softmax", None, cross_entropy=True, focal=1.5),
     PassSpec(None, "product", 2.0, confidence=True),
@@ -80,6 +81,7 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 7)
+    monkeypatch.setattr(tiled, "_IN_PLACE", 1)
 
 
 @pytest.mark.usefixtures("tiny_tiles")

@@ -1,9 +1,9 @@
 """The compiled kernel: the reference's formulas unrolled over classes, fused by torch.compile into one loop on a CPU.
 
 Two things decide whether Inductor makes one vectorised loop of it: classes must be separate rows of a Python list (no
-dimension to reduce over inside the loop), and labels must be 32 bits wide like the logits. So labels are widened a
-chunk at a time. Sums run in float32 along lines of `LINE` voxels and in float64 from there on, so that a volume of any
-size keeps its digits. Voxels beyond the last full line go through the tiled kernel's functions.
+dimension to reduce over inside the loop), and labels must be 32 bits wide like the logits. So labels are widened to
+float32 a chunk at a time. Sums run in float32 along lines of `LINE` voxels and in float64 from there on, so that a
+volume of any size keeps its digits. Voxels beyond the last full line go through the tiled kernel's functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch.fx.experimental._config
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from monai_iou.voxels import tiled
+from monai_iou.voxels import memory, tiled
+from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.reference import (
     COUNT,
     IGNORED,
@@ -35,8 +36,8 @@ from monai_iou.voxels.reference import (
     total_dtype,
 )
 
-LINE = 1024  # voxels summed in float32
-CHUNK = 256  # lines handed to the compiled loop at once: 1 MiB of widened labels
+LINE = 2048  # voxels summed in float32
+CHUNK = 128  # lines handed to the compiled loop at once: 1 MiB of widened labels
 MOST_CLASSES = 16  # compiling 14 takes a minute on one busy core, and the time grows faster than the count
 # Inductor's limits split the loop, and write what lies between to memory; without them it stays one.
 _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -183,7 +184,7 @@ def _arguments(voxels: Voxels, image: int, part: slice) -> tuple[Sequence[Tensor
     """
     logits = _lines(voxels.logits[image, :, part])
     if voxels.labels is not None:
-        return logits, _lines(voxels.labels[None, image, part].to(torch.int32))[0], None
+        return logits, _lines(voxels.labels[None, image, part].to(torch.float32))[0], None
     assert voxels.maps is not None
     maps = voxels.maps[image, :, part]
     mask = None if voxels.valid is None else _lines(voxels.valid[None, image, part].to(torch.int32))[0]
@@ -205,7 +206,7 @@ def _key(voxels: Voxels, spec: PassSpec) -> tuple[Any, ...]:
     ignored = None
     if voxels.labels is not None and voxels.has_ignored:
         ignored = IGNORED[voxels.labels.dtype]
-    kinds = [tensor.dtype for tensor in (voxels.logits, voxels.labels, voxels.maps, voxels.valid) if tensor is not None]
+    kinds = [tensor.dtype for tensor in (voxels.logits, voxels.maps) if tensor is not None]
     return spec, voxels.logits.shape[1], ignored, *kinds
 
 
@@ -229,7 +230,8 @@ class _CompiledSums(torch.autograd.Function):
         for image in range(batch if count % LINE else 0):
             tiled.add_tile(total, voxels, spec, image, _rest(voxels))
         ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
-        ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid)
+        # Wrong labels may wrap round here; their error follows the sums, and no backward does.
+        ctx.save_for_backward(logits, narrowed(voxels.labels, classes), voxels.maps, voxels.valid)
         return total
 
     @staticmethod
@@ -239,7 +241,7 @@ class _CompiledSums(torch.autograd.Function):
         voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
         gradient = gradient.to(torch.float32)
         function = _compiled(_backward, *_key(voxels, ctx.spec))
-        out = torch.empty_like(logits)
+        out = memory.empty_like(logits)
         for image, part in _chunks(voxels):
             slope = gradient[:, image, :, 0].contiguous()
             function(*_arguments(voxels, image, part), slope, _lines(out[image, :, part]))

@@ -37,7 +37,7 @@ def use_kernel(name: str) -> Iterator[None]:
               gradients of the target, for which it is used whatever the choice;
             - "tiled": a part of the volume at a time, on any device, with no compiler;
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
-              that it does not cover (`groups`, float64, above 16 classes, fewer than 2048 voxels) take "tiled";
+              that it does not cover (`groups`, float64, above 16 classes, fewer than 4096 voxels) take "tiled";
             - "triton": one read and one write of the logits, on CUDA; tested by Triton's interpreter only so far, which
               is why "auto" does not take it.
 

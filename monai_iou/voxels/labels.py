@@ -1,4 +1,4 @@
-"""Label maps in the kernels' form: one byte a voxel, ignored voxels marked, wrong values found at no cost of a pass."""
+"""Label maps in the kernels' form: ignored voxels marked, wrong values found at no cost of a pass."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def equals(labels: Tensor, value: int) -> Tensor:
 
 
 def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep: Tensor | None) -> tuple[Tensor, bool]:
-    """Return labels (B, N) as uint8 (int16 above 254 classes) and whether ignored voxels are marked in them.
+    """Return labels (B, N) in the kernels' form and whether ignored voxels are marked in them.
 
-    A value that is no class becomes a number that is no class either; :func:`report_bad_values` finds it by the sums.
-    uint8 labels with nothing to ignore are returned as they are.
+    With nothing to ignore, a CPU takes them as they are: its kernels widen a part at a time, which costs less than a
+    copy of all. Otherwise they become uint8 (int16 above 254 classes). A value that is no class stays or becomes a
+    number that is no class either; :func:`report_bad_values` finds it by the sums.
     """
     dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
     has_ignored = ignore_index is not None or keep is not None
-    if labels.dtype == dtype and not has_ignored:
+    if not has_ignored and (labels.dtype == dtype or (labels.device.type == "cpu" and labels.dtype != torch.float64)):
         return labels, False
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return _compacted(labels, classes, dtype, ignore_index, keep), has_ignored
@@ -47,6 +48,12 @@ def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep:
     starts = range(0, labels.shape[1], _PART)
     in_threads(fill, [(image, slice(start, start + _PART)) for image in range(labels.shape[0]) for start in starts])
     return compact, has_ignored
+
+
+def narrowed(labels: Tensor | None, classes: int) -> Tensor | None:
+    """Return labels, all of them classes, in the form to keep for backward: one byte a voxel, two above 254 classes."""
+    dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
+    return labels if labels is None or labels.element_size() <= dtype.itemsize else labels.to(dtype)
 
 
 def _compacted(

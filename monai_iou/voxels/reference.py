@@ -75,10 +75,10 @@ class Voxels:
 
     Attributes:
         logits: (B, C, N), any float dtype.
-        labels: (B, N) uint8 or int16 class numbers, or None if `maps` are given.
+        labels: (B, N) class numbers of any dtype that float32 holds them in, or None if `maps` are given.
         maps: (B, C, N) per-class maps, or None.
         valid: (B, N) bool, False at ignored voxels; None if all take part. With labels, ignored voxels are
-            marked in them (:data:`IGNORED`) if `has_ignored`, and `valid` is None.
+            marked in them (:data:`IGNORED`) if `has_ignored`, labels are uint8 or int16, and `valid` is None.
         has_ignored: whether labels hold marks of ignored voxels.
         groups: (B, N) integer region numbers, or None.
         regions: number R of regions, 1 without `groups`.
@@ -92,10 +92,13 @@ class Voxels:
     groups: Tensor | None
     regions: int
 
-    def tile(self, image: int | slice, voxels: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    def tile(
+        self, image: int | slice, voxels: slice, dtype: torch.dtype, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits, targets and valid voxels (1 or 0) of a part, as (..., C, n), (..., C, n), (..., 1, n).
 
-        Ignored voxels are cleared: all their targets are 0, and logits that are NaN or infinite become 0.
+        Ignored voxels are cleared: all their targets are 0, and logits that are NaN or infinite become 0. `out` may
+        take the targets; it is filled where it spares memory, so read what is returned.
         """
         logits = self.logits[image, :, voxels].to(dtype)
         if self.labels is None:
@@ -106,9 +109,10 @@ class Voxels:
             valid = self.valid[image, voxels].unsqueeze(-2)
             return _finite(logits, valid), _finite(target, valid) * valid, valid.to(dtype)
         labels = self.labels[image, voxels].unsqueeze(-2)
-        classes = torch.arange(logits.shape[-2], device=labels.device).unsqueeze(-1).to(labels.dtype)
-        target = torch.empty((*labels.shape[:-2], *logits.shape[-2:]), dtype=dtype, device=labels.device)
-        torch.eq(labels, classes, out=target)  # numbers at once, with no bools between: four times as fast
+        numbers = labels.to(dtype)
+        target = numbers.new_empty((*labels.shape[:-2], *logits.shape[-2:])) if out is None else out
+        classes = torch.arange(logits.shape[-2], dtype=dtype, device=labels.device).unsqueeze(-1)
+        torch.eq(numbers, classes, out=target)  # numbers at once, with no bools between: four times as fast
         if not self.has_ignored:
             return logits, target, None
         valid = labels != IGNORED[labels.dtype]

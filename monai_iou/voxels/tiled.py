@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from monai_iou.voxels import in_place, memory
+from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.reference import (
     COUNT,
     ROWS,
@@ -29,22 +31,25 @@ from monai_iou.voxels.threads import in_threads
 
 _Result = TypeVar("_Result")
 
-# Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
+# Elements (classes x voxels) of a tile: on a CPU its temporaries stay inside the cache of a core. In place there are
+# few of them, so that a tile may be larger, for fewer calls.
 TILE_ELEMENTS = {"cpu": 1 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 24
-_TILES_A_TASK = 16
+_IN_PLACE = 4
+_TILES_A_TASK = 4
 
 
-def _tasks(logits: Tensor) -> list[list[tuple[int, slice]]]:
-    """Return runs of (image, voxels), cut the same way however many threads there are: sums keep their bits."""
+def _tasks(logits: Tensor, factor: int) -> tuple[int, list[list[tuple[int, slice]]]]:
+    """Return the most voxels of a tile, and runs of tiles (image, voxels)."""
     batch, classes, voxels = logits.shape
-    size = max(1, TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
+    size = max(1, factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
     tiles = [(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)]
-    return [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
+    return size, [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
 
 
-def _run(work: Callable[[list[tuple[int, slice]]], _Result], logits: Tensor) -> list[_Result]:
-    tasks = _tasks(logits)
+def _run(
+    work: Callable[[list[tuple[int, slice]]], _Result], logits: Tensor, tasks: list[list[tuple[int, slice]]]
+) -> list[_Result]:
     return in_threads(work, tasks) if logits.device.type == "cpu" else [work(task) for task in tasks]
 
 
@@ -72,17 +77,31 @@ class _TiledSums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, _ = logits.shape
         total = torch.zeros((ROWS, batch, classes, voxels.regions), dtype=total_dtype(logits), device=logits.device)
+        lean = in_place.covers(voxels, spec)
+        size, tasks = _tasks(logits, _IN_PLACE if lean else 1)
 
         def work(task: list[tuple[int, slice]]) -> Tensor:
-            share = torch.zeros_like(total)
-            for image, part in task:
-                add_tile(share, voxels, spec, image, part)
-            return share
+            if not lean:
+                share = torch.zeros_like(total)
+                for image, part in task:
+                    add_tile(share, voxels, spec, image, part)
+                return share
+            space = in_place.Workspace.for_sums(logits, spec, size)
+            tiles = torch.zeros((len(task), ROWS, classes), dtype=space.maps.dtype, device=logits.device)
+            for row, (image, part) in zip(tiles, task, strict=True):
+                in_place.add_tile(row, voxels, spec, image, part, space)
+            return tiles
 
-        for share in _run(work, logits):
-            total += share
+        # The parts add up in the same order however many threads there are: sums keep their bits.
+        for task, share in zip(tasks, _run(work, logits, tasks), strict=True):
+            if not lean:
+                total += share
+                continue
+            for (image, _), tile in zip(task, share, strict=True):
+                total[:, image, :, 0] += tile
         ctx.spec, ctx.has_ignored, ctx.regions = spec, voxels.has_ignored, voxels.regions
-        ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid, voxels.groups)
+        # Wrong labels may wrap round here; their error follows the sums, and no backward does.
+        ctx.save_for_backward(logits, narrowed(voxels.labels, classes), voxels.maps, voxels.valid, voxels.groups)
         return total
 
     @staticmethod
@@ -91,13 +110,19 @@ class _TiledSums(torch.autograd.Function):
         logits, labels, maps, valid_voxels, group_map = ctx.saved_tensors
         voxels = Voxels(logits, labels, maps, valid_voxels, ctx.has_ignored, group_map, ctx.regions)
         gradient = gradient.to(sum_dtype(logits))
-        out = torch.empty_like(logits)
+        out = memory.empty_like(logits)
+        lean = in_place.covers(voxels, ctx.spec)
+        size, tasks = _tasks(logits, _IN_PLACE if lean else 1)
 
         def work(task: list[tuple[int, slice]]) -> None:
+            space = in_place.Workspace.for_gradient(logits, size) if lean else None
             for image, part in task:
-                write_gradient(out, gradient, voxels, ctx.spec, image, part)
+                if space is None:
+                    write_gradient(out, gradient, voxels, ctx.spec, image, part)
+                else:
+                    in_place.write_gradient(out, gradient, voxels, ctx.spec, image, part, space)
 
-        _run(work, logits)
+        _run(work, logits, tasks)
         return out, None, None
 
 

@@ -1,0 +1,176 @@
+"""The passes that most losses ask for, on a tile whose temporaries are allocated once and written over.
+
+A CPU pays for every fresh temporary with page faults, and for every broken formula with a further sweep through its
+cache; for softmax and sigmoid, plain overlap and plain cross-entropy neither is needed. The formulas are those of
+`reference.py`, whose other branches `tiled` computes with temporaries of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from monai_iou.voxels.reference import (
+    COUNT,
+    CROSS_ENTROPY,
+    INTERSECTION,
+    PREDICTION,
+    TARGET,
+    PassSpec,
+    Voxels,
+    sum_dtype,
+)
+
+_LINES = 2
+
+
+def covers(voxels: Voxels, spec: PassSpec) -> bool:
+    """Return whether this file computes what `spec` asks for."""
+    return (
+        voxels.groups is None
+        and spec.activation is not None
+        and spec.overlap in (None, "product")
+        and spec.power == 1
+        and spec.focal == spec.label_smoothing == 0
+        and not spec.confidence
+    )
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Temporaries of one thread: some `maps` (C, n) and two `lines` (1, n)."""
+
+    maps: Tensor
+    lines: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, size: int, maps: int) -> Workspace:
+        """Allocate for tiles of up to `size` voxels of logits (B, C, N)."""
+        dtype = sum_dtype(logits)
+        size = min(size, logits.shape[2])
+        return cls(
+            torch.empty((maps, logits.shape[1], size), dtype=dtype, device=logits.device),
+            torch.empty((_LINES, 1, size), dtype=dtype, device=logits.device),
+        )
+
+    @classmethod
+    def for_sums(cls, logits: Tensor, spec: PassSpec, size: int) -> Workspace:
+        """Allocate what :func:`add_tile` needs."""
+        return cls.of(logits, size, 3 if spec.cross_entropy else 2)
+
+    @classmethod
+    def for_gradient(cls, logits: Tensor, size: int) -> Workspace:
+        """Allocate what :func:`write_gradient` needs: one map fewer where it can write to the gradient at once."""
+        return cls.of(logits, size, 2 if logits.dtype == sum_dtype(logits) else 3)
+
+    def parts(self, voxels: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return maps and lines for a tile of so many voxels."""
+        return self.maps[..., :voxels].unbind(), self.lines[..., :voxels].unbind()
+
+
+def _read(
+    voxels: Voxels, image: int, part: slice, space: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    length = voxels.logits[image, 0, part].shape[0]
+    return voxels.tile(image, part, dtype, out=space[:, :length])
+
+
+def _softmax(logits: Tensor, p: Tensor, line: Tensor) -> None:
+    torch.amax(logits, 0, keepdim=True, out=line)
+    torch.sub(logits, line, out=p)
+    torch.sum(p.exp_(), 0, keepdim=True, out=line)
+    p.mul_(line.reciprocal_())
+
+
+def _softmax_entropy(logits: Tensor, target: Tensor, p: Tensor, spare: Tensor, line: Tensor, rest: Tensor) -> Tensor:
+    """Write softmax into `p` and return E (C,).
+
+    -ln p_c = ln(1 + rest) - (x_c - peak), rest being the sum of exp(x - peak) but for one class at the peak: both terms
+    are positive, and `frac` drops the ones of the classes at the peak without a mask.
+    """
+    torch.amax(logits, 0, keepdim=True, out=line)
+    torch.sub(logits, line, out=p)
+    below = torch.mul(p, target, out=spare).sum(1)
+    torch.sum(p.exp_(), 0, keepdim=True, out=line)
+    torch.sum(torch.frac(p, out=spare), 0, keepdim=True, out=rest)
+    at_peak = line.sub(rest).round_()
+    rest.add_(at_peak.sub_(1)).log1p_()
+    p.mul_(line.reciprocal_())
+    return torch.mul(target, rest, out=spare).sum(1) - below
+
+
+def _sigmoid_entropy(logits: Tensor, target: Tensor, valid: Tensor | None, p: Tensor, spare: Tensor) -> Tensor:
+    """Write the sigmoid into `p` and return E (C,) = sum of max(x, 0) - x y + ln(1 + exp(-|x|)).
+
+    The difference comes first: it is exact at hard labels, and what follows is positive.
+    """
+    torch.clamp_min(logits, 0, out=p)
+    torch.mul(logits, target, out=spare)
+    p.sub_(spare)
+    torch.abs(logits, out=spare)
+    p.add_(spare.neg_().exp_().log1p_())
+    entropy = (p if valid is None else p.mul_(valid)).sum(1)
+    torch.sigmoid(logits, out=p)
+    return entropy
+
+
+def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice, space: Workspace) -> None:
+    """Write the statistics of some voxels of an image into `total` (6, C)."""
+    dtype = space.maps.dtype
+    logits, target, valid = _read(voxels, image, part, space.maps[0], dtype)
+    (_, p, *more), (line, rest) = space.parts(target.shape[1])
+    spare = more[0] if more else p
+    if spec.activation == "sigmoid":
+        if spec.cross_entropy:
+            total[CROSS_ENTROPY] = _sigmoid_entropy(logits, target, valid, p, spare)
+        else:
+            torch.sigmoid(logits, out=p)
+    elif spec.cross_entropy:
+        total[CROSS_ENTROPY] = _softmax_entropy(logits, target, p, spare, line, rest)
+    elif spec.overlap is not None:
+        _softmax(logits, p, line)
+    torch.sum(target, 1, out=total[TARGET])
+    if spec.overlap is not None:
+        if valid is not None:
+            p.mul_(valid)
+        torch.sum(p, 1, out=total[PREDICTION])
+        torch.sum(p.mul_(target), 1, out=total[INTERSECTION])
+    total[COUNT] = target.shape[1] if valid is None else valid.sum()
+
+
+def write_gradient(
+    out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice, space: Workspace
+) -> None:
+    """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (6, B, C, 1)."""
+    logits, target, valid = _read(voxels, image, part, space.maps[0], space.maps.dtype)
+    (_, p, *more), (line, _) = space.parts(target.shape[1])
+    place = out[image, :, part]
+    slope = more[0] if more else place
+    of_class, of_voxel, of_entropy = (gradient[row, image] for row in (INTERSECTION, PREDICTION, CROSS_ENTROPY))
+    spare = target if voxels.labels is not None else None  # the maps are not ours to write to
+    if spec.activation == "sigmoid":
+        torch.sigmoid(logits, out=p)
+        if spec.overlap is None:
+            torch.sub(p, target, out=slope).mul_(of_entropy)
+        else:
+            torch.mul(target, of_class, out=slope).add_(of_voxel).mul_(p)
+            entropy = torch.sub(p, target, out=spare).mul_(of_entropy) if spec.cross_entropy else None
+            slope.mul_(p.neg_().add_(1))
+            if entropy is not None:
+                slope.add_(entropy)
+    else:
+        _softmax(logits, p, line)
+        if spec.overlap is None:
+            torch.mul(target, -of_entropy, out=slope)
+        else:
+            torch.mul(target, of_class, out=slope).add_(of_voxel).mul_(p)
+            if spec.cross_entropy:
+                slope.sub_(torch.mul(target, of_entropy, out=spare))
+        torch.sum(slope, 0, keepdim=True, out=line)
+        slope.sub_(p.mul_(line))
+    if valid is not None:
+        slope.mul_(valid)
+    if more:
+        place.copy_(slope)
