@@ -14,7 +14,7 @@ from monai_iou.cases import Case, CaseFacts, read_case
 from monai_iou.datasets import SegmentationFolder, in_threads
 from monai_iou.splits import count_patients
 
-__all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "take_fingerprint"]
+__all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "summarise", "take_fingerprint"]
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
@@ -150,13 +150,25 @@ def take_fingerprint(
             show(len(done), total, case.name)
         return measures
 
-    measures = in_threads(measure, folder.training)
+    return summarise(folder, in_threads(measure, folder.training))
+
+
+def summarise(folder: SegmentationFolder, measures: Sequence[CaseMeasures]) -> Fingerprint:
+    """Return the fingerprint of measured cases.
+
+    Args:
+        folder: the dataset.
+        measures: of its training cases, in their order.
+
+    Raises:
+        DatasetError: all are without foreground.
+    """
     facts = [case.facts for case in measures]
     folder.need_foreground(facts)
     voxels = np.array([case.voxels for case in measures], dtype=np.int64)
     shapes, spacings = (np.array([getattr(case, name) for case in facts], float) for name in ("shape", "spacing"))
     return Fingerprint(
-        cases=total,
+        cases=len(measures),
         patients=count_patients(folder.training, folder.patient_groups),
         shape=Spread.of(shapes),
         spacing=Spread.of(spacings),

@@ -133,11 +133,10 @@ def _chance_of_foreground(plan: Plan, found: Fingerprint) -> float:
     """Return the chance that a random patch of a case with foreground meets one of its components, taken as points."""
     if holds_a_volume(plan, found):
         return 1.0
-    part: float = np.prod(
-        np.minimum(1.0, np.array(plan.patch_size) * plan.pixdim / np.maximum(found.extent.median, 1e-6))
-    )
+    covered = np.array(plan.patch_size) * plan.pixdim / np.maximum(found.extent.median, 1e-6)
+    part = float(np.prod(np.minimum(1.0, covered)))
     components = sum(label.components for label in found.classes) / (found.cases - len(found.empty_cases))
-    return float(1 - (1 - min(1.0, float(part))) ** components)
+    return float(1 - (1 - part) ** components)
 
 
 def _normalisation(plan: Plan) -> Decision:

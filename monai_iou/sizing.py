@@ -63,7 +63,7 @@ def largest_plan(
         needed = training_bytes(plan, 2)
         if np.prod(plan.patch_size) <= limit and needed <= machine.step_bytes:
             return plan
-        wanted *= 0.9
+        wanted *= 0.85
         if wanted < SMALLEST_PATCH_VOXELS:
             message = (
                 f"Expected memory for a training step of two patches of {by(plan.patch_size)} voxels, "

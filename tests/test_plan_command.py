@@ -1,0 +1,458 @@
+"""`monai-iou plan`: what it measures, the rule behind each decision, and training from what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import bundle_command, run_command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from scipy import ndimage
+
+from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
+from monai_iou.cases import Case, CaseFacts
+from monai_iou.cli import main
+from monai_iou.datasets import SegmentationFolder, read_folder
+from monai_iou.demo import run_workflow
+from monai_iou.fingerprint import CaseMeasures, Fingerprint, summarise, take_fingerprint
+from monai_iou.machine import GIB, Machine, find_machine, training_bytes
+from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.planning import make_plan
+from monai_iou.proposals import CROP_RATIOS, Proposal, propose
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
+GPU = Machine("cuda", 20 * GIB, 8 * GIB, "22 GiB free on the GPU")
+Sizes = list[list[int]]  # of the components of a case, a list a foreground class
+
+
+def dataset(
+    cases: list[Sizes],
+    shape: tuple[int, int, int] = (60, 60, 60),
+    spacing: tuple[float, float, float] = (1, 1, 1),
+    modalities: tuple[str, ...] = ("MR",),
+    spacings: list[tuple[float, float, float]] | None = None,
+) -> tuple[SegmentationFolder, Fingerprint]:
+    """A measured folder that needs no files."""
+    labels = {0: "background"} | {3 * index + 1: f"label {index}" for index in range(len(cases[0]))}
+    named = tuple(Case(f"c{index}", Path(f"c{index}.nii.gz"), Path("l.nii.gz")) for index in range(len(cases)))
+    folder = SegmentationFolder(Path(), modalities, labels, named, (), ())
+    measures = []
+    for index, sizes in enumerate(cases):
+        counts = [sum(of_class) for of_class in sizes]
+        facts = CaseFacts(shape, spacings[index] if spacings else spacing, np.ones((len(modalities), sum(counts))))
+        voxels = (int(np.prod(shape)) - sum(counts), *counts)
+        measures.append(CaseMeasures(facts, voxels, tuple(np.array(of_class, dtype=np.int64) for of_class in sizes)))
+    return folder, summarise(folder, measures)
+
+
+def one_lesion(count: int = 6) -> list[Sizes]:
+    return [[[100]]] * count
+
+
+def decide(*args: Any, machine: Machine = CPU, **options: Any) -> Proposal:
+    return propose(*dataset(*args, **options), machine)
+
+
+def write_folder(
+    root: Path, entries: list[tuple[np.ndarray, np.ndarray]], spacing: tuple[float, ...], **keys: Any
+) -> Path:
+    """Write images and labels as a folder with one subfolder a patient, all files of the same two names."""
+    training = []
+    for index, (image, label) in enumerate(entries):
+        pair = {kind: f"patient{index}/{kind}.nii.gz" for kind in ("image", "label")}
+        (root / f"patient{index}").mkdir(parents=True)
+        for kind, voxels in (("image", image), ("label", label)):
+            nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])), root / pair[kind])
+        training.append(pair)
+    content = {"modality": {"0": "PET"}, "labels": {"0": "background", "1": "lesion"}, "training": training, **keys}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def pet_folder(root: Path, cases: int = 4, **keys: Any) -> Path:
+    """Two channels, a gap in the label values, thick slices, and one case without foreground."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for index in range(cases):
+        label = np.zeros((20, 20, 12), np.uint8)
+        if index:
+            label[4:9, 5:9, 4:7] = 5
+            label[14:17, 5:9, 4:7] = 5
+        image = rng.normal(size=(*label.shape, 2)) + 5 * (label > 0)[..., None]
+        entries.append((image.astype(np.float32), label))
+    content = {"modality": {"0": "PET", "1": "$ratio"}, "labels": {"0": "background", "5": "@lesion"}, **keys}
+    return write_folder(root, entries, (2.0, 2.0, 7.0), **content)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_fingerprint_is_what_an_independent_count_finds(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    root = tmp_path_factory.mktemp("set")
+    entries = []
+    for _ in range(3):
+        label = rng.choice([0, 1, 4], size=(7, 8, 9), p=[0.9, 0.06, 0.04]).astype(np.uint8)
+        entries.append((rng.normal(size=label.shape).astype(np.float32), label))
+    labels = {"0": "background", "1": "a", "4": "b"}
+    found = take_fingerprint(read_folder(write_folder(root, entries, (1.0, 2.0, 3.0), labels=labels)))
+    for measured, value in zip(found.classes, (1, 4), strict=True):
+        sizes = []
+        for _, label in entries:
+            numbers, count = ndimage.label(label == value, np.ones((3, 3, 3)))
+            sizes += np.bincount(numbers.ravel())[1:].tolist()[:count]
+        assert measured.components == len(sizes)
+        assert measured.cases == sum((label == value).any() for _, label in entries)
+        expected = (min(sizes), float(np.median(sizes)), max(sizes)) if sizes else (0, 0, 0)
+        spread = measured.size_voxels
+        assert (spread.smallest[0], spread.median[0], spread.largest[0]) == expected
+        assert measured.size_mm3.largest[0] == pytest.approx(6 * expected[2])
+        share = np.mean([(label == value).mean() for _, label in entries])
+        assert measured.fraction == pytest.approx(share, rel=1e-5)
+    inside = np.concatenate([image[label > 0] for image, label in entries])
+    np.testing.assert_allclose(found.intensities[0][1], np.percentile(inside, (0.5, 5, 50, 95, 99.5)), rtol=1e-4)
+    shutil.rmtree(root)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(4, 400)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 8)] * 3),
+    cases=st.integers(1, 40),
+    memory=st.floats(0.5, 40),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_every_plan_fits_and_is_the_plan_that_training_makes(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], cases: int, memory: float, device: str
+) -> None:
+    folder, found = dataset([[[3]]] * cases, shape, spacing)
+    machine = Machine(device, int(memory * GIB), int(memory * GIB), "x")
+    proposal = propose(folder, found, machine)
+    config = proposal.config
+    again = make_plan(
+        folder, [c.facts for c in found.measures], config["patch_size"], config["pixdim"], config["base_channels"]
+    )
+    assert again == proposal.plan
+    patches = config["batch_size"] * config["num_samples"]
+    assert training_bytes(proposal.plan, max(2, patches)) <= machine.step_bytes
+    assert np.prod(proposal.plan.patch_size) <= {"cpu": 64, "cuda": 128}[device] ** 3
+    assert 1 <= config["batch_size"] <= cases
+    assert 0 <= config["cache_rate"] <= 1
+    assert 1 <= config["val_interval"] <= config["epochs"] <= 1000
+    # As near a cube in mm as possible: only an axis that ends at the volume is much shorter than the others.
+    edges = np.array(proposal.plan.patch_size) * config["pixdim"]
+    unit = np.prod(proposal.plan.strides, axis=0) * config["pixdim"]
+    for axis in range(3):
+        ends = proposal.plan.patch_size[axis] >= shape[axis]
+        assert ends or edges[axis] + 2 * unit.max() >= edges.max() or edges[axis] >= edges.max() / 2
+
+
+def test_the_median_volume_is_taken_whole_where_it_fits() -> None:
+    config = decide(one_lesion(30), (35, 50, 35)).config
+    assert config["patch_size"] == [40, 56, 40]
+    assert config["num_samples"] == 1
+    assert (config["positive_crops"], config["negative_crops"]) == (1, 1)
+
+
+def test_thick_slices_take_the_tenth_percentile() -> None:
+    spacings = [(1.0, 1.0, 5.0)] * 7 + [(1.0, 1.0, 2.0)] * 3
+    assert decide(one_lesion(10), spacings=spacings).config["pixdim"] == [1, 1, 2]
+    spacings = [(1.0, 1.0, 2.5)] * 7 + [(1.0, 1.0, 2.0)] * 3
+    assert decide(one_lesion(10), spacings=spacings).config["pixdim"] == [1, 1, 2.5]
+
+
+def test_less_memory_never_gives_more() -> None:
+    folder, found = dataset(one_lesion(20), (200, 200, 200))
+    sizes = []
+    for memory in (0.1, 0.4, 1.6, 8):
+        config = propose(folder, found, Machine("cuda", int(memory * GIB), GIB, "x")).config
+        sizes.append(np.prod(config["patch_size"]) * config["batch_size"] * config["num_samples"])
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    message = "Expected memory for a training step of two patches of .* voxels, .*free memory or plan for a larger"
+    with pytest.raises(ValueError, match=message):
+        propose(folder, found, Machine("cuda", GIB // 2000, GIB, "0.0 GiB"))
+
+
+@pytest.mark.parametrize("patches", [2, 4])
+def test_the_counted_memory_is_what_backward_keeps(patches: int) -> None:
+    from monai.networks.nets import UNet
+
+    plan = make_plan(None, [], [24, 24, 16], base_channels=4)
+    network = UNet(3, 1, 2, plan.channels, plan.strides, num_res_units=2)
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(torch.zeros(patches, 1, *plan.patch_size))
+    weights = {parameter.data_ptr(): parameter.untyped_storage().nbytes() for parameter in network.parameters()}
+    activations = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
+    expected = 3 * (activations + 8 * logits.numel()) + 4 * sum(weights.values())
+    assert training_bytes(plan, patches) == pytest.approx(expected, rel=0.02)
+
+
+@settings(max_examples=30, deadline=None)
+@given(empty=st.integers(0, 9), components=st.integers(1, 6), side=st.integers(40, 300))
+def test_emptier_and_larger_sets_get_more_patches_on_foreground(empty: int, components: int, side: int) -> None:
+    cases: list[Sizes] = [[[20] * components]] * (10 - empty) + [[[]]] * empty
+    config = decide(cases, (side,) * 3).config
+    ratio = config["positive_crops"], config["negative_crops"]
+    assert ratio in CROP_RATIOS
+    reached = ratio[0] / sum(ratio) * (10 - empty) / 10
+    assert reached >= 0.5 - 1e-9 or ratio == CROP_RATIOS[-1]
+    if not empty and components == 1 and side > 100:
+        assert ratio == (2, 1)
+
+
+def test_one_lesion_a_case_takes_the_compound() -> None:
+    assert decide(one_lesion()).config["loss"] == {
+        "_target_": "monai_iou.IoUCELoss",
+        "include_background": False,
+        "softmax": True,
+        "batch": True,
+        "sync_batch": True,
+    }
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 2000), min_size=0, max_size=9), min_size=1, max_size=6),
+)
+@settings(max_examples=30, deadline=None)
+def test_many_unequal_lesions_take_the_loss_that_counts_lesions(sizes: list[list[int]]) -> None:
+    found = [of_case for of_case in sizes if of_case]
+    if not found:
+        return
+    loss = decide([[of_case] for of_case in sizes]).config["loss"]
+    ratios = [max(of_case) / np.median(of_case) for of_case in found if len(of_case) > 1]
+    unequal = bool(ratios) and float(f"{np.median(ratios):.6g}") >= 4
+    many = np.median([len(of_case) for of_case in found]) >= 3
+    assert loss["_target_"] == ("monai_iou.InstanceIoULoss" if many and unequal else "monai_iou.IoUCELoss")
+
+
+@given(small=st.integers(1, 50), factor=st.floats(1, 30))
+@settings(max_examples=20, deadline=None)
+def test_classes_of_unequal_size_take_a_weighted_loss(small: int, factor: float) -> None:
+    large = int(small * factor)
+    config = decide([[[small], [large]]] * 4).config
+    unequal = float(f"{large / 60**3:.6g}") >= 10 * float(f"{small / 60**3:.6g}")
+    assert config["loss"]["_target_"] == ("monai_iou.CompoundLoss" if unequal else "monai_iou.IoUCELoss")
+    if unequal:
+        assert config["loss"]["losses"][1]["weight"] == config["class_weights"]
+        assert config["class_weights"][1] > config["class_weights"][2] > config["class_weights"][0]
+
+
+@pytest.mark.parametrize("cases", [one_lesion(), [[[1, 1, 2, 500]]] * 4, [[[4], [400]]] * 4])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (4, 1, 8, 8, 8)])
+def test_every_loss_can_be_built_and_has_a_gradient(cases: list[Sizes], shape: tuple[int, ...]) -> None:
+    config = decide(cases).config["loss"]
+    loss = ConfigParser({"loss": config}).get_parsed_content("loss")
+    classes = len(cases[0]) + 1
+    logits = torch.randn(shape[0], classes, *shape[2:], requires_grad=True)
+    for highest in (0, classes - 1):
+        label = torch.zeros(shape)
+        label[..., 2:4, 2:4, 2:4] = highest
+        value = loss(logits, label)
+        value.backward()
+        assert torch.isfinite(value)
+        assert logits.grad is not None
+        assert torch.isfinite(logits.grad).all()
+
+
+@given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=40), side=st.floats(0.5, 3))
+@settings(max_examples=30, deadline=None)
+def test_nothing_below_the_lesion_threshold_could_match_an_annotated_lesion(sizes: list[int], side: float) -> None:
+    config = decide([[sizes]], spacing=(side,) * 3).config
+    threshold = config["lesion_threshold_mm3"]
+    assert threshold >= side**3 * (1 - 1e-3)
+    volumes = np.array(sizes) * side**3
+    # The best IoU of a component of the threshold's volume is the ratio of the volumes.
+    matched = threshold * (1 - 1e-3) / np.maximum(volumes, threshold) > 0.5
+    assert threshold <= side**3 * (1 + 1e-3) or np.mean(matched) <= 0.01 + 1 / len(sizes)
+
+
+@given(st.integers(1, 60), st.sampled_from([CPU, GPU]))
+@settings(max_examples=20, deadline=None)
+def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machine) -> None:
+    config = decide(one_lesion(cases), machine=machine).config
+    fraction = config["val_fraction"]
+    assert 0.1 <= fraction <= 0.25
+    assert cases < 12 or fraction * cases >= 3 - 0.005 * cases
+    assert config["epochs"] // config["val_interval"] >= 20
+    longer = decide(one_lesion(cases + 40), machine=machine).config
+    assert longer["epochs"] <= config["epochs"]
+
+
+def strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in (*value.keys(), *value.values()) for text in strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_the_file_holds_no_expression_and_a_reason_for_everything(tmp_path: Path) -> None:
+    data = pet_folder(tmp_path / "data")
+    assert main(["plan", str(data), f"--output={tmp_path / 'plans' / 'plan.json'}", "--memory-gb=4"]) == 0
+    text = (tmp_path / "plans" / "plan.json").read_text()
+    config = json.loads(text)
+    assert all(found[:1] not in tuple("$@%") and "\n" not in found for found in strings(config))
+    assert [path.name for path in (tmp_path / "plans").iterdir()] == ["plan.json"]
+    report = config.pop("plan_report")
+    assert len(report["decisions"]) == 12
+    assert all(row["value"] and row["reason"] for row in report["decisions"])
+    assert report["memory"] == "4.0 GiB by --memory-gb"
+    assert report["fingerprint"]["empty_cases"] == ["patient0/image"]
+    assert config["pixdim"] == [2, 2, 7]
+    known = set(json.loads((bundle_path() / "configs" / "train.json").read_text()))
+    assert set(config) - known == {"class_weights", "lesion_threshold_mm3"}
+
+
+@pytest.fixture(scope="session")
+def pet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data, a plan, a bundle trained by it through MONAI's command, its scores and masks."""
+    root = tmp_path_factory.mktemp("pet")
+    data, bundle = pet_folder(root / "data"), copy_bundle(root / "bundle")
+    assert (
+        main(["plan", str(data), f"--output={bundle / 'configs' / 'plan.json'}", "--device=cpu", "--memory-gb=2"]) == 0
+    )
+    places = {"dataset_dir": str(data)}
+    done = run_command(bundle_command(bundle, ["train", "plan"], {**places, "epochs": 2, "val_interval": 1}))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root
+
+
+def test_the_plan_trains_without_a_hand_edit(pet_run: Path) -> None:
+    stored = json.loads((pet_run / "bundle" / "models" / "model.json").read_text())
+    planned = json.loads((pet_run / "bundle" / "configs" / "plan.json").read_text())
+    assert stored["patch_size"] == planned["patch_size"]
+    assert stored["pixdim"] == planned["pixdim"]
+    assert stored["labels"] == {"0": "background", "5": "@lesion"}
+    assert torch.load(pet_run / "bundle" / "models" / "last_epoch.pt", weights_only=True)["epoch"] == 2
+
+
+def test_the_plan_merges_with_evaluation_and_inference(pet_run: Path) -> None:
+    places = {"bundle_root": str(pet_run / "bundle"), "dataset_dir": str(pet_run / "data")}
+    workflow = run_workflow(pet_run / "bundle", ["train", "plan", "evaluate"], places)
+    assert 0 <= workflow.evaluator.state.metrics["val_mean_iou"] <= 1
+    content = json.loads((pet_run / "data" / "dataset.json").read_text())
+    content["test"] = [pair["image"] for pair in content["training"]]
+    (pet_run / "data" / "dataset.json").write_text(json.dumps(content))
+    masks = pet_run / "masks"
+    run_workflow(pet_run / "bundle", ["inference", "plan"], {**places, "output_dir": str(masks)})
+    for index in range(4):
+        mask = nib.load(masks / f"patient{index}" / "image.nii.gz")
+        assert mask.shape == (20, 20, 12)
+        assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 5}
+
+
+def test_folds_are_written_and_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = pet_folder(tmp_path / "data", patient_groups={"one": ["patient0/", "patient1/"]})
+    path = tmp_path / "plan.json"
+    assert main(["plan", str(data), f"--output={path}", "--folds=3", "--fold=1", "--memory-gb=2"]) == 0
+    config = json.loads(path.read_text())
+    assert (config["folds"], config["fold"]) == (3, 1)
+    assert "val_fraction" not in config
+    cases = BundleCases(str(data), folds=3, fold=1)
+    assert len(cases.training) + len(cases.validation) == 4
+    path.unlink()
+    capsys.readouterr()
+    assert main(["plan", str(data), f"--output={path}", "--folds=4", "--memory-gb=2"]) == 1
+    assert (
+        "Expected `folds` to be at most 3, the number of patients in `training`, but got 4" in capsys.readouterr().err
+    )
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--memory-gb=0"], 1, "Expected `--memory-gb` to be a positive number, but got 0.0: give GiB, such as 8."),
+        (["--memory-gb=0.001"], 1, "Expected memory for a training step of two patches of"),
+        (["--device=tpu"], 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--folds=1"], 1, "Expected `folds` to be an integer of at least 2, but got 1"),
+        (["--folds=2", "--fold=2"], 1, "Expected `fold` to be an integer from 0 to 1, as `folds` is 2, but got 2."),
+        (["--output=/proc/no/plan.json"], 1, "Expected `--output` to be a folder that can be written"),
+    ],
+)
+def test_wrong_options_give_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, text: str
+) -> None:
+    data = pet_folder(tmp_path / "data")
+    assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", *options]) == code
+    error = capsys.readouterr().err
+    assert text in re.sub(r"\s+", " ", error)
+    assert "Traceback" not in error
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tmp_path / "none"), f"--output={tmp_path / 'plan.json'}"]) == 1
+    assert "to exist, but it does not: set `dataset_dir`" in capsys.readouterr().err
+    data = pet_folder(tmp_path / "data")
+    (data / "patient1" / "image.nii.gz").write_bytes(b"no gzip")
+    assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}"]) == 1
+    assert "patient1/image.nii.gz to be a complete NIfTI file" in capsys.readouterr().err
+    empty = write_folder(
+        tmp_path / "empty", [(np.ones((6, 6, 6), np.float32), np.zeros((6, 6, 6), np.uint8))], (1, 1, 1)
+    )
+    assert main(["plan", str(empty), f"--output={tmp_path / 'plan.json'}"]) == 1
+    assert "have foreground, but all 1 are empty" in capsys.readouterr().err
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_machine().device == "cpu"
+    assert find_machine("cuda", 10).step_bytes == 9 * GIB
+    with pytest.raises(
+        ValueError, match="Expected a GPU for `--device cuda`, but torch finds none: give `--memory-gb`"
+    ):
+        find_machine("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * GIB, 24 * GIB))
+    assert find_machine() == Machine("cuda", 18 * GIB, find_machine().cache_bytes, "20.0 GiB free on the GPU")
+
+
+def test_the_demo_set_gets_a_plan_for_ct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_phantom_dataset(tmp_path / "data", training=3, evaluation=1, shape=(32, 32, 24))
+    assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", "--memory-gb=4"]) == 0
+    out, err = capsys.readouterr()
+    assert "CT window" in out
+    assert "training 3/3: phantom_0" in err
+    assert out.splitlines()[-1].startswith("python -m monai.bundle run --config_file ")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("Task901_MSLesionFLAIR", {"pixdim": [1, 1, 1], "patch_size": [64, 64, 64]}),
+        ("Task902_STSTumourCT", {"pixdim": [0.976562, 0.976562, 3.27]}),
+        ("Task904_Hippocampus", {"pixdim": [1, 1, 1], "patch_size": [40, 56, 40], "num_samples": 1, "batch_size": 8}),
+    ],
+)
+def test_real_folders(tmp_path: Path, task: str, expected: dict[str, Any]) -> None:
+    if not (REAL / task).is_dir():
+        pytest.skip(f"{REAL / task} is not there")
+    path = tmp_path / "plan.json"
+    assert main(["plan", str(REAL / task), f"--output={path}", "--device=cpu", "--memory-gb=16"]) == 0
+    config = json.loads(path.read_text())
+    assert {key: config[key] for key in expected} == expected
+    many = task == "Task901_MSLesionFLAIR"  # 16 and more lesions a scan, the largest 10^4 times the smallest
+    assert config["loss"]["_target_"] == f"monai_iou.{'InstanceIoULoss' if many else 'IoUCELoss'}"
