@@ -223,8 +223,7 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int, memory_g
     _print_tables(plan_tables(folder, found, proposal))
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
     files = f"['TRAIN.JSON','{output}']"
-    words = ["python", "-m", "monai.bundle", "run", "--config_file", files, "--dataset_dir", str(dataset_dir)]
-    click.echo(shlex.join(words))
+    click.echo(f'python -m monai.bundle run --config_file "{files}" --dataset_dir {shlex.quote(str(dataset_dir))}')
     return 0
 
 

@@ -41,19 +41,17 @@ def _channels(found: Fingerprint) -> Table:
 
 
 def _classes(found: Fingerprint) -> Table:
-    table = Table("class", "% of voxels", "cases", "components", "a case", "smallest", "median", "largest")
+    sizes = "smallest, median, largest"
+    table = Table("class", "% of voxels", "cases", "components", "a case", f"{sizes}, voxels", f"{sizes}, mm3")
     for label in found.classes:
-        sizes = zip(
-            *((spread.smallest, spread.median, spread.largest) for spread in (label.size_voxels, label.size_mm3)),
-            strict=True,
-        )
+        spreads = ((size.smallest[0], size.median[0], size.largest[0]) for size in (label.size_voxels, label.size_mm3))
         table.add_row(
             escape(f"{label.value} {label.name}"),
             f"{100 * label.fraction:.3g}",
             str(label.cases),
             str(label.components),
             f"{label.components_a_case:g}",
-            *(f"{voxels[0]:.5g} voxels, {mm3[0]:.5g} mm3" for voxels, mm3 in sizes),
+            *(", ".join(f"{value:.6g}" for value in spread) for spread in spreads),
         )
     return table
 
