@@ -99,7 +99,6 @@ def half_volume() -> tuple[Tensor, Tensor]:
     return logits.half(), labels
 
 
-@pytest.mark.slow
 @over(CASES)
 def test_half_precision_of_several_classes(case: Case, half_volume: tuple[Tensor, Tensor]) -> None:
     logits, labels = half_volume[0].clone().requires_grad_(), half_volume[1]

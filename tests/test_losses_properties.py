@@ -307,7 +307,7 @@ def test_copies_behave_alike(case: Case) -> None:
     assert loss.state_dict() or isinstance(loss, nn.Module)
 
 
-@over(GLOBAL)
+@every_loss
 def test_torch_compile(case: Case) -> None:
     logits, labels = pair()
     loss = case(softmax=True)
