@@ -35,7 +35,7 @@ __all__ = ["Decision", "Proposal", "plain", "propose"]
 THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the other axes
 STEPS = {"cpu": 3000, "cuda": 25_000}
 MAX_EPOCHS = 1000
-CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (4, 1), (9, 1))
+CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1))
 MANY_COMPONENTS, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 
@@ -116,6 +116,11 @@ def _spacing(found: Fingerprint) -> Decision:
 
 def _crops(plan: Plan, found: Fingerprint) -> Decision:
     """Decide the ratio of patches with and without a foreground centre."""
+    if holds_a_volume(plan, found):
+        reason = "the patch holds the median volume, wherever its centre is"
+        return Decision(
+            "crops", "1 on foreground : 1 on background", reason, {"positive_crops": 1, "negative_crops": 1}
+        )
     empty = len(found.empty_cases) / found.cases
     hit = _chance_of_foreground(plan, found)
     share = 0.5 if hit >= 0.5 else 2 / 3
@@ -131,8 +136,6 @@ def _crops(plan: Plan, found: Fingerprint) -> Decision:
 
 def _chance_of_foreground(plan: Plan, found: Fingerprint) -> float:
     """Return the chance that a random patch of a case with foreground meets one of its components, taken as points."""
-    if holds_a_volume(plan, found):
-        return 1.0
     covered = np.array(plan.patch_size) * plan.pixdim / np.maximum(found.extent.median, 1e-6)
     part = float(np.prod(np.minimum(1.0, covered)))
     components = sum(label.components for label in found.classes) / (found.cases - len(found.empty_cases))
@@ -159,6 +162,8 @@ def _class_weights(found: Fingerprint) -> Decision:
     rounded = [round(weight, 4) for weight in weights.tolist()]
     reason = "effective number of voxels in a case (beta 0.9999)"
     reason += "; taken by the loss" if _unequal_classes(found) else "; not taken: the IoU term weighs classes alike"
+    if unseen := [label.name for label in found.classes if not label.cases]:
+        reason += f"; no voxel of {plain(', '.join(unseen))}, which cannot be learned"
     return Decision("class weights", ", ".join(map(str, rounded)), reason, {"class_weights": rounded})
 
 

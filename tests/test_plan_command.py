@@ -1,4 +1,4 @@
-"""`monai-iou plan`: what it measures, the rule behind each decision, and training from what it writes."""
+"""`monai-iou plan`: what it measures, what it writes, and training from that."""
 
 from __future__ import annotations
 
@@ -15,54 +15,19 @@ import torch
 from bundle_runs import bundle_command, run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.bundle import ConfigParser
 from scipy import ndimage
 
 from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
-from monai_iou.cases import Case, CaseFacts
 from monai_iou.cli import main
-from monai_iou.datasets import SegmentationFolder, read_folder
+from monai_iou.datasets import read_folder
 from monai_iou.demo import run_workflow
-from monai_iou.fingerprint import CaseMeasures, Fingerprint, summarise, take_fingerprint
-from monai_iou.machine import GIB, Machine, find_machine, training_bytes
+from monai_iou.fingerprint import take_fingerprint
+from monai_iou.machine import GIB, Machine, find_machine
 from monai_iou.phantoms import write_phantom_dataset
-from monai_iou.planning import make_plan
-from monai_iou.proposals import CROP_RATIOS, Proposal, propose
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
-CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
-GPU = Machine("cuda", 20 * GIB, 8 * GIB, "22 GiB free on the GPU")
-Sizes = list[list[int]]  # of the components of a case, a list a foreground class
-
-
-def dataset(
-    cases: list[Sizes],
-    shape: tuple[int, int, int] = (60, 60, 60),
-    spacing: tuple[float, float, float] = (1, 1, 1),
-    modalities: tuple[str, ...] = ("MR",),
-    spacings: list[tuple[float, float, float]] | None = None,
-) -> tuple[SegmentationFolder, Fingerprint]:
-    """A measured folder that needs no files."""
-    labels = {0: "background"} | {3 * index + 1: f"label {index}" for index in range(len(cases[0]))}
-    named = tuple(Case(f"c{index}", Path(f"c{index}.nii.gz"), Path("l.nii.gz")) for index in range(len(cases)))
-    folder = SegmentationFolder(Path(), modalities, labels, named, (), ())
-    measures = []
-    for index, sizes in enumerate(cases):
-        counts = [sum(of_class) for of_class in sizes]
-        facts = CaseFacts(shape, spacings[index] if spacings else spacing, np.ones((len(modalities), sum(counts))))
-        voxels = (int(np.prod(shape)) - sum(counts), *counts)
-        measures.append(CaseMeasures(facts, voxels, tuple(np.array(of_class, dtype=np.int64) for of_class in sizes)))
-    return folder, summarise(folder, measures)
-
-
-def one_lesion(count: int = 6) -> list[Sizes]:
-    return [[[100]]] * count
-
-
-def decide(*args: Any, machine: Machine = CPU, **options: Any) -> Proposal:
-    return propose(*dataset(*args, **options), machine)
 
 
 def write_folder(
@@ -125,177 +90,6 @@ def test_the_fingerprint_is_what_an_independent_count_finds(
     inside = np.concatenate([image[label > 0] for image, label in entries])
     np.testing.assert_allclose(found.intensities[0][1], np.percentile(inside, (0.5, 5, 50, 95, 99.5)), rtol=1e-4)
     shutil.rmtree(root)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    shape=st.tuples(*[st.integers(4, 400)] * 3),
-    spacing=st.tuples(*[st.floats(0.3, 8)] * 3),
-    cases=st.integers(1, 40),
-    memory=st.floats(0.5, 40),
-    device=st.sampled_from(["cpu", "cuda"]),
-)
-def test_every_plan_fits_and_is_the_plan_that_training_makes(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], cases: int, memory: float, device: str
-) -> None:
-    folder, found = dataset([[[3]]] * cases, shape, spacing)
-    machine = Machine(device, int(memory * GIB), int(memory * GIB), "x")
-    proposal = propose(folder, found, machine)
-    config = proposal.config
-    again = make_plan(
-        folder, [c.facts for c in found.measures], config["patch_size"], config["pixdim"], config["base_channels"]
-    )
-    assert again == proposal.plan
-    patches = config["batch_size"] * config["num_samples"]
-    assert training_bytes(proposal.plan, max(2, patches)) <= machine.step_bytes
-    assert np.prod(proposal.plan.patch_size) <= {"cpu": 64, "cuda": 128}[device] ** 3
-    assert 1 <= config["batch_size"] <= cases
-    assert 0 <= config["cache_rate"] <= 1
-    assert 1 <= config["val_interval"] <= config["epochs"] <= 1000
-    # As near a cube in mm as possible: only an axis that ends at the volume is much shorter than the others.
-    edges = np.array(proposal.plan.patch_size) * config["pixdim"]
-    unit = np.prod(proposal.plan.strides, axis=0) * config["pixdim"]
-    for axis in range(3):
-        ends = proposal.plan.patch_size[axis] >= shape[axis]
-        assert ends or edges[axis] + 2 * unit.max() >= edges.max() or edges[axis] >= edges.max() / 2
-
-
-def test_the_median_volume_is_taken_whole_where_it_fits() -> None:
-    config = decide(one_lesion(30), (35, 50, 35)).config
-    assert config["patch_size"] == [40, 56, 40]
-    assert config["num_samples"] == 1
-    assert (config["positive_crops"], config["negative_crops"]) == (1, 1)
-
-
-def test_thick_slices_take_the_tenth_percentile() -> None:
-    spacings = [(1.0, 1.0, 5.0)] * 7 + [(1.0, 1.0, 2.0)] * 3
-    assert decide(one_lesion(10), spacings=spacings).config["pixdim"] == [1, 1, 2]
-    spacings = [(1.0, 1.0, 2.5)] * 7 + [(1.0, 1.0, 2.0)] * 3
-    assert decide(one_lesion(10), spacings=spacings).config["pixdim"] == [1, 1, 2.5]
-
-
-def test_less_memory_never_gives_more() -> None:
-    folder, found = dataset(one_lesion(20), (200, 200, 200))
-    sizes = []
-    for memory in (0.1, 0.4, 1.6, 8):
-        config = propose(folder, found, Machine("cuda", int(memory * GIB), GIB, "x")).config
-        sizes.append(np.prod(config["patch_size"]) * config["batch_size"] * config["num_samples"])
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1]
-    message = "Expected memory for a training step of two patches of .* voxels, .*free memory or plan for a larger"
-    with pytest.raises(ValueError, match=message):
-        propose(folder, found, Machine("cuda", GIB // 2000, GIB, "0.0 GiB"))
-
-
-@pytest.mark.parametrize("patches", [2, 4])
-def test_the_counted_memory_is_what_backward_keeps(patches: int) -> None:
-    from monai.networks.nets import UNet
-
-    plan = make_plan(None, [], [24, 24, 16], base_channels=4)
-    network = UNet(3, 1, 2, plan.channels, plan.strides, num_res_units=2)
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = network(torch.zeros(patches, 1, *plan.patch_size))
-    weights = {parameter.data_ptr(): parameter.untyped_storage().nbytes() for parameter in network.parameters()}
-    activations = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
-    expected = 3 * (activations + 8 * logits.numel()) + 4 * sum(weights.values())
-    assert training_bytes(plan, patches) == pytest.approx(expected, rel=0.02)
-
-
-@settings(max_examples=30, deadline=None)
-@given(empty=st.integers(0, 9), components=st.integers(1, 6), side=st.integers(40, 300))
-def test_emptier_and_larger_sets_get_more_patches_on_foreground(empty: int, components: int, side: int) -> None:
-    cases: list[Sizes] = [[[20] * components]] * (10 - empty) + [[[]]] * empty
-    config = decide(cases, (side,) * 3).config
-    ratio = config["positive_crops"], config["negative_crops"]
-    assert ratio in CROP_RATIOS
-    reached = ratio[0] / sum(ratio) * (10 - empty) / 10
-    assert reached >= 0.5 - 1e-9 or ratio == CROP_RATIOS[-1]
-    if not empty and components == 1 and side > 100:
-        assert ratio == (2, 1)
-
-
-def test_one_lesion_a_case_takes_the_compound() -> None:
-    assert decide(one_lesion()).config["loss"] == {
-        "_target_": "monai_iou.IoUCELoss",
-        "include_background": False,
-        "softmax": True,
-        "batch": True,
-        "sync_batch": True,
-    }
-
-
-@given(
-    sizes=st.lists(st.lists(st.integers(1, 2000), min_size=0, max_size=9), min_size=1, max_size=6),
-)
-@settings(max_examples=30, deadline=None)
-def test_many_unequal_lesions_take_the_loss_that_counts_lesions(sizes: list[list[int]]) -> None:
-    found = [of_case for of_case in sizes if of_case]
-    if not found:
-        return
-    loss = decide([[of_case] for of_case in sizes]).config["loss"]
-    ratios = [max(of_case) / np.median(of_case) for of_case in found if len(of_case) > 1]
-    unequal = bool(ratios) and float(f"{np.median(ratios):.6g}") >= 4
-    many = np.median([len(of_case) for of_case in found]) >= 3
-    assert loss["_target_"] == ("monai_iou.InstanceIoULoss" if many and unequal else "monai_iou.IoUCELoss")
-
-
-@given(small=st.integers(1, 50), factor=st.floats(1, 30))
-@settings(max_examples=20, deadline=None)
-def test_classes_of_unequal_size_take_a_weighted_loss(small: int, factor: float) -> None:
-    large = int(small * factor)
-    config = decide([[[small], [large]]] * 4).config
-    unequal = float(f"{large / 60**3:.6g}") >= 10 * float(f"{small / 60**3:.6g}")
-    assert config["loss"]["_target_"] == ("monai_iou.CompoundLoss" if unequal else "monai_iou.IoUCELoss")
-    if unequal:
-        assert config["loss"]["losses"][1]["weight"] == config["class_weights"]
-        assert config["class_weights"][1] > config["class_weights"][2] > config["class_weights"][0]
-
-
-@pytest.mark.parametrize("cases", [one_lesion(), [[[1, 1, 2, 500]]] * 4, [[[4], [400]]] * 4])
-@pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (4, 1, 8, 8, 8)])
-def test_every_loss_can_be_built_and_has_a_gradient(cases: list[Sizes], shape: tuple[int, ...]) -> None:
-    config = decide(cases).config["loss"]
-    loss = ConfigParser({"loss": config}).get_parsed_content("loss")
-    classes = len(cases[0]) + 1
-    logits = torch.randn(shape[0], classes, *shape[2:], requires_grad=True)
-    for highest in (0, classes - 1):
-        label = torch.zeros(shape)
-        label[..., 2:4, 2:4, 2:4] = highest
-        value = loss(logits, label)
-        value.backward()
-        assert torch.isfinite(value)
-        assert logits.grad is not None
-        assert torch.isfinite(logits.grad).all()
-
-
-@given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=40), side=st.floats(0.5, 3))
-@settings(max_examples=30, deadline=None)
-def test_nothing_below_the_lesion_threshold_could_match_an_annotated_lesion(sizes: list[int], side: float) -> None:
-    config = decide([[sizes]], spacing=(side,) * 3).config
-    threshold = config["lesion_threshold_mm3"]
-    assert threshold >= side**3 * (1 - 1e-3)
-    volumes = np.array(sizes) * side**3
-    # The best IoU of a component of the threshold's volume is the ratio of the volumes.
-    matched = threshold * (1 - 1e-3) / np.maximum(volumes, threshold) > 0.5
-    assert threshold <= side**3 * (1 + 1e-3) or np.mean(matched) <= 0.01 + 1 / len(sizes)
-
-
-@given(st.integers(1, 60), st.sampled_from([CPU, GPU]))
-@settings(max_examples=20, deadline=None)
-def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machine) -> None:
-    config = decide(one_lesion(cases), machine=machine).config
-    fraction = config["val_fraction"]
-    assert 0.1 <= fraction <= 0.25
-    assert cases < 12 or fraction * cases >= 3 - 0.005 * cases
-    assert config["epochs"] // config["val_interval"] >= 20
-    longer = decide(one_lesion(cases + 40), machine=machine).config
-    assert longer["epochs"] <= config["epochs"]
 
 
 def strings(value: Any) -> list[str]:
