@@ -1,9 +1,10 @@
-"""What evaluation and inference need of a training: weights that can be read and fit the network."""
+"""What evaluation and inference need of a training: weights that can be read and fit, of one model or several."""
 
 from __future__ import annotations
 
+import ast
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,111 @@ import torch
 
 from monai_iou.bundles import one_sentence
 from monai_iou.cases import DatasetError
+from monai_iou.inference import Ensemble
+from monai_iou.planning import load_plan
+from monai_iou.training import optional
 
-__all__ = ["need_model"]
+__all__ = ["beside", "model_files", "need_models", "network_of"]
+
+SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
 
 
-def need_model(path: str, network: torch.nn.Module) -> None:
-    """Check that a trained model is there and fits, before evaluation or inference reads any volume.
+def model_files(models: object, ckpt_dir: str) -> list[str]:
+    """Return the paths of the models to use.
 
     Args:
-        path: of `model.pt`, a state dictionary.
-        network: the module that will load it.
+        models: folders of trained models, or their `model.pt`; None takes the one in `ckpt_dir`.
+        ckpt_dir: folder of the one model.
+
+    Example:
+        >>> model_files(None, "models"), model_files(["fold0", "fold1/model.pt"], "models")
+        (['models/model.pt'], ['fold0/model.pt', 'fold1/model.pt'])
 
     Raises:
-        DatasetError: it is not there, or is of another network; under `python -m monai.bundle` the program ends with
-            that sentence.
+        ValueError: `models` is not a list of paths.
+    """
+    if optional(models) is None:
+        return [f"{ckpt_dir}/model.pt"]
+    found = _as_list(models)
+    if not found:
+        with one_sentence():
+            message = f"Expected `models` to be null or a list of folders, but got {models!r}: write \"['a','b']\"."
+            raise ValueError(message)
+    return [path if path.endswith(".pt") else f"{path}/model.pt" for path in found]
+
+
+def _as_list(models: object) -> list[str]:
+    if isinstance(models, str):  # a list with quotes that the command line could not read, or one folder
+        try:
+            models = ast.literal_eval(models)
+        except (ValueError, SyntaxError):
+            models = [models]
+    usable = isinstance(models, (list, tuple)) and all(isinstance(path, str) and path for path in models)
+    return [str(path) for path in models] if usable else []  # type: ignore[attr-defined]
+
+
+def beside(files: Sequence[str], name: str) -> str:
+    """Return the path of a file in the first model's folder.
+
+    Example:
+        >>> beside(["models/model.pt"], "model.json")
+        'models/model.json'
+    """
+    return str(Path(files[0]).parent / name)
+
+
+def need_models(files: Sequence[str], network: torch.nn.Module) -> None:
+    """Check that trained models are there and fit, before evaluation or inference reads any volume.
+
+    Args:
+        files: paths of `model.pt`, state dictionaries; each has its plan, `model.json`, beside it.
+        network: the module that will load them.
+
+    Raises:
+        DatasetError: one is not there, or is of another network, or their plans differ where they must not; under
+            `python -m monai.bundle` the program ends with that sentence.
     """
     with one_sentence():
-        if not Path(path).is_file():
-            message = f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
-            raise DatasetError(message)
-        if _shapes(_load_weights(path)) != _shapes(network.state_dict()):
-            message = (
-                f"Expected {path} to hold the weights of `network_def`, but they do not fit: override `network_def` as "
-                "in training, by the same config file or option."
-            )
-            raise DatasetError(message)
+        for path in files:
+            if not Path(path).is_file():
+                message = (
+                    f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
+                )
+                raise DatasetError(message)
+            if _shapes(_load_weights(path)) != _shapes(network.state_dict()):
+                message = (
+                    f"Expected {path} to hold the weights of `network_def`, but they do not fit: override "
+                    "`network_def` as in training, by the same config file or option."
+                )
+                raise DatasetError(message)
+        if len(files) > 1:
+            _need_same_plans(files)
+
+
+def _need_same_plans(files: Sequence[str]) -> None:
+    first, *others = [load_plan(Path(path).with_suffix(".json")) for path in files]
+    for path, plan in zip(files[1:], others, strict=True):
+        for name in SAME_IN_ALL:
+            expected, found = getattr(first, name), getattr(plan, name)
+            if expected != found:
+                message = (
+                    f"Expected {path} to be planned as {files[0]}, but their `{name}` is {found} and {expected}: train "
+                    "the models of an ensemble on one dataset, with the same `pixdim` and `patch_size`."
+                )
+                raise DatasetError(message)
+
+
+def network_of(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Module:
+    """Return the network itself for one model, whose weights a CheckpointLoader reads; else an ensemble, loaded.
+
+    Raises:
+        DatasetError: see `need_models`.
+    """
+    if len(files) == 1:
+        return network
+    need_models(files, network)
+    plans = [load_plan(Path(path).with_suffix(".json")) for path in files]
+    return Ensemble.of_weights(network, [_load_weights(path) for path in files], [plan.intensity for plan in plans])
 
 
 def _load_weights(path: str) -> Mapping[str, Any]:

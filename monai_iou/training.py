@@ -15,7 +15,7 @@ from monai_iou.bundles import is_true, one_sentence
 
 __all__ = ["PolynomialDecay", "WeightAverage", "check_settings", "inner_module", "is_better", "optional"]
 
-SWITCHES = ("channels_last", "compile", "resume", "tta_flips", "tune_postprocessing")
+SWITCHES = ("resume", "tta_flips", "tune_postprocessing")
 
 
 def is_better(current: float, best: float) -> bool:
@@ -41,7 +41,7 @@ def check_settings(**settings: object) -> None:
         ValueError: one of them is something else.
 
     Example:
-        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0, ema_decay=None, compile=False)
+        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0, ema_decay=None)
     """
     for name, value in settings.items():
         if name in SWITCHES:

@@ -1,0 +1,113 @@
+"""Sliding windows over flipped views and several models, with the mean of their probabilities."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.inferers.inferer import SlidingWindowInferer
+from torch import Tensor
+
+__all__ = ["Ensemble", "MeanProbabilityInferer"]
+
+
+class MeanProbabilityInferer(SlidingWindowInferer):
+    """MONAI's sliding window; several models and flipped views give the mean of their softmax probabilities.
+
+    The result stands for logits: the logarithm of the mean, whose softmax is the mean itself. One model without flips
+    gives its own logits, exactly as MONAI's class.
+
+    Args:
+        args, kwargs: as for `monai.inferers.SlidingWindowInferer`.
+        flips: also take the volume flipped along every combination of axes: eight times the work in 3D.
+
+    Example:
+        >>> layer = torch.nn.Conv3d(1, 2, 1)
+        >>> mean = MeanProbabilityInferer(roi_size=(4, 4, 4), flips=True)
+        >>> mean(torch.ones(1, 1, 6, 6, 6), layer).exp().sum(1).allclose(torch.tensor(1.0))
+        True
+    """
+
+    def __init__(self, *args: Any, flips: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.flips = flips
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the logits (B, C, *S) of images (B, channels, *S)."""
+        axes = range(2, inputs.ndim) if self.flips else range(0)
+        views = [view for count in range(len(axes) + 1) for view in itertools.combinations(axes, count)]
+        members = list(network.members) if isinstance(network, Ensemble) else [network]
+        if len(views) == len(members) == 1:
+            return super().__call__(inputs, members[0], *args, **kwargs)
+        total: Any = 0
+        for member, view in itertools.product(members, views):
+            logits: Any = super().__call__(inputs.flip(view) if view else inputs, member, *args, **kwargs)
+            probabilities = logits.float().softmax(1)
+            total = total + (probabilities.flip(view) if view else probabilities)
+        return (total / (len(views) * len(members))).log()
+
+
+class Ensemble(torch.nn.Module):
+    """Several trained networks of one architecture, for `MeanProbabilityInferer`.
+
+    Args:
+        networks: with their weights.
+        intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`; images come normalised as
+            the first one's. CT windows differ a little between folds, and are moved from one to the other.
+
+    Example:
+        >>> layers = [torch.nn.Conv3d(1, 2, 1) for _ in range(2)]
+        >>> Ensemble(layers, [[{"kind": "zscore"}]] * 2)(torch.ones(1, 1, 2, 2, 2)).shape
+        torch.Size([1, 2, 2, 2, 2])
+    """
+
+    def __init__(self, networks: Sequence[torch.nn.Module], intensities: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        super().__init__()
+        self.members = torch.nn.ModuleList(
+            network if list(own) == list(intensities[0]) else _Renormalized(network, intensities[0], own)
+            for network, own in zip(networks, intensities, strict=True)
+        )
+
+    @classmethod
+    def of_weights(
+        cls,
+        network: torch.nn.Module,
+        weights: Sequence[Mapping[str, Tensor]],
+        intensities: Sequence[Sequence[Mapping[str, Any]]],
+    ) -> Ensemble:
+        """Make one of an architecture and each model's weights; `network` becomes the first member."""
+        networks = [network, *(copy.deepcopy(network) for _ in weights[1:])]
+        for member, own in zip(networks, weights, strict=True):
+            member.load_state_dict(own)
+        return cls(networks, intensities)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logarithm of the members' mean probabilities for a patch."""
+        probabilities = [member(image).float().softmax(1) for member in self.members]
+        return torch.stack(probabilities).mean(0).log()
+
+
+class _Renormalized(torch.nn.Module):
+    """A network that gets its images normalised by one rule and was trained on another."""
+
+    def __init__(
+        self, network: torch.nn.Module, given: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]
+    ) -> None:
+        super().__init__()
+        self.network, self.rules = network, list(zip(given, own, strict=True))
+
+    def forward(self, image: Tensor) -> Tensor:
+        channels = [_moved(channel, *rules) for channel, rules in zip(image.unbind(1), self.rules, strict=True)]
+        result: Tensor = self.network(torch.stack(channels, 1))
+        return result
+
+
+def _moved(channel: Tensor, given: Mapping[str, Any], own: Mapping[str, Any]) -> Tensor:
+    if given["kind"] != "ct":
+        return channel
+    number = channel * given["std"] + given["mean"]
+    moved: Tensor = (number.clamp(own["lower"], own["upper"]) - own["mean"]) / own["std"]
+    return moved

@@ -1,0 +1,244 @@
+"""From probabilities to labels: a threshold and a smallest component, tuned on the validation cases alone.
+
+Both are chosen to raise the mean IoU of the validation cases, with the weights that these cases chose. Where nothing
+raises it, nothing is done. Sizes are in mm^3, so that they mean the same on every image's own grid.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+from numpy.typing import NDArray
+
+from monai_iou.bundles import one_sentence
+from monai_iou.cases import DatasetError
+from monai_iou.checkpoints import write_atomically
+from monai_iou.regions import label_components
+from monai_iou.training import inner_module
+
+__all__ = ["LabelsFromProbabilitiesd", "Postprocessing", "load_postprocessing", "tune", "tune_postprocessing"]
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
+MAX_SIZES = 64
+CONNECTIVITY = 26
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """How labels are made of probabilities.
+
+    Attributes:
+        threshold: least probability of the foreground, for one foreground class; None takes the likeliest class.
+        min_size_mm3: for each foreground class, the volume below which a component is background.
+    """
+
+    threshold: float | None = None
+    min_size_mm3: tuple[float, ...] = ()
+
+    def to_json(self) -> str:
+        """Return it as JSON text."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
+    """Read what was tuned; without the file, the likeliest class is taken and nothing is removed.
+
+    Args:
+        path: of `postprocessing.json`; None for none.
+        classes: of the network, background included.
+
+    Raises:
+        DatasetError: the file is damaged or of another network.
+    """
+    if path is None or not Path(path).is_file():
+        return Postprocessing()
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        threshold, sizes = content["threshold"], tuple(float(size) for size in content["min_size_mm3"])
+        usable = len(sizes) == classes - 1 and (threshold is None or (classes == 2 and 0 < threshold < 1))
+        problem = "" if usable else f"it does not fit {classes} classes"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"it cannot be read ({error})"
+    if problem:
+        with one_sentence():
+            message = f"Expected {path} to be what training tuned, but {problem}: tune again or delete it."
+            raise DatasetError(message)
+    return Postprocessing(threshold, sizes)
+
+
+class LabelsFromProbabilitiesd(MapTransform):
+    """Turn probabilities into a label map: by the likeliest class or a threshold, without the smallest components.
+
+    Components have 26 neighbours; what is removed becomes background. The voxel's volume is that of the MetaTensor's
+    affine, 1 mm^3 for a plain tensor.
+
+    Args:
+        keys: probabilities of shape (C, *S).
+        settings: threshold and smallest sizes.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Example:
+        >>> foreground = torch.tensor([0.9, 0.1, 0.9, 0.9, 0.4]).reshape(1, 1, 1, 5)
+        >>> item = {"pred": torch.cat([1 - foreground, foreground])}
+        >>> LabelsFromProbabilitiesd("pred", Postprocessing(0.3, (2.0,)))(item)["pred"].flatten()
+        tensor([0., 0., 1., 1., 1.])
+    """
+
+    def __init__(
+        self, keys: KeysCollection, settings: Postprocessing | None = None, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.settings = settings if settings is not None else Postprocessing()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with label maps of shape (1, *S)."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = self._labels(items[key])
+        return items
+
+    def _labels(self, probabilities: torch.Tensor) -> torch.Tensor:
+        if self.settings.threshold is None:
+            labels = probabilities.argmax(0, keepdim=True)
+        else:
+            labels = probabilities[1:] > self.settings.threshold
+        labels = labels.to(torch.float32)  # the type that MONAI's AsDiscrete gives
+        if any(size > 0 for size in self.settings.min_size_mm3):
+            volume = abs(float(torch.det(labels.affine[:3, :3]))) if isinstance(labels, MetaTensor) else 1.0
+            kept = without_small(labels[0].cpu().numpy(), self.settings.min_size_mm3, volume)
+            labels[0] = torch.from_numpy(kept).to(labels)
+        return labels
+
+
+def without_small(labels: NDArray[Any], min_size_mm3: Sequence[float], voxel_mm3: float) -> NDArray[Any]:
+    """Return a label map in which components below their class's smallest volume are background."""
+    result: NDArray[Any] = labels.copy()
+    for value, smallest in enumerate(min_size_mm3, start=1):
+        if smallest > 0:
+            components, _ = label_components(labels == value, CONNECTIVITY)
+            # A voxel volume of an oblique affine is off by some digits.
+            small = np.bincount(components.ravel()) * voxel_mm3 < smallest * (1 - 1e-4)
+            small[0] = False
+            result[small[components]] = 0
+    return result
+
+
+def tune_postprocessing(
+    evaluator: Any, dataset: Any, pixdim: Sequence[float], classes: int, ckpt_dir: str
+) -> Postprocessing | None:
+    """Tune on the validation cases with the stored weights and write `postprocessing.json` beside them.
+
+    Only rank 0 works; nothing is written where nothing raises the validation IoU.
+
+    Args:
+        evaluator: of the validation; its network gets the weights of `model.pt`.
+        dataset: the validation cases, on the grid of training.
+        pixdim: voxel size of that grid in mm.
+        classes: of the network, background included.
+        ckpt_dir: folder of `model.pt`.
+    """
+    if evaluator.state.rank != 0 or len(dataset) == 0:
+        return None
+    device = evaluator.state.device
+    network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
+    network.load_state_dict(torch.load(Path(ckpt_dir) / "model.pt", map_location=device, weights_only=True))
+    cases = [_predicted(evaluator, network, item) for item in dataset]
+    settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
+    path = Path(ckpt_dir) / "postprocessing.json"
+    if after <= before:
+        path.unlink(missing_ok=True)
+        logger.info("No threshold or smallest component raises the validation IoU of %.4f.", before)
+        return None
+    write_atomically(settings.to_json(), path)
+    logger.info("Validation IoU %.4f -> %.4f with %s: %s", before, after, settings, path)
+    return settings
+
+
+def _predicted(evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
+    with torch.no_grad(), evaluator.mode(network), torch.autocast("cuda", enabled=evaluator.amp):
+        logits = evaluator.inferer(image, network)
+    return logits[0].float().softmax(0).cpu().numpy(), np.asarray(item["label"])[0]
+
+
+def tune(
+    cases: Sequence[tuple[NDArray[Any], NDArray[Any]]], voxel_mm3: float, classes: int
+) -> tuple[Postprocessing, float, float]:
+    """Choose threshold and smallest sizes.
+
+    Args:
+        cases: probabilities (C, *S) and label map (*S) of each validation case.
+        voxel_mm3: volume of their voxels.
+        classes: C.
+
+    Returns:
+        The settings, and the mean IoU without and with them. The mean is over the foreground classes of a case, then
+        over cases; a class in neither map is left out, as in `IoUMetric`.
+    """
+    nothing = Postprocessing(None, (0.0,) * (classes - 1))
+    best, before = nothing, 0.0
+    best_score = -np.inf
+    for threshold in (None, *(THRESHOLDS if classes == 2 else ())):
+        maps = [p.argmax(0) if threshold is None else (p[1] > threshold).astype(np.int64) for p, _ in cases]
+        labels = [(found, label) for found, (_, label) in zip(maps, cases, strict=True)]
+        candidates = [_class_scores(labels, value) for value in range(1, classes)]
+        if threshold is None:
+            before = best_score = _mean([scores[0] for _, scores in candidates])
+        chosen = [_best_size(scores) for _, scores in candidates]
+        for indices in ([0] * len(chosen), chosen):
+            score = _mean([scores[index] for index, (_, scores) in zip(indices, candidates, strict=True)])
+            if score > best_score:  # a tie keeps what does less
+                limits = [sizes[index] for index, (sizes, _) in zip(indices, candidates, strict=True)]
+                best = Postprocessing(threshold, tuple(float(limit) * voxel_mm3 for limit in limits))
+                best_score = score
+    return best, before, float(best_score)
+
+
+def _mean(scores: Sequence[NDArray[Any]]) -> float:
+    """Mean of (cases,) scores of each class, NaN left out; -inf without any."""
+    table = np.stack(scores, 1)
+    rows = table[~np.isnan(table).all(1)]
+    return float(np.nanmean(rows, 1).mean()) if len(rows) else -np.inf
+
+
+def _best_size(scores: NDArray[Any]) -> int:
+    return int(np.argmax([_mean([row]) for row in scores]))  # the first of equal ones: the smallest
+
+
+def _class_scores(maps: Sequence[tuple[NDArray[Any], NDArray[Any]]], value: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return smallest sizes in voxels to try, 0 first, and the IoU (sizes, cases) with each of them."""
+    counted = [_components(found == value, label == value) for found, label in maps]
+    present = np.unique(np.concatenate([sizes for sizes, _, _ in counted]))
+    # A limit at a component's own size keeps it; one past the largest would remove everything.
+    wanted = np.concatenate([[0], present[1:]])
+    wanted = np.unique(wanted[np.linspace(0, len(wanted) - 1, min(len(wanted), MAX_SIZES)).astype(int)])
+    scores = np.full((len(wanted), len(maps)), np.nan)
+    for case, (sizes, overlaps, true) in enumerate(counted):
+        for row, smallest in enumerate(wanted):
+            kept = sizes >= smallest
+            both = overlaps[kept].sum()
+            union = sizes[kept].sum() + true - both
+            if union:
+                scores[row, case] = both / union
+    return wanted, scores
+
+
+def _components(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Return each component's size, its overlap with the reference, and the reference's size, in voxels."""
+    components, count = label_components(found, CONNECTIVITY)
+    flat = components.ravel()
+    sizes = np.bincount(flat, minlength=count + 1)[1:]
+    overlaps = np.bincount(flat[true.ravel()], minlength=count + 1)[1:]
+    return sizes, overlaps, int(true.sum())
