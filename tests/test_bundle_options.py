@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
-from monai_iou.bundles import copy_bundle
+from monai_iou.bundles import bundle_path, copy_bundle
 from monai_iou.caching import cached_dataset
 from monai_iou.cases import DatasetError
 from monai_iou.demo import run_workflow
@@ -31,6 +31,8 @@ from monai_iou.postprocessing import LabelsFromProbabilitiesd, Postprocessing, l
 from monai_iou.score_files import CaseScoresSaver
 from monai_iou.trained import model_files
 from monai_iou.training import WeightAverage, check_settings
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -52,6 +54,19 @@ def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
 
 def causes(error: BaseException) -> list[BaseException]:
     return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
+
+
+OWN_PLACES = {"bundle_root", "device", "rank", "start_epoch", "world_size", "plan", "model_files"}
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_every_key_is_in_the_documents_table(name: str) -> None:
+    content = json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
+    rows = [line for line in (DOCS / "bundle.md").read_text().splitlines() if line.startswith("| `")]
+    documented = {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    settings = {key for key, value in content.items() if not isinstance(value, dict) and "#" not in key}
+    settings -= {key for key, value in content.items() if isinstance(value, list) and key != "patch_size"}
+    assert settings - OWN_PLACES - {"network"} <= documented
 
 
 # -- averaged weights
