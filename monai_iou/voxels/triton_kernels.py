@@ -1,8 +1,9 @@
 """The Triton kernel: one read of logits and labels for the sums, one read and one write for the gradient.
 
 A program handles `VOXELS` voxels of one image. It walks over the classes in blocks, first for the softmax's largest
-logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache. Each program writes
-its partial sums to a place of its own and torch adds them in float64: no atomics, so the same bits on every call.
+logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache, or in registers if
+one block holds all classes. Each program writes its partial sums to a place of its own and torch adds them in float64:
+no atomics, so the same bits on every call.
 Logits and gradient are addressed by strides, so channels-last volumes are read where they are, and all
 offsets are 64 bits wide. See `reference.py` for the derivation.
 """
@@ -22,16 +23,19 @@ from torch.autograd.function import once_differentiable
 
 from monai_iou.voxels import tiled
 from monai_iou.voxels.reference import (
+    COUNT,
     IGNORED,
     ROWS,
+    TARGET,
     PassSpec,
     Voxels,
 )
 
 MOST_CLASSES = 256
+MOST_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis
 CLASS_BLOCK = 16
 TILE = 4096  # elements (classes x voxels) in the registers of a program
-_WARPS = 4
+_WARPS = 8
 _ACTIVATIONS = {"softmax": 0, "sigmoid": 1, None: 2}
 _OVERLAPS = {"product": 0, "min_max": 1, None: 2}
 
@@ -41,6 +45,7 @@ def covers(voxels: Voxels) -> bool:
     logits = voxels.logits
     return (
         logits.dtype != torch.float64
+        and logits.shape[0] <= MOST_IMAGES
         and logits.shape[1] <= MOST_CLASSES
         and logits.numel() > 0
         and voxels.groups is None
@@ -61,157 +66,177 @@ def _power(value, exponent: tl.constexpr):
 
 
 @triton.jit
-def _load(pointer, classes, voxels, class_stride, voxel_stride, C, inside, other):
+def _load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside, HOLES: tl.constexpr):
+    # Voxels that take no part are read with the others and cleared after: a mask with holes would split the wide loads.
     offsets = classes[:, None].to(tl.int64) * class_stride + voxels[None, :] * voxel_stride
-    return tl.load(pointer + offsets, mask=(classes[:, None] < C) & inside[None, :], other=other).to(tl.float32)
+    values = tl.load(pointer + offsets, mask=(classes[:, None] < C) & exists[None, :], other=0.0).to(tl.float32)
+    if HOLES:
+        values = tl.where(inside[None, :], values, 0.0)
+    return values
+
+
+@triton.jit
+def _log1p(t):
+    # 1 + t in float32 rounds a small t away. Below 1/4: 2 artanh(t / (2 + t)), whose next term is 3e-9 of the first.
+    z = t / (2.0 + t)
+    square = z * z
+    series = 2.0 * z * (1.0 + square * (1.0 / 3 + square * (1.0 / 5 + square * (1.0 / 7))))
+    return tl.where(t < 0.25, series, tl.log(1.0 + t))
+
+
+@triton.jit
+def _take_block(peak, rest, part, real):
+    """Take a block of classes into the largest logit and `rest`, the others' exp(x - peak) added up.
+
+    The softmax's norm is 1 + rest; it is never formed, because a confident voxel's rest has no digit in it.
+    """
+    part = tl.where(real[:, None], part, -float("inf"))
+    top = tl.max(part, 0)
+    is_top = part >= top[None, :]
+    ties = tl.sum(is_top.to(tl.float32), 0) - 1.0
+    below = tl.sum(tl.where(is_top, 0.0, tl.exp(part - top[None, :])), 0) + ties
+    first = peak >= top
+    higher_rest = tl.where(first, rest, below)
+    lower_rest = tl.where(first, below, rest)
+    return tl.maximum(peak, top), higher_rest + (1.0 + lower_rest) * tl.exp(-tl.abs(peak - top))
 
 
 @triton.jit
 def _softmax_norm(
-    x,
-    voxels,
-    class_stride,
-    voxel_stride,
-    C,
-    inside,
-    CLASSES: tl.constexpr,
-    VOXELS: tl.constexpr,
-):
-    peak = tl.full((VOXELS,), -3.0e38, tl.float32)
-    norm = tl.zeros((VOXELS,), tl.float32)
-    for first in range(0, C, CLASSES):
-        classes = first + tl.arange(0, CLASSES)
-        part = _load(x, classes, voxels, class_stride, voxel_stride, C, inside, 0.0)
-        part = tl.where(classes[:, None] < C, part, -float("inf"))
-        higher = tl.maximum(peak, tl.max(part, 0))
-        norm = norm * tl.exp(peak - higher) + tl.sum(tl.exp(part - higher[None, :]), 0)
-        peak = higher
-    return peak, norm
+    part, x, voxels, class_stride, voxel_stride, C, exists, inside,
+    HOLES: tl.constexpr, CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
+):  # fmt: skip
+    """Return peak and rest; `part` is the first block of classes."""
+    peak = tl.full((VOXELS,), -float("inf"), tl.float32)
+    classes = tl.arange(0, CLASSES)
+    peak, rest = _take_block(peak, tl.full((VOXELS,), -1.0, tl.float32), part, classes < C)
+    for block in range(1, BLOCKS):
+        classes = block * CLASSES + tl.arange(0, CLASSES)
+        part = _load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HOLES)
+        peak, rest = _take_block(peak, rest, part, classes < C)
+    return peak, rest
 
 
 @triton.jit
-def _log_sigmoid(x):
-    # e^-|x| below 2^-12: ln(1 + t) = t - t^2 / 2, which 1 + t in float32 would round away.
-    t = tl.exp(-tl.abs(x))
-    tail = tl.where(t < 2.4e-4, t - t * t * 0.5, tl.log(1.0 + t))
-    return tl.minimum(x, 0.0) - tail, tl.minimum(-x, 0.0) - tail
-
-
-@triton.jit
-def _probability(x, peak, norm, ACTIVATION: tl.constexpr, ENTROPY: tl.constexpr):
-    """Return p, ln p and ln(1 - p); the logarithms are zeros where they are not asked for."""
+def _probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.constexpr):
+    """Return p, 1 - p, ln p and ln(1 - p), each with its digits; logarithms nobody asks for are zeros."""
     log_p = x * 0
     log_q = log_p
     if ACTIVATION == 0:
-        shifted = x - peak[None, :]
-        p = tl.exp(shifted) / norm[None, :]
+        shifted = tl.where(real[:, None], x - peak[None, :], 0.0)
+        p = tl.exp(shifted) / (1.0 + rest)[None, :]
+        q = tl.where(shifted >= 0, (rest / (1.0 + rest))[None, :], 1.0 - p)
         if ENTROPY:
-            log_p = shifted - tl.log(norm)[None, :]
+            log_p = shifted - _log1p(rest)[None, :]
     elif ACTIVATION == 1:
-        log_p, log_q = _log_sigmoid(x)
+        tail = _log1p(tl.exp(-tl.abs(x)))
+        log_p = tl.minimum(x, 0.0) - tail
+        log_q = tl.minimum(-x, 0.0) - tail
         p = tl.exp(log_p)
+        q = tl.exp(log_q)
     else:
         p = x
+        q = 1.0 - x
         if ENTROPY:
             log_p = tl.log(tl.maximum(x, 1e-30))
-    return p, log_p, log_q
-
-
-@triton.jit
-def _targets(
-    y,
-    classes,
-    voxels,
-    class_stride,
-    voxel_stride,
-    C,
-    inside,
-    MAPS: tl.constexpr,
-):
-    """Return targets (CLASSES, VOXELS)."""
-    if MAPS:
-        target = _load(y, classes, voxels, class_stride, voxel_stride, C, inside, 0.0)
-    else:
-        label = tl.load(y + voxels * voxel_stride, mask=inside, other=-1).to(tl.int32)
-        target = tl.where(label[None, :] == classes[:, None], 1.0, 0.0)
-    return target
+    return p, q, log_p, log_q
 
 
 @triton.jit
 def _taking_part(
-    y,
-    mask,
-    voxels,
-    label_stride,
-    mask_stride,
-    inside,
-    IGNORE: tl.constexpr,
-    MASK: tl.constexpr,
-):
+    y, mask, voxels, label_stride, mask_stride, exists,
+    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Return the labels (VOXELS,), zeros where maps are given, and which voxels take part."""
+    inside = exists
     if MASK:
-        inside = inside & (tl.load(mask + voxels * mask_stride, mask=inside, other=0) != 0)
-    if IGNORE is not None:
-        inside = inside & (tl.load(y + voxels * label_stride, mask=inside, other=0).to(tl.int32) != IGNORE)
-    return inside
+        inside = inside & (tl.load(mask + voxels * mask_stride, mask=exists, other=0) != 0)
+    label = voxels.to(tl.int32) * 0
+    if not MAPS:
+        label = tl.load(y + voxels * label_stride, mask=exists, other=0).to(tl.int32)
+        if IGNORE is not None:
+            inside = inside & (label != IGNORE)
+    return label, inside
+
+
+@triton.jit
+def _targets(
+    label, y, classes, voxels, class_stride, voxel_stride, C, exists, inside, MAPS: tl.constexpr, HOLES: tl.constexpr
+):  # fmt: skip
+    """Return targets (CLASSES, VOXELS), 0 at voxels that take no part."""
+    if MAPS:
+        target = _load(y, classes, voxels, class_stride, voxel_stride, C, exists, inside, HOLES)
+    else:
+        target = tl.where((label[None, :] == classes[:, None]) & inside[None, :], 1.0, 0.0)
+    return target
 
 
 @triton.jit
 def _forward(
-    x, y, mask, sums, N, C,
+    x, y, mask, sums, counts, N, C,
     x_image, x_class, x_voxel, y_image, y_class, y_voxel, mask_image, mask_voxel,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr,
-    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr, CLASSES: tl.constexpr, VOXELS: tl.constexpr,
+    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
     image = tl.program_id(1).to(tl.int64)
-    voxels = block * VOXELS + tl.arange(0, VOXELS)
+    voxels = program * VOXELS + tl.arange(0, VOXELS)
     x += image * x_image
     y += image * y_image
     mask += image * mask_image
-    inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, voxels < N, IGNORE, MASK)
+    exists = voxels < N
+    HOLES: tl.constexpr = MASK or (IGNORE is not None)
+    label, inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
     share = inside.to(tl.float32)[None, :]
-    count = tl.sum(inside.to(tl.float32))
+    part = _load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HOLES)
     peak = tl.zeros((VOXELS,), tl.float32)
-    norm = peak
+    rest = peak
     if ACTIVATION == 0:
-        peak, norm = _softmax_norm(x, voxels, x_class, x_voxel, C, inside, CLASSES, VOXELS)
-    sums += (image * tl.num_programs(0) + block) * 6 * C
-    for first in range(0, C, CLASSES):
-        classes = first + tl.arange(0, CLASSES)
+        peak, rest = _softmax_norm(part, x, voxels, x_class, x_voxel, C, exists, inside, HOLES, CLASSES, BLOCKS, VOXELS)
+    place = image * tl.num_programs(0) + program
+    tl.store(counts + place, tl.sum(inside.to(tl.float32)))
+    sums += place * ROWS * C
+    for block in range(BLOCKS):
+        classes = block * CLASSES + tl.arange(0, CLASSES)
         real = classes < C
-        part = _load(x, classes, voxels, x_class, x_voxel, C, inside, 0.0)
-        target = _targets(y, classes, voxels, y_class, y_voxel, C, inside, MAPS)
-        target = target * share
-        p, log_p, log_q = _probability(part, peak, norm, ACTIVATION, ENTROPY)
+        row = sums + classes
+        if BLOCKS > 1:
+            part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HOLES)
+        target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HOLES)
+        p, q, log_p, log_q = _probability(part, real, peak, rest, ACTIVATION, ENTROPY)
+        kept = p * share
+        if OVERLAP != 2:
+            both = kept * target
+            if OVERLAP == 1:
+                both = tl.minimum(kept, target)
+            tl.store(row, tl.sum(both, 1), mask=real)
+            tl.store(row + C, tl.sum(_power(kept, POWER), 1), mask=real)
+            row += 2 * C
+        tl.store(row, tl.sum(_power(target, POWER), 1), mask=real)
+        row += C
         if ENTROPY:
             soft = KEEP * target + SHARE
             if ACTIVATION == 1:
-                entropy = -soft * log_p * tl.exp(FOCAL * log_q) - (1 - soft) * log_q * tl.exp(FOCAL * log_p)
+                entropy = -soft * log_p * tl.exp(FOCAL * log_q) - (1.0 - soft) * log_q * tl.exp(FOCAL * log_p)
             else:
-                entropy = -soft * log_p * _power(tl.maximum(1 - p, 1e-30), FOCAL)
-            tl.store(sums + 3 * C + classes, tl.sum(entropy * share, 1), mask=real)
-        p = p * share
-        if OVERLAP == 0:
-            tl.store(sums + classes, tl.sum(p * target, 1), mask=real)
-        if OVERLAP == 1:
-            tl.store(sums + classes, tl.sum(tl.minimum(p, target), 1), mask=real)
-        if OVERLAP != 2:
-            tl.store(sums + C + classes, tl.sum(_power(p, POWER), 1), mask=real)
-        tl.store(sums + 2 * C + classes, tl.sum(_power(target, POWER), 1), mask=real)
+                entropy = -soft * log_p * _power(tl.maximum(q, 1e-30), FOCAL)
+            tl.store(row, tl.sum(entropy * share, 1), mask=real)
+            row += C
         if CONFIDENT:
-            tl.store(sums + 4 * C + classes, tl.sum(p * _power(p, POWER), 1), mask=real)
-        tl.store(sums + 5 * C + classes, tl.zeros((CLASSES,), tl.float32) + count, mask=real)
+            tl.store(row, tl.sum(kept * _power(kept, POWER), 1), mask=real)
 
 
 @triton.jit
 def _slope(
-    p, log_p, log_q, target, gradient, classes, C,
+    x, target, peak, rest, gradient, classes, C,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr,
 ):  # fmt: skip
-    """Return h of the derivation."""
+    """Return p and h of the derivation."""
     real = classes < C
+    p, q, log_p, log_q = _probability(x, real, peak, rest, ACTIVATION, ENTROPY)
     slope = p * 0
     if OVERLAP != 2:
         region = target
@@ -225,22 +250,21 @@ def _slope(
         if ACTIVATION == 0:
             slope *= p
         if ACTIVATION == 1:
-            slope *= p * tl.exp(log_q)
+            slope *= p * q
     if ENTROPY:
         soft = KEEP * target + SHARE
         if ACTIVATION == 1:
-            q = tl.exp(log_q)
             entropy = soft * tl.exp(FOCAL * log_q) * (FOCAL * p * log_p - q)
-            entropy += (1 - soft) * tl.exp(FOCAL * log_p) * (p - FOCAL * q * log_q)
+            entropy += (1.0 - soft) * tl.exp(FOCAL * log_p) * (p - FOCAL * q * log_q)
         else:
             entropy = -soft
             if FOCAL != 0:
-                q = tl.maximum(1 - p, 1e-30)
+                q = tl.maximum(q, 1e-30)
                 entropy = soft * (FOCAL * p * log_p - q) * _power(q, FOCAL - 1)
             if ACTIVATION == 2:
                 entropy = tl.where(p > 1e-30, entropy / tl.maximum(p, 1e-30), 0.0)
         slope += entropy * tl.load(gradient + 3 * C + classes, mask=real, other=0.0)[:, None]
-    return tl.where(real[:, None], slope, 0.0)
+    return p, tl.where(real[:, None], slope, 0.0)
 
 
 @triton.jit
@@ -250,7 +274,8 @@ def _backward(
     out_image, out_class, out_voxel,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr,
-    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr, CLASSES: tl.constexpr, VOXELS: tl.constexpr,
+    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     voxels = tl.program_id(0).to(tl.int64) * VOXELS + tl.arange(0, VOXELS)
@@ -260,27 +285,32 @@ def _backward(
     out += image * out_image
     gradient += image * 6 * C
     exists = voxels < N
-    inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, IGNORE, MASK)
+    HOLES: tl.constexpr = MASK or (IGNORE is not None)
+    label, inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
+    part = _load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HOLES)
     peak = tl.zeros((VOXELS,), tl.float32)
-    norm = peak
+    rest = peak
     total = peak
+    p = part
+    slope = part
     if ACTIVATION == 0:
-        peak, norm = _softmax_norm(x, voxels, x_class, x_voxel, C, inside, CLASSES, VOXELS)
-        for first in range(0, C, CLASSES):
-            classes = first + tl.arange(0, CLASSES)
-            part = _load(x, classes, voxels, x_class, x_voxel, C, inside, 0.0)
-            target = _targets(y, classes, voxels, y_class, y_voxel, C, inside, MAPS)
-            p, log_p, log_q = _probability(part, peak, norm, ACTIVATION, ENTROPY)
-            total += tl.sum(
-                _slope(p, log_p, log_q, target, gradient, classes, C,
-                       ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT), 0)  # fmt: skip
-    for first in range(0, C, CLASSES):
-        classes = first + tl.arange(0, CLASSES)
-        part = _load(x, classes, voxels, x_class, x_voxel, C, inside, 0.0)
-        target = _targets(y, classes, voxels, y_class, y_voxel, C, inside, MAPS)
-        p, log_p, log_q = _probability(part, peak, norm, ACTIVATION, ENTROPY)
-        slope = _slope(p, log_p, log_q, target, gradient, classes, C,
-                       ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
+        peak, rest = _softmax_norm(part, x, voxels, x_class, x_voxel, C, exists, inside, HOLES, CLASSES, BLOCKS, VOXELS)
+        for block in range(BLOCKS):
+            classes = block * CLASSES + tl.arange(0, CLASSES)
+            if BLOCKS > 1:
+                part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HOLES)
+            target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HOLES)
+            p, slope = _slope(part, target, peak, rest, gradient, classes, C,
+                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
+            total += tl.sum(slope, 0)
+    for block in range(BLOCKS):
+        classes = block * CLASSES + tl.arange(0, CLASSES)
+        if BLOCKS > 1:
+            part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HOLES)
+        if BLOCKS > 1 or ACTIVATION != 0:
+            target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HOLES)
+            p, slope = _slope(part, target, peak, rest, gradient, classes, C,
+                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
         if ACTIVATION == 0:
             slope -= p * total[None, :]
         slope = tl.where(inside[None, :], slope, 0.0)
@@ -306,6 +336,7 @@ def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
         "IGNORE": IGNORED[voxels.labels.dtype] if ignores and voxels.labels is not None else None,
         "MASK": voxels.valid is not None,
         "CLASSES": block,
+        "BLOCKS": triton.cdiv(classes, block),
         "VOXELS": min(TILE // block, 1024),
         "num_warps": _WARPS,
     }
@@ -316,8 +347,7 @@ def _inputs(voxels: Voxels) -> tuple[list[Tensor], list[int]]:
     logits = voxels.logits
     target = voxels.maps if voxels.labels is None else voxels.labels.unsqueeze(1)
     assert target is not None
-    target = target.to(torch.uint8) if target.dtype == torch.bool else target
-    target = target.to(torch.float32) if target.dtype == torch.float64 else target
+    target = target.view(torch.uint8) if target.dtype == torch.bool else target
     mask = logits if voxels.valid is None else voxels.valid.view(torch.uint8)
     strides = [*logits.stride(), *target.stride(), mask.stride(0), mask.stride(-1)]
     return [logits, target, mask], strides
@@ -329,13 +359,17 @@ class _TritonSums(torch.autograd.Function):
         batch, classes, count = logits.shape
         options = _options(voxels, spec)
         tensors, strides = _inputs(voxels)
-        blocks = triton.cdiv(count, options["VOXELS"])
-        sums = torch.zeros((batch, blocks, ROWS, classes), dtype=torch.float32, device=logits.device)
+        programs, rows = triton.cdiv(count, options["VOXELS"]), spec.rows()
+        sums = torch.empty((batch, programs, len(rows), classes), dtype=torch.float32, device=logits.device)
+        counts = torch.empty((batch, programs, 1), dtype=torch.float32, device=logits.device)
         with torch.cuda.device_of(logits):
-            _forward[(blocks, batch)](*tensors, sums, count, classes, *strides, **options)
+            _forward[(programs, batch)](*tensors, sums, counts, count, classes, *strides, ROWS=len(rows), **options)
         ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
         ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid)
-        return sums.sum(1, dtype=torch.float64).transpose(0, 1).unsqueeze(-1)
+        totals = dict(zip(rows, sums.sum(1, dtype=torch.float64).unbind(1), strict=True))
+        totals[COUNT] = counts.sum(1, dtype=torch.float64).expand(batch, classes)
+        unasked = torch.zeros_like(totals[TARGET])
+        return torch.stack([totals.get(row, unasked) for row in range(ROWS)]).unsqueeze(-1)
 
     @staticmethod
     @once_differentiable
@@ -347,9 +381,9 @@ class _TritonSums(torch.autograd.Function):
         options = _options(voxels, ctx.spec)
         tensors, strides = _inputs(voxels)
         out = torch.empty_like(logits)
-        blocks = triton.cdiv(count, options["VOXELS"])
+        programs = triton.cdiv(count, options["VOXELS"])
         with torch.cuda.device_of(logits):
-            _backward[(blocks, batch)](*tensors, gradient, out, count, classes, *strides, *out.stride(), **options)
+            _backward[(programs, batch)](*tensors, gradient, out, count, classes, *strides, *out.stride(), **options)
         return out, None, None
 
 
