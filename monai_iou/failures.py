@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import shutil
 import signal
@@ -20,6 +21,8 @@ from monai_iou.bundles import one_sentence
 from monai_iou.distributed import is_distributed
 
 __all__ = ["StepGuard", "TrainingError", "batch_loss", "disk_full", "explained", "run", "stop_signal", "stop_signals"]
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,7 +48,17 @@ def run(engine: Any) -> None:
             that sentence.
     """
     with explained(), stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext():
-        engine.run()
+        try:
+            engine.run()
+        except Exception as error:
+            # A signal to the whole process group ends the loader's processes too, and so this step.
+            number = stop_signal(engine)
+            if not number:
+                raise
+            logger.info(
+                "%s: stopped inside a step (%s); the last saved state is kept.", signal.Signals(number).name, error
+            )
+            raise SystemExit(128 + number) from error
 
 
 @contextlib.contextmanager

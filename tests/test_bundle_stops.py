@@ -225,6 +225,24 @@ def test_a_nan_loss_names_the_batchs_files_and_keeps_the_last_good_epoch(bundle:
     assert all(torch.isfinite(weights).all() for weights in kept["model"].values())
 
 
+def test_every_rank_names_the_files_of_the_one_whose_loss_is_nan(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    poison = {"_target_": "test_bundle_stops.Poisond", "case": "phantom_02", "after": 1}
+    # Without sums over the ranks, one rank's NaN does not reach the other's loss.
+    settings = {"val_fraction": 0, "epochs": 9, "loss::sync_batch": False, "train::random_transforms::8": poison}
+    done = run_command(
+        bundle_command(bundle, ["train", "multi_gpu_train"], overrides(bundle, data, **settings), *launcher)
+    )
+    assert done.returncode != 0
+    sentence = f"on the batch of {data}/imagesTr/phantom_02.nii.gz: look at"
+    assert sentence in done.stderr, done.stdout + done.stderr
+    kept = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert all(torch.isfinite(weights).all() for weights in kept["model"].values())
+
+
 def test_a_rate_that_ruins_the_weights_ends_the_command_with_one_sentence(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
     before = {path.name: path.read_bytes() for path in (bundle / "models").iterdir()}
@@ -334,3 +352,16 @@ def test_other_errors_of_a_run_stay_as_they_are() -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(SimpleNamespace(state=SimpleNamespace(), run=fail))
+
+
+def test_a_step_that_a_signal_broke_is_no_error() -> None:
+    state = SimpleNamespace()
+
+    def fail() -> None:
+        state.stop_signal = int(signal.SIGTERM)
+        message = "DataLoader worker (pid 7) is killed by signal: Terminated."
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as caught:
+        run(SimpleNamespace(state=state, run=fail))
+    assert caught.value.code == 143
