@@ -211,8 +211,9 @@ def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monai_iou.machine._free_ram", lambda: 6 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_machine().device == "cpu"
+    assert find_machine() == Machine("cpu", 3 * GIB, 3 * GIB, "6.0 GiB of RAM free")
     assert find_machine("cuda", 10).step_bytes == 9 * GIB
     with pytest.raises(
         ValueError, match="Expected a GPU for `--device cuda`, but torch finds none: give `--memory-gb`"
@@ -220,7 +221,7 @@ def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         find_machine("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * GIB, 24 * GIB))
-    assert find_machine() == Machine("cuda", 18 * GIB, find_machine().cache_bytes, "20.0 GiB free on the GPU")
+    assert find_machine() == Machine("cuda", 18 * GIB, 3 * GIB, "20.0 GiB free on the GPU")
 
 
 def test_the_demo_set_gets_a_plan_for_ct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
