@@ -48,7 +48,7 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class CaseVolumes:
-    """What the files of a case hold, checked: image (channels, *S), label (*S) if there is one, and their 4x4 affine."""
+    """The files of a case, read and checked: image (channels, *S), label (*S) if there is one, and the 4x4 affine."""
 
     image: np.ndarray
     label: np.ndarray | None
