@@ -1,0 +1,63 @@
+"""What a trained bundle's metadata says of its own network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from monai_iou.planning import Plan, load_plan
+
+
+def described(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return `metadata` with the channels and classes of a plan; everything else is as it was.
+
+    Example:
+        >>> from monai_iou.planning import Plan
+        >>> plan = Plan(("CT",), {0: "background", 2: "tumour"}, (1.0,) * 3, (16,) * 3, (8, 16), ((2, 2, 2),), ())
+        >>> metadata = {"network_data_format": {"inputs": {"image": {}}, "outputs": {"pred": {}}}}
+        >>> described(metadata, plan)["network_data_format"]["outputs"]["pred"]["channel_def"]
+        {'0': 'background', '1': 'tumour'}
+    """
+    formats = metadata["network_data_format"]
+    channels = {str(index): name for index, name in enumerate(plan.modalities)}
+    classes = {str(index): name for index, name in enumerate(plan.labels.values())}
+    image = {**formats["inputs"]["image"], "num_channels": plan.in_channels, "channel_def": channels}
+    prediction = {**formats["outputs"]["pred"], "num_channels": plan.out_channels, "channel_def": classes}
+    own = {"inputs": {**formats["inputs"], "image": image}, "outputs": {**formats["outputs"], "pred": prediction}}
+    values = ", ".join(f"{value} {name}" for value, name in plan.labels.items())
+    return {
+        **metadata,
+        "label_classes": f"one channel: {values}",
+        "pred_classes": f"one channel a class: {', '.join(classes.values())}",
+        "network_data_format": {**formats, **own},
+    }
+
+
+def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
+    """Rewrite a trained bundle's `configs/metadata.json` so that it names the channels and classes of its network.
+
+    The shipped metadata is that of one channel and one foreground class. What reads a bundle's metadata (the model
+    zoo's checks, MONAI Label, MONAI Deploy) then sees those of `models/model.json`.
+
+    Args:
+        bundle_root: a copy of the bundle (`monai-iou init`) that has been trained.
+
+    Returns:
+        The path of the metadata.
+
+    Raises:
+        ValueError: the bundle has no `models/model.json`, or no metadata.
+    """
+    root = Path(bundle_root)
+    path, model = root / "configs" / "metadata.json", root / "models" / "model.json"
+    for file, remedy in ((path, "name the folder of a bundle"), (model, "train the bundle first")):
+        if not file.is_file():
+            message = f"Expected `{file}` to be there, but it is not: {remedy}."
+            raise ValueError(message)
+    metadata = described(json.loads(path.read_text()), load_plan(model))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(metadata, indent=4) + "\n")
+    partial.replace(path)
+    return path

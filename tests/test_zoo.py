@@ -1,0 +1,205 @@
+"""The MONAI model zoo's own checks of a bundle, and of its documents; what `test_bundle.py` checks is not repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import SMALL
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+
+from monai_iou.bundles import bundle_path, copy_bundle
+from monai_iou.metadata import describe_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+LARGEST_FILE = 25 * 1024**2  # bytes: the zoo keeps larger ones outside its repository
+FILES = {
+    "LICENSE",
+    "docs/README.md",
+    "docs/data_license.txt",
+    *(f"configs/{name}.json" for name in ("metadata", "train", "evaluate", "inference", "multi_gpu_train")),
+    "configs/logging.conf",
+}
+HEADINGS = [
+    "Data", "Preprocessing", "Training configuration", "Input and output", "Performance", "MONAI Bundle Commands",
+    "Limitations", "References", "License",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((bundle_path() / "configs" / "metadata.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_bundle(tmp_path_factory.mktemp("zoo") / "bundle")
+
+
+def test_files_that_the_zoo_asks_for_and_none_that_it_refuses(shipped: Path) -> None:
+    files = {str(path.relative_to(shipped)): path for path in shipped.rglob("*") if path.is_file()}
+    assert set(files) >= FILES
+    for name, path in files.items():
+        assert path.suffix in {"", ".json", ".conf", ".md", ".txt", ".png"}, name
+        assert path.stat().st_size < LARGEST_FILE, name
+    assert files["LICENSE"].read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_version_stands_in_the_changelog_first_and_is_the_packages(metadata: dict[str, Any]) -> None:
+    assert next(iter(metadata["changelog"])) == metadata["version"]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", number) and text for number, text in metadata["changelog"].items())
+    assert metadata["required_packages_version"]["monai-iou"] == version("monai-iou")
+
+
+def test_what_the_zoo_would_install_is_what_was_tested(metadata: dict[str, Any]) -> None:
+    held = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    asked = {name: metadata[f"{name}_version"] for name in ("monai", "numpy")} | {"torch": metadata["pytorch_version"]}
+    asked |= {name: number for name, number in metadata["required_packages_version"].items() if name != "monai-iou"}
+    assert {name: held[name] for name in asked} == asked
+    assert "optional_packages_version" not in metadata, "the schema of 2024 has replaced it"
+
+
+def test_every_field_of_the_schema_is_there(metadata: dict[str, Any]) -> None:
+    if not SCHEMA.is_file():
+        pytest.skip(f"{SCHEMA} is not there")
+    properties = json.loads(SCHEMA.read_text())["properties"]
+    assert [name for name in properties if name not in metadata] == []
+    assert metadata["schema"].endswith(SCHEMA.name)
+
+
+def test_verify_metadata_offline(shipped: Path, tmp_path: Path) -> None:
+    if not SCHEMA.is_file():
+        pytest.skip(f"{SCHEMA} is not there")
+    schema = shutil.copy(SCHEMA, tmp_path / "schema.json")  # where it is already, MONAI does not download it
+    verify_metadata(
+        meta_file=str(shipped / "configs" / "metadata.json"),
+        filepath=str(schema),
+        hash_val=hashlib.sha256(SCHEMA.read_bytes()).hexdigest(),
+        hash_type="sha256",
+    )
+
+
+def test_readme_has_the_zoos_headings_and_commands_of_files_that_exist(shipped: Path) -> None:
+    text = (shipped / "docs" / "README.md").read_text()
+    assert text.startswith("# Model Overview\n")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
+    named = set(re.findall(r"configs/\w+\.json", text))
+    assert named >= {f"configs/{name}.json" for name in ("train", "evaluate", "inference", "multi_gpu_train")}
+    for name in named:
+        assert (shipped / name).is_file(), name
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (shipped / "docs" / picture).is_file(), picture
+
+
+def test_readme_overrides_only_keys_of_its_configs(shipped: Path) -> None:
+    text = (shipped / "docs" / "README.md").read_text()
+    keys = set()
+    for name in ("train", "inference"):
+        keys |= set(json.loads((shipped / "configs" / f"{name}.json").read_text()))
+    asked = set(re.findall(r"--([a-z_]+)", text)) - {
+        *("config_file", "nproc_per_node", "filepath", "ckpt_file", "meta_file", "logdir")
+    }
+    assert asked <= keys
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the zoo's unit tests feed a bundle: noise with noise for labels, here with three classes."""
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(0)
+    entries = []
+    for index in range(4):
+        for kind, high in (("image", 2), ("label", 3)):
+            voxels = rng.integers(0, high, (32, 32, 32)).astype(np.uint8)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"{kind}_{index}.nii.gz")
+        entries.append({"image": f"image_{index}.nii.gz", "label": f"label_{index}.nii.gz"})
+    labels = {"0": "background", "1": "core", "2": "rim"}
+    content = {"modality": {"0": "MRI"}, "labels": labels, "training": entries, "test": [entries[0]["image"]]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def zoo_workflow(bundle: Path, configs: list[str], kind: str, overrides: dict[str, Any]) -> ConfigWorkflow:
+    """Build a workflow as the zoo's unit tests do, with the bundle's metadata and logging."""
+    return ConfigWorkflow(
+        workflow_type=kind,
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in configs],
+        logging_file=str(bundle / "configs" / "logging.conf"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        bundle_root=str(bundle),
+        **overrides,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle through the zoo's unit test: properties checked, one epoch, evaluation, inference."""
+    bundle = copy_bundle(tmp_path_factory.mktemp("zoo_trained") / "bundle")
+    overrides = {**SMALL, "dataset_dir": str(volumes), "epochs": 1}
+    for configs in (["train"], ["train", "evaluate"]):
+        workflow = zoo_workflow(bundle, configs, "train", overrides)
+        workflow.initialize()
+        assert workflow.check_properties() == []
+        workflow.run()
+        workflow.finalize()
+    return bundle
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_trained_bundle_passes_the_checks_of_shape_and_export(trained: Path) -> None:
+    configs = trained / "configs"
+    before = json.loads((configs / "metadata.json").read_text())
+    assert describe_model(trained) == configs / "metadata.json"
+    after = json.loads((configs / "metadata.json").read_text())
+    prediction = after["network_data_format"]["outputs"]["pred"]
+    assert prediction["num_channels"] == 3
+    assert prediction["channel_def"] == {"0": "background", "1": "core", "2": "rim"}
+    assert {name for name in before if before[name] != after[name]} <= {
+        "label_classes", "pred_classes", "network_data_format"
+    }  # fmt: skip
+    common = {"meta_file": str(configs / "metadata.json"), "config_file": str(configs / "inference.json")}
+    verify_net_in_out(net_id="network_def", device="cpu", bundle_root=str(trained), **common)
+    model = trained / "models" / "model.ts"
+    ckpt_export(
+        net_id="network_def", filepath=str(model), ckpt_file=str(trained / "models" / "model.pt"),
+        bundle_root=str(trained), **common,
+    )  # fmt: skip
+    assert torch.jit.load(model)(torch.rand(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+def test_inference_without_weights_as_the_zoo_runs_it(shipped: Path, volumes: Path, tmp_path: Path) -> None:
+    content = json.loads((shipped / "configs" / "inference.json").read_text())
+    loader = content["handlers"][0]
+    assert "_disabled_" in loader, "the zoo's tests turn off the first handler, which loads the weights"
+    overrides = {
+        **{"dataset_dir": str(volumes), "output_dir": str(tmp_path), "handlers#0#_disabled_": True},
+        **{"patch_size": [16, 16, 16], "base_channels": 4},
+    }
+    workflow = zoo_workflow(shipped, ["inference"], "inference", overrides)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    assert [path.name for path in tmp_path.iterdir()] == ["image_0.nii.gz"]
+
+
+def test_metadata_of_what_was_never_trained_is_refused(shipped: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^Expected `.*model\.json` to be there, but it is not: train the bundle first"
+    ):
+        describe_model(shipped)
+    with pytest.raises(ValueError, match=r"metadata\.json` to be there, but it is not: name the folder of a bundle\.$"):
+        describe_model(tmp_path)
