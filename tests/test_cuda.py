@@ -1,0 +1,135 @@
+"""What only a GPU can show of the kernels: skipped, saying so, where there is none."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_iou import IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
+from monai_iou.voxels import labels as label_checks
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+KERNELS = [
+    "tiled",
+    pytest.param(
+        "triton", marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+    ),
+]
+SHAPES = [(1, 2, 1, 1, 1), (3, 7, 5, 1, 9), (2, 41, 17, 13), (2, 1, 6, 5), (1, 118, 9), (1, 256, 3), (1, 5, 40, 40, 40)]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _no_answer_on_its_way() -> None:
+    torch.cuda.synchronize()
+    label_checks._pending.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def passed(kernel: str, logits: Tensor, target: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+    """Return the sums and the gradient of a random projection of them."""
+    leaf = logits.detach().requires_grad_()
+    with use_kernel(kernel):
+        rows = voxel_sums(
+            leaf, target, activation=activation, gamma=1.5, label_smoothing=0.1, confidence=True
+        ).stacked()
+        pull = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(rows)
+        (gradient,) = torch.autograd.grad(rows, leaf, pull)
+    return rows.detach(), gradient
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_against_float64_on_a_cpu_twice_with_the_same_bits(
+    shape: tuple[int, ...], activation: str | None, kernel: str
+) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = torch.randn(shape, generator=generator) * 3
+    logits = logits if activation else (logits / 3).sigmoid()  # 1 / p of a smaller p is beyond float16
+    flat = (shape[0], 1, *shape[2:])
+    labels = torch.randint(0, shape[1], flat, generator=generator)
+    for dtype, limit in TOLERANCE.items():
+        for target in (torch.rand(shape, generator=generator), *([labels] if shape[1] > 1 else [])):
+            rounded = logits.to(dtype)
+            exact = passed("reference", rounded.double(), target, activation)
+            found = passed(kernel, rounded.cuda(), target.cuda(), activation)
+            again = passed(kernel, rounded.cuda(), target.cuda(), activation)
+            assert all(torch.equal(first, second) for first, second in zip(found, again, strict=True))
+            torch.testing.assert_close(found[0].cpu().double(), exact[0], rtol=1e-5, atol=1e-5)
+            scale = max(1.0, exact[1].abs().max().item())
+            torch.testing.assert_close(found[1].cpu().double(), exact[1], rtol=limit, atol=limit * scale)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_wrong_labels_are_named_by_the_next_call_and_the_process_lives_on(kernel: str) -> None:
+    loss = IoUCELoss(softmax=True)
+    logits = torch.randn(1, 3, 8, 8, 8, device="cuda", requires_grad=True)
+    good = torch.zeros(1, 1, 8, 8, 8, dtype=torch.long, device="cuda")
+    bad = good.clone()
+    bad[..., 0] = 7
+    with use_kernel(kernel):
+        assert math.isnan(loss(logits, bad).item())
+        with pytest.raises(ValueError, match="7"):
+            loss(logits, good)
+        value = loss(logits, good)
+        value.backward()
+        torch.cuda.synchronize()
+    assert math.isfinite(value.item())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "loss", [IoULoss(softmax=True), IoUCELoss(softmax=True), LovaszSoftmaxLoss(softmax=True)], ids=str
+)
+def test_half_precision_at_128_cubed_is_finite(kernel: str, loss: torch.nn.Module) -> None:
+    logits = (torch.randn(1, 2, 128, 128, 128, device="cuda") * 30).half().requires_grad_()
+    labels = torch.zeros(1, 1, 128, 128, 128, dtype=torch.uint8, device="cuda")
+    labels[..., :2, :2, :2] = 1
+    with use_kernel(kernel):
+        value = loss(logits, labels)
+        value.backward()
+    assert math.isfinite(value.item())
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_changes_nothing(kernel: str) -> None:
+    logits = torch.randn(1, 4, 20, 20, 20, device="cuda")
+    labels = torch.randint(0, 4, (1, 1, 20, 20, 20), device="cuda")
+    loss = IoUCELoss(softmax=True)
+    with use_kernel(kernel):
+        plain = loss(logits, labels)
+        for dtype in (torch.float16, torch.bfloat16):
+            with torch.autocast("cuda", dtype):
+                assert torch.equal(loss(logits, labels), plain)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("loss", [IoULoss(softmax=True), IoUCELoss(softmax=True)], ids=str)
+def test_peak_memory_is_the_gradient_and_little_more(
+    kernel: str, memory_format: torch.memory_format, loss: torch.nn.Module
+) -> None:
+    logits = torch.randn(1, 14, 192, 192, 192, device="cuda").bfloat16().contiguous(memory_format=memory_format)
+    logits.requires_grad_()
+    labels = torch.randint(0, 14, (1, 1, 192, 192, 192), device="cuda").to(torch.uint8)
+    with use_kernel(kernel):
+        loss(logits, labels).backward()  # compiles
+        logits.grad = None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        loss(logits, labels).backward()
+        torch.cuda.synchronize()
+    # The tiled kernel's tiles are of one size however large the volume is.
+    tiles = 0 if kernel == "triton" else 16 * 4 * 2**24
+    assert torch.cuda.max_memory_allocated() - before <= 1.15 * logits.nbytes + tiles
