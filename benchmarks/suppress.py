@@ -1,7 +1,7 @@
 """Choose the term of an absent class: what each candidate does to a network that has to leave empty patches empty.
 
-    python -m benchmarks.suppress                 # the tables of docs/losses.md, five minutes on one core
-    python -m benchmarks.suppress --side 20       # and ten
+    python -m benchmarks.suppress        # the first table of docs/losses.md, five minutes on one core
+    python -m benchmarks.suppress --side 20 --candidates smooth skip suppress       # the second, as long
     python -m benchmarks.suppress --seeds 1 --candidates moving max
 
 A network of three convolutions learns lesions of 3x3x3 voxels among single bright voxels in noisy patches, with the IoU
