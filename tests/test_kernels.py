@@ -81,7 +81,7 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 7)
-    monkeypatch.setattr(tiled, "_IN_PLACE", 1)
+    monkeypatch.setattr(tiled, "IN_PLACE", 1)
 
 
 @pytest.mark.usefixtures("tiny_tiles")

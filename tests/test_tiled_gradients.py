@@ -31,7 +31,7 @@ def test_gradient_of_every_branch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 9)  # three voxels a tile, so that tiles end inside an image
-    monkeypatch.setattr(tiled, "_IN_PLACE", 1)
+    monkeypatch.setattr(tiled, "IN_PLACE", 1)
     logits = LOGITS if activation else LOGITS.sigmoid()
     logits = logits.clone().requires_grad_()
     for target, groups, ignore_index in itertools.product((LABELS, SOFT), (None, REGIONS), (None, 1, 255)):

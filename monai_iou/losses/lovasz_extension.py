@@ -26,8 +26,11 @@ from torch import Tensor
 from monai_iou import scores
 from monai_iou.distributed import is_distributed, sum_over_ranks
 from monai_iou.voxels import histograms as hist
-from monai_iou.voxels.histograms import ErrorHistograms, ErrorSpec
+from monai_iou.voxels import memory
+from monai_iou.voxels.histograms import ErrorHistograms, ErrorSpace, ErrorSpec
+from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.reference import Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.tiled import Task, run_tasks
 
 
 def error_slopes(histograms: ErrorHistograms) -> tuple[Tensor, Tensor]:
@@ -74,7 +77,8 @@ class _WithSlopes(torch.autograd.Function):
     ) -> Tensor:
         ctx.spec, ctx.has_ignored, ctx.scale = spec, voxels.has_ignored, scale
         start, rise = error_slopes(histograms)
-        ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid, start, rise, histograms.limit)
+        labels = narrowed(voxels.labels, logits.shape[1])
+        ctx.save_for_backward(logits, labels, voxels.maps, voxels.valid, start, rise, histograms.limit)
         return value.clone()
 
     @staticmethod
@@ -92,23 +96,31 @@ class _WithSlopes(torch.autograd.Function):
         # the last place, of ignored voxels, is read as 0
         start, rise = (F.pad((table * factor).flatten(1), (0, 1)) for table in (start, rise))
         start, rise, limit = (table.expand(batch, -1) for table in (start, rise, limit))
-        out = torch.empty_like(logits)
-        for image, part in hist.tiles(logits):
-            tile = hist.tile_errors(voxels, image, part, ctx.spec, limit[image])
-            slope = start[image].index_select(0, tile.index).view_as(tile.p)
-            slope.addcmul_(rise[image].index_select(0, tile.index).view_as(tile.p), tile.position.frac_())
-            out[image, :, part] = _logit_gradient(tile, slope, ctx.spec)
+        out = memory.empty_like(logits)
+        size, tasks = hist.tiles(logits)
+
+        def work(task: Task) -> None:
+            space = ErrorSpace.of(logits, size)
+            for image, part in task:
+                tile = hist.tile_errors(voxels, image, part, ctx.spec, limit[image], space)
+                slope, change = (space.map(number, tile.p.shape[1]) for number in (3, 4))
+                torch.index_select(start[image], 0, tile.index, out=slope.view(-1))
+                torch.index_select(rise[image], 0, tile.index, out=change.view(-1))
+                slope.add_(change.mul_(tile.position.frac_()))
+                out[image, :, part] = _logit_gradient(tile, slope, space.line, ctx.spec)
+
+        run_tasks(work, logits, tasks)
         return out, None, None, None, None, None
 
 
-def _logit_gradient(tile: hist.ErrorTile, slope: Tensor, spec: ErrorSpec) -> Tensor:
-    """Return dL / d logits (C, n) of a tile from dL / dp, which is overwritten."""
+def _logit_gradient(tile: hist.ErrorTile, slope: Tensor, line: Tensor, spec: ErrorSpec) -> Tensor:
+    """Return dL / d logits (C, n) of a tile from dL / dp; slope, line and the tile are overwritten."""
     p = tile.p
     if spec.activation == "softmax":
-        slope.mul_(p)
-        slope.addcmul_(p, slope.sum(-2, keepdim=True), value=-1)
+        total = torch.sum(slope.mul_(p), 0, keepdim=True, out=line[:, : p.shape[1]])
+        slope.sub_(p.mul_(total))
     elif spec.activation == "sigmoid":
-        slope.mul_(p * (1 - p))
+        slope.mul_(p).mul_(p.neg_().add_(1))
     elif tile.active is not None:
         slope.mul_(tile.active)
     return slope if tile.valid is None else slope.mul_(tile.valid)

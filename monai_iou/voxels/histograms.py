@@ -18,21 +18,23 @@ Counts are integers: they add over images and ranks without rounding, and in any
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import threading
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from monai_iou import checks
+from monai_iou.voxels.in_place import softmax
 from monai_iou.voxels.labels import report_bad_values
 from monai_iou.voxels.reference import COUNT, ROWS, TARGET, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.sums import flatten_voxels
-from monai_iou.voxels.tiled import TILE_ELEMENTS
+from monai_iou.voxels.tiled import Task, run_tasks, tile_tasks
 
 DEFAULT_BINS = 2048
 _MOST_BINS = 1 << 14  # for which float32 still tells places inside a cell apart
-_OTHER_TILE_ELEMENTS = 1 << 23  # of GPUs: index tensors of 8 bytes an element
+_FACTOR = 2  # of a tile's size: the temporaries of a CPU's two threads stay a small part of the logits
 _ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
 
 
@@ -130,6 +132,29 @@ class ErrorTile:
     valid: Tensor | None
 
 
+@dataclass(frozen=True)
+class ErrorSpace:
+    """Temporaries of one thread, written over by each of its tiles: `maps` (5, C, n), `index` (C n,), `line` (1, n)."""
+
+    maps: Tensor
+    index: Tensor
+    line: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, size: int) -> ErrorSpace:
+        """Allocate for tiles of up to `size` voxels of logits (B, C, N)."""
+        _, classes, voxels = logits.shape
+        size, dtype = min(size, voxels), sum_dtype(logits)
+        maps = torch.empty((5, classes, size), dtype=dtype, device=logits.device)
+        index = torch.empty(classes * size, dtype=torch.int32, device=logits.device)
+        return cls(maps, index, torch.empty((1, size), dtype=dtype, device=logits.device))
+
+    def map(self, number: int, voxels: int) -> Tensor:
+        """Return one of the maps for a tile of so many voxels, (C, voxels) contiguous."""
+        classes = self.maps.shape[1]
+        return self.maps[number].view(-1)[: classes * voxels].view(classes, voxels)
+
+
 def check_bins(bins: int) -> int:
     """Return `bins`; raise unless it is an integer from 1 to 16384."""
     if isinstance(bins, bool) or not isinstance(bins, int):
@@ -141,13 +166,9 @@ def check_bins(bins: int) -> int:
     return bins
 
 
-def tiles(logits: Tensor) -> Iterator[tuple[int, slice]]:
-    """Yield (image, voxels) parts of logits (B, C, N) that fit a CPU's cache, or keep a GPU busy."""
-    batch, classes, voxels = logits.shape
-    size = max(1, TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
-    for image in range(batch):
-        for start in range(0, voxels, size):
-            yield image, slice(start, start + size)
+def tiles(logits: Tensor) -> tuple[int, list[Task]]:
+    """Return the most voxels of a tile, and runs of tiles of logits (B, C, N)."""
+    return tile_tasks(logits, _FACTOR)
 
 
 def probabilities(logits: Tensor, activation: str | None) -> Tensor:
@@ -163,32 +184,48 @@ def errors(logits: Tensor, target: Tensor, activation: str | None) -> tuple[Tens
     return p, (target - p).abs()
 
 
-def tile_errors(voxels: Voxels, image: int, part: slice, spec: ErrorSpec, limit: Tensor) -> ErrorTile:
-    """Return the errors of a part of an image and where they belong; `limit` is (1,)."""
-    logits, target, valid = voxels.tile(image, part, sum_dtype(voxels.logits))
+def tile_errors(
+    voxels: Voxels, image: int, part: slice, spec: ErrorSpec, limit: Tensor, space: ErrorSpace
+) -> ErrorTile:
+    """Return the errors of a part of an image and where they belong, in `space`'s memory; `limit` is (1,)."""
+    length = voxels.logits[image, 0, part].shape[0]
+    own, p, position = (space.map(number, length) for number in range(3))
+    logits, target, valid = voxels.tile(image, part, space.maps.dtype, out=own)
     active = None
     if spec.activation == "hinge":
         p, error = errors(logits, target, "hinge")
         active = (error > 0).to(error.dtype)
-        room = (1 - error / torch.where(limit > 0, limit, 1)).clamp_min_(0)
+        torch.sub(1, error / torch.where(limit > 0, limit, 1), out=position).clamp_min_(0)
     else:
-        p = probabilities(logits, spec.activation)
-        room = (p + target).sub_(1).abs_()  # 1 - |y - p| of a hard y, with fewer digits lost and fewer passes
-    root = room.sqrt_()
-    if root.device.type != "cpu" or not bool(root.sum().isfinite()):
-        root.nan_to_num_(nan=(spec.cells - 1) / (2 * spec.bins))
-    position = (target * spec.cells).add_(0.5).add_(root, alpha=2 * spec.bins)
-    rows = torch.arange(0, 2 * len(logits) * spec.cells, 2 * spec.cells, dtype=torch.int32, device=position.device)
-    index = position.int().add_(rows.unsqueeze(-1))  # int32: read faster than int64
+        p = _written(logits, spec.activation, p, space.line[:, :length])
+        torch.add(p, target, out=position).sub_(1).abs_()  # 1 - |y - p| of a hard y, with fewer digits lost
+        if spec.activation is None:
+            position.clamp_max_(1)  # a softmax in half precision may go beyond
+    position.sqrt_()
+    if position.device.type != "cpu" or not bool(position.sum().isfinite()):
+        position.nan_to_num_(nan=(spec.cells - 1) / (2 * spec.bins))
+    position.mul_(2 * spec.bins).add_(0.5).add_(torch.mul(target, spec.cells, out=own))
+    index = space.index[: position.numel()].view(position.shape).copy_(position)  # int32: read faster than int64
+    index.add_(torch.arange(0, 2 * len(p) * spec.cells, 2 * spec.cells, dtype=torch.int32, device=p.device)[:, None])
     if valid is not None:
-        index.masked_fill_(valid == 0, 2 * len(logits) * spec.cells)
-    return ErrorTile(p, index.flatten(), position, active, valid)
+        index.masked_fill_(valid == 0, 2 * len(p) * spec.cells)
+    return ErrorTile(p, index.view(-1), position, active, valid)
+
+
+def _written(logits: Tensor, activation: str | None, p: Tensor, line: Tensor) -> Tensor:
+    if activation == "softmax":
+        softmax(logits, p, line)
+    elif activation == "sigmoid":
+        torch.sigmoid(logits, out=p)
+    else:
+        p.copy_(logits)
+    return p
 
 
 def largest_error(voxels: Voxels, spec: ErrorSpec) -> Tensor:
     """Return the largest error of each image, (B, 1)."""
     largest = voxels.logits.new_zeros((len(voxels.logits), 1), dtype=sum_dtype(voxels.logits))
-    for image, part in tiles(voxels.logits):
+    for image, part in itertools.chain(*tiles(voxels.logits)[1]):
         logits, target, valid = voxels.tile(image, part, largest.dtype)
         error = errors(logits, target, spec.activation)[1]
         if valid is not None:
@@ -200,13 +237,25 @@ def largest_error(voxels: Voxels, spec: ErrorSpec) -> Tensor:
 def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistograms:
     """Count the errors of flattened voxels; `limit` is (1, 1) or (B, 1)."""
     batch, classes, _ = voxels.logits.shape
-    length = 2 * classes * spec.cells
-    # the last place takes the ignored voxels
-    counts = torch.zeros((batch, length + 1), dtype=torch.int64, device=voxels.logits.device)
+    length = 2 * classes * spec.cells + 1  # the last place takes the ignored voxels
+    counts = torch.zeros((batch, length), dtype=torch.int64, device=voxels.logits.device)
     limits, one = limit.expand(batch, 1), counts.new_ones(1)
-    for image, part in tiles(voxels.logits):
-        index = tile_errors(voxels, image, part, spec, limits[image]).index
-        counts[image].index_add_(0, index, one.expand(len(index)))  # integers: the same in any order
+    size, tasks = tiles(voxels.logits)
+    table = threading.Lock()
+
+    def work(task: Task) -> None:
+        space = ErrorSpace.of(voxels.logits, size)
+        for image, part in task:
+            index = tile_errors(voxels, image, part, spec, limits[image], space).index
+            few = index.device.type == "cpu" and length <= len(index)
+            share = torch.bincount(index, minlength=length) if few else None
+            with table:  # integers: the same in any order
+                if share is not None:
+                    counts[image] += share
+                else:
+                    counts[image].index_add_(0, index, one.expand(len(index)))
+
+    run_tasks(work, voxels.logits, tasks)
     return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit)
 
 
@@ -250,7 +299,7 @@ def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
 
 def check_probabilities(voxels: Voxels) -> None:
     """Raise ValueError if an input that no activation is applied to leaves [0, 1]. On a GPU this waits for it."""
-    for image, part in tiles(voxels.logits):
+    for image, part in itertools.chain(*tiles(voxels.logits)[1]):
         values, _, valid = voxels.tile(image, part, sum_dtype(voxels.logits))
         if valid is not None:
             values = values * valid

@@ -77,7 +77,8 @@ def _read(
     return voxels.tile(image, part, dtype, out=space[:, :length])
 
 
-def _softmax(logits: Tensor, p: Tensor, line: Tensor) -> None:
+def softmax(logits: Tensor, p: Tensor, line: Tensor) -> None:
+    """Write the softmax of logits (C, n) into `p`; `line` (1, n) is written over."""
     torch.amax(logits, 0, keepdim=True, out=line)
     torch.sub(logits, line, out=p)
     torch.sum(p.exp_(), 0, keepdim=True, out=line)
@@ -130,7 +131,7 @@ def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: sl
     elif spec.cross_entropy:
         total[CROSS_ENTROPY] = _softmax_entropy(logits, target, p, spare, line, rest)
     elif spec.overlap is not None:
-        _softmax(logits, p, line)
+        softmax(logits, p, line)
     torch.sum(target, 1, out=total[TARGET])
     if spec.overlap is not None:
         if valid is not None:
@@ -161,7 +162,7 @@ def write_gradient(
             if entropy is not None:
                 slope.add_(entropy)
     else:
-        _softmax(logits, p, line)
+        softmax(logits, p, line)
         if spec.overlap is None:
             torch.mul(target, -of_entropy, out=slope)
         else:

@@ -29,27 +29,27 @@ from monai_iou.voxels.reference import (
 )
 from monai_iou.voxels.threads import in_threads
 
-_Result = TypeVar("_Result")
+Result = TypeVar("Result")
+Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
 
 # Elements (classes x voxels) of a tile: on a CPU its temporaries stay inside the cache of a core. In place there are
 # few of them, so that a tile may be larger, for fewer calls.
 TILE_ELEMENTS = {"cpu": 1 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 24
-_IN_PLACE = 4
+IN_PLACE = 4
 _TILES_A_TASK = 4
 
 
-def _tasks(logits: Tensor, factor: int) -> tuple[int, list[list[tuple[int, slice]]]]:
-    """Return the most voxels of a tile, and runs of tiles (image, voxels)."""
+def tile_tasks(logits: Tensor, factor: int = 1) -> tuple[int, list[Task]]:
+    """Return the most voxels of a tile, and runs of tiles; `factor` makes them larger."""
     batch, classes, voxels = logits.shape
     size = max(1, factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
     tiles = [(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)]
     return size, [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
 
 
-def _run(
-    work: Callable[[list[tuple[int, slice]]], _Result], logits: Tensor, tasks: list[list[tuple[int, slice]]]
-) -> list[_Result]:
+def run_tasks(work: Callable[[Task], Result], logits: Tensor, tasks: list[Task]) -> list[Result]:
+    """Return the results of `work`, in order; threads share it on a CPU."""
     return in_threads(work, tasks) if logits.device.type == "cpu" else [work(task) for task in tasks]
 
 
@@ -78,9 +78,9 @@ class _TiledSums(torch.autograd.Function):
         batch, classes, _ = logits.shape
         total = torch.zeros((ROWS, batch, classes, voxels.regions), dtype=total_dtype(logits), device=logits.device)
         lean = in_place.covers(voxels, spec)
-        size, tasks = _tasks(logits, _IN_PLACE if lean else 1)
+        size, tasks = tile_tasks(logits, IN_PLACE if lean else 1)
 
-        def work(task: list[tuple[int, slice]]) -> Tensor:
+        def work(task: Task) -> Tensor:
             if not lean:
                 share = torch.zeros_like(total)
                 for image, part in task:
@@ -93,7 +93,7 @@ class _TiledSums(torch.autograd.Function):
             return tiles
 
         # The parts add up in the same order however many threads there are: sums keep their bits.
-        for task, share in zip(tasks, _run(work, logits, tasks), strict=True):
+        for task, share in zip(tasks, run_tasks(work, logits, tasks), strict=True):
             if not lean:
                 total += share
                 continue
@@ -112,9 +112,9 @@ class _TiledSums(torch.autograd.Function):
         gradient = gradient.to(sum_dtype(logits))
         out = memory.empty_like(logits)
         lean = in_place.covers(voxels, ctx.spec)
-        size, tasks = _tasks(logits, _IN_PLACE if lean else 1)
+        size, tasks = tile_tasks(logits, IN_PLACE if lean else 1)
 
-        def work(task: list[tuple[int, slice]]) -> None:
+        def work(task: Task) -> None:
             space = in_place.Workspace.for_gradient(logits, size) if lean else None
             for image, part in task:
                 if space is None:
@@ -122,7 +122,7 @@ class _TiledSums(torch.autograd.Function):
                 else:
                     in_place.write_gradient(out, gradient, voxels, ctx.spec, image, part, space)
 
-        _run(work, logits, tasks)
+        run_tasks(work, logits, tasks)
         return out, None, None
 
 
