@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import compiled, kernels, tiled
+from monai_iou.voxels import compiled, in_place, kernels, tiled
 from monai_iou.voxels.reference import PassSpec, Voxels
 from monai_iou.voxels.reference import sums as reference_sums
 from monai_iou.voxels.sums import flatten_voxels
@@ -81,7 +81,8 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 7)
-    monkeypatch.setattr(tiled, "IN_PLACE", 1)
+    monkeypatch.setattr(in_place, "SUMS_FACTOR", 1)
+    monkeypatch.setattr(in_place, "gradient_factor", lambda logits, spec: 1)
 
 
 @pytest.mark.usefixtures("tiny_tiles")

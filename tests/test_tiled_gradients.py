@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from monai_iou import use_kernel, voxel_sums
-from monai_iou.voxels import tiled
+from monai_iou.voxels import in_place, tiled
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(2, 3, 2, 5, dtype=torch.float64, generator=GENERATOR)
@@ -31,7 +31,8 @@ def test_gradient_of_every_branch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 9)  # three voxels a tile, so that tiles end inside an image
-    monkeypatch.setattr(tiled, "IN_PLACE", 1)
+    monkeypatch.setattr(in_place, "SUMS_FACTOR", 1)
+    monkeypatch.setattr(in_place, "gradient_factor", lambda logits, spec: 1)
     logits = LOGITS if activation else LOGITS.sigmoid()
     logits = logits.clone().requires_grad_()
     for target, groups, ignore_index in itertools.product((LABELS, SOFT), (None, REGIONS), (None, 1, 255)):

@@ -38,6 +38,23 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
     )
 
 
+# How many times as large as `tiled`'s tiles: few calls count for more than the cache of a core. Beside a gradient,
+# which is as large as the logits, the temporaries of a CPU's two threads are to stay below a tenth of it.
+SUMS_FACTOR = 8
+_GRADIENT_FACTOR = {1: 5, 2: 3}  # by the number of maps
+
+
+def gradient_factor(logits: Tensor, spec: PassSpec) -> int:
+    """Return the factor of :func:`write_gradient`'s tiles."""
+    return _GRADIENT_FACTOR.get(_gradient_maps(logits, spec), 2)
+
+
+def _gradient_maps(logits: Tensor, spec: PassSpec) -> int:
+    # A gradient in the dtype of the sums is itself the first temporary.
+    wide = logits.dtype == sum_dtype(logits)
+    return 1 + (not wide) + (spec.cross_entropy and spec.overlap is not None)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Temporaries of one thread: some `maps` (C, n) and two `lines` (1, n)."""
@@ -46,35 +63,28 @@ class Workspace:
     lines: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, size: int, maps: int) -> Workspace:
+    def of(cls, logits: Tensor, size: int, maps: int, lines: int) -> Workspace:
         """Allocate for tiles of up to `size` voxels of logits (B, C, N)."""
         dtype = sum_dtype(logits)
         size = min(size, logits.shape[2])
         return cls(
             torch.empty((maps, logits.shape[1], size), dtype=dtype, device=logits.device),
-            torch.empty((_LINES, 1, size), dtype=dtype, device=logits.device),
+            torch.empty((lines, 1, size), dtype=dtype, device=logits.device),
         )
 
     @classmethod
     def for_sums(cls, logits: Tensor, spec: PassSpec, size: int) -> Workspace:
         """Allocate what :func:`add_tile` needs."""
-        return cls.of(logits, size, 3 if spec.cross_entropy else 2)
+        return cls.of(logits, size, 3 if spec.cross_entropy else 2, 2)
 
     @classmethod
-    def for_gradient(cls, logits: Tensor, size: int) -> Workspace:
-        """Allocate what :func:`write_gradient` needs: one map fewer where it can write to the gradient at once."""
-        return cls.of(logits, size, 2 if logits.dtype == sum_dtype(logits) else 3)
+    def for_gradient(cls, logits: Tensor, spec: PassSpec, size: int) -> Workspace:
+        """Allocate what :func:`write_gradient` needs."""
+        return cls.of(logits, size, _gradient_maps(logits, spec), 1)
 
     def parts(self, voxels: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return maps and lines for a tile of so many voxels."""
         return self.maps[..., :voxels].unbind(), self.lines[..., :voxels].unbind()
-
-
-def _read(
-    voxels: Voxels, image: int, part: slice, space: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    length = voxels.logits[image, 0, part].shape[0]
-    return voxels.tile(image, part, dtype, out=space[:, :length])
 
 
 def softmax(logits: Tensor, p: Tensor, line: Tensor) -> None:
@@ -119,10 +129,10 @@ def _sigmoid_entropy(logits: Tensor, target: Tensor, valid: Tensor | None, p: Te
 
 def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice, space: Workspace) -> None:
     """Write the statistics of some voxels of an image into `total` (6, C)."""
-    dtype = space.maps.dtype
-    logits, target, valid = _read(voxels, image, part, space.maps[0], dtype)
-    (_, p, *more), (line, rest) = space.parts(target.shape[1])
+    length = voxels.logits[image, 0, part].shape[0]
+    (own, p, *more), (line, rest) = space.parts(length)
     spare = more[0] if more else p
+    logits, target, valid = voxels.tile(image, part, space.maps.dtype, out=own)
     if spec.activation == "sigmoid":
         if spec.cross_entropy:
             total[CROSS_ENTROPY] = _sigmoid_entropy(logits, target, valid, p, spare)
@@ -145,33 +155,35 @@ def write_gradient(
     out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice, space: Workspace
 ) -> None:
     """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (6, B, C, 1)."""
-    logits, target, valid = _read(voxels, image, part, space.maps[0], space.maps.dtype)
-    (_, p, *more), (line, _) = space.parts(target.shape[1])
     place = out[image, :, part]
-    slope = more[0] if more else place
+    (p, *more), (line,) = space.parts(place.shape[1])
+    slope = place if place.dtype == p.dtype else more.pop()
+    # The slope begins as the target, 1 at the voxels of a class: a + y b is what every derivative here is made of.
+    logits, target, valid = voxels.tile(image, part, p.dtype, out=slope)
+    if target is not slope:
+        slope.copy_(target)
     of_class, of_voxel, of_entropy = (gradient[row, image] for row in (INTERSECTION, PREDICTION, CROSS_ENTROPY))
-    spare = target if voxels.labels is not None else None  # the maps are not ours to write to
-    if spec.activation == "sigmoid":
+    sigmoid = spec.activation == "sigmoid"
+    if sigmoid:
         torch.sigmoid(logits, out=p)
-        if spec.overlap is None:
-            torch.sub(p, target, out=slope).mul_(of_entropy)
-        else:
-            torch.mul(target, of_class, out=slope).add_(of_voxel).mul_(p)
-            entropy = torch.sub(p, target, out=spare).mul_(of_entropy) if spec.cross_entropy else None
-            slope.mul_(p.neg_().add_(1))
-            if entropy is not None:
-                slope.add_(entropy)
     else:
         softmax(logits, p, line)
-        if spec.overlap is None:
-            torch.mul(target, -of_entropy, out=slope)
-        else:
-            torch.mul(target, of_class, out=slope).add_(of_voxel).mul_(p)
-            if spec.cross_entropy:
-                slope.sub_(torch.mul(target, of_entropy, out=spare))
+    if spec.overlap is None:  # sigmoid: (p - y) g_E; softmax: -y g_E
+        (slope.sub_(p) if sigmoid else slope).mul_(-of_entropy)
+    elif sigmoid:
+        entropy = torch.sub(p, slope, out=more[0]).mul_(of_entropy) if spec.cross_entropy else None
+        slope.mul_(of_class).add_(of_voxel).mul_(p).mul_(p.neg_().add_(1))
+        if entropy is not None:
+            slope.add_(entropy)
+    elif spec.cross_entropy:  # p g_P + y (p g_I - g_E)
+        slope.mul_(torch.mul(p, of_class, out=more[0]).sub_(of_entropy))
+        slope.add_(torch.mul(p, of_voxel, out=more[0]))
+    else:
+        slope.mul_(of_class).add_(of_voxel).mul_(p)
+    if not sigmoid:
         torch.sum(slope, 0, keepdim=True, out=line)
         slope.sub_(p.mul_(line))
     if valid is not None:
         slope.mul_(valid)
-    if more:
+    if slope is not place:
         place.copy_(slope)

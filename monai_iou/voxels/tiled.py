@@ -32,11 +32,9 @@ from monai_iou.voxels.threads import in_threads
 Result = TypeVar("Result")
 Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
 
-# Elements (classes x voxels) of a tile: on a CPU its temporaries stay inside the cache of a core. In place there are
-# few of them, so that a tile may be larger, for fewer calls.
+# Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
 TILE_ELEMENTS = {"cpu": 1 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 24
-IN_PLACE = 4
 _TILES_A_TASK = 4
 
 
@@ -78,7 +76,7 @@ class _TiledSums(torch.autograd.Function):
         batch, classes, _ = logits.shape
         total = torch.zeros((ROWS, batch, classes, voxels.regions), dtype=total_dtype(logits), device=logits.device)
         lean = in_place.covers(voxels, spec)
-        size, tasks = tile_tasks(logits, IN_PLACE if lean else 1)
+        size, tasks = tile_tasks(logits, in_place.SUMS_FACTOR if lean else 1)
 
         def work(task: Task) -> Tensor:
             if not lean:
@@ -112,10 +110,10 @@ class _TiledSums(torch.autograd.Function):
         gradient = gradient.to(sum_dtype(logits))
         out = memory.empty_like(logits)
         lean = in_place.covers(voxels, ctx.spec)
-        size, tasks = tile_tasks(logits, IN_PLACE if lean else 1)
+        size, tasks = tile_tasks(logits, in_place.gradient_factor(logits, ctx.spec) if lean else 1)
 
         def work(task: Task) -> None:
-            space = in_place.Workspace.for_gradient(logits, size) if lean else None
+            space = in_place.Workspace.for_gradient(logits, ctx.spec, size) if lean else None
             for image, part in task:
                 if space is None:
                     write_gradient(out, gradient, voxels, ctx.spec, image, part)
