@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,6 +15,38 @@ from monai_iou.voxels import VoxelSums
 def is_distributed() -> bool:
     """Return whether several ranks run."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:
+    """Return a context that raises on every rank if one of them finds its input wrong inside the `with` block.
+
+    Without it that rank would leave, and the others would wait for its part of the sums. The block itself makes none.
+    The context costs a sum of one number over the ranks; nothing without `sync`, in a single process, or on
+    a GPU, where wrong labels make the sums NaN instead.
+
+    Args:
+        sync: whether the ranks are to agree; each must enter as many such blocks.
+        input: what the loss was called with, on the device of the sums.
+    """
+    if not (sync and is_distributed()) or (isinstance(input, Tensor) and input.device.type == "cuda"):
+        return nullcontext()
+    return _FailsTogether()
+
+
+class _FailsTogether(AbstractContextManager[None]):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            return  # interrupted: wait for nobody
+        failures = torch.tensor([float(error is not None)])
+        dist.all_reduce(failures)
+        if error is None and failures.item():
+            message = (
+                "Expected the input and target of every rank to be right with sync_batch=True, but those of another "
+                "rank are not: its error says what is wrong."
+            )
+            raise ValueError(message)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.distributed import sums_over_ranks
+from monai_iou.distributed import fails_together, sums_over_ranks
 from monai_iou.voxels.labels import equals, valid_voxels
 from monai_iou.voxels.reference import PassSpec
 from monai_iou.voxels.sums import VoxelSums, checked_spec, run_pass
@@ -99,11 +99,12 @@ class SumsLoss(_Loss):
             TypeError: if a tensor cannot be read as what it stands for.
             ValueError: if shapes do not match, or the target holds values that are no class.
         """
-        checks.check_input(input)
-        checks.check_target(input, target)
-        checks.check_onehot_request(input, target, self.to_onehot_y)
-        spec = self.pass_spec(input.shape[1])
-        rows = run_pass(self.activated(input, target), target, spec, self.ignore_index)
+        with fails_together(self.sync_batch, input):
+            checks.check_input(input)
+            checks.check_target(input, target)
+            checks.check_onehot_request(input, target, self.to_onehot_y)
+            spec = self.pass_spec(input.shape[1])
+            rows = run_pass(self.activated(input, target), target, spec, self.ignore_index)
         return self.score(VoxelSums.from_stacked(rows.squeeze(-1)), input.ndim - 2)
 
     def activated(self, input: Tensor, target: Tensor) -> Tensor:

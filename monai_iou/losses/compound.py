@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
+from monai_iou.distributed import fails_together
 from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions, SumsLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
@@ -103,17 +104,21 @@ class CompoundLoss(_Loss):
         values: dict[int, Tensor] = {}
         passes: list[tuple[PassSpec, list[tuple[int, SumsLoss]]]] = []
         shared = [(index, loss) for index, loss in enumerate(self.losses) if isinstance(loss, SumsLoss)]
-        if shared:
-            checks.check_input(input)
-            checks.check_target(input, target)
-            hard = input.shape[1] > 1 and target.shape[1] == 1
-            for index, loss in shared:
-                checks.check_onehot_request(input, target, loss.to_onehot_y)
-                _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
-        for spec, members in passes:
-            first = members[0][1]
-            rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
-            sums = VoxelSums.from_stacked(rows.squeeze(-1))
+        joins = any(loss.sync_batch for _, loss in shared)
+        statistics: list[tuple[VoxelSums, list[tuple[int, SumsLoss]]]] = []
+        with fails_together(joins, input):
+            if shared:
+                checks.check_input(input)
+                checks.check_target(input, target)
+                hard = input.shape[1] > 1 and target.shape[1] == 1
+                for index, loss in shared:
+                    checks.check_onehot_request(input, target, loss.to_onehot_y)
+                    _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
+            for spec, members in passes:
+                first = members[0][1]
+                rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
+                statistics.append((VoxelSums.from_stacked(rows.squeeze(-1)), members))
+        for sums, members in statistics:
             values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
         for index, other in enumerate(self.losses):
             if index not in values:

@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks, scores
-from monai_iou.distributed import sum_over_ranks
+from monai_iou.distributed import fails_together, sum_over_ranks
 from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions
 from monai_iou.losses.iou import IoULoss
@@ -116,15 +116,16 @@ class InstanceIoULoss(_Loss):
             TypeError: if a tensor cannot be read as what it stands for.
             ValueError: if shapes do not match, or the target holds values that are no class.
         """
-        checks.check_input(input)
-        label, carried = self._split(input, target)
-        checks.check_target(input, label)
-        checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
-        classes = self._foreground(input, label)
-        if carried is None:
-            maps = [self._regions(label, input, index) for index in classes]
-        else:
-            maps = [carried[:, [position]] for position in range(len(classes))]
+        with fails_together(self.region_loss.sync_batch, input):
+            checks.check_input(input)
+            label, carried = self._split(input, target)
+            checks.check_target(input, label)
+            checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
+            classes = self._foreground(input, label)
+            if carried is None:
+                maps = [self._regions(label, input, index) for index in classes]
+            else:
+                maps = [carried[:, [position]] for position in range(len(classes))]
         if len(classes) == 1 and self.global_loss is None:
             whole, terms = self._one_pass(input, label, maps[0])
         else:
@@ -174,9 +175,10 @@ class InstanceIoULoss(_Loss):
         """Return the global term and the components' terms of the only foreground class, the last channel."""
         loss = self.region_loss
         groups = self._groups(regions, _class_map(label.as_subclass(Tensor), input.shape[1] - 1, input.shape[1]))
-        rows = run_pass(
-            loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups
-        )
+        with fails_together(loss.sync_batch, input):
+            rows = run_pass(
+                loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups
+            )
         whole = loss.score(VoxelSums.from_stacked(rows.sum(3)), input.ndim - 2)
         return whole, [self._component_terms(VoxelSums.from_stacked(rows[:, :, -1]))]
 
@@ -184,7 +186,8 @@ class InstanceIoULoss(_Loss):
         self, input: Tensor, label: Tensor, classes: list[int], maps: list[Tensor]
     ) -> tuple[Tensor, list[_Terms]]:
         loss, channels = self.region_loss, input.shape[1]
-        whole = torch.as_tensor((loss if self.global_loss is None else self.global_loss)(input, label))
+        with fails_together(loss.sync_batch and self.global_loss is not None, input):  # which may be MONAI's
+            whole = torch.as_tensor((loss if self.global_loss is None else self.global_loss)(input, label))
         whole = whole.as_subclass(Tensor)
         spec = loss.pass_spec(channels)
         target = label.as_subclass(Tensor)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
+from monai_iou.distributed import fails_together
 from monai_iou.losses.lovasz_extension import histogram_lovasz, sorted_lovasz
 from monai_iou.voxels import histograms as hist
 from monai_iou.voxels.histograms import ErrorSpec
@@ -42,10 +43,11 @@ class _LovaszLoss(_Loss):
 
     def values(self, input: Tensor, target: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
         """Return the Lovasz extension of each class and the classes' volumes, (B, C), or (1, C) over the batch."""
-        voxels = flatten_voxels(input, target, self.ignore_index)
-        hist.check_hard_maps(voxels, target)
-        if activation is None:
-            hist.check_probabilities(voxels)
+        with fails_together(self.sync_batch, input):
+            voxels = flatten_voxels(input, target, self.ignore_index)
+            hist.check_hard_maps(voxels, target)
+            if activation is None:
+                hist.check_probabilities(voxels)
         if self.bins is None:
             return sorted_lovasz(voxels, ErrorSpec(activation), target, self.ignore_index, batch=self.batch)
         spec = ErrorSpec(activation, self.bins)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_iou import scores
-from monai_iou.distributed import is_distributed, sum_over_ranks
+from monai_iou.distributed import fails_together, is_distributed, sum_over_ranks
 from monai_iou.voxels import histograms as hist
 from monai_iou.voxels import memory
 from monai_iou.voxels.histograms import ErrorHistograms, ErrorSpace, ErrorSpec
@@ -140,9 +140,10 @@ def histogram_lovasz(
                 limit = torch.cat([limit, limit.new_zeros((1, 1))]).amax(0, keepdim=True)
             if sync:
                 dist.all_reduce(limit, op=dist.ReduceOp.MAX)
-        histograms = hist.count_errors(voxels, spec, limit)
-        count = histograms.counts.sum((2, 3))
-        volume = hist.report_bad_targets(histograms.volume, count, target, voxels, ignore_index)
+        with fails_together(sync, logits):
+            histograms = hist.count_errors(voxels, spec, limit)
+            count = histograms.counts.sum((2, 3))
+            volume = hist.report_bad_targets(histograms.volume, count, target, voxels, ignore_index)
         if batch:
             histograms, volume = histograms.over_batch(), volume.sum(0, keepdim=True)
         if sync:
