@@ -10,7 +10,9 @@ cannot be spared: logits read twice, gradient written once.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import platform
 import statistics
 import time
@@ -18,26 +20,32 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import monai
 import torch
 from monai.losses import DiceCELoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 import monai_iou
 from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss, WeightedCrossEntropyLoss, use_kernel
 from monai_iou.voxels import compiled
 
-QUICK = [(5, 64), (14, 64)]
-FULL = [(1, 128), (2, 128), (5, 64), (5, 128), (5, 192), (14, 96), (40, 64), (118, 64)]
-Maker = Callable[[int], nn.Module]
+QUICK = [(1, 5, 64), (1, 14, 64)]
+FULL = [(1, 1, 128), (1, 2, 128), (1, 5, 64), (1, 5, 128), (1, 5, 192), (1, 14, 96), (1, 40, 64), (1, 118, 64)]
+FULL_CUDA = [*FULL, (4, 14, 128), (1, 118, 128)]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Size = tuple[int, int, int]
+_Result = TypeVar("_Result")
+SORTING = "LovaszSoftmaxLoss(bins=None), sorting"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One loss at one size; times in seconds, memory in multiples of the logits."""
+    """One loss at one size; times in seconds, memory in multiples of the logits; NaN where memory ran out."""
 
     name: str
+    batch: int
     classes: int
     side: int
     dtype: str
@@ -46,22 +54,34 @@ class Row:
     peak: float
 
 
-def peers(classes: int) -> dict[str, nn.Module]:
-    """Return MONAI's losses."""
+def peers(classes: int) -> dict[str, Loss]:
+    """Return the losses of other libraries: MONAI's, and kornia's and segmentation-models-pytorch's if installed."""
     act = _act(classes)
-    return {
+    found: dict[str, Loss] = {
         "monai DiceLoss(jaccard)": DiceLoss(jaccard=True, **act),
         "monai DiceLoss(jaccard, soft_label)": DiceLoss(jaccard=True, soft_label=True, **act),
         "monai DiceCELoss(jaccard)": DiceCELoss(jaccard=True, **act),
         "monai GeneralizedDiceLoss": GeneralizedDiceLoss(**act),
         "monai TverskyLoss": TverskyLoss(**act),
     }
+    if classes > 1 and importlib.util.find_spec("kornia"):
+        from kornia.losses import lovasz_softmax_loss, tversky_loss
+
+        # kornia takes flat images: a volume is one of (side^2, side).
+        found["kornia tversky_loss"] = lambda x, y: tversky_loss(x.flatten(2, 3), y[:, 0].flatten(1, 2), 1.0, 1.0)
+        found["kornia lovasz_softmax_loss"] = lambda x, y: lovasz_softmax_loss(x.flatten(2, 3), y[:, 0].flatten(1, 2))
+    if classes > 1 and importlib.util.find_spec("segmentation_models_pytorch"):
+        from segmentation_models_pytorch.losses import JaccardLoss
+
+        jaccard = JaccardLoss("multiclass")
+        found["smp JaccardLoss"] = lambda x, y: jaccard(x, y[:, 0])
+    return found
 
 
-def ours(classes: int) -> dict[str, nn.Module]:
-    """Return the losses of this library that exist, by name."""
+def ours(classes: int) -> dict[str, Loss]:
+    """Return the losses of this library, by name."""
     act: dict[str, bool] = {"sigmoid": True} if classes == 1 else {"softmax": True}
-    losses: dict[str, nn.Module] = {
+    losses: dict[str, Loss] = {
         "IoULoss": IoULoss(**act),
         "IoULoss(soft_label)": IoULoss(soft_label=True, **act),
         "IoUCELoss": IoUCELoss(**act),
@@ -69,14 +89,13 @@ def ours(classes: int) -> dict[str, nn.Module]:
         "WeightedCrossEntropyLoss": WeightedCrossEntropyLoss(sigmoid=classes == 1),
     }
     for name in ("LogIoULoss", "FocalTverskyLoss", "GeneralizedIoULoss", "LovaszSoftmaxLoss"):
-        if hasattr(monai_iou, name):
-            losses[name] = getattr(monai_iou, name)(**act)
-    if hasattr(monai_iou, "LovaszSoftmaxLoss") and classes > 1:
-        losses["LovaszSoftmaxLoss(bins=None), sorting"] = monai_iou.LovaszSoftmaxLoss(bins=None, **act)
+        losses[name] = getattr(monai_iou, name)(**act)
+    if classes > 1:
+        losses[SORTING] = monai_iou.LovaszSoftmaxLoss(bins=None, **act)
     return losses
 
 
-def candidates(classes: int, device: str, dtype: torch.dtype, quick: bool) -> dict[str, tuple[nn.Module, str]]:
+def candidates(classes: int, device: str, quick: bool) -> dict[str, tuple[Loss, str]]:
     """Return every loss to measure with the kernel to use."""
     chosen = {name: (loss, "auto") for name, loss in peers(classes).items()}
     kernels = ["tiled"]
@@ -85,6 +104,9 @@ def candidates(classes: int, device: str, dtype: torch.dtype, quick: bool) -> di
     elif compiled.is_available() and classes <= compiled.MOST_CLASSES:
         kernels.append("compiled")
     for name, loss in ours(classes).items():
+        if name == SORTING:
+            chosen[name] = (loss, "auto")
+            continue
         several = kernels if name in ("IoULoss", "IoUCELoss") else kernels[:1] if device == "cpu" else kernels[-1:]
         chosen |= {f"{name}, {kernel}": (loss, kernel) for kernel in several}
     if not quick:
@@ -104,7 +126,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(loss: nn.Module, kernel: str, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def timed(loss: Loss, kernel: str, logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return seconds of forward and of backward."""
     device = logits.device.type
     logits.grad = None
@@ -119,7 +141,7 @@ def timed(loss: nn.Module, kernel: str, logits: Tensor, labels: Tensor) -> tuple
     return middle - start, time.perf_counter() - middle
 
 
-def peak_memory(loss: nn.Module, kernel: str, logits: Tensor, labels: Tensor) -> float:
+def peak_memory(loss: Loss, kernel: str, logits: Tensor, labels: Tensor) -> float:
     """Return the peak of bytes allocated beyond the inputs, in multiples of the logits."""
     logits.grad = None
     if logits.device.type == "cuda":
@@ -155,41 +177,56 @@ def floor(logits: Tensor) -> float:
     return statistics.median(times) * 3 / 2  # a copy moves two volumes, the loss three
 
 
-def measure(classes: int, side: int, device: str, dtype: torch.dtype, quick: bool) -> list[Row]:
+def measure(size: Size, device: str, dtype: torch.dtype, quick: bool) -> list[Row]:
     """Measure all losses at one size, taking turns."""
+    batch, classes, side = size
     generator = torch.Generator().manual_seed(0)
-    shape = (1, classes, side, side, side)
+    shape = (batch, classes, side, side, side)
     logits = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
-    labels = torch.randint(0, max(classes, 2), (1, 1, side, side, side), generator=generator).to(device)
+    labels = torch.randint(0, max(classes, 2), (batch, 1, side, side, side), generator=generator).to(device)
     labels = labels.float() if classes == 1 else labels
-    losses = candidates(classes, device, dtype, quick)
+    losses = candidates(classes, device, quick)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in losses}
     for turn in range(4 if quick else 10):
         for name, (loss, kernel) in losses.items():
-            taken = timed(loss.to(device), kernel, logits, labels)
+            taken = _if_it_fits(lambda: timed(loss, kernel, logits, labels), (math.nan, math.nan))  # noqa: B023
             if turn:  # the first call compiles and warms up
                 times[name].append(taken)
     kind = str(dtype).removeprefix("torch.")
-    rows = [Row("floor (a copy's speed)", classes, side, kind, floor(logits), 0.0, 1.0)]
+    rows = [Row("floor (a copy's speed)", *size, kind, floor(logits), 0.0, 1.0)]
     for name, (loss, kernel) in losses.items():
         forward, backward = (statistics.median(part) for part in zip(*times[name], strict=True))
-        rows.append(Row(name, classes, side, kind, forward, backward, peak_memory(loss, kernel, logits, labels)))
+        peak = _if_it_fits(lambda: peak_memory(loss, kernel, logits, labels), math.nan)  # noqa: B023
+        rows.append(Row(name, *size, kind, forward, backward, peak))
     return rows
 
 
+def _if_it_fits(work: Callable[[], _Result], otherwise: _Result) -> _Result:
+    """Return what `work` returns, or `otherwise` where the device's memory is too small for it."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return otherwise
+
+
+def peer_of(row: Row) -> str:
+    """Return the name of what a row is compared with: MONAI's form of the same loss, or the sort."""
+    if "ovasz" in row.name and row.classes > 1:
+        return SORTING
+    return "monai DiceCELoss(jaccard)" if "CE" in row.name or "Focal" in row.name else "monai DiceLoss(jaccard)"
+
+
 def table(rows: list[Row]) -> str:
-    """Return rows as a Markdown table, with the ratio to MONAI's form of the same loss."""
-    lines = ["| loss | classes | side | dtype | forward ms | backward ms | both ms | x faster | peak |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    """Return rows as a Markdown table, with the ratio to the peer's time."""
+    lines = ["| loss | logits | dtype | forward ms | backward ms | both ms | x faster | peak |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     base = {row.name: row.forward + row.backward for row in rows}
     for row in rows:
         both = row.forward + row.backward
-        peer = base[
-            "monai DiceCELoss(jaccard)" if "CE" in row.name or "Focal" in row.name else "monai DiceLoss(jaccard)"
-        ]
         lines.append(
-            f"| {row.name} | {row.classes} | {row.side}^3 | {row.dtype} | {row.forward * 1e3:.1f} | "
-            f"{row.backward * 1e3:.1f} | {both * 1e3:.1f} | {peer / both:.2f} | {row.peak:.2f} |"
+            f"| {row.name} | {row.batch}x{row.classes}x{row.side}^3 | {row.dtype} | {row.forward * 1e3:.1f} | "
+            f"{row.backward * 1e3:.1f} | {both * 1e3:.1f} | {base[peer_of(row)] / both:.2f} | {row.peak:.2f} |"
         )
     return "\n".join(lines)
 
@@ -198,18 +235,25 @@ def plot(rows: list[Row], path: Path) -> None:
     """Draw forward plus backward times, one panel a size."""
     from matplotlib.figure import Figure
 
-    sizes = sorted({(row.classes, row.side, row.dtype) for row in rows})
+    sizes = sorted({(row.batch, row.classes, row.side, row.dtype) for row in rows})
     figure = Figure(figsize=(9, 4 * len(sizes)), layout="constrained")
     for axis, size in zip(figure.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
-        part = [row for row in rows if (row.classes, row.side, row.dtype) == size][::-1]
+        part = [row for row in rows if (row.batch, row.classes, row.side, row.dtype) == size][::-1]
         names = [row.name for row in part]
         axis.barh(names, [row.forward * 1e3 for row in part], label="forward")
         axis.barh(
             names, [row.backward * 1e3 for row in part], left=[row.forward * 1e3 for row in part], label="backward"
         )
-        axis.set(title=f"{size[0]} classes, {size[1]}^3, {size[2]}", xlabel="ms")
+        axis.set(title=f"{size[0]}x{size[1]}x{size[2]}^3, {size[3]}", xlabel="ms")
         axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def parsed_size(text: str) -> Size:
+    """Return (batch, classes, side) of "4x14x128" or "14x128"."""
+    parts = [int(part) for part in text.split("x")]
+    batch, classes, side = parts if len(parts) == 3 else [1, *parts]
+    return batch, classes, side
 
 
 def main() -> None:
@@ -217,20 +261,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small sizes, few repeats")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", action="append", help="CLASSESxSIDE such as 5x128; may be repeated")
+    parser.add_argument("--size", action="append", help="[BATCHx]CLASSESxSIDE such as 5x128; may be repeated")
+    parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16", "float16"), help="may be repeated")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for losses.json and .png")
     options = parser.parse_args()
-    sizes = [tuple(int(part) for part in size.split("x")) for size in options.size or []]
-    sizes = sizes or (QUICK if options.quick else FULL)
-    dtypes = [torch.float32] if options.quick else [torch.float32, torch.bfloat16]
+    sizes = [parsed_size(size) for size in options.size or []]
+    sizes = sizes or (QUICK if options.quick else FULL_CUDA if options.device == "cuda" else FULL)
+    kinds = options.dtype or (["float32"] if options.quick else ["float32", "bfloat16"])
+    dtypes = [getattr(torch, kind) for kind in kinds]
     where = (
         torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.processor() or platform.machine()}"
     )
     print(f"torch {torch.__version__}, MONAI {monai.__version__}, {where}, {torch.get_num_threads()} threads\n")
     rows: list[Row] = []
     for dtype in dtypes:
-        for classes, side in sizes:
-            part = measure(classes, side, options.device, dtype, options.quick)
+        for size in sizes:
+            part = measure(size, options.device, dtype, options.quick)
             print(table(part), end="\n\n", flush=True)
             rows += part
     options.output.mkdir(parents=True, exist_ok=True)
