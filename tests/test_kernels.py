@@ -81,8 +81,8 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 7)
-    monkeypatch.setattr(in_place, "SUMS_FACTOR", 1)
-    monkeypatch.setattr(in_place, "gradient_factor", lambda logits, spec: 1)
+    monkeypatch.setattr(in_place, "FACTOR", {1: 1, 2: 1})
+    monkeypatch.setattr(in_place, "MANY", 1)
 
 
 @pytest.mark.usefixtures("tiny_tiles")

@@ -31,8 +31,8 @@ def test_gradient_of_every_branch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 9)  # three voxels a tile, so that tiles end inside an image
-    monkeypatch.setattr(in_place, "SUMS_FACTOR", 1)
-    monkeypatch.setattr(in_place, "gradient_factor", lambda logits, spec: 1)
+    monkeypatch.setattr(in_place, "FACTOR", {1: 1, 2: 1})
+    monkeypatch.setattr(in_place, "MANY", 1)
     logits = LOGITS if activation else LOGITS.sigmoid()
     logits = logits.clone().requires_grad_()
     for target, groups, ignore_index in itertools.product((LABELS, SOFT), (None, REGIONS), (None, 1, 255)):

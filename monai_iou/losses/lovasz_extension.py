@@ -29,8 +29,8 @@ from monai_iou.voxels import histograms as hist
 from monai_iou.voxels import memory
 from monai_iou.voxels.histograms import ErrorHistograms, ErrorSpace, ErrorSpec
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.reference import Voxels, sum_dtype, total_dtype
-from monai_iou.voxels.tiled import Task, run_tasks
+from monai_iou.voxels.reference import Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.tiled import in_runs, run_tasks
 
 
 def error_slopes(histograms: ErrorHistograms) -> tuple[Tensor, Tensor]:
@@ -97,19 +97,21 @@ class _WithSlopes(torch.autograd.Function):
         start, rise = (F.pad((table * factor).flatten(1), (0, 1)) for table in (start, rise))
         start, rise, limit = (table.expand(batch, -1) for table in (start, rise, limit))
         out = memory.empty_like(logits)
-        size, tasks = hist.tiles(logits)
+        size = hist.tile_voxels(logits)
+        places = [place for image in out.unbind() for place in image.split(size, -1)] if out.numel() else []
+        tiles = [(*tile, place) for tile, place in zip(hist.numbered_tiles(voxels), places, strict=True)]
 
-        def work(task: Task) -> None:
-            space = ErrorSpace.of(logits, size)
-            for image, part in task:
-                tile = hist.tile_errors(voxels, image, part, ctx.spec, limit[image], space)
+        def work(task: list[tuple[int, Tile, Tensor]]) -> None:
+            space = ErrorSpace.of(logits)
+            for image, part, place in task:
+                tile = hist.tile_errors(part, ctx.spec, limit[image], space)
                 slope, change = (space.map(number, tile.p.shape[1]) for number in (3, 4))
                 torch.index_select(start[image], 0, tile.index, out=slope.view(-1))
                 torch.index_select(rise[image], 0, tile.index, out=change.view(-1))
                 slope.add_(change.mul_(tile.position.frac_()))
-                out[image, :, part] = _logit_gradient(tile, slope, space.line, ctx.spec)
+                place.copy_(_logit_gradient(tile, slope, space.line, ctx.spec))
 
-        run_tasks(work, logits, tasks)
+        run_tasks(work, logits, in_runs(tiles))
         return out, None, None, None, None, None
 
 

@@ -18,7 +18,6 @@ Counts are integers: they add over images and ranks without rounding, and in any
 
 from __future__ import annotations
 
-import itertools
 import threading
 from dataclasses import dataclass
 
@@ -28,9 +27,9 @@ from torch import Tensor
 from monai_iou import checks
 from monai_iou.voxels.in_place import softmax
 from monai_iou.voxels.labels import report_bad_values
-from monai_iou.voxels.reference import COUNT, ROWS, TARGET, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.reference import COUNT, ROWS, TARGET, Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.sums import flatten_voxels
-from monai_iou.voxels.tiled import Task, run_tasks, tile_tasks
+from monai_iou.voxels.tiled import in_runs, run_tasks, tile_size
 
 DEFAULT_BINS = 2048
 _MOST_BINS = 1 << 14  # for which float32 still tells places inside a cell apart
@@ -141,10 +140,10 @@ class ErrorSpace:
     line: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, size: int) -> ErrorSpace:
-        """Allocate for tiles of up to `size` voxels of logits (B, C, N)."""
+    def of(cls, logits: Tensor) -> ErrorSpace:
+        """Allocate for the tiles of logits (B, C, N)."""
         _, classes, voxels = logits.shape
-        size, dtype = min(size, voxels), sum_dtype(logits)
+        size, dtype = min(tile_voxels(logits), voxels), sum_dtype(logits)
         maps = torch.empty((5, classes, size), dtype=dtype, device=logits.device)
         index = torch.empty(classes * size, dtype=torch.int32, device=logits.device)
         return cls(maps, index, torch.empty((1, size), dtype=dtype, device=logits.device))
@@ -166,9 +165,17 @@ def check_bins(bins: int) -> int:
     return bins
 
 
-def tiles(logits: Tensor) -> tuple[int, list[Task]]:
-    """Return the most voxels of a tile, and runs of tiles of logits (B, C, N)."""
-    return tile_tasks(logits, _FACTOR)
+def tile_voxels(logits: Tensor) -> int:
+    """Return how many voxels of logits (B, C, N) a tile holds."""
+    return tile_size(logits, _FACTOR)
+
+
+def numbered_tiles(voxels: Voxels) -> list[tuple[int, Tile]]:
+    """Return every tile with the number of its image."""
+    if voxels.logits.numel() == 0:
+        return []
+    tiles = voxels.tiles(tile_voxels(voxels.logits))
+    return [(image, tile) for image, part in enumerate(tiles) for tile in part]
 
 
 def probabilities(logits: Tensor, activation: str | None) -> Tensor:
@@ -184,13 +191,11 @@ def errors(logits: Tensor, target: Tensor, activation: str | None) -> tuple[Tens
     return p, (target - p).abs()
 
 
-def tile_errors(
-    voxels: Voxels, image: int, part: slice, spec: ErrorSpec, limit: Tensor, space: ErrorSpace
-) -> ErrorTile:
+def tile_errors(voxels: Tile, spec: ErrorSpec, limit: Tensor, space: ErrorSpace) -> ErrorTile:
     """Return the errors of a part of an image and where they belong, in `space`'s memory; `limit` is (1,)."""
-    length = voxels.logits[image, 0, part].shape[0]
+    length = voxels.logits.shape[1]
     own, p, position = (space.map(number, length) for number in range(3))
-    logits, target, valid = voxels.tile(image, part, space.maps.dtype, out=own)
+    logits, target, valid = voxels.read(space.maps.dtype, out=own)
     active = None
     if spec.activation == "hinge":
         p, error = errors(logits, target, "hinge")
@@ -226,8 +231,8 @@ def _written(logits: Tensor, activation: str | None, p: Tensor, line: Tensor) ->
 def largest_error(voxels: Voxels, spec: ErrorSpec) -> Tensor:
     """Return the largest error of each image, (B, 1)."""
     largest = voxels.logits.new_zeros((len(voxels.logits), 1), dtype=sum_dtype(voxels.logits))
-    for image, part in itertools.chain(*tiles(voxels.logits)[1]):
-        logits, target, valid = voxels.tile(image, part, largest.dtype)
+    for image, tile in numbered_tiles(voxels):
+        logits, target, valid = tile.read(largest.dtype)
         error = errors(logits, target, spec.activation)[1]
         if valid is not None:
             error = error * valid
@@ -241,13 +246,12 @@ def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistogr
     length = 2 * classes * spec.cells + 1  # the last place takes the ignored voxels
     counts = torch.zeros((batch, length), dtype=torch.int64, device=voxels.logits.device)
     limits, one = limit.expand(batch, 1), counts.new_ones(1)
-    size, tasks = tiles(voxels.logits)
     table = threading.Lock()
 
-    def work(task: Task) -> None:
-        space = ErrorSpace.of(voxels.logits, size)
-        for image, part in task:
-            index = tile_errors(voxels, image, part, spec, limits[image], space).index
+    def work(task: list[tuple[int, Tile]]) -> None:
+        space = ErrorSpace.of(voxels.logits)
+        for image, tile in task:
+            index = tile_errors(tile, spec, limits[image], space).index
             few = index.device.type == "cpu" and length <= len(index)
             share = torch.bincount(index, minlength=length) if few else None
             with table:  # integers: the same in any order
@@ -256,7 +260,7 @@ def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistogr
                 else:
                     counts[image].index_add_(0, index, one.expand(len(index)))
 
-    run_tasks(work, voxels.logits, tasks)
+    run_tasks(work, voxels.logits, in_runs(numbered_tiles(voxels)))
     return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit)
 
 
@@ -300,8 +304,8 @@ def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
 
 def check_probabilities(voxels: Voxels) -> None:
     """Raise ValueError if an input that no activation is applied to leaves [0, 1]. On a GPU this waits for it."""
-    for image, part in itertools.chain(*tiles(voxels.logits)[1]):
-        values, _, valid = voxels.tile(image, part, sum_dtype(voxels.logits))
+    for _, tile in numbered_tiles(voxels):
+        values, _, valid = tile.read(sum_dtype(voxels.logits))
         if valid is not None:
             values = values * valid
         low, high = (end.item() for end in values.detach().aminmax())

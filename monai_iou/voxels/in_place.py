@@ -19,6 +19,7 @@ from monai_iou.voxels.reference import (
     PREDICTION,
     TARGET,
     PassSpec,
+    Tile,
     Voxels,
     sum_dtype,
 )
@@ -40,13 +41,22 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 
 # How many times as large as `tiled`'s tiles: few calls count for more than the cache of a core. Beside a gradient,
 # which is as large as the logits, the temporaries of a CPU's two threads are to stay below a tenth of it.
-SUMS_FACTOR = 8
-_GRADIENT_FACTOR = {1: 5, 2: 3}  # by the number of maps
+FACTOR = {1: 5, 2: 3}  # by the number of maps
+MANY = 2
+
+
+def sums_factor(spec: PassSpec) -> int:
+    """Return the factor of :func:`add_tile`'s tiles."""
+    return FACTOR.get(_sums_maps(spec), MANY)
 
 
 def gradient_factor(logits: Tensor, spec: PassSpec) -> int:
     """Return the factor of :func:`write_gradient`'s tiles."""
-    return _GRADIENT_FACTOR.get(_gradient_maps(logits, spec), 2)
+    return FACTOR.get(_gradient_maps(logits, spec), MANY)
+
+
+def _sums_maps(spec: PassSpec) -> int:
+    return 3 if spec.cross_entropy else 2
 
 
 def _gradient_maps(logits: Tensor, spec: PassSpec) -> int:
@@ -75,7 +85,7 @@ class Workspace:
     @classmethod
     def for_sums(cls, logits: Tensor, spec: PassSpec, size: int) -> Workspace:
         """Allocate what :func:`add_tile` needs."""
-        return cls.of(logits, size, 3 if spec.cross_entropy else 2, 2)
+        return cls.of(logits, size, _sums_maps(spec), 2)
 
     @classmethod
     def for_gradient(cls, logits: Tensor, spec: PassSpec, size: int) -> Workspace:
@@ -84,6 +94,8 @@ class Workspace:
 
     def parts(self, voxels: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return maps and lines for a tile of so many voxels."""
+        if voxels == self.maps.shape[2]:
+            return self.maps.unbind(), self.lines.unbind()
         return self.maps[..., :voxels].unbind(), self.lines[..., :voxels].unbind()
 
 
@@ -127,19 +139,18 @@ def _sigmoid_entropy(logits: Tensor, target: Tensor, valid: Tensor | None, p: Te
     return entropy
 
 
-def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice, space: Workspace) -> None:
-    """Write the statistics of some voxels of an image into `total` (6, C)."""
-    length = voxels.logits[image, 0, part].shape[0]
-    (own, p, *more), (line, rest) = space.parts(length)
+def add_tile(total: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Workspace) -> None:
+    """Write the statistics of a tile into `total`, six rows (C,)."""
+    (own, p, *more), (line, rest) = space.parts(tile.logits.shape[1])
     spare = more[0] if more else p
-    logits, target, valid = voxels.tile(image, part, space.maps.dtype, out=own)
+    logits, target, valid = tile.read(space.maps.dtype, out=own)
     if spec.activation == "sigmoid":
         if spec.cross_entropy:
-            total[CROSS_ENTROPY] = _sigmoid_entropy(logits, target, valid, p, spare)
+            total[CROSS_ENTROPY].copy_(_sigmoid_entropy(logits, target, valid, p, spare))
         else:
             torch.sigmoid(logits, out=p)
     elif spec.cross_entropy:
-        total[CROSS_ENTROPY] = _softmax_entropy(logits, target, p, spare, line, rest)
+        total[CROSS_ENTROPY].copy_(_softmax_entropy(logits, target, p, spare, line, rest))
     elif spec.overlap is not None:
         softmax(logits, p, line)
     torch.sum(target, 1, out=total[TARGET])
@@ -148,21 +159,18 @@ def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: sl
             p.mul_(valid)
         torch.sum(p, 1, out=total[PREDICTION])
         torch.sum(p.mul_(target), 1, out=total[INTERSECTION])
-    total[COUNT] = target.shape[1] if valid is None else valid.sum()
+    total[COUNT].fill_(target.shape[1] if valid is None else valid.sum())
 
 
-def write_gradient(
-    out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice, space: Workspace
-) -> None:
-    """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (6, B, C, 1)."""
-    place = out[image, :, part]
+def write_gradient(place: Tensor, gradient: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Workspace) -> None:
+    """Write d loss / d logits of a tile into `place` (C, n); `gradient` is d loss / d statistics, six rows (C, 1)."""
     (p, *more), (line,) = space.parts(place.shape[1])
     slope = place if place.dtype == p.dtype else more.pop()
     # The slope begins as the target, 1 at the voxels of a class: a + y b is what every derivative here is made of.
-    logits, target, valid = voxels.tile(image, part, p.dtype, out=slope)
+    logits, target, valid = tile.read(p.dtype, out=slope)
     if target is not slope:
         slope.copy_(target)
-    of_class, of_voxel, of_entropy = (gradient[row, image] for row in (INTERSECTION, PREDICTION, CROSS_ENTROPY))
+    of_class, of_voxel, of_entropy = (gradient[row] for row in (INTERSECTION, PREDICTION, CROSS_ENTROPY))
     sigmoid = spec.activation == "sigmoid"
     if sigmoid:
         torch.sigmoid(logits, out=p)

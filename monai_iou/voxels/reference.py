@@ -34,7 +34,8 @@ so a kernel may forget the probabilities after the sums and compute them again i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,30 +93,66 @@ class Voxels:
     groups: Tensor | None
     regions: int
 
-    def tile(
-        self, image: int | slice, voxels: slice, dtype: torch.dtype, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits, targets and valid voxels (1 or 0) of a part, as (..., C, n), (..., C, n), (..., 1, n).
+    def tile(self, image: int | slice, voxels: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return :meth:`Tile.read` of a part: (..., C, n), (..., C, n) and (..., 1, n)."""
+        sides = (self.labels, self.valid)
+        labels, valid = (None if side is None else side[image, voxels].unsqueeze(-2) for side in sides)
+        maps = None if self.maps is None else self.maps[image, :, voxels]
+        tile = Tile(self.logits[image, :, voxels], labels, maps, valid, self.class_numbers(), self.has_ignored)
+        return tile.read(dtype)
 
-        Ignored voxels are cleared: all their targets are 0, and logits that are NaN or infinite become 0. `out` may
-        take the targets; it is filled where it spares memory, so read what is returned.
+    def tiles(self, size: int) -> list[list[Tile]]:
+        """Return every image's voxels in tiles of `size`, in order, by few calls: threads would wait for each other."""
+
+        def cut(part: Tensor | None) -> Sequence[Iterable[Tensor | None]]:
+            if part is None:
+                return [itertools.repeat(None)] * len(self.logits)
+            return [image.split(size, -1) for image in part.unbind()]
+
+        labels, valid = (cut(None if part is None else part.unsqueeze(1)) for part in (self.labels, self.valid))
+        logits, maps = [image.split(size, -1) for image in self.logits.unbind()], cut(self.maps)
+        numbers = self.class_numbers()
+        return [
+            [Tile(*parts, numbers, self.has_ignored) for parts in zip(*image, strict=False)]
+            for image in zip(logits, labels, maps, valid, strict=True)
+        ]
+
+    def class_numbers(self) -> Tensor:
+        """Return 0, 1, ... as (C, 1), in the dtype of the sums."""
+        dtype = sum_dtype(self.logits)
+        return torch.arange(self.logits.shape[1], dtype=dtype, device=self.logits.device).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some voxels of :class:`Voxels`: logits and maps (..., C, n), labels and valid (..., 1, n), classes (C, 1)."""
+
+    logits: Tensor
+    labels: Tensor | None
+    maps: Tensor | None
+    valid: Tensor | None
+    classes: Tensor
+    has_ignored: bool
+
+    def read(self, dtype: torch.dtype, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits and targets (..., C, n), and valid voxels (..., 1, n), 1 or 0, if some are not.
+
+        Ignored voxels are cleared: all their targets are 0, and logits that are NaN or infinite become 0. `out` takes
+        the targets of labels; of maps they may lie elsewhere.
         """
-        logits = self.logits[image, :, voxels].to(dtype)
+        logits = self.logits if self.logits.dtype == dtype else self.logits.to(dtype)
         if self.labels is None:
             assert self.maps is not None
-            target = self.maps[image, :, voxels].to(dtype)
+            target = self.maps.to(dtype)
             if self.valid is None:
                 return logits, target, None
-            valid = self.valid[image, voxels].unsqueeze(-2)
-            return _finite(logits, valid), _finite(target, valid) * valid, valid.to(dtype)
-        labels = self.labels[image, voxels].unsqueeze(-2)
-        numbers = labels.to(dtype)
-        target = numbers.new_empty((*labels.shape[:-2], *logits.shape[-2:])) if out is None else out
-        classes = torch.arange(logits.shape[-2], dtype=dtype, device=labels.device).unsqueeze(-1)
-        torch.eq(numbers, classes, out=target)  # numbers at once, with no bools between: four times as fast
+            return _finite(logits, self.valid), _finite(target, self.valid) * self.valid, self.valid.to(dtype)
+        numbers = self.labels.to(dtype)
+        target = numbers.new_empty(logits.shape) if out is None else out
+        torch.eq(numbers, self.classes, out=target)  # numbers at once, with no bools between: four times as fast
         if not self.has_ignored:
             return logits, target, None
-        valid = labels != IGNORED[labels.dtype]
+        valid = self.labels != IGNORED[self.labels.dtype]
         return _finite(logits, valid), target, valid.to(dtype)
 
 

@@ -19,6 +19,7 @@ from monai_iou.voxels.reference import (
     COUNT,
     ROWS,
     PassSpec,
+    Tile,
     Voxels,
     count_voxels,
     reduce_map,
@@ -30,6 +31,7 @@ from monai_iou.voxels.reference import (
 from monai_iou.voxels.threads import in_threads
 
 Result = TypeVar("Result")
+_Tile = TypeVar("_Tile")
 Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
 
 # Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
@@ -38,15 +40,23 @@ _OTHER_TILE_ELEMENTS = 1 << 24
 _TILES_A_TASK = 4
 
 
-def tile_tasks(logits: Tensor, factor: int = 1) -> tuple[int, list[Task]]:
-    """Return the most voxels of a tile, and runs of tiles; `factor` makes them larger."""
-    batch, classes, voxels = logits.shape
-    size = max(1, factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // classes)
-    tiles = [(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)]
-    return size, [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
+def tile_size(logits: Tensor, factor: int = 1) -> int:
+    """Return the voxels of a tile of logits (B, C, N), `factor` times as many as usual."""
+    return max(1, factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // logits.shape[1])
 
 
-def run_tasks(work: Callable[[Task], Result], logits: Tensor, tasks: list[Task]) -> list[Result]:
+def tile_tasks(logits: Tensor, size: int) -> list[Task]:
+    """Return runs of tiles of `size` voxels."""
+    batch, _, voxels = logits.shape
+    return in_runs([(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)])
+
+
+def in_runs(tiles: list[_Tile]) -> list[list[_Tile]]:
+    """Return tiles in runs that are worth handing to a thread."""
+    return [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
+
+
+def run_tasks(work: Callable[[_Tile], Result], logits: Tensor, tasks: list[_Tile]) -> list[Result]:
     """Return the results of `work`, in order; threads share it on a CPU."""
     return in_threads(work, tasks) if logits.device.type == "cpu" else [work(task) for task in tasks]
 
@@ -70,33 +80,58 @@ def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec
     out[image, :, part] = tile_gradient(tile, target, valid, slope, spec)
 
 
+def _sums_in_place(voxels: Voxels, spec: PassSpec) -> Tensor:
+    """Return the statistics (6, B, C), added up in the same order however many threads there are."""
+    logits = voxels.logits
+    size = tile_size(logits, in_place.sums_factor(spec))
+    images = voxels.tiles(size)
+
+    def work(task: list[Tile]) -> Tensor:
+        space = in_place.Workspace.for_sums(logits, spec, size)
+        rows = torch.zeros((len(task), ROWS, logits.shape[1]), dtype=space.maps.dtype, device=logits.device)
+        for tile, total in zip(task, rows.unbind(), strict=True):
+            in_place.add_tile(total.unbind(), tile, spec, space)
+        return rows
+
+    tasks = in_runs([tile for tiles in images for tile in tiles])
+    empty = torch.zeros((0, ROWS, logits.shape[1]), device=logits.device)
+    rows = torch.cat([empty, *run_tasks(work, logits, tasks)]).split([len(tiles) for tiles in images])
+    return torch.stack([part.sum(0, dtype=total_dtype(logits)) for part in rows], 1)
+
+
+def _gradient_in_place(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec) -> None:
+    size = tile_size(out, in_place.gradient_factor(out, spec))
+    tiles = [
+        (tile, place, rows.unbind())
+        for image, tiles, rows in zip(out.unbind(), voxels.tiles(size), gradient.unbind(1), strict=True)
+        for tile, place in zip(tiles, image.split(size, -1), strict=True)
+    ]
+
+    def work(task: list[tuple[Tile, Tensor, tuple[Tensor, ...]]]) -> None:
+        space = in_place.Workspace.for_gradient(out, spec, size)
+        for tile, place, rows in task:
+            in_place.write_gradient(place, rows, tile, spec, space)
+
+    run_tasks(work, out, in_runs(tiles))
+
+
 class _TiledSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, _ = logits.shape
         total = torch.zeros((ROWS, batch, classes, voxels.regions), dtype=total_dtype(logits), device=logits.device)
-        lean = in_place.covers(voxels, spec)
-        size, tasks = tile_tasks(logits, in_place.SUMS_FACTOR if lean else 1)
 
         def work(task: Task) -> Tensor:
-            if not lean:
-                share = torch.zeros_like(total)
-                for image, part in task:
-                    add_tile(share, voxels, spec, image, part)
-                return share
-            space = in_place.Workspace.for_sums(logits, spec, size)
-            tiles = torch.zeros((len(task), ROWS, classes), dtype=space.maps.dtype, device=logits.device)
-            for row, (image, part) in zip(tiles, task, strict=True):
-                in_place.add_tile(row, voxels, spec, image, part, space)
-            return tiles
+            share = torch.zeros_like(total)
+            for image, part in task:
+                add_tile(share, voxels, spec, image, part)
+            return share
 
-        # The parts add up in the same order however many threads there are: sums keep their bits.
-        for task, share in zip(tasks, run_tasks(work, logits, tasks), strict=True):
-            if not lean:
+        if logits.numel() and in_place.covers(voxels, spec):
+            total[..., 0] = _sums_in_place(voxels, spec)
+        else:
+            for share in run_tasks(work, logits, tile_tasks(logits, tile_size(logits))):
                 total += share
-                continue
-            for (image, _), tile in zip(task, share, strict=True):
-                total[:, image, :, 0] += tile
         ctx.spec, ctx.has_ignored, ctx.regions = spec, voxels.has_ignored, voxels.regions
         # Wrong labels may wrap round here; their error follows the sums, and no backward does.
         ctx.save_for_backward(logits, narrowed(voxels.labels, classes), voxels.maps, voxels.valid, voxels.groups)
@@ -109,18 +144,15 @@ class _TiledSums(torch.autograd.Function):
         voxels = Voxels(logits, labels, maps, valid_voxels, ctx.has_ignored, group_map, ctx.regions)
         gradient = gradient.to(sum_dtype(logits))
         out = memory.empty_like(logits)
-        lean = in_place.covers(voxels, ctx.spec)
-        size, tasks = tile_tasks(logits, in_place.gradient_factor(logits, ctx.spec) if lean else 1)
 
         def work(task: Task) -> None:
-            space = in_place.Workspace.for_gradient(logits, ctx.spec, size) if lean else None
             for image, part in task:
-                if space is None:
-                    write_gradient(out, gradient, voxels, ctx.spec, image, part)
-                else:
-                    in_place.write_gradient(out, gradient, voxels, ctx.spec, image, part, space)
+                write_gradient(out, gradient, voxels, ctx.spec, image, part)
 
-        run_tasks(work, logits, tasks)
+        if logits.numel() and in_place.covers(voxels, ctx.spec):
+            _gradient_in_place(out, gradient, voxels, ctx.spec)
+        else:
+            run_tasks(work, logits, tile_tasks(logits, tile_size(logits)))
         return out, None, None
 
 
