@@ -10,7 +10,7 @@ the same. The trainings take turns, an epoch each, in one process; a paused one 
 checkpoint is written, and until its validation has ended where it has one. The first is left out.
 
 Steps: the bundle's trainer with all its handlers, and a bare loop with the same network, first weights, loss, optimizer
-and mixed precision. Both read the same batches from memory, the bare loop as plain tensors, and take turns, a step each;
+and mixed precision. Both read the same batches from memory, the bare loop as plain tensors, and take turns by the step;
 the first three are left out. Before anything is reported, the first losses of both are compared: the work must be the
 same.
 

@@ -54,6 +54,8 @@ def test_image_and_label_get_the_same_crop_and_flips(workers: int, copies: Path,
     for _ in range(6):
         for number, batch in enumerate(loader):
             assert torch.equal(batch["image"] > 0, batch["label"] > 0)
+            # The network pays for a MetaTensor's bookkeeping in every operation.
+            assert type(batch["image"]) is type(batch["label"]) is torch.Tensor
             if number == 0:
                 first.append(batch["label"].numpy().tobytes())
     assert len(set(first)) == len(first), "every epoch cuts other patches"
