@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,9 +25,14 @@ from monai_iou import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LovaszSoftmaxLoss,
     MultiScaleLoss,
     WeightedCrossEntropyLoss,
+    use_kernel,
 )
+from monai_iou.losses import compound
+from monai_iou.voxels import sums
+from monai_iou.voxels.reference import Voxels
 
 
 def test_terms_of_different_shapes_are_refused() -> None:
@@ -135,3 +141,62 @@ def test_ranks_join_a_mean_alone(reduction: str) -> None:
         WeightedCrossEntropyLoss(reduction=reduction, sync_batch=True)
     with pytest.raises(ValueError, match="`reduction` to be 'mean'"):
         IoUCELoss(softmax=True, reduction=reduction, batch=True, sync_batch=True)
+
+
+LOVASZ_OPTIONS: list[dict[str, Any]] = [
+    {"softmax": True},
+    {"softmax": True, "batch": True, "include_background": False, "ignore_index": 255},
+    {"sigmoid": True, "ignore_index": 1},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", LOVASZ_OPTIONS, ids=str)
+def test_lovasz_reads_the_voxels_once_with_what_is_beside_it(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 9, 8, 7).to(dtype)
+    labels = torch.randint(0, 3, (2, 1, 9, 8, 7))
+    if options.get("ignore_index") == 255:
+        labels[:, :, :2] = 255
+    shared = {name: options[name] for name in ("sigmoid", "ignore_index") if name in options}
+    losses = [IoULoss(**options), LovaszSoftmaxLoss(**options), WeightedCrossEntropyLoss([1.0, 2.0, 3.0], **shared)]
+    weights = [1.0, 0.5, 2.0]
+
+    def gradient(loss: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf)
+        value.backward()
+        assert leaf.grad is not None
+        return value.detach(), leaf.grad
+
+    apart = gradient(lambda x: sum(w * loss(x, labels) for w, loss in zip(weights, losses, strict=True)))
+    readings = []
+    tiles = Voxels.tiles
+    monkeypatch.setattr(Voxels, "tiles", lambda self, size: readings.append(size) or tiles(self, size))
+    together = gradient(lambda x: CompoundLoss(losses, weights)(x, labels))
+    assert len(readings) == 2, "one in forward, one in backward"
+    precision = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(together[0], apart[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together[1], apart[1], rtol=precision, atol=precision * apart[1].abs().max().item())
+
+
+def test_many_terms_make_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[nn.Module] = [IoULoss(softmax=True), FocalTverskyLoss(softmax=True), GeneralizedIoULoss(softmax=True)]
+    losses += [LogIoULoss(softmax=True), FocalIoULoss(softmax=True), WeightedCrossEntropyLoss()]
+    passes = []
+    monkeypatch.setattr(
+        compound, "run_pass", lambda *inputs, **options: passes.append(1) or sums.run_pass(*inputs, **options)
+    )
+    CompoundLoss(losses)(torch.randn(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("kernel", ["reference", "compiled"])
+def test_other_kernels_leave_lovasz_a_pass_of_its_own(kernel: str) -> None:
+    logits, labels = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 1, 4, 4))
+    loss = CompoundLoss([LovaszSoftmaxLoss(softmax=True), WeightedCrossEntropyLoss()])
+    with use_kernel(kernel):
+        found = loss(logits, labels)
+    torch.testing.assert_close(found, loss(logits, labels))

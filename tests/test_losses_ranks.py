@@ -21,6 +21,7 @@ from monai_iou import (
     IoUCELoss,
     IoULoss,
     LogIoULoss,
+    LovaszSoftmaxLoss,
     WeightedCrossEntropyLoss,
 )
 
@@ -37,6 +38,7 @@ def make_losses() -> dict[str, nn.Module]:
         "cross_entropy": WeightedCrossEntropyLoss(weight=[0.1, 1.0, 1.0], sync_batch=True),
         "iou_ce": IoUCELoss(**JOIN, include_background=False),
         "compound": CompoundLoss([LogIoULoss(**JOIN), WeightedCrossEntropyLoss(gamma=2.0, sync_batch=True)]),
+        "lovasz_ce": CompoundLoss([LovaszSoftmaxLoss(**JOIN), WeightedCrossEntropyLoss(sync_batch=True)]),
         "voronoi": InstanceIoULoss(**JOIN),
         "blob": InstanceIoULoss("blob", **JOIN),
     }

@@ -18,7 +18,8 @@ from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions, SumsLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
-from monai_iou.voxels.reference import PassSpec
+from monai_iou.losses.lovasz import LovaszSoftmaxLoss
+from monai_iou.voxels.reference import PassSpec, sum_dtype
 from monai_iou.voxels.sums import VoxelSums, run_pass
 
 
@@ -51,11 +52,14 @@ def joined(first: PassSpec, second: PassSpec, *, hard: bool) -> PassSpec | None:
     )
 
 
+_Pass = tuple[PassSpec, list[tuple[int, SumsLoss]]]  # what is summed, and the numbered losses that ask for it
+
+
 class CompoundLoss(_Loss):
     """Weighted sum of losses, with one pass over the voxels for all that are functions of voxel sums.
 
-    Terms that cannot share (different activations or `ignore_index`, two focal exponents, two powers) and losses of
-    another kind (Lovasz, MONAI's) are computed by passes of their own.
+    A `LovaszSoftmaxLoss` with bins reads them in the same pass. Terms that cannot share (different activations or
+    `ignore_index`, two focal exponents, two powers) and losses of another kind (MONAI's) make passes of their own.
 
     Args:
         losses: the terms; modules that map (input, target) to a scalar, or all to tensors of one shape.
@@ -102,7 +106,7 @@ class CompoundLoss(_Loss):
     def terms(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return every term's value by name, unweighted, with gradients."""
         values: dict[int, Tensor] = {}
-        passes: list[tuple[PassSpec, list[tuple[int, SumsLoss]]]] = []
+        passes: list[_Pass] = []
         shared = [(index, loss) for index, loss in enumerate(self.losses) if isinstance(loss, SumsLoss)]
         joins = any(loss.sync_batch for _, loss in shared)
         statistics: list[tuple[VoxelSums, list[tuple[int, SumsLoss]]]] = []
@@ -114,19 +118,43 @@ class CompoundLoss(_Loss):
                 for index, loss in shared:
                     checks.check_onehot_request(input, target, loss.to_onehot_y)
                     _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
-            for spec, members in passes:
+            lovasz = self._lovasz_beside(passes, input, target)
+            for position, (spec, members) in enumerate(passes):
                 first = members[0][1]
-                rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
-                statistics.append((VoxelSums.from_stacked(rows.squeeze(-1)), members))
+                if position not in lovasz:
+                    rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
+                    statistics.append((VoxelSums.from_stacked(rows.squeeze(-1)), members))
+        for position, (index, other) in lovasz.items():  # outside, because it may wait for the ranks
+            spec, members = passes[position]
+            values[index], rows = other.with_sums(input, target, spec)
+            statistics.append((VoxelSums.from_stacked(rows.to(sum_dtype(input))), members))
         for sums, members in statistics:
             values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
-        for index, other in enumerate(self.losses):
+        for index, term in enumerate(self.losses):
             if index not in values:
                 # MONAI's losses hand a MetaTensor through, whose bookkeeping a loss has no use for.
-                values[index] = torch.as_tensor(other(input, target)).as_subclass(Tensor)
+                values[index] = torch.as_tensor(term(input, target)).as_subclass(Tensor)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms
+
+    def _lovasz_beside(
+        self, passes: list[_Pass], input: Tensor, target: Tensor
+    ) -> dict[int, tuple[int, LovaszSoftmaxLoss]]:
+        """Return the Lovasz losses that can make a pass, by its position: at most one a pass."""
+        found: dict[int, tuple[int, LovaszSoftmaxLoss]] = {}
+        if torch.compiler.is_compiling() or target.requires_grad:
+            return found
+        for index, loss in enumerate(self.losses):
+            if not isinstance(loss, LovaszSoftmaxLoss):
+                continue
+            for position, (spec, members) in enumerate(passes):
+                first = members[0][1]
+                usable = first.other_act is None and loss.can_give(spec, first.ignore_index, input.shape[1])
+                if usable and position not in found:
+                    found[position] = (index, loss)
+                    break
+        return found
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum; see the terms for shapes and errors."""
@@ -150,9 +178,7 @@ def _check_shapes(terms: dict[str, Tensor]) -> None:
         raise ValueError(message)
 
 
-def _join_a_pass(
-    passes: list[tuple[PassSpec, list[tuple[int, SumsLoss]]]], index: int, loss: SumsLoss, spec: PassSpec, hard: bool
-) -> None:
+def _join_a_pass(passes: list[_Pass], index: int, loss: SumsLoss, spec: PassSpec, hard: bool) -> None:
     """Add a loss to the first pass that can serve it, or to a new one."""
     for position, (other, members) in enumerate(passes):
         first = members[0][1]

@@ -14,6 +14,9 @@ from monai_iou.distributed import fails_together
 from monai_iou.losses.lovasz_extension import histogram_lovasz, sorted_lovasz
 from monai_iou.voxels import histograms as hist
 from monai_iou.voxels.histograms import ErrorSpec
+from monai_iou.voxels.in_place import is_usual
+from monai_iou.voxels.kernels import chosen_kernel
+from monai_iou.voxels.reference import PassSpec
 from monai_iou.voxels.sums import flatten_voxels
 
 CLASSES = ("present", "all")
@@ -41,17 +44,21 @@ class _LovaszLoss(_Loss):
             )
             raise ValueError(message)
 
-    def values(self, input: Tensor, target: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
-        """Return the Lovasz extension of each class and the classes' volumes, (B, C), or (1, C) over the batch."""
+    def values(
+        self, input: Tensor, target: Tensor, activation: str | None, sums: PassSpec | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the Lovasz extension of each class, the classes' volumes, (B, C) or (1, C), and the `sums` beside."""
         with fails_together(self.sync_batch, input):
             voxels = flatten_voxels(input, target, self.ignore_index)
             hist.check_hard_maps(voxels, target)
             if activation is None:
                 hist.check_probabilities(voxels)
         if self.bins is None:
-            return sorted_lovasz(voxels, ErrorSpec(activation), target, self.ignore_index, batch=self.batch)
+            return *sorted_lovasz(voxels, ErrorSpec(activation), target, self.ignore_index, batch=self.batch), None
         spec = ErrorSpec(activation, self.bins)
-        return histogram_lovasz(voxels, spec, target, self.ignore_index, batch=self.batch, sync=self.sync_batch)
+        return histogram_lovasz(
+            voxels, spec, target, self.ignore_index, batch=self.batch, sync=self.sync_batch, sums=sums
+        )
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
         """Apply `reduction` to terms (B, C), or (1, C); the mean is over the `counted` ones of each image first."""
@@ -159,11 +166,30 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             TypeError: if a tensor cannot be read as what it stands for.
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
+        loss: Tensor = self.with_sums(input, target, None)[0]
+        return loss
+
+    def can_give(self, sums: PassSpec, ignore_index: int | None, channels: int) -> bool:
+        """Return whether :meth:`with_sums` computes `sums`: those of the usual passes, with the same activation."""
+        activation = "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
+        return (
+            self.bins is not None
+            and channels > 1
+            and self.other_act is None
+            and (activation, self.ignore_index) == (sums.activation, ignore_index)
+            and is_usual(sums)
+            and chosen_kernel() in ("auto", "tiled")
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def with_sums(self, input: Tensor, target: Tensor, sums: PassSpec | None) -> tuple[Tensor, Tensor | None]:
+        """Return the loss and the statistics (6, B, C) of the same reading of the voxels, for a compound loss."""
         checks.check_input(input)
         checks.check_target(input, target)
         checks.check_onehot_request(input, target, self.to_onehot_y)
         activation = self.activation(input.shape[1])
-        terms, volume = self.values(input if self.other_act is None else self.other_act(input), target, activation)
+        activated = input if self.other_act is None else self.other_act(input)
+        terms, volume, rows = self.values(activated, target, activation, sums)
         if not self.include_background and terms.shape[1] > 1:
             terms, volume = terms[:, 1:], volume[:, 1:]
         counted = None
@@ -173,7 +199,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
-        return self.reduced(terms, counted, input.ndim - 2)
+        return self.reduced(terms, counted, input.ndim - 2), rows
 
 
 class LovaszHingeLoss(_LovaszLoss):

@@ -26,10 +26,10 @@ from torch import Tensor
 from monai_iou import scores
 from monai_iou.distributed import fails_together, is_distributed, sum_over_ranks
 from monai_iou.voxels import histograms as hist
-from monai_iou.voxels import memory
+from monai_iou.voxels import in_place, memory
 from monai_iou.voxels.histograms import ErrorHistograms, ErrorSpace, ErrorSpec
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.reference import Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.reference import PassSpec, Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.tiled import in_runs, run_tasks
 
 
@@ -59,7 +59,7 @@ def error_slopes(histograms: ErrorHistograms) -> tuple[Tensor, Tensor]:
 
 
 class _WithSlopes(torch.autograd.Function):
-    """The identity on values computed from histograms, whose derivative by the logits is read from tables.
+    """The identity on values computed from histograms, whose derivative by the logits is read from tables, and on sums.
 
     Every rank that shares the histograms computes the same loss of them. DistributedDataParallel divides the sum of the
     ranks' gradients by their number W; `scale` = W makes up for it, so no collective is needed here.
@@ -70,19 +70,21 @@ class _WithSlopes(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         value: Tensor,
+        rows: Tensor,
         voxels: Voxels,
         spec: ErrorSpec,
+        sums: PassSpec | None,
         histograms: ErrorHistograms,
         scale: int,
-    ) -> Tensor:
-        ctx.spec, ctx.has_ignored, ctx.scale = spec, voxels.has_ignored, scale
+    ) -> tuple[Tensor, Tensor]:
+        ctx.spec, ctx.sums, ctx.has_ignored, ctx.scale = spec, sums, voxels.has_ignored, scale
         start, rise = error_slopes(histograms)
         labels = narrowed(voxels.labels, logits.shape[1])
         ctx.save_for_backward(logits, labels, voxels.maps, voxels.valid, start, rise, histograms.limit)
-        return value.clone()
+        return value.clone(), rows.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, of_rows: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # of create_graph=True; a missing second derivative would pass for a zero
             message = (
                 "Expected a backward pass without create_graph=True, because a Lovasz loss with bins has no second "
@@ -101,18 +103,25 @@ class _WithSlopes(torch.autograd.Function):
         places = [place for image in out.unbind() for place in image.split(size, -1)] if out.numel() else []
         tiles = [(*tile, place) for tile, place in zip(hist.numbered_tiles(voxels), places, strict=True)]
 
+        sums, of_images = ctx.sums, of_rows.to(start.dtype).unsqueeze(-1).unbind(1)
+
         def work(task: list[tuple[int, Tile, Tensor]]) -> None:
             space = ErrorSpace.of(logits)
+            beside = None if sums is None else in_place.Workspace.for_gradient(logits, sums, size)
             for image, part, place in task:
                 tile = hist.tile_errors(part, ctx.spec, limit[image], space)
                 slope, change = (space.map(number, tile.p.shape[1]) for number in (3, 4))
                 torch.index_select(start[image], 0, tile.index, out=slope.view(-1))
                 torch.index_select(rise[image], 0, tile.index, out=change.view(-1))
                 slope.add_(change.mul_(tile.position.frac_()))
-                place.copy_(_logit_gradient(tile, slope, space.line, ctx.spec))
+                slope = _logit_gradient(tile, slope, space.line, ctx.spec)
+                if sums is not None and beside is not None:
+                    in_place.write_gradient(change, of_images[image].unbind(), part, sums, beside)
+                    slope.add_(change)
+                place.copy_(slope)
 
         run_tasks(work, logits, in_runs(tiles))
-        return out, None, None, None, None, None
+        return out, *[None] * 7
 
 
 def _logit_gradient(tile: hist.ErrorTile, slope: Tensor, line: Tensor, spec: ErrorSpec) -> Tensor:
@@ -129,9 +138,16 @@ def _logit_gradient(tile: hist.ErrorTile, slope: Tensor, line: Tensor, spec: Err
 
 
 def histogram_lovasz(
-    voxels: Voxels, spec: ErrorSpec, target: Tensor, ignore_index: int | None, *, batch: bool, sync: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the values and the classes' volumes, (B, C), or (1, C) over the batch."""
+    voxels: Voxels,
+    spec: ErrorSpec,
+    target: Tensor,
+    ignore_index: int | None,
+    *,
+    batch: bool,
+    sync: bool,
+    sums: PassSpec | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the values and the classes' volumes, (B, C), or (1, C) over the batch, and the `sums` (6, B, C) beside."""
     sync = sync and is_distributed()
     logits = voxels.logits
     with torch.no_grad():
@@ -143,7 +159,7 @@ def histogram_lovasz(
             if sync:
                 dist.all_reduce(limit, op=dist.ReduceOp.MAX)
         with fails_together(sync, logits):
-            histograms = hist.count_errors(voxels, spec, limit)
+            histograms, rows = hist.count_errors_and_sums(voxels, spec, limit, sums)
             count = histograms.counts.sum((2, 3))
             volume = hist.report_bad_targets(histograms.volume, count, target, voxels, ignore_index)
         if batch:
@@ -154,8 +170,8 @@ def histogram_lovasz(
         value = (scores.lovasz(histograms) + 0 * volume).to(limit.dtype)  # volumes are NaN where labels are wrong
     if torch.is_grad_enabled() and logits.requires_grad:
         scale = dist.get_world_size() if sync else 1
-        value = _WithSlopes.apply(logits, value, voxels, spec, histograms, scale)
-    return value, volume
+        value, rows = _WithSlopes.apply(logits, value, rows, voxels, spec, sums, histograms, scale)
+    return value, volume, rows
 
 
 def lovasz_extension(errors: Tensor, foreground: Tensor) -> Tensor:

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
+from monai_iou.voxels import in_place
 from monai_iou.voxels.in_place import softmax
 from monai_iou.voxels.labels import report_bad_values
-from monai_iou.voxels.reference import COUNT, ROWS, TARGET, Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.reference import COUNT, ROWS, TARGET, PassSpec, Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.sums import flatten_voxels
 from monai_iou.voxels.tiled import in_runs, run_tasks, tile_size
 
@@ -242,14 +243,22 @@ def largest_error(voxels: Voxels, spec: ErrorSpec) -> Tensor:
 
 def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistograms:
     """Count the errors of flattened voxels; `limit` is (1, 1) or (B, 1)."""
+    return count_errors_and_sums(voxels, spec, limit, None)[0]
+
+
+def count_errors_and_sums(
+    voxels: Voxels, spec: ErrorSpec, limit: Tensor, sums: PassSpec | None
+) -> tuple[ErrorHistograms, Tensor]:
+    """Return the histograms and, of the same reading of the voxels, the statistics (6, B, C) that `sums` asks for."""
     batch, classes, _ = voxels.logits.shape
     length = 2 * classes * spec.cells + 1  # the last place takes the ignored voxels
     counts = torch.zeros((batch, length), dtype=torch.int64, device=voxels.logits.device)
     limits, one = limit.expand(batch, 1), counts.new_ones(1)
     table = threading.Lock()
 
-    def work(task: list[tuple[int, Tile]]) -> None:
-        space = ErrorSpace.of(voxels.logits)
+    def work(task: list[tuple[int, Tile]]) -> list[Tensor]:
+        space, rows = ErrorSpace.of(voxels.logits), []
+        beside = None if sums is None else in_place.Workspace.for_sums(voxels.logits, sums, tile_voxels(voxels.logits))
         for image, tile in task:
             index = tile_errors(tile, spec, limits[image], space).index
             few = index.device.type == "cpu" and length <= len(index)
@@ -259,9 +268,17 @@ def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistogr
                     counts[image] += share
                 else:
                     counts[image].index_add_(0, index, one.expand(len(index)))
+            if sums is not None and beside is not None:
+                rows.append(torch.zeros((ROWS, classes), dtype=beside.maps.dtype, device=index.device))
+                in_place.add_tile(rows[-1].unbind(), tile, sums, beside)
+        return rows
 
-    run_tasks(work, voxels.logits, in_runs(numbered_tiles(voxels)))
-    return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit)
+    tiles = numbered_tiles(voxels)
+    rows = [row for task in run_tasks(work, voxels.logits, in_runs(tiles)) for row in task]
+    statistics = torch.zeros((ROWS, batch, classes), dtype=total_dtype(voxels.logits), device=counts.device)
+    for (image, _), row in zip(tiles, rows, strict=sums is not None):
+        statistics[:, image] += row
+    return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit), statistics
 
 
 def report_bad_targets(

@@ -29,9 +29,13 @@ _LINES = 2
 
 def covers(voxels: Voxels, spec: PassSpec) -> bool:
     """Return whether this file computes what `spec` asks for."""
+    return voxels.groups is None and is_usual(spec)
+
+
+def is_usual(spec: PassSpec) -> bool:
+    """Return whether this file has the formulas of `spec`."""
     return (
-        voxels.groups is None
-        and spec.activation is not None
+        spec.activation is not None
         and spec.overlap in (None, "product")
         and spec.power == 1
         and spec.focal == spec.label_smoothing == 0
