@@ -5,9 +5,10 @@
     python -m benchmarks.training --patch 48 48 32         # the demo's patch; without it the bundle's own
 
 Epochs: the bundle as it is, and the same bundle with overrides of its config alone, which give MONAI's uncached
-`Dataset`, its `DataLoader` and `DiceCELoss`. Transforms, network, optimizer, handlers, checkpoints and validation are
-the same. The trainings take turns, an epoch each, in one process; a paused one does nothing. An epoch lasts until its
-checkpoint is written, and until its validation has ended where it has one. The first is left out.
+`Dataset`, its `DataLoader` and `DiceCELoss`, and weights in torch's usual memory format. Transforms, optimizer,
+handlers, checkpoints and validation are the same. The trainings take turns, an epoch each, in one process; a paused one
+does nothing. An epoch lasts until its checkpoint is written, and until its validation has ended where it has one. The
+first is left out.
 
 Steps: the bundle's trainer with all its handlers, and a bare loop with the same network, first weights, loss, optimizer
 and mixed precision. Both read the same batches from memory, the bare loop as plain tensors, and take turns by the step;
@@ -41,6 +42,7 @@ WARM_UP_STEPS = 3
 MOST_BATCHES = 8
 
 PLAIN: dict[str, Any] = {
+    "network": "$@network_def.to(@device)",
     "train#dataset": {"_target_": "Dataset", "data": "$@cases.training", "transform": "@train#preprocessing"},
     "train#dataloader#_target_": "DataLoader",
     "validate#dataset": {"_target_": "Dataset", "data": "$@cases.validation", "transform": "@validate#preprocessing"},
