@@ -199,6 +199,21 @@ def test_gradcheck_of_tiled(spec: PassSpec) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
+def test_strided_labels(dtype: torch.dtype) -> None:
+    logits = torch.randn(1, 2, 96, 96)
+    labels = torch.randint(0, 2, (1, 1, 96, 96, 4)).to(dtype)[..., 1]
+    expected = run(tiled.sums, flatten_voxels(logits, labels.clone(), None), PassSpec())
+    for kernel in (tiled.sums, compiled.sums):
+        found = run(kernel, flatten_voxels(logits, labels, None), PassSpec())
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_tile_is_never_too_large_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 1 << 26)
+    assert tiled.tile_size(torch.empty(1, 2, 8), 5) == 1 << 24  # above, float32 leaves out odd numbers
+
+
 def test_strided_logits_are_read_where_they_are() -> None:
     whole = torch.randn(2, 4, 6, 5, 8)
     labels = torch.randint(0, 4, (2, 1, 3, 5, 8))

@@ -138,8 +138,18 @@ def test_double_backward_works_by_the_reference_and_says_so_elsewhere() -> None:
             assert leaf.grad is not None
             assert leaf.grad.any()
         else:
-            with pytest.raises(RuntimeError, match="once_differentiable"):
+            with pytest.raises(RuntimeError, match=r"^Expected one derivative .* `with monai_iou.use_kernel"):
                 gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("kernel", ["tiled", "compiled"])
+def test_a_missing_second_derivative_does_not_pass_for_zero(kernel: str) -> None:
+    leaf = torch.randn(1, 2, 128, 64).requires_grad_()
+    with use_kernel(kernel):
+        sums = voxel_sums(leaf, torch.zeros(1, 1, 128, 64))
+    (gradient,) = torch.autograd.grad(sums.intersection.sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^Expected one derivative"):
+        gradient.square().sum().backward()
 
 
 INTEGRAL = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64]

@@ -108,7 +108,7 @@ class CompoundLoss(_Loss):
         values: dict[int, Tensor] = {}
         passes: list[_Pass] = []
         shared = [(index, loss) for index, loss in enumerate(self.losses) if isinstance(loss, SumsLoss)]
-        joins = any(loss.sync_batch for _, loss in shared)
+        joins = any(getattr(loss, "sync_batch", False) for loss in self.losses)
         statistics: list[tuple[VoxelSums, list[tuple[int, SumsLoss]]]] = []
         with fails_together(joins, input):
             if shared:

@@ -184,11 +184,12 @@ class LovaszSoftmaxLoss(_LovaszLoss):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def with_sums(self, input: Tensor, target: Tensor, sums: PassSpec | None) -> tuple[Tensor, Tensor | None]:
         """Return the loss and the statistics (6, B, C) of the same reading of the voxels, for a compound loss."""
-        checks.check_input(input)
-        checks.check_target(input, target)
-        checks.check_onehot_request(input, target, self.to_onehot_y)
-        activation = self.activation(input.shape[1])
-        activated = input if self.other_act is None else self.other_act(input)
+        with fails_together(self.sync_batch, input):
+            checks.check_input(input)
+            checks.check_target(input, target)
+            checks.check_onehot_request(input, target, self.to_onehot_y)
+            activation = self.activation(input.shape[1])
+            activated = input if self.other_act is None else self.other_act(input)
         terms, volume, rows = self.values(activated, target, activation, sums)
         if not self.include_background and terms.shape[1] > 1:
             terms, volume = terms[:, 1:], volume[:, 1:]
@@ -261,13 +262,14 @@ class LovaszHingeLoss(_LovaszLoss):
             TypeError: if a tensor cannot be read as what it stands for.
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
-        checks.check_input(input)
-        if input.shape[1] != 1:
-            message = (
-                f"Expected `input` to have one channel of logits, but got {input.shape[1]}: "
-                "for several classes take LovaszSoftmaxLoss."
-            )
-            raise ValueError(message)
-        checks.check_target(input, target)
-        checks.check_onehot_request(input, target, self.to_onehot_y)
+        with fails_together(self.sync_batch, input):
+            checks.check_input(input)
+            if input.shape[1] != 1:
+                message = (
+                    f"Expected `input` to have one channel of logits, but got {input.shape[1]}: "
+                    "for several classes take LovaszSoftmaxLoss."
+                )
+                raise ValueError(message)
+            checks.check_target(input, target)
+            checks.check_onehot_request(input, target, self.to_onehot_y)
         return self.reduced(self.values(input, target, "hinge")[0], None, input.ndim - 2)

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.fx.experimental._config
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from monai_iou.voxels import memory, tiled
 from monai_iou.voxels.labels import narrowed
+from monai_iou.voxels.once import once_differentiable
 from monai_iou.voxels.reference import (
     COUNT,
     IGNORED,
@@ -184,7 +184,7 @@ def _arguments(voxels: Voxels, image: int, part: slice) -> tuple[Sequence[Tensor
     """
     logits = _lines(voxels.logits[image, :, part])
     if voxels.labels is not None:
-        return logits, _lines(voxels.labels[None, image, part].to(torch.float32))[0], None
+        return logits, _lines(voxels.labels[None, image, part].to(torch.float32).contiguous())[0], None
     assert voxels.maps is not None
     maps = voxels.maps[image, :, part]
     mask = None if voxels.valid is None else _lines(voxels.valid[None, image, part].to(torch.int32))[0]

@@ -38,7 +38,7 @@ def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep:
         return labels, False
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return _compacted(labels, classes, dtype, ignore_index, keep), has_ignored
-    compact = torch.empty(labels.shape, dtype=dtype)
+    compact = torch.empty(labels.shape, dtype=dtype, device=labels.device)
 
     def fill(task: tuple[int, slice]) -> None:
         image, part = task

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from monai_iou.voxels import in_place, memory
 from monai_iou.voxels.labels import narrowed
+from monai_iou.voxels.once import once_differentiable
 from monai_iou.voxels.reference import (
     COUNT,
     ROWS,
@@ -37,12 +37,14 @@ Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
 # Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
 TILE_ELEMENTS = {"cpu": 1 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 24
+_MOST_VOXELS = 1 << 24  # up to which float32 counts every one
 _TILES_A_TASK = 4
 
 
 def tile_size(logits: Tensor, factor: int = 1) -> int:
     """Return the voxels of a tile of logits (B, C, N), `factor` times as many as usual."""
-    return max(1, factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS) // logits.shape[1])
+    elements = factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS)
+    return max(1, min(elements // logits.shape[1], _MOST_VOXELS))
 
 
 def tile_tasks(logits: Tensor, size: int) -> list[Task]:

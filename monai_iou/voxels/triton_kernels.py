@@ -19,9 +19,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from monai_iou.voxels import tiled
+from monai_iou.voxels.once import once_differentiable
 from monai_iou.voxels.reference import (
     COUNT,
     IGNORED,
