@@ -131,5 +131,5 @@ def test_peak_memory_is_the_gradient_and_little_more(
         loss(logits, labels).backward()
         torch.cuda.synchronize()
     # The tiled kernel's tiles are of one size however large the volume is.
-    tiles = 0 if kernel == "triton" else 16 * 4 * 2**24
+    tiles = 0 if kernel == "triton" else 16 * 4 * 2**22
     assert torch.cuda.max_memory_allocated() - before <= 1.15 * logits.nbytes + tiles

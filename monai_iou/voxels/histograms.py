@@ -34,7 +34,8 @@ from monai_iou.voxels.tiled import in_runs, run_tasks, tile_size
 
 DEFAULT_BINS = 2048
 _MOST_BINS = 1 << 14  # for which float32 still tells places inside a cell apart
-_FACTOR = 8  # of a tile's size: few calls count for more than the cache of a core
+_FACTOR = {"cpu": 8}  # of a tile's size: few calls count for more than the cache of a core
+_OTHER_FACTOR = 2
 _ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
 
 
@@ -168,7 +169,7 @@ def check_bins(bins: int) -> int:
 
 def tile_voxels(logits: Tensor) -> int:
     """Return how many voxels of logits (B, C, N) a tile holds."""
-    return tile_size(logits, _FACTOR)
+    return tile_size(logits, _FACTOR.get(logits.device.type, _OTHER_FACTOR))
 
 
 def numbered_tiles(voxels: Voxels) -> list[tuple[int, Tile]]:

@@ -36,7 +36,7 @@ Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
 
 # Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
 TILE_ELEMENTS = {"cpu": 1 << 16}
-_OTHER_TILE_ELEMENTS = 1 << 24
+_OTHER_TILE_ELEMENTS = 1 << 22  # of a GPU: 16 MiB a temporary, and still milliseconds of work
 _MOST_VOXELS = 1 << 24  # up to which float32 counts every one
 _TILES_A_TASK = 4
 
