@@ -52,7 +52,8 @@ class DiskCacheDataset(PersistentDataset):
 
     A volume's file is named by what it came from: the item, size and time of its files, and the transforms up to the
     first random one. When any of them changes, it is prepared again; what is no longer used stays until the folder is
-    deleted. Files are written whole or not at all and load with `weights_only=True`.
+    deleted. Files are written whole or not at all and load with `weights_only=True`, so several trainings, or the ranks
+    of one, may share the folder.
 
     Args:
         data: items with the paths of their files.
@@ -74,7 +75,12 @@ class DiskCacheDataset(PersistentDataset):
         prepared = convert_to_tensor(
             self._pre_transform(copy.deepcopy(item_transformed)), convert_numeric=False, track_meta=False
         )
-        write_atomically(prepared, path)
+        try:
+            write_atomically(prepared, path, shared=True)
+        except PermissionError:
+            # Windows replaces no file that another process is reading; that process wrote the same one.
+            if not path.is_file():
+                raise
         return prepared
 
 

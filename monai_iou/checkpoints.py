@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import torch.distributed as dist
 
 from monai_iou.bundles import one_sentence
 from monai_iou.distributed import is_distributed
-from monai_iou.failures import StepGuard, TrainingError, disk_full, stop_signal
+from monai_iou.failures import StepGuard, TrainingError, disk_full, quiet_stop, stop_signal
 from monai_iou.planning import Plan
 from monai_iou.training import PolynomialDecay, WeightAverage, inner_module
 
@@ -23,29 +25,69 @@ if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
-__all__ = ["CheckpointHandler", "last_epoch", "write_atomically"]
+__all__ = ["CheckpointHandler", "last_epoch", "last_step", "write_atomically"]
+
+# What torch.load raises for a file that is damaged or no checkpoint.
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
+KEYS = ("epoch", "model", "optimizer", "lr_scheduler", "scaler", "best_metric", "best_metric_epoch")
 
 logger = logging.getLogger(__name__)
 
 
 def last_epoch(path: str | os.PathLike[str]) -> int:
-    """Return the epoch that the last checkpoint completed, 0 if there is none."""
-    if not Path(path).is_file():
-        return 0
-    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    """Return the epoch that the last checkpoint completed, 0 if there is none.
+
+    Raises:
+        ValueError: the file is not a checkpoint of the bundle, or damaged.
+    """
+    return int(_load_state(Path(path), mmap=True)["epoch"]) if Path(path).is_file() else 0
 
 
-def write_atomically(content: Any, path: Path) -> None:
+def last_step(path: str | os.PathLike[str]) -> int:
+    """Return the steps that the last checkpoint did of the epoch after that, 0 if there is none.
+
+    Raises:
+        ValueError: the file is not a checkpoint of the bundle, or damaged.
+    """
+    return int(_load_state(Path(path), mmap=True).get("step", 0)) if Path(path).is_file() else 0
+
+
+def _load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
+    """Read a checkpoint; with `mmap` only what is used of its tensors."""
+    with one_sentence():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            usable = isinstance(state, Mapping) and set(KEYS) <= set(state) and isinstance(state["epoch"], int)
+            error = None
+        except UNREADABLE as caught:
+            usable, error = False, caught
+        if not usable:
+            message = (
+                f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it or set "
+                "--resume false."
+            )
+            raise ValueError(message) from error
+    return dict(state)
+
+
+def write_atomically(content: Any, path: Path, *, shared: bool = False) -> None:
     """Save with torch.save (text as it is) so that `path` is always the old file or the new one, whole.
 
     The data reach the disk under a temporary name before the rename: after a kill or a power cut there is at most a
     stale temporary file, which the next save replaces.
 
+    Args:
+        content: what to save.
+        path: of the file; its folder is made if there is none.
+        shared: other processes or threads may write the same file now; the temporary name is then of this thread
+            alone.
+
     Raises:
         TrainingError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    own = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
+    temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         with disk_full(path), temporary.open("wb") as stream:
             if isinstance(content, str):
@@ -69,8 +111,8 @@ class CheckpointHandler:
 
     Under `monai_iou.failures.run`, SIGTERM and SIGINT end the training after the step at work: `last_epoch.pt` gets the
     state of that very step, and the program ends with exit code 128 + the signal's number. A signal during validation
-    ends it after the volume at work (with several ranks: after the validation). Resuming does the rest of the epoch's
-    steps, on a new order of the data.
+    ends it after the volume at work (with several ranks: after the validation). Resuming does what was left of the
+    epoch: its steps, on a new order of the data, or its validation.
 
     Args:
         ckpt_dir: folder of the three files.
@@ -85,7 +127,7 @@ class CheckpointHandler:
         resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
 
     Raises:
-        ValueError: when training starts, if `last_epoch.pt` fits another network.
+        ValueError: when training starts, if `last_epoch.pt` fits another network or is damaged.
         TrainingError: in training, if the loss is NaN or infinite, or there is no room for a checkpoint. The files of
             the last good epoch stay.
     """
@@ -114,6 +156,9 @@ class CheckpointHandler:
         """Register on the trainer."""
         from ignite.engine import Events
 
+        for each in (engine, self.evaluator):
+            if each is not None:
+                each.logger.addFilter(quiet_stop)
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         if self.evaluator is not None and not is_distributed():  # ranks score different numbers of volumes
@@ -131,15 +176,21 @@ class CheckpointHandler:
         if not path.is_file():
             logger.info("No checkpoint at %s: training starts from the beginning.", path)
             return
+        state = _load_state(path)
         with one_sentence():
-            self._restore(engine, torch.load(path, map_location="cpu", weights_only=True), path)
+            self._restore(engine, state, path)
+        if not state.get("validated", True):
+            from ignite.engine import Events
+
+            # The run ended between the epoch's last step and what follows it: whatever that is, by its own interval.
+            engine.fire_event(Events.EPOCH_COMPLETED)
 
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
         try:
             inner_module(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state.get("average", {}))
             _load_averages(self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = (
                 f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
                 "resume with the same data, patch_size and network_def, or set --resume false."
@@ -181,7 +232,7 @@ class CheckpointHandler:
         if not number:
             return
         if engine.state.rank == 0:
-            self._write_state(engine)
+            self._write_state(engine, validated=False)
             logger.info(
                 "%s: stopped in epoch %d; %s has the weights of this step, and --resume true goes on from there.",
                 signal.Signals(number).name,
@@ -198,9 +249,9 @@ class CheckpointHandler:
         best = self.evaluator.state if self.evaluator is not None else None
         if best is not None and best.best_metric_epoch == engine.state.epoch and not math.isnan(best.best_metric):
             self._write_model()
-        self._write_state(engine)
+        self._write_state(engine, validated=True)
 
-    def _write_state(self, engine: Trainer) -> None:
+    def _write_state(self, engine: Trainer, *, validated: bool) -> None:
         self._check_weights()
         best = self.evaluator.state if self.evaluator is not None else None
         scaler = getattr(engine, "scaler", None)
@@ -208,6 +259,7 @@ class CheckpointHandler:
         state = {
             "epoch": epoch,
             "step": step,
+            "validated": validated or step > 0,  # of the completed epoch
             "model": inner_module(self.network).state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,17 @@ import torch.distributed as dist
 from monai_iou.bundles import one_sentence
 from monai_iou.distributed import is_distributed
 
-__all__ = ["StepGuard", "TrainingError", "batch_loss", "disk_full", "explained", "run", "stop_signal", "stop_signals"]
+__all__ = [
+    "StepGuard",
+    "TrainingError",
+    "batch_loss",
+    "disk_full",
+    "explained",
+    "quiet_stop",
+    "run",
+    "stop_signal",
+    "stop_signals",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +163,17 @@ class StepGuard:
 
 
 def batch_loss(output: Any) -> float:
-    """Return the loss of a trainer's output; MONAI decollates it, and every item of the batch carries the same loss."""
+    """Return the loss of a trainer's output; MONAI decollates it, and every item of the batch carries the same loss.
+
+    Decollating has made it a number: no call waits for a GPU.
+    """
     first = output[0] if isinstance(output, list) else output
     return float(first["loss"])
+
+
+def quiet_stop(record: logging.LogRecord) -> bool:
+    """Logging filter: drop Ignite's line for an error where that is a program's end, which says itself why it ends."""
+    return not isinstance(sys.exc_info()[1], SystemExit)
 
 
 @contextlib.contextmanager

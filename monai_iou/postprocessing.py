@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from monai_iou.bundles import one_sentence
 from monai_iou.cases import DatasetError
 from monai_iou.checkpoints import write_atomically
+from monai_iou.failures import explained
 from monai_iou.regions import label_components
 from monai_iou.training import inner_module
 
-__all__ = ["LabelsFromProbabilitiesd", "Postprocessing", "load_postprocessing", "tune", "tune_postprocessing"]
+__all__ = ["LabelsFromProbabilitiesd", "Postprocessing", "load_postprocessing", "needed", "tune", "tune_postprocessing"]
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
 MAX_SIZES = 64
@@ -148,14 +149,18 @@ def tune_postprocessing(
         pixdim: voxel size of that grid in mm.
         classes: of the network, background included.
         ckpt_dir: folder of `model.pt`.
+
+    Raises:
+        TrainingError: the machine or the GPU ran out of memory.
     """
     if evaluator.state.rank != 0 or len(dataset) == 0:
         return None
     device = evaluator.state.device
     network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
     network.load_state_dict(torch.load(Path(ckpt_dir) / "model.pt", map_location=device, weights_only=True))
-    cases = [_predicted(evaluator, network, item) for item in dataset]
-    settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
+    with explained():
+        cases = [_predicted(evaluator, network, item) for item in dataset]
+        settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
     path = Path(ckpt_dir) / "postprocessing.json"
     if after <= before:
         path.unlink(missing_ok=True)
@@ -170,7 +175,19 @@ def _predicted(evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any]
     image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
     with torch.no_grad(), evaluator.mode(network), torch.autocast("cuda", enabled=evaluator.amp):
         logits = evaluator.inferer(image, network)
-    return logits[0].float().softmax(0).cpu().numpy(), np.asarray(item["label"])[0]
+    return needed(logits[0].float().softmax(0)), np.asarray(item["label"])[0]
+
+
+def needed(probabilities: torch.Tensor) -> NDArray[Any]:
+    """Return what `tune` needs of a case's probabilities (C, *S), a fraction of their memory.
+
+    Returns:
+        The probability of the foreground, (*S) float32, for two classes; else the likeliest class, (*S).
+    """
+    if len(probabilities) == 2:
+        return np.asarray(probabilities[1].to("cpu", torch.float32, copy=True).numpy())
+    likeliest = probabilities.argmax(0)
+    return np.asarray(likeliest.to(torch.uint8 if len(probabilities) <= 256 else torch.int32).cpu().numpy())
 
 
 def tune(
@@ -179,9 +196,9 @@ def tune(
     """Choose threshold and smallest sizes.
 
     Args:
-        cases: probabilities (C, *S) and label map (*S) of each validation case.
+        cases: for each validation case what `needed` keeps of its probabilities, and its label map (*S).
         voxel_mm3: volume of their voxels.
-        classes: C.
+        classes: with the background.
 
     Returns:
         The settings, and the mean IoU without and with them. The mean is over the foreground classes of a case, then
@@ -191,7 +208,7 @@ def tune(
     best, before = nothing, 0.0
     best_score = -np.inf
     for threshold in (None, *(THRESHOLDS if classes == 2 else ())):
-        maps = [p.argmax(0) if threshold is None else (p[1] > threshold).astype(np.int64) for p, _ in cases]
+        maps = [found if classes > 2 else found > (0.5 if threshold is None else threshold) for found, _ in cases]
         labels = [(found, label) for found, (_, label) in zip(maps, cases, strict=True)]
         candidates = [_class_scores(labels, value) for value in range(1, classes)]
         if threshold is None:

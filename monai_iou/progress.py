@@ -106,12 +106,13 @@ class ProgressHandler:
             )
 
     def _epoch_completed(self, engine: Trainer) -> None:
-        loss = sum(self._losses) / max(1, len(self._losses))
+        line = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
+        if self._losses:
+            line += f" loss {sum(self._losses) / len(self._losses):.4f}"
+        line += f" lr {self.optimizer.param_groups[0]['lr']:.2e}{self._scores(engine)}"
+        if self._first_iteration is not None:  # a resumed run may validate before its first step
+            line += f", {self._time_left(engine)} left"
         self._losses = []
-        line = (
-            f"epoch {engine.state.epoch}/{engine.state.max_epochs} loss {loss:.4f} "
-            f"lr {self.optimizer.param_groups[0]['lr']:.2e}{self._scores(engine)}, {self._time_left(engine)} left"
-        )
         self._last_line = time.monotonic()
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)

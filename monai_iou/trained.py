@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from monai_iou.bundles import one_sentence
 from monai_iou.cases import DatasetError
+from monai_iou.checkpoints import UNREADABLE
 from monai_iou.inference import Ensemble
 from monai_iou.planning import load_plan
 from monai_iou.training import optional
@@ -122,10 +122,10 @@ def network_of(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Modul
 def _load_weights(path: str) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        return dict(content.get("model", content))  # CheckpointLoader takes both forms
+    except (*UNREADABLE, AttributeError, TypeError) as error:
         message = f"Expected {path} to be a trained model, but it cannot be read: copy it again or train again."
         raise DatasetError(message) from error
-    return dict(content.get("model", content))  # CheckpointLoader takes both forms
 
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

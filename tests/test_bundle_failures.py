@@ -26,6 +26,7 @@ from monai_iou.cases import DatasetError
 from monai_iou.checkpoints import last_epoch, write_atomically
 from monai_iou.demo import run_workflow
 from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.trained import need_models
 from monai_iou.training import check_settings, is_better
 
 
@@ -259,6 +260,17 @@ def test_inference_with_another_network_than_training_says_so(bundle: Path, data
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["inference"], overrides(bundle, data, **network))
     assert "model.pt to be a trained model, but it cannot be read" in str(causes(caught.value))
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"\x80\x02K\x01.", b"PK\x03\x04", "list", "number"])
+def test_a_model_that_cannot_be_read_gives_one_sentence(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save([1] if content == "list" else {"model": 1}, path)
+    with pytest.raises(DatasetError, match="to be a trained model, but it cannot be read: copy it again"):
+        need_models([str(path)], torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("switch", [{"load_pretrain": "false"}, {"handlers#0#_disabled_": True}])

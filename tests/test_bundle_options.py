@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -19,15 +23,25 @@ from bundle_runs import SMALL, bundle_command, run_command
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose, Lambdad, Transform
 
 from monai_iou.bundles import bundle_path, copy_bundle
 from monai_iou.caching import cached_dataset
 from monai_iou.cases import DatasetError
 from monai_iou.demo import run_workflow
+from monai_iou.failures import TrainingError
 from monai_iou.inference import Ensemble, MeanProbabilityInferer
 from monai_iou.metrics.iou import IoUMetric
 from monai_iou.phantoms import write_phantom_dataset
-from monai_iou.postprocessing import LabelsFromProbabilitiesd, Postprocessing, load_postprocessing, tune, without_small
+from monai_iou.postprocessing import (
+    LabelsFromProbabilitiesd,
+    Postprocessing,
+    load_postprocessing,
+    needed,
+    tune,
+    tune_postprocessing,
+    without_small,
+)
 from monai_iou.score_files import CaseScoresSaver
 from monai_iou.trained import model_files
 from monai_iou.training import WeightAverage, check_settings
@@ -56,7 +70,7 @@ def causes(error: BaseException) -> list[BaseException]:
     return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
 
 
-OWN_PLACES = {"bundle_root", "device", "rank", "start_epoch", "world_size", "plan", "model_files"}
+OWN_PLACES = {"bundle_root", "device", "rank", "start_epoch", "start_step", "world_size", "plan", "model_files"}
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
@@ -297,9 +311,57 @@ def test_two_processes_share_a_cache(bundle: Path, data: Path, tmp_path: Path) -
         assert len(list(cache.iterdir())) == 4, "two trained on and two validated on"
 
 
-def test_a_transform_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
-    from monai.transforms import Compose, Lambdad
+class Together(Transform):
+    """Give a volume that no other thread gives, once all threads are here: their writes begin at the same time."""
 
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self.barrier = barrier
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        self.barrier.wait(timeout=60)
+        return {**item, "volume": torch.full((200_000,), float(item["index"]))}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a barrier cannot be pickled, and says nothing of the volume
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        return self
+
+
+def test_threads_that_prepare_the_same_volume_at_once_share_a_cache(tmp_path: Path) -> None:
+    count, threads = 8, 4
+    items = [{"index": index} for index in range(count)]
+    barrier = threading.Barrier(threads)
+    datasets = [cached_dataset(items, Compose([Together(barrier)]), cache_dir=str(tmp_path)) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        for index in range(count):
+            # A thread that still finds no file waits for the others; one that comes late would find it.
+            for path in tmp_path.iterdir():
+                path.unlink()
+            for found in pool.map(lambda dataset: dataset[index], datasets):  # noqa: B023
+                assert (found["volume"] == index).all()
+            (stored,) = tmp_path.iterdir()
+            assert (torch.load(stored, weights_only=True)["volume"] == index).all()
+
+
+def test_a_file_that_another_process_holds_open_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path, target: Path) -> None:  # as on Windows; the other process stored it before
+        torch.save({}, target)
+        raise PermissionError
+
+    dataset = cached_dataset([{"index": 3}], Compose([Together(threading.Barrier(1))]), cache_dir=str(tmp_path))
+    monkeypatch.setattr(Path, "replace", refused)
+    assert dataset[0]["volume"][0] == 3
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError))
+    with pytest.raises(PermissionError):
+        dataset[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transform_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected `cache_dir` to be used with transforms that can be told apart"):
         cached_dataset([{"image": "a"}], Compose([Lambdad("image", lambda x: x)]), cache_dir=str(tmp_path))
 
@@ -317,12 +379,40 @@ def blobs(sizes: list[tuple[int, float]], true: list[bool]) -> tuple[np.ndarray,
     return np.stack([1 - foreground, foreground]), label
 
 
+def kept(cases: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(needed(torch.from_numpy(probabilities)), label) for probabilities, label in cases]
+
+
+def test_tuning_keeps_a_fraction_of_the_probabilities() -> None:
+    probabilities = torch.rand(2, 6, 6, 6).softmax(0)
+    found = needed(probabilities)
+    np.testing.assert_array_equal(found, probabilities[1].numpy())
+    assert found.base is None or found.base.nbytes == found.nbytes, "a view would hold both channels"
+    probabilities = torch.rand(5, 6, 6, 6).softmax(0)
+    found = needed(probabilities)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, probabilities.argmax(0).numpy())
+
+
+def test_tuning_that_does_not_fit_into_memory(tmp_path: Path) -> None:
+    def fill(*_: Any) -> None:
+        raise MemoryError
+
+    network = torch.nn.Conv3d(1, 2, 1)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    state = SimpleNamespace(rank=0, device=torch.device("cpu"))
+    evaluator = SimpleNamespace(state=state, network=network, inferer=fill, amp=False, mode=contextlib.nullcontext)
+    item = {"image": torch.zeros(1, 4, 4, 4), "label": torch.zeros(1, 4, 4, 4)}
+    with pytest.raises(TrainingError, match="fit into memory, but it ran out of it: lower `patch_size`"):
+        tune_postprocessing(evaluator, [item], (1.0, 1.0, 1.0), 2, str(tmp_path))
+
+
 def test_specks_are_found_and_removed() -> None:
     cases = [
         blobs([(5, 0.9), (2, 0.9), (1, 0.8)], [True, False, False]),
         blobs([(4, 0.7), (1, 0.9)], [True, False]),
     ]
-    settings, before, after = tune(cases, voxel_mm3=2.0, classes=2)
+    settings, before, after = tune(kept(cases), voxel_mm3=2.0, classes=2)
     assert before == pytest.approx((125 / 134 + 64 / 65) / 2)
     assert after == 1.0
     assert settings.threshold is None
@@ -336,12 +426,12 @@ def test_specks_are_found_and_removed() -> None:
 
 
 def test_a_threshold_is_found_and_a_perfect_answer_is_left_alone() -> None:
-    settings, before, after = tune([blobs([(5, 0.3), (3, 0.4)], [True, True])], 1.0, 2)
+    settings, before, after = tune(kept([blobs([(5, 0.3), (3, 0.4)], [True, True])]), 1.0, 2)
     assert (before, after) == (0.0, 1.0)
     assert settings.threshold is not None
     assert settings.threshold < 0.3
     assert settings.min_size_mm3 == (0.0,)
-    settings, before, after = tune([blobs([(5, 0.9), (1, 0.9)], [True, True])], 1.0, 2)
+    settings, before, after = tune(kept([blobs([(5, 0.9), (1, 0.9)], [True, True])]), 1.0, 2)
     assert settings == Postprocessing(None, (0.0,))
     assert (before, after) == (1.0, 1.0)
 
@@ -354,7 +444,7 @@ def test_the_score_that_is_raised_is_that_of_the_metric() -> None:
         label = rng.integers(0, 3, (12, 12, 6)) * (rng.random((12, 12, 6)) < 0.2)
         cases.append((np.exp(logits) / np.exp(logits).sum(0), label))
     cases[0][1][cases[0][1] == 2] = 0
-    settings, before, after = tune(cases, 1.5, 3)
+    settings, before, after = tune(kept(cases), 1.5, 3)
     assert len(settings.min_size_mm3) == 2
     for sizes, expected in ((Postprocessing(), before), (settings, after)):
         metric = IoUMetric(include_background=False, num_classes=3)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
+import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -19,11 +20,11 @@ from typing import Any
 import pytest
 import torch
 from bundle_runs import SMALL, bundle_command, run_command
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 from monai_iou.bundles import copy_bundle
-from monai_iou.checkpoints import last_epoch, write_atomically
+from monai_iou.checkpoints import CheckpointHandler, last_epoch, last_step, write_atomically
 from monai_iou.demo import run_workflow
 from monai_iou.failures import StepGuard, TrainingError, explained, run, stop_signals
 from monai_iou.phantoms import write_phantom_dataset
@@ -66,7 +67,12 @@ def workflow(bundle: Path, data: Path, **changes: Any) -> tuple[ConfigWorkflow, 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [5, 6], ids=["inside an epoch", "at its end"])
 def test_a_signal_ends_the_training_after_its_step(
-    number: signal.Signals, step: int, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    step: int,
+    bundle: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     made, trainer = workflow(bundle, data, epochs=4)
@@ -84,6 +90,8 @@ def test_a_signal_ends_the_training_after_its_step(
     )
     stopped = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     assert (stopped["epoch"], stopped["step"]) == divmod(step, 3)
+    assert stopped["validated"] is (step == 5)
+    assert "terminating due to exception" not in caplog.text
     assert stopped["optimizer"]["state"][0]["step"].item() == step
     network = made.parser.get_parsed_content("network_def").state_dict()
     assert all(torch.equal(stopped["model"][name], weights) for name, weights in network.items())
@@ -93,11 +101,22 @@ def test_a_signal_ends_the_training_after_its_step(
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: steps.append((engine.state.epoch, engine.state.iteration))
     )
+    validated = validations(resumed, trainer)
     resumed.run()
     assert steps == [((each - 1) // 3 + 1, each) for each in range(step + 1, 13)]
+    assert validated == [(2, 6), (3, 9), (4, 12)]
     assert torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)["optimizer"]["state"][0]["step"] == 12
     rate = resumed.parser.get_parsed_content("lr_scheduler")
     assert rate.last_epoch == 12
+
+
+def validations(made: ConfigWorkflow, trainer: Any) -> list[tuple[int, int]]:
+    """A list that fills with epoch and step of every validation that is completed."""
+    done: list[tuple[int, int]] = []
+    made.parser.get_parsed_content("validate#evaluator").add_event_handler(
+        Events.COMPLETED, lambda engine: done.append((engine.state.epoch, trainer.state.iteration))
+    )
+    return done
 
 
 def test_a_signal_during_validation_ends_it_after_a_volume(bundle: Path, data: Path) -> None:
@@ -116,6 +135,108 @@ def test_a_signal_during_validation_ends_it_after_a_volume(bundle: Path, data: P
     assert volumes == [1, 2, 1]
     stopped = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     assert (stopped["epoch"], stopped["step"], stopped["best_metric_epoch"]) == (2, 0, 1)
+    assert stopped["validated"] is False
+
+
+@pytest.mark.parametrize("val_interval", [2, 3])
+def test_a_run_stopped_before_its_last_validation_does_it_when_resumed(
+    val_interval: int, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"epochs": 2, "val_interval": val_interval}
+    made, trainer = workflow(bundle, data, **changes)
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=6), lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        made.run()
+    assert [path.name for path in (bundle / "models").iterdir()] == ["last_epoch.pt"]
+    capsys.readouterr()
+    resumed, trainer = workflow(bundle, data, **changes, resume=True)
+    validated = validations(resumed, trainer)
+    resumed.run()
+    assert validated == ([(2, 6)] if val_interval == 2 else [])
+    last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert (last["epoch"], last["step"], last["validated"]) == (2, 0, True)
+    assert last["best_metric_epoch"] == (2 if val_interval == 2 else -1)
+    model = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], weights) for name, weights in last["model"].items())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "epoch 2/2" in line]
+    assert "loss" not in line, "no step was done"
+    again, trainer = workflow(bundle, data, **changes, resume=True)
+    assert not validations(again, trainer)
+    again.run()
+
+
+def test_two_stops_inside_an_epoch_give_three_orders_of_the_cases(bundle: Path, data: Path) -> None:
+    seeds = []
+    for step in (4, 5):
+        made, trainer = workflow(bundle, data, epochs=4, seed=7, resume=True)
+        seeds.append(torch.initial_seed())
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED,
+            lambda engine, step=step: engine.state.iteration == step and signal.raise_signal(signal.SIGTERM),
+        )
+        with pytest.raises(SystemExit):
+            made.run()
+        last = bundle / "models" / "last_epoch.pt"
+        assert (last_epoch(last), last_step(last)) == (1, step - 3)
+    workflow(bundle, data, epochs=4, seed=7, resume=True)
+    assert [*seeds, torch.initial_seed()] == [7, 9, 10]
+    content = json.loads((bundle / "configs" / "multi_gpu_train.json").read_text())
+    assert content["train#sampler"]["seed"] == "$@seed + @start_epoch + @start_step"
+    assert "$monai.utils.set_determinism(seed=@seed + @start_epoch + @start_step)" in content["initialize"]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "truncated", "foreign", "no dictionary"])
+def test_a_checkpoint_that_cannot_be_read(damage: str, bundle: Path, data: Path) -> None:
+    path = bundle / "models" / "last_epoch.pt"
+    write_atomically({"epoch": 1, "weights": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    if damage == "no dictionary":
+        torch.save([1, 2], path)
+    elif damage != "foreign":
+        path.write_bytes({"garbage": b"not a checkpoint", "empty": b"", "truncated": whole[:-100]}[damage])
+    sentence = (
+        f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it or set --resume false."
+    )
+    for read in (last_epoch, last_step):
+        with pytest.raises(ValueError, match="checkpoint of this bundle") as caught:
+            read(path)
+        assert str(caught.value) == sentence
+    with pytest.raises(RuntimeError) as wrapped:
+        workflow(bundle, data, resume=True)
+    assert sentence in [str(cause) for cause in causes(wrapped.value)]
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    engine = Engine(lambda *_: None)
+    engine.state.rank = 0
+    CheckpointHandler(str(path.parent), network, optimizer, schedule, resume=True).attach(engine)
+    with pytest.raises(ValueError, match="checkpoint of this bundle"):
+        engine.run([0], max_epochs=1)
+
+
+def refuses(path: Path) -> bool:
+    """Read what may be damaged where no meaning is."""
+    try:
+        last_epoch(path)
+    except ValueError as error:
+        return "checkpoint of this bundle, but it cannot be read" in str(error)
+    return False
+
+
+def test_no_damage_of_a_checkpoint_gives_another_error(tmp_path: Path) -> None:
+    path = tmp_path / "last_epoch.pt"
+    refused = 0
+    for legacy in (False, True):
+        torch.save({"epoch": 1, "step": 0}, path, _use_new_zipfile_serialization=not legacy)
+        whole = path.read_bytes()
+        generator = random.Random(0)
+        damaged = [whole[: len(whole) * part // 20] for part in range(20)]
+        damaged += [bytes(generator.randrange(256) for _ in range(size)) for size in (1, 2, 5, 50, 500)]
+        damaged += [whole[:at] + generator.randbytes(8) + whole[at + 8 :] for at in range(0, len(whole) - 8, 37)]
+        for content in damaged:
+            path.write_bytes(content)
+            refused += refuses(path)
+    assert refused > 50
 
 
 def test_the_program_ends_with_the_signals_code(bundle: Path, data: Path) -> None:
@@ -126,6 +247,7 @@ def test_the_program_ends_with_the_signals_code(bundle: Path, data: Path) -> Non
     assert process.returncode == 143, errors
     assert "SIGTERM: stopped in epoch" in shown
     assert "Traceback" not in errors
+    assert "terminating due to exception" not in shown + errors
     epoch = last_epoch(bundle / "models" / "last_epoch.pt")
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=epoch + 2, resume=True))
     assert last_epoch(bundle / "models" / "last_epoch.pt") == epoch + 2
@@ -270,6 +392,16 @@ def test_weights_that_are_nan_are_never_stored(bundle: Path, data: Path) -> None
     assert torch.isfinite(next(iter(torch.load(bundle / "models" / "model.pt", weights_only=True).values()))).all()
 
 
+def test_the_loss_that_handlers_read_is_a_number_already(bundle: Path, data: Path) -> None:
+    made, trainer = workflow(bundle, data, val_fraction=0, epochs=1)
+    kinds: list[type] = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: kinds.append(type(engine.state.output[0]["loss"]))
+    )
+    made.run()
+    assert kinds == [float] * 4, "reading a tensor on a GPU waits for the step, in each handler again"
+
+
 def test_a_batch_without_names_is_said_to_have_none() -> None:
     state = SimpleNamespace(output=[{"loss": math.inf}], batch=[{"image": 1}], epoch=1, device="cpu")
     with pytest.raises(TrainingError, match="but got inf in epoch 1 on the batch of files without a name"):
@@ -297,6 +429,7 @@ def test_a_training_without_room_for_its_checkpoint(bundle: Path, data: Path) ->
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
     last = bundle / "models" / "last_epoch.pt"
     before = last.read_bytes()
+    resource = pytest.importorskip("resource")  # not on Windows
     room = len(before) // 2  # of one file: enough for the model, not for the optimizer's averages
     process = start(
         bundle_command(bundle, ["train"], overrides(bundle, data, resume=True)),
