@@ -183,7 +183,7 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     cases = (counts.voxels > 0).sum(0)
     for row in zip(counts.values, voxels, 100 * voxels / voxels.sum(), cases, counts.components, weights, strict=True):
         click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
-    click.echo(f'Written: {output}. In a config: "weight": "%{output}::weights"')
+    click.echo(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
     return 0
 
 
@@ -191,10 +191,12 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
 @click.argument("dataset_dir", type=_FOLDER)
 @click.option("--output", type=_FOLDER, default=Path("plan.json"), show_default=True, metavar="FILE")
 @click.option("--folds", type=int, metavar="N", help="Cross-validate. Default: one split.")
-@click.option("--fold", type=int, default=0, show_default=True, metavar="K", help="Fold to validate on, from 0.")
+@click.option("--fold", type=int, show_default="0", metavar="K", help="Fold of --folds to validate on, from 0.")
 @click.option("--memory-gb", type=float, metavar="GIB", help="Of the GPU, or RAM. Default: what is free now.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int, memory_gb: float | None, device: str) -> int:
+def plan(
+    dataset_dir: Path, output: Path, folds: int | None, fold: int | None, memory_gb: float | None, device: str
+) -> int:
     """Decide from a dataset how to train on it: spacing, patch, batch, crops, loss, length, each with its reason.
 
     DATASET_DIR is a folder in the Decathlon layout. Its training cases are read; the cases of test_labelled are not.
@@ -209,21 +211,28 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int, memory_g
     from monai_iou.machine import find_machine
     from monai_iou.plan_tables import plan_tables
     from monai_iou.proposals import propose
+    from monai_iou.splits import check_folds, count_patients
 
+    if fold is not None and folds is None:
+        message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
+        raise click.UsageError(message)
     try:
         machine = find_machine(device, memory_gb)
         folder = read_folder(dataset_dir)
+        if folds is not None:  # before minutes of reading
+            check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
         prepare(output.parent)
         with _progress() as show:
             found = take_fingerprint(folder, lambda done, total, case: show(Progress("training", done, total, case)))
-        proposal = propose(folder, found, machine, folds, fold)
+        proposal = propose(folder, found, machine, folds, fold or 0)
         write_json(output, proposal.as_json(found, machine))
     except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print_tables(plan_tables(folder, found, proposal))
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
-    files = f"['TRAIN.JSON','{output}']"
-    click.echo(f'python -m monai.bundle run --config_file "{files}" --dataset_dir {shlex.quote(str(dataset_dir))}')
+    files = f"['TRAIN.JSON','{output.as_posix()}']"  # in the config's text a backslash would be an escape
+    folder_name = shlex.quote(dataset_dir.as_posix())
+    click.echo(f'python -m monai.bundle run --config_file "{files}" --dataset_dir {folder_name}')
     return 0
 
 
@@ -284,9 +293,8 @@ def init(folder: Path) -> int:
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"Copied the bundle to {target}. Train it on a folder in the Decathlon layout:")
-    click.echo(
-        f"python -m monai.bundle run --config_file {target / 'configs' / 'train.json'} --dataset_dir YOUR_FOLDER"
-    )
+    config = (target / "configs" / "train.json").as_posix()
+    click.echo(f"python -m monai.bundle run --config_file {config} --dataset_dir YOUR_FOLDER")
     return 0
 
 

@@ -112,7 +112,10 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
         )
         raise ValueError(message)
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < folds:
-        message = f"Expected `fold` to be an integer from 0 to {folds - 1}, as `folds` is {folds}, but got {fold!r}."
+        message = (
+            f"Expected `fold` to be an integer from 0 to {folds - 1}, as `folds` is {folds}, but got {fold!r}: folds "
+            "are counted from 0."
+        )
         raise ValueError(message)
 
 

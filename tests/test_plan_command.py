@@ -180,7 +180,12 @@ def test_folds_are_written_and_followed(tmp_path: Path, capsys: pytest.CaptureFi
         (["--memory-gb=0.001"], 1, "Expected memory for a training step of two patches of"),
         (["--device=tpu"], 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["--folds=1"], 1, "Expected `folds` to be an integer of at least 2, but got 1"),
-        (["--folds=2", "--fold=2"], 1, "Expected `fold` to be an integer from 0 to 1, as `folds` is 2, but got 2."),
+        (
+            ["--folds=2", "--fold=2"],
+            1,
+            "Expected `fold` to be an integer from 0 to 1, as `folds` is 2, but got 2: folds",
+        ),
+        (["--fold=3"], 2, "Expected `--folds` to be given with `--fold 3`, but it is not: add --folds 5 or drop"),
         (["--output=/proc/no/plan.json"], 1, "Expected `--output` to be a folder that can be written"),
     ],
 )
@@ -193,6 +198,14 @@ def test_wrong_options_give_one_sentence(
     assert text in re.sub(r"\s+", " ", error)
     assert "Traceback" not in error
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_folds_are_checked_before_any_volume_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = pet_folder(tmp_path / "data")
+    assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", "--folds=99", "--memory-gb=4"]) == 1
+    error = capsys.readouterr().err
+    assert "Expected `folds` to be at most 4, the number of patients in `training`, but got 99" in error
+    assert "training 1/4" not in error
 
 
 def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
