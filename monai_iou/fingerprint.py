@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from monai_iou.cases import Case, CaseFacts, read_case
 from monai_iou.datasets import SegmentationFolder, in_threads
+from monai_iou.regions import label_components
 from monai_iou.splits import count_patients
 
 __all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "summarise", "take_fingerprint"]
@@ -211,8 +212,6 @@ def _class_fingerprint(
 
 
 def _component_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    from monai_iou.metrics.components import label_components
-
     # Components are searched in the mask's box only: foregrounds are small.
     for axis in range(mask.ndim):
         used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

@@ -56,8 +56,8 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
         if not file.is_file():
             message = f"Expected `{file}` to be there, but it is not: {remedy}."
             raise ValueError(message)
-    metadata = described(json.loads(path.read_text()), load_plan(model))
+    metadata = described(json.loads(path.read_text(encoding="utf-8")), load_plan(model))
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(metadata, indent=4) + "\n")
+    partial.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
     partial.replace(path)
     return path

@@ -43,7 +43,10 @@ def label_components(mask: NDArray[np.bool_], connectivity: int | None) -> tuple
     choices = {2: (4, 8), 3: (6, 18, 26)}[mask.ndim]
     neighbours: Any = choices[-1] if connectivity is None else connectivity
     if neighbours not in choices:
-        message = f"Expected `connectivity` to be one of {choices} for {mask.ndim} dimensions, but got {connectivity}"
+        message = (
+            f"Expected `connectivity` to be one of {choices} for {mask.ndim} dimensions, but got {connectivity}: None "
+            f"takes {choices[-1]}."
+        )
         raise ValueError(message)
     if not mask.any():
         return np.zeros(mask.shape, dtype=np.int64), 0
@@ -105,7 +108,10 @@ def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
     if len(values) == 1:
         values *= spatial_dims
     if len(values) != spatial_dims or not all(np.isfinite(v) and v > 0 for v in values):
-        message = f"Expected `spacing` to be {spatial_dims} positive numbers in mm, but got {spacing}"
+        message = (
+            f"Expected `spacing` to be {spatial_dims} positive numbers in mm, but got {spacing}: give the voxel size "
+            "along each axis, or None for 1 mm."
+        )
         raise ValueError(message)
     return tuple(values)
 
@@ -121,7 +127,10 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
         return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in found]
     if isinstance(spacing, Sequence) and spacing and np.ndim(spacing[0]) == 1:
         if len(spacing) != count:
-            message = f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}"
+            message = (
+                f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}: give "
+                "one for all images, or as many as there are."
+            )
             raise ValueError(message)
         return [spacing_tuple(s, spatial_dims) for s in spacing]
     return [spacing_tuple(spacing, spatial_dims)] * count
@@ -180,7 +189,10 @@ class ComponentRegionsd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if num_classes < 2:
-            message = f"Expected `num_classes` to count the background and at least one class, but got {num_classes}."
+            message = (
+                f"Expected `num_classes` to count the background and at least one class, but got {num_classes}: 2 is "
+                "for one foreground class."
+            )
             raise ValueError(message)
         self.num_classes, self.connectivity, self.spacing = num_classes, connectivity, spacing
 
