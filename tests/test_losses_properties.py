@@ -304,7 +304,8 @@ def test_copies_behave_alike(case: Case) -> None:
     value = loss(logits, labels)
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert twin(logits, labels) == value
-    assert loss.state_dict() or isinstance(loss, nn.Module)
+        assert twin.state_dict().keys() == loss.state_dict().keys()
+        assert all(torch.equal(twin.state_dict()[name], kept) for name, kept in loss.state_dict().items())
 
 
 @every_loss
