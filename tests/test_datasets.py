@@ -300,8 +300,8 @@ def test_every_case_is_validated_in_exactly_one_fold(patients: list[int], data: 
         (4, 0, "Expected `folds` to be at most 3, the number of patients in `training`, but got 4: take 3 or fewer."),
         (1, 0, "Expected `folds` to be an integer of at least 2, but got 1: 5 is usual."),
         ("five", 0, "Expected `folds` to be an integer of at least 2, but got 'five': 5 is usual."),
-        (3, 3, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got 3."),
-        (3, -1, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got -1."),
+        (3, 3, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got 3: folds are counted from 0."),
+        (3, -1, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got -1: folds are counted from 0."),
     ],
 )
 def test_folds_that_cannot_be(folder: Path, folds: object, fold: object, text: str) -> None:
