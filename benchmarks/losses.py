@@ -177,15 +177,19 @@ def floor(logits: Tensor) -> float:
     return statistics.median(times) * 3 / 2  # a copy moves two volumes, the loss three
 
 
-def measure(size: Size, device: str, dtype: torch.dtype, quick: bool) -> list[Row]:
-    """Measure all losses at one size, taking turns."""
+def measure(size: Size, device: str, dtype: torch.dtype, quick: bool, only: list[str]) -> list[Row]:
+    """Measure the losses at one size, taking turns."""
     batch, classes, side = size
     generator = torch.Generator().manual_seed(0)
     shape = (batch, classes, side, side, side)
     logits = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
     labels = torch.randint(0, max(classes, 2), (batch, 1, side, side, side), generator=generator).to(device)
     labels = labels.float() if classes == 1 else labels
-    losses = candidates(classes, device, quick)
+    losses = {
+        name: loss
+        for name, loss in candidates(classes, device, quick).items()
+        if not only or any(part in name for part in only)
+    }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in losses}
     for turn in range(4 if quick else 10):
         for name, (loss, kernel) in losses.items():
@@ -224,9 +228,10 @@ def table(rows: list[Row]) -> str:
     base = {row.name: row.forward + row.backward for row in rows}
     for row in rows:
         both = row.forward + row.backward
+        ratio = base.get(peer_of(row), math.nan) / both
         lines.append(
             f"| {row.name} | {row.batch}x{row.classes}x{row.side}^3 | {row.dtype} | {row.forward * 1e3:.1f} | "
-            f"{row.backward * 1e3:.1f} | {both * 1e3:.1f} | {base[peer_of(row)] / both:.2f} | {row.peak:.2f} |"
+            f"{row.backward * 1e3:.1f} | {both * 1e3:.1f} | {ratio:.2f} | {row.peak:.2f} |"
         )
     return "\n".join(lines)
 
@@ -263,6 +268,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", action="append", help="[BATCHx]CLASSESxSIDE such as 5x128; may be repeated")
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16", "float16"), help="may be repeated")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="losses with TEXT in the name; may be repeated")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for losses.json and .png")
     options = parser.parse_args()
     sizes = [parsed_size(size) for size in options.size or []]
@@ -276,7 +282,7 @@ def main() -> None:
     rows: list[Row] = []
     for dtype in dtypes:
         for size in sizes:
-            part = measure(size, options.device, dtype, options.quick)
+            part = measure(size, options.device, dtype, options.quick, options.only or [])
             print(table(part), end="\n\n", flush=True)
             rows += part
     options.output.mkdir(parents=True, exist_ok=True)
