@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import locale
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# For the benchmarks, which are not installed; last, so that the installed package is what is tested.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(autouse=True)
