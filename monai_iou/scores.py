@@ -8,7 +8,7 @@ from torch import Tensor
 from monai_iou.checks import check_choice
 from monai_iou.voxels import VoxelSums
 from monai_iou.voxels.histograms import ErrorHistograms
-from monai_iou.voxels.reference import total_dtype
+from monai_iou.voxels.inputs import total_dtype
 
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
@@ -100,7 +100,7 @@ def lovasz(histograms: ErrorHistograms) -> Tensor:
     Example:
         >>> import torch
         >>> from monai_iou.scores import lovasz
-        >>> from monai_iou.voxels.histograms import error_histograms
+        >>> from monai_iou.voxels.histograms import (error_histograms)
         >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
         >>> lovasz(error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None))  # 1 - IoU
         tensor([[0.5000]], dtype=torch.float64)

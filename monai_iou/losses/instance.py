@@ -18,7 +18,7 @@ from monai_iou.losses.base import RegionOptions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pooling import valid_mask
 from monai_iou.regions import FIRST_REGION, REGIONS, component_regions, image_spacings
-from monai_iou.voxels.reference import sum_dtype
+from monai_iou.voxels.inputs import sum_dtype
 from monai_iou.voxels.sums import VoxelSums, run_pass
 
 _Terms = tuple[Tensor, Tensor]

@@ -13,7 +13,7 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together
 from monai_iou.losses.lovasz_extension import histogram_lovasz, sorted_lovasz
 from monai_iou.voxels import histograms as hist
-from monai_iou.voxels.histograms import ErrorSpec
+from monai_iou.voxels.errors import DEFAULT_BINS, ErrorSpec, check_bins
 from monai_iou.voxels.in_place import is_usual
 from monai_iou.voxels.kernels import chosen_kernel
 from monai_iou.voxels.reference import PassSpec
@@ -31,7 +31,7 @@ class _LovaszLoss(_Loss):
         reduction = str(getattr(reduction, "value", reduction))  # MONAI's LossReduction or its value
         checks.check_choice("reduction", reduction, checks.REDUCTIONS)
         super().__init__(reduction=reduction)
-        self.bins = None if bins is None else hist.check_bins(bins)
+        self.bins = None if bins is None else check_bins(bins)
         self.batch = batch
         self.ignore_index = checks.check_ignore_index(ignore_index)
         self.sync_batch = sync_batch
@@ -117,7 +117,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
     def __init__(
         self,
         classes: str = "present",
-        bins: int | None = hist.DEFAULT_BINS,
+        bins: int | None = DEFAULT_BINS,
         include_background: bool = True,
         to_onehot_y: bool = False,
         sigmoid: bool = False,
@@ -236,7 +236,7 @@ class LovaszHingeLoss(_LovaszLoss):
 
     def __init__(
         self,
-        bins: int | None = hist.DEFAULT_BINS,
+        bins: int | None = DEFAULT_BINS,
         batch: bool = False,
         ignore_index: int | None = None,
         reduction: str = "mean",

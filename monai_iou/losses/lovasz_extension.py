@@ -27,9 +27,20 @@ from monai_iou import scores
 from monai_iou.distributed import fails_together, is_distributed, sum_over_ranks
 from monai_iou.voxels import histograms as hist
 from monai_iou.voxels import in_place, memory
-from monai_iou.voxels.histograms import ErrorHistograms, ErrorSpace, ErrorSpec
+from monai_iou.voxels.errors import (
+    ErrorSpace,
+    ErrorSpec,
+    ErrorTile,
+    errors_of,
+    largest_error,
+    numbered_tiles,
+    tile_errors,
+    tile_voxels,
+)
+from monai_iou.voxels.histograms import ErrorHistograms
+from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.reference import PassSpec, Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.reference import PassSpec
 from monai_iou.voxels.tiled import in_runs, run_tasks
 
 
@@ -99,9 +110,9 @@ class _WithSlopes(torch.autograd.Function):
         start, rise = (F.pad((table * factor).flatten(1), (0, 1)) for table in (start, rise))
         start, rise, limit = (table.expand(batch, -1) for table in (start, rise, limit))
         out = memory.empty_like(logits)
-        size = hist.tile_voxels(logits)
+        size = tile_voxels(logits)
         places = [place for image in out.unbind() for place in image.split(size, -1)] if out.numel() else []
-        tiles = [(*tile, place) for tile, place in zip(hist.numbered_tiles(voxels), places, strict=True)]
+        tiles = [(*tile, place) for tile, place in zip(numbered_tiles(voxels), places, strict=True)]
 
         sums, of_images = ctx.sums, of_rows.to(start.dtype).unsqueeze(-1).unbind(1)
 
@@ -109,7 +120,7 @@ class _WithSlopes(torch.autograd.Function):
             space = ErrorSpace.of(logits)
             beside = None if sums is None else in_place.Workspace.for_gradient(logits, sums, size)
             for image, part, place in task:
-                tile = hist.tile_errors(part, ctx.spec, limit[image], space)
+                tile = tile_errors(part, ctx.spec, limit[image], space)
                 slope, change = (space.map(number, tile.p.shape[1]) for number in (3, 4))
                 torch.index_select(start[image], 0, tile.index, out=slope.view(-1))
                 torch.index_select(rise[image], 0, tile.index, out=change.view(-1))
@@ -124,7 +135,7 @@ class _WithSlopes(torch.autograd.Function):
         return out, *[None] * 7
 
 
-def _logit_gradient(tile: hist.ErrorTile, slope: Tensor, line: Tensor, spec: ErrorSpec) -> Tensor:
+def _logit_gradient(tile: ErrorTile, slope: Tensor, line: Tensor, spec: ErrorSpec) -> Tensor:
     """Return dL / d logits (C, n) of a tile from dL / dp; slope, line and the tile are overwritten."""
     p = tile.p
     if spec.activation == "softmax":
@@ -153,7 +164,7 @@ def histogram_lovasz(
     with torch.no_grad():
         limit = logits.new_ones((1, 1), dtype=sum_dtype(logits))
         if spec.activation == "hinge":
-            limit = hist.largest_error(voxels, spec)
+            limit = largest_error(voxels, spec)
             if batch:
                 limit = torch.cat([limit, limit.new_zeros((1, 1))]).amax(0, keepdim=True)
             if sync:
@@ -197,7 +208,7 @@ def sorted_lovasz(
     voxel_count = torch.full_like(classes[..., 0], classes.shape[-1])
     count = voxel_count if valid is None else valid.sum(-1).expand_as(voxel_count)
     volume = hist.report_bad_targets(classes.sum(-1), count, target, voxels, ignore_index)
-    errors = hist.errors(logits, classes, spec.activation)[1]
+    errors = errors_of(logits, classes, spec.activation)[1]
     if batch:
         errors, classes = (rows.transpose(0, 1).flatten(1).unsqueeze(0) for rows in (errors, classes))
         valid = None if valid is None else valid.transpose(0, 1).flatten(1).unsqueeze(0)

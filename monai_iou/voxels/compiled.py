@@ -21,19 +21,17 @@ import torch.fx.experimental._config
 from torch import Tensor
 
 from monai_iou.voxels import memory, tiled
+from monai_iou.voxels.inputs import IGNORED, Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.once import once_differentiable
 from monai_iou.voxels.reference import (
     COUNT,
-    IGNORED,
     ROWS,
     PassSpec,
     Probabilities,
-    Voxels,
     class_probabilities,
     class_slopes,
     statistics,
-    total_dtype,
 )
 
 LINE = 2048  # voxels summed in float32

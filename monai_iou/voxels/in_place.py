@@ -12,17 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_iou.voxels.reference import (
-    COUNT,
-    CROSS_ENTROPY,
-    INTERSECTION,
-    PREDICTION,
-    TARGET,
-    PassSpec,
-    Tile,
-    Voxels,
-    sum_dtype,
-)
+from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
+from monai_iou.voxels.reference import COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
 _LINES = 2
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import compiled, reference, tiled
-from monai_iou.voxels.reference import PassSpec, Voxels
+from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.reference import PassSpec
 
 KERNELS = ("auto", "reference", "tiled", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "MONAI_IOU_KERNEL"

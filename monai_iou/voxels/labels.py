@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from monai_iou.checks import label_error, map_error
-from monai_iou.voxels.reference import COUNT, TARGET, Voxels
+from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.reference import COUNT, TARGET
 from monai_iou.voxels.threads import in_threads
 
 _BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel

@@ -34,17 +34,17 @@ so a kernel may forget the probabilities after the sums and compute them again i
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
+
 INTERSECTION, PREDICTION, TARGET, CROSS_ENTROPY, CONFIDENCE, COUNT = range(6)
 ROWS = 6
-IGNORED = {torch.uint8: 255, torch.int16: -1}  # the stored label of an ignored voxel
 _TINY = 1e-30
 
 
@@ -68,112 +68,6 @@ class PassSpec:
         rows = [] if self.overlap is None else [INTERSECTION, PREDICTION]
         rows += [TARGET, *([CROSS_ENTROPY] if self.cross_entropy else [])]
         return [*rows, CONFIDENCE] if self.confidence else rows
-
-
-@dataclass(frozen=True)
-class Voxels:
-    """A checked and flattened input of the pass.
-
-    Attributes:
-        logits: (B, C, N), any float dtype.
-        labels: (B, N) class numbers of any dtype that float32 holds them in, or None if `maps` are given.
-        maps: (B, C, N) per-class maps, or None.
-        valid: (B, N) bool, False at ignored voxels; None if all take part. With labels, ignored voxels are
-            marked in them (:data:`IGNORED`) if `has_ignored`, labels are uint8 or int16, and `valid` is None.
-        has_ignored: whether labels hold marks of ignored voxels.
-        groups: (B, N) integer region numbers, or None.
-        regions: number R of regions, 1 without `groups`.
-    """
-
-    logits: Tensor
-    labels: Tensor | None
-    maps: Tensor | None
-    valid: Tensor | None
-    has_ignored: bool
-    groups: Tensor | None
-    regions: int
-
-    def tile(self, image: int | slice, voxels: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return :meth:`Tile.read` of a part: (..., C, n), (..., C, n) and (..., 1, n)."""
-        sides = (self.labels, self.valid)
-        labels, valid = (None if side is None else side[image, voxels].unsqueeze(-2) for side in sides)
-        maps = None if self.maps is None else self.maps[image, :, voxels]
-        tile = Tile(self.logits[image, :, voxels], labels, maps, valid, self.class_numbers(), self.has_ignored)
-        return tile.read(dtype)
-
-    def tiles(self, size: int) -> list[list[Tile]]:
-        """Return every image's voxels in tiles of `size`, in order, by few calls: threads would wait for each other."""
-
-        def cut(part: Tensor | None) -> Sequence[Iterable[Tensor | None]]:
-            if part is None:
-                return [itertools.repeat(None)] * len(self.logits)
-            return [image.split(size, -1) for image in part.unbind()]
-
-        labels, valid = (cut(None if part is None else part.unsqueeze(1)) for part in (self.labels, self.valid))
-        logits, maps = [image.split(size, -1) for image in self.logits.unbind()], cut(self.maps)
-        numbers = self.class_numbers()
-        return [
-            [Tile(*parts, numbers, self.has_ignored) for parts in zip(*image, strict=False)]
-            for image in zip(logits, labels, maps, valid, strict=True)
-        ]
-
-    def class_numbers(self) -> Tensor:
-        """Return 0, 1, ... as (C, 1), in the dtype of the sums."""
-        dtype = sum_dtype(self.logits)
-        return torch.arange(self.logits.shape[1], dtype=dtype, device=self.logits.device).unsqueeze(-1)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Some voxels of :class:`Voxels`: logits and maps (..., C, n), labels and valid (..., 1, n), classes (C, 1)."""
-
-    logits: Tensor
-    labels: Tensor | None
-    maps: Tensor | None
-    valid: Tensor | None
-    classes: Tensor
-    has_ignored: bool
-
-    def read(self, dtype: torch.dtype, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits and targets (..., C, n), and valid voxels (..., 1, n), 1 or 0, if some are not.
-
-        Ignored voxels are cleared: all their targets are 0, and logits that are NaN or infinite become 0. `out` takes
-        the targets of labels; of maps they may lie elsewhere.
-        """
-        logits = self.logits if self.logits.dtype == dtype else self.logits.to(dtype)
-        if self.labels is None:
-            assert self.maps is not None
-            target = self.maps.to(dtype)
-            if self.valid is None:
-                return logits, target, None
-            return _finite(logits, self.valid), _finite(target, self.valid) * self.valid, self.valid.to(dtype)
-        numbers = self.labels.to(dtype)
-        target = numbers.new_empty(logits.shape) if out is None else out
-        torch.eq(numbers, self.classes, out=target)  # numbers at once, with no bools between: four times as fast
-        if not self.has_ignored:
-            return logits, target, None
-        valid = self.labels != IGNORED[self.labels.dtype]
-        return _finite(logits, valid), target, valid.to(dtype)
-
-
-def _finite(values: Tensor, valid: Tensor) -> Tensor:
-    """Set ignored values to 0 where a product with 0 would not."""
-    if values.device.type == "cpu" and not torch.compiler.is_compiling() and bool(values.detach().sum().isfinite()):
-        return values  # the selection below costs a CPU more than a softmax
-    return torch.where(valid, values, 0)
-
-
-def sum_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype in which probabilities are computed and sums returned: float32 or better."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def total_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype in which a kernel adds up and hands over its totals: float64 where the device has it.
-
-    Voxel counts stay exact in it, which the check of the labels relies on.
-    """
-    return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
 def _smoothed(target: Tensor, spec: PassSpec, classes: int) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
+from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
-from monai_iou.voxels.reference import PassSpec, Voxels, sum_dtype
+from monai_iou.voxels.reference import PassSpec
 
 # torch stores these but computes next to nothing in them.
 _BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)

@@ -13,21 +13,10 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import in_place, memory
+from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.once import once_differentiable
-from monai_iou.voxels.reference import (
-    COUNT,
-    ROWS,
-    PassSpec,
-    Tile,
-    Voxels,
-    count_voxels,
-    reduce_map,
-    sum_dtype,
-    tile_gradient,
-    tile_maps,
-    total_dtype,
-)
+from monai_iou.voxels.reference import COUNT, ROWS, PassSpec, count_voxels, reduce_map, tile_gradient, tile_maps
 from monai_iou.voxels.threads import in_threads
 
 Result = TypeVar("Result")
