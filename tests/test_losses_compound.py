@@ -32,7 +32,7 @@ from monai_iou import (
 )
 from monai_iou.losses import compound
 from monai_iou.voxels import sums
-from monai_iou.voxels.reference import Voxels
+from monai_iou.voxels.inputs import Voxels
 
 
 def test_terms_of_different_shapes_are_refused() -> None:

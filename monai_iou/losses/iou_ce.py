@@ -1,0 +1,133 @@
+"""The IoU loss with a cross-entropy, plain or focal: the compounds that most trainings start with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from monai_iou import checks
+from monai_iou.losses.arguments import with_region_arguments
+from monai_iou.losses.base import RegionOptions
+from monai_iou.losses.compound import CompoundLoss
+from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
+from monai_iou.losses.iou import IoULoss
+
+
+class IoUCELoss(CompoundLoss):
+    r"""IoU loss plus cross-entropy in one pass: lambda_iou * IoULoss + lambda_ce * cross-entropy.
+
+    Args:
+        lambda_iou: factor of the IoU loss.
+        lambda_ce: factor of the cross-entropy.
+        gamma: focal exponent of the cross-entropy, 0 for none.
+        label_smoothing: label smoothing of the cross-entropy.
+        weight: one number, or one a class including the background; used by both terms (the IoU term leaves out the
+            background's with `include_background=False`).
+        **options: the arguments of :class:`IoULoss`. Class 0 always takes part in the cross-entropy. Without an
+            activation the input holds probabilities for both terms.
+
+    Raises:
+        TypeError: as the terms do.
+        ValueError: as the terms do.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import IoUCELoss
+        >>> loss = IoUCELoss(softmax=True, include_background=False)
+        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)
+        1.1931
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Sequence[float] | float | Tensor | None = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        *,
+        power: float = 1.0,
+        empty: str = "smooth",
+        sync_batch: bool = False,
+        lambda_iou: float = 1.0,
+        lambda_ce: float = 1.0,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if other_act is not None:
+            message = (
+                "Expected `other_act` to be None with a cross-entropy, but got a function: use softmax or sigmoid."
+            )
+            raise ValueError(message)
+        if getattr(reduction, "value", reduction) == "none" and (batch or not include_background):
+            message = (
+                "Expected `reduction` to be 'mean' or 'sum' with batch=True or include_background=False, but got "
+                "'none': the cross-entropy has a value for every image and class, the IoU term would not."
+            )
+            raise ValueError(message)
+        weight = checks.as_weight(weight)
+        region = IoULoss(
+            include_background, to_onehot_y, sigmoid, softmax, None, squared_pred, reduction, smooth_nr, smooth_dr,
+            batch, weight if weight is None or weight.ndim == 0 or include_background else weight[1:],
+            soft_label, ignore_index, power=power, empty=empty, sync_batch=sync_batch,
+        )  # fmt: skip
+        entropy = WeightedCrossEntropyLoss(
+            weight, gamma, label_smoothing, True, to_onehot_y, sigmoid, softmax,
+            None, reduction, ignore_index, sync_batch=sync_batch,
+        )  # fmt: skip
+        super().__init__([region, entropy], [lambda_iou, lambda_ce])
+        self.names = ["iou", "focal" if gamma else "cross_entropy"]
+
+
+class IoUFocalLoss(IoUCELoss):
+    """IoU loss plus focal loss in one pass.
+
+    Args:
+        gamma: focal exponent (Lin et al. 2017).
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. `weight` is as in :class:`IoUCELoss`.
+        lambda_iou: factor of the IoU loss.
+        lambda_focal: factor of the focal loss.
+        label_smoothing: label smoothing of the focal loss.
+
+    Raises:
+        TypeError: as the terms do.
+        ValueError: as the terms do.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import IoUFocalLoss
+        >>> loss = IoUFocalLoss(softmax=True, lambda_focal=0.5)
+        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)
+        0.8366
+    """
+
+    @with_region_arguments
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        *args: Any,
+        lambda_iou: float = 1.0,
+        lambda_focal: float = 1.0,
+        label_smoothing: float = 0.0,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__(
+            *args,
+            gamma=gamma,
+            lambda_iou=lambda_iou,
+            lambda_ce=lambda_focal,
+            label_smoothing=label_smoothing,
+            **options,
+        )
