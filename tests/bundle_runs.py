@@ -19,6 +19,16 @@ SMALL: dict[str, Any] = {
 }
 
 
+def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    """Return what makes a run of `bundle` on `data` small, with changes."""
+    return {"bundle_root": str(bundle), "dataset_dir": str(data), **SMALL, **changes}
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it was raised from: MONAI wraps what a config's expression raises."""
+    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
+
+
 def bundle_command(bundle: Path, configs: list[str], overrides: dict[str, Any], *before: str) -> list[str]:
     """Return the command line of `python -m monai.bundle run`."""
     files = str([str(bundle / "configs" / f"{name}.json") for name in configs])

@@ -19,3 +19,11 @@ def _same_locale() -> Iterator[None]:
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy of the shipped bundle."""
+    from monai_iou.bundles import copy_bundle  # imports MONAI, which takes seconds
+
+    return copy_bundle(tmp_path / "bundle")

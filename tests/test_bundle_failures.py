@@ -17,11 +17,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import SMALL, bundle_command, run_command
+from bundle_runs import bundle_command, causes, overrides, run_command
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_iou.bundles import BundleCases, bundle_path, copy_bundle, is_true
+from monai_iou.bundles import BundleCases, bundle_path, is_true
 from monai_iou.cases import DatasetError
 from monai_iou.checkpoints import last_epoch, write_atomically
 from monai_iou.demo import run_workflow
@@ -34,20 +34,6 @@ from monai_iou.training import check_settings, is_better
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of four training and two test volumes."""
     return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=2, shape=(32, 32, 24))
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return copy_bundle(tmp_path / "bundle")
-
-
-def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
-    return {"bundle_root": str(bundle), "dataset_dir": str(data), **SMALL, **changes}
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """An error and what it was raised from: MONAI wraps what a config's expression raises."""
-    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
 
 
 def test_resume_continues_epoch_optimizer_schedule_and_best_score(bundle: Path, data: Path) -> None:

@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import SMALL, bundle_command, run_command
+from bundle_runs import bundle_command, causes, overrides, run_command
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
@@ -55,19 +55,6 @@ pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of four training and three test volumes."""
     return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=3, shape=(32, 32, 24))
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return copy_bundle(tmp_path / "bundle")
-
-
-def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
-    return {"bundle_root": str(bundle), "dataset_dir": str(data), **SMALL, **changes}
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
 
 
 OWN_PLACES = {"bundle_root", "device", "rank", "start_epoch", "start_step", "world_size", "plan", "model_files"}

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bundle_runs
 import pytest
 import torch
-from bundle_runs import SMALL, bundle_command, run_command
+from bundle_runs import bundle_command, causes, run_command
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
-from monai_iou.bundles import copy_bundle
 from monai_iou.checkpoints import CheckpointHandler, last_epoch, last_step, write_atomically
 from monai_iou.demo import run_workflow
 from monai_iou.failures import StepGuard, TrainingError, explained, run, stop_signals
@@ -38,19 +38,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=2, shape=(32, 32, 24))
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return copy_bundle(tmp_path / "bundle")
-
-
 def overrides(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
     """Three steps an epoch."""
-    settings = {**SMALL, "batch_size": 1, "val_fraction": 0.25, **changes}
-    return {"bundle_root": str(bundle), "dataset_dir": str(data), **settings}
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
+    return bundle_runs.overrides(bundle, data, **{"batch_size": 1, "val_fraction": 0.25, **changes})
 
 
 def workflow(bundle: Path, data: Path, **changes: Any) -> tuple[ConfigWorkflow, Any]:
