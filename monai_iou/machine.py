@@ -16,7 +16,8 @@ from monai_iou.planning import Plan
 __all__ = ["Machine", "find_machine", "training_bytes"]
 
 GIB = 2**30
-# Steps on a CPU took 1.9 to 2.9 times what backward keeps: gradients, the convolutions' own copies, the allocator.
+# What a step takes beyond what backward keeps, by steps tried on a CPU: gradients, the convolutions' own copies, the
+# allocator.
 STEP_OVERHEAD = 3.0
 BYTES_A_PARAMETER = 16  # weight, gradient and AdamW's two averages, float32
 _CGROUP_LIMITS = (
