@@ -1,4 +1,4 @@
-"""The `monai-iou` command. The only file that prints.
+"""The `monai-iou` command; beside `console.py` the only file that prints.
 
 Loaded by path from `monai_iou_command`, so nothing at its top level may import `monai_iou`, torch or MONAI: each
 command imports what it needs. Exit codes: 0 done, 1 the work failed, 2 the command line was wrong.
@@ -7,18 +7,11 @@ command imports what it needs. Exit codes: 0 done, 1 the work failed, 2 the comm
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from monai_iou.demo import DemoResult
-    from monai_iou.evaluation.evaluate import Evaluation, Progress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,58 +65,19 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
     not done yet. Exit code 1 if a case failed.
     """
+    from monai_iou.console import print_evaluation, progress
     from monai_iou.evaluation.evaluate import Request, RequestError, evaluate_folders
 
     options["resample"] = options["resample"] is not None
     try:
-        with _progress() as show:
+        with progress() as show:
             done = evaluate_folders(Request(**options, command=("monai-iou", *sys.argv[1:])), show)
     except RequestError as error:
         raise click.UsageError(str(error)) from error
     except (ValueError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
-    _print_evaluation(done, options["output"])
+    print_evaluation(done, options["output"])
     return 1 if done.failures else 0
-
-
-def _print_evaluation(done: Evaluation, output: Path) -> None:
-    old = f" ({done.reused} from before)" if done.reused else ""
-    click.echo(f"Evaluated {len(done.records)} of {len(done.pairs)} cases{old}.")
-    for note in done.notes:
-        click.echo(f"Note: {note}")
-    for failure in done.failures:
-        click.echo(f"Failed: {failure['case']}: {failure['reason']}", err=True)
-    for label, scores in done.summary["labels"].items():
-        iou, bounds = scores["iou"]["mean"], scores["iou"]["mean_interval"]
-        interval = f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
-        click.echo(f"Label {label}: mean IoU {'undefined' if iou is None else f'{iou:.3f}'}{interval}")
-    click.echo(f"Report: {output / 'report.html'}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar with the time left on a terminal, a line for each case elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda step: click.echo(
-            f"{step.stage} {step.done}/{step.total}: {step.case}{f' failed: {step.reason}' if step.reason else ''}",
-            err=True,
-        )
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
-    with progress.Progress(*columns, *times, console=Console(stderr=True)) as bar:
-        names = {"labels": "Reading labels", "cases": "Scoring cases", "training": "Reading training cases"}
-        tasks: dict[str, Any] = {}
-
-        def show(step: Progress) -> None:
-            if step.stage not in tasks:
-                tasks[step.stage] = bar.add_task(names[step.stage], total=step.total)
-            bar.update(tasks[step.stage], completed=step.done)
-
-        yield show
 
 
 @cli.command()
@@ -204,6 +158,7 @@ def plan(
     """
     import shlex
 
+    from monai_iou.console import print_tables, progress
     from monai_iou.datasets import read_folder
     from monai_iou.evaluation.evaluate import Progress
     from monai_iou.evaluation.output import prepare, write_json
@@ -222,28 +177,18 @@ def plan(
         if folds is not None:  # before minutes of reading
             check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
         prepare(output.parent)
-        with _progress() as show:
+        with progress() as show:
             found = take_fingerprint(folder, lambda done, total, case: show(Progress("training", done, total, case)))
         proposal = propose(folder, found, machine, folds, fold or 0)
         write_json(output, proposal.as_json(found, machine))
     except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    _print_tables(plan_tables(folder, found, proposal))
+    print_tables(plan_tables(folder, found, proposal))
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
     files = f"['TRAIN.JSON','{output.as_posix()}']"  # in the config's text a backslash would be an escape
     folder_name = shlex.quote(dataset_dir.as_posix())
     click.echo(f'python -m monai.bundle run --config_file "{files}" --dataset_dir {folder_name}')
     return 0
-
-
-def _print_tables(tables: list[Table]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # In a log, without a terminal's width, a reason keeps its line.
-    wide = console if console.is_terminal else Console(width=220)
-    for table in tables:
-        wide.print(table)
 
 
 @cli.command()
@@ -258,28 +203,15 @@ def demo(output: Path) -> int:
 
     # MONAI and torch warn about their own coming changes; none concerns who runs a demo.
     warnings.simplefilter("ignore")
+    from monai_iou.console import print_demo
     from monai_iou.demo import run_demo
 
     try:
         result = run_demo(output, click.echo)
     except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    _print_demo(result)
+    print_demo(result)
     return 0
-
-
-def _print_demo(result: DemoResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("held-out volume", "IoU", "Dice", "untrained IoU", "untrained Dice")
-    for row in result.scores:
-        scores = (row.iou, row.dice, row.untrained_iou, row.untrained_dice)
-        table.add_row(row.case, *(f"{score:.3f}" for score in scores))
-    Console().print(table)
-    click.echo(f"Mean IoU {result.mean_iou:.3f}, mean Dice {result.mean_dice:.3f}, {result.seconds:.0f} s in all.")
-    click.echo(f"Masks: {result.masks}")
-    click.echo(f"The same training by MONAI's own command:\n{result.command}")
 
 
 @cli.command()
@@ -295,6 +227,24 @@ def init(folder: Path) -> int:
     click.echo(f"Copied the bundle to {target}. Train it on a folder in the Decathlon layout:")
     config = (target / "configs" / "train.json").as_posix()
     click.echo(f"python -m monai.bundle run --config_file {config} --dataset_dir YOUR_FOLDER")
+    return 0
+
+
+@cli.command()
+@click.argument("bundle", type=_FOLDER, metavar="DIR")
+def describe(bundle: Path) -> int:
+    """Let the metadata of the trained bundle in DIR name the channels and classes of its own network.
+
+    The shipped configs/metadata.json names one channel and one label. The model zoo's checks, MONAI Label and MONAI
+    Deploy read that file.
+    """
+    from monai_iou.metadata import describe_model
+
+    try:
+        path = describe_model(bundle)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Written: {path}")
     return 0
 
 

@@ -18,6 +18,7 @@ from bundle_runs import SMALL
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
 from monai_iou.bundles import bundle_path, copy_bundle
+from monai_iou.cli import main
 from monai_iou.metadata import describe_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -159,10 +160,13 @@ def trained(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_a_trained_bundle_passes_the_checks_of_shape_and_export(trained: Path) -> None:
+def test_a_trained_bundle_passes_the_checks_of_shape_and_export(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     configs = trained / "configs"
     before = json.loads((configs / "metadata.json").read_text())
-    assert describe_model(trained) == configs / "metadata.json"
+    assert main(["describe", str(trained)]) == 0
+    assert capsys.readouterr().out == f"Written: {configs / 'metadata.json'}\n"
     after = json.loads((configs / "metadata.json").read_text())
     prediction = after["network_data_format"]["outputs"]["pred"]
     assert prediction["num_channels"] == 3
@@ -196,10 +200,14 @@ def test_inference_without_weights_as_the_zoo_runs_it(shipped: Path, volumes: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["image_0.nii.gz"]
 
 
-def test_metadata_of_what_was_never_trained_is_refused(shipped: Path, tmp_path: Path) -> None:
+def test_metadata_of_what_was_never_trained_is_refused(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(
         ValueError, match=r"^Expected `.*model\.json` to be there, but it is not: train the bundle first"
     ):
         describe_model(shipped)
     with pytest.raises(ValueError, match=r"metadata\.json` to be there, but it is not: name the folder of a bundle\.$"):
         describe_model(tmp_path)
+    assert main(["describe", str(tmp_path)]) == 1
+    assert "name the folder of a bundle" in capsys.readouterr().err
