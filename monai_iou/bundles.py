@@ -1,4 +1,4 @@
-"""The shipped bundle: where it lies, copying it out, and the data its configs ask for.
+"""What the bundle's configs ask for: their root, switches, and the data.
 
 `BundleCases` is the one object that the configs create from `dataset_dir`: lists of items for MONAI's datasets, and the
 plan. It opens nothing before it is asked, so that a config without its data still gives its network.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -18,6 +16,7 @@ from pathlib import Path
 from monai_iou.cases import Case, DatasetError, check_case
 from monai_iou.datasets import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
 from monai_iou.planning import Plan, load_plan, make_plan
+from monai_iou.shipped import BUNDLE_NAME, bundle_path, copy_bundle
 from monai_iou.splits import fold_cases, split_cases
 
 __all__ = [
@@ -30,51 +29,7 @@ __all__ = [
     "one_sentence",
 ]
 
-BUNDLE_NAME = "small_foreground_segmentation"
-
 logger = logging.getLogger(__name__)
-
-
-def bundle_path() -> Path:
-    """Return the shipped bundle's folder: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "bundles", package.parent / "bundles"):
-        if (folder / BUNDLE_NAME / "configs" / "train.json").is_file():
-            return folder / BUNDLE_NAME
-    message = f"Expected the bundle `{BUNDLE_NAME}` inside {package}, but it is not there: install monai-iou again."
-    raise FileNotFoundError(message)
-
-
-def copy_bundle(destination: str | os.PathLike[str]) -> Path:
-    """Copy the shipped bundle for editing; a failed copy leaves nothing behind.
-
-    Args:
-        destination: a folder that does not exist yet, or is empty.
-
-    Returns:
-        The new bundle's folder.
-
-    Raises:
-        ValueError: `destination` is a file or holds something.
-    """
-    target = Path(destination).resolve()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        message = f"Expected `{destination}` to be a new or empty folder, but it exists: name another one."
-        raise ValueError(message)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        # A checkout's bundle may have been trained in place: its results are not part of what is shipped.
-        shutil.copytree(
-            bundle_path(), partial, ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__")
-        )
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
 
 
 def bundle_root() -> str:
@@ -165,6 +120,32 @@ class BundleCases:
             self.folder.check(self.folder.evaluation)
             return self._items(self.folder.evaluation)
 
+    def evaluation_on(self, which: str | None = None) -> list[dict[str, str]]:
+        """Items to report scores on, by the config's key `evaluate_on`.
+
+        Args:
+            which: "test_labelled"; "validation", the cases that one split or fold holds out; None for `evaluation`.
+
+        Raises:
+            ValueError: `which` is something else.
+            DatasetError: dataset.json has no `test_labelled`.
+        """
+        wanted = None if str(which).lower() in ("null", "none") else which
+        with one_sentence():
+            if wanted not in (None, "test_labelled", "validation"):
+                message = (
+                    f'Expected `evaluate_on` to be "test_labelled", "validation" or null, but got {which!r}: leave '
+                    "--evaluate_on out for `test_labelled`, or for the validation cases of a dataset without it."
+                )
+                raise ValueError(message)
+            if wanted == "test_labelled" and not self.folder.evaluation:
+                message = (
+                    f"Expected {self.dataset_dir / 'dataset.json'} to have `test_labelled` cases, but it has none: add "
+                    "them, or take --evaluate_on validation."
+                )
+                raise DatasetError(message)
+        return self.validation if wanted == "validation" else self.evaluation
+
     @property
     def inference(self) -> list[dict[str, str]]:
         """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
@@ -216,6 +197,7 @@ class BundleCases:
         base_channels: int = 16,
         saved: str | None = None,
         *,
+        full_resolution: bool | str = False,
         prefer_saved: bool = False,
     ) -> Plan:
         """Return the plan: from the training cases, from `saved`, or, without both, that of the shipped metadata.
@@ -224,6 +206,7 @@ class BundleCases:
             patch_size: see `make_plan`.
             pixdim: see `make_plan`.
             base_channels: see `make_plan`.
+            full_resolution: see `network_size`.
             saved: path of a plan that training stored; it need not exist.
             prefer_saved: take `saved` first, as evaluation and inference must; training takes the data first.
 
@@ -237,10 +220,12 @@ class BundleCases:
                 return load_plan(stored)
             if prefer_saved and saved is not None:
                 _report_missing_plan(Path(saved), self.dataset_dir if in_folder else None)
+            whole = is_true(full_resolution, "full_resolution")
             if not in_folder:
-                return make_plan(None, [], patch_size, pixdim, base_channels)
+                return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
             facts = dict(zip(self.folder.training, self.folder.training_facts, strict=True))
-            return make_plan(self.folder, [facts[case] for case in self._split[0]], patch_size, pixdim, base_channels)
+            trained = [facts[case] for case in self._split[0]]
+            return make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
 
     @cached_property
     def _split(self) -> tuple[list[Case], list[Case]]:

@@ -17,13 +17,12 @@ from monai_iou.fingerprint import Fingerprint
 from monai_iou.machine import Machine
 from monai_iou.planning import Plan
 from monai_iou.sizing import (
-    BASE_CHANNELS,
     Decision,
     batch_decision,
     by,
     cache_decision,
+    choose_levels,
     holds_a_volume,
-    largest_plan,
     network_decision,
     patch_decision,
 )
@@ -76,15 +75,14 @@ def propose(
     split = _split(folder, found, folds, fold)
     trained = _training_count(folder, split)
     spacing = _spacing(found)
-    base_channels = BASE_CHANNELS[machine.device]
     facts = [case.facts for case in found.measures]
-    plan = largest_plan(folder, facts, found, spacing.keys["pixdim"], base_channels, machine)
+    plan, levels = choose_levels(folder, facts, found, spacing.keys["pixdim"], machine)
     batch = batch_decision(plan, found, machine, trained)
     weights = _class_weights(found)
     decisions = (
         spacing,
         patch_decision(plan, found, machine),
-        network_decision(plan, base_channels, machine),
+        network_decision(plan, levels, machine),
         batch,
         cache_decision(plan, found, machine),
         _crops(plan, found),

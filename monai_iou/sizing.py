@@ -16,20 +16,21 @@ from monai_iou.machine import GIB, Machine, training_bytes
 from monai_iou.planning import Plan, make_plan
 
 __all__ = [
-    "BASE_CHANNELS",
     "Decision",
+    "Levels",
     "batch_decision",
     "by",
     "cache_decision",
+    "choose_levels",
     "holds_a_volume",
-    "largest_plan",
     "network_decision",
     "patch_decision",
 ]
 
 PATCH_VOXELS = {"cpu": 64**3, "cuda": 128**3}
-BASE_CHANNELS = {"cpu": 16, "cuda": 32}
-MAX_PATCHES = 8
+MAX_PATCHES = {"cpu": 4, "cuda": 8}
+# A full-resolution level makes a step on a CPU about 3 times as long: it is taken where a step has no more voxels.
+FULL_RESOLUTION_VOXELS = 2**19
 SMALLEST_PATCH_VOXELS = 8**3
 
 
@@ -43,22 +44,53 @@ class Decision:
     keys: dict[str, Any] = field(default_factory=dict)
 
 
-def largest_plan(
+@dataclass(frozen=True)
+class Levels:
+    """Keys of the network: features of its first level, and whether that keeps the patch's resolution."""
+
+    base_channels: int
+    full_resolution: bool
+
+
+STRIDED, FULL, FULL_GPU = Levels(16, False), Levels(8, True), Levels(32, True)
+
+
+def choose_levels(
     folder: SegmentationFolder,
     facts: Sequence[CaseFacts],
     found: Fingerprint,
     pixdim: Sequence[float],
-    base_channels: int,
+    machine: Machine,
+) -> tuple[Plan, Levels]:
+    """Return the plan with the largest patch, and its network: full resolution on a GPU and for small patches."""
+    if machine.device == "cuda":
+        return _largest_plan(folder, facts, found, pixdim, FULL_GPU, machine), FULL_GPU
+    plan = _largest_plan(folder, facts, found, pixdim, STRIDED, machine)
+    if MAX_PATCHES["cpu"] * np.prod(plan.patch_size) > FULL_RESOLUTION_VOXELS:
+        return plan, STRIDED
+    return _largest_plan(folder, facts, found, pixdim, FULL, machine), FULL
+
+
+def _largest_plan(
+    folder: SegmentationFolder,
+    facts: Sequence[CaseFacts],
+    found: Fingerprint,
+    pixdim: Sequence[float],
+    levels: Levels,
     machine: Machine,
 ) -> Plan:
     """Return the plan with the largest patch of which two fit: a cube in mm, no side longer than the median volume."""
     volume = np.ceil(np.array(found.extent.median) / pixdim - 1e-3)
     limit = float(PATCH_VOXELS[machine.device])
     wanted = limit
+
+    def planned(patch: Sequence[int]) -> Plan:
+        return make_plan(folder, facts, patch, pixdim, levels.base_channels, full_resolution=levels.full_resolution)
+
     while True:
-        plan = make_plan(folder, facts, _sides(volume, pixdim, wanted), pixdim, base_channels)
+        plan = planned(_sides(volume, pixdim, wanted))
         # Training plans again from the rounded patch, which may get another network: settle on one that stays.
-        while (again := make_plan(folder, facts, plan.patch_size, pixdim, base_channels)) != plan:
+        while (again := planned(plan.patch_size)) != plan:
             plan = again
         needed = training_bytes(plan, 2)
         if np.prod(plan.patch_size) <= limit and needed <= machine.step_bytes:
@@ -100,19 +132,26 @@ def patch_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision
     return Decision("patch", f"{by(plan.patch_size)} voxels", reason, {"patch_size": list(plan.patch_size)})
 
 
-def network_decision(plan: Plan, base_channels: int, machine: Machine) -> Decision:
-    """Say why the network is as deep as it is; `network_size` decided."""
+def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
+    """Say why the network is as it is; `network_size` and `choose_levels` decided."""
     deepest = [side // int(stride) for side, stride in zip(plan.patch_size, np.prod(plan.strides, axis=0), strict=True)]
-    value = f"{len(plan.channels)} levels, {plan.channels[0]} to {plan.channels[-1]} channels"
-    reason = f"halve axes while 5 voxels remain: {by(deepest)} at the bottom; {base_channels} channels for a "
-    reason += "GPU" if machine.device == "cuda" else "CPU"
-    return Decision("network", value, reason, {"base_channels": base_channels})
+    first = "full" if levels.full_resolution else "half"
+    value = (
+        f"{len(plan.channels)} levels, {plan.channels[0]} to {plan.channels[-1]} channels, first at {first} resolution"
+    )
+    reason = f"halve axes while 5 voxels remain: {by(deepest)} at the bottom; "
+    if machine.device == "cuda":
+        reason += "full resolution, as on a GPU it can be afforded"
+    else:
+        reason += f"full resolution {'' if levels.full_resolution else 'not '}affordable on a CPU with this patch"
+    keys = {"base_channels": levels.base_channels, "full_resolution": levels.full_resolution}
+    return Decision("network", value, reason, keys)
 
 
 def batch_decision(plan: Plan, found: Fingerprint, machine: Machine, trained: int) -> Decision:
     """Decide how many patches make a step: as many as memory and a limit on voxels allow, but two at least."""
     budget = 4 * PATCH_VOXELS[machine.device] // int(np.prod(plan.patch_size))
-    patches = max(2, min(MAX_PATCHES, budget))
+    patches = max(2, min(MAX_PATCHES[machine.device], budget))
     while patches > 2 and training_bytes(plan, patches) > machine.step_bytes:
         patches -= 1
     samples = 1 if holds_a_volume(plan, found) else 2

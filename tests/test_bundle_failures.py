@@ -323,3 +323,20 @@ def test_evaluation_falls_back_to_the_validation_split(tmp_path: Path, data: Pat
     assert cases.evaluation == cases.validation
     assert len(cases.evaluation) == 1
     assert len(cases.training) == 3
+
+
+def test_evaluation_on_the_held_out_cases_of_a_fold(data: Path) -> None:
+    cases = BundleCases(str(data), folds=4, fold=2)
+    assert cases.evaluation_on("validation") == cases.validation != cases.evaluation
+    assert cases.evaluation_on() == cases.evaluation_on("null") == cases.evaluation_on("test_labelled")
+    assert cases.evaluation_on() == cases.evaluation
+    with pytest.raises(ValueError, match='Expected `evaluate_on` to be "test_labelled", "validation" or null, but got'):
+        cases.evaluation_on("test")
+
+
+def test_evaluation_on_test_cases_that_a_dataset_lacks(tmp_path: Path, data: Path) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    del content["test_labelled"]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"dataset.json to have `test_labelled` cases, but it has none: add them"):
+        BundleCases(str(tmp_path)).evaluation_on("test_labelled")

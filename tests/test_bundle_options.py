@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import bundle_command, causes, overrides, run_command
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Lambdad, Transform
@@ -68,6 +68,22 @@ def test_every_key_is_in_the_documents_table(name: str) -> None:
     settings = {key for key, value in content.items() if not isinstance(value, dict) and "#" not in key}
     settings -= {key for key, value in content.items() if isinstance(value, list) and key != "patch_size"}
     assert settings - OWN_PLACES - {"network"} <= documented
+
+
+# -- the device
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(0, "cuda:0"), (2, "cpu")])
+def test_patches_are_changed_on_the_gpu_unless_processes_cut_them(
+    workers: int, expected: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_path() / "configs" / "train.json"))
+    parser.update({"dataset_dir": str(data), "bundle_root": str(bundle_path()), "num_workers": workers})
+    names = [item["_target_"].split(".")[-1] for item in parser.get("train#random_transforms")]
+    assert names[:3] == ["RandCropByPosNegLabeld", "DeleteItemsd", "EnsureTyped"], "it moves what was cut"
+    mover = parser.get_parsed_content("train#random_transforms")[2]
+    assert str(mover.converter.device) == expected
 
 
 # -- averaged weights

@@ -252,7 +252,7 @@ def test_the_demo_set_gets_a_plan_for_ct(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("Task901_MSLesionFLAIR", {"pixdim": [1, 1, 1], "patch_size": [64, 64, 64]}),
         ("Task902_STSTumourCT", {"pixdim": [0.976562, 0.976562, 3.27]}),
-        ("Task904_Hippocampus", {"pixdim": [1, 1, 1], "patch_size": [40, 56, 40], "num_samples": 1, "batch_size": 8}),
+        ("Task904_Hippocampus", {"pixdim": [1, 1, 1], "patch_size": [40, 56, 40], "num_samples": 1, "batch_size": 4}),
     ],
 )
 def test_real_folders(tmp_path: Path, task: str, expected: dict[str, Any]) -> None:

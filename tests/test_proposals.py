@@ -68,7 +68,12 @@ def test_every_plan_fits_and_is_the_plan_that_training_makes(
     proposal = propose(folder, found, machine)
     config = proposal.config
     again = make_plan(
-        folder, [c.facts for c in found.measures], config["patch_size"], config["pixdim"], config["base_channels"]
+        folder,
+        [c.facts for c in found.measures],
+        config["patch_size"],
+        config["pixdim"],
+        config["base_channels"],
+        full_resolution=config["full_resolution"],
     )
     assert again == proposal.plan
     patches = config["batch_size"] * config["num_samples"]
@@ -90,6 +95,19 @@ def test_the_median_volume_is_taken_whole_where_it_fits() -> None:
     assert config["patch_size"] == [40, 56, 40]
     assert config["num_samples"] == 1
     assert (config["positive_crops"], config["negative_crops"]) == (1, 1)
+
+
+def test_small_patches_and_gpus_get_a_network_at_full_resolution() -> None:
+    small = decide(one_lesion(30), (35, 50, 35))
+    assert (small.config["base_channels"], small.config["full_resolution"]) == (8, True)
+    assert small.plan.strides[0] == (1, 1, 1)
+    large = decide(one_lesion(30), (150, 150, 150))
+    assert (large.config["base_channels"], large.config["full_resolution"]) == (16, False)
+    assert large.plan.strides[0] == (2, 2, 2)
+    assert small.plan.channels[1:] == large.plan.channels[:4]
+    on_gpu = decide(one_lesion(30), (150, 150, 150), machine=GPU).plan
+    assert on_gpu.channels[0] == 32
+    assert on_gpu.strides[0] == (1, 1, 1)
 
 
 def test_thick_slices_take_the_tenth_percentile() -> None:
