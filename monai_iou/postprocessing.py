@@ -173,7 +173,11 @@ def tune_postprocessing(
 
 def _predicted(evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
-    with torch.no_grad(), evaluator.mode(network), torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs):
+    with (
+        torch.no_grad(),
+        evaluator.mode(network),
+        torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs),
+    ):
         logits = evaluator.inferer(image, network)
     return needed(logits[0].float().softmax(0)), np.asarray(item["label"])[0]
 

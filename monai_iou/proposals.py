@@ -34,7 +34,8 @@ __all__ = ["Decision", "Proposal", "plain", "propose"]
 THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the other axes
 STEPS = {"cpu": 3000, "cuda": 25_000}
 VALIDATIONS = {"cpu": 20, "cuda": 50}
-MAX_EPOCHS = 1000
+EPOCH_STEPS = {"cpu": 50, "cuda": 250}
+LEAST_EPOCHS = 20
 CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1))
 MANY_COMPONENTS, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
@@ -237,14 +238,15 @@ def _training_count(folder: SegmentationFolder, split: Decision) -> int:
 
 
 def _length(batch: int, trained: int, machine: Machine) -> Decision:
-    steps = max(1, trained // batch)
-    epochs = int(np.clip(math.ceil(STEPS[machine.device] / steps), 20, MAX_EPOCHS))
+    """Decide the epochs, for a number of steps, and how often an epoch repeats few volumes."""
+    repeats = max(1, EPOCH_STEPS[machine.device] * batch // trained)
+    steps = repeats * trained // batch
+    epochs = max(LEAST_EPOCHS, math.ceil(STEPS[machine.device] / steps))
     interval = max(1, epochs // VALIDATIONS[machine.device])
-    reason = f"{trained} training cases are {steps} step{'s' * (steps > 1)} an epoch; {epochs * steps} in all"
-    if epochs * steps < STEPS[machine.device]:
-        reason += f", as {epochs} epochs are the most"
+    again = f" {repeats} times each" if repeats > 1 else ""
+    reason = f"{trained} training cases{again} are {steps} steps an epoch; {epochs * steps} in all"
     value = f"{epochs} epochs, validation every {interval}"
-    return Decision("length", value, reason, {"epochs": epochs, "val_interval": interval})
+    return Decision("length", value, reason, {"epochs": epochs, "repeats": repeats, "val_interval": interval})
 
 
 def plain(text: str) -> str:

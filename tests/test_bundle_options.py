@@ -70,6 +70,24 @@ def test_every_key_is_in_the_documents_table(name: str) -> None:
     assert settings - OWN_PLACES - {"network"} <= documented
 
 
+# -- few cases
+
+
+def test_an_epoch_repeats_the_cases_and_prepares_them_once(bundle: Path, data: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"), workflow_type="train",
+        **overrides(bundle, data, val_fraction=0, epochs=2, repeats=3, batch_size=2),
+    )  # fmt: skip
+    workflow.initialize()
+    cached = workflow.parser.get_parsed_content("train#dataset")
+    workflow.run()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert len(cached) == 4
+    assert trainer.state.epoch_length == 3 * 4 // 2
+    assert trainer.state.iteration == 2 * 3 * 4 // 2
+    assert trainer.optimizer.param_groups[0]["lr"] == 0, "the rate falls over all steps"
+
+
 # -- the device
 
 

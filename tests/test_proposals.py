@@ -18,6 +18,7 @@ from monai_iou.fingerprint import CaseMeasures, Fingerprint, summarise
 from monai_iou.machine import GIB, Machine, training_bytes
 from monai_iou.planning import make_plan
 from monai_iou.proposals import CROP_RATIOS, Proposal, propose
+from monai_iou.splits import split_cases
 
 CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
 GPU = Machine("cuda", 20 * GIB, 8 * GIB, "22 GiB free on the GPU")
@@ -248,5 +249,8 @@ def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machin
     assert 0.1 <= fraction <= 0.25
     assert cases < 12 or fraction * cases >= 3 - 0.005 * cases
     assert config["epochs"] // config["val_interval"] >= 20
-    longer = decide(one_lesion(cases + 40), machine=machine).config
-    assert longer["epochs"] <= config["epochs"]
+    folder, _ = dataset(one_lesion(cases))
+    trained = len(split_cases(folder.training, fraction, 0, folder.patient_groups)[0])
+    assert trained * config["repeats"] <= {"cpu": 50, "cuda": 250}[machine.device] * config["batch_size"] + trained
+    steps = config["epochs"] * (trained * config["repeats"] // config["batch_size"])
+    assert {"cpu": 3000, "cuda": 25_000}[machine.device] <= steps
