@@ -10,6 +10,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -120,15 +121,16 @@ class BundleCases:
             self.folder.check(self.folder.evaluation)
             return self._items(self.folder.evaluation)
 
-    def evaluation_on(self, which: str | None = None) -> list[dict[str, str]]:
+    def evaluation_on(self, which: str | None, plans: Sequence[Plan]) -> list[dict[str, str]]:
         """Items to report scores on, by the config's key `evaluate_on`.
 
         Args:
-            which: "test_labelled"; "validation", the cases that one split or fold holds out; None for `evaluation`.
+            which: "test_labelled"; "validation", the cases that this split or fold holds out; None for `evaluation`.
+            plans: of the models that are evaluated; each must have held out the cases of "validation".
 
         Raises:
             ValueError: `which` is something else.
-            DatasetError: dataset.json has no `test_labelled`.
+            DatasetError: there are no such cases, or a model was trained on them.
         """
         wanted = None if str(which).lower() in ("null", "none") else which
         with one_sentence():
@@ -144,7 +146,26 @@ class BundleCases:
                     "them, or take --evaluate_on validation."
                 )
                 raise DatasetError(message)
-        return self.validation if wanted == "validation" else self.evaluation
+            if wanted == "test_labelled" or (wanted is None and self.folder.evaluation):
+                return self.evaluation
+            if not self._split[1]:
+                message = "Expected cases that are held out, but `val_fraction` is 0: score `test_labelled` cases."
+                raise DatasetError(message)
+            self._check_held_out(plans)
+        return self.validation
+
+    def _check_held_out(self, plans: Sequence[Plan]) -> None:
+        training, validation = self._split
+        for plan in plans:
+            # With one patient a case is trained on and validated, which the split has said.
+            seen = [case.name for case in validation if case not in training and case.name not in (plan.held_out or ())]
+            if seen and plan.held_out is not None:
+                message = (
+                    f"Expected cases that the model has not seen, but it was trained on {seen[0]}: give "
+                    "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score "
+                    "`test_labelled`."
+                )
+                raise DatasetError(message)
 
     @property
     def inference(self) -> list[dict[str, str]]:
@@ -224,8 +245,10 @@ class BundleCases:
             if not in_folder:
                 return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
             facts = dict(zip(self.folder.training, self.folder.training_facts, strict=True))
-            trained = [facts[case] for case in self._split[0]]
-            return make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
+            training, validation = self._split
+            trained = [facts[case] for case in training]
+            plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
+            return replace(plan, held_out=tuple(case.name for case in validation if case not in training))
 
     @cached_property
     def _split(self) -> tuple[list[Case], list[Case]]:

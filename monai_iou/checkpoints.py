@@ -193,7 +193,8 @@ class CheckpointHandler:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = (
                 f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
-                "resume with the same data, patch_size and network_def, or set --resume false."
+                "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or set "
+                "--resume false."
             )
             raise ValueError(message) from error
         scaler = getattr(engine, "scaler", None)
@@ -202,6 +203,11 @@ class CheckpointHandler:
         engine.state.epoch = state["epoch"]
         # The number of batches may have changed since: count in this run's epochs.
         length = int(engine.state.epoch_length or 0)
+        if state.get("epoch_length", length) != length:
+            logger.warning(
+                "%s counts epochs of %d steps, this run epochs of %d: its `epochs` are of another length.",
+                path, state["epoch_length"], length,
+            )  # fmt: skip
         engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
         self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
         if self.evaluator is not None:
@@ -259,6 +265,7 @@ class CheckpointHandler:
         state = {
             "epoch": epoch,
             "step": step,
+            "epoch_length": int(engine.state.epoch_length or 0),
             "validated": validated or step > 0,  # of the completed epoch
             "model": inner_module(self.network).state_dict(),
             "average": self.average.state_dict(),

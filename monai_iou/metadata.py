@@ -56,7 +56,13 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
         if not file.is_file():
             message = f"Expected `{file}` to be there, but it is not: {remedy}."
             raise ValueError(message)
-    metadata = described(json.loads(path.read_text(encoding="utf-8")), load_plan(model))
+    try:
+        metadata = described(json.loads(path.read_text(encoding="utf-8")), load_plan(model))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        message = (
+            f"Expected `{path}` to be a bundle's metadata, but it is not ({error}): copy it from `monai-iou init`."
+        )
+        raise ValueError(message) from error
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
     partial.replace(path)

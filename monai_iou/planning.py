@@ -26,6 +26,7 @@ CT_PERCENTILES = (0.5, 99.5)
 MAX_LEVELS = 4
 MIN_BOTTLENECK = 5  # voxels a side: below it, instance normalisation has too little to average over
 MAX_CHANNELS = 320
+ANISOTROPIC = 3.0  # longest side of a voxel over its shortest, from which on nothing is turned from one into the other
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
         channels: features a level of the U-Net.
         strides: stride of each level, one number an axis.
         intensity: for each channel {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
+        held_out: names of the cases that were validated and not trained on; None if unknown.
     """
 
     modalities: tuple[str, ...]
@@ -49,6 +51,7 @@ class Plan:
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     intensity: tuple[dict[str, Any], ...]
+    held_out: tuple[str, ...] | None = None
 
     @property
     def in_channels(self) -> int:
@@ -69,6 +72,32 @@ class Plan:
     def classes(self) -> list[int]:
         """The network's classes 0, 1, ..., out_channels - 1."""
         return list(range(len(self.labels)))
+
+    @property
+    def is_anisotropic(self) -> bool:
+        """Whether voxels are 3 times as long as wide or more: random displacements in voxels are then uneven in mm."""
+        return max(self.pixdim) >= ANISOTROPIC * min(self.pixdim)
+
+    def rotations(self, largest: float) -> list[float]:
+        """Return the largest rotation about each axis, in radians: 0 where it would mix axes of very unequal spacing.
+
+        MONAI rotates grids of voxels; where slices are thick, a rotation out of their plane is none of the anatomy.
+
+        Example:
+            >>> Plan((), {}, (1.0, 1.0, 5.0), (), (), (), ()).rotations(0.5)
+            [0.0, 0.0, 0.5]
+        """
+        planes = ((1, 2), (0, 2), (0, 1))
+        return [largest if self._alike(*plane) else 0.0 for plane in planes]
+
+    def shears(self, largest: float) -> list[float]:
+        """Return the six shears of MONAI's RandAffine, along x by y and z, y by x and z, z by x and y; 0 likewise."""
+        pairs = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
+        return [largest if self._alike(*pair) else 0.0 for pair in pairs]
+
+    def _alike(self, first: int, second: int) -> bool:
+        sides = self.pixdim[first], self.pixdim[second]
+        return max(sides) < ANISOTROPIC * min(sides)
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
@@ -91,6 +120,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
             channels=tuple(content["channels"]),
             strides=tuple(tuple(stride) for stride in content["strides"]),
             intensity=tuple(content["intensity"]),
+            held_out=None if content.get("held_out") is None else tuple(content["held_out"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): train again."

@@ -35,6 +35,7 @@ THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the othe
 STEPS = {"cpu": 3000, "cuda": 25_000}
 VALIDATIONS = {"cpu": 20, "cuda": 50}
 EPOCH_STEPS = {"cpu": 50, "cuda": 250}
+EMA_DECAY = {"cpu": 0.99, "cuda": 0.999}
 LEAST_EPOCHS = 20
 CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1))
 MANY_COMPONENTS, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
@@ -94,6 +95,7 @@ def propose(
         _lesion_threshold(plan, found),
         split,
         _length(batch.keys["batch_size"], trained, machine),
+        _averaging(machine),
     )
     return Proposal(plan, decisions)
 
@@ -246,7 +248,14 @@ def _length(batch: int, trained: int, machine: Machine) -> Decision:
     again = f" {repeats} times each" if repeats > 1 else ""
     reason = f"{trained} training cases{again} are {steps} steps an epoch; {epochs * steps} in all"
     value = f"{epochs} epochs, validation every {interval}"
-    return Decision("length", value, reason, {"epochs": epochs, "repeats": repeats, "val_interval": interval})
+    return Decision("length", value, reason, {"epochs": epochs, "case_repeats": repeats, "val_interval": interval})
+
+
+def _averaging(machine: Machine) -> Decision:
+    """Decide over how many steps the weights that are validated and stored are averaged."""
+    decay = EMA_DECAY[machine.device]
+    reason = f"averages about the last {round(1 / (1 - decay))} of {STEPS[machine.device]} steps, as single steps waver"
+    return Decision("weight average", f"{decay} a step", reason, {"ema_decay": decay})
 
 
 def plain(text: str) -> str:

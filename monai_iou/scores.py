@@ -100,7 +100,7 @@ def lovasz(histograms: ErrorHistograms) -> Tensor:
     Example:
         >>> import torch
         >>> from monai_iou.scores import lovasz
-        >>> from monai_iou.voxels.histograms import (error_histograms)
+        >>> from monai_iou.voxels.histograms import error_histograms
         >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
         >>> lovasz(error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None))  # 1 - IoU
         tensor([[0.5000]], dtype=torch.float64)

@@ -13,10 +13,10 @@ from monai_iou.bundles import one_sentence
 from monai_iou.cases import DatasetError
 from monai_iou.checkpoints import UNREADABLE
 from monai_iou.inference import Ensemble
-from monai_iou.planning import load_plan
+from monai_iou.planning import Plan, load_plan
 from monai_iou.training import optional
 
-__all__ = ["beside", "model_files", "need_models", "network_of"]
+__all__ = ["beside", "model_files", "need_models", "network_of", "plans_of"]
 
 SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
 
@@ -91,6 +91,13 @@ def need_models(files: Sequence[str], network: torch.nn.Module) -> None:
                 raise DatasetError(message)
         if len(files) > 1:
             _need_same_plans(files)
+
+
+def plans_of(files: Sequence[str], plan: Plan) -> list[Plan]:
+    """Return the plans of several models, or `plan`, that of the one."""
+    paths = [Path(path).with_suffix(".json") for path in files]
+    with one_sentence():
+        return [load_plan(path) for path in paths if path.is_file()] if len(paths) > 1 else [plan]
 
 
 def _need_same_plans(files: Sequence[str]) -> None:

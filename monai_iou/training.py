@@ -16,6 +16,7 @@ from monai_iou.bundles import is_true, one_sentence
 __all__ = [
     "PolynomialDecay",
     "WeightAverage",
+    "amp_type",
     "check_settings",
     "inner_module",
     "is_better",
@@ -81,6 +82,25 @@ def optional(value: Any) -> Any:
         (None, 0.9)
     """
     return None if str(value).lower() in ("null", "none") else value
+
+
+def amp_type(value: object) -> torch.dtype:
+    """Return the type of mixed precision, from its name or as it is.
+
+    Example:
+        >>> amp_type("bfloat16"), amp_type(torch.float16)
+        (torch.bfloat16, torch.float16)
+
+    Raises:
+        ValueError: it is neither.
+    """
+    types = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    name = str(value).removeprefix("torch.")
+    if name not in types:
+        with one_sentence():
+            message = f"Expected `amp_dtype` to be float16 or bfloat16, but got {value!r}: write --amp_dtype bfloat16."
+            raise ValueError(message)
+    return types[name]
 
 
 def inner_module(network: torch.nn.Module) -> torch.nn.Module:

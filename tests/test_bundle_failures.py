@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import torch
 from bundle_runs import bundle_command, causes, overrides, run_command
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Randomizable, Transform
 
 from monai_iou.bundles import BundleCases, bundle_path, is_true
 from monai_iou.cases import DatasetError
 from monai_iou.checkpoints import last_epoch, write_atomically
 from monai_iou.demo import run_workflow
+from monai_iou.loading import BufferedLoader
 from monai_iou.phantoms import write_phantom_dataset
 from monai_iou.trained import need_models
 from monai_iou.training import check_settings, is_better
@@ -327,16 +330,80 @@ def test_evaluation_falls_back_to_the_validation_split(tmp_path: Path, data: Pat
 
 def test_evaluation_on_the_held_out_cases_of_a_fold(data: Path) -> None:
     cases = BundleCases(str(data), folds=4, fold=2)
-    assert cases.evaluation_on("validation") == cases.validation != cases.evaluation
-    assert cases.evaluation_on() == cases.evaluation_on("null") == cases.evaluation_on("test_labelled")
-    assert cases.evaluation_on() == cases.evaluation
+    plan = cases.plan([16, 16, 16])
+    assert plan.held_out == tuple(item["case"] for item in cases.validation)
+    assert cases.evaluation_on("validation", [plan]) == cases.validation != cases.evaluation
+    for which in (None, "null", "test_labelled"):
+        assert cases.evaluation_on(which, [plan]) == cases.evaluation
     with pytest.raises(ValueError, match='Expected `evaluate_on` to be "test_labelled", "validation" or null, but got'):
-        cases.evaluation_on("test")
+        cases.evaluation_on("test", [plan])
 
 
-def test_evaluation_on_test_cases_that_a_dataset_lacks(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize("other", [{"folds": 4, "fold": 1}, {"val_fraction": 0.5}, {"val_fraction": 0}])
+def test_cases_that_a_model_was_trained_on_are_not_its_validation(data: Path, other: dict[str, Any]) -> None:
+    cases = BundleCases(str(data), folds=4, fold=2)
+    own, others = cases.plan([16, 16, 16]), BundleCases(str(data), **other)
+    trained = others.plan([16, 16, 16])
+    if set(cases.plan([16, 16, 16]).held_out or ()) <= set(trained.held_out or ()):
+        assert cases.evaluation_on("validation", [trained]) == cases.validation
+        return
+    message = f"but it was trained on {cases.validation[0]['case']}: give `val_fraction`, `split_seed`, `folds` and"
+    for plans in ([trained], [own, trained]):
+        with pytest.raises(DatasetError, match=message):
+            cases.evaluation_on("validation", plans)
+
+
+def test_evaluation_of_cases_that_are_not_there(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(DatasetError, match="Expected cases that are held out, but `val_fraction` is 0: score"):
+        BundleCases(str(data), val_fraction=0).evaluation_on("validation", [])
     content = json.loads((data / "dataset.json").read_text())
     del content["test_labelled"]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"dataset.json to have `test_labelled` cases, but it has none: add them"):
-        BundleCases(str(tmp_path)).evaluation_on("test_labelled")
+        BundleCases(str(tmp_path)).evaluation_on("test_labelled", [])
+
+
+class FailAtSecondStep(Randomizable, Transform):
+    """Raise what a full GPU raises, once a few patches were cut."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.calls = error, 0
+
+    def __call__(self, item: Any) -> Any:
+        self.calls += 1
+        if self.calls > 4:
+            raise self.error
+        return item
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_the_loaders_thread_ends_the_training(workers: int, bundle: Path, data: Path) -> None:
+    fail = FailAtSecondStep(RuntimeError("this transform is broken"))
+    settings = overrides(bundle, data, val_fraction=0, epochs=3, num_workers=workers)
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], {**settings, "train#random_transforms#12": fail})
+    assert "this transform is broken" in str(causes(caught.value))
+    assert not (bundle / "models" / "model.pt").exists()
+
+
+def test_full_gpu_memory_in_the_loaders_thread_names_the_keys(bundle: Path, data: Path) -> None:
+    fail = FailAtSecondStep(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    settings = overrides(bundle, data, val_fraction=0, epochs=3)
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], {**settings, "train#random_transforms#12": fail})
+    assert "`patch_size`" in str(causes(caught.value))
+
+
+def test_a_failed_check_in_the_loaders_thread_ends_the_program() -> None:
+    def batches() -> Iterator[int]:
+        yield 1
+        raise SystemExit(1)
+
+    class Items(torch.utils.data.IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return batches()
+
+    loader = iter(BufferedLoader(Items(), batch_size=1))
+    assert next(loader).tolist() == [1]
+    with pytest.raises(SystemExit):
+        next(loader)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -37,9 +38,12 @@ def copies(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_image_and_label_get_the_same_crop_and_flips(workers: int, copies: Path, tmp_path: Path) -> None:
-    # Without the transforms that change the two differently: interpolation and intensities.
-    geometry_only = {f"train#random_transforms#{index}#prob": 0.0 for index in range(6, 14)}
+def test_image_and_label_get_the_same_crop_flips_and_deformation(workers: int, copies: Path, tmp_path: Path) -> None:
+    # Without the transforms of intensities, and with one interpolation, both must be deformed alike.
+    random = "train#random_transforms"
+    geometry_only: dict[str, Any] = {f"{random}#{index}#prob": 0.0 for index in range(8, 14)}
+    geometry_only |= {f"{random}#6#mode": ["nearest"] * 2, f"{random}#6#prob": 0.5}
+    geometry_only |= {f"{random}#7#transforms#0#mode": ["nearest"] * 2, f"{random}#7#weights": [0.5, 0.5]}
     workflow = ConfigWorkflow(
         config_file=str(bundle_path() / "configs" / "train.json"),
         workflow_type="train",

@@ -76,7 +76,7 @@ def test_every_key_is_in_the_documents_table(name: str) -> None:
 def test_an_epoch_repeats_the_cases_and_prepares_them_once(bundle: Path, data: Path) -> None:
     workflow = ConfigWorkflow(
         config_file=str(bundle / "configs" / "train.json"), workflow_type="train",
-        **overrides(bundle, data, val_fraction=0, epochs=2, repeats=3, batch_size=2),
+        **overrides(bundle, data, val_fraction=0, epochs=2, case_repeats=3, batch_size=2),
     )  # fmt: skip
     workflow.initialize()
     cached = workflow.parser.get_parsed_content("train#dataset")

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import UNet
+from monai.transforms import create_shear
 
 from monai_iou.cases import CaseFacts, DatasetError
 from monai_iou.datasets import SegmentationFolder
@@ -126,3 +127,18 @@ def test_crop_centres_are_in_their_class_and_classes_are_equal(seed: int) -> Non
     values, counts = np.unique(flat[found["label_fg_indices"]], return_counts=True)
     assert set(values) == set(np.unique(flat)) - {0}
     assert len(set(counts)) <= 1
+
+
+@given(sides=st.tuples(*[st.floats(0.3, 8)] * 3))
+@settings(max_examples=50, deadline=None)
+def test_nothing_turns_between_axes_of_very_unequal_spacing(sides: tuple[float, float, float]) -> None:
+    plan = make_plan(None, [], [16, 16, 16], sides)
+    for axis, largest in enumerate(plan.rotations(0.5)):
+        first, second = np.delete(sides, axis)
+        assert largest == (0.5 if max(first, second) < 3 * min(first, second) else 0)
+    for number, largest in enumerate(plan.shears(0.1)):
+        alone = create_shear(3, [0.1 * (number == other) for other in range(6)])
+        ((first,), (second,)) = np.nonzero(alone - np.eye(4))  # the axes that MONAI's coefficient mixes
+        ratio = max(sides[first], sides[second]) / min(sides[first], sides[second])
+        assert largest == (0.1 if ratio < 3 else 0)
+    assert plan.is_anisotropic == (0.0 in plan.rotations(1.0))

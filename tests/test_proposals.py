@@ -251,6 +251,6 @@ def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machin
     assert config["epochs"] // config["val_interval"] >= 20
     folder, _ = dataset(one_lesion(cases))
     trained = len(split_cases(folder.training, fraction, 0, folder.patient_groups)[0])
-    assert trained * config["repeats"] <= {"cpu": 50, "cuda": 250}[machine.device] * config["batch_size"] + trained
-    steps = config["epochs"] * (trained * config["repeats"] // config["batch_size"])
+    assert trained * config["case_repeats"] <= {"cpu": 50, "cuda": 250}[machine.device] * config["batch_size"] + trained
+    steps = config["epochs"] * (trained * config["case_repeats"] // config["batch_size"])
     assert {"cpu": 3000, "cuda": 25_000}[machine.device] <= steps
