@@ -29,8 +29,8 @@ __all__ = [
 
 PATCH_VOXELS = {"cpu": 64**3, "cuda": 128**3}
 MAX_PATCHES = {"cpu": 4, "cuda": 8}
-# A full-resolution level makes a step on a CPU slower (docs/results/hippocampus-cpu.md): it is taken where a step has no
-# more voxels than this.
+# A full-resolution level makes a step on a CPU slower (docs/results/hippocampus-cpu.md): it is taken where a step has
+# no more voxels than this.
 FULL_RESOLUTION_VOXELS = 2**19
 SMALLEST_PATCH_VOXELS = 8**3
 
