@@ -148,13 +148,14 @@ def test_a_score_of_nothing_is_never_the_best(current: float, best: float, expec
 @pytest.mark.parametrize("val_fraction", [0.3, 0.1], ids=["two validation cases", "one validation case"])
 def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path, val_fraction: float) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = bundle_command(
-        bundle, ["train", "multi_gpu_train"], overrides(bundle, data, val_fraction=val_fraction), *launcher
-    )
-    done = run_command(command)
+    settings = overrides(bundle, data, val_fraction=val_fraction, case_repeats=2)
+    done = run_command(bundle_command(bundle, ["train", "multi_gpu_train"], settings, *launcher))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("epoch 2/2 ") == 1, "rank 0 alone reports"
     models = bundle / "models"
+    trained = {0.3: 2, 0.1: 3}[val_fraction]
+    steps = torch.load(models / "last_epoch.pt", weights_only=True)["epoch_length"]
+    assert steps == math.ceil(2 * trained / 2) // 2, "the ranks share twice the cases, in batches of two"
     assert sorted(path.name for path in models.iterdir()) == ["last_epoch.pt", "model.json", "model.pt"]
     assert not any(name.startswith("module.") for name in torch.load(models / "model.pt", weights_only=True))
     writers = {path.name.split(".")[-2] for path in (bundle / "eval" / "tensorboard").iterdir()}
@@ -178,7 +179,15 @@ def test_with_fewer_validation_cases_than_ranks_each_scores_all(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", 0), ("batch_size", 0), ("val_interval", 0), ("num_samples", 1.5), ("num_workers", -1)]
+    [
+        ("epochs", 0),
+        ("case_repeats", 0),
+        ("case_repeats", 1.5),
+        ("batch_size", 0),
+        ("val_interval", 0),
+        ("num_samples", 1.5),
+        ("num_workers", -1),
+    ]
     + [("learning_rate", value) for value in ("abc", 0, math.nan, True)],
 )
 def test_numbers_that_no_run_can_have(name: str, value: object, bundle: Path, data: Path) -> None:
@@ -359,6 +368,8 @@ def test_evaluation_of_cases_that_are_not_there(tmp_path: Path, data: Path) -> N
     content = json.loads((data / "dataset.json").read_text())
     del content["test_labelled"]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (tmp_path / part).symlink_to(data / part)
     with pytest.raises(DatasetError, match=r"dataset.json to have `test_labelled` cases, but it has none: add them"):
         BundleCases(str(tmp_path)).evaluation_on("test_labelled", [])
 

@@ -88,6 +88,48 @@ def test_an_epoch_repeats_the_cases_and_prepares_them_once(bundle: Path, data: P
     assert trainer.optimizer.param_groups[0]["lr"] == 0, "the rate falls over all steps"
 
 
+def test_an_epoch_of_another_length_is_reported_when_resuming(
+    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = overrides(bundle, data, val_fraction=0, epochs=1, case_repeats=2)
+    run_workflow(bundle, ["train"], settings)
+    run_workflow(bundle, ["train"], {**settings, "epochs": 2, "resume": True})
+    assert "counts epochs" not in "".join(capsys.readouterr())
+    run_workflow(bundle, ["train"], {**settings, "epochs": 3, "case_repeats": 1, "resume": True})
+    assert "last_epoch.pt counts epochs of 4 steps, this run epochs of 2" in "".join(capsys.readouterr())
+
+
+# -- full resolution, and scores of the held-out cases
+
+
+def test_evaluation_follows_a_model_at_full_resolution_and_scores_its_own_validation(
+    bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    split = {"folds": 4, "fold": 1}
+    run_workflow(
+        bundle, ["train"], overrides(bundle, data, full_resolution="true", amp_dtype="bfloat16", **split)
+    )  # text, as from a command line
+    plan = json.loads((bundle / "models" / "model.json").read_text())
+    assert plan["strides"][0] == [1, 1, 1]
+    settings = overrides(bundle, data, output_dir=str(tmp_path), evaluate_on="validation")
+    run_workflow(bundle, ["train", "evaluate"], {**settings, **split})
+    rows = score_rows(tmp_path / "val_mean_iou_raw.csv")
+    assert [name.removesuffix(".nii.gz") for name in rows] == plan["held_out"]
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train", "evaluate"], {**settings, "folds": 4, "fold": 2})
+    assert "Expected cases that the model has not seen, but it was trained on" in str(causes(caught.value))
+    masks = {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(tmp_path / "masks")}
+    run_workflow(bundle, ["inference"], masks)
+    assert len(list((tmp_path / "masks").iterdir())) == 3
+
+
+def test_a_mixed_precision_that_is_none(bundle: Path, data: Path) -> None:
+    message = "Expected `amp_dtype` to be float16 or bfloat16, but got 'float8': write --amp_dtype bfloat16."
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, amp_dtype="float8"))
+    assert message in str(causes(caught.value))
+
+
 # -- the device
 
 

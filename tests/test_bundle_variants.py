@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_iou.bundles import bundle_path
@@ -97,6 +97,21 @@ def test_variant_trains_and_logs_its_terms(variant: str, dataset: Path, tmp_path
     expected = {"train_loss", *(f"train_loss_{term}" for term in TERMS[variant])}
     assert expected <= set(events.Tags()["scalars"])
     assert len(events.Scalars("train_loss")) == TINY["epochs"]
+
+
+@pytest.mark.parametrize("variant", ["attention", "multi_scale"])
+def test_variants_with_a_head_at_full_resolution_need_no_second_one(variant: str, dataset: Path) -> None:
+    networks = []
+    for base_channels, full_resolution in ((8, False), (4, True)):
+        configs = bundle_path() / "configs"
+        parser = ConfigParser(ConfigParser.load_config_file(configs / "train.json"))
+        parser.update(json.loads((configs / f"{variant}.json").read_text()))
+        parser.update({**TINY, "dataset_dir": str(dataset), "bundle_root": str(bundle_path())})
+        parser.update({"base_channels": base_channels, "full_resolution": full_resolution})
+        assert max(parser.get_parsed_content("plan").strides[0]) == (1 if full_resolution else 2)
+        networks.append(parser.get_parsed_content("network_def").state_dict())
+    strided, full = ({name: tuple(weights.shape) for name, weights in network.items()} for network in networks)
+    assert strided == full
 
 
 OVERRIDES: dict[str, dict[str, Any]] = {

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import Tensor
 
 from monai_iou import IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
+from monai_iou.bundles import bundle_path
+from monai_iou.phantoms import write_phantom_dataset
 from monai_iou.voxels import labels as label_checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -133,3 +137,28 @@ def test_peak_memory_is_the_gradient_and_little_more(
     # The tiled kernel's tiles are of one size however large the volume is.
     tiles = 0 if kernel == "triton" else 16 * 4 * 2**22
     assert torch.cuda.max_memory_allocated() - before <= 1.15 * logits.nbytes + tiles
+
+
+def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path) -> None:
+    from monai.bundle import ConfigWorkflow
+
+    data = write_phantom_dataset(tmp_path / "dataset", training=4, evaluation=0, shape=(48, 48, 32))
+    places = {"dataset_dir": str(data), "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    size = {"patch_size": [32, 32, 24], "base_channels": 4, "epochs": 8, "case_repeats": 4, "val_fraction": 0}
+    workflow = ConfigWorkflow(
+        config_file=str(bundle_path() / "configs" / "train.json"), workflow_type="train", logging_file=False,
+        **places, **size,
+    )  # fmt: skip
+    workflow.initialize()
+    loader = workflow.parser.get_parsed_content("train#dataloader")
+    batch = next(iter(loader))
+    assert batch["image"].is_cuda
+    assert batch["label"].is_cuda
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    losses: list[float] = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output[0]["loss"]))
+    )
+    workflow.run()
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-8:]) < sum(losses[:8])
