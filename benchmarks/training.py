@@ -87,6 +87,7 @@ def open_workflow(folder: Path, options: argparse.Namespace, overrides: dict[str
         "patch_size": options.patch,
         "batch_size": options.batch_size,
         "base_channels": options.base_channels,
+        "full_resolution": options.full_resolution or None,
     }
     folders = {
         "dataset_dir": str(options.data.resolve()),
@@ -178,6 +179,8 @@ def steps(folder: Path, options: argparse.Namespace) -> tuple[list[Times], dict[
         "batch": list(batches[0]["image"].shape),
         "batches": len(batches),
         "classes": trained.get_parsed_content("plan").out_channels,
+        "channels": list(trained.get_parsed_content("plan").channels),
+        "strides": [list(stride) for stride in trained.get_parsed_content("plan").strides],
         "parameters": sum(weights.numel() for weights in networks[0].parameters()),
         "amp": bool(trainer.amp),
     }
@@ -318,6 +321,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--patch", type=int, nargs=3, metavar=("X", "Y", "Z"), help="the bundle's own by default")
     parser.add_argument("--batch-size", type=int, help="the bundle's own by default")
     parser.add_argument("--base-channels", type=int, help="the bundle's own by default")
+    parser.add_argument("--full-resolution", action="store_true", help="a first level that halves nothing")
     options = parser.parse_args(arguments)
     if options.epochs < 2 or options.steps < 1:
         parser.error(f"--epochs must be at least 2 and --steps 1, but are {options.epochs} and {options.steps}")

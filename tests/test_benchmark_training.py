@@ -17,6 +17,7 @@ from monai_iou.phantoms import write_phantom_dataset
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "3", "--steps", "2", "--patch", "24", "24", "16", "--batch-size", "2", "--base-channels", "4"]
+TINY += ["--full-resolution"]
 
 
 def test_report_has_every_turn_and_what_it_depends_on(tmp_path: Path) -> None:
@@ -38,6 +39,7 @@ def test_report_has_every_turn_and_what_it_depends_on(tmp_path: Path) -> None:
     report = json.loads((output / "training.json").read_text())
     assert (report["data"], report["cases"], report["shapes"]) == ("phantoms", 5, [[40, 40, 24]])
     assert (report["batch"], report["classes"], report["threads"]) == ([4, 1, 24, 24, 16], 2, 1)
+    assert (report["channels"][0], report["strides"][0]) == (4, [1, 1, 1])
     assert {"torch", "monai", "monai_iou", "python", "device", "cpus", "parameters", "amp"} <= set(report)
 
     # 4 of 5 cases are trained on, two a step.
