@@ -14,7 +14,7 @@ from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
 from monai.utils.type_conversion import convert_to_tensor
 
 from monai_iou.bundles import one_sentence
-from monai_iou.checkpoints import write_atomically
+from monai_iou.checkpoint_files import write_atomically
 from monai_iou.failures import explained
 from monai_iou.training import optional
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import pickle
 import signal
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from monai_iou.bundles import one_sentence
+from monai_iou.checkpoint_files import last_epoch, last_step, load_state, write_atomically
 from monai_iou.distributed import is_distributed
-from monai_iou.failures import StepGuard, TrainingError, disk_full, quiet_stop, stop_signal
+from monai_iou.failures import StepGuard, TrainingError, quiet_stop, stop_signal
 from monai_iou.planning import Plan
 from monai_iou.training import PolynomialDecay, WeightAverage, inner_module
 
@@ -27,87 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointHandler", "last_epoch", "last_step", "write_atomically"]
 
-# What torch.load raises for a file that is damaged or no checkpoint.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
-KEYS = ("epoch", "model", "optimizer", "lr_scheduler", "scaler", "best_metric", "best_metric_epoch")
-
 logger = logging.getLogger(__name__)
-
-
-def last_epoch(path: str | os.PathLike[str]) -> int:
-    """Return the epoch that the last checkpoint completed, 0 if there is none.
-
-    Raises:
-        ValueError: the file is not a checkpoint of the bundle, or damaged.
-    """
-    return int(_load_state(Path(path), mmap=True)["epoch"]) if Path(path).is_file() else 0
-
-
-def last_step(path: str | os.PathLike[str]) -> int:
-    """Return the steps that the last checkpoint did of the epoch after that, 0 if there is none.
-
-    Raises:
-        ValueError: the file is not a checkpoint of the bundle, or damaged.
-    """
-    return int(_load_state(Path(path), mmap=True).get("step", 0)) if Path(path).is_file() else 0
-
-
-def _load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
-    """Read a checkpoint; with `mmap` only what is used of its tensors."""
-    with one_sentence():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            usable = isinstance(state, Mapping) and set(KEYS) <= set(state) and isinstance(state["epoch"], int)
-            error = None
-        except UNREADABLE as caught:
-            usable, error = False, caught
-        if not usable:
-            message = (
-                f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it or set "
-                "--resume false."
-            )
-            raise ValueError(message) from error
-    return dict(state)
-
-
-def write_atomically(content: Any, path: Path, *, shared: bool = False) -> None:
-    """Save with torch.save (text as it is) so that `path` is always the old file or the new one, whole.
-
-    The data reach the disk under a temporary name before the rename: after a kill or a power cut there is at most a
-    stale temporary file, which the next save replaces.
-
-    Args:
-        content: what to save.
-        path: of the file; its folder is made if there is none.
-        shared: other processes or threads may write the same file now; the temporary name is then of this thread
-            alone.
-
-    Raises:
-        TrainingError: the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
-    temporary = path.with_name(f"{path.name}{own}.tmp")
-    try:
-        with disk_full(path), temporary.open("wb") as stream:
-            if isinstance(content, str):
-                stream.write(content.encode())
-            else:
-                torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class CheckpointHandler:
     """Write `model.json` (the plan), `model.pt` (its best weights) and `last_epoch.pt` (all that resuming needs).
 
     Attach it after the `ValidationHandler`, so that a checkpoint knows its epoch's score. `last_epoch.pt` holds only
-    tensors and plain values and loads with `weights_only=True`. If no validation chose a best model, the final weights
-    are stored as `model.pt`. Weights that are NaN or infinite are never stored.
+    tensors and plain values and loads with `weights_only=True`. If no validation chose a best model, or `keep` is
+    "last", the final weights are stored as `model.pt` when training is complete. Weights that are NaN or infinite
+    are never stored.
 
     Under `monai_iou.failures.run`, SIGTERM and SIGINT end the training after the step at work: `last_epoch.pt` gets the
     state of that very step, and the program ends with exit code 128 + the signal's number. A signal during validation
@@ -124,10 +51,13 @@ class CheckpointHandler:
         plan: stored beside the best weights.
         average: stored as `model.pt` instead of the network, where it averages weights.
         items: of the training data, to name the files of a batch whose loss is NaN.
+        keep: "best", the weights with the best validation score; or "last", until training is complete the same, then
+            the final ones.
         resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
 
     Raises:
-        ValueError: when training starts, if `last_epoch.pt` fits another network or is damaged.
+        ValueError: `keep` is something else; when training starts, if `last_epoch.pt` fits another network or is
+            damaged.
         TrainingError: in training, if the loss is NaN or infinite, or there is no room for a checkpoint. The files of
             the last good epoch stay.
     """
@@ -143,8 +73,14 @@ class CheckpointHandler:
         average: WeightAverage | None = None,
         items: Sequence[Mapping[str, Any]] = (),
         *,
+        keep: str = "best",
         resume: bool = False,
     ) -> None:
+        if keep not in ("best", "last"):
+            message = f'Expected `keep_weights` to be "best" or "last", but got {keep!r}: leave it out for "best".'
+            with one_sentence():
+                raise ValueError(message)
+        self.keep = keep
         self.folder = Path(ckpt_dir)
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
         self.evaluator, self.plan, self.resume = evaluator, plan, resume
@@ -176,7 +112,7 @@ class CheckpointHandler:
         if not path.is_file():
             logger.info("No checkpoint at %s: training starts from the beginning.", path)
             return
-        state = _load_state(path)
+        state = load_state(path)
         with one_sentence():
             self._restore(engine, state, path)
         if not state.get("validated", True):
@@ -289,7 +225,7 @@ class CheckpointHandler:
             raise TrainingError(message)
 
     def _completed(self, engine: Trainer) -> None:
-        if engine.state.rank == 0 and not self._has_model:
+        if engine.state.rank == 0 and (self.keep == "last" or not self._has_model):
             self._write_model()
 
     def _write_model(self) -> None:

@@ -30,7 +30,7 @@ class BufferedLoader(ThreadDataLoader):
         [[0, 1], [2, 3]]
     """
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as in MONAI's class, a generator
         """Yield the batches; the next one is made in a thread meanwhile."""
         batches = _with_failure(DataLoader.__iter__(self))
         for batch in buffer_iterator(batches, self.buffer_size, self.buffer_timeout, self.repeats):

@@ -95,7 +95,7 @@ def propose(
         _lesion_threshold(plan, found),
         split,
         _length(batch.keys["batch_size"], trained, machine),
-        _averaging(machine),
+        _weights(machine),
     )
     return Proposal(plan, decisions)
 
@@ -251,11 +251,16 @@ def _length(batch: int, trained: int, machine: Machine) -> Decision:
     return Decision("length", value, reason, {"epochs": epochs, "case_repeats": repeats, "val_interval": interval})
 
 
-def _averaging(machine: Machine) -> Decision:
-    """Decide over how many steps the weights that are validated and stored are averaged."""
+def _weights(machine: Machine) -> Decision:
+    """Decide which weights are stored: the final ones, averaged over the last steps."""
     decay = EMA_DECAY[machine.device]
-    reason = f"averages about the last {round(1 / (1 - decay))} of {STEPS[machine.device]} steps, as single steps waver"
-    return Decision("weight average", f"{decay} a step", reason, {"ema_decay": decay})
+    reason = (
+        f"averaged over about {round(1 / (1 - decay))} of {STEPS[machine.device]} steps; the rate has fallen to 0, "
+    )
+    reason += "and the best of many validations is chosen by luck too"
+    return Decision(
+        "weights", f"the last, average {decay} a step", reason, {"ema_decay": decay, "keep_weights": "last"}
+    )
 
 
 def plain(text: str) -> str:

@@ -99,6 +99,28 @@ def test_an_epoch_of_another_length_is_reported_when_resuming(
     assert "last_epoch.pt counts epochs of 4 steps, this run epochs of 2" in "".join(capsys.readouterr())
 
 
+# -- which weights
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_the_last_weights_are_kept_on_request(decay: float | None, bundle: Path, data: Path) -> None:
+    # A rate that ruins what the first epochs learned: the best validation is not the last.
+    settings = overrides(bundle, data, epochs=4, learning_rate=0.05, ema_decay=decay)
+    stored = {}
+    for keep in ("best", "last"):
+        run_workflow(bundle, ["train"], {**settings, "keep_weights": keep})
+        last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+        final = last["average"]["network"] if decay else last["model"]
+        model = torch.load(bundle / "models" / "model.pt", weights_only=True)
+        stored[keep] = all(torch.equal(model[name], weights) for name, weights in final.items())
+        assert keep == "last" or stored[keep] == (last["best_metric_epoch"] == 4)
+    assert stored["last"]
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], {**settings, "keep_weights": "first"})
+    message = 'Expected `keep_weights` to be "best" or "last", but got \'first\': leave it out for "best".'
+    assert message in [str(cause) for cause in causes(caught.value)]
+
+
 # -- full resolution, and scores of the held-out cases
 
 
