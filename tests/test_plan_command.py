@@ -117,6 +117,18 @@ def test_the_file_holds_no_expression_and_a_reason_for_everything(tmp_path: Path
     assert set(config) - known == {"class_weights", "lesion_threshold_mm3"}
 
 
+def test_the_documents_example_is_what_the_command_decides(tmp_path: Path) -> None:
+    data = write_phantom_dataset(tmp_path / "dataset", training=9, evaluation=3)
+    path = tmp_path / "plan.json"
+    assert main(["plan", str(data), f"--output={path}", "--device=cpu", "--memory-gb=16"]) == 0
+    rows = json.loads(path.read_text())["plan_report"]["decisions"]
+    lines = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("target spacing   "))
+    width = max(len(row["value"]) for row in rows)
+    expected = [f"{row['decision']:<18}{row['value']:<{width}}  {row['reason']}" for row in rows]
+    assert lines[start : start + len(rows) + 1] == [*expected, "```"]
+
+
 @pytest.fixture(scope="session")
 def pet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data, a plan, a bundle trained by it through MONAI's command, its scores and masks."""
