@@ -486,7 +486,9 @@ def test_tuning_that_does_not_fit_into_memory(tmp_path: Path) -> None:
     network = torch.nn.Conv3d(1, 2, 1)
     torch.save(network.state_dict(), tmp_path / "model.pt")
     state = SimpleNamespace(rank=0, device=torch.device("cpu"))
-    evaluator = SimpleNamespace(state=state, network=network, inferer=fill, amp=False, mode=contextlib.nullcontext)
+    evaluator = SimpleNamespace(
+        state=state, network=network, inferer=fill, amp=False, amp_kwargs={}, mode=contextlib.nullcontext
+    )
     item = {"image": torch.zeros(1, 4, 4, 4), "label": torch.zeros(1, 4, 4, 4)}
     with pytest.raises(TrainingError, match="fit into memory, but it ran out of it: lower `patch_size`"):
         tune_postprocessing(evaluator, [item], (1.0, 1.0, 1.0), 2, str(tmp_path))
