@@ -126,7 +126,7 @@ class BundleCases:
 
         Args:
             which: "test_labelled"; "validation", the cases that this split or fold holds out; None for `evaluation`.
-            plans: of the models that are evaluated; each must have held out the cases of "validation".
+            plans: of the models that are evaluated; none may have been trained on a case of "validation".
 
         Raises:
             ValueError: `which` is something else.
@@ -158,8 +158,8 @@ class BundleCases:
         training, validation = self._split
         for plan in plans:
             # With one patient a case is trained on and validated, which the split has said.
-            seen = [case.name for case in validation if case not in training and case.name not in (plan.held_out or ())]
-            if seen and plan.held_out is not None:
+            seen = [case.name for case in validation if case not in training and case.name in plan.trained]
+            if seen:
                 message = (
                     f"Expected cases that the model has not seen, but it was trained on {seen[0]}: give "
                     "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score "
@@ -245,10 +245,10 @@ class BundleCases:
             if not in_folder:
                 return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
             facts = dict(zip(self.folder.training, self.folder.training_facts, strict=True))
-            training, validation = self._split
+            training, _ = self._split
             trained = [facts[case] for case in training]
             plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
-            return replace(plan, held_out=tuple(case.name for case in validation if case not in training))
+            return replace(plan, trained=tuple(case.name for case in training))
 
     @cached_property
     def _split(self) -> tuple[list[Case], list[Case]]:

@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ class CheckpointHandler:
         self.evaluator, self.plan, self.resume = evaluator, plan, resume
         self.average = average if average is not None else WeightAverage(network, optimizer)
         self._guard = StepGuard(items)
-        self._has_model = False
+        self._has_model = self._is_final = False
 
     def attach(self, engine: Trainer) -> None:
         """Register on the trainer."""
@@ -105,7 +106,7 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Trainer) -> None:
-        self._has_model = False
+        self._has_model = self._is_final = False
         if not self.resume:
             return
         path = self.folder / "last_epoch.pt"
@@ -150,6 +151,10 @@ class CheckpointHandler:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         self._has_model = (self.folder / "model.pt").is_file()
+        self._is_final = state.get("final", False)
+        if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
+            seen = dict.fromkeys([*state.get("trained", ()), *self.plan.trained])
+            self.plan = replace(self.plan, trained=tuple(seen))
         logger.info(
             "Resumed from %s after epoch %d%s; best score %.4f of epoch %d.",
             path,
@@ -168,6 +173,11 @@ class CheckpointHandler:
             group["lr"] = rate
 
     def _iteration_completed(self, engine: Trainer) -> None:
+        if self._is_final:
+            # `model.pt` has the final weights of a training that goes on: the best score is of weights that are gone.
+            self._is_final = self._has_model = False
+            if self.evaluator is not None:
+                self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
         self._stop(engine, self._guard.check(engine))
 
     def _stop(self, engine: Trainer, number: int) -> None:
@@ -202,6 +212,8 @@ class CheckpointHandler:
             "epoch": epoch,
             "step": step,
             "epoch_length": int(engine.state.epoch_length or 0),
+            "final": self._is_final,
+            "trained": list(self.plan.trained) if self.plan is not None else [],
             "validated": validated or step > 0,  # of the completed epoch
             "model": inner_module(self.network).state_dict(),
             "average": self.average.state_dict(),
@@ -225,7 +237,13 @@ class CheckpointHandler:
             raise TrainingError(message)
 
     def _completed(self, engine: Trainer) -> None:
-        if engine.state.rank == 0 and (self.keep == "last" or not self._has_model):
+        if engine.state.rank != 0:
+            return
+        if self.keep == "last" and not self._is_final:
+            self._write_model()
+            self._is_final = True
+            self._write_state(engine, validated=True)
+        elif not self._has_model:
             self._write_model()
 
     def _write_model(self) -> None:

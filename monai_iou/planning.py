@@ -41,7 +41,7 @@ class Plan:
         channels: features a level of the U-Net.
         strides: stride of each level, one number an axis.
         intensity: for each channel {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
-        held_out: names of the cases that were validated and not trained on; None if unknown.
+        trained: names of the cases that the model was trained on.
     """
 
     modalities: tuple[str, ...]
@@ -51,7 +51,7 @@ class Plan:
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     intensity: tuple[dict[str, Any], ...]
-    held_out: tuple[str, ...] | None = None
+    trained: tuple[str, ...] = ()
 
     @property
     def in_channels(self) -> int:
@@ -79,7 +79,7 @@ class Plan:
         return max(self.pixdim) >= ANISOTROPIC * min(self.pixdim)
 
     def rotations(self, largest: float) -> list[float]:
-        """Return the largest rotation about each axis, in radians: 0 where it would mix axes of very unequal spacing.
+        """Return the largest rotation about each axis in radians; of anisotropic voxels only in the plane of like axes.
 
         MONAI rotates grids of voxels; where slices are thick, a rotation out of their plane is none of the anatomy.
 
@@ -87,17 +87,21 @@ class Plan:
             >>> Plan((), {}, (1.0, 1.0, 5.0), (), (), (), ()).rotations(0.5)
             [0.0, 0.0, 0.5]
         """
-        planes = ((1, 2), (0, 2), (0, 1))
-        return [largest if self._alike(*plane) else 0.0 for plane in planes]
+        return [largest if self._mix(*plane) else 0.0 for plane in ((1, 2), (0, 2), (0, 1))]
 
     def shears(self, largest: float) -> list[float]:
-        """Return the six shears of MONAI's RandAffine, along x by y and z, y by x and z, z by x and y; 0 likewise."""
+        """Return the six shears of MONAI's RandAffine, along x by y and z, y by x and z, z by x and y; likewise."""
         pairs = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
-        return [largest if self._alike(*pair) else 0.0 for pair in pairs]
+        return [largest if self._mix(*pair) else 0.0 for pair in pairs]
 
-    def _alike(self, first: int, second: int) -> bool:
-        sides = self.pixdim[first], self.pixdim[second]
-        return max(sides) < ANISOTROPIC * min(sides)
+    def _mix(self, first: int, second: int) -> bool:
+        """Whether two axes may be turned into each other: all may, or the two most alike, if they are."""
+        if not self.is_anisotropic:
+            return True
+        short, middle, long = sorted(range(3), key=lambda axis: self.pixdim[axis])
+        ratios = self.pixdim[middle] / self.pixdim[short], self.pixdim[long] / self.pixdim[middle]
+        pair = {short, middle} if ratios[0] <= ratios[1] else {middle, long}
+        return min(ratios) < ANISOTROPIC and {first, second} == pair
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
@@ -120,7 +124,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
             channels=tuple(content["channels"]),
             strides=tuple(tuple(stride) for stride in content["strides"]),
             intensity=tuple(content["intensity"]),
-            held_out=None if content.get("held_out") is None else tuple(content["held_out"]),
+            trained=tuple(content.get("trained", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): train again."

@@ -81,6 +81,7 @@ def propose(
     facts = [case.facts for case in found.measures]
     plan, levels = choose_levels(folder, facts, found, spacing.keys["pixdim"], machine)
     batch = batch_decision(plan, found, machine, trained)
+    length = _length(batch.keys["batch_size"], trained, machine)
     weights = _class_weights(found)
     decisions = (
         spacing,
@@ -94,8 +95,8 @@ def propose(
         _loss(found, weights.keys["class_weights"]),
         _lesion_threshold(plan, found),
         split,
-        _length(batch.keys["batch_size"], trained, machine),
-        _weights(machine),
+        length,
+        _weights(_steps(length, batch, trained), machine),
     )
     return Proposal(plan, decisions)
 
@@ -251,12 +252,15 @@ def _length(batch: int, trained: int, machine: Machine) -> Decision:
     return Decision("length", value, reason, {"epochs": epochs, "case_repeats": repeats, "val_interval": interval})
 
 
-def _weights(machine: Machine) -> Decision:
+def _steps(length: Decision, batch: Decision, trained: int) -> int:
+    """Return the steps of the whole training."""
+    return int(length.keys["epochs"] * (length.keys["case_repeats"] * trained // batch.keys["batch_size"]))
+
+
+def _weights(steps: int, machine: Machine) -> Decision:
     """Decide which weights are stored: the final ones, averaged over the last steps."""
     decay = EMA_DECAY[machine.device]
-    reason = (
-        f"averaged over about {round(1 / (1 - decay))} of {STEPS[machine.device]} steps; the rate has fallen to 0, "
-    )
+    reason = f"averaged over about {round(1 / (1 - decay))} of {steps} steps; the rate has fallen to 0, "
     reason += "and the best of many validations is chosen by luck too"
     return Decision(
         "weights", f"the last, average {decay} a step", reason, {"ema_decay": decay, "keep_weights": "last"}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,7 @@ def test_evaluation_falls_back_to_the_validation_split(tmp_path: Path, data: Pat
 def test_evaluation_on_the_held_out_cases_of_a_fold(data: Path) -> None:
     cases = BundleCases(str(data), folds=4, fold=2)
     plan = cases.plan([16, 16, 16])
-    assert plan.held_out == tuple(item["case"] for item in cases.validation)
+    assert plan.trained == tuple(item["case"] for item in cases.training)
     assert cases.evaluation_on("validation", [plan]) == cases.validation != cases.evaluation
     for which in (None, "null", "test_labelled"):
         assert cases.evaluation_on(which, [plan]) == cases.evaluation
@@ -351,15 +352,17 @@ def test_evaluation_on_the_held_out_cases_of_a_fold(data: Path) -> None:
 @pytest.mark.parametrize("other", [{"folds": 4, "fold": 1}, {"val_fraction": 0.5}, {"val_fraction": 0}])
 def test_cases_that_a_model_was_trained_on_are_not_its_validation(data: Path, other: dict[str, Any]) -> None:
     cases = BundleCases(str(data), folds=4, fold=2)
-    own, others = cases.plan([16, 16, 16]), BundleCases(str(data), **other)
-    trained = others.plan([16, 16, 16])
-    if set(cases.plan([16, 16, 16]).held_out or ()) <= set(trained.held_out or ()):
+    own, trained = cases.plan([16, 16, 16]), BundleCases(str(data), **other).plan([16, 16, 16])
+    held_out = cases.validation[0]["case"]
+    if held_out not in trained.trained:
         assert cases.evaluation_on("validation", [trained]) == cases.validation
         return
-    message = f"but it was trained on {cases.validation[0]['case']}: give `val_fraction`, `split_seed`, `folds` and"
+    message = f"but it was trained on {held_out}: give `val_fraction`, `split_seed`, `folds` and"
     for plans in ([trained], [own, trained]):
         with pytest.raises(DatasetError, match=message):
             cases.evaluation_on("validation", plans)
+    elsewhere = replace(trained, trained=("a case of another dataset",))
+    assert cases.evaluation_on("validation", [elsewhere]) == cases.validation
 
 
 def test_evaluation_of_cases_that_are_not_there(tmp_path: Path, data: Path) -> None:

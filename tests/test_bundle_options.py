@@ -121,6 +121,32 @@ def test_the_last_weights_are_kept_on_request(decay: float | None, bundle: Path,
     assert message in [str(cause) for cause in causes(caught.value)]
 
 
+def test_final_weights_are_written_once_and_their_best_score_is_forgotten(bundle: Path, data: Path) -> None:
+    models = bundle / "models"
+    settings = overrides(bundle, data, epochs=2, keep_weights="last")
+    run_workflow(bundle, ["train"], settings)
+    (models / "postprocessing.json").write_text(Postprocessing(0.4, (0.0,)).to_json())
+    written = (models / "model.pt").stat().st_mtime_ns
+    run_workflow(bundle, ["train"], {**settings, "resume": True})
+    assert (models / "postprocessing.json").is_file(), "nothing was trained, so what was tuned still fits"
+    assert (models / "model.pt").stat().st_mtime_ns == written
+    # Best again: the best epoch of before is not the weights that are stored.
+    best = {**settings, "resume": True, "epochs": 3, "keep_weights": "best"}
+    run_workflow(bundle, ["train"], best)
+    last = torch.load(models / "last_epoch.pt", weights_only=True)
+    assert last["best_metric_epoch"] == 3
+    model = torch.load(models / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], weights) for name, weights in last["model"].items())
+    assert not (models / "postprocessing.json").exists()
+
+
+def test_resuming_on_another_split_remembers_what_was_seen(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, folds=4, fold=0, epochs=1, keep_weights="last"))
+    settings = overrides(bundle, data, folds=4, fold=1, epochs=2, keep_weights="last", resume=True)
+    run_workflow(bundle, ["train"], settings)
+    assert len(json.loads((bundle / "models" / "model.json").read_text())["trained"]) == 4
+
+
 # -- full resolution, and scores of the held-out cases
 
 
@@ -136,7 +162,8 @@ def test_evaluation_follows_a_model_at_full_resolution_and_scores_its_own_valida
     settings = overrides(bundle, data, output_dir=str(tmp_path), evaluate_on="validation")
     run_workflow(bundle, ["train", "evaluate"], {**settings, **split})
     rows = score_rows(tmp_path / "val_mean_iou_raw.csv")
-    assert [name.removesuffix(".nii.gz") for name in rows] == plan["held_out"]
+    assert len(rows) == 1
+    assert not {name.removesuffix(".nii.gz") for name in rows} & set(plan["trained"])
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["train", "evaluate"], {**settings, "folds": 4, "fold": 2})
     assert "Expected cases that the model has not seen, but it was trained on" in str(causes(caught.value))
