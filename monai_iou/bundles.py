@@ -171,12 +171,7 @@ class BundleCases:
     def inference(self) -> list[dict[str, str]]:
         """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
         with one_sentence():
-            if (self.dataset_dir / "dataset.json").exists():
-                cases: Sequence[Case] = self.folder.test
-            else:
-                found = sorted(self.dataset_dir.glob("*.nii.gz")) + sorted(self.dataset_dir.glob("*.nii"))
-                cases = [Case(case_name(path), path) for path in found]
-                check_names(cases, str(self.dataset_dir))
+            cases = self._to_segment()
             if not cases:
                 message = (
                     f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "
@@ -185,10 +180,23 @@ class BundleCases:
                 raise DatasetError(message)
             return [{"case": case.name, "image": str(case.image)} for case in cases]
 
+    def _to_segment(self) -> Sequence[Case]:
+        if (self.dataset_dir / "dataset.json").exists():
+            return self.folder.test
+        found = sorted(self.dataset_dir.glob("*.nii.gz")) + sorted(self.dataset_dir.glob("*.nii"))
+        cases = [Case(case_name(path), path) for path in found]
+        check_names(cases, str(self.dataset_dir))
+        return cases
+
     @property
     def mask_root(self) -> str:
-        """Folder below which the masks repeat the images' folders, "" if the images' own names are enough."""
-        return str(names_root([Path(item["image"]) for item in self.inference]) or "")
+        """Folder below which the masks repeat the images' folders, "" if the images' own names are enough.
+
+        Also "" without images: MONAI Label and MONAI Deploy bring theirs later, and a run without any ends by itself.
+        """
+        with one_sentence():
+            cases = self._to_segment()
+        return str(names_root([case.image for case in cases]) or "") if cases else ""
 
     def check_inference(self, plan: Plan) -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.

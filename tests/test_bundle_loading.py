@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import SMALL
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_iou.bundles import bundle_path
 
@@ -63,3 +63,17 @@ def test_image_and_label_get_the_same_crop_flips_and_deformation(workers: int, c
             if number == 0:
                 first.append(batch["label"].numpy().tobytes())
     assert len(set(first)) == len(first), "every epoch cuts other patches"
+
+
+def test_configs_resolve_where_a_consumer_brings_the_data(copies: Path, tmp_path: Path) -> None:
+    # MONAI Deploy builds the postprocessing, and MONAI Label the trainer, without a folder in the Decathlon layout.
+    configs = bundle_path() / "configs"
+    places = {"bundle_root": str(tmp_path), "dataset_dir": str(tmp_path / "dataset")}
+    parser = ConfigParser(ConfigParser.load_config_file(configs / "inference.json"))
+    parser.update(places)
+    assert parser.get_parsed_content("postprocessing") is not None
+    pairs = json.loads((copies / "dataset.json").read_text())["training"]
+    items = [{kind: str(copies / file) for kind, file in pair.items()} for pair in pairs]
+    parser = ConfigParser(ConfigParser.load_config_file(configs / "train.json"))
+    parser.update({**places, **SMALL, "train#dataset#data": items, "validate#dataset#data": items[:1]})
+    assert parser.get_parsed_content("train#trainer").state.max_epochs == SMALL["epochs"]
