@@ -45,8 +45,8 @@ from monai.metrics.meandice import DiceHelper
 from monai.networks.utils import one_hot
 
 from monai_iou.evaluation.cases import Structure, evaluate_case
-from monai_iou.evaluation.volumes import read_labels
 from monai_iou.metrics import iou_counts, iou_from_counts
+from monai_iou.volumes.reading import read_labels
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "Task901_MSLesionFLAIR"
 

@@ -76,7 +76,7 @@ def training_weights(data: Path) -> list[float]:
     """Return inverse-frequency weights of the classes, counted in the label files of `training` alone."""
     from monai_iou import class_weights
     from monai_iou.datasets import read_folder
-    from monai_iou.evaluation.volumes import read_labels
+    from monai_iou.volumes.reading import read_labels
 
     folder = read_folder(data)
     labels = (read_labels(case.label).array for case in folder.training if case.label is not None)

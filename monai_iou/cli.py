@@ -122,7 +122,7 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
     """
     from monai_iou import weighting
-    from monai_iou.evaluation.output import write_json
+    from monai_iou.files import write_json
 
     try:
         counts = weighting.count_label_files(labels_dir, labels or None)
@@ -161,7 +161,7 @@ def plan(
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets import read_folder
     from monai_iou.evaluation.evaluate import Progress
-    from monai_iou.evaluation.output import prepare, write_json
+    from monai_iou.files import prepare, write_json
     from monai_iou.fingerprint import take_fingerprint
     from monai_iou.machine import find_machine
     from monai_iou.plan_tables import plan_tables

@@ -212,7 +212,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     Raises:
         ValueError: if there is no such folder or no file in it, a file is no label map, or a label is none of `values`.
     """
-    from monai_iou.evaluation.volumes import case_name, is_volume, read_labels
+    from monai_iou.volumes.reading import case_name, is_volume, read_labels
 
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.is_file() and is_volume(path)) if root.is_dir() else []

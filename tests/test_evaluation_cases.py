@@ -20,8 +20,8 @@ from monai_iou.evaluation.cases import (
     evaluate_files,
     scan_labels,
 )
-from monai_iou.evaluation.grid import Grid, GridError
-from monai_iou.evaluation.volumes import VolumeError
+from monai_iou.volumes.grid import Grid, GridError
+from monai_iou.volumes.reading import VolumeError
 
 SPACING = (0.5, 1.0, 2.5)
 GRID = Grid((16, 14, 12), np.diag([*SPACING, 1.0]))

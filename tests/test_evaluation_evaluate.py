@@ -13,7 +13,7 @@ from monai.metrics import compute_iou
 from monai_iou.evaluation import evaluate as module
 from monai_iou.evaluation.cases import CASE_COLUMNS, LESION_COLUMNS
 from monai_iou.evaluation.evaluate import Request, RequestError, evaluate_folders
-from monai_iou.evaluation.output import OutputError, write_text
+from monai_iou.files import OutputError, write_text
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAPE = (20, 18, 16)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_iou.evaluation.grid import Grid, GridError, align, distance_mm, reorient, resample
+from monai_iou.volumes.grid import Grid, GridError, align, distance_mm, reorient, resample
 
 SHAPE = (4, 5, 6)
 SPACING = np.array([0.5, 1.0, 3.0])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from monai_iou.evaluation.grid import align
-from monai_iou.evaluation.volumes import VolumeError, file_hash, is_volume, read_labels, read_volume
+from monai_iou.volumes.grid import align
+from monai_iou.volumes.reading import VolumeError, file_hash, is_volume, read_labels, read_volume
 
 ODD = Path(__file__).resolve().parents[2] / "shared" / "data" / "odd_files"
 needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="the real odd files are not beside the project")

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.evaluation.grid import SHEAR_DEGREES, Grid, align, reorient, resample
-from monai_iou.evaluation.volumes import Volume, VolumeError, file_hash, read_labels
 from monai_iou.metrics import (
     Lesion,
     boundary_iou,
@@ -21,6 +19,8 @@ from monai_iou.metrics import (
     overlap_from_counts,
     surface_scores,
 )
+from monai_iou.volumes.grid import SHEAR_DEGREES, Grid, align, reorient, resample
+from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
 
 SCORE_COLUMNS = (
     "iou", "dice", "precision", "recall", "reference_ml", "prediction_ml", "boundary_iou", "hd95_mm", "nsd", "assd_mm",

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from monai_iou import files as out
 from monai_iou.evaluation import charts
-from monai_iou.evaluation import output as out
 from monai_iou.evaluation.report import COLUMNS, number, render
 from monai_iou.evaluation.statistics import holm, paired_test
 

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from monai_iou import files as out
 from monai_iou.evaluation import finished
-from monai_iou.evaluation import output as out
 from monai_iou.evaluation.cases import CASE_COLUMNS, LESION_COLUMNS, Settings, Structure, evaluate_files, scan_labels
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.schedule import Run, TaskError, runner

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_iou.evaluation.volumes import case_name, is_volume
+from monai_iou.volumes.reading import case_name, is_volume
 
 
 class PairingError(ValueError):

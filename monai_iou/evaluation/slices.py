@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.evaluation.grid import Grid, reorient, resample
-from monai_iou.evaluation.volumes import read_volume
+from monai_iou.volumes.grid import Grid, reorient, resample
+from monai_iou.volumes.reading import read_volume
 
 MARGIN_MM = 12.0
 # Bounds a crop to 2 million voxels, about 1 MB of PNG.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.evaluation.grid import Grid
+from monai_iou.volumes.grid import Grid
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 ITK_EXTENSIONS = (".mha", ".mhd", ".nrrd", ".nhdr")
