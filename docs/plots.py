@@ -27,9 +27,9 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
     class_weights,
 )
+from monai_iou.components import component_regions
 from monai_iou.losses.attention import dilate
 from monai_iou.losses.pooling import pool_labels
-from monai_iou.regions import component_regions
 
 SIDE = 64**3
 plots: dict[str, Callable[[], None]] = {}

@@ -41,7 +41,7 @@ from monai_iou.metrics import (
     surface_scores,
 )
 from monai_iou.networks import AttentionMapUnet, ContextPriorHead
-from monai_iou.regions import ComponentRegionsd
+from monai_iou.transforms import ComponentRegionsd
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 from monai_iou.weighting import class_weights, count_voxels
 

@@ -240,7 +240,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
 
 def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     """Return voxels and components of each label value."""
-    from monai_iou.regions import label_components
+    from monai_iou.components import label_components
 
     found, counts = np.unique(labels, return_counts=True)
     result = {}

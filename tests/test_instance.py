@@ -17,8 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from monai_iou import ComponentRegionsd, InstanceIoULoss, IoUCELoss, IoULoss, MultiScaleLoss
+from monai_iou.components import component_regions
 from monai_iou.metrics.lesion import lesion_scores
-from monai_iou.regions import component_regions
 
 
 def volume(shape: tuple[int, ...] = (12, 10, 8), classes: int = 2, seed: int = 0) -> Tensor:

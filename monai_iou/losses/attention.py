@@ -14,7 +14,7 @@ from monai_iou.losses.arguments import with_region_arguments
 from monai_iou.losses.base import RegionOptions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pooling import pool_labels, valid_mask
-from monai_iou.regions import image_spacings
+from monai_iou.spacing import image_spacings
 
 # Marks ignored voxels of a context map: the label's own mark may be 0 or 1, which are the map's values.
 _IGNORED = -1

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-from monai_iou.regions import image_spacings, spacing_tuple
+from monai_iou.spacing import image_spacings, spacing_tuple
 
 __all__ = ["ArrayLike", "ImagePair", "as_plain_tensor", "image_spacings", "pair_images", "spacing_tuple"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = ["BUNDLE_NAME", "bundle_path", "copy_bundle"]
 
+
 BUNDLE_NAME = "small_foreground_segmentation"
 
 
