@@ -15,7 +15,7 @@ from monai_iou.distributed import fails_together
 from monai_iou.losses.base import SumsLoss
 from monai_iou.losses.lovasz import LovaszSoftmaxLoss
 from monai_iou.voxels.inputs import sum_dtype
-from monai_iou.voxels.reference import PassSpec
+from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums, run_pass
 
 

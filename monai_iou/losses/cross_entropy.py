@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_iou import checks, scores
 from monai_iou.losses.base import SumsLoss
-from monai_iou.voxels.reference import PassSpec
+from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums, checked_spec
 
 

@@ -13,10 +13,10 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together
 from monai_iou.losses.lovasz_extension import histogram_lovasz, sorted_lovasz
 from monai_iou.voxels import histograms as hist
-from monai_iou.voxels.errors import DEFAULT_BINS, ErrorSpec, check_bins
+from monai_iou.voxels.error_bins import DEFAULT_BINS, ErrorSpec, check_bins
 from monai_iou.voxels.in_place import is_usual
 from monai_iou.voxels.kernels import chosen_kernel
-from monai_iou.voxels.reference import PassSpec
+from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import flatten_voxels
 
 CLASSES = ("present", "all")

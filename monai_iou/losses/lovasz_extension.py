@@ -26,8 +26,8 @@ from torch import Tensor
 from monai_iou import scores
 from monai_iou.distributed import fails_together, is_distributed, sum_over_ranks
 from monai_iou.voxels import histograms as hist
-from monai_iou.voxels import in_place, memory
-from monai_iou.voxels.errors import (
+from monai_iou.voxels import huge_pages, in_place
+from monai_iou.voxels.error_bins import (
     ErrorSpace,
     ErrorSpec,
     ErrorTile,
@@ -40,8 +40,8 @@ from monai_iou.voxels.errors import (
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.reference import PassSpec
-from monai_iou.voxels.tiled import in_runs, run_tasks
+from monai_iou.voxels.spec import PassSpec
+from monai_iou.voxels.tiling import in_runs, run_tasks
 
 
 def error_slopes(histograms: ErrorHistograms) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class _WithSlopes(torch.autograd.Function):
         # the last place, of ignored voxels, is read as 0
         start, rise = (F.pad((table * factor).flatten(1), (0, 1)) for table in (start, rise))
         start, rise, limit = (table.expand(batch, -1) for table in (start, rise, limit))
-        out = memory.empty_like(logits)
+        out = huge_pages.empty_like(logits)
         size = tile_voxels(logits)
         places = [place for image in out.unbind() for place in image.split(size, -1)] if out.numel() else []
         tiles = [(*tile, place) for tile, place in zip(numbered_tiles(voxels), places, strict=True)]

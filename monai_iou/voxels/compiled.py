@@ -20,19 +20,12 @@ import torch
 import torch.fx.experimental._config
 from torch import Tensor
 
-from monai_iou.voxels import memory, tiled
+from monai_iou.voxels import huge_pages, tiled
+from monai_iou.voxels.formulas import Probabilities, class_probabilities, class_slopes, statistics
 from monai_iou.voxels.inputs import IGNORED, Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.once import once_differentiable
-from monai_iou.voxels.reference import (
-    COUNT,
-    ROWS,
-    PassSpec,
-    Probabilities,
-    class_probabilities,
-    class_slopes,
-    statistics,
-)
+from monai_iou.voxels.single_backward import once_differentiable
+from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
 
 LINE = 2048  # voxels summed in float32
 CHUNK = 128  # lines handed to the compiled loop at once: 1 MiB of widened labels
@@ -191,11 +184,11 @@ def _arguments(voxels: Voxels, image: int, part: slice) -> tuple[Sequence[Tensor
 
 def _lines(tensor: Tensor) -> list[Tensor]:
     """Return the rows of (C, n) as (lines, LINE) each: the same memory, but no views, on whose base it would guard."""
-    memory, size = tensor.untyped_storage(), tensor.element_size()
+    huge_pages, size = tensor.untyped_storage(), tensor.element_size()
     shape, lines = (tensor.shape[1] // LINE, LINE), []
     for c in range(tensor.shape[0]):
         start = (tensor.storage_offset() + c * tensor.stride(0)) * size  # offsets would tell 0 from others
-        part = memory[start : start + tensor.shape[1] * size]
+        part = huge_pages[start : start + tensor.shape[1] * size]
         lines.append(tensor.new_empty(0).set_(part, 0, shape, (LINE, 1)))
     return lines
 
@@ -239,7 +232,7 @@ class _CompiledSums(torch.autograd.Function):
         voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
         gradient = gradient.to(torch.float32)
         function = _compiled(_backward, *_key(voxels, ctx.spec))
-        out = memory.empty_like(logits)
+        out = huge_pages.empty_like(logits)
         for image, part in _chunks(voxels):
             slope = gradient[:, image, :, 0].contiguous()
             function(*_arguments(voxels, image, part), slope, _lines(out[image, :, part]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_iou import checks
 from monai_iou.voxels import in_place
-from monai_iou.voxels.errors import (
+from monai_iou.voxels.error_bins import (
     DEFAULT_BINS,
     ErrorSpace,
     ErrorSpec,
@@ -24,9 +24,9 @@ from monai_iou.voxels.errors import (
 )
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import report_bad_values
-from monai_iou.voxels.reference import COUNT, ROWS, TARGET, PassSpec
+from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
 from monai_iou.voxels.sums import flatten_voxels
-from monai_iou.voxels.tiled import in_runs, run_tasks
+from monai_iou.voxels.tiling import in_runs, run_tasks
 
 _ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
 

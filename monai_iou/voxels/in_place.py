@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
-from monai_iou.voxels.reference import COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
+from monai_iou.voxels.spec import COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
 _LINES = 2
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from monai_iou.checks import label_error, map_error
 from monai_iou.voxels.inputs import Voxels
-from monai_iou.voxels.reference import COUNT, TARGET
-from monai_iou.voxels.threads import in_threads
+from monai_iou.voxels.spec import COUNT, TARGET
+from monai_iou.voxels.tiling import in_threads
 
 _BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel
 _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay in its cache

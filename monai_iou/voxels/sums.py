@@ -11,7 +11,7 @@ from monai_iou import checks
 from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
-from monai_iou.voxels.reference import PassSpec
+from monai_iou.voxels.spec import PassSpec
 
 # torch stores these but computes next to nothing in them.
 _BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
@@ -97,7 +97,7 @@ def voxel_sums(
 ) -> VoxelSums:
     """Read the voxels once and return the sums that the losses are functions of. Differentiable in `input`.
 
-    The formulas stand in :mod:`monai_iou.voxels.reference`. Sums are float32 (float64 for a float64 input) whatever the
+    The formulas stand in :mod:`monai_iou.voxels.formulas`. Sums are float32 (float64 for a float64 input) whatever the
     input's dtype, and their relative error is below 1e-5 also for a handful of voxels in a large volume.
 
     Args:

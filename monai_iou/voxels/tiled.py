@@ -6,50 +6,18 @@ probabilities and one-hot labels exist for one tile at a time. See `reference.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import in_place, memory
+from monai_iou.voxels import huge_pages, in_place
+from monai_iou.voxels.formulas import count_voxels, reduce_map, tile_gradient, tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.once import once_differentiable
-from monai_iou.voxels.reference import COUNT, ROWS, PassSpec, count_voxels, reduce_map, tile_gradient, tile_maps
-from monai_iou.voxels.threads import in_threads
-
-Result = TypeVar("Result")
-_Tile = TypeVar("_Tile")
-Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
-
-# Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
-TILE_ELEMENTS = {"cpu": 1 << 16}
-_OTHER_TILE_ELEMENTS = 1 << 22  # of a GPU: 16 MiB a temporary, and still milliseconds of work
-_MOST_VOXELS = 1 << 24  # up to which float32 counts every one
-_TILES_A_TASK = 4
-
-
-def tile_size(logits: Tensor, factor: int = 1) -> int:
-    """Return the voxels of a tile of logits (B, C, N), `factor` times as many as usual."""
-    elements = factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS)
-    return max(1, min(elements // logits.shape[1], _MOST_VOXELS))
-
-
-def tile_tasks(logits: Tensor, size: int) -> list[Task]:
-    """Return runs of tiles of `size` voxels."""
-    batch, _, voxels = logits.shape
-    return in_runs([(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)])
-
-
-def in_runs(tiles: list[_Tile]) -> list[list[_Tile]]:
-    """Return tiles in runs that are worth handing to a thread."""
-    return [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
-
-
-def run_tasks(work: Callable[[_Tile], Result], logits: Tensor, tasks: list[_Tile]) -> list[Result]:
-    """Return the results of `work`, in order; threads share it on a CPU."""
-    return in_threads(work, tasks) if logits.device.type == "cpu" else [work(task) for task in tasks]
+from monai_iou.voxels.single_backward import once_differentiable
+from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
+from monai_iou.voxels.tiling import Task, in_runs, run_tasks, tile_size, tile_tasks
 
 
 def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
@@ -134,7 +102,7 @@ class _TiledSums(torch.autograd.Function):
         logits, labels, maps, valid_voxels, group_map = ctx.saved_tensors
         voxels = Voxels(logits, labels, maps, valid_voxels, ctx.has_ignored, group_map, ctx.regions)
         gradient = gradient.to(sum_dtype(logits))
-        out = memory.empty_like(logits)
+        out = huge_pages.empty_like(logits)
 
         def work(task: Task) -> None:
             for image, part in task:

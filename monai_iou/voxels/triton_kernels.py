@@ -22,8 +22,8 @@ from torch import Tensor
 
 from monai_iou.voxels import tiled
 from monai_iou.voxels.inputs import IGNORED, Voxels
-from monai_iou.voxels.once import once_differentiable
-from monai_iou.voxels.reference import COUNT, ROWS, TARGET, PassSpec
+from monai_iou.voxels.single_backward import once_differentiable
+from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
 
 MOST_CLASSES = 256
 MOST_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis

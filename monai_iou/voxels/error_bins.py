@@ -23,7 +23,7 @@ from torch import Tensor
 
 from monai_iou.voxels.in_place import softmax
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
-from monai_iou.voxels.tiled import tile_size
+from monai_iou.voxels.tiling import tile_size
 
 DEFAULT_BINS = 2048
 _MOST_BINS = 1 << 14  # for which float32 still tells places inside a cell apart

@@ -1,0 +1,223 @@
+"""The specification of the voxel pass: what it sums, and the derivative of it, in plain torch.
+
+For one image, with logits :math:`x_{cv}` of class c at voxel v, and the label :math:`y_{cv}` (one-hot or soft):
+
+.. code-block:: text
+
+    p   = softmax_c(x), sigmoid(x) or x          probabilities
+    I_c = sum_v p_cv y_cv                         intersection ("product"), or
+          sum_v min(p_cv, y_cv)                   ("min_max", exact for soft labels)
+    P_c = sum_v p_cv^q,  T_c = sum_v y_cv^q       prediction and target, q = power
+    U_c = P_c + T_c - I_c                         union; for "min_max" it is sum_v max(p, y)
+    E_c = sum_v y'_cv (1 - p_cv)^gamma (-ln p_cv) cross-entropy, y' = (1 - s) y + s / C, focal if gamma > 0;
+          with sigmoid the binary form, y' = (1 - s) y + s / 2, plus the same of 1 - y' and 1 - p
+    Q_c = sum_v p_cv^(q+1),  N = sum_v 1          confidence and voxel count
+
+Ignored voxels take no part in any sum. U never cancels: I <= min(P, T), so U >= (P + T) / 2.
+
+Given g = d loss / d (I, P, E, Q), one voxel's derivative needs its own logits and label only. With
+
+.. code-block:: text
+
+    a_c = g_I dI/dp + g_P q p^(q-1) + g_Q (q+1) p^q     dI/dp = y ("product"), [p < y] ("min_max", half at a tie)
+    softmax:  h_c = p_c a_c + g_E y'_c (gamma p (1-p)^(gamma-1) ln p - (1-p)^gamma)
+              d loss / dx_c = h_c - p_c sum_k h_k
+    sigmoid:  d loss / dx_c = p (1-p) a_c
+              + g_E [  y'   (gamma p (1-p)^gamma ln p         - (1-p)^(gamma+1))
+                     + (1-y') (p^(gamma+1) - gamma (1-p) p^gamma ln(1-p)) ]
+
+so a kernel may forget the probabilities after the sums and compute them again in backward.
+
+:func:`statistics` (forward) is used by the reference kernel, through autograd, and by the tiled and compiled kernels;
+:func:`class_slopes` is the derivative above, used by those two and tested against the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_iou.voxels.spec import CONFIDENCE, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
+
+_TINY = 1e-30
+
+
+def _smoothed(target: Tensor, spec: PassSpec, classes: int) -> Tensor:
+    if spec.label_smoothing == 0:
+        return target
+    share = 1 / 2 if spec.activation == "sigmoid" else 1 / classes
+    return target * (1 - spec.label_smoothing) + spec.label_smoothing * share
+
+
+def _power(value: Tensor, exponent: float) -> Tensor:
+    if exponent == 1:
+        return value
+    return value * value if exponent == 2 else value.pow(exponent)
+
+
+def _log_sigmoids(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ln p and ln(1 - p) of p = sigmoid(x); no digits cancel in either."""
+    if logits.requires_grad:
+        return F.logsigmoid(logits), F.logsigmoid(-logits)
+    tail = logits.abs().neg_().exp_().log1p_()  # autograd fails at the kink x = 0, but a CPU is four times as fast
+    return logits.clamp_max(0).sub_(tail), logits.neg().clamp_max_(0).sub_(tail)
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """p and, where the cross-entropy needs them, ln p and (sigmoid) ln(1 - p); of `classes` classes."""
+
+    value: Tensor
+    logarithm: Tensor | None
+    complement_logarithm: Tensor | None
+    classes: int
+
+
+def probabilities(logits: Tensor, spec: PassSpec) -> Probabilities:
+    """Apply the activation to logits (..., C, N)."""
+    classes = logits.shape[-2]
+    if spec.activation != "softmax":
+        return class_probabilities(logits, spec, classes)
+    if not spec.cross_entropy:
+        return Probabilities(logits.softmax(-2), None, None, classes)
+    log_p = _log_softmax(logits)
+    return Probabilities(log_p.exp(), log_p, None, classes)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Return ln p. The largest class is ln p = -ln(1 + rest): its digits survive where rest is tiny against 1."""
+    shifted = logits - logits.amax(-2, keepdim=True)
+    below = shifted < 0
+    ties = (~below).sum(-2, keepdim=True) - 1
+    rest = torch.where(below, shifted.exp(), 0).sum(-2, keepdim=True) + ties
+    return shifted - rest.log1p()
+
+
+def class_probabilities(logits: Tensor, spec: PassSpec, classes: int) -> Probabilities:
+    """Apply an activation other than softmax, which looks at one class at a time."""
+    if spec.activation == "sigmoid":
+        log_p, log_q = _log_sigmoids(logits) if spec.cross_entropy else (None, None)
+        return Probabilities(logits.sigmoid(), log_p, log_q, classes)
+    return Probabilities(logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None, None, classes)
+
+
+def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
+    log_p, log_q = p.logarithm, p.complement_logarithm
+    assert log_p is not None
+    target = _smoothed(target, spec, p.classes)
+    if log_q is not None:
+        if spec.focal:
+            log_p, log_q = log_p * (spec.focal * log_q).exp(), log_q * (spec.focal * log_p).exp()
+        return (target - 1) * log_q - target * log_p
+    if spec.focal:
+        log_p = log_p * _power((-log_p.expm1()).clamp_min(_TINY), spec.focal)
+    return -target * log_p
+
+
+def statistics(p: Probabilities, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
+    """Yield (row, map) pairs whose sums over voxels are the statistics; rows not asked for are left out.
+
+    Args:
+        p: probabilities of any shape, of all classes or of one.
+        target: the same shape and dtype.
+        valid: 1 and 0, broadcasting against `p`, or None if every voxel counts; the others have target 0.
+        spec: what to compute.
+    """
+    value = p.value if valid is None else p.value * valid
+    if spec.overlap is not None:
+        yield INTERSECTION, torch.minimum(value, target) if spec.overlap == "min_max" else value * target
+        yield PREDICTION, _power(value, spec.power)
+    yield TARGET, _power(target, spec.power)
+    if spec.cross_entropy:
+        entropy = _cross_entropy(p, target, spec)
+        yield CROSS_ENTROPY, entropy if valid is None else entropy * valid
+    if spec.confidence:
+        yield CONFIDENCE, value * _power(value, spec.power)
+
+
+def tile_maps(logits: Tensor, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
+    """Yield the :func:`statistics` of a tile (:meth:`Voxels.tile`)."""
+    return statistics(probabilities(logits, spec), target, valid, spec)
+
+
+def reduce_map(values: Tensor, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
+    """Sum (..., C, N) over voxels, a region at a time: (..., C, R)."""
+    if groups is None:
+        return values.sum(-1, keepdim=True, dtype=dtype)
+    out = torch.zeros((*values.shape[:-1], regions), dtype=dtype, device=values.device)
+    return out.scatter_add(-1, groups.long().unsqueeze(-2).expand(values.shape), values.to(dtype))
+
+
+def count_voxels(like: Tensor, valid: Tensor | None, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
+    """Count the voxels that take part, (..., C, R), the same for every class."""
+    if valid is None and groups is None:
+        return torch.full((*like.shape[:-1], 1), like.shape[-1], dtype=dtype, device=like.device)
+    ones = torch.ones_like(like[..., :1, :]) if valid is None else valid
+    return reduce_map(ones, groups, regions, dtype).expand(*like.shape[:-1], regions)
+
+
+def _region_slope(p: Tensor, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return a_c of the derivation, the derivative by the probability."""
+    if spec.overlap is None:
+        return torch.zeros_like(p)
+    if spec.overlap == "min_max":
+        target = (p < target).to(p.dtype).add_((p == target).to(p.dtype), alpha=0.5)
+    slope = torch.addcmul(gradient[PREDICTION] if spec.power == 1 else 0 * p, target, gradient[INTERSECTION])
+    if spec.power != 1:
+        slope.addcmul_(gradient[PREDICTION], _power(p, spec.power - 1), value=spec.power)
+    if spec.confidence:
+        slope.addcmul_(gradient[CONFIDENCE], _power(p, spec.power), value=spec.power + 1)
+    return slope
+
+
+def _entropy_slope(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
+    """Return d E / dx before the softmax's coupling (softmax), d E / dx (sigmoid) or d E / dp (probabilities)."""
+    target, gamma = _smoothed(target, spec, p.classes), spec.focal
+    value, log_p, log_q = p.value, p.logarithm, p.complement_logarithm
+    assert log_p is not None
+    if log_q is not None:
+        if gamma == 0:
+            return value - target
+        p_focal, q_focal, q = (gamma * log_p).exp_(), (gamma * log_q).exp_(), log_q.exp()
+        return target * q_focal * (gamma * value * log_p - q) + (1 - target) * p_focal * (value - gamma * q * log_q)
+    if gamma == 0:
+        slope = -target
+    else:
+        q = (-log_p.expm1()).clamp_min_(_TINY)
+        slope = target * (gamma * value * log_p - q) * _power(q, gamma - 1)
+    return slope if spec.activation == "softmax" else torch.where(value > _TINY, slope / value.clamp_min(_TINY), 0)
+
+
+def class_slopes(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return h of the derivation, the derivative by the logit but for the softmax's coupling of classes.
+
+    Args:
+        p: probabilities of any shape, of all classes or of one.
+        target: the same shape and dtype.
+        gradient: d loss / d statistics, six rows that broadcast against `p`.
+        spec: as in forward.
+    """
+    slope = _region_slope(p.value, target, gradient, spec)
+    if spec.activation == "softmax":
+        slope.mul_(p.value)
+    elif spec.activation == "sigmoid":
+        slope.mul_(torch.addcmul(p.value, p.value, p.value, value=-1))
+    if spec.cross_entropy:
+        slope.addcmul_(gradient[CROSS_ENTROPY], _entropy_slope(p, target, spec))
+    return slope
+
+
+def tile_gradient(logits: Tensor, target: Tensor, valid: Tensor | None, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return d loss / d logits (C, N) of a tile (:meth:`Voxels.tile`).
+
+    `gradient` is d loss / d statistics, (6, C, 1), or (6, C, N) with regions.
+    """
+    p = probabilities(logits, spec)
+    slope = class_slopes(p, target, gradient, spec)
+    if spec.activation == "softmax":
+        slope.addcmul_(p.value, slope.sum(-2, keepdim=True), value=-1)
+    return slope if valid is None else slope.mul_(valid)
