@@ -29,7 +29,7 @@ from monai_iou import (
 )
 from monai_iou.components import component_regions
 from monai_iou.losses.attention import dilate
-from monai_iou.losses.pooling import pool_labels
+from monai_iou.losses.label_pooling import pool_labels
 
 SIDE = 64**3
 plots: dict[str, Callable[[], None]] = {}

@@ -30,7 +30,7 @@ from monai_iou import (
     MultiScaleLoss,
     WeightedCrossEntropyLoss,
 )
-from monai_iou.losses.pooling import pool_labels
+from monai_iou.losses.label_pooling import pool_labels
 
 
 def lesions(count: int = 200, size: int = 32, seed: int = 0) -> Tensor:

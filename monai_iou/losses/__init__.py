@@ -7,10 +7,10 @@ from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.iou_ce import IoUCELoss, IoUFocalLoss
+from monai_iou.losses.iou_variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.multi_scale import MultiScaleLoss
 from monai_iou.losses.terms import loss_and_terms
-from monai_iou.losses.variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
 
 __all__ = [
     "AffinityLoss",

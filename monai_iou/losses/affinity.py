@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.losses.pooling import DOWNSAMPLINGS, pool_labels
+from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.voxels.labels import equals
 
 

@@ -10,10 +10,9 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
-from monai_iou.losses.arguments import with_region_arguments
-from monai_iou.losses.base import RegionOptions
+from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
-from monai_iou.losses.pooling import pool_labels, valid_mask
+from monai_iou.losses.label_pooling import pool_labels, valid_mask
 from monai_iou.spacing import image_spacings
 
 # Marks ignored voxels of a context map: the label's own mark may be 0 or 1, which are the map's values.

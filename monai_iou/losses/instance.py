@@ -14,10 +14,9 @@ from typing_extensions import Unpack
 from monai_iou import checks, scores
 from monai_iou.components import FIRST_REGION, REGIONS, component_regions
 from monai_iou.distributed import fails_together, sum_over_ranks
-from monai_iou.losses.arguments import with_region_arguments
-from monai_iou.losses.base import RegionOptions
+from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
-from monai_iou.losses.pooling import valid_mask
+from monai_iou.losses.label_pooling import valid_mask
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.inputs import sum_dtype
 from monai_iou.voxels.sums import VoxelSums, run_pass

@@ -9,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from monai_iou import checks
-from monai_iou.losses.arguments import with_region_arguments
-from monai_iou.losses.base import RegionOptions
+from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss

@@ -12,8 +12,8 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.instance import InstanceIoULoss
+from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
-from monai_iou.losses.pooling import DOWNSAMPLINGS, pool_labels
 
 
 class MultiScaleLoss(_Loss):

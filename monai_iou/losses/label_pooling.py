@@ -41,7 +41,7 @@ def pool_labels(
 
     Example:
         >>> import torch
-        >>> from monai_iou.losses.pooling import pool_labels
+        >>> from monai_iou.losses.label_pooling import pool_labels
         >>> labels = torch.tensor([[[0, 0, 0, 1, 2, 2, 2, 1]]])
         >>> pool_labels(labels, [2], classes=3, mode="max")
         tensor([[[1, 1]]])

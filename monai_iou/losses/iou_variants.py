@@ -9,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from monai_iou import checks, scores
-from monai_iou.losses.arguments import with_region_arguments
-from monai_iou.losses.base import RegionLoss, RegionOptions, suppression
+from monai_iou.losses.base import RegionLoss, RegionOptions, suppression, with_region_arguments
 from monai_iou.voxels.sums import VoxelSums
 
 
