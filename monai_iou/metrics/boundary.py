@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from monai.utils.enums import MetricReduction
 
+from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty, iou_from_counts
-from monai_iou.metrics.masks import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts
-from monai_iou.metrics.reduction import PerClassMetric
+from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts
 
 __all__ = ["BoundaryIoUMetric", "boundary_counts", "boundary_iou"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou.components import label_components
-from monai_iou.metrics.masks import BoolMask
+from monai_iou.metrics.overlap import BoolMask
 
 __all__ = ["Overlaps", "find_overlaps", "label_components", "match_one_to_one", "nearest_component"]
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from monai.utils.enums import MetricReduction
 
+from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
-from monai_iou.metrics.reduction import PerClassMetric
 
 __all__ = ["ClassCounts", "IgnoreEmpty", "IoUMetric", "fine_grained_iou", "iou_counts", "iou_from_counts"]
 

@@ -27,7 +27,7 @@ from monai_iou.metrics.components import (
 )
 from monai_iou.metrics.detection import DetectionScores, Lesion, LesionCurve, ratio
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
-from monai_iou.metrics.masks import crop_to_union, mask_pair
+from monai_iou.metrics.overlap import crop_to_union, mask_pair
 
 __all__ = ["LesionScores", "lesion_scores"]
 

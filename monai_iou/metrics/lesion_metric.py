@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from monai.utils.enums import MetricReduction
 
+from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.detection import DetectionScores
 from monai_iou.metrics.inputs import ImagePair
 from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty
 from monai_iou.metrics.lesion import iou_threshold, lesion_scores
-from monai_iou.metrics.reduction import PerClassMetric
 
 __all__ = ["LesionIoUMetric"]
 

@@ -18,7 +18,7 @@ import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
-from monai_iou.metrics.masks import crop_to_union, mask_pair
+from monai_iou.metrics.overlap import crop_to_union, mask_pair
 
 __all__ = ["SurfaceScores", "surface_scores"]
 

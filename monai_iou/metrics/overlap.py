@@ -14,6 +14,7 @@ from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty
 
 __all__ = ["BoolMask", "Crop", "OverlapScores", "crop_to_union", "overlap_from_counts", "overlap_scores"]
 
+
 BoolMask: TypeAlias = npt.NDArray[np.bool_]
 
 _MM3_PER_ML = 1000.0
