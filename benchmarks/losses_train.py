@@ -75,7 +75,7 @@ class Result:
 def training_weights(data: Path) -> list[float]:
     """Return inverse-frequency weights of the classes, counted in the label files of `training` alone."""
     from monai_iou import class_weights
-    from monai_iou.datasets import read_folder
+    from monai_iou.datasets.folder import read_folder
     from monai_iou.volumes.reading import read_labels
 
     folder = read_folder(data)

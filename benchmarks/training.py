@@ -220,7 +220,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import monai_iou
-    from monai_iou.datasets import read_folder
+    from monai_iou.datasets.folder import read_folder
 
     cases = read_folder(options.data).training
     return {
@@ -335,7 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, quiet(options.output / "training.log"):
-        from monai_iou.phantoms import write_phantom_dataset
+        from monai_iou.datasets.phantoms import write_phantom_dataset
 
         folder = Path(temporary)
         options.name = options.data.resolve().name if options.data else "the demo's phantom volumes"

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 
 from monai_iou.bundle_files import BUNDLE_NAME, bundle_path, copy_bundle
-from monai_iou.cases import Case, DatasetError, check_case
-from monai_iou.datasets import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
+from monai_iou.datasets.cases import Case, DatasetError, check_case
+from monai_iou.datasets.folder import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
+from monai_iou.datasets.splits import fold_cases, split_cases
 from monai_iou.planning import Plan, load_plan, make_plan
-from monai_iou.splits import fold_cases, split_cases
 
 __all__ = [
     "BUNDLE_NAME",

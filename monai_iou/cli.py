@@ -159,14 +159,14 @@ def plan(
     import shlex
 
     from monai_iou.console import print_tables, progress
-    from monai_iou.datasets import read_folder
+    from monai_iou.datasets.folder import read_folder
+    from monai_iou.datasets.splits import check_folds, count_patients
     from monai_iou.evaluation.evaluate import Progress
     from monai_iou.files import prepare, write_json
     from monai_iou.fingerprint import take_fingerprint
     from monai_iou.machine import find_machine
     from monai_iou.plan_tables import plan_tables
     from monai_iou.proposals import propose
-    from monai_iou.splits import check_folds, count_patients
 
     if fold is not None and folds is None:
         message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.bundles import copy_bundle
-from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.datasets.phantoms import write_phantom_dataset
 
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monai_iou.cases import Case, CaseFacts, read_case
 from monai_iou.components import label_components
-from monai_iou.datasets import SegmentationFolder, in_threads
-from monai_iou.splits import count_patients
+from monai_iou.datasets.cases import Case, CaseFacts, read_case
+from monai_iou.datasets.folder import SegmentationFolder, in_threads
+from monai_iou.datasets.splits import count_patients
 
 __all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "summarise", "take_fingerprint"]
 

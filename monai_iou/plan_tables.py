@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from monai_iou.datasets import SegmentationFolder
+    from monai_iou.datasets.folder import SegmentationFolder
     from monai_iou.fingerprint import Fingerprint
     from monai_iou.proposals import Proposal
 

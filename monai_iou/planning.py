@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.cases import CaseFacts, DatasetError
-from monai_iou.datasets import SegmentationFolder
+from monai_iou.datasets.cases import CaseFacts, DatasetError
+from monai_iou.datasets.folder import SegmentationFolder
 
 __all__ = ["Plan", "load_plan", "make_plan", "network_size"]
 

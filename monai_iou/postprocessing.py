@@ -21,9 +21,9 @@ from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 
 from monai_iou.bundles import one_sentence
-from monai_iou.cases import DatasetError
 from monai_iou.checkpoint_files import write_atomically
 from monai_iou.components import label_components
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.failures import explained
 from monai_iou.training import inner_module
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.datasets import SegmentationFolder
+from monai_iou.datasets.folder import SegmentationFolder
+from monai_iou.datasets.splits import check_folds, fold_cases, split_cases
 from monai_iou.fingerprint import Fingerprint
 from monai_iou.machine import Machine
 from monai_iou.planning import Plan
@@ -26,7 +27,6 @@ from monai_iou.sizing import (
     network_decision,
     patch_decision,
 )
-from monai_iou.splits import check_folds, fold_cases, split_cases
 from monai_iou.weighting import class_weights
 
 __all__ = ["Decision", "Proposal", "plain", "propose"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.cases import CaseFacts
-from monai_iou.datasets import SegmentationFolder
+from monai_iou.datasets.cases import CaseFacts
+from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.fingerprint import Fingerprint
 from monai_iou.machine import GIB, Machine, training_bytes
 from monai_iou.planning import Plan, make_plan

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from monai_iou.bundles import one_sentence
-from monai_iou.cases import DatasetError
 from monai_iou.checkpoint_files import UNREADABLE
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.inference import Ensemble
 from monai_iou.planning import Plan, load_plan
 from monai_iou.training import optional

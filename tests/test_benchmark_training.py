@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.training import PLAIN, check_same_work, main, take_turns
 from monai_iou.bundles import bundle_path
-from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.datasets.phantoms import write_phantom_dataset
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "3", "--steps", "2", "--patch", "24", "24", "16", "--batch-size", "2", "--base-channels", "4"]

@@ -18,8 +18,8 @@ from bundle_runs import SMALL
 from monai.bundle import ConfigWorkflow, ckpt_export, load, verify_net_in_out
 
 from monai_iou.bundles import bundle_path, copy_bundle
+from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.phantoms import write_phantom_dataset
 
 # What MONAI 1.6 and torch 2.13 themselves warn of while a workflow is built or exported; nothing of ours.
 pytestmark = [

@@ -27,12 +27,12 @@ from monai.transforms import Compose, Lambdad, Transform
 
 from monai_iou.bundles import bundle_path, copy_bundle
 from monai_iou.caching import cached_dataset
-from monai_iou.cases import DatasetError
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.failures import TrainingError
 from monai_iou.inference import Ensemble, MeanProbabilityInferer
 from monai_iou.metrics.iou import IoUMetric
-from monai_iou.phantoms import write_phantom_dataset
 from monai_iou.postprocessing import (
     LabelsFromProbabilitiesd,
     Postprocessing,

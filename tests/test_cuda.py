@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monai_iou import IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
 from monai_iou.bundles import bundle_path
-from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.voxels import labels as label_checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -11,8 +11,9 @@ import pytest
 from bundle_runs import SMALL, run_command
 from scipy import ndimage
 
-from monai_iou import demo, phantoms
+from monai_iou import demo
 from monai_iou.cli import main
+from monai_iou.datasets import phantoms
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -20,8 +20,8 @@ from integration_environment import TORCHVISION, recipe, run
 from monai.bundle import ConfigParser, verify_metadata
 
 from monai_iou.bundles import BUNDLE_NAME, copy_bundle
+from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.phantoms import write_phantom_dataset
 from monai_iou.planning import load_plan
 
 # The warnings are other packages' own.

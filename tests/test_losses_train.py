@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_iou.phantoms import write_phantom_dataset
+from monai_iou.datasets.phantoms import write_phantom_dataset
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--patch", "24", "24", "16", "--base-channels", "4"]

@@ -19,11 +19,11 @@ from scipy import ndimage
 
 from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
 from monai_iou.cli import main
-from monai_iou.datasets import read_folder
+from monai_iou.datasets.folder import read_folder
+from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.fingerprint import take_fingerprint
 from monai_iou.machine import GIB, Machine, find_machine
-from monai_iou.phantoms import write_phantom_dataset
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 

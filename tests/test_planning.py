@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from monai.networks.nets import UNet
 from monai.transforms import create_rotate, create_shear
 
-from monai_iou.cases import CaseFacts, DatasetError
-from monai_iou.datasets import SegmentationFolder
+from monai_iou.datasets.cases import CaseFacts, DatasetError
+from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.planning import load_plan, make_plan, network_size
 from monai_iou.transforms import CropIndicesd, NormalizeModalitiesd
 

@@ -18,7 +18,7 @@ from monai.data.dataset import Dataset
 
 from monai_iou import WeightedCrossEntropyLoss, class_weights, count_voxels
 from monai_iou.cli import main
-from monai_iou.weighting import count_label_files
+from monai_iou.datasets.label_counts import count_label_files
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8), st.sampled_from(["inverse", "median", "effective"]))

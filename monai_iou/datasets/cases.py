@@ -13,6 +13,7 @@ import numpy as np
 
 __all__ = ["Case", "CaseFacts", "CaseVolumes", "DatasetError", "check_case", "read_case"]
 
+
 # Two grids are the same if no corner of the volume is further away than this part of a voxel: headers store float32.
 GRID_TOLERANCE_VOXELS = 0.1
 SMALLEST_VOXEL_MM3 = 1e-15

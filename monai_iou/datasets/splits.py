@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from monai_iou.cases import Case
+from monai_iou.datasets.cases import Case
 
 __all__ = ["check_folds", "count_patients", "fold_cases", "split_cases"]
 

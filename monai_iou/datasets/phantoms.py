@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 __all__ = ["Phantom", "make_phantom", "write_phantom_dataset"]
 
+
 AIR, FAT, MUSCLE, LIVER, SPLEEN, BONE, ENHANCED = -1000.0, -100.0, 50.0, 95.0, 110.0, 400.0, 185.0  # HU
 NOISE_HU = 18.0
 

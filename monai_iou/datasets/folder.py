@@ -16,18 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_iou.cases import Case, CaseFacts, DatasetError, check_case
-from monai_iou.splits import split_cases
+from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case
 
-__all__ = [
-    "SegmentationFolder",
-    "case_name",
-    "check_names",
-    "in_threads",
-    "names_root",
-    "read_folder",
-    "split_cases",
-]
+__all__ = ["SegmentationFolder", "case_name", "check_names", "in_threads", "names_root", "read_folder"]
+
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 

@@ -1,0 +1,1 @@
+"""Read datasets of images and labels, split them, and make phantoms."""

@@ -1,0 +1,108 @@
+"""Count the voxels of each label in a folder of label files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["LabelCounts", "count_label_files"]
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What a folder of label files holds.
+
+    Attributes:
+        values: the label values, ascending; class k of a network stands for the k-th.
+        cases: file names without the extension.
+        voxels: (N, C) voxels of each case and class.
+        components: (C,) connected components (26 neighbours) over all cases; 0 for the background.
+    """
+
+    values: tuple[int, ...]
+    cases: tuple[str, ...]
+    voxels: NDArray[np.int64]
+    components: NDArray[np.int64]
+
+    def as_json(self, weights: Tensor, method: str) -> dict[str, Any]:
+        """Return what `monai-iou class-weights` writes."""
+        return {
+            "weights": [round(value, 6) for value in weights.tolist()],
+            "method": method,
+            "labels": list(self.values),
+            "voxels": self.voxels.sum(0).tolist(),
+            "cases_with_class": (self.voxels > 0).sum(0).tolist(),
+            "cases": len(self.cases),
+            "components": self.components.tolist(),
+        }
+
+
+def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | None = None) -> LabelCounts:
+    """Count voxels and components in every label file of a folder and its subfolders.
+
+    Args:
+        folder: holds label maps (NIfTI, MetaImage, NRRD, folders of DICOM slices).
+        values: the label values. By default those that a `dataset.json` beside the folder names, as it is in the
+            Decathlon layout, else those that occur, and 0.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: if there is no such folder or no file in it, a file is no label map, or a label is none of `values`.
+    """
+    from monai_iou.volumes.reading import case_name, is_volume, read_labels
+
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and is_volume(path)) if root.is_dir() else []
+    if not files:
+        found = "it holds none" if root.is_dir() else "there is no such folder"
+        message = f"Expected `{root}` to be a folder of label files, but {found}: give the folder that holds them."
+        raise ValueError(message)
+    allowed = tuple(sorted(set(values))) if values else _values_of_dataset(root)
+    rows = []
+    for path in files:
+        row = _count_array(read_labels(path).array)
+        wrong = sorted(set(row) - set(allowed)) if allowed else []
+        if wrong:
+            message = (
+                f"Expected `{path}` to hold the labels {', '.join(map(str, allowed))}, but got {wrong[0]}: correct the "
+                "file, or the labels named for it."
+            )
+            raise ValueError(message)
+        rows.append(row)
+    known = allowed or tuple(sorted({0, *(value for row in rows for value in row)}))
+    voxels = np.array([[row.get(value, (0, 0))[0] for value in known] for row in rows], dtype=np.int64)
+    components = np.array([sum(row.get(value, (0, 0))[1] for row in rows) for value in known], dtype=np.int64)
+    return LabelCounts(known, tuple(case_name(path.relative_to(root)) for path in files), voxels, components)
+
+
+def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
+    """Return voxels and components of each label value."""
+    from monai_iou.components import label_components
+
+    found, counts = np.unique(labels, return_counts=True)
+    result = {}
+    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        result[value] = (count, label_components(labels == value, None)[1] if value != 0 else 0)
+    return result
+
+
+def _values_of_dataset(folder: Path) -> tuple[int, ...]:
+    """Return the label values that `dataset.json` beside the folder names, () if there is none."""
+    path = folder.resolve().parent / "dataset.json"
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(sorted(int(value) for value in json.loads(path.read_text(encoding="utf-8"))["labels"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"Expected `{path}` to name its label values under `labels`, but got {error!r}: correct the file."
+        raise ValueError(message) from error
