@@ -18,7 +18,7 @@ from monai_iou.bundle_files import BUNDLE_NAME, bundle_path, copy_bundle
 from monai_iou.datasets.cases import Case, DatasetError, check_case
 from monai_iou.datasets.folder import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
 from monai_iou.datasets.splits import fold_cases, split_cases
-from monai_iou.planning import Plan, load_plan, make_plan
+from monai_iou.planning.plan import Plan, load_plan, make_plan
 
 __all__ = [
     "BUNDLE_NAME",

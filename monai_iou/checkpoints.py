@@ -17,7 +17,7 @@ from monai_iou.bundles import one_sentence
 from monai_iou.checkpoint_files import last_epoch, last_step, load_state, write_atomically
 from monai_iou.distributed import is_distributed
 from monai_iou.failures import StepGuard, TrainingError, quiet_stop, stop_signal
-from monai_iou.planning import Plan
+from monai_iou.planning.plan import Plan
 from monai_iou.training import PolynomialDecay, WeightAverage, inner_module
 
 if TYPE_CHECKING:

@@ -163,10 +163,10 @@ def plan(
     from monai_iou.datasets.splits import check_folds, count_patients
     from monai_iou.evaluation.evaluate import Progress
     from monai_iou.files import prepare, write_json
-    from monai_iou.fingerprint import take_fingerprint
-    from monai_iou.machine import find_machine
-    from monai_iou.plan_tables import plan_tables
-    from monai_iou.proposals import propose
+    from monai_iou.planning.fingerprint import take_fingerprint
+    from monai_iou.planning.hardware import find_machine
+    from monai_iou.planning.rules import propose
+    from monai_iou.planning.tables import plan_tables
 
     if fold is not None and folds is None:
         message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."

@@ -55,7 +55,7 @@ class Ensemble(torch.nn.Module):
 
     Args:
         networks: with their weights.
-        intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`; images come normalised as
+        intensities: how each one's images were normalised, as in `monai_iou.planning.plan.Plan`; images come normalised as
             the first one's. CT windows differ a little between folds, and are moved from one to the other.
 
     Example:

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai_iou.planning import Plan, load_plan
+from monai_iou.planning.plan import Plan, load_plan
 
 
 def described(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Return `metadata` with the channels and classes of a plan; everything else is as it was.
 
     Example:
-        >>> from monai_iou.planning import Plan
+        >>> from monai_iou.planning.plan import Plan
         >>> plan = Plan(("CT",), {0: "background", 2: "tumour"}, (1.0,) * 3, (16,) * 3, (8, 16), ((2, 2, 2),), ())
         >>> metadata = {"network_data_format": {"inputs": {"image": {}}, "outputs": {"pred": {}}}}
         >>> described(metadata, plan)["network_data_format"]["outputs"]["pred"]["channel_def"]

@@ -13,7 +13,7 @@ from monai_iou.bundles import one_sentence
 from monai_iou.checkpoint_files import UNREADABLE
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.inference import Ensemble
-from monai_iou.planning import Plan, load_plan
+from monai_iou.planning.plan import Plan, load_plan
 from monai_iou.training import optional
 
 __all__ = ["beside", "model_files", "need_models", "network_of", "plans_of"]

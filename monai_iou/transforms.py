@@ -27,7 +27,7 @@ class NormalizeModalitiesd(MapTransform):
 
     Args:
         keys: images of shape (C, *S).
-        intensity: one dictionary a channel, as in `monai_iou.planning.Plan`.
+        intensity: one dictionary a channel, as in `monai_iou.planning.plan.Plan`.
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:

@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser, verify_metadata
 from monai_iou.bundles import BUNDLE_NAME, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.planning import load_plan
+from monai_iou.planning.plan import load_plan
 
 # The warnings are other packages' own.
 pytestmark = pytest.mark.filterwarnings("default")

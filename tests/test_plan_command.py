@@ -22,8 +22,8 @@ from monai_iou.cli import main
 from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.fingerprint import take_fingerprint
-from monai_iou.machine import GIB, Machine, find_machine
+from monai_iou.planning.fingerprint import take_fingerprint
+from monai_iou.planning.hardware import GIB, Machine, find_machine
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monai_iou.machine._free_ram", lambda: 6 * GIB)
+    monkeypatch.setattr("monai_iou.planning.hardware._free_ram", lambda: 6 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_machine() == Machine("cpu", 3 * GIB, 3 * GIB, "6.0 GiB of RAM free")
     assert find_machine("cuda", 10).step_bytes == 9 * GIB

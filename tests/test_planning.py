@@ -15,7 +15,7 @@ from monai.transforms import create_rotate, create_shear
 
 from monai_iou.datasets.cases import CaseFacts, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder
-from monai_iou.planning import load_plan, make_plan, network_size
+from monai_iou.planning.plan import load_plan, make_plan, network_size
 from monai_iou.transforms import CropIndicesd, NormalizeModalitiesd
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from monai_iou.datasets.cases import CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
-from monai_iou.fingerprint import Fingerprint
-from monai_iou.machine import GIB, Machine, training_bytes
-from monai_iou.planning import Plan, make_plan
+from monai_iou.planning.fingerprint import Fingerprint
+from monai_iou.planning.hardware import GIB, Machine, training_bytes
+from monai_iou.planning.plan import Plan, make_plan
 
 __all__ = [
     "Decision",
@@ -26,6 +26,7 @@ __all__ = [
     "network_decision",
     "patch_decision",
 ]
+
 
 PATCH_VOXELS = {"cpu": 64**3, "cuda": 128**3}
 MAX_PATCHES = {"cpu": 4, "cuda": 8}

@@ -9,8 +9,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from monai_iou.datasets.folder import SegmentationFolder
-    from monai_iou.fingerprint import Fingerprint
-    from monai_iou.proposals import Proposal
+    from monai_iou.planning.fingerprint import Fingerprint
+    from monai_iou.planning.rules import Proposal
 
 __all__ = ["plan_tables"]
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import check_folds, fold_cases, split_cases
-from monai_iou.fingerprint import Fingerprint
-from monai_iou.machine import Machine
-from monai_iou.planning import Plan
-from monai_iou.sizing import (
+from monai_iou.planning.fingerprint import Fingerprint
+from monai_iou.planning.hardware import Machine
+from monai_iou.planning.plan import Plan
+from monai_iou.planning.size_rules import (
     Decision,
     batch_decision,
     by,
@@ -29,7 +29,8 @@ from monai_iou.sizing import (
 )
 from monai_iou.weighting import class_weights
 
-__all__ = ["Decision", "Proposal", "plain", "propose"]
+__all__ = ["Proposal", "plain", "propose"]
+
 
 THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the other axes
 STEPS = {"cpu": 3000, "cuda": 25_000}

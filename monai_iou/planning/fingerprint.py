@@ -17,6 +17,7 @@ from monai_iou.datasets.splits import count_patients
 
 __all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "summarise", "take_fingerprint"]
 
+
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
 

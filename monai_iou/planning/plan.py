@@ -22,6 +22,7 @@ from monai_iou.datasets.folder import SegmentationFolder
 
 __all__ = ["Plan", "load_plan", "make_plan", "network_size"]
 
+
 CT_PERCENTILES = (0.5, 99.5)
 MAX_LEVELS = 4
 MIN_BOTTLENECK = 5  # voxels a side: below it, instance normalisation has too little to average over

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from monai_iou.bundles import bundle_path
-from monai_iou.planning import Plan
+from monai_iou.planning.plan import Plan
 
 __all__ = ["Machine", "find_machine", "training_bytes"]
+
 
 GIB = 2**30
 # What a step takes beyond what backward keeps, by steps tried on a CPU: gradients, the convolutions' own copies, the
@@ -87,7 +88,7 @@ def training_bytes(plan: Plan, patches: int) -> int:
         patches: patches a step, `batch_size * num_samples`.
 
     Example:
-        >>> from monai_iou.planning import make_plan
+        >>> from monai_iou.planning.plan import make_plan
         >>> one, two = (training_bytes(make_plan(None, [], [32, 32, 32]), patches) for patches in (1, 2))
         >>> one < two < 2 * one
         True

@@ -1,0 +1,1 @@
+"""Choose a training for a dataset and a machine."""
