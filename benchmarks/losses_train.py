@@ -86,7 +86,7 @@ def training_weights(data: Path) -> list[float]:
 
 def train(name: str, options: argparse.Namespace) -> Result:
     """Train with one loss by the bundle, then score the held-out cases."""
-    from monai_iou.bundles import bundle_path
+    from monai_iou.bundle_files import bundle_path
     from monai_iou.demo import run_workflow
 
     what = LOSSES[name]

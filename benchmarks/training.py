@@ -81,7 +81,7 @@ def open_workflow(folder: Path, options: argparse.Namespace, overrides: dict[str
     """Return the bundle's training as a parsed ConfigWorkflow, its seed set and nothing read or cached yet."""
     from monai.bundle.workflows import ConfigWorkflow
 
-    from monai_iou.bundles import bundle_path
+    from monai_iou.bundle_files import bundle_path
 
     given = {
         "patch_size": options.patch,

@@ -218,7 +218,7 @@ def demo(output: Path) -> int:
 @click.argument("folder", type=_FOLDER, metavar="DIR")
 def init(folder: Path) -> int:
     """Copy the shipped bundle to DIR, a new folder, for training on your data and for editing."""
-    from monai_iou.bundles import copy_bundle
+    from monai_iou.bundle_files import copy_bundle
 
     try:
         target = copy_bundle(folder)
@@ -238,7 +238,7 @@ def describe(bundle: Path) -> int:
     The shipped configs/metadata.json names one channel and one label. The model zoo's checks, MONAI Label and MONAI
     Deploy read that file.
     """
-    from monai_iou.metadata import describe_model
+    from monai_iou.workflow.metadata import describe_model
 
     try:
         path = describe_model(bundle)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_iou.bundles import copy_bundle
+from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]

@@ -24,6 +24,6 @@ def _same_locale() -> Iterator[None]:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A copy of the shipped bundle."""
-    from monai_iou.bundles import copy_bundle  # imports MONAI, which takes seconds
+    from monai_iou.bundle_files import copy_bundle  # imports MONAI, which takes seconds
 
     return copy_bundle(tmp_path / "bundle")

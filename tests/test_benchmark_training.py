@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.training import PLAIN, check_same_work, main, take_turns
-from monai_iou.bundles import bundle_path
+from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import torch
 from bundle_runs import SMALL
 from monai.bundle import ConfigWorkflow, ckpt_export, load, verify_net_in_out
 
-from monai_iou.bundles import bundle_path, copy_bundle
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bundle_runs import SMALL
 
-from monai_iou.bundles import copy_bundle
+from monai_iou.bundle_files import copy_bundle
 from monai_iou.cli import main
 from monai_iou.demo import run_workflow
 

@@ -24,14 +24,16 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Randomizable, Transform
 
-from monai_iou.bundles import BundleCases, bundle_path, is_true
-from monai_iou.checkpoints import last_epoch, write_atomically
+from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.loading import BufferedLoader
-from monai_iou.trained import need_models
-from monai_iou.training import check_settings, is_better
+from monai_iou.workflow.checkpoint_files import last_epoch, write_atomically
+from monai_iou.workflow.data import BundleCases
+from monai_iou.workflow.dataloader import BufferedLoader
+from monai_iou.workflow.models import need_models
+from monai_iou.workflow.optimization import is_better
+from monai_iou.workflow.settings import check_settings, is_true
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import torch
 from bundle_runs import SMALL
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_iou.bundles import bundle_path
+from monai_iou.bundle_files import bundle_path
 
 # Python's advice against forking beside threads, which torch's loader does by design.
 pytestmark = [

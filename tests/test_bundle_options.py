@@ -25,15 +25,17 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Lambdad, Transform
 
-from monai_iou.bundles import bundle_path, copy_bundle
-from monai_iou.caching import cached_dataset
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.failures import TrainingError
-from monai_iou.inference import Ensemble, MeanProbabilityInferer
 from monai_iou.metrics.iou import IoUMetric
-from monai_iou.postprocessing import (
+from monai_iou.workflow.caching import cached_dataset
+from monai_iou.workflow.failures import TrainingError
+from monai_iou.workflow.inferers import Ensemble, MeanProbabilityInferer
+from monai_iou.workflow.models import model_files
+from monai_iou.workflow.optimization import WeightAverage
+from monai_iou.workflow.postprocessing import (
     LabelsFromProbabilitiesd,
     Postprocessing,
     load_postprocessing,
@@ -42,9 +44,8 @@ from monai_iou.postprocessing import (
     tune_postprocessing,
     without_small,
 )
-from monai_iou.score_files import CaseScoresSaver
-from monai_iou.trained import model_files
-from monai_iou.training import WeightAverage, check_settings
+from monai_iou.workflow.score_files import CaseScoresSaver
+from monai_iou.workflow.settings import check_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 

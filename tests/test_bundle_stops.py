@@ -24,10 +24,11 @@ from bundle_runs import bundle_command, causes, run_command
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
-from monai_iou.checkpoints import CheckpointHandler, last_epoch, last_step, write_atomically
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.failures import StepGuard, TrainingError, explained, run, stop_signals
+from monai_iou.workflow.checkpoint_files import last_epoch, last_step, write_atomically
+from monai_iou.workflow.checkpoints import CheckpointHandler
+from monai_iou.workflow.failures import StepGuard, TrainingError, explained, run, stop_signals
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 

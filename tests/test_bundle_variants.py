@@ -15,7 +15,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monai_iou.bundles import bundle_path
+from monai_iou.bundle_files import bundle_path
 
 TINY: dict[str, Any] = {
     "epochs": 6,

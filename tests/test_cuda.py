@@ -13,7 +13,7 @@ from ignite.engine import Events
 from torch import Tensor
 
 from monai_iou import IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
-from monai_iou.bundles import bundle_path
+from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.voxels import labels as label_checks
 

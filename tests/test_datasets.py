@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_iou.bundles import BundleCases
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import names_root, read_folder
 from monai_iou.datasets.splits import count_patients, fold_cases, split_cases
+from monai_iou.workflow.data import BundleCases
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 

@@ -19,7 +19,7 @@ import torch
 from integration_environment import TORCHVISION, recipe, run
 from monai.bundle import ConfigParser, verify_metadata
 
-from monai_iou.bundles import BUNDLE_NAME, copy_bundle
+from monai_iou.bundle_files import BUNDLE_NAME, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.planning.plan import load_plan

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from monai_iou.bundles import BundleCases, bundle_path, copy_bundle
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.cli import main
 from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.planning.fingerprint import take_fingerprint
 from monai_iou.planning.hardware import GIB, Machine, find_machine
+from monai_iou.workflow.data import BundleCases
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 

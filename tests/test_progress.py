@@ -10,7 +10,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from monai_iou.progress import ProgressHandler
+from monai_iou.workflow.progress import ProgressHandler
 
 
 def test_time_left_after_resuming(caplog: pytest.LogCaptureFixture) -> None:

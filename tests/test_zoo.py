@@ -17,9 +17,9 @@ import torch
 from bundle_runs import SMALL
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
-from monai_iou.bundles import bundle_path, copy_bundle
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.cli import main
-from monai_iou.metadata import describe_model
+from monai_iou.workflow.metadata import describe_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from monai_iou.bundles import bundle_path
+from monai_iou.bundle_files import bundle_path
 from monai_iou.planning.plan import Plan
 
 __all__ = ["Machine", "find_machine", "training_bytes"]

@@ -20,14 +20,15 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 
-from monai_iou.bundles import one_sentence
-from monai_iou.checkpoint_files import write_atomically
 from monai_iou.components import label_components
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.failures import explained
-from monai_iou.training import inner_module
+from monai_iou.workflow.checkpoint_files import write_atomically
+from monai_iou.workflow.failures import explained
+from monai_iou.workflow.optimization import inner_module
+from monai_iou.workflow.settings import one_sentence
 
 __all__ = ["LabelsFromProbabilitiesd", "Postprocessing", "load_postprocessing", "needed", "tune", "tune_postprocessing"]
+
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
 MAX_SIZES = 64

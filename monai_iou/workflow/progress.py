@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from monai_iou.failures import batch_loss
+from monai_iou.workflow.failures import batch_loss
 
 if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
 __all__ = ["CaseProgressHandler", "ProgressHandler"]
+
 
 LINE_INTERVAL_SECONDS = 60.0
 

@@ -25,7 +25,7 @@ class BufferedLoader(ThreadDataLoader):
 
     Example:
         >>> import torch
-        >>> from monai_iou.loading import BufferedLoader
+        >>> from monai_iou.workflow.dataloader import BufferedLoader
         >>> [batch.tolist() for batch in BufferedLoader(torch.arange(4), batch_size=2)]
         [[0, 1], [2, 3]]
     """

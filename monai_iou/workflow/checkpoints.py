@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from monai_iou.bundles import one_sentence
-from monai_iou.checkpoint_files import last_epoch, last_step, load_state, write_atomically
 from monai_iou.distributed import is_distributed
-from monai_iou.failures import StepGuard, TrainingError, quiet_stop, stop_signal
 from monai_iou.planning.plan import Plan
-from monai_iou.training import PolynomialDecay, WeightAverage, inner_module
+from monai_iou.workflow.checkpoint_files import load_state, write_atomically
+from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
+from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, inner_module
+from monai_iou.workflow.settings import one_sentence
 
 if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
 
-__all__ = ["CheckpointHandler", "last_epoch", "last_step", "write_atomically"]
+__all__ = ["CheckpointHandler"]
+
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class CheckpointHandler:
     "last", the final weights are stored as `model.pt` when training is complete. Weights that are NaN or infinite
     are never stored.
 
-    Under `monai_iou.failures.run`, SIGTERM and SIGINT end the training after the step at work: `last_epoch.pt` gets the
+    Under `monai_iou.workflow.failures.run`, SIGTERM and SIGINT end the training after the step at work: `last_epoch.pt` gets the
     state of that very step, and the program ends with exit code 128 + the signal's number. A signal during validation
     ends it after the volume at work (with several ranks: after the validation). Resuming does what was left of the
     epoch: its steps, on a new order of the data, or its validation.

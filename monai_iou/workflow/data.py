@@ -6,29 +6,21 @@ plan. It opens nothing before it is asked, so that a config without its data sti
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from monai_iou.bundle_files import BUNDLE_NAME, bundle_path, copy_bundle
 from monai_iou.datasets.cases import Case, DatasetError, check_case
 from monai_iou.datasets.folder import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
 from monai_iou.datasets.splits import fold_cases, split_cases
 from monai_iou.planning.plan import Plan, load_plan, make_plan
+from monai_iou.workflow.settings import is_true, one_sentence
 
-__all__ = [
-    "BUNDLE_NAME",
-    "BundleCases",
-    "bundle_path",
-    "bundle_root",
-    "copy_bundle",
-    "is_true",
-    "one_sentence",
-]
+__all__ = ["BundleCases", "bundle_root"]
+
 
 logger = logging.getLogger(__name__)
 
@@ -50,28 +42,6 @@ def bundle_root() -> str:
             break
         frame = frame.f_back
     return "."
-
-
-def is_true(value: object, key: str) -> bool:
-    """Return a switch's value: `--resume true` on MONAI's command line arrives as the text "true".
-
-    Args:
-        value: true or false, as it is or as text.
-        key: the switch's name, for the error.
-
-    Example:
-        >>> is_true("true", "resume"), is_true("false", "amp"), is_true(True, "amp")
-        (True, False, True)
-
-    Raises:
-        ValueError: the value is neither true nor false.
-    """
-    text = str(value).lower()
-    with one_sentence():
-        if text not in ("true", "false", "1", "0"):
-            message = f"Expected `{key}` to be true or false, but got {value!r}: write --{key} true or --{key} false."
-            raise ValueError(message)
-    return text in ("true", "1")
 
 
 class BundleCases:
@@ -292,16 +262,3 @@ def _report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
         )
     else:
         logger.info("There is no %s: the network is planned from %s, as training would.", path, dataset_dir)
-
-
-@contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
-    """Under `python -m monai.bundle`, end with the error's sentence: MONAI would bury it in chained tracebacks."""
-    try:
-        yield
-    except ValueError as error:
-        specification = getattr(sys.modules.get("__main__"), "__spec__", None)
-        if specification is not None and specification.name.startswith("monai.bundle"):
-            sentence = f"monai_iou: {error}"
-            raise SystemExit(sentence) from error
-        raise

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from monai_iou.bundles import one_sentence
-from monai_iou.checkpoint_files import UNREADABLE
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.inference import Ensemble
 from monai_iou.planning.plan import Plan, load_plan
-from monai_iou.training import optional
+from monai_iou.workflow.checkpoint_files import UNREADABLE
+from monai_iou.workflow.inferers import Ensemble
+from monai_iou.workflow.settings import one_sentence, optional
 
 __all__ = ["beside", "model_files", "need_models", "network_of", "plans_of"]
+
 
 SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from monai_iou.bundles import one_sentence
-from monai_iou.failures import disk_full
+from monai_iou.workflow.failures import disk_full
+from monai_iou.workflow.settings import one_sentence
 
 __all__ = ["UNREADABLE", "last_epoch", "last_step", "load_state", "write_atomically"]
+
 
 # What torch.load raises for a file that is damaged or no checkpoint.
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, pickle.UnpicklingError)

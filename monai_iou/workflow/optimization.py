@@ -5,26 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from monai_iou.bundles import is_true, one_sentence
+from monai_iou.workflow.settings import optional
 
-__all__ = [
-    "PolynomialDecay",
-    "WeightAverage",
-    "amp_type",
-    "check_settings",
-    "inner_module",
-    "is_better",
-    "optional",
-    "with_weights_in",
-]
-
-SWITCHES = ("resume", "tta_flips", "tune_postprocessing")
+__all__ = ["PolynomialDecay", "WeightAverage", "inner_module", "is_better", "with_weights_in"]
 
 
 def is_better(current: float, best: float) -> bool:
@@ -37,70 +25,6 @@ def is_better(current: float, best: float) -> bool:
         (True, False)
     """
     return current > best or (math.isnan(best) and not math.isnan(current))
-
-
-def check_settings(**settings: object) -> None:
-    """Check settings of a run before anything is read.
-
-    Args:
-        settings: `learning_rate`, a positive number; `ema_decay`, None or a number between 0 and 1; switches, true or
-            false; every other name a positive integer, `num_workers` also 0.
-
-    Raises:
-        ValueError: one of them is something else.
-
-    Example:
-        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0, ema_decay=None)
-    """
-    for name, value in settings.items():
-        if name in SWITCHES:
-            is_true(value, name)
-            continue
-        kind, usable = _kind(name, value)
-        if not usable:
-            with one_sentence():
-                message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
-                raise ValueError(message)
-
-
-def _kind(name: str, value: object) -> tuple[str, bool]:
-    """Return what a setting must be, in words, and whether it is."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if name == "learning_rate":
-        return "a positive number", 0 < number < math.inf
-    if name == "ema_decay":
-        return "null or a number between 0 and 1", optional(value) is None or 0 < number < 1
-    least = 0 if name == "num_workers" else 1
-    return f"an integer of at least {least}", least <= number < math.inf and number == int(number)
-
-
-def optional(value: Any) -> Any:
-    """Return None for null, which arrives as text from MONAI's command line, else the value.
-
-    Example:
-        >>> optional("null"), optional(0.9)
-        (None, 0.9)
-    """
-    return None if str(value).lower() in ("null", "none") else value
-
-
-def amp_type(value: object) -> torch.dtype:
-    """Return the type of mixed precision, from its name or as it is.
-
-    Example:
-        >>> amp_type("bfloat16"), amp_type(torch.float16)
-        (torch.bfloat16, torch.float16)
-
-    Raises:
-        ValueError: it is neither.
-    """
-    types = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    name = str(value).removeprefix("torch.")
-    if name not in types:
-        with one_sentence():
-            message = f"Expected `amp_dtype` to be float16 or bfloat16, but got {value!r}: write --amp_dtype bfloat16."
-            raise ValueError(message)
-    return types[name]
 
 
 def inner_module(network: torch.nn.Module) -> torch.nn.Module:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from monai_iou.bundles import one_sentence
 from monai_iou.distributed import is_distributed
+from monai_iou.workflow.settings import one_sentence
 
 __all__ = [
     "StepGuard",
@@ -32,6 +32,7 @@ __all__ = [
     "stop_signal",
     "stop_signals",
 ]
+
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class TrainingError(ValueError):
 def run(engine: Any) -> None:
     """Run a trainer or an evaluator as a program's main task: what the bundle's `run` does.
 
-    SIGTERM and SIGINT end the training after the step at work, see `monai_iou.checkpoints.CheckpointHandler`; before
+    SIGTERM and SIGINT end the training after the step at work, see `monai_iou.workflow.checkpoints.CheckpointHandler`; before
     training and in evaluation they act as ever. Running out of memory names the keys to lower.
 
     Args:

@@ -13,10 +13,9 @@ import torch
 from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
 from monai.utils.type_conversion import convert_to_tensor
 
-from monai_iou.bundles import one_sentence
-from monai_iou.checkpoint_files import write_atomically
-from monai_iou.failures import explained
-from monai_iou.training import optional
+from monai_iou.workflow.checkpoint_files import write_atomically
+from monai_iou.workflow.failures import explained
+from monai_iou.workflow.settings import one_sentence, optional
 
 __all__ = ["DiskCacheDataset", "cached_dataset"]
 

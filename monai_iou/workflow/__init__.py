@@ -1,0 +1,1 @@
+"""What the bundle's configs call: data, settings, training, checkpoints, inference."""
