@@ -44,7 +44,7 @@ from monai.metrics import (
 from monai.metrics.meandice import DiceHelper
 from monai.networks.utils import one_hot
 
-from monai_iou.evaluation.cases import Structure, evaluate_case
+from monai_iou.evaluation.scoring import Structure, evaluate_case
 from monai_iou.metrics import iou_counts, iou_from_counts
 from monai_iou.volumes.reading import read_labels
 

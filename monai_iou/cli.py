@@ -66,7 +66,8 @@ def evaluate(**options: Any) -> int:
     not done yet. Exit code 1 if a case failed.
     """
     from monai_iou.console import print_evaluation, progress
-    from monai_iou.evaluation.evaluate import Request, RequestError, evaluate_folders
+    from monai_iou.evaluation.evaluate import evaluate_folders
+    from monai_iou.evaluation.results import Request, RequestError
 
     options["resample"] = options["resample"] is not None
     try:
@@ -161,7 +162,7 @@ def plan(
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets.folder import read_folder
     from monai_iou.datasets.splits import check_folds, count_patients
-    from monai_iou.evaluation.evaluate import Progress
+    from monai_iou.evaluation.results import Progress
     from monai_iou.files import prepare, write_json
     from monai_iou.planning.fingerprint import take_fingerprint
     from monai_iou.planning.hardware import find_machine

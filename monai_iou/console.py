@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from monai_iou.demo import DemoResult
-    from monai_iou.evaluation.evaluate import Evaluation, Progress
+    from monai_iou.evaluation.results import Evaluation, Progress
 
 __all__ = ["print_demo", "print_evaluation", "print_tables", "progress"]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import compute_hausdorff_distance, compute_iou, compute_surface_dice
 
-from monai_iou.evaluation.cases import (
+from monai_iou.evaluation.scoring import (
     CASE_COLUMNS,
     LESION_COLUMNS,
     SCORE_COLUMNS,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from monai_iou.evaluation.cases import CASE_COLUMNS
 from monai_iou.evaluation.compare import METRICS, CompareError, compare_folders
+from monai_iou.evaluation.scoring import CASE_COLUMNS
 
 
 def evaluated(folder: Path, scores: dict[str, list[float | None]], cases: int = 12, label: str = "1") -> Path:

@@ -11,8 +11,9 @@ import pytest
 from monai.metrics import compute_iou
 
 from monai_iou.evaluation import evaluate as module
-from monai_iou.evaluation.cases import CASE_COLUMNS, LESION_COLUMNS
-from monai_iou.evaluation.evaluate import Request, RequestError, evaluate_folders
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.results import Request, RequestError
+from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_COLUMNS
 from monai_iou.files import OutputError, write_text
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

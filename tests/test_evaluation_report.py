@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, legend_marker, recall_by_volume
-from monai_iou.evaluation.evaluate import Request, evaluate_folders
-from monai_iou.evaluation.slices import MAX_SIZE, make_crop
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.results import Request
+from monai_iou.evaluation.thumbnails import MAX_SIZE, make_crop
 from monai_iou.volumes.grid import Grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

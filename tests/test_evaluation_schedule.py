@@ -13,8 +13,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation.evaluate import Progress, Request, evaluate_folders
-from monai_iou.evaluation.schedule import SchedulerError, TaskError, runner
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.results import Progress, Request
+from monai_iou.evaluation.workers import SchedulerError, TaskError, runner
 
 
 def slow_square(value: int, folder: Path) -> int:
@@ -144,7 +145,7 @@ def save_cases(folder: Path, count: int) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
     pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
-    monkeypatch.setattr("monai_iou.evaluation.schedule.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("monai_iou.evaluation.workers.CONNECT_SECONDS", 1)
     message = r"Dask scheduler at `tcp://127\.0\.0\.1:9`, but got no answer: start"
     with pytest.raises(SchedulerError, match=message), runner(scheduler="tcp://127.0.0.1:9"):
         pass

@@ -3,115 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from monai_iou import files as out
-from monai_iou.evaluation import finished
-from monai_iou.evaluation.cases import CASE_COLUMNS, LESION_COLUMNS, Settings, Structure, evaluate_files, scan_labels
+from monai_iou.evaluation import resume
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
-from monai_iou.evaluation.schedule import Run, TaskError, runner
-from monai_iou.evaluation.statistics import dataset_scores, describe
-
-FAILURE_COLUMNS = ("case", "reason", "prediction", "reference")
-WORST_CASES = 10
-NOTHING_TO_SCORE = (
-    "Expected labels in the references, but got background only in all that can be read: name them with `--labels`."
+from monai_iou.evaluation.results import (
+    FAILURE_COLUMNS,
+    LIBRARIES,
+    NOTHING_TO_SCORE,
+    WORST_CASES,
+    Evaluation,
+    Progress,
+    Request,
+    RequestError,
 )
-LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
-
-
-class RequestError(ValueError):
-    """Options that contradict each other or are out of range."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate, how, and where the results go.
-
-    Args:
-        predictions: folder of predicted label maps.
-        references: folder of reference label maps.
-        output: folder for the results; created if it is not there.
-        labels: label values to evaluate; empty means every value but 0 that a reference holds.
-        regions: instead of labels, unions of label values by name.
-        ignore: reference voxels of this value count nowhere.
-        tolerance: of the normalised surface distance, in mm.
-        workers: processes of this machine.
-        scheduler: address of a Dask scheduler, which replaces `workers`.
-        resample: take predictions on other grids to the reference's, by nearest neighbour.
-        images: folder of images to show under the contours in the report.
-        pairs: CSV that says which files belong together.
-        command: the command line, for the summary.
-    """
-
-    predictions: Path
-    references: Path
-    output: Path
-    labels: tuple[int, ...] = ()
-    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ignore: int | None = None
-    tolerance: float = 1.0
-    workers: int = 1
-    scheduler: str | None = None
-    resample: bool = False
-    images: Path | None = None
-    pairs: Path | None = None
-    command: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One task is done: `stage` is `labels` (reading the references' labels) or `cases`."""
-
-    stage: str
-    done: int
-    total: int
-    case: str = ""
-    reason: str | None = None
-
-
-@dataclass
-class Evaluation:
-    """What was found: the cases' records in order, and the failures, both as written to the output folder."""
-
-    records: list[dict[str, Any]]
-    failures: list[dict[str, Any]]
-    pairs: list[Pair]
-    structures: tuple[Structure, ...]
-    ignore: int | None
-    reused: int
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per case and label."""
-        return [row for record in self.records for row in record["rows"]]
-
-    @property
-    def lesions(self) -> list[dict[str, Any]]:
-        """One row per lesion."""
-        return [row for record in self.records for row in record["lesions"]]
-
-    @property
-    def notes(self) -> list[str]:
-        """What the reader should know before the scores."""
-        absent = (
-            [name for name in self.names if not any(row["reference_ml"] for row in self._of(name))] if self.rows else []
-        )
-        notes = [f"{name}: no reference holds it, so that only false positives count." for name in absent]
-        return notes + [note for record in self.records for note in record["notes"]]
-
-    @property
-    def names(self) -> list[str]:
-        """The structures' names, in the order of the rows."""
-        return [structure.name for structure in self.structures]
-
-    def _of(self, name: str) -> list[dict[str, Any]]:
-        return [row for row in self.rows if row["label"] == name]
+from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_COLUMNS, Settings, Structure, evaluate_files, scan_labels
+from monai_iou.evaluation.statistics import dataset_scores, describe
+from monai_iou.evaluation.workers import Run, TaskError, runner
 
 
 def evaluate_folders(request: Request, progress: Callable[[Progress], None] = lambda _: None) -> Evaluation:
@@ -271,8 +183,8 @@ def _scan(
     broken: dict[str, str] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
-        record = finished.read(request.output, pair.case)
-        if record is not None and finished.is_of(record, reference=_path(pair.reference)):
+        record = resume.read(request.output, pair.case)
+        if record is not None and resume.is_of(record, reference=_path(pair.reference)):
             known.update(record["reference_values"])
         else:
             tasks[pair.case] = (pair.reference,)
@@ -289,14 +201,14 @@ def _evaluate(
     run: Run, request: Request, settings: Settings, pairs: Sequence[Pair], progress: Callable[[Progress], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
     """The records of the cases that worked, the reasons of those that failed, and how many records are old ones."""
-    fingerprint = finished.fingerprint(settings)
+    fingerprint = resume.fingerprint(settings)
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
-        old = finished.read(request.output, pair.case)
+        old = resume.read(request.output, pair.case)
         inputs = {"prediction": _path(pair.prediction), "reference": _path(pair.reference)}
-        if old is not None and old["fingerprint"] == fingerprint and finished.is_of(old, **inputs):
+        if old is not None and old["fingerprint"] == fingerprint and resume.is_of(old, **inputs):
             found[pair.case] = old
         else:
             tasks[pair.case] = (pair.case, pair.prediction, pair.reference, settings)
@@ -306,7 +218,7 @@ def _evaluate(
             failures[case] = result.reason
         else:
             found[case] = {**result, "fingerprint": fingerprint}
-            finished.write(request.output, found[case])
+            resume.write(request.output, found[case])
         progress(Progress("cases", reused + done, len(pairs), case, failures.get(case)))
     return found, failures, reused
 

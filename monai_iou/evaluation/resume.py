@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou import files as out
-from monai_iou.evaluation.cases import Settings
+from monai_iou.evaluation.scoring import Settings
 from monai_iou.volumes.reading import file_hash
 
 # Raised when the content of a record changes: older ones are then evaluated again.
