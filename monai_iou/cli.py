@@ -122,12 +122,13 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
 
     Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
     """
-    from monai_iou import weighting
+    from monai_iou.datasets.label_counts import count_label_files
     from monai_iou.files import write_json
+    from monai_iou.weighting import class_weights as weights_of
 
     try:
-        counts = weighting.count_label_files(labels_dir, labels or None)
-        weights = weighting.class_weights(counts.voxels, method, beta)
+        counts = count_label_files(labels_dir, labels or None)
+        weights = weights_of(counts.voxels, method, beta)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, counts.as_json(weights, method))
     except (ValueError, RuntimeError, OSError) as error:

@@ -15,7 +15,6 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
-from monai_iou.losses.base import RegionLoss
 from monai_iou.voxels.labels import equals, valid_voxels
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums, checked_spec, run_pass

@@ -1,6 +1,6 @@
 """Histograms of per-class errors over voxels: the statistics that the Lovasz losses are functions of.
 
-Counts are integers: they add over images and ranks without rounding, and in any order. Cells stand in `errors.py`.
+Counts are integers: they add over images and ranks without rounding, and in any order. Cells stand in `error_bins.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A CPU pays for every fresh temporary with page faults, and for every broken formula with a further sweep through its
 cache; for softmax and sigmoid, plain overlap and plain cross-entropy neither is needed. The formulas are those of
-`reference.py`, whose other branches `tiled` computes with temporaries of their own.
+`formulas.py`, whose other branches `tiled` computes with temporaries of their own.
 """
 
 from __future__ import annotations

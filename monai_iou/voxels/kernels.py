@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.checks import check_choice
-from monai_iou.voxels import compiled, formulas, tiled
+from monai_iou.voxels import compiled, reference, tiled
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.spec import PassSpec
 
@@ -75,11 +75,11 @@ def chosen_kernel() -> str:
 def pick_kernel(voxels: Voxels) -> Kernel:
     """Return the kernel for this input."""
     if torch.compiler.is_compiling():
-        return formulas.sums  # one graph, which the compiler fuses itself
+        return reference.sums  # one graph, which the compiler fuses itself
     name = chosen_kernel()
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
     if name == "reference" or wants_target_gradient:
-        return formulas.sums
+        return reference.sums
     if name == "triton":  # "auto" leaves it alone until it has been tested and timed on a GPU
         return _triton_sums(voxels)
     if name == "compiled":

@@ -1,7 +1,7 @@
 """The tiled kernel: the reference's sums a few thousand voxels at a time, with the derivative written out.
 
 It needs no compiler and runs on any device. It keeps the logits, the compact labels and nothing else for backward;
-probabilities and one-hot labels exist for one tile at a time. See `reference.py` for the derivation.
+probabilities and one-hot labels exist for one tile at a time. See `formulas.py` for the derivation.
 """
 
 from __future__ import annotations

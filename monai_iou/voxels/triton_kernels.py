@@ -5,7 +5,7 @@ logit and norm (online: one walk), then for the sums; the second walk finds the 
 one block holds all classes. Each program writes its partial sums to a place of its own and torch adds them in float64:
 no atomics, so the same bits on every call.
 Logits and gradient are addressed by strides, so channels-last volumes are read where they are, and all
-offsets are 64 bits wide. See `reference.py` for the derivation.
+offsets are 64 bits wide. See `formulas.py` for the derivation.
 """
 
 # Triton reads the bodies of its kernels by rules of its own; their arguments have no Python types.

@@ -38,9 +38,9 @@ class CheckpointHandler:
     "last", the final weights are stored as `model.pt` when training is complete. Weights that are NaN or infinite
     are never stored.
 
-    Under `monai_iou.workflow.failures.run`, SIGTERM and SIGINT end the training after the step at work: `last_epoch.pt` gets the
-    state of that very step, and the program ends with exit code 128 + the signal's number. A signal during validation
-    ends it after the volume at work (with several ranks: after the validation). Resuming does what was left of the
+    Under `monai_iou.workflow.failures.run`, SIGTERM and SIGINT end the training after the current step:
+    `last_epoch.pt` gets the state of that step, and the program ends with exit code 128 + the signal's number. A signal
+    during validation ends it after the current volume (with several ranks: after the validation). Resuming does what was left of the
     epoch: its steps, on a new order of the data, or its validation.
 
     Args:
