@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from benchmarks.training import PLAIN, check_same_work, main, take_turns
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "3", "--steps", "2", "--patch", "24", "24", "16", "--batch-size", "2", "--base-channels", "4"]
 TINY += ["--full-resolution"]
 

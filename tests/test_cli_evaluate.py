@@ -4,11 +4,11 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from places import DOCS
 
 from monai_iou.cli import main
 
@@ -123,7 +123,7 @@ def test_a_bar_is_shown_on_a_terminal(folders, tmp_path, monkeypatch, capsys):
 
 
 def test_help_names_every_option():
-    source = Path(__file__).parents[1] / "docs" / "evaluation.md"
+    source = DOCS / "evaluation.md"
     from monai_iou.cli import cli
 
     text = source.read_text(encoding="utf-8")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import click
 import pytest
+from places import ROOT
 
 import monai_iou
 from monai_iou.cli import cli
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Loaded by path, or importing packages that only their users have.
 ELSEWHERE = ("monai_iou.launcher", "monai_iou.integrations.", "monai_iou.voxels.triton_kernels")

@@ -7,16 +7,15 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
+from places import ROOT
 
 import monai_iou
 
-ROOT = Path(__file__).parents[1]
 # Imported inside functions only: they cost time, or are needed by one command.
 HEAVY = ("nibabel", "SimpleITK", "ignite", "scipy", "cc3d", "matplotlib", "dask", "distributed", "rich", "jinja2")
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data.dataset import Dataset
+from places import DATA
 
 from monai_iou import WeightedCrossEntropyLoss, class_weights, count_voxels
 from monai_iou.cli import main
@@ -188,7 +189,7 @@ def test_command_fails_in_one_sentence_and_leaves_nothing(
 
 @pytest.mark.real_data
 def test_real_labels(tmp_path: Path) -> None:
-    labels = Path(__file__).parents[2] / "shared" / "data" / "Task901_MSLesionFLAIR" / "labelsTr"
+    labels = DATA / "Task901_MSLesionFLAIR" / "labelsTr"
     if not labels.is_dir():
         pytest.skip(f"{labels} is not there")
     counts = count_label_files(labels)

@@ -40,8 +40,8 @@ class CheckpointHandler:
 
     Under `monai_iou.workflow.failures.run`, SIGTERM and SIGINT end the training after the current step:
     `last_epoch.pt` gets the state of that step, and the program ends with exit code 128 + the signal's number. A signal
-    during validation ends it after the current volume (with several ranks: after the validation). Resuming does what was left of the
-    epoch: its steps, on a new order of the data, or its validation.
+    during validation ends it after the current volume (with several ranks: after the validation).
+    Resuming does what was left of the epoch: its steps, on a new order of the data, or its validation.
 
     Args:
         ckpt_dir: folder of the three files.

@@ -50,7 +50,8 @@ def run(engine: Any) -> None:
     """Run a trainer or an evaluator as a program's main task: what the bundle's `run` does.
 
     SIGTERM and SIGINT end the training after the current step, see
-    `monai_iou.workflow.checkpoints.CheckpointHandler`; before training and in evaluation they behave as usual. Running out of memory names the keys to lower.
+    `monai_iou.workflow.checkpoints.CheckpointHandler`; before training and in evaluation they behave
+    as usual. Running out of memory names the keys to lower.
 
     Args:
         engine: a MONAI workflow engine.

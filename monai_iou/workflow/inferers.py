@@ -55,8 +55,9 @@ class Ensemble(torch.nn.Module):
 
     Args:
         networks: with their weights.
-        intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`; images come normalised as the
-            first one's. CT windows differ a little between folds, and are moved from one to the other.
+        intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`; images come
+            normalised as the first one's. CT windows differ a little between folds: images are converted from
+            one to the other.
 
     Example:
         >>> layers = [torch.nn.Conv3d(1, 2, 1) for _ in range(2)]

@@ -10,30 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 from bundle_runs import SMALL
+from places import DATA
 
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.cli import main
 from monai_iou.demo import run_workflow
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "Task904_Hippocampus"
+HIPPOCAMPUS = DATA / "Task904_Hippocampus"
 CASES = 3
 
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not DATA.is_dir(), reason="the hippocampi are not beside the project"),
+    pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the hippocampi are not beside the project"),
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
 ]
 
 
 def few_hippocampi(folder: Path) -> Path:
     """A Decathlon folder of the first cases for training and for the test."""
-    content = json.loads((DATA / "dataset.json").read_text())
+    content = json.loads((HIPPOCAMPUS / "dataset.json").read_text())
     for part in ("training", "test_labelled"):
         content[part] = content[part][:CASES]
         for entry in content[part]:
             for name in entry.values():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(DATA / name, folder / name)
+                shutil.copy(HIPPOCAMPUS / name, folder / name)
     content |= {"test": [entry["image"] for entry in content["test_labelled"]], "numTraining": CASES, "numTest": CASES}
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import DATA
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import names_root, read_folder
 from monai_iou.datasets.splits import count_patients, fold_cases, split_cases
 from monai_iou.workflow.data import BundleCases
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = DATA
 
 
 def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:

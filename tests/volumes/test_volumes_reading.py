@@ -7,11 +7,12 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from places import DATA
 
 from monai_iou.volumes.grid import align
 from monai_iou.volumes.reading import VolumeError, file_hash, is_volume, read_labels, read_volume
 
-ODD = Path(__file__).resolve().parents[2] / "shared" / "data" / "odd_files"
+ODD = DATA / "odd_files"
 needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="the real odd files are not beside the project")
 AFFINE = np.array([[-0.5, 0, 0, 20], [0, 1, 0, -30], [0, 0, 3, 40], [0, 0, 0, 1.0]])
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--patch", "24", "24", "16", "--base-channels", "4"]
 
 

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from monai.metrics import compute_iou
+from places import DATA
 
 from monai_iou.evaluation import evaluate as module
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -16,7 +17,6 @@ from monai_iou.evaluation.results import Request, RequestError
 from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_COLUMNS
 from monai_iou.files import OutputError, write_text
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAPE = (20, 18, 16)
 
 

@@ -16,6 +16,7 @@ import SimpleITK
 import torch
 from bundle_runs import SMALL
 from monai.bundle import ConfigWorkflow, ckpt_export, load, verify_net_in_out
+from places import SHARED
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
@@ -26,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
 ]
 
-SCHEMA = Path(__file__).parents[2] / "shared" / "schemas" / "meta_schema_20240725.json"
+SCHEMA = SHARED / "schemas" / "meta_schema_20240725.json"
 
 
 class Run(NamedTuple):

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 from gloo_ranks import leave_group
+from loss_ranks import JOIN, free_port, join_group, make_losses
 from monai.losses import DiceCELoss
-from test_losses_ranks import JOIN, free_port, join_group, make_losses
 from torch import Tensor, nn
 
 from monai_iou import CompoundLoss, InstanceIoULoss, LovaszHingeLoss, LovaszSoftmaxLoss, WeightedCrossEntropyLoss

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "integrations.md"
+from places import DOCS
+
+PAGE = DOCS / "integrations.md"
 
 # torchvision has no build for a CPU torch on the package index: its import fails for want of its compiled operators,
 # which nothing here calls. A working torchvision is left alone.

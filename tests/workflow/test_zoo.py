@@ -16,6 +16,7 @@ import pytest
 import torch
 from bundle_runs import SMALL
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from places import ROOT
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.cli import main
@@ -23,7 +24,6 @@ from monai_iou.workflow.metadata import describe_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
-ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
 LARGEST_FILE = 25 * 1024**2  # bytes: the zoo keeps larger ones outside its repository
 FILES = {

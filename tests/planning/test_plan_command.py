@@ -15,6 +15,7 @@ import torch
 from bundle_runs import bundle_command, run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import DATA, DOCS
 from scipy import ndimage
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
@@ -28,7 +29,7 @@ from monai_iou.workflow.data import BundleCases
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = DATA
 
 
 def write_folder(
@@ -123,7 +124,7 @@ def test_the_documents_example_is_what_the_command_decides(tmp_path: Path) -> No
     path = tmp_path / "plan.json"
     assert main(["plan", str(data), f"--output={path}", "--device=cpu", "--memory-gb=16"]) == 0
     rows = json.loads(path.read_text())["plan_report"]["decisions"]
-    lines = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8").splitlines()
+    lines = (DOCS / "planning.md").read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("target spacing   "))
     width = max(len(row["value"]) for row in rows)
     expected = [f"{row['decision']:<18}{row['value']:<{width}}  {row['reason']}" for row in rows]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_losses_properties import CASES, Case, over
+from loss_cases import CASES, Case, over
 from torch import Tensor, nn
 
 from monai_iou import IoUCELoss, IoULoss, use_kernel, voxel_sums

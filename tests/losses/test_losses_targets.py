@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from loss_cases import CASES, Case, gradient, one_hot, over, pair
 from monai.data.meta_tensor import MetaTensor
-from test_losses_properties import CASES, Case, gradient, one_hot, over, pair
 from torch import Tensor, nn
 
 from monai_iou import IoULoss, LovaszHingeLoss, MultiScaleLoss

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from gloo_ranks import leave_group
+from loss_ranks import free_port, join_group, make_losses
 from torch import Tensor, nn
 
 from monai_iou import (
     ComponentRegionsd,
-    CompoundLoss,
-    FocalTverskyLoss,
-    GeneralizedIoULoss,
     InstanceIoULoss,
-    IoUCELoss,
-    IoULoss,
-    LogIoULoss,
-    LovaszSoftmaxLoss,
-    WeightedCrossEntropyLoss,
 )
-
-JOIN = {"softmax": True, "batch": True, "sync_batch": True}
-
-
-def make_losses() -> dict[str, nn.Module]:
-    return {
-        "iou": IoULoss(**JOIN, weight=[0.5, 1.0, 2.0]),
-        "suppress": IoULoss(**JOIN, empty="suppress"),
-        "skip": FocalTverskyLoss(**JOIN, empty="skip"),
-        "log": LogIoULoss(**JOIN),
-        "generalized": GeneralizedIoULoss(**JOIN),
-        "cross_entropy": WeightedCrossEntropyLoss(weight=[0.1, 1.0, 1.0], sync_batch=True),
-        "iou_ce": IoUCELoss(**JOIN, include_background=False),
-        "compound": CompoundLoss([LogIoULoss(**JOIN), WeightedCrossEntropyLoss(gamma=2.0, sync_batch=True)]),
-        "lovasz_ce": CompoundLoss([LovaszSoftmaxLoss(**JOIN), WeightedCrossEntropyLoss(sync_batch=True)]),
-        "voronoi": InstanceIoULoss(**JOIN),
-        "blob": InstanceIoULoss("blob", **JOIN),
-    }
 
 
 def make_batch() -> tuple[Tensor, Tensor]:
@@ -65,13 +37,6 @@ def step(network: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) ->
     return value.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
 
-def join_group(rank: int, world: int, port: int) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    assert dist.get_world_size() == world
-
-
 def train_share(rank: int, world: int, shares: list[int], port: int, folder: str) -> None:
     join_group(rank, world, port)
     images, labels = (part.split(shares)[rank] for part in make_batch())
@@ -79,12 +44,6 @@ def train_share(rank: int, world: int, shares: list[int], port: int, folder: str
     results = {name: step(network, loss, images, labels) for name, loss in make_losses().items()}
     torch.save(results, Path(folder) / f"{rank}.pt")
     leave_group()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_ranks_train_as_one_process(tmp_path: Path) -> None:

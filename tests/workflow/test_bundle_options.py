@@ -24,6 +24,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Lambdad, Transform
+from places import DOCS
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.cases import DatasetError
@@ -46,8 +47,6 @@ from monai_iou.workflow.postprocessing import (
 )
 from monai_iou.workflow.score_files import CaseScoresSaver
 from monai_iou.workflow.settings import check_settings
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 

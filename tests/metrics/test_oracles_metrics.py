@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
+from places import DATA
 from scipy import ndimage
 
 from monai_iou.metrics import IoUMetric, boundary_iou, lesion_scores, overlap_scores, surface_scores
 
-MASKS = Path(__file__).parents[2] / "shared" / "data" / "Task901_MSLesionFLAIR" / "labelsTr"
+MASKS = DATA / "Task901_MSLesionFLAIR" / "labelsTr"
 
 pytestmark = [pytest.mark.real_data, pytest.mark.filterwarnings("default")]
 

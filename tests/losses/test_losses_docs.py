@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from places import DOCS
 from torch import Tensor
 
-PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+PAGE = DOCS / "losses.md"
 BLOCKS = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from integration_environment import TORCHVISION, recipe, run
 from monai.bundle import ConfigParser, verify_metadata
+from places import SHARED
 
 from monai_iou.bundle_files import BUNDLE_NAME, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
@@ -27,7 +28,7 @@ from monai_iou.planning.plan import load_plan
 # The warnings are other packages' own.
 pytestmark = pytest.mark.filterwarnings("default")
 
-SCHEMA = Path(__file__).parents[2] / "shared" / "schemas" / "meta_schema_20240725.json"
+SCHEMA = SHARED / "schemas" / "meta_schema_20240725.json"
 SMALL = {"patch_size": [32, 32, 16], "base_channels": 4, "epochs": 2, "val_interval": 1, "num_samples": 1}
 
 
