@@ -101,7 +101,7 @@ def candidates(classes: int, device: str, quick: bool) -> dict[str, tuple[Loss, 
     kernels = ["tiled"]
     if device == "cuda":
         kernels.append("triton")
-    elif compiled.is_available() and classes <= compiled.MOST_CLASSES:
+    elif compiled.is_available() and classes <= compiled.MAX_CLASSES:
         kernels.append("compiled")
     for name, loss in ours(classes).items():
         if name == SORTING:

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP_STEPS = 3
-MOST_BATCHES = 8
+MAX_BATCHES = 8
 
 PLAIN: dict[str, Any] = {
     "network": "$@network_def.to(@device)",
@@ -159,7 +159,7 @@ def steps(folder: Path, options: argparse.Namespace) -> tuple[list[Times], dict[
     networks = [parser.get_parsed_content("network") for parser in (trained, bare)]
     networks[1].load_state_dict(networks[0].state_dict())
     trainer = trained.get_parsed_content("train#trainer")
-    batches = list(islice(trained.get_parsed_content("train#dataloader"), MOST_BATCHES))
+    batches = list(islice(trained.get_parsed_content("train#dataloader"), MAX_BATCHES))
     turns = options.steps + WARM_UP_STEPS
     trainer.data_loader = batches
     trainer.state.epoch_length = turns + 1  # no step of these ends an epoch: what ends one is timed with the epochs

@@ -223,15 +223,15 @@ def map_error(target: Tensor, ignore_index: int | None = None) -> ValueError:
     return ValueError(message)
 
 
-MOST_POSITIONS = 4096
+MAX_POSITIONS = 4096
 
 
 def check_positions(name: str, size: Sequence[int]) -> int:
     """Return the number of positions of an affinity's grid; raise ValueError above 16^3, as memory grows with N^2."""
     positions = math.prod(size)
-    if not 1 <= positions <= MOST_POSITIONS or len(size) > 3:
+    if not 1 <= positions <= MAX_POSITIONS or len(size) > 3:
         message = (
-            f"Expected `{name}` to have 1 to {MOST_POSITIONS} positions (16x16x16) in 1 to 3 dimensions, but got "
+            f"Expected `{name}` to have 1 to {MAX_POSITIONS} positions (16x16x16) in 1 to 3 dimensions, but got "
             f"{positions} of {'x'.join(map(str, size))}: an affinity of N positions takes 4 N^2 bytes an image, "
             "choose a coarser grid."
         )

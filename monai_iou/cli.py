@@ -165,8 +165,8 @@ def plan(
     from monai_iou.datasets.splits import check_folds, count_patients
     from monai_iou.evaluation.results import Progress
     from monai_iou.files import prepare, write_json
-    from monai_iou.planning.fingerprint import take_fingerprint
-    from monai_iou.planning.hardware import find_machine
+    from monai_iou.planning.fingerprint import compute_fingerprint
+    from monai_iou.planning.hardware import detect_hardware
     from monai_iou.planning.rules import propose
     from monai_iou.planning.tables import plan_tables
 
@@ -174,13 +174,13 @@ def plan(
         message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
         raise click.UsageError(message)
     try:
-        machine = find_machine(device, memory_gb)
+        machine = detect_hardware(device, memory_gb)
         folder = read_folder(dataset_dir)
         if folds is not None:  # before minutes of reading
             check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
         prepare(output.parent)
         with progress() as show:
-            found = take_fingerprint(folder, lambda done, total, case: show(Progress("training", done, total, case)))
+            found = compute_fingerprint(folder, lambda done, total, case: show(Progress("training", done, total, case)))
         proposal = propose(folder, found, machine, folds, fold or 0)
         write_json(output, proposal.as_json(found, machine))
     except (ValueError, RuntimeError, OSError) as error:

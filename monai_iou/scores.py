@@ -12,7 +12,7 @@ from monai_iou.voxels.inputs import total_dtype
 
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
-_LEAST_VOLUME = 1e-15
+_MIN_VOLUME = 1e-15
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def volume_weights(target: Tensor, w_type: str) -> Tensor:
         return torch.ones_like(target)
     present = target > 0
     # A soft label may hold next to nothing of a class, whose 1/T^2 would overflow.
-    volume = torch.where(present, target, 1).detach().clamp_min(_LEAST_VOLUME)
+    volume = torch.where(present, target, 1).detach().clamp_min(_MIN_VOLUME)
     weights = 1 / (volume * volume if w_type == "square" else volume)
     largest = torch.where(present, weights, 0).amax(1, keepdim=True)
     return torch.where(present, weights, torch.where(largest > 0, largest, 1))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case
 
-__all__ = ["SegmentationFolder", "case_name", "check_names", "in_threads", "names_root", "read_folder"]
+__all__ = ["SegmentationFolder", "case_name", "check_names", "map_cases", "names_root", "read_folder"]
 
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -79,7 +79,7 @@ class SegmentationFolder:
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
-        return tuple(in_threads(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
+        return tuple(map_cases(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
 
 
 def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
@@ -266,7 +266,7 @@ def _inside(root: Path, relative: object, what: str) -> Path:
     return path
 
 
-def in_threads(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:
+def map_cases(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:
     """Return the function of each case, in order; the first failure in this order is raised and cancels the rest."""
     # Reading is decompression, which releases the interpreter's lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

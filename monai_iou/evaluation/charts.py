@@ -98,7 +98,7 @@ def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: boo
     return _svg(height, f"Distribution of {title} for each label", parts)
 
 
-def recall_by_volume(lesions: Iterable[tuple[float, bool]], title: str) -> str:
+def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
     """Share of the reference's lesions that were found, by volume, with Wilson's 95 % intervals.
 
     Args:

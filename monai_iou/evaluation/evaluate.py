@@ -184,7 +184,7 @@ def _scan(
     tasks: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
         record = resume.read(request.output, pair.case)
-        if record is not None and resume.is_of(record, reference=_path(pair.reference)):
+        if record is not None and resume.matches_inputs(record, reference=_path(pair.reference)):
             known.update(record["reference_values"])
         else:
             tasks[pair.case] = (pair.reference,)
@@ -201,14 +201,14 @@ def _evaluate(
     run: Run, request: Request, settings: Settings, pairs: Sequence[Pair], progress: Callable[[Progress], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
     """The records of the cases that worked, the reasons of those that failed, and how many records are old ones."""
-    fingerprint = resume.fingerprint(settings)
+    fingerprint = resume.settings_hash(settings)
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     tasks: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
         old = resume.read(request.output, pair.case)
         inputs = {"prediction": _path(pair.prediction), "reference": _path(pair.reference)}
-        if old is not None and old["fingerprint"] == fingerprint and resume.is_of(old, **inputs):
+        if old is not None and old["fingerprint"] == fingerprint and resume.matches_inputs(old, **inputs):
             found[pair.case] = old
         else:
             tasks[pair.case] = (pair.case, pair.prediction, pair.reference, settings)

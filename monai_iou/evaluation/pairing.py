@@ -43,15 +43,15 @@ def pair_folders(predictions: Path, references: Path) -> list[Pair]:
     Raises:
         PairingError: a folder is missing or holds no volume, or two files of one folder have the same name.
     """
-    predicted, referred = find_volumes(predictions, "--predictions"), find_volumes(references, "--references")
-    names = sorted(predicted.keys() | referred.keys())
-    if not predicted.keys() & referred.keys():
+    predicted, found_references = find_volumes(predictions, "--predictions"), find_volumes(references, "--references")
+    names = sorted(predicted.keys() | found_references.keys())
+    if not predicted.keys() & found_references.keys():
         message = (
             f"Expected predictions named as the references, but got `{next(iter(predicted))}` in `{predictions}` and "
-            f"`{next(iter(referred))}` in `{references}`: rename them, or pair them in a CSV with `--pairs`."
+            f"`{next(iter(found_references))}` in `{references}`: rename them, or pair them in a CSV with `--pairs`."
         )
         raise PairingError(message)
-    return [Pair(name, predicted.get(name), referred.get(name)) for name in names]
+    return [Pair(name, predicted.get(name), found_references.get(name)) for name in names]
 
 
 def find_volumes(folder: Path, argument: str) -> dict[str, Path]:

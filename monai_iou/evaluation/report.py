@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from monai_iou.evaluation import charts
 from monai_iou.evaluation.pairing import Pair, PairingError, find_volumes
 from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_THRESHOLD, Structure, mask_of, on_reference
-from monai_iou.evaluation.thumbnails import make_crop
+from monai_iou.evaluation.thumbnails import make_slice_image
 from monai_iou.files import write_text
 from monai_iou.volumes.reading import VolumeError, read_labels
 
@@ -179,7 +179,7 @@ def _distributions(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> 
 
 def _recall(lesions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = [(row["volume_ml"] * 1000, row["status"] == "tp") for row in lesions if row["kind"] == "reference"]
-    svg = charts.recall_by_volume(found, "Lesion volume, mm³")
+    svg = charts.recall_chart(found, "Lesion volume, mm³")
     return {"svg": svg, "found": sum(hit for _, hit in found), "total": len(found)}
 
 
@@ -195,17 +195,17 @@ def _agreement(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict
 def _worst(evaluation: Evaluation, images: Path | None) -> list[dict[str, Any]]:
     pairs = {pair.case: pair for pair in evaluation.pairs}
     structures = {structure.name: structure for structure in evaluation.structures}
-    pictures, problem = _images(images)
+    images_by_case, problem = _images(images)
     ranked = sorted((row for row in evaluation.rows if not math.isnan(row["iou"])), key=lambda row: row["iou"])
     shown = []
     for row in ranked[:WORST_SHOWN]:
         case = row["case"]
-        picture = pictures.get(case, pictures.get(f"{case}_0000"))  # nnU-Net numbers the channels of a case
-        note = problem if picture or images is None else problem or f"No image named {case} in the images folder."
-        crop, trouble = _crop(pairs[case], structures[row["label"]], picture, evaluation.ignore)
+        image = images_by_case.get(case, images_by_case.get(f"{case}_0000"))  # nnU-Net numbers the channels of a case
+        note = problem if image or images is None else problem or f"No image named {case} in the images folder."
+        crop, error = _crop(pairs[case], structures[row["label"]], image, evaluation.ignore)
         if crop is not None:
             cut = "The structures reach beyond this crop around their largest disagreement. " if crop["cut"] else ""
-            text = {"iou": number(row["iou"]), "dice": number(row["dice"]), "note": f"{cut}{trouble or note}".strip()}
+            text = {"iou": number(row["iou"]), "dice": number(row["dice"]), "note": f"{cut}{error or note}".strip()}
             shown.append({"case": case, "label": row["label"], "crop": crop, **text})
     return shown
 
@@ -232,10 +232,10 @@ def _crop(
     if ignore is not None:
         masks = [mask & (reference.array != ignore) for mask in masks]
     try:
-        crop, trouble = make_crop(masks[0], masks[1], reference.grid, image), ""
+        crop, reason = make_slice_image(masks[0], masks[1], reference.grid, image), ""
     except VolumeError as error:
-        crop, trouble = make_crop(masks[0], masks[1], reference.grid, None), str(error)
-    return (None if crop is None else asdict(crop)), trouble
+        crop, reason = make_slice_image(masks[0], masks[1], reference.grid, None), str(error)
+    return (None if crop is None else asdict(crop)), reason
 
 
 def _table_columns() -> list[dict[str, str]]:

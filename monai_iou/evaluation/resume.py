@@ -21,7 +21,7 @@ from monai_iou.volumes.reading import file_hash
 VERSION = 2
 
 
-def fingerprint(settings: Settings) -> str:
+def settings_hash(settings: Settings) -> str:
     """What a record depends on besides its files: the options, and the versions of this package and of its record."""
     from monai_iou import __version__
 
@@ -50,7 +50,7 @@ def read(output: Path, case: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("case") == case else None
 
 
-def is_of(record: Mapping[str, Any], **inputs: Path) -> bool:
+def matches_inputs(record: Mapping[str, Any], **inputs: Path) -> bool:
     """Whether the files (`prediction`, `reference`) are those the record was made from."""
     try:
         return all(record["inputs"][name] == file_hash(path) for name, path in inputs.items())

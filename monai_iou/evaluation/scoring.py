@@ -35,7 +35,7 @@ LESION_COLUMNS = (
 LESION_THRESHOLD = 0.5
 BOUNDARY_MM = 2.0
 # A label map of more values than this is an image that was passed by mistake.
-MOST_LABELS = 256
+MAX_LABELS = 256
 # Values are counted in pieces: a count of the whole volume would cast it to 8 bytes a voxel.
 PIECE = 1 << 20
 
@@ -119,15 +119,15 @@ def evaluate_files(case: str, prediction: Path, reference: Path, settings: Setti
         VolumeError: a file cannot be read, or the prediction holds a label nobody named.
         GridError: the files lie on different grids and `settings.resample` is false.
     """
-    referred = read_labels(reference)
-    values = label_values(referred)
+    reference_volume = read_labels(reference)
+    values = label_values(reference_volume)
     predicted = read_labels(prediction)
     allowed = {0, settings.ignore, *settings.known}
     _refuse_unnamed(predicted, [value for value in label_values(predicted) if value not in allowed], settings.known)
-    array, notes = on_reference(case, predicted, referred, settings.resample)
-    notes += _shear_notes(case, referred.grid)
+    array, notes = on_reference(case, predicted, reference_volume, settings.resample)
+    notes += _shear_notes(case, reference_volume.grid)
     rows, lesions = evaluate_case(
-        array, referred.array, referred.grid, settings.structures, settings.ignore, settings.tolerance
+        array, reference_volume.array, reference_volume.grid, settings.structures, settings.ignore, settings.tolerance
     )
     return {
         "case": case,
@@ -146,7 +146,7 @@ def scan_labels(path: Path) -> list[int]:
         VolumeError: the file cannot be read, or holds so many values that it is an image.
     """
     values = label_values(read_labels(path))
-    if len(values) > MOST_LABELS:
+    if len(values) > MAX_LABELS:
         message = (
             f"Expected `{path}` to be a label map, but got {len(values)} different values: pass labels, not images."
         )
@@ -169,20 +169,22 @@ def label_values(volume: Volume) -> list[int]:
     return [int(value) for value in np.flatnonzero(counts)]
 
 
-def on_reference(case: str, predicted: Volume, referred: Volume, resampling: bool) -> tuple[NDArray[Any], list[str]]:
+def on_reference(
+    case: str, predicted: Volume, reference_volume: Volume, resampling: bool
+) -> tuple[NDArray[Any], list[str]]:
     """The prediction's voxels on the reference's grid, and a note if they had to be resampled.
 
     Raises:
         GridError: the grids differ and `resampling` is false.
     """
     if not resampling:
-        return align(predicted.array, predicted.grid, referred.grid), []
+        return align(predicted.array, predicted.grid, reference_volume.grid), []
     try:
-        return align(predicted.array, predicted.grid, referred.grid), []
+        return align(predicted.array, predicted.grid, reference_volume.grid), []
     except ValueError:
-        array, grid = reorient(predicted.array, predicted.grid, referred.grid)
-        note = f"{case}: the prediction was resampled by nearest neighbour from {grid} to {referred.grid}."
-        return resample(array, grid, referred.grid), [note]
+        array, grid = reorient(predicted.array, predicted.grid, reference_volume.grid)
+        note = f"{case}: the prediction was resampled by nearest neighbour from {grid} to {reference_volume.grid}."
+        return resample(array, grid, reference_volume.grid), [note]
 
 
 def _shear_notes(case: str, grid: Grid) -> list[str]:
@@ -222,9 +224,9 @@ def _score(
     grid: Grid,
     tolerance: float,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    predicted, referred = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    predicted, reference_volume = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     intersection = int(np.count_nonzero(prediction & reference))
-    overlap = overlap_from_counts(intersection, predicted, referred)
+    overlap = overlap_from_counts(intersection, predicted, reference_volume)
     plane = _plane(grid)
     whole = prediction.squeeze(plane), reference.squeeze(plane)
     hidden = None if ignored is None else ignored.squeeze(plane)
@@ -237,7 +239,7 @@ def _score(
     surface = surface_scores(*masks, tolerances=(tolerance,), spacing=spacing)
     row = {
         **{name: getattr(overlap, name) for name in SCORE_COLUMNS[:4]},
-        "reference_ml": referred * grid.voxel_ml,
+        "reference_ml": reference_volume * grid.voxel_ml,
         "prediction_ml": predicted * grid.voxel_ml,
         "boundary_iou": boundary_iou(*whole, width=BOUNDARY_MM, spacing=spacing, ignored=hidden),
         "hd95_mm": surface.hd95_mm,
@@ -249,7 +251,7 @@ def _score(
         "lesion_f1": lesion.f1,
         **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou")},
         "intersection": intersection,
-        "union": predicted + referred - intersection,
+        "union": predicted + reference_volume - intersection,
     }
     return row, [_lesion_row(found, volume, crop.offset, plane, grid) for found in lesion.lesions]
 

@@ -26,7 +26,7 @@ RAS = Grid((1, 1, 1), np.eye(4))
 
 
 @dataclass(frozen=True)
-class Crop:
+class SliceImage:
     """One case's crop in RAS axis order.
 
     Args:
@@ -46,7 +46,9 @@ class Crop:
     cut: bool
 
 
-def make_crop(prediction: NDArray[Any], reference: NDArray[Any], grid: Grid, image: Path | None) -> Crop | None:
+def make_slice_image(
+    prediction: NDArray[Any], reference: NDArray[Any], grid: Grid, image: Path | None
+) -> SliceImage | None:
     """Cut out both masks with a margin; None where both are empty.
 
     Args:
@@ -61,19 +63,19 @@ def make_crop(prediction: NDArray[Any], reference: NDArray[Any], grid: Grid, ima
     codes = reference.astype(np.uint8) + 2 * prediction.astype(np.uint8)
     if not codes.any():
         return None
-    picture = None
+    background = None
     if image is not None:
         volume = read_volume(image)
-        picture = resample(volume.array.astype(np.float32), volume.grid, grid, order=1)
-        picture = reorient(picture, grid, _axes_only(grid))[0]
-    codes, turned = reorient(codes, grid, _axes_only(grid))
-    box, cut = _box(codes, turned)
+        background = resample(volume.array.astype(np.float32), volume.grid, grid, order=1)
+        background = reorient(background, grid, _axes_only(grid))[0]
+    codes, reoriented = reorient(codes, grid, _axes_only(grid))
+    box, cut = _box(codes, reoriented)
     codes = codes[box]
     columns = math.ceil(math.sqrt(codes.shape[2]))
-    pixels = None if picture is None else _windowed(picture[box])
-    return Crop(
+    pixels = None if background is None else _windowed(background[box])
+    return SliceImage(
         codes.shape,
-        turned.spacing,
+        reoriented.spacing,
         columns,
         _data_uri(_mosaic(codes, columns)),
         None if pixels is None else _data_uri(_mosaic(pixels, columns)),

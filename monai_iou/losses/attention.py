@@ -124,10 +124,10 @@ class ContextAttentionLoss(_Loss):
         total = torch.zeros((), device=foreground.device)
         for weight, values in zip(weights, maps, strict=True):
             size = values.shape[2:]
-            there = foreground
+            pooled = foreground
             if size != foreground.shape[2:]:
-                there = pool_labels(foreground, size, 1, "area", self.region_loss.ignore_index)
-            total = total + weight * self.region_loss(values, there)
+                pooled = pool_labels(foreground, size, 1, "area", self.region_loss.ignore_index)
+            total = total + weight * self.region_loss(values, pooled)
         return total
 
     def _context(self, target: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class CompoundLoss(_Loss):
                     statistics.append((VoxelSums.from_stacked(rows.squeeze(-1)), members))
         for position, (index, other) in lovasz.items():  # outside, because it may wait for the ranks
             spec, members = passes[position]
-            values[index], rows = other.with_sums(input, target, spec)
+            values[index], rows = other.forward_with_sums(input, target, spec)
             statistics.append((VoxelSums.from_stacked(rows.to(sum_dtype(input))), members))
         for sums, members in statistics:
             values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
@@ -146,7 +146,7 @@ class CompoundLoss(_Loss):
                 continue
             for position, (spec, members) in enumerate(passes):
                 first = members[0][1]
-                usable = first.other_act is None and loss.can_give(spec, first.ignore_index, input.shape[1])
+                usable = first.other_act is None and loss.can_share_pass(spec, first.ignore_index, input.shape[1])
                 if usable and position not in found:
                     found[position] = (index, loss)
                     break

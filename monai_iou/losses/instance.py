@@ -199,16 +199,16 @@ class InstanceIoULoss(_Loss):
         p = logits.softmax(1) if spec.activation == "softmax" else logits.sigmoid() if spec.activation else logits
         terms = []
         for index, regions in zip(classes, maps, strict=True):
-            there = _class_map(target, index, channels)
-            there = there if valid is None else torch.where(valid, there, 0)
+            foreground = _class_map(target, index, channels)
+            foreground = foreground if valid is None else torch.where(valid, foreground, 0)
             alone = replace(spec, activation=None)
-            groups = self._groups(regions, there)
-            rows = run_pass(p[:, [index]], there, alone, None, mask=valid, groups=groups)
+            groups = self._groups(regions, foreground)
+            rows = run_pass(p[:, [index]], foreground, alone, None, mask=valid, groups=groups)
             terms.append(self._component_terms(VoxelSums.from_stacked(rows[:, :, 0])))
         return whole, terms
 
-    def _groups(self, regions: Tensor, there: Tensor) -> Tensor:
-        return torch.where(there >= 0.5, regions, 0) if self.regions == "blob" else regions
+    def _groups(self, regions: Tensor, foreground: Tensor) -> Tensor:
+        return torch.where(foreground >= 0.5, regions, 0) if self.regions == "blob" else regions
 
     def _component_terms(self, sums: VoxelSums) -> _Terms:
         """Return the sum of the terms of an image's components and their number, (B,) each, from sums (B, R)."""

@@ -166,10 +166,10 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             TypeError: if a tensor cannot be read as what it stands for.
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
-        loss: Tensor = self.with_sums(input, target, None)[0]
+        loss: Tensor = self.forward_with_sums(input, target, None)[0]
         return loss
 
-    def can_give(self, sums: PassSpec, ignore_index: int | None, channels: int) -> bool:
+    def can_share_pass(self, sums: PassSpec, ignore_index: int | None, channels: int) -> bool:
         """Return whether :meth:`with_sums` computes `sums`: those of the usual passes, with the same activation."""
         activation = "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
         return (
@@ -182,7 +182,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def with_sums(self, input: Tensor, target: Tensor, sums: PassSpec | None) -> tuple[Tensor, Tensor | None]:
+    def forward_with_sums(self, input: Tensor, target: Tensor, sums: PassSpec | None) -> tuple[Tensor, Tensor | None]:
         """Return the loss and the statistics (6, B, C) of the same reading of the voxels, for a compound loss."""
         with fails_together(self.sync_batch, input):
             checks.check_input(input)

@@ -27,7 +27,7 @@ from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair
 __all__ = ["BoundaryIoUMetric", "boundary_counts", "boundary_iou"]
 
 # Up to a cube of this many steps, shifting the box by each step is faster than a distance transform of it.
-_MOST_STEPS = 300
+_MAX_STEPS = 300
 # Sums of squares of spacings miss round distances by less than this share.
 _ROUNDING = 1e-6
 
@@ -115,7 +115,7 @@ def _band(mask: BoolMask, ignored: BoolMask | None, width: float, spacing: tuple
     background = _background(mask, ignored, box, reach)
     steps = {tuple(sign * (a == axis) for a in range(mask.ndim)) for axis in range(mask.ndim) for sign in (-1, 1)}
     near = np.zeros(inside.shape, dtype=bool)
-    if math.prod(2 * n + 1 for n in reach) <= _MOST_STEPS:
+    if math.prod(2 * n + 1 for n in reach) <= _MAX_STEPS:
         cube = itertools.product(*(range(-n, n + 1) for n in reach))
         steps |= {o for o in cube if math.hypot(*(n * s for n, s in zip(o, spacing, strict=True))) <= limit}
     elif background.any():

@@ -23,7 +23,7 @@ IgnoreEmpty: TypeAlias = bool | Literal["both"]
 # Voxels counted at a time: they stay in the cache, are all that counting allocates, and wake no threads.
 _CHUNK = 1 << 15
 # A class table beyond this size would leave the cache; three histograms are faster then.
-_LARGEST_TABLE = 1 << 16
+_MAX_TABLE = 1 << 16
 
 
 class ClassCounts(NamedTuple):
@@ -191,7 +191,7 @@ def _count_label_maps(
     totals = torch.zeros((3, C), dtype=torch.int64, device=prediction.device)
     # a GPU wants few large launches
     step = _CHUNK if prediction.device.type == "cpu" else _CHUNK * 512
-    table = torch.zeros(C * C if C * C <= _LARGEST_TABLE else 0, dtype=torch.int64, device=prediction.device)
+    table = torch.zeros(C * C if C * C <= _MAX_TABLE else 0, dtype=torch.int64, device=prediction.device)
     for start in range(0, prediction.numel(), step):
         p, r = flat_prediction[start : start + step], flat_reference[start : start + step]
         p, r = p.to(torch.int32), r.to(torch.int32, copy=True)

@@ -12,10 +12,18 @@ import numpy.typing as npt
 
 from monai_iou.components import label_components
 from monai_iou.datasets.cases import Case, CaseFacts, read_case
-from monai_iou.datasets.folder import SegmentationFolder, in_threads
+from monai_iou.datasets.folder import SegmentationFolder, map_cases
 from monai_iou.datasets.splits import count_patients
 
-__all__ = ["CaseMeasures", "ClassFingerprint", "Fingerprint", "Spread", "measure_case", "summarise", "take_fingerprint"]
+__all__ = [
+    "CaseMeasures",
+    "ClassFingerprint",
+    "Fingerprint",
+    "Spread",
+    "compute_fingerprint",
+    "measure_case",
+    "summarise_measures",
+]
 
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -129,7 +137,7 @@ def measure_case(case: Case, label_values: Sequence[int], modalities: Sequence[s
     return CaseMeasures(volumes.facts(), tuple(voxels), sizes)
 
 
-def take_fingerprint(
+def compute_fingerprint(
     folder: SegmentationFolder, show: Callable[[int, int, str], None] = lambda done, total, case: None
 ) -> Fingerprint:
     """Read every training case of a folder in parallel and measure it; the cases of `test_labelled` stay unread.
@@ -152,10 +160,10 @@ def take_fingerprint(
             show(len(done), total, case.name)
         return measures
 
-    return summarise(folder, in_threads(measure, folder.training))
+    return summarise_measures(folder, map_cases(measure, folder.training))
 
 
-def summarise(folder: SegmentationFolder, measures: Sequence[CaseMeasures]) -> Fingerprint:
+def summarise_measures(folder: SegmentationFolder, measures: Sequence[CaseMeasures]) -> Fingerprint:
     """Return the fingerprint of measured cases.
 
     Args:

@@ -13,14 +13,14 @@ import torch
 from monai_iou.bundle_files import bundle_path
 from monai_iou.planning.plan import Plan
 
-__all__ = ["Machine", "find_machine", "training_bytes"]
+__all__ = ["Machine", "detect_hardware", "training_bytes"]
 
 
 GIB = 2**30
 # What a step takes beyond what backward keeps, by steps tried on a CPU: gradients, the convolutions' own copies, the
 # allocator.
 STEP_OVERHEAD = 3.0
-BYTES_A_PARAMETER = 16  # weight, gradient and AdamW's two averages, float32
+BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two averages, float32
 _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -44,7 +44,7 @@ class Machine:
     source: str
 
 
-def find_machine(device: str = "auto", memory_gb: float | None = None) -> Machine:
+def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Machine:
     """Look at this machine.
 
     Args:
@@ -94,7 +94,7 @@ def training_bytes(plan: Plan, patches: int) -> int:
         True
     """
     activations, parameters = _cost(plan.in_channels, plan.out_channels, plan.channels, plan.strides, plan.patch_size)
-    return int(STEP_OVERHEAD * patches * activations + BYTES_A_PARAMETER * parameters)
+    return int(STEP_OVERHEAD * patches * activations + BYTES_PER_PARAMETER * parameters)
 
 
 @lru_cache(maxsize=256)

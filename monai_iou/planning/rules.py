@@ -20,16 +20,16 @@ from monai_iou.planning.plan import Plan
 from monai_iou.planning.size_rules import (
     Decision,
     batch_decision,
-    by,
     cache_decision,
     choose_levels,
+    format_size,
     holds_a_volume,
     network_decision,
     patch_decision,
 )
 from monai_iou.weighting import class_weights
 
-__all__ = ["Proposal", "plain", "propose"]
+__all__ = ["Proposal", "escape_config_text", "propose"]
 
 
 THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the other axes
@@ -37,9 +37,9 @@ STEPS = {"cpu": 3000, "cuda": 25_000}
 VALIDATIONS = {"cpu": 20, "cuda": 50}
 EPOCH_STEPS = {"cpu": 50, "cuda": 250}
 EMA_DECAY = {"cpu": 0.99, "cuda": 0.999}
-LEAST_EPOCHS = 20
+MIN_EPOCHS = 20
 CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1))
-MANY_COMPONENTS, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
+MIN_COMPONENTS_FOR_INSTANCE, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _spacing(found: Fingerprint) -> Decision:
             target[axis] = thin
             reason = f"median; on {'RAS'[axis]}, with thick slices, the 10th percentile, so that thin ones keep detail"
     pixdim = [float(f"{side:.6g}") for side in target]
-    return Decision("target spacing", f"{by(pixdim)} mm", reason, {"pixdim": pixdim})
+    return Decision("target spacing", f"{format_size(pixdim)} mm", reason, {"pixdim": pixdim})
 
 
 def _crops(plan: Plan, found: Fingerprint) -> Decision:
@@ -152,9 +152,9 @@ def _normalisation(plan: Plan) -> Decision:
         is_ct = rule["kind"] == "ct"
         texts.append(f"CT window {rule['lower']:.0f} to {rule['upper']:.0f}" if is_ct else "z-score")
         reasons.append(
-            f"channel {plain(name)} is CT, whose numbers mean the same in every scan"
+            f"channel {escape_config_text(name)} is CT, whose numbers mean the same in every scan"
             if is_ct
-            else f"channel {plain(name)} has no common scale"
+            else f"channel {escape_config_text(name)} has no common scale"
         )
     return Decision("normalisation", ", ".join(texts), "; ".join(reasons))
 
@@ -167,7 +167,7 @@ def _class_weights(found: Fingerprint) -> Decision:
     reason = "effective number of voxels in a case (beta 0.9999)"
     reason += "; taken by the loss" if _unequal_classes(found) else "; not taken: the IoU term weighs classes alike"
     if unseen := [label.name for label in found.classes if not label.cases]:
-        reason += f"; no voxel of {plain(', '.join(unseen))}, which cannot be learned"
+        reason += f"; no voxel of {escape_config_text(', '.join(unseen))}, which cannot be learned"
     return Decision("class weights", ", ".join(map(str, rounded)), reason, {"class_weights": rounded})
 
 
@@ -192,7 +192,11 @@ def _loss(found: Fingerprint, weights: list[float]) -> Decision:
         }
         reason = f"the largest class has {max(shares) / min(shares):.0f} times the voxels of the smallest"
         return Decision("loss", "GeneralizedIoULoss + weighted cross-entropy", reason, {"loss": loss})
-    if len(found.classes) == 1 and main.components_a_case >= MANY_COMPONENTS and main.size_ratio >= UNEQUAL_SIZES:
+    if (
+        len(found.classes) == 1
+        and main.components_a_case >= MIN_COMPONENTS_FOR_INSTANCE
+        and main.size_ratio >= UNEQUAL_SIZES
+    ):
         loss = {
             "_target_": "monai_iou.InstanceIoULoss",
             "regions": "voronoi",
@@ -245,7 +249,7 @@ def _length(batch: int, trained: int, machine: Machine) -> Decision:
     """Decide the epochs, for a number of steps, and how often an epoch repeats few volumes."""
     repeats = max(1, EPOCH_STEPS[machine.device] * batch // trained)
     steps = repeats * trained // batch
-    epochs = max(LEAST_EPOCHS, math.ceil(STEPS[machine.device] / steps))
+    epochs = max(MIN_EPOCHS, math.ceil(STEPS[machine.device] / steps))
     interval = max(1, epochs // VALIDATIONS[machine.device])
     again = f" {repeats} times each" if repeats > 1 else ""
     reason = f"{trained} training cases{again} are {steps} steps an epoch; {epochs * steps} in all"
@@ -268,7 +272,7 @@ def _weights(steps: int, machine: Machine) -> Decision:
     )
 
 
-def plain(text: str) -> str:
+def escape_config_text(text: str) -> str:
     """Return a name without the signs that MONAI's configs read as an expression, a reference or a macro.
 
     Example:
@@ -285,4 +289,4 @@ def _without_signs(value: Any) -> Any:
         return [_without_signs(item) for item in value]
     # A sign at the start makes an expression, a reference or a macro of a text; "@#" and "%#" are replaced anywhere.
     risky = isinstance(value, str) and (value[:1] in tuple("$@%") or any(sign in value for sign in ("@", "%#", "%::")))
-    return plain(value) if risky else value
+    return escape_config_text(value) if risky else value

@@ -19,9 +19,9 @@ __all__ = [
     "Decision",
     "Levels",
     "batch_decision",
-    "by",
     "cache_decision",
     "choose_levels",
+    "format_size",
     "holds_a_volume",
     "network_decision",
     "patch_decision",
@@ -33,7 +33,7 @@ MAX_PATCHES = {"cpu": 4, "cuda": 8}
 # A full-resolution level makes a step on a CPU slower (docs/results/hippocampus-cpu.md): it is taken where a step has
 # no more voxels than this.
 FULL_RESOLUTION_VOXELS = 2**19
-SMALLEST_PATCH_VOXELS = 8**3
+MIN_PATCH_VOXELS = 8**3
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def _largest_plan(
         if np.prod(plan.patch_size) <= limit and needed <= machine.step_bytes:
             return plan
         wanted *= 0.85
-        if wanted < SMALLEST_PATCH_VOXELS:
+        if wanted < MIN_PATCH_VOXELS:
             message = (
-                f"Expected memory for a training step of two patches of {by(plan.patch_size)} voxels, "
+                f"Expected memory for a training step of two patches of {format_size(plan.patch_size)} voxels, "
                 f"{needed / GIB:.2f} GiB, but a step may take {machine.step_bytes / GIB:.2f} GiB of {machine.source}: "
                 "free memory or plan for a larger machine with `--memory-gb`."
             )
@@ -131,7 +131,7 @@ def patch_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision
             f"as near a cube in mm as fits {round(PATCH_VOXELS[machine.device] ** (1 / 3))}^3 voxels "
             f"(the limit for a {kind}) and, twice, {machine.source}"
         )
-    return Decision("patch", f"{by(plan.patch_size)} voxels", reason, {"patch_size": list(plan.patch_size)})
+    return Decision("patch", f"{format_size(plan.patch_size)} voxels", reason, {"patch_size": list(plan.patch_size)})
 
 
 def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
@@ -141,7 +141,7 @@ def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
     value = (
         f"{len(plan.channels)} levels, {plan.channels[0]} to {plan.channels[-1]} channels, first at {first} resolution"
     )
-    reason = f"halve axes while 5 voxels remain: {by(deepest)} at the bottom; "
+    reason = f"halve axes while 5 voxels remain: {format_size(deepest)} at the bottom; "
     if machine.device == "cuda":
         reason += "full resolution, as on a GPU it can be afforded"
     else:
@@ -182,6 +182,6 @@ def holds_a_volume(plan: Plan, found: Fingerprint) -> bool:
     return bool((np.array(plan.patch_size) * plan.pixdim >= np.array(found.extent.median) * (1 - 1e-3)).all())
 
 
-def by(numbers: Sequence[float]) -> str:
+def format_size(numbers: Sequence[float]) -> str:
     """Return sizes as text, `64 x 64 x 32`."""
     return " x ".join(f"{number:.4g}" for number in numbers)

@@ -149,8 +149,8 @@ def align(array: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
     >>> align(np.array([[[7]], [[8]]]), flipped, here).ravel().tolist()
     [8, 7]
     """
-    array, turned = reorient(array, grid, onto)
-    distance = distance_mm(turned, onto)
+    array, reoriented = reorient(array, grid, onto)
+    distance = distance_mm(reoriented, onto)
     if distance <= TOLERANCE_MM:
         return array
     apart = "" if np.isinf(distance) else f" (up to {distance:.4g} mm apart)"

@@ -29,7 +29,7 @@ from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
 
 LINE = 2048  # voxels summed in float32
 CHUNK = 128  # lines handed to the compiled loop at once: 1 MiB of widened labels
-MOST_CLASSES = 16  # compiling 14 takes a minute on one busy core, and the time grows faster than the count
+MAX_CLASSES = 16  # compiling 14 takes a minute on one busy core, and the time grows faster than the count
 # Inductor's limits split the loop, and write what lies between to memory; without them it stays one.
 _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {
     "cpp.max_horizontal_fusion_size": 1024,
@@ -52,7 +52,7 @@ def covers(voxels: Voxels) -> bool:
     return (
         logits.device.type == "cpu"
         and logits.dtype != torch.float64
-        and logits.shape[1] <= MOST_CLASSES
+        and logits.shape[1] <= MAX_CLASSES
         and logits.shape[2] >= 2 * LINE
         and logits.stride(2) == 1
         and voxels.groups is None

@@ -26,7 +26,7 @@ from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
 from monai_iou.voxels.tiling import tile_size
 
 DEFAULT_BINS = 2048
-_MOST_BINS = 1 << 14  # for which float32 still tells places inside a cell apart
+_MAX_BINS = 1 << 14  # for which float32 still tells places inside a cell apart
 _FACTOR = {"cpu": 8}  # of a tile's size: few calls count for more than the cache of a core
 _OTHER_FACTOR = 2
 
@@ -97,8 +97,8 @@ def check_bins(bins: int) -> int:
     if isinstance(bins, bool) or not isinstance(bins, int):
         message = f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}."
         raise TypeError(message)
-    if not 1 <= bins <= _MOST_BINS:
-        message = f"Expected `bins` to be from 1 to {_MOST_BINS}, or None to sort exactly, but got {bins}."
+    if not 1 <= bins <= _MAX_BINS:
+        message = f"Expected `bins` to be from 1 to {_MAX_BINS}, or None to sort exactly, but got {bins}."
         raise ValueError(message)
     return bins
 

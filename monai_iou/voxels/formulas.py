@@ -152,7 +152,7 @@ def reduce_map(values: Tensor, groups: Tensor | None, regions: int, dtype: torch
     return out.scatter_add(-1, groups.long().unsqueeze(-2).expand(values.shape), values.to(dtype))
 
 
-def count_voxels(like: Tensor, valid: Tensor | None, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
+def count_valid(like: Tensor, valid: Tensor | None, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
     """Count the voxels that take part, (..., C, R), the same for every class."""
     if valid is None and groups is None:
         return torch.full((*like.shape[:-1], 1), like.shape[-1], dtype=dtype, device=like.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from monai_iou.voxels.formulas import count_voxels, reduce_map, tile_maps
+from monai_iou.voxels.formulas import count_valid, reduce_map, tile_maps
 from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
 
@@ -17,6 +17,6 @@ def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     rows: list[Tensor | None] = [None] * ROWS
     for row, values in tile_maps(logits, target, valid, spec):
         rows[row] = reduce_map(values, voxels.groups, voxels.regions, precise)
-    count = count_voxels(logits, valid, voxels.groups, voxels.regions, precise)
+    count = count_valid(logits, valid, voxels.groups, voxels.regions, precise)
     rows[COUNT], filler = count, torch.zeros_like(count)
     return torch.stack([filler if row is None else row for row in rows])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages, in_place
-from monai_iou.voxels.formulas import count_voxels, reduce_map, tile_gradient, tile_maps
+from monai_iou.voxels.formulas import count_valid, reduce_map, tile_gradient, tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
@@ -27,7 +27,7 @@ def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: sl
     groups = None if voxels.groups is None else voxels.groups[image, part]
     for row, values in tile_maps(tile, target, valid, spec):
         total[row, image] += reduce_map(values, groups, voxels.regions, dtype)
-    total[COUNT, image] += count_voxels(tile, valid, groups, voxels.regions, dtype)
+    total[COUNT, image] += count_valid(tile, valid, groups, voxels.regions, dtype)
 
 
 def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:

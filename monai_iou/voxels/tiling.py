@@ -18,13 +18,13 @@ from torch import Tensor
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
-_MOST_THREADS = 8  # beyond, they wait for Python's lock
+_MAX_THREADS = 8  # beyond, they wait for Python's lock
 
 
 def in_threads(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
     """Return the results of `work` on all tasks, in order, by as many threads as torch would use; no gradients."""
     allowed = torch.get_num_threads()
-    threads = min(allowed, _MOST_THREADS, len(tasks))
+    threads = min(allowed, _MAX_THREADS, len(tasks))
 
     def without_graph(task: _Task) -> _Result:
         with torch.no_grad():  # a thread starts with gradients on
@@ -47,14 +47,14 @@ Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
 # Elements (classes x voxels) of a tile: on a CPU a handful of temporaries of it stay inside the cache of a core.
 TILE_ELEMENTS = {"cpu": 1 << 16}
 _OTHER_TILE_ELEMENTS = 1 << 22  # of a GPU: 16 MiB a temporary, and still milliseconds of work
-_MOST_VOXELS = 1 << 24  # up to which float32 counts every one
-_TILES_A_TASK = 4
+_MAX_VOXELS = 1 << 24  # up to which float32 counts every one
+_TILES_PER_TASK = 4
 
 
 def tile_size(logits: Tensor, factor: int = 1) -> int:
     """Return the voxels of a tile of logits (B, C, N), `factor` times as many as usual."""
     elements = factor * TILE_ELEMENTS.get(logits.device.type, _OTHER_TILE_ELEMENTS)
-    return max(1, min(elements // logits.shape[1], _MOST_VOXELS))
+    return max(1, min(elements // logits.shape[1], _MAX_VOXELS))
 
 
 def tile_tasks(logits: Tensor, size: int) -> list[Task]:
@@ -65,7 +65,7 @@ def tile_tasks(logits: Tensor, size: int) -> list[Task]:
 
 def in_runs(tiles: list[_Tile]) -> list[list[_Tile]]:
     """Return tiles in runs that are worth handing to a thread."""
-    return [tiles[start : start + _TILES_A_TASK] for start in range(0, len(tiles), _TILES_A_TASK)]
+    return [tiles[start : start + _TILES_PER_TASK] for start in range(0, len(tiles), _TILES_PER_TASK)]
 
 
 def run_tasks(work: Callable[[_Tile], Result], logits: Tensor, tasks: list[_Tile]) -> list[Result]:

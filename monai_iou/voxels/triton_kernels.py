@@ -25,8 +25,8 @@ from monai_iou.voxels.inputs import IGNORED, Voxels
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
 
-MOST_CLASSES = 256
-MOST_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis
+MAX_CLASSES = 256
+MAX_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis
 CLASS_BLOCK = 16
 TILE = 4096  # elements (classes x voxels) in the registers of a program
 _WARPS = 8
@@ -39,8 +39,8 @@ def covers(voxels: Voxels) -> bool:
     logits = voxels.logits
     return (
         logits.dtype != torch.float64
-        and logits.shape[0] <= MOST_IMAGES
-        and logits.shape[1] <= MOST_CLASSES
+        and logits.shape[0] <= MAX_IMAGES
+        and logits.shape[1] <= MAX_CLASSES
         and logits.numel() > 0
         and voxels.groups is None
     )
@@ -60,11 +60,11 @@ def _power(value, exponent: tl.constexpr):
 
 
 @triton.jit
-def _load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside, HOLES: tl.constexpr):
+def _load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED: tl.constexpr):
     # Voxels that take no part are read with the others and cleared after: a mask with holes would split the wide loads.
     offsets = classes[:, None].to(tl.int64) * class_stride + voxels[None, :] * voxel_stride
     values = tl.load(pointer + offsets, mask=(classes[:, None] < C) & exists[None, :], other=0.0).to(tl.float32)
-    if HOLES:
+    if HAS_IGNORED:
         values = tl.where(inside[None, :], values, 0.0)
     return values
 
@@ -98,7 +98,7 @@ def _take_block(peak, rest, part, real):
 @triton.jit
 def _softmax_norm(
     part, x, voxels, class_stride, voxel_stride, C, exists, inside,
-    HOLES: tl.constexpr, CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
+    HAS_IGNORED: tl.constexpr, CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
 ):  # fmt: skip
     """Return peak and rest; `part` is the first block of classes."""
     peak = tl.full((VOXELS,), -float("inf"), tl.float32)
@@ -106,7 +106,7 @@ def _softmax_norm(
     peak, rest = _take_block(peak, tl.full((VOXELS,), -1.0, tl.float32), part, classes < C)
     for block in range(1, BLOCKS):
         classes = block * CLASSES + tl.arange(0, CLASSES)
-        part = _load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HOLES)
+        part = _load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
         peak, rest = _take_block(peak, rest, part, classes < C)
     return peak, rest
 
@@ -155,11 +155,12 @@ def _taking_part(
 
 @triton.jit
 def _targets(
-    label, y, classes, voxels, class_stride, voxel_stride, C, exists, inside, MAPS: tl.constexpr, HOLES: tl.constexpr
+    label, y, classes, voxels, class_stride, voxel_stride, C, exists, inside,
+    MAPS: tl.constexpr, HAS_IGNORED: tl.constexpr
 ):  # fmt: skip
     """Return targets (CLASSES, VOXELS), 0 at voxels that take no part."""
     if MAPS:
-        target = _load(y, classes, voxels, class_stride, voxel_stride, C, exists, inside, HOLES)
+        target = _load(y, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
     else:
         target = tl.where((label[None, :] == classes[:, None]) & inside[None, :], 1.0, 0.0)
     return target
@@ -181,14 +182,16 @@ def _forward(
     y += image * y_image
     mask += image * mask_image
     exists = voxels < N
-    HOLES: tl.constexpr = MASK or (IGNORE is not None)
+    HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
     label, inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
     share = inside.to(tl.float32)[None, :]
-    part = _load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HOLES)
+    part = _load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
     peak = tl.zeros((VOXELS,), tl.float32)
     rest = peak
     if ACTIVATION == 0:
-        peak, rest = _softmax_norm(part, x, voxels, x_class, x_voxel, C, exists, inside, HOLES, CLASSES, BLOCKS, VOXELS)
+        peak, rest = _softmax_norm(
+            part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
+        )
     place = image * tl.num_programs(0) + program
     tl.store(counts + place, tl.sum(inside.to(tl.float32)))
     sums += place * ROWS * C
@@ -197,8 +200,8 @@ def _forward(
         real = classes < C
         row = sums + classes
         if BLOCKS > 1:
-            part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HOLES)
-        target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HOLES)
+            part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
+        target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
         p, q, log_p, log_q = _probability(part, real, peak, rest, ACTIVATION, ENTROPY)
         kept = p * share
         if OVERLAP != 2:
@@ -279,30 +282,32 @@ def _backward(
     out += image * out_image
     gradient += image * 6 * C
     exists = voxels < N
-    HOLES: tl.constexpr = MASK or (IGNORE is not None)
+    HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
     label, inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
-    part = _load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HOLES)
+    part = _load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
     peak = tl.zeros((VOXELS,), tl.float32)
     rest = peak
     total = peak
     p = part
     slope = part
     if ACTIVATION == 0:
-        peak, rest = _softmax_norm(part, x, voxels, x_class, x_voxel, C, exists, inside, HOLES, CLASSES, BLOCKS, VOXELS)
+        peak, rest = _softmax_norm(
+            part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
+        )
         for block in range(BLOCKS):
             classes = block * CLASSES + tl.arange(0, CLASSES)
             if BLOCKS > 1:
-                part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HOLES)
-            target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HOLES)
+                part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
+            target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
             p, slope = _slope(part, target, peak, rest, gradient, classes, C,
                               ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
             total += tl.sum(slope, 0)
     for block in range(BLOCKS):
         classes = block * CLASSES + tl.arange(0, CLASSES)
         if BLOCKS > 1:
-            part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HOLES)
+            part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
         if BLOCKS > 1 or ACTIVATION != 0:
-            target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HOLES)
+            target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
             p, slope = _slope(part, target, peak, rest, gradient, classes, C,
                               ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
         if ACTIVATION == 0:

@@ -14,8 +14,8 @@ from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
 from monai.utils.type_conversion import convert_to_tensor
 
 from monai_iou.workflow.checkpoint_files import write_atomically
-from monai_iou.workflow.failures import explained
-from monai_iou.workflow.settings import one_sentence, optional
+from monai_iou.workflow.failures import explain_out_of_memory
+from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = ["DiskCacheDataset", "cached_dataset"]
 
@@ -42,7 +42,7 @@ def cached_dataset(
     folder = optional(cache_dir)
     if folder is not None:
         return DiskCacheDataset(data, transform, cache_dir=folder)
-    with explained():
+    with explain_out_of_memory():
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
 
 
@@ -93,7 +93,7 @@ def _transforms_hash(transforms: Sequence[Any]) -> bytes:
     try:
         return _digest(pickle.dumps(transforms))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        with one_sentence():
+        with exit_with_message():
             message = (
                 f"Expected `cache_dir` to be used with transforms that can be told apart by pickling, but {error}: "
                 "replace that transform, as a lambda by a function, or set `cache_dir` to null."

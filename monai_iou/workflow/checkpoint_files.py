@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from monai_iou.workflow.failures import disk_full
-from monai_iou.workflow.settings import one_sentence
+from monai_iou.workflow.settings import exit_with_message
 
 __all__ = ["UNREADABLE", "last_epoch", "last_step", "load_state", "write_atomically"]
 
@@ -42,7 +42,7 @@ def last_step(path: str | os.PathLike[str]) -> int:
 
 def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
     """Read a checkpoint; with `mmap` only what is used of its tensors."""
-    with one_sentence():
+    with exit_with_message():
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             usable = isinstance(state, Mapping) and set(KEYS) <= set(state) and isinstance(state["epoch"], int)

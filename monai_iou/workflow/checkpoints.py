@@ -18,7 +18,7 @@ from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically
 from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
 from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, inner_module
-from monai_iou.workflow.settings import one_sentence
+from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
@@ -80,7 +80,7 @@ class CheckpointHandler:
     ) -> None:
         if keep not in ("best", "last"):
             message = f'Expected `keep_weights` to be "best" or "last", but got {keep!r}: leave it out for "best".'
-            with one_sentence():
+            with exit_with_message():
                 raise ValueError(message)
         self.keep = keep
         self.folder = Path(ckpt_dir)
@@ -115,7 +115,7 @@ class CheckpointHandler:
             logger.info("No checkpoint at %s: training starts from the beginning.", path)
             return
         state = load_state(path)
-        with one_sentence():
+        with exit_with_message():
             self._restore(engine, state, path)
         if not state.get("validated", True):
             from ignite.engine import Events
@@ -234,7 +234,7 @@ class CheckpointHandler:
             f"Expected finite weights at the end of an epoch, but some are NaN or infinite: lower `learning_rate`; "
             f"{self.folder} still holds the last good epoch."
         )
-        with one_sentence():
+        with exit_with_message():
             raise TrainingError(message)
 
     def _completed(self, engine: Trainer) -> None:

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 from monai_iou.datasets.cases import Case, DatasetError, check_case
-from monai_iou.datasets.folder import SegmentationFolder, case_name, check_names, in_threads, names_root, read_folder
+from monai_iou.datasets.folder import SegmentationFolder, case_name, check_names, map_cases, names_root, read_folder
 from monai_iou.datasets.splits import fold_cases, split_cases
 from monai_iou.planning.plan import Plan, load_plan, make_plan
-from monai_iou.workflow.settings import is_true, one_sentence
+from monai_iou.workflow.settings import exit_with_message, is_true
 
 __all__ = ["BundleCases", "bundle_root"]
 
@@ -85,7 +85,7 @@ class BundleCases:
     @property
     def evaluation(self) -> list[dict[str, str]]:
         """Items to report scores on: `test_labelled`, else the validation split."""
-        with one_sentence():
+        with exit_with_message():
             if not self.folder.evaluation:
                 return self.validation
             self.folder.check(self.folder.evaluation)
@@ -103,7 +103,7 @@ class BundleCases:
             DatasetError: there are no such cases, or a model was trained on them.
         """
         wanted = None if str(which).lower() in ("null", "none") else which
-        with one_sentence():
+        with exit_with_message():
             if wanted not in (None, "test_labelled", "validation"):
                 message = (
                     f'Expected `evaluate_on` to be "test_labelled", "validation" or null, but got {which!r}: leave '
@@ -140,7 +140,7 @@ class BundleCases:
     @property
     def inference(self) -> list[dict[str, str]]:
         """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
-        with one_sentence():
+        with exit_with_message():
             cases = self._to_segment()
             if not cases:
                 message = (
@@ -164,7 +164,7 @@ class BundleCases:
 
         Also "" without images: MONAI Label and MONAI Deploy bring theirs later, and a run without any ends by itself.
         """
-        with one_sentence():
+        with exit_with_message():
             cases = self._to_segment()
         return str(names_root([case.image for case in cases]) or "") if cases else ""
 
@@ -179,14 +179,14 @@ class BundleCases:
         def check(case: Case) -> None:
             check_case(case, plan.label_values, plan.modalities, "the trained model")
 
-        with one_sentence():
+        with exit_with_message():
             logger.info("Checking %d images of %s", len(cases), self.dataset_dir)
-            in_threads(check, cases)
+            map_cases(check, cases)
 
     @cached_property
     def folder(self) -> SegmentationFolder:
         """The folder's dataset.json, read."""
-        with one_sentence():
+        with exit_with_message():
             return read_folder(self.dataset_dir)
 
     def plan(
@@ -212,7 +212,7 @@ class BundleCases:
         Raises:
             DatasetError: the plan is damaged, or there is a trained model beside `saved` but no plan.
         """
-        with one_sentence():
+        with exit_with_message():
             stored = Path(saved) if saved is not None and Path(saved).is_file() else None
             in_folder = (self.dataset_dir / "dataset.json").is_file()
             if stored is not None and (prefer_saved or not in_folder):
@@ -230,7 +230,7 @@ class BundleCases:
 
     @cached_property
     def _split(self) -> tuple[list[Case], list[Case]]:
-        with one_sentence():
+        with exit_with_message():
             folder = self.folder
             logger.info("Checking %d training cases of %s", len(folder.training), folder.root)
             _ = folder.training_facts

@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 
 from monai_iou.distributed import is_distributed
-from monai_iou.workflow.settings import one_sentence
+from monai_iou.workflow.settings import exit_with_message
 
 __all__ = [
     "StepGuard",
     "TrainingError",
     "batch_loss",
     "disk_full",
-    "explained",
+    "explain_out_of_memory",
     "quiet_stop",
     "run",
     "stop_signal",
@@ -60,7 +60,10 @@ def run(engine: Any) -> None:
         TrainingError: the machine or the GPU ran out of memory; under `python -m monai.bundle` the program ends with
             that sentence.
     """
-    with explained(), stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext():
+    with (
+        explain_out_of_memory(),
+        stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext(),
+    ):
         try:
             engine.run()
         except Exception as error:
@@ -155,7 +158,7 @@ class StepGuard:
             "these files, lower `learning_rate` or set `amp` to false; the files in `ckpt_dir` are still those of the "
             "last good epoch."
         )
-        with one_sentence():
+        with exit_with_message():
             raise TrainingError(message)
 
     def _names(self, batch: Any) -> list[str]:
@@ -179,7 +182,7 @@ def quiet_stop(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Turn running out of memory into a sentence that names the keys to lower."""
     try:
         yield
@@ -190,7 +193,7 @@ def explained() -> Iterator[None]:
             "Expected the run to fit into memory, but it ran out of it: lower `patch_size`, `batch_size`, "
             "`num_samples`, `sw_batch_size` or, if the machine's own memory is full, `cache_rate`."
         )
-        with one_sentence():
+        with exit_with_message():
             raise TrainingError(message) from error
 
 
@@ -214,7 +217,7 @@ def disk_full(path: Path) -> Iterator[None]:
             f"Expected room to write {path}, but the disk is full or a limit is reached ({free:.1f} MB free): {kept}"
             "delete something there, or name a folder on another disk by `ckpt_dir` (or `cache_dir`)."
         )
-        with one_sentence():
+        with exit_with_message():
             raise TrainingError(message) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from monai_iou.planning.plan import Plan, load_plan
 
 
-def described(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Return `metadata` with the channels and classes of a plan; everything else is as it was.
 
     Example:
@@ -57,7 +57,7 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
             message = f"Expected `{file}` to be there, but it is not: {remedy}."
             raise ValueError(message)
     try:
-        metadata = described(json.loads(path.read_text(encoding="utf-8")), load_plan(model))
+        metadata = with_plan(json.loads(path.read_text(encoding="utf-8")), load_plan(model))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         message = (
             f"Expected `{path}` to be a bundle's metadata, but it is not ({error}): copy it from `monai-iou init`."

@@ -13,9 +13,9 @@ from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan, load_plan
 from monai_iou.workflow.checkpoint_files import UNREADABLE
 from monai_iou.workflow.inferers import Ensemble
-from monai_iou.workflow.settings import one_sentence, optional
+from monai_iou.workflow.settings import exit_with_message, optional
 
-__all__ = ["beside", "model_files", "need_models", "network_of", "plans_of"]
+__all__ = ["check_models", "load_network", "load_plans", "model_files", "sibling_path"]
 
 
 SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
@@ -39,7 +39,7 @@ def model_files(models: object, ckpt_dir: str) -> list[str]:
         return [f"{ckpt_dir}/model.pt"]
     found = _as_list(models)
     if not found:
-        with one_sentence():
+        with exit_with_message():
             message = f"Expected `models` to be null or a list of folders, but got {models!r}: write \"['a','b']\"."
             raise ValueError(message)
     return [path if path.endswith(".pt") else f"{path}/model.pt" for path in found]
@@ -55,7 +55,7 @@ def _as_list(models: object) -> list[str]:
     return [str(path) for path in models] if usable else []  # type: ignore[attr-defined]
 
 
-def beside(files: Sequence[str], name: str) -> str:
+def sibling_path(files: Sequence[str], name: str) -> str:
     """Return the path of a file in the first model's folder.
 
     Example:
@@ -65,7 +65,7 @@ def beside(files: Sequence[str], name: str) -> str:
     return str(Path(files[0]).parent / name)
 
 
-def need_models(files: Sequence[str], network: torch.nn.Module) -> None:
+def check_models(files: Sequence[str], network: torch.nn.Module) -> None:
     """Check that trained models are there and fit, before evaluation or inference reads any volume.
 
     Args:
@@ -76,7 +76,7 @@ def need_models(files: Sequence[str], network: torch.nn.Module) -> None:
         DatasetError: one is not there, or is of another network, or their plans differ where they must not; under
             `python -m monai.bundle` the program ends with that sentence.
     """
-    with one_sentence():
+    with exit_with_message():
         for path in files:
             if not Path(path).is_file():
                 message = (
@@ -90,17 +90,17 @@ def need_models(files: Sequence[str], network: torch.nn.Module) -> None:
                 )
                 raise DatasetError(message)
         if len(files) > 1:
-            _need_same_plans(files)
+            _check_same_plans(files)
 
 
-def plans_of(files: Sequence[str], plan: Plan) -> list[Plan]:
+def load_plans(files: Sequence[str], plan: Plan) -> list[Plan]:
     """Return the plans of several models, or `plan`, that of the one."""
     paths = [Path(path).with_suffix(".json") for path in files]
-    with one_sentence():
+    with exit_with_message():
         return [load_plan(path) for path in paths if path.is_file()] if len(paths) > 1 else [plan]
 
 
-def _need_same_plans(files: Sequence[str]) -> None:
+def _check_same_plans(files: Sequence[str]) -> None:
     first, *others = [load_plan(Path(path).with_suffix(".json")) for path in files]
     for path, plan in zip(files[1:], others, strict=True):
         for name in SAME_IN_ALL:
@@ -113,7 +113,7 @@ def _need_same_plans(files: Sequence[str]) -> None:
                 raise DatasetError(message)
 
 
-def network_of(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Module:
+def load_network(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Module:
     """Return the network itself for one model, whose weights a CheckpointLoader reads; else an ensemble, loaded.
 
     Raises:
@@ -121,7 +121,7 @@ def network_of(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Modul
     """
     if len(files) == 1:
         return network
-    need_models(files, network)
+    check_models(files, network)
     plans = [load_plan(Path(path).with_suffix(".json")) for path in files]
     return Ensemble.of_weights(network, [_load_weights(path) for path in files], [plan.intensity for plan in plans])
 

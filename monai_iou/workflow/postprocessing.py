@@ -23,11 +23,18 @@ from numpy.typing import NDArray
 from monai_iou.components import label_components
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.workflow.checkpoint_files import write_atomically
-from monai_iou.workflow.failures import explained
+from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.optimization import inner_module
-from monai_iou.workflow.settings import one_sentence
+from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["LabelsFromProbabilitiesd", "Postprocessing", "load_postprocessing", "needed", "tune", "tune_postprocessing"]
+__all__ = [
+    "LabelsFromProbabilitiesd",
+    "Postprocessing",
+    "compact_prediction",
+    "load_postprocessing",
+    "tune",
+    "tune_postprocessing",
+]
 
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
@@ -74,7 +81,7 @@ def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"it cannot be read ({error})"
     if problem:
-        with one_sentence():
+        with exit_with_message():
             message = f"Expected {path} to be what training tuned, but {problem}: tune again or delete it."
             raise DatasetError(message)
     return Postprocessing(threshold, sizes)
@@ -159,7 +166,7 @@ def tune_postprocessing(
     device = evaluator.state.device
     network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
     network.load_state_dict(torch.load(Path(ckpt_dir) / "model.pt", map_location=device, weights_only=True))
-    with explained():
+    with explain_out_of_memory():
         cases = [_predicted(evaluator, network, item) for item in dataset]
         settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
     path = Path(ckpt_dir) / "postprocessing.json"
@@ -180,10 +187,10 @@ def _predicted(evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any]
         torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs),
     ):
         logits = evaluator.inferer(image, network)
-    return needed(logits[0].float().softmax(0)), np.asarray(item["label"])[0]
+    return compact_prediction(logits[0].float().softmax(0)), np.asarray(item["label"])[0]
 
 
-def needed(probabilities: torch.Tensor) -> NDArray[Any]:
+def compact_prediction(probabilities: torch.Tensor) -> NDArray[Any]:
     """Return what `tune` needs of a case's probabilities (C, *S), a fraction of their memory.
 
     Returns:

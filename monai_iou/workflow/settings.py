@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["amp_type", "check_settings", "is_true", "one_sentence", "optional"]
+__all__ = ["amp_type", "check_settings", "exit_with_message", "is_true", "optional"]
 
 
 def is_true(value: object, key: str) -> bool:
@@ -29,7 +29,7 @@ def is_true(value: object, key: str) -> bool:
         ValueError: the value is neither true nor false.
     """
     text = str(value).lower()
-    with one_sentence():
+    with exit_with_message():
         if text not in ("true", "false", "1", "0"):
             message = f"Expected `{key}` to be true or false, but got {value!r}: write --{key} true or --{key} false."
             raise ValueError(message)
@@ -37,7 +37,7 @@ def is_true(value: object, key: str) -> bool:
 
 
 @contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
+def exit_with_message() -> Iterator[None]:
     """Under `python -m monai.bundle`, end with the error's sentence: MONAI would bury it in chained tracebacks."""
     try:
         yield
@@ -71,7 +71,7 @@ def check_settings(**settings: object) -> None:
             continue
         kind, usable = _kind(name, value)
         if not usable:
-            with one_sentence():
+            with exit_with_message():
                 message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
                 raise ValueError(message)
 
@@ -110,7 +110,7 @@ def amp_type(value: object) -> torch.dtype:
     types = {"float16": torch.float16, "bfloat16": torch.bfloat16}
     name = str(value).removeprefix("torch.")
     if name not in types:
-        with one_sentence():
+        with exit_with_message():
             message = f"Expected `amp_dtype` to be float16 or bfloat16, but got {value!r}: write --amp_dtype bfloat16."
             raise ValueError(message)
     return types[name]

@@ -15,7 +15,7 @@ import pytest
 from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, legend_marker, recall_by_volume
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.results import Request
-from monai_iou.evaluation.thumbnails import MAX_SIZE, make_crop
+from monai_iou.evaluation.thumbnails import MAX_SIZE, make_slice_image
 from monai_iou.volumes.grid import Grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -198,7 +198,7 @@ def test_crop_holds_both_masks_in_patient_axes():
     reference[20:25, 10:12, 30:33] = True
     prediction = np.roll(reference, 3, axis=0)
     grid = Grid(reference.shape, np.array([[0, 0, -2.0, 90], [-1, 0, 0, 9], [0, 1, 0, 3], [0, 0, 0, 1]]))
-    crop = make_crop(prediction, reference, grid, None)
+    crop = make_slice_image(prediction, reference, grid, None)
     assert crop is not None
     assert crop.spacing == (2.0, 1.0, 1.0)
     assert not crop.cut
@@ -219,12 +219,12 @@ def test_large_crops_are_cut_around_the_disagreement():
     reference[5:295, 3:5, 3:5] = True
     prediction = reference.copy()
     prediction[240:250] = False
-    crop = make_crop(prediction, reference, Grid(reference.shape, np.eye(4)), None)
+    crop = make_slice_image(prediction, reference, Grid(reference.shape, np.eye(4)), None)
     assert crop is not None
     assert crop.cut
     assert crop.shape[0] == MAX_SIZE
     assert (pixels_of(crop.masks) == 1).sum() == 10 * 4
-    assert make_crop(reference & False, reference & False, Grid(reference.shape, np.eye(4)), None) is None
+    assert make_slice_image(reference & False, reference & False, Grid(reference.shape, np.eye(4)), None) is None
 
 
 def test_ticks_are_round_and_inside():

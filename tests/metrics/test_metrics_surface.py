@@ -92,7 +92,7 @@ def test_boundary_iou_equals_the_slow_loop(seed, case, width, transform, hide):
     expected = tuple(int(m.sum()) for m in (bands[0] & bands[1], *bands))
     with pytest.MonkeyPatch.context() as patch:
         if transform:  # the way that wide bands go
-            patch.setattr(boundary_module, "_MOST_STEPS", 0)
+            patch.setattr(boundary_module, "_MAX_STEPS", 0)
         got = boundary_counts(prediction, reference, width=width, spacing=spacing, ignored=ignored)
     assert got == expected
 

@@ -23,8 +23,8 @@ from monai_iou.cli import main
 from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.planning.fingerprint import take_fingerprint
-from monai_iou.planning.hardware import GIB, Machine, find_machine
+from monai_iou.planning.fingerprint import compute_fingerprint
+from monai_iou.planning.hardware import GIB, Machine, detect_hardware
 from monai_iou.workflow.data import BundleCases
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -75,7 +75,7 @@ def test_the_fingerprint_is_what_an_independent_count_finds(
         label = rng.choice([0, 1, 4], size=(7, 8, 9), p=[0.9, 0.06, 0.04]).astype(np.uint8)
         entries.append((rng.normal(size=label.shape).astype(np.float32), label))
     labels = {"0": "background", "1": "a", "4": "b"}
-    found = take_fingerprint(read_folder(write_folder(root, entries, (1.0, 2.0, 3.0), labels=labels)))
+    found = compute_fingerprint(read_folder(write_folder(root, entries, (1.0, 2.0, 3.0), labels=labels)))
     for measured, value in zip(found.classes, (1, 4), strict=True):
         sizes = []
         for _, label in entries:
@@ -240,15 +240,15 @@ def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monai_iou.planning.hardware._free_ram", lambda: 6 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_machine() == Machine("cpu", 3 * GIB, 3 * GIB, "6.0 GiB of RAM free")
-    assert find_machine("cuda", 10).step_bytes == 9 * GIB
+    assert detect_hardware() == Machine("cpu", 3 * GIB, 3 * GIB, "6.0 GiB of RAM free")
+    assert detect_hardware("cuda", 10).step_bytes == 9 * GIB
     with pytest.raises(
         ValueError, match="Expected a GPU for `--device cuda`, but torch finds none: give `--memory-gb`"
     ):
-        find_machine("cuda")
+        detect_hardware("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * GIB, 24 * GIB))
-    assert find_machine() == Machine("cuda", 18 * GIB, 3 * GIB, "20.0 GiB free on the GPU")
+    assert detect_hardware() == Machine("cuda", 18 * GIB, 3 * GIB, "20.0 GiB free on the GPU")
 
 
 def test_the_demo_set_gets_a_plan_for_ct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai_iou.datasets.cases import Case, CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import split_cases
-from monai_iou.planning.fingerprint import CaseMeasures, Fingerprint, summarise
+from monai_iou.planning.fingerprint import CaseMeasures, Fingerprint, summarise_measures
 from monai_iou.planning.hardware import GIB, Machine, training_bytes
 from monai_iou.planning.plan import make_plan
 from monai_iou.planning.rules import CROP_RATIOS, Proposal, propose
@@ -42,7 +42,7 @@ def dataset(
         facts = CaseFacts(shape, spacings[index] if spacings else spacing, np.ones((len(modalities), sum(counts))))
         voxels = (int(np.prod(shape)) - sum(counts), *counts)
         measures.append(CaseMeasures(facts, voxels, tuple(np.array(of_class, dtype=np.int64) for of_class in sizes)))
-    return folder, summarise(folder, measures)
+    return folder, summarise_measures(folder, measures)
 
 
 def one_lesion(count: int = 6) -> list[Sizes]:

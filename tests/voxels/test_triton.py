@@ -197,7 +197,7 @@ def test_what_it_does_not_cover_goes_to_tiled(monkeypatch: pytest.MonkeyPatch) -
     for voxels in (grouped, replace(plain, logits=logits.double()), wide, flatten_voxels(logits[:0], labels[:0], None)):
         assert not triton_kernels.covers(voxels)
         torch.testing.assert_close(triton_kernels.sums(voxels, spec), tiled.sums(voxels, spec))
-    monkeypatch.setattr(triton_kernels, "MOST_IMAGES", 1)
+    monkeypatch.setattr(triton_kernels, "MAX_IMAGES", 1)
     assert not triton_kernels.covers(plain)
 
 

@@ -31,7 +31,7 @@ from monai_iou.demo import run_workflow
 from monai_iou.workflow.checkpoint_files import last_epoch, write_atomically
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.dataloader import BufferedLoader
-from monai_iou.workflow.models import need_models
+from monai_iou.workflow.models import check_models
 from monai_iou.workflow.optimization import is_better
 from monai_iou.workflow.settings import check_settings, is_true
 
@@ -271,7 +271,7 @@ def test_a_model_that_cannot_be_read_gives_one_sentence(content: bytes | str, tm
     else:
         torch.save([1] if content == "list" else {"model": 1}, path)
     with pytest.raises(DatasetError, match="to be a trained model, but it cannot be read: copy it again"):
-        need_models([str(path)], torch.nn.Linear(1, 1))
+        check_models([str(path)], torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("switch", [{"load_pretrain": "false"}, {"handlers#0#_disabled_": True}])

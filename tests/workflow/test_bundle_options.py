@@ -39,8 +39,8 @@ from monai_iou.workflow.optimization import WeightAverage
 from monai_iou.workflow.postprocessing import (
     LabelsFromProbabilitiesd,
     Postprocessing,
+    compact_prediction,
     load_postprocessing,
-    needed,
     tune,
     tune_postprocessing,
     without_small,
@@ -492,16 +492,16 @@ def blobs(sizes: list[tuple[int, float]], true: list[bool]) -> tuple[np.ndarray,
 
 
 def kept(cases: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(needed(torch.from_numpy(probabilities)), label) for probabilities, label in cases]
+    return [(compact_prediction(torch.from_numpy(probabilities)), label) for probabilities, label in cases]
 
 
 def test_tuning_keeps_a_fraction_of_the_probabilities() -> None:
     probabilities = torch.rand(2, 6, 6, 6).softmax(0)
-    found = needed(probabilities)
+    found = compact_prediction(probabilities)
     np.testing.assert_array_equal(found, probabilities[1].numpy())
     assert found.base is None or found.base.nbytes == found.nbytes, "a view would hold both channels"
     probabilities = torch.rand(5, 6, 6, 6).softmax(0)
-    found = needed(probabilities)
+    found = compact_prediction(probabilities)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, probabilities.argmax(0).numpy())
 

@@ -28,7 +28,7 @@ from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.workflow.checkpoint_files import last_epoch, last_step, write_atomically
 from monai_iou.workflow.checkpoints import CheckpointHandler
-from monai_iou.workflow.failures import StepGuard, TrainingError, explained, run, stop_signals
+from monai_iou.workflow.failures import StepGuard, TrainingError, explain_out_of_memory, run, stop_signals
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -465,7 +465,7 @@ def test_a_training_that_does_not_fit_into_memory(bundle: Path, data: Path) -> N
 def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
     wrapped = RuntimeError("applying transform")
     wrapped.__cause__ = error
-    with pytest.raises(TrainingError, match="fit into memory"), explained():
+    with pytest.raises(TrainingError, match="fit into memory"), explain_out_of_memory():
         raise wrapped
 
 

@@ -25,7 +25,7 @@ from monai_iou.workflow.metadata import describe_model
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
-LARGEST_FILE = 25 * 1024**2  # bytes: the zoo keeps larger ones outside its repository
+MAX_FILE = 25 * 1024**2  # bytes: the zoo keeps larger ones outside its repository
 FILES = {
     "LICENSE",
     "docs/README.md",
@@ -55,7 +55,7 @@ def test_files_that_the_zoo_asks_for_and_none_that_it_refuses(shipped: Path) -> 
     assert set(files) >= FILES
     for name, path in files.items():
         assert path.suffix in {"", ".json", ".conf", ".md", ".txt", ".png"}, name
-        assert path.stat().st_size < LARGEST_FILE, name
+        assert path.stat().st_size < MAX_FILE, name
     assert files["LICENSE"].read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
