@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from monai_iou import IoULoss
 
 LESION = 3
-SPOTS = {14: 15, 20: 40}  # bright voxels in a patch of so many voxels a side
+SPOTS = {14: 15, 20: 40}  # bright voxels in a patch of so many voxels per side
 EMPTY_HALF = (True, False, True, False)
 EMPTY_NONE = (False, False, False, False)
 TESTED = 200
@@ -130,7 +130,8 @@ def main() -> None:
     torch.set_num_threads(1)  # so small a network gains nothing from more
     start = time.perf_counter()
     print(
-        "| term for an empty patch | tuned: IoU (each seed) | false voxels a patch | empty patches left clean ", end=""
+        "| term for an empty patch | tuned: IoU (each seed) | false voxels per patch | empty patches left clean ",
+        end="",
     )
     print("| from scratch: IoU | false voxels | clean |\n" + "| --- " * 7 + "|", flush=True)
     for name in options.candidates:

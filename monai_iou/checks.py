@@ -95,7 +95,7 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
         return None
     tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype())
     if tensor.ndim > 1:
-        message = f"Expected `{name}` to be a number or one number a class, but got shape {tuple(tensor.shape)}."
+        message = f"Expected `{name}` to be a number or one number per class, but got shape {tuple(tensor.shape)}."
         raise ValueError(message)
     bad = tensor[~(tensor >= 0) | torch.isinf(tensor)] if tensor.numel() else tensor
     if bad.numel():
@@ -108,7 +108,7 @@ def check_weight_length(weight: Tensor, classes: int, include_background: bool) 
     """Raise ValueError unless `weight` is one number or one a scored class."""
     if weight.ndim == 1 and weight.shape[0] != classes:
         remedy = (
-            "give one weight a class"
+            "give one weight per class"
             if include_background
             else "with include_background=False the background takes no weight"
         )
@@ -199,7 +199,7 @@ def label_error(target: Tensor, classes: int, ignore_index: int | None) -> Value
     if not math.isfinite(value):
         remedy = "replace it, a label is a number"
     elif isinstance(value, float) and value != round(value):
-        remedy = f"a soft target needs one channel a class, shape (B, {classes}, *S)"
+        remedy = f"a soft target needs one channel per class, shape (B, {classes}, *S)"
     elif isinstance(value, float):
         value = int(value)
     message = (
@@ -218,7 +218,7 @@ def map_error(target: Tensor, ignore_index: int | None = None) -> ValueError:
     value = values[bad][0].item()
     message = (
         f"Expected `target` to hold per-class values between 0 and 1, but got {value}: a map of class numbers has "
-        "one channel, shape (B, 1, *S), and its input one channel a class."
+        "one channel, shape (B, 1, *S), and its input one channel per class."
     )
     return ValueError(message)
 

@@ -51,8 +51,17 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Where the tables and the report go.")
 @click.option("--labels", callback=_label_list, metavar="1,2", help="Label values. Default: all in the references.")
 @click.option("--regions", callback=_region_list, metavar="NAME=1+2,...", help="Unions of labels, instead of labels.")
-@click.option("--ignore", type=int, metavar="LABEL", help="Reference voxels of this value count nowhere.")
-@click.option("--tolerance", type=float, default=1.0, show_default=True, metavar="MM", help="For NSD.")
+@click.option(
+    "--ignore", type=int, metavar="LABEL", help="Reference voxels of this value are excluded from all scores."
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="MM",
+    help="Tolerance of the normalised surface distance (NSD).",
+)
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes of this machine.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask cluster, such as tcp://host:8786.")
 @click.option("--resample", type=click.Choice(["reference"]), help="Take predictions to the reference's grid.")
@@ -111,7 +120,11 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int
 @click.argument("labels_dir", type=_FOLDER)
 @click.option("--method", type=click.Choice(["inverse", "median", "effective"]), default="inverse", show_default=True)
 @click.option(
-    "--beta", type=click.FloatRange(0, 1, max_open=True), default=0.9999, show_default=True, help="Of effective."
+    "--beta",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.9999,
+    show_default=True,
+    help="Parameter of the method `effective`.",
 )
 @click.option(
     "--labels", callback=_label_list, metavar="0,1,2", help="Label values. Default: of dataset.json, or found."

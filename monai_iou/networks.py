@@ -19,7 +19,7 @@ class AttentionMapUnet(AttentionUnet):
     """MONAI's AttentionUnet that returns its attention maps as well, in training.
 
     In training the output is (logits, maps), with one map (B, 1, *S_k) in [0, 1] a scale, finest first; in evaluation
-    it is the logits, so that sliding windows, TorchScript and MONAI's `ckpt_export` work as ever. Weights of an
+    it is the logits, so that sliding windows, TorchScript and MONAI's `ckpt_export` work as usual. Weights of an
     AttentionUnet load into it and back. Use it with :class:`monai_iou.AttentionSupervisionLoss`.
 
     Args:

@@ -56,7 +56,7 @@ def tversky(sums: VoxelSums, alpha: float, beta: float, smooth_nr: float = 0.0, 
 
 
 def volume_weights(target: Tensor, w_type: str) -> Tensor:
-    """Return one weight a class, (B, C), from reference volumes T: 1/T^2, 1/T or 1.
+    """Return one weight per class, (B, C), from reference volumes T: 1/T^2, 1/T or 1.
 
     A class that is absent from an image takes the image's largest finite weight (MONAI's choice for Dice); if all are
     absent, 1.

@@ -27,7 +27,7 @@ class NormalizeModalitiesd(MapTransform):
 
     Args:
         keys: images of shape (C, *S).
-        intensity: one dictionary a channel, as in `monai_iou.planning.plan.Plan`.
+        intensity: one dictionary per channel, as in `monai_iou.planning.plan.Plan`.
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
@@ -77,7 +77,7 @@ def _normalize(channel: torch.Tensor, rule: Mapping[str, Any]) -> torch.Tensor:
 
 
 class CropIndicesd(MapTransform):
-    """Store where crops may be centred, once a volume, for `RandCropByPosNegLabeld`.
+    """Store where crops may be centred, once per volume, for `RandCropByPosNegLabeld`.
 
     MONAI's `FgBgToIndicesd` keeps the index of every background voxel, 8 bytes each: 600 MB for a whole-body CT. Here
     at most `max_samples` are kept: evenly spaced voxels of each foreground class, so that a class of 50 voxels is

@@ -24,7 +24,7 @@ def class_weights(
     method: str = "inverse",
     beta: float = 0.9999,
 ) -> Tensor:
-    r"""Return one weight a class for a loss's `weight`, the rarer the class the larger.
+    r"""Return one weight per class for a loss's `weight`, the rarer the class the larger.
 
     For n_c voxels of class c:
 

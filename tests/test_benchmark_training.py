@@ -42,7 +42,7 @@ def test_report_has_every_turn_and_what_it_depends_on(tmp_path: Path) -> None:
     assert (report["channels"][0], report["strides"][0]) == (4, [1, 1, 1])
     assert {"torch", "monai", "monai_iou", "python", "device", "cpus", "parameters", "amp"} <= set(report)
 
-    # 4 of 5 cases are trained on, two a step.
+    # 4 of 5 cases are trained on, two per step.
     assert [(row["name"], len(row["seconds"]), row["steps"]) for row in report["epochs"]] == [
         ("bundle", 3, 2),
         ("plain", 3, 2),

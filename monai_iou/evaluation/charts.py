@@ -66,7 +66,7 @@ class Axis:
 
 
 def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: bool) -> str:
-    """One row a group: a dot a case, the box of the quartiles, the median as a bar.
+    """One row a group: a dot per case, the box of the quartiles, the median as a bar.
 
     Args:
         groups: points by group name; `x` is the value and `y` is not used.

@@ -32,7 +32,7 @@ class Request:
         output: folder for the results; created if it is not there.
         labels: label values to evaluate; empty means every value but 0 that a reference holds.
         regions: instead of labels, unions of label values by name.
-        ignore: reference voxels of this value count nowhere.
+        ignore: reference voxels of this value are excluded from all scores.
         tolerance: of the normalised surface distance, in mm.
         workers: processes of this machine.
         scheduler: address of a Dask scheduler, which replaces `workers`.

@@ -36,7 +36,7 @@ LESION_THRESHOLD = 0.5
 BOUNDARY_MM = 2.0
 # A label map of more values than this is an image that was passed by mistake.
 MAX_LABELS = 256
-# Values are counted in pieces: a count of the whole volume would cast it to 8 bytes a voxel.
+# Values are counted in pieces: a count of the whole volume would cast it to 8 bytes per voxel.
 PIECE = 1 << 20
 
 
@@ -55,7 +55,7 @@ class Settings:
     Args:
         structures: what to score.
         known: label values a prediction may hold besides 0 and `ignore`.
-        ignore: reference voxels of this value count nowhere.
+        ignore: reference voxels of this value are excluded from all scores.
         tolerance: of the normalised surface distance, in mm.
         resample: take a prediction on another grid to the reference's by nearest neighbour.
     """
@@ -82,7 +82,7 @@ def evaluate_case(
         reference: labels of the same shape.
         grid: where the voxels lie; gives volumes, and the spacing that distances are taken along right angles with.
         structures: what to score.
-        ignore: reference voxels of this value count nowhere.
+        ignore: reference voxels of this value are excluded from all scores.
         tolerance: of the normalised surface distance, in mm.
 
     Returns:

@@ -19,7 +19,7 @@ def describe(values: ArrayLike) -> dict[str, Any]:
     """Count, mean and median with bootstrap 95 % intervals, least and largest value.
 
     Args:
-        values: one number a case; undefined ones (NaN) are left out and counted.
+        values: one number per case; undefined ones (NaN) are left out and counted.
 
     Returns:
         `n`, `undefined`, `mean`, `mean_interval`, `median`, `median_interval`, `min`, `max`; None where
@@ -70,7 +70,7 @@ def paired_test(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict
     hypothesis that the two methods are exchangeable.
 
     Args:
-        first: one number a case, shape (n,), finite.
+        first: one number per case, shape (n,), finite.
         second: the other method's numbers of the same cases.
 
     Returns:

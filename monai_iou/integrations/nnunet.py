@@ -47,7 +47,7 @@ class nnUNetTrainerIoU(nnUNetTrainer):  # noqa: N801 - nnU-Net finds trainers by
     """nnU-Net's trainer with IoU plus cross-entropy.
 
     Labels train a softmax without a term of the background, regions a sigmoid, as in nnU-Net. Voxels with the dataset's
-    ignore label take no part. Under DDP, sums over the batch are sums over all ranks.
+    ignore label are excluded. Under DDP, sums over the batch are sums over all ranks.
 
     Attributes:
         iou_batch: add the sums over the batch before dividing; None for nnU-Net's own choice, the plan's `batch_dice`.

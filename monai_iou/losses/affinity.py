@@ -34,7 +34,7 @@ class AffinityLoss(_Loss):
         lambda_unary: factor of the cross-entropy.
         lambda_global: factor of precision, recall and specificity.
         sigmoid: whether the input holds logits.
-        ignore_index: label of voxels that take no part.
+        ignore_index: label of ignored voxels.
 
     Raises:
         TypeError: if a tensor cannot be read as what it stands for.

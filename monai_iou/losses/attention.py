@@ -149,8 +149,8 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
         raise ValueError(message)
     if len(maps) != expected:
         message = (
-            f"Expected `weights` to hold one factor a map ({len(maps)}), but got {expected}: count the maps that the "
-            "network hands out, or leave `weights` out."
+            f"Expected `weights` to hold one factor per map ({len(maps)}), but got {expected}: count the maps that the "
+            "network returns, or leave `weights` out."
         )
         raise ValueError(message)
     for values in maps:
@@ -164,7 +164,7 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
 
 
 class AttentionSupervisionLoss(_Loss):
-    """A segmentation loss plus a loss on what the network hands out besides its logits.
+    """A segmentation loss plus a loss on what the network returns besides its logits.
 
     For networks that return (logits, maps) in training and logits in evaluation, such as `AttentionMapUnet` with
     `ContextAttentionLoss` or `ContextPriorHead` with `AffinityLoss`. MONAI's SupervisedTrainer passes the network's

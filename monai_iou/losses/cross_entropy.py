@@ -25,8 +25,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
     summed over classes (MONAI's FocalLoss averages over them).
 
     Args:
-        weight: one number a class; see :func:`monai_iou.class_weights`. One number changes nothing. Void on one
-            channel, as in MONAI's losses.
+        weight: one number per class; see :func:`monai_iou.class_weights`. One number changes nothing. Ignored for
+            single-channel input, as in MONAI's losses.
         gamma: focal exponent, 0 for plain cross-entropy.
         label_smoothing: share of each label that is given to all classes alike, as in torch.
         include_background: whether the sums of class 0 take part.
@@ -36,7 +36,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         other_act: None; accepted so that all losses take the same arguments.
         reduction: "mean"; "sum" of the weighted sums, not divided; "none", the shares of each image and class that add
             up over classes to the image's mean, (B, C, 1, ...).
-        ignore_index: label of voxels that take no part.
+        ignore_index: label of ignored voxels.
         sync_batch: add the sums over all ranks before dividing; with the reduction "mean".
 
     Raises:

@@ -60,8 +60,8 @@ class InstanceIoULoss(_Loss):
 
     Raises:
         TypeError: as :class:`IoULoss`, or if `global_loss` is no module.
-        ValueError: as :class:`IoULoss`, or if an argument is out of its range, or carried regions are not one channel a
-            foreground class.
+        ValueError: as :class:`IoULoss`, or if an argument is out of its range, or precomputed regions are not one
+            channel per foreground class.
 
     Example:
         >>> import torch

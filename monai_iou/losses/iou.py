@@ -31,7 +31,7 @@ class IoULoss(RegionLoss):
         weight: one number, or one a scored class; multiplies its terms, as in MONAI.
         soft_label: I and U become the sums of min(p, y) and max(p, y): 0 if and only if p = y (Wang et al. 2023,
             https://arxiv.org/abs/2302.05666).
-        ignore_index: label of voxels that take no part in value and gradient; for per-class maps voxels of that class
+        ignore_index: label of voxels ignored in value and gradient; for per-class maps voxels of that class
             or, if it is no class, voxels whose maps are all zero.
         power: exponent q of power Jaccard (Duque-Arias et al. 2021), at least 1.
         empty: what a class absent from the target contributes: "smooth", the formula as it is; "skip", nothing, it is

@@ -31,7 +31,7 @@ def pool_labels(
             "max", a coarse voxel is foreground if any of its voxels is (of several foreground classes the one that is
             rarest in the batch wins; per-class maps are pooled each by itself); "nearest", MONAI's choice, the label of
             the voxel in the middle, which loses small structures.
-        ignore_index: label of voxels that take no part: a coarse voxel is ignored if all of its voxels are.
+        ignore_index: label of ignored voxels: a coarse voxel is ignored if all of its voxels are.
 
     Returns:
         (B, C, *size) float32 for "area", else the target's channels and dtype.

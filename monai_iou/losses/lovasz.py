@@ -95,7 +95,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             (C, 1, ...) with `batch`. Images in which no class is present count as 0.
         batch: treat the batch as one image.
         weight: one number, or one a scored class; multiplies its terms, as in MONAI.
-        ignore_index: label of voxels that take no part in value and gradient; for per-class maps voxels of that class
+        ignore_index: label of voxels ignored in value and gradient; for per-class maps voxels of that class
             or, if it is no class, voxels whose maps are all zero.
         sync_batch: with `batch`, add the histograms over all ranks as well: then value and gradients under
             DistributedDataParallel are those of one process on the joined batch.
@@ -216,9 +216,9 @@ class LovaszHingeLoss(_LovaszLoss):
     Args:
         bins: resolution of the histograms, or None to sort exactly.
         batch: treat the batch as one image; else the mean over images, as in the paper.
-        ignore_index: label of voxels that take no part in value and gradient.
+        ignore_index: label of voxels ignored in value and gradient.
         reduction: "mean", "sum", or "none" for (B, 1, 1, ...), or (1, 1, ...) with `batch`.
-        to_onehot_y: accepted for drop-in use; void on one channel.
+        to_onehot_y: accepted for drop-in use; ignored for single-channel input.
         sync_batch: with `batch`, add the histograms over all ranks; see :class:`LovaszSoftmaxLoss`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Metrics of hard segmentations: pure functions, and MONAI metrics over them.
 
 Pure functions take NumPy arrays or tensors, label maps or boolean masks as named, and spacing in mm for each axis (a
-number, a sequence, or None for 1 mm). Everything is computed from statistics that the functions also give away, so
+number, a sequence, or None for 1 mm). Everything is computed from statistics that the functions also return, so
 that scores of a case, of a data set and of an interval come from the same counts.
 
     iou_counts(prediction, reference, num_classes, ignore_index=None) -> ClassCounts(intersection, prediction,

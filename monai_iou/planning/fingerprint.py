@@ -47,7 +47,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """One labelled case: its facts, voxels a label value, and component sizes in voxels a foreground value."""
+    """One labelled case: its facts, voxels per label value, and component sizes in voxels a foreground value."""
 
     facts: CaseFacts
     voxels: tuple[int, ...]

@@ -85,7 +85,7 @@ def training_bytes(plan: Plan, patches: int) -> int:
 
     Args:
         plan: patch, channels and strides.
-        patches: patches a step, `batch_size * num_samples`.
+        patches: patches per step, `batch_size * num_samples`.
 
     Example:
         >>> from monai_iou.planning.plan import make_plan

@@ -25,7 +25,7 @@ __all__ = ["Plan", "load_plan", "make_plan", "network_size"]
 
 CT_PERCENTILES = (0.5, 99.5)
 MAX_LEVELS = 4
-MIN_BOTTLENECK = 5  # voxels a side: below it, instance normalisation has too little to average over
+MIN_BOTTLENECK = 5  # voxels per side: below it, instance normalisation has too little to average over
 MAX_CHANNELS = 320
 ANISOTROPIC = 3.0  # longest side of a voxel over its shortest, from which on nothing is turned from one into the other
 
@@ -96,7 +96,7 @@ class Plan:
         return [largest if self._mix(*pair) else 0.0 for pair in pairs]
 
     def _mix(self, first: int, second: int) -> bool:
-        """Whether two axes may be turned into each other: all may, or the two most alike, if they are."""
+        """Whether two axes may be rotated into each other: all may, or the two most alike, if they are."""
         if not self.is_anisotropic:
             return True
         short, middle, long = sorted(range(3), key=lambda axis: self.pixdim[axis])

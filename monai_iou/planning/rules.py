@@ -205,7 +205,7 @@ def _loss(found: Fingerprint, weights: list[float]) -> Decision:
             "global_loss": compound,
         }
         reason = (
-            f"{main.components_a_case:.0f} components a case, the largest {main.size_ratio:.0f} times the median one: "
+            f"{main.components_a_case:.0f} components per case, the largest {main.size_ratio:.0f} times the median: "
             "each is to count"
         )
         return Decision("loss", "InstanceIoULoss + IoUCELoss", reason, {"loss": loss})
@@ -266,7 +266,7 @@ def _weights(steps: int, machine: Machine) -> Decision:
     """Decide which weights are stored: the final ones, averaged over the last steps."""
     decay = EMA_DECAY[machine.device]
     reason = f"averaged over about {round(1 / (1 - decay))} of {steps} steps; the rate has fallen to 0, "
-    reason += "and the best of many validations is chosen by luck too"
+    reason += "and the best of many validations overfits its cases"
     return Decision(
         "weights", f"the last, average {decay} a step", reason, {"ema_decay": decay, "keep_weights": "last"}
     )

@@ -151,7 +151,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
     image: Any = nibabel.load(path)
     if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
-        message = f"Expected `{path}` to hold one number a voxel, but got {image.get_data_dtype()}: convert it first."
+        message = f"Expected `{path}` to hold one number per voxel, but got {image.get_data_dtype()}: convert it first."
         raise VolumeError(message)
     array = np.asanyarray(image.dataobj)
     return array.astype(array.dtype.newbyteorder("="), copy=False), np.asarray(image.affine, dtype=np.float64)
@@ -168,7 +168,7 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         _refuse_dicom_objects(path, image.GetMetaData(SOP_CLASS).strip("\0 "))
     if image.GetNumberOfComponentsPerPixel() > 1:
         message = (
-            f"Expected `{path}` to hold one number a voxel, but got {image.GetNumberOfComponentsPerPixel()}: "
+            f"Expected `{path}` to hold one number per voxel, but got {image.GetNumberOfComponentsPerPixel()}: "
             "write one component."
         )
         raise VolumeError(message)

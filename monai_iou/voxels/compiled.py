@@ -171,7 +171,7 @@ def _chunks(voxels: Voxels) -> list[tuple[int, slice]]:
 def _arguments(voxels: Voxels, image: int, part: slice) -> tuple[Sequence[Tensor], Any, Tensor | None]:
     """Return the classes' logits, widened labels or the classes' maps, and the mask; each (lines, LINE).
 
-    One tensor a class, because the compiler would make another loop for each relation of strides to sizes.
+    One tensor per class, because the compiler would make another loop for each relation of strides to sizes.
     """
     logits = _lines(voxels.logits[image, :, part])
     if voxels.labels is not None:

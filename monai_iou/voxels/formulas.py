@@ -13,7 +13,7 @@ For one image, with logits :math:`x_{cv}` of class c at voxel v, and the label :
           with sigmoid the binary form, y' = (1 - s) y + s / 2, plus the same of 1 - y' and 1 - p
     Q_c = sum_v p_cv^(q+1),  N = sum_v 1          confidence and voxel count
 
-Ignored voxels take no part in any sum. U never cancels: I <= min(P, T), so U >= (P + T) / 2.
+Ignored voxels are excluded from every sum. U never cancels: I <= min(P, T), so U >= (P + T) / 2.
 
 Given g = d loss / d (I, P, E, Q), one voxel's derivative needs its own logits and label only. With
 

@@ -195,7 +195,7 @@ def error_histograms(
         target: label map (B, 1, *S), or per-class maps (B, C, *S) of 0 and 1.
         activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
         bins: resolution K: errors are rounded by at most 1 / (2 K).
-        ignore_index: label of voxels that take no part.
+        ignore_index: label of ignored voxels.
 
     Raises:
         TypeError: if a tensor or `bins` has a type that cannot be read as what it stands for.

@@ -52,7 +52,7 @@ def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep:
 
 
 def narrowed(labels: Tensor | None, classes: int) -> Tensor | None:
-    """Return labels, all of them classes, in the form to keep for backward: one byte a voxel, two above 254 classes."""
+    """Return labels, all of them classes, as kept for backward: one byte per voxel, two above 254 classes."""
     dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
     return labels if labels is None or labels.element_size() <= dtype.itemsize else labels.to(dtype)
 

@@ -27,7 +27,7 @@ class VoxelSums:
         target: T, sum of y^q.
         cross_entropy: sum of -ln p over the voxels of the class; with sigmoid, of the binary cross-entropy.
         confidence: sum of p^(q+1); zeros if not asked for.
-        count: number of voxels that took part.
+        count: number of voxels that are not ignored.
 
     Example:
         >>> import torch
@@ -107,10 +107,10 @@ def voxel_sums(
         activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
         overlap: "product" or, for soft labels, "min_max" (Wang et al. 2023, https://arxiv.org/abs/2302.05666).
         power: exponent q of the predictions and targets in P and T, at least 1.
-        ignore_index: label of voxels that take no part. For per-class maps: voxels of that class or, if it is no class,
+        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is no class,
             voxels whose maps are all zero.
-        mask: (B, 1, *S) bool or numbers; voxels where it is zero take no part.
-        groups: (B, 1, *S) integer region numbers from 0; voxels with a negative number take no part.
+        mask: (B, 1, *S) bool or numbers; voxels where it is zero are ignored.
+        groups: (B, 1, *S) integer region numbers from 0; voxels with a negative number are ignored.
         num_groups: number R of regions; read from `groups` if None.
         cross_entropy: whether to compute it (zeros otherwise).
         gamma: focal exponent of the cross-entropy (Lin et al. 2017, https://arxiv.org/abs/1708.02002).

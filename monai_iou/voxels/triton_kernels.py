@@ -61,7 +61,7 @@ def _power(value, exponent: tl.constexpr):
 
 @triton.jit
 def _load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED: tl.constexpr):
-    # Voxels that take no part are read with the others and cleared after: a mask with holes would split the wide loads.
+    # Ignored voxels are read with the others and cleared after: a mask with holes would split the wide loads.
     offsets = classes[:, None].to(tl.int64) * class_stride + voxels[None, :] * voxel_stride
     values = tl.load(pointer + offsets, mask=(classes[:, None] < C) & exists[None, :], other=0.0).to(tl.float32)
     if HAS_IGNORED:
@@ -158,7 +158,7 @@ def _targets(
     label, y, classes, voxels, class_stride, voxel_stride, C, exists, inside,
     MAPS: tl.constexpr, HAS_IGNORED: tl.constexpr
 ):  # fmt: skip
-    """Return targets (CLASSES, VOXELS), 0 at voxels that take no part."""
+    """Return targets (CLASSES, VOXELS), 0 at ignored voxels."""
     if MAPS:
         target = _load(y, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
     else:

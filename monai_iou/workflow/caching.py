@@ -31,7 +31,7 @@ def cached_dataset(
 
     Args:
         data: items with the paths of their files.
-        transform: a MONAI `Compose`; what stands before its first random transform is done once a volume.
+        transform: a MONAI `Compose`; what stands before its first random transform is done once per volume.
         cache_rate: part of the volumes that is kept in memory; without effect on `cache_dir`.
         num_workers: threads that prepare volumes for memory.
         cache_dir: folder in which to keep them for this and later runs instead; None for memory.
@@ -95,7 +95,8 @@ def _transforms_hash(transforms: Sequence[Any]) -> bytes:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         with exit_with_message():
             message = (
-                f"Expected `cache_dir` to be used with transforms that can be told apart by pickling, but {error}: "
+                f"Expected `cache_dir` to be used with transforms that can be pickled, because the cache "
+                f"key hashes the pickle, but {error}: "
                 "replace that transform, as a lambda by a function, or set `cache_dir` to null."
             )
             raise ValueError(message) from error

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a ruined step, and resuming from them."""
+"""Checkpoints that survive a kill, a full disk and a diverged step, and resuming from them."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def disk_full(path: Path) -> Iterator[None]:
-    """Turn a failure to write for want of space into a sentence with the file, the free space and the remedy."""
+    """Turn a failure to write because the disk is full into a sentence with the file, the free space and the remedy."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -30,7 +30,7 @@ def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {
         **metadata,
         "label_classes": f"one channel: {values}",
-        "pred_classes": f"one channel a class: {', '.join(classes.values())}",
+        "pred_classes": f"one channel per class: {', '.join(classes.values())}",
         "network_data_format": {**formats, **own},
     }
 

@@ -35,7 +35,7 @@ def inner_module(network: torch.nn.Module) -> torch.nn.Module:
 def with_weights_in(memory_format: torch.memory_format, network: torch.nn.Module) -> torch.nn.Module:
     """Return the network, its 3D kernels in a memory format; convolutions on a CPU are faster in `channels_last_3d`.
 
-    Kernels that lie in that format as they are, for want of a second channel or voxel, keep their strides: with the
+    Kernels that lie in that format as they are, having no second channel or voxel, keep their strides: with the
     others that `Module.to` would give them, torch refuses to load what MONAI's federated client took from the network.
 
     Example:

@@ -49,7 +49,8 @@ class Postprocessing:
     """How labels are made of probabilities.
 
     Attributes:
-        threshold: least probability of the foreground, for one foreground class; None takes the likeliest class.
+        threshold: least probability of the foreground, for one foreground class; None takes the most
+            probable class (argmax).
         min_size_mm3: for each foreground class, the volume below which a component is background.
     """
 
@@ -62,7 +63,7 @@ class Postprocessing:
 
 
 def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
-    """Read what was tuned; without the file, the likeliest class is taken and nothing is removed.
+    """Read what was tuned; without the file, the most probable class is taken and nothing is removed.
 
     Args:
         path: of `postprocessing.json`; None for none.
@@ -88,7 +89,7 @@ def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
 
 
 class LabelsFromProbabilitiesd(MapTransform):
-    """Turn probabilities into a label map: by the likeliest class or a threshold, without the smallest components.
+    """Turn probabilities into a label map: by the most probable class or a threshold, without the smallest components.
 
     Components have 26 neighbours; what is removed becomes background. The voxel's volume is that of the MetaTensor's
     affine, 1 mm^3 for a plain tensor.
@@ -194,12 +195,12 @@ def compact_prediction(probabilities: torch.Tensor) -> NDArray[Any]:
     """Return what `tune` needs of a case's probabilities (C, *S), a fraction of their memory.
 
     Returns:
-        The probability of the foreground, (*S) float32, for two classes; else the likeliest class, (*S).
+        The probability of the foreground, (*S) float32, for two classes; else the most probable class, (*S).
     """
     if len(probabilities) == 2:
         return np.asarray(probabilities[1].to("cpu", torch.float32, copy=True).numpy())
-    likeliest = probabilities.argmax(0)
-    return np.asarray(likeliest.to(torch.uint8 if len(probabilities) <= 256 else torch.int32).cpu().numpy())
+    most_probable = probabilities.argmax(0)
+    return np.asarray(most_probable.to(torch.uint8 if len(probabilities) <= 256 else torch.int32).cpu().numpy())
 
 
 def tune(

@@ -303,7 +303,7 @@ def test_errors() -> None:
     labels, maps = lesion((16, 16, 8)), some_maps()
     with pytest.raises(ValueError, match="`context_mm` to be a finite number at least 0, but got -1"):
         ContextAttentionLoss(context_mm=-1)
-    with pytest.raises(ValueError, match=re.escape("one factor a map (3), but got 2: count the maps that the")):
+    with pytest.raises(ValueError, match=re.escape("one factor per map (3), but got 2: count the maps that the")):
         ContextAttentionLoss(weights=[1.0, 1.0])(maps, labels)
     with pytest.raises(ValueError, match="at least one attention map, but got none: call it on a network in training"):
         ContextAttentionLoss()([], labels)

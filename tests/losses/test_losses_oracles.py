@@ -261,7 +261,11 @@ def test_suppress_pushes_confident_false_positives_down_and_has_no_cliff(make: t
 Error = tuple[type[Exception], str]
 BAD_ARGUMENTS: list[tuple[Any, dict[str, Any], Error]] = [
     (IoULoss, {"weight": [1.0, -2.0]}, (ValueError, "every `weight` to be finite and at least 0, but got -2.0")),
-    (IoULoss, {"weight": [[1.0]]}, (ValueError, "`weight` to be a number or one number a class, but got shape (1, 1)")),
+    (
+        IoULoss,
+        {"weight": [[1.0]]},
+        (ValueError, "`weight` to be a number or one number per class, but got shape (1, 1)"),
+    ),
     (LogIoULoss, {"gamma": 0}, (ValueError, "`gamma` to be a finite number above 0, but got 0")),
     (FocalIoULoss, {"gamma": -1.0}, (ValueError, "`gamma` to be a finite number above 0, but got -1.0")),
     (FocalIoULoss, {"gamma": float("nan")}, (ValueError, "`gamma` to be a finite number above 0, but got nan")),
@@ -313,7 +317,7 @@ def test_bad_tensors(make: Any) -> None:
         loss(logits, wrong_value)
     with pytest.raises(ValueError, match="but got -1: map the labels"):
         loss(logits, wrong_value.clamp_max(2) - (wrong_value == 7).long() * 3)
-    with pytest.raises(ValueError, match=re.escape("but got 0.5: a soft target needs one channel a class")):
+    with pytest.raises(ValueError, match=re.escape("but got 0.5: a soft target needs one channel per class")):
         loss(logits, torch.full((2, 1, 6, 5, 4), 0.5))
     with pytest.raises(ValueError, match=re.escape("but got (2, 1, 6, 5, 5)")):
         loss(logits, torch.zeros(2, 1, 6, 5, 5))

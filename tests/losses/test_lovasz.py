@@ -614,7 +614,7 @@ def test_single_channel_warnings():
             lambda: LovaszHingeLoss()(torch.zeros(1, 1, 4), torch.full((1, 1, 4), 3)),
             ValueError,
             "Expected `target` to hold per-class values between 0 and 1, but got 3: a map of class numbers has "
-            "one channel, shape (B, 1, *S), and its input one channel a class.",
+            "one channel, shape (B, 1, *S), and its input one channel per class.",
         ),
         (
             lambda: LovaszHingeLoss()(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)),
@@ -637,12 +637,12 @@ def test_single_channel_warnings():
             lambda: LovaszSoftmaxLoss(bins=None, softmax=True)(torch.zeros(1, 2, 4), torch.full((1, 1, 4), 0.5)),
             ValueError,
             "Expected `target` to hold the labels 0 to 1 of an input with 2 channels, but got 0.5: "
-            "a soft target needs one channel a class, shape (B, 2, *S).",
+            "a soft target needs one channel per class, shape (B, 2, *S).",
         ),
         (
             lambda: LovaszSoftmaxLoss(weight=[1.0])(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)),
             ValueError,
-            "Expected `weight` to hold 2 values, but got 1: give one weight a class.",
+            "Expected `weight` to hold 2 values, but got 1: give one weight per class.",
         ),
         (
             lambda: error_histograms(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4), activation="relu"),

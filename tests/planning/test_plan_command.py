@@ -35,7 +35,7 @@ REAL = DATA
 def write_folder(
     root: Path, entries: list[tuple[np.ndarray, np.ndarray]], spacing: tuple[float, ...], **keys: Any
 ) -> Path:
-    """Write images and labels as a folder with one subfolder a patient, all files of the same two names."""
+    """Write images and labels as a folder with one subfolder per patient, all files of the same two names."""
     training = []
     for index, (image, label) in enumerate(entries):
         pair = {kind: f"patient{index}/{kind}.nii.gz" for kind in ("image", "label")}

@@ -39,6 +39,6 @@ def bundle_command(bundle: Path, configs: list[str], overrides: dict[str, Any], 
 
 
 def run_command(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run it with one thread a process, so that a busy machine does not stall it."""
+    """Run it with one thread per process, so that a busy machine does not stall it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

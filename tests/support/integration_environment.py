@@ -12,8 +12,8 @@ from places import DOCS
 
 PAGE = DOCS / "integrations.md"
 
-# torchvision has no build for a CPU torch on the package index: its import fails for want of its compiled operators,
-# which nothing here calls. A working torchvision is left alone.
+# torchvision has no build for a CPU torch on the package index: its import fails without its
+# compiled operators, which nothing here calls. A working torchvision is left alone.
 TORCHVISION = """\
 import sys
 try:

@@ -166,10 +166,10 @@ def assert_one_sentence(text: str, path: Path) -> None:
 def test_colour_and_zero_spacing_are_refused(tmp_path):
     colour = np.zeros((2, 2, 2), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colour, AFFINE), tmp_path / "rgb.nii")
-    with pytest.raises(VolumeError, match="to hold one number a voxel"):
+    with pytest.raises(VolumeError, match="to hold one number per voxel"):
         read_volume(tmp_path / "rgb.nii")
     SimpleITK.WriteImage(SimpleITK.Image((2, 2, 2), SimpleITK.sitkVectorUInt8, 3), tmp_path / "rgb.mha")
-    with pytest.raises(VolumeError, match="to hold one number a voxel, but got 3"):
+    with pytest.raises(VolumeError, match="to hold one number per voxel, but got 3"):
         read_volume(tmp_path / "rgb.mha")
     raw = bytearray(save(tmp_path / "flat.nii", np.zeros((2, 2, 2), np.uint8)).read_bytes())
     raw[280:292] = bytes(12)  # srow_x up to its offset

@@ -474,7 +474,7 @@ def test_a_file_that_another_process_holds_open_is_no_error(tmp_path: Path, monk
 
 
 def test_a_transform_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Expected `cache_dir` to be used with transforms that can be told apart"):
+    with pytest.raises(ValueError, match="Expected `cache_dir` to be used with transforms that can be pickled"):
         cached_dataset([{"image": "a"}], Compose([Lambdad("image", lambda x: x)]), cache_dir=str(tmp_path))
 
 
