@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import compiled, in_place, kernels, tiled
+from monai_iou.voxels import compiled, in_place, kernels, tiled, tiling
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.reference import sums as reference_sums
 from monai_iou.voxels.spec import PassSpec
@@ -81,7 +81,7 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
 
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 7)
+    monkeypatch.setitem(tiling.TILE_ELEMENTS, "cpu", 7)
     monkeypatch.setattr(in_place, "FACTOR", {1: 1, 2: 1})
     monkeypatch.setattr(in_place, "MANY", 1)
 
@@ -211,8 +211,8 @@ def test_strided_labels(dtype: torch.dtype) -> None:
 
 
 def test_a_tile_is_never_too_large_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 1 << 26)
-    assert tiled.tile_size(torch.empty(1, 2, 8), 5) == 1 << 24  # above, float32 leaves out odd numbers
+    monkeypatch.setitem(tiling.TILE_ELEMENTS, "cpu", 1 << 26)
+    assert tiling.tile_size(torch.empty(1, 2, 8), 5) == 1 << 24  # above, float32 leaves out odd numbers
 
 
 def test_strided_logits_are_read_where_they_are() -> None:

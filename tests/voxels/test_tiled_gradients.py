@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from monai_iou import use_kernel, voxel_sums
-from monai_iou.voxels import in_place, tiled
+from monai_iou.voxels import in_place, tiling
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(2, 3, 2, 5, dtype=torch.float64, generator=GENERATOR)
@@ -30,7 +30,7 @@ def test_gradient_of_every_branch(
     label_smoothing: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 9)  # three voxels a tile, so that tiles end inside an image
+    monkeypatch.setitem(tiling.TILE_ELEMENTS, "cpu", 9)  # three voxels a tile, so that tiles end inside an image
     monkeypatch.setattr(in_place, "FACTOR", {1: 1, 2: 1})
     monkeypatch.setattr(in_place, "MANY", 1)
     logits = LOGITS if activation else LOGITS.sigmoid()
