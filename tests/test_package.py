@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +19,34 @@ import monai_iou
 # Imported inside functions only: they cost time, or are needed by one command.
 HEAVY = ("nibabel", "SimpleITK", "ignite", "scipy", "cc3d", "matplotlib", "dask", "distributed", "rich", "jinja2")
 
+# What lies directly in the package; everything else belongs to one of its folders.
+TOP_FILES = {
+    "__init__.py",
+    "bundle_files.py",
+    "checks.py",
+    "cli.py",
+    "components.py",
+    "console.py",
+    "demo.py",
+    "distributed.py",
+    "files.py",
+    "handlers.py",
+    "networks.py",
+    "scores.py",
+    "spacing.py",
+    "transforms.py",
+    "weighting.py",
+}
+
 
 def _modules_after(statement: str) -> set[str]:
     code = f"{statement}; import sys, json; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return {name.split(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+
+
+def test_no_file_lies_outside_the_folders() -> None:
+    assert {path.name for path in Path(monai_iou.__file__).parent.glob("*.py")} == TOP_FILES
 
 
 def test_public_names_are_sorted_and_exist() -> None:
@@ -72,20 +95,21 @@ def test_full_name_needs_no_import() -> None:
         "print(type(loss).__module__)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert result.stdout.strip().splitlines()[-1] == "monai_iou.losses.iou"
+    assert result.stdout.strip().splitlines()[-1].startswith("monai_iou.")
 
 
-def test_help_answers_at_once() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, monai_iou_command\n"
         "status = monai_iou_command.main(['--help'])\n"
         "assert status == 0\n"
-        "assert not {'torch', 'monai', 'numpy'} & set(sys.modules), 'the command imports more than its help needs'\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )
-    start = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.startswith("Usage: monai-iou")
-    assert time.monotonic() - start < 10  # the promise is one second; the modules above are what would break it
+    imported = set(result.stdout.splitlines()[-1].split())
+    # Without these the help takes a fifth of a second; each of them would take it past the second that is promised.
+    assert not imported & {"monai", "monai_iou", "numpy", "torch", *HEAVY}
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_iou.components import label_components
+from monai_iou.volumes.reading import case_name, is_volume, read_labels
+
 __all__ = ["LabelCounts", "count_label_files"]
 
 
@@ -59,8 +62,6 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     Raises:
         ValueError: if there is no such folder or no file in it, a file is no label map, or a label is none of `values`.
     """
-    from monai_iou.volumes.reading import case_name, is_volume, read_labels
-
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.is_file() and is_volume(path)) if root.is_dir() else []
     if not files:
@@ -87,8 +88,6 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
 
 def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     """Return voxels and components of each label value."""
-    from monai_iou.components import label_components
-
     found, counts = np.unique(labels, return_counts=True)
     result = {}
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 from monai_iou import files as out
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
+from monai_iou.evaluation.report import write_report
 from monai_iou.evaluation.results import (
     FAILURE_COLUMNS,
     LIBRARIES,
@@ -46,8 +47,6 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         SchedulerError: the Dask cluster cannot be used.
         ValueError: no reference holds a label.
     """
-    from monai_iou.evaluation.report import write_report
-
     _check_labels(request)
     _check_numbers_and_images(request)
     pairs = _pairs(request)

@@ -6,17 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_iou.evaluation import charts
 from monai_iou.evaluation.pairing import Pair, PairingError, find_volumes
+from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_THRESHOLD, Structure, mask_of, on_reference
 from monai_iou.evaluation.thumbnails import make_slice_image
 from monai_iou.files import write_text
 from monai_iou.volumes.reading import VolumeError, read_labels
-
-if TYPE_CHECKING:
-    from monai_iou.evaluation.results import Evaluation
 
 WORST_SHOWN = 5
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,7 @@ VERSION = 2
 
 def settings_hash(settings: Settings) -> str:
     """What a record depends on besides its files: the options, and the versions of this package and of its record."""
-    from monai_iou import __version__
-
-    text = json.dumps([VERSION, __version__, asdict(settings)], sort_keys=True)
+    text = json.dumps([VERSION, metadata.version("monai-iou"), asdict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+
+from monai_iou.metrics import fine_grained_iou
 
 RESAMPLES = 2000
 PERMUTATIONS = 9999
@@ -134,10 +137,6 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     >>> round(scores["iou_d"], 4), scores["iou_i"], scores["iou_i_worst_50"], scores["iou_i_interval"]
     (0.4808, 0.25, 0.0, [0.0, 0.5])
     """
-    import torch
-
-    from monai_iou.metrics import fine_grained_iou
-
     cases, labels = (len({row[name] for row in rows}) for name in ("case", "label"))
     counts = np.array([[row["intersection"], row["union"]] for row in rows], dtype=np.int64)
     intersection, union = counts.reshape(cases, labels, 2).transpose(2, 0, 1)

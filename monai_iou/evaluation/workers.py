@@ -6,6 +6,7 @@ for an existing cluster only. The function runs unchanged in each, so the result
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import torch
 
 Tasks: TypeAlias = Mapping[str, tuple[Any, ...]]
 Run: TypeAlias = Callable[[Callable[..., Any], Tasks], Iterator[tuple[str, Any]]]
@@ -125,8 +128,6 @@ class _Processes:
             self.close()
 
     def _open(self) -> ProcessPoolExecutor:
-        import multiprocessing
-
         if self._pool is None:
             threads = max(1, (os.cpu_count() or 1) // self._workers)
             context = multiprocessing.get_context("spawn")
@@ -137,8 +138,6 @@ class _Processes:
 
 
 def _prepare_process(threads: int) -> None:
-    import torch
-
     torch.set_num_threads(threads)
     # Ctrl-C goes to every process of the terminal; the main one closes the pool, so the others need not complain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -30,7 +30,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from monai_iou import CompoundLoss, FocalTverskyLoss, IoULoss, MultiScaleLoss, WeightedCrossEntropyLoss
+from monai_iou.losses import CompoundLoss, FocalTverskyLoss, IoULoss, MultiScaleLoss, WeightedCrossEntropyLoss
 from monai_iou.losses.lovasz import LovaszSoftmaxLoss
 
 __all__ = [

@@ -110,6 +110,6 @@ def _triton_sums(voxels: Voxels) -> Kernel:
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         message = f"Expected a CUDA tensor for the kernel 'triton', but got one on {device}: choose 'auto'."
         raise RuntimeError(message)
-    from monai_iou.voxels import triton_kernels  # imported when used: it needs Triton
+    from monai_iou.voxels import triton_kernels  # noqa: PLC0415 - it needs Triton
 
     return triton_kernels.sums

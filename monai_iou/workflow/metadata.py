@@ -17,7 +17,7 @@ def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
         >>> from monai_iou.planning.plan import Plan
         >>> plan = Plan(("CT",), {0: "background", 2: "tumour"}, (1.0,) * 3, (16,) * 3, (8, 16), ((2, 2, 2),), ())
         >>> metadata = {"network_data_format": {"inputs": {"image": {}}, "outputs": {"pred": {}}}}
-        >>> described(metadata, plan)["network_data_format"]["outputs"]["pred"]["channel_def"]
+        >>> with_plan(metadata, plan)["network_data_format"]["outputs"]["pred"]["channel_def"]
         {'0': 'background', '1': 'tumour'}
     """
     formats = metadata["network_data_format"]

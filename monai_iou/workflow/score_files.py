@@ -7,6 +7,7 @@ from typing import Any
 
 from monai.handlers.metrics_saver import MetricsSaver
 from monai.handlers.utils import write_metrics_reports
+from monai.utils.dist import string_list_all_gather
 
 __all__ = ["CaseScoresSaver"]
 
@@ -32,7 +33,6 @@ class CaseScoresSaver(MetricsSaver):
     def __call__(self, engine: Any) -> None:
         """Write the files, on `save_rank` alone."""
         from ignite import distributed
-        from monai.utils.dist import string_list_all_gather
 
         files = string_list_all_gather(self._filenames) if distributed.get_world_size() > 1 else self._filenames
         if distributed.get_rank() != self.save_rank:
