@@ -1,0 +1,140 @@
+"""The lock of a run's folder: one holder, named; it ends with its process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from light_import import LIGHT_IMPORT
+
+from monai_iou import locks
+from monai_iou.files import OutputError
+from monai_iou.locks import LOCK_NAME, folder_lock
+
+HOLD = f"""
+{LIGHT_IMPORT}
+import os, sys, time
+from pathlib import Path
+from monai_iou.locks import folder_lock
+with folder_lock(Path(sys.argv[1]), "training"):
+    if len(sys.argv) > 2 and os.fork() == 0:
+        time.sleep(60)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """A process that holds the folder, once this returns, until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.wait(timeout=30)
+    process.stdout.close()
+
+
+def test_the_second_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    for _ in range(2):  # a refusal leaves the lock as it is
+        with pytest.raises(OutputError) as caught, folder_lock(tmp_path, "evaluation"):
+            pass
+        pattern = (
+            rf"Expected {tmp_path} to be used by one run at a time, but training by process {process.pid} on "
+            rf"{socket.gethostname()} has used it since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d: wait until that "
+            "has ended, or name another folder."
+        )
+        assert re.fullmatch(pattern, str(caught.value))
+    end(process)
+    assert list(tmp_path.iterdir()) == []
+    with folder_lock(tmp_path, "evaluation"):
+        assert (tmp_path / LOCK_NAME).is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_holder_blocks_nobody_even_if_its_children_live(tmp_path: Path) -> None:
+    process = hold(tmp_path, "with a child")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    try:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / LOCK_NAME).is_file()
+        with folder_lock(tmp_path, "training"):
+            pass
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
+    with folder_lock(tmp_path, "training"):
+        for _ in range(2):
+            with pytest.raises(OutputError, match="but another run has it"), folder_lock(tmp_path, "evaluation"):
+                pass
+        (tmp_path / "other").mkdir()
+        with folder_lock(tmp_path / "other", "training"):
+            pass
+    with folder_lock(tmp_path, "training"):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with folder_lock(tmp_path, "training"):
+        text = (tmp_path / LOCK_NAME).read_text()
+        # as another process sees it
+        monkeypatch.setattr(locks, "_held", set())
+        with pytest.raises(OutputError, match=f"training by process {os.getpid()} on"), folder_lock(tmp_path, "x"):
+            pass
+    lock = tmp_path / LOCK_NAME
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock.write_text(text.replace(str(os.getpid()), str(dead.pid)))
+    with folder_lock(tmp_path, "training"):
+        pass
+    elsewhere = text.replace(str(os.getpid()), str(dead.pid)).replace(socket.gethostname(), "elsewhere")
+    lock.write_text(elsewhere)
+    with pytest.raises(OutputError, match="on elsewhere has used it since"), folder_lock(tmp_path, "training"):
+        pass
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK_NAME).symlink_to(victim)
+    with pytest.raises(OutputError, match="Expected to lock the folder"), folder_lock(tmp_path / "run", "training"):
+        pass
+    assert victim.read_text() == "mine"
+
+
+def test_what_an_unreadable_lock_says(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    (tmp_path / LOCK_NAME).write_text('{"purpose": "training"}')
+    message = "training by process an unknown process on an unknown host has used"
+    with pytest.raises(OutputError, match=message), folder_lock(tmp_path, "x"):
+        pass
+    end(process)
