@@ -13,6 +13,11 @@ from typing import Any
 
 from monai_iou.files import OutputError, is_running
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["LOCK_NAME", "folder_lock"]
 
 LOCK_NAME = ".monai_iou.lock"
@@ -73,9 +78,7 @@ def _open(path: Path) -> int:
 
 def _lock(descriptor: int, path: Path) -> bool:
     """Lock the open file; return whether it is ours now."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if fcntl is None:
         return _is_abandoned(path)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
