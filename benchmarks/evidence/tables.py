@@ -1,0 +1,97 @@
+"""The tables of a study, NAME.csv and NAME-cases.csv: rows are appended whole, and what a kill left is not read."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.studies import Run
+
+KEY = ("data", "loss", "sampler", "seed", "fold")
+RUN_COLUMNS = (
+    *KEY, "cases", "iou", "dice", "lesion_f1", "first_loss", "last_loss", "epochs", "steps", "train_seconds",
+    "evaluate_seconds", "cpu_seconds", "threads", "device", "load", "python", "torch", "monai", "monai_iou", "commit",
+    "finished",
+)  # fmt: skip
+CASE_COLUMNS = (
+    *KEY, "patient", "case", "label", "iou", "dice", "lesion_f1", "lesions", "found", "invented", "missed",
+    "reference_voxels", "predicted_voxels",
+)  # fmt: skip
+
+Row = Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file, which ends with the process whatever ends that; yield whether it could be had."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def append(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Append rows to a CSV under a lock and in one write, behind the last complete line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        kept = stream.read()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        if not kept:
+            writer.writeheader()
+        writer.writerows(rows)
+        stream.truncate(kept.rfind(b"\n") + 1)
+        stream.write(text.getvalue().encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def key_of(row: Row) -> tuple[str, str, str, int, int]:
+    """Return the run that a row belongs to."""
+    return (row["data"], row["loss"], row["sampler"], int(row["seed"]), int(row["fold"]))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the complete rows of a CSV; none if there is no such file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def runs_of(results: Path, study: str) -> list[dict[str, str]]:
+    """Return a row for every finished run of a study, in the order of finishing."""
+    return list({key_of(row): row for row in read(results / f"{study}.csv")}.values())
+
+
+def cases_of(results: Path, study: str) -> list[dict[str, str]]:
+    """Return a row for every case and label of every finished run; what an unfinished run left is not among them."""
+    finished = {key_of(row) for row in runs_of(results, study)}
+    rows = {(*key_of(row), row["case"], row["label"]): row for row in read(results / f"{study}-cases.csv")}
+    return [row for row in rows.values() if key_of(row) in finished]
+
+
+def missing(results: Path, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs that no table has yet."""
+    runs = list(runs)
+    done = {study: {key_of(row) for row in runs_of(results, study)} for study in {run.study for run in runs}}
+    return [run for run in runs if run.key not in done[run.study]]
+
+
+def add_run(results: Path, run: Run, summary: Row, cases: Iterable[Row]) -> None:
+    """Append a finished run: its cases first, so that a run in NAME.csv has them all."""
+    key = dict(zip(KEY, run.key, strict=True))
+    append(results / f"{run.study}-cases.csv", CASE_COLUMNS, [{**key, **row} for row in cases])
+    append(results / f"{run.study}.csv", RUN_COLUMNS, [{**key, **summary}])
