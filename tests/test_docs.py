@@ -6,18 +6,16 @@ import doctest
 import importlib
 import pkgutil
 import re
-import shlex
 import warnings
 from pathlib import Path
 
-import click
 import pytest
+from doc_commands import blocks, problems
 from places import ROOT
 
 import monai_iou
-from monai_iou.cli import cli
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "bundles").rglob("*.md"))]
 # Loaded by path, or importing packages that only their users have.
 ELSEWHERE = ("monai_iou.launcher", "monai_iou.integrations.", "monai_iou.voxels.triton_kernels")
 MODULES = sorted(
@@ -25,10 +23,6 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(monai_iou.__path__, "monai_iou.", onerror=lambda name: None)
     if not module.name.startswith(ELSEWHERE)
 )
-
-
-def _blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -44,31 +38,49 @@ def test_docstring_examples(name: str) -> None:
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in _blocks(page, "python"):
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
         exec(compile(block, str(page), "exec"), names)
 
 
 def test_the_readme_has_a_python_block_and_both_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert _blocks(ROOT / "README.md", "python")
+    assert blocks(readme, "python")
     setup = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt"
     assert f"{setup} . && .venv/bin/monai-iou demo" in readme
     assert f"{setup} '.[test]' && .venv/bin/pytest" in readme
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_and_their_options_exist(page: Path) -> None:
-    lines = "\n".join(_blocks(page, "(?:sh|bash|console|text)?")).replace("\\\n", " ").splitlines()
-    for line in lines:
-        found = re.search(r"(?:^\s*\$?\s*|/bin/|&& )monai-iou ([a-z-]+)([^|>&#]*)", line)
-        if found is None:
-            continue
-        command = cli.get_command(click.Context(cli), found[1])
-        assert command is not None, f"{page.name}: monai-iou {found[1]} is no command"
-        known = {name for parameter in command.params for name in parameter.opts} | {"--help", "-h"}
-        options = {word.split("=")[0] for word in shlex.split(found[2].replace("[", " ").replace("]", " "))}
-        unknown = {option for option in options if option.startswith("--")} - known
-        assert not unknown, f"{page.name}: monai-iou {found[1]} has no {unknown}"
+def test_commands_exist(page: Path) -> None:
+    assert problems(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ("monai-iou plan path/to/TaskNNN --output", "monai-iou plam path/to/TaskNNN --outptu", "no command plam"),
+        ("--output plan.json", "--outptu plan.json", "No such option"),
+        ("evaluate --predictions DIR --references DIR", "evaluate --predictions DIR", "Missing option '--references'"),
+        ("['my_bundle/configs/train.json'", "['my_bundle/configs/trian.json'", "no config trian.json"),
+        ("--dataset_dir path/to/TaskNNN", "--datset_dir path/to/TaskNNN", "no key datset_dir"),
+        ("monai.bundle run", "monai.bundle rum", "no command rum"),
+        ("--epochs 100", "--epoch 100", "no key epoch"),
+        ("`--resume true`", "`--resmue true`", "no command has --resmue"),
+        ("`--resume true`", "`--train::trainer::compiel true`", "no command has --train::trainer::compiel"),
+    ],
+)
+def test_the_check_of_commands_can_fail(right: str, wrong: str, problem: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert right in readme
+    assert problem in "\n".join(problems(readme.replace(right, wrong)))
+
+
+def test_the_check_of_commands_sees_every_form() -> None:
+    page = "```sh\n{0}\n```\nprose\n```python\n```\n    {1}\n`{2}`\n```text\nprinted\n{3}\n--no_key 1\n```\n"
+    commands = ("monai-iou one && monai-iou two", "monai-iou three", "pytest tests/four", "python -m monai.bundle run")
+    found = "\n".join(problems(page.format(*commands)))
+    for part in ("no command one", "no command two", "not in a fenced block", "no tests/four", "no key no_key"):
+        assert part in found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -276,7 +276,7 @@ def escape_config_text(text: str) -> str:
     """Return a name without the signs that MONAI's configs read as an expression, a reference or a macro.
 
     Example:
-        >>> plain("$import os"), plain("T1")
+        >>> escape_config_text("$import os"), escape_config_text("T1")
         ('_import os', 'T1')
     """
     return text.replace("$", "_").replace("@", "_").replace("%", "_").replace("\n", " ")

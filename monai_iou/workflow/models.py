@@ -59,7 +59,7 @@ def sibling_path(files: Sequence[str], name: str) -> str:
     """Return the path of a file in the first model's folder.
 
     Example:
-        >>> beside(["models/model.pt"], "model.json")
+        >>> sibling_path(["models/model.pt"], "model.json")
         'models/model.json'
     """
     return str(Path(files[0]).parent / name)
