@@ -1,24 +1,66 @@
-"""Scores as functions of voxel sums: a few lines of algebra each, no voxels."""
+"""Scores as functions of sums over voxels: a few lines of algebra each, for losses and metrics alike.
+
+The overlap scores take the three numbers I, P, T of any one kind: tensors (of a loss, with gradients), NumPy arrays
+or plain numbers (of a metric). Whole numbers are divided in double precision, so that counts up to 2^53 are exact.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import VoxelSums
+from monai_iou.voxels.formulas import Sums, union
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.inputs import total_dtype
+
+__all__ = [
+    "WEIGHT_TYPES",
+    "cross_entropy",
+    "dice",
+    "generalized_iou",
+    "iou",
+    "lovasz",
+    "power",
+    "ratio",
+    "tversky",
+    "union",
+    "volume_weights",
+]
 
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
 _MIN_VOLUME = 1e-15
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return numerator / denominator, and 1 where both are 0; no NaN in value or gradient."""
-    defined = denominator > 0
-    return torch.where(defined, numerator / torch.where(defined, denominator, 1), 1)
+def ratio(numerator: Sums, denominator: Sums, empty: float = 1.0) -> Sums:
+    """Return numerator / denominator, and `empty` where the denominator is 0; NaN where either is NaN.
+
+    Losses take the default: nothing there and nothing found is right, and no gradient is NaN. Metrics say
+    `empty=math.nan`: what is not defined is left out of their averages.
+
+    Example:
+        >>> import math
+        >>> from monai_iou.scores import ratio
+        >>> ratio(1, 4), ratio(0, 0), ratio(0, 0, empty=math.nan)
+        (0.25, 1.0, nan)
+    """
+    if isinstance(denominator, Tensor):
+        numerator, denominator = _floating(numerator), _floating(denominator)
+        undefined = denominator == 0
+        quotient = numerator / torch.where(undefined, 1, denominator)
+        return torch.where(undefined & ~numerator.isnan(), empty, quotient)
+    if isinstance(denominator, np.ndarray):
+        undefined = denominator == 0
+        return np.where(undefined & ~np.isnan(numerator), empty, numerator / np.where(undefined, 1, denominator))
+    return numerator / denominator if denominator != 0 else empty if numerator == numerator else numerator
+
+
+def _floating(tensor: Tensor) -> Tensor:
+    """Return counts in double precision, where torch would divide them in single; other tensors as they are."""
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -29,8 +71,16 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return torch.where(positive, torch.where(positive, base, 1).pow(exponent), 0)
 
 
-def iou(sums: VoxelSums, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
-    """Return (I + smooth_nr) / (U + smooth_dr), shaped as the sums; 1 if both are 0 (nothing there, nothing found).
+def iou(
+    intersection: Sums,
+    prediction: Sums,
+    target: Sums,
+    smooth_nr: float = 0,
+    smooth_dr: float = 0,
+    *,
+    empty: float = 1.0,
+) -> Sums:
+    """Return (I + smooth_nr) / (P + T - I + smooth_dr), shaped as the sums; `empty` where the denominator is 0.
 
     Example:
         >>> import torch
@@ -38,21 +88,41 @@ def iou(sums: VoxelSums, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tens
         >>> from monai_iou.scores import iou
         >>> labels = torch.tensor([[[0, 0, 1, 1]]])
         >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])
-        >>> iou(voxel_sums(found, labels, activation=None))
+        >>> sums = voxel_sums(found, labels, activation=None)
+        >>> iou(sums.intersection, sums.prediction, sums.target)
         tensor([[1., 1.]])
+        >>> iou(1, 2, 3)
+        0.25
     """
-    return ratio(sums.intersection + smooth_nr, sums.union + smooth_dr)
+    return ratio(intersection + smooth_nr, union(intersection, prediction, target) + smooth_dr, empty)
 
 
-def tversky(sums: VoxelSums, alpha: float, beta: float, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
+def dice(intersection: Sums, prediction: Sums, target: Sums, *, empty: float = 1.0) -> Sums:
+    """Return 2 I / (P + T), shaped as the sums; `empty` where both P and T are 0.
+
+    Example:
+        >>> from monai_iou.scores import dice
+        >>> dice(1, 2, 3)
+        0.4
+    """
+    return ratio(2 * intersection, prediction + target, empty)
+
+
+def tversky(
+    intersection: Sums,
+    prediction: Sums,
+    target: Sums,
+    alpha: float,
+    beta: float,
+    smooth_nr: float = 0,
+    smooth_dr: float = 0,
+) -> Sums:
     """Return (I + s) / (I + alpha FP + beta FN + s) (Salehi et al. 2017, https://arxiv.org/abs/1706.05721).
 
     alpha = beta = 1 is the IoU, alpha = beta = 1/2 is Dice.
     """
-    false_positive = sums.prediction - sums.intersection
-    false_negative = sums.target - sums.intersection
-    mixed = sums.intersection + alpha * false_positive + beta * false_negative
-    return ratio(sums.intersection + smooth_nr, mixed + smooth_dr)
+    mixed = intersection + alpha * (prediction - intersection) + beta * (target - intersection)
+    return ratio(intersection + smooth_nr, mixed + smooth_dr)
 
 
 def volume_weights(target: Tensor, w_type: str) -> Tensor:

@@ -19,6 +19,7 @@ from monai_iou.metrics import (
     overlap_from_counts,
     surface_scores,
 )
+from monai_iou.scores import union
 from monai_iou.volumes.grid import SHEAR_DEGREES, Grid, align, reorient, resample
 from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
 
@@ -251,7 +252,7 @@ def _score(
         "lesion_f1": lesion.f1,
         **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou")},
         "intersection": intersection,
-        "union": predicted + reference_volume - intersection,
+        "union": union(intersection, predicted, reference_volume),
     }
     return row, [_lesion_row(found, volume, crop.offset, plane, grid) for found in lesion.lesions]
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from monai_iou.metrics import fine_grained_iou
+from monai_iou.scores import ratio
 
 RESAMPLES = 2000
 PERMUTATIONS = 9999
@@ -140,7 +141,7 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     cases, labels = (len({row[name] for row in rows}) for name in ("case", "label"))
     counts = np.array([[row["intersection"], row["union"]] for row in rows], dtype=np.int64)
     intersection, union = counts.reshape(cases, labels, 2).transpose(2, 0, 1)
-    defined = np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
+    defined = ratio(intersection, union, empty=np.nan)
     images = np.array([row[np.isfinite(row)].mean() for row in defined if np.isfinite(row).any()])
     scores = fine_grained_iou(torch.from_numpy(intersection.copy()), torch.from_numpy(union.copy()))
     return {**scores, "iou_i_interval": interval(images)}

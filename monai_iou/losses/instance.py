@@ -218,7 +218,7 @@ class InstanceIoULoss(_Loss):
             sums = VoxelSums.from_stacked(sums.stacked()[..., 1:] + sums.stacked()[..., :1])
         else:
             sums = VoxelSums.from_stacked(sums.stacked()[..., 1:])
-        iou = scores.iou(sums, loss.smooth_nr, loss.smooth_dr)
+        iou = scores.iou(sums.intersection, sums.prediction, sums.target, loss.smooth_nr, loss.smooth_dr)
         return torch.where(present, 1 - iou, 0).sum(1), present.sum(1).to(iou)
 
     def _weights(self, channels: int) -> Tensor | None:

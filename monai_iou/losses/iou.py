@@ -54,4 +54,4 @@ class IoULoss(RegionLoss):
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return 1 - IoU of each class, (B, C)."""
-        return 1 - scores.iou(sums, self.smooth_nr, self.smooth_dr)
+        return 1 - scores.iou(sums.intersection, sums.prediction, sums.target, self.smooth_nr, self.smooth_dr)

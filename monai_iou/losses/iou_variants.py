@@ -44,7 +44,7 @@ class LogIoULoss(RegionLoss):
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return (-ln IoU)^gamma of each class, (B, C)."""
-        iou = scores.iou(sums, self.smooth_nr, self.smooth_dr)
+        iou = scores.iou(sums.intersection, sums.prediction, sums.target, self.smooth_nr, self.smooth_dr)
         # Without smoothing a missed class has IoU 0; a rounding error can put a perfect one above 1.
         return scores.power(-iou.clamp(torch.finfo(iou.dtype).tiny, 1).log(), self.gamma)
 
@@ -80,7 +80,9 @@ class FocalIoULoss(RegionLoss):
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return (1 - IoU)^gamma of each class, (B, C)."""
-        return scores.power(1 - scores.iou(sums, self.smooth_nr, self.smooth_dr), self.gamma)
+        return scores.power(
+            1 - scores.iou(sums.intersection, sums.prediction, sums.target, self.smooth_nr, self.smooth_dr), self.gamma
+        )
 
 
 class FocalTverskyLoss(RegionLoss):
@@ -132,7 +134,9 @@ class FocalTverskyLoss(RegionLoss):
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return the focal Tversky loss of each class, (B, C)."""
-        index = scores.tversky(sums, self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
+        index = scores.tversky(
+            sums.intersection, sums.prediction, sums.target, self.alpha, self.beta, self.smooth_nr, self.smooth_dr
+        )
         return scores.power(1 - index, self.gamma)
 
 

@@ -18,6 +18,7 @@ from monai.utils.dist import get_dist_device
 from monai.utils.enums import MetricReduction
 from monai.utils.module import look_up_option
 
+from monai_iou.distributed import is_distributed
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
 
 __all__ = ["PerClassMetric", "gather_rows", "reduce_scores"]
@@ -77,7 +78,7 @@ def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -
     Raises:
         ValueError: the ranks hold rows of different shapes (on every rank alike).
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not is_distributed():
         return rows
     device = get_dist_device() or torch.device("cpu")
     home = torch.device("cpu") if rows is None else rows.device

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from monai_iou import scores
 from monai_iou.components import label_components
 from monai_iou.metrics.overlap import BoolMask
 
@@ -31,9 +32,9 @@ class Overlaps(NamedTuple):
     @property
     def iou(self) -> _FloatArray:
         """IoU of each pair."""
-        union = self.reference_sizes[self.reference] + self.prediction_sizes[self.prediction] - self.intersection
-        ratio: _FloatArray = self.intersection / union
-        return ratio
+        return scores.iou(
+            self.intersection, self.prediction_sizes[self.prediction], self.reference_sizes[self.reference]
+        )
 
 
 def find_overlaps(

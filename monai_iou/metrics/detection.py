@@ -11,14 +11,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from monai_iou.scores import ratio
+
 __all__ = ["DetectionScores", "Lesion", "LesionCurve", "VolumeBin", "recall_by_volume"]
 
 _FloatArray = npt.NDArray[np.float64]
-
-
-def ratio(part: float, whole: float) -> float:
-    """Part / whole, NaN where the whole is nothing."""
-    return part / whole if whole else math.nan
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,17 @@ class DetectionScores:
     @property
     def precision(self) -> float:
         """TP / (TP + FP); NaN without a predicted component."""
-        return ratio(self.tp, self.tp + self.fp)
+        return ratio(self.tp, self.tp + self.fp, empty=math.nan)
 
     @property
     def recall(self) -> float:
         """TP / (TP + FN); NaN without a reference component."""
-        return ratio(self.tp, self.tp + self.fn)
+        return ratio(self.tp, self.tp + self.fn, empty=math.nan)
 
     @property
     def f1(self) -> float:
         """TP / (TP + FP/2 + FN/2); 0 for false positives on an empty reference."""
-        return ratio(self.tp, self.tp + (self.fp + self.fn) / 2)
+        return ratio(self.tp, self.tp + (self.fp + self.fn) / 2, empty=math.nan)
 
     @property
     def rq(self) -> float:
@@ -67,7 +64,7 @@ class DetectionScores:
         """Segmentation quality, the mean IoU of the matched pairs; 0 where there are components but no match."""
         if self.both_empty:
             return math.nan
-        return self.iou_sum / self.tp if self.tp else 0.0
+        return ratio(self.iou_sum, self.tp, empty=0.0)
 
     @property
     def pq(self) -> float:
@@ -117,7 +114,7 @@ class VolumeBin:
     @property
     def recall(self) -> float:
         """Found / count; NaN without a lesion."""
-        return ratio(self.found, self.count)
+        return ratio(self.found, self.count, empty=math.nan)
 
 
 def recall_by_volume(

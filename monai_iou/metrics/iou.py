@@ -7,12 +7,14 @@ with I, P, T the voxels of class c in both, in the prediction and in the referen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from monai.utils.enums import MetricReduction
 
+from monai_iou import scores
 from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
 
@@ -36,7 +38,7 @@ class ClassCounts(NamedTuple):
     @property
     def union(self) -> torch.Tensor:
         """Voxels in either map."""
-        return self.prediction + self.reference - self.intersection
+        return scores.union(self.intersection, self.prediction, self.reference)
 
 
 def check_ignore_empty(ignore_empty: object) -> None:
@@ -103,12 +105,10 @@ def iou_from_counts(
     tensor([0.5000, 0.0000,    nan])
     """
     check_ignore_empty(ignore_empty)
-    union = prediction + reference - intersection
-    iou = intersection.double() / union.double()  # 0 / 0 is NaN
+    nothing = 1.0 if ignore_empty is False else math.nan
+    iou = scores.iou(intersection, prediction, reference, empty=nothing)
     if ignore_empty is True:
-        iou = iou.masked_fill(reference == 0, float("nan"))
-    elif ignore_empty is False:
-        iou = iou.masked_fill(union == 0, 1.0)
+        iou = iou.masked_fill(reference == 0, math.nan)
     return iou.float()
 
 
@@ -137,8 +137,8 @@ def fine_grained_iou(
     Raises:
         ValueError: the shapes differ or are not (N, C), or a percentage is outside (0, 100].
 
-    >>> scores = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
-    >>> {name: round(value, 3) for name, value in scores.items()}
+    >>> means = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
+    >>> {name: round(value, 3) for name, value in means.items()}
     {'iou_d': 0.818, 'iou_i': 0.45, 'iou_c': 0.45, 'iou_i_worst_50': 0.0, 'iou_c_worst_50': 0.0}
     """
     if intersection.ndim != 2 or intersection.shape != union.shape:
@@ -150,16 +150,17 @@ def fine_grained_iou(
     if not all(0 < q <= 100 for q in worst):
         message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}"
         raise ValueError(message)
-    scores = intersection.double() / union.double()
-    scores = scores.masked_fill(~(union > 0 if active is None else active), float("nan"))
-    image_means = scores.nanmean(dim=1)
+    values = scores.ratio(intersection, union, empty=math.nan)
+    values = values.masked_fill(~(union > 0 if active is None else active), math.nan)
+    image_means = values.nanmean(dim=1)
+    pooled = scores.ratio(intersection.sum(dim=0), union.sum(dim=0), empty=math.nan)
     result = {
-        "iou_d": float((intersection.sum(dim=0).double() / union.sum(dim=0).double()).nanmean()),
+        "iou_d": float(pooled.nanmean()),
         "iou_i": float(image_means.nanmean()),
-        "iou_c": float(scores.nanmean(dim=0).nanmean()),
+        "iou_c": float(values.nanmean(dim=0).nanmean()),
     }
     for q in worst:
-        classes = torch.tensor([_worst_mean(column, q) for column in scores.T])
+        classes = torch.tensor([_worst_mean(column, q) for column in values.T])
         result[f"iou_i_worst_{q:g}"] = _worst_mean(image_means, q)
         result[f"iou_c_worst_{q:g}"] = float(classes.nanmean())
     return result
@@ -289,5 +290,5 @@ class IoUMetric(PerClassMetric):
         counts = self.get_counts()
         active = counts.reference > 0 if self.ignore_empty is True else counts.union > 0
         pooled = iou_from_counts(*ClassCounts(*(c.sum(dim=0) for c in counts)))
-        scores = fine_grained_iou(counts.intersection, counts.union, active=active, worst=worst)
-        return {**scores, "iou_d_per_class": pooled.tolist()}
+        means = fine_grained_iou(counts.intersection, counts.union, active=active, worst=worst)
+        return {**means, "iou_d_per_class": pooled.tolist()}

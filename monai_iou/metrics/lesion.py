@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from monai_iou import scores
 from monai_iou.metrics.components import (
     Overlaps,
     find_overlaps,
@@ -25,9 +26,10 @@ from monai_iou.metrics.components import (
     match_one_to_one,
     nearest_component,
 )
-from monai_iou.metrics.detection import DetectionScores, Lesion, LesionCurve, ratio
+from monai_iou.metrics.detection import DetectionScores, Lesion, LesionCurve
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
 from monai_iou.metrics.overlap import crop_to_union, mask_pair
+from monai_iou.scores import ratio
 
 __all__ = ["LesionScores", "lesion_scores"]
 
@@ -67,8 +69,8 @@ class LesionScores(DetectionScores):
                 f"Expected `thresholds` to be two or more ascending numbers in [0, 1], but got {tuple(t.tolist())}"
             )
             raise ValueError(message)
-        scores = [self.at(value) for value in t]
-        f1, recall, pq = (np.array([getattr(s, name) for s in scores]) for name in ("f1", "recall", "pq"))
+        found = [self.at(value) for value in t]
+        f1, recall, pq = (np.array([getattr(s, name) for s in found]) for name in ("f1", "recall", "pq"))
         width = t[-1] - t[0]
         areas = [float(((y[1:] + y[:-1]) / 2 * np.diff(t)).sum() / width) for y in (f1, pq)]
         return LesionCurve(t, f1, recall, pq, *areas)
@@ -136,8 +138,8 @@ def lesion_scores(
         iou_sum=detection.iou_sum,
         cc_iou=float(region_iou.mean()) if r_count else empty_score,
         cc_dice=float(region_dice.mean()) if r_count else empty_score,
-        recall_any=ratio(len(np.unique(overlaps.reference)), r_count),
-        precision_any=ratio(len(np.unique(overlaps.prediction)), p_count),
+        recall_any=ratio(len(np.unique(overlaps.reference)), r_count, empty=math.nan),
+        precision_any=ratio(len(np.unique(overlaps.prediction)), p_count, empty=math.nan),
         lesions=_records(overlaps, matches, region_iou, centroids, matrix, math.prod(size) / 1000, label),
         overlaps=overlaps,
     )
@@ -181,10 +183,11 @@ def _region_scores(
     """
     count = len(overlaps.reference_sizes)
     inside = np.bincount(overlaps.reference, weights=overlaps.intersection, minlength=count)
-    union = overlaps.reference_sizes.astype(float)
+    predicted = inside
     if count and outside.any():
-        union += np.bincount(nearest_component(components, outside, spacing), minlength=count + 1)[1:]
-    return inside / union, 2 * inside / (union + inside)
+        predicted = inside + np.bincount(nearest_component(components, outside, spacing), minlength=count + 1)[1:]
+    sizes = overlaps.reference_sizes.astype(float)
+    return scores.iou(inside, predicted, sizes), scores.dice(inside, predicted, sizes)
 
 
 def _centroids(components: npt.NDArray[Any], count: int, offset: tuple[int, ...]) -> _FloatArray:

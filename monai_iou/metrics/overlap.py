@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from monai_iou import scores
 from monai_iou.metrics.inputs import ArrayLike, as_plain_tensor, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty
 
@@ -126,7 +127,7 @@ class OverlapScores:
     @property
     def relative_volume_error(self) -> float:
         """(Prediction minus reference) / reference; NaN without a reference."""
-        return self.volume_error_ml / self.reference_ml if self.reference_ml else math.nan
+        return scores.ratio(self.volume_error_ml, self.reference_ml, empty=math.nan)
 
 
 def overlap_from_counts(
@@ -154,17 +155,16 @@ def overlap_from_counts(
     check_ignore_empty(ignore_empty)
     dimensions = 3 if spacing is None or np.ndim(spacing) == 0 else len(spacing)
     voxel_ml = math.prod(spacing_tuple(spacing, dimensions)) / _MM3_PER_ML
-    union = prediction + reference - intersection
-    iou, dice = _ratio(intersection, union), _ratio(2 * intersection, prediction + reference)
-    if union == 0 and ignore_empty is False:
-        iou = dice = 1.0
-    elif reference == 0 and ignore_empty is True:
+    nothing = 1.0 if ignore_empty is False else math.nan
+    iou = scores.iou(intersection, prediction, reference, empty=nothing)
+    dice = scores.dice(intersection, prediction, reference, empty=nothing)
+    if reference == 0 and ignore_empty is True:
         iou = dice = math.nan
     return OverlapScores(
         iou=iou,
         dice=dice,
-        precision=_ratio(intersection, prediction),
-        recall=_ratio(intersection, reference),
+        precision=scores.ratio(intersection, prediction, empty=math.nan),
+        recall=scores.ratio(intersection, reference, empty=math.nan),
         reference_ml=reference * voxel_ml,
         prediction_ml=prediction * voxel_ml,
     )
@@ -191,7 +191,3 @@ def overlap_scores(
     p, r = mask_pair(prediction, reference)
     counts = [int(np.count_nonzero(m)) for m in (p & r, p, r)]
     return overlap_from_counts(*counts, spacing=spacing_tuple(spacing, p.ndim), ignore_empty=ignore_empty)
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan

@@ -36,14 +36,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou.voxels.spec import CONFIDENCE, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
+Sums = TypeVar("Sums", Tensor, NDArray[Any], float)
+
 _TINY = 1e-30
+
+
+def union(intersection: Sums, prediction: Sums, target: Sums) -> Sums:
+    """Return U = P + T - I. No digits cancel, because I is at most the smaller of P and T."""
+    joined: Sums = prediction + target - intersection
+    return joined
 
 
 def _smoothed(target: Tensor, spec: PassSpec, classes: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
+from monai_iou.voxels.formulas import union
 from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
@@ -49,8 +50,8 @@ class VoxelSums:
 
     @property
     def union(self) -> Tensor:
-        """U = P + T - I. No digits cancel, because I is at most the smaller of P and T."""
-        return self.prediction + self.target - self.intersection
+        """U = P + T - I."""
+        return union(self.intersection, self.prediction, self.target)
 
     def stacked(self) -> Tensor:
         """Return the fields as one tensor (6, B, C[, R])."""

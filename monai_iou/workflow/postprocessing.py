@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from monai_iou.components import label_components
 from monai_iou.datasets.cases import DatasetError
+from monai_iou.scores import iou
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.optimization import inner_module
@@ -254,14 +255,11 @@ def _class_scores(maps: Sequence[tuple[NDArray[Any], NDArray[Any]]], value: int)
     # A limit at a component's own size keeps it; one past the largest would remove everything.
     wanted = np.concatenate([[0], present[1:]])
     wanted = np.unique(wanted[np.linspace(0, len(wanted) - 1, min(len(wanted), MAX_SIZES)).astype(int)])
-    scores = np.full((len(wanted), len(maps)), np.nan)
+    scores = np.empty((len(wanted), len(maps)))
     for case, (sizes, overlaps, true) in enumerate(counted):
         for row, smallest in enumerate(wanted):
             kept = sizes >= smallest
-            both = overlaps[kept].sum()
-            union = sizes[kept].sum() + true - both
-            if union:
-                scores[row, case] = both / union
+            scores[row, case] = iou(overlaps[kept].sum(), sizes[kept].sum(), true, empty=np.nan)
     return wanted, scores
 
 
