@@ -1,8 +1,10 @@
-"""Every check of arguments and tensors, and every message that a user of the library may read.
+"""Checks of arguments and tensors that several modules share, and their messages.
 
-A message says what was expected, what came instead, and what to do: "Expected `x` to be ..., but got ...: ...".
+A message says what was expected, what was given, and what to do: "Expected `x` to be ..., but got ...: ...". The tests
+hold every message of the package to this form.
+
 Checks of tensors look at shapes and dtypes only. Label values are checked after the voxel pass, from its sums
-(:func:`check_label_sums`), so that they cost no pass of their own.
+(:func:`check_label_sums`), so that they need no pass of their own.
 """
 
 from __future__ import annotations
@@ -26,26 +28,26 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise ValueError if `value` is none of `choices`."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        message = f"Expected `{name}` to be one of {listed}, but got {value!r}."
+        message = f"Expected `{name}` to be one of {listed}, but got {value!r}: choose one of these."
         raise ValueError(message)
 
 
-def check_positive(name: str, value: float, *, allow_zero: bool = False, remedy: str = "") -> float:
+def check_positive(
+    name: str, value: float, *, allow_zero: bool = False, remedy: str = "choose a value in this range"
+) -> float:
     """Return `value` as a float; raise ValueError unless it is finite and above (with `allow_zero`, not below) zero."""
     number = check_number(name, value)
     if number != number or number in (float("inf"), float("-inf")) or number < 0 or (number == 0 and not allow_zero):
         bound = "at least 0" if allow_zero else "above 0"
-        message = (
-            f"Expected `{name}` to be a finite number {bound}, but got {value!r}{': ' + remedy if remedy else ''}."
-        )
+        message = f"Expected `{name}` to be a finite number {bound}, but got {value!r}: {remedy}."
         raise ValueError(message)
     return number
 
 
 def check_number(name: str, value: Any) -> float:
-    """Return `value` as a float; raise TypeError if it is no number."""
+    """Return `value` as a float; raise TypeError if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        message = f"Expected `{name}` to be a number, but got {type(value).__name__}."
+        message = f"Expected `{name}` to be a number, but got {type(value).__name__}: pass an int or a float."
         raise TypeError(message)
     return float(value)
 
@@ -54,7 +56,7 @@ def check_fraction(name: str, value: float) -> float:
     """Return `value` as a float; raise ValueError unless 0 <= value < 1."""
     number = check_number(name, value)
     if not 0 <= number < 1:
-        message = f"Expected `{name}` to be at least 0 and below 1, but got {value!r}."
+        message = f"Expected `{name}` to be at least 0 and below 1, but got {value!r}: choose a value in this range."
         raise ValueError(message)
     return number
 
@@ -62,7 +64,10 @@ def check_fraction(name: str, value: float) -> float:
 def check_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
     """Raise if more than one activation is asked for, or `other_act` cannot be called."""
     if other_act is not None and not callable(other_act):
-        message = f"Expected `other_act` to be None or callable, but got {type(other_act).__name__}."
+        message = (
+            f"Expected `other_act` to be None or callable, but got {type(other_act).__name__}: pass a function of the "
+            "logits, such as torch.sigmoid."
+        )
         raise TypeError(message)
     chosen = [
         name for name, on in (("sigmoid", sigmoid), ("softmax", softmax), ("other_act", other_act is not None)) if on
@@ -81,7 +86,10 @@ def check_ignore_index(ignore_index: Any) -> int | None:
         return None
     if isinstance(ignore_index, numbers.Integral) and not isinstance(ignore_index, bool):
         return int(ignore_index)
-    message = f"Expected `ignore_index` to be None or an integer, but got {type(ignore_index).__name__}."
+    message = (
+        f"Expected `ignore_index` to be None or an integer, but got {type(ignore_index).__name__}: pass the value of "
+        "the label to ignore, such as 255."
+    )
     raise TypeError(message)
 
 
@@ -95,17 +103,21 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
         return None
     tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype())
     if tensor.ndim > 1:
-        message = f"Expected `{name}` to be a number or one number per class, but got shape {tuple(tensor.shape)}."
+        shape = tuple(tensor.shape)
+        message = f"Expected `{name}` to be a number or one number per class, but got shape {shape}: flatten it."
         raise ValueError(message)
     bad = tensor[~(tensor >= 0) | torch.isinf(tensor)] if tensor.numel() else tensor
     if bad.numel():
-        message = f"Expected every `{name}` to be finite and at least 0, but got {float(bad.reshape(-1)[0])}."
+        message = (
+            f"Expected every `{name}` to be finite and at least 0, but got {float(bad.reshape(-1)[0])}: replace it; 0 "
+            "leaves a class out."
+        )
         raise ValueError(message)
     return tensor
 
 
 def check_weight_length(weight: Tensor, classes: int, include_background: bool) -> None:
-    """Raise ValueError unless `weight` is one number or one a scored class."""
+    """Raise ValueError unless `weight` is one number or one number per scored class."""
     if weight.ndim == 1 and weight.shape[0] != classes:
         remedy = (
             "give one weight per class"
@@ -119,7 +131,7 @@ def check_weight_length(weight: Tensor, classes: int, include_background: bool) 
 def check_input(input: Tensor) -> None:
     """Raise unless `input` is a floating-point tensor (B, C, *S) with 1 to 3 spatial dimensions."""
     if not isinstance(input, Tensor):
-        message = f"Expected `input` to be a tensor, but got {type(input).__name__}."
+        message = f"Expected `input` to be a tensor, but got {type(input).__name__}: convert it with torch.as_tensor."
         raise TypeError(message)
     if not input.is_floating_point():
         message = f"Expected `input` to be floating point, but got {input.dtype}: pass logits or probabilities."
@@ -131,35 +143,39 @@ def check_input(input: Tensor) -> None:
         )
         raise ValueError(message)
     if input.shape[1] == 0:
-        message = f"Expected `input` to have at least one channel, but got shape {tuple(input.shape)}."
+        message = (
+            f"Expected `input` to have at least one channel, but got shape {tuple(input.shape)}: give one channel per "
+            "class."
+        )
         raise ValueError(message)
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
     """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for `input` (B, C, *S)."""
     if not isinstance(target, Tensor):
-        message = f"Expected `target` to be a tensor, but got {type(target).__name__}."
+        message = f"Expected `target` to be a tensor, but got {type(target).__name__}: convert it with torch.as_tensor."
         raise TypeError(message)
     if target.is_complex():
-        message = f"Expected `target` to hold labels, but got {target.dtype}."
+        message = f"Expected `target` to hold labels, but got {target.dtype}: pass integers, booleans or fractions."
         raise TypeError(message)
     classes = input.shape[1]
     fits = target.ndim == input.ndim and target.shape[0] == input.shape[0] and target.shape[2:] == input.shape[2:]
     if fits and target.shape[1] in (1, classes):
         return
     space = tuple(input.shape[2:])
+    remedy = "resample both to the same grid"
+    if tuple(target.shape) == (input.shape[0], *space):
+        remedy = "add the channel dimension, target.unsqueeze(1)"
     message = (
         f"Expected `target` to be a label map {(input.shape[0], 1, *space)} or per-class maps "
-        f"{(input.shape[0], classes, *space)} for an input {tuple(input.shape)}, but got {tuple(target.shape)}"
+        f"{(input.shape[0], classes, *space)} for an input {tuple(input.shape)}, but got {tuple(target.shape)}: "
+        f"{remedy}."
     )
-    if tuple(target.shape) == (input.shape[0], *space):
-        message += ": add the channel dimension, target.unsqueeze(1)"
-    message += "."
     raise ValueError(message)
 
 
 def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, stacklevel: int = 4) -> None:
-    """Hold `to_onehot_y` against the target's shape; warn, as MONAI does, where one channel makes it void."""
+    """Compare `to_onehot_y` with the target's shape; warn, as MONAI does, that a single channel ignores it."""
     if not to_onehot_y:
         return
     if input.shape[1] == 1:
@@ -176,10 +192,13 @@ def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) ->
     """Return a mask or region map as (B, N); raise unless it is (B, 1, *S) of bool or integer dtype."""
     expected = (input.shape[0], 1, *input.shape[2:])
     if not isinstance(value, Tensor):
-        message = f"Expected `{name}` to be a tensor, but got {type(value).__name__}."
+        message = f"Expected `{name}` to be a tensor, but got {type(value).__name__}: convert it with torch.as_tensor."
         raise TypeError(message)
     if tuple(value.shape) != expected:
-        message = f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}."
+        message = (
+            f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}: give one value per voxel, in a "
+            "single channel."
+        )
         raise ValueError(message)
     if integer and (value.is_floating_point() or value.dtype == torch.bool or value.is_complex()):
         message = f"Expected `{name}` to hold integer region numbers, but got {value.dtype}: convert it with .long()."
@@ -188,7 +207,7 @@ def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) ->
 
 
 def label_error(target: Tensor, classes: int, ignore_index: int | None) -> ValueError:
-    """Describe the first value of a label map that is no class: found by a second look at `target`."""
+    """Describe the first value of a label map that is not a class, which a second look at `target` finds."""
     values = target.detach().flatten()
     values = values if values.is_floating_point() else values.long()
     bad = ~((values >= 0) & (values < classes) & (values == values.round() if values.is_floating_point() else True))
@@ -197,7 +216,7 @@ def label_error(target: Tensor, classes: int, ignore_index: int | None) -> Value
     value = values[bad][0].item()
     remedy = "map the labels to consecutive classes, or name the value to leave out by `ignore_index`"
     if not math.isfinite(value):
-        remedy = "replace it, a label is a number"
+        remedy = "replace it by the number of a class"
     elif isinstance(value, float) and value != round(value):
         remedy = f"a soft target needs one channel per class, shape (B, {classes}, *S)"
     elif isinstance(value, float):
@@ -232,8 +251,8 @@ def check_positions(name: str, size: Sequence[int]) -> int:
     if not 1 <= positions <= MAX_POSITIONS or len(size) > 3:
         message = (
             f"Expected `{name}` to have 1 to {MAX_POSITIONS} positions (16x16x16) in 1 to 3 dimensions, but got "
-            f"{positions} of {'x'.join(map(str, size))}: an affinity of N positions takes 4 N^2 bytes an image, "
-            "choose a coarser grid."
+            f"{positions} of {'x'.join(map(str, size))}: an affinity of N positions takes 4 N^2 bytes per image, "
+            "so choose a coarser grid."
         )
         raise ValueError(message)
     return positions

@@ -1,4 +1,4 @@
-"""The `monai-iou` command; beside `console.py` the only file that prints.
+"""The `monai-iou` command; apart from `console.py` the only file that prints.
 
 Loaded by path from `monai_iou_command`, so nothing at its top level may import `monai_iou`, torch or MONAI: each
 command imports what it needs. Exit codes: 0 done, 1 the work failed, 2 the command line was wrong.
@@ -24,7 +24,7 @@ def _label_list(context: click.Context, parameter: click.Parameter, value: str |
     try:
         return tuple(int(part) for part in value.split(",")) if value else ()
     except ValueError as error:
-        message = f"Expected label values separated by commas, such as 1,2, but got {value!r}."
+        message = f"Expected label values, but got {value!r}: separate whole numbers by commas, such as 1,2."
         raise click.BadParameter(message) from error
 
 
@@ -34,10 +34,10 @@ def _region_list(context: click.Context, parameter: click.Parameter, value: str 
         parts = [part.split("=") for part in value.split(",")] if value else []
         regions = {name.strip(): tuple(int(label) for label in labels.split("+")) for name, labels in parts}
     except ValueError as error:
-        message = f"Expected regions such as whole=1+2,core=2, but got {value!r}."
+        message = f"Expected regions, but got {value!r}: write a name and its labels, such as whole=1+2,core=2."
         raise click.BadParameter(message) from error
     if len(regions) != len(parts) or "" in regions:
-        message = f"Expected every region to have a name of its own, but got {value!r}."
+        message = f"Expected every region to have a name of its own, but got {value!r}: rename one."
         raise click.BadParameter(message)
     return regions
 
@@ -46,11 +46,15 @@ _FOLDER = click.Path(path_type=Path)
 
 
 @cli.command()
-@click.option("--predictions", required=True, type=_FOLDER, metavar="DIR", help="Predicted label maps.")
-@click.option("--references", required=True, type=_FOLDER, metavar="DIR", help="Reference label maps.")
-@click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Where the tables and the report go.")
-@click.option("--labels", callback=_label_list, metavar="1,2", help="Label values. Default: all in the references.")
-@click.option("--regions", callback=_region_list, metavar="NAME=1+2,...", help="Unions of labels, instead of labels.")
+@click.option("--predictions", required=True, type=_FOLDER, metavar="DIR", help="Folder of the predicted label maps.")
+@click.option("--references", required=True, type=_FOLDER, metavar="DIR", help="Folder of the reference label maps.")
+@click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Folder for the tables and the report.")
+@click.option(
+    "--labels", callback=_label_list, metavar="1,2", help="Labels to score. Default: every label in the references."
+)
+@click.option(
+    "--regions", callback=_region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels."
+)
 @click.option(
     "--ignore", type=int, metavar="LABEL", help="Reference voxels of this value are excluded from all scores."
 )
@@ -62,11 +66,19 @@ _FOLDER = click.Path(path_type=Path)
     metavar="MM",
     help="Tolerance of the normalised surface distance (NSD).",
 )
-@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes of this machine.")
-@click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask cluster, such as tcp://host:8786.")
-@click.option("--resample", type=click.Choice(["reference"]), help="Take predictions to the reference's grid.")
-@click.option("--images", type=_FOLDER, metavar="DIR", help="Images to show in the report under the contours.")
-@click.option("--pairs", type=_FOLDER, metavar="CSV", help="Columns prediction, reference and, if wanted, case.")
+@click.option(
+    "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of processes on this machine."
+)
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786."
+)
+@click.option("--resample", type=click.Choice(["reference"]), help="Resample predictions to the grid of the reference.")
+@click.option(
+    "--images", type=_FOLDER, metavar="DIR", help="Folder of images, which the report shows under the contours."
+)
+@click.option(
+    "--pairs", type=_FOLDER, metavar="CSV", help="Table of pairs: columns prediction, reference and, if wanted, case."
+)
 def evaluate(**options: Any) -> int:
     """Score a folder of predictions against references.
 
@@ -92,8 +104,17 @@ def evaluate(**options: Any) -> int:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=_FOLDER, metavar="BASELINE OTHER...")
-@click.option("--output", type=_FOLDER, default=Path("comparison"), show_default=True, metavar="DIR")
-@click.option("--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all that rank a method.")
+@click.option(
+    "--output",
+    type=_FOLDER,
+    default=Path("comparison"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the table and the report.",
+)
+@click.option(
+    "--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all scores that rank a method."
+)
 def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int:
     """Compare evaluated folders with the first of them, case by case.
 
@@ -118,7 +139,13 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int
 
 @cli.command("class-weights")
 @click.argument("labels_dir", type=_FOLDER)
-@click.option("--method", type=click.Choice(["inverse", "median", "effective"]), default="inverse", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["inverse", "median", "effective"]),
+    default="inverse",
+    show_default=True,
+    help="Formula of the weights; `effective` is the mildest.",
+)
 @click.option(
     "--beta",
     type=click.FloatRange(0, 1, max_open=True),
@@ -127,11 +154,21 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int
     help="Parameter of the method `effective`.",
 )
 @click.option(
-    "--labels", callback=_label_list, metavar="0,1,2", help="Label values. Default: of dataset.json, or found."
+    "--labels",
+    callback=_label_list,
+    metavar="0,1,2",
+    help="Labels to count. Default: those of dataset.json, else of the files.",
 )
-@click.option("--output", type=_FOLDER, default=Path("class_weights.json"), show_default=True, metavar="FILE")
+@click.option(
+    "--output",
+    type=_FOLDER,
+    default=Path("class_weights.json"),
+    show_default=True,
+    metavar="FILE",
+    help="JSON file for the weights.",
+)
 def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int, ...], output: Path) -> int:
-    """Weigh classes by how rare they are in a folder of label files.
+    """Compute class weights from a folder of label files: the rarer a class, the larger its weight.
 
     Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
     """
@@ -158,17 +195,32 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
 
 @cli.command()
 @click.argument("dataset_dir", type=_FOLDER)
-@click.option("--output", type=_FOLDER, default=Path("plan.json"), show_default=True, metavar="FILE")
-@click.option("--folds", type=int, metavar="N", help="Cross-validate. Default: one split.")
-@click.option("--fold", type=int, show_default="0", metavar="K", help="Fold of --folds to validate on, from 0.")
-@click.option("--memory-gb", type=float, metavar="GIB", help="Of the GPU, or RAM. Default: what is free now.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--output",
+    type=_FOLDER,
+    default=Path("plan.json"),
+    show_default=True,
+    metavar="FILE",
+    help="Config file for the decisions.",
+)
+@click.option("--folds", type=int, metavar="N", help="Number of folds of a cross-validation. Default: a single split.")
+@click.option("--fold", type=int, show_default="0", metavar="K", help="Fold of --folds to validate on, counted from 0.")
+@click.option("--memory-gb", type=float, metavar="GIB", help="Memory of the GPU, or RAM. Default: what is free now.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to plan for; `auto` is a GPU if there is one.",
+)
 def plan(
     dataset_dir: Path, output: Path, folds: int | None, fold: int | None, memory_gb: float | None, device: str
 ) -> int:
-    """Decide from a dataset how to train on it: spacing, patch, batch, crops, loss, length, each with its reason.
+    """Decide from a dataset how to train on it, and give the reason for each decision.
 
-    DATASET_DIR is a folder in the Decathlon layout. Its training cases are read; the cases of test_labelled are not.
+    Spacing, patch, batch, crops, loss and length are decided from the training cases of DATASET_DIR, a folder in the
+    Decathlon layout. The cases of test_labelled are not read.
+
     Writes a config that `monai.bundle run` merges after train.json.
     """
     import shlex
@@ -207,12 +259,14 @@ def plan(
 
 
 @cli.command()
-@click.option("--output", type=_FOLDER, default=Path("demo"), show_default=True, metavar="DIR", help="A new folder.")
+@click.option(
+    "--output", type=_FOLDER, default=Path("demo"), show_default=True, metavar="DIR", help="New folder for the demo."
+)
 def demo(output: Path) -> int:
-    """Train, evaluate and predict on volumes made for it: a few minutes on two cores.
+    """Train, evaluate and predict on generated volumes, in a few minutes on two cores.
 
     Writes 12 CT-like volumes with lesions of 4 to 14 mm as a Decathlon-layout folder, trains the shipped bundle on nine
-    of them through MONAI's bundle commands, and scores it on the other three beside an untrained network.
+    of them through MONAI's bundle commands, and scores it on the other three, together with an untrained network.
     """
     import warnings
 
@@ -232,7 +286,7 @@ def demo(output: Path) -> int:
 @cli.command()
 @click.argument("folder", type=_FOLDER, metavar="DIR")
 def init(folder: Path) -> int:
-    """Copy the shipped bundle to DIR, a new folder, for training on your data and for editing."""
+    """Copy the shipped bundle to the new folder DIR, where you can edit it and train it on your data."""
     from monai_iou.bundle_files import copy_bundle
 
     try:
@@ -248,7 +302,7 @@ def init(folder: Path) -> int:
 @cli.command()
 @click.argument("bundle", type=_FOLDER, metavar="DIR")
 def describe(bundle: Path) -> int:
-    """Let the metadata of the trained bundle in DIR name the channels and classes of its own network.
+    """Write the trained model's channels and classes into the metadata of the bundle in DIR.
 
     The shipped configs/metadata.json names one channel and one label. The model zoo's checks, MONAI Label and MONAI
     Deploy read that file.

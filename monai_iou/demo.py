@@ -1,4 +1,4 @@
-"""The demo: make volumes, then train, evaluate and predict with the shipped bundle through MONAI's own workflows."""
+"""The demo: generate volumes, then train, evaluate and predict with the shipped bundle by MONAI's own workflows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEMO_SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CaseScore:
-    """IoU and Dice of one held-out volume, trained and untrained."""
+    """IoU and Dice of one held-out volume, for the trained and for the untrained network."""
 
     case: str
     iou: float
@@ -42,7 +42,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo did: scores, the folder of masks, the equivalent command line, and the time it took in seconds."""
+    """The demo's results: scores, the folder of masks, the equivalent command line, and the duration in seconds."""
 
     scores: tuple[CaseScore, ...]
     masks: Path
@@ -66,17 +66,17 @@ def run_demo(
     settings: Mapping[str, Any] | None = None,
     dataset: Mapping[str, Any] | None = None,
 ) -> DemoResult:
-    """Make a dataset, train on it, score the held-out volumes and write their masks.
+    """Generate a dataset, train on it, score the held-out volumes and write their masks.
 
     Args:
-        output: a new or empty folder, or one that an earlier demo wrote, which is replaced. Afterwards it holds
+        output: a new or empty folder, or one that an earlier demo wrote, which is replaced. Afterwards it contains
             `dataset`, `bundle` (with the trained model) and `masks`.
-        say: gets one line before each step.
-        settings: overrides of the bundle's configs, over `DEMO_SETTINGS`.
+        say: called with one line of text before each step.
+        settings: overrides of the bundle's configs, which take precedence over `DEMO_SETTINGS`.
         dataset: arguments of `write_phantom_dataset`.
 
     Raises:
-        ValueError: `output` holds something that is not a demo's.
+        ValueError: `output` contains files that no demo wrote.
     """
     start = time.monotonic()
     folder = _fresh_folder(Path(output).resolve())

@@ -1,4 +1,4 @@
-"""Networks that hand out, in training, what the attention losses supervise."""
+"""Networks that return, in training, the attention maps or affinities that the attention losses supervise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AttentionMapUnet", "ContextPriorHead"]
 class AttentionMapUnet(AttentionUnet):
     """MONAI's AttentionUnet that returns its attention maps as well, in training.
 
-    In training the output is (logits, maps), with one map (B, 1, *S_k) in [0, 1] a scale, finest first; in evaluation
+    In training the output is (logits, maps), with one map (B, 1, *S_k) in [0, 1] per scale, finest first; in evaluation
     it is the logits, so that sliding windows, TorchScript and MONAI's `ckpt_export` work as usual. Weights of an
     AttentionUnet load into it and back. Use it with :class:`monai_iou.AttentionSupervisionLoss`.
 
@@ -62,20 +62,21 @@ class AttentionMapUnet(AttentionUnet):
 
 
 class ContextPriorHead(nn.Module):
-    """Segmentation head with a context prior: which positions are of the same class (Yu et al. 2020), in 1 to 3D.
+    """Segmentation head with a context prior, the map of positions that share a class (Yu et al. 2020), in 1D to 3D.
 
     The features X (B, C, *S) are averaged to a coarse grid of N positions. A convolution predicts from them the
-    affinity P (B, N, N), the probability that two positions are of one class; P X and (1 - P) X, the context of the
-    same and of the other classes, are mixed with X, brought back to *S and added. In training the output is
+    affinity P (B, N, N), the probability that two positions belong to the same class. P X is the context of the same
+    class and (1 - P) X that of the other classes; a convolution mixes both with X, and the result is resampled to *S
+    and added to X. In training the output is
     (logits, affinity), for :class:`monai_iou.AffinityLoss`; in evaluation it is the logits.
 
-    P takes 4 N^2 bytes an image, 67 MB at 16x16x16 positions, and the convolution C N weights.
+    P takes 4 N^2 bytes per image, 67 MB for 16x16x16 positions, and the convolution has C N weights.
 
     Args:
-        in_channels: C, of the features.
-        out_channels: classes.
-        size: the coarse grid, one number a spatial dimension, at most 16^3 = 4096 positions.
-        kernel_size: of the convolution that gathers a position's neighbourhood, odd.
+        in_channels: number of channels C of the features.
+        out_channels: number of classes.
+        size: shape of the coarse grid, one number per spatial dimension, at most 16^3 = 4096 positions.
+        kernel_size: odd size of the kernel of the convolution that gathers the neighbourhood of a position.
 
     Raises:
         ValueError: if the grid has more than 4096 positions, channels are fewer than 1, or `kernel_size` is not odd.
@@ -96,8 +97,8 @@ class ContextPriorHead(nn.Module):
         _check_counts(in_channels=in_channels, out_channels=out_channels)
         if kernel_size < 1 or kernel_size % 2 == 0:
             message = (
-                f"Expected `kernel_size` to be odd, but got {kernel_size}: only an odd kernel keeps the grid's shape, "
-                f"take {max(kernel_size, 0) + 1}."
+                f"Expected `kernel_size` to be odd, but got {kernel_size}: only an odd kernel keeps the grid's shape; "
+                f"use {max(kernel_size, 0) + 1}."
             )
             raise ValueError(message)
         dims = len(self.size)

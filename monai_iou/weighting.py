@@ -1,4 +1,4 @@
-"""Class weights from how often classes occur: in counts, in a dataset, in label files."""
+"""Class weights from the number of voxels of each class, and the counting of those voxels in a dataset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def class_weights(
     method: str = "inverse",
     beta: float = 0.9999,
 ) -> Tensor:
-    r"""Return one weight per class for a loss's `weight`, the rarer the class the larger.
+    r"""Return one weight per class for a loss's `weight`, which is larger for rarer classes.
 
     For n_c voxels of class c:
 
@@ -35,19 +35,19 @@ def class_weights(
       2019, https://arxiv.org/abs/1901.05555), which levels off at :math:`1 / (1 - \beta)` voxels: classes larger than
       that weigh the same, and the weights of two classes never differ by more than that factor.
 
-    The weights of the classes that occur have mean 1, so that the size of a loss does not change. A class without a
-    voxel has weight 0: nothing can be learned of it.
+    The weights of the classes that occur have mean 1, so that the size of a loss does not change. A class without
+    voxels has weight 0, because nothing can be learned about it.
 
     Args:
         counts: voxels of each class, (C,), or of each case and class, (N, C).
         method: "inverse", "median" or "effective".
-        beta: of "effective", at least 0 and below 1. 0.9999 levels off at 10^4 voxels.
+        beta: parameter of "effective", at least 0 and below 1. With 0.9999 the weights level off at 10^4 voxels.
 
     Returns:
         (C,) float32, on the CPU.
 
     Raises:
-        TypeError: if the counts are no numbers.
+        TypeError: if the counts are not numbers.
         ValueError: if counts are negative, not finite or all 0, or have another number of dimensions, or `method` or
             `beta` is out of its range.
 
@@ -82,14 +82,19 @@ def _checked_counts(counts: Any) -> NDArray[np.float64]:
         message = f"Expected `counts` to be numbers of shape (C,) or (N, C), but got {type(counts).__name__}: {error}."
         raise TypeError(message) from error
     if table.ndim not in (1, 2) or table.size == 0:
-        message = f"Expected `counts` to have shape (C,) or (N, C), but got {table.shape}."
+        message = f"Expected `counts` to have shape (C,) or (N, C), but got {table.shape}: sum over all other axes."
         raise ValueError(message)
     bad = ~np.isfinite(table) | (table < 0)
     if bad.any():
-        message = f"Expected every one of `counts` to be finite and at least 0, but got {table[bad][0]}."
+        message = (
+            f"Expected every one of `counts` to be finite and at least 0, but got {table[bad][0]}: count voxels again, "
+            "for instance with `count_voxels`."
+        )
         raise ValueError(message)
     if not table.any():
-        message = "Expected `counts` to hold at least one voxel, but got 0 for every class."
+        message = (
+            "Expected `counts` to hold at least one voxel, but got 0 for every class: check that the labels were read."
+        )
         raise ValueError(message)
     return table.reshape(-1, table.shape[-1])
 
@@ -99,17 +104,17 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
 
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), label maps, or lists of
-            such (several crops of one volume). A label has shape (1, *S) with class numbers, or (C, *S) with one map a
-            class.
+            such (several crops of one volume). A label has shape (1, *S) with class numbers, or (C, *S) with one map
+            per class.
         num_classes: number of classes C; by default one more than the largest label.
         key: where dictionaries hold the label.
 
     Returns:
-        (N, C) int64, one row an item.
+        (N, C) int64, one row per item.
 
     Raises:
-        TypeError: if an item holds no label.
-        ValueError: if a label is negative, no whole number, or at least `num_classes`, or the dataset is empty.
+        TypeError: if an item contains no label.
+        ValueError: if a label is negative, not a whole number, or at least `num_classes`, or the dataset is empty.
 
     Example:
         >>> import torch
@@ -123,11 +128,14 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     """
     rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(dataset)]
     if not rows:
-        message = "Expected `dataset` to hold at least one item, but it is empty."
+        message = "Expected `dataset` to contain at least one item, but it is empty: give the training cases."
         raise ValueError(message)
     classes = max(len(row) for row in rows)
     if num_classes is not None and classes > num_classes:
-        message = f"Expected labels below `num_classes` = {num_classes}, but got {classes - 1}."
+        message = (
+            f"Expected labels below `num_classes` = {num_classes}, but got {classes - 1}: raise `num_classes`, or map "
+            "the labels to consecutive classes."
+        )
         raise ValueError(message)
     table = np.zeros((len(rows), classes if num_classes is None else num_classes), dtype=np.int64)
     for row, counts in zip(table, rows, strict=True):
@@ -161,7 +169,10 @@ def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:
     whole = label.astype(np.int64)
     if label.size and (whole.min() < 0 or (label.dtype.kind == "f" and (whole != label).any())):
         wrong = label[(whole != label) | (whole < 0)].flat[0]
-        message = f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong}."
+        message = (
+            f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong}: map the labels to "
+            "consecutive classes."
+        )
         raise ValueError(message)
-    found: NDArray[np.int64] = np.bincount(whole.ravel(), minlength=1)
-    return found
+    voxels: NDArray[np.int64] = np.bincount(whole.ravel(), minlength=1)
+    return voxels

@@ -78,9 +78,13 @@ def seconds_of_children() -> float:
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
-        (["--labels=1,x"], 2, "Expected label values separated by commas, such as 1,2, but got '1,x'."),
-        (["--regions=whole"], 2, "Expected regions such as whole=1+2,core=2, but got 'whole'."),
-        (["--regions=a=1,a=2"], 2, "Expected every region to have a name of its own, but got 'a=1,a=2'."),
+        (["--labels=1,x"], 2, "Expected label values, but got '1,x': separate whole numbers by commas, such as 1,2."),
+        (
+            ["--regions=whole"],
+            2,
+            "Expected regions, but got 'whole': write a name and its labels, such as whole=1+2,core=2.",
+        ),
+        (["--regions=a=1,a=2"], 2, "Expected every region to have a name of its own, but got 'a=1,a=2': rename one."),
         (["--labels=1,1"], 2, "Expected every label once in `--labels`, but got 1 again: remove it."),
         (["--images=nowhere"], 2, "Expected `--images` to be a folder of volumes, but got `nowhere`: check the path."),
         (["--labels=1", "--regions=a=1"], 2, "Expected either `--labels` or `--regions`, but got both: keep one."),

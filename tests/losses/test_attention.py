@@ -315,7 +315,7 @@ def test_errors() -> None:
         AffinityLoss()(torch.zeros(1, 1, 1).expand(1, 4913, 4913), torch.zeros(1, 1, 17, 17, 17))
     with pytest.raises(ValueError, match=re.escape("`size` to have 1 to 4096 positions (16x16x16)")):
         ContextPriorHead(8, 2, size=(32, 16, 16))
-    with pytest.raises(ValueError, match="to be odd, but got 2: only an odd kernel keeps the grid's shape, take 3"):
+    with pytest.raises(ValueError, match="to be odd, but got 2: only an odd kernel keeps the grid's shape; use 3"):
         ContextPriorHead(8, 2, size=(4, 4), kernel_size=2)
     with pytest.raises(ValueError, match="`in_channels` to be at least 1, but got 0"):
         ContextPriorHead(0, 2, size=(4, 4))

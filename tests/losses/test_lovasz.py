@@ -566,7 +566,7 @@ def test_single_channel_warnings():
         (
             lambda: LovaszSoftmaxLoss("some"),
             ValueError,
-            "Expected `classes` to be one of 'present', 'all', but got 'some'.",
+            "Expected `classes` to be one of 'present', 'all', but got 'some': choose one of these.",
         ),
         (
             lambda: LovaszSoftmaxLoss(bins=0),
@@ -602,7 +602,7 @@ def test_single_channel_warnings():
         (
             lambda: LovaszSoftmaxLoss(reduction="max"),
             ValueError,
-            "Expected `reduction` to be one of 'mean', 'sum', 'none', but got 'max'.",
+            "Expected `reduction` to be one of 'mean', 'sum', 'none', but got 'max': choose one of these.",
         ),
         (
             lambda: LovaszSoftmaxLoss(sigmoid=True)(torch.zeros(1, 2, 4), torch.full((1, 2, 4), 0.25)),
@@ -647,7 +647,7 @@ def test_single_channel_warnings():
         (
             lambda: error_histograms(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4), activation="relu"),
             ValueError,
-            "Expected `activation` to be one of 'softmax', 'sigmoid', None, but got 'relu'.",
+            "Expected `activation` to be one of 'softmax', 'sigmoid', None, but got 'relu': choose one of these.",
         ),
     ],
 )

@@ -173,7 +173,7 @@ def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -
     with kernels.use_kernel("auto"):
         assert kernels.pick_kernel(voxels) is tiled.sums
     with (
-        pytest.raises(ValueError, match=r"^Expected `kernel` to be one of .*, but got 'fast'\.$"),
+        pytest.raises(ValueError, match=r"^Expected `kernel` to be one of .*, but got 'fast': choose one of these\.$"),
         kernels.use_kernel("fast"),
     ):
         pass
