@@ -92,4 +92,4 @@ def sums_over_ranks(sums: VoxelSums) -> VoxelSums:
     """Add voxel sums over all ranks: one collective call for all fields."""
     if not is_distributed():
         return sums
-    return VoxelSums.from_stacked(sum_over_ranks(sums.stacked()))
+    return VoxelSums(sum_over_ranks(sums.rows))

@@ -12,8 +12,9 @@ from typing_extensions import Unpack
 from monai_iou import checks
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
-from monai_iou.losses.label_pooling import pool_labels, valid_mask
+from monai_iou.losses.label_pooling import pool_labels
 from monai_iou.spacing import image_spacings
+from monai_iou.voxels.labels import valid_voxels
 
 # Marks ignored voxels of a context map: the label's own mark may be 0 or 1, which are the map's values.
 _IGNORED = -1
@@ -135,7 +136,7 @@ class ContextAttentionLoss(_Loss):
         space = target.ndim - 2
         spacings = image_spacings(None, target, self.spacing, len(target), space)
         label = target.as_subclass(Tensor)
-        valid = valid_mask(label, label.shape[1] == 1, self.ignore_index)
+        valid = valid_voxels(label, self.ignore_index)
         mask = label > 0 if label.shape[1] == 1 else (label[:, 1:] >= 0.5).any(1, keepdim=True)
         mask = mask if valid is None else mask & valid
         parts = [dilate(mask[[index]], self.context_mm, spacing) for index, spacing in enumerate(spacings)]

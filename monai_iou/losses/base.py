@@ -15,7 +15,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
-from monai_iou.voxels.labels import equals, valid_voxels
+from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums, checked_spec, run_pass
 
@@ -107,18 +107,16 @@ class SumsLoss(_Loss):
             checks.check_onehot_request(input, target, self.to_onehot_y)
             spec = self.pass_spec(input.shape[1])
             rows = run_pass(self.activated(input, target), target, spec, self.ignore_index)
-        return self.score(VoxelSums.from_stacked(rows.squeeze(-1)), input.ndim - 2)
+        return self.score(VoxelSums(rows.squeeze(-1)), input.ndim - 2)
 
     def activated(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
         if self.other_act is None:
             return input
         if self.ignore_index is not None:
-            plain = target.as_subclass(Tensor)
-            label_map = plain.shape[1] == 1 and input.shape[1] > 1
-            valid = ~equals(plain, self.ignore_index) if label_map else valid_voxels(plain, self.ignore_index, None)
-            if valid is not None:
-                input = torch.where(valid if label_map else valid.unsqueeze(1), input, 0)
+            valid = valid_voxels(target.as_subclass(Tensor), self.ignore_index)
+            assert valid is not None
+            input = torch.where(valid, input, 0)
         return self.other_act(input)
 
     def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:

@@ -119,11 +119,11 @@ class CompoundLoss(_Loss):
                 first = members[0][1]
                 if position not in lovasz:
                     rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
-                    statistics.append((VoxelSums.from_stacked(rows.squeeze(-1)), members))
+                    statistics.append((VoxelSums(rows.squeeze(-1)), members))
         for position, (index, other) in lovasz.items():  # outside, because it may wait for the ranks
             spec, members = passes[position]
             values[index], rows = other.forward_with_sums(input, target, spec)
-            statistics.append((VoxelSums.from_stacked(rows.to(sum_dtype(input))), members))
+            statistics.append((VoxelSums(rows.to(sum_dtype(input))), members))
         for sums, members in statistics:
             values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
         for index, term in enumerate(self.losses):

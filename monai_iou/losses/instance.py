@@ -16,9 +16,9 @@ from monai_iou.components import FIRST_REGION, REGIONS, component_regions
 from monai_iou.distributed import fails_together, sum_over_ranks
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
-from monai_iou.losses.label_pooling import valid_mask
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.inputs import sum_dtype
+from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.sums import VoxelSums, run_pass
 
 _Terms = tuple[Tensor, Tensor]
@@ -163,7 +163,7 @@ class InstanceIoULoss(_Loss):
         space = input.ndim - 2
         sizes = image_spacings(None, label, self.spacing, len(label), space)
         mask = _class_map(label.as_subclass(Tensor), index, input.shape[1]) >= 0.5
-        valid = valid_mask(label.as_subclass(Tensor), label.shape[1] == 1, self.region_loss.ignore_index)
+        valid = valid_voxels(label.as_subclass(Tensor), self.region_loss.ignore_index)
         mask = mask if valid is None else mask & valid
         numbers = [
             torch.as_tensor(component_regions(image[0], self.regions, spacing, self.connectivity)[0])
@@ -179,8 +179,8 @@ class InstanceIoULoss(_Loss):
             rows = run_pass(
                 loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups
             )
-        whole = loss.score(VoxelSums.from_stacked(rows.sum(3)), input.ndim - 2)
-        return whole, [self._component_terms(VoxelSums.from_stacked(rows[:, :, -1]))]
+        whole = loss.score(VoxelSums(rows.sum(3)), input.ndim - 2)
+        return whole, [self._component_terms(VoxelSums(rows[:, :, -1]))]
 
     def _pass_a_class(
         self, input: Tensor, label: Tensor, classes: list[int], maps: list[Tensor]
@@ -191,7 +191,7 @@ class InstanceIoULoss(_Loss):
         whole = whole.as_subclass(Tensor)
         spec = loss.pass_spec(channels)
         target = label.as_subclass(Tensor)
-        valid = valid_mask(target, target.shape[1] == 1 and channels > 1, loss.ignore_index)
+        valid = valid_voxels(target, loss.ignore_index)
         logits = input.as_subclass(Tensor).to(sum_dtype(input))
         logits = loss.activated(
             logits if valid is None else torch.where(valid, logits, 0), label
@@ -204,7 +204,7 @@ class InstanceIoULoss(_Loss):
             alone = replace(spec, activation=None)
             groups = self._groups(regions, foreground)
             rows = run_pass(p[:, [index]], foreground, alone, None, mask=valid, groups=groups)
-            terms.append(self._component_terms(VoxelSums.from_stacked(rows[:, :, 0])))
+            terms.append(self._component_terms(VoxelSums(rows[:, :, 0])))
         return whole, terms
 
     def _groups(self, regions: Tensor, foreground: Tensor) -> Tensor:
@@ -215,9 +215,9 @@ class InstanceIoULoss(_Loss):
         loss = self.region_loss
         present = sums.target[:, 1:] > 0
         if self.regions == "blob":  # what lies outside all components counts with each
-            sums = VoxelSums.from_stacked(sums.stacked()[..., 1:] + sums.stacked()[..., :1])
+            sums = VoxelSums(sums.rows[..., 1:] + sums.rows[..., :1])
         else:
-            sums = VoxelSums.from_stacked(sums.stacked()[..., 1:])
+            sums = VoxelSums(sums.rows[..., 1:])
         iou = scores.iou(sums.intersection, sums.prediction, sums.target, loss.smooth_nr, loss.smooth_dr)
         return torch.where(present, 1 - iou, 0).sum(1), present.sum(1).to(iou)
 

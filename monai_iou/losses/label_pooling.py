@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.voxels.labels import equals
+from monai_iou.voxels.labels import equals, valid_voxels
 
 DOWNSAMPLINGS = ("area", "max", "nearest")
 
@@ -66,21 +66,10 @@ def pooled(values: Tensor, size: Sequence[int], how: dict[int, _Pool]) -> Tensor
     return result
 
 
-def valid_mask(target: Tensor, is_labels: bool, ignore_index: int | None) -> Tensor | None:
-    """Return which voxels take part, (B, 1, *S) bool; None if all do. As in the voxel pass."""
-    if ignore_index is None:
-        return None
-    if is_labels or target.shape[1] == 1:
-        return ~equals(target, ignore_index)
-    if 0 <= ignore_index < target.shape[1]:
-        return target[:, ignore_index : ignore_index + 1] < 0.5
-    return (target != 0).any(1, keepdim=True)
-
-
 def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: bool, ignore_index: int | None) -> Tensor:
     # A class at a time: the one-hot copy of a whole volume would be several times the size of the logits.
     maps = ((target == label) if is_labels else target[:, label : label + 1] for label in range(classes))
-    valid = valid_mask(target, is_labels, ignore_index)
+    valid = valid_voxels(target, ignore_index)
     if valid is None:
         return torch.cat([pooled(values.float(), size, _average) for values in maps], 1)
     share = pooled(valid.float(), size, _average)
@@ -115,7 +104,7 @@ def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Te
 
 
 def _largest(maps: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
-    valid = valid_mask(maps, False, ignore_index)
+    valid = valid_voxels(maps, ignore_index)
     if valid is None:
         return pooled(maps.float(), size, _maximum).to(maps.dtype)
     result = pooled(torch.where(valid, maps.float(), 0), size, _maximum)

@@ -19,9 +19,11 @@ _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay 
 
 def equals(labels: Tensor, value: int) -> Tensor:
     """Return labels == value; a value beyond the dtype of the labels equals none, where torch would let it wrap."""
-    if not labels.is_floating_point() and labels.dtype != torch.bool:
-        limits = torch.iinfo(labels.dtype)
-        if not limits.min <= value <= limits.max:
+    if not labels.is_floating_point():
+        low, high = (
+            (0, 1) if labels.dtype == torch.bool else (torch.iinfo(labels.dtype).min, torch.iinfo(labels.dtype).max)
+        )
+        if not low <= value <= high:
             return torch.zeros_like(labels, dtype=torch.bool)
     return labels == value
 
@@ -84,18 +86,21 @@ def _surely_clean(labels: Tensor, compact: Tensor) -> bool:
     return inside and torch.equal(compact.to(labels.dtype), labels)
 
 
-def valid_voxels(maps: Tensor, ignore_index: int | None, keep: Tensor | None) -> Tensor | None:
-    """Return which voxels of per-class maps (B, C, N) take part, (B, N) bool, or None if all do."""
+def valid_voxels(target: Tensor, ignore_index: int | None) -> Tensor | None:
+    """Return which voxels are not ignored, (B, 1, *S) bool, or None if none is.
+
+    Args:
+        target: label map (B, 1, *S), or per-class maps (B, C, *S).
+        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is no class, voxels
+            whose maps are all zero.
+    """
     if ignore_index is None:
-        return keep
-    classes = maps.shape[1]
-    if classes == 1:
-        valid = ~equals(maps[:, 0], ignore_index)
-    elif 0 <= ignore_index < classes:
-        valid = maps[:, ignore_index] < 0.5
-    else:
-        valid = (maps != 0).any(1)
-    return valid if keep is None else valid & keep
+        return None
+    if target.shape[1] == 1:
+        return ~equals(target, ignore_index)
+    if 0 <= ignore_index < target.shape[1]:
+        return target[:, ignore_index : ignore_index + 1] < 0.5
+    return (target != 0).any(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from monai_iou.voxels.formulas import union
 from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
-from monai_iou.voxels.spec import PassSpec
+from monai_iou.voxels.spec import CONFIDENCE, COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
 # torch stores these but computes next to nothing in them.
 _BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
@@ -23,6 +23,7 @@ class VoxelSums:
     """Sums over voxels per image and class, (B, C), or (B, C, R) with regions. They add: over images, regions, ranks.
 
     Attributes:
+        rows: (6, B, C[, R]), the sums below in the order of :mod:`monai_iou.voxels.spec`.
         intersection: I, sum of p y (or of min(p, y)).
         prediction: P, sum of p^q.
         target: T, sum of y^q.
@@ -41,43 +42,59 @@ class VoxelSums:
         tensor([[8., 8.]])
     """
 
-    intersection: Tensor
-    prediction: Tensor
-    target: Tensor
-    cross_entropy: Tensor
-    confidence: Tensor
-    count: Tensor
+    rows: Tensor
+
+    @property
+    def intersection(self) -> Tensor:
+        """I, sum of p y (or of min(p, y))."""
+        return self.rows[INTERSECTION]
+
+    @property
+    def prediction(self) -> Tensor:
+        """P, sum of p^q."""
+        return self.rows[PREDICTION]
+
+    @property
+    def target(self) -> Tensor:
+        """T, sum of y^q."""
+        return self.rows[TARGET]
+
+    @property
+    def cross_entropy(self) -> Tensor:
+        """E, sum of -ln p over the voxels of the class; with sigmoid, of the binary cross-entropy."""
+        return self.rows[CROSS_ENTROPY]
+
+    @property
+    def confidence(self) -> Tensor:
+        """Q, sum of p^(q+1); zeros if not asked for."""
+        return self.rows[CONFIDENCE]
+
+    @property
+    def count(self) -> Tensor:
+        """N, number of voxels that are not ignored."""
+        return self.rows[COUNT]
 
     @property
     def union(self) -> Tensor:
         """U = P + T - I."""
         return union(self.intersection, self.prediction, self.target)
 
-    def stacked(self) -> Tensor:
-        """Return the fields as one tensor (6, B, C[, R])."""
-        return torch.stack([getattr(self, field.name) for field in fields(self)])
-
-    @classmethod
-    def from_stacked(cls, rows: Tensor) -> VoxelSums:
-        """Build from :meth:`stacked`'s tensor."""
-        return cls(*rows.unbind(0))
-
     def __add__(self, other: VoxelSums) -> VoxelSums:
         if not isinstance(other, VoxelSums):
             return NotImplemented
-        return VoxelSums.from_stacked(self.stacked() + other.stacked())
+        return VoxelSums(self.rows + other.rows)
 
     def over_batch(self) -> VoxelSums:
         """Add over the images: (1, C[, R])."""
-        return VoxelSums.from_stacked(self.stacked().sum(1, keepdim=True))
+        return VoxelSums(self.rows.sum(1, keepdim=True))
 
     def over_groups(self) -> VoxelSums:
         """Add over the regions: (B, C)."""
-        return VoxelSums.from_stacked(self.stacked().sum(3))
+        return VoxelSums(self.rows.sum(3))
 
     def without_background(self) -> VoxelSums:
         """Leave out class 0."""
-        return VoxelSums.from_stacked(self.stacked()[:, :, 1:])
+        return VoxelSums(self.rows[:, :, 1:])
 
 
 def voxel_sums(
@@ -132,7 +149,7 @@ def voxel_sums(
         activation = "sigmoid"
     spec = checked_spec(activation, overlap, power, cross_entropy, gamma, label_smoothing, confidence)
     rows = run_pass(input, target, spec, ignore_index, mask, groups, num_groups)
-    return VoxelSums.from_stacked(rows if groups is not None else rows.squeeze(-1))
+    return VoxelSums(rows if groups is not None else rows.squeeze(-1))
 
 
 def checked_spec(
@@ -202,7 +219,8 @@ def flatten_voxels(
     if logits.shape[1] > 1 and target.shape[1] == 1:
         labels, has_ignored = compact_labels(target[:, 0], logits.shape[1], ignore_index, keep)
         return Voxels(logits, labels, None, None, has_ignored, groups, regions)
-    valid = valid_voxels(target, ignore_index, keep)
+    valid = valid_voxels(target, ignore_index)
+    valid = keep if valid is None else valid[:, 0] if keep is None else valid[:, 0] & keep
     return Voxels(logits, None, target, valid, False, groups, regions)
 
 

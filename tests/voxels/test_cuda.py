@@ -41,9 +41,7 @@ def passed(kernel: str, logits: Tensor, target: Tensor, activation: str | None) 
     """Return the sums and the gradient of a random projection of them."""
     leaf = logits.detach().requires_grad_()
     with use_kernel(kernel):
-        rows = voxel_sums(
-            leaf, target, activation=activation, gamma=1.5, label_smoothing=0.1, confidence=True
-        ).stacked()
+        rows = voxel_sums(leaf, target, activation=activation, gamma=1.5, label_smoothing=0.1, confidence=True).rows
         pull = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(rows)
         (gradient,) = torch.autograd.grad(rows, leaf, pull)
     return rows.detach(), gradient

@@ -55,7 +55,7 @@ def run(
         stacked = voxel_sums(
             leaf, target, activation=spec.activation, overlap=spec.overlap or "product", power=spec.power,
             cross_entropy=spec.cross_entropy, confidence=spec.confidence, **options,
-        ).stacked()  # fmt: skip
+        ).rows  # fmt: skip
         pull = torch.randn(stacked.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(stacked)
         (gradient,) = torch.autograd.grad(stacked, leaf, pull)
     return stacked.detach(), gradient

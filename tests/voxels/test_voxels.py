@@ -23,7 +23,7 @@ def volume(seed: int = 0, images: int = 2, classes: int = 3) -> tuple[Tensor, Te
 
 
 def assert_same(found: VoxelSums, expected: VoxelSums) -> None:
-    torch.testing.assert_close(found.stacked(), expected.stacked())
+    torch.testing.assert_close(found.rows, expected.rows)
 
 
 @given(seed=st.integers(0, 1000), classes=st.integers(2, 6))
@@ -40,7 +40,7 @@ def test_sums_add_over_images_parts_masks_and_regions(seed: int, classes: int) -
     assert_same(regions.over_groups(), whole)
     for region in range(4):
         part = voxel_sums(logits, labels, mask=groups == region)
-        torch.testing.assert_close(regions.stacked()[..., region], part.stacked())
+        torch.testing.assert_close(regions.rows[..., region], part.rows)
     maps = torch.nn.functional.one_hot(labels[:, 0], classes).movedim(-1, 1)
     assert_same(voxel_sums(logits, maps), whole)
 
@@ -65,7 +65,7 @@ def test_ignored_voxels_have_no_effect_whatever_they_hold(kernel: str, bad: floa
     for values in (logits, wrong):
         leaf = values.clone().requires_grad_()
         with use_kernel(kernel):
-            sums = voxel_sums(leaf, labels, ignore_index=255).stacked()
+            sums = voxel_sums(leaf, labels, ignore_index=255).rows
         (gradient,) = torch.autograd.grad(sums.square().sum(), leaf)
         assert not gradient[:, :, 0].any()
         results.append((sums.detach(), gradient))
@@ -75,7 +75,7 @@ def test_ignored_voxels_have_no_effect_whatever_they_hold(kernel: str, bad: floa
 def test_all_voxels_ignored_give_zero_sums_and_gradient() -> None:
     logits, labels = volume()
     logits.requires_grad_()
-    sums = voxel_sums(logits, torch.full_like(labels, 255), ignore_index=255).stacked()
+    sums = voxel_sums(logits, torch.full_like(labels, 255), ignore_index=255).rows
     assert not sums.any()
     (gradient,) = torch.autograd.grad(sums.sum(), logits)
     assert not gradient.any()
