@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from monai_iou.voxels import VoxelSums
+from monai_iou.voxels.histograms import ErrorHistograms
 
 
 def is_distributed() -> bool:
@@ -93,3 +94,24 @@ def sums_over_ranks(sums: VoxelSums) -> VoxelSums:
     if not is_distributed():
         return sums
     return VoxelSums(sum_over_ranks(sums.rows))
+
+
+def errors_over_ranks(errors: ErrorHistograms) -> ErrorHistograms:
+    """Add histograms of errors with one limit over all ranks.
+
+    Each rank computes the same loss of them, and its voxels take the derivative from the sums at no collective call.
+    DistributedDataParallel divides the sum of the ranks' gradients by their number W; the slopes make up for it.
+    """
+    if not is_distributed():
+        return errors
+    slopes = None if errors.slopes is None else errors.slopes * dist.get_world_size()
+    return ErrorHistograms(sum_over_ranks(errors.counts), errors.limit, slopes)
+
+
+def largest_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the elementwise maximum of `tensor` over all ranks, without gradients."""
+    if not is_distributed():
+        return tensor
+    largest = tensor.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest

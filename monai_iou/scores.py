@@ -12,6 +12,7 @@ from torch import Tensor
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import VoxelSums
+from monai_iou.voxels.error_gradient import with_slopes
 from monai_iou.voxels.formulas import Sums, union
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.inputs import total_dtype
@@ -165,12 +166,13 @@ def lovasz(histograms: ErrorHistograms) -> Tensor:
 
     It is the integral of J({error >= t}) over t, J = (f + b) / (G + b) with f of the class's G voxels and b others in
     the set (Berman et al. 2018, https://arxiv.org/abs/1705.08790). Within limit / (2 bins) of the exact value, because
-    the extension moves at most as far as the largest change of an error.
+    the extension moves at most as far as the largest change of an error. Differentiable by the counted
+    logits.
 
     Example:
         >>> import torch
         >>> from monai_iou.scores import lovasz
-        >>> from monai_iou.voxels.histograms import error_histograms
+        >>> from monai_iou.voxels.passes import error_histograms
         >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
         >>> lovasz(error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None))  # 1 - IoU
         tensor([[0.5000]], dtype=torch.float64)
@@ -183,4 +185,4 @@ def lovasz(histograms: ErrorHistograms) -> Tensor:
     nodes = jaccard.shape[-1]
     width = torch.arange(1, 2 * nodes, 2, dtype=dtype, device=jaccard.device) / nodes**2  # t_j - t_(j+1)
     value = (jaccard * width).sum(-1) * histograms.limit.to(dtype)
-    return torch.where(histograms.undefined > 0, torch.nan, value)
+    return with_slopes(torch.where(histograms.undefined > 0, torch.nan, value), histograms)

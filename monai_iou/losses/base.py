@@ -16,8 +16,9 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
 from monai_iou.voxels.labels import valid_voxels
-from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.sums import VoxelSums, checked_spec, run_pass
+from monai_iou.voxels.passes import Reading, run_passes
+from monai_iou.voxels.spec import PassSpec, checked_spec
+from monai_iou.voxels.sums import VoxelSums
 
 
 class RegionOptions(TypedDict, total=False):
@@ -41,11 +42,11 @@ class RegionOptions(TypedDict, total=False):
     sync_batch: bool
 
 
-class SumsLoss(_Loss):
-    """A loss that is a function of voxel sums.
+class PassLoss(_Loss):
+    """A loss that is a function of what one pass over the voxels gives.
 
-    A subclass says what it needs of the pass (:meth:`pass_spec`) and how the sums make the loss (:meth:`score`); a
-    compound of such losses makes one pass and hands the sums to each.
+    A subclass says what it needs of the pass (:meth:`pass_spec`) and how a reading makes the loss
+    (:meth:`score_reading`); a compound of such losses hands each of them a reading that they share.
     """
 
     def __init__(
@@ -70,6 +71,10 @@ class SumsLoss(_Loss):
         self.ignore_index = checks.check_ignore_index(ignore_index)
         self.sync_batch = sync_batch
 
+    def shares_passes(self) -> bool:
+        """Return whether a compound may make the pass of this loss; if not, it calls the loss."""
+        return True
+
     def activation(self, channels: int) -> str | None:
         """Return the activation that the pass applies to an input of so many channels."""
         if self.softmax and channels == 1:
@@ -83,8 +88,8 @@ class SumsLoss(_Loss):
         """Return what the loss needs of the voxel pass."""
 
     @abstractmethod
-    def score(self, sums: VoxelSums, space: int) -> Tensor:
-        """Return the loss from sums (B, C); `space` is the number of spatial dimensions, for `reduction="none"`."""
+    def score_reading(self, reading: Reading, space: int) -> Tensor:
+        """Return the loss from a reading; `space` is the number of spatial dimensions, for `reduction="none"`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss.
@@ -106,8 +111,8 @@ class SumsLoss(_Loss):
             checks.check_target(input, target)
             checks.check_onehot_request(input, target, self.to_onehot_y)
             spec = self.pass_spec(input.shape[1])
-            rows = run_pass(self.activated(input, target), target, spec, self.ignore_index)
-        return self.score(VoxelSums(rows.squeeze(-1)), input.ndim - 2)
+            (reading,) = run_passes(self.activated(input, target), target, [spec], self.ignore_index)
+        return self.score_reading(reading, input.ndim - 2)
 
     def activated(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
@@ -118,6 +123,18 @@ class SumsLoss(_Loss):
             assert valid is not None
             input = torch.where(valid, input, 0)
         return self.other_act(input)
+
+
+class SumsLoss(PassLoss):
+    """A loss that is a function of voxel sums alone (:meth:`score`)."""
+
+    @abstractmethod
+    def score(self, sums: VoxelSums, space: int) -> Tensor:
+        """Return the loss from sums (B, C); `space` is the number of spatial dimensions, for `reduction="none"`."""
+
+    def score_reading(self, reading: Reading, space: int) -> Tensor:
+        """Return the loss from the sums of a reading."""
+        return self.score(reading.sums, space)
 
     def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
         """Add over the images if `batch`, and over the ranks if asked for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,49 +11,14 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together
-from monai_iou.losses.base import SumsLoss
-from monai_iou.losses.lovasz import LovaszSoftmaxLoss
-from monai_iou.voxels.inputs import sum_dtype
-from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.sums import VoxelSums, run_pass
-
-
-def joined(first: PassSpec, second: PassSpec, *, hard: bool) -> PassSpec | None:
-    """Return a specification that serves both, or None if no pass can.
-
-    With `hard` labels y^q = y, so that a cross-entropy, which divides by the sum of y, accepts any power.
-    """
-    if first.activation != second.activation:
-        return None
-    region, other = (first, second) if first.overlap is not None else (second, first)
-    if other.overlap is not None:
-        if (region.overlap, region.power) != (other.overlap, other.power):
-            return None
-    elif region.power != 1 and not hard:
-        return None
-    entropy = first if first.cross_entropy else second
-    if (
-        first.cross_entropy
-        and second.cross_entropy
-        and (first.focal, first.label_smoothing) != (second.focal, second.label_smoothing)
-    ):
-        return None
-    return replace(
-        region,
-        cross_entropy=entropy.cross_entropy,
-        focal=entropy.focal,
-        label_smoothing=entropy.label_smoothing,
-        confidence=first.confidence or second.confidence,
-    )
-
-
-_Pass = tuple[PassSpec, list[tuple[int, SumsLoss]]]  # what is summed, and the numbered losses that ask for it
+from monai_iou.losses.base import PassLoss
+from monai_iou.voxels.passes import Reading, run_passes
 
 
 class CompoundLoss(_Loss):
     """Weighted sum of losses, with one pass over the voxels for all that are functions of voxel sums.
 
-    A `LovaszSoftmaxLoss` with bins reads them in the same pass. Terms that cannot share (different activations or
+    A `LovaszSoftmaxLoss` with bins shares the pass of the usual sums. Terms that cannot share (different activations or
     `ignore_index`, two focal exponents, two powers) and losses of another kind (MONAI's) make passes of their own.
 
     Args:
@@ -102,55 +66,42 @@ class CompoundLoss(_Loss):
     def terms(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return every term's value by name, unweighted, with gradients."""
         values: dict[int, Tensor] = {}
-        passes: list[_Pass] = []
-        shared = [(index, loss) for index, loss in enumerate(self.losses) if isinstance(loss, SumsLoss)]
-        joins = any(getattr(loss, "sync_batch", False) for loss in self.losses)
-        statistics: list[tuple[VoxelSums, list[tuple[int, SumsLoss]]]] = []
-        with fails_together(joins, input):
-            if shared:
+        readings: dict[int, Reading] = {}
+        with fails_together(any(getattr(loss, "sync_batch", False) for loss in self.losses), input):
+            for members in self._alike():
                 checks.check_input(input)
                 checks.check_target(input, target)
-                hard = input.shape[1] > 1 and target.shape[1] == 1
-                for index, loss in shared:
+                for loss in members.values():
                     checks.check_onehot_request(input, target, loss.to_onehot_y)
-                    _join_a_pass(passes, index, loss, loss.pass_spec(input.shape[1]), hard)
-            lovasz = self._lovasz_beside(passes, input, target)
-            for position, (spec, members) in enumerate(passes):
-                first = members[0][1]
-                if position not in lovasz:
-                    rows = run_pass(first.activated(input, target), target, spec, first.ignore_index)
-                    statistics.append((VoxelSums(rows.squeeze(-1)), members))
-        for position, (index, other) in lovasz.items():  # outside, because it may wait for the ranks
-            spec, members = passes[position]
-            values[index], rows = other.forward_with_sums(input, target, spec)
-            statistics.append((VoxelSums(rows.to(sum_dtype(input))), members))
-        for sums, members in statistics:
-            values |= {index: member.score(sums, input.ndim - 2) for index, member in members}
+                specs = [loss.pass_spec(input.shape[1]) for loss in members.values()]
+                first = next(iter(members.values()))
+                found = run_passes(first.activated(input, target), target, specs, first.ignore_index)
+                readings |= dict(zip(members, found, strict=True))
         for index, term in enumerate(self.losses):
-            if index not in values:
+            if index in readings:
+                assert isinstance(term, PassLoss)
+                values[index] = term.score_reading(readings[index], input.ndim - 2)
+            else:
                 # MONAI's losses hand a MetaTensor through, whose bookkeeping a loss has no use for.
                 values[index] = torch.as_tensor(term(input, target)).as_subclass(Tensor)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms
 
-    def _lovasz_beside(
-        self, passes: list[_Pass], input: Tensor, target: Tensor
-    ) -> dict[int, tuple[int, LovaszSoftmaxLoss]]:
-        """Return the Lovasz losses that can make a pass, by its position: at most one a pass."""
-        found: dict[int, tuple[int, LovaszSoftmaxLoss]] = {}
-        if torch.compiler.is_compiling() or target.requires_grad:
-            return found
+    def _alike(self) -> list[dict[int, PassLoss]]:
+        """Return the terms that read the voxels, by their positions, those of one input and one target together."""
+        groups: list[dict[int, PassLoss]] = []
         for index, loss in enumerate(self.losses):
-            if not isinstance(loss, LovaszSoftmaxLoss):
+            if not (isinstance(loss, PassLoss) and loss.shares_passes()):
                 continue
-            for position, (spec, members) in enumerate(passes):
-                first = members[0][1]
-                usable = first.other_act is None and loss.can_share_pass(spec, first.ignore_index, input.shape[1])
-                if usable and position not in found:
-                    found[position] = (index, loss)
+            for members in groups:
+                other = next(iter(members.values()))
+                if loss.ignore_index == other.ignore_index and loss.other_act is other.other_act:
+                    members[index] = loss
                     break
-        return found
+            else:
+                groups.append({index: loss})
+        return groups
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum; see the terms for shapes and errors."""
@@ -172,18 +123,6 @@ def _check_shapes(terms: dict[str, Tensor]) -> None:
             f'Expected `losses` to give terms of one shape, but got {listed}: take reduction="mean" or "sum" in all.'
         )
         raise ValueError(message)
-
-
-def _join_a_pass(passes: list[_Pass], index: int, loss: SumsLoss, spec: PassSpec, hard: bool) -> None:
-    """Add a loss to the first pass that can serve it, or to a new one."""
-    for position, (other, members) in enumerate(passes):
-        first = members[0][1]
-        if loss.ignore_index == first.ignore_index and loss.other_act is first.other_act:
-            both = joined(other, spec, hard=hard)
-            if both is not None:
-                passes[position] = (both, [*members, (index, loss)])
-                return
-    passes.append((spec, [(index, loss)]))
 
 
 def _term_names(losses: Sequence[nn.Module]) -> list[str]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from monai_iou import checks, scores
 from monai_iou.losses.base import SumsLoss
-from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.sums import VoxelSums, checked_spec
+from monai_iou.voxels.spec import PassSpec, checked_spec
+from monai_iou.voxels.sums import VoxelSums
 
 
 class WeightedCrossEntropyLoss(SumsLoss):

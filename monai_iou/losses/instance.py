@@ -19,7 +19,8 @@ from monai_iou.losses.iou import IoULoss
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.inputs import sum_dtype
 from monai_iou.voxels.labels import valid_voxels
-from monai_iou.voxels.sums import VoxelSums, run_pass
+from monai_iou.voxels.passes import run_pass
+from monai_iou.voxels.sums import VoxelSums
 
 _Terms = tuple[Tensor, Tensor]
 
@@ -176,11 +177,11 @@ class InstanceIoULoss(_Loss):
         loss = self.region_loss
         groups = self._groups(regions, _class_map(label.as_subclass(Tensor), input.shape[1] - 1, input.shape[1]))
         with fails_together(loss.sync_batch, input):
-            rows = run_pass(
+            sums = run_pass(
                 loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups
             )
-        whole = loss.score(VoxelSums(rows.sum(3)), input.ndim - 2)
-        return whole, [self._component_terms(VoxelSums(rows[:, :, -1]))]
+        whole = loss.score(sums.over_groups(), input.ndim - 2)
+        return whole, [self._component_terms(VoxelSums(sums.rows[:, :, -1]))]
 
     def _pass_a_class(
         self, input: Tensor, label: Tensor, classes: list[int], maps: list[Tensor]
@@ -203,8 +204,8 @@ class InstanceIoULoss(_Loss):
             foreground = foreground if valid is None else torch.where(valid, foreground, 0)
             alone = replace(spec, activation=None)
             groups = self._groups(regions, foreground)
-            rows = run_pass(p[:, [index]], foreground, alone, None, mask=valid, groups=groups)
-            terms.append(self._component_terms(VoxelSums(rows[:, :, 0])))
+            sums = run_pass(p[:, [index]], foreground, alone, None, mask=valid, groups=groups)
+            terms.append(self._component_terms(VoxelSums(sums.rows[:, :, 0])))
         return whole, terms
 
     def _groups(self, regions: Tensor, foreground: Tensor) -> Tensor:

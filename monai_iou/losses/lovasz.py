@@ -7,34 +7,44 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
-from monai_iou import checks
-from monai_iou.distributed import fails_together
-from monai_iou.losses.lovasz_extension import histogram_lovasz, sorted_lovasz
-from monai_iou.voxels import histograms as hist
-from monai_iou.voxels.error_bins import DEFAULT_BINS, ErrorSpec, check_bins
-from monai_iou.voxels.in_place import is_usual
-from monai_iou.voxels.kernels import chosen_kernel
+from monai_iou import checks, scores
+from monai_iou.distributed import errors_over_ranks, fails_together, largest_over_ranks, sum_over_ranks
+from monai_iou.losses.base import PassLoss
+from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins
+from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
 from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.sums import flatten_voxels
 
 CLASSES = ("present", "all")
 
 
-class _LovaszLoss(_Loss):
-    """What the Lovasz losses share."""
+class _LovaszLoss(PassLoss):
+    """What the Lovasz losses share: values from a reading with histograms of errors, or from sorted errors."""
 
     def __init__(
-        self, bins: int | None, reduction: str, batch: bool, ignore_index: int | None, sync_batch: bool
+        self,
+        bins: int | None,
+        batch: bool,
+        *,
+        to_onehot_y: bool,
+        reduction: str,
+        ignore_index: int | None,
+        sync_batch: bool,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        reduction = str(getattr(reduction, "value", reduction))  # MONAI's LossReduction or its value
-        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
-        super().__init__(reduction=reduction)
+        super().__init__(
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+        )
         self.bins = None if bins is None else check_bins(bins)
         self.batch = batch
-        self.ignore_index = checks.check_ignore_index(ignore_index)
-        self.sync_batch = sync_batch
         if sync_batch and not batch:
             message = "Expected `batch` to be True with sync_batch=True, but got False: ranks join their batches."
             raise ValueError(message)
@@ -44,21 +54,16 @@ class _LovaszLoss(_Loss):
             )
             raise ValueError(message)
 
-    def values(
-        self, input: Tensor, target: Tensor, activation: str | None, sums: PassSpec | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the Lovasz extension of each class, the classes' volumes, (B, C) or (1, C), and the `sums` beside."""
-        with fails_together(self.sync_batch, input):
-            voxels = flatten_voxels(input, target, self.ignore_index)
-            hist.check_hard_maps(voxels, target)
-            if activation is None:
-                hist.check_probabilities(voxels)
-        if self.bins is None:
-            return *sorted_lovasz(voxels, ErrorSpec(activation), target, self.ignore_index, batch=self.batch), None
-        spec = ErrorSpec(activation, self.bins)
-        return histogram_lovasz(
-            voxels, spec, target, self.ignore_index, batch=self.batch, sync=self.sync_batch, sums=sums
-        )
+    def pooled(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Return the Lovasz extension of each class and the classes' volumes, (B, C), or (1, C) with `batch`."""
+        errors, volume = reading.errors, reading.sums.target.detach()
+        assert errors is not None
+        if self.batch:
+            errors, volume = errors.over_batch(), volume.sum(0, keepdim=True)
+        if self.sync_batch:
+            errors, volume = errors_over_ranks(errors), sum_over_ranks(volume)
+        # volumes are NaN where labels are wrong
+        return (scores.lovasz(errors) + 0 * volume).to(volume.dtype), volume
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
         """Apply `reduction` to terms (B, C), or (1, C); the mean is over the `counted` ones of each image first."""
@@ -131,25 +136,35 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         sync_batch: bool = False,
     ) -> None:
         checks.check_choice("classes", classes, CLASSES)
-        checks.check_activation(sigmoid, softmax, other_act)
-        super().__init__(bins, reduction, batch, ignore_index, sync_batch)
+        super().__init__(
+            bins,
+            batch,
+            to_onehot_y=to_onehot_y,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+        )
         self.classes = classes
         self.include_background = include_background
-        self.to_onehot_y = to_onehot_y
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.other_act = other_act
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", checks.as_weight(weight))
 
-    def activation(self, channels: int) -> str | None:
-        """Return the activation to apply to an input of so many channels; warn, as MONAI does, of void options."""
+    def shares_passes(self) -> bool:
+        """Return whether a compound may make the pass of this loss: not if it sorts, nor inside torch.compile."""
+        return self.bins is not None and not torch.compiler.is_compiling()
+
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs of the voxel pass."""
         if channels == 1 and not self.include_background:
             warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
-        if channels == 1 and self.softmax:
-            warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
-            return None
-        return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
+        return PassSpec(self.activation(channels), overlap=None, bins=self.bins)
+
+    def score_reading(self, reading: Reading, space: int) -> Tensor:
+        """Return the loss from a reading with histograms of errors."""
+        return self._score(*self.pooled(reading), space)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -166,31 +181,17 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             TypeError: if a tensor cannot be read as what it stands for.
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
-        loss: Tensor = self.forward_with_sums(input, target, None)[0]
-        return loss
+        if self.bins is not None:
+            return super().forward(input, target)
+        checks.check_input(input)
+        checks.check_target(input, target)
+        checks.check_onehot_request(input, target, self.to_onehot_y)
+        spec = self.pass_spec(input.shape[1])
+        values = sorted_lovasz(self.activated(input, target), target, spec, self.ignore_index, batch=self.batch)
+        return self._score(*values, input.ndim - 2)
 
-    def can_share_pass(self, sums: PassSpec, ignore_index: int | None, channels: int) -> bool:
-        """Return whether :meth:`with_sums` computes `sums`: those of the usual passes, with the same activation."""
-        activation = "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
-        return (
-            self.bins is not None
-            and channels > 1
-            and self.other_act is None
-            and (activation, self.ignore_index) == (sums.activation, ignore_index)
-            and is_usual(sums)
-            and chosen_kernel() in ("auto", "tiled")
-        )
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward_with_sums(self, input: Tensor, target: Tensor, sums: PassSpec | None) -> tuple[Tensor, Tensor | None]:
-        """Return the loss and the statistics (6, B, C) of the same reading of the voxels, for a compound loss."""
-        with fails_together(self.sync_batch, input):
-            checks.check_input(input)
-            checks.check_target(input, target)
-            checks.check_onehot_request(input, target, self.to_onehot_y)
-            activation = self.activation(input.shape[1])
-            activated = input if self.other_act is None else self.other_act(input)
-        terms, volume, rows = self.values(activated, target, activation, sums)
+    def _score(self, terms: Tensor, volume: Tensor, space: int) -> Tensor:
+        """Return the loss from the classes' values and volumes, (B, C) or (1, C)."""
         if not self.include_background and terms.shape[1] > 1:
             terms, volume = terms[:, 1:], volume[:, 1:]
         counted = None
@@ -200,7 +201,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
-        return self.reduced(terms, counted, input.ndim - 2), rows
+        return self.reduced(terms, counted, space)
 
 
 class LovaszHingeLoss(_LovaszLoss):
@@ -244,8 +245,26 @@ class LovaszHingeLoss(_LovaszLoss):
         *,
         sync_batch: bool = False,
     ) -> None:
-        super().__init__(bins, reduction, batch, ignore_index, sync_batch)
-        self.to_onehot_y = to_onehot_y
+        super().__init__(
+            bins,
+            batch,
+            to_onehot_y=to_onehot_y,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+        )
+
+    def shares_passes(self) -> bool:
+        """Return False: the histograms reach to the largest error, for which the voxels are read once more."""
+        return False
+
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs of the voxel pass."""
+        return PassSpec("hinge", overlap=None, bins=self.bins)
+
+    def score_reading(self, reading: Reading, space: int) -> Tensor:
+        """Return the loss from a reading with histograms of errors."""
+        return self.reduced(self.pooled(reading)[0], None, space)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -272,4 +291,15 @@ class LovaszHingeLoss(_LovaszLoss):
                 raise ValueError(message)
             checks.check_target(input, target)
             checks.check_onehot_request(input, target, self.to_onehot_y)
-        return self.reduced(self.values(input, target, "hinge")[0], None, input.ndim - 2)
+            spec = self.pass_spec(1)
+            if self.bins is None:
+                values, _ = sorted_lovasz(input, target, spec, self.ignore_index, batch=self.batch)
+                return self.reduced(values, None, input.ndim - 2)
+            voxels, limit = largest_errors(input, target, spec, self.ignore_index)
+        if self.batch:
+            limit = limit.amax(0, keepdim=True) if len(limit) else limit.new_zeros((1, 1))
+        if self.sync_batch:
+            limit = largest_over_ranks(limit)
+        with fails_together(self.sync_batch, input):
+            reading = error_reading(voxels, target, spec, self.ignore_index, limit)
+        return self.score_reading(reading, input.ndim - 2)

@@ -14,18 +14,14 @@ from torch import Tensor
 from monai_iou import checks
 from monai_iou.voxels import in_place
 from monai_iou.voxels.error_bins import (
-    DEFAULT_BINS,
     ErrorSpace,
     ErrorSpec,
-    check_bins,
     numbered_tiles,
     tile_errors,
     tile_voxels,
 )
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
-from monai_iou.voxels.labels import report_bad_values
 from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
-from monai_iou.voxels.sums import flatten_voxels
 from monai_iou.voxels.tiling import in_runs, run_tasks
 
 _ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
@@ -39,10 +35,12 @@ class ErrorHistograms:
         counts: (B, C, 2, M + 2) int64, M = 2 bins: [..., 0, :] of voxels outside the class, [..., 1, :] of voxels of
             it; cell 0 holds the largest errors, cell M the smallest, cell M + 1 errors that are NaN.
         limit: the largest error, (1, 1), or (B, 1) if each image has its own.
+        slopes: zeros (2, B, C, 2, M + 2) through which a loss of the counts hands its derivative by the voxels' errors
+            to the pass (:func:`monai_iou.voxels.error_gradient.with_slopes`); None without gradients.
 
     Example:
         >>> import torch
-        >>> from monai_iou.voxels.histograms import error_histograms
+        >>> from monai_iou.voxels.passes import error_histograms
         >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
         >>> histograms = error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None, bins=1)
         >>> histograms.background, histograms.foreground  # one false positive; errors 1, 3/4 and 0
@@ -53,6 +51,7 @@ class ErrorHistograms:
 
     counts: Tensor
     limit: Tensor
+    slopes: Tensor | None = None
 
     @property
     def background(self) -> Tensor:
@@ -84,18 +83,17 @@ class ErrorHistograms:
 
     def over_batch(self) -> ErrorHistograms:
         """Add over the images, which must share one limit: (1, C)."""
-        return ErrorHistograms(self.counts.sum(0, keepdim=True), self.limit)
-
-
-def count_errors(voxels: Voxels, spec: ErrorSpec, limit: Tensor) -> ErrorHistograms:
-    """Count the errors of flattened voxels; `limit` is (1, 1) or (B, 1)."""
-    return count_errors_and_sums(voxels, spec, limit, None)[0]
+        return ErrorHistograms(self.counts.sum(0, keepdim=True), self.limit, self.slopes)
 
 
 def count_errors_and_sums(
-    voxels: Voxels, spec: ErrorSpec, limit: Tensor, sums: PassSpec | None
+    voxels: Voxels, spec: ErrorSpec, limit: Tensor, beside: PassSpec | None
 ) -> tuple[ErrorHistograms, Tensor]:
-    """Return the histograms and, of the same reading of the voxels, the statistics (6, B, C) that `sums` asks for."""
+    """Return the histograms and, of the same reading, the statistics (6, B, C, 1) that `beside` asks for.
+
+    Volumes and counts, which the histograms hold, are always among them.
+    """
+    beside = None if beside is None or not beside.has_sums else beside
     batch, classes, _ = voxels.logits.shape
     length = 2 * classes * spec.cells + 1  # the last place takes the ignored voxels
     counts = torch.zeros((batch, length), dtype=torch.int64, device=voxels.logits.device)
@@ -104,7 +102,8 @@ def count_errors_and_sums(
 
     def work(task: list[tuple[int, Tile]]) -> list[Tensor]:
         space, rows = ErrorSpace.of(voxels.logits), []
-        beside = None if sums is None else in_place.Workspace.for_sums(voxels.logits, sums, tile_voxels(voxels.logits))
+        size = tile_voxels(voxels.logits)
+        workspace = None if beside is None else in_place.Workspace.for_sums(voxels.logits, beside, size)
         for image, tile in task:
             index = tile_errors(tile, spec, limits[image], space).index
             few = index.device.type == "cpu" and length <= len(index)
@@ -114,32 +113,19 @@ def count_errors_and_sums(
                     counts[image] += share
                 else:
                     counts[image].index_add_(0, index, one.expand(len(index)))
-            if sums is not None and beside is not None:
-                rows.append(torch.zeros((ROWS, classes), dtype=beside.maps.dtype, device=index.device))
-                in_place.add_tile(rows[-1].unbind(), tile, sums, beside)
+            if beside is not None and workspace is not None:
+                rows.append(torch.zeros((ROWS, classes), dtype=workspace.maps.dtype, device=index.device))
+                in_place.add_tile(rows[-1].unbind(), tile, beside, workspace)
         return rows
 
     tiles = numbered_tiles(voxels)
     rows = [row for task in run_tasks(work, voxels.logits, in_runs(tiles)) for row in task]
     statistics = torch.zeros((ROWS, batch, classes), dtype=total_dtype(voxels.logits), device=counts.device)
-    for (image, _), row in zip(tiles, rows, strict=sums is not None):
+    for (image, _), row in zip(tiles, rows, strict=beside is not None):
         statistics[:, image] += row
-    return ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit), statistics
-
-
-def report_bad_targets(
-    volume: Tensor, count: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None
-) -> Tensor:
-    """Raise ValueError if the target of (B, C) volumes and counts holds values that are no class.
-
-    Returns:
-        `volume`, float64; NaN on a GPU where labels are wrong, see `report_bad_values`.
-    """
-    rows = torch.zeros((ROWS, *volume.shape, 1), dtype=total_dtype(voxels.logits), device=volume.device)
-    rows[TARGET], rows[COUNT] = volume.unsqueeze(-1), count.unsqueeze(-1)
-    if voxels.maps is not None:
-        return rows[TARGET, ..., 0]  # checked before: see `check_hard_maps`
-    return report_bad_values(rows, target, voxels, ignore_index)[TARGET, ..., 0]
+    histograms = ErrorHistograms(counts[:, :-1].view(batch, classes, 2, spec.cells), limit)
+    statistics[TARGET], statistics[COUNT] = histograms.volume, histograms.counts.sum((2, 3))
+    return histograms, statistics.unsqueeze(-1)
 
 
 def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
@@ -178,39 +164,3 @@ def check_probabilities(voxels: Voxels) -> None:
                 f"but got {low if low < -_ROUNDING else high:.6g}: for logits set softmax=True or sigmoid=True."
             )
             raise ValueError(message)
-
-
-def error_histograms(
-    input: Tensor,
-    target: Tensor,
-    *,
-    activation: str | None = "softmax",
-    bins: int = DEFAULT_BINS,
-    ignore_index: int | None = None,
-) -> ErrorHistograms:
-    """Count voxels by the error |y - p| of each class. Not differentiable: see `LovaszSoftmaxLoss` for gradients.
-
-    Args:
-        input: logits (B, C, *S), 1 to 3 spatial dimensions; probabilities with `activation=None`.
-        target: label map (B, 1, *S), or per-class maps (B, C, *S) of 0 and 1.
-        activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
-        bins: resolution K: errors are rounded by at most 1 / (2 K).
-        ignore_index: label of ignored voxels.
-
-    Raises:
-        TypeError: if a tensor or `bins` has a type that cannot be read as what it stands for.
-        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are no class.
-    """
-    checks.check_input(input)
-    checks.check_target(input, target)
-    checks.check_choice("activation", activation, checks.ACTIVATIONS)
-    if activation == "softmax" and input.shape[1] == 1:
-        activation = "sigmoid"
-    voxels = flatten_voxels(input.detach(), target, ignore_index)
-    check_hard_maps(voxels, target)
-    if activation is None:
-        check_probabilities(voxels)
-    limit = voxels.logits.new_ones((1, 1), dtype=sum_dtype(input))
-    histograms = count_errors(voxels, ErrorSpec(activation, check_bins(bins)), limit)
-    report_bad_targets(histograms.volume, histograms.counts.sum((2, 3)), target, voxels, ignore_index)
-    return histograms

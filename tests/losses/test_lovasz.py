@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.scores import lovasz
-from monai_iou.voxels.histograms import error_histograms
+from monai_iou.voxels.passes import error_histograms
 
 BINS = [64, None]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from monai_iou.voxels import compiled, in_place, kernels, tiled, tiling
 from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import sums as reference_sums
 from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.sums import flatten_voxels
 
 # Relative errors of sums and, against the largest entry, of gradients, by the logits' dtype.
 TOLERANCE = {

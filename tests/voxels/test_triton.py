@@ -20,9 +20,9 @@ from torch import Tensor
 from monai_iou import IoUCELoss, IoULoss, use_kernel, voxel_sums
 from monai_iou.voxels import tiled
 from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import sums as reference_sums
 from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.sums import flatten_voxels
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: run .ci/triton"

@@ -13,7 +13,7 @@ from torch import Tensor
 from monai_iou import IoULoss, VoxelSums, use_kernel, voxel_sums
 from monai_iou.voxels import labels as label_checks
 from monai_iou.voxels.labels import compact_labels, report_bad_values
-from monai_iou.voxels.sums import flatten_voxels
+from monai_iou.voxels.passes import flatten_voxels
 
 
 def volume(seed: int = 0, images: int = 2, classes: int = 3) -> tuple[Tensor, Tensor]:

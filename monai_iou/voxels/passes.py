@@ -1,0 +1,250 @@
+"""One reading of the voxels: for one specification, or for as many as can share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from monai_iou import checks
+from monai_iou.voxels import in_place
+from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins, largest_error
+from monai_iou.voxels.error_gradient import error_spec, read_errors
+from monai_iou.voxels.histograms import ErrorHistograms, check_hard_maps, check_probabilities
+from monai_iou.voxels.inputs import Voxels, sum_dtype
+from monai_iou.voxels.kernels import chosen_kernel, pick_kernel
+from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
+from monai_iou.voxels.sorted_errors import sorted_extension
+from monai_iou.voxels.spec import PassSpec, checked_spec, joined
+from monai_iou.voxels.sums import VoxelSums
+
+# torch stores these but computes next to nothing in them.
+_BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one reading of the voxels gave: sums (B, C), and the histograms of errors if they were asked for."""
+
+    sums: VoxelSums
+    errors: ErrorHistograms | None
+
+
+def run_passes(input: Tensor, target: Tensor, specs: Sequence[PassSpec], ignore_index: int | None) -> list[Reading]:
+    """Read the voxels of checked tensors as few times as the specifications allow; return a reading for each of them.
+
+    Raises:
+        ValueError: if the target holds values that are no labels; with histograms of errors, if maps are soft, or
+            probabilities leave [0, 1].
+    """
+    voxels = flatten_voxels(input, target, ignore_index)
+    readings: dict[int, Reading] = {}
+    for spec, members in shared_readings(specs, voxels):
+        reading = _read(voxels, target, spec, ignore_index)
+        readings |= dict.fromkeys(members, reading)
+    return [readings[index] for index in range(len(specs))]
+
+
+def shared_readings(specs: Sequence[PassSpec], voxels: Voxels) -> list[tuple[PassSpec, list[int]]]:
+    """Return specifications that serve all of `specs`, each with the positions of those that it serves."""
+    shared: list[tuple[PassSpec, list[int]]] = []
+    for index, spec in enumerate(specs):
+        for position, (other, members) in enumerate(shared):
+            both = joined(other, spec, hard=voxels.labels is not None)
+            if both is not None and _at_once(both):
+                shared[position] = (both, [*members, index])
+                break
+        else:
+            shared.append((spec, [index]))
+    return shared
+
+
+def _at_once(spec: PassSpec) -> bool:
+    """Return whether one reading gives all of `spec`: beside histograms there are the usual sums of one kernel."""
+    return spec.bins is None or (in_place.is_usual(spec) and chosen_kernel() in ("auto", "tiled"))
+
+
+def _read(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | None) -> Reading:
+    if spec.bins is None:
+        rows = report_bad_values(pick_kernel(voxels)(voxels, spec), target, voxels, ignore_index)
+        return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), None)
+    check_hard_maps(voxels, target)
+    if spec.activation is None:
+        check_probabilities(voxels)
+    return error_reading(voxels, target, spec, ignore_index, voxels.logits.new_ones((1, 1)))
+
+
+def error_reading(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | None, limit: Tensor) -> Reading:
+    """Return the histograms of errors up to `limit`, (1, 1) or (B, 1), of voxels with hard labels, and the sums."""
+    rows, errors = read_errors(voxels, spec, limit.to(sum_dtype(voxels.logits)))
+    if voxels.labels is not None:  # maps have been checked
+        rows = report_bad_values(rows, target, voxels, ignore_index)
+    return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), errors)
+
+
+def largest_errors(input: Tensor, target: Tensor, spec: PassSpec, ignore_index: int | None) -> tuple[Voxels, Tensor]:
+    """Return checked tensors as :func:`error_reading` takes them, and the largest error of each image, (B, 1)."""
+    voxels = flatten_voxels(input, target, ignore_index)
+    check_hard_maps(voxels, target)
+    with torch.no_grad():
+        return voxels, largest_error(voxels, error_spec(spec))
+
+
+def sorted_lovasz(
+    input: Tensor, target: Tensor, spec: PassSpec, ignore_index: int | None, *, batch: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the Lovasz extension, exactly, and the classes' volumes, (B, C), or (1, C) over the batch.
+
+    Raises:
+        ValueError: as :func:`run_passes` with histograms of errors.
+    """
+    voxels = flatten_voxels(input, target, ignore_index)
+    check_hard_maps(voxels, target)
+    if spec.activation is None:
+        check_probabilities(voxels)
+    return sorted_extension(voxels, target, spec.activation, ignore_index, batch=batch)
+
+
+def run_pass(
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    ignore_index: int | None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+) -> VoxelSums:
+    """Return the sums (B, C, R) of checked tensors, by region."""
+    voxels = flatten_voxels(input, target, ignore_index, mask, groups, num_groups)
+    rows = report_bad_values(pick_kernel(voxels)(voxels, spec), target, voxels, ignore_index)
+    return VoxelSums(rows.to(sum_dtype(input)))
+
+
+def flatten_voxels(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int | None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+) -> Voxels:
+    """Bring checked tensors into the kernels' form: plain, flat, labels compact, ignored voxels marked."""
+    ignore_index = checks.check_ignore_index(ignore_index)
+    keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
+    regions = 1
+    if groups is not None:
+        groups = _plain(checks.check_side_map("groups", groups, input, integer=True))
+        regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
+        regions = max(regions, 1)
+        inside = (groups >= 0) & (groups < regions)
+        keep = inside if keep is None else keep & inside
+        groups = groups.clamp(0, regions - 1)
+    logits = _plain(input).flatten(2)
+    target = _plain(target).flatten(2)
+    if target.dtype in _BARE_UNSIGNED:
+        target = target.long()
+    if logits.shape[1] > 1 and target.shape[1] == 1:
+        labels, has_ignored = compact_labels(target[:, 0], logits.shape[1], ignore_index, keep)
+        return Voxels(logits, labels, None, None, has_ignored, groups, regions)
+    valid = valid_voxels(target, ignore_index)
+    valid = keep if valid is None else valid[:, 0] if keep is None else valid[:, 0] & keep
+    return Voxels(logits, None, target, valid, False, groups, regions)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Drop MONAI's MetaTensor, whose bookkeeping costs time in every operation."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def voxel_sums(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str | None = "softmax",
+    overlap: str = "product",
+    power: float = 1.0,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+    cross_entropy: bool = True,
+    gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    confidence: bool = False,
+) -> VoxelSums:
+    """Read the voxels once and return the sums that the losses are functions of. Differentiable in `input`.
+
+    The formulas stand in :mod:`monai_iou.voxels.formulas`. Sums are float32 (float64 for a float64 input) whatever the
+    input's dtype, and their relative error is below 1e-5 also for a handful of voxels in a large volume.
+
+    Args:
+        input: logits (B, C, *S), 1 to 3 spatial dimensions; probabilities with `activation=None`.
+        target: label map (B, 1, *S) of any integer, bool or integral float dtype, or per-class maps (B, C, *S) with
+            values from 0 to 1. With one channel, a binary or soft map.
+        activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
+        overlap: "product" or, for soft labels, "min_max" (Wang et al. 2023, https://arxiv.org/abs/2302.05666).
+        power: exponent q of the predictions and targets in P and T, at least 1.
+        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is no class,
+            voxels whose maps are all zero.
+        mask: (B, 1, *S) bool or numbers; voxels where it is zero are ignored.
+        groups: (B, 1, *S) integer region numbers from 0; voxels with a negative number are ignored.
+        num_groups: number R of regions; read from `groups` if None.
+        cross_entropy: whether to compute it (zeros otherwise).
+        gamma: focal exponent of the cross-entropy (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
+        label_smoothing: share of the label given to all classes alike, in the cross-entropy only.
+        confidence: whether to compute the sum of p^(q+1).
+
+    Returns:
+        :class:`VoxelSums` of shape (B, C), or (B, C, R) with `groups`.
+
+    Raises:
+        TypeError: if a tensor has a dtype that cannot be read as what it stands for.
+        ValueError: if shapes do not match, an option is none of its choices, or labels are outside the classes.
+            On a GPU wrong labels make the sums NaN at once and the error follows at the next call: no step waits.
+    """
+    checks.check_input(input)
+    checks.check_target(input, target)
+    if activation == "softmax" and input.shape[1] == 1:
+        activation = "sigmoid"
+    spec = checked_spec(activation, overlap, power, cross_entropy, gamma, label_smoothing, confidence)
+    sums = run_pass(input, target, spec, ignore_index, mask, groups, num_groups)
+    return sums if groups is not None else VoxelSums(sums.rows.squeeze(-1))
+
+
+def error_histograms(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str | None = "softmax",
+    bins: int = DEFAULT_BINS,
+    ignore_index: int | None = None,
+) -> ErrorHistograms:
+    """Count voxels by the error |y - p| of each class. Not differentiable: see `LovaszSoftmaxLoss` for gradients.
+
+    Args:
+        input: logits (B, C, *S), 1 to 3 spatial dimensions; probabilities with `activation=None`.
+        target: label map (B, 1, *S), or per-class maps (B, C, *S) of 0 and 1.
+        activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
+        bins: resolution K: errors are rounded by at most 1 / (2 K).
+        ignore_index: label of ignored voxels.
+
+    Raises:
+        TypeError: if a tensor or `bins` has a type that cannot be read as what it stands for.
+        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are no class.
+    """
+    checks.check_input(input)
+    checks.check_target(input, target)
+    checks.check_choice("activation", activation, checks.ACTIVATIONS)
+    if activation == "softmax" and input.shape[1] == 1:
+        activation = "sigmoid"
+    voxels = flatten_voxels(input.detach(), target, ignore_index)
+    check_hard_maps(voxels, target)
+    if activation is None:
+        check_probabilities(voxels)
+    limit = voxels.logits.new_ones((1, 1), dtype=sum_dtype(input))
+    spec = PassSpec(activation, overlap=None, bins=check_bins(bins))
+    errors = error_reading(voxels, target, spec, ignore_index, limit).errors
+    assert errors is not None
+    return errors
