@@ -51,7 +51,7 @@ def test_gradient_of_every_branch(
                 ignore_index=ignore,
                 groups=groups,
                 confidence=True,
-            ).stacked()
+            ).rows
 
         with use_kernel("tiled"):
             assert gradcheck(sums, (logits,), fast_mode=True)
