@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
+from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.voxels.labels import equals
 
@@ -51,6 +52,7 @@ class AffinityLoss(_Loss):
         2.7726
     """
 
+    @explains_arguments
     def __init__(
         self,
         size: Sequence[int] | None = None,

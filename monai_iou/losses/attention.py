@@ -10,6 +10,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
+from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.label_pooling import pool_labels
@@ -193,6 +194,7 @@ class AttentionSupervisionLoss(_Loss):
         ['attention', 'segmentation']
     """
 
+    @explains_arguments
     def __init__(self, loss: nn.Module, attention: nn.Module, lambda_attention: float = 0.5) -> None:
         super().__init__()
         for name, module in (("loss", loss), ("attention", attention)):

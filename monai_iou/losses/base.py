@@ -15,6 +15,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
+from monai_iou.losses.arguments import bound_arguments, explains_arguments
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.passes import Reading, run_passes
 from monai_iou.voxels.spec import PassSpec, checked_spec
@@ -145,6 +146,7 @@ class SumsLoss(PassLoss):
 class RegionLoss(SumsLoss):
     """A loss of one term per class and image: background, weights, absent classes and reduction are handled here."""
 
+    @explains_arguments
     def __init__(
         self,
         include_background: bool = True,
@@ -270,7 +272,8 @@ def with_region_arguments(init: _Init) -> _Init:
     """Give a constructor `(self, own, *args, own_by_keyword, **options)` the signature of a region loss.
 
     That is: its own arguments, those of `IoULoss` in MONAI's order, by keyword those of `IoULoss` and its own. Without
-    `*args`, the arguments of `IoULoss` are by keyword too. A call that does not fit raises TypeError naming the class.
+    `*args`, the arguments of `IoULoss` are by keyword too. All reach the constructor by name, those of `IoULoss` that
+    were given in `options`. A call that does not fit raises TypeError naming the class.
     """
     own = list(inspect.signature(init).parameters.values())
     shared = list(inspect.signature(RegionLoss.__init__).parameters.values())[1:]
@@ -285,14 +288,7 @@ def with_region_arguments(init: _Init) -> _Init:
 
     @functools.wraps(init)
     def construct(self: Any, *args: Any, **options: Any) -> None:
-        try:
-            signature.bind(self, *args, **options)
-        except TypeError as error:
-            names = ", ".join(list(signature.parameters)[1:])
-            reason = str(error).removeprefix("got ")
-            message = f"Expected arguments of {type(self).__name__} ({names}), but got {reason}."
-            raise TypeError(message) from None
-        init(self, *args, **options)
+        init(self, **bound_arguments(signature, self, args, options))
 
     construct.__signature__ = signature  # type: ignore[attr-defined]
     return cast("_Init", construct)

@@ -11,6 +11,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together
+from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import PassLoss
 from monai_iou.voxels.passes import Reading, run_passes
 
@@ -41,6 +42,7 @@ class CompoundLoss(_Loss):
         {'iou': 0.75, 'weighted_cross_entropy': 0.6931}
     """
 
+    @explains_arguments
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         losses = list(losses)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks, scores
+from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import SumsLoss
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
@@ -51,6 +52,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         0.6931
     """
 
+    @explains_arguments
     def __init__(
         self,
         weight: Sequence[float] | float | Tensor | None = None,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
 from typing_extensions import Unpack
 
 from monai_iou import checks
@@ -13,6 +11,9 @@ from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
+
+# The arguments of a region loss that a cross-entropy takes as well.
+_SHARED = ("to_onehot_y", "sigmoid", "softmax", "reduction", "ignore_index", "sync_batch")
 
 
 class IoUCELoss(CompoundLoss):
@@ -25,7 +26,8 @@ class IoUCELoss(CompoundLoss):
         label_smoothing: label smoothing of the cross-entropy.
         weight: one number, or one a class including the background; used by both terms (the IoU term leaves out the
             background's with `include_background=False`).
-        **options: the arguments of :class:`IoULoss`. Class 0 always takes part in the cross-entropy. Without an
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. Class 0 always takes part in the cross-entropy. Without an
             activation the input holds probabilities for both terms.
 
     Raises:
@@ -40,53 +42,39 @@ class IoUCELoss(CompoundLoss):
         1.1931
     """
 
+    @with_region_arguments
     def __init__(
         self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
-        squared_pred: bool = False,
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        weight: Sequence[float] | float | Tensor | None = None,
-        soft_label: bool = False,
-        ignore_index: int | None = None,
-        *,
-        power: float = 1.0,
-        empty: str = "smooth",
-        sync_batch: bool = False,
+        *args: Any,
         lambda_iou: float = 1.0,
         lambda_ce: float = 1.0,
         gamma: float = 0.0,
         label_smoothing: float = 0.0,
+        **options: Unpack[RegionOptions],
     ) -> None:
-        if other_act is not None:
-            message = (
-                "Expected `other_act` to be None with a cross-entropy, but got a function: use softmax or sigmoid."
-            )
-            raise ValueError(message)
-        if getattr(reduction, "value", reduction) == "none" and (batch or not include_background):
-            message = (
-                "Expected `reduction` to be 'mean' or 'sum' with batch=True or include_background=False, but got "
-                "'none': the cross-entropy has a value for every image and class, the IoU term would not."
-            )
-            raise ValueError(message)
-        weight = checks.as_weight(weight)
-        region = IoULoss(
-            include_background, to_onehot_y, sigmoid, softmax, None, squared_pred, reduction, smooth_nr, smooth_dr,
-            batch, weight if weight is None or weight.ndim == 0 or include_background else weight[1:],
-            soft_label, ignore_index, power=power, empty=empty, sync_batch=sync_batch,
-        )  # fmt: skip
-        entropy = WeightedCrossEntropyLoss(
-            weight, gamma, label_smoothing, True, to_onehot_y, sigmoid, softmax,
-            None, reduction, ignore_index, sync_batch=sync_batch,
-        )  # fmt: skip
-        super().__init__([region, entropy], [lambda_iou, lambda_ce])
+        _check_terms_fit(options)
+        weight = checks.as_weight(options.pop("weight", None))
+        entropy_options: dict[str, Any] = {name: value for name, value in options.items() if name in _SHARED}
+        entropy = WeightedCrossEntropyLoss(weight, gamma, label_smoothing, **{"softmax": False, **entropy_options})
+        if weight is not None and weight.ndim == 1 and not options.get("include_background", True):
+            weight = weight[1:]
+        region: RegionOptions = {**options, "weight": weight}
+        super().__init__([IoULoss(*args, **region), entropy], [lambda_iou, lambda_ce])
         self.names = ["iou", "focal" if gamma else "cross_entropy"]
+
+
+def _check_terms_fit(options: RegionOptions) -> None:
+    if options.get("other_act") is not None:
+        message = "Expected `other_act` to be None with a cross-entropy, but got a function: use softmax or sigmoid."
+        raise ValueError(message)
+    reduction = options.get("reduction")
+    apart = options.get("batch", False) or not options.get("include_background", True)
+    if getattr(reduction, "value", reduction) == "none" and apart:
+        message = (
+            "Expected `reduction` to be 'mean' or 'sum' with batch=True or include_background=False, but got "
+            "'none': the cross-entropy has a value for every image and class, the IoU term would not."
+        )
+        raise ValueError(message)
 
 
 class IoUFocalLoss(IoUCELoss):

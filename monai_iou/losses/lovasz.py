@@ -10,6 +10,7 @@ from torch import Tensor
 
 from monai_iou import checks, scores
 from monai_iou.distributed import errors_over_ranks, fails_together, largest_over_ranks, sum_over_ranks
+from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import PassLoss
 from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins
 from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
@@ -119,6 +120,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         0.4167
     """
 
+    @explains_arguments
     def __init__(
         self,
         classes: str = "present",
@@ -235,6 +237,7 @@ class LovaszHingeLoss(_LovaszLoss):
         tensor(0.5000)
     """
 
+    @explains_arguments
     def __init__(
         self,
         bins: int | None = DEFAULT_BINS,

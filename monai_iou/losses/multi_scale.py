@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
+from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
@@ -53,6 +54,7 @@ class MultiScaleLoss(_Loss):
         1.3404
     """
 
+    @explains_arguments
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None, downsample: str = "area") -> None:
         super().__init__()
         if not isinstance(loss, nn.Module):

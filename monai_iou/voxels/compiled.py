@@ -241,9 +241,9 @@ class _CompiledSums(torch.autograd.Function):
         return out, None, None
 
 
-def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (6, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
     if not covers(voxels):
-        return tiled.sums(voxels, spec)
+        return tiled.compute_sums(voxels, spec)
     result: Tensor = _CompiledSums.apply(voxels.logits, voxels, spec)
     return result

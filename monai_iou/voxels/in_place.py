@@ -15,8 +15,6 @@ from torch import Tensor
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
 from monai_iou.voxels.spec import COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
-_LINES = 2
-
 
 def covers(voxels: Voxels, spec: PassSpec) -> bool:
     """Return whether this file computes what `spec` asks for."""

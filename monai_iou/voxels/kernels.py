@@ -75,17 +75,17 @@ def chosen_kernel() -> str:
 def pick_kernel(voxels: Voxels) -> Kernel:
     """Return the kernel for this input."""
     if torch.compiler.is_compiling():
-        return reference.sums  # one graph, which the compiler fuses itself
+        return reference.compute_sums  # one graph, which the compiler fuses itself
     name = chosen_kernel()
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
     if name == "reference" or wants_target_gradient:
-        return reference.sums
+        return reference.compute_sums
     if name == "triton":  # "auto" leaves it alone until it has been tested and timed on a GPU
-        return _triton_sums(voxels)
+        return _pick_triton(voxels)
     if name == "compiled":
         _check_compiled(voxels)
-        return compiled.sums
-    return tiled.sums
+        return compiled.compute_sums
+    return tiled.compute_sums
 
 
 def _check_compiled(voxels: Voxels) -> None:
@@ -102,7 +102,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _triton_sums(voxels: Voxels) -> Kernel:
+def _pick_triton(voxels: Voxels) -> Kernel:
     if not _has_triton():
         message = "Expected Triton for the kernel 'triton', but it is not installed: install it or choose 'auto'."
         raise RuntimeError(message)
@@ -112,4 +112,4 @@ def _triton_sums(voxels: Voxels) -> Kernel:
         raise RuntimeError(message)
     from monai_iou.voxels import triton_kernels  # noqa: PLC0415 - it needs Triton
 
-    return triton_kernels.sums
+    return triton_kernels.compute_sums

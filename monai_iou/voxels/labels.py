@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -104,73 +105,83 @@ def valid_voxels(target: Tensor, ignore_index: int | None) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _Question:
     """A check whose answer is on its way from the GPU."""
 
-    flag: Tensor
-    event: torch.cuda.Event
-    target: Tensor
-    classes: int
-    ignore_index: int | None
-    is_map: bool
-
-    def error(self) -> ValueError:
-        return (
-            map_error(self.target, self.ignore_index)
-            if self.is_map
-            else label_error(self.target, self.classes, self.ignore_index)
-        )
+    answer: Tensor
+    arrival: torch.cuda.Event
+    error: Callable[[], ValueError]
 
 
-_pending: deque[_Pending] = deque()
+class LateChecks:
+    """Checks of a GPU's labels that nothing waits for: their queue of work would run dry.
+
+    What is wrong becomes NaN at once; the error is raised by the first check that begins after the answer's arrival.
+    """
+
+    def __init__(self, new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event, *, pinned: bool = True) -> None:
+        self._new_event = new_event
+        self._pinned = pinned  # memory that a GPU writes to while the CPU goes on
+        self._questions: deque[_Question] = deque()
+
+    def raise_arrived(self) -> None:
+        """Raise the error of the oldest check that has been answered by "wrong"; the others are dropped with it."""
+        while self._questions and self._questions[0].arrival.query():
+            question = self._questions.popleft()
+            if bool(question.answer):
+                self._questions.clear()
+                raise question.error()
+
+    def ask(self, bad: Tensor, rows: Tensor, error: Callable[[], ValueError]) -> Tensor:
+        """Send `bad` on its way to the CPU; return `rows`, NaN if it holds."""
+        answer = torch.empty((), dtype=torch.bool, pin_memory=self._pinned)
+        answer.copy_(bad, non_blocking=True)
+        arrival = self._new_event()
+        arrival.record()
+        self._questions.append(_Question(answer, arrival, error))
+        return torch.where(bad, float("nan"), rows)
 
 
-def waits(rows: Tensor) -> bool:
-    """Return whether a check is answered at once: everywhere but on a GPU, whose queue of work would run dry."""
-    return rows.device.type != "cuda"
-
-
-def asked(bad: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """Send a flag from the GPU on its way; it has arrived when the event has."""
-    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-    flag.copy_(bad, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return flag, event
+_late_checks = LateChecks()
 
 
 def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
     """Raise ValueError if the target holds values that are no labels; return `rows`.
 
-    Labels: the targets of all classes add up to the number of voxels unless some voxel belongs to no class.
     On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call.
     """
     if torch.compiler.is_compiling():
         return rows
-    while _pending and _pending[0].event.query():
-        done = _pending.popleft()
-        if bool(done.flag):
-            _pending.clear()
-            raise done.error()
-    is_map = voxels.labels is None
-    if is_map:
-        assert voxels.maps is not None
-        if voxels.maps.numel() == 0 or voxels.maps.dtype == torch.bool:
-            return rows
-        values = voxels.maps.detach()
-        if voxels.valid is not None:
-            values = torch.where(voxels.valid.unsqueeze(1), values, 0)
-        low, high = values.aminmax()
-        bad = ~((low >= 0) & (high <= 1))
-    else:
-        missing = rows[COUNT, :, 0] - rows[TARGET].sum(1)
-        bad = (missing.detach().abs() > 0.5).any()
-    if waits(rows):
-        if bool(bad):
-            raise (
-                map_error(target, ignore_index) if is_map else label_error(target, voxels.logits.shape[1], ignore_index)
-            )
+    _late_checks.raise_arrived()
+    bad = found_bad_values(rows, voxels)
+    if bad is None:
         return rows
-    flag, event = asked(bad)
-    _pending.append(_Pending(flag, event, target, voxels.logits.shape[1], ignore_index, is_map))
-    return torch.where(bad, float("nan"), rows)
+
+    def error() -> ValueError:
+        if voxels.labels is None:
+            return map_error(target, ignore_index)
+        return label_error(target, voxels.logits.shape[1], ignore_index)
+
+    if rows.device.type == "cuda":
+        return _late_checks.ask(bad, rows, error)
+    if bool(bad):
+        raise error()
+    return rows
+
+
+def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:
+    """Return whether the target holds values that are no labels, as one bool on its device; None if it cannot.
+
+    Labels: the targets of all classes add up to the number of voxels unless some voxel belongs to no class.
+    """
+    if voxels.labels is not None:
+        missing = rows[COUNT, :, 0] - rows[TARGET].sum(1)
+        return (missing.detach().abs() > 0.5).any()
+    assert voxels.maps is not None
+    if voxels.maps.numel() == 0 or voxels.maps.dtype == torch.bool:
+        return None
+    values = voxels.maps.detach()
+    if voxels.valid is not None:
+        values = torch.where(voxels.valid.unsqueeze(1), values, 0)
+    low, high = values.aminmax()
+    return ~((low >= 0) & (high <= 1))

@@ -10,7 +10,7 @@ from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
 
 
-def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (6, B, C, R) by autograd: the specification of every other kernel."""
     precise = total_dtype(voxels.logits)
     logits, target, valid = voxels.tile(slice(None), slice(None), sum_dtype(voxels.logits))

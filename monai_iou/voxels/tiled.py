@@ -115,7 +115,7 @@ class _TiledSums(torch.autograd.Function):
         return out, None, None
 
 
-def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (6, B, C, R) of `voxels`."""
     result: Tensor = _TiledSums.apply(voxels.logits, voxels, spec)
     return result

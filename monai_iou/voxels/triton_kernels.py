@@ -2,10 +2,21 @@
 
 A program handles `VOXELS` voxels of one image. It walks over the classes in blocks, first for the softmax's largest
 logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache, or in registers if
-one block holds all classes. Each program writes its partial sums to a place of its own and torch adds them in float64:
-no atomics, so the same bits on every call.
-Logits and gradient are addressed by strides, so channels-last volumes are read where they are, and all
-offsets are 64 bits wide. See `formulas.py` for the derivation.
+one block holds all classes. Of a voxel with logits x_c and label y_c it needs
+
+.. code-block:: text
+
+    peak = max_c x_c,  rest = sum_c exp(x_c - peak) - 1      two blocks (m, r), (n, s) with m >= n join as
+                                                             m,  r + (1 + s) exp(n - m)
+    p_c = exp(x_c - peak) / (1 + rest),  ln p_c = x_c - peak - ln(1 + rest)
+    I += p y,  P += p^q,  T += y^q,  E -= y' (1 - p)^gamma ln p,  Q += p^(q+1),  N += 1
+    a_c = g_I y + g_P q p^(q-1) + g_Q (q+1) p^q              given g = d loss / d (I, P, E, Q)
+    h_c = p_c a_c + g_E y'_c (gamma p (1-p)^(gamma-1) ln p - (1-p)^gamma)
+    d loss / dx_c = h_c - p_c sum_k h_k                      one more walk for the sum, one for the gradient
+
+with "min_max" and sigmoid as `formulas.py` derives them. Each program writes its partial sums to a place of its own and
+torch adds them in float64: no atomics, so the same bits on every call. Logits and gradient are addressed by strides, so
+channels-last volumes are read where they are, and all offsets are 64 bits wide.
 """
 
 # Triton reads the bodies of its kernels by rules of its own; their arguments have no Python types.
@@ -386,9 +397,9 @@ class _TritonSums(torch.autograd.Function):
         return out, None, None
 
 
-def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (6, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
     if not covers(voxels):
-        return tiled.sums(voxels, spec)
+        return tiled.compute_sums(voxels, spec)
     result: Tensor = _TritonSums.apply(voxels.logits, voxels, spec)
     return result

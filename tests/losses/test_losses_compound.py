@@ -14,6 +14,7 @@ from monai.losses import DiceLoss
 from torch import nn
 
 from monai_iou import (
+    AffinityLoss,
     AttentionSupervisionLoss,
     CompoundLoss,
     ContextAttentionLoss,
@@ -25,6 +26,7 @@ from monai_iou import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LovaszHingeLoss,
     LovaszSoftmaxLoss,
     MultiScaleLoss,
     WeightedCrossEntropyLoss,
@@ -62,6 +64,7 @@ OWN: list[tuple[Any, dict[str, Any], list[str]]] = [
     (FocalIoULoss, {"gamma": 0.5}, []),
     (FocalTverskyLoss, {"alpha": 0.2, "beta": 0.9, "gamma": 0.5}, []),
     (GeneralizedIoULoss, {"w_type": "simple"}, []),
+    (IoUCELoss, {}, ["lambda_iou", "lambda_ce", "gamma", "label_smoothing"]),
     (IoUFocalLoss, {"gamma": 0.5}, ["lambda_iou", "lambda_focal", "label_smoothing"]),
     (
         InstanceIoULoss,
@@ -97,6 +100,40 @@ def test_a_wrong_argument_names_the_class_it_was_given_to() -> None:
         ContextAttentionLoss(context=5.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"arguments of FocalIoULoss .*, but got too many positional arguments"):
         FocalIoULoss(2.0, *SHARED, 1.0)
+
+
+SUGGESTIONS = [
+    (IoUCELoss, "lambda_dice", "write `lambda_iou`"),
+    (IoUCELoss, "lambda_focal", "write `lambda_ce`"),
+    (IoUFocalLoss, "lambda_ce", "write `lambda_focal`"),
+    (IoULoss, "jaccard", "leave it out, the IoU (Jaccard) is what this loss computes"),
+    (IoUCELoss, "jaccard", "leave it out, the IoU (Jaccard) is what this loss computes"),
+    (IoULoss, "sigmoid_", "write `sigmoid`"),
+    (IoULoss, "weights", "write `weight`"),
+    (IoULoss, "alpha", "take FocalTverskyLoss, which weighs false positives by `alpha`"),
+    (IoULoss, "smooth", "write `smooth_nr` and `smooth_dr`"),
+    (LogIoULoss, "sofmax", "write `softmax`"),
+    (FocalIoULoss, "gama", "write `gamma`"),
+    (FocalTverskyLoss, "apha", "write `alpha`"),
+    (GeneralizedIoULoss, "w_typ", "write `w_type`"),
+    (LovaszSoftmaxLoss, "ignore_idx", "write `ignore_index`"),
+    (LovaszHingeLoss, "per_image", "write `batch=False`"),
+    (WeightedCrossEntropyLoss, "ce_weight", "write `weight`"),
+    (CompoundLoss, "weight", "write `weights`"),
+    (MultiScaleLoss, "down_sample", "write `downsample`"),
+    (InstanceIoULoss, "region", "write `regions`"),
+    (AffinityLoss, "num_clases", ""),
+    (ContextAttentionLoss, "lambda_", ""),
+    (AttentionSupervisionLoss, "lambda_atention", "write `lambda_attention`"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "remedy"), SUGGESTIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_mistyped_argument_names_the_right_one(make: Any, name: str, remedy: str) -> None:
+    names = ", ".join(inspect.signature(make).parameters)
+    got = f"an unexpected keyword argument '{name}'" + (f": {remedy}." if remedy else "")
+    with pytest.raises(TypeError, match=re.escape(f"Expected arguments of {make.__name__} ({names}), but got {got}")):
+        make(**{name: 1})
 
 
 def test_metatensors_give_a_plain_tensor_through_monais_losses() -> None:

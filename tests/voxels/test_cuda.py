@@ -32,7 +32,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 @pytest.fixture(autouse=True)
 def _no_answer_on_its_way() -> None:
     torch.cuda.synchronize()
-    label_checks._pending.clear()
+    label_checks._late_checks._questions.clear()
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from monai_iou.voxels import compiled, in_place, kernels, tiled, tiling
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
-from monai_iou.voxels.reference import sums as reference_sums
+from monai_iou.voxels.reference import compute_sums as reference_sums
 from monai_iou.voxels.spec import PassSpec
 
 # Relative errors of sums and, against the largest entry, of gradients, by the logits' dtype.
@@ -91,7 +91,7 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiled_equals_reference_in_every_branch(spec: PassSpec) -> None:
     for ignore, soft, groups in itertools.product((False, True), repeat=3):
         voxels = case((2, 3, 5, 3), spec, ignore=ignore, soft=soft, groups=groups)
-        assert_close(run(tiled.sums, voxels, spec), run(reference_sums, voxels, spec), torch.float64)
+        assert_close(run(tiled.compute_sums, voxels, spec), run(reference_sums, voxels, spec), torch.float64)
 
 
 @pytest.mark.skipif(
@@ -117,7 +117,7 @@ def test_triton_equals_reference_in_every_branch(spec: PassSpec, shape: tuple[in
             name: None if value is None else value.to(device)
             for name, value in (("labels", voxels.labels), ("maps", voxels.maps), ("valid", voxels.valid))
         }
-        found = run(triton_kernels.sums, replace(single, **moved), spec)
+        found = run(triton_kernels.compute_sums, replace(single, **moved), spec)
         assert_close((found[0].cpu(), found[1].cpu()), exact, torch.float32)
 
 
@@ -139,7 +139,7 @@ def test_compiled_equals_reference(case_of: str) -> None:
         single = replace(voxels, logits=voxels.logits.float())
         assert compiled.covers(single)
         with torch._dynamo.config.patch(error_on_recompile=True):
-            assert_close(run(compiled.sums, single, spec), exact, torch.float32)
+            assert_close(run(compiled.compute_sums, single, spec), exact, torch.float32)
 
 
 @needs_compiler
@@ -149,7 +149,9 @@ def test_compiled_equals_reference_in_many_branches(spec: PassSpec) -> None:
     for ignore, soft in itertools.product((False, True), repeat=2):
         voxels = case((1, 3, 4 * compiled.LINE + 77), spec, ignore=ignore, soft=soft)
         exact = run(reference_sums, voxels, spec)
-        assert_close(run(compiled.sums, replace(voxels, logits=voxels.logits.float()), spec), exact, torch.float32)
+        assert_close(
+            run(compiled.compute_sums, replace(voxels, logits=voxels.logits.float()), spec), exact, torch.float32
+        )
 
 
 def test_compiled_leaves_to_tiled_what_it_does_not_cover() -> None:
@@ -157,7 +159,9 @@ def test_compiled_leaves_to_tiled_what_it_does_not_cover() -> None:
         voxels = case(shape, PassSpec(), groups=groups)
         single = replace(voxels, logits=voxels.logits.float())
         assert not compiled.covers(single)
-        assert_close(run(compiled.sums, single, PassSpec()), run(reference_sums, voxels, PassSpec()), torch.float32)
+        assert_close(
+            run(compiled.compute_sums, single, PassSpec()), run(reference_sums, voxels, PassSpec()), torch.float32
+        )
 
 
 def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +175,7 @@ def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
     assert kernels.pick_kernel(voxels) is reference_sums
     with kernels.use_kernel("auto"):
-        assert kernels.pick_kernel(voxels) is tiled.sums
+        assert kernels.pick_kernel(voxels) is tiled.compute_sums
     with (
         pytest.raises(ValueError, match=r"^Expected `kernel` to be one of .*, but got 'fast': choose one of these\.$"),
         kernels.use_kernel("fast"),
@@ -186,7 +190,7 @@ def test_tiled_by_shape_and_dtype(spec: PassSpec, shape: tuple[int, ...], dtype:
     voxels = case(shape, spec)
     rounded = replace(voxels, logits=voxels.logits.to(dtype))
     exact = run(reference_sums, replace(voxels, logits=rounded.logits.double()), spec)
-    first, second = run(tiled.sums, rounded, spec), run(tiled.sums, rounded, spec)
+    first, second = run(tiled.compute_sums, rounded, spec), run(tiled.compute_sums, rounded, spec)
     assert_close(first, exact, dtype)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -196,7 +200,7 @@ def test_tiled_by_shape_and_dtype(spec: PassSpec, shape: tuple[int, ...], dtype:
 def test_gradcheck_of_tiled(spec: PassSpec) -> None:
     voxels = case((1, 3, 5), spec, ignore=True)
     assert torch.autograd.gradcheck(
-        lambda logits: tiled.sums(replace(voxels, logits=logits), spec), voxels.logits.detach().requires_grad_()
+        lambda logits: tiled.compute_sums(replace(voxels, logits=logits), spec), voxels.logits.detach().requires_grad_()
     )
 
 
@@ -204,8 +208,8 @@ def test_gradcheck_of_tiled(spec: PassSpec) -> None:
 def test_strided_labels(dtype: torch.dtype) -> None:
     logits = torch.randn(1, 2, 96, 96)
     labels = torch.randint(0, 2, (1, 1, 96, 96, 4)).to(dtype)[..., 1]
-    expected = run(tiled.sums, flatten_voxels(logits, labels.clone(), None), PassSpec())
-    for kernel in (tiled.sums, compiled.sums):
+    expected = run(tiled.compute_sums, flatten_voxels(logits, labels.clone(), None), PassSpec())
+    for kernel in (tiled.compute_sums, compiled.compute_sums):
         found = run(kernel, flatten_voxels(logits, labels, None), PassSpec())
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -218,7 +222,7 @@ def test_a_tile_is_never_too_large_to_count(monkeypatch: pytest.MonkeyPatch) -> 
 def test_strided_logits_are_read_where_they_are() -> None:
     whole = torch.randn(2, 4, 6, 5, 8)
     labels = torch.randint(0, 4, (2, 1, 3, 5, 8))
-    expected = run(tiled.sums, flatten_voxels(whole[:, :, ::2].clone(), labels, None), PassSpec())
+    expected = run(tiled.compute_sums, flatten_voxels(whole[:, :, ::2].clone(), labels, None), PassSpec())
     for logits in (whole[:, :, ::2], whole[:, :, ::2].to(memory_format=torch.channels_last_3d)):
-        found = run(tiled.sums, flatten_voxels(logits, labels, None), PassSpec())
+        found = run(tiled.compute_sums, flatten_voxels(logits, labels, None), PassSpec())
         torch.testing.assert_close(found, expected)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from monai_iou import IoULoss
+from monai_iou.voxels import labels as label_checks
+from monai_iou.voxels.labels import LateChecks, report_bad_values
+from monai_iou.voxels.passes import flatten_voxels
+from monai_iou.voxels.spec import COUNT, TARGET
 
 LOGITS = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([[[0, 0, 0, 1, 1, 1, 1, 1]]])
@@ -86,3 +93,64 @@ def test_nan_at_ignored_voxels_does_not_reach_another_activation(per_class: bool
     assert torch.isfinite(value)
     assert torch.isfinite(logits.grad).all()
     assert not logits.grad[..., 0].any()
+
+
+class Event:
+    """Stands in for torch.cuda.Event: arrives when told to."""
+
+    def __init__(self) -> None:
+        self.recorded = self.arrived = False
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def query(self) -> bool:
+        return self.arrived
+
+
+def test_late_checks_give_nan_at_once_and_the_error_after_its_arrival() -> None:
+    events: list[Event] = []
+
+    def new_event() -> Any:
+        events.append(Event())
+        return events[-1]
+
+    checks, rows = LateChecks(new_event, pinned=False), torch.arange(6.0)
+    questions = ((False, "first"), (True, "second"), (True, "third"))
+    answers = [checks.ask(torch.tensor(bad), rows, partial(ValueError, text)) for bad, text in questions]
+    assert torch.equal(answers[0], rows)
+    assert answers[1].isnan().all()
+    assert answers[2].isnan().all()
+    assert [event.recorded for event in events] == [True, True, True]
+    checks.raise_arrived()  # nothing has arrived
+    events[2].arrived = True
+    checks.raise_arrived()  # answers are read in their order
+    events[0].arrived = True
+    checks.raise_arrived()  # the first was right
+    events[1].arrived = True
+    with pytest.raises(ValueError, match=r"^second$"):
+        checks.raise_arrived()
+    checks.raise_arrived()  # later questions of the same run are dropped with it
+
+
+def test_on_a_gpu_wrong_labels_are_asked_about_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch of a GPU, on rows that say they lie on one."""
+
+    class Rows(Tensor):
+        device = torch.device("cuda")
+
+    event = Event()
+    monkeypatch.setattr(label_checks, "_late_checks", LateChecks(lambda: cast("Any", event), pinned=False))
+    labels = LABELS.clone()
+    labels[0, 0, 0] = 9
+    voxels = flatten_voxels(LOGITS, labels, None)
+    right = torch.zeros(6, 1, 2, 1, dtype=torch.float64)
+    right[COUNT], right[TARGET] = 8, 4
+    wrong = right.clone()
+    wrong[TARGET, 0, 0] = 3
+    assert report_bad_values(wrong.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor).isnan().all()
+    assert torch.equal(report_bad_values(right.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor), right)
+    event.arrived = True
+    with pytest.raises(ValueError, match=r"labels 0 to 1 .* but got 9: "):
+        report_bad_values(right, labels, voxels, None)
+    assert torch.equal(report_bad_values(right, labels, voxels, None), right)

@@ -21,7 +21,7 @@ from monai_iou import IoUCELoss, IoULoss, use_kernel, voxel_sums
 from monai_iou.voxels import tiled
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
-from monai_iou.voxels.reference import sums as reference_sums
+from monai_iou.voxels.reference import compute_sums as reference_sums
 from monai_iou.voxels.spec import PassSpec
 
 pytestmark = pytest.mark.skipif(
@@ -140,7 +140,7 @@ def test_a_confident_voxel_keeps_its_digits(dtype: torch.dtype) -> None:
             for label in {winner, 0}:
                 labels = torch.full((1, 3), label, dtype=torch.uint8)
                 exact = Voxels(logits, labels, None, None, False, None, 1)
-                found = triton_kernels.sums(
+                found = triton_kernels.compute_sums(
                     replace(exact, logits=logits.to(DEVICE, dtype), labels=labels.to(DEVICE)), spec
                 )
                 expected = reference_sums(exact, spec)
@@ -159,7 +159,7 @@ def test_strided_and_channels_last_logits_are_read_and_written_where_they_are() 
         voxels = flatten_voxels(logits, labels.to(DEVICE), None)
         assert voxels.logits.data_ptr() == logits.data_ptr()
         leaf = voxels.logits.detach().requires_grad_()
-        triton_kernels.sums(replace(voxels, logits=leaf), SPECS[0]).sum().backward()
+        triton_kernels.compute_sums(replace(voxels, logits=leaf), SPECS[0]).sum().backward()
         assert leaf.grad is not None
         assert leaf.grad.stride() == leaf.stride()
         torch.testing.assert_close(run("triton", logits, labels.to(DEVICE), SPECS[0]), expected)
@@ -179,8 +179,8 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     labels = (torch.arange(10).view(2, 5) % 3).to(torch.uint8)
     spec = PassSpec(cross_entropy=True)
     voxels = Voxels(logits, labels, None, None, False, None, 1)
-    found = triton_kernels.sums(voxels, spec)
-    torch.testing.assert_close(found, triton_kernels.sums(replace(voxels, logits=values), spec), rtol=0, atol=0)
+    found = triton_kernels.compute_sums(voxels, spec)
+    torch.testing.assert_close(found, triton_kernels.compute_sums(replace(voxels, logits=values), spec), rtol=0, atol=0)
 
 
 @runs_here
@@ -196,7 +196,7 @@ def test_what_it_does_not_cover_goes_to_tiled(monkeypatch: pytest.MonkeyPatch) -
     assert triton_kernels.covers(plain)
     for voxels in (grouped, replace(plain, logits=logits.double()), wide, flatten_voxels(logits[:0], labels[:0], None)):
         assert not triton_kernels.covers(voxels)
-        torch.testing.assert_close(triton_kernels.sums(voxels, spec), tiled.sums(voxels, spec))
+        torch.testing.assert_close(triton_kernels.compute_sums(voxels, spec), tiled.compute_sums(voxels, spec))
     monkeypatch.setattr(triton_kernels, "MAX_IMAGES", 1)
     assert not triton_kernels.covers(plain)
 

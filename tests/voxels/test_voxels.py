@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monai_iou import IoULoss, VoxelSums, use_kernel, voxel_sums
-from monai_iou.voxels import labels as label_checks
-from monai_iou.voxels.labels import compact_labels, report_bad_values
-from monai_iou.voxels.passes import flatten_voxels
+from monai_iou.voxels.labels import compact_labels
 
 
 def volume(seed: int = 0, images: int = 2, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -199,29 +195,6 @@ def test_many_classes_have_labels_of_two_bytes() -> None:
     assert (compact.dtype, has_ignored, compact[0, 298].item(), compact[0, 299].item()) == (torch.int16, True, 298, -1)
     sums = voxel_sums(torch.zeros(1, 300, 300), labels[None], ignore_index=299)
     assert sums.target.sum() == 299
-
-
-def test_a_gpu_reports_wrong_labels_at_a_later_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deferred path with the GPU's event and flag played by stand-ins."""
-    logits, labels = volume(images=1)
-    labels[0, 0, 0, 0, 0] = 9
-    arrived = False
-    event = SimpleNamespace(query=lambda: arrived, record=lambda: None)
-    monkeypatch.setattr(label_checks, "waits", lambda rows: False)
-    monkeypatch.setattr(label_checks, "asked", lambda bad: (bad.clone(), event))
-    monkeypatch.setattr(label_checks, "_pending", label_checks.deque())
-    voxels = flatten_voxels(logits, labels, None)
-    rows = torch.zeros(6, 1, 3, 1, dtype=torch.float64)
-    rows[label_checks.COUNT] = 60
-    rows[label_checks.TARGET, 0, 0] = 59
-    assert report_bad_values(rows, labels, voxels, None).isnan().all()
-    right = rows.clone()
-    right[label_checks.TARGET, 0, 0] = 60
-    assert report_bad_values(right, labels, voxels, None).equal(right)  # the answer is still on its way
-    arrived = True
-    with pytest.raises(ValueError, match=r"labels 0 to 2 .* but got 9: "):
-        report_bad_values(right, labels, voxels, None)
-    assert report_bad_values(right, labels, voxels, None).equal(right)
 
 
 def test_torch_compile_of_a_model_with_its_loss() -> None:

@@ -1,0 +1,86 @@
+"""Calls of a loss that do not fit its arguments, explained: the right name for a mistyped one or one of MONAI's."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+# Names in MONAI's losses, and in other libraries', to the name of the same thing here: the first that the loss has.
+_RENAMED = {
+    "lambda_dice": ("lambda_iou", "lambda_global"),
+    "lambda_gdl": ("lambda_iou",),
+    "lambda_jaccard": ("lambda_iou",),
+    "lambda_focal": ("lambda_ce",),
+    "lambda_ce": ("lambda_focal",),
+    "ce_weight": ("weight",),
+    "focal_weight": ("weight",),
+    "class_weights": ("weight",),
+    "use_softmax": ("softmax",),
+    "weight_mode": ("weights",),
+    "w_type": ("weight",),
+    "pos_weight": ("weight",),
+}
+_EXPLAINED = {
+    "jaccard": "leave it out, the IoU (Jaccard) is what this loss computes",
+    "alpha": "take FocalTverskyLoss, which weighs false positives by `alpha`",
+    "beta": "take FocalTverskyLoss, which weighs false negatives by `beta`",
+    "gamma": "take FocalIoULoss or LogIoULoss for an exponent of the IoU, IoUFocalLoss for a focal term",
+    "smooth": "write `smooth_nr` and `smooth_dr`",
+    "num_classes": "leave it out, the input has one channel per class",
+    "from_logits": "write `softmax=True` or `sigmoid=True` for logits",
+    "activation": "write `softmax=True` or `sigmoid=True`",
+    "mode": "write `softmax=True` for classes that exclude each other, `sigmoid=True` for others",
+    "per_image": "write `batch=False`",
+    "lambda_focal": "take IoUFocalLoss for a focal term",
+    "lambda_ce": "take IoUCELoss for a cross-entropy",
+    "lambda_iou": "take IoUCELoss for a sum of terms, or CompoundLoss(losses, weights)",
+    "lambda_dice": "take IoUCELoss(lambda_iou=...) for a sum of terms, or CompoundLoss(losses, weights)",
+}
+
+
+def explains_arguments(init: _Init) -> _Init:
+    """Let a constructor explain a call that does not fit it: a TypeError of one sentence that names the class."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def construct(self: Any, *args: Any, **options: Any) -> None:
+        bound_arguments(signature, self, args, options)
+        init(self, *args, **options)
+
+    return cast("_Init", construct)
+
+
+def bound_arguments(
+    signature: inspect.Signature, loss: object, args: tuple[Any, ...], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a call by name, without `self`.
+
+    Raises:
+        TypeError: if they do not fit the signature; for an unknown name the message says which one may be meant.
+    """
+    try:
+        bound = signature.bind(loss, *args, **options)
+    except TypeError as error:
+        names = list(signature.parameters)[1:]
+        unknown = [name for name in options if name not in names]
+        reason, remedy = str(error).removeprefix("got "), ""
+        if unknown:
+            reason = f"an unexpected keyword argument '{unknown[0]}'"
+            remedy = _remedy(unknown[0], names)
+        message = f"Expected arguments of {type(loss).__name__} ({', '.join(names)}), but got {reason}{remedy}."
+        raise TypeError(message) from None
+    return dict(list(bound.arguments.items())[1:])
+
+
+def _remedy(name: str, names: list[str]) -> str:
+    """Return what to write instead of an unknown argument, ": ..." or nothing."""
+    renamed = [other for other in _RENAMED.get(name, ()) if other in names]
+    close = renamed or ([] if name in _EXPLAINED else difflib.get_close_matches(name, names, n=1))
+    if close:
+        return f": write `{close[0]}`"
+    return f": {_EXPLAINED[name]}" if name in _EXPLAINED else ""
