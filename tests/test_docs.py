@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import pkgutil
+import pydoc
 import re
 import warnings
 from pathlib import Path
@@ -81,6 +83,14 @@ def test_the_check_of_commands_sees_every_form() -> None:
     found = "\n".join(problems(page.format(*commands)))
     for part in ("no command one", "no command two", "not in a fenced block", "no tests/four", "no key no_key"):
         assert part in found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_configs_name_what_can_be_imported(page: Path) -> None:
+    for block in blocks(page.read_text(encoding="utf-8"), "json"):
+        json.loads(block if block.lstrip().startswith("{") else f"{{{block}}}")
+        names = re.findall(r'"_target_": "(monai_iou[\w.]*)"', block)
+        assert [name for name in names if pydoc.locate(name) is None] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
