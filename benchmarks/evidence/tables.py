@@ -49,7 +49,7 @@ def append(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
         kept = stream.read()
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
-        if not kept:
+        if b"\n" not in kept:
             writer.writeheader()
         writer.writerows(rows)
         stream.truncate(kept.rfind(b"\n") + 1)

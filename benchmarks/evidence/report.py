@@ -1,0 +1,148 @@
+"""Write the tables and pictures of docs/results.md from the studies' CSV files.
+
+    python -m benchmarks.evidence.report
+    python -m benchmarks.evidence.report --study compound --results runs/evidence-quick    # print one study's table
+
+The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` and `<!-- end -->` is not.
+A study without a row is named there with its command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.evidence.pictures import Line, draw
+from benchmarks.evidence.statistics import FEWEST_SEEDS, Choice, Comparison, Scores, compare, scores_of
+from benchmarks.evidence.studies import STUDIES, Study
+from benchmarks.evidence.tables import cases_of, runs_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "results.md"
+RESULTS = ROOT / "docs" / "results"
+TITLES = {"iou": "IoU", "dice": "Dice", "lesion_f1": "lesion F1"}
+BLOCK = re.compile(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(page: str, results: Path) -> str:
+    """Return the page with every study's block made from its tables."""
+    return BLOCK.sub(lambda found: found[1] + block(STUDIES[found[2]], results) + found[3], page)
+
+
+def block(study: Study, results: Path) -> str:
+    """Return one study as Markdown: its question, its state, its table and its picture."""
+    runs = runs_of(results, study.name)
+    planned = study.runs()
+    command = f"    python -m benchmarks.evidence --study {study.name}\n"
+    done = sum(run.key in {_key(row) for row in runs} for run in planned)
+    if not runs:
+        return f"{study.question} Not run yet ({len(planned)} runs):\n\n{command}"
+    text = f"{study.question} {done} of {len(planned)} runs are done.\n\n{command}\n{table(study, results)}\n"
+    text += f"\n![{study.question}](results/{study.name}.svg)\n"
+    return text + f"\n{circumstances(runs)}\n"
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, str, str, int, int]:
+    return (row["data"], row["loss"], row["sampler"], int(row["seed"]), int(row["fold"]))
+
+
+def analysed(study: Study, results: Path) -> tuple[dict[Choice, Scores], dict[Choice, Comparison]]:
+    """Return scores and comparisons of every choice in the study's own order; choices without a seed are left out."""
+    found = scores_of(cases_of(results, study.name), study.primary)
+    order = [(data, loss, sampler) for data in study.data for sampler in study.samplers for loss in study.losses]
+    scores = {choice: found[choice] for choice in order if choice in found and found[choice].table.size}
+    comparisons = compare(scores, {data: (data, *study.baseline) for data in study.data})
+    return scores, {one.choice: one for one in comparisons}
+
+
+def table(study: Study, results: Path) -> str:
+    """Return the study's table as Markdown; the primary score decides, the others are shown."""
+    scores, comparisons = analysed(study, results)
+    others = {name: scores_of(cases_of(results, study.name), name) for name in TITLES if name != study.primary}
+    title = TITLES[study.primary]
+    heads = [*_columns(study), f"{title} of each seed", "mean", "spread of seeds", *(TITLES[name] for name in others)]
+    heads += [f"{title} - baseline (95 %)", "effect", "p, Holm", "verdict"]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
+    for choice, one in scores.items():
+        seeds = ", ".join(f"{value:.3f}" for value in one.table.mean(axis=1))
+        cells = [*_names(study, choice), seeds, f"{one.mean:.3f}", _number(one.spread)]
+        cells += [_number(found[choice].mean) for found in others.values()]
+        lines.append("| " + " | ".join([*cells, *_difference(comparisons.get(choice))]) + " |")
+    return "\n".join(lines)
+
+
+def _columns(study: Study) -> list[str]:
+    many = {"data": len(study.data) > 1, "loss": True, "crops": len(study.samplers) > 1}
+    return [name for name, shown in many.items() if shown]
+
+
+def _names(study: Study, choice: Choice) -> list[str]:
+    kept = [len(study.data) > 1, True, len(study.samplers) > 1]
+    return [name for name, shown in zip(choice, kept, strict=True) if shown]
+
+
+def _difference(one: Comparison | None) -> list[str]:
+    if one is None:
+        return ["baseline", "", "", ""]
+    low, high = one.interval
+    p = "" if one.p_holm is None else f"{one.p_holm:.3f}"
+    return [f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})", f"{one.effect:+.2f}", p, one.verdict]
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def picture(study: Study, results: Path) -> str:
+    """Return the study's picture as SVG text."""
+    scores, comparisons = analysed(study, results)
+    lines = []
+    for choice, one in scores.items():
+        found = comparisons.get(choice)
+        difference = None if found is None else (found.difference, *found.interval)
+        lines.append(Line(", ".join(_names(study, choice)), one.table.mean(axis=1).tolist(), difference))
+    return draw(lines, TITLES[study.primary], study.baseline[0])
+
+
+def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
+    """Return what the runs shared, in one paragraph."""
+
+    def every(column: str) -> str:
+        return ", ".join(sorted({row[column] for row in runs}))
+
+    seeds: dict[Choice, set[str]] = {(row["data"], row["loss"], row["sampler"]): set() for row in runs}
+    for row in runs:
+        seeds[row["data"], row["loss"], row["sampler"]].add(row["seed"])
+    fewest = min(map(len, seeds.values()))
+    warning = "" if fewest >= FEWEST_SEEDS else f" **Fewer than {FEWEST_SEEDS} seeds: nothing here decides anything.**"
+    hours = sum(float(row["cpu_seconds"]) for row in runs) / 3600
+    machine = (
+        f"{every('threads')} thread on {every('device')}, load {every('load')}, {hours:.1f} hours of CPU time in all"
+    )
+    versions = f"torch {every('torch')}, MONAI {every('monai')}, Python {every('python')}, commit {every('commit')}"
+    trained = f"{every('epochs')} epochs, {every('steps')} steps, {every('cases')} test cases a run"
+    return f"{trained}; {machine}; {versions}.{warning}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page and the pictures, or print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=list(STUDIES), metavar="NAME", help="print its table and write nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if options.study:
+        print(table(STUDIES[options.study], options.results))
+        return 0
+    for study in STUDIES.values():
+        if runs_of(options.results, study.name):
+            (options.results / f"{study.name}.svg").write_text(picture(study, options.results), encoding="utf-8")
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), options.results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

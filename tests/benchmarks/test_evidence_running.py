@@ -1,0 +1,289 @@
+"""The runner of the studies: what it makes, in which order, what a kill leaves; its page of results."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import DATA as REAL
+from places import DOCS, ROOT
+
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence.datasets import BUILDERS, build
+from benchmarks.evidence.pictures import Line, Scale, draw
+from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, fill, picture
+from benchmarks.evidence.running import score_masks, summary
+from benchmarks.evidence.studies import DATA, LOSSES, SAMPLERS, STUDIES, Run, overrides
+from benchmarks.evidence.tables import (
+    CASE_COLUMNS,
+    RUN_COLUMNS,
+    add_run,
+    append,
+    cases_of,
+    locked,
+    missing,
+    read,
+    runs_of,
+)
+from monai_iou.bundle_files import bundle_path
+
+RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
+CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0}
+SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
+
+
+def test_docstring_examples() -> None:
+    for name in ("studies", "datasets"):
+        assert doctest.testmod(importlib.import_module(f"benchmarks.evidence.{name}")).failed == 0
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_a_study_makes_every_choice_with_a_seed_before_the_next_seed(study) -> None:
+    runs = study.runs()
+    assert len(set(runs)) == len(runs)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    seeds = [{run.key[:3] + run.key[4:] for run in runs if run.seed == seed} for seed in study.seeds]
+    assert all(made == seeds[0] for made in seeds)
+    assert study.baseline[0] in study.losses
+    assert study.baseline[1] in study.samplers
+    assert set(study.quick.get("data", study.data)) <= set(study.data) <= set(DATA)
+    assert study.primary in CASE_COLUMNS
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_runs_of_a_study_differ_by_what_they_name_alone(study) -> None:
+    allowed = {key for choice in (*LOSSES.values(), *SAMPLERS.values()) for key in choice} | {"seed"}
+    for data in study.data:
+        runs = [run for run in study.runs() if run.data == data]
+        chosen = [{k: v for k, v in overrides(run)[1].items() if k not in allowed} for run in runs]
+        assert all(one == chosen[0] for one in chosen)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
+    config = json.loads((bundle_path() / "configs" / "train.json").read_text())
+    configs, chosen = overrides(Run("compound", "phantoms", loss, "voxels", 3, 0))
+    assert chosen["seed"] == 3
+    for name in configs:
+        config |= json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
+    assert {key.partition("#")[0] for key in chosen} <= set(config)
+
+
+def test_the_losses_of_the_study_of_weights_are_what_their_names_say() -> None:
+    """IoU + CE and Dice + CE with each weight against torch's cross-entropy and MONAI's region losses."""
+    import torch
+    from monai.bundle import ConfigParser
+    from monai.losses import DiceLoss
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 2, 6, 6, 4), torch.randint(0, 2, (2, 1, 6, 6, 4))
+    shared = {"softmax": True, "to_onehot_y": True, "include_background": False, "batch": True}
+    terms = {name: DiceLoss(**shared, jaccard=name == "iou")(logits, labels) for name in ("iou", "dice")}
+    entropy = torch.nn.functional.cross_entropy(logits, labels[:, 0])
+    for name, term in terms.items():
+        for suffix, weight in (("+ce", 1.0), ("+ce/3", 1 / 3), ("+ce/10", 0.1), ("", 0.0)):
+            loss = ConfigParser(dict(LOSSES[name + suffix])).get_parsed_content("loss")
+            torch.testing.assert_close(loss(logits, labels), term + weight * entropy, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_appended_behind_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "table.csv"
+    append(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
+    with path.open("a") as stream:
+        stream.write("2,half of a li")
+    append(path, ("a", "b"), [{"a": 3}])
+    assert path.read_text() == 'a,b\n1,"x, y"\n3,\n'
+    path.write_text("a,b")  # killed within the heading
+    assert read(path) == []
+    append(path, ("a", "b"), [{"a": 4, "b": 5}])
+    assert read(path) == [{"a": "4", "b": "5"}]
+
+
+def test_processes_that_append_at_once_lose_no_row(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.evidence.tables import append\n"
+        "for i in range(40): append(Path(sys.argv[1]), ('who', 'i'), [{'who': sys.argv[2], 'i': i}])"
+    )
+    path = tmp_path / "table.csv"
+    words = [sys.executable, "-c", code, str(path)]
+    processes = [subprocess.Popen([*words, name], cwd=ROOT) for name in "ab"]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert sorted((row["who"], int(row["i"])) for row in read(path)) == [(who, i) for who in "ab" for i in range(40)]
+
+
+def test_a_run_whose_row_is_missing_is_made_again_and_its_cases_count_once(tmp_path: Path) -> None:
+    runs = STUDIES["compound"].runs()
+    assert missing(tmp_path, runs) == runs
+    append(tmp_path / "compound-cases.csv", CASE_COLUMNS, [{**dict(zip(CASE_COLUMNS, RUN.key, strict=False)), **CASE}])
+    assert cases_of(tmp_path, "compound") == []  # killed between the two tables
+    assert RUN in missing(tmp_path, runs)
+    add_run(tmp_path, RUN, SUMMARY, [{**CASE, "iou": 0.75}])
+    assert [row["iou"] for row in cases_of(tmp_path, "compound")] == ["0.75"]
+    assert len(runs_of(tmp_path, "compound")) == 1
+    assert set(runs) - set(missing(tmp_path, runs)) == {RUN}
+
+
+def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:
+    with locked(tmp_path / "x.lock") as first, locked(tmp_path / "x.lock", wait=False) as second:
+        assert (first, second) == (True, False)
+    with locked(tmp_path / "x.lock", wait=False) as third:
+        assert third
+
+
+def test_scores_of_masks_against_counts_by_hand() -> None:
+    reference = np.zeros((12, 6, 4), dtype=bool)
+    prediction = reference.copy()
+    reference[0:2, 0:2, 0:2] = reference[5, 5, 3] = True  # 8 voxels and 1
+    prediction[1:3, 0:2, 0:2] = prediction[9:11, 0, 0] = True  # half of the first, and 2 voxels of nothing
+    scores = score_masks(prediction, reference, (1.0, 1.0, 2.0))
+    assert scores["iou"] == pytest.approx(4 / 15)
+    assert scores["dice"] == pytest.approx(8 / 19)
+    assert scores["lesion_f1"] == pytest.approx(2 / (2 + 1 + 1))
+    assert [scores[name] for name in ("lesions", "found", "invented", "missed")] == [2, 1, 1, 1]
+    assert math.isnan(score_masks(reference & False, reference & False, (1, 1, 1))["iou"])
+
+
+def test_a_summary_leaves_out_undefined_scores() -> None:
+    cases = [{**CASE, "case": str(i), "iou": value} for i, value in enumerate((0.5, math.nan, 1.0))]
+    found = summary([4.0, 2.0, 1.0, 1.0], 2, cases)
+    assert (found["cases"], found["iou"], found["first_loss"], found["last_loss"], found["steps"]) == (3, 0.75, 3, 1, 4)
+
+
+def test_a_data_set_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def builder(folder: Path, fold: int, **arguments: object) -> None:
+        made.append((fold, arguments))
+        folder.mkdir()
+        if len(made) > 1:
+            (folder / "dataset.json").touch()
+
+    monkeypatch.setitem(BUILDERS, "phantoms", builder)
+    folders = [build("phantoms", 0, tmp_path) for _ in range(3)]
+    assert set(folders) == {tmp_path / "phantoms-0"}
+    assert made == [(0, DATA["phantoms"].arguments)] * 2  # the first left no dataset.json, as where it was killed
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}")
+def test_a_fold_of_the_scans_leaves_one_patient_out(tmp_path: Path) -> None:
+    from benchmarks.evidence.datasets import patient_of
+    from monai_iou.datasets.folder import read_folder
+
+    folder = read_folder(build("task901", 0, tmp_path))
+    tested, trained = ({patient_of(case.name) for case in part} for part in (folder.evaluation, folder.training))
+    assert tested == {"mslesseg_P14"}
+    assert len(folder.evaluation) == len(folder.test) == 3
+    assert len(trained) == DATA["task901"].folds - 1
+    assert not tested & trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [([], 2), (["--study", "unknown"], 2), (["--study", "compound", "--jobs", "0"], 2)]
+)
+def test_wrong_arguments_end_with_status_2(arguments: list[str], status: int) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == status
+
+
+def test_the_list_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(tmp_path, RUN, SUMMARY, [CASE])
+    assert command.main(["--list", "--results", str(tmp_path)]) == 0
+    assert "1 of 27 runs" in capsys.readouterr().out
+    assert command.main(["--study", "compound", "--only", "nothing", "--results", str(tmp_path)]) == 2
+
+
+def tables(folder: Path, seeds: int = 3) -> None:
+    """Write a study of which the second choice is better by 0.1."""
+    shared = dict.fromkeys(RUN_COLUMNS[5:], "1")
+    for loss, shift in (("dice+ce", 0.0), ("iou+ce/3", 0.1)):
+        for seed in range(seeds):
+            cases = [{**CASE, "case": name, "patient": name, "iou": 0.5 + shift + 0.01 * seed} for name in "xyz"]
+            add_run(folder, Run("compound", "phantoms", loss, "voxels", seed, 0), {**shared, "commit": "abc"}, cases)
+
+
+def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Path) -> None:
+    tables(tmp_path, 3)
+    text = block(STUDIES["compound"], tmp_path)
+    assert "6 of 27 runs are done" in text
+    assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | baseline |  |  |  |" in text
+    assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 |" in text
+    assert "+0.100 (+0.100 to +0.100)" in text
+    assert "better" in text
+    assert "Fewer than" not in text
+    tables(tmp_path / "two", 2)
+    text = block(STUDIES["compound"], tmp_path / "two")
+    assert "too few seeds" in text
+    assert "Fewer than 3 seeds" in text
+
+
+def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
+    page = "Before.\n<!-- study: compound -->\nold\n<!-- end -->\nAfter.\n"
+    filled = fill(page, tmp_path)
+    assert "Not run yet (27 runs)" in filled
+    assert "python -m benchmarks.evidence --study compound" in filled
+    assert filled.startswith("Before.\n")
+    assert filled.endswith("<!-- end -->\nAfter.\n")
+    assert "old" not in filled
+    assert fill(filled, tmp_path) == filled
+
+
+def test_the_picture_has_a_circle_a_seed_and_a_whisker_a_difference(tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    tables(tmp_path)
+    text = picture(STUDIES["compound"], tmp_path)
+    ElementTree.fromstring(text)
+    assert text.count('class="seed"') == 6
+    assert text.count('class="whisker"') == text.count('class="dot"') == 1
+    assert ">iou+ce/3</text>" in text
+    ElementTree.fromstring(draw([Line("a < b & c", [0.5])], "IoU", "a"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.61, 0.72), (-0.031, 0.031), (0.5, 0.5)])
+def test_ticks_lie_on_the_axis(low: float, high: float) -> None:
+    scale = Scale(low, high, 100, 300)
+    assert 1 <= len(scale.ticks()) <= 8
+    assert all(100 <= scale(tick) <= 300 for tick in scale.ticks())
+    assert scale(low) < scale(high) or low == high
+
+
+def test_the_page_of_results_and_its_pictures_are_those_of_the_tables() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert fill(text, RESULTS) == text, "run: python -m benchmarks.evidence.report"
+    assert {name for name in STUDIES if f"<!-- study: {name} -->" in text} == set(STUDIES)
+    drawn = {study.name for study in STUDIES.values() if runs_of(RESULTS, study.name)}
+    for name in drawn:
+        assert (RESULTS / f"{name}.svg").read_text(encoding="utf-8") == picture(STUDIES[name], RESULTS), name
+    assert {path.stem for path in (DOCS / "results").glob("*.svg")} == drawn
+
+
+def test_the_committed_tables_hold_planned_runs_from_a_clean_commit_with_all_their_cases() -> None:
+    for study in STUDIES.values():
+        rows = runs_of(RESULTS, study.name)
+        planned = {run.key for run in study.runs()}
+        for row in rows:
+            key = (row["data"], row["loss"], row["sampler"], int(row["seed"]), int(row["fold"]))
+            assert key in planned, key
+            assert not row["commit"].endswith("+"), "made with files that were not committed"
+            cases = [
+                case
+                for case in cases_of(RESULTS, study.name)
+                if [case[k] for k in row if k in case][:5] == [*map(str, key)]
+            ]
+            assert len({case["case"] for case in cases}) == int(row["cases"])
+            defined = [float(case["iou"]) for case in cases if case["iou"] != "nan"]
+            assert float(row["iou"]) == pytest.approx(sum(defined) / len(defined), abs=1e-5)
+        if rows:
+            with (RESULTS / f"{study.name}.csv").open(newline="") as stream:
+                assert tuple(next(csv.reader(stream))) == RUN_COLUMNS
+            assert circumstances(rows)

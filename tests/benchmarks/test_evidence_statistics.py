@@ -1,0 +1,162 @@
+"""The statistics of the studies, on tables whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence.statistics import (
+    Comparison,
+    Scores,
+    compare,
+    comparison,
+    differences,
+    p_value,
+    resampled_means,
+    scores_of,
+)
+
+A, B, C = ("d", "a", "s"), ("d", "b", "s"), ("d", "c", "s")
+
+
+def row(
+    loss: str, seed: int, case: str, iou: float | str, label: int = 1, patient: str | None = None
+) -> dict[str, str]:
+    key = {"data": "d", "loss": loss, "sampler": "s", "seed": str(seed), "fold": "0"}
+    return {**key, "patient": patient or case, "case": case, "label": str(label), "iou": str(iou)}
+
+
+def crossed(
+    rng: np.random.Generator, seeds: int, patients: int, by_seed: float, by_patient: float, rest: float
+) -> np.ndarray:
+    parts = [rng.normal(0, by_seed, (seeds, 1)), rng.normal(0, by_patient, (1, patients))]
+    return sum(parts) + rng.normal(0, rest, (seeds, patients))
+
+
+def test_scores_average_labels_then_cases_of_a_patient() -> None:
+    rows = [
+        row("a", 0, "x1", 0.2, label=1, patient="x"),
+        row("a", 0, "x1", 0.4, label=2, patient="x"),
+        row("a", 0, "x2", 0.9, patient="x"),
+        row("a", 0, "y", 0.5),
+    ]
+    scores = scores_of(rows, "iou")[A]
+    assert scores.patients == ("x", "y")
+    np.testing.assert_allclose(scores.table, [[0.6, 0.5]])
+    assert math.isnan(scores.spread)
+
+
+def test_undefined_scores_and_unfinished_seeds_are_left_out() -> None:
+    rows = [row("a", seed, case, 0.1 * seed + 0.5) for seed in (0, 1) for case in "xyz"]
+    rows[1]["iou"] = "nan"
+    rows.append(row("a", 2, "x", 1.0))  # stopped before the folds of y and z
+    scores = scores_of(rows, "iou")[A]
+    assert (scores.seeds, scores.patients) == ((0, 1), ("x", "z"))
+    np.testing.assert_allclose(scores.table, [[0.5, 0.5], [0.6, 0.6]])
+    assert scores.spread == pytest.approx(math.sqrt(0.005))
+
+
+def test_pairs_are_of_the_same_seed_and_patient() -> None:
+    first = Scores((0, 1, 2), ("x", "y"), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    second = Scores((2, 0), ("y", "x"), np.array([[10.0, 20.0], [30.0, 40.0]]))
+    np.testing.assert_allclose(differences(first, second), [[39.0, 28.0], [15.0, 4.0]])
+
+
+def test_the_interval_of_the_bootstrap_has_the_unbiased_variance_of_crossed_means() -> None:
+    """Cells that differ by seed alone: the variance of the mean is that of the seeds over their number."""
+    seeds = np.array([0.1, 0.4, 0.2, -0.3])
+    means = resampled_means(np.repeat(seeds[:, None], 5, axis=1), 200_000)
+    assert means.mean() == pytest.approx(seeds.mean(), abs=1e-3)
+    assert means.var() == pytest.approx(seeds.var(ddof=1) / 4, rel=0.02)
+    patients = resampled_means(seeds[None].copy(), 200_000)
+    assert patients.var() == pytest.approx(seeds.var(ddof=1) / 4, rel=0.02)
+
+
+def test_one_cell_has_an_interval_of_no_width_and_no_test() -> None:
+    one = comparison(B, A, np.array([[0.25]]))
+    assert one.interval == (0.25, 0.25)
+    assert (one.p, one.verdict) == (None, "too few seeds")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "variances", "interval_covers", "test_rejects"),
+    [
+        (3, (0.0, 0.05, 0.05), (0.93, 1.0), (0.0, 0.08)),
+        (3, (0.05, 0.02, 0.02), (0.70, 0.88), (0.03, 0.12)),  # three seeds that differ: the interval is too narrow
+        (10, (0.03, 0.05, 0.05), (0.92, 1.0), (0.01, 0.08)),
+    ],
+)
+def test_how_often_the_interval_covers_and_the_test_rejects_where_nothing_differs(
+    seeds: int,
+    variances: tuple[float, float, float],
+    interval_covers: tuple[float, float],
+    test_rejects: tuple[float, float],
+) -> None:
+    rng = np.random.default_rng(5)
+    tables = [crossed(rng, seeds, 24, *variances) for _ in range(400)]
+    intervals = [np.quantile(resampled_means(table, 400), [0.025, 0.975]) for table in tables]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    rejected = np.mean([(p_value(table) or 0.0) < 0.05 for table in tables])
+    assert interval_covers[0] <= covered <= interval_covers[1]
+    assert test_rejects[0] <= rejected <= test_rejects[1]
+
+
+def test_the_test_is_students_over_patients_where_all_seeds_agree() -> None:
+    from scipy.stats import ttest_1samp
+
+    patients = np.random.default_rng(0).normal(0.1, 0.3, 12)
+    assert p_value(np.repeat(patients[None], 3, axis=0)) == pytest.approx(ttest_1samp(patients, 0).pvalue)
+    assert p_value(np.repeat(patients[:, None], 3, axis=1)) == pytest.approx(ttest_1samp(patients, 0).pvalue)
+
+
+def test_tables_without_variance_have_a_p_of_0_or_1() -> None:
+    assert p_value(np.zeros((3, 4))) == 1.0
+    assert p_value(np.full((3, 4), 0.5)) == 0.0
+
+
+def test_a_shift_is_found_and_holm_corrects_over_the_study() -> None:
+    rng = np.random.default_rng(3)
+    base = crossed(rng, 4, 20, 0.01, 0.1, 0.02)
+    patients = tuple(map(str, range(20)))
+    scores = {
+        A: Scores((0, 1, 2, 3), patients, base),
+        B: Scores((0, 1, 2, 3), patients, base + 0.2 + rng.normal(0, 0.02, base.shape)),
+        C: Scores((0, 1, 2, 3), patients, base + rng.normal(0, 0.02, base.shape)),
+    }
+    better, same = compare(scores, {"d": A})
+    assert (better.choice, better.verdict, same.choice, same.verdict) == (B, "better", C, "not decided")
+    # Holm by hand: the smaller p twice, the larger once, and never below the smaller's.
+    small, large = sorted([better.p or 0.0, same.p or 0.0])
+    assert better.p_holm == pytest.approx(min(1.0, 2 * small))
+    assert same.p_holm == pytest.approx(max(large, min(1.0, 2 * small)))
+    assert better.effect == pytest.approx(better.difference / (scores[B].table - base).mean(axis=0).std(ddof=1))
+    assert better.effect_interval[0] < better.effect < better.effect_interval[1]
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "p_holm", "seeds", "verdict"),
+    [
+        (0.1, (0.05, 0.2), 0.01, 3, "better"),
+        (-0.1, (-0.2, -0.05), 0.01, 3, "worse"),
+        (0.1, (0.05, 0.2), 0.05, 3, "not decided"),
+        (0.1, (-0.01, 0.2), 0.01, 3, "not decided"),
+        (0.1, (0.05, 0.2), 0.01, 2, "too few seeds"),
+    ],
+)
+def test_a_verdict_needs_interval_test_and_seeds(
+    difference: float, interval: tuple[float, float], p_holm: float, seeds: int, verdict: str
+) -> None:
+    one = Comparison(B, A, seeds, 10, difference, interval, 1.0, (0.5, 1.5), p_holm, p_holm)
+    assert one.verdict == verdict
+
+
+def test_data_are_compared_with_their_own_baseline() -> None:
+    table = np.array([[0.1, 0.2], [0.3, 0.4]])
+    scores = {
+        (data, loss, "s"): Scores((0, 1), ("x", "y"), table + shift)
+        for data, loss, shift in (("d", "a", 0.0), ("d", "b", 0.1), ("e", "a", 0.5), ("e", "b", 0.9), ("f", "b", 0.0))
+    }
+    found = compare(scores, {data: (data, "a", "s") for data in "def"})
+    assert [(one.choice[0], round(one.difference, 6)) for one in found] == [("d", 0.1), ("e", 0.4)]
