@@ -41,7 +41,7 @@ from monai_iou.metrics import (
     surface_scores,
 )
 from monai_iou.networks import AttentionMapUnet, ContextPriorHead
-from monai_iou.transforms import ComponentRegionsd
+from monai_iou.transforms import ComponentRegionsd, LesionIndicesd, RandCropByLesions, RandCropByLesionsd
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 from monai_iou.weighting import class_weights, count_voxels
 
@@ -66,6 +66,7 @@ __all__ = [
     "IoUHandler",
     "IoULoss",
     "IoUMetric",
+    "LesionIndicesd",
     "LesionIoUHandler",
     "LesionIoUMetric",
     "LesionScores",
@@ -74,6 +75,8 @@ __all__ = [
     "LovaszSoftmaxLoss",
     "MultiScaleLoss",
     "OverlapScores",
+    "RandCropByLesions",
+    "RandCropByLesionsd",
     "SurfaceScores",
     "VoxelSums",
     "WeightedCrossEntropyLoss",

@@ -52,11 +52,14 @@ def check_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_fraction(name: str, value: float) -> float:
-    """Return `value` as a float; raise ValueError unless 0 <= value < 1."""
+def check_fraction(
+    name: str, value: float, *, allow_one: bool = False, remedy: str = "choose a value in this range"
+) -> float:
+    """Return `value` as a float; raise ValueError unless 0 <= value < 1 (with `allow_one`, <= 1)."""
     number = check_number(name, value)
-    if not 0 <= number < 1:
-        message = f"Expected `{name}` to be at least 0 and below 1, but got {value!r}: choose a value in this range."
+    if not (0 <= number < 1 or (allow_one and number == 1)):
+        bound = "from 0 to 1" if allow_one else "at least 0 and below 1"
+        message = f"Expected `{name}` to be {bound}, but got {value!r}: {remedy}."
         raise ValueError(message)
     return number
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import check_folds, fold_cases, split_cases
+from monai_iou.planning.crop_rules import crop_decision, lesion_draw_decision
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.hardware import Machine
 from monai_iou.planning.plan import Plan
@@ -23,7 +24,6 @@ from monai_iou.planning.size_rules import (
     cache_decision,
     choose_levels,
     format_size,
-    holds_a_volume,
     network_decision,
     patch_decision,
 )
@@ -38,7 +38,6 @@ VALIDATIONS = {"cpu": 20, "cuda": 50}
 EPOCH_STEPS = {"cpu": 50, "cuda": 250}
 EMA_DECAY = {"cpu": 0.99, "cuda": 0.999}
 MIN_EPOCHS = 20
-CROP_RATIOS = ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1))
 MIN_COMPONENTS_FOR_INSTANCE, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 
@@ -90,7 +89,8 @@ def propose(
         network_decision(plan, levels, machine),
         batch,
         cache_decision(plan, found, machine),
-        _crops(plan, found),
+        crop_decision(plan, found),
+        lesion_draw_decision(plan, found),
         _normalisation(plan),
         weights,
         _loss(found, weights.keys["class_weights"]),
@@ -116,34 +116,6 @@ def _spacing(found: Fingerprint) -> Decision:
             reason = f"median; on {'RAS'[axis]}, with thick slices, the 10th percentile, so that thin ones keep detail"
     pixdim = [float(f"{side:.6g}") for side in target]
     return Decision("target spacing", f"{format_size(pixdim)} mm", reason, {"pixdim": pixdim})
-
-
-def _crops(plan: Plan, found: Fingerprint) -> Decision:
-    """Decide the ratio of patches with and without a foreground centre."""
-    if holds_a_volume(plan, found):
-        reason = "the patch holds the median volume, wherever its centre is"
-        return Decision(
-            "crops", "1 on foreground : 1 on background", reason, {"positive_crops": 1, "negative_crops": 1}
-        )
-    empty = len(found.empty_cases) / found.cases
-    hit = _chance_of_foreground(plan, found)
-    share = 0.5 if hit >= 0.5 else 2 / 3
-    reason = f"a random patch meets foreground with a chance of about {hit:.0%}"
-    if empty:
-        share = share / (1 - empty)
-        reason += f"; {empty:.0%} of the cases have none, so the others give more"
-    ratios: list[tuple[int, int]] = [ratio for ratio in CROP_RATIOS if ratio[0] / sum(ratio) >= share - 1e-9]
-    positive, negative = ratios[0] if ratios else CROP_RATIOS[-1]
-    keys = {"positive_crops": positive, "negative_crops": negative}
-    return Decision("crops", f"{positive} on foreground : {negative} on background", reason, keys)
-
-
-def _chance_of_foreground(plan: Plan, found: Fingerprint) -> float:
-    """Return the chance that a random patch of a case with foreground meets one of its components, taken as points."""
-    covered = np.array(plan.patch_size) * plan.pixdim / np.maximum(found.extent.median, 1e-6)
-    part = float(np.prod(np.minimum(1.0, covered)))
-    components = sum(label.components for label in found.classes) / (found.cases - len(found.empty_cases))
-    return float(1 - (1 - part) ** components)
 
 
 def _normalisation(plan: Plan) -> Decision:

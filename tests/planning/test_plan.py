@@ -16,7 +16,7 @@ from monai.transforms import create_rotate, create_shear
 from monai_iou.datasets.cases import CaseFacts, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.planning.plan import load_plan, make_plan, network_size
-from monai_iou.transforms import CropIndicesd, NormalizeModalitiesd
+from monai_iou.transforms import NormalizeModalitiesd
 
 
 def facts(shape: tuple[int, int, int], spacing: tuple[float, float, float], foreground: list[float]) -> CaseFacts:
@@ -113,20 +113,6 @@ def test_ct_window_and_channels() -> None:
     torch.testing.assert_close(normalize({"image": image})["image"], torch.tensor([[-2.0, -2, 0, 2], [-1, -1, 1, 1]]))
     with pytest.raises(ValueError, match="Expected `image` to have 2 channels, but got 1"):
         normalize({"image": image[:1]})
-
-
-@given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
-def test_crop_centres_are_in_their_class_and_classes_are_equal(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    label = rng.choice(4, size=(1, 12, 12, 12), p=[0.9, 0.09, 0.009, 0.001])
-    found = CropIndicesd("label", max_samples=40)({"label": torch.tensor(label)})
-    flat = label.ravel()
-    assert (flat[found["label_bg_indices"]] == 0).all()
-    assert len(found["label_bg_indices"]) <= 40
-    values, counts = np.unique(flat[found["label_fg_indices"]], return_counts=True)
-    assert set(values) == set(np.unique(flat)) - {0}
-    assert len(set(counts)) <= 1
 
 
 @given(sides=st.tuples(*[st.floats(0.3, 8)] * 3))

@@ -15,10 +15,11 @@ from monai.bundle import ConfigParser
 from monai_iou.datasets.cases import Case, CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import split_cases
+from monai_iou.planning.crop_rules import CROP_RATIOS
 from monai_iou.planning.fingerprint import CaseMeasures, Fingerprint, summarise_measures
 from monai_iou.planning.hardware import GIB, Machine, training_bytes
 from monai_iou.planning.plan import make_plan
-from monai_iou.planning.rules import CROP_RATIOS, Proposal, propose
+from monai_iou.planning.rules import Proposal, propose
 
 CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
 GPU = Machine("cuda", 20 * GIB, 8 * GIB, "22 GiB free on the GPU")

@@ -397,7 +397,7 @@ def test_an_error_in_the_loaders_thread_ends_the_training(workers: int, bundle: 
     fail = FailAtSecondStep(RuntimeError("this transform is broken"))
     settings = overrides(bundle, data, val_fraction=0, epochs=3, num_workers=workers)
     with pytest.raises(RuntimeError) as caught:
-        run_workflow(bundle, ["train"], {**settings, "train#random_transforms#12": fail})
+        run_workflow(bundle, ["train"], {**settings, "train#random_transforms#11": fail})
     assert "this transform is broken" in str(causes(caught.value))
     assert not (bundle / "models" / "model.pt").exists()
 
@@ -406,7 +406,7 @@ def test_full_gpu_memory_in_the_loaders_thread_names_the_keys(bundle: Path, data
     fail = FailAtSecondStep(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
     settings = overrides(bundle, data, val_fraction=0, epochs=3)
     with pytest.raises(RuntimeError) as caught:
-        run_workflow(bundle, ["train"], {**settings, "train#random_transforms#12": fail})
+        run_workflow(bundle, ["train"], {**settings, "train#random_transforms#11": fail})
     assert "`patch_size`" in str(causes(caught.value))
 
 

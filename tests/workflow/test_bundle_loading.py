@@ -41,9 +41,9 @@ def copies(tmp_path: Path) -> Path:
 def test_image_and_label_get_the_same_crop_flips_and_deformation(workers: int, copies: Path, tmp_path: Path) -> None:
     # Without the transforms of intensities, and with one interpolation, both must be deformed alike.
     random = "train#random_transforms"
-    geometry_only: dict[str, Any] = {f"{random}#{index}#prob": 0.0 for index in range(8, 14)}
-    geometry_only |= {f"{random}#6#mode": ["nearest"] * 2, f"{random}#6#prob": 0.5}
-    geometry_only |= {f"{random}#7#transforms#0#mode": ["nearest"] * 2, f"{random}#7#weights": [0.5, 0.5]}
+    geometry_only: dict[str, Any] = {f"{random}#{index}#prob": 0.0 for index in range(7, 13)}
+    geometry_only |= {f"{random}#5#mode": ["nearest"] * 2, f"{random}#5#prob": 0.5}
+    geometry_only |= {f"{random}#6#transforms#0#mode": ["nearest"] * 2, f"{random}#6#weights": [0.5, 0.5]}
     workflow = ConfigWorkflow(
         config_file=str(bundle_path() / "configs" / "train.json"),
         workflow_type="train",

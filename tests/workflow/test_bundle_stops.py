@@ -326,7 +326,7 @@ def test_a_nan_loss_names_the_batchs_files_and_keeps_the_last_good_epoch(bundle:
         run_workflow(
             bundle,
             ["train"],
-            overrides(bundle, data, val_fraction=0, epochs=5, **{"train#random_transforms#12": poison}),
+            overrides(bundle, data, val_fraction=0, epochs=5, **{"train#random_transforms#11": poison}),
         )
     (sentence,) = [str(cause) for cause in causes(caught.value) if isinstance(cause, TrainingError)]
     assert sentence.startswith(
@@ -345,7 +345,7 @@ def test_every_rank_names_the_files_of_the_one_whose_loss_is_nan(
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     poison = {"_target_": "test_bundle_stops.Poisond", "case": "phantom_02", "after": 1}
     # Without sums over the ranks, one rank's NaN does not reach the other's loss.
-    settings = {"val_fraction": 0, "epochs": 9, "loss::sync_batch": False, "train::random_transforms::12": poison}
+    settings = {"val_fraction": 0, "epochs": 9, "loss::sync_batch": False, "train::random_transforms::11": poison}
     done = run_command(
         bundle_command(bundle, ["train", "multi_gpu_train"], overrides(bundle, data, **settings), *launcher)
     )

@@ -1,0 +1,16 @@
+"""Dictionary transforms that MONAI does not have."""
+
+from monai_iou.transforms.crops import RandCropByLesions
+from monai_iou.transforms.crops_dictionary import LesionIndicesd, RandCropByLesionsd
+from monai_iou.transforms.intensity import NormalizeModalitiesd
+from monai_iou.transforms.regions import ComponentRegionsd
+from monai_iou.transforms.resampling import ResampleSpacingd
+
+__all__ = [
+    "ComponentRegionsd",
+    "LesionIndicesd",
+    "NormalizeModalitiesd",
+    "RandCropByLesions",
+    "RandCropByLesionsd",
+    "ResampleSpacingd",
+]

@@ -1,0 +1,88 @@
+"""The regions of a label's components, carried with the label through crops and flips."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+
+from monai_iou.components import FIRST_REGION, component_regions
+from monai_iou.spacing import image_spacings
+
+
+class ComponentRegionsd(MapTransform):
+    """Append to a label map the Voronoi regions of its components, for :class:`monai_iou.InstanceIoULoss`.
+
+    One channel for each foreground class: at every voxel the number of the region it lies in, from 2, the same for all
+    voxels that are nearest in mm to the same component of that class; 2 everywhere if there is none. The channels are
+    part of the label, so that crops, flips and other spatial transforms (with nearest interpolation) keep them in step;
+    computed once, before random transforms, they also know components that a crop leaves out. Voxel sizes are those of
+    a MetaTensor, so put the transform after `Spacingd` and before `EnsureTyped(track_meta=False)`.
+
+    Args:
+        keys: label maps (1, *S) with class numbers from 0, the background.
+        num_classes: number of classes C with the background; the result has C channels.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
+        spacing: voxel size in mm, instead of the MetaTensor's.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Raises:
+        ValueError: a label has several channels, or `num_classes` is below 2.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import ComponentRegionsd
+        >>> label = torch.tensor([[[1, 0, 0, 0, 0, 1]]])
+        >>> ComponentRegionsd("label")({"label": label})["label"]
+        tensor([[[1, 0, 0, 0, 0, 1]],
+        <BLANKLINE>
+                [[2, 2, 2, 3, 3, 3]]], dtype=torch.int32)
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int = 2,
+        connectivity: int | None = None,
+        spacing: Sequence[float] | float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if num_classes < 2:
+            message = (
+                f"Expected `num_classes` to count the background and at least one class, but got {num_classes}: 2 is "
+                "for one foreground class."
+            )
+            raise ValueError(message)
+        self.num_classes, self.connectivity, self.spacing = num_classes, connectivity, spacing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with its labels (1, *S) as int32 (C, *S): class numbers, then regions of each class."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = self._with_regions(str(key), items[key])
+        return items
+
+    def _with_regions(self, key: str, label: Any) -> torch.Tensor:
+        if label.ndim < 2 or label.shape[0] != 1:
+            message = f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: append regions once."
+            raise ValueError(message)
+        plain = torch.as_tensor(label).as_subclass(torch.Tensor)
+        numbers = plain[0].cpu().numpy()
+        spacing = image_spacings(None, [label], self.spacing, 1, numbers.ndim)[0]
+        channels = [numbers.astype(np.int32)]
+        for index in range(1, self.num_classes):
+            regions, _ = component_regions(numbers == index, "voronoi", spacing, self.connectivity)
+            # One region without a component, where there is none: a crop of zeros alone could be per-class maps.
+            channels.append((regions.clip(1) + FIRST_REGION - 1).astype(np.int32))
+        result = torch.as_tensor(np.stack(channels), device=plain.device)
+        return (
+            MetaTensor(result, meta=label.meta, applied_operations=label.applied_operations)
+            if isinstance(label, MetaTensor)
+            else result
+        )

@@ -1,0 +1,33 @@
+"""Resampling of items that hold more than images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.transforms.spatial.dictionary import Spacingd
+
+
+class ResampleSpacingd(Spacingd):
+    """MONAI's `Spacingd`, for items that also hold text, such as the `image_path` that MONAI Label adds.
+
+    MONAI 1.6 takes every entry whose key starts with `image_` for the image's metadata, which text is not.
+
+    Args:
+        keys, pixdim, mode and the rest: as for `monai.transforms.Spacingd`; `pixdim` in mm.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from monai_iou.transforms import ResampleSpacingd
+        >>> item = {"image": MetaTensor(torch.zeros(1, 4, 4, 4)), "image_path": "a.nii.gz"}
+        >>> resampled = ResampleSpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
+        >>> tuple(resampled["image"].shape), resampled["image_path"]
+        ((1, 2, 2, 2), 'a.nii.gz')
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Return the item with its images resampled."""
+        text = {key: value for key, value in data.items() if isinstance(value, str)}
+        rest = {key: value for key, value in data.items() if key not in text}
+        return {**text, **super().__call__(rest, lazy)}

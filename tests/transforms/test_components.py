@@ -1,0 +1,131 @@
+"""The voxels of a label's components: all of them, each once, as scipy finds them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
+
+SHAPES = [(7,), (9, 8), (1, 12), (6, 7, 5), (1, 9, 8), (9, 1, 8), (9, 8, 1), (2, 1, 1), (1, 1, 1)]
+
+
+def voxels(runs: ComponentRuns) -> list[tuple[int, frozenset[int]]]:
+    """Return each component's class and flat indices."""
+    numbers = [range(int(a), int(b)) for a, b in zip(runs.bounds[:-1], runs.bounds[1:], strict=True)]
+    found = [frozenset(runs.voxel(number) for number in part) for part in numbers]
+    return list(zip(runs.classes.tolist(), found, strict=True))
+
+
+def by_scipy(masks: dict[int, NDArray[np.bool_]], background: NDArray[np.bool_]) -> set[tuple[int, frozenset[int]]]:
+    expected = {(BACKGROUND, frozenset(np.flatnonzero(background).tolist()))} if background.any() else set()
+    for value, mask in masks.items():
+        numbers, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+        expected |= {(value, frozenset(np.flatnonzero(numbers == number).tolist())) for number in range(1, count + 1)}
+    return expected
+
+
+@given(st.sampled_from(SHAPES), st.floats(0, 1), st.integers(1, 4), st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_label_maps_and_overlapping_maps_as_by_scipy(
+    shape: tuple[int, ...], density: float, classes: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    label = np.where(rng.random(shape) < density, rng.integers(1, classes + 1, shape), 0)
+    runs = component_runs(label[None])
+    masks = {value: label == value for value in range(1, classes + 1)}
+    assert set(voxels(runs)) == by_scipy(masks, label == 0)
+    assert runs.classes.tolist() == sorted(runs.classes.tolist())
+    assert runs.sizes.sum() == label.size
+    maps = rng.random((classes + 1, *shape)) < density
+    found = component_runs(maps, labels=range(classes + 1))
+    assert set(voxels(found)) == by_scipy(dict(enumerate(maps)), ~maps.any(0))
+    one_hot = np.stack([label == value for value in range(classes + 1)])
+    assert set(voxels(component_runs(one_hot.astype(np.float32)))) == set(voxels(runs))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.int64, np.float32, np.float64, ">i2"])
+def test_every_dtype(dtype: object) -> None:
+    label = np.array([[[0, 1, 1, 0], [0, 0, 0, 1]]]).astype(dtype)  # type: ignore[call-overload]
+    assert set(voxels(component_runs(label))) == {(BACKGROUND, frozenset({0, 3, 4, 5, 6})), (1, frozenset({1, 2, 7}))}
+
+
+def test_ignored_voxels_are_neither() -> None:
+    label = np.array([[[0, 1, 255, 1, 0]]])
+    assert set(voxels(component_runs(label, ignore_index=255))) == {
+        (BACKGROUND, frozenset({0, 4})),
+        (1, frozenset({1})),
+        (1, frozenset({3})),
+    }
+    maps = np.array([[[0, 1, 0, 1]], [[0, 0, 0, 1]], [[1, 1, 0, 0]]])
+    by_channel = component_runs(maps, labels=[0, 1], ignore_index=2)
+    assert set(voxels(by_channel)) == {(BACKGROUND, frozenset({2})), (0, frozenset({3})), (1, frozenset({3}))}
+    no_map = component_runs(maps, labels=[0, 1], ignore_index=-1)  # where all maps are 0
+    assert set(voxels(no_map)) == {(0, frozenset({1})), (0, frozenset({3})), (1, frozenset({3}))}
+    assert len(component_runs(np.full((1, 3, 3), 255), ignore_index=255).sizes) == 0
+
+
+def test_chosen_labels_connectivity_and_place_of_the_background() -> None:
+    label = np.array([[[1, 0, 2], [0, 1, 0]]])
+    assert component_runs(label, connectivity=4).classes.tolist() == [BACKGROUND, 1, 1, 2]
+    assert component_runs(label, labels=[2]).classes.tolist() == [BACKGROUND, 2]
+    inside = np.array([[True, True, True], [False, True, False]])
+    assert dict(voxels(component_runs(label, inside=inside)))[BACKGROUND] == {1}
+
+
+def test_survives_a_cache_on_disk() -> None:
+    label = np.random.default_rng(0).integers(0, 3, (1, 9, 8, 7))
+    runs = component_runs(label)
+    stored = {name: torch.as_tensor(values) for name, values in runs.as_item().items()}
+    again = ComponentRuns.from_item(stored)
+    assert again.shape == (9, 8, 7)
+    assert voxels(again) == voxels(runs)
+
+
+def test_takes_little_where_voxels_lie_in_rows() -> None:
+    label = np.zeros((1, 96, 96, 96), dtype=np.uint8)
+    label[0, 10:70, 10:70, 10:70] = 1
+    stored = sum(values.nbytes for values in component_runs(label).as_item().values())
+    assert stored < 0.1 * 4 * label.sum(), "an index for each foreground voxel would take ten times as much"
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 10**7)), min_size=1, max_size=30), st.floats(0, 50))
+def test_chances(components: list[tuple[int, int]], exponent: float) -> None:
+    classes, sizes = (np.array(part) for part in zip(*sorted(components), strict=True))
+    chances = component_chances(sizes, classes, exponent)
+    for value in np.unique(classes):
+        inside = classes == value
+        expected = (sizes[inside] / sizes[inside].max()) ** exponent
+        np.testing.assert_allclose(
+            chances[inside] * len(np.unique(classes)), expected / expected.sum(), rtol=1e-9, atol=1e-300
+        )
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "message"),
+    [
+        (
+            np.array([[0.0, 0.5]]),
+            {},
+            "Expected the label to hold whole class numbers, but got 0.5: give soft labels one map per class, shape "
+            "(C, *S).",
+        ),
+        (np.array([[0.0, np.nan]]), {}, "Expected the label to hold whole class numbers, but got nan"),
+        (np.zeros(5), {}, "Expected the label to have shape (C, *S) with 1 to 3 spatial dimensions, but got (5,)"),
+        (np.zeros((1, 4, 4)), {"connectivity": 6}, "Expected `connectivity` to be one of (4, 8) for 2 dimensions"),
+        (
+            np.zeros((2, 4, 4)),
+            {"labels": [2]},
+            "Expected `labels` to be channels of 2 maps, but got 2: channels count from 0.",
+        ),
+    ],
+)
+def test_bad_input(label: NDArray[np.float64], options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^Expected") as error:
+        component_runs(label, **options)  # type: ignore[arg-type]
+    assert str(error.value).startswith(message)
