@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.volumes.grid import Grid, distance_voxels, offset_note, same_grid
+from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
 __all__ = ["Case", "CaseFacts", "CaseVolumes", "DatasetError", "check_case", "read_case"]
 
 
-# Two grids are the same if no corner of the volume is further away than this part of a voxel: headers store float32.
-GRID_TOLERANCE_VOXELS = 0.1
-SMALLEST_VOXEL_MM3 = 1e-15
 FOREGROUND_SAMPLES_PER_CASE = 10_000
+MAX_SHOWN = 12
+
+logger = logging.getLogger(__name__)
 
 
 class DatasetError(ValueError):
@@ -26,15 +28,29 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of a folder: its name, its image, and its label if it has one."""
+    """One volume of a folder.
+
+    Attributes:
+        name: of the case.
+        image: its file, or the file of its first channel.
+        label: its label, if it has one.
+        channels: the files of its further channels, where each channel has a file of its own.
+    """
 
     name: str
     image: Path
     label: Path | None = None
+    channels: tuple[Path, ...] = ()
 
-    def as_item(self) -> dict[str, str]:
-        """Return the dictionary that MONAI's datasets take: case, image and, if there is one, label."""
-        item = {"case": self.name, "image": str(self.image)}
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All image files, in channel order."""
+        return (self.image, *self.channels)
+
+    def as_item(self) -> dict[str, str | list[str]]:
+        """Return the dictionary that MONAI's datasets take: case, image (a list for several files) and label."""
+        image = [str(path) for path in self.images] if self.channels else str(self.image)
+        item: dict[str, str | list[str]] = {"case": self.name, "image": image}
         return item if self.label is None else {**item, "label": str(self.label)}
 
 
@@ -90,86 +106,68 @@ def read_case(
     Args:
         case: the case.
         label_values: values that its label may hold.
-        modalities: one name a channel.
+        modalities: one name per channel.
         source: where `modalities` comes from, for the error.
 
     Raises:
-        DatasetError: the image or the label is damaged, has the wrong dimensions or a singular affine, holds NaN or
-            infinity, they lie on different grids, or the label holds a value that dataset.json does not name.
+        DatasetError: the image or the label is damaged, has the wrong dimensions or no valid geometry, holds NaN,
+            infinity or a number that float32 cannot hold, they lie on different grids, or the label holds a value that
+            dataset.json does not name.
     """
-    image, affine = _read_volume(case.image)
-    image = _channels_first(image, case.image, modalities, source)
-    if not np.isfinite(image).all():
-        message = f"Expected {case.image} to hold finite intensities, but it has NaN or infinity: replace those voxels."
-        raise DatasetError(message)
-    if case.label is None:
-        return CaseVolumes(image, None, affine)
-    label, label_affine = _read_volume(case.label)
-    label = label[..., 0] if label.ndim == 4 and label.shape[-1] == 1 else label
-    _check_grid(case, image.shape[1:], affine, label.shape, label_affine)
-    _check_values(case.label, label, label_values)
-    return CaseVolumes(image, label, affine)
-
-
-def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import nibabel as nib
-
     try:
-        volume: Any = _decompressed(path) if path.suffix == ".gz" else nib.load(path)
-        voxels, affine = np.asanyarray(volume.dataobj), np.asarray(volume.affine)
-    except _unreadable() as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"Expected {path} to be a complete NIfTI file, but it cannot be read ({reason}): copy it again."
-        raise DatasetError(message) from error
-    # A voxel of this volume is none; the smallest real ones, in mm, are far above it.
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
+        image = read_channels(case.images)
+        _check_channels(image, modalities, source)
+        _check_intensities(image)
+        if case.label is None:
+            return CaseVolumes(image.array, None, image.grid.affine)
+        label = read_labels(case.label)
+    except VolumeError as error:
+        raise DatasetError(str(error)) from error
+    _check_grid(case, image.grid, label.grid)
+    _check_values(label, label_values)
+    for note in (*image.notes, *label.notes):
+        logger.warning(note)
+    return CaseVolumes(image.array, label.array, image.grid.affine)
+
+
+def _check_channels(image: Volume, modalities: Sequence[str], source: str) -> None:
+    channels = len(image.array)
+    if channels == len(modalities):
+        return
+    expected = "a 3D image" if len(modalities) == 1 else f"a 4D image with {len(modalities)} channels last"
+    shape = (*image.grid.shape, *([channels] if channels > 1 else []))
+    message = (
+        f"Expected {image.path} to be {expected} ({', '.join(modalities)}), as {source} says, but got shape "
+        f"{'x'.join(map(str, shape))}: correct one of the two."
+    )
+    raise DatasetError(message)
+
+
+def _check_intensities(image: Volume) -> None:
+    """Networks take float32: what it cannot hold would turn into infinity on the way."""
+    if image.array.dtype.kind != "f":
+        return
+    largest = float(np.abs(image.array).max())  # NaN if there is one
+    if not np.isfinite(largest):
+        message = f"Expected {image.path} to hold finite intensities, but it has NaN or infinity: replace those voxels."
+        raise DatasetError(message)
+    if largest > float(np.finfo(np.float32).max):
         message = (
-            f"Expected {path} to have an affine that gives its voxels a size, but got {affine[:3].tolist()}: "
-            "correct its header."
+            f"Expected {image.path} to hold intensities that float32 can hold, but got {largest:g}: replace those "
+            "voxels or rescale the image."
         )
         raise DatasetError(message)
-    return voxels, affine
 
 
-def _unreadable() -> tuple[type[Exception], ...]:
-    import nibabel as nib
-
-    headers = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
-    return (OSError, EOFError, ValueError, zlib.error, *headers)
-
-
-def _decompressed(path: Path) -> Any:
-    # nibabel stops reading at the last voxel, before the checksum, and so takes a file whose end is missing.
-    import nibabel as nib
-
-    content = gzip.decompress(path.read_bytes())
-    nifti2 = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # header sizes, 540 or 348, in either byte order
-    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
-
-
-def _channels_first(image: np.ndarray, path: Path, modalities: Sequence[str], source: str) -> np.ndarray:
-    channels = 1 if image.ndim == 3 else image.shape[-1] if image.ndim == 4 else None
-    if channels != len(modalities):
-        expected = "a 3D image" if len(modalities) == 1 else f"a 4D image with {len(modalities)} channels last"
-        message = (
-            f"Expected {path} to be {expected} ({', '.join(modalities)}), as {source} says, but got shape "
-            f"{'x'.join(map(str, image.shape))}: correct one of the two."
-        )
-        raise DatasetError(message)
-    return image[None] if image.ndim == 3 else np.moveaxis(image, -1, 0)
-
-
-def _check_grid(
-    case: Case, shape: tuple[int, ...], affine: np.ndarray, label_shape: tuple[int, ...], label_affine: np.ndarray
-) -> None:
-    if shape != label_shape:
-        found = f"shapes {'x'.join(map(str, label_shape))} and {'x'.join(map(str, shape))}"
+def _check_grid(case: Case, image: Grid, label: Grid) -> None:
+    if same_grid(label, image):
+        if note := offset_note(label, image):
+            logger.warning("%s and %s: %s.", case.label, case.image, note)
+        return
+    if label.shape != image.shape:
+        found = f"shapes {'x'.join(map(str, label.shape))} and {'x'.join(map(str, image.shape))}"
     else:
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
-        moved = float(np.abs(np.linalg.solve(affine, (label_affine - affine) @ corners)[:3]).max())
-        if moved <= GRID_TOLERANCE_VOXELS:
-            return
-        found = f"affines that differ by up to {moved:.3g} voxels"
+        found = f"affines that differ by up to {distance_voxels(label, image):.3g} voxels"
     message = (
         f"Expected {case.label} to lie on the grid of {case.image}, but they have {found}: "
         "resample the label onto the image's grid."
@@ -177,16 +175,28 @@ def _check_grid(
     raise DatasetError(message)
 
 
-def _check_values(path: Path, label: np.ndarray, allowed: Sequence[int]) -> None:
-    # Two maxima and a count are much quicker than sorting millions of voxels for their unique values.
-    if label.dtype.kind in "ui" and label.size and int(label.min()) >= 0 and int(label.max()) < 65536:
-        values = np.flatnonzero(np.bincount(label.ravel()))
-    else:
-        values = np.unique(label)
-    wrong = [float(value) for value in values if float(value) not in set(map(float, allowed))]
-    if wrong:
-        message = (
-            f"Expected {path} to hold only the values {list(allowed)} of `labels` in dataset.json, "
-            f"but got {', '.join(f'{value:g}' for value in wrong[:5])}: name the value there or correct the label."
-        )
-        raise DatasetError(message)
+def _check_values(volume: Volume, allowed: Sequence[int]) -> None:
+    wrong = sorted(set(values_of(volume.array)) - set(allowed))
+    if not wrong:
+        return
+    named = ", ".join(map(str, allowed[:MAX_SHOWN])) + (", ..." if len(allowed) > MAX_SHOWN else "")
+    remedy = "name the value there or correct the label"
+    if wrong[0] < 0:
+        remedy = "a negative value cannot be named; write 0 there, or another value with a name of its own"
+    message = (
+        f"Expected {volume.path} to hold only the values [{named}] of `labels` in dataset.json, "
+        f"but got {', '.join(map(str, wrong[:5]))}: {remedy}."
+    )
+    raise DatasetError(message)
+
+
+def values_of(labels: NDArray[np.integer]) -> list[int]:
+    """The values of a label map, sorted.
+
+    >>> values_of(np.array([[3, 0, 312782546]]))
+    [0, 3, 312782546]
+    """
+    # A count is much quicker than sorting millions of voxels.
+    if labels.dtype.itemsize <= 2 and labels.size and int(labels.min()) >= 0:
+        return [int(value) for value in np.flatnonzero(np.bincount(labels.ravel(order="K")))]
+    return [int(value) for value in np.unique(labels)]

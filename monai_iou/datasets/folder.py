@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case
+from monai_iou.volumes.names import case_name
 
 __all__ = ["SegmentationFolder", "case_name", "check_names", "map_cases", "names_root", "read_folder"]
 
@@ -235,11 +236,6 @@ def check_names(cases: Iterable[Case], where: str) -> None:
                 f"both called {case.name}: rename one of the files."
             )
         raise DatasetError(message)
-
-
-def case_name(path: Path) -> str:
-    """Return the file's name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _inside(root: Path, relative: object, what: str) -> Path:

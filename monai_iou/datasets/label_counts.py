@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou.components import label_components
-from monai_iou.volumes.reading import case_name, is_volume, read_labels
+from monai_iou.volumes.names import case_name, volumes_below
+from monai_iou.volumes.reading import read_labels
 
 __all__ = ["LabelCounts", "count_label_files"]
 
@@ -63,7 +64,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
         ValueError: if there is no such folder or no file in it, a file is no label map, or a label is none of `values`.
     """
     root = Path(folder)
-    files = sorted(path for path in root.rglob("*") if path.is_file() and is_volume(path)) if root.is_dir() else []
+    files = sorted(volumes_below(root)) if root.is_dir() else []
     if not files:
         found = "it holds none" if root.is_dir() else "there is no such folder"
         message = f"Expected `{root}` to be a folder of label files, but {found}: give the folder that holds them."
@@ -72,6 +73,12 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     rows = []
     for path in files:
         row = _count_array(read_labels(path).array)
+        if min(row) < 0:
+            message = (
+                f"Expected `{path}` to hold labels from 0 up, but got {min(row)}: a negative value is no class; write "
+                "0, or another value where the voxels are to be ignored."
+            )
+            raise ValueError(message)
         wrong = sorted(set(row) - set(allowed)) if allowed else []
         if wrong:
             message = (

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_iou.volumes.reading import case_name, is_volume
+from monai_iou.volumes.names import case_name, find_spelling, volumes_below
 
 
 class PairingError(ValueError):
@@ -60,8 +59,9 @@ def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
         message = f"Expected `{argument}` to be a folder of volumes, but got `{folder}`: check the path."
         raise PairingError(message)
     found: dict[str, Path] = {}
-    for path in _volumes_below(folder):
-        name = path.parent.relative_to(folder).joinpath(case_name(path)).as_posix()
+    for path in volumes_below(folder):
+        # Composed, so that a file from a Mac (NFD) pairs with one from elsewhere (NFC).
+        name = unicodedata.normalize("NFC", path.parent.relative_to(folder).joinpath(case_name(path)).as_posix())
         if name in found:
             message = f"Expected one file per case, but got `{found[name]}` and `{path}`: keep one, or use `--pairs`."
             raise PairingError(message)
@@ -70,17 +70,6 @@ def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
         message = f"Expected volumes in `{folder}`, but got none: .nii, .nii.gz, .mha, .mhd, .nrrd or DICOM folders."
         raise PairingError(message)
     return dict(sorted(found.items()))
-
-
-def _volumes_below(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        here = Path(root)
-        if here != folder and is_volume(here):
-            folders.clear()
-            yield here
-            continue
-        yield from (here / name for name in sorted(files) if is_volume(here / name))
 
 
 def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
@@ -119,5 +108,4 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
 
 
 def _existing(folder: Path, name: str | None) -> Path | None:
-    path = folder / (name or "").strip()
-    return path if (name or "").strip() and path.exists() else None
+    return find_spelling(folder / name.strip()) if name is not None and name.strip() else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.planning.plan import Plan
+from monai_iou.volumes.memory import free_memory
 
 __all__ = ["Machine", "detect_hardware", "training_bytes"]
 
@@ -21,10 +20,6 @@ GIB = 2**30
 # allocator.
 STEP_OVERHEAD = 3.0
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two averages, float32
-_CGROUP_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Mac
         message = f"Expected `--memory-gb` to be a positive number, but got {memory_gb}: give GiB, such as 8."
         raise ValueError(message)
     given = None if memory_gb is None else int(memory_gb * GIB)
-    ram = _free_ram()
+    ram = free_memory()
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         if given is None and not torch.cuda.is_available():
             message = (
@@ -137,23 +132,3 @@ def _network(plan: Plan) -> torch.nn.Module:
     parser["plan"] = plan
     network: torch.nn.Module = parser.get_parsed_content("network_def").train()
     return network
-
-
-def _free_ram() -> int | None:
-    """Return the bytes of RAM that can be had, by the kernel and by the container's limit; None if unknown."""
-    found = []
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        try:
-            # Systems without /proc say what there is in all; half of it may be taken.
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-        except (AttributeError, OSError, ValueError):
-            return None
-    for limit, usage in _CGROUP_LIMITS:
-        try:
-            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
-            continue
-    return max(0, min(found))

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE_MM = 1e-3
+# Two grids are the same if no voxel is further from its partner than this part of a voxel. Headers store float32 and
+# decimal text, and tools round: 0.02 of a voxel occurs, and moves no score by more than such a part.
+TOLERANCE_VOXELS = 0.025
+# From here on the distance is told: it is more than what rounding in most headers does.
+NOTE_MM = 1e-3
 # Below it lies what rounding in files' headers does; distances are then wrong by less than 0.2 %.
 SHEAR_DEGREES = 0.1
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -91,11 +95,51 @@ def distance_mm(first: Grid, second: Grid) -> float:
 
     An affine map's largest displacement over a box is at a corner, so the eight corners suffice.
     """
+    moved = _corner_shifts(first, second)
+    return float("inf") if moved is None else float(np.linalg.norm(moved, axis=0).max())
+
+
+def distance_voxels(first: Grid, second: Grid) -> float:
+    """The largest distance between voxels of the same index, in voxels of `second`; infinite if the shapes differ.
+
+    >>> here = Grid((2, 2, 2), np.diag([1.0, 1.0, 4.0, 1.0]))
+    >>> there = np.diag([1.0, 1.0, 4.0, 1.0])
+    >>> there[2, 3] = 1.0
+    >>> distance_voxels(Grid((2, 2, 2), there), here)
+    0.25
+    """
+    moved = _corner_shifts(first, second)
+    return float("inf") if moved is None else float(np.abs(np.linalg.solve(second.affine[:3, :3], moved)).max())
+
+
+def _corner_shifts(first: Grid, second: Grid) -> NDArray[np.float64] | None:
+    """The way from each corner of `second` to that of `first`, (3, 8) in mm; None if the shapes differ."""
     if first.shape != second.shape:
-        return float("inf")
-    corners = np.array(list(itertools.product(*((0, size - 1) for size in first.shape))), dtype=float)
-    corners = np.concatenate([corners, np.ones((8, 1))], axis=1)
-    return float(np.linalg.norm(corners @ (first.affine - second.affine).T[:, :3], axis=1).max())
+        return None
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in first.shape), (1,))), dtype=float)
+    return np.asarray((first.affine - second.affine)[:3] @ corners.T)
+
+
+def same_grid(first: Grid, second: Grid) -> bool:
+    """Whether two grids are the same: equal shapes, and no voxel further than `TOLERANCE_VOXELS` from its partner."""
+    return distance_voxels(first, second) <= TOLERANCE_VOXELS
+
+
+def offset_note(first: Grid, second: Grid) -> str | None:
+    """Return how far two grids that count as the same are apart, None if it is less than `NOTE_MM`.
+
+    >>> moved = np.eye(4)
+    >>> moved[0, 3] = 0.02
+    >>> offset_note(Grid((2, 2, 2), moved), Grid((2, 2, 2), np.eye(4)))
+    'the grids are up to 0.02 mm (0.02 voxels) apart, which was taken as the same grid'
+    """
+    distance = distance_mm(first, second)
+    if distance < NOTE_MM or np.isinf(distance):
+        return None
+    return (
+        f"the grids are up to {distance:.3g} mm ({distance_voxels(first, second):.2g} voxels) apart, which was taken "
+        "as the same grid"
+    )
 
 
 def reorient(array: NDArray[Any], grid: Grid, onto: Grid) -> tuple[NDArray[Any], Grid]:
@@ -142,7 +186,7 @@ def align(array: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
         The voxels in the axis order of `onto` (a view).
 
     Raises:
-        GridError: a voxel would lie more than `TOLERANCE_MM` from its partner. The message names both grids.
+        GridError: a voxel would lie more than `TOLERANCE_VOXELS` from its partner. The message names both grids.
 
     >>> here = Grid((2, 1, 1), np.eye(4))
     >>> flipped = Grid((2, 1, 1), np.array([[-1.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
@@ -150,9 +194,9 @@ def align(array: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
     [8, 7]
     """
     array, reoriented = reorient(array, grid, onto)
-    distance = distance_mm(reoriented, onto)
-    if distance <= TOLERANCE_MM:
+    if same_grid(reoriented, onto):
         return array
+    distance = distance_mm(reoriented, onto)
     apart = "" if np.isinf(distance) else f" (up to {distance:.4g} mm apart)"
     message = (
         f"Expected the prediction on the reference's grid ({onto}), but got {grid}{apart}: "

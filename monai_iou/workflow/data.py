@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 from monai_iou.datasets.cases import Case, DatasetError, check_case
-from monai_iou.datasets.folder import SegmentationFolder, case_name, check_names, map_cases, names_root, read_folder
+from monai_iou.datasets.folder import SegmentationFolder, check_names, map_cases, names_root, read_folder
 from monai_iou.datasets.splits import fold_cases, split_cases
 from monai_iou.planning.plan import Plan, load_plan, make_plan
+from monai_iou.volumes.names import case_name
 from monai_iou.workflow.settings import exit_with_message, is_true
 
 __all__ = ["BundleCases", "bundle_root"]

@@ -137,7 +137,7 @@ def test_singular_affine(folder: Path) -> None:
     image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]
     nib.save(image, folder / "imagesTr/c1.nii.gz")
     message = refusal(folder)
-    assert f"{folder}/imagesTr/c1.nii.gz to have an affine" in message
+    assert f"{folder}/imagesTr/c1.nii.gz` to have a valid affine" in message
     assert "[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]" in message
 
 

@@ -238,7 +238,7 @@ def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monai_iou.planning.hardware._free_ram", lambda: 6 * GIB)
+    monkeypatch.setattr("monai_iou.planning.hardware.free_memory", lambda: 6 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert detect_hardware() == Machine("cpu", 3 * GIB, 3 * GIB, "6.0 GiB of RAM free")
     assert detect_hardware("cuda", 10).step_bytes == 9 * GIB

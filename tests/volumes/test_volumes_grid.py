@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_iou.volumes.grid import Grid, GridError, align, distance_mm, reorient, resample
+from monai_iou.volumes.grid import (
+    Grid,
+    GridError,
+    align,
+    distance_mm,
+    distance_voxels,
+    offset_note,
+    reorient,
+    resample,
+    same_grid,
+)
 
 SHAPE = (4, 5, 6)
 SPACING = np.array([0.5, 1.0, 3.0])
@@ -44,18 +54,40 @@ def test_same_grid_in_another_axis_order_is_read_right(angle, axes, flip):
     np.testing.assert_array_equal(align(other, turned, grid), array)
 
 
-@given(angle=angles, axes=permutations, flip=flips, shift=st.sampled_from([0.0, 5e-4, 2e-3, 1.0]))
+@given(angle=angles, axes=permutations, flip=flips, shift=st.sampled_from([0.0, 0.01, 0.02, 0.03, 0.1, 1.0]))
 @settings(deadline=None)
-def test_grids_differ_from_a_thousandth_of_a_millimetre(angle, axes, flip, shift):
+def test_grids_differ_from_a_fortieth_of_a_voxel(angle, axes, flip, shift):
     grid = rotated(angle)
     other, turned = rearranged(np.zeros(SHAPE), grid, axes, flip)
     moved = turned.affine.copy()
-    moved[:3, 3] += shift * np.array([0.6, 0.0, 0.8])
-    if shift < 1e-3:
-        align(other, Grid(turned.shape, moved), grid)
+    moved[:3, 3] += shift * grid.affine[:3, 1]  # along an axis of voxels
+    moved_grid = Grid(turned.shape, moved)
+    assert same_grid(moved_grid, turned) == (shift < 0.025)
+    if shift < 0.025:
+        align(other, moved_grid, grid)
     else:
         with pytest.raises(GridError):
-            align(other, Grid(turned.shape, moved), grid)
+            align(other, moved_grid, grid)
+
+
+@given(angle=angles, shift=st.floats(-2, 2))
+@settings(deadline=None)
+def test_distance_in_voxels_is_that_of_the_farthest_voxel_along_an_axis(angle, shift):
+    second = rotated(angle)
+    moved = second.affine.copy()
+    moved[:3, 3] += shift * second.affine[:3, 2]
+    moved[:3, 0] *= 1.1
+    voxels = np.array([[*index, 1] for index in itertools.product(*map(range, SHAPE))]).T
+    expected = np.abs(np.linalg.inv(second.affine) @ moved @ voxels - voxels).max()
+    assert distance_voxels(Grid(SHAPE, moved), second) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_distance_is_told_from_a_thousandth_of_a_millimetre_on():
+    here = Grid((2, 2, 2), np.eye(4))
+    for shift, told in ((5e-4, False), (2e-3, True), (0.02, True)):
+        affine = np.eye(4)
+        affine[2, 3] = shift
+        assert (offset_note(Grid((2, 2, 2), affine), here) is not None) == told
 
 
 @given(angle=angles)

@@ -1,0 +1,193 @@
+"""DICOM by GDCM through SimpleITK: one series of a folder, or one file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.volumes.header import check_affine, one_number, refusal
+from monai_iou.volumes.memory import room_for
+from monai_iou.volumes.metaimage import lps_affine
+from monai_iou.volumes.names import dicom_slices
+
+SOP_CLASS = "0008|0016"
+SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010")
+# They hold outlines or packed frames, which ITK reads as an image of nothing or refuses without saying why.
+NOT_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.481.3": "an RT structure set",
+    "1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a DICOM label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.1": "a DICOM registration object",
+    "1.2.840.10008.5.1.4.1.1.66.5": "a DICOM surface segmentation",
+}
+
+
+def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read a folder with one series, or one file.
+
+    Returns:
+        The voxels with the first axis fastest, and the affine to RAS mm.
+
+    Raises:
+        VolumeError: it is no image, has several series, gaps, colours, or no valid spacing.
+    """
+    with itk_is_quiet(), _plain_names(path) as files:
+        if not files:
+            raise refusal(path, "hold one DICOM series", "0", "give the folder that holds its slices")
+        _refuse_objects(path, dicom_kind(files[0]))
+        return read_with_itk(path, _one_series(path, files) if path.is_dir() else files)
+
+
+def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read files as one volume by SimpleITK, whatever their format; as `read_dicom`."""
+    import SimpleITK
+
+    information = _information(files[0])
+    if information.HasMetaDataKey(SOP_CLASS):
+        _refuse_objects(path, information.GetMetaData(SOP_CLASS).strip("\0 "))
+    if information.GetNumberOfComponents() > 1:
+        raise one_number(path, f"{information.GetNumberOfComponents()} (colours)")
+    _check_spacing(path, information)
+    size = information.GetSize()
+    shape = (*size[:2], len(files)) if len(files) > 1 else size
+    count = int(np.prod(shape, dtype=object))
+    with room_for(path, 2 * count * _item_bytes(information), shape):
+        image = SimpleITK.ReadImage([str(f) for f in files] if len(files) > 1 else str(files[0]))
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            raise one_number(path, f"{image.GetNumberOfComponentsPerPixel()} (colours)")
+        if "complex" in image.GetPixelIDTypeAsString():
+            raise one_number(path, "complex numbers")
+        affine = _affine(image)
+        check_affine(path, affine)
+        return SimpleITK.GetArrayFromImage(image).transpose(), affine
+
+
+def _affine(image: Any) -> NDArray[np.float64]:
+    axes = image.GetDimension()
+    columns = np.reshape(image.GetDirection(), (axes, axes)) * np.asarray(image.GetSpacing())
+    return lps_affine(columns, np.asarray(image.GetOrigin()))
+
+
+def _information(file: Path) -> Any:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader
+
+
+def _item_bytes(information: Any) -> int:
+    import SimpleITK
+
+    text = SimpleITK.GetPixelIDValueAsString(information.GetPixelID())
+    return next((bits // 8 for bits in (64, 32, 16) if str(bits) in text), 1)
+
+
+def _check_spacing(path: Path, information: Any) -> None:
+    """ITK puts 1 where a tag gives zero, nothing or no number; the tag itself tells."""
+    for tag in SPACING_TAGS:
+        text = information.GetMetaData(tag).strip("\0 ") if information.HasMetaDataKey(tag) else ""
+        if not text:
+            continue
+        try:
+            values = [float(word) for word in text.split("\\")]
+        except ValueError:
+            values = [0.0]
+        if not all(np.isfinite(value) and value > 0 for value in values):
+            raise refusal(path, "have a positive spacing", repr(text), "correct the pixel spacing in its header")
+        return
+
+
+def _one_series(folder: Path, files: list[Path]) -> list[Path]:
+    """The files of the folder's one series, in order along its normal."""
+    import SimpleITK
+
+    plain = str(files[0].parent)
+    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(plain)
+    if len(series) != 1:
+        found = str(len(series))
+        raise refusal(folder, "hold one DICOM series", found, "give each a folder of its own")
+    names = [Path(name) for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(plain, series[0])]
+    places = np.asarray([_information(name).GetOrigin() for name in names])
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    if steps.size and (steps.max() > steps.min() * 1.01 + 1e-3 or steps.min() < 1e-6):
+        # ITK only warns, and then places every slice after the gap wrongly.
+        found = f"steps from {steps.min():.4g} to {steps.max():.4g} mm"
+        raise refusal(folder, "hold evenly spaced slices", found, "add the missing slices, or remove the double ones")
+    return names
+
+
+@contextmanager
+def _plain_names(path: Path) -> Iterator[list[Path]]:
+    """Links to the DICOM files under names that every library takes, without hidden files, pipes or other formats."""
+    found = list(dicom_slices(path)) if path.is_dir() else [path]
+    with tempfile.TemporaryDirectory(prefix="monai_iou_") as folder:
+        links = []
+        for number, file in enumerate(found):
+            link = Path(folder) / f"{number:06d}.dcm"
+            start = _missing_start(file)
+            if start:
+                link.write_bytes(start + file.read_bytes())
+            else:
+                link.symlink_to(file.resolve())
+            links.append(link)
+        yield links
+
+
+def _missing_start(file: Path) -> bytes:
+    """What GDCM needs before the bytes of a file: nothing, the preamble, or also the group that names the encoding."""
+    with file.open("rb") as stream:
+        start = stream.read(132)
+    if start[128:] == b"DICM":
+        return b""
+    if start[:4] == b"DICM":
+        return bytes(128)
+    if start[:2] == b"\x02\0":
+        return bytes(128) + b"DICM"
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    syntax = b"1.2.840.10008.1.2.1\0" if explicit else b"1.2.840.10008.1.2\0"
+    element = b"\x02\0\x10\0UI" + len(syntax).to_bytes(2, "little") + syntax
+    return bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + len(element).to_bytes(4, "little") + element
+
+
+def dicom_kind(path: Path) -> str:
+    """The SOP class of a DICOM file, or an empty string."""
+    import SimpleITK
+
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(str(path))
+    header.SetImageIO("GDCMImageIO")
+    try:
+        header.ReadImageInformation()
+    except RuntimeError:
+        # GDCM refuses objects without pixels; their class stands as plain text in the first bytes.
+        with path.open("rb") as stream:
+            head = stream.read(4096)
+        return next((kind for kind in NOT_IMAGES if kind.encode() + b"\0" in head), "")
+    return str(header.GetMetaData(SOP_CLASS)).strip("\0 ") if header.HasMetaDataKey(SOP_CLASS) else ""
+
+
+def _refuse_objects(path: Path, kind: str) -> None:
+    if kind in NOT_IMAGES:
+        remedy = "convert it to a NIfTI or NRRD label map on the image's grid"
+        raise refusal(path, "hold image slices", NOT_IMAGES[kind], remedy)
+
+
+@contextmanager
+def itk_is_quiet() -> Iterator[None]:
+    """Keep ITK from writing its warnings past Python to the terminal; what matters in them is checked here."""
+    import SimpleITK
+
+    shown = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(shown)

@@ -1,0 +1,208 @@
+"""Headers of NRRD (.nrrd, .nhdr), with ITK's reading of their geometry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.volumes.header import Header, Part, check_affine, check_shape, one_number, refusal
+from monai_iou.volumes.metaimage import lps_affine
+from monai_iou.volumes.payload import AGAIN
+from monai_iou.volumes.text_header import (
+    LONGEST_HEADER,
+    check_spelling,
+    choice,
+    listed_files,
+    numbers,
+    whole_numbers,
+)
+
+TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(
+        ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"
+    ),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
+}
+ENCODINGS = {
+    "raw": "raw", "txt": "ascii", "text": "ascii", "ascii": "ascii", "hex": "hex", "gz": "gzip", "gzip": "gzip",
+    "bz2": "bzip2", "bzip2": "bzip2",
+}  # fmt: skip
+# Signs that turn a space's first two axes into LPS; spaces without anatomy count as LPS, as in ITK.
+SPACES = {
+    **dict.fromkeys(("right-anterior-superior", "ras"), "- -"),
+    **dict.fromkeys(("left-anterior-superior", "las"), "+ -"),
+    **dict.fromkeys(("left-posterior-superior", "lps"), "+ +"),
+    **dict.fromkeys(("scanner-xyz", "3d-right-handed", "3d-left-handed", ""), "+ +"),
+}
+SPACES |= {f"{name}-time": signs for name, signs in SPACES.items() if name} | {
+    f"{n}t": SPACES[n] for n in ("ras", "las", "lps")
+}
+UNITS_MM = {
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???"), 1.0),
+    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"), 1e-3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
+}
+KNOWN = (
+    "dimension", "type", "block size", "encoding", "endian", "content", "sizes", "spacings", "axis mins", "axis maxs",
+    "centers", "centerings", "labels", "units", "kinds", "data file", "datafile", "line skip", "byte skip", "space",
+    "space dimension", "space units", "space origin", "space directions", "measurement frame",
+)  # fmt: skip
+
+
+def read_nrrd_header(path: Path) -> Header:
+    """Read the header of a NRRD file.
+
+    Raises:
+        VolumeError: it is none, or one that cannot be right.
+    """
+    fields, following, position = _fields(path)
+    check_spelling(path, fields, KNOWN)
+    axes = whole_numbers(path, "dimension", fields.get("dimension", ""), 1)[0]
+    shape = tuple(whole_numbers(path, "sizes", fields.get("sizes", ""), axes))
+    check_shape(path, shape)
+    affine, spatial, notes = _place(path, fields, axes)
+    values = int(np.prod([shape[axis] for axis in range(axes) if axis not in spatial], dtype=object))
+    if values > 1 and spatial != list(range(len(spatial))):
+        raise one_number(path, str(values))  # colours or vectors, stored voxel by voxel
+    parts = _parts(path, fields, following, position)
+    files = tuple(dict.fromkeys((path, *(part.file for part in parts))))
+    kept = tuple(shape[axis] for axis in spatial) + ((values,) if values > 1 else ())
+    return Header(path, kept, _dtype(path, fields), affine, parts, None, files, tuple(notes))
+
+
+def _fields(path: Path) -> tuple[dict[str, str], list[str], int]:
+    """The fields, the lines after a `data file: LIST`, and where the header ends (0 with detached data)."""
+    with path.open("rb") as stream:
+        start = stream.read(LONGEST_HEADER)
+    if not re.match(rb"NRRD000[1-5]\r?\n", start):
+        raise refusal(path, "be a NRRD file", f"the first bytes {start[:8]!r}", AGAIN)
+    fields: dict[str, str] = {}
+    position = start.index(b"\n") + 1
+    while position < len(start):
+        end = start.find(b"\n", position)
+        end = len(start) if end < 0 else end
+        line = start[position:end].rstrip(b"\r").decode("utf-8", "surrogateescape")
+        position = end + 1
+        if not line.strip():
+            return fields, [], position
+        if line.startswith("#") or ":=" in line:
+            continue  # a comment, or a pair of the user's
+        name, colon, value = line.partition(":")
+        name = name.strip().lower()
+        if not colon or name in fields:
+            found = f"`{name}` twice" if colon else f"the line {line[:60]!r}"
+            raise refusal(path, "have one field to a line", found, AGAIN)
+        fields[name] = value.strip()
+        if name in ("data file", "datafile") and value.split()[:1] == ["LIST"]:
+            return fields, start[position:].decode("utf-8", "surrogateescape").splitlines(), position
+    if "data file" in fields or "datafile" in fields:
+        return fields, [], 0
+    raise refusal(path, "have voxels after its header", "none", AGAIN)
+
+
+def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[np.generic]:
+    kind = choice(path, "type", fields.get("type", ""), TYPES)
+    endian = fields.get("endian")
+    if endian is None and kind[1] != "1" and ENCODINGS.get(fields.get("encoding", "").lower()) not in ("ascii",):
+        raise refusal(path, "have the field `endian`", "none", "write `endian: little` if it comes from a PC")
+    order = "<" if endian is None else choice(path, "endian", endian, {"little": "<", "big": ">"})
+    return np.dtype(order + kind)
+
+
+def _parts(path: Path, fields: dict[str, str], following: list[str], position: int) -> tuple[Part, ...]:
+    encoding = choice(path, "encoding", fields.get("encoding", ""), ENCODINGS)
+    named = fields.get("data file", fields.get("datafile"))
+    lines = whole_numbers(path, "line skip", fields.get("line skip", fields.get("lineskip", "0")), 1)[0]
+    skip = whole_numbers(path, "byte skip", fields.get("byte skip", fields.get("byteskip", "0")), 1)[0]
+    if lines < 0 or skip < -1 or (skip == -1 and encoding != "raw"):
+        raise refusal(path, "skip no lines or bytes before its start", f"{lines} and {skip}", "correct its header")
+    files = [path] if named is None else listed_files(path, named, following)
+    result = []
+    for file in files:
+        start = _after_lines(path, file, position if named is None else 0, lines)
+        if encoding == "raw":
+            result.append(Part(file, start + max(0, skip), encoding, from_end=skip == -1))
+        else:
+            result.append(Part(file, start, encoding, skip=skip))
+    return tuple(result)
+
+
+def _after_lines(path: Path, file: Path, start: int, lines: int) -> int:
+    if lines == 0:
+        return start
+    with file.open("rb") as stream:
+        stream.seek(start)
+        for _ in range(lines):
+            if not stream.readline(LONGEST_HEADER):
+                raise refusal(path, f"have {lines} lines before its data", "fewer", "correct `line skip`")
+        return stream.tell()
+
+
+def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int], list[str]]:
+    """The affine, the axes of the file that run through space, and notes."""
+    if "space directions" not in fields:
+        return (*_plain_place(path, fields, axes), [])
+    vectors = re.findall(r"none|\([^)]*\)|\S+", fields["space directions"])
+    spatial = [axis for axis, vector in enumerate(vectors) if vector != "none"]
+    size = len(spatial)
+    if len(vectors) != axes or not 1 <= size <= 3:
+        found = f"{len(vectors)} for {axes} axes"
+        raise refusal(path, "have a direction for each axis in `space directions`", found, "correct its header")
+    columns = np.stack([_vector(path, "space directions", vectors[axis], size) for axis in spatial], axis=1)
+    origin = _vector(path, "space origin", fields["space origin"], size) if "space origin" in fields else np.zeros(size)
+    space = choice(path, "space", fields.get("space", ""), SPACES)
+    signs = np.array([-1.0 if sign == "-" else 1.0 for sign in (*space.split(), "+")])[:size]
+    scale, notes = _unit(path, fields)
+    affine = lps_affine(columns * signs[:, None] * scale, origin * signs * scale)
+    check_affine(path, affine)
+    return affine, spatial, notes
+
+
+def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int]]:
+    """Without directions: spacings along the axes, the origin where `axis mins` says."""
+    kinds = fields.get("kinds", "").split()
+    spatial = [
+        a for a in range(axes) if not (len(kinds) == axes and kinds[a] not in ("domain", "space", "???", "none"))
+    ]
+    spatial = spatial[:3]
+    if "spacings" not in fields:
+        raise refusal(path, "have `space directions` or `spacings`", "neither", "add the distance of the voxels in mm")
+    spacing = numbers(path, "spacings", fields["spacings"], axes)[spatial]
+    if not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise refusal(path, "have a positive spacing", repr(fields["spacings"]), "correct the spacing in its header")
+    start = numbers(path, "axis mins", fields["axis mins"], axes)[spatial] if "axis mins" in fields else 0 * spacing
+    affine = lps_affine(np.diag(spacing), np.where(np.isfinite(start), start, 0.0))
+    check_affine(path, affine)
+    return affine, spatial
+
+
+def _vector(path: Path, name: str, text: str, size: int) -> NDArray[np.float64]:
+    if not (text.startswith("(") and text.endswith(")")):
+        raise refusal(path, f"have vectors in `{name}`", repr(text[:80]), "correct its header or write it again")
+    return numbers(path, name, text[1:-1].replace(",", " "), size)
+
+
+def _unit(path: Path, fields: dict[str, str]) -> tuple[float, list[str]]:
+    names = {name.lower() for name in re.findall(r'"([^"]*)"', fields.get("space units", ""))} or {""}
+    unknown = sorted(name for name in names if name not in UNITS_MM)
+    if unknown:
+        raise refusal(path, "have a unit of length in `space units`", repr(unknown[0][:40]), "write mm, um, cm or m")
+    scales = {UNITS_MM[name] for name in names}
+    if len(scales) > 1:
+        raise refusal(path, "have one unit in `space units`", ", ".join(sorted(names)), "correct its header")
+    scale = scales.pop()
+    notes = [f"`{path.name}`: the header's unit is {', '.join(sorted(names))}; lengths were converted to mm."]
+    return scale, notes if scale != 1 else []

@@ -1,0 +1,183 @@
+"""The stored numbers of a volume: decompressed piece by piece, every checksum and length verified."""
+
+from __future__ import annotations
+
+import bz2
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.volumes.header import Header, Part, VolumeError, check_regular, refusal
+
+BLOCK = 1 << 18
+PIECE = 1 << 20
+# Deflate cannot shrink more: 258 bytes from 2 bits. A file that would have to is damaged, or made to fill the memory.
+LARGEST_RATIO = 1032
+# Some writers fill the last block of a file with zeros.
+PADDING = 512
+GZIP_MAGIC = b"\x1f\x8b"
+AGAIN = "copy it again or write it again"
+
+
+def stored_numbers(header: Header) -> NDArray[Any]:
+    """Read the numbers as they are stored, in native byte order and in the file's axis order.
+
+    Raises:
+        VolumeError: data are missing, damaged, or more than the header says.
+    """
+    check_claims(header)
+    share = header.stored_bytes // len(header.parts)
+    numbers = np.empty(header.stored_bytes // header.dtype.itemsize, dtype=header.dtype)
+    buffer = memoryview(numbers.view(np.uint8))  # type: ignore[arg-type]
+    for index, part in enumerate(header.parts):
+        target = buffer[index * share : (index + 1) * share]
+        if part.encoding in ("ascii", "hex"):
+            _fill_from_text(header, part, target)
+        else:
+            _fill(header.path, part, target)
+    if not numbers.dtype.isnative:
+        numbers.byteswap(inplace=True)
+        numbers = numbers.view(numbers.dtype.newbyteorder("="))
+    return numbers.reshape(header.shape, order="F")
+
+
+def check_claims(header: Header) -> None:
+    """Refuse a header that claims more than its files can hold, before any memory is taken."""
+    share = header.stored_bytes // len(header.parts)
+    for part in header.parts:
+        check_regular(part.file)
+        size = part.file.stat().st_size
+        most = _most_bytes(part, size, header.dtype.itemsize)
+        if share > most:
+            shape = "x".join(map(str, header.shape))
+            source = "" if part.file == header.path else f" in `{part.file.name}`"
+            found = f"{size} bytes{source} for {share} of shape {shape}, {header.dtype.name}"
+            raise refusal(header.path, "hold all its voxels", found, AGAIN)
+
+
+def _most_bytes(part: Part, size: int, itemsize: int) -> int:
+    if part.encoding == "raw":
+        return size - (0 if part.from_end else part.offset)
+    if part.encoding in ("ascii", "hex"):
+        return size * itemsize
+    # bzip2 packs runs of 45 MB into some ten bytes; its memory grows with what really arrives.
+    return size * (LARGEST_RATIO if part.encoding != "bzip2" else 10**6)
+
+
+def _fill(path: Path, part: Part, target: memoryview) -> None:
+    """Put the bytes of a part into `target`, and read on to the end: checksums stand there."""
+    filled, skip = 0, part.skip
+    with part.file.open("rb") as stream:
+        stream.seek(-len(target) if part.from_end else part.offset, 2 if part.from_end else 0)
+        if part.encoding == "raw":
+            filled = _read_into(stream, target)
+            rest: Iterator[bytes] = iter((stream.read(PADDING + 1),))
+        else:
+            rest = decompressed(path, stream, part.encoding)
+        after = 0
+        for piece in rest:
+            if skip:
+                cut = min(skip, len(piece))
+                piece, skip = piece[cut:], skip - cut
+            room = min(len(piece), len(target) - filled)
+            target[filled : filled + room] = piece[:room]
+            filled += room
+            after += len(piece) - room
+            if part.exact and (after > PADDING or any(piece[room:])):
+                raise refusal(path, f"end after its {len(target)} bytes of voxels", "more data", AGAIN)
+    if filled < len(target):
+        raise refusal(path, f"hold {len(target)} bytes of voxels", f"{filled} (it is truncated)", AGAIN)
+
+
+def _read_into(stream: BinaryIO, target: memoryview) -> int:
+    filled = 0
+    while filled < len(target):
+        count = stream.readinto(target[filled : filled + (1 << 24)])  # type: ignore[attr-defined]
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def decompressed(path: Path, stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    """Yield pieces of a compressed stream up to its end.
+
+    Raises:
+        VolumeError: the stream is damaged or cut off, its checksum or length is wrong, or something else follows it.
+    """
+    read_member = _bzip2_member if encoding == "bzip2" else _deflate_member
+    block = stream.read(BLOCK)
+    first = True
+    while first or block:
+        if not first and not block.strip(b"\0"):
+            block = stream.read(BLOCK)  # padding to the end of a tape or disk block
+            continue
+        if not first and (encoding == "zlib" or not block.startswith(GZIP_MAGIC[:1] if encoding == "gzip" else b"BZ")):
+            raise refusal(path, "end with its compressed data", "other bytes after them", AGAIN)
+        first = False
+        try:
+            block = yield from read_member(path, stream, block, encoding)
+        except (zlib.error, OSError, ValueError, EOFError) as error:
+            if isinstance(error, VolumeError):
+                raise
+            reason = re.sub(r"^Error -?\d+ while decompressing data: ", "", str(error))
+            found = f"the error '{reason}' in its compressed data"
+            raise refusal(path, "be a readable volume", found, AGAIN) from error
+        block = block or stream.read(BLOCK)
+
+
+def _deflate_member(path: Path, stream: BinaryIO, block: bytes, encoding: str) -> Any:
+    inflate = zlib.decompressobj(31 if encoding == "gzip" else 15)
+    while not inflate.eof:
+        if not block:
+            raise refusal(path, "be a readable volume", "the end of the file before that of its compressed data", AGAIN)
+        while block and not inflate.eof:
+            yield inflate.decompress(block, PIECE)
+            block = inflate.unconsumed_tail
+        if not inflate.eof:
+            # The last bytes of output may still be inside without any more input.
+            block = stream.read(BLOCK)
+            if not block and (piece := inflate.decompress(b"", PIECE)):
+                yield piece
+    return inflate.unused_data
+
+
+def _bzip2_member(path: Path, stream: BinaryIO, block: bytes, encoding: str) -> Any:
+    inflate = bz2.BZ2Decompressor()
+    while not inflate.eof:
+        if inflate.needs_input and not block:
+            raise refusal(path, "be a readable volume", "the end of the file before that of its compressed data", AGAIN)
+        yield inflate.decompress(block, PIECE)
+        block = stream.read(BLOCK) if inflate.needs_input and not inflate.eof else b""
+    return inflate.unused_data
+
+
+def _fill_from_text(header: Header, part: Part, target: memoryview) -> None:
+    with part.file.open("rb") as stream:
+        stream.seek(part.offset)
+        text = stream.read()
+    if part.encoding == "hex":
+        digits = b"".join(text.split())
+        try:
+            data = bytes.fromhex(digits.decode("ascii"))
+        except ValueError as error:
+            raise refusal(header.path, "hold hexadecimal voxels", f"the error '{error}'", AGAIN) from error
+        if len(data) != len(target):
+            raise refusal(header.path, f"hold {len(target)} bytes of voxels", str(len(data)), AGAIN)
+        target[:] = data
+        return
+    words = text.replace(b",", b" ").split()
+    view = np.frombuffer(target, dtype=header.dtype)
+    if len(words) != len(view):
+        raise refusal(header.path, f"hold {len(view)} numbers", str(len(words)), AGAIN)
+    try:
+        view[:] = [(float if header.dtype.kind == "f" else int)(word) for word in words]
+    except (ValueError, OverflowError) as error:
+        raise refusal(
+            header.path, f"hold numbers of type {header.dtype.name}", f"the error '{error}'", AGAIN
+        ) from error

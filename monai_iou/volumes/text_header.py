@@ -1,0 +1,110 @@
+"""What headers made of text lines share: fields, numbers, and the files that they point to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.volumes.header import refusal
+from monai_iou.volumes.payload import AGAIN
+
+# A header of text is a few lines; what goes on without an end is none.
+LONGEST_HEADER = 1 << 20
+MOST_FILES = 100_000
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def check_spelling(path: Path, names: Collection[str], known: Collection[str]) -> None:
+    """Refuse an unknown field that is one bit away from a known one: that is damage, not a field of the user's.
+
+    Raises:
+        VolumeError: the message names both.
+    """
+    for name in names:
+        for other in known:
+            if name == other or len(name) != len(other):
+                continue
+            changed = [ord(a) ^ ord(b) for a, b in zip(name, other, strict=True) if a != b]
+            if len(changed) == 1 and changed[0].bit_count() == 1 and name.lower() != other.lower():
+                raise refusal(path, f"have an undamaged header with the field `{other}`", f"`{name}`", AGAIN)
+
+
+def numbers(path: Path, name: str, text: str, count: int | None = None) -> NDArray[np.float64]:
+    """Read the numbers of a field.
+
+    Raises:
+        VolumeError: one is no number, or there are more or fewer than `count`.
+    """
+    words = text.split()
+    try:
+        values = np.array([float(word) for word in words])
+    except ValueError:
+        values = np.zeros(0)
+    if len(values) != len(words) or not words or (count is not None and len(words) != count):
+        expected = f"have {count or 'some'} numbers in `{name}`"
+        raise refusal(path, expected, repr(text[:80]), "correct its header or write it again")
+    return values
+
+
+def whole_numbers(path: Path, name: str, text: str, count: int | None = None) -> list[int]:
+    """Read the whole numbers of a field; errors as `numbers`."""
+    words = text.split()
+    if not words or not all(re.fullmatch(r"[+-]?\d{1,18}", word) for word in words):
+        raise refusal(path, f"have whole numbers in `{name}`", repr(text[:80]), "correct its header or write it again")
+    if count is not None and len(words) != count:
+        raise refusal(path, f"have {count} numbers in `{name}`", str(len(words)), "correct its header")
+    return [int(word) for word in words]
+
+
+def choice(path: Path, name: str, text: str, known: Mapping[str, str]) -> str:
+    """Return what a word of a field stands for; errors name the words that are known."""
+    found = known.get(text.strip().lower())
+    if found is None:
+        words = ", ".join(sorted(known))
+        raise refusal(path, f"have one of {words} in `{name}`", repr(text[:80]), "correct its header or write it again")
+    return found
+
+
+def listed_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
+    """Return the data files that a header names: one, a numbered pattern `f%03d.raw first last step`, or a LIST.
+
+    Args:
+        path: of the header; relative names start at its folder.
+        text: the field's value.
+        following: the lines after it, which are the names of a LIST.
+
+    Raises:
+        VolumeError: the pattern or the list cannot be used.
+    """
+    words = text.split()
+    if words and words[0].upper() == "LIST":
+        names = [line.strip() for line in following if line.strip()]
+    elif len(words) >= 4 and "%" in words[0] and all(re.fullmatch(r"-?\d{1,9}", word) for word in words[1:4]):
+        first, last, step = map(int, words[1:4])
+        if step == 0 or len(range(first, last, step)) > MOST_FILES:
+            raise refusal(path, "name its data files", repr(text[:80]), "correct the numbers of the pattern")
+        names = [_numbered(path, words[0], n) for n in range(first, last + (1 if step > 0 else -1), step)]
+    else:
+        names = [text.strip()]
+    if not names or not all(names) or len(names) > MOST_FILES or any("\0" in name for name in names):
+        raise refusal(path, "name its data files", repr(text[:80]), "correct its header")
+    return [_resolved(path, name) for name in names]
+
+
+def _numbered(path: Path, pattern: str, number: int) -> str:
+    # Only a plain %d: Python's own formatting would accept widths that fill the memory.
+    if not (match := re.fullmatch(r"([^%]*)%(0?)(\d?)d([^%]*)", pattern)):
+        raise refusal(path, "have one %d in its file pattern", repr(pattern[:80]), "correct the pattern")
+    before, zero, width, after = match.groups()
+    return before + str(number).rjust(int(width or 0), zero or " ") + after
+
+
+def _resolved(path: Path, name: str) -> Path:
+    found = path.parent / name
+    if not found.is_file() and "\\" in name and (other := path.parent / name.replace("\\", "/")).is_file():
+        return other  # written on Windows
+    return found

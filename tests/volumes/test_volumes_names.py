@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from test_volumes_reading import write_dicom
+
+from monai_iou.volumes.names import case_name, find_spelling, is_volume, volumes_below
+from monai_iou.volumes.reading import VolumeError, file_hash, read_volume
+
+JUNK = b"\0\5\x16\7" + bytes(4000)  # what macOS keeps in ._x
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in volumes_below(folder)]
+
+
+def test_hidden_entries_are_passed_over(tmp_path: Path) -> None:
+    for name in (
+        "a.nii.gz",
+        "._a.nii.gz",
+        ".ipynb_checkpoints/a-checkpoint.nii.gz",
+        "sub/b.mha",
+        "sub/.c.mha",
+        "x.txt",
+    ):
+        touch(tmp_path / name)
+    assert names(tmp_path) == ["a.nii.gz", "sub/b.mha"]
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere/b.nii")
+    touch(tmp_path / "root/a.nii")
+    (tmp_path / "root/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root/self").symlink_to(tmp_path / "root")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "root")
+    (tmp_path / "root/gone").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path / "root") == ["a.nii", "more/b.nii"]
+
+
+def test_upper_case_extensions_and_pairs(tmp_path: Path) -> None:
+    for name in ("A.NII.GZ", "b.Nii", "c.NRRD", "d.hdr", "d.img"):
+        touch(tmp_path / name)
+    assert names(tmp_path) == ["A.NII.GZ", "b.Nii", "c.NRRD", "d.hdr"]
+    assert [case_name(Path(name)) for name in ("A.NII.GZ", "a.b.nii", "d.img", "e.txt", ".nii")] == [
+        "A", "a.b", "d", "e.txt", ".nii",
+    ]  # fmt: skip
+
+
+def test_two_spellings_of_one_name_are_one_case(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    assert case_name(Path(f"{decomposed}.nii")) == composed
+    file = touch(tmp_path / f"{decomposed}.nii")
+    assert find_spelling(tmp_path / f"{composed}.nii") == file
+    assert find_spelling(file) == file
+    assert find_spelling(tmp_path / "other.nii") is None
+
+
+def test_names_that_are_not_utf8_are_read_in_every_format(tmp_path: Path) -> None:
+    import SimpleITK
+
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    for extension in ("nii.gz", "mha", "nrrd"):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.transpose()), str(tmp_path / f"x.{extension}"))
+        odd = os.fsencode(tmp_path) + b"/M\xf6ller." + extension.encode()
+        (tmp_path / f"x.{extension}").rename(Path(os.fsdecode(odd)))
+        np.testing.assert_array_equal(read_volume(Path(os.fsdecode(odd))).array, array)
+        assert len(file_hash(Path(os.fsdecode(odd)))) == 64
+    write_dicom(tmp_path / "series", array)
+    odd_folder = (tmp_path / "series").rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xf6rie")))
+    np.testing.assert_array_equal(read_volume(odd_folder).array, array)
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 300 + ".nii.gz")
+    with pytest.raises(VolumeError, match="to be a readable volume, but got the error 'File name too long'"):
+        read_volume(path)
+    assert find_spelling(path) is None
+
+
+@pytest.mark.parametrize("name", ["{:03d}.dcm", "IM{:05d}"])
+@pytest.mark.parametrize("start", ["whole", "no preamble", "no preamble, no group 2"])
+def test_dicom_is_known_by_its_content(tmp_path: Path, name: str, start: str) -> None:
+    array = np.random.default_rng(0).integers(0, 4, (6, 7, 8)).astype(np.uint8)
+    folder = tmp_path / "series"
+    write_dicom(folder, array)
+    for k, file in enumerate(sorted(folder.iterdir())):
+        content = file.read_bytes()
+        file.unlink()
+        # The group's length counts from the end of its own element, 12 bytes long.
+        group = 132 + 12 + int.from_bytes(content[140:144], "little")
+        (folder / name.format(k)).write_bytes(content[{"whole": 0, "no preamble": 132}.get(start, group) :])
+    (folder / "._000.dcm").write_bytes(JUNK)
+    (folder / "DICOMDIR.txt").write_text("not a slice")
+    os.mkfifo(folder / "pipe")
+    assert is_volume(folder)
+    assert list(volumes_below(tmp_path)) == [folder]
+    np.testing.assert_array_equal(read_volume(folder).array, array)
+    before = file_hash(folder)
+    (folder / "._000.dcm").write_bytes(b"other")
+    assert file_hash(folder) == before
+
+
+def test_other_files_are_no_dicom(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    (tmp_path / "b").write_bytes(JUNK)
+    (tmp_path / "c").write_bytes(b"")
+    (tmp_path / "d").write_bytes(b"\x08\0 text that begins as a group of DICOM does")
+    assert not is_volume(tmp_path)
