@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +48,10 @@ class Case:
         """All image files, in channel order."""
         return (self.image, *self.channels)
 
-    def as_item(self) -> dict[str, str | list[str]]:
+    def as_item(self) -> dict[str, Any]:
         """Return the dictionary that MONAI's datasets take: case, image (a list for several files) and label."""
         image = [str(path) for path in self.images] if self.channels else str(self.image)
-        item: dict[str, str | list[str]] = {"case": self.name, "image": image}
+        item = {"case": self.name, "image": image}
         return item if self.label is None else {**item, "label": str(self.label)}
 
 

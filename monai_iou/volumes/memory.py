@@ -10,6 +10,11 @@ from pathlib import Path
 
 from monai_iou.volumes.header import refusal
 
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
 GIB = 2**30
 # Left to the rest of the program: without it the last reader would push the process over its limit.
 RESERVE = 64 * 2**20
@@ -91,13 +96,13 @@ def _of_container() -> list[int]:
 
 
 def _of_process() -> list[int]:
+    if resource is None:
+        return []
     try:
-        import resource
-
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit == resource.RLIM_INFINITY:
             return []
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         return [limit - pages * resource.getpagesize()]
-    except (ImportError, OSError, ValueError):
+    except (OSError, ValueError):
         return []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_iou.volumes.grid import NOTE_MM, Grid, distance_mm
 from monai_iou.volumes.header import Header, Part, VolumeError, check_affine, check_shape, one_number, refusal
 from monai_iou.volumes.payload import AGAIN, GZIP_MAGIC, decompressed
 
@@ -183,8 +184,6 @@ def _base(header: Any) -> NDArray[np.float64]:
 
 
 def _conflict(path: Path, header: Any, affine: NDArray[np.float64], scale: float) -> list[str]:
-    from monai_iou.volumes.grid import NOTE_MM, Grid, distance_mm
-
     try:
         other = _qform(path, header)
         other[:3] *= scale

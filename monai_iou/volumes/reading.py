@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.volumes.grid import Grid
+from monai_iou.volumes.dicom import itk_is_quiet, read_dicom, read_with_itk
+from monai_iou.volumes.grid import Grid, same_grid
 from monai_iou.volumes.header import Header, VolumeError, check_regular, refusal
 from monai_iou.volumes.labels import whole_labels
 from monai_iou.volumes.memory import room_for
@@ -117,8 +118,6 @@ def read_channels(paths: Sequence[Path | str]) -> Volume:
     Raises:
         VolumeError: as `read_volume`, or the files lie on different grids.
     """
-    from monai_iou.volumes.grid import same_grid
-
     first, *others = (Path(path) for path in paths)
     if others:
         volumes = [read_volume(path) for path in (first, *others)]
@@ -207,8 +206,6 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...
 
 
 def _by_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    from monai_iou.volumes.dicom import itk_is_quiet, read_dicom, read_with_itk
-
     if path.is_dir() or is_dicom(path):
         return read_dicom(path)
     check_regular(path)

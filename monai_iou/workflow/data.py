@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError, check_case
 from monai_iou.datasets.folder import SegmentationFolder, check_names, map_cases, names_root, read_folder
@@ -74,17 +75,17 @@ class BundleCases:
         self.fold = fold
 
     @property
-    def training(self) -> list[dict[str, str]]:
+    def training(self) -> list[dict[str, Any]]:
         """Items to train on."""
         return self._items(self._split[0])
 
     @property
-    def validation(self) -> list[dict[str, str]]:
+    def validation(self) -> list[dict[str, Any]]:
         """Items held out from `training` to choose the best checkpoint."""
         return self._items(self._split[1])
 
     @property
-    def evaluation(self) -> list[dict[str, str]]:
+    def evaluation(self) -> list[dict[str, Any]]:
         """Items to report scores on: `test_labelled`, else the validation split."""
         with exit_with_message():
             if not self.folder.evaluation:
@@ -92,7 +93,7 @@ class BundleCases:
             self.folder.check(self.folder.evaluation)
             return self._items(self.folder.evaluation)
 
-    def evaluation_on(self, which: str | None, plans: Sequence[Plan]) -> list[dict[str, str]]:
+    def evaluation_on(self, which: str | None, plans: Sequence[Plan]) -> list[dict[str, Any]]:
         """Items to report scores on, by the config's key `evaluate_on`.
 
         Args:
@@ -139,7 +140,7 @@ class BundleCases:
                 raise DatasetError(message)
 
     @property
-    def inference(self) -> list[dict[str, str]]:
+    def inference(self) -> list[dict[str, Any]]:
         """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
         with exit_with_message():
             cases = self._to_segment()
@@ -149,7 +150,7 @@ class BundleCases:
                     "`test` images nor .nii or .nii.gz files: set `dataset_dir` to a folder that has."
                 )
                 raise DatasetError(message)
-            return [{"case": case.name, "image": str(case.image)} for case in cases]
+            return [replace(case, label=None).as_item() for case in cases]
 
     def _to_segment(self) -> Sequence[Case]:
         if (self.dataset_dir / "dataset.json").exists():
@@ -245,7 +246,7 @@ class BundleCases:
             return training, validation
 
     @staticmethod
-    def _items(cases: Sequence[Case]) -> list[dict[str, str]]:
+    def _items(cases: Sequence[Case]) -> list[dict[str, Any]]:
         return [case.as_item() for case in cases]
 
 
