@@ -1,4 +1,4 @@
-"""What a dataset is like: shapes, spacings, intensities, and how many components of which size every class has."""
+"""The fingerprint of a dataset: shapes, spacings, intensities, and the components of each class."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, median and largest value, an axis each (R, A, S) where there are axes."""
+    """Smallest, median and largest value; for values with axes one number per axis, in RAS order."""
 
     smallest: tuple[float, ...]
     median: tuple[float, ...]
@@ -47,7 +47,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """One labelled case: its facts, voxels per label value, and component sizes in voxels a foreground value."""
+    """One labelled case: its facts, voxels per label value, and component sizes in voxels per foreground value."""
 
     facts: CaseFacts
     voxels: tuple[int, ...]
@@ -61,18 +61,18 @@ class CaseMeasures:
 
 @dataclass(frozen=True)
 class ClassFingerprint:
-    """A foreground class over all cases.
+    """A foreground class over all cases of a dataset.
 
     Attributes:
-        value, name: of dataset.json.
-        fraction: its share of all voxels.
-        cases: number of cases that have it.
-        components: number of its components (26 neighbours) in all cases.
-        components_a_case: their median number in the cases that have it.
-        size_voxels, size_mm3: of the components.
-        small_mm3: 1st percentile of `size_mm3`, which single stray voxels do not decide.
-        size_ratio: median over the cases with several components of their largest to their median component; 1 if no
-            case has several.
+        value, name: label value and name in dataset.json.
+        fraction: share of the class in all voxels.
+        cases: number of cases that contain the class.
+        components: number of connected components (26 neighbours) in all cases.
+        components_a_case: median number of components in the cases that contain the class.
+        size_voxels, size_mm3: sizes of the components.
+        small_mm3: 1st percentile of `size_mm3`, which is robust against single stray voxels.
+        size_ratio: ratio of the largest to the median component of a case, as the median over the cases with several
+            components; 1 if no case has several.
     """
 
     value: int
@@ -89,19 +89,19 @@ class ClassFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A labelled dataset.
+    """The fingerprint of a labelled dataset.
 
     Attributes:
-        cases, patients: their numbers.
-        shape: voxels, in RAS order.
-        spacing: mm, in RAS order.
-        extent: shape times spacing, mm.
+        cases, patients: number of cases and of patients.
+        shape: in voxels, in RAS order.
+        spacing: in mm, in RAS order.
+        extent: shape times spacing, in mm.
         intensities: for each channel its name and the percentiles 0.5, 5, 50, 95 and 99.5 inside the foreground.
         classes: the foreground classes.
-        voxels: of each label value with the background, over all cases.
-        foreground_fraction: smallest, median and largest share of foreground in a case.
+        voxels: number of voxels of each label value, background included, over all cases.
+        foreground_fraction: smallest, median and largest fraction of foreground in a case.
         empty_cases: names of the cases without foreground.
-        measures: of every case, in the order of dataset.json; not part of the JSON.
+        measures: the measures of every case, in the order of dataset.json; not part of the JSON.
     """
 
     cases: int
@@ -117,7 +117,7 @@ class Fingerprint:
     measures: tuple[CaseMeasures, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the cases' own measures."""
+        """Return everything except the measures of the single cases."""
         return {key: value for key, value in asdict(self).items() if key != "measures"}
 
 
@@ -125,7 +125,7 @@ def measure_case(case: Case, label_values: Sequence[int], modalities: Sequence[s
     """Read a labelled case, check it, and measure its classes.
 
     Raises:
-        DatasetError: as `check_case`.
+        DatasetError: the case cannot be used, as in `check_case`.
     """
     volumes = read_case(case, label_values, modalities)
     label = np.zeros((1, 1, 1)) if volumes.label is None else volumes.label
@@ -140,14 +140,14 @@ def measure_case(case: Case, label_values: Sequence[int], modalities: Sequence[s
 def compute_fingerprint(
     folder: SegmentationFolder, show: Callable[[int, int, str], None] = lambda done, total, case: None
 ) -> Fingerprint:
-    """Read every training case of a folder in parallel and measure it; the cases of `test_labelled` stay unread.
+    """Read and measure every training case of a folder in parallel; the cases of `test_labelled` are not read.
 
     Args:
         folder: the dataset.
-        show: called after each case with the number done, the number of all, and the case's name.
+        show: called after each case with the number of finished cases, the number of all cases, and the case's name.
 
     Raises:
-        DatasetError: a file cannot be trained on, there is no training case, or all are without foreground.
+        DatasetError: a file cannot be used for training, there is no training case, or no case has foreground.
     """
     folder.need_training()
     lock, total = threading.Lock(), len(folder.training)
@@ -168,10 +168,10 @@ def summarise_measures(folder: SegmentationFolder, measures: Sequence[CaseMeasur
 
     Args:
         folder: the dataset.
-        measures: of its training cases, in their order.
+        measures: the measures of its training cases, in their order.
 
     Raises:
-        DatasetError: all are without foreground.
+        DatasetError: no case has foreground.
     """
     facts = [case.facts for case in measures]
     folder.need_foreground(facts)
@@ -221,7 +221,7 @@ def _class_fingerprint(
 
 
 def _component_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    # Components are searched in the mask's box only: foregrounds are small.
+    # Only the bounding box of the mask is searched for components, because foregrounds are small.
     for axis in range(mask.ndim):
         used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
         mask = np.moveaxis(np.moveaxis(mask, axis, 0)[used[0] : used[-1] + 1], 0, axis)

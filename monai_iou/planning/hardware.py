@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and how much there is."""
+"""The memory of this machine, and the memory that a training step takes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["Machine", "detect_hardware", "training_bytes"]
 
 
 GIB = 2**30
-# What a step takes beyond what backward keeps, by steps tried on a CPU: gradients, the convolutions' own copies, the
-# allocator.
+# Ratio of the memory of a step to that of the tensors kept for backward, from steps on a CPU: it covers gradients,
+# copies that convolutions make, and the allocator.
 STEP_OVERHEAD = 3.0
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two averages, float32
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where training is to run.
+    """The machine that training is to run on.
 
     Attributes:
         device: "cuda" or "cpu".
         step_bytes: memory for a training step: nine tenths of the GPU's free memory, or half of the free RAM.
-        cache_bytes: RAM for prepared volumes: half of what is free.
-        source: where the first number comes from, for the reasons.
+        cache_bytes: RAM for prepared volumes, half of the free RAM.
+        source: origin of the first number, as text for the reasons.
     """
 
     device: str
@@ -40,14 +40,14 @@ class Machine:
 
 
 def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Machine:
-    """Look at this machine.
+    """Return the memory that this machine offers for training.
 
     Args:
-        device: "cuda", "cpu", or "auto" for a GPU if there is one. "cuda" with `memory_gb` may be a GPU elsewhere.
-        memory_gb: GiB to count on instead of what is free now: of the GPU, or of RAM.
+        device: "cuda", "cpu", or "auto" for a GPU if there is one. "cuda" with `memory_gb` may mean a GPU elsewhere.
+        memory_gb: memory of the GPU, or RAM, in GiB, instead of what is free now.
 
     Raises:
-        ValueError: there is no such device, or its memory cannot be read and is not given.
+        ValueError: there is no such device, or its memory is neither given nor can be read.
     """
     if memory_gb is not None and not 0 < memory_gb < float("inf"):
         message = f"Expected `--memory-gb` to be a positive number, but got {memory_gb}: give GiB, such as 8."
@@ -58,7 +58,7 @@ def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Mac
         if given is None and not torch.cuda.is_available():
             message = (
                 "Expected a GPU for `--device cuda`, but torch finds none: give `--memory-gb` to plan for another "
-                "machine, or take `--device cpu`."
+                "machine, or use `--device cpu`."
             )
             raise ValueError(message)
         free = torch.cuda.mem_get_info()[0] if given is None else given
@@ -75,8 +75,8 @@ def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Mac
 def training_bytes(plan: Plan, patches: int) -> int:
     """Return the memory of a training step of the shipped bundle's network, in bytes.
 
-    The network runs once on torch's `meta` device, which computes shapes and no numbers, and what backward would keep
-    is added up: 3 * patches * (kept + 2 * logits) + 16 * parameters, all float32. Mixed precision takes less.
+    The network runs once on torch's `meta` device, which computes shapes only, and the sizes of the tensors kept for
+    backward are added up: 3 * patches * (kept + 2 * logits) + 16 * parameters, all float32. Mixed precision takes less.
 
     Args:
         plan: patch, channels and strides.
@@ -100,7 +100,7 @@ def _cost(
     strides: tuple[tuple[int, ...], ...],
     patch_size: tuple[int, ...],
 ) -> tuple[int, int]:
-    """Return bytes that one patch leaves for backward, with twice the logits, and the number of parameters."""
+    """Return the bytes kept for backward by one patch plus twice its logits, and the number of parameters."""
     modalities, labels = tuple(map(str, range(in_channels))), {value: str(value) for value in range(out_channels)}
     plan = Plan(modalities, labels, (1.0, 1.0, 1.0), patch_size, channels, strides, ())
     with torch.device("meta"):
@@ -123,7 +123,7 @@ def _cost(
 
 
 def _network(plan: Plan) -> torch.nn.Module:
-    """Build `network_def` of the bundle's train.json, so that what is counted is what will be trained."""
+    """Build `network_def` of the bundle's train.json, so that the network measured is the one that is trained."""
     from monai.bundle.config_parser import ConfigParser
 
     config = ConfigParser.load_config_file(bundle_path() / "configs" / "train.json")

@@ -1,7 +1,7 @@
-"""What a training run decides from its data: spacing, patch, network size, normalisation. Stored beside the model.
+"""The decisions of a training run that depend on its data: spacing, patch, network size, normalisation.
 
-`Plan` is plain data: the bundle's configs read it (`"$@plan.strides"`), `model.json` stores it next to `model.pt`, so
-that evaluation and inference prepare images exactly as training did, without the training data.
+`Plan` is plain data: the bundle's configs read it (`"$@plan.strides"`), and `model.json` stores it next to `model.pt`,
+so that evaluation and inference prepare images exactly as training did, without the training data.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ __all__ = ["Plan", "load_plan", "make_plan", "network_size"]
 
 CT_PERCENTILES = (0.5, 99.5)
 MAX_LEVELS = 4
-MIN_BOTTLENECK = 5  # voxels per side: below it, instance normalisation has too little to average over
+MIN_BOTTLENECK = 5  # voxels per side: below it, instance normalisation averages over too few values
 MAX_CHANNELS = 320
-ANISOTROPIC = 3.0  # longest side of a voxel over its shortest, from which on nothing is turned from one into the other
+ANISOTROPIC = (
+    3.0  # ratio of the longest to the shortest side of a voxel from which these axes are not rotated into each other
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Plan:
     """The decisions of a training run.
 
     Attributes:
-        modalities: one name an input channel.
-        labels: value in the label files -> name, background 0 first; the network's classes 0, 1, ... in this order.
+        modalities: one name per input channel.
+        labels: value in the label files -> name, background 0 first, in the order of the network's classes.
         pixdim: target spacing in mm, in RAS order.
         patch_size: training crop and inference window in voxels; each side a multiple of the network's total stride.
-        channels: features a level of the U-Net.
-        strides: stride of each level, one number an axis.
-        intensity: for each channel {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
+        channels: number of channels of each level of the U-Net.
+        strides: stride of each level, one number per axis.
+        intensity: for each channel either {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
         trained: names of the cases that the model was trained on.
     """
 
@@ -56,12 +58,12 @@ class Plan:
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image."""
+        """Number of channels of an image."""
         return len(self.modalities)
 
     @property
     def out_channels(self) -> int:
-        """Classes of the network, with the background."""
+        """Number of classes of the network, background included."""
         return len(self.labels)
 
     @property
@@ -76,13 +78,13 @@ class Plan:
 
     @property
     def is_anisotropic(self) -> bool:
-        """Whether voxels are 3 times as long as wide or more: random displacements in voxels are then uneven in mm."""
+        """Whether voxels are at least 3 times as long as wide, so that displacements in voxels are uneven in mm."""
         return max(self.pixdim) >= ANISOTROPIC * min(self.pixdim)
 
     def rotations(self, largest: float) -> list[float]:
-        """Return the largest rotation about each axis in radians; of anisotropic voxels only in the plane of like axes.
+        """Return the largest rotation about each axis in radians, for anisotropic voxels in a plane of similar axes.
 
-        MONAI rotates grids of voxels; where slices are thick, a rotation out of their plane is none of the anatomy.
+        MONAI rotates grids of voxels; where slices are thick, a rotation out of their plane would distort the anatomy.
 
         Example:
             >>> Plan((), {}, (1.0, 1.0, 5.0), (), (), (), ()).rotations(0.5)
@@ -91,12 +93,12 @@ class Plan:
         return [largest if self._mix(*plane) else 0.0 for plane in ((1, 2), (0, 2), (0, 1))]
 
     def shears(self, largest: float) -> list[float]:
-        """Return the six shears of MONAI's RandAffine, along x by y and z, y by x and z, z by x and y; likewise."""
+        """Return MONAI's six shears (x by y and z, y by x and z, z by x and y), restricted as the rotations are."""
         pairs = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
         return [largest if self._mix(*pair) else 0.0 for pair in pairs]
 
     def _mix(self, first: int, second: int) -> bool:
-        """Whether two axes may be rotated into each other: all may, or the two most alike, if they are."""
+        """Whether two axes may be rotated into each other: any two, or of anisotropic voxels the two similar ones."""
         if not self.is_anisotropic:
             return True
         short, middle, long = sorted(range(3), key=lambda axis: self.pixdim[axis])
@@ -141,15 +143,15 @@ def make_plan(
     *,
     full_resolution: bool = False,
 ) -> Plan:
-    """Decide from the training cases.
+    """Decide spacing, patch, network size and normalisation from the training cases.
 
     Args:
         folder: the dataset, or None for the plan of the shipped metadata (one channel, background and lesion).
-        facts: of the training cases, see `SegmentationFolder.check`.
-        patch_size: wanted crop in voxels at the target spacing, 3 integers. No side is larger than the largest
-            volume needs; each is rounded up to a multiple of the network's total stride.
+        facts: facts of the training cases; see `SegmentationFolder.check`.
+        patch_size: desired crop in voxels at the target spacing, 3 integers. No side exceeds that of the largest
+            volume, and each is rounded up to a multiple of the network's total stride.
         pixdim: target spacing in mm in RAS order; None takes the median over the cases.
-        base_channels: features of the first level.
+        base_channels: number of channels of the first level.
         full_resolution: see `network_size`.
 
     Raises:
@@ -185,15 +187,15 @@ def network_size(
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Return (channels, strides, patch_size rounded up) of a U-Net that fits the patch.
 
-    An axis is halved while at least 5 voxels remain, and only once the voxels of the other axes have become about as
-    long as its own: thick slices stay apart until the slices' own pixels are as large.
+    An axis is halved as long as at least 5 voxels remain, and only once the voxels along the other axes have become
+    about as long as along this axis: pooling is in-plane until the spacing is near isotropic.
 
     Args:
-        patch_size: wanted crop in voxels.
+        patch_size: desired crop in voxels.
         pixdim: spacing in mm.
-        base_channels: features of the first level; doubled at each level, up to 320.
-        full_resolution: put a level that halves nothing before the others. The first convolution otherwise has stride
-            2, which costs a fraction of the time, and of a boundary's detail.
+        base_channels: number of channels of the first level; doubled at each level, up to 320.
+        full_resolution: add a first level without downsampling. Otherwise the first convolution has stride 2, which is
+            faster but loses detail at boundaries.
 
     Example:
         >>> network_size((35, 50, 35), (1.0, 1.0, 1.0))
@@ -233,11 +235,11 @@ def _intensity(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:
 
 def _three(name: str, values: Sequence[float], *, integers: bool) -> tuple[Any, ...]:
     what = "positive integers (voxels)" if integers else "positive numbers (mm)"
-    found = list(values) if isinstance(values, (list, tuple)) else []
+    numbers = list(values) if isinstance(values, (list, tuple)) else []
     usable = all(
-        isinstance(v, (int, float)) and math.isfinite(v) and v > 0 and (not integers or v == int(v)) for v in found
+        isinstance(v, (int, float)) and math.isfinite(v) and v > 0 and (not integers or v == int(v)) for v in numbers
     )
-    if len(found) != 3 or not usable:
+    if len(numbers) != 3 or not usable:
         message = f'Expected `{name}` to be 3 {what}, but got {values!r}: write it as --{name} "[a,b,c]".'
         raise ValueError(message)
-    return tuple(int(v) if integers else float(v) for v in found)
+    return tuple(int(v) if integers else float(v) for v in numbers)

@@ -1,4 +1,4 @@
-"""How large a training step can be: patch, network, batch and cache, from the volumes' sizes and the memory."""
+"""The rules for the size of a training step: patch, network, batch and cache, from the volumes and the memory."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ __all__ = [
 
 PATCH_VOXELS = {"cpu": 64**3, "cuda": 128**3}
 MAX_PATCHES = {"cpu": 4, "cuda": 8}
-# A full-resolution level makes a step on a CPU slower (docs/results/hippocampus-cpu.md): it is taken where a step has
-# no more voxels than this.
+# A level at full resolution makes a step on a CPU slower (docs/results/hippocampus-cpu.md), so that it is used only for
+# steps of no more voxels than this.
 FULL_RESOLUTION_VOXELS = 2**19
 MIN_PATCH_VOXELS = 8**3
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision: what about, its value as text, why, and the bundle's keys that carry it."""
+    """One decision: its name, its value and reason as text, and the bundle's keys that implement it."""
 
     name: str
     value: str
@@ -48,7 +48,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Levels:
-    """Keys of the network: features of its first level, and whether that keeps the patch's resolution."""
+    """Keys of the network: channels of its first level, and whether this level has the full resolution of the patch."""
 
     base_channels: int
     full_resolution: bool
@@ -60,29 +60,29 @@ STRIDED, FULL, FULL_GPU = Levels(16, False), Levels(8, True), Levels(32, True)
 def choose_levels(
     folder: SegmentationFolder,
     facts: Sequence[CaseFacts],
-    found: Fingerprint,
+    fingerprint: Fingerprint,
     pixdim: Sequence[float],
     machine: Machine,
 ) -> tuple[Plan, Levels]:
     """Return the plan with the largest patch, and its network: full resolution on a GPU and for small patches."""
     if machine.device == "cuda":
-        return _largest_plan(folder, facts, found, pixdim, FULL_GPU, machine), FULL_GPU
-    plan = _largest_plan(folder, facts, found, pixdim, STRIDED, machine)
+        return _largest_plan(folder, facts, fingerprint, pixdim, FULL_GPU, machine), FULL_GPU
+    plan = _largest_plan(folder, facts, fingerprint, pixdim, STRIDED, machine)
     if MAX_PATCHES["cpu"] * np.prod(plan.patch_size) > FULL_RESOLUTION_VOXELS:
         return plan, STRIDED
-    return _largest_plan(folder, facts, found, pixdim, FULL, machine), FULL
+    return _largest_plan(folder, facts, fingerprint, pixdim, FULL, machine), FULL
 
 
 def _largest_plan(
     folder: SegmentationFolder,
     facts: Sequence[CaseFacts],
-    found: Fingerprint,
+    fingerprint: Fingerprint,
     pixdim: Sequence[float],
     levels: Levels,
     machine: Machine,
 ) -> Plan:
-    """Return the plan with the largest patch of which two fit: a cube in mm, no side longer than the median volume."""
-    volume = np.ceil(np.array(found.extent.median) / pixdim - 1e-3)
+    """Return the plan with the largest patch that fits twice: near a cube in mm, within the median volume."""
+    volume = np.ceil(np.array(fingerprint.extent.median) / pixdim - 1e-3)
     limit = float(PATCH_VOXELS[machine.device])
     wanted = limit
 
@@ -91,7 +91,7 @@ def _largest_plan(
 
     while True:
         plan = planned(_sides(volume, pixdim, wanted))
-        # Training plans again from the rounded patch, which may get another network: settle on one that stays.
+        # Training plans again from the rounded patch, which may give another network: iterate until the plan is stable.
         while (again := planned(plan.patch_size)) != plan:
             plan = again
         needed = training_bytes(plan, 2)
@@ -108,7 +108,7 @@ def _largest_plan(
 
 
 def _sides(volume: np.ndarray, pixdim: Sequence[float], voxels: float) -> list[int]:
-    """Return the box of at most so many voxels that is as near a cube in mm as the volume allows."""
+    """Return the box of at most `voxels` voxels that is as close to a cube in mm as the volume allows."""
     low, high = 0.0, float((volume * pixdim).max())
     for _ in range(60):
         edge = (low + high) / 2
@@ -121,9 +121,9 @@ def _box(volume: np.ndarray, pixdim: Sequence[float], edge: float) -> np.ndarray
     return box
 
 
-def patch_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision:
-    """Say why the patch is as large as it is."""
-    if holds_a_volume(plan, found):
+def patch_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> Decision:
+    """Return the size of the patch with its reason."""
+    if holds_a_volume(plan, fingerprint):
         reason = "holds the median volume"
     else:
         kind = "GPU" if machine.device == "cuda" else "CPU"
@@ -135,7 +135,7 @@ def patch_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision
 
 
 def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
-    """Say why the network is as it is; `network_size` and `choose_levels` decided."""
+    """Return the network, as `network_size` and `choose_levels` decided it, with its reason."""
     deepest = [side // int(stride) for side, stride in zip(plan.patch_size, np.prod(plan.strides, axis=0), strict=True)]
     first = "full" if levels.full_resolution else "half"
     value = (
@@ -150,14 +150,14 @@ def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
     return Decision("network", value, reason, keys)
 
 
-def batch_decision(plan: Plan, found: Fingerprint, machine: Machine, trained: int) -> Decision:
-    """Decide how many patches make a step: as many as memory and a limit on voxels allow, but two at least."""
+def batch_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine, trained: int) -> Decision:
+    """Decide the number of patches per step: as many as memory and a limit on voxels allow, but at least two."""
     budget = 4 * PATCH_VOXELS[machine.device] // int(np.prod(plan.patch_size))
     patches = max(2, min(MAX_PATCHES[machine.device], budget))
     while patches > 2 and training_bytes(plan, patches) > machine.step_bytes:
         patches -= 1
-    samples = 1 if holds_a_volume(plan, found) else 2
-    batch = max(1, min(patches // samples, trained // 2))  # two steps an epoch at least, in another order each time
+    samples = 1 if holds_a_volume(plan, fingerprint) else 2
+    batch = max(1, min(patches // samples, trained // 2))  # at least two steps per epoch, in a new order each time
     samples = max(1, patches // batch)
     needed = training_bytes(plan, batch * samples) / GIB
     reason = (
@@ -168,18 +168,18 @@ def batch_decision(plan: Plan, found: Fingerprint, machine: Machine, trained: in
     return Decision("batch", value, reason, {"batch_size": batch, "num_samples": samples})
 
 
-def cache_decision(plan: Plan, found: Fingerprint, machine: Machine) -> Decision:
-    """Decide which part of the prepared volumes, float32 images and uint8 labels, is kept in memory."""
-    volumes = [np.prod(np.multiply(c.facts.shape, c.facts.spacing) / plan.pixdim) for c in found.measures]
+def cache_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> Decision:
+    """Decide which fraction of the prepared volumes, float32 images and uint8 labels, is kept in memory."""
+    volumes = [np.prod(np.multiply(c.facts.shape, c.facts.spacing) / plan.pixdim) for c in fingerprint.measures]
     needed = float(sum(volumes)) * (4 * plan.in_channels + 1)
     rate = math.floor(100 * min(1.0, machine.cache_bytes / needed)) / 100
     reason = f"all volumes, prepared, take {needed / GIB:.2f} GiB; {machine.cache_bytes / GIB:.1f} GiB may be taken"
     return Decision("cache", f"{rate:.0%} of the volumes", reason, {"cache_rate": rate})
 
 
-def holds_a_volume(plan: Plan, found: Fingerprint) -> bool:
+def holds_a_volume(plan: Plan, fingerprint: Fingerprint) -> bool:
     """Return whether the patch is at least as large as the median volume, in mm along each axis."""
-    return bool((np.array(plan.patch_size) * plan.pixdim >= np.array(found.extent.median) * (1 - 1e-3)).all())
+    return bool((np.array(plan.patch_size) * plan.pixdim >= np.array(fingerprint.extent.median) * (1 - 1e-3)).all())
 
 
 def format_size(numbers: Sequence[float]) -> str:

@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 __all__ = ["plan_tables"]
 
 
-def plan_tables(folder: SegmentationFolder, found: Fingerprint, proposal: Proposal) -> list[Table]:
-    """Return the dataset's table, that of its channels, of its classes, and of the decisions."""
-    return [_dataset(folder, found), _channels(found), _classes(found), _decisions(proposal)]
+def plan_tables(folder: SegmentationFolder, fingerprint: Fingerprint, proposal: Proposal) -> list[Table]:
+    """Return the tables of the dataset, of its channels, of its classes and of the decisions."""
+    return [_dataset(folder, fingerprint), _channels(fingerprint), _classes(fingerprint), _decisions(proposal)]
 
 
-def _dataset(folder: SegmentationFolder, found: Fingerprint) -> Table:
-    cases = f"{found.cases} training cases of {found.patients} patients"
+def _dataset(folder: SegmentationFolder, fingerprint: Fingerprint) -> Table:
+    cases = f"{fingerprint.cases} training cases of {fingerprint.patients} patients"
     table = Table("", "median", "smallest", "largest", title=escape(f"{folder.root.name}: {cases}"))
-    for name, spread in (("shape, voxels (RAS)", found.shape), ("spacing, mm (RAS)", found.spacing)):
+    for name, spread in (("shape, voxels (RAS)", fingerprint.shape), ("spacing, mm (RAS)", fingerprint.spacing)):
         table.add_row(name, *(_by(values) for values in (spread.median, spread.smallest, spread.largest)))
-    share = found.foreground_fraction
+    share = fingerprint.foreground_fraction
     shares = (f"{100 * values[0]:.3g}" for values in (share.median, share.smallest, share.largest))
     table.add_row("foreground, % of a case", *shares)
-    empty = ", ".join(found.empty_cases[:5]) + (", ..." if len(found.empty_cases) > 5 else "")
-    table.caption = escape(f"{len(found.empty_cases)} cases without foreground{f': {empty}' if empty else ''}")
+    empty = ", ".join(fingerprint.empty_cases[:5]) + (", ..." if len(fingerprint.empty_cases) > 5 else "")
+    table.caption = escape(f"{len(fingerprint.empty_cases)} cases without foreground{f': {empty}' if empty else ''}")
     return table
 
 
-def _channels(found: Fingerprint) -> Table:
+def _channels(fingerprint: Fingerprint) -> Table:
     table = Table("intensity in the foreground", "0.5 %", "5 %", "50 %", "95 %", "99.5 %")
-    for name, percentiles in found.intensities:
+    for name, percentiles in fingerprint.intensities:
         table.add_row(escape(name), *(f"{value:.5g}" for value in percentiles))
     return table
 
 
-def _classes(found: Fingerprint) -> Table:
+def _classes(fingerprint: Fingerprint) -> Table:
     sizes = "smallest, median, largest"
     table = Table("class", "% of voxels", "cases", "components", "a case", f"{sizes}, voxels", f"{sizes}, mm3")
-    for label in found.classes:
+    for label in fingerprint.classes:
         spreads = ((size.smallest[0], size.median[0], size.largest[0]) for size in (label.size_voxels, label.size_mm3))
         table.add_row(
             escape(f"{label.value} {label.name}"),
