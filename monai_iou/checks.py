@@ -83,6 +83,16 @@ def check_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor],
         raise ValueError(message)
 
 
+def check_ignore_empty(ignore_empty: object) -> None:
+    """Raise ValueError unless `ignore_empty` is True, False or "both"."""
+    if ignore_empty is not True and ignore_empty is not False and ignore_empty != "both":
+        message = (
+            f'Expected `ignore_empty` to be True, False or "both", but got {ignore_empty!r}: "both" leaves out a class '
+            "that is in neither map."
+        )
+        raise ValueError(message)
+
+
 def check_ignore_index(ignore_index: Any) -> int | None:
     """Return `ignore_index`; raise TypeError unless it is None or an integer."""
     if ignore_index is None:

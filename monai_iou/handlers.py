@@ -8,7 +8,7 @@ from typing import Any, Literal
 from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.utils.enums import MetricReduction
 
-from monai_iou.metrics.boundary import BoundaryIoUMetric
+from monai_iou.metrics.boundary import BoundaryDistance, BoundaryIoUMetric
 from monai_iou.metrics.iou import IgnoreEmpty, IoUMetric
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
 
@@ -68,7 +68,7 @@ class LesionIoUHandler(IgniteMetricHandler):
     The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm else.
 
     Args:
-        include_background: whether class 0 is scored.
+        include_background: whether class 0 is scored; None leaves it out where it is a background.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
         output_transform: makes `(y_pred, y)` of the engine's output.
         save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
@@ -82,7 +82,7 @@ class LesionIoUHandler(IgniteMetricHandler):
 
     def __init__(
         self,
-        include_background: bool = False,
+        include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
         output_transform: Callable[[Any], Any] = _identity,
         save_details: bool = True,
@@ -113,11 +113,12 @@ class BoundaryIoUHandler(IgniteMetricHandler):
     The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm else.
 
     Args:
-        include_background: whether class 0 is scored.
+        include_background: whether class 0 is scored; None leaves it out where it is a background.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
         output_transform: makes `(y_pred, y)` of the engine's output.
         save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
-        width: thickness of the band in mm.
+        width: thickness of the band, in mm, or as a share of the image's diagonal: "2%".
+        distance: "euclidean" or "chessboard".
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
@@ -125,12 +126,13 @@ class BoundaryIoUHandler(IgniteMetricHandler):
 
     def __init__(
         self,
-        include_background: bool = False,
+        include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
         output_transform: Callable[[Any], Any] = _identity,
         save_details: bool = True,
         *,
-        width: float = 2.0,
+        width: float | str = 2.0,
+        distance: BoundaryDistance = "euclidean",
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
@@ -139,6 +141,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
             include_background=include_background,
             reduction=reduction,
             width=width,
+            distance=distance,
             ignore_empty=ignore_empty,
             num_classes=num_classes,
             ignore_index=ignore_index,

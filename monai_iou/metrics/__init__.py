@@ -27,7 +27,8 @@ voxels):
 from monai_iou.metrics.base import reduce_scores
 from monai_iou.metrics.boundary import BoundaryIoUMetric, boundary_counts, boundary_iou
 from monai_iou.metrics.detection import DetectionScores, Lesion, VolumeBin, recall_by_volume
-from monai_iou.metrics.iou import ClassCounts, IoUMetric, fine_grained_iou, iou_counts, iou_from_counts
+from monai_iou.metrics.fine_grained import fine_grained_iou
+from monai_iou.metrics.iou import ClassCounts, IoUMetric, iou_counts, iou_from_counts
 from monai_iou.metrics.lesion import LesionScores, lesion_scores
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
 from monai_iou.metrics.overlap import Crop, OverlapScores, crop_to_union, overlap_from_counts, overlap_scores

@@ -7,6 +7,7 @@ here do neither.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +92,10 @@ def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -
     if not row_shapes:
         return None
     if len(row_shapes) > 1:
-        message = f"Expected every rank to hold scores of the same classes, but got rows of shapes {sorted(row_shapes)}"
+        message = (
+            f"Expected every rank to hold scores of the same classes, but got rows of shapes {sorted(row_shapes)}: "
+            "give every rank the same `num_classes` and `include_background`."
+        )
         raise ValueError(message)
     padded = torch.zeros((max(s[0] for s in shapes), *row_shapes.pop()), dtype=dtype, device=device)
     if rows is not None:
@@ -106,6 +110,13 @@ def _all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
     return parts
 
 
+def _known(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Tensor:
+    """The statistics of an image, NaN for the classes that it was not annotated for."""
+    if pair.labelled is None:
+        return row
+    return row.masked_fill(~pair.labelled[first_class:, None].to(row.device), math.nan)
+
+
 class PerClassMetric(CumulativeIterationMetric):
     """Base of the metrics that give one score for every image and class.
 
@@ -113,7 +124,8 @@ class PerClassMetric(CumulativeIterationMetric):
     the rows are what is kept and gathered, so that other figures can be computed from them later.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out.
+        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
+            leaves class 0 out where it is a background, see `ImagePair.has_background`.
         reduction: MONAI's `MetricReduction` name used by `aggregate`.
         get_not_nans: whether `aggregate` also returns how many scores went into the result.
         num_classes: number of classes of label maps, background included.
@@ -124,7 +136,7 @@ class PerClassMetric(CumulativeIterationMetric):
 
     def __init__(
         self,
-        include_background: bool,
+        include_background: bool | None,
         reduction: MetricReduction | str,
         get_not_nans: bool,
         num_classes: int | None,
@@ -133,13 +145,16 @@ class PerClassMetric(CumulativeIterationMetric):
     ) -> None:
         super().__init__()
         if num_classes is not None and num_classes < 1:
-            message = f"Expected `num_classes` to be None or at least 1, but got {num_classes}"
+            message = (
+                f"Expected `num_classes` to be None or at least 1, but got {num_classes}: count the background too."
+            )
             raise ValueError(message)
         self.include_background = include_background
         self.reduction = look_up_option(reduction, MetricReduction)
         self.get_not_nans = get_not_nans
         self.num_classes = num_classes
         self.return_with_label = return_with_label
+        self._first_scored = int(not include_background)
         self.ignore_index = ignore_index
 
     @abstractmethod
@@ -155,6 +170,7 @@ class PerClassMetric(CumulativeIterationMetric):
         y_pred: torch.Tensor | Sequence[torch.Tensor],
         y: torch.Tensor | Sequence[torch.Tensor] | None = None,
         spacing: Any = None,
+        labelled: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Score a batch and keep its statistics.
@@ -162,10 +178,12 @@ class PerClassMetric(CumulativeIterationMetric):
         Args:
             y_pred: hard predictions: label maps (B, 1, *S), per-class maps of 0 and 1 (B, C, *S), or a list of such
                 tensors without the batch dimension. S has 1 to 3 dimensions.
-            y: the reference, in either form.
+            y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
             spacing: voxel size in mm: a number, one number an axis, or a list of these for the images of the batch.
                 None reads it from `y` or `y_pred` where they are MetaTensors, and else takes 1. Scores that need no
                 distance ignore it.
+            labelled: (B, C) bool, which classes each image was annotated for, the background included; None for all.
+                The score of a class that was not is NaN, and takes no part in any average or sum.
             kwargs: none are known.
 
         Returns:
@@ -176,20 +194,29 @@ class PerClassMetric(CumulativeIterationMetric):
             ValueError: shapes differ, or values are not hard labels.
         """
         if kwargs:
-            message = f"Expected no further keywords, but got {sorted(kwargs)}"
+            message = (
+                f"Expected no further keywords, but got {sorted(kwargs)}: give the metric's options to its constructor."
+            )
             raise TypeError(message)
-        pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index)
+        pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index, labelled)
         spacings = image_spacings(y_pred, y, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
-        rows = [self._image_row(p, s, self._first_class(p)) for p, s in zip(pairs, spacings, strict=True)]
+        first = self._first_class(pairs)
+        rows = [_known(self._image_row(p, s, first), p, first) for p, s in zip(pairs, spacings, strict=True)]
         batch = torch.stack(rows)
         self.extend(batch)
         return self._scores(batch)
 
-    def _first_class(self, pair: ImagePair) -> int:
-        return 0 if self.include_background or pair.num_classes == 1 else 1
+    def _first_class(self, pairs: list[ImagePair]) -> int:
+        if pairs[0].num_classes == 1:
+            return 0
+        background = self.include_background
+        if background is None:
+            self._first_scored = int(all(pair.has_background for pair in pairs))
+            return self._first_scored
+        return 0 if background else 1
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        message = "Call the metric itself: it takes batches and lists alike"
+        message = "Expected a call of the metric itself, but got one of its parts: it takes batches and lists alike."
         raise NotImplementedError(message)
 
     def _sync(self) -> None:
@@ -197,7 +224,10 @@ class PerClassMetric(CumulativeIterationMetric):
             return
         rows = [row for buffer in self._buffers or [] for row in buffer]
         if len({row.shape for row in rows}) > 1:
-            message = f"Expected every image to have the same classes, but got {sorted({len(r) for r in rows})} of them"
+            message = (
+                f"Expected every image to have the same classes, but got {sorted({len(r) for r in rows})} of them: set "
+                "`include_background` and `num_classes`, or use one metric for each kind of image."
+            )
             raise ValueError(message)
         gathered = gather_rows(torch.stack(rows) if rows else None)
         self._synced_tensors = None if gathered is None else [gathered]
@@ -208,11 +238,18 @@ class PerClassMetric(CumulativeIterationMetric):
         self._sync()
         return None if self._synced_tensors is None else self._synced_tensors[0]
 
+    def _all_rows(self) -> torch.Tensor:
+        rows = self.get_rows()
+        if rows is None:
+            message = "Expected at least one image before the summary is read, but got none: call the metric first."
+            raise ValueError(message)
+        return rows
+
     def get_buffer(self) -> torch.Tensor:
         """Scores of all images of all ranks, shape (N, C); every rank must call it."""
         rows = self.get_rows()
         if rows is None:
-            first = 0 if self.include_background or self.num_classes in (None, 1) else 1
+            first = 0 if self.include_background or self.num_classes in (None, 1) else 1  # as of label maps
             return torch.zeros((0, (self.num_classes or 1) - first))
         return self._scores(rows)
 
@@ -235,9 +272,12 @@ class PerClassMetric(CumulativeIterationMetric):
 
     def _label_names(self, columns: int) -> list[str]:
         if self.return_with_label is True:
-            return [f"label_{i + (0 if self.include_background else 1)}" for i in range(columns)]
+            return [f"label_{i + self._first_scored}" for i in range(columns)]
         names = [str(name) for name in self.return_with_label or ()]
         if len(names) != columns:
-            message = f"Expected `return_with_label` to name {columns} classes, but got {len(names)} names: {names}"
+            message = (
+                f"Expected `return_with_label` to name {columns} classes, but got {len(names)} names, {names}: name "
+                "those that are scored."
+            )
             raise ValueError(message)
         return names

@@ -1,11 +1,12 @@
-"""Boundary IoU (Cheng et al., CVPR 2021) in mm: how well the outline fits, whatever the size of the structure.
+"""Boundary IoU (Cheng et al., CVPR 2021): how well the outline fits, whatever the size of the structure.
 
-    B(M) = voxels of M within `width` mm of a voxel outside M      Boundary IoU = |B(P) ∩ B(T)| / |B(P) ∪ B(T)|
+    B(M) = voxels of M within `width` of a voxel outside M      Boundary IoU = |B(P) ∩ B(T)| / |B(P) ∪ B(T)|
 
-Distances run between voxel centres and know the spacing of every axis. A voxel with a face neighbour outside M is
-always in the band, so that the band is at least one voxel thick where slices lie further apart than `width`. What
-lies beyond the image counts as outside, as in the authors' code, so that a structure cut off by the image has a
-boundary there.
+Distances run between voxel centres, in mm. By default they are Euclidean; the authors erode by squares of 3x3 (cubes
+of 3x3x3) voxels, which is the chessboard distance, and take a width of 2 % of the image's diagonal. A voxel with a face
+neighbour outside M is always in the band, so that the band is at least one voxel thick where slices lie further apart
+than `width`. What lies beyond the image counts as outside, as in the authors' code, so that a structure cut off by the
+image has a boundary there.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from monai.utils.enums import MetricReduction
 
+from monai_iou.checks import check_choice, check_ignore_empty
 from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, spacing_tuple
-from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty, iou_from_counts
+from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
 from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts
 
-__all__ = ["BoundaryIoUMetric", "boundary_counts", "boundary_iou"]
+__all__ = ["BoundaryDistance", "BoundaryIoUMetric", "boundary_counts", "boundary_iou"]
 
+BoundaryDistance: TypeAlias = Literal["euclidean", "chessboard"]
+
+_DISTANCES = ("euclidean", "chessboard")
 # Up to a cube of this many steps, shifting the box by each step is faster than a distance transform of it.
 _MAX_STEPS = 300
 # Sums of squares of spacings miss round distances by less than this share.
@@ -36,27 +41,30 @@ def boundary_iou(
     prediction: ArrayLike,
     reference: ArrayLike,
     *,
-    width: float = 2.0,
+    width: float | str = 2.0,
     spacing: Any = None,
     ignore_empty: IgnoreEmpty = "both",
     ignored: ArrayLike | None = None,
+    distance: BoundaryDistance = "euclidean",
 ) -> float:
     """Boundary IoU of two masks.
 
     Args:
         prediction: mask of 0 and 1, or bool, of 1 to 3 dimensions.
         reference: mask of the same shape.
-        width: thickness of the band in mm.
+        width: thickness of the band, in mm, or as a share of the diagonal of the whole image: "2%".
         spacing: voxel size in mm along each axis; None is 1 mm.
         ignore_empty: what an absent structure scores; see `iou_from_counts`.
         ignored: mask of voxels that are neither inside nor outside: they are in no band and make no boundary.
+        distance: "euclidean", or "chessboard", the largest of the distances along the axes, which the authors use;
+            with a share of the diagonal the band is then a whole number of voxels thick, the nearest one.
 
     Returns:
         A score in [0, 1], or NaN.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or `width` or `spacing` is not positive.
+        ValueError: values other than 0 and 1, different shapes, or an argument that is none of the above.
 
     >>> reference = np.zeros((9, 9), dtype=bool); reference[1:8, 1:8] = True
     >>> prediction = np.zeros((9, 9), dtype=bool); prediction[2:8, 1:8] = True
@@ -64,28 +72,69 @@ def boundary_iou(
     0.586
     """
     check_ignore_empty(ignore_empty)
-    both, p, r = boundary_counts(prediction, reference, width=width, spacing=spacing, ignored=ignored)
-    return overlap_from_counts(both, p, r, ignore_empty=ignore_empty).iou
+    counts = boundary_counts(prediction, reference, width=width, spacing=spacing, ignored=ignored, distance=distance)
+    return overlap_from_counts(*counts, ignore_empty=ignore_empty).iou
 
 
 def boundary_counts(
     prediction: ArrayLike,
     reference: ArrayLike,
     *,
-    width: float = 2.0,
+    width: float | str = 2.0,
     spacing: Any = None,
     ignored: ArrayLike | None = None,
+    distance: BoundaryDistance = "euclidean",
 ) -> tuple[int, int, int]:
     """Voxels in both bands, in the prediction's and in the reference's; see `boundary_iou`."""
     p, r = mask_pair(prediction, reference)
-    size = spacing_tuple(spacing, p.ndim)
-    _check_width(width)
+    rule = _band_rule(width, distance, p.shape, spacing_tuple(spacing, p.ndim))
     unknown = None if ignored is None else as_mask(ignored, "ignored")
     if unknown is not None and unknown.shape != r.shape:
-        message = f"Expected `ignored` to have the masks' shape {r.shape}, but got {unknown.shape}"
+        message = (
+            f"Expected `ignored` to have the masks' shape {r.shape}, but got {unknown.shape}: mark voxels of the same "
+            "image."
+        )
         raise ValueError(message)
-    p_band, r_band = (_band(mask, unknown, width, size) for mask in (p, r))
+    p_band, r_band = (_band(mask, unknown, rule) for mask in (p, r))
     return _common(p_band, r_band), int(np.count_nonzero(p_band[0])), int(np.count_nonzero(r_band[0]))
+
+
+class _Rule(NamedTuple):
+    """How far a band reaches: `limit` in mm (None for chessboard distances), and `reach` in voxels along each axis."""
+
+    limit: float | None
+    reach: tuple[int, ...]
+    spacing: tuple[float, ...]
+
+
+def _band_rule(
+    width: float | str, distance: BoundaryDistance, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> _Rule:
+    check_choice("distance", distance, _DISTANCES)
+    number, relative = _width(width)
+    if relative:
+        number *= math.hypot(*(n * s for n, s in zip(shape, spacing, strict=True)))
+    limit = number * (1 + _ROUNDING)
+    whole = round if relative and distance == "chessboard" else math.floor
+    # No image reaches further than itself, however small its voxels.
+    reach = tuple(max(1, min(whole(limit / s), n)) for n, s in zip(shape, spacing, strict=True))
+    return _Rule(limit if distance == "euclidean" else None, reach, spacing)
+
+
+def _width(width: float | str) -> tuple[float, bool]:
+    """The number in `width`: mm, or a share of the diagonal where the second is true."""
+    relative = isinstance(width, str) and width.strip().endswith("%")
+    try:
+        number = float(str(width).strip().rstrip("%"))
+    except ValueError:
+        number = math.nan
+    if isinstance(width, bool) or not (math.isfinite(number) and number > 0):
+        message = (
+            f"Expected `width` to be a positive number of mm, but got {width}: give one, or a share of the image's "
+            'diagonal such as "2%".'
+        )
+        raise ValueError(message)
+    return (number / 100, True) if relative else (number, False)
 
 
 _Band = tuple[BoolMask, tuple[slice, ...]]
@@ -103,38 +152,68 @@ def _common(first: _Band, second: _Band) -> int:
     return int(np.count_nonzero(parts[0] & parts[1]))
 
 
-def _band(mask: BoolMask, ignored: BoolMask | None, width: float, spacing: tuple[float, ...]) -> _Band:
+def _band(mask: BoolMask, ignored: BoolMask | None, rule: _Rule) -> _Band:
     """The band of a mask inside the mask's bounding box, and that box."""
     known = mask if ignored is None else mask & ~ignored
     box = bounding_box(known)
     inside = known[box]
     if not inside.size:
         return inside, box
-    limit = width * (1 + _ROUNDING)
-    reach = [max(1, math.floor(limit / s)) for s in spacing]
-    background = _background(mask, ignored, box, reach)
-    steps = {tuple(sign * (a == axis) for a in range(mask.ndim)) for axis in range(mask.ndim) for sign in (-1, 1)}
+    by_steps = math.prod(2 * n + 1 for n in rule.reach) <= _MAX_STEPS
+    if by_steps:
+        margins = [(n, n) for n in rule.reach]
+    elif ignored is None:
+        margins = [(1, 1)] * mask.ndim  # all around the box is outside, and nothing outside is nearer
+    else:
+        sides = zip(rule.reach, box, mask.shape, strict=True)
+        margins = [(min(n, b.start + 1), min(n, length - b.stop + 1)) for n, b, length in sides]
+    background = _background(mask, ignored, box, margins)
+    starts = [low for low, _ in margins]
     near = np.zeros(inside.shape, dtype=bool)
-    if math.prod(2 * n + 1 for n in reach) <= _MAX_STEPS:
-        cube = itertools.product(*(range(-n, n + 1) for n in reach))
-        steps |= {o for o in cube if math.hypot(*(n * s for n, s in zip(o, spacing, strict=True))) <= limit}
-    elif background.any():
-        from scipy.ndimage import distance_transform_edt
-
-        close = distance_transform_edt(~background, sampling=spacing) <= limit
-        near |= close[_shifted(reach, (0,) * mask.ndim, near.shape)]
-    for step in steps:
-        near |= background[_shifted(reach, step, near.shape)]
+    if not by_steps:
+        near |= _near(background, rule)[_shifted(starts, (0,) * mask.ndim, near.shape)]
+    for step in _steps(rule, by_steps):
+        near |= background[_shifted(starts, step, near.shape)]
     return inside & near, box
+
+
+def _steps(rule: _Rule, within_reach: bool) -> set[tuple[int, ...]]:
+    """Steps to the face neighbours and, if asked for, to every voxel within reach."""
+    axes = range(len(rule.reach))
+    steps = {tuple(sign * (a == axis) for a in axes) for axis in axes for sign in (-1, 1)}
+    if within_reach:
+        limit = math.inf if rule.limit is None else rule.limit
+        cube = itertools.product(*(range(-n, n + 1) for n in rule.reach))
+        steps |= {o for o in cube if math.hypot(*(n * s for n, s in zip(o, rule.spacing, strict=True))) <= limit}
+    return steps
+
+
+def _near(background: BoolMask, rule: _Rule) -> BoolMask:
+    """Voxels within reach of the background."""
+    from scipy.ndimage import distance_transform_edt, maximum_filter1d
+
+    if rule.limit is None:
+        near = background.view(np.uint8)
+        for axis, n in enumerate(rule.reach):
+            near = maximum_filter1d(near, 2 * n + 1, axis=axis, mode="nearest")
+        return near.view(np.bool_)
+    if not background.any():
+        return background
+    close: BoolMask = distance_transform_edt(~background, sampling=rule.spacing) <= rule.limit
+    return close
 
 
 def _shifted(start: Sequence[int], step: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(n + o, n + o + length) for n, o, length in zip(start, step, shape, strict=True))
 
 
-def _background(mask: BoolMask, ignored: BoolMask | None, box: tuple[slice, ...], reach: Sequence[int]) -> BoolMask:
-    """What is known to lie outside the mask, in the box grown by `reach`; beyond the image everything is."""
-    grown = [(b.start - n, b.stop + n, length) for b, n, length in zip(box, reach, mask.shape, strict=True)]
+def _background(
+    mask: BoolMask, ignored: BoolMask | None, box: tuple[slice, ...], margins: Sequence[tuple[int, int]]
+) -> BoolMask:
+    """What is known to lie outside the mask, in the box grown by the margins; beyond the image everything is."""
+    grown = [
+        (b.start - low, b.stop + high, length) for b, (low, high), length in zip(box, margins, mask.shape, strict=True)
+    ]
     cut = tuple(slice(max(low, 0), min(high, length)) for low, high, length in grown)
     known = ~mask[cut] if ignored is None else ~(mask[cut] | ignored[cut])
     padding = [(max(-low, 0), max(high - length, 0)) for low, high, length in grown]
@@ -145,15 +224,17 @@ class BoundaryIoUMetric(PerClassMetric):
     """Boundary IoU of every image and class; see `boundary_iou`.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out.
+        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
+            (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
         reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
         get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        width: thickness of the band in mm.
+        width: thickness of the band, in mm, or as a share of the image's diagonal: "2%".
         ignore_empty: "both" (default): NaN where a class is in neither map, 0 for a false positive. True: NaN where the
             reference is empty. False: 1 where both are empty.
         num_classes: needed where both inputs are label maps; background included.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
         ignore_index: reference label whose voxels are in no band and make no boundary.
+        distance: "euclidean", or "chessboard" as the authors have it.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -165,34 +246,32 @@ class BoundaryIoUMetric(PerClassMetric):
 
     def __init__(
         self,
-        include_background: bool = False,
+        include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
         get_not_nans: bool = False,
-        width: float = 2.0,
+        width: float | str = 2.0,
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         return_with_label: bool | Sequence[str] = False,
         ignore_index: int | None = None,
+        distance: BoundaryDistance = "euclidean",
     ) -> None:
         super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
         check_ignore_empty(ignore_empty)
-        _check_width(width)
+        check_choice("distance", distance, _DISTANCES)
+        _width(width)
         self.width = width
+        self.distance: BoundaryDistance = distance
         self.ignore_empty = ignore_empty
 
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
         ignored = None if pair.valid is None else ~pair.valid.cpu().numpy()
+        options: dict[str, Any] = {"width": self.width, "distance": self.distance, "ignored": ignored}
         rows = [
-            boundary_counts(p.cpu().numpy(), r.cpu().numpy(), width=self.width, spacing=spacing, ignored=ignored)
+            boundary_counts(p.cpu().numpy(), r.cpu().numpy(), spacing=spacing, **options)
             for p, r in pair.masks(first_class)
         ]
         return torch.tensor(rows, dtype=torch.float64, device=pair.reference.device)
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         return iou_from_counts(rows[..., 0], rows[..., 1], rows[..., 2], self.ignore_empty)
-
-
-def _check_width(width: float) -> None:
-    if not (math.isfinite(width) and width > 0):
-        message = f"Expected `width` to be a positive number of mm, but got {width}"
-        raise ValueError(message)

@@ -136,7 +136,10 @@ def recall_by_volume(
     [(0, 1, 0.0), (0.5, 1, 1.0)]
     """
     if len(edges_ml) < 2 or not (np.diff(np.asarray(edges_ml, dtype=float)) > 0).all():
-        message = f"Expected `edges_ml` to be at least two ascending volumes, but got {tuple(edges_ml)}"
+        message = (
+            f"Expected `edges_ml` to be at least two ascending volumes, but got {tuple(edges_ml)}: give the "
+            "bounds of the bins in ml."
+        )
         raise ValueError(message)
     known = [(lesion.volume_ml, lesion.outcome == "tp") for lesion in lesions if lesion.outcome != "fp"]
     bins = []

@@ -1,7 +1,12 @@
-"""What the metrics accept, turned into checked pairs of images: label maps, per-class maps of 0 and 1, lists."""
+"""What the metrics accept, turned into checked pairs of images: label maps, per-class maps of 0 and 1, lists.
+
+Hard labels only: probabilities, logits and NaN are refused, because each would be scored as something else. A value
+that is off a whole number by rounding, as resampling and stored scale factors leave it, is rounded.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,11 +17,20 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from monai_iou.spacing import image_spacings, spacing_tuple
+from monai_iou.voxels.labels import equals, valid_voxels
 
 __all__ = ["ArrayLike", "ImagePair", "as_plain_tensor", "image_spacings", "pair_images", "spacing_tuple"]
 
 # Voxels looked at a time: no copy of the volume is made, and no threads are woken.
 _CHUNK = 1 << 15
+
+# By which labels may miss a whole number: float32 arithmetic on class numbers does not reach it, probabilities do.
+ROUNDING = 1e-4
+
+_NAN_REMEDIES = {
+    "y_pred": "find out where it comes from, NaN is no label",
+    "y": "a class that was not annotated has NaN in its whole map, or is left out by `labelled`",
+}
 
 ArrayLike: TypeAlias = torch.Tensor | npt.NDArray[Any]
 
@@ -30,6 +44,8 @@ class ImagePair:
     num_classes: int
     valid: torch.Tensor | None
     """Voxels that count, shape S, or None where all do."""
+    labelled: torch.Tensor | None = None
+    """Which classes the reference was annotated for, shape (num_classes,) bool, or None for all."""
 
     @property
     def spatial_dims(self) -> int:
@@ -40,6 +56,22 @@ class ImagePair:
     def both_label_maps(self) -> bool:
         """Whether both sides hold class numbers."""
         return self.num_classes > 1 and len(self.prediction) == len(self.reference) == 1
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is what no other class claims: in label maps, and in maps that share out the voxels.
+
+        Overlapping regions (whole tumour, core, ...) and classes without a background leave voxels that no map claims,
+        or that several do. Where the reference is only partly annotated, the prediction tells.
+        """
+        maps = self.reference if self.labelled is None else self.prediction
+        if len(maps) == 1:
+            return self.num_classes > 1
+        claims = torch.zeros(maps.shape[1:], dtype=torch.int16, device=maps.device)
+        for index in range(len(maps)):
+            claims += _class_mask(maps, index, len(maps))
+        shared_out = claims == 1
+        return bool((shared_out if self.valid is None else shared_out | ~self.valid).all())
 
     def masks(self, first_class: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Boolean prediction and reference of each class in turn, shape S, without the voxels that do not count."""
@@ -52,16 +84,7 @@ class ImagePair:
 
 
 def _class_mask(image: torch.Tensor, index: int, num_classes: int) -> torch.Tensor:
-    return _equals(image[index], 1) if len(image) == num_classes else _equals(image[0], index)
-
-
-def _equals(labels: torch.Tensor, value: int) -> torch.Tensor:
-    """`labels == value` without torch's wrap-around: it finds -1 in a uint8 map that holds 255."""
-    whole = labels.dtype != torch.bool and not labels.is_floating_point()
-    low, high = (torch.iinfo(labels.dtype).min, torch.iinfo(labels.dtype).max) if whole else (0, 1)
-    if (whole or labels.dtype == torch.bool) and not low <= value <= high:
-        return torch.zeros_like(labels, dtype=torch.bool)
-    return labels == value
+    return equals(image[index], 1) if len(image) == num_classes else equals(image[0], index)
 
 
 def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
@@ -76,15 +99,27 @@ def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
         image = torch.from_numpy(np.require(native, requirements=["W", "C"]))
     if not isinstance(image, torch.Tensor):
-        message = f"Expected `{name}` to be a tensor, an array, or a list of them, but got {type(image).__name__}"
+        message = (
+            f"Expected `{name}` to be a tensor, an array, or a list of them, but got {type(image).__name__}: read "
+            "files and convert other types first."
+        )
         raise TypeError(message)
     # torch has no minimum, sum or sorting for these three
     wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}.get(image.dtype)
     return image.detach() if wider is None else image.detach().to(wider)
 
 
-def pair_images(y_pred: Any, y: Any, num_classes: int | None, ignore_index: int | None) -> list[ImagePair]:
+def pair_images(
+    y_pred: Any, y: Any, num_classes: int | None, ignore_index: int | None, labelled: Any = None
+) -> list[ImagePair]:
     """Split a batch, or a list, into checked pairs of images.
+
+    Args:
+        y_pred: hard predictions, in the forms of `PerClassMetric.__call__`.
+        y: the reference; per-class maps may be NaN throughout for a class that was not annotated.
+        num_classes: number of classes of label maps, background included.
+        ignore_index: reference label whose voxels are left out.
+        labelled: (B, C) bool, which classes each image was annotated for; None for all.
 
     Raises:
         TypeError: an input is neither a tensor nor a list of tensors.
@@ -94,10 +129,13 @@ def pair_images(y_pred: Any, y: Any, num_classes: int | None, ignore_index: int 
     if len(predictions) != len(references) or not predictions:
         message = (
             f"Expected `y_pred` and `y` to hold the same number of images, at least one, "
-            f"but got {len(predictions)} and {len(references)}"
+            f"but got {len(predictions)} and {len(references)}: pass each prediction with its reference."
         )
         raise ValueError(message)
-    return [_pair(p, r, num_classes, ignore_index) for p, r in zip(predictions, references, strict=True)]
+    known = _labelled_rows(labelled, len(references))
+    return [
+        _pair(p, r, num_classes, ignore_index, row) for p, r, row in zip(predictions, references, known, strict=True)
+    ]
 
 
 def _images(batch: Any, name: str) -> list[torch.Tensor]:
@@ -111,29 +149,82 @@ def _images(batch: Any, name: str) -> list[torch.Tensor]:
     for image in images:
         if not 2 <= image.ndim <= 4:
             found = tuple(image.shape) if isinstance(batch, (list, tuple)) else tuple(batch.shape)
-            message = f"Expected `{name}` to {expected} with 1 to 3 spatial dimensions, but got {found}"
+            message = (
+                f"Expected `{name}` to {expected} with 1 to 3 spatial dimensions, but got {found}: add the batch or "
+                "the channel dimension."
+            )
             raise ValueError(message)
     return images
 
 
+def _labelled_rows(labelled: Any, count: int) -> list[torch.Tensor | None]:
+    if labelled is None:
+        return [None] * count
+    rows = torch.as_tensor(np.asarray(labelled) if isinstance(labelled, (list, tuple)) else labelled)
+    if rows.dtype != torch.bool or rows.ndim != 2 or len(rows) != count:
+        message = (
+            f"Expected `labelled` to be bool of shape ({count}, C), one row per image, but got {rows.dtype} of shape "
+            f"{tuple(rows.shape)}: say for each image which classes were annotated."
+        )
+        raise ValueError(message)
+    return list(rows)
+
+
 def _pair(
-    prediction: torch.Tensor, reference: torch.Tensor, num_classes: int | None, ignore_index: int | None
+    prediction: torch.Tensor,
+    reference: torch.Tensor,
+    num_classes: int | None,
+    ignore_index: int | None,
+    labelled: torch.Tensor | None,
 ) -> ImagePair:
     if prediction.shape[1:] != reference.shape[1:]:
         message = (
             f"Expected `y_pred` and `y` to have the same spatial shape, but got "
-            f"{tuple(prediction.shape[1:])} and {tuple(reference.shape[1:])}: put them on one grid"
+            f"{tuple(prediction.shape[1:])} and {tuple(reference.shape[1:])}: put them on one grid."
         )
         raise ValueError(message)
     classes = _number_of_classes(len(prediction), len(reference), num_classes)
-    reference = reference.to(prediction.device)
-    valid = _valid_voxels(reference, ignore_index)
+    prediction, reference = rounded(prediction), rounded(reference.to(prediction.device))
+    reference, labelled = _annotated(reference, classes, labelled)
+    kept = valid_voxels(reference[None], ignore_index)
+    valid = None if kept is None else kept[0, 0]
     for image, name in ((prediction, "y_pred"), (reference, "y")):
         if len(image) == classes:
             _check_binary(image, valid, name, given=num_classes)
         else:
             _check_labels(image[0], classes, valid, name)
-    return ImagePair(prediction, reference, classes, valid)
+    return ImagePair(prediction, reference, classes, valid, labelled)
+
+
+def rounded(image: torch.Tensor) -> torch.Tensor:
+    """The image with values that miss a whole number by rounding made whole; the same tensor where none does."""
+    if not image.is_floating_point() or all(bool((p == p.round()).all()) for p in image.reshape(-1).split(_CHUNK)):
+        return image
+    nearest = image.round()
+    return torch.where((image - nearest).abs() <= ROUNDING, nearest, image)
+
+
+def _annotated(
+    reference: torch.Tensor, classes: int, labelled: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The reference with 0 in the maps of classes that were not annotated, and which were; None for all."""
+    known = torch.ones(classes, dtype=torch.bool) if labelled is None else labelled.cpu()
+    if known.shape != (classes,):
+        message = (
+            f"Expected `labelled` to have {classes} columns, one per class, but got {len(known)}: count the background "
+            "too where there is one."
+        )
+        raise ValueError(message)
+    if len(reference) == classes and reference.is_floating_point():
+        # The first voxel tells nearly always, and costs no pass.
+        absent = [bool(m.flatten()[:1].isnan().any()) and bool(m.isnan().all()) for m in reference]
+        known = known & ~torch.tensor(absent, dtype=torch.bool)
+    if bool(known.all()):
+        return reference, None
+    if len(reference) == classes:
+        reference = reference.clone()
+        reference[~known.to(reference.device)] = 0
+    return reference, known
 
 
 def _number_of_classes(prediction_channels: int, reference_channels: int, num_classes: int | None) -> int:
@@ -141,37 +232,28 @@ def _number_of_classes(prediction_channels: int, reference_channels: int, num_cl
     if len(channels) > 1 or (num_classes is not None and channels != {num_classes}):
         expected = "the same number of channels" if num_classes is None else f"1 or num_classes={num_classes} channels"
         message = (
-            f"Expected `y_pred` and `y` to have {expected}, but got {prediction_channels} and {reference_channels}"
+            f"Expected `y_pred` and `y` to have {expected}, but got {prediction_channels} and {reference_channels}: "
+            "pass label maps of one channel, or per-class maps of the same classes."
         )
         raise ValueError(message)
     return channels.pop()
 
 
-def _valid_voxels(reference: torch.Tensor, ignore_index: int | None) -> torch.Tensor | None:
-    if ignore_index is None:
-        return None
-    if len(reference) == 1:
-        return ~_equals(reference[0], ignore_index)
-    if 0 <= ignore_index < len(reference):
-        return ~_equals(reference[ignore_index], 1)
-    return reference.any(dim=0)
-
-
 def _check_binary(image: torch.Tensor, valid: torch.Tensor | None, name: str, given: int | None) -> None:
+    if image.dtype == torch.bool:
+        return
     for channel in image:
         values = channel if valid is None else channel[valid]
         wrong = values[(values != 0) & (values != 1)]
         if wrong.numel() == 0:
             continue
         remedy = "threshold it, or take the argmax, first"
-        if (
-            len(image) == 1
-            and given is None
-            and bool((wrong == wrong.round()).all() if wrong.is_floating_point() else True)
-        ):
+        if wrong.is_floating_point() and bool(wrong.isnan().any()):
+            wrong, remedy = wrong[wrong.isnan()], _NAN_REMEDIES[name]
+        elif len(image) == 1 and given is None and not bool((wrong % 1).any()):
             remedy = "pass `num_classes` if this is a label map"
         message = (
-            f"Expected `{name}` to hold 0 and 1 in its {len(image)} channel(s), but got {wrong[0].item():g}: {remedy}"
+            f"Expected `{name}` to hold 0 and 1 in its {len(image)} channel(s), but got {wrong[0].item():g}: {remedy}."
         )
         raise ValueError(message)
 
@@ -190,15 +272,14 @@ def _check_labels(labels: torch.Tensor, num_classes: int, valid: torch.Tensor | 
 def _check_chunk(values: torch.Tensor, num_classes: int, name: str) -> None:
     if values.is_floating_point() and not bool((values == values.round()).all()):
         wrong = values[values != values.round()][0].item()
-        message = (
-            f"Expected `{name}` to hold whole class numbers, but got {wrong:g}: take the argmax of probabilities first"
-        )
+        remedy = _NAN_REMEDIES["y_pred"] if math.isnan(wrong) else "take the argmax of probabilities first"
+        message = f"Expected `{name}` to hold whole class numbers, but got {wrong:g}: {remedy}."
         raise ValueError(message)
     low, high = (v.item() for v in values.aminmax())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         message = (
             f"Expected `{name}` to hold classes 0 to {num_classes - 1} (num_classes={num_classes}), but got {wrong:g}: "
-            "raise `num_classes`, or name the value as `ignore_index`"
+            "raise `num_classes`, or name the value as `ignore_index`."
         )
         raise ValueError(message)

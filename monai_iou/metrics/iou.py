@@ -15,10 +15,12 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
+from monai_iou.checks import check_choice, check_ignore_empty
 from monai_iou.metrics.base import PerClassMetric
+from monai_iou.metrics.fine_grained import check_counts, fine_grained_iou
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
 
-__all__ = ["ClassCounts", "IgnoreEmpty", "IoUMetric", "fine_grained_iou", "iou_counts", "iou_from_counts"]
+__all__ = ["ClassCounts", "IgnoreEmpty", "IoUMetric", "iou_counts", "iou_from_counts"]
 
 IgnoreEmpty: TypeAlias = bool | Literal["both"]
 
@@ -39,13 +41,6 @@ class ClassCounts(NamedTuple):
     def union(self) -> torch.Tensor:
         """Voxels in either map."""
         return scores.union(self.intersection, self.prediction, self.reference)
-
-
-def check_ignore_empty(ignore_empty: object) -> None:
-    """Refuse anything but True, False and "both"."""
-    if ignore_empty is not True and ignore_empty is not False and ignore_empty != "both":
-        message = f'Expected `ignore_empty` to be True, False or "both", but got {ignore_empty!r}'
-        raise ValueError(message)
 
 
 def iou_counts(
@@ -96,80 +91,21 @@ def iou_from_counts(
             are empty.
 
     Returns:
-        Float32 scores of the counts' shape.
+        Float32 scores of the counts' shape; NaN where a count is NaN.
 
     Raises:
-        ValueError: `ignore_empty` is none of the three.
+        ValueError: `ignore_empty` is none of the three, or I is more than P or T.
 
     >>> iou_from_counts(torch.tensor([2, 0, 0]), torch.tensor([3, 4, 0]), torch.tensor([3, 0, 0]))
     tensor([0.5000, 0.0000,    nan])
     """
     check_ignore_empty(ignore_empty)
+    check_counts(intersection, torch.minimum(prediction, reference), "prediction` and `reference")
     nothing = 1.0 if ignore_empty is False else math.nan
     iou = scores.iou(intersection, prediction, reference, empty=nothing)
     if ignore_empty is True:
         iou = iou.masked_fill(reference == 0, math.nan)
     return iou.float()
-
-
-def fine_grained_iou(
-    intersection: torch.Tensor,
-    union: torch.Tensor,
-    *,
-    active: torch.Tensor | None = None,
-    worst: Sequence[float] = (5, 10, 50),
-) -> dict[str, float]:
-    """Dataset, image-wise, class-wise and worst-case mean IoU (Wang et al., NeurIPS Datasets and Benchmarks 2023).
-
-    D sums I and U over the images before dividing, and averages the classes; large structures dominate. I averages
-    the classes of an image, then the images. C averages the images of a class, then the classes. "worst" averages
-    only the lowest q % of the images, at least one: of their means (I), or of each class's scores (C).
-
-    Args:
-        intersection: I, shape (N, C).
-        union: U, shape (N, C).
-        active: which pairs of image and class count in I and C, shape (N, C). None: those with U > 0.
-        worst: the percentages q.
-
-    Returns:
-        "iou_d", "iou_i", "iou_c" and, for each q, "iou_i_worst_q" and "iou_c_worst_q"; NaN where nothing is active.
-
-    Raises:
-        ValueError: the shapes differ or are not (N, C), or a percentage is outside (0, 100].
-
-    >>> means = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
-    >>> {name: round(value, 3) for name, value in means.items()}
-    {'iou_d': 0.818, 'iou_i': 0.45, 'iou_c': 0.45, 'iou_i_worst_50': 0.0, 'iou_c_worst_50': 0.0}
-    """
-    if intersection.ndim != 2 or intersection.shape != union.shape:
-        message = (
-            "Expected `intersection` and `union` to have the same shape (N, C), "
-            f"but got {tuple(intersection.shape)} and {tuple(union.shape)}"
-        )
-        raise ValueError(message)
-    if not all(0 < q <= 100 for q in worst):
-        message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}"
-        raise ValueError(message)
-    values = scores.ratio(intersection, union, empty=math.nan)
-    values = values.masked_fill(~(union > 0 if active is None else active), math.nan)
-    image_means = values.nanmean(dim=1)
-    pooled = scores.ratio(intersection.sum(dim=0), union.sum(dim=0), empty=math.nan)
-    result = {
-        "iou_d": float(pooled.nanmean()),
-        "iou_i": float(image_means.nanmean()),
-        "iou_c": float(values.nanmean(dim=0).nanmean()),
-    }
-    for q in worst:
-        classes = torch.tensor([_worst_mean(column, q) for column in values.T])
-        result[f"iou_i_worst_{q:g}"] = _worst_mean(image_means, q)
-        result[f"iou_c_worst_{q:g}"] = float(classes.nanmean())
-    return result
-
-
-def _worst_mean(scores: torch.Tensor, percent: float) -> float:
-    """Mean of the lowest `percent` % of the scores that are not NaN, at least of one; NaN without any."""
-    ordered = scores[~torch.isnan(scores)].sort().values
-    return float(ordered[: max(1, int(percent / 100 * len(ordered)))].mean()) if len(ordered) else float("nan")
 
 
 def _count(pair: ImagePair, first_class: int = 0) -> ClassCounts:
@@ -273,22 +209,30 @@ class IoUMetric(PerClassMetric):
     def get_counts(self) -> ClassCounts:
         """Voxel counts of all images of all ranks, shape (N, C) each; every rank must call it.
 
+        A class that an image was not annotated for has 0 in all three.
+
         Raises:
             ValueError: no rank has scored an image.
         """
-        rows = self.get_rows()
-        if rows is None:
-            message = "Expected at least one image before the counts are read, but got none: call the metric first"
-            raise ValueError(message)
-        return ClassCounts(*_three(rows.long()))
+        return ClassCounts(*_three(self._all_rows().nan_to_num(nan=0.0).long()))
 
-    def summary(self, worst: Sequence[float] = (5, 10, 50)) -> dict[str, Any]:
+    def summary(
+        self, worst: Sequence[float] = (5, 10, 50), present: Literal["reference", "either"] = "reference"
+    ) -> dict[str, Any]:
         """`fine_grained_iou` of all images of all ranks, and "iou_d_per_class", a list; every rank must call it.
 
-        A class counts for an image where it is in either map; with ignore_empty=True, where it is in the reference.
+        Args:
+            worst: percentages of the worst images.
+            present: when a class counts for an image: "reference", where it is in the reference, as in the paper;
+                "either", where it is in either map, so that a false positive on an image without the class scores 0.
+
+        Raises:
+            ValueError: no rank has scored an image, or an argument is none of the above.
         """
+        check_choice("present", present, ("reference", "either"))
         counts = self.get_counts()
-        active = counts.reference > 0 if self.ignore_empty is True else counts.union > 0
+        labelled = ~self._all_rows()[..., 0].isnan()
+        shown = counts.reference if present == "reference" else counts.union
         pooled = iou_from_counts(*ClassCounts(*(c.sum(dim=0) for c in counts)))
-        means = fine_grained_iou(counts.intersection, counts.union, active=active, worst=worst)
+        means = fine_grained_iou(counts.intersection, counts.union, active=shown > 0, worst=worst, labelled=labelled)
         return {**means, "iou_d_per_class": pooled.tolist()}

@@ -66,7 +66,8 @@ class LesionScores(DetectionScores):
         t = np.asarray(thresholds, dtype=float)
         if len(t) < 2 or not ((np.diff(t) > 0).all() and t[0] >= 0 and t[-1] <= 1):
             message = (
-                f"Expected `thresholds` to be two or more ascending numbers in [0, 1], but got {tuple(t.tolist())}"
+                f"Expected `thresholds` to be two or more ascending numbers in [0, 1], but got {tuple(t.tolist())}: "
+                "give the IoU from which on a pair counts."
             )
             raise ValueError(message)
         found = [self.at(value) for value in t]
@@ -150,7 +151,10 @@ def iou_threshold(threshold: float | Literal["any"]) -> float:
     if threshold == "any":
         return 0.0
     if isinstance(threshold, str) or not 0 <= threshold <= 1:
-        message = f'Expected `threshold` to be an IoU in [0, 1] or "any", but got {threshold!r}'
+        message = (
+            f'Expected `threshold` to be an IoU in [0, 1] or "any", but got {threshold!r}: 0.5 is the usual IoU, "any" '
+            "asks for one shared voxel."
+        )
         raise ValueError(message)
     return float(threshold)
 
@@ -159,7 +163,10 @@ def _affine(affine: npt.ArrayLike, dimensions: int) -> _FloatArray:
     matrix = np.asarray(affine, dtype=float)
     if matrix.shape != (dimensions + 1, dimensions + 1):
         expected = f"({dimensions + 1}, {dimensions + 1})"
-        message = f"Expected `affine` to have shape {expected}, but got {matrix.shape}"
+        message = (
+            f"Expected `affine` to have shape {expected}, but got {matrix.shape}: give the matrix from voxel indices "
+            "to mm of an image of these dimensions."
+        )
         raise ValueError(message)
     return matrix
 

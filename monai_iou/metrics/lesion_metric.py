@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from monai.utils.enums import MetricReduction
 
+from monai_iou.checks import check_ignore_empty
 from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.detection import DetectionScores
 from monai_iou.metrics.inputs import ImagePair
-from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty
+from monai_iou.metrics.iou import IgnoreEmpty
 from monai_iou.metrics.lesion import iou_threshold, lesion_scores
 
 __all__ = ["LesionIoUMetric"]
@@ -24,7 +25,8 @@ class LesionIoUMetric(PerClassMetric):
     """One lesion score for every image and class; see `lesion_scores`.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out.
+        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
+            (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
         reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
         get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
         score: "pq", "sq", "rq" or "f1", "precision", "recall", "cc_iou", "cc_dice", or "f1_area", the area under F1
@@ -49,7 +51,7 @@ class LesionIoUMetric(PerClassMetric):
 
     def __init__(
         self,
-        include_background: bool = False,
+        include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
         get_not_nans: bool = False,
         score: str = "pq",
@@ -63,7 +65,7 @@ class LesionIoUMetric(PerClassMetric):
         super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
         names = ("pq", "sq", "rq", "f1", "precision", "recall", "cc_iou", "cc_dice", "f1_area")
         if score not in names:
-            message = f"Expected `score` to be one of {names}, but got {score!r}"
+            message = f"Expected `score` to be one of {names}, but got {score!r}: the others come by `summary`."
             raise ValueError(message)
         check_ignore_empty(ignore_empty)
         self.score = score
@@ -105,14 +107,11 @@ class LesionIoUMetric(PerClassMetric):
         Raises:
             ValueError: no rank has scored an image.
         """
-        rows = self.get_rows()
-        if rows is None:
-            message = "Expected at least one image before the summary is read, but got none: call the metric first"
-            raise ValueError(message)
-        return [_class_summary(column) for column in rows.unbind(dim=1)]
+        return [_class_summary(column) for column in self._all_rows().unbind(dim=1)]
 
 
 def _class_summary(rows: torch.Tensor) -> dict[str, float]:
+    rows = rows[~rows[:, 0].isnan()]  # those annotated for this class
     references, predictions, tp, iou_sum, cc_iou, cc_dice, _ = rows.unbind(dim=-1)
     matched = int(tp.sum())
     total = DetectionScores(

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou import scores
-from monai_iou.metrics.inputs import ArrayLike, as_plain_tensor, spacing_tuple
-from monai_iou.metrics.iou import IgnoreEmpty, check_ignore_empty
+from monai_iou.checks import check_ignore_empty
+from monai_iou.metrics.inputs import ROUNDING, ArrayLike, as_plain_tensor, spacing_tuple
+from monai_iou.metrics.iou import IgnoreEmpty
 
 __all__ = ["BoolMask", "Crop", "OverlapScores", "crop_to_union", "overlap_from_counts", "overlap_scores"]
 
@@ -41,10 +42,13 @@ def as_mask(mask: ArrayLike, name: str) -> BoolMask:
     values: npt.NDArray[Any] = mask if isinstance(mask, np.ndarray) else as_plain_tensor(mask, name).cpu().numpy()
     result: BoolMask = values == 1
     other = values[~result & (values != 0)]
+    if other.size and values.dtype.kind == "f":
+        result = np.abs(values - 1) <= ROUNDING
+        other = values[~result & ~(np.abs(values) <= ROUNDING)]
     if other.size:
         message = (
-            f"Expected `{name}` to be a mask of 0 and 1, but got {other.flat[0]:g}: "
-            "compare a label map with one label first, `labels == 2`"
+            f"Expected `{name}` to be a mask of 0 and 1, but got {other.flat[0]:g}: compare a label map with one label "
+            "first, `labels == 2`, and probabilities with a threshold."
         )
         raise ValueError(message)
     return result
@@ -65,7 +69,7 @@ def mask_pair(
         expected = " or ".join(map(str, dimensions))
         message = (
             f"Expected `prediction` and `reference` to have the same shape of {expected} dimensions, "
-            f"but got {masks[0].shape} and {masks[1].shape}"
+            f"but got {masks[0].shape} and {masks[1].shape}: put them on one grid, without batch and channels."
         )
         raise ValueError(message)
     return masks
@@ -153,6 +157,12 @@ def overlap_from_counts(
     (0.333, 0.5, 0.8)
     """
     check_ignore_empty(ignore_empty)
+    if not 0 <= intersection <= min(prediction, reference):
+        message = (
+            f"Expected `intersection` to be at least 0 and at most `prediction` and `reference`, but got "
+            f"{intersection} beside {min(prediction, reference)}: count all three over the same voxels."
+        )
+        raise ValueError(message)
     dimensions = 3 if spacing is None or np.ndim(spacing) == 0 else len(spacing)
     voxel_ml = math.prod(spacing_tuple(spacing, dimensions)) / _MM3_PER_ML
     nothing = 1.0 if ignore_empty is False else math.nan

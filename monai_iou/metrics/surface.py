@@ -63,7 +63,7 @@ def surface_scores(
     p_mask, r_mask = mask_pair(prediction, reference, dimensions=(2, 3))
     size = spacing_tuple(spacing, p_mask.ndim)
     if not all(math.isfinite(t) and t >= 0 for t in tolerances):
-        message = f"Expected `tolerances` to be mm of at least 0, but got {tuple(tolerances)}"
+        message = f"Expected `tolerances` to be mm of at least 0, but got {tuple(tolerances)}: give one per NSD wanted."
         raise ValueError(message)
     crop = crop_to_union(p_mask, r_mask)
     p, r = (torch.from_numpy(np.pad(mask, 1)) for mask in crop[:2])  # MONAI's own crop is the same, and slow

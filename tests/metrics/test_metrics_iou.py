@@ -207,30 +207,6 @@ def test_permuting_voxels_and_swapping_sides_change_nothing():
     torch.testing.assert_close(IoUMetric(num_classes=4)(ref, pred), expected)
 
 
-def test_fine_grained_iou_against_a_loop():
-    generator = np.random.default_rng(0)
-    reference = generator.integers(0, 4, (40, 3))
-    prediction = generator.integers(0, 4, (40, 3))
-    intersection = np.minimum(reference, generator.integers(0, 3, (40, 3)))
-    intersection = np.minimum(intersection, prediction)
-    union = reference + prediction - intersection
-    scores = [
-        [i / u if u else None for i, u in zip(a, b, strict=True)] for a, b in zip(intersection, union, strict=True)
-    ]
-    images = sorted(np.mean([s for s in row if s is not None]) for row in scores if any(s is not None for s in row))
-    columns = [sorted(row[c] for row in scores if row[c] is not None) for c in range(3)]
-    expected = {
-        "iou_d": np.mean(intersection.sum(0) / union.sum(0)),
-        "iou_i": np.mean(images),
-        "iou_c": np.mean([np.mean(c) for c in columns]),
-    }
-    for q in (5, 10, 50):
-        expected[f"iou_i_worst_{q}"] = np.mean(images[: max(1, int(q / 100 * len(images)))])
-        expected[f"iou_c_worst_{q}"] = np.mean([np.mean(c[: max(1, int(q / 100 * len(c)))]) for c in columns])
-    got = fine_grained_iou(torch.from_numpy(intersection), torch.from_numpy(union))
-    assert got == pytest.approx(expected, rel=1e-12)
-
-
 def test_summary_of_the_metric():
     pred, ref = label_maps(41, (6, 6), 3, batch=5)
     metric = IoUMetric(num_classes=3)

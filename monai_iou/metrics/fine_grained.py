@@ -1,0 +1,135 @@
+"""IoU over a data set, by image, by class, and of the worst images (Wang et al., NeurIPS Datasets and Benchmarks 2023).
+
+With IoU_ic of class c in image i, over the pairs that count:
+
+    D = mean_c (sum_i I_ic / sum_i U_ic)      I = mean_i mean_c IoU_ic      C = mean_c mean_i IoU_ic
+
+and I_q, C_q the same over the lowest q % of the images' means, or of each class's images; IQ and CQ are the means of
+I_q and C_q over q = 10, 20, ... 100. https://arxiv.org/abs/2310.19252
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from monai_iou import scores
+
+__all__ = ["fine_grained_iou"]
+
+_QUANTILES = tuple(range(10, 101, 10))
+# Counts that were averaged or stored as float32 may miss an inequality by less than this share.
+_ROUNDING = 1e-6
+
+
+def fine_grained_iou(
+    intersection: torch.Tensor,
+    union: torch.Tensor,
+    *,
+    active: torch.Tensor | None = None,
+    worst: Sequence[float] = (5, 10, 50),
+    reference: torch.Tensor | None = None,
+    labelled: torch.Tensor | None = None,
+) -> dict[str, float]:
+    """Dataset, image-wise, class-wise and worst-case mean IoU (Wang et al., NeurIPS Datasets and Benchmarks 2023).
+
+    D sums I and U over the images before dividing, and averages the classes; large structures dominate. I averages
+    the classes of an image, then the images. C averages the images of a class, then the classes. "worst" averages
+    only the lowest q % of the images, at least one: of their means (I), or of each class's scores (C).
+
+    A pair of image and class counts in I and C where `active` says so; without it, where the class is in the
+    reference (the paper's rule), and without `reference` too, where U > 0, so that a false positive on an image
+    without the class scores 0.
+
+    Args:
+        intersection: I, shape (N, C).
+        union: U, shape (N, C).
+        active: which pairs of image and class count in I and C, shape (N, C); a pair with U = 0 never does.
+        worst: the percentages q.
+        reference: T, shape (N, C).
+        labelled: which pairs were annotated, shape (N, C) bool; the others are left out, of D too.
+
+    Returns:
+        "iou_d", "iou_i", "iou_c", "iou_iq", "iou_cq" and, for each q, "iou_i_worst_q" and "iou_c_worst_q"; NaN where
+        nothing counts, and where a count that takes part is NaN.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, C), I is more than U, a count is negative, or a percentage is
+            outside (0, 100].
+
+    >>> means = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
+    >>> list(means)
+    ['iou_d', 'iou_i', 'iou_c', 'iou_iq', 'iou_cq', 'iou_i_worst_50', 'iou_c_worst_50']
+    >>> [round(value, 3) for value in means.values()]
+    [0.818, 0.45, 0.45, 0.045, 0.045, 0.0, 0.0]
+    """
+    _check(intersection, union, worst, active=active, reference=reference, labelled=labelled)
+    known = torch.ones_like(union, dtype=torch.bool) if labelled is None else labelled
+    present = union != 0 if reference is None else reference != 0
+    counted = (present if active is None else active) & known & (union != 0)
+    values = scores.ratio(intersection, union, empty=math.nan)
+    pooled_union = torch.where(known, union, 0).sum(dim=0)
+    pooled = scores.ratio(torch.where(known, intersection, 0).sum(dim=0), pooled_union, empty=math.nan)
+    images = _mean(values, counted, dim=1)[counted.any(dim=1)]
+    classes = [column[use] for column, use in zip(values.T, counted.T, strict=True) if use.any()]
+    result = {
+        "iou_d": _plain_mean(pooled[pooled_union != 0]),
+        "iou_i": _plain_mean(images),
+        "iou_c": _plain_mean(_worst_of_classes(classes, 100)),
+        "iou_iq": _plain_mean(torch.tensor([_worst_mean(images, q) for q in _QUANTILES], dtype=torch.float64)),
+        "iou_cq": _plain_mean(torch.stack([_worst_of_classes(classes, q) for q in _QUANTILES])),
+    }
+    for q in worst:
+        result[f"iou_i_worst_{q:g}"] = _worst_mean(images, q)
+        result[f"iou_c_worst_{q:g}"] = _plain_mean(_worst_of_classes(classes, q))
+    return result
+
+
+def _mean(values: torch.Tensor, counted: torch.Tensor, dim: int) -> torch.Tensor:
+    """Mean of the values that count; unlike nanmean it does not pass over a NaN that does."""
+    return scores.ratio(torch.where(counted, values, 0).sum(dim=dim), counted.sum(dim=dim), empty=math.nan)
+
+
+def _plain_mean(values: torch.Tensor) -> float:
+    return float(values.double().mean()) if values.numel() else math.nan
+
+
+def _worst_of_classes(classes: Sequence[torch.Tensor], percent: float) -> torch.Tensor:
+    return torch.tensor([_worst_mean(column, percent) for column in classes], dtype=torch.float64)
+
+
+def _worst_mean(values: torch.Tensor, percent: float) -> float:
+    """Mean of the lowest `percent` % of the values, at least of one; NaN without any, or with a NaN among all."""
+    if not len(values) or bool(values.isnan().any()):
+        return math.nan
+    return float(values.sort().values[: max(1, int(percent / 100 * len(values)))].mean())
+
+
+def _check(
+    intersection: torch.Tensor, union: torch.Tensor, worst: Sequence[float], **others: torch.Tensor | None
+) -> None:
+    named = {"union": union, **{name: other for name, other in others.items() if other is not None}}
+    for name, other in named.items():
+        if intersection.ndim != 2 or intersection.shape != other.shape:
+            message = (
+                f"Expected `intersection` and `{name}` to have the same shape (N, C), but got "
+                f"{tuple(intersection.shape)} and {tuple(other.shape)}: give a row per image and a column per class."
+            )
+            raise ValueError(message)
+    if not all(0 < q <= 100 for q in worst):
+        message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}: 10 is a tenth."
+        raise ValueError(message)
+    check_counts(intersection, union, "union")
+
+
+def check_counts(intersection: torch.Tensor, limit: torch.Tensor, name: str) -> None:
+    """Raise ValueError where voxels in both maps are negative, or more than there are in one; NaN passes."""
+    wrong = (intersection > limit * (1 + _ROUNDING)) | (intersection < 0)
+    if bool(wrong.any()):
+        message = (
+            f"Expected `intersection` to be at least 0 and at most `{name}`, but got {intersection[wrong][0].item():g} "
+            f"beside {limit[wrong][0].item():g}: count both over the same voxels."
+        )
+        raise ValueError(message)
