@@ -68,7 +68,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
     """Return base^exponent for base >= 0, with the gradient 0 instead of infinity where base is 0."""
     if exponent == 1:
         return base
-    positive = base > _TINY
+    positive = ~(base <= _TINY)  # true of NaN, which stays
     return torch.where(positive, torch.where(positive, base, 1).pow(exponent), 0)
 
 
@@ -158,7 +158,7 @@ def cross_entropy(sums: VoxelSums, weight: Tensor | None = None, *, multi_label:
     volume = sums.count if multi_label else sums.target
     weight = torch.ones_like(volume[:1]) if weight is None else weight.to(volume).expand(volume.shape[1])
     total = (weight * volume).sum(1)
-    return torch.where(total > 0, (weight * sums.cross_entropy).sum(1) / torch.where(total > 0, total, 1), 0)
+    return ratio((weight * sums.cross_entropy).sum(1), total, empty=0.0)
 
 
 def lovasz(histograms: ErrorHistograms) -> Tensor:

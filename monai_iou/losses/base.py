@@ -21,6 +21,8 @@ from monai_iou.voxels.passes import Reading, run_passes
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
+_MIN_VOLUME = 1e-30  # below, the inverse would overflow in the gradient
+
 
 class RegionOptions(TypedDict, total=False):
     """The arguments that every region loss takes, with MONAI's names and defaults; see `IoULoss`."""
@@ -238,7 +240,7 @@ class RegionLoss(SumsLoss):
             return terms, None
         present = sums.target > 0
         if self.empty == "skip":
-            return torch.where(present, terms, 0), present
+            return torch.where(present | terms.isnan(), terms, 0), present
         return torch.where(present, terms, suppression(sums, self.power)), None
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
@@ -259,8 +261,8 @@ def suppression(sums: VoxelSums, power: float) -> Tensor:
     It is 0 when nothing is predicted and at most 1. With the denominator held constant its gradient by one probability
     is p^q / sum p^q, never above 1: confident false positives are pushed down first, and no cliff waits near p = 0.
     """
-    volume = sums.prediction.detach()
-    share = sums.confidence / torch.where(volume > 0, volume, 1)
+    volume = sums.prediction.detach().clamp_min(_MIN_VOLUME)
+    share = sums.confidence / volume
     return (share + power * share.detach()) / (power + 1)
 
 

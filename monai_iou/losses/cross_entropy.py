@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from monai_iou import checks, scores
@@ -126,5 +125,5 @@ class WeightedCrossEntropyLoss(SumsLoss):
             return weighted.sum()
         volume = (sums.count if multi_label else sums.target) * (1 if weight is None else weight)
         total = volume.sum(1, keepdim=True)
-        shares = torch.where(total > 0, weighted / torch.where(total > 0, total, 1), 0)
+        shares = scores.ratio(weighted, total.expand_as(weighted), empty=0.0)
         return shares.reshape(*shares.shape, *[1] * space)

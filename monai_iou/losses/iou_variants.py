@@ -192,7 +192,7 @@ class GeneralizedIoULoss(RegionLoss):
         present = sums.target > 0
         some = present.any(1, keepdim=True)
         if self.empty == "skip":
-            return torch.where(some, terms, 0), some
+            return torch.where(some | terms.isnan(), terms, 0), some
         if self.empty == "suppress":
             shares = torch.where(present, torch.where(some, terms, 0), suppression(sums, self.power))
             return shares.mean(1, keepdim=True), None

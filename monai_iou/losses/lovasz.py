@@ -198,7 +198,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             terms, volume = terms[:, 1:], volume[:, 1:]
         counted = None
         if self.classes == "present":
-            counted = volume != 0  # true of NaN, which stands for wrong labels
+            counted = (volume != 0) | terms.isnan()  # volumes are NaN where labels are wrong
             terms = torch.where(counted, terms, 0)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)

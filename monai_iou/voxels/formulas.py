@@ -43,11 +43,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_iou.voxels.inputs import surely_finite
 from monai_iou.voxels.spec import CONFIDENCE, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
 Sums = TypeVar("Sums", Tensor, NDArray[Any], float)
 
 _TINY = 1e-30
+_LOWEST = -3e38  # stands for ln 0 = -inf, whose product with 0 would be NaN
 
 
 def union(intersection: Sums, prediction: Sums, target: Sums) -> Sums:
@@ -115,17 +117,26 @@ def class_probabilities(logits: Tensor, spec: PassSpec, classes: int) -> Probabi
     return Probabilities(logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None, None, classes)
 
 
+def _counted_log(weight: Tensor, logarithm: Tensor) -> Tensor:
+    """Return the logarithm with 0 in place of -inf where its weight is 0: their product would be NaN. NaN stays."""
+    if surely_finite(logarithm):
+        return logarithm
+    return torch.where((weight == 0) & (logarithm == -torch.inf), 0, logarithm)
+
+
 def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
     log_p, log_q = p.logarithm, p.complement_logarithm
     assert log_p is not None
     target = _smoothed(target, spec, p.classes)
+    own = _counted_log(target, log_p)
     if log_q is not None:
+        other = _counted_log(1 - target, log_q)
         if spec.focal:
-            log_p, log_q = log_p * (spec.focal * log_q).exp(), log_q * (spec.focal * log_p).exp()
-        return (target - 1) * log_q - target * log_p
+            own, other = own * (spec.focal * log_q).exp(), other * (spec.focal * log_p).exp()
+        return (target - 1) * other - target * own
     if spec.focal:
-        log_p = log_p * _power((-log_p.expm1()).clamp_min(_TINY), spec.focal)
-    return -target * log_p
+        own = own * _power((-own.expm1()).clamp_min(_TINY), spec.focal)
+    return -target * own
 
 
 def statistics(p: Probabilities, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
@@ -192,14 +203,15 @@ def _entropy_slope(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
     if log_q is not None:
         if gamma == 0:
             return value - target
+        log_p, log_q = (log.clamp_min(_LOWEST) for log in (log_p, log_q))
         p_focal, q_focal, q = (gamma * log_p).exp_(), (gamma * log_q).exp_(), log_q.exp()
         return target * q_focal * (gamma * value * log_p - q) + (1 - target) * p_focal * (value - gamma * q * log_q)
     if gamma == 0:
         slope = -target
     else:
         q = (-log_p.expm1()).clamp_min_(_TINY)
-        slope = target * (gamma * value * log_p - q) * _power(q, gamma - 1)
-    return slope if spec.activation == "softmax" else torch.where(value > _TINY, slope / value.clamp_min(_TINY), 0)
+        slope = target * (gamma * value * log_p.clamp_min(_LOWEST) - q) * _power(q, gamma - 1)
+    return slope if spec.activation == "softmax" else torch.where(value <= _TINY, 0, slope / value.clamp_min(_TINY))
 
 
 def class_slopes(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:

@@ -128,6 +128,16 @@ def count_errors_and_sums(
     return histograms, statistics.unsqueeze(-1)
 
 
+def check_constant_maps(voxels: Voxels) -> None:
+    """Raise ValueError if the target asks for a gradient, which counts do not have."""
+    if voxels.maps is not None and voxels.maps.requires_grad and torch.is_grad_enabled():
+        message = (
+            "Expected `target` to need no gradient with `bins`, but got one with requires_grad=True: take bins=None or "
+            "target.detach()."
+        )
+        raise ValueError(message)
+
+
 def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
     """Raise ValueError if per-class maps hold anything but 0 and 1 at a voxel that takes part.
 

@@ -7,11 +7,13 @@ cache; for softmax and sigmoid, plain overlap and plain cross-entropy neither is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from monai_iou.voxels.formulas import tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
 from monai_iou.voxels.spec import COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
@@ -108,7 +110,9 @@ def _softmax_entropy(logits: Tensor, target: Tensor, p: Tensor, spare: Tensor, l
     """
     torch.amax(logits, 0, keepdim=True, out=line)
     torch.sub(logits, line, out=p)
-    below = torch.mul(p, target, out=spare).sum(1)
+    # On a CPU add_tile looks at the result. Elsewhere 0 * -inf is left out; of NaN logits the norm below is NaN.
+    add = torch.sum if p.device.type == "cpu" else torch.nansum
+    below = add(torch.mul(p, target, out=spare), 1)
     torch.sum(p.exp_(), 0, keepdim=True, out=line)
     torch.sum(torch.frac(p, out=spare), 0, keepdim=True, out=rest)
     at_peak = line.sub(rest).round_()
@@ -122,6 +126,8 @@ def _sigmoid_entropy(logits: Tensor, target: Tensor, valid: Tensor | None, p: Te
 
     The difference comes first: it is exact at hard labels, and what follows is positive.
     """
+    if p.device.type != "cpu":  # where add_tile cannot look at the result
+        logits = logits.clamp(torch.finfo(p.dtype).min, torch.finfo(p.dtype).max)
     torch.clamp_min(logits, 0, out=p)
     torch.mul(logits, target, out=spare)
     p.sub_(spare)
@@ -146,6 +152,9 @@ def add_tile(total: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Works
         total[CROSS_ENTROPY].copy_(_softmax_entropy(logits, target, p, spare, line, rest))
     elif spec.overlap is not None:
         softmax(logits, p, line)
+    if spec.cross_entropy and p.device.type == "cpu" and not math.isfinite(total[CROSS_ENTROPY].sum().item()):
+        # Infinite logits, which may be right: a class that is ruled out by -inf costs nothing.
+        total[CROSS_ENTROPY].copy_(dict(tile_maps(logits, target, valid, spec))[CROSS_ENTROPY].sum(-1))
     torch.sum(target, 1, out=total[TARGET])
     if spec.overlap is not None:
         if valid is not None:

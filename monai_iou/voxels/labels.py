@@ -148,14 +148,17 @@ _late_checks = LateChecks()
 def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
     """Raise ValueError if the target holds values that are no labels; return `rows`.
 
-    On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call.
+    On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call. Inside
+    torch.compile they become NaN, and no error is raised.
     """
-    if torch.compiler.is_compiling():
-        return rows
-    _late_checks.raise_arrived()
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        _late_checks.raise_arrived()
     bad = found_bad_values(rows, voxels)
     if bad is None:
         return rows
+    if compiling:
+        return torch.where(bad, float("nan"), rows)
 
     def error() -> ValueError:
         if voxels.labels is None:

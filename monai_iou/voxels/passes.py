@@ -12,7 +12,7 @@ from monai_iou import checks
 from monai_iou.voxels import in_place
 from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins, largest_error
 from monai_iou.voxels.error_gradient import error_spec, read_errors
-from monai_iou.voxels.histograms import ErrorHistograms, check_hard_maps, check_probabilities
+from monai_iou.voxels.histograms import ErrorHistograms, check_constant_maps, check_hard_maps, check_probabilities
 from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import chosen_kernel, pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
@@ -70,6 +70,7 @@ def _read(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | No
     if spec.bins is None:
         rows = report_bad_values(pick_kernel(voxels)(voxels, spec), target, voxels, ignore_index)
         return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), None)
+    check_constant_maps(voxels)
     check_hard_maps(voxels, target)
     if spec.activation is None:
         check_probabilities(voxels)
@@ -87,6 +88,7 @@ def error_reading(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: 
 def largest_errors(input: Tensor, target: Tensor, spec: PassSpec, ignore_index: int | None) -> tuple[Voxels, Tensor]:
     """Return checked tensors as :func:`error_reading` takes them, and the largest error of each image, (B, 1)."""
     voxels = flatten_voxels(input, target, ignore_index)
+    check_constant_maps(voxels)
     check_hard_maps(voxels, target)
     with torch.no_grad():
         return voxels, largest_error(voxels, error_spec(spec))

@@ -31,9 +31,9 @@ def sorted_extension(
 ) -> tuple[Tensor, Tensor]:
     """Return the values and the classes' volumes, (B, C), or (1, C) over the batch, exactly."""
     logits, classes, valid = voxels.tile(slice(None), slice(None), sum_dtype(voxels.logits))
-    voxel_count = torch.full_like(classes[..., 0], classes.shape[-1])
-    count = voxel_count if valid is None else valid.sum(-1).expand_as(voxel_count)
-    volume = _reported(classes.sum(-1), count, target, voxels, ignore_index)
+    volume = classes.sum(-1)
+    count = torch.full_like(volume, classes.shape[-1]) if valid is None else valid.sum(-1).expand_as(volume)
+    volume = _reported(volume, count, target, voxels, ignore_index)
     errors = errors_of(logits, classes, activation)[1]
     if batch:
         errors, classes = (rows.transpose(0, 1).flatten(1).unsqueeze(0) for rows in (errors, classes))

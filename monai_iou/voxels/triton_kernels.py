@@ -67,6 +67,22 @@ def _power(value, exponent: tl.constexpr):
         result = value * value
     else:
         result = tl.where(value > 0, tl.exp(exponent * tl.log(tl.maximum(value, 1e-30))), 0.0)
+        result = tl.where(value != value, value, result)  # a maximum drops NaN
+    return result
+
+
+@triton.jit
+def _times_log(weight, log):
+    """Return weight * log, 0 where the weight is 0 and the logarithm -inf; NaN stays."""
+    return tl.where((weight == 0) & (log == -float("inf")), 0.0, weight * log)
+
+
+@triton.jit
+def _focal(log, FOCAL: tl.constexpr):
+    """Return exp(FOCAL * log), NaN where `log` is."""
+    result = tl.exp(FOCAL * log)
+    if FOCAL == 0:  # 0 * -inf
+        result = tl.where(log == log, 1.0, log)
     return result
 
 
@@ -103,7 +119,8 @@ def _take_block(peak, rest, part, real):
     first = peak >= top
     higher_rest = tl.where(first, rest, below)
     lower_rest = tl.where(first, below, rest)
-    return tl.maximum(peak, top), higher_rest + (1.0 + lower_rest) * tl.exp(-tl.abs(peak - top))
+    gap = tl.where(peak == top, 0.0, tl.abs(peak - top))  # both may be -inf
+    return tl.maximum(peak, top), higher_rest + (1.0 + lower_rest) * tl.exp(-gap)
 
 
 @triton.jit
@@ -143,7 +160,7 @@ def _probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.cons
         p = x
         q = 1.0 - x
         if ENTROPY:
-            log_p = tl.log(tl.maximum(x, 1e-30))
+            log_p = tl.where(x == x, tl.log(tl.maximum(x, 1e-30)), x)
     return p, q, log_p, log_q
 
 
@@ -227,9 +244,10 @@ def _forward(
         if ENTROPY:
             soft = KEEP * target + SHARE
             if ACTIVATION == 1:
-                entropy = -soft * log_p * tl.exp(FOCAL * log_q) - (1.0 - soft) * log_q * tl.exp(FOCAL * log_p)
+                entropy = -_times_log(soft, log_p * _focal(log_q, FOCAL))
+                entropy -= _times_log(1.0 - soft, log_q * _focal(log_p, FOCAL))
             else:
-                entropy = -soft * log_p * _power(tl.maximum(q, 1e-30), FOCAL)
+                entropy = -_times_log(soft, log_p * _power(tl.maximum(q, 1e-30), FOCAL))
             tl.store(row, tl.sum(entropy * share, 1), mask=real)
             row += C
         if CONFIDENT:
@@ -261,14 +279,16 @@ def _slope(
             slope *= p * q
     if ENTROPY:
         soft = KEEP * target + SHARE
+        finite_p = tl.maximum(log_p, -3e38)  # 0 times ln 0 is 0
+        finite_q = tl.maximum(log_q, -3e38)
         if ACTIVATION == 1:
-            entropy = soft * tl.exp(FOCAL * log_q) * (FOCAL * p * log_p - q)
-            entropy += (1.0 - soft) * tl.exp(FOCAL * log_p) * (p - FOCAL * q * log_q)
+            entropy = soft * _focal(log_q, FOCAL) * (FOCAL * p * finite_p - q)
+            entropy += (1.0 - soft) * _focal(log_p, FOCAL) * (p - FOCAL * q * finite_q)
         else:
             entropy = -soft
             if FOCAL != 0:
                 q = tl.maximum(q, 1e-30)
-                entropy = soft * (FOCAL * p * log_p - q) * _power(q, FOCAL - 1)
+                entropy = soft * (FOCAL * p * finite_p - q) * _power(q, FOCAL - 1)
             if ACTIVATION == 2:
                 entropy = tl.where(p > 1e-30, entropy / tl.maximum(p, 1e-30), 0.0)
         slope += entropy * tl.load(gradient + 3 * C + classes, mask=real, other=0.0)[:, None]
