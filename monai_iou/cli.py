@@ -245,12 +245,14 @@ def plan(
             check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
         prepare(output.parent)
         with progress() as show:
-            found = compute_fingerprint(folder, lambda done, total, case: show(Progress("training", done, total, case)))
-        proposal = propose(folder, found, machine, folds, fold or 0)
-        write_json(output, proposal.as_json(found, machine))
+            fingerprint = compute_fingerprint(
+                folder, lambda done, total, case: show(Progress("training", done, total, case))
+            )
+        proposal = propose(folder, fingerprint, machine, folds, fold or 0)
+        write_json(output, proposal.as_json(fingerprint, machine))
     except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    print_tables(plan_tables(folder, found, proposal))
+    print_tables(plan_tables(folder, fingerprint, proposal))
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
     files = f"['TRAIN.JSON','{output.as_posix()}']"  # in the config's text a backslash would be an escape
     folder_name = shlex.quote(dataset_dir.as_posix())

@@ -43,7 +43,7 @@ MIN_COMPONENTS_FOR_INSTANCE, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """All decisions, and the plan that training will make of them."""
+    """All decisions, and the plan that a training will derive from them."""
 
     plan: Plan
     decisions: tuple[Decision, ...]
@@ -53,48 +53,53 @@ class Proposal:
         """The bundle's keys with their values."""
         return {key: value for decision in self.decisions for key, value in decision.keys.items()}
 
-    def as_json(self, found: Fingerprint, machine: Machine) -> dict[str, Any]:
-        """Return what `monai-iou plan` writes: the bundle's keys, and beside them, under `plan_report`, why."""
+    def as_json(self, fingerprint: Fingerprint, machine: Machine) -> dict[str, Any]:
+        """Return what `monai-iou plan` writes: the bundle's keys and, under `plan_report`, their reasons."""
         rows = [{"decision": d.name, "value": d.value, "reason": d.reason} for d in self.decisions]
-        report = {"decisions": rows, "device": machine.device, "memory": machine.source, "fingerprint": found.as_json()}
+        report = {
+            "decisions": rows,
+            "device": machine.device,
+            "memory": machine.source,
+            "fingerprint": fingerprint.as_json(),
+        }
         return {**self.config, "plan_report": _without_signs(report)}
 
 
 def propose(
-    folder: SegmentationFolder, found: Fingerprint, machine: Machine, folds: int | None = None, fold: int = 0
+    folder: SegmentationFolder, fingerprint: Fingerprint, machine: Machine, folds: int | None = None, fold: int = 0
 ) -> Proposal:
     """Decide how to train on a dataset.
 
     Args:
         folder: the dataset.
-        found: its fingerprint.
-        machine: where training is to run.
+        fingerprint: fingerprint of the dataset.
+        machine: the machine that training is to run on.
         folds: number of folds of a cross-validation, None for one split.
         fold: the fold to validate on.
 
     Raises:
-        ValueError: the smallest step does not fit into memory, or `folds` or `fold` is out of its range.
+        ValueError: the smallest possible step does not fit into memory, or `folds` or `fold` is out of its range.
     """
-    split = _split(folder, found, folds, fold)
+    split = _split(folder, fingerprint, folds, fold)
     trained = _training_count(folder, split)
-    spacing = _spacing(found)
-    facts = [case.facts for case in found.measures]
-    plan, levels = choose_levels(folder, facts, found, spacing.keys["pixdim"], machine)
-    batch = batch_decision(plan, found, machine, trained)
+    spacing = _spacing(fingerprint)
+    facts = [case.facts for case in fingerprint.measures]
+    plan, levels = choose_levels(folder, facts, fingerprint, spacing.keys["pixdim"], machine)
+    batch = batch_decision(plan, fingerprint, machine, trained)
     length = _length(batch.keys["batch_size"], trained, machine)
-    weights = _class_weights(found)
+    weights = _class_weights(fingerprint)
     decisions = (
         spacing,
-        patch_decision(plan, found, machine),
+        patch_decision(plan, fingerprint, machine),
         network_decision(plan, levels, machine),
         batch,
-        cache_decision(plan, found, machine),
-        crop_decision(plan, found),
-        lesion_draw_decision(plan, found),
+        cache_decision(plan, fingerprint, machine),
+        crop_decision(plan, fingerprint),
+        lesion_draw_decision(plan, fingerprint),
         _normalisation(plan),
         weights,
-        _loss(found, weights.keys["class_weights"]),
-        _lesion_threshold(plan, found),
+        _loss(fingerprint, weights.keys["class_weights"]),
+        _lesion_threshold(plan, fingerprint),
         split,
         length,
         _weights(_steps(length, batch, trained), machine),
@@ -102,9 +107,9 @@ def propose(
     return Proposal(plan, decisions)
 
 
-def _spacing(found: Fingerprint) -> Decision:
-    """Decide the target spacing: the median, but finer where slices are thick."""
-    spacings = np.array([case.facts.spacing for case in found.measures])
+def _spacing(fingerprint: Fingerprint) -> Decision:
+    """Decide the target spacing: the median, but a finer one along an axis with thick slices."""
+    spacings = np.array([case.facts.spacing for case in fingerprint.measures])
     target = np.median(spacings, axis=0)
     axis = int(target.argmax())
     others = float(np.delete(target, axis).max())
@@ -113,7 +118,9 @@ def _spacing(found: Fingerprint) -> Decision:
         thin = max(float(np.percentile(spacings[:, axis], 10)), others)
         if thin < target[axis] * (1 - 1e-3):
             target[axis] = thin
-            reason = f"median; on {'RAS'[axis]}, with thick slices, the 10th percentile, so that thin ones keep detail"
+            reason = (
+                f"median; along {'RAS'[axis]}, with thick slices, the 10th percentile to keep the detail of thin ones"
+            )
     pixdim = [float(f"{side:.6g}") for side in target]
     return Decision("target spacing", f"{format_size(pixdim)} mm", reason, {"pixdim": pixdim})
 
@@ -124,37 +131,39 @@ def _normalisation(plan: Plan) -> Decision:
         is_ct = rule["kind"] == "ct"
         texts.append(f"CT window {rule['lower']:.0f} to {rule['upper']:.0f}" if is_ct else "z-score")
         reasons.append(
-            f"channel {escape_config_text(name)} is CT, whose numbers mean the same in every scan"
+            f"channel {escape_config_text(name)} is CT, whose values mean the same in every scan"
             if is_ct
             else f"channel {escape_config_text(name)} has no common scale"
         )
     return Decision("normalisation", ", ".join(texts), "; ".join(reasons))
 
 
-def _class_weights(found: Fingerprint) -> Decision:
-    """Decide class weights by the effective number of voxels in a case that has the class."""
-    voxels = np.array([case.voxels for case in found.measures], dtype=float)
+def _class_weights(fingerprint: Fingerprint) -> Decision:
+    """Decide class weights by the effective number of voxels in the cases that contain the class."""
+    voxels = np.array([case.voxels for case in fingerprint.measures], dtype=float)
     weights = class_weights(voxels.sum(0) / np.maximum((voxels > 0).sum(0), 1), "effective")
     rounded = [round(weight, 4) for weight in weights.tolist()]
-    reason = "effective number of voxels in a case (beta 0.9999)"
-    reason += "; taken by the loss" if _unequal_classes(found) else "; not taken: the IoU term weighs classes alike"
-    if unseen := [label.name for label in found.classes if not label.cases]:
+    reason = "effective number of voxels per case (beta 0.9999)"
+    reason += (
+        "; used by the loss" if _unequal_classes(fingerprint) else "; not used, as the IoU term weights classes alike"
+    )
+    if unseen := [label.name for label in fingerprint.classes if not label.cases]:
         reason += f"; no voxel of {escape_config_text(', '.join(unseen))}, which cannot be learned"
     return Decision("class weights", ", ".join(map(str, rounded)), reason, {"class_weights": rounded})
 
 
-def _unequal_classes(found: Fingerprint) -> bool:
-    shares = [label.fraction for label in found.classes if label.cases]
+def _unequal_classes(fingerprint: Fingerprint) -> bool:
+    shares = [label.fraction for label in fingerprint.classes if label.cases]
     return len(shares) > 1 and max(shares) >= UNEQUAL_CLASSES * min(shares)
 
 
-def _loss(found: Fingerprint, weights: list[float]) -> Decision:
+def _loss(fingerprint: Fingerprint, weights: list[float]) -> Decision:
     """Follow the decision guide of docs/losses.md."""
     region = {"include_background": False, "softmax": True, "batch": True, "sync_batch": True}
     compound = {"_target_": "monai_iou.IoUCELoss", **region}
-    main = max(found.classes, key=lambda label: label.components_a_case)
-    if _unequal_classes(found):
-        shares = [label.fraction for label in found.classes if label.cases]
+    main = max(fingerprint.classes, key=lambda label: label.components_a_case)
+    if _unequal_classes(fingerprint):
+        shares = [label.fraction for label in fingerprint.classes if label.cases]
         loss: dict[str, Any] = {
             "_target_": "monai_iou.CompoundLoss",
             "losses": [
@@ -165,7 +174,7 @@ def _loss(found: Fingerprint, weights: list[float]) -> Decision:
         reason = f"the largest class has {max(shares) / min(shares):.0f} times the voxels of the smallest"
         return Decision("loss", "GeneralizedIoULoss + weighted cross-entropy", reason, {"loss": loss})
     if (
-        len(found.classes) == 1
+        len(fingerprint.classes) == 1
         and main.components_a_case >= MIN_COMPONENTS_FOR_INSTANCE
         and main.size_ratio >= UNEQUAL_SIZES
     ):
@@ -178,35 +187,37 @@ def _loss(found: Fingerprint, weights: list[float]) -> Decision:
         }
         reason = (
             f"{main.components_a_case:.0f} components per case, the largest {main.size_ratio:.0f} times the median: "
-            "each is to count"
+            "each one should count"
         )
         return Decision("loss", "InstanceIoULoss + IoUCELoss", reason, {"loss": loss})
-    reason = "no lesions or classes of very unequal size, so the most robust compound; sums over the batch, "
-    reason += f"as {100 * found.foreground_fraction.median[0]:.3g} % of a case is foreground"
+    reason = (
+        "no lesions or classes of very unequal size, so that the most robust compound is used; sums over the batch, "
+    )
+    reason += f"because {100 * fingerprint.foreground_fraction.median[0]:.3g} % of a case is foreground"
     return Decision("loss", "IoUCELoss", reason, {"loss": compound})
 
 
-def _lesion_threshold(plan: Plan, found: Fingerprint) -> Decision:
-    """Decide below which volume a predicted component can match no annotated one."""
-    small: float = min(label.small_mm3 for label in found.classes if label.components)
+def _lesion_threshold(plan: Plan, fingerprint: Fingerprint) -> Decision:
+    """Decide the volume below which a predicted component cannot match any annotated one."""
+    small: float = min(label.small_mm3 for label in fingerprint.classes if label.components)
     voxel = float(np.prod(plan.pixdim))
     threshold = float(f"{max(small / 2, voxel):.4g}")
     reason = (
-        f"99 of 100 annotated components have {small:.4g} mm3 or more; at less than half of that IoU stays below 0.5"
+        f"99 of 100 annotated components have {small:.4g} mm3 or more; with less than half of it, IoU stays below 0.5"
         if small / 2 >= voxel
-        else f"annotated components are as small as {small:.4g} mm3: one voxel at the target spacing"
+        else f"annotated components are as small as {small:.4g} mm3, so it is one voxel at the target spacing"
     )
     return Decision("lesion threshold", f"{threshold:g} mm3", reason, {"lesion_threshold_mm3": threshold})
 
 
-def _split(folder: SegmentationFolder, found: Fingerprint, folds: int | None, fold: int) -> Decision:
-    patients = f"{found.patients} patients, each on one side"
+def _split(folder: SegmentationFolder, fingerprint: Fingerprint, folds: int | None, fold: int) -> Decision:
+    patients = f"{fingerprint.patients} patients, each on one side of the split"
     if folds is not None:
-        check_folds(folds, fold, found.patients)
+        check_folds(folds, fold, fingerprint.patients)
         keys: dict[str, Any] = {"folds": folds, "fold": fold}
         return Decision("split", f"fold {fold} of {folds}", f"{patients}; every case is validated in one fold", keys)
-    fraction = round(max(0.1, min(0.25, 3 / found.patients)), 2)
-    reason = f"{patients}; a tenth, or up to a quarter to hold out three patients"
+    fraction = round(max(0.1, min(0.25, 3 / fingerprint.patients)), 2)
+    reason = f"{patients}; a tenth of the cases, or up to a quarter to hold out three patients"
     return Decision("split", f"{fraction:.0%} for validation", reason, {"val_fraction": fraction})
 
 
@@ -218,13 +229,13 @@ def _training_count(folder: SegmentationFolder, split: Decision) -> int:
 
 
 def _length(batch: int, trained: int, machine: Machine) -> Decision:
-    """Decide the epochs, for a number of steps, and how often an epoch repeats few volumes."""
+    """Decide the number of epochs from a number of steps, and how often an epoch repeats each case."""
     repeats = max(1, EPOCH_STEPS[machine.device] * batch // trained)
     steps = repeats * trained // batch
     epochs = max(MIN_EPOCHS, math.ceil(STEPS[machine.device] / steps))
     interval = max(1, epochs // VALIDATIONS[machine.device])
-    again = f" {repeats} times each" if repeats > 1 else ""
-    reason = f"{trained} training cases{again} are {steps} steps an epoch; {epochs * steps} in all"
+    again = f", {repeats} times each," if repeats > 1 else ""
+    reason = f"{trained} training cases{again} give {steps} steps per epoch and {epochs * steps} in all"
     value = f"{epochs} epochs, validation every {interval}"
     return Decision("length", value, reason, {"epochs": epochs, "case_repeats": repeats, "val_interval": interval})
 
@@ -237,15 +248,15 @@ def _steps(length: Decision, batch: Decision, trained: int) -> int:
 def _weights(steps: int, machine: Machine) -> Decision:
     """Decide which weights are stored: the final ones, averaged over the last steps."""
     decay = EMA_DECAY[machine.device]
-    reason = f"averaged over about {round(1 / (1 - decay))} of {steps} steps; the rate has fallen to 0, "
-    reason += "and the best of many validations overfits its cases"
+    reason = f"averaged over about {round(1 / (1 - decay))} of {steps} steps; the learning rate has fallen to 0, "
+    reason += "and the best of many validations would overfit its cases"
     return Decision(
-        "weights", f"the last, average {decay} a step", reason, {"ema_decay": decay, "keep_weights": "last"}
+        "weights", f"final weights, averaged with {decay}", reason, {"ema_decay": decay, "keep_weights": "last"}
     )
 
 
 def escape_config_text(text: str) -> str:
-    """Return a name without the signs that MONAI's configs read as an expression, a reference or a macro.
+    """Return a name without the characters that MONAI's configs read as an expression, a reference or a macro.
 
     Example:
         >>> escape_config_text("$import os"), escape_config_text("T1")
@@ -259,6 +270,6 @@ def _without_signs(value: Any) -> Any:
         return {key: _without_signs(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_signs(item) for item in value]
-    # A sign at the start makes an expression, a reference or a macro of a text; "@#" and "%#" are replaced anywhere.
+    # At the start of a text these characters mark an expression, a reference or a macro; "@#" and "%#" count anywhere.
     risky = isinstance(value, str) and (value[:1] in tuple("$@%") or any(sign in value for sign in ("@", "%#", "%::")))
     return escape_config_text(value) if risky else value

@@ -124,12 +124,12 @@ def _box(volume: np.ndarray, pixdim: Sequence[float], edge: float) -> np.ndarray
 def patch_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> Decision:
     """Return the size of the patch with its reason."""
     if holds_a_volume(plan, fingerprint):
-        reason = "holds the median volume"
+        reason = "contains the median volume"
     else:
         kind = "GPU" if machine.device == "cuda" else "CPU"
         reason = (
-            f"as near a cube in mm as fits {round(PATCH_VOXELS[machine.device] ** (1 / 3))}^3 voxels "
-            f"(the limit for a {kind}) and, twice, {machine.source}"
+            f"closest to a cube in mm with at most {round(PATCH_VOXELS[machine.device] ** (1 / 3))}^3 voxels "
+            f"(the limit for a {kind}); two patches fit into {machine.source}"
         )
     return Decision("patch", f"{format_size(plan.patch_size)} voxels", reason, {"patch_size": list(plan.patch_size)})
 
@@ -141,11 +141,11 @@ def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
     value = (
         f"{len(plan.channels)} levels, {plan.channels[0]} to {plan.channels[-1]} channels, first at {first} resolution"
     )
-    reason = f"halve axes while 5 voxels remain: {format_size(deepest)} at the bottom; "
+    reason = f"axes are halved as long as 5 voxels remain, {format_size(deepest)} at the lowest level; "
     if machine.device == "cuda":
-        reason += "full resolution, as on a GPU it can be afforded"
+        reason += "full resolution is affordable on a GPU"
     else:
-        reason += f"full resolution {'' if levels.full_resolution else 'not '}affordable on a CPU with this patch"
+        reason += f"full resolution is {'' if levels.full_resolution else 'not '}affordable on a CPU with this patch"
     keys = {"base_channels": levels.base_channels, "full_resolution": levels.full_resolution}
     return Decision("network", value, reason, keys)
 
@@ -161,8 +161,8 @@ def batch_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine, train
     samples = max(1, patches // batch)
     needed = training_bytes(plan, batch * samples) / GIB
     reason = (
-        f"a step takes about {needed:.1f} GiB (3 x what backward keeps + 16 bytes a weight); "
-        f"{machine.step_bytes / GIB:.1f} of {machine.source} may go there"
+        f"a step takes about {needed:.1f} GiB (3 x what backward keeps + 16 bytes per parameter); "
+        f"it may take {machine.step_bytes / GIB:.1f} of {machine.source}"
     )
     value = f"{batch} volumes x {samples} patch{'es' if samples > 1 else ''}"
     return Decision("batch", value, reason, {"batch_size": batch, "num_samples": samples})
@@ -173,7 +173,7 @@ def cache_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> De
     volumes = [np.prod(np.multiply(c.facts.shape, c.facts.spacing) / plan.pixdim) for c in fingerprint.measures]
     needed = float(sum(volumes)) * (4 * plan.in_channels + 1)
     rate = math.floor(100 * min(1.0, machine.cache_bytes / needed)) / 100
-    reason = f"all volumes, prepared, take {needed / GIB:.2f} GiB; {machine.cache_bytes / GIB:.1f} GiB may be taken"
+    reason = f"all prepared volumes take {needed / GIB:.2f} GiB; they may take {machine.cache_bytes / GIB:.1f} GiB"
     return Decision("cache", f"{rate:.0%} of the volumes", reason, {"cache_rate": rate})
 
 

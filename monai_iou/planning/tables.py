@@ -42,7 +42,7 @@ def _channels(fingerprint: Fingerprint) -> Table:
 
 def _classes(fingerprint: Fingerprint) -> Table:
     sizes = "smallest, median, largest"
-    table = Table("class", "% of voxels", "cases", "components", "a case", f"{sizes}, voxels", f"{sizes}, mm3")
+    table = Table("class", "% of voxels", "cases", "components", "per case", f"{sizes}, voxels", f"{sizes}, mm3")
     for label in fingerprint.classes:
         spreads = ((size.smallest[0], size.median[0], size.largest[0]) for size in (label.size_voxels, label.size_mm3))
         table.add_row(

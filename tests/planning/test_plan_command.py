@@ -110,7 +110,7 @@ def test_the_file_holds_no_expression_and_a_reason_for_everything(tmp_path: Path
     assert all(found[:1] not in tuple("$@%") and "\n" not in found for found in strings(config))
     assert [path.name for path in (tmp_path / "plans").iterdir()] == ["plan.json"]
     report = config.pop("plan_report")
-    assert len(report["decisions"]) == 13
+    assert len(report["decisions"]) == 14
     assert all(row["value"] and row["reason"] for row in report["decisions"])
     assert report["memory"] == "4.0 GiB by --memory-gb"
     assert report["fingerprint"]["empty_cases"] == ["patient0/image"]
