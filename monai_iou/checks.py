@@ -129,7 +129,7 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
     return tensor
 
 
-def check_weight_length(weight: Tensor, classes: int, include_background: bool) -> None:
+def check_weight_length(weight: Tensor, classes: int, include_background: bool, name: str = "weight") -> None:
     """Raise ValueError unless `weight` is one number or one number per scored class."""
     if weight.ndim == 1 and weight.shape[0] != classes:
         remedy = (
@@ -137,7 +137,7 @@ def check_weight_length(weight: Tensor, classes: int, include_background: bool) 
             if include_background
             else "with include_background=False the background takes no weight"
         )
-        message = f"Expected `weight` to hold {classes} values, but got {weight.shape[0]}: {remedy}."
+        message = f"Expected `{name}` to hold {classes} values, but got {weight.shape[0]}: {remedy}."
         raise ValueError(message)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "tversky",
     "union",
     "volume_weights",
+    "weighted_entropy",
 ]
 
 WEIGHT_TYPES = ("square", "simple", "uniform")
@@ -153,12 +154,24 @@ def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, sm
     return ratio(overlap + smooth_nr * scale, union + smooth_dr * scale)
 
 
-def cross_entropy(sums: VoxelSums, weight: Tensor | None = None, *, multi_label: bool = False) -> Tensor:
-    """Return sum_c w_c E_c / sum_c w_c T_c, (B,); 0 over no voxels. With `multi_label`, N voxels stand for T_c."""
+def weighted_entropy(sums: VoxelSums, pos_weight: Tensor | None) -> Tensor:
+    """Return E, in which the voxels of a class count `pos_weight` times (of sums whose E is in two parts)."""
+    if pos_weight is None:
+        return sums.cross_entropy
+    return pos_weight.to(sums.target) * sums.foreground_entropy + sums.background_entropy
+
+
+def cross_entropy(
+    sums: VoxelSums, weight: Tensor | None = None, *, multi_label: bool = False, pos_weight: Tensor | None = None
+) -> Tensor:
+    """Return sum_c w_c E_c / sum_c w_c T_c, (B,); 0 over no voxels. With `multi_label`, N voxels stand for T_c.
+
+    `pos_weight` is that of torch's BCEWithLogitsLoss; see :func:`weighted_entropy`.
+    """
     volume = sums.count if multi_label else sums.target
     weight = torch.ones_like(volume[:1]) if weight is None else weight.to(volume).expand(volume.shape[1])
     total = (weight * volume).sum(1)
-    return ratio((weight * sums.cross_entropy).sum(1), total, empty=0.0)
+    return ratio((weight * weighted_entropy(sums, pos_weight)).sum(1), total, empty=0.0)
 
 
 def lovasz(histograms: ErrorHistograms) -> Tensor:

@@ -23,13 +23,13 @@ _RENAMED = {
     "use_softmax": ("softmax",),
     "weight_mode": ("weights",),
     "w_type": ("weight",),
-    "pos_weight": ("weight",),
 }
 _EXPLAINED = {
     "jaccard": "leave it out, the IoU (Jaccard) is what this loss computes",
     "alpha": "take FocalTverskyLoss, which weighs false positives by `alpha`",
     "beta": "take FocalTverskyLoss, which weighs false negatives by `beta`",
     "gamma": "take FocalIoULoss or LogIoULoss for an exponent of the IoU, IoUFocalLoss for a focal term",
+    "pos_weight": "take WeightedCrossEntropyLoss or IoUCELoss, which weigh the foreground of a sigmoid by it",
     "smooth": "write `smooth_nr` and `smooth_dr`",
     "num_classes": "leave it out, the input has one channel per class",
     "from_logits": "write `softmax=True` or `sigmoid=True` for logits",

@@ -25,8 +25,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
     summed over classes (MONAI's FocalLoss averages over them).
 
     Args:
-        weight: one number per class; see :func:`monai_iou.class_weights`. One number changes nothing. Ignored for
-            single-channel input, as in MONAI's losses.
+        weight: one number per class; see :func:`monai_iou.class_weights`. One number changes nothing. On one channel it
+            is `pos_weight`, as in MONAI's DiceCELoss.
         gamma: focal exponent, 0 for plain cross-entropy.
         label_smoothing: share of each label that is given to all classes alike, as in torch.
         include_background: whether the sums of class 0 take part.
@@ -37,6 +37,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
         reduction: "mean"; "sum" of the weighted sums, not divided; "none", the shares of each image and class that add
             up over classes to the image's mean, (B, C, 1, ...).
         ignore_index: label of ignored voxels.
+        pos_weight: with `sigmoid`, how often the voxels of a class count against the others, one number or one per
+            scored class, as in torch's BCEWithLogitsLoss: above 1 for more recall. The mean is still over all voxels.
         sync_batch: add the sums over all ranks before dividing; with the reduction "mean".
 
     Raises:
@@ -65,6 +67,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         reduction: str = "mean",
         ignore_index: int | None = None,
         *,
+        pos_weight: Sequence[float] | float | Tensor | None = None,
         sync_batch: bool = False,
     ) -> None:
         if other_act is not None:
@@ -90,6 +93,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
         self.include_background = include_background
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", checks.as_weight(weight))
+        self.pos_weight: Tensor | None
+        self.register_buffer("pos_weight", checks.as_weight(pos_weight, "pos_weight"))
 
     def activation(self, channels: int) -> str | None:
         """Return the activation; one channel takes a sigmoid."""
@@ -105,22 +110,55 @@ class WeightedCrossEntropyLoss(SumsLoss):
             cross_entropy=True,
             focal=self.gamma,
             label_smoothing=self.label_smoothing,
+            split=self._positive_weight(channels) is not None,
         )
+
+    def _positive_weight(self, channels: int) -> Tensor | None:
+        """Return the weight of the voxels of a class against the others; on one channel `weight` means it too."""
+        if self.activation(channels) != "sigmoid":
+            if self.pos_weight is not None:
+                message = (
+                    "Expected `pos_weight` to be None without a sigmoid, but got weights: set sigmoid=True, or give "
+                    "one `weight` per class."
+                )
+                raise ValueError(message)
+            return None
+        if channels > 1 or self.class_weight is None:
+            return self.pos_weight
+        if self.pos_weight is not None:
+            message = (
+                "Expected `weight` or `pos_weight` on one channel, but got both: they mean the same there, keep one."
+            )
+            raise ValueError(message)
+        if self.class_weight.numel() != 1:
+            message = (
+                f"Expected `weight` to hold 1 value on one channel, but got {self.class_weight.numel()}: give the "
+                "weight of the foreground divided by that of the background."
+            )
+            raise ValueError(message)
+        return self.class_weight
 
     def score(self, sums: VoxelSums, space: int) -> Tensor:
         """Return the loss from sums (B, C)."""
-        one_channel = sums.target.shape[1] == 1
+        channels = sums.target.shape[1]
+        one_channel = channels == 1
         multi_label = self.sigmoid or one_channel
         if not self.include_background and sums.target.shape[1] > 1:
             sums = sums.without_background()
         classes = sums.target.shape[1]
         weight = None if one_channel else self.class_weight
+        pos_weight = self._positive_weight(channels)
+        if pos_weight is not None:
+            checks.check_weight_length(pos_weight, classes, self.include_background, "pos_weight")
         if weight is not None:
             checks.check_weight_length(weight, classes, self.include_background)
             weight = weight.to(sums.target).expand(classes)
         if self.reduction == "mean":
-            return scores.cross_entropy(self.pooled(sums, batch=True), weight, multi_label=multi_label).squeeze(0)
-        weighted = sums.cross_entropy if weight is None else sums.cross_entropy * weight
+            return scores.cross_entropy(
+                self.pooled(sums, batch=True), weight, multi_label=multi_label, pos_weight=pos_weight
+            ).squeeze(0)
+        entropy = scores.weighted_entropy(sums, pos_weight)
+        weighted = entropy if weight is None else entropy * weight
         if self.reduction == "sum":
             return weighted.sum()
         volume = (sums.count if multi_label else sums.target) * (1 if weight is None else weight)

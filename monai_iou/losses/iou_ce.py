@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from typing_extensions import Unpack
 
 from monai_iou import checks
@@ -24,8 +26,11 @@ class IoUCELoss(CompoundLoss):
         lambda_ce: factor of the cross-entropy.
         gamma: focal exponent of the cross-entropy, 0 for none.
         label_smoothing: label smoothing of the cross-entropy.
-        weight: one number, or one a class including the background; used by both terms (the IoU term leaves out the
-            background's with `include_background=False`).
+        weight: one number, or one per class including the background; used by both terms (the IoU term leaves out the
+            background's with `include_background=False`). On one channel it is the cross-entropy's `pos_weight`, as in
+            MONAI's DiceCELoss.
+        pos_weight: with `sigmoid`, how often the voxels of a class count against the others in the cross-entropy; see
+            :class:`WeightedCrossEntropyLoss`.
         *args: the arguments of :class:`IoULoss`, in its order.
         **options: the same, by name. Class 0 always takes part in the cross-entropy. Without an
             activation the input holds probabilities for both terms.
@@ -50,12 +55,14 @@ class IoUCELoss(CompoundLoss):
         lambda_ce: float = 1.0,
         gamma: float = 0.0,
         label_smoothing: float = 0.0,
+        pos_weight: Sequence[float] | float | Tensor | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
         _check_terms_fit(options)
         weight = checks.as_weight(options.pop("weight", None))
-        entropy_options: dict[str, Any] = {name: value for name, value in options.items() if name in _SHARED}
-        entropy = WeightedCrossEntropyLoss(weight, gamma, label_smoothing, **{"softmax": False, **entropy_options})
+        shared: dict[str, Any] = {name: value for name, value in options.items() if name in _SHARED}
+        shared = {"softmax": False, "pos_weight": pos_weight, **shared}
+        entropy = WeightedCrossEntropyLoss(weight, gamma, label_smoothing, **shared)
         if weight is not None and weight.ndim == 1 and not options.get("include_background", True):
             weight = weight[1:]
         region: RegionOptions = {**options, "weight": weight}
@@ -87,6 +94,7 @@ class IoUFocalLoss(IoUCELoss):
         lambda_iou: factor of the IoU loss.
         lambda_focal: factor of the focal loss.
         label_smoothing: label smoothing of the focal loss.
+        pos_weight: as in :class:`IoUCELoss`.
 
     Raises:
         TypeError: as the terms do.
@@ -108,6 +116,7 @@ class IoUFocalLoss(IoUCELoss):
         lambda_iou: float = 1.0,
         lambda_focal: float = 1.0,
         label_smoothing: float = 0.0,
+        pos_weight: Sequence[float] | float | Tensor | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
         super().__init__(
@@ -116,5 +125,6 @@ class IoUFocalLoss(IoUCELoss):
             lambda_iou=lambda_iou,
             lambda_ce=lambda_focal,
             label_smoothing=label_smoothing,
+            pos_weight=pos_weight,
             **options,
         )

@@ -117,7 +117,7 @@ def _backward(
     classes: int,
     ignored: int | None,
 ) -> None:
-    """Write d loss / d logits into `out`; `gradient` is (6, C)."""
+    """Write d loss / d logits into `out`; `gradient` is (7, C)."""
     valid = _valid(target, mask, ignored)
     rows = _class_rows(logits, valid, spec, classes)
     targets = _class_targets(target, valid, classes)
@@ -242,7 +242,7 @@ class _CompiledSums(torch.autograd.Function):
 
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
-    """Return the statistics (6, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
+    """Return the statistics (7, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
     if not covers(voxels):
         return tiled.compute_sums(voxels, spec)
     result: Tensor = _CompiledSums.apply(voxels.logits, voxels, spec)

@@ -86,7 +86,7 @@ def with_slopes(value: Tensor, histograms: ErrorHistograms) -> Tensor:
 
 
 class _ErrorPass(torch.autograd.Function):
-    """Statistics (6, B, C, 1), histograms, and the zeros whose gradient is dL/dp by cell: one reading each way."""
+    """Statistics (7, B, C, 1), histograms, and the zeros whose gradient is dL/dp by cell: one reading each way."""
 
     @staticmethod
     def forward(
@@ -122,7 +122,7 @@ def error_spec(spec: PassSpec) -> ErrorSpec:
 
 
 def read_errors(voxels: Voxels, spec: PassSpec, limit: Tensor) -> tuple[Tensor, ErrorHistograms]:
-    """Return the statistics (6, B, C, 1) and the histograms of errors up to `limit`, (1, 1) or (B, 1).
+    """Return the statistics (7, B, C, 1) and the histograms of errors up to `limit`, (1, 1) or (B, 1).
 
     Differentiable: the statistics as they are, the histograms by :func:`with_slopes`.
     """
@@ -133,7 +133,7 @@ def read_errors(voxels: Voxels, spec: PassSpec, limit: Tensor) -> tuple[Tensor, 
 def _write_gradient(
     out: Tensor, voxels: Voxels, spec: PassSpec, limits: Tensor, slopes: Tensor, of_rows: Tensor
 ) -> None:
-    """Write the gradient of the logits; `slopes` is (2, B, C, 2, M + 2), `of_rows` (6, B, C, 1), `limits` (B, 1)."""
+    """Write the gradient of the logits; `slopes` is (2, B, C, 2, M + 2), `of_rows` (7, B, C, 1), `limits` (B, 1)."""
     logits, errors = voxels.logits, error_spec(spec)
     starts, rises = F.pad(slopes.flatten(2), (0, 1))  # the last place, of ignored voxels, is read as 0
     size = tile_voxels(logits)

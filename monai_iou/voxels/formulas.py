@@ -10,7 +10,8 @@ For one image, with logits :math:`x_{cv}` of class c at voxel v, and the label :
     P_c = sum_v p_cv^q,  T_c = sum_v y_cv^q       prediction and target, q = power
     U_c = P_c + T_c - I_c                         union; for "min_max" it is sum_v max(p, y)
     E_c = sum_v y'_cv (1 - p_cv)^gamma (-ln p_cv) cross-entropy, y' = (1 - s) y + s / C, focal if gamma > 0;
-          with sigmoid the binary form, y' = (1 - s) y + s / 2, plus the same of 1 - y' and 1 - p
+          with sigmoid the binary form, y' = (1 - s) y + s / 2, plus the same of 1 - y' and 1 - p, in
+          a row of its own if asked for
     Q_c = sum_v p_cv^(q+1),  N = sum_v 1          confidence and voxel count
 
 Ignored voxels are excluded from every sum. U never cancels: I <= min(P, T), so U >= (P + T) / 2.
@@ -44,7 +45,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou.voxels.inputs import surely_finite
-from monai_iou.voxels.spec import CONFIDENCE, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
+from monai_iou.voxels.spec import (
+    BACKGROUND_ENTROPY,
+    CONFIDENCE,
+    CROSS_ENTROPY,
+    INTERSECTION,
+    PREDICTION,
+    TARGET,
+    PassSpec,
+)
 
 Sums = TypeVar("Sums", Tensor, NDArray[Any], float)
 
@@ -124,7 +133,8 @@ def _counted_log(weight: Tensor, logarithm: Tensor) -> Tensor:
     return torch.where((weight == 0) & (logarithm == -torch.inf), 0, logarithm)
 
 
-def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
+def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> tuple[Tensor, Tensor | None]:
+    """Return the cross-entropy of the voxels of the class and, with sigmoid, of the others."""
     log_p, log_q = p.logarithm, p.complement_logarithm
     assert log_p is not None
     target = _smoothed(target, spec, p.classes)
@@ -133,10 +143,10 @@ def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
         other = _counted_log(1 - target, log_q)
         if spec.focal:
             own, other = own * (spec.focal * log_q).exp(), other * (spec.focal * log_p).exp()
-        return (target - 1) * other - target * own
+        return -target * own, (target - 1) * other
     if spec.focal:
         own = own * _power((-own.expm1()).clamp_min(_TINY), spec.focal)
-    return -target * own
+    return -target * own, None
 
 
 def statistics(p: Probabilities, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
@@ -154,8 +164,12 @@ def statistics(p: Probabilities, target: Tensor, valid: Tensor | None, spec: Pas
         yield PREDICTION, _power(value, spec.power)
     yield TARGET, _power(target, spec.power)
     if spec.cross_entropy:
-        entropy = _cross_entropy(p, target, spec)
-        yield CROSS_ENTROPY, entropy if valid is None else entropy * valid
+        inside, outside = _cross_entropy(p, target, spec)
+        if outside is not None and not spec.split:
+            inside = inside + outside
+        yield CROSS_ENTROPY, inside if valid is None else inside * valid
+        if outside is not None and spec.split:
+            yield BACKGROUND_ENTROPY, outside if valid is None else outside * valid
     if spec.confidence:
         yield CONFIDENCE, value * _power(value, spec.power)
 
@@ -195,23 +209,36 @@ def _region_slope(p: Tensor, target: Tensor, gradient: Tensor, spec: PassSpec) -
     return slope
 
 
-def _entropy_slope(p: Probabilities, target: Tensor, spec: PassSpec) -> Tensor:
-    """Return d E / dx before the softmax's coupling (softmax), d E / dx (sigmoid) or d E / dp (probabilities)."""
+def _binary_slopes(p: Probabilities, target: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return dE/dx of a sigmoid's two parts, of the voxels of the class and of the others."""
+    assert p.logarithm is not None
+    assert p.complement_logarithm is not None
+    log_p, log_q = (log.clamp_min(_LOWEST) for log in (p.logarithm, p.complement_logarithm))
+    q = log_q.exp()
+    if gamma == 0:
+        return -target * q, (1 - target) * p.value
+    inside = target * (gamma * log_q).exp_() * (gamma * p.value * log_p - q)
+    return inside, (1 - target) * (gamma * log_p).exp_() * (p.value - gamma * q * log_q)
+
+
+def _entropy_slope(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
+    """Return g_E times dE/dx before the softmax's coupling (softmax), dE/dx (sigmoid) or dE/dp (probabilities)."""
     target, gamma = _smoothed(target, spec, p.classes), spec.focal
-    value, log_p, log_q = p.value, p.logarithm, p.complement_logarithm
+    value, log_p, of_class = p.value, p.logarithm, gradient[CROSS_ENTROPY]
     assert log_p is not None
-    if log_q is not None:
-        if gamma == 0:
-            return value - target
-        log_p, log_q = (log.clamp_min(_LOWEST) for log in (log_p, log_q))
-        p_focal, q_focal, q = (gamma * log_p).exp_(), (gamma * log_q).exp_(), log_q.exp()
-        return target * q_focal * (gamma * value * log_p - q) + (1 - target) * p_focal * (value - gamma * q * log_q)
+    if spec.activation == "sigmoid":
+        if gamma == 0 and not spec.split:
+            return (value - target) * of_class
+        inside, outside = _binary_slopes(p, target, gamma)
+        return inside * of_class + outside * gradient[BACKGROUND_ENTROPY if spec.split else CROSS_ENTROPY]
     if gamma == 0:
         slope = -target
     else:
         q = (-log_p.expm1()).clamp_min_(_TINY)
         slope = target * (gamma * value * log_p.clamp_min(_LOWEST) - q) * _power(q, gamma - 1)
-    return slope if spec.activation == "softmax" else torch.where(value <= _TINY, 0, slope / value.clamp_min(_TINY))
+    if spec.activation is None:
+        slope = torch.where(value <= _TINY, 0, slope / value.clamp_min(_TINY))
+    return slope * of_class
 
 
 def class_slopes(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
@@ -220,7 +247,7 @@ def class_slopes(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassS
     Args:
         p: probabilities of any shape, of all classes or of one.
         target: the same shape and dtype.
-        gradient: d loss / d statistics, six rows that broadcast against `p`.
+        gradient: d loss / d statistics, seven rows that broadcast against `p`.
         spec: as in forward.
     """
     slope = _region_slope(p.value, target, gradient, spec)
@@ -229,14 +256,14 @@ def class_slopes(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassS
     elif spec.activation == "sigmoid":
         slope.mul_(torch.addcmul(p.value, p.value, p.value, value=-1))
     if spec.cross_entropy:
-        slope.addcmul_(gradient[CROSS_ENTROPY], _entropy_slope(p, target, spec))
+        slope.add_(_entropy_slope(p, target, gradient, spec))
     return slope
 
 
 def tile_gradient(logits: Tensor, target: Tensor, valid: Tensor | None, gradient: Tensor, spec: PassSpec) -> Tensor:
     """Return d loss / d logits (C, N) of a tile (:meth:`Voxels.tile`).
 
-    `gradient` is d loss / d statistics, (6, C, 1), or (6, C, N) with regions.
+    `gradient` is d loss / d statistics, (7, C, 1), or (7, C, N) with regions.
     """
     p = probabilities(logits, spec)
     slope = class_slopes(p, target, gradient, spec)

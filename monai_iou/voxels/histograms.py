@@ -89,7 +89,7 @@ class ErrorHistograms:
 def count_errors_and_sums(
     voxels: Voxels, spec: ErrorSpec, limit: Tensor, beside: PassSpec | None
 ) -> tuple[ErrorHistograms, Tensor]:
-    """Return the histograms and, of the same reading, the statistics (6, B, C, 1) that `beside` asks for.
+    """Return the histograms and, of the same reading, the statistics (7, B, C, 1) that `beside` asks for.
 
     Volumes and counts, which the histograms hold, are always among them.
     """

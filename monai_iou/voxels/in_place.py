@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_iou.voxels.formulas import tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
-from monai_iou.voxels.spec import COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
+from monai_iou.voxels.spec import BACKGROUND_ENTROPY, COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
 
 
 def covers(voxels: Voxels, spec: PassSpec) -> bool:
@@ -57,7 +57,7 @@ def _sums_maps(spec: PassSpec) -> int:
 def _gradient_maps(logits: Tensor, spec: PassSpec) -> int:
     # A gradient in the dtype of the sums is itself the first temporary.
     wide = logits.dtype == sum_dtype(logits)
-    return 1 + (not wide) + (spec.cross_entropy and spec.overlap is not None)
+    return 1 + (not wide) + (spec.cross_entropy and (spec.overlap is not None or spec.split))
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ def _sigmoid_entropy(logits: Tensor, target: Tensor, valid: Tensor | None, p: Te
 
     The difference comes first: it is exact at hard labels, and what follows is positive.
     """
-    if p.device.type != "cpu":  # where add_tile cannot look at the result
-        logits = logits.clamp(torch.finfo(p.dtype).min, torch.finfo(p.dtype).max)
+    logits = _limited(logits)
     torch.clamp_min(logits, 0, out=p)
     torch.mul(logits, target, out=spare)
     p.sub_(spare)
@@ -138,13 +137,44 @@ def _sigmoid_entropy(logits: Tensor, target: Tensor, valid: Tensor | None, p: Te
     return entropy
 
 
+def _sigmoid_entropies(
+    logits: Tensor, target: Tensor, valid: Tensor | None, p: Tensor, spare: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write the sigmoid into `p` and return E (C,) in two parts: sum of -y ln p, and of -(1 - y) ln(1 - p).
+
+    Both logarithms are max(x, 0) + ln(1 + exp(-|x|)), of -x and of x: no difference, whose digits would cancel.
+    """
+    logits = _limited(logits)
+    torch.abs(logits, out=p)
+    p.neg_().exp_().log1p_()
+    torch.neg(logits, out=spare).clamp_min_(0).add_(p).mul_(target)
+    inside = (spare if valid is None else spare.mul_(valid)).sum(1)
+    torch.clamp_min(logits, 0, out=spare).add_(p)
+    spare.addcmul_(spare, target, value=-1)
+    outside = (spare if valid is None else spare.mul_(valid)).sum(1)
+    torch.sigmoid(logits, out=p)
+    return inside, outside
+
+
+def _limited(logits: Tensor) -> Tensor:
+    """Return finite numbers for infinite ones where :func:`add_tile` cannot look at the result: not on a CPU."""
+    if logits.device.type == "cpu":
+        return logits
+    limits = torch.finfo(logits.dtype)
+    return logits.clamp(limits.min, limits.max)
+
+
 def add_tile(total: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Workspace) -> None:
     """Write the statistics of a tile into `total`, six rows (C,)."""
     (own, p, *more), (line, rest) = space.parts(tile.logits.shape[1])
     spare = more[0] if more else p
     logits, target, valid = tile.read(space.maps.dtype, out=own)
     if spec.activation == "sigmoid":
-        if spec.cross_entropy:
+        if spec.split:
+            inside, outside = _sigmoid_entropies(logits, target, valid, p, spare)
+            total[CROSS_ENTROPY].copy_(inside)
+            total[BACKGROUND_ENTROPY].copy_(outside)
+        elif spec.cross_entropy:
             total[CROSS_ENTROPY].copy_(_sigmoid_entropy(logits, target, valid, p, spare))
         else:
             torch.sigmoid(logits, out=p)
@@ -152,9 +182,8 @@ def add_tile(total: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Works
         total[CROSS_ENTROPY].copy_(_softmax_entropy(logits, target, p, spare, line, rest))
     elif spec.overlap is not None:
         softmax(logits, p, line)
-    if spec.cross_entropy and p.device.type == "cpu" and not math.isfinite(total[CROSS_ENTROPY].sum().item()):
-        # Infinite logits, which may be right: a class that is ruled out by -inf costs nothing.
-        total[CROSS_ENTROPY].copy_(dict(tile_maps(logits, target, valid, spec))[CROSS_ENTROPY].sum(-1))
+    if spec.cross_entropy and p.device.type == "cpu":
+        _mend_entropy(total, logits, target, valid, spec)
     torch.sum(target, 1, out=total[TARGET])
     if spec.overlap is not None:
         if valid is not None:
@@ -162,6 +191,18 @@ def add_tile(total: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Works
         torch.sum(p, 1, out=total[PREDICTION])
         torch.sum(p.mul_(target), 1, out=total[INTERSECTION])
     total[COUNT].fill_(target.shape[1] if valid is None else valid.sum())
+
+
+def _mend_entropy(
+    total: tuple[Tensor, ...], logits: Tensor, target: Tensor, valid: Tensor | None, spec: PassSpec
+) -> None:
+    """Compute the cross-entropy again where it is not finite: a class that is ruled out by -inf costs nothing."""
+    rows = (CROSS_ENTROPY, BACKGROUND_ENTROPY) if spec.split else (CROSS_ENTROPY,)
+    if all(math.isfinite(total[row].sum().item()) for row in rows):
+        return
+    for row, values in tile_maps(logits, target, valid, spec):
+        if row in rows:
+            total[row].copy_(values.sum(-1))
 
 
 def write_gradient(place: Tensor, gradient: tuple[Tensor, ...], tile: Tile, spec: PassSpec, space: Workspace) -> None:
@@ -178,10 +219,18 @@ def write_gradient(place: Tensor, gradient: tuple[Tensor, ...], tile: Tile, spec
         torch.sigmoid(logits, out=p)
     else:
         softmax(logits, p, line)
-    if spec.overlap is None:  # sigmoid: (p - y) g_E; softmax: -y g_E
+    entropy = None
+    if sigmoid and spec.split:  # p (y (g_E - g_B) + g_B) - y g_E
+        of_others = gradient[BACKGROUND_ENTROPY]
+        entropy = torch.mul(slope, of_entropy - of_others, out=more[0]).add_(of_others).mul_(p)
+        entropy.addcmul_(slope, of_entropy, value=-1)
+    if spec.overlap is None and entropy is not None:
+        slope.copy_(entropy)
+    elif spec.overlap is None:  # sigmoid: (p - y) g_E; softmax: -y g_E
         (slope.sub_(p) if sigmoid else slope).mul_(-of_entropy)
     elif sigmoid:
-        entropy = torch.sub(p, slope, out=more[0]).mul_(of_entropy) if spec.cross_entropy else None
+        if spec.cross_entropy and entropy is None:
+            entropy = torch.sub(p, slope, out=more[0]).mul_(of_entropy)
         slope.mul_(of_class).add_(of_voxel).mul_(p).mul_(p.neg_().add_(1))
         if entropy is not None:
             slope.add_(entropy)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from monai_iou import checks
 
-INTERSECTION, PREDICTION, TARGET, CROSS_ENTROPY, CONFIDENCE, COUNT = range(6)
-ROWS = 6
+INTERSECTION, PREDICTION, TARGET, CROSS_ENTROPY, CONFIDENCE, COUNT, BACKGROUND_ENTROPY = range(7)
+ROWS = 7
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class PassSpec:
     """What one pass computes; losses whose specifications agree share a pass.
 
     `overlap=None` leaves out intersection and prediction, for losses that are functions of the cross-entropy alone.
+    With `split`, the cross-entropy of a sigmoid comes in two rows: of the voxels of a class, and of the others.
     `bins` asks for histograms of errors of that resolution as well, for the Lovasz losses.
     """
 
@@ -26,6 +27,7 @@ class PassSpec:
     label_smoothing: float = 0.0
     confidence: bool = False
     bins: int | None = None
+    split: bool = False
 
     @property
     def has_sums(self) -> bool:
@@ -36,6 +38,7 @@ class PassSpec:
         """Return the rows that :func:`statistics` yields, in its order."""
         rows = [] if self.overlap is None else [INTERSECTION, PREDICTION]
         rows += [TARGET, *([CROSS_ENTROPY] if self.cross_entropy else [])]
+        rows += [BACKGROUND_ENTROPY] if self.split else []
         return [*rows, CONFIDENCE] if self.confidence else rows
 
 
@@ -94,4 +97,5 @@ def joined(first: PassSpec, second: PassSpec, *, hard: bool) -> PassSpec | None:
         label_smoothing=entropy.label_smoothing,
         confidence=first.confidence or second.confidence,
         bins=second.bins if first.bins is None else first.bins,
+        split=first.split or second.split,
     )

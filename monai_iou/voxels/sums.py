@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from monai_iou.voxels.formulas import union
-from monai_iou.voxels.spec import CONFIDENCE, COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET
+from monai_iou.voxels.spec import BACKGROUND_ENTROPY, CONFIDENCE, COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,11 +15,12 @@ class VoxelSums:
     """Sums over voxels per image and class, (B, C), or (B, C, R) with regions. They add: over images, regions, ranks.
 
     Attributes:
-        rows: (6, B, C[, R]), the sums below in the order of :mod:`monai_iou.voxels.spec`.
+        rows: (7, B, C[, R]), the sums below in the order of :mod:`monai_iou.voxels.spec`.
         intersection: I, sum of p y (or of min(p, y)).
         prediction: P, sum of p^q.
         target: T, sum of y^q.
         cross_entropy: sum of -ln p over the voxels of the class; with sigmoid, of the binary cross-entropy.
+        foreground_entropy, background_entropy: its two parts with sigmoid, where a loss asks for them.
         confidence: sum of p^(q+1); zeros if not asked for.
         count: number of voxels that are not ignored.
 
@@ -54,7 +55,17 @@ class VoxelSums:
     @property
     def cross_entropy(self) -> Tensor:
         """E, sum of -ln p over the voxels of the class; with sigmoid, of the binary cross-entropy."""
+        return self.rows[CROSS_ENTROPY] + self.rows[BACKGROUND_ENTROPY]
+
+    @property
+    def foreground_entropy(self) -> Tensor:
+        """The part of a sigmoid's E that is of the voxels of the class, if it was asked for apart; else E."""
         return self.rows[CROSS_ENTROPY]
+
+    @property
+    def background_entropy(self) -> Tensor:
+        """The part of a sigmoid's E that is of the other voxels, if it was asked for apart; else zeros."""
+        return self.rows[BACKGROUND_ENTROPY]
 
     @property
     def confidence(self) -> Tensor:

@@ -21,7 +21,7 @@ from monai_iou.voxels.tiling import Task, in_runs, run_tasks, tile_size, tile_ta
 
 
 def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
-    """Add the statistics of some voxels of an image to `total` (6, B, C, R)."""
+    """Add the statistics of some voxels of an image to `total` (7, B, C, R)."""
     dtype = sum_dtype(voxels.logits)
     tile, target, valid = voxels.tile(image, part, dtype)
     groups = None if voxels.groups is None else voxels.groups[image, part]
@@ -31,7 +31,7 @@ def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: sl
 
 
 def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
-    """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (6, B, C, R)."""
+    """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (7, B, C, R)."""
     tile, target, valid = voxels.tile(image, part, gradient.dtype)
     slope = gradient[:, image]
     if voxels.groups is not None:
@@ -40,7 +40,7 @@ def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec
 
 
 def _sums_in_place(voxels: Voxels, spec: PassSpec) -> Tensor:
-    """Return the statistics (6, B, C), added up in the same order however many threads there are."""
+    """Return the statistics (7, B, C), added up in the same order however many threads there are."""
     logits = voxels.logits
     size = tile_size(logits, in_place.sums_factor(spec))
     images = voxels.tiles(size)
@@ -116,6 +116,6 @@ class _TiledSums(torch.autograd.Function):
 
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
-    """Return the statistics (6, B, C, R) of `voxels`."""
+    """Return the statistics (7, B, C, R) of `voxels`."""
     result: Tensor = _TiledSums.apply(voxels.logits, voxels, spec)
     return result

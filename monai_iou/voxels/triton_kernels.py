@@ -199,7 +199,7 @@ def _forward(
     x, y, mask, sums, counts, N, C,
     x_image, x_class, x_voxel, y_image, y_class, y_voxel, mask_image, mask_voxel,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
-    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr,
+    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
     MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
     CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -245,11 +245,17 @@ def _forward(
             soft = KEEP * target + SHARE
             if ACTIVATION == 1:
                 entropy = -_times_log(soft, log_p * _focal(log_q, FOCAL))
-                entropy -= _times_log(1.0 - soft, log_q * _focal(log_p, FOCAL))
+                others = -_times_log(1.0 - soft, log_q * _focal(log_p, FOCAL))
+                if SPLIT:
+                    tl.store(row + C, tl.sum(others * share, 1), mask=real)
+                else:
+                    entropy += others
             else:
                 entropy = -_times_log(soft, log_p * _power(tl.maximum(q, 1e-30), FOCAL))
             tl.store(row, tl.sum(entropy * share, 1), mask=real)
             row += C
+            if SPLIT:
+                row += C
         if CONFIDENT:
             tl.store(row, tl.sum(kept * _power(kept, POWER), 1), mask=real)
 
@@ -258,7 +264,7 @@ def _forward(
 def _slope(
     x, target, peak, rest, gradient, classes, C,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
-    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr,
+    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Return p and h of the derivation."""
     real = classes < C
@@ -283,7 +289,11 @@ def _slope(
         finite_q = tl.maximum(log_q, -3e38)
         if ACTIVATION == 1:
             entropy = soft * _focal(log_q, FOCAL) * (FOCAL * p * finite_p - q)
-            entropy += (1.0 - soft) * _focal(log_p, FOCAL) * (p - FOCAL * q * finite_q)
+            others = (1.0 - soft) * _focal(log_p, FOCAL) * (p - FOCAL * q * finite_q)
+            if SPLIT:
+                slope += others * tl.load(gradient + 6 * C + classes, mask=real, other=0.0)[:, None]
+            else:
+                entropy += others
         else:
             entropy = -soft
             if FOCAL != 0:
@@ -301,9 +311,9 @@ def _backward(
     x_image, x_class, x_voxel, y_image, y_class, y_voxel, mask_image, mask_voxel,
     out_image, out_class, out_voxel,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
-    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr,
+    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
     MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
-    CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     voxels = tl.program_id(0).to(tl.int64) * VOXELS + tl.arange(0, VOXELS)
@@ -311,7 +321,7 @@ def _backward(
     y += image * y_image
     mask += image * mask_image
     out += image * out_image
-    gradient += image * 6 * C
+    gradient += image * ROWS * C
     exists = voxels < N
     HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
     label, inside = _taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
@@ -331,7 +341,7 @@ def _backward(
                 part = _load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
             target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
             p, slope = _slope(part, target, peak, rest, gradient, classes, C,
-                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
+                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
             total += tl.sum(slope, 0)
     for block in range(BLOCKS):
         classes = block * CLASSES + tl.arange(0, CLASSES)
@@ -340,7 +350,7 @@ def _backward(
         if BLOCKS > 1 or ACTIVATION != 0:
             target = _targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
             p, slope = _slope(part, target, peak, rest, gradient, classes, C,
-                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT)  # fmt: skip
+                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
         if ACTIVATION == 0:
             slope -= p * total[None, :]
         slope = tl.where(inside[None, :], slope, 0.0)
@@ -362,6 +372,7 @@ def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
         "KEEP": 1 - smoothing,
         "SHARE": smoothing / 2 if spec.activation == "sigmoid" else smoothing / classes,
         "CONFIDENT": spec.confidence,
+        "SPLIT": spec.split,
         "MAPS": voxels.labels is None,
         "IGNORE": IGNORED[voxels.labels.dtype] if ignores and voxels.labels is not None else None,
         "MASK": voxels.valid is not None,
@@ -413,12 +424,13 @@ class _TritonSums(torch.autograd.Function):
         out = torch.empty_like(logits)
         programs = triton.cdiv(count, options["VOXELS"])
         with torch.cuda.device_of(logits):
-            _backward[(programs, batch)](*tensors, gradient, out, count, classes, *strides, *out.stride(), **options)
+            strides += out.stride()
+            _backward[(programs, batch)](*tensors, gradient, out, count, classes, *strides, ROWS=ROWS, **options)
         return out, None, None
 
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
-    """Return the statistics (6, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
+    """Return the statistics (7, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
     if not covers(voxels):
         return tiled.compute_sums(voxels, spec)
     result: Tensor = _TritonSums.apply(voxels.logits, voxels, spec)

@@ -15,10 +15,14 @@ from monai_iou.voxels.inputs import Tile, Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
 
+SPLIT = [PassSpec("sigmoid", overlap, cross_entropy=True, split=True) for overlap in ("product", None)]
 USUAL = [
-    PassSpec(activation, overlap, cross_entropy=entropy)
-    for activation, overlap, entropy in itertools.product(("softmax", "sigmoid"), ("product", None), (False, True))
-    if overlap is not None or entropy
+    *SPLIT,
+    *(
+        PassSpec(activation, overlap, cross_entropy=entropy)
+        for activation, overlap, entropy in itertools.product(("softmax", "sigmoid"), ("product", None), (False, True))
+        if overlap is not None or entropy
+    ),
 ]
 KINDS = ["labels", "ignored", "maps", "masked maps"]
 

@@ -41,6 +41,8 @@ CORE = [
     PassSpec("sigmoid", cross_entropy=True),
     PassSpec("sigmoid", "min_max", cross_entropy=True, focal=2.0, label_smoothing=0.1),
     PassSpec("softmax", None, cross_entropy=True, focal=1.5),
+    PassSpec("sigmoid", cross_entropy=True, split=True),
+    PassSpec("sigmoid", None, cross_entropy=True, focal=2.0, label_smoothing=0.1, split=True),
     PassSpec(None, "product", 2.0, confidence=True),
 ]
 
@@ -87,7 +89,7 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny_tiles")
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", [*SPECS, *CORE[-3:]], ids=str)
 def test_tiled_equals_reference_in_every_branch(spec: PassSpec) -> None:
     for ignore, soft, groups in itertools.product((False, True), repeat=3):
         voxels = case((2, 3, 5, 3), spec, ignore=ignore, soft=soft, groups=groups)

@@ -144,7 +144,7 @@ def test_on_a_gpu_wrong_labels_are_asked_about_late(monkeypatch: pytest.MonkeyPa
     labels = LABELS.clone()
     labels[0, 0, 0] = 9
     voxels = flatten_voxels(LOGITS, labels, None)
-    right = torch.zeros(6, 1, 2, 1, dtype=torch.float64)
+    right = torch.zeros(7, 1, 2, 1, dtype=torch.float64)
     right[COUNT], right[TARGET] = 8, 4
     wrong = right.clone()
     wrong[TARGET, 0, 0] = 3
