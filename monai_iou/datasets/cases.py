@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from monai_iou.volumes.grid import Grid, distance_voxels, offset_note, same_grid
 from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
-__all__ = ["Case", "CaseFacts", "CaseVolumes", "DatasetError", "check_case", "read_case"]
+__all__ = ["Case", "CaseFacts", "CaseVolumes", "DatasetError", "check_case", "check_intensities", "read_case"]
 
 
 FOREGROUND_SAMPLES_PER_CASE = 10_000
@@ -118,7 +118,7 @@ def read_case(
     try:
         image = read_channels(case.images)
         _check_channels(image, modalities, source)
-        _check_intensities(image)
+        check_intensities(image)
         if case.label is None:
             return CaseVolumes(image.array, None, image.grid.affine)
         label = read_labels(case.label)
@@ -144,8 +144,12 @@ def _check_channels(image: Volume, modalities: Sequence[str], source: str) -> No
     raise DatasetError(message)
 
 
-def _check_intensities(image: Volume) -> None:
-    """Networks take float32: what it cannot hold would turn into infinity on the way."""
+def check_intensities(image: Volume) -> None:
+    """Refuse an image with NaN, infinity, or numbers that float32, which networks take, turns into infinity.
+
+    Raises:
+        DatasetError: the message names the file.
+    """
     if image.array.dtype.kind != "f":
         return
     largest = float(np.abs(image.array).max())  # NaN if there is one

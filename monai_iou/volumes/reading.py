@@ -50,6 +50,7 @@ __all__ = [
     "read_header",
     "read_labels",
     "read_volume",
+    "volume_files",
 ]
 
 _READERS = {
@@ -160,7 +161,7 @@ def file_hash(path: Path | str) -> str:
         OSError: a file cannot be read, or is a pipe or a device.
     """
     digest = hashlib.sha256()
-    for file in _files_of(Path(path)):
+    for file in volume_files(path):
         try:
             check_regular(file)
         except VolumeError as error:
@@ -172,7 +173,9 @@ def file_hash(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def _files_of(path: Path) -> list[Path]:
+def volume_files(path: Path | str) -> list[Path]:
+    """Every file that a volume consists of: itself, a header and its data, or a folder's slices."""
+    path = Path(path)
     if path.is_dir():
         return list(dicom_slices(path))
     try:

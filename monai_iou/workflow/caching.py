@@ -13,6 +13,7 @@ import torch
 from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
 from monai.utils.type_conversion import convert_to_tensor
 
+from monai_iou.volumes.reading import volume_files
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.settings import exit_with_message, optional
@@ -84,7 +85,11 @@ class DiskCacheDataset(PersistentDataset):
 
 
 def _item_hash(item: Mapping[str, Any]) -> bytes:
-    paths = [Path(value) for value in item.values() if isinstance(value, str) and Path(value).is_file()]
+    values = [
+        each for key, value in item.items() if key != "case" for each in (value if isinstance(value, list) else [value])
+    ]
+    named = [Path(value) for value in values if isinstance(value, str) and Path(value).exists()]
+    paths = [path for name in named for path in volume_files(name)]  # data beside a header count too
     states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return _digest(repr((sorted(item.items()), states)).encode())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from monai_iou.datasets.cases import Case, DatasetError, check_case
 from monai_iou.datasets.folder import SegmentationFolder, check_names, map_cases, names_root, read_folder
 from monai_iou.datasets.splits import fold_cases, split_cases
 from monai_iou.planning.plan import Plan, load_plan, make_plan
-from monai_iou.volumes.names import case_name
+from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.workflow.settings import exit_with_message, is_true
 
 __all__ = ["BundleCases", "bundle_root"]
@@ -147,7 +147,7 @@ class BundleCases:
             if not cases:
                 message = (
                     f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "
-                    "`test` images nor .nii or .nii.gz files: set `dataset_dir` to a folder that has."
+                    "`test` images nor .nii.gz, .nii, .mha, .nrrd or DICOM: set `dataset_dir` to a folder that has."
                 )
                 raise DatasetError(message)
             return [replace(case, label=None).as_item() for case in cases]
@@ -155,8 +155,7 @@ class BundleCases:
     def _to_segment(self) -> Sequence[Case]:
         if (self.dataset_dir / "dataset.json").exists():
             return self.folder.test
-        found = sorted(self.dataset_dir.glob("*.nii.gz")) + sorted(self.dataset_dir.glob("*.nii"))
-        cases = [Case(case_name(path), path) for path in found]
+        cases = [Case(case_name(path), path) for path in volumes_below(self.dataset_dir, deep=False)]
         check_names(cases, str(self.dataset_dir))
         return cases
 
@@ -170,13 +169,20 @@ class BundleCases:
             cases = self._to_segment()
         return str(names_root([case.image for case in cases]) or "") if cases else ""
 
+    def mask_name(self, meta: Mapping[str, Any] | None, saver: object = None) -> dict[str, Any]:
+        """Name a mask after its case, for SaveImaged's `output_name_formatter`: `c.NII.GZ` gives c."""
+        file = Path(str((meta or {}).get("filename_or_obj", "image")))
+        names = {case.image: case.name for case in self._to_segment()}
+        # MONAI takes an extension off, of names with other dots too.
+        return {"subject": str(Path(self.mask_root) / f"{names.get(file, case_name(file))}.nii.gz")}
+
     def check_inference(self, plan: Plan) -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.
 
         Raises:
             DatasetError: an image is damaged, or has other channels than the model was trained on.
         """
-        cases = [Case(item["case"], Path(item["image"])) for item in self.inference]
+        cases = [replace(case, label=None) for case in self._to_segment()] if self.inference else []
 
         def check(case: Case) -> None:
             check_case(case, plan.label_values, plan.modalities, "the trained model")

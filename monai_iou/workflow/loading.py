@@ -1,0 +1,127 @@
+"""Loading in the bundle's configs: MONAI's LoadImaged over the one reader of volumes, and labels as classes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.image_reader import ImageReader
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+from monai.utils.enums import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
+
+from monai_iou.datasets.cases import DatasetError, check_intensities
+from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
+
+__all__ = ["LabelClassesd", "LabelReader", "VolumeReader", "class_dtype"]
+
+_NO_CHANNEL = float("nan")  # MONAI's mark of an array without a channel axis
+
+
+class VolumeReader(ImageReader):
+    """MONAI reader over `monai_iou.volumes.reading`: the same files and refusals as in evaluation and planning.
+
+    Images come as float32 of shape (X, Y, Z), or (X, Y, Z, channels); several files are the channels of one image.
+
+    Raises:
+        DatasetError: from `get_data`, if a file cannot be read, or holds NaN, infinity or more than float32 can hold.
+    """
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Take every file: what cannot be read is refused by `get_data`."""
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
+        """Return the paths. After an error here MONAI would try its other readers, which know no checksums."""
+        return tuple(Path(path) for path in (data if isinstance(data, (list, tuple)) else [data]))
+
+    def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Read the volume and describe where it lies."""
+        try:
+            volume = self._volume(img)
+        except VolumeError as error:
+            raise DatasetError(str(error)) from error
+        array = volume.array
+        has_channels = array.ndim == 4 and len(array) > 1
+        if array.ndim == 4:
+            array = np.moveaxis(array, 0, -1) if has_channels else array[0]
+        meta = {
+            MetaKeys.AFFINE: volume.grid.affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: volume.grid.affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(volume.grid.shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if has_channels else _NO_CHANNEL,
+        }
+        return array, {str(key): value for key, value in meta.items()}
+
+    def _volume(self, paths: Sequence[Path]) -> Volume:
+        volume = read_channels(paths)
+        check_intensities(volume)
+        return Volume(volume.array.astype(np.float32), volume.grid, volume.path)
+
+
+class LabelReader(VolumeReader):
+    """The same for a label map, in the smallest integer type that holds it; LoadImaged keeps it by `dtype: null`."""
+
+    def _volume(self, paths: Sequence[Path]) -> Volume:
+        return read_labels(paths[0])
+
+
+def class_dtype(classes: int) -> torch.dtype:
+    """Return the smallest type that holds the numbers of so many classes.
+
+    Example:
+        >>> class_dtype(256), class_dtype(1000)
+        (torch.uint8, torch.int16)
+    """
+    return torch.uint8 if classes <= 256 else torch.int16 if classes <= 2**15 else torch.int32
+
+
+class LabelClassesd(MapTransform):
+    """Turn the values of a label map into the network's classes 0, 1, ...; values of any size are kept apart.
+
+    Args:
+        keys: label maps of an integer type.
+        values: label values in the order of the classes.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Raises:
+        DatasetError: on a value that is none of `values`.
+
+    Example:
+        >>> label = torch.tensor([[0, 312782550, 312782546]])
+        >>> LabelClassesd("label", [0, 312782546, 312782550])({"label": label})["label"].tolist()
+        [[0, 2, 1]]
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = [int(value) for value in values]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with classes in place of label values."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = self._classes(items[key])
+        return items
+
+    def _classes(self, label: Any) -> torch.Tensor:
+        order = np.argsort(self.values, kind="stable")
+        ascending = torch.as_tensor(np.asarray(self.values, dtype=np.int64)[order])
+        whole = torch.as_tensor(label).as_subclass(torch.Tensor)  # type: ignore[arg-type]
+        place = torch.searchsorted(ascending, whole.to(torch.int64)).clamp(max=len(ascending) - 1)
+        wrong = ascending[place] != whole
+        if bool(wrong.any()):
+            name = label.meta.get("filename_or_obj", "the label") if isinstance(label, MetaTensor) else "the label"
+            message = (
+                f"Expected {name} to hold only the values of `labels` in dataset.json, but got "
+                f"{whole[wrong].flatten()[0].item()}: name the value there or correct the label."
+            )
+            raise DatasetError(message)
+        classes = torch.as_tensor(order)[place].to(class_dtype(len(order)))
+        return MetaTensor(classes, meta=label.meta) if isinstance(label, MetaTensor) else classes

@@ -1,0 +1,151 @@
+"""Writing masks so that every program finds them on the image: in its geometry, and whole under their names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.image_writer import ImageWriter
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+from numpy.typing import NDArray
+
+from monai_iou.files import OutputError, replaced_file
+from monai_iou.volumes.grid import Grid, same_grid
+from monai_iou.volumes.header import Header, VolumeError
+from monai_iou.volumes.names import NIFTI_EXTENSIONS
+from monai_iou.volumes.nifti import load_raw_header
+from monai_iou.volumes.reading import read_header
+from monai_iou.workflow.settings import exit_with_message
+
+__all__ = ["ClassValuesd", "MaskWriter", "mask_dtype"]
+
+# What other programs read too, smallest first; 64 bits only where nothing else holds the values.
+DTYPES = (np.uint8, np.uint16, np.int32, np.uint32, np.int64)
+
+
+def mask_dtype(values: Sequence[int]) -> type[np.generic]:
+    """Return the smallest integer type that holds label values.
+
+    Example:
+        >>> mask_dtype([0, 70000]).__name__, mask_dtype([0, 1]).__name__, mask_dtype([0, 2**33]).__name__
+        ('int32', 'uint8', 'int64')
+    """
+    fitting = (dtype for dtype in DTYPES if min(values) >= np.iinfo(dtype).min and max(values) <= np.iinfo(dtype).max)
+    return next(fitting)
+
+
+class ClassValuesd(MapTransform):
+    """Turn a network's classes 0, 1, ... into label values, as 64-bit integers: float32 would merge large ones.
+
+    Args:
+        keys: maps of classes.
+        values: label values in the order of the classes.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Example:
+        >>> ClassValuesd("pred", [0, 312782546, 312782550])({"pred": torch.tensor([0.0, 2.0, 1.0])})["pred"].tolist()
+        [0, 312782550, 312782546]
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = [int(value) for value in values]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with label values in place of classes."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            classes = items[key]
+            plain = torch.as_tensor(classes).as_subclass(torch.Tensor)  # type: ignore[arg-type]
+            values = torch.as_tensor(self.values, dtype=torch.int64, device=plain.device)[plain.to(torch.int64)]
+            items[key] = MetaTensor(values, meta=classes.meta) if isinstance(classes, MetaTensor) else values
+        return items
+
+
+class MaskWriter(ImageWriter):
+    """MONAI writer of NIfTI masks, for `SaveImaged(writer=...)`.
+
+    If the image was NIfTI, the mask carries its header: qform and sform with their codes, units and trailing axes, so
+    that programs that read one or the other put the mask where they put the image. For other images both forms hold
+    the image's affine. The file is written aside and renamed.
+
+    Args:
+        output_dtype: integer type of the mask.
+        kwargs: as for `monai.data.ImageWriter`.
+
+    Raises:
+        OutputError: the file cannot be written; under `python -m monai.bundle` the program ends with that sentence.
+    """
+
+    def __init__(self, output_dtype: Any = np.uint8, **kwargs: Any) -> None:
+        self.affine: NDArray[np.float64] | None = None
+        self.source: Path | None = None
+        super().__init__(output_dtype=output_dtype, **kwargs)
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take a mask of shape (1, X, Y, Z), or without the channel axis if `channel_dim` is None."""
+        array = np.asarray(torch.as_tensor(data_array).detach().cpu())
+        self.data_obj = array if channel_dim is None else np.take(array, 0, axis=channel_dim)
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **options: Any) -> None:
+        """Take the affine and the image's file from a MetaTensor's `meta`."""
+        meta = meta_dict or {}
+        self.affine = np.asarray(torch.as_tensor(meta.get("affine", torch.eye(4))).cpu(), dtype=np.float64)
+        name = meta.get("filename_or_obj")
+        self.source = Path(str(name)) if name else None
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the mask."""
+        path = Path(filename)
+        image = self._image()
+        try:
+            with replaced_file(path, ".nii.gz" if path.name.lower().endswith(".gz") else ".nii") as temporary:
+                image.to_filename(temporary)
+        except OSError as error:
+            message = (
+                f"Expected to write the mask `{path}`, but got the error '{error.strerror or error}': free space or "
+                "choose another folder."
+            )
+            with exit_with_message():
+                raise OutputError(message) from error
+
+    def _image(self) -> Any:
+        import nibabel
+
+        array = np.asarray(self.data_obj).astype(self.output_dtype)  # type: ignore[attr-defined]
+        affine = np.eye(4) if self.affine is None else self.affine
+        header = self._header(Grid((*array.shape, 1, 1)[:3], affine))  # type: ignore[arg-type]
+        if header is None:
+            image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
+            image.set_qform(affine, 1)
+            image.set_sform(affine, 1)
+            image.header.set_xyzt_units("mm")
+            return image
+        found, raw = header
+        # Channels lie on the image's fourth axis; a mask has none, only axes of length one.
+        shape = tuple(n if axis < 3 else 1 for axis, n in enumerate(found.shape))
+        array = array.reshape(shape if found.shape[3:] == shape[3:] else shape[:3])
+        raw = raw.copy()
+        raw.set_data_dtype(array.dtype)
+        for name in ("cal_min", "cal_max", "intent_code", "scl_slope", "scl_inter"):
+            raw[name] = 0
+        kind = nibabel.Nifti2Image if len(raw.binaryblock) == 540 else nibabel.Nifti1Image
+        return kind(array, None, raw)
+
+    def _header(self, grid: Grid) -> tuple[Header, Any] | None:
+        """The image's header, if the image is NIfTI, still there, and lies where the mask lies."""
+        if self.source is None or not self.source.name.lower().endswith(NIFTI_EXTENSIONS):
+            return None
+        try:
+            header = read_header(self.source)
+            raw = load_raw_header(self.source)
+        except (VolumeError, OSError):
+            return None
+        if header is None or not same_grid(Grid((*header.shape, 1, 1)[:3], header.affine), grid):
+            return None
+        return header, raw

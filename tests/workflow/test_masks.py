@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from monai.data import MetaTensor
+from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
+
+from monai_iou.files import OutputError
+from monai_iou.workflow import masks
+from monai_iou.workflow.loading import VolumeReader
+from monai_iou.workflow.masks import ClassValuesd, MaskWriter, mask_dtype
+
+TURNED = np.eye(4)
+TURNED[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+TURNED[:3, 3] = (10, -20, 30)
+
+
+def written(image: Path, folder: Path, values: np.ndarray | None = None, dtype: type = np.uint8) -> Path:
+    """Load an image as inference does and write a mask for it."""
+    item = EnsureChannelFirstd("x")(LoadImaged("x", reader=VolumeReader)({"x": image}))
+    x = item["x"]
+    mask = torch.ones(1, *x.shape[1:]) if values is None else torch.from_numpy(values)[None]
+    SaveImaged("x", output_dir=folder, output_postfix="", separate_folder=False, writer=MaskWriter, output_dtype=dtype,
+               resample=False, print_log=False)({"x": MetaTensor(mask, meta=x.meta)})  # fmt: skip
+    (path,) = folder.glob("*.nii.gz")
+    return path
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (1, 1), (0, 2), (1, 0), (2, 4)])
+@pytest.mark.parametrize("unit", ["mm", "micron", "unknown"])
+def test_itk_and_nibabel_put_the_mask_on_the_image(tmp_path: Path, codes: tuple[int, int], unit: str) -> None:
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32), None)
+    image.set_qform(TURNED if codes[0] else None, codes[0])
+    image.set_sform(np.diag([1.0, 2.0, 3.0, 1.0]) if codes[1] else None, codes[1])
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    mask = written(tmp_path / "a.nii.gz", tmp_path / "out")
+    first, second = (nib.load(path) for path in (tmp_path / "a.nii.gz", mask))
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-6)
+    np.testing.assert_allclose(first.get_qform(), second.get_qform(), atol=1e-6)
+    for name in ("qform_code", "sform_code", "xyzt_units", "pixdim"):
+        np.testing.assert_array_equal(first.header[name][...], second.header[name][...])
+    assert second.get_data_dtype() == np.uint8
+    corners = [
+        SimpleITK.ReadImage(str(path)).TransformIndexToPhysicalPoint((4, 5, 6))
+        for path in (tmp_path / "a.nii.gz", mask)
+    ]
+    np.testing.assert_allclose(*corners, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 1), (5, 6), (5, 6, 7, 1), (5, 6, 7, 1, 1), (1, 6, 7)])
+def test_trailing_axes_are_those_of_the_image(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), TURNED), tmp_path / "a.nii.gz")
+    assert nib.load(written(tmp_path / "a.nii.gz", tmp_path / "out")).shape == shape
+
+
+def test_channels_of_the_image_are_none_of_the_mask(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((5, 6, 7, 2), np.int16), TURNED), tmp_path / "a.nii.gz")
+    mask = nib.load(written(tmp_path / "a.nii.gz", tmp_path / "out"))
+    assert mask.shape == (5, 6, 7)
+    np.testing.assert_allclose(mask.affine, TURNED, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_masks_of_other_formats_lie_on_the_image_too(tmp_path: Path, name: str) -> None:
+    image = SimpleITK.GetImageFromArray(np.ones((7, 6, 5), np.int16))
+    image.SetSpacing((0.5, 1.5, 3.0))
+    image.SetOrigin((10, -20, 30))
+    image.SetDirection((np.cos(0.3), -np.sin(0.3), 0, np.sin(0.3), np.cos(0.3), 0, 0, 0, 1))
+    SimpleITK.WriteImage(image, str(tmp_path / name))
+    mask = SimpleITK.ReadImage(str(written(tmp_path / name, tmp_path / "out")))
+    for index in ((0, 0, 0), (4, 5, 6)):
+        point = mask.TransformIndexToPhysicalPoint(index)
+        np.testing.assert_allclose(point, image.TransformIndexToPhysicalPoint(index), atol=1e-4)
+
+
+def test_values_of_any_size_come_back(tmp_path: Path) -> None:
+    values = [0, 70000, 312782546, 312782550]
+    classes = np.random.default_rng(0).integers(0, 4, (5, 6, 7)).astype(np.float32)
+    nib.save(nib.Nifti1Image(classes, np.eye(4)), tmp_path / "a.nii.gz")
+    labels = ClassValuesd("x", values)({"x": torch.from_numpy(classes)})["x"].numpy()
+    mask = nib.load(written(tmp_path / "a.nii.gz", tmp_path / "out", labels, mask_dtype(values)))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(values)[classes.astype(int)])
+    assert mask.get_data_dtype() == np.int32
+
+
+def test_a_mask_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nib.save(nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+
+    def full(self: object, name: Path) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", full)
+    writer = masks.MaskWriter(np.uint8)
+    writer.set_data_array(torch.ones(1, 5, 6, 7))
+    writer.set_metadata({"affine": np.eye(4), "filename_or_obj": str(tmp_path / "a.nii.gz")})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        OutputError, match=r"to write the mask `.*out/m.nii.gz`, but got the error 'No space left on dev"
+    ):
+        writer.write(tmp_path / "out" / "m.nii.gz")
+    assert list((tmp_path / "out").iterdir()) == []
