@@ -1,43 +1,65 @@
-"""Decathlon-layout folders: read `dataset.json`, check every file before training starts, split by patient.
+"""Folders of labelled volumes: read what describes them, check every file before training starts, split by patient.
 
-A folder in this layout holds `dataset.json` with `training` (pairs of image and label), `modality` and `labels`, and
-optionally `test` (images), `test_labelled` (pairs) and `patient_groups` (patient -> fragments of file names). Images
-are NIfTI, 3D, or 4D with the channels last.
+Three formats are read. The Medical Segmentation Decathlon's: `dataset.json` with `training` (pairs of image and label),
+`modality` and `labels`, and optionally `validation` (pairs), `test` (images), `test_labelled` (pairs) and
+`patient_groups` (patient -> fragments of file names); an image may be a list of files, one per channel. nnU-Net v2's
+raw data: `channel_names`, `labels` (name -> value or values), and the files of `imagesTr`, `labelsTr`, `imagesTs`. And
+two folders of images and labels without any description.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case
-from monai_iou.volumes.names import case_name
+from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
+from monai_iou.datasets.found_folders import (
+    find_pair,
+    read_found_cases,
+    read_plain_cases,
+    read_plain_scheme,
+    read_splits,
+)
+from monai_iou.datasets.lists import read_groups, read_images, read_pairs
+from monai_iou.datasets.naming import check_names
+from monai_iou.datasets.splits import check_folds, count_patients, fold_cases, split_cases
 
-__all__ = ["SegmentationFolder", "case_name", "check_names", "map_cases", "names_root", "read_folder"]
+__all__ = ["SegmentationFolder", "is_dataset", "map_cases", "read_folder"]
 
+# So much larger or smaller than the other cases' voxels, a header has lost its unit: no two scans differ like that.
+ODD_SPACING = 50.0
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SegmentationFolder:
-    """A Decathlon-layout folder, read but with its volumes not yet opened.
+    """A folder of labelled volumes, read but with its volumes not yet opened.
 
     Attributes:
         root: the folder.
-        modalities: one name a channel, in channel order.
+        modalities: one name per channel, in channel order.
         labels: label value -> name, 0 first (the background).
         training, evaluation: labelled cases (`training` and `test_labelled` of dataset.json).
         test: images to segment (`test`, else those of `test_labelled`).
         patient_groups: patient -> fragments of file names that belong to this patient.
+        validation: labelled cases to validate on (`validation`), empty if they are split off `training`.
+        splits: names of the training and of the validation cases of each fold (nnU-Net's splits_final.json).
+        regions: name -> label values of overlapping classes, empty without any.
+        regions_order: the value that each region is written as, later ones over earlier ones.
+        ignore: value of voxels that count neither way, None without one.
+        layout: what the folder was taken for.
     """
 
     root: Path
@@ -47,21 +69,67 @@ class SegmentationFolder:
     evaluation: tuple[Case, ...]
     test: tuple[Case, ...]
     patient_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    validation: tuple[Case, ...] = ()
+    splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    regions_order: tuple[int, ...] = ()
+    ignore: int | None = None
+    layout: str = "Decathlon"
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The cases of `training` and `validation`."""
+        return (*self.training, *self.validation)
+
+    def split(
+        self, fraction: float, seed: int = 0, folds: int | None = None, fold: int = 0
+    ) -> tuple[list[Case], list[Case]]:
+        """Return the cases to train and to validate on.
+
+        With `folds` that is fold `fold` of splits_final.json, if it has so many, else of a cross-validation of all
+        labelled cases. Without, it is the list `validation`, else a part of `training`.
+
+        Args:
+            fraction: see `split_cases`; 0 validates on nothing.
+            seed: of the split or the folds.
+            folds: number of folds, None for one split.
+            fold: from 0.
+
+        Raises:
+            ValueError: see `split_cases` and `fold_cases`.
+        """
+        if folds is not None:
+            check_folds(folds, fold, count_patients(self.labelled, self.patient_groups))
+            if len(self.splits) != folds:
+                return fold_cases(self.labelled, folds, fold, seed, self.patient_groups)
+            sides = self.splits[fold]
+            return tuple([case for case in self.labelled if case.name in side] for side in sides)  # type: ignore[return-value]
+        if self.validation and fraction:
+            return list(self.training), list(self.validation)
+        return split_cases(self.labelled, fraction, seed, self.patient_groups)
 
     @cached_property
     def training_facts(self) -> tuple[CaseFacts, ...]:
-        """Open and check every training case, once.
+        """Open and check every labelled case, those of `training` first, once.
 
         Raises:
             DatasetError: at the first file, in the order of dataset.json, that cannot be trained on.
         """
         self.need_training()
-        facts = self.check(self.training)
-        self.need_foreground(facts)
+        facts = self.check(self.labelled)
+        self.need_foreground(facts[: len(self.training)])
+        self.need_like_spacings(self.labelled, facts)
         return facts
 
     def need_training(self) -> None:
-        """Raise DatasetError if `training` is empty."""
+        """Raise DatasetError if `training` is empty, or its labels are of a kind that is not trained on yet."""
+        if self.regions or self.ignore is not None:
+            kind = "overlapping regions" if self.regions else f"an `ignore` label ({self.ignore})"
+            message = (
+                f"Expected `labels` in {self.root / 'dataset.json'} to be classes that exclude each other, but got "
+                f"{kind}, which the bundle does not train on: write label files with one class per value."
+            )
+            raise DatasetError(message)
         if not self.training:
             message = (
                 f"Expected `training` in {self.root / 'dataset.json'} to list images with labels, "
@@ -78,188 +146,107 @@ class SegmentationFolder:
             )
             raise DatasetError(message)
 
+    def need_like_spacings(self, cases: Sequence[Case], facts: Sequence[CaseFacts]) -> None:
+        """Raise DatasetError if a case's voxels are 50 times larger or smaller than those of the others."""
+        sizes = np.log([float(np.prod(case.spacing)) ** (1 / 3) for case in facts])
+        for index, (case, size) in enumerate(zip(cases, sizes, strict=True)):
+            others = np.delete(sizes, index)
+            if len(others) and abs(size - np.median(others)) > np.log(ODD_SPACING):
+                spacing = "x".join(f"{length:.4g}" for length in facts[index].spacing)
+                message = (
+                    f"Expected {case.image} to have voxels like the other cases, of about "
+                    f"{np.exp(np.median(others)):.3g} mm, but got {spacing} mm: correct the spacing or its unit in the "
+                    "headers of image and label, or leave the case out."
+                )
+                raise DatasetError(message)
+
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
         return tuple(map_cases(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
 
 
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is described by a dataset.json, or is a plain pair of folders of images and labels."""
+    return (folder / "dataset.json").is_file() or find_pair(folder) is not None
+
+
 def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
-    """Read `dataset.json` of a Decathlon-layout folder and check that every file it names is there.
+    """Read what describes a folder and check that every file that it names is there; the log names the format.
 
     Raises:
-        DatasetError: dataset.json is missing, is not JSON, lacks a key, or names a file that is missing, leaves the
-            folder or is not NIfTI.
+        DatasetError: nothing describes it, dataset.json is not JSON, lacks a key, or names a file that is missing,
+            leaves the folder or is no volume.
     """
     root = Path(dataset_dir).resolve()
     path = root / "dataset.json"
-    if not path.is_file():
-        message = f"Expected {path} to exist, but it does not: set `dataset_dir` to a folder in the Decathlon layout."
-        raise DatasetError(message)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"Expected {path} to be JSON, but it cannot be read ({error}): correct the file."
-        raise DatasetError(message) from error
-    if not isinstance(content, dict):
-        message = f"Expected {path} to hold a JSON object, but got {type(content).__name__}: see docs/bundle.md."
-        raise DatasetError(message)
-    evaluation = _read_pairs(content, "test_labelled", root, required=False)
+    if path.is_file():
+        content = read_description(path)
+        is_found = "training" not in content and "channel_names" in content
+        folder = _read_found(content, root) if is_found else _read_listed(content, root)
+    else:
+        folder = _read_plain(root)
+    logger.info("%s is read as %s.", root, folder.layout)
+    return folder
+
+
+def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolder:
+    path = root / "dataset.json"
+    modalities, scheme = read_modalities(content, path), read_label_scheme(content, path)
+    channels = len(modalities)
+    training = read_pairs(content, "training", root, channels, required=True)
+    validation = read_pairs(content, "validation", root, channels, required=False)
+    check_names([*training, *validation], f"`training` and `validation` of {path}")
+    evaluation = read_pairs(content, "test_labelled", root, channels, required=False)
     return SegmentationFolder(
         root=root,
-        modalities=_read_modalities(content, path),
-        labels=_read_labels(content, path),
-        training=_read_pairs(content, "training", root, required=True),
+        modalities=modalities,
+        labels=scheme.labels,
+        training=training,
         evaluation=evaluation,
-        test=_read_images(content, root) or evaluation,
-        patient_groups=_read_groups(content, path),
+        test=read_images(content, root, channels) or evaluation,
+        patient_groups=read_groups(content, path),
+        validation=validation,
+        splits=read_splits(root, {case.name for case in training}),
+        regions=scheme.regions,
+        regions_order=scheme.order,
+        ignore=scheme.ignore,
+        layout="a folder in the Medical Segmentation Decathlon's layout",
     )
 
 
-def _read_modalities(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    found = content.get("modality", content.get("channel_names"))
-    channels = sorted(found, key=lambda key: (len(key), key)) if isinstance(found, dict) else []
-    if not channels or channels != [str(channel) for channel in range(len(channels))]:
+def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder:
+    path = root / "dataset.json"
+    modalities, scheme = read_modalities(content, path), read_label_scheme(content, path)
+    training = read_found_cases(content, root, "Tr", len(modalities))
+    test = read_found_cases(content, root, "Ts", len(modalities))
+    return SegmentationFolder(
+        root=root,
+        modalities=modalities,
+        labels=scheme.labels,
+        training=training,
+        evaluation=tuple(case for case in test if case.label is not None),
+        test=test,
+        patient_groups=read_groups(content, path),
+        splits=read_splits(root, {case.name for case in training}),
+        regions=scheme.regions,
+        regions_order=scheme.order,
+        ignore=scheme.ignore,
+        layout="nnU-Net v2's raw data",
+    )
+
+
+def _read_plain(root: Path) -> SegmentationFolder:
+    pair = find_pair(root)
+    if pair is None:
         message = (
-            f'Expected `modality` in {path} to name the channels by number, as {{"0": "CT"}}, but got {found!r}: '
-            "correct it."
+            f"Expected {root / 'dataset.json'} to exist, but it does not: set `dataset_dir` to a folder in the "
+            "Decathlon's or nnU-Net v2's layout, or to one with the folders images and labels."
         )
         raise DatasetError(message)
-    return tuple(str(found[key]) for key in channels)
-
-
-def _read_labels(content: Mapping[str, Any], path: Path) -> dict[int, str]:
-    found = content.get("labels")
-    try:
-        labels = {int(value): str(name) for value, name in found.items()}  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
-        labels = {}
-    if len(labels) < 2 or 0 not in labels or min(labels) < 0:
-        message = (
-            f"Expected `labels` in {path} to name the background 0 and at least one more value, as "
-            f'{{"0": "background", "1": "lesion"}}, but got {found!r}: correct it.'
-        )
-        raise DatasetError(message)
-    return dict(sorted(labels.items()))
-
-
-def _read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
-    found = content.get("patient_groups") or {}
-    lists = list(found.values()) if isinstance(found, dict) else [None]
-    if not all(isinstance(parts, list) and all(isinstance(part, str) and part for part in parts) for parts in lists):
-        message = (
-            f'Expected `patient_groups` in {path} to name parts of file names for each patient, as {{"P1": ["P1_"]}}, '
-            f"but got {found!r}: correct or remove it."
-        )
-        raise DatasetError(message)
-    return dict(found)
-
-
-def _read_pairs(content: Mapping[str, Any], key: str, root: Path, *, required: bool) -> tuple[Case, ...]:
-    entries = content.get(key)
-    if entries is None and not required:
-        return ()
-    if not isinstance(entries, list):
-        message = f"Expected `{key}` in {root / 'dataset.json'} to be a list of pairs, but got {entries!r}: add it."
-        raise DatasetError(message)
-    pairs = []
-    for entry in entries:
-        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            message = (
-                f"Expected every entry of `{key}` in {root / 'dataset.json'} to have an image and a label, "
-                f"but got {entry!r}: add what is missing or remove the entry."
-            )
-            raise DatasetError(message)
-        image = _inside(root, entry["image"], f"the image in `{key}`")
-        pairs.append((image, _inside(root, entry["label"], f"the label of {image.name}")))
-    names = _names([image for image, _ in pairs])
-    cases = tuple(Case(name, *pair) for name, pair in zip(names, pairs, strict=True))
-    check_names(cases, f"`{key}` of {root / 'dataset.json'}")
-    return cases
-
-
-def _read_images(content: Mapping[str, Any], root: Path) -> tuple[Case, ...]:
-    entries = content.get("test") or []
-    if not isinstance(entries, list):
-        message = f"Expected `test` in {root / 'dataset.json'} to be a list of images, but got {entries!r}: correct it."
-        raise DatasetError(message)
-    paths = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
-    images = [_inside(root, path, "the image in `test`") for path in paths]
-    cases = tuple(Case(name, image) for name, image in zip(_names(images), images, strict=True))
-    check_names(cases, f"`test` of {root / 'dataset.json'}")
-    return cases
-
-
-def names_root(images: Sequence[Path]) -> Path | None:
-    """Return the folder that the images' names count from, None if their file names alone tell them apart.
-
-    In `p1/image.nii.gz` and `p2/image.nii.gz` the folders make the difference: cases and masks are then called
-    `p1/image` and `p2/image`.
-
-    Example:
-        >>> str(names_root([Path("d/p1/image.nii.gz"), Path("d/p2/image.nii.gz")]))
-        'd'
-        >>> names_root([Path("d/p1/a.nii.gz"), Path("d/p2/b.nii.gz")]) is None
-        True
-    """
-    if len({case_name(image) for image in images}) == len(images):
-        return None
-    return Path(os.path.commonpath([image.parent for image in images]))
-
-
-def _names(images: Sequence[Path]) -> list[str]:
-    root = names_root(images)
-    if root is None:
-        return [case_name(image) for image in images]
-    return [(image.parent.relative_to(root) / case_name(image)).as_posix() for image in images]
-
-
-def check_names(cases: Iterable[Case], where: str) -> None:
-    """Check that no two cases have one name: they would count as one patient, and share the file of their masks.
-
-    Args:
-        cases: the cases.
-        where: for the error, the list or folder that they come from.
-
-    Raises:
-        DatasetError: two of them have; the message names both files.
-    """
-    known: dict[str, Case] = {}
-    for case in cases:
-        other = known.setdefault(case.name, case)
-        if other is case:
-            continue
-        if other.image == case.image:
-            message = f"Expected {where} to list each image once, but {case.image} comes twice: remove one entry."
-        else:
-            message = (
-                f"Expected the images in {where} to have names of their own, but {other.image} and {case.image} are "
-                f"both called {case.name}: rename one of the files."
-            )
-        raise DatasetError(message)
-
-
-def _inside(root: Path, relative: object, what: str) -> Path:
-    """Return the file that dataset.json names, refusing paths that leave the folder: the file may be from anywhere."""
-    # Links are not followed: a folder may link to volumes on another disk, only the written path must stay inside.
-    if not isinstance(relative, str):
-        message = (
-            f"Expected {what} of {root / 'dataset.json'} to be a path, but got {relative!r}: write the file's path."
-        )
-        raise DatasetError(message)
-    path = Path(os.path.normpath(root / relative))
-    if not path.is_relative_to(root):
-        message = (
-            f"Expected {what} of {root / 'dataset.json'} to lie inside the folder, but got {relative!r}: "
-            "copy or link the file into the folder and name it relative to dataset.json."
-        )
-        raise DatasetError(message)
-    if not path.name.endswith(NIFTI_SUFFIXES):
-        message = f"Expected {what} to be .nii or .nii.gz, but got {path}: convert it to NIfTI."
-        raise DatasetError(message)
-    if not path.is_file():
-        message = f"Expected {what} at {path}, but there is no such file: add it or remove the entry from dataset.json."
-        raise DatasetError(message)
-    return path
+    training = read_plain_cases(*pair)
+    modalities, scheme = read_plain_scheme(training, pair[1])
+    layout = f"a pair of folders, {pair[0].name} and {pair[1].name}, without a description"
+    return SegmentationFolder(root, modalities, scheme.labels, training, (), (), layout=layout)
 
 
 def map_cases(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou.components import label_components
+from monai_iou.datasets.description import read_description, read_label_scheme
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.volumes.reading import read_labels
 
@@ -107,8 +107,4 @@ def _values_of_dataset(folder: Path) -> tuple[int, ...]:
     path = folder.resolve().parent / "dataset.json"
     if not path.is_file():
         return ()
-    try:
-        return tuple(sorted(int(value) for value in json.loads(path.read_text(encoding="utf-8"))["labels"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"Expected `{path}` to name its label values under `labels`, but got {error!r}: correct the file."
-        raise ValueError(message) from error
+    return tuple(read_label_scheme(read_description(path), path).labels)

@@ -2,6 +2,7 @@
 
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.plan import Plan, load_plan, make_plan, network_size
+from monai_iou.planning.plan import _intensity as _intensity
 from monai_iou.planning.rules import Proposal, propose
 from monai_iou.planning.size_rules import Decision
 

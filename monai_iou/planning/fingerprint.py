@@ -175,6 +175,7 @@ def summarise_measures(folder: SegmentationFolder, measures: Sequence[CaseMeasur
     """
     facts = [case.facts for case in measures]
     folder.need_foreground(facts)
+    folder.need_like_spacings(folder.training, facts)
     voxels = np.array([case.voxels for case in measures], dtype=np.int64)
     shapes, spacings = (np.array([getattr(case, name) for case in facts], float) for name in ("shape", "spacing"))
     return Fingerprint(

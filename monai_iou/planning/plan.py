@@ -24,6 +24,10 @@ __all__ = ["Plan", "load_plan", "make_plan", "network_size"]
 
 
 CT_PERCENTILES = (0.5, 99.5)
+# Cone-beam, non-contrast, contrast-enhanced, low-dose, high-resolution, multi-detector, photon-counting and others, and
+# what datasets put behind: angiography, perfusion, resampled.
+CT_PREFIXES = ("CB", "NC", "NE", "NEC", "CE", "LD", "ULD", "ND", "SD", "FD", "HR", "MD", "MS", "DE", "DS", "PC", "Q")
+CT_SUFFIXES = ("A", "AP", "C", "HU", "P", "RES", "SCAN", "SCANS", "V", "IMAGE", "IMAGES", "ANGIO", "ANGIOGRAPHY")
 MAX_LEVELS = 4
 MIN_BOTTLENECK = 5  # voxels per side: below it, instance normalisation averages over too few values
 MAX_CHANNELS = 320
@@ -222,10 +226,24 @@ def network_size(
     return channels, tuple(strides), window
 
 
+def is_ct(modality: str) -> bool:
+    """Whether a channel's name is one of CT: `CT`, `CTA`, `NCCT`, `CECT`, `CTres`, `CT angiography`, and the like.
+
+    Example:
+        >>> [is_ct(name) for name in ("CT", "NCCT", "LDCT", "computed tomography", "SPECT", "OCT", "T1", "ct_1mm")]
+        [True, True, True, True, False, False, False, True]
+    """
+    name = modality.upper()
+    if re.search(r"EMISSION|COHERENCE", name):  # SPECT and OCT in full
+        return False
+    word = rf"(?<![A-Z])(?:{'|'.join(CT_PREFIXES)})?CT(?:{'|'.join(CT_SUFFIXES)})?(?![A-Z])"
+    return re.search(rf"{word}|COMPUT[A-Z]*[\W_]*(?:AXIAL[\W_]*)?TOMOGRA", name) is not None
+
+
 def _intensity(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:
     values = np.concatenate(samples) if samples else np.zeros(0)
     # CT numbers mean the same in every image, so one window serves them all; other modalities have no common scale.
-    if not re.search(r"(?<![A-Z])(CB)?CTA?(?![A-Z])", modality.upper()) or values.size < 2:
+    if not is_ct(modality) or values.size < 2:
         return {"kind": "zscore"}
     lower, upper = np.percentile(values, CT_PERCENTILES)
     clipped = np.clip(values, lower, upper).astype(np.float64)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from monai_iou.datasets.folder import SegmentationFolder
-from monai_iou.datasets.splits import check_folds, fold_cases, split_cases
+from monai_iou.datasets.splits import check_folds
 from monai_iou.planning.crop_rules import crop_decision, lesion_draw_decision
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.hardware import Machine
@@ -216,6 +216,10 @@ def _split(folder: SegmentationFolder, fingerprint: Fingerprint, folds: int | No
         check_folds(folds, fold, fingerprint.patients)
         keys: dict[str, Any] = {"folds": folds, "fold": fold}
         return Decision("split", f"fold {fold} of {folds}", f"{patients}; every case is validated in one fold", keys)
+    if folder.validation:
+        count = len(folder.validation)
+        text = f"the {count} case{'s' if count > 1 else ''} of `validation`"
+        return Decision("split", text, "dataset.json lists them", {"val_fraction": 0.1})
     fraction = round(max(0.1, min(0.25, 3 / fingerprint.patients)), 2)
     reason = f"{patients}; a tenth of the cases, or up to a quarter to hold out three patients"
     return Decision("split", f"{fraction:.0%} for validation", reason, {"val_fraction": fraction})
@@ -223,9 +227,7 @@ def _split(folder: SegmentationFolder, fingerprint: Fingerprint, folds: int | No
 
 def _training_count(folder: SegmentationFolder, split: Decision) -> int:
     keys = split.keys
-    if "folds" in keys:
-        return len(fold_cases(folder.training, keys["folds"], keys["fold"], 0, folder.patient_groups)[0])
-    return len(split_cases(folder.training, keys["val_fraction"], 0, folder.patient_groups)[0])
+    return len(folder.split(keys.get("val_fraction", 0.0), 0, keys.get("folds"), keys.get("fold", 0))[0])
 
 
 def _length(batch: int, trained: int, machine: Machine) -> Decision:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError, check_case
-from monai_iou.datasets.folder import SegmentationFolder, check_names, map_cases, names_root, read_folder
-from monai_iou.datasets.splits import fold_cases, split_cases
+from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
+from monai_iou.datasets.naming import check_names, names_root
 from monai_iou.planning.plan import Plan, load_plan, make_plan
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.workflow.settings import exit_with_message, is_true
@@ -222,7 +222,7 @@ class BundleCases:
         """
         with exit_with_message():
             stored = Path(saved) if saved is not None and Path(saved).is_file() else None
-            in_folder = (self.dataset_dir / "dataset.json").is_file()
+            in_folder = is_dataset(self.dataset_dir)
             if stored is not None and (prefer_saved or not in_folder):
                 return load_plan(stored)
             if prefer_saved and saved is not None:
@@ -230,7 +230,7 @@ class BundleCases:
             whole = is_true(full_resolution, "full_resolution")
             if not in_folder:
                 return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
-            facts = dict(zip(self.folder.training, self.folder.training_facts, strict=True))
+            facts = dict(zip(self.folder.labelled, self.folder.training_facts, strict=True))
             training, _ = self._split
             trained = [facts[case] for case in training]
             plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
@@ -240,13 +240,9 @@ class BundleCases:
     def _split(self) -> tuple[list[Case], list[Case]]:
         with exit_with_message():
             folder = self.folder
-            logger.info("Checking %d training cases of %s", len(folder.training), folder.root)
+            logger.info("Checking %d training cases of %s", len(folder.labelled), folder.root)
             _ = folder.training_facts
-            if self.folds is not None:
-                return fold_cases(folder.training, self.folds, self.fold, self.split_seed, folder.patient_groups)
-            training, validation = split_cases(
-                folder.training, self.val_fraction, self.split_seed, folder.patient_groups
-            )
+            training, validation = folder.split(self.val_fraction, self.split_seed, self.folds, self.fold)
             if set(training) & set(validation):
                 logger.warning("%s has one patient: it is validated on what it is trained on.", folder.root)
             return training, validation

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from places import DATA
 
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.datasets.folder import names_root, read_folder
+from monai_iou.datasets.folder import read_folder
+from monai_iou.datasets.naming import names_root
 from monai_iou.datasets.splits import count_patients, fold_cases, split_cases
 from monai_iou.workflow.data import BundleCases
 

@@ -1,0 +1,134 @@
+"""Datasets whose cases are what lies in their folders: nnU-Net v2's raw data, and a plain pair of folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_iou.datasets.cases import Case, DatasetError, values_of
+from monai_iou.datasets.description import MOST_CLASSES, LabelScheme, read_description
+from monai_iou.volumes.names import case_name, is_hidden, volumes_below
+from monai_iou.volumes.reading import VolumeError, read_header, read_labels
+
+__all__ = ["find_pair", "read_found_cases", "read_plain_cases", "read_plain_scheme", "read_splits"]
+
+PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"), ("images", "masks"), ("imgs", "masks"))
+SPLITS = "splits_final.json"
+
+
+def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels: int) -> tuple[Case, ...]:
+    """Find the cases of nnU-Net's `imagesTr` and `labelsTr`, or of `Ts`.
+
+    Args:
+        content: of dataset.json; `file_ending` says which files count.
+        root: the dataset's folder.
+        part: "Tr", or "Ts", whose labels may be missing.
+        channels: number of channels; each case has the files `CASE_0000` and on.
+
+    Raises:
+        DatasetError: a channel's file or a training label is missing.
+    """
+    ending = content.get("file_ending", ".nii.gz")
+    folder, labels = root / f"images{part}", root / f"labels{part}"
+    if not folder.is_dir():
+        return ()
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(str(ending))}")
+    files = {entry.name: entry for entry in sorted(folder.iterdir()) if not is_hidden(entry)}
+    cases = []
+    for name in dict.fromkeys(match[1] for file in files if (match := pattern.fullmatch(file))):
+        wanted = [f"{name}_{channel:04d}{ending}" for channel in range(channels)]
+        missing = next((file for file in wanted if file not in files), None)
+        if missing is not None:
+            message = (
+                f"Expected {folder} to have a file for each of {channels} channels of {name}, but {missing} is not "
+                "there: add it, or correct `channel_names` in dataset.json."
+            )
+            raise DatasetError(message)
+        label = labels / f"{name}{ending}"
+        if part == "Tr" and not label.is_file():
+            message = f"Expected the label of {name} at {label}, but there is no such file: add it or move the image."
+            raise DatasetError(message)
+        first, *others = (files[file] for file in wanted)
+        cases.append(Case(name, first, label if label.is_file() else None, tuple(others)))
+    return tuple(cases)
+
+
+def find_pair(root: Path) -> tuple[Path, Path] | None:
+    """Return the folders of images and of labels of a dataset without dataset.json, None if there are none."""
+    found = ((root / images, root / labels) for images, labels in PAIRS)
+    return next((pair for pair in found if pair[0].is_dir() and pair[1].is_dir()), None)
+
+
+def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
+    """Pair images and labels by their names; `c_0000` pairs with c too.
+
+    Raises:
+        DatasetError: an image has no label, or a label no image.
+    """
+    masks = {case_name(path): path for path in volumes_below(labels, deep=False)}
+    cases = []
+    for path in volumes_below(images, deep=False):
+        name = case_name(path)
+        name = name if name in masks else name.removesuffix("_0000")
+        if name not in masks:
+            message = f"Expected a label for {path} in {labels}, but there is none called {name}: add or rename it."
+            raise DatasetError(message)
+        cases.append(Case(name, path, masks.pop(name)))
+    if masks:
+        label = next(iter(masks.values()))
+        message = f"Expected an image for {label} in {images}, but there is none of its name: add or rename it."
+        raise DatasetError(message)
+    return tuple(cases)
+
+
+def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str, ...], LabelScheme]:
+    """Find what dataset.json would say: the number of channels from a header, the values from all label files.
+
+    Raises:
+        DatasetError: a label cannot be read, or they hold no value but 0, or so many that they are images.
+    """
+    values = {0}
+    try:
+        for case in cases:
+            values.update(values_of(read_labels(case.label or case.image).array))
+        header = read_header(cases[0].image) if cases else None
+    except VolumeError as error:
+        raise DatasetError(str(error)) from error
+    if not 1 < len(values) <= MOST_CLASSES or min(values) < 0:
+        found = f"{len(values)} values from {min(values)} to {max(values)}"
+        message = (
+            f"Expected {labels} to hold label maps with 0 and at least one more value, but got {found}: correct the "
+            "labels, or name their values in a dataset.json."
+        )
+        raise DatasetError(message)
+    channels = header.shape[3] if header is not None and len(header.shape) == 4 else 1
+    names = tuple(f"channel {channel}" for channel in range(channels)) if channels > 1 else ("image",)
+    return names, LabelScheme({value: "background" if value == 0 else str(value) for value in sorted(values)})
+
+
+def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """Read nnU-Net's splits_final.json: for each fold the names of its training and of its validation cases.
+
+    Raises:
+        DatasetError: it is no such file, or names a case that the dataset has not.
+    """
+    path = root / SPLITS
+    if not path.is_file():
+        return ()
+    content = read_description(path, list)
+    folds = []
+    for fold in content:
+        sides = [fold.get(side) if isinstance(fold, dict) else None for side in ("train", "val")]
+        if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
+            message = f'Expected {path} to hold folds with "train" and "val", but got {fold!r:.200}: correct it.'
+            raise DatasetError(message)
+        unknown = next((name for side in sides for name in side or () if name not in names), None)
+        both = next((name for name in sides[0] or () if name in (sides[1] or ())), None)
+        if unknown is not None or both is not None:
+            found = f"{unknown}, which is none" if both is None else f"{both} on both sides"
+            message = f"Expected {path} to name cases of {root}, each on one side, but got {found}: correct it."
+            raise DatasetError(message)
+        folds.append((tuple(sides[0] or ()), tuple(sides[1] or ())))
+    return tuple(folds)

@@ -1,0 +1,136 @@
+"""Datasets whose `dataset.json` lists its cases: the Decathlon's layout and its variants."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_iou.datasets.cases import Case, DatasetError
+from monai_iou.datasets.naming import check_names, names_of
+from monai_iou.volumes.names import EXTENSIONS, find_spelling
+
+__all__ = ["read_groups", "read_images", "read_pairs"]
+
+
+def read_pairs(content: Mapping[str, Any], key: str, root: Path, channels: int, *, required: bool) -> tuple[Case, ...]:
+    """Read a list of pairs of image and label; an image may be a list of files, one per channel.
+
+    Args:
+        content: of dataset.json.
+        key: of the list.
+        root: the dataset's folder.
+        channels: number of the images' channels.
+        required: whether the list must be there.
+
+    Raises:
+        DatasetError: it is no such list, or a file is missing, leaves the folder or has an unknown extension.
+    """
+    entries = content.get(key)
+    if entries is None and not required:
+        return ()
+    if not isinstance(entries, list):
+        message = (
+            f"Expected `{key}` in {root / 'dataset.json'} to be a list of pairs, but got {entries!r:.200}: add it."
+        )
+        raise DatasetError(message)
+    images, labels = [], []
+    for entry in entries:
+        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
+            message = (
+                f"Expected every entry of `{key}` in {root / 'dataset.json'} to have an image and a label, "
+                f"but got {entry!r:.200}: add what is missing or remove the entry."
+            )
+            raise DatasetError(message)
+        images.append(_images(root, entry["image"], f"the image in `{key}`", channels))
+        labels.append(_inside(root, entry["label"], f"the label of {images[-1][0].name}"))
+    return _cases(images, labels, f"`{key}` of {root / 'dataset.json'}")
+
+
+def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[Case, ...]:
+    """Read the list `test`, of paths or of objects with an image; errors as `read_pairs`."""
+    entries = content.get("test") or []
+    if not isinstance(entries, list):
+        found = f"{entries!r:.200}"
+        message = f"Expected `test` in {root / 'dataset.json'} to be a list of images, but got {found}: correct it."
+        raise DatasetError(message)
+    named = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
+    images = [_images(root, each, "the image in `test`", channels) for each in named]
+    return _cases(images, [None] * len(images), f"`test` of {root / 'dataset.json'}")
+
+
+def read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
+    """Read `patient_groups`: patient -> fragments of file names."""
+    found = content.get("patient_groups") or {}
+    lists = list(found.values()) if isinstance(found, dict) else [None]
+    if not all(isinstance(parts, list) and all(isinstance(part, str) and part for part in parts) for parts in lists):
+        message = (
+            f'Expected `patient_groups` in {path} to name parts of file names for each patient, as {{"P1": ["P1_"]}}, '
+            f"but got {found!r:.200}: correct or remove it."
+        )
+        raise DatasetError(message)
+    return dict(found)
+
+
+def _cases(images: Sequence[tuple[Path, ...]], labels: Sequence[Path | None], where: str) -> tuple[Case, ...]:
+    names = names_of([files[0] for files in images])
+    cases = tuple(
+        Case(_without_channel(name, files), files[0], label, files[1:])
+        for name, files, label in zip(names, images, labels, strict=True)
+    )
+    check_names(cases, where)
+    return cases
+
+
+def _without_channel(name: str, files: tuple[Path, ...]) -> str:
+    """`c_0000`, the first of several files of one image, is the case c."""
+    return name.removesuffix("_0000") if len(files) > 1 else name
+
+
+def _images(root: Path, named: object, what: str, channels: int) -> tuple[Path, ...]:
+    if not isinstance(named, list):
+        if isinstance(named, str) and find_spelling(root / named) is None and channels > 0:
+            numbered = _numbered(named, channels)
+            if all(find_spelling(root / name) is not None for name in numbered):
+                return tuple(_inside(root, name, what) for name in numbered)
+        return (_inside(root, named, what),)
+    if len(named) not in (1, channels):
+        message = (
+            f"Expected {what} of {root / 'dataset.json'} to be one file or one for each of {channels} channels, but "
+            f"got {len(named)}: name them all in `modality`, or remove some."
+        )
+        raise DatasetError(message)
+    return tuple(_inside(root, each, what) for each in named)
+
+
+def _numbered(name: str, channels: int) -> list[str]:
+    """The files of nnU-Net's raw data for a name of dataset.json, which leaves their `_0000` out."""
+    extension = next((end for end in EXTENSIONS if name.lower().endswith(end)), "")
+    stem = name[: len(name) - len(extension)]
+    return [f"{stem}_{channel:04d}{name[len(stem) :]}" for channel in range(channels)]
+
+
+def _inside(root: Path, relative: object, what: str) -> Path:
+    """Return the file that dataset.json names, refusing paths that leave the folder: the file may be from anywhere."""
+    # Links are not followed: a folder may link to volumes on another disk, only the written path must stay inside.
+    if not isinstance(relative, str) or "\0" in relative:
+        expected = f"{what} of {root / 'dataset.json'} to be a path"
+        message = f"Expected {expected}, but got {relative!r:.200}: write the file's path."
+        raise DatasetError(message)
+    path = Path(os.path.normpath(root / relative))
+    if not path.is_relative_to(root):
+        message = (
+            f"Expected {what} of {root / 'dataset.json'} to lie inside the folder, but got {relative!r}: "
+            "copy or link the file into the folder and name it relative to dataset.json."
+        )
+        raise DatasetError(message)
+    if not path.name.lower().endswith(EXTENSIONS):
+        message = f"Expected {what} to be .nii, .nii.gz, .mha or .nrrd, but got {path}: convert it to NIfTI."
+        raise DatasetError(message)
+    found = find_spelling(path)
+    if found is None or not found.is_file():
+        state = "there is no such file" if found is None or not found.exists() else "it is no file"
+        message = f"Expected {what} at {path}, but {state}: add it or remove the entry from dataset.json."
+        raise DatasetError(message)
+    return found

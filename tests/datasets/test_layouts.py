@@ -1,0 +1,315 @@
+"""The layouts of datasets and their variants: what is read, and every refusal in one sentence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import unicodedata
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.folder import read_folder
+from monai_iou.planning import make_plan
+from monai_iou.planning.plan import is_ct
+from monai_iou.workflow.data import BundleCases
+
+SHAPE = (6, 7, 8)
+RNG = np.random.default_rng(0)
+
+
+def save(path: Path, array: np.ndarray, spacing: float = 1.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([spacing] * 3 + [1])), path)
+    return path
+
+
+def label(*values: int, dtype: type = np.uint8) -> np.ndarray:
+    array = np.zeros(SHAPE, dtype)
+    for k, value in enumerate(values):
+        array[k] = value
+    return array
+
+
+def decathlon(root: Path, count: int = 4, **changes: object) -> Path:
+    pairs = []
+    for k in range(count):
+        save(root / f"imagesTr/c{k}.nii.gz", RNG.normal(size=SHAPE).astype(np.float32))
+        save(root / f"labelsTr/c{k}.nii.gz", label(1))
+        pairs.append({"image": f"imagesTr/c{k}.nii.gz", "label": f"labelsTr/c{k}.nii.gz"})
+    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "lesion"}, "training": pairs}
+    return describe(root, **{**content, **changes})
+
+
+def describe(root: Path, **changes: object) -> Path:
+    path = root / "dataset.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**old, **changes}), encoding="utf-8")
+    return root
+
+
+def nnunet(root: Path, values: tuple[int, ...] = (1, 2), **changes: object) -> Path:
+    for part, names in (("Tr", "abc"), ("Ts", "d")):
+        for name in names:
+            for channel in range(2):
+                save(root / f"images{part}/{name}_{channel:04d}.nii.gz", np.full(SHAPE, channel, np.float32))
+            save(root / f"labels{part}/{name}.nii.gz", label(*values))
+    (root / "imagesTr/._a_0000.nii.gz").write_bytes(b"macOS")
+    content = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "core": 1, "oedema": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    return describe(root, **{**content, **changes})
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(DatasetError) as caught:
+        _ = read_folder(root).training_facts
+    message = str(caught.value)
+    assert re.fullmatch(r"Expected .+, but .+: .+\.", message), message
+    return message
+
+
+def test_nnunets_folder_is_its_decathlon_twin(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ours = nnunet(tmp_path / "nnunet")
+    twin = tmp_path / "twin"
+    for name in "abc":
+        save(twin / f"imagesTr/{name}.nii.gz", np.stack([np.zeros(SHAPE), np.ones(SHAPE)], -1).astype(np.float32))
+        save(twin / f"labelsTr/{name}.nii.gz", label(1, 2))
+    pairs = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in "abc"]
+    labels = {"0": "background", "1": "core", "2": "oedema"}
+    describe(twin, modality={"0": "T1", "1": "T2"}, labels=labels, training=pairs)
+    caplog.set_level(logging.INFO)
+    first, second = read_folder(ours), read_folder(twin)
+    assert "is read as nnU-Net v2's raw data." in caplog.text
+    assert "is read as a folder in the Medical Segmentation Decathlon's layout." in caplog.text
+    assert (first.labels, first.modalities) == (second.labels, second.modalities)
+    assert [case.name for case in first.training] == [case.name for case in second.training] == ["a", "b", "c"]
+    assert [case.name for case in first.evaluation] == ["d"]
+    for one, other in zip(first.training_facts, second.training_facts, strict=True):
+        np.testing.assert_array_equal(one.foreground, other.foreground)
+    plans = [make_plan(folder, folder.training_facts, [32, 32, 32]) for folder in (first, second)]
+    assert plans[0] == plans[1]
+
+
+def test_a_missing_channel_or_label_of_nnunet_is_named(tmp_path: Path) -> None:
+    (nnunet(tmp_path) / "imagesTr/b_0001.nii.gz").unlink()
+    assert "2 channels of b, but b_0001.nii.gz is not there" in refusal(tmp_path)
+    (nnunet(tmp_path) / "labelsTr/c.nii.gz").unlink()
+    assert "the label of c at" in refusal(tmp_path)
+
+
+def test_regions_and_ignore_are_read_and_refused_by_training(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    folder = read_folder(nnunet(tmp_path, labels=labels, regions_class_order=[1, 2, 3]))
+    assert folder.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert (folder.regions_order, folder.ignore) == ((1, 2, 3), 4)
+    assert folder.labels == {0: "background", 1: "1", 2: "2", 3: "enhancing"}
+    assert "overlapping regions, which the bundle does not train on" in refusal(tmp_path)
+    describe(tmp_path, labels={"background": 0, "a": 1, "ignore": 2})
+    assert "an `ignore` label (2), which the bundle does not train on" in refusal(tmp_path)
+    describe(tmp_path, labels=labels, regions_class_order=[1])
+    assert "`regions_class_order`" in refusal(tmp_path)
+
+
+def test_splits_of_nnunet_are_the_folds(tmp_path: Path) -> None:
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
+    nnunet(tmp_path)
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    for fold, sides in enumerate(folds):
+        cases = BundleCases(str(tmp_path), folds=2, fold=fold)
+        assert [item["case"] for item in cases.training] == sides["train"]
+        assert [item["case"] for item in cases.validation] == sides["val"]
+    assert len(BundleCases(str(tmp_path), folds=3).validation) == 1  # of another number of folds: our own
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["x"]}]))
+    assert "but got x, which is none" in refusal(tmp_path)
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["a"]}]))
+    assert "but got a on both sides" in refusal(tmp_path)
+
+
+def test_a_plain_pair_of_folders(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"images/{name}_0000.nii.gz", RNG.normal(size=SHAPE))
+        save(tmp_path / f"labels/{name}.nii.gz", label(7, 70000, dtype=np.int32))
+    folder = read_folder(tmp_path)
+    assert folder.labels == {0: "background", 7: "7", 70000: "70000"}
+    assert [case.name for case in folder.training] == ["a", "b"]
+    assert folder.modalities == ("image",)
+    assert len(folder.training_facts) == 2
+    assert BundleCases(str(tmp_path)).plan([32, 32, 32]).label_values == [0, 7, 70000]
+    save(tmp_path / "images/c.nii.gz", RNG.normal(size=SHAPE))
+    assert "images/c.nii.gz in" in refusal(tmp_path)
+    (tmp_path / "images/c.nii.gz").rename(tmp_path / "labels/c.nii.gz")
+    assert "labels/c.nii.gz in" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
+    path = decathlon(tmp_path) / "dataset.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert len(read_folder(tmp_path).training) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b'{"a": "\xff\xfe"}', "cannot be read"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"a": "\\ud800"}', "to hold text, but got"),
+        (b'{"labels": {"1": "a", "1": "b"}}', "the key '1' comes twice"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "cannot be read"),
+        (b"", "cannot be read"),
+        (b"null", "to hold a JSON object, but got NoneType"),
+    ],
+)
+def test_json_that_cannot_be_used(tmp_path: Path, content: bytes, text: str) -> None:
+    (decathlon(tmp_path) / "dataset.json").write_bytes(content)
+    assert text in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"0": "b", "1": "x", "01": "y"}, "to name each label value once in `labels`, but got 1 twice"),
+        ({"0": "b", "1": "x", " 1": "y"}, "to name each label value once in `labels`, but got 1 twice"),
+        ({"background": 0, "x": 1, "y": 1}, "to name each label value once in `labels`, but got 1 twice"),
+        ({"0": "b", "-1": "x"}, "a negative value, which no class can have"),
+        ({"background": 0, "x": 2**63}, "label values within 64-bit integers"),
+        ({"background": 0, "x": 1.5, "y": 1}, "the label 'x' a value or a list of values, but got 1.5"),
+        ({"background": 0, **{str(k): k for k in range(1, 1001)}}, "at most 1000 labels, but got 1001"),
+        ({"a": "b"}, "to name the background 0"),
+        ({}, "to name the background 0"),
+        (None, "to name the background 0"),
+    ],
+)
+def test_labels_that_cannot_be(tmp_path: Path, labels: object, text: str) -> None:
+    assert text in refusal(decathlon(tmp_path, labels=labels))
+
+
+def test_names_to_values_beside_a_list_of_training_cases(tmp_path: Path) -> None:
+    assert read_folder(decathlon(tmp_path, labels={"background": 0, "l1": 1})).labels == {0: "background", 1: "l1"}
+
+
+def test_values_with_gaps_and_of_any_size_are_kept_apart(tmp_path: Path) -> None:
+    values = [0, 70000, 312782546, 312782550]
+    decathlon(tmp_path, 1, labels={str(value): f"n{value}" for value in values})
+    save(tmp_path / "labelsTr/c0.nii.gz", label(*values[1:], dtype=np.int32))
+    assert list(read_folder(tmp_path).labels) == values
+    assert len(read_folder(tmp_path).training_facts) == 1
+    save(tmp_path / "labelsTr/c0.nii.gz", label(312782547, dtype=np.int32))
+    assert "but got 312782547: name the value there or correct the label." in refusal(tmp_path)
+
+
+def test_a_negative_label_is_explained(tmp_path: Path) -> None:
+    save(decathlon(tmp_path) / "labelsTr/c1.nii.gz", label(-1, 1, dtype=np.int16))
+    assert "but got -1: a negative value cannot be named; write 0 there, or another value with a name" in refusal(
+        tmp_path
+    )
+
+
+def test_a_label_of_rounded_floats_is_read_and_one_hot_channels_are_explained(tmp_path: Path) -> None:
+    decathlon(tmp_path)
+    save(tmp_path / "labelsTr/c1.nii.gz", label(1).astype(np.float32) * np.float32(0.99999994))
+    assert len(read_folder(tmp_path).training_facts) == 4
+    save(tmp_path / "labelsTr/c1.nii.gz", np.stack([label(1)] * 2, -1))
+    assert "write one value per class instead of one-hot channels" in refusal(tmp_path)
+
+
+def test_a_list_of_images_and_numbered_files_are_channels(tmp_path: Path) -> None:
+    decathlon(tmp_path, 2, modality={"0": "a", "1": "b"})
+    pairs = json.loads((tmp_path / "dataset.json").read_text())["training"]
+    describe(tmp_path, training=[{**pair, "image": [pair["image"]] * 2} for pair in pairs])
+    folder = read_folder(tmp_path)
+    assert [len(facts.foreground) for facts in folder.training_facts] == [2, 2]
+    assert isinstance(folder.training[0].as_item()["image"], list)
+    for k in range(2):
+        (tmp_path / f"imagesTr/c{k}.nii.gz").rename(tmp_path / f"imagesTr/c{k}_0000.nii.gz")
+        save(tmp_path / f"imagesTr/c{k}_0001.nii.gz", np.ones(SHAPE))
+    describe(tmp_path, training=pairs)  # nnU-Net v1: the list leaves the numbers out
+    folder = read_folder(tmp_path)
+    assert [case.name for case in folder.training] == ["c0", "c1"]
+    assert [len(case.images) for case in folder.training] == [2, 2]
+    describe(tmp_path, training=[{**pair, "image": ["imagesTr/c0_0000.nii.gz"] * 3} for pair in pairs])
+    assert "one for each of 2 channels, but got 3" in refusal(tmp_path)
+
+
+def test_a_validation_list_is_validated_on(tmp_path: Path) -> None:
+    decathlon(tmp_path, 6)
+    pairs = json.loads((tmp_path / "dataset.json").read_text())["training"]
+    describe(tmp_path, training=pairs[:4], validation=pairs[4:])
+    cases = BundleCases(str(tmp_path))
+    assert [item["case"] for item in cases.training] == ["c0", "c1", "c2", "c3"]
+    assert [item["case"] for item in cases.validation] == ["c4", "c5"]
+    assert cases.plan([32, 32, 32]).trained == ("c0", "c1", "c2", "c3")
+    folds = [BundleCases(str(tmp_path), folds=3, fold=fold).validation for fold in range(3)]
+    assert sorted(item["case"] for fold in folds for item in fold) == [f"c{k}" for k in range(6)]
+    describe(tmp_path, validation=pairs[3:])
+    assert "comes twice" in refusal(tmp_path)
+
+
+def test_names_in_the_other_unicode_form_are_found(tmp_path: Path) -> None:
+    decathlon(tmp_path, 1)
+    (tmp_path / "imagesTr/c0.nii.gz").rename(tmp_path / "imagesTr" / unicodedata.normalize("NFD", "Müller.nii.gz"))
+    pair = {"image": "imagesTr/Müller.nii.gz", "label": "labelsTr/c0.nii.gz"}
+    describe(tmp_path, training=[pair])
+    assert read_folder(tmp_path).training[0].name == "Müller"
+
+
+@pytest.mark.parametrize("factor", [100.0, 1e-3])
+def test_one_spacing_unlike_the_others_is_named(tmp_path: Path, factor: float) -> None:
+    decathlon(tmp_path)
+    save(tmp_path / "imagesTr/c2.nii.gz", RNG.normal(size=SHAPE), factor)
+    save(tmp_path / "labelsTr/c2.nii.gz", label(1), factor)
+    message = refusal(tmp_path)
+    assert f"imagesTr/c2.nii.gz to have voxels like the other cases, of about 1 mm, but got {factor:g}x" in message
+
+
+def test_grids_a_fiftieth_of_a_voxel_apart_are_one_and_it_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    decathlon(tmp_path, 1)
+    moved = np.eye(4)
+    moved[0, 3] = 0.02
+    nib.save(nib.Nifti1Image(label(1), moved), tmp_path / "labelsTr/c0.nii.gz")
+    assert len(read_folder(tmp_path).training_facts) == 1
+    assert "the grids are up to 0.02 mm (0.02 voxels) apart" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], np.complex64])
+@pytest.mark.parametrize("where", ["imagesTr", "labelsTr"])
+def test_colours_and_complex_numbers_are_refused(tmp_path: Path, dtype: object, where: str) -> None:
+    save(decathlon(tmp_path) / where / "c1.nii.gz", np.zeros(SHAPE, dtype))
+    assert f"{where}/c1.nii.gz` to hold one number per voxel, but got" in refusal(tmp_path)
+
+
+def test_intensities_beyond_float32_are_refused(tmp_path: Path) -> None:
+    array = np.zeros(SHAPE)
+    array[1, 2, 3] = 1e300
+    save(decathlon(tmp_path) / "imagesTr/c1.nii.gz", array)
+    assert "intensities that float32 can hold, but got 1e+300" in refusal(tmp_path)
+
+
+CT_NAMES = (
+    "CT", "CTA", "NCCT", "CECT", "LDCT", "HRCT", "MDCT", "CBCT", "CTres", "CT angiography", "computed tomography",
+    "Computerized axial tomography", "ct_portal", "PET/CT",
+)  # fmt: skip
+OTHER_NAMES = (
+    "SPECT", "OCT", "T1", "PET", "single photon emission computed tomography", "infarct", "ADC", "ACTH", "contrast",
+    "optical coherence tomography",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CT_NAMES)
+def test_names_of_ct(name: str) -> None:
+    assert is_ct(name)
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_names_of_others(name: str) -> None:
+    assert not is_ct(name)
