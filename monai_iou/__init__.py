@@ -5,7 +5,7 @@ looking through the modules that are loaded.
 """
 
 from monai_iou.distributed import sum_over_ranks
-from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler
+from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler, LossWeightSchedule
 from monai_iou.losses import (
     AffinityLoss,
     AttentionSupervisionLoss,
@@ -71,6 +71,7 @@ __all__ = [
     "LesionIoUMetric",
     "LesionScores",
     "LogIoULoss",
+    "LossWeightSchedule",
     "LovaszHingeLoss",
     "LovaszSoftmaxLoss",
     "MultiScaleLoss",

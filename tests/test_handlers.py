@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from monai.data import MetaTensor
 from monai.handlers import MeanIoUHandler, MetricsSaver, from_engine
 from monai.networks.utils import one_hot
 
-from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler
+from monai_iou import CompoundLoss, IoUCELoss, IoULoss
+from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler, LossWeightSchedule
 from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
 
 IMAGES = torch.randint(0, 3, (4, 2, 1, 6, 6, 4), generator=torch.Generator().manual_seed(3))
@@ -157,3 +159,83 @@ def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
 def test_every_argument_of_the_others_reaches_the_metric(handler, arguments):
     metric = handler(**arguments).metric_fn
     assert {name: getattr(metric, name) for name in arguments} == arguments
+
+
+RAMP = {"start": 0.2, "end": 1.0, "first_epoch": 3, "last_epoch": 7}
+
+
+def weights_seen(loss: CompoundLoss, schedule: LossWeightSchedule, epochs: int, after: int = 0) -> list[list[float]]:
+    """The weights at each step of a training of one step per epoch, resumed after some epochs."""
+    seen: list[list[float]] = []
+    trainer = Engine(lambda engine, batch: seen.append(list(loss.weights)))
+    schedule.attach(trainer)
+    trainer.load_state_dict({"epoch": after, "max_epochs": epochs, "epoch_length": 1})
+    trainer.run([0], max_epochs=epochs)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ("linear", [0.2, 0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0]),
+        ("cosine", [0.2, 0.2, 0.2, 0.2 + 0.4 * (1 - 0.5**0.5), 0.6, 0.2 + 0.4 * (1 + 0.5**0.5), 1.0, 1.0]),
+        ("constant", [0.2, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_a_schedule_moves_the_weight_of_its_term_alone(curve: str, expected: list[float]) -> None:
+    loss = IoUCELoss(softmax=True, lambda_iou=0.7)
+    schedule = LossWeightSchedule(loss, {"cross_entropy": {**RAMP, "curve": curve}})
+    seen = weights_seen(loss, schedule, 8)
+    assert [weight for _, weight in seen] == pytest.approx(expected)
+    assert {weight for weight, _ in seen} == {0.7}
+
+
+def test_the_loss_uses_the_scheduled_weight() -> None:
+    loss = CompoundLoss([IoULoss(softmax=True), torch.nn.CrossEntropyLoss()])
+    logits, labels = torch.randn(1, 2, 4, 4, 4), torch.randint(0, 2, (1, 2, 4, 4, 4)).float()
+    LossWeightSchedule(loss, {"cross_entropy": {"start": 0, "end": 3, "last_epoch": 2}})(
+        Engine(lambda engine, batch: None)
+    )
+    assert loss(logits, labels) == pytest.approx(loss.last_terms["iou"].item())
+    engine = Engine(lambda engine, batch: None)
+    engine.state.epoch = 2
+    LossWeightSchedule(loss, {"cross_entropy": {"start": 0, "end": 3, "last_epoch": 2}})(engine)
+    value = loss(logits, labels)
+    assert value == pytest.approx((loss.last_terms["iou"] + 3 * loss.last_terms["cross_entropy"]).item())
+
+
+def test_a_resumed_training_continues_with_the_weights_of_its_epoch() -> None:
+    whole, first, second = (IoUCELoss(softmax=True) for _ in range(3))
+    schedules = [LossWeightSchedule(loss, {"iou": RAMP, "cross_entropy": RAMP}) for loss in (whole, first, second)]
+    unbroken = weights_seen(whole, schedules[0], 8)
+    assert weights_seen(first, schedules[1], 5) + weights_seen(second, schedules[2], 8, after=5) == unbroken
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms", "error", "text"),
+    [
+        (IoULoss(), {"iou": RAMP}, TypeError, "Expected `loss` to be a CompoundLoss, but got IoULoss: list the terms"),
+        (IoUCELoss(), {"ce": RAMP}, ValueError, "terms of the loss (iou, cross_entropy), but got ce: use these names."),
+        (IoUCELoss(), {}, ValueError, "terms of the loss (iou, cross_entropy), but got none: use these names."),
+        (IoUCELoss(), {"iou": {"start": 1}}, TypeError, "schedule of 'iou' to have `start`, `end` and, if wanted, "),
+        (
+            IoUCELoss(),
+            {"iou": {**RAMP, "curv": "linear"}},
+            TypeError,
+            "first_epoch, last_epoch, curv: correct the keys.",
+        ),
+        (IoUCELoss(), {"iou": {**RAMP, "curve": "sine"}}, ValueError, "one of 'constant', 'linear', 'cosine', but got"),
+        (IoUCELoss(), {"iou": {**RAMP, "end": -1}}, ValueError, "`end` to be a finite number at least 0, but got -1"),
+        (
+            IoUCELoss(),
+            {"iou": {**RAMP, "last_epoch": 3}},
+            ValueError,
+            "1 <= `first_epoch` < `last_epoch`, but got 3 and 3",
+        ),
+        (IoUCELoss(), {"iou": {"start": 0, "end": 1}}, ValueError, "but got 1 and None: name the epochs between"),
+        (IoUCELoss(), {"iou": {**RAMP, "first_epoch": 0}}, ValueError, "but got 0 and 7: name the epochs between"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(loss, terms, error, text) -> None:
+    with pytest.raises(error, match=re.escape(text)):
+        LossWeightSchedule(loss, terms)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from places import DOCS
 from torch import Tensor
+
+from monai_iou.bundle_files import bundle_path
 
 PAGE = DOCS / "losses.md"
 BLOCKS = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -42,6 +45,24 @@ def test_config_line(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert logits.grad.abs().sum() > 0
+
+
+def test_the_schedule_joins_the_bundles_handlers_and_moves_the_loss(tmp_path: Path) -> None:
+    block = next(block for block in BLOCKS if "LossWeightSchedule" in block)
+    recipe, train = tmp_path / "schedule.json", bundle_path() / "configs" / "train.json"
+    recipe.write_text(block)
+    handlers = ConfigParser.load_config_file(train)["train"]["handlers"]
+    config = ConfigParser.load_config_files([train, recipe])
+    assert config["train"]["handlers"][:-1] == handlers
+    parser = ConfigParser({"loss": config["loss"], "schedule": config["train"]["handlers"][-1]})
+    schedule, loss = parser.get_parsed_content("schedule"), parser.get_parsed_content("loss")
+    assert schedule.loss is loss
+    trainer = Engine(lambda engine, batch: None)
+    schedule.attach(trainer)
+    for epoch, weight in ((50, 0.0), (100, 0.25), (150, 0.5), (300, 0.5)):
+        trainer.load_state_dict({"epoch": epoch - 1, "max_epochs": epoch, "epoch_length": 1})
+        trainer.run([0], max_epochs=epoch)
+        assert loss.weights == pytest.approx([1.0, weight])
 
 
 def _output(block: str, logits: Tensor) -> Any:
