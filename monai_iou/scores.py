@@ -18,12 +18,14 @@ from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.inputs import total_dtype
 
 __all__ = [
+    "AVERAGES",
     "WEIGHT_TYPES",
     "cross_entropy",
     "dice",
     "generalized_iou",
     "iou",
     "lovasz",
+    "mean_of_terms",
     "power",
     "ratio",
     "tversky",
@@ -32,6 +34,7 @@ __all__ = [
     "weighted_entropy",
 ]
 
+AVERAGES = ("pairs", "images", "classes")
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
 _MIN_VOLUME = 1e-15
@@ -125,6 +128,33 @@ def tversky(
     """
     mixed = intersection + alpha * (prediction - intersection) + beta * (target - intersection)
     return ratio(intersection + smooth_nr, mixed + smooth_dr)
+
+
+def mean_of_terms(terms: Tensor, counted: Tensor | None, average: str = "pairs") -> Tensor:
+    """Return the mean of terms (B, C) of images and classes; 0 if nothing counts.
+
+    Args:
+        terms: one term per image and class, 0 where it does not count.
+        counted: which terms count, (B, C) bool, or None for all.
+        average: "pairs", over all that count alike; "images", over the classes of each image, then over the images;
+            "classes", over the images of each class, then over the classes. The last two are mIoU-I and mIoU-C of Wang
+            et al. (NeurIPS 2023, Datasets and Benchmarks, https://arxiv.org/abs/2310.19252) if a term is 1 - IoU and
+            counts where the image holds the class.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.scores import mean_of_terms
+        >>> terms, counted = torch.tensor([[0.5, 0.0], [0.25, 1.0]]), torch.tensor([[True, False], [True, True]])
+        >>> [round(mean_of_terms(terms, counted, average).item(), 4) for average in ("pairs", "images", "classes")]
+        [0.5833, 0.5625, 0.6875]
+    """
+    if counted is None:
+        return terms.mean() if terms.numel() else terms.sum()
+    if average == "pairs":
+        return terms.sum() / counted.sum().clamp_min(1)
+    axis = 1 if average == "images" else 0
+    number = counted.sum(axis)
+    return (terms.sum(axis) / number.clamp_min(1)).sum() / (number > 0).sum().clamp_min(1)
 
 
 def volume_weights(target: Tensor, w_type: str) -> Tensor:

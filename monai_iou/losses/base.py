@@ -1,4 +1,4 @@
-"""What the losses share: options, one voxel pass, and the reduction of per-class terms."""
+"""What the region losses share: options, and the reduction of per-class terms."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
-from monai_iou import checks
-from monai_iou.distributed import fails_together, sums_over_ranks
+from monai_iou import checks, scores
 from monai_iou.losses.arguments import bound_arguments, explains_arguments
-from monai_iou.voxels.labels import valid_voxels
-from monai_iou.voxels.passes import Reading, run_passes
+from monai_iou.losses.pass_loss import SumsLoss
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
@@ -42,107 +39,8 @@ class RegionOptions(TypedDict, total=False):
     ignore_index: int | None
     power: float
     empty: str
+    average: str
     sync_batch: bool
-
-
-class PassLoss(_Loss):
-    """A loss that is a function of what one pass over the voxels gives.
-
-    A subclass says what it needs of the pass (:meth:`pass_spec`) and how a reading makes the loss
-    (:meth:`score_reading`); a compound of such losses hands each of them a reading that they share.
-    """
-
-    def __init__(
-        self,
-        *,
-        to_onehot_y: bool,
-        sigmoid: bool,
-        softmax: bool,
-        other_act: Callable[[Tensor], Tensor] | None,
-        reduction: str,
-        ignore_index: int | None,
-        sync_batch: bool,
-    ) -> None:
-        checks.check_activation(sigmoid, softmax, other_act)
-        reduction = str(getattr(reduction, "value", reduction))  # MONAI's LossReduction or its value
-        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
-        super().__init__(reduction=reduction)
-        self.to_onehot_y = to_onehot_y
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.other_act = other_act
-        self.ignore_index = checks.check_ignore_index(ignore_index)
-        self.sync_batch = sync_batch
-
-    def shares_passes(self) -> bool:
-        """Return whether a compound may make the pass of this loss; if not, it calls the loss."""
-        return True
-
-    def activation(self, channels: int) -> str | None:
-        """Return the activation that the pass applies to an input of so many channels."""
-        if self.softmax and channels == 1:
-            # MONAI goes on with the raw input here, which is no probability; one channel takes a sigmoid.
-            warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
-            return "sigmoid"
-        return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
-
-    @abstractmethod
-    def pass_spec(self, channels: int) -> PassSpec:
-        """Return what the loss needs of the voxel pass."""
-
-    @abstractmethod
-    def score_reading(self, reading: Reading, space: int) -> Tensor:
-        """Return the loss from a reading; `space` is the number of spatial dimensions, for `reduction="none"`."""
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss.
-
-        Args:
-            input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
-            target: label map (B, 1, *S) or per-class maps (B, C, *S).
-
-        Returns:
-            A float32 scalar (float64 for a float64 input); with `reduction="none"` a tensor that broadcasts against the
-            input.
-
-        Raises:
-            TypeError: if a tensor cannot be read as what it stands for.
-            ValueError: if shapes do not match, or the target holds values that are no class.
-        """
-        with fails_together(self.sync_batch, input):
-            checks.check_input(input)
-            checks.check_target(input, target)
-            checks.check_onehot_request(input, target, self.to_onehot_y)
-            spec = self.pass_spec(input.shape[1])
-            (reading,) = run_passes(self.activated(input, target), target, [spec], self.ignore_index)
-        return self.score_reading(reading, input.ndim - 2)
-
-    def activated(self, input: Tensor, target: Tensor) -> Tensor:
-        """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
-        if self.other_act is None:
-            return input
-        if self.ignore_index is not None:
-            valid = valid_voxels(target.as_subclass(Tensor), self.ignore_index)
-            assert valid is not None
-            input = torch.where(valid, input, 0)
-        return self.other_act(input)
-
-
-class SumsLoss(PassLoss):
-    """A loss that is a function of voxel sums alone (:meth:`score`)."""
-
-    @abstractmethod
-    def score(self, sums: VoxelSums, space: int) -> Tensor:
-        """Return the loss from sums (B, C); `space` is the number of spatial dimensions, for `reduction="none"`."""
-
-    def score_reading(self, reading: Reading, space: int) -> Tensor:
-        """Return the loss from the sums of a reading."""
-        return self.score(reading.sums, space)
-
-    def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
-        """Add over the images if `batch`, and over the ranks if asked for."""
-        sums = sums.over_batch() if batch else sums
-        return sums_over_ranks(sums) if self.sync_batch else sums
 
 
 class RegionLoss(SumsLoss):
@@ -167,6 +65,7 @@ class RegionLoss(SumsLoss):
         *,
         power: float = 1.0,
         empty: str = "smooth",
+        average: str = "pairs",
         sync_batch: bool = False,
     ) -> None:
         super().__init__(
@@ -179,6 +78,12 @@ class RegionLoss(SumsLoss):
             sync_batch=sync_batch,
         )
         checks.check_choice("empty", empty, checks.EMPTY_RULES)
+        checks.check_choice("average", average, scores.AVERAGES)
+        if average != "pairs" and self.reduction != "mean":
+            message = (
+                f"Expected `reduction` to be 'mean' with average={average!r}, but got {self.reduction!r}: keep one."
+            )
+            raise ValueError(message)
         if sync_batch and not batch:
             message = (
                 "Expected `batch` to be True with sync_batch=True, but got False: sums over ranks join the batches."
@@ -197,6 +102,7 @@ class RegionLoss(SumsLoss):
         self.batch = batch
         self.soft_label = soft_label
         self.empty = empty
+        self.average = average
         self._spec = self._make_spec()
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", checks.as_weight(weight))
@@ -250,9 +156,7 @@ class RegionLoss(SumsLoss):
         if self.reduction == "none":
             shape = terms.shape[1:] if self.batch else terms.shape
             return terms.reshape(*shape, *[1] * space)
-        if counted is None:
-            return terms.mean() if terms.numel() else terms.sum()
-        return terms.sum() / counted.sum().clamp_min(1)
+        return scores.mean_of_terms(terms, counted, self.average)
 
 
 def suppression(sums: VoxelSums, power: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.distributed import fails_together
 from monai_iou.losses.arguments import explains_arguments
-from monai_iou.losses.base import PassLoss
+from monai_iou.losses.pass_loss import PassLoss
 from monai_iou.voxels.passes import Reading, run_passes
 
 

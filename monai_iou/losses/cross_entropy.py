@@ -8,7 +8,7 @@ from torch import Tensor
 
 from monai_iou import checks, scores
 from monai_iou.losses.arguments import explains_arguments
-from monai_iou.losses.base import SumsLoss
+from monai_iou.losses.pass_loss import SumsLoss
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 

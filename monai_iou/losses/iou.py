@@ -37,6 +37,10 @@ class IoULoss(RegionLoss):
         empty: what a class absent from the target contributes: "smooth", the formula as it is; "skip", nothing, it is
             left out of the mean; "suppress", the mean probability weighted by itself, which keeps a gradient on
             false positives.
+        average: how `reduction="mean"` averages the terms that count: "pairs", all pairs of image and class alike;
+            "images", over the classes of each image, then over the images; "classes", over the images of each class,
+            then over the classes. They differ where `empty="skip"` leaves pairs out, and are then mIoU-I and mIoU-C of
+            Wang et al. 2023 (https://arxiv.org/abs/2310.19252) as losses.
         sync_batch: with `batch`, add the sums over all ranks as well, so that DDP trains as one process would.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_iou import checks, scores
 from monai_iou.distributed import errors_over_ranks, fails_together, largest_over_ranks, sum_over_ranks
 from monai_iou.losses.arguments import explains_arguments
-from monai_iou.losses.base import PassLoss
+from monai_iou.losses.pass_loss import PassLoss
 from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins
 from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
 from monai_iou.voxels.spec import PassSpec

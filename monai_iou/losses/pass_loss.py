@@ -1,0 +1,118 @@
+"""Losses that are functions of one pass over the voxels."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from monai_iou import checks
+from monai_iou.distributed import fails_together, sums_over_ranks
+from monai_iou.voxels.labels import valid_voxels
+from monai_iou.voxels.passes import Reading, run_passes
+from monai_iou.voxels.spec import PassSpec
+from monai_iou.voxels.sums import VoxelSums
+
+
+class PassLoss(_Loss):
+    """A loss that is a function of what one pass over the voxels gives.
+
+    A subclass says what it needs of the pass (:meth:`pass_spec`) and how a reading makes the loss
+    (:meth:`score_reading`); a compound of such losses hands each of them a reading that they share.
+    """
+
+    def __init__(
+        self,
+        *,
+        to_onehot_y: bool,
+        sigmoid: bool,
+        softmax: bool,
+        other_act: Callable[[Tensor], Tensor] | None,
+        reduction: str,
+        ignore_index: int | None,
+        sync_batch: bool,
+    ) -> None:
+        checks.check_activation(sigmoid, softmax, other_act)
+        reduction = str(getattr(reduction, "value", reduction))  # MONAI's LossReduction or its value
+        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
+        super().__init__(reduction=reduction)
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.ignore_index = checks.check_ignore_index(ignore_index)
+        self.sync_batch = sync_batch
+
+    def shares_passes(self) -> bool:
+        """Return whether a compound may make the pass of this loss; if not, it calls the loss."""
+        return True
+
+    def activation(self, channels: int) -> str | None:
+        """Return the activation that the pass applies to an input of so many channels."""
+        if self.softmax and channels == 1:
+            # MONAI goes on with the raw input here, which is no probability; one channel takes a sigmoid.
+            warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
+            return "sigmoid"
+        return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
+
+    @abstractmethod
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs of the voxel pass."""
+
+    @abstractmethod
+    def score_reading(self, reading: Reading, space: int) -> Tensor:
+        """Return the loss from a reading; `space` is the number of spatial dimensions, for `reduction="none"`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
+            target: label map (B, 1, *S) or per-class maps (B, C, *S).
+
+        Returns:
+            A float32 scalar (float64 for a float64 input); with `reduction="none"` a tensor that broadcasts against the
+            input.
+
+        Raises:
+            TypeError: if a tensor cannot be read as what it stands for.
+            ValueError: if shapes do not match, or the target holds values that are no class.
+        """
+        with fails_together(self.sync_batch, input):
+            checks.check_input(input)
+            checks.check_target(input, target)
+            checks.check_onehot_request(input, target, self.to_onehot_y)
+            spec = self.pass_spec(input.shape[1])
+            (reading,) = run_passes(self.activated(input, target), target, [spec], self.ignore_index)
+        return self.score_reading(reading, input.ndim - 2)
+
+    def activated(self, input: Tensor, target: Tensor) -> Tensor:
+        """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
+        if self.other_act is None:
+            return input
+        if self.ignore_index is not None:
+            valid = valid_voxels(target.as_subclass(Tensor), self.ignore_index)
+            assert valid is not None
+            input = torch.where(valid, input, 0)
+        return self.other_act(input)
+
+
+class SumsLoss(PassLoss):
+    """A loss that is a function of voxel sums alone (:meth:`score`)."""
+
+    @abstractmethod
+    def score(self, sums: VoxelSums, space: int) -> Tensor:
+        """Return the loss from sums (B, C); `space` is the number of spatial dimensions, for `reduction="none"`."""
+
+    def score_reading(self, reading: Reading, space: int) -> Tensor:
+        """Return the loss from the sums of a reading."""
+        return self.score(reading.sums, space)
+
+    def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
+        """Add over the images if `batch`, and over the ranks if asked for."""
+        sums = sums.over_batch() if batch else sums
+        return sums_over_ranks(sums) if self.sync_batch else sums
