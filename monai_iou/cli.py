@@ -6,15 +6,63 @@ command imports what it needs. Exit codes: 0 done, 1 the work failed, 2 the comm
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """A group that suggests the command nearest to a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            known = ", ".join(self.list_commands(ctx))
+            remedy = f"did you mean {near[0]}?" if near else f"choose one of {known}."
+            message = f"Expected a command, but got {args[0]!r}: {remedy}"
+            raise click.UsageError(message, ctx) from error
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Read the version from the package's text: importing the package takes seconds."""
+    if value and not context.resilient_parsing:
+        text = Path(__file__).with_name("__init__.py").read_text(encoding="utf-8")
+        found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+        click.echo(f"monai-iou {found[1] if found else 'of unknown version'}")
+        context.exit()
+
+
+def _console() -> ModuleType:
+    """The module `console`, by its path as long as the package is not imported."""
+    if "monai_iou" in sys.modules:
+        from monai_iou import console
+
+        return console
+    spec = importlib.util.spec_from_file_location("monai_iou_console", Path(__file__).with_name("console.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
 def cli() -> None:
     """IoU losses, metrics and a bundle for MONAI: demo, plan, train, evaluate, compare."""
 
@@ -42,43 +90,86 @@ def _region_list(context: click.Context, parameter: click.Parameter, value: str 
     return regions
 
 
+def _tolerance(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, dict[str, float]]:
+    """`2` as (2, {}); `1=0.5,2=2` as (1, {"1": 0.5, "2": 2}), where 1 mm is for the others."""
+    try:
+        if "=" not in value:
+            return float(value), {}
+        parts = [part.split("=") for part in value.split(",")]
+        return 1.0, {name.strip(): float(mm) for name, mm in parts}
+    except ValueError as error:
+        message = f"Expected a distance in mm, or one per label such as 1=0.5,2=2, but got {value!r}."
+        raise click.BadParameter(message) from error
+
+
 _FOLDER = click.Path(path_type=Path)
 
 
+def _check_folders(folders: Mapping[str, Path | None]) -> None:
+    """Name a wrong path before anything that takes seconds is imported."""
+    for option, path in folders.items():
+        if path is not None and not _is_folder(path):
+            message = f"Expected `{option}` to be a folder of volumes, but got `{path}`: check the path."
+            raise click.UsageError(message)
+
+
+def _check_tables(tables: Mapping[str, Path | None]) -> None:
+    for option, path in tables.items():
+        if path is not None and (_is_folder(path) or not os.path.exists(path)):  # noqa: PTH110
+            message = f"Expected `{option}` to be a file, but got `{path}`: check the path."
+            raise click.UsageError(message)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - unlike Path's it is False for a name that is too long
+
+
 @cli.command()
-@click.option("--predictions", required=True, type=_FOLDER, metavar="DIR", help="Folder of the predicted label maps.")
-@click.option("--references", required=True, type=_FOLDER, metavar="DIR", help="Folder of the reference label maps.")
-@click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Folder for the tables and the report.")
+@click.option("-p", "--predictions", required=True, type=_FOLDER, metavar="DIR", help="Folder of the predicted label maps.")
+@click.option("-r", "--references", required=True, type=_FOLDER, metavar="DIR", help="Folder of the reference label maps.")
+@click.option("-o", "--output", required=True, type=_FOLDER, metavar="DIR", help="Folder for the tables and the report.")
 @click.option(
-    "--labels", callback=_label_list, metavar="1,2", help="Labels to score. Default: every label in the references."
+    "-l", "--labels", callback=_label_list, metavar="1,2", help="Labels to score. Default: all in the references."
 )
-@click.option(
-    "--regions", callback=_region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels."
-)
+@click.option("--regions", callback=_region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels.")
 @click.option(
     "--ignore", type=int, metavar="LABEL", help="Reference voxels of this value are excluded from all scores."
 )
 @click.option(
     "--tolerance",
-    type=float,
-    default=1.0,
+    callback=_tolerance,
+    default="1",
     show_default=True,
     metavar="MM",
-    help="Tolerance of the normalised surface distance (NSD).",
+    help="Tolerance of the normalised surface distance (NSD) in mm, or one per label: 1=0.5,2=2.",
 )
 @click.option(
-    "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of processes on this machine."
+    "--boundary",
+    default="2mm",
+    show_default=True,
+    metavar="2mm|2%",
+    help="Width of the bands of boundary IoU, in mm or as a share of the image's diagonal.",
 )
 @click.option(
-    "--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786."
+    "--missing",
+    type=click.Choice(["exclude", "penalty"]),
+    default="exclude",
+    show_default=True,
+    help="Leave out what is missing, or count it as the worst score. Both means are always given.",
 )
+@click.option("--groups", type=_FOLDER, metavar="FILE", help="Which cases are of one patient (CSV or JSON).")
+@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Number of processes on this machine.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786.")
 @click.option("--resample", type=click.Choice(["reference"]), help="Resample predictions to the grid of the reference.")
+@click.option("--images", type=_FOLDER, metavar="DIR", help="Folder of images, which the report shows under the contours.")
 @click.option(
-    "--images", type=_FOLDER, metavar="DIR", help="Folder of images, which the report shows under the contours."
+    "--pictures",
+    default="worst",
+    show_default=True,
+    metavar="all|worst|N",
+    help="Cases to show slice by slice in the report.",
 )
-@click.option(
-    "--pairs", type=_FOLDER, metavar="CSV", help="Table of pairs: columns prediction, reference and, if wanted, case."
-)
+@click.option("--pairs", type=_FOLDER, metavar="CSV", help="Table of pairs: columns prediction, reference and, if wanted, case.")
 def evaluate(**options: Any) -> int:
     """Score a folder of predictions against references.
 
@@ -86,17 +177,20 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
     not done yet. Exit code 1 if a case failed.
     """
+    _check_folders({f"--{name}": options[name] for name in ("predictions", "references", "images")})
+    _check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})
     from monai_iou.console import print_evaluation, progress
     from monai_iou.evaluation.evaluate import evaluate_folders
-    from monai_iou.evaluation.results import Request, RequestError
+    from monai_iou.evaluation.request import Request, RequestError
 
     options["resample"] = options["resample"] is not None
+    options["tolerance"], options["tolerances"] = options["tolerance"]
     try:
         with progress() as show:
             done = evaluate_folders(Request(**options, command=("monai-iou", *sys.argv[1:])), show)
     except RequestError as error:
         raise click.UsageError(str(error)) from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
     print_evaluation(done, options["output"])
     return 1 if done.failures else 0
@@ -104,36 +198,37 @@ def evaluate(**options: Any) -> int:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=_FOLDER, metavar="BASELINE OTHER...")
+@click.option("-o", "--output", type=_FOLDER, default=Path("comparison"), show_default=True, metavar="DIR", help="Folder for the tables and the page.")
+@click.option("--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all that rank a method.")
 @click.option(
-    "--output",
-    type=_FOLDER,
-    default=Path("comparison"),
-    show_default=True,
-    metavar="DIR",
-    help="Folder for the table and the report.",
+    "--primary",
+    metavar="METRIC",
+    help="The metric that decides; the others are exploratory. Default: iou.",
 )
-@click.option(
-    "--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all scores that rank a method."
-)
-def compare(folders: tuple[Path, ...], output: Path, metrics: str | None) -> int:
-    """Compare evaluated folders with the first of them, case by case.
+def compare(folders: tuple[Path, ...], output: Path, metrics: str | None, primary: str | None) -> int:
+    """Compare evaluated folders in pairs, case by case.
 
-    Writes comparison.csv and comparison.html: mean paired differences with 95 % bootstrap intervals and permutation
-    tests, corrected for the number of metrics (Holm).
+    Writes comparison.csv, paired.csv and comparison.html: mean paired differences with 95 % bootstrap intervals and
+    permutation tests. The primary metric's p-values are corrected (Holm) over labels and pairs of folders. With three
+    or more folders, ranking.csv ranks them.
     """
-    from monai_iou.evaluation.compare import METRICS, compare_folders
+    if len(folders) < 2:
+        message = f"Expected two or more evaluated folders, but got {len(folders)}: name a baseline and another one."
+        raise click.UsageError(message)
+    for folder in folders:
+        if not _is_folder(folder):
+            message = f"Expected an evaluated folder, but got `{folder}`: check the path."
+            raise click.UsageError(message)
+    from monai_iou.console import print_comparison
+    from monai_iou.evaluation.compare import METRICS, UnknownMetricError, compare_folders
 
     try:
-        rows = compare_folders(folders, output, tuple(metrics.split(",")) if metrics else METRICS)
-    except (ValueError, RuntimeError) as error:
+        rows = compare_folders(folders, output, tuple(metrics.split(",")) if metrics else METRICS, primary)
+    except UnknownMetricError as error:
+        raise click.UsageError(str(error)) from error
+    except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    for row in rows:
-        if row["difference"] is not None:
-            click.echo(
-                f"{row['other']}, label {row['label']}, {row['metric']}: {row['difference']:+.4f} "
-                f"({row['low']:+.4f} to {row['high']:+.4f}), corrected p = {row['p_holm']:.4g}"
-            )
-    click.echo(f"Report: {output / 'comparison.html'}")
+    print_comparison(rows, output)
     return 0
 
 
@@ -228,7 +323,7 @@ def plan(
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets.folder import read_folder
     from monai_iou.datasets.splits import check_folds, count_patients
-    from monai_iou.evaluation.results import Progress
+    from monai_iou.evaluation.request import Progress
     from monai_iou.files import prepare, write_json
     from monai_iou.planning.fingerprint import compute_fingerprint
     from monai_iou.planning.hardware import detect_hardware
@@ -319,6 +414,14 @@ def describe(bundle: Path) -> int:
     return 0
 
 
+def _show(error: click.ClickException) -> None:
+    """Print an error as click does, with what would steer the terminal escaped."""
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.\n", err=True)
+    _console().say(f"Error: {error.format_message()}", error=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: `sys.argv[1:]`) and return its exit code."""
     try:
@@ -329,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("Aborted.", err=True)
         return 130
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     return int(result or 0)
 

@@ -1,53 +1,121 @@
-"""What the `monai-iou` command shows of its work: progress and tables."""
+"""What the `monai-iou` command shows of its work: progress and tables.
+
+Nothing from the package is imported at the top: the command loads this file by its path to name a wrong option at once.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import progress as bars
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
-    from monai_iou.demo import DemoResult
-    from monai_iou.evaluation.results import Evaluation, Progress
+    from rich.table import Table
 
-__all__ = ["print_demo", "print_evaluation", "print_tables", "progress"]
+    from monai_iou.demo import DemoResult
+    from monai_iou.evaluation.request import Progress
+    from monai_iou.evaluation.results import Evaluation
+
+__all__ = ["print_comparison", "print_demo", "print_evaluation", "print_tables", "printable", "progress", "say"]
+
+MANY_LABELS = 12
+
+
+def printable(text: str) -> str:
+    r"""Text with every character escaped that would steer a terminal instead of being shown.
+
+    File names may hold escape sequences, line breaks, marks that turn the direction of writing, and bytes that are no
+    text. Line breaks of our own are written by separate calls.
+
+    >>> printable("a\x1b[31mb\rc\n") == "a\\x1b[31mb\\rc\\n"
+    True
+    """
+    shown = (c if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} else _escaped(c) for c in text)
+    return "".join(shown)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print a line, on stderr if it is an error; the one way that this command writes text."""
+    stream = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    click.echo(printable(text).encode(encoding, "backslashreplace").decode(encoding), err=error)
 
 
 def print_evaluation(done: Evaluation, output: Path) -> None:
-    """Say what was evaluated, what failed and why, and the mean IoU of every label."""
+    """Say what was evaluated, what failed and why, and the means of every label, with and without what is missing."""
     old = f" ({done.reused} from before)" if done.reused else ""
-    click.echo(f"Evaluated {len(done.records)} of {len(done.pairs)} cases{old}.")
+    say(f"Evaluated {len(done.records)} of {len(done.pairs)} cases{old}.")
     for note in done.notes:
-        click.echo(f"Note: {note}")
+        say(f"Note: {note}")
     for failure in done.failures:
-        click.echo(f"Failed: {failure['case']}: {failure['reason']}", err=True)
-    for label, scores in done.summary["labels"].items():
-        iou, bounds = scores["iou"]["mean"], scores["iou"]["mean_interval"]
-        interval = f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
-        click.echo(f"Label {label}: mean IoU {'undefined' if iou is None else f'{iou:.3f}'}{interval}")
-    click.echo(f"Report: {output / 'report.html'}")
+        say(f"Failed: {failure['case']}: {failure['reason']}", error=True)
+    labels = done.summary["labels"]
+    for label, scores in list(labels.items())[:MANY_LABELS]:
+        say(f"Label {label}: mean IoU {_mean(scores['iou'])}")
+        distance = scores["hd95_mm"]
+        if distance["n_penalty"] != distance["n_defined"]:
+            say(f"Label {label}: mean HD95 {_both(distance, 2, ' mm')}")
+    if len(labels) > MANY_LABELS:
+        say(f"... and {len(labels) - MANY_LABELS} more labels: see the report.")
+    say(f"Report: {output / 'report.html'}")
+
+
+def _mean(score: Mapping[str, Any]) -> str:
+    """A mean with its interval, or both means where something is missing."""
+    bounds = score["mean_interval"]
+    if score["n_penalty"] != score["n_defined"]:
+        return _both(score, 3) + (f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
+    mean = "undefined" if score["mean"] is None else f"{score['mean']:.3f}"
+    return f"{mean} (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else mean
+
+
+def _both(score: Mapping[str, Any], digits: int, unit: str = "") -> str:
+    defined, penalty = (
+        "undefined" if score[name] is None else f"{score[name]:.{digits}f}{unit}"
+        for name in ("mean_defined", "mean_penalty")
+    )
+    return f"{defined} without and {penalty} with the {score['n_penalty'] - score['n_defined']} missing"
+
+
+def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Say every difference, with its interval and p-value, and where the page is."""
+    for row in rows:
+        if row["difference"] is None:
+            continue
+        first, second = row["names"]
+        bounds = "no interval below 8 cases" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
+        primary = row["family"] == "primary"
+        p = f"{row['p_holm']:.4g} corrected" if primary else f"{row['p']:.4g} exploratory"
+        what = f"{second} against {first}, label {row['label']}, {row['metric']}"
+        say(f"{what}: {row['difference']:+.4f} ({bounds}), p = {p}")
+    say(f"Report: {output / 'comparison.html'}")
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with the time left on a terminal, a line for each case elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda step: click.echo(
+        yield lambda step: say(
             f"{step.stage} {step.done}/{step.total}: {step.case}{f' failed: {step.reason}' if step.reason else ''}",
-            err=True,
+            error=True,
         )
         return
+    from rich import progress as bars
+    from rich.console import Console
+
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
     times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
     with bars.Progress(*columns, *times, console=Console(stderr=True)) as bar:
-        names = {"labels": "Reading labels", "cases": "Scoring cases", "training": "Reading training cases"}
+        names = {"cases": "Scoring cases", "training": "Reading training cases"}
         tasks: dict[str, Any] = {}
 
         def show(step: Progress) -> None:
@@ -60,6 +128,8 @@ def progress() -> Iterator[Callable[[Progress], None]]:
 
 def print_tables(tables: list[Table]) -> None:
     """Print tables, in a log without a terminal's width as wide as their lines."""
+    from rich.console import Console
+
     console = Console()
     wide = console if console.is_terminal else Console(width=220)
     for table in tables:
@@ -68,11 +138,15 @@ def print_tables(tables: list[Table]) -> None:
 
 def print_demo(result: DemoResult) -> None:
     """Print the scores of the held-out volumes and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("held-out volume", "IoU", "Dice", "untrained IoU", "untrained Dice")
     for row in result.scores:
         scores = (row.iou, row.dice, row.untrained_iou, row.untrained_dice)
         table.add_row(row.case, *(f"{score:.3f}" for score in scores))
     Console().print(table)
-    click.echo(f"Mean IoU {result.mean_iou:.3f}, mean Dice {result.mean_dice:.3f}, {result.seconds:.0f} s in all.")
-    click.echo(f"Masks: {result.masks}")
-    click.echo(f"The same training by MONAI's own command:\n{result.command}")
+    say(f"Mean IoU {result.mean_iou:.3f}, mean Dice {result.mean_dice:.3f}, {result.seconds:.0f} s in all.")
+    say(f"Masks: {result.masks}")
+    say("The same training by MONAI's own command:")
+    click.echo(result.command)

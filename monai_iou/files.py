@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -129,9 +129,21 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the file cannot be written (disk full, folder removed).
     """
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: all under temporary names, and only then renamed.
+
+    Raises:
+        OutputError: one cannot be written; the earlier files stay.
+    """
     try:
-        with replaced_file(path) as temporary:
-            temporary.write_bytes(text.encode())
+        with contextlib.ExitStack() as stack:
+            for path, text in texts.items():
+                temporary = stack.enter_context(replaced_file(path))
+                # A file's name that is not UTF-8 must not lose a table: its odd bytes are written as escapes.
+                temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         message = (
             f"Expected to write `{path}`, but got the error '{error.strerror}': free space or choose another folder."
@@ -189,23 +201,83 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV: NaN and None are empty cells, floats keep every bit."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    write_text(path, buffer.getvalue())
+    """Write rows as CSV: NaN and None are empty cells, floats keep every bit, and `read_csv` reads all of it back."""
+    write_text(path, table_text(columns, rows))
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """The text that `write_csv` writes."""
+    return csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
+
+
+def csv_text(rows: Iterable[Sequence[Any]], separator: str = ",") -> str:
+    r"""The one way that this package writes a table.
+
+    A cell is quoted where it has to be: separators, quotes and line breaks of every kind. Text that a spreadsheet
+    would run as a formula gets an apostrophe in front; numbers never do.
+
+    >>> csv_text([["case", "iou"], ["=1+1", 0.5], ["a,b\r", float("nan")], ["-1", -1.0]])
+    'case,iou\n\'=1+1,0.5\n"a,b\r",\n-1,-1.0\n'
+    """
+    return "".join(separator.join(_quoted(_cell(value), separator) for value in row) + "\n" for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table by column, as `write_csv` or a spreadsheet wrote it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8 or not a table.
+    """
+    limit = csv.field_size_limit(sys.maxsize)  # its default of 131072 characters is less than a case's name may have
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    finally:
+        csv.field_size_limit(limit)
+    return [{name: _plain_text(cell) for name, cell in row.items() if isinstance(cell, str)} for row in rows]
+
+
+FORMULA_STARTS = tuple("=+-@\t\r\n") + tuple("\uff1d\uff0b\uff0d\uff20")
+
+
+def _cell(value: Any) -> str:
+    """A value as the text of a cell."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        return repr(float(value)) if isinstance(value, float) else str(value)
+    return f"'{value}" if value.lstrip("'").startswith(FORMULA_STARTS) and not _is_number(value) else value
+
+
+def _plain_text(cell: str) -> str:
+    """The text that `_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.strip() == text
+
+
+def _quoted(cell: str, separator: str) -> str:
+    special = separator in cell or any(character in cell for character in '"\r\n\0') or cell.strip() != cell
+    return '"' + cell.replace('"', '""') + '"' if special else cell
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON: NaN and infinities, which JSON does not have, become null."""
-    write_text(path, json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return repr(float(value)) if isinstance(value, float) else str(value)
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _strict(value: Any) -> Any:

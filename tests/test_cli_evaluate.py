@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from places import DOCS
 
 from monai_iou.cli import main
+from monai_iou.locks import folder_lock
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
     assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("Evaluated 1 of 2 cases.")
+    assert "Label 1: mean HD95 1.00 mm without and 35.68 mm with the 1 missing" in out
     assert "Failed: case0: Expected a prediction for the reference" in err
 
 
@@ -54,8 +57,10 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "Evaluated 0 of 1 cases.",
-        "Label 1: mean IoU undefined",
-        "Label 2: mean IoU undefined",
+        "Label 1: mean IoU undefined without and 0.000 with the 1 missing",
+        "Label 1: mean HD95 undefined without and 70.36 mm with the 1 missing",
+        "Label 2: mean IoU undefined without and 0.000 with the 1 missing",
+        "Label 2: mean HD95 undefined without and 70.36 mm with the 1 missing",
         f"Report: {tmp_path / 'out' / 'report.html'}",
     ]
     assert "Failed: case0: Expected" in err
@@ -90,7 +95,12 @@ def seconds_of_children() -> float:
         (["--labels=1", "--regions=a=1"], 2, "Expected either `--labels` or `--regions`, but got both: keep one."),
         (["--workers=0"], 2, "Expected `--workers` to be 1 or more"),
         (["--resample=prediction"], 2, "'prediction' is not 'reference'"),
-        (["--pairs=absent.csv"], 1, "Expected `--pairs` to be a CSV file in UTF-8, but got `absent.csv`"),
+        (["--pairs=absent.csv"], 2, "Expected `--pairs` to be a file, but got `absent.csv`: check the path."),
+        (["--groups=absent.csv"], 2, "Expected `--groups` to be a file, but got `absent.csv`: check the path."),
+        (["--predictions=" + "x" * 300], 2, "Expected `--predictions` to be a folder of volumes, but got `xxx"),
+        (["--tolerance=1=a"], 2, "Expected a distance in mm, or one per label such as 1=0.5,2=2, but got '1=a'."),
+        (["--labels=1", "--tolerance=2=1"], 2, "to name structures that are scored (1), but got 2: correct its name."),
+        (["--lables=1"], 2, "--labels"),
         (
             ["--output=/proc/no/such"],
             1,
@@ -106,6 +116,80 @@ def test_wrong_options_give_one_sentence(folders, tmp_path, capsys, options, cod
     assert "Traceback" not in err
 
 
+def test_an_output_inside_the_inputs_is_refused_before_any_work(folders, tmp_path, capsys):
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for output in ("predictions", "references/results", "predictions/../references"):
+        assert main(["evaluate", *folders, f"--output={tmp_path / output}"]) == 2
+        assert "Expected `--output` to be apart from the" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cases.csv").write_text("my,own\n", encoding="utf-8")
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'other'}"]) == 2
+    assert "was not written by an evaluation and would be replaced" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "other")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_an_earlier_evaluation_of_other_folders_is_named(folders, tmp_path, capsys):
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 0
+    assert "This folder held" not in capsys.readouterr().out
+    swapped = [f"--predictions={tmp_path / 'references'}", f"--references={tmp_path / 'predictions'}"]
+    assert main(["evaluate", *swapped, f"--output={tmp_path / 'out'}"]) == 0
+    held = f"Note: This folder held the evaluation of {tmp_path / 'predictions'} against {tmp_path / 'references'}"
+    assert held in capsys.readouterr().out
+
+
+def test_two_evaluations_into_one_folder_do_not_mix(folders, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with folder_lock(tmp_path / "out", "an evaluation"):
+        assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
+    assert "to be used by one run at a time" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "cases.csv").exists()
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 0
+
+
+def test_names_cannot_steer_the_terminal(folders, tmp_path, capsys):
+    for kind in ("predictions", "references"):
+        (tmp_path / kind / "case0.nii.gz").rename(tmp_path / kind / "\x1b[31mred\r\u202e.nii.gz")
+    (tmp_path / "predictions" / "case1.nii.gz").unlink()
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
+    out, err = capsys.readouterr()
+    assert "\\x1b[31mred\\r\\u202e" in err
+    assert not any(character in out + err for character in "\x1b\r\u202e")
+    assert main(["evaluate", f"--predictions={tmp_path}/\x1b[2J", *folders[1:], f"--output={tmp_path / 'out'}"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_paths_are_shown_as_they_were_typed(folders, tmp_path, monkeypatch, capsys):
+    (tmp_path / "predictions" / "case1.nii.gz").write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "-p", "predictions", "-r", "references", "-o", "out"]) == 1
+    out, err = capsys.readouterr()
+    written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*.*"))
+    assert "`predictions/case1.nii.gz`" in err
+    assert str(tmp_path) not in out + err + written
+
+
+def test_version_help_and_suggestions(capsys):
+    import monai_iou
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"monai-iou {monai_iou.__version__}\n"
+    assert main(["evaluate", "-h"]) == 0
+    assert "-p, --predictions" in capsys.readouterr().out
+    assert main(["evalute"]) == 2
+    assert "Expected a command, but got 'evalute': did you mean evaluate?" in capsys.readouterr().err
+
+
+def test_a_wrong_path_is_named_without_the_package(tmp_path):
+    code = (
+        "import sys, monai_iou_command as c; rc = c.main(['evaluate', '-p', 'absent', '-r', '.', '-o', 'out']);"
+        "print(rc, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "2 False\n"
+    assert "Expected `--predictions` to be a folder of volumes, but got `absent`" in done.stderr
+
+
 def test_compare_prints_and_writes_the_differences(folders, tmp_path, capsys):
     for name in ("a", "b"):
         main(["evaluate", *folders, f"--output={tmp_path / name}", "--labels=1"])
@@ -113,11 +197,18 @@ def test_compare_prints_and_writes_the_differences(folders, tmp_path, capsys):
     out = tmp_path / "comparison"
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), f"--output={out}", "--metrics=iou,dice"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'b'}, label 1, iou: +0.0000 (+0.0000 to +0.0000), corrected p = 1"
+    assert lines[0] == "b against a, label 1, iou: +0.0000 (no interval below 8 cases), p = 1 corrected"
+    assert lines[1] == "b against a, label 1, dice: +0.0000 (no interval below 8 cases), p = 1 exploratory"
     assert lines[-1] == f"Report: {out / 'comparison.html'}"
-    assert {path.name for path in out.iterdir()} == {"comparison.csv", "comparison.html"}
-    assert main(["compare", str(tmp_path / "a"), f"--output={out}"]) == 1
-    assert "Expected two or more evaluated folders, but got 1" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"comparison.csv", "paired.csv", "comparison.html"}
+    for arguments, text in (
+        (["a"], "Expected two or more evaluated folders, but got 1"),
+        (["a", "absent"], f"Expected an evaluated folder, but got `{tmp_path / 'absent'}`"),
+        (["a", "b", "--primary=speed"], "Expected metrics among iou, dice"),
+    ):
+        paths = [str(tmp_path / name) if "--" not in name else name for name in arguments]
+        assert main(["compare", *paths, f"--output={out}"]) == 2
+        assert text in capsys.readouterr().err
 
 
 def test_a_bar_is_shown_on_a_terminal(folders, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The report's charts as SVG text: every group has its name beside it or its own marker, colour only helps.
+"""The report's charts as SVG text: every group has its name, so that colour only helps.
 
 Colours come from the page's CSS classes, so that the charts follow light and dark.
 """
@@ -12,19 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from monai_iou.evaluation.columns import Column
+
 WIDTH = 560
 LEFT, RIGHT, TOP, BOTTOM = 84, 20, 12, 44
-ROW = 46
-MARKERS = ("circle", "square", "triangle", "diamond", "cross")
-OUTLINES: dict[str, list[tuple[float, float]]] = {  # corners of the markers that are not circles
-    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-    "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
-    "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
-    "cross": [
-        *((-1.2, -0.4), (-0.4, -0.4), (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4)),
-        *((1.2, 0.4), (0.4, 0.4), (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4)),
-    ],
-}
+ROW = 58
+NAME = 72  # characters of a name that fit above its row
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,9 @@ class Axis:
 
 
 def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: bool) -> str:
-    """One row a group: a dot per case, the box of the quartiles, the median as a bar.
+    """One row a group: a dot per case, the box of the quartiles, the median as a bar, and whiskers.
+
+    The whiskers end at the last values within 1.5 times the box's length from it (Tukey 1977).
 
     Args:
         groups: points by group name; `x` is the value and `y` is not used.
@@ -76,26 +71,34 @@ def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: boo
     values = [point.x for points in groups.values() for point in points]
     high = 1.0 if bounded else max([*values, 1e-6]) * 1.05
     height = TOP + ROW * len(groups) + BOTTOM
-    axis = Axis(0.0, high, LEFT, WIDTH - RIGHT)
+    axis = Axis(0.0, high, 24, WIDTH - RIGHT)
     parts = [_x_axis(axis, height, title)]
     for row, (name, points) in enumerate(groups.items()):
-        middle = TOP + ROW * (row + 0.5)
-        parts.append(_text(LEFT - 10, middle - 3, _shortened(name), "end", "name"))
-        parts.append(_text(LEFT - 10, middle + 11, f"n = {len(points)}", "end", "small"))
-        if not points:
-            continue
+        top = TOP + ROW * row
+        parts.append(_text(24, top + 12, f"{_shortened(name, NAME)} (n = {len(points)})", "start", "name"))
+        parts += _box([point.x for point in points], axis, top + 36)
         parts += [
             # Dots are spread by their order, the same in every run, so that equal values stay visible.
-            _marker("circle", axis(point.x), middle + ((i * 7) % 13 - 6) * 1.7, point.note, "dot", 2.6)
+            _marker("circle", axis(point.x), top + 36 + ((i * 7) % 13 - 6) * 1.5, point.note, "dot", 2.6)
             for i, point in enumerate(points)
         ]
-        low_quartile, median, high_quartile = np.percentile([point.x for point in points], [25, 50, 75])
-        box = max(axis(high_quartile) - axis(low_quartile), 1.0)
-        parts.append(
-            f'<rect class="box" x="{axis(low_quartile):.1f}" y="{middle - 14:.1f}" width="{box:.1f}" height="28"/>'
-        )
-        parts.append(_line(axis(median), middle - 14, axis(median), middle + 14, "median"))
     return _svg(height, f"Distribution of {title} for each label", parts)
+
+
+def _box(values: Sequence[float], axis: Axis, middle: float) -> list[str]:
+    if not values:
+        return []
+    low, median, high = (float(value) for value in np.percentile(values, [25, 50, 75]))
+    reach = 1.5 * (high - low)
+    ends = min(v for v in values if v >= low - reach), max(v for v in values if v <= high + reach)
+    width = max(axis(high) - axis(low), 1.0)
+    return [
+        *(_line(axis(end), middle - 6, axis(end), middle + 6, "whisker") for end in ends),
+        _line(axis(ends[0]), middle, axis(min(low, median)), middle, "whisker"),
+        _line(axis(high), middle, axis(ends[1]), middle, "whisker"),
+        f'<rect class="box" x="{axis(low):.1f}" y="{middle - 12:.1f}" width="{width:.1f}" height="24"/>',
+        _line(axis(median), middle - 12, axis(median), middle + 12, "median"),
+    ]
 
 
 def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
@@ -111,7 +114,7 @@ def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
         bins.setdefault(math.floor(math.log10(max(volume, 1e-3) * (1 + 1e-9))), []).append(found)
     height = 260
     y = Axis(0.0, 1.0, height - BOTTOM, TOP)
-    parts = [_y_axis(y, "Lesions found")]
+    parts = [_y_axis(y, "Share of lesions found")]
     width = (WIDTH - LEFT - RIGHT) / max(1, len(bins))
     for i, (power, hits) in enumerate(sorted(bins.items())):
         middle = LEFT + width * (i + 0.5)
@@ -129,61 +132,78 @@ def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
     return _svg(height, "Share of lesions found by lesion volume", parts)
 
 
-def bland_altman(groups: Mapping[str, Sequence[Point]]) -> str:
+def bland_altman(points: Sequence[Point]) -> str:
     """Prediction minus reference volume against their mean, with the mean difference and the limits of agreement.
 
     Args:
-        groups: points by label, `x` the mean and `y` the difference, in ml. Limits: mean +- 1.96 standard deviations
-            of the difference over all points (Bland and Altman 1986).
+        points: of one label; `x` the mean and `y` the difference, in ml. Limits: mean +- 1.96 standard deviations of
+            the difference (Bland and Altman 1986), for three points or more.
     """
-    points = [point for group in groups.values() for point in group]
     differences = np.array([point.y for point in points] or [0.0])
-    mean, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1)) if len(points) > 1 else 0.0
+    limits = len(points) > 2
+    mean, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1)) if limits else 0.0
     reach = max(abs(differences).max(), abs(mean) + spread, 1e-3) * 1.15
     height = 300
     largest = max([point.x for point in points] or [1.0])
     x, y = Axis(0.0, max(largest, 1e-3) * 1.05, LEFT, WIDTH - RIGHT), Axis(-reach, reach, height - BOTTOM, TOP)
     parts = [_x_axis(x, height, "Mean of prediction and reference, ml"), _y_axis(y, "Prediction - reference, ml")]
     lines = (("mean", mean), ("+1.96 SD", mean + spread), ("-1.96 SD", mean - spread))
-    for name, value in lines if len(points) > 1 else lines[:1]:
+    for name, value in lines if limits else lines[:1]:
         parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "median" if name == "mean" else "limit"))
         parts.append(_text(WIDTH - RIGHT, y(value) - 4, f"{name} {value:+.3g} ml", "end", "small"))
-    for i, group in enumerate(groups.values()):
-        shape, kind = _series(i)
-        parts += [_marker(shape, x(point.x), y(point.y), point.note, kind, 4) for point in group]
+    parts += [_marker("circle", x(point.x), y(point.y), point.note, "dot", 4) for point in points]
     return _svg(height, "Prediction against reference volume (Bland-Altman)", parts)
 
 
-def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> str:
+def paired(points: Sequence[Point], first: str, second: str, column: Column) -> str:
+    """Each case's score in two evaluations, one against the other, with the line on which both are the same.
+
+    Args:
+        points: `x` the first evaluation's score and `y` the second's.
+        first: name of the first, along the horizontal axis.
+        second: name of the second.
+        column: the score.
+    """
+    values = [value for point in points for value in (point.x, point.y)]
+    high = 1.0 if column.bounded else max([*values, 1e-6]) * 1.05
+    height = 420
+    x, y = Axis(0.0, high, LEFT, WIDTH - RIGHT), Axis(0.0, high, height - BOTTOM, TOP)
+    parts = [
+        _x_axis(x, height, _shortened(f"{column.title}: {first}", NAME)),
+        _y_axis(y, _shortened(f"{column.title}: {second}", 48)),
+        _line(x(0), y(0), x(high), y(high), "limit"),
+        *(_marker("circle", x(point.x), y(point.y), point.note, "dot", 4) for point in points),
+    ]
+    better = sum((point.y > point.x) == (column.better == "higher") for point in points if point.x != point.y)
+    worse = sum(point.x != point.y for point in points) - better
+    parts.append(
+        _text(LEFT + 8, TOP + 14, f"{_shortened(second, 40)} is better in {better} cases, worse in {worse}", "start")
+    )
+    return _svg(height, f"{column.title} of every case in both evaluations", parts)
+
+
+def forest(rows: Sequence[tuple[str, float, float | None, float | None, str]], title: str) -> str:
     """One row a difference: its interval as a line, its mean as a square, and zero as the dashed line.
 
     Args:
-        rows: name, mean, low, high and a note such as the p-value.
+        rows: name, mean, low and high, or None where there is no interval, and a note such as the p-value.
         title: the axis label.
     """
-    reach = max([abs(value) for _, mean, low, high, _ in rows for value in (mean, low, high)] + [1e-6]) * 1.1
+    ends = [abs(value) for _, *numbers, _ in rows for value in numbers if value is not None]
+    reach = max([*ends, 1e-6]) * 1.1
     height = TOP + 26 * len(rows) + BOTTOM
     axis = Axis(-reach, reach, 210, WIDTH - 110)
     parts = [_x_axis(axis, height, title), _line(axis(0), TOP, axis(0), height - BOTTOM, "limit")]
     for i, (name, mean, low, high, note) in enumerate(rows):
         middle = TOP + 26 * (i + 0.5)
         parts.append(_text(200, middle + 4, _shortened(name, 32), "end"))
-        parts.append(_line(axis(low), middle, axis(high), middle, "whisker"))
-        parts.append(_marker("square", axis(mean), middle, f"{name}: {mean:+.4g} [{low:+.4g}, {high:+.4g}]", "dot", 4))
+        interval = ""
+        if low is not None and high is not None:
+            parts.append(_line(axis(low), middle, axis(high), middle, "whisker"))
+            interval = f" [{low:+.4g}, {high:+.4g}]"
+        parts.append(_marker("square", axis(mean), middle, f"{name}: {mean:+.4g}{interval}", "dot", 4))
         parts.append(_text(WIDTH - 100, middle + 4, note, "start", "small"))
     return _svg(height, title, parts)
-
-
-def legend_marker(index: int) -> str:
-    """The marker of the group `index` of `bland_altman`, for a legend in the page's text."""
-    shape, kind = _series(index)
-    mark = _marker(shape, 8, 8, "", kind, 4)
-    return _markup(f'<svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg>')
-
-
-def _series(index: int) -> tuple[str, str]:
-    """Shape and colour class of a group: the first five differ in both, the first twenty-five in the pair."""
-    return MARKERS[index % 5], f"series{(index + index // 5) % 5}"
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
@@ -230,10 +250,8 @@ def _y_axis(axis: Axis, label: str) -> str:
         for tick in axis.ticks()
     )
     middle = (axis.start + axis.end) / 2
-    return (
-        ticks
-        + f'<text x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})">{label}</text>'
-    )
+    turned = f'x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})"'
+    return f"{ticks}<text {turned}>{html.escape(label)}</text>"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -248,8 +266,8 @@ def _marker(shape: str, x: float, y: float, note: str, kind: str, size: float) -
     title = f"<title>{html.escape(note)}</title>" if note else ""
     if shape == "circle":
         return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size}">{title}</circle>'
-    corners = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in OUTLINES[shape])
-    return f'<polygon class="{kind}" points="{corners}">{title}</polygon>'
+    place = f'x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size}" height="{2 * size}"'
+    return f'<rect class="{kind}" {place}>{title}</rect>'
 
 
 def _shortened(name: str, length: int = 11) -> str:

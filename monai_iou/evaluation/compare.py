@@ -1,9 +1,8 @@
-"""Compare evaluated folders: paired differences per metric, intervals, corrected permutation tests and a plot."""
+"""Compare evaluated folders: paired differences per metric, intervals, permutation tests, a ranking and a page."""
 
 from __future__ import annotations
 
-import csv
-import math
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,47 +10,53 @@ from typing import Any
 import numpy as np
 
 from monai_iou import files as out
-from monai_iou.evaluation import charts
-from monai_iou.evaluation.report import COLUMNS, number, render
+from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.compare_page import comparison_page
+from monai_iou.evaluation.paired_scores import CompareError, Evaluated, paired_keys, read_evaluated, score_of
+from monai_iou.evaluation.ranking import RANKING_COLUMNS, rank_folders
 from monai_iou.evaluation.statistics import holm, paired_test
 
+__all__ = ["CHOICES", "COLUMNS_OUT", "METRICS", "CompareError", "UnknownMetricError", "compare_folders"]
+
 # The columns that rank a method; counts and volumes do not.
-CHOICES = tuple(
-    name for name in COLUMNS if not name.endswith("_ml") and name not in {"lesion_tp", "lesion_fp", "lesion_fn"}
-)
-# RQ is lesion F1 by another name: testing it too would only make the correction harsher.
+CHOICES = tuple(name for name, column in COLUMNS.items() if column.better)
+# RQ is lesion F1 by another name: testing it too would say the same twice.
 METRICS = tuple(name for name in CHOICES if name != "rq")
-LOWER_IS_BETTER = ("hd95_mm", "assd_mm")
+PRIMARY = "iou"
 COLUMNS_OUT = (
-    "baseline", "other", "label", "metric", "n", "left_out", "baseline_mean", "other_mean", "difference", "low", "high",
-    "p", "p_holm", "better",
+    "baseline", "other", "label", "metric", "family", "n", "left_out", "baseline_mean", "other_mean", "difference",
+    "low", "high", "p", "p_holm", "better",
 )  # fmt: skip
 SIGNIFICANT = 0.05
 
-Scores = dict[tuple[str, str], dict[str, float]]
+
+class UnknownMetricError(CompareError):
+    """A metric that no table has a column for."""
 
 
-class CompareError(ValueError):
-    """The folders cannot be compared; the message says why."""
-
-
-def compare_folders(folders: Sequence[Path], output: Path, metrics: Sequence[str] = METRICS) -> list[dict[str, Any]]:
-    """Compare the first evaluated folder with each of the others, on the cases that both have.
+def compare_folders(
+    folders: Sequence[Path], output: Path, metrics: Sequence[str] = METRICS, primary: str | None = None
+) -> list[dict[str, Any]]:
+    """Compare evaluated folders in pairs, on all cases that both were asked for.
 
     Per metric and label: the mean over cases of other - baseline, its bootstrap 95 % interval, and a paired permutation
-    test whose p-values are corrected by Holm's method over the metrics of one label and folder. Writes
-    comparison.csv and comparison.html.
+    test. One metric is primary: its p-values are corrected by Holm's method over labels and pairs of folders. The
+    others are exploratory: their p-values are not corrected and name no winner. A case that one folder failed at, and a
+    score that is undefined because a mask is empty, count as the worst (`monai_iou.evaluation.penalties`). Writes
+    comparison.csv, paired.csv (the primary scores, a column per folder), comparison.html, and ranking.csv for three or
+    more folders.
 
     Args:
         folders: outputs of `monai-iou evaluate`; the first is the baseline.
         output: where to write.
         metrics: columns of cases.csv.
+        primary: the metric that decides; by default IoU, or the first of `metrics` where IoU is not among them.
 
     Returns:
-        One row per folder, label and metric, as in comparison.csv.
+        One row per pair of folders, label and metric, as in comparison.csv.
 
     Raises:
-        CompareError: fewer than two folders, no cases.csv in one, an unknown metric, or no case in common.
+        CompareError: fewer than two folders, no cases.csv in one, an unknown metric, or no label or case in common.
         OutputError: the output folder cannot be written.
     """
     if len(folders) < 2:
@@ -59,66 +64,50 @@ def compare_folders(folders: Sequence[Path], output: Path, metrics: Sequence[str
             f"Expected two or more evaluated folders, but got {len(folders)}: name a baseline and what to compare."
         )
         raise CompareError(message)
-    unknown = [metric for metric in metrics if metric not in CHOICES]
+    unknown = [metric for metric in (*metrics, primary or PRIMARY) if metric not in CHOICES]
     if unknown or not metrics:
-        message = f"Expected `--metrics` to be among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}."
-        raise CompareError(message)
-    tables = [read_scores(folder) for folder in folders]
+        message = f"Expected metrics among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}: correct them."
+        raise UnknownMetricError(message)
+    decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
+    chosen = [decisive, *(metric for metric in metrics if metric != decisive)]
+    found = read_evaluated(folders)
     out.prepare(output)
-    rows = []
-    for folder, table in zip(folders[1:], tables[1:], strict=True):
-        common = sorted(tables[0].keys() & table.keys())
-        if not common:
-            message = (
-                f"Expected cases in common, but got none in `{folders[0]}` and `{folder}`: evaluate the same cases."
-            )
-            raise CompareError(message)
-        rows += _compare(str(folders[0]), str(folder), tables[0], table, metrics)
-    out.write_csv(output / "comparison.csv", COLUMNS_OUT, rows)
-    out.write_text(output / "comparison.html", _page(rows, folders, tables))
+    rows = [row for pair in itertools.combinations(found, 2) for row in _compare(*pair, chosen)]
+    _correct(rows, decisive)
+    ranking = rank_folders(found, decisive) if len(found) > 2 else []
+    texts = {
+        "comparison.csv": out.table_text(COLUMNS_OUT, rows),
+        "paired.csv": out.csv_text(_paired_table(found, decisive)),
+        "comparison.html": comparison_page(rows, found, ranking, decisive),
+    }
+    if ranking:
+        texts["ranking.csv"] = out.table_text(RANKING_COLUMNS, ranking)
+    out.write_texts({output / name: text for name, text in texts.items()})
     return rows
 
 
-def read_scores(folder: Path) -> Scores:
-    """The scores in a folder's cases.csv by case and label; empty cells are NaN.
-
-    Raises:
-        CompareError: there is no such table.
-    """
-    path = folder / "cases.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        return {
-            (row["case"], row["label"]): {name: float(row[name]) if row[name] else math.nan for name in CHOICES}
-            for row in rows
-        }
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        message = (
-            f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
-        )
-        raise CompareError(message) from error
-
-
-def _compare(baseline: str, other: str, first: Scores, second: Scores, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    common = sorted(first.keys() & second.keys())
-    for label in sorted({label for _, label in common}):
-        keys = [key for key in common if key[1] == label]
-        family = []
+    keys = paired_keys(first, second)
+    for label in [label for label in first.labels if label in second.labels]:
+        own = [key for key in keys if key[1] == label]
         for metric in metrics:
-            pairs = np.array([(first[key][metric], second[key][metric]) for key in keys])
-            kept = pairs[np.isfinite(pairs).all(axis=1)]
-            test = paired_test(kept[:, 0], kept[:, 1])
+            pairs = [(score_of(first, second, key, metric), score_of(second, first, key, metric)) for key in own]
+            values = np.array(pairs, dtype=float).reshape(-1, 2)
+            kept = np.isfinite(values).all(axis=1)
+            units = [first.patient(case) for (case, _), there in zip(own, kept, strict=True) if there]
+            test = paired_test(values[kept, 0], values[kept, 1], units)
             low, high = test["interval"] or (None, None)
-            family.append(
+            rows.append(
                 {
-                    "baseline": baseline,
-                    "other": other,
+                    "names": (first.name, second.name),
+                    "baseline": str(first.folder),
+                    "other": str(second.folder),
                     "label": label,
                     "metric": metric,
+                    "family": "primary" if metric == metrics[0] else "exploratory",
                     "n": test["n"],
-                    "left_out": len(keys) - test["n"],
+                    "left_out": len(own) - test["n"],
                     "baseline_mean": test["first_mean"],
                     "other_mean": test["second_mean"],
                     "difference": test["difference"],
@@ -127,62 +116,33 @@ def _compare(baseline: str, other: str, first: Scores, second: Scores, metrics: 
                     "p": test["p"],
                 }
             )
-        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = corrected
-            row["better"] = _better(row)
-        rows += family
     return rows
+
+
+def _correct(rows: Sequence[dict[str, Any]], primary: str) -> None:
+    """Correct the primary metric's p-values over labels and pairs of folders, and say who is better."""
+    family = [row for row in rows if row["metric"] == primary]
+    for row in rows:
+        row["p_holm"], row["better"] = None, ""
+    for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+        row["p_holm"] = corrected
+        row["better"] = _better(row)
 
 
 def _better(row: dict[str, Any]) -> str:
     """`baseline` or `other` where the corrected test finds a difference, else nothing."""
     if row["p_holm"] is None or row["p_holm"] >= SIGNIFICANT:
         return ""
-    return "other" if (row["difference"] > 0) != (row["metric"] in LOWER_IS_BETTER) else "baseline"
+    return "other" if (row["difference"] > 0) != (COLUMNS[row["metric"]].better == "lower") else "baseline"
 
 
-def _page(rows: Sequence[dict[str, Any]], folders: Sequence[Path], tables: Sequence[Scores]) -> str:
-    groups = []
-    for other, table in zip(folders[1:], tables[1:], strict=True):
-        labels = sorted({row["label"] for row in rows if row["other"] == str(other)})
-        for label in labels:
-            chosen = [row for row in rows if row["other"] == str(other) and row["label"] == label]
-            groups.append(
-                {"other": str(other), "label": label, "rows": [_texts(row) for row in chosen], **_forests(chosen)}
-            )
-        missing = len(tables[0].keys() ^ table.keys())
-        if missing:
-            groups[-1]["missing"] = missing
-    return render("comparison.html", {"baseline": str(folders[0]), "groups": groups})
-
-
-def _forests(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Scores from 0 to 1 and distances in mm have an axis each."""
-    plots = []
-    for bounded, title in ((True, "Other - baseline, scores"), (False, "Other - baseline, mm (below zero is better)")):
-        lines = [
-            (COLUMNS[row["metric"]].title, row["difference"], row["low"], row["high"], _p(row["p_holm"]))
-            for row in rows
-            if COLUMNS[row["metric"]].bounded == bounded and row["difference"] is not None
+def _paired_table(found: Sequence[Evaluated], metric: str) -> list[list[Any]]:
+    """The primary scores: a row per case and label, a column per folder; empty where a folder did not evaluate it."""
+    table: list[list[Any]] = [["case", "label", *(one.name for one in found)]]
+    for key in sorted({key for one in found for key in one.scores}):
+        knows = next(one for one in found if key in one.scores)
+        cells = [
+            score_of(one, knows, key, metric) if key in one.scores or key[0] in one.failed else None for one in found
         ]
-        plots += [charts.forest(lines, title)] if lines else []
-    return {"plots": plots}
-
-
-def _texts(row: dict[str, Any]) -> dict[str, Any]:
-    interval = "" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
-    return {
-        "title": COLUMNS[row["metric"]].title,
-        "n": row["n"],
-        "baseline": number(row["baseline_mean"]),
-        "other": number(row["other_mean"]),
-        "difference": "-" if row["difference"] is None else f"{row['difference']:+.3f}",
-        "interval": interval,
-        "p": number(row["p"], 4),
-        "p_holm": number(row["p_holm"], 4),
-        "better": row["better"] or "no evidence",
-    }
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else f"p = {value:.3g}"
+        table.append([*key, *cells])
+    return table

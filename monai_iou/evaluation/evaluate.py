@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_iou import files as out
 from monai_iou.evaluation import resume
+from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
+from monai_iou.evaluation.columns import CASE_COLUMNS, FAILURE_COLUMNS, LESION_COLUMNS
+from monai_iou.evaluation.groups import patients_of
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
-from monai_iou.evaluation.report import write_report
-from monai_iou.evaluation.results import (
-    FAILURE_COLUMNS,
-    LIBRARIES,
-    NOTHING_TO_SCORE,
-    WORST_CASES,
-    Evaluation,
-    Progress,
-    Request,
-    RequestError,
+from monai_iou.evaluation.report import report_text
+from monai_iou.evaluation.request import Progress, Request, RequestError, check_request
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.summary import summarise
+from monai_iou.evaluation.workers import Runner, TaskError, end_unguarded_child, runner
+from monai_iou.locks import folder_lock
+
+__all__ = ["Evaluation", "Progress", "Request", "RequestError", "evaluate_folders"]
+
+NOTHING_TO_SCORE = (
+    "Expected labels in the references, but got background only in all that can be read: name them with `--labels`."
 )
-from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_COLUMNS, Settings, Structure, evaluate_files, scan_labels
-from monai_iou.evaluation.statistics import dataset_scores, describe
-from monai_iou.evaluation.workers import Run, TaskError, runner
 
 
 def evaluate_folders(request: Request, progress: Callable[[Progress], None] = lambda _: None) -> Evaluation:
     """Evaluate every pair and write cases.csv, lesions.csv, failures.csv, summary.json and report.html.
 
-    A case that cannot be evaluated is a row of failures.csv and does not stop the others. Finished cases are kept in
-    the folder `finished` of the output; starting again takes them from there unless a file or an option has changed.
+    Every file is hashed and then read once. A case that cannot be evaluated is a row of failures.csv and does not stop
+    the others. Finished cases are kept in the folder `finished` of the output; starting again takes them from there
+    unless a file or an option has changed.
 
     Args:
         request: what to evaluate.
@@ -47,107 +48,149 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         SchedulerError: the Dask cluster cannot be used.
         ValueError: no reference holds a label.
     """
-    _check_labels(request)
-    _check_numbers_and_images(request)
+    if request.workers > 1:
+        end_unguarded_child()
+    check_request(request)
     pairs = _pairs(request)
+    patients = patients_of([pair.case for pair in pairs], request.references, request.groups)
     out.prepare(request.output)
-    failures = {pair.case: pair.problem for pair in pairs if pair.problem is not None}
-    with runner(request.workers, request.scheduler) as run:
-        known, broken = _scan(run, request, [pair for pair in pairs if pair.case not in failures], progress)
-        failures.update(broken)
-        structures = _structures(request, known, complete=not failures)
-        if not structures:
-            failures = {pair.case: failures.get(pair.case, NOTHING_TO_SCORE) for pair in pairs}
-        allowed = tuple(sorted({*known, *_named(structures)}))
-        settings = Settings(structures, allowed, request.ignore, request.tolerance, request.resample)
-        todo = [pair for pair in pairs if pair.case not in failures]
-        records, broken, reused = _evaluate(run, request, settings, todo, progress)
-        failures.update(broken)
-    evaluation = Evaluation(
-        [records[pair.case] for pair in pairs if pair.case in records],
-        [_failure(pair, failures[pair.case]) for pair in pairs if pair.case in failures],
-        pairs,
-        structures,
-        request.ignore,
-        reused,
-    )
-    evaluation.summary = summarise(evaluation, request)
-    out.write_csv(request.output / "cases.csv", CASE_COLUMNS, evaluation.rows)
-    out.write_csv(request.output / "lesions.csv", LESION_COLUMNS, evaluation.lesions)
-    out.write_csv(request.output / "failures.csv", FAILURE_COLUMNS, evaluation.failures)
-    out.write_json(request.output / "summary.json", evaluation.summary)
-    write_report(request.output / "report.html", evaluation, evaluation.summary, request.images)
+    with folder_lock(request.output, "an evaluation"), runner(request.workers, request.scheduler) as run:
+        replaced = _replaced(request)
+        evaluation = _evaluate(run, request, pairs, progress)
+        evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
+        evaluation.run_notes += [*run.notes, *replaced]
+        evaluation.summary = summarise(evaluation)
+        _write(evaluation)
     return evaluation
 
 
-def summarise(evaluation: Evaluation, request: Request) -> dict[str, Any]:
-    """Everything summary.json holds, as plain values."""
-    rows = evaluation.rows
-    by_label = {name: [row for row in rows if row["label"] == name] for name in evaluation.names}
-    ranked = sorted((row for row in rows if not math.isnan(row["iou"])), key=lambda row: (row["iou"], row["case"]))
+def _replaced(request: Request) -> list[str]:
+    """A note if the folder holds an evaluation of other folders, whose results are about to be replaced."""
+    try:
+        options = json.loads((request.output / "summary.json").read_text(encoding="utf-8"))["options"]
+        earlier = [str(options[name]) for name in ("predictions", "references")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if [Path(name).absolute() for name in earlier] == [request.predictions.absolute(), request.references.absolute()]:
+        return []
+    return [f"This folder held the evaluation of {earlier[0]} against {earlier[1]}, which this one has replaced."]
+
+
+def _write(evaluation: Evaluation) -> None:
+    """Write all results or, where one cannot be written, none: tables of two runs must never lie side by side."""
+    output, summary = evaluation.request.output, out.json_text(evaluation.summary)
+    tables = {
+        "cases.csv": (CASE_COLUMNS, evaluation.rows),
+        "lesions.csv": (LESION_COLUMNS, evaluation.lesions),
+        "failures.csv": (FAILURE_COLUMNS, evaluation.failures),
+    }
+    texts = {name: out.table_text(columns, rows) for name, (columns, rows) in tables.items()}
+    texts |= {"summary.json": summary, "report.html": report_text(evaluation)}
+    out.write_texts({output / name: text for name, text in texts.items()})
+
+
+def _evaluate(run: Runner, request: Request, pairs: Sequence[Pair], progress: Callable[[Progress], None]) -> Evaluation:
+    named = request.named_structures
+    settings = Settings(named or None, request.ignore, request.resample, request.rules)
+    records, failures, reused = _records(run, request, settings, pairs, progress)
+    known = {value for record in records.values() for value in record["reference_values"]}
+    structures = named or structures_of(known, request.ignore)
+    if not structures:
+        if not failures and all(record["problem"] is None for record in records.values()):
+            message = f"Expected labels in `{request.references}`, but got background only: name them with `--labels`."
+            raise ValueError(message)
+        problems = {**failures, **{case: record["problem"] for case, record in records.items()}}
+        failures = {pair.case: problems.get(pair.case) or NOTHING_TO_SCORE for pair in pairs}
+        records = {}
+    allowed = known | {value for structure in structures for value in structure.values}
+    records.update(_refuse_unnamed(run, settings, pairs, records, allowed))
+    failures |= {case: record["problem"] for case, record in records.items() if record["problem"]}
+    ordered = [records[pair.case] for pair in pairs if pair.case in records]
+    return Evaluation(
+        request,
+        [record for record in ordered if not record["problem"]],
+        [record for record in ordered if record["problem"]],
+        [_failure(pair, failures[pair.case]) for pair in pairs if pair.case in failures],
+        list(pairs),
+        structures,
+        reused,
+    )
+
+
+def _records(
+    run: Runner, request: Request, settings: Settings, pairs: Sequence[Pair], progress: Callable[[Progress], None]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
+    """The records of all cases with a readable reference, the others' reasons, and how many records are old ones."""
+    fingerprint = resume.settings_hash(settings)
+    records: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    tasks: dict[str, tuple[Any, ...]] = {}
+    for pair in pairs:
+        if pair.reference is None:
+            failures[pair.case] = pair.problem or ""
+            continue
+        old = resume.read(request.output, pair.case)
+        hashes = _hashes(pair, pair.reference) if old is not None else None
+        if old is not None and old["fingerprint"] == fingerprint and old["inputs"] == hashes:
+            records[pair.case] = {**old, "problem": pair.problem}
+        else:
+            files = _absolute(pair.prediction), _absolute(pair.reference)
+            tasks[pair.case] = (pair.case, *files, settings, hashes, pair.problem)
+    reused, total = len(records), len(records) + len(tasks)
+    for done, (case, result) in enumerate(run(evaluate_files, tasks), start=1):
+        if isinstance(result, TaskError):
+            failures[case] = request.as_typed(result.reason)
+        else:
+            records[case] = {**result, "fingerprint": fingerprint}
+            records[case]["problem"] = result["problem"] and request.as_typed(result["problem"])
+            if result["problem"] is None or tasks[case][1] is None:  # what failed is tried again
+                resume.write(request.output, records[case])
+            del records[case]["pictures"]
+        problem = failures.get(case) or records[case]["problem"]
+        progress(Progress("cases", reused + done, total, case, problem))
+    return records, failures, reused
+
+
+def _hashes(pair: Pair, reference: Path) -> dict[str, str | None] | None:
+    try:
+        return hash_files(pair.prediction, reference)
+    except OSError:
+        return None  # a file that cannot be read is the case's failure, told by its task
+
+
+def _refuse_unnamed(
+    run: Runner,
+    settings: Settings,
+    pairs: Sequence[Pair],
+    records: Mapping[str, Mapping[str, Any]],
+    allowed: set[int],
+) -> dict[str, dict[str, Any]]:
+    """The records of predictions with labels that nobody named, scored as empty predictions."""
+    tasks: dict[str, tuple[Any, ...]] = {}
+    for pair in pairs:
+        record = records.get(pair.case)
+        held = {int(value): int(voxels) for value, voxels in record["prediction_values"]} if record else {}
+        unnamed = sorted(held.keys() - allowed - {0, settings.ignore})
+        if record and unnamed and not record["problem"]:
+            named = ", ".join(str(value) for value in sorted(allowed) if value)
+            problem = (
+                f"Expected `{pair.prediction}` to hold the labels {named}, but got "
+                f"{', '.join(map(str, unnamed[:5]))} in {sum(held[value] for value in unnamed)} voxels: name them in "
+                "`--labels` or `--regions`, or renumber the prediction."
+            )
+            tasks[pair.case] = (pair.case, None, _absolute(pair.reference), settings, record["inputs"], problem)
+    outcomes = dict(run(evaluate_files, tasks)) if tasks else {}
     return {
-        "cases": {
-            "paired": len(evaluation.pairs),
-            "evaluated": len(evaluation.records),
-            "failed": len(evaluation.failures),
-            "reused": evaluation.reused,
-        },
-        "labels": {
-            name: {column: describe([row[column] for row in by_label[name]]) for column in CASE_COLUMNS[2:]}
-            for name in evaluation.names
-        },
-        "dataset": dataset_scores(rows),
-        "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
-        "failures": evaluation.failures,
-        "notes": evaluation.notes,
-        "options": {
-            "predictions": str(request.predictions),
-            "references": str(request.references),
-            "structures": {structure.name: list(structure.values) for structure in evaluation.structures},
-            "ignore": request.ignore,
-            "tolerance_mm": request.tolerance,
-            "resample": "reference" if request.resample else None,
-        },
-        "command": list(request.command),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
-        "inputs": {record["case"]: record["inputs"] for record in evaluation.records},
+        case: {**records[case], "problem": outcome.reason, "rows": [], "lesions": []}
+        if isinstance(outcome, TaskError)
+        else outcome
+        for case, outcome in outcomes.items()
     }
 
 
-def _check_labels(request: Request) -> None:
-    if request.labels and request.regions:
-        message = "Expected either `--labels` or `--regions`, but got both: keep one."
-        raise RequestError(message)
-    named = {*request.labels, *(value for values in request.regions.values() for value in values)}
-    if 0 in named:
-        message = "Expected labels of structures, but got 0, the background: leave it out."
-        raise RequestError(message)
-    again = next((value for i, value in enumerate(request.labels) if value in request.labels[:i]), None)
-    if again is not None:
-        message = f"Expected every label once in `--labels`, but got {again} again: remove it."
-        raise RequestError(message)
-    if request.ignore is not None and request.ignore in named:
-        message = f"Expected `--ignore` to differ from the labels, but got {request.ignore} in both: keep one."
-        raise RequestError(message)
-
-
-def _check_numbers_and_images(request: Request) -> None:
-    if not request.tolerance >= 0 or math.isinf(request.tolerance):
-        message = f"Expected `--tolerance` to be 0 mm or more, but got {request.tolerance}: give a distance in mm."
-        raise RequestError(message)
-    if request.workers < 1:
-        message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
-        raise RequestError(message)
-    if request.images is not None and not request.images.is_dir():
-        message = f"Expected `--images` to be a folder of volumes, but got `{request.images}`: check the path."
-        raise RequestError(message)
-
-
-def _pairs(request: Request) -> list[Pair]:
-    predictions, references = request.predictions.absolute(), request.references.absolute()
-    if request.pairs is not None:
-        return read_pairs(request.pairs, predictions, references)
-    return pair_folders(predictions, references)
+def _absolute(path: Path | None) -> Path | None:
+    """For workers of other machines, which have folders of their own; links are kept as they are."""
+    return None if path is None else path.absolute()
 
 
 def _failure(pair: Pair, reason: str) -> dict[str, Any]:
@@ -155,73 +198,7 @@ def _failure(pair: Pair, reason: str) -> dict[str, Any]:
     return {"case": pair.case, "reason": reason, **{key: str(path or "") for key, path in files.items()}}
 
 
-def _named(structures: Sequence[Structure]) -> Iterator[int]:
-    return (value for structure in structures for value in structure.values)
-
-
-def _structures(request: Request, known: Sequence[int], complete: bool) -> tuple[Structure, ...]:
-    """What to score; nothing where cases failed and no other reference holds a label: the tables then say why."""
-    if request.regions:
-        return tuple(Structure(name, tuple(values)) for name, values in request.regions.items())
-    values = request.labels or tuple(value for value in sorted(known) if value not in (0, request.ignore))
-    if not values and complete:
-        message = f"Expected labels in `{request.references}`, but got background only: name them with `--labels`."
-        raise ValueError(message)
-    return tuple(Structure(str(value), (value,)) for value in values)
-
-
-def _scan(
-    run: Run, request: Request, pairs: Sequence[Pair], progress: Callable[[Progress], None]
-) -> tuple[list[int], dict[str, str]]:
-    """The label values of all references, and the references that cannot be read with their reasons.
-
-    This comes before any case, so that every case has a row for every label and a prediction's label can be checked
-    against all references.
-    """
-    known: set[int] = set()
-    broken: dict[str, str] = {}
-    tasks: dict[str, tuple[Any, ...]] = {}
-    for pair in pairs:
-        record = resume.read(request.output, pair.case)
-        if record is not None and resume.matches_inputs(record, reference=_path(pair.reference)):
-            known.update(record["reference_values"])
-        else:
-            tasks[pair.case] = (pair.reference,)
-    for done, (case, result) in enumerate(run(scan_labels, tasks), start=1):
-        if isinstance(result, TaskError):
-            broken[case] = result.reason
-        else:
-            known.update(result)
-        progress(Progress("labels", done, len(tasks), case, broken.get(case)))
-    return sorted(known), broken
-
-
-def _evaluate(
-    run: Run, request: Request, settings: Settings, pairs: Sequence[Pair], progress: Callable[[Progress], None]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
-    """The records of the cases that worked, the reasons of those that failed, and how many records are old ones."""
-    fingerprint = resume.settings_hash(settings)
-    found: dict[str, dict[str, Any]] = {}
-    failures: dict[str, str] = {}
-    tasks: dict[str, tuple[Any, ...]] = {}
-    for pair in pairs:
-        old = resume.read(request.output, pair.case)
-        inputs = {"prediction": _path(pair.prediction), "reference": _path(pair.reference)}
-        if old is not None and old["fingerprint"] == fingerprint and resume.matches_inputs(old, **inputs):
-            found[pair.case] = old
-        else:
-            tasks[pair.case] = (pair.case, pair.prediction, pair.reference, settings)
-    reused = len(found)
-    for done, (case, result) in enumerate(run(evaluate_files, tasks), start=1):
-        if isinstance(result, TaskError):
-            failures[case] = result.reason
-        else:
-            found[case] = {**result, "fingerprint": fingerprint}
-            resume.write(request.output, found[case])
-        progress(Progress("cases", reused + done, len(pairs), case, failures.get(case)))
-    return found, failures, reused
-
-
-def _path(path: Path | None) -> Path:
-    assert path is not None, "pairs with a missing file are failures and never get here"
-    return path
+def _pairs(request: Request) -> list[Pair]:
+    if request.pairs is not None:
+        return read_pairs(request.pairs, request.predictions, request.references)
+    return pair_folders(request.predictions, request.references)

@@ -4,241 +4,213 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from monai_iou.evaluation import charts
-from monai_iou.evaluation.pairing import Pair, PairingError, find_volumes
+from monai_iou.evaluation.columns import CASE_COLUMNS, COLUMNS
+from monai_iou.evaluation.groups import label_names
+from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
+from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_THRESHOLD, Structure, mask_of, on_reference
-from monai_iou.evaluation.thumbnails import make_slice_image
-from monai_iou.files import write_text
-from monai_iou.volumes.reading import VolumeError, read_labels
+from monai_iou.evaluation.statistics import LEAST_UNITS
 
-WORST_SHOWN = 5
+__all__ = ["number", "render", "report_text"]
 
-
-@dataclass(frozen=True)
-class Column:
-    """How a column of cases.csv is shown: its title, the digits after the point, and whether it is a 0-1 score."""
-
-    title: str
-    digits: int = 3
-    bounded: bool = True
-
-
-COLUMNS = {
-    "iou": Column("IoU"),
-    "dice": Column("Dice"),
-    "precision": Column("Precision"),
-    "recall": Column("Recall"),
-    "reference_ml": Column("Reference, ml", bounded=False),
-    "prediction_ml": Column("Prediction, ml", bounded=False),
-    "boundary_iou": Column("Boundary IoU"),
-    "hd95_mm": Column("HD95, mm", 2, bounded=False),
-    "nsd": Column("NSD"),
-    "assd_mm": Column("ASSD, mm", 2, bounded=False),
-    "lesion_tp": Column("Lesions TP", 0, bounded=False),
-    "lesion_fp": Column("Lesions FP", 0, bounded=False),
-    "lesion_fn": Column("Lesions FN", 0, bounded=False),
-    "lesion_f1": Column("Lesion F1"),
-    "pq": Column("PQ"),
-    "sq": Column("SQ"),
-    "rq": Column("RQ"),
-    "cc_iou": Column("CC-IoU"),
-}
 HEADLINE = ("iou", "dice", "precision", "recall", "boundary_iou", "nsd", "hd95_mm", "lesion_f1")
 DISTRIBUTIONS = ("iou", "nsd", "hd95_mm", "lesion_f1")
+# With more labels than this their charts are folded, and a heat map of cases and labels comes first.
+MANY_LABELS = 8
+TILES = 4
 
 
-def write_report(path: Path, evaluation: Evaluation, summary: Mapping[str, Any], images: Path | None) -> None:
-    """Write the report as one file that needs no network.
+def report_text(evaluation: Evaluation) -> str:
+    """The report as one file that needs no network.
 
     Args:
-        path: where to.
-        evaluation: the rows, lesions and pairs.
-        summary: as `monai_iou.evaluation.evaluate.summarise` makes it.
-        images: folder of images named as the cases; their grey values lie under the contours.
-
-    Raises:
-        OutputError: the file cannot be written.
+        evaluation: with its summary.
     """
-    labels = list(summary["labels"])
+    summary = evaluation.summary
+    titles = _titles(evaluation)
+    pictures = shown_pictures(evaluation)
+    viewers = {(picture["case"], picture["label"]): i for i, picture in enumerate(pictures)}
+    by_label = {name: [row for row in evaluation.rows if row["label"] == name] for name in titles}
     context = {
         "cases": summary["cases"],
-        "labels": labels,
+        "titles": titles,
+        "many": len(titles) > MANY_LABELS,
         "failures": summary["failures"],
         "notes": summary["notes"],
-        "tiles": _tiles(summary, evaluation.lesions),
+        "tiles": _tiles(evaluation, titles),
         "headline": [COLUMNS[name] for name in HEADLINE],
-        "score_rows": [{"label": name, "cells": _score_cells(summary["labels"][name])} for name in labels],
-        "distributions": _distributions(evaluation.rows, labels),
-        "recall": _recall(evaluation.lesions),
-        "agreement": _agreement(evaluation.rows, labels),
-        "lesion_threshold": LESION_THRESHOLD,
-        "worst": _worst(evaluation, images),
+        "score_rows": [{"label": titles[name], "cells": _cells(summary["labels"][name])} for name in titles],
+        "least_units": LEAST_UNITS,
+        "distributions": _distributions(by_label, titles),
+        "heat": _heat(evaluation, titles),
+        "labels": [_label(name, titles[name], by_label[name], evaluation.lesions) for name in titles],
+        "rule": summary["options"]["lesion_rule"],
+        "pictures": pictures,
+        "missed": missed_lesions(evaluation, pictures),
+        "missed_total": sum(row["status"] == "fn" for row in evaluation.lesions),
+        "missed_shown": MISSED_SHOWN,
         "columns": _table_columns(),
-        "table": [[_cell(row, name) for name in CASE_COLUMNS] for row in evaluation.rows],
+        "definitions": [COLUMNS[name] for name in COLUMNS],
+        "table": [_table_row(row, viewers) for row in evaluation.rows],
         "options": summary["options"],
         "command": summary["command"],
         "versions": summary["versions"],
     }
-    write_text(path, render("report.html", context))
+    return render("report.html", context)
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """Fill one of the package's templates; every value is escaped unless it is markup made here."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("monai_iou.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(context)
+def _titles(evaluation: Evaluation) -> dict[str, str]:
+    """How each structure is called: its name, and for a label what dataset.json calls it."""
+    names = {} if evaluation.request.regions else label_names(evaluation.request.references)
+    return {name: f"{name} ({names[name]})" if names.get(name, name) != name else name for name in evaluation.names}
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: fixed digits, a dash where it is undefined.
-
-    >>> number(0.12345), number(float("nan")), number(float("inf"))
-    ('0.123', '-', '∞')
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
-
-
-def _tiles(summary: Mapping[str, Any], lesions: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    dataset, cases = summary["dataset"], summary["cases"]
+def _tiles(evaluation: Evaluation, titles: Mapping[str, str]) -> list[dict[str, str]]:
+    """Cases, then IoU and Dice of each label: regions overlap, and are never pooled with their parts."""
+    summary = evaluation.summary
+    cases, labels = summary["cases"], summary["labels"]
     failed = f"{cases['failed']} failed" if cases["failed"] else "none failed"
-    status = [row["status"] for row in lesions]
-    found, missed, false = (status.count(name) for name in ("tp", "fn", "fp"))
-    return [
-        {"what": "Cases", "value": str(cases["evaluated"]), "note": f"of {cases['paired']}; {failed}"},
-        {
-            "what": "IoU, mean over cases",
-            "value": number(dataset["iou_i"]),
-            "note": f"95 % interval {_interval(dataset['iou_i_interval'], 3)}",
-        },
-        {
-            "what": "IoU, worst 10 % of cases",
-            "value": number(dataset["iou_i_worst_10"]),
-            "note": "mean of the lowest, at least one case",
-        },
-        {
-            "what": "IoU, voxels pooled",
-            "value": number(dataset["iou_d"]),
-            "note": f"large structures count most; mean over labels {number(dataset['iou_c'])}",
-        },
-        {"what": "Lesions found", "value": f"{found} of {found + missed}", "note": f"{false} false positives"},
-    ]
+    tiles = [{"what": "Cases", "value": str(cases["evaluated"]), "note": f"of {cases['paired']}; {failed}"}]
+    ranked = sorted(titles, key=lambda name: labels[name]["iou"]["mean"] or 0.0)
+    chosen = list(titles) if len(titles) <= TILES else [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
+    kinds = ("",) * TILES if len(titles) <= TILES else ("lowest: ", "middle: ", "highest: ")
+    for kind, name in zip(kinds, chosen, strict=False):
+        iou, dice = labels[name]["iou"], labels[name]["dice"]
+        tiles.append(
+            {
+                "what": f"{kind}{titles[name]}",
+                "value": f"IoU {number(iou['mean'])}",
+                "note": f"Dice {number(dice['mean'])}. {_interval(iou['mean_interval'], 3)}{_missing(iou)}",
+            }
+        )
+    if len(titles) == 1:
+        dataset, (name,) = summary["dataset"], titles
+        worst = number(dataset["iou_i_worst_10"])
+        tiles.append({"what": "Worst 10 % of cases", "value": f"IoU {worst}", "note": "mean of the lowest"})
+        tiles.append(_lesion_tile(evaluation.lesions, name))
+    return tiles
+
+
+def _lesion_tile(lesions: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
+    status = [row["status"] for row in lesions if row["label"] == name]
+    found, missed, false = (status.count(kind) for kind in ("tp", "fn", "fp"))
+    return {"what": "Lesions found", "value": f"{found} of {found + missed}", "note": f"{false} false positives"}
+
+
+def _missing(score: Mapping[str, Any]) -> str:
+    """Both means where something is missing."""
+    missing = score["n_penalty"] - score["n_defined"]
+    if not missing:
+        return ""
+    return f". Without the {missing} missing {number(score['mean_defined'])}, with them {number(score['mean_penalty'])}"
 
 
 def _interval(bounds: Sequence[float] | None, digits: int) -> str:
-    return "needs two cases" if bounds is None else f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
+    if bounds is None:
+        return f"No interval below {LEAST_UNITS} cases"
+    return f"95 % interval {number(bounds[0], digits)} to {number(bounds[1], digits)}"
 
 
-def _score_cells(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+def _cells(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     cells = []
     for name in HEADLINE:
         score, digits = scores[name], COLUMNS[name].digits
         count = f", n = {score['n']}" if score["undefined"] else ""
-        interval = "" if score["mean_interval"] is None else _interval(score["mean_interval"], digits)
+        bounds = score["mean_interval"]
+        missing = score["n_penalty"] - score["n_defined"]
         cells.append(
             {
                 "main": number(score["mean"], digits),
-                "interval": interval,
+                "interval": "" if bounds is None else f"{number(bounds[0], digits)} to {number(bounds[1], digits)}",
                 "median": f"median {number(score['median'], digits)}{count}",
+                "penalty": f"with {missing} missing {number(score['mean_penalty'], digits)}" if missing else "",
             }
         )
     return cells
 
 
-def _distributions(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
+def _distributions(
+    by_label: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]
+) -> list[dict[str, Any]]:
     result = []
     for name in DISTRIBUTIONS:
         column = COLUMNS[name]
-        groups = {
-            label: [
-                charts.Point(row[name], 0.0, f"{row['case']}: {number(row[name], column.digits)}")
-                for row in rows
-                if row["label"] == label and math.isfinite(row[name])
-            ]
-            for label in labels
-        }
-        svg = charts.distribution(groups, column.title, column.bounded)
-        result.append({"title": column.title, "svg": svg})
+        points = [
+            (
+                titles[label],
+                [
+                    charts.Point(row[name], 0.0, f"{row['case']}: {number(row[name], column.digits)}")
+                    for row in rows
+                    if math.isfinite(row[name])
+                ],
+            )
+            for label, rows in by_label.items()
+        ]
+        # A chart must fit on a page.
+        parts = [dict(points[i : i + MANY_LABELS]) for i in range(0, len(points), MANY_LABELS)]
+        svgs = [charts.distribution(part, column.title, column.bounded) for part in parts]
+        result.append({"title": column.title, "svgs": svgs})
     return result
 
 
-def _recall(lesions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = [(row["volume_ml"] * 1000, row["status"] == "tp") for row in lesions if row["kind"] == "reference"]
-    svg = charts.recall_chart(found, "Lesion volume, mm³")
-    return {"svg": svg, "found": sum(hit for _, hit in found), "total": len(found)}
+def _heat(evaluation: Evaluation, titles: Mapping[str, str]) -> dict[str, Any] | None:
+    """IoU of cases and labels in hundredths, None where it is undefined; for many labels."""
+    if len(titles) <= MANY_LABELS:
+        return None
+    places = {name: i for i, name in enumerate(titles)}
+    values: dict[str, list[int | None]] = {}
+    for row in evaluation.rows:
+        line = values.setdefault(row["case"], [None] * len(places))
+        if not math.isnan(row["iou"]):
+            line[places[row["label"]]] = round(100 * row["iou"])
+    return {"cases": list(values), "labels": list(titles.values()), "values": list(values.values())}
 
 
-def _agreement(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-    groups: dict[str, list[charts.Point]] = {label: [] for label in labels}
-    for row in rows:
-        mean, difference = (row["reference_ml"] + row["prediction_ml"]) / 2, row["prediction_ml"] - row["reference_ml"]
-        groups[row["label"]].append(charts.Point(mean, difference, f"{row['case']}: {difference:+.3f} ml"))
-    keys = [{"label": label, "svg": charts.legend_marker(i)} for i, label in enumerate(labels)]
-    return {"svg": charts.bland_altman(groups), "legend": keys}
-
-
-def _worst(evaluation: Evaluation, images: Path | None) -> list[dict[str, Any]]:
-    pairs = {pair.case: pair for pair in evaluation.pairs}
-    structures = {structure.name: structure for structure in evaluation.structures}
-    images_by_case, problem = _images(images)
-    ranked = sorted((row for row in evaluation.rows if not math.isnan(row["iou"])), key=lambda row: row["iou"])
-    shown = []
-    for row in ranked[:WORST_SHOWN]:
-        case = row["case"]
-        image = images_by_case.get(case, images_by_case.get(f"{case}_0000"))  # nnU-Net numbers the channels of a case
-        note = problem if image or images is None else problem or f"No image named {case} in the images folder."
-        crop, error = _crop(pairs[case], structures[row["label"]], image, evaluation.ignore)
-        if crop is not None:
-            cut = "The structures reach beyond this crop around their largest disagreement. " if crop["cut"] else ""
-            text = {"iou": number(row["iou"]), "dice": number(row["dice"]), "note": f"{cut}{error or note}".strip()}
-            shown.append({"case": case, "label": row["label"], "crop": crop, **text})
-    return shown
-
-
-def _images(folder: Path | None) -> tuple[dict[str, Path], str]:
-    try:
-        return (find_volumes(folder, "--images") if folder is not None else {}), ""
-    except PairingError as error:
-        return {}, str(error)
-
-
-def _crop(
-    pair: Pair, structure: Structure, image: Path | None, ignore: int | None
-) -> tuple[dict[str, Any] | None, str]:
-    """The crop as plain values, and what went wrong with it: pictures are extras and never fail an evaluation."""
-    assert pair.prediction is not None
-    assert pair.reference is not None
-    try:
-        reference, prediction = read_labels(pair.reference), read_labels(pair.prediction)
-        array, _ = on_reference(pair.case, prediction, reference, True)
-    except VolumeError as error:
-        return None, str(error)
-    masks = [mask_of(labels, structure.values) for labels in (array, reference.array)]
-    if ignore is not None:
-        masks = [mask & (reference.array != ignore) for mask in masks]
-    try:
-        crop, reason = make_slice_image(masks[0], masks[1], reference.grid, image), ""
-    except VolumeError as error:
-        crop, reason = make_slice_image(masks[0], masks[1], reference.grid, None), str(error)
-    return (None if crop is None else asdict(crop)), reason
+def _label(
+    name: str, title: str, rows: Sequence[Mapping[str, Any]], lesions: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The charts of one label: lesions found by volume, and agreement of volumes."""
+    found = [
+        (row["volume_ml"] * 1000, row["status"] == "tp")
+        for row in lesions
+        if row["label"] == name and row["kind"] == "reference"
+    ]
+    points = [
+        charts.Point(
+            (row["reference_ml"] + row["prediction_ml"]) / 2,
+            row["prediction_ml"] - row["reference_ml"],
+            f"{row['case']}: {row['prediction_ml'] - row['reference_ml']:+.3f} ml",
+        )
+        for row in rows
+        if row["reference_ml"] or row["prediction_ml"]
+    ]
+    return {
+        "title": title,
+        "recall": charts.recall_chart(found, "Lesion volume, mm³"),
+        "found": sum(hit for _, hit in found),
+        "total": len(found),
+        "agreement": charts.bland_altman(points),
+    }
 
 
 def _table_columns() -> list[dict[str, str]]:
-    names = [{"title": title, "kind": "text"} for title in ("Case", "Label")]
-    return names + [{"title": column.title, "kind": "number"} for column in COLUMNS.values()]
+    names = [
+        {"title": "Case", "kind": "text", "definition": "Name of the case."},
+        {"title": "Label", "kind": "text", "definition": "Label value or region."},
+    ]
+    return names + [
+        {"title": column.title, "kind": "number", "definition": column.definition} for column in COLUMNS.values()
+    ]
+
+
+def _table_row(row: Mapping[str, Any], viewers: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    return {
+        "viewer": viewers.get((row["case"], row["label"])),
+        "cells": [_cell(row, name) for name in CASE_COLUMNS],
+    }
 
 
 def _cell(row: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -247,5 +219,5 @@ def _cell(row: Mapping[str, Any], name: str) -> dict[str, str]:
         return {"value": value, "text": value}
     undefined = math.isnan(value)
     # JavaScript reads "Infinity", not Python's "inf".
-    plain = "" if undefined else "Infinity" if math.isinf(value) else repr(float(value))
+    plain = "" if undefined else "Infinity" if math.isinf(value) else f"{float(value):.6g}"
     return {"value": plain, "text": number(value, COLUMNS[name].digits)}

@@ -1,108 +1,107 @@
-"""What an evaluation is asked for, and what it gives back."""
+"""What an evaluation gives back: every case's rows, with and without what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from monai_iou.evaluation.columns import FAILURE_COLUMNS
 from monai_iou.evaluation.pairing import Pair
-from monai_iou.evaluation.scoring import Structure
+from monai_iou.evaluation.penalties import penalised
+from monai_iou.evaluation.request import Progress, Request, RequestError
+from monai_iou.evaluation.scoring import Rules, Structure, evaluate_case
+from monai_iou.volumes.grid import Grid
 
-FAILURE_COLUMNS = ("case", "reason", "prediction", "reference")
-WORST_CASES = 10
-NOTHING_TO_SCORE = (
-    "Expected labels in the references, but got background only in all that can be read: name them with `--labels`."
-)
-LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
-
-
-class RequestError(ValueError):
-    """Options that contradict each other or are out of range."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate, how, and where the results go.
-
-    Args:
-        predictions: folder of predicted label maps.
-        references: folder of reference label maps.
-        output: folder for the results; created if it is not there.
-        labels: label values to evaluate; empty means every value but 0 that a reference holds.
-        regions: instead of labels, unions of label values by name.
-        ignore: reference voxels of this value are excluded from all scores.
-        tolerance: of the normalised surface distance, in mm.
-        workers: processes of this machine.
-        scheduler: address of a Dask scheduler, which replaces `workers`.
-        resample: take predictions on other grids to the reference's, by nearest neighbour.
-        images: folder of images to show under the contours in the report.
-        pairs: CSV that says which files belong together.
-        command: the command line, for the summary.
-    """
-
-    predictions: Path
-    references: Path
-    output: Path
-    labels: tuple[int, ...] = ()
-    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ignore: int | None = None
-    tolerance: float = 1.0
-    workers: int = 1
-    scheduler: str | None = None
-    resample: bool = False
-    images: Path | None = None
-    pairs: Path | None = None
-    command: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One task is done: `stage` is `labels` (reading the references' labels) or `cases`."""
-
-    stage: str
-    done: int
-    total: int
-    case: str = ""
-    reason: str | None = None
+__all__ = ["FAILURE_COLUMNS", "Evaluation", "Progress", "Request", "RequestError"]
 
 
 @dataclass
 class Evaluation:
-    """What was found: the cases' records in order, and the failures, both as written to the output folder."""
+    """What was found, as written to the output folder.
 
+    Args:
+        request: what was asked for.
+        records: of the cases that were evaluated, in order.
+        missing: of the cases without a usable prediction, scored as empty predictions.
+        failures: rows of failures.csv.
+        pairs: all cases.
+        structures: what was scored.
+        reused: how many records an earlier run had made.
+        patients: the patient of every case; None where every case is its own.
+        run_notes: what the reader should know about how it was run.
+        summary: what summary.json holds.
+        rows: of cases.csv; with penalties where they were asked for.
+        measured: rows of the evaluated cases as they were measured.
+        missing_rows: rows of the missing cases, as empty predictions are measured.
+    """
+
+    request: Request
     records: list[dict[str, Any]]
+    missing: list[dict[str, Any]]
     failures: list[dict[str, Any]]
     pairs: list[Pair]
     structures: tuple[Structure, ...]
-    ignore: int | None
     reused: int
+    patients: dict[str, str] | None = None
+    run_notes: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(init=False)
+    measured: list[dict[str, Any]] = field(init=False)
+    missing_rows: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give every case a row for every structure."""
+        absent = {structure.name: _absent(structure, self.request.rules) for structure in self.structures}
+        self.measured, self.missing_rows = (
+            [row for record in records for row in _complete(record, absent)] for records in (self.records, self.missing)
+        )
+        self.rows = self.measured
+        if self.request.missing == "penalty":
+            order = {pair.case: i for i, pair in enumerate(self.pairs)}
+            every = [penalised(row) for row in (*self.measured, *self.missing_rows)]
+            self.rows = sorted(every, key=lambda row: order[row["case"]])  # stable: labels keep their order
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per case and label."""
-        return [row for record in self.records for row in record["rows"]]
+    def with_missing(self) -> list[dict[str, Any]]:
+        """The rows of all cases, missing ones as empty predictions."""
+        return [*self.measured, *self.missing_rows]
 
     @property
     def lesions(self) -> list[dict[str, Any]]:
         """One row per lesion."""
-        return [row for record in self.records for row in record["lesions"]]
+        names = set(self.names)
+        counted = [*self.records, *self.missing] if self.request.missing == "penalty" else self.records
+        return [row for record in counted for row in record["lesions"] if row["label"] in names]
 
     @property
     def notes(self) -> list[str]:
         """What the reader should know before the scores."""
-        absent = (
-            [name for name in self.names if not any(row["reference_ml"] for row in self._of(name))] if self.rows else []
-        )
+        held = {row["label"] for row in (*self.measured, *self.missing_rows) if row["reference_ml"]}
+        absent = [name for name in self.names if name not in held] if self.rows else []
         notes = [f"{name}: no reference holds it, so that only false positives count." for name in absent]
-        return notes + [note for record in self.records for note in record["notes"]]
+        return [*self.run_notes, *notes, *(note for record in self.records for note in record["notes"])]
 
     @property
     def names(self) -> list[str]:
         """The structures' names, in the order of the rows."""
         return [structure.name for structure in self.structures]
 
-    def _of(self, name: str) -> list[dict[str, Any]]:
-        return [row for row in self.rows if row["label"] == name]
+
+def _absent(structure: Structure, rules: Rules) -> dict[str, Any]:
+    """The row of a case in which neither label map holds the structure."""
+    nothing = np.zeros((1, 1, 1), np.uint8)
+    rows, _ = evaluate_case(nothing, nothing, Grid((1, 1, 1), np.eye(4)), [structure], rules=rules)
+    return rows[0]
+
+
+def _complete(record: Mapping[str, Any], absent: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    known = {row["label"]: row for row in record["rows"]}
+    everywhere = {
+        "case": record["case"],
+        "voxels_tn": record["voxels"],
+        "diagonal_mm": record["diagonal_mm"],
+    }
+    return [dict(known[name]) if name in known else {**row, **everywhere} for name, row in absent.items()]

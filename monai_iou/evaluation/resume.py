@@ -1,7 +1,8 @@
 """Records of finished cases, so that an evaluation started again does only what is not done yet.
 
-They lie in the folder `finished` of the output, one JSON file a case, with what they depend on: the hashes of both
-files and a fingerprint of the options.
+They lie in the folder `finished` of the output, one file per case: a line with the record and a line with its pictures,
+each with a checksum, so that a damaged or older record is made again and never read as something else. A record names
+what it depends on: the hashes of both files and a fingerprint of the options.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou import files as out
-from monai_iou.evaluation.scoring import Settings
-from monai_iou.volumes.reading import file_hash
+from monai_iou.evaluation.case_files import Settings
 
 # Raised when the content of a record changes: older ones are then evaluated again.
-VERSION = 2
+VERSION = 3
 
 
 def settings_hash(settings: Settings) -> str:
@@ -35,28 +35,45 @@ def write(output: Path, record: Mapping[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     path = _path(output, record["case"])
-    out.prepare(path.parent)
-    # Python's own NaN and Infinity, unlike summary.json: only `read` reads this file.
-    out.write_text(path, json.dumps(record))
+    kept = {name: value for name, value in record.items() if name != "pictures"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(path, _line(kept) + _line(record.get("pictures", {})))
 
 
 def read(output: Path, case: str) -> dict[str, Any] | None:
-    """The record of a case, or None if there is none that can be read."""
+    """The record of a case without its pictures, or None if there is none that is whole."""
+    record = _content(_path(output, case), 0)
+    return record if record is not None and record.get("case") == case else None
+
+
+def read_picture(output: Path, case: str, label: str) -> dict[str, Any] | None:
+    """The picture of a structure in a case, or None if there is none."""
+    pictures = _content(_path(output, case), 1) or {}
+    picture = pictures.get(label)
+    return picture if isinstance(picture, dict) else None
+
+
+def _line(content: Mapping[str, Any]) -> str:
+    # Python's own NaN and Infinity, unlike summary.json: only this module reads these files.
+    text = json.dumps(content)
+    return f"{hashlib.sha256(text.encode()).hexdigest()} {text}\n"
+
+
+def _content(path: Path, number: int) -> dict[str, Any] | None:
     try:
-        record = json.loads(_path(output, case).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with path.open(encoding="utf-8", newline="\n") as stream:
+            for _ in range(number):
+                stream.readline()
+            checksum, _, text = stream.readline().rstrip("\n").partition(" ")
+        if checksum != hashlib.sha256(text.encode()).hexdigest():
+            return None
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and record.get("case") == case else None
-
-
-def matches_inputs(record: Mapping[str, Any], **inputs: Path) -> bool:
-    """Whether the files (`prediction`, `reference`) are those the record was made from."""
-    try:
-        return all(record["inputs"][name] == file_hash(path) for name, path in inputs.items())
-    except OSError:
-        return False  # a file that cannot be read is the case's failure, told by its task
+    return content if isinstance(content, dict) else None
 
 
 def _path(output: Path, case: str) -> Path:
     # Case names are relative paths of any length and alphabet; their hash is a file name everywhere.
-    return output / "finished" / f"{hashlib.sha256(case.encode()).hexdigest()[:24]}.json"
+    name = hashlib.sha256(case.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return output / "finished" / f"{name}.jsonl"

@@ -1,16 +1,17 @@
-"""One case: two label maps on one grid -> a row of scores per label and a row per lesion."""
+"""One case: two label maps on one grid -> a row of scores per label, a row per lesion, and a picture per label."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS, SCORE_COLUMNS
 from monai_iou.metrics import (
     Lesion,
     boundary_iou,
@@ -20,25 +21,23 @@ from monai_iou.metrics import (
     surface_scores,
 )
 from monai_iou.scores import union
-from monai_iou.volumes.grid import SHEAR_DEGREES, Grid, align, reorient, resample
-from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
+from monai_iou.volumes.grid import Grid
 
-SCORE_COLUMNS = (
-    "iou", "dice", "precision", "recall", "reference_ml", "prediction_ml", "boundary_iou", "hd95_mm", "nsd", "assd_mm",
-    "lesion_tp", "lesion_fp", "lesion_fn", "lesion_f1", "pq", "sq", "rq", "cc_iou",
-)  # fmt: skip
-CASE_COLUMNS = ("case", "label", *SCORE_COLUMNS)
-LESION_COLUMNS = (
-    "case", "label", "lesion", "kind", "status", "volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm",
-    "matched_iou",
-)  # fmt: skip
-# Both belong to the definition of the columns; changing one changes the records' version too.
+__all__ = [
+    "CASE_COLUMNS",
+    "LESION_COLUMNS",
+    "SCORE_COLUMNS",
+    "MaskPair",
+    "Rules",
+    "Structure",
+    "evaluate_case",
+    "mask_pairs",
+    "score_pair",
+]
+
 LESION_THRESHOLD = 0.5
-BOUNDARY_MM = 2.0
-# A label map of more values than this is an image that was passed by mistake.
-MAX_LABELS = 256
-# Values are counted in pieces: a count of the whole volume would cast it to 8 bytes per voxel.
-PIECE = 1 << 20
+
+Rows: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,68 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to score a case.
+class Rules:
+    """By which rules a structure is scored.
 
     Args:
-        structures: what to score.
-        known: label values a prediction may hold besides 0 and `ignore`.
-        ignore: reference voxels of this value are excluded from all scores.
         tolerance: of the normalised surface distance, in mm.
-        resample: take a prediction on another grid to the reference's by nearest neighbour.
+        tolerances: instead of it for single structures, by their names.
+        boundary: width of the bands of boundary IoU, in mm such as "2mm", or of the image's diagonal such as "2%".
     """
 
-    structures: tuple[Structure, ...]
-    known: tuple[int, ...]
-    ignore: int | None = None
     tolerance: float = 1.0
-    resample: bool = False
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    boundary: str = "2mm"
+
+    @property
+    def in_words(self) -> str:
+        """The rule by which a lesion counts as found."""
+        return f"found: one to one, IoU of {LESION_THRESHOLD:g} or more"
+
+    def boundary_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
+        """The width of the bands in mm, in an image of this shape and spacing."""
+        number, unit = split_width(self.boundary)
+        return number if unit == "mm" else number / 100 * float(np.linalg.norm(np.multiply(shape, spacing)))
+
+    def tolerance_of(self, structure: Structure) -> float:
+        """The tolerance of a structure in mm."""
+        return self.tolerances.get(structure.name, self.tolerance)
+
+
+def split_width(text: str) -> tuple[float, str]:
+    """A width as its number and its unit, `mm` or `%`.
+
+    Raises:
+        ValueError: it is neither, or not above 0.
+
+    >>> split_width("2mm"), split_width("0.5 %")
+    ((2.0, 'mm'), (0.5, '%'))
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(mm|%)\s*", text)
+    number = float(found[1]) if found and found[1].count(".") < 2 and found[1] != "." else 0.0
+    if found is None or not number > 0:
+        message = f"Expected `--boundary` to be a width such as 2mm or 2%, but got {text}: correct it."
+        raise ValueError(message)
+    return number, found[2]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPair:
+    """One structure's masks, cut to the box that holds them and what is scored about them.
+
+    Args:
+        structure: what the masks are of.
+        prediction: bool.
+        reference: bool, of the same shape.
+        ignored: bool, of the same shape, or None.
+        offset: the box's first voxel in the volume.
+    """
+
+    structure: Structure
+    prediction: NDArray[np.bool_]
+    reference: NDArray[np.bool_]
+    ignored: NDArray[np.bool_] | None
+    offset: tuple[int, ...]
 
 
 def evaluate_case(
@@ -75,7 +120,8 @@ def evaluate_case(
     structures: Sequence[Structure],
     ignore: int | None = None,
     tolerance: float = 1.0,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rules: Rules | None = None,
+) -> Rows:
     """Score two label maps on one grid.
 
     Args:
@@ -85,6 +131,7 @@ def evaluate_case(
         structures: what to score.
         ignore: reference voxels of this value are excluded from all scores.
         tolerance: of the normalised surface distance, in mm.
+        rules: all rules of scoring; replaces `tolerance`.
 
     Returns:
         One row per structure (`label`, the columns `SCORE_COLUMNS`, and the voxel counts `intersection` and `union`),
@@ -97,117 +144,63 @@ def evaluate_case(
     >>> rows[0]["iou"], rows[0]["reference_ml"], lesions[0]["status"]
     (1.0, 0.064, 'tp')
     """
+    rules = rules or Rules(tolerance)
     rows: list[dict[str, Any]] = []
     lesions: list[dict[str, Any]] = []
-    ignored = None if ignore is None else reference == ignore
-    for structure in structures:
-        masks = [mask_of(labels, structure.values) for labels in (prediction, reference)]
-        if ignored is not None:
-            masks = [mask & ~ignored for mask in masks]
-        row, found = _score(masks[0], masks[1], ignored, grid, tolerance)
-        rows.append({"label": structure.name, **row})
-        lesions += [{"label": structure.name, **lesion} for lesion in found]
+    for pair in mask_pairs(prediction, reference, structures, ignore):
+        row, found = score_pair(pair, grid, counted_voxels(reference, ignore), rules)
+        rows.append(row)
+        lesions += found
     return rows, lesions
 
 
-def evaluate_files(case: str, prediction: Path, reference: Path, settings: Settings) -> dict[str, Any]:
-    """Read one pair and score it; the task that workers run.
+def counted_voxels(reference: NDArray[Any], ignore: int | None) -> int:
+    """Voxels of a volume that are not ignored."""
+    ignored = 0 if ignore is None else int(np.count_nonzero(reference == ignore))
+    return int(reference.size) - ignored
 
-    Returns:
-        The case's record: plain values that go to JSON and back unchanged.
 
-    Raises:
-        VolumeError: a file cannot be read, or the prediction holds a label nobody named.
-        GridError: the files lie on different grids and `settings.resample` is false.
+def mask_pairs(
+    prediction: NDArray[Any], reference: NDArray[Any], structures: Sequence[Structure], ignore: int | None
+) -> Iterator[MaskPair]:
+    """The structures' masks one after the other, each cut to where either label map holds the structure.
+
+    What lies beyond the box is in neither mask, as what lies beyond the image is, so that no score changes by it. With
+    ignored voxels, which may lie beyond the box and are not background, the box is the whole volume.
     """
-    reference_volume = read_labels(reference)
-    values = label_values(reference_volume)
-    predicted = read_labels(prediction)
-    allowed = {0, settings.ignore, *settings.known}
-    _refuse_unnamed(predicted, [value for value in label_values(predicted) if value not in allowed], settings.known)
-    array, notes = on_reference(case, predicted, reference_volume, settings.resample)
-    notes += _shear_notes(case, reference_volume.grid)
-    rows, lesions = evaluate_case(
-        array, reference_volume.array, reference_volume.grid, settings.structures, settings.ignore, settings.tolerance
-    )
-    return {
-        "case": case,
-        "inputs": {"prediction": file_hash(prediction), "reference": file_hash(reference)},
-        "reference_values": values,
-        "rows": [{"case": case, **row} for row in rows],
-        "lesions": [{"case": case, **lesion} for lesion in lesions],
-        "notes": notes,
-    }
+    ignored = None if ignore is None else reference == ignore
+    boxes = [_boxes(labels) for labels in (prediction, reference)] if ignored is None else []
+    for structure in structures:
+        box = _box_of(structure, boxes) if boxes else (slice(None),) * reference.ndim
+        cut = None if ignored is None else ignored[box]
+        masks = [mask_of(labels[box], structure.values) for labels in (prediction, reference)]
+        if cut is not None:
+            masks = [mask & ~cut for mask in masks]
+        yield MaskPair(structure, masks[0], masks[1], cut, tuple(part.start or 0 for part in box))
 
 
-def scan_labels(path: Path) -> list[int]:
-    """The label values of one reference, sorted.
-
-    Raises:
-        VolumeError: the file cannot be read, or holds so many values that it is an image.
-    """
-    values = label_values(read_labels(path))
-    if len(values) > MAX_LABELS:
-        message = (
-            f"Expected `{path}` to be a label map, but got {len(values)} different values: pass labels, not images."
-        )
-        raise VolumeError(message)
-    return values
+_Boxes: TypeAlias = Mapping[int, tuple[slice, ...]]
 
 
-def label_values(volume: Volume) -> list[int]:
-    """The values of a label map, sorted.
+def _boxes(labels: NDArray[Any]) -> _Boxes | None:
+    """Each value's box, from one pass over the volume; None where the values are too many or negative for it."""
+    from scipy.ndimage import find_objects  # imported here: `import monai_iou` must not load scipy
 
-    >>> label_values(Volume(np.array([[[3, 0, 3]]]), Grid((1, 1, 3), np.eye(4)), Path("x")))
-    [0, 3]
-    """
-    flat = volume.array.reshape(-1, order="A")
-    if flat.dtype != np.uint8:
-        return [int(value) for value in np.unique(flat)]
-    counts = np.zeros(256, dtype=np.int64)
-    for start in range(0, flat.size, PIECE):
-        counts += np.bincount(flat[start : start + PIECE], minlength=256)
-    return [int(value) for value in np.flatnonzero(counts)]
+    if labels.dtype != np.uint8:
+        if not labels.size or labels.min() < 0 or labels.max() > 65535:
+            return None
+        labels = labels.astype(np.int32)
+    return {value: box for value, box in enumerate(find_objects(labels), start=1) if box is not None}
 
 
-def on_reference(
-    case: str, predicted: Volume, reference_volume: Volume, resampling: bool
-) -> tuple[NDArray[Any], list[str]]:
-    """The prediction's voxels on the reference's grid, and a note if they had to be resampled.
-
-    Raises:
-        GridError: the grids differ and `resampling` is false.
-    """
-    if not resampling:
-        return align(predicted.array, predicted.grid, reference_volume.grid), []
-    try:
-        return align(predicted.array, predicted.grid, reference_volume.grid), []
-    except ValueError:
-        array, grid = reorient(predicted.array, predicted.grid, reference_volume.grid)
-        note = f"{case}: the prediction was resampled by nearest neighbour from {grid} to {reference_volume.grid}."
-        return resample(array, grid, reference_volume.grid), [note]
-
-
-def _shear_notes(case: str, grid: Grid) -> list[str]:
-    """Distances need right angles: the distance transforms know spacings only."""
-    if grid.shear < SHEAR_DEGREES:
-        return []
-    return [
-        f"{case}: the reference's axes are {grid.shear:.3g} degrees off right angles (gantry tilt): volumes and "
-        "overlaps are exact, but HD95, NSD, ASSD, boundary IoU and CC-IoU take the angles as right: resample both "
-        "files first."
-    ]
-
-
-def _refuse_unnamed(volume: Volume, unnamed: Sequence[int], known: Sequence[int]) -> None:
-    if unnamed:
-        voxels = int(np.isin(volume.array, unnamed).sum())
-        named = ", ".join(str(value) for value in known if value)
-        message = (
-            f"Expected `{volume.path}` to hold the labels {named}, but got {', '.join(map(str, unnamed[:5]))} in "
-            f"{voxels} voxels: name them in `--labels` or `--regions`, or renumber the prediction."
-        )
-        raise VolumeError(message)
+def _box_of(structure: Structure, boxes: Sequence[_Boxes | None]) -> tuple[slice, ...]:
+    """The box of a structure in both label maps: the whole volume if it is unknown, one voxel if it is in none."""
+    if any(known is None for known in boxes):
+        return (slice(None),) * 3
+    found = [known[value] for known in boxes if known is not None for value in structure.values if value in known]
+    if not found:
+        return (slice(0, 1),) * 3
+    return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*found, strict=True))
 
 
 def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
@@ -218,31 +211,28 @@ def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
     return mask
 
 
-def _score(
-    prediction: NDArray[np.bool_],
-    reference: NDArray[np.bool_],
-    ignored: NDArray[np.bool_] | None,
-    grid: Grid,
-    tolerance: float,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    predicted, reference_volume = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
-    intersection = int(np.count_nonzero(prediction & reference))
-    overlap = overlap_from_counts(intersection, predicted, reference_volume)
+def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of one structure and the rows of its lesions.
+
+    Args:
+        pair: its masks.
+        grid: of the whole volume.
+        voxels: of the whole volume that are not ignored.
+        rules: of scoring.
+    """
     plane = _plane(grid)
-    whole = prediction.squeeze(plane), reference.squeeze(plane)
-    hidden = None if ignored is None else ignored.squeeze(plane)
+    whole = pair.prediction.squeeze(plane), pair.reference.squeeze(plane)
+    hidden = None if pair.ignored is None else pair.ignored.squeeze(plane)
     spacing = tuple(np.delete(grid.spacing, plane))
+    width = rules.boundary_mm(np.delete(grid.shape, plane).tolist(), spacing)
     crop = crop_to_union(*whole)
     masks = crop.prediction, crop.reference
     lesion = lesion_scores(*masks, spacing=spacing, threshold=LESION_THRESHOLD)
-    # The lesions' volumes are of voxels with right angles, and of a slice of 1 mm.
-    volume = grid.voxel_ml * 1000 / math.prod(spacing)
-    surface = surface_scores(*masks, tolerances=(tolerance,), spacing=spacing)
+    surface = surface_scores(*masks, tolerances=(rules.tolerance_of(pair.structure),), spacing=spacing)
     row = {
-        **{name: getattr(overlap, name) for name in SCORE_COLUMNS[:4]},
-        "reference_ml": reference_volume * grid.voxel_ml,
-        "prediction_ml": predicted * grid.voxel_ml,
-        "boundary_iou": boundary_iou(*whole, width=BOUNDARY_MM, spacing=spacing, ignored=hidden),
+        "label": pair.structure.name,
+        **_overlap(pair, grid, voxels),
+        "boundary_iou": boundary_iou(*whole, width=width, spacing=spacing, ignored=hidden),
         "hd95_mm": surface.hd95_mm,
         "nsd": surface.nsd[0],
         "assd_mm": surface.assd_mm,
@@ -251,10 +241,39 @@ def _score(
         "lesion_fn": lesion.fn,
         "lesion_f1": lesion.f1,
         **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou")},
-        "intersection": intersection,
-        "union": union(intersection, predicted, reference_volume),
     }
-    return row, [_lesion_row(found, volume, crop.offset, plane, grid) for found in lesion.lesions]
+    # The lesions' volumes are of voxels with right angles, and of a slice of 1 mm.
+    volume = grid.voxel_ml * 1000 / math.prod(spacing)
+    first = np.delete(pair.offset, plane) + crop.offset
+    rows = [_lesion_row(found, volume, first, plane, grid) for found in lesion.lesions]
+    return row, [{"label": pair.structure.name, **lesion} for lesion in rows]
+
+
+def _overlap(pair: MaskPair, grid: Grid, voxels: int) -> dict[str, Any]:
+    """What the voxels' counts give."""
+    predicted, referred = int(np.count_nonzero(pair.prediction)), int(np.count_nonzero(pair.reference))
+    both = int(np.count_nonzero(pair.prediction & pair.reference))
+    overlap = overlap_from_counts(both, predicted, referred)
+    either = union(both, predicted, referred)
+    return {
+        **{name: getattr(overlap, name) for name in SCORE_COLUMNS[:4]},
+        "reference_ml": referred * grid.voxel_ml,
+        "prediction_ml": predicted * grid.voxel_ml,
+        "voxels_tp": both,
+        "voxels_fp": predicted - both,
+        "voxels_fn": referred - both,
+        "voxels_tn": voxels - either,
+        "relative_volume_error": overlap.relative_volume_error,
+        "diagonal_mm": diagonal_mm(grid),
+        "intersection": both,
+        "union": either,
+    }
+
+
+def diagonal_mm(grid: Grid) -> float:
+    """The longest distance inside the image, between the outer corners of its voxels, in mm."""
+    signs = np.array([(1, 1, 1), (1, 1, -1), (1, -1, 1), (1, -1, -1)])
+    return float(np.linalg.norm(signs * grid.shape @ grid.affine[:3, :3].T, axis=1).max())
 
 
 def _plane(grid: Grid) -> tuple[int, ...]:
@@ -263,10 +282,10 @@ def _plane(grid: Grid) -> tuple[int, ...]:
 
 
 def _lesion_row(
-    lesion: Lesion, volume: float, offset: tuple[int, ...], plane: tuple[int, ...], grid: Grid
+    lesion: Lesion, volume: float, first: NDArray[Any], plane: tuple[int, ...], grid: Grid
 ) -> dict[str, Any]:
-    """A lesion as a row; `volume` scales its volume."""
-    index = np.asarray(lesion.centroid_voxel) + offset
+    """A lesion as a row; `volume` scales its volume, `first` is the first voxel of what it was found in."""
+    index = np.asarray(lesion.centroid_voxel) + first
     for axis in plane:
         index = np.insert(index, axis, 0.0)
     x, y, z = (float(value) for value in grid.affine[:3, :3] @ index + grid.affine[:3, 3])

@@ -1,9 +1,14 @@
-"""Means, intervals and tests over cases. The unit of resampling is the case."""
+"""Means, intervals and tests over cases. The unit of resampling is the patient, and a case where no patients are named.
+
+Two scans of one patient are not independent: resampling them as if they were makes intervals too narrow. With patients
+named, whole patients are drawn, and the mean is still that over the cases drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,93 +20,144 @@ from monai_iou.scores import ratio
 RESAMPLES = 2000
 PERMUTATIONS = 9999
 SEED = 0
+# The percentile interval of fewer values is little more than their range: it covers the mean less often than it says.
+LEAST_UNITS = 8
+NO_INTERVAL = f"no interval: fewer than {LEAST_UNITS} cases or patients"
 
-Statistic = Callable[..., Any]
+Statistic = Literal["mean", "median"]
+_Floats = NDArray[np.float64]
 
 
-def describe(values: ArrayLike) -> dict[str, Any]:
-    """Count, mean and median with bootstrap 95 % intervals, least and largest value.
+def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str, Any]:
+    """Count, mean, spread and quartiles, with bootstrap 95 % intervals of mean and median.
 
     Args:
         values: one number per case; undefined ones (NaN) are left out and counted.
+        units: the patient of each case.
 
     Returns:
-        `n`, `undefined`, `mean`, `mean_interval`, `median`, `median_interval`, `min`, `max`; None where
-        nothing is left.
+        `n`, `undefined`, `units`, `mean`, `mean_interval`, `sd` (with n - 1), `median`, `median_interval`, `quartiles`,
+        `min`, `max`; None where nothing is left, and for intervals of fewer than `LEAST_UNITS` patients.
 
-    >>> describe([0.5, 0.7, float("nan")])["mean"]
-    0.6
+    >>> found = describe([0.5, 0.7, float("nan")])
+    >>> found["mean"], round(found["sd"], 4), found["quartiles"], found["mean_interval"]
+    (0.6, 0.1414, [0.55, 0.65], None)
     """
     every = np.asarray(values, dtype=float).ravel()
-    finite = every[np.isfinite(every)]
-    counts = {"n": int(finite.size), "undefined": int(every.size - finite.size)}
+    kept = np.isfinite(every)
+    finite = every[kept]
+    drawn = None if units is None else [unit for unit, there in zip(units, kept, strict=True) if there]
+    counts = {
+        "n": int(finite.size),
+        "undefined": int(every.size - finite.size),
+        "units": int(finite.size) if drawn is None else len(set(drawn)),
+    }
     if not finite.size:
-        empty = dict.fromkeys(("mean", "mean_interval", "median", "median_interval", "min", "max"))
-        return {**counts, **empty}
+        names = ("mean", "mean_interval", "sd", "median", "median_interval", "quartiles", "min", "max")
+        return {**counts, **dict.fromkeys(names)}
+    low, middle, high = (float(value) for value in np.percentile(finite, [25, 50, 75]))
     return {
         **counts,
         "mean": float(finite.mean()),
-        "mean_interval": interval(finite, np.mean),
-        "median": float(np.median(finite)),
-        "median_interval": interval(finite, np.median),
+        "mean_interval": interval(finite, "mean", drawn),
+        "sd": float(finite.std(ddof=1)) if finite.size > 1 else None,
+        "median": middle,
+        "median_interval": interval(finite, "median", drawn),
+        "quartiles": [low, high],
         "min": float(finite.min()),
         "max": float(finite.max()),
     }
 
 
-def interval(values: NDArray[np.float64], statistic: Statistic = np.mean) -> list[float] | None:
-    """The percentile bootstrap 95 % interval of `statistic`, or None for fewer than two values.
+def interval(values: _Floats, statistic: Statistic = "mean", units: Sequence[str] | None = None) -> list[float] | None:
+    """The percentile bootstrap 95 % interval of the mean or median, or None for fewer than `LEAST_UNITS` patients.
 
     Percentiles rather than BCa: BCa is undefined where all values but one are equal, which perfect cases are.
 
-    >>> interval(np.array([1.0, 1.0, 1.0]))
-    [1.0, 1.0]
+    Args:
+        values: one finite number per case.
+        statistic: `mean` or `median`.
+        units: the patient of each case; None counts each case as one.
+
+    >>> interval(np.ones(8)), interval(np.ones(7))
+    ([1.0, 1.0], None)
     """
-    from scipy.stats import bootstrap
-
-    if values.size < 2:
+    which = unit_indices(values.size, units)
+    number = int(which.max()) + 1 if which.size else 0
+    if number < LEAST_UNITS:
         return None
-    result = bootstrap(
-        (values,), statistic, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED)
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+    drawn = draws(number)
+    if statistic == "mean":
+        sums, sizes = np.bincount(which, weights=values), np.bincount(which)
+        statistics = drawn @ sums / (drawn @ sizes)
+    else:
+        statistics = _medians(values, drawn[:, which])
+    return [float(bound) for bound in np.percentile(statistics, [2.5, 97.5])]
 
 
-def paired_test(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, Any]:
+def unit_indices(size: int, units: Sequence[str] | None) -> NDArray[np.int64]:
+    """The number of each case's patient, from 0."""
+    if units is None:
+        return np.arange(size)
+    indices: NDArray[np.int64] = np.unique(np.asarray(units, dtype=object).astype(str), return_inverse=True)[1]
+    return indices.reshape(-1)
+
+
+@lru_cache(maxsize=8)
+def draws(number: int) -> _Floats:
+    """How often each unit is drawn in each resample, shape (RESAMPLES, number)."""
+    drawn = np.random.default_rng(SEED).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
+    return drawn.astype(float)
+
+
+def _medians(values: _Floats, weights: _Floats) -> _Floats:
+    """The median of each resample, in which value i stands `weights[:, i]` times."""
+    order = np.argsort(values, kind="stable")
+    ranked, below = values[order], np.cumsum(weights[:, order], axis=1)
+    total = below[:, -1:]
+    low, high = ((below >= np.floor((total + step) / 2)).argmax(axis=1) for step in (1, 2))
+    medians: _Floats = (ranked[low] + ranked[high]) / 2
+    return medians
+
+
+def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = None) -> dict[str, Any]:
     """The mean of `second - first` over cases, its bootstrap interval and a two-sided permutation p-value.
 
-    The test swaps the two results of a case at random (all 2^n ways where they are few), which is exact under the
+    The test swaps the two results of a patient at random (all 2^n ways where they are few), which is exact under the
     hypothesis that the two methods are exchangeable.
 
     Args:
         first: one number per case, shape (n,), finite.
         second: the other method's numbers of the same cases.
+        units: the patient of each case; None counts each case as one.
 
     Returns:
         `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None where there are fewer than two cases.
     """
-    from scipy.stats import permutation_test
-
     n = int(first.size)
     if n < 2:
         return {"n": n, "first_mean": None, "second_mean": None, "difference": None, "interval": None, "p": None}
     difference = second - first
-    test = permutation_test(
-        (second, first),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        rng=np.random.default_rng(SEED),
-    )
+    sums: _Floats = np.bincount(unit_indices(n, units), weights=difference).astype(float)
     return {
         "n": n,
         "first_mean": float(first.mean()),
         "second_mean": float(second.mean()),
         "difference": float(difference.mean()),
-        "interval": interval(difference),
-        "p": float(test.pvalue),
+        "interval": interval(difference, "mean", units),
+        "p": _sign_flip_p(sums),
     }
+
+
+def _sign_flip_p(sums: _Floats) -> float:
+    """Share of the sign flips whose sum is at least as far from 0 as the observed one."""
+    observed = abs(float(sums.sum())) * (1 - 1e-12)  # equal sums in another order differ by rounding
+    ways: float = 2.0**sums.size
+    if ways <= PERMUTATIONS:
+        bits = np.arange(int(ways))[:, None] >> np.arange(sums.size) & 1
+        return float((np.abs((2 * bits - 1) @ sums) >= observed).mean())
+    signs = np.random.default_rng(SEED).integers(0, 2, (PERMUTATIONS, sums.size), dtype=np.int8) * 2 - 1
+    return float((1 + (np.abs(signs @ sums) >= observed).sum()) / (1 + PERMUTATIONS))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -119,12 +175,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def dataset_scores(rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str] | None = None) -> dict[str, Any]:
     """IoU over the data set: `monai_iou.metrics.fine_grained_iou` of the rows, and the interval of IoU-I.
 
     Args:
         rows: one mapping a case and label with `case`, `label`, `intersection` and `union` (voxels); every case has
             every label. Without rows every score is NaN.
+        patients: the patient of each case.
 
     Returns:
         `iou_d`, `iou_i`, `iou_i_interval`, `iou_c`, and the means of the worst 5, 10 and 50 %; NaN where nothing is
@@ -136,12 +193,15 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ... ]
     >>> scores = dataset_scores(rows)
     >>> round(scores["iou_d"], 4), scores["iou_i"], scores["iou_i_worst_50"], scores["iou_i_interval"]
-    (0.4808, 0.25, 0.0, [0.0, 0.5])
+    (0.4808, 0.25, 0.0, None)
     """
-    cases, labels = (len({row[name] for row in rows}) for name in ("case", "label"))
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    labels = len({row["label"] for row in rows})
     counts = np.array([[row["intersection"], row["union"]] for row in rows], dtype=np.int64)
-    intersection, union = counts.reshape(cases, labels, 2).transpose(2, 0, 1)
+    intersection, union = counts.reshape(len(names), labels, 2).transpose(2, 0, 1)
     defined = ratio(intersection, union, empty=np.nan)
-    images = np.array([row[np.isfinite(row)].mean() for row in defined if np.isfinite(row).any()])
+    kept = [i for i, row in enumerate(defined) if np.isfinite(row).any()]
+    images = np.array([np.nanmean(defined[i]) for i in kept])
+    units = None if patients is None else [patients[names[i]] for i in kept]
     scores = fine_grained_iou(torch.from_numpy(intersection.copy()), torch.from_numpy(union.copy()))
-    return {**scores, "iou_i_interval": interval(images)}
+    return {**scores, "iou_i_interval": interval(images, "mean", units)}

@@ -1,6 +1,7 @@
-"""Crops around the worst cases' structures as PNG data URIs, for the report's slice viewer.
+"""Pictures of a case for the report's viewer: a crop around a structure, kept with the case's record.
 
-A crop is stored once, as a mosaic of its axial slices; the page cuts the three planes out of it.
+A crop's voxels are in the patient's axes (right, anterior, superior). It is stored once, as a mosaic of its axial
+slices; the page cuts the three planes out of it. The image below the contours is read when a picture is shown.
 """
 
 from __future__ import annotations
@@ -9,78 +10,122 @@ import base64
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_iou.evaluation.scoring import MaskPair
 from monai_iou.volumes.grid import Grid, reorient, resample
 from monai_iou.volumes.reading import read_volume
 
 MARGIN_MM = 12.0
 # Bounds a crop to 2 million voxels, about 1 MB of PNG.
 MAX_SIZE = 128
-RAS = Grid((1, 1, 1), np.eye(4))
 
 
-@dataclass(frozen=True)
-class SliceImage:
-    """One case's crop in RAS axis order.
+def take_picture(pair: MaskPair, grid: Grid) -> dict[str, Any] | None:
+    """Cut out both masks; None where both are empty.
 
     Args:
-        shape: voxels along right, anterior and superior.
-        spacing: mm along them.
-        columns: tiles in a row of the mosaics.
-        masks: PNG data URI; bit 0 of a pixel is the reference, bit 1 the prediction.
-        image: PNG data URI of the image, or None.
-        cut: whether the structures reach beyond the crop.
+        pair: a structure's masks.
+        grid: of the whole volume.
+
+    Returns:
+        Plain values: `shape` and `affine` of the crop in the patient's axes with `MARGIN_MM` around it, `inner` (where
+        the masks lie in it), `codes` (their voxels, bit 0 the reference and bit 1 the prediction), `cut` (whether they
+        reach beyond it), and `file` (for each axis, the file's axis, its number of voxels, and the voxel and step that
+        the crop starts at and goes by there).
     """
+    codes = pair.reference.astype(np.uint8) + 2 * pair.prediction.astype(np.uint8)
+    if not codes.any():
+        return None
+    placed = np.array(grid.affine)
+    placed[:3, 3] += grid.affine[:3, :3] @ np.asarray(pair.offset, dtype=float)
+    x, y, z = codes.shape
+    codes, here = reorient(codes, Grid((x, y, z), placed), _axes_only(grid))
+    inner, cut = _box(codes)
+    move = np.linalg.inv(grid.affine) @ here.affine  # crop index -> the file's index
+    axes = [int(axis) for axis in np.abs(move[:3, :3]).argmax(axis=0)]
+    steps = [int(np.sign(move[axis, i])) for i, axis in enumerate(axes)]
+    first = [int(np.rint(move[axis, 3])) + steps[i] * inner[i].start for i, axis in enumerate(axes)]
+    sizes = [grid.shape[axis] for axis in axes]
+    low, high = _margins(inner, here.spacing, first, steps, sizes)
+    affine = np.array(here.affine)
+    affine[:3, 3] += affine[:3, :3] @ np.array([part.start - before for part, before in zip(inner, low, strict=True)])
+    kept = np.ascontiguousarray(codes[inner])
+    return {
+        "shape": [size + before + after for size, before, after in zip(kept.shape, low, high, strict=True)],
+        "inner": [[before, before + size] for size, before in zip(kept.shape, low, strict=True)],
+        "affine": affine.tolist(),
+        "codes": base64.b64encode(zlib.compress(kept.tobytes(), 1)).decode("ascii"),
+        "cut": cut,
+        "file": [
+            [axis, size, start - step * before, step]
+            for axis, size, start, step, before in zip(axes, sizes, first, steps, low, strict=True)
+        ],
+    }
 
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    columns: int
-    masks: str
-    image: str | None
-    cut: bool
+
+def _margins(
+    inner: tuple[slice, ...], spacing: tuple[float, ...], first: list[int], steps: list[int], sizes: list[int]
+) -> tuple[list[int], list[int]]:
+    """Voxels of anatomy before and after the masks, along each axis, as far as the image goes."""
+    low, high = [], []
+    for part, mm, start, step, size in zip(inner, spacing, first, steps, sizes, strict=True):
+        length = part.stop - part.start
+        wanted = min(math.ceil(MARGIN_MM / mm), max(0, (MAX_SIZE - length) // 2))
+        last = start + step * (length - 1)
+        room = (start, size - 1 - last) if step > 0 else (size - 1 - start, last)
+        low.append(min(wanted, room[0]))
+        high.append(min(wanted, room[1]))
+    return low, high
 
 
-def make_slice_image(
-    prediction: NDArray[Any], reference: NDArray[Any], grid: Grid, image: Path | None
-) -> SliceImage | None:
-    """Cut out both masks with a margin; None where both are empty.
+def codes_of(picture: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The voxels of a picture with its margin, shape `picture["shape"]`."""
+    inner = [slice(start, stop) for start, stop in picture["inner"]]
+    codes = np.zeros(picture["shape"], dtype=np.uint8)
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(picture["codes"])), dtype=np.uint8)
+    codes[tuple(inner)] = flat.reshape([part.stop - part.start for part in inner])
+    return codes
+
+
+def show_picture(picture: Mapping[str, Any], image: Path | None) -> dict[str, Any]:
+    """What the page needs to draw a picture.
 
     Args:
-        prediction: mask on `grid`.
-        reference: mask on `grid`.
-        grid: where the voxels lie.
-        image: the image to show, on any grid; it is resampled linearly if it lies on another one.
+        picture: of `take_picture`.
+        image: the image to show below the contours, on any grid, or None.
+
+    Returns:
+        `shape`, `spacing`, `columns` of the mosaics, `masks` and `image` as PNG data URIs, `window` (the grey values
+        that black and white stand for), `file` and `affine` as above.
 
     Raises:
         VolumeError: the image cannot be read.
     """
-    codes = reference.astype(np.uint8) + 2 * prediction.astype(np.uint8)
-    if not codes.any():
-        return None
-    background = None
+    codes = codes_of(picture)
+    x, y, z = codes.shape
+    grid = Grid((x, y, z), np.asarray(picture["affine"]))
+    columns = math.ceil(math.sqrt(z))
+    shown = {
+        "shape": [x, y, z],
+        "spacing": list(grid.spacing),
+        "columns": columns,
+        "masks": _data_uri(_mosaic(codes, columns)),
+        "image": None,
+        "window": None,
+        "file": picture["file"],
+        "affine": picture["affine"],
+    }
     if image is not None:
         volume = read_volume(image)
-        background = resample(volume.array.astype(np.float32), volume.grid, grid, order=1)
-        background = reorient(background, grid, _axes_only(grid))[0]
-    codes, reoriented = reorient(codes, grid, _axes_only(grid))
-    box, cut = _box(codes, reoriented)
-    codes = codes[box]
-    columns = math.ceil(math.sqrt(codes.shape[2]))
-    pixels = None if background is None else _windowed(background[box])
-    return SliceImage(
-        codes.shape,
-        reoriented.spacing,
-        columns,
-        _data_uri(_mosaic(codes, columns)),
-        None if pixels is None else _data_uri(_mosaic(pixels, columns)),
-        cut,
-    )
+        grey, window = _grey(resample(volume.array.astype(np.float32), volume.grid, grid, order=1))
+        shown |= {"image": _data_uri(_mosaic(grey, columns)), "window": window}
+    return shown
 
 
 def _axes_only(grid: Grid) -> Grid:
@@ -89,37 +134,39 @@ def _axes_only(grid: Grid) -> Grid:
     for axis, letter in enumerate(grid.orientation):
         row = "RLAPSI".index(letter) // 2
         affine[:3, row] = grid.affine[:3, axis] * (1 if letter in "RAS" else -1)
-    return Grid(RAS.shape, affine)
+    return Grid((1, 1, 1), affine)
 
 
-def _box(codes: NDArray[np.uint8], grid: Grid) -> tuple[tuple[slice, ...], bool]:
-    """The structures' box with a margin; where it is larger than `MAX_SIZE`, the part around the disagreement."""
+def _box(codes: NDArray[np.uint8]) -> tuple[tuple[slice, ...], bool]:
+    """The masks' box; where it is larger than `MAX_SIZE`, the part around the disagreement."""
     wrong = (codes == 1) | (codes == 2)
     slices: list[slice] = []
     cut = False
-    for axis, (size, spacing) in enumerate(zip(codes.shape, grid.spacing, strict=True)):
+    for axis, size in enumerate(codes.shape):
         others = tuple(other for other in range(3) if other != axis)
         filled = np.flatnonzero(codes.any(axis=others))
-        margin = math.ceil(MARGIN_MM / spacing)
-        low, high = max(0, int(filled[0]) - margin), min(size, int(filled[-1]) + margin + 1)
+        low, high = int(filled[0]), int(filled[-1]) + 1
         if high - low > MAX_SIZE:
             cut = True
             weights = np.cumsum((wrong if wrong.any() else codes > 0).sum(axis=others))
             middle = int(np.searchsorted(weights, weights[-1] / 2))
-            low = min(max(low, middle - MAX_SIZE // 2), high - MAX_SIZE)
-            high = low + MAX_SIZE
+            low = max(0, min(max(low, middle - MAX_SIZE // 2), high - MAX_SIZE))
+            high = min(size, low + MAX_SIZE)
         slices.append(slice(low, high))
     return tuple(slices), cut
 
 
-def _windowed(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values of 8 bits between the 1st and 99th percentile of the finite voxels."""
+def _grey(image: NDArray[Any]) -> tuple[NDArray[np.uint8], list[float]]:
+    """Grey values of 8 bits over the range of the finite voxels' 0.1st to 99.9th percentile, and that range.
+
+    The page narrows it: its window control needs more than what is shown at first.
+    """
     finite = image[np.isfinite(image)]
-    low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
-    scaled = (np.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-9)
-    # 64 levels: what an eye can tell apart in a small picture, in half the bytes of 256.
-    grey: NDArray[np.uint8] = (np.clip(scaled, 0, 1) * 63).astype(np.uint8) * 4
-    return grey
+    low, high = (float(value) for value in np.percentile(finite, [0.1, 99.9])) if finite.size else (0.0, 1.0)
+    high = max(high, low + 1e-6 * max(1.0, abs(low)))
+    scaled = (np.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / (high - low)
+    grey: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return grey, [low, high]
 
 
 def _mosaic(volume: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+
+from monai_iou.evaluation.case_files import describe_error
+from monai_iou.evaluation.cluster import SchedulerError, dask_client, run_on_dask
+
+__all__ = ["Run", "Runner", "SchedulerError", "TaskError", "Tasks", "end_unguarded_child", "runner"]
 
 Tasks: TypeAlias = Mapping[str, tuple[Any, ...]]
 Run: TypeAlias = Callable[[Callable[..., Any], Tasks], Iterator[tuple[str, Any]]]
 """Calls a function for every task and yields name and result, or name and `TaskError`, in order of completion."""
 
-CONNECT_SECONDS = 30
-# How often a case may lose its worker before it is given up.
-RETRIES = 3
-
-
-class SchedulerError(RuntimeError):
-    """The cluster cannot be used; the message says what to do."""
+NO_GUARD = (
+    'The script that started this has no `if __name__ == "__main__":` around its work, without which worker processes '
+    "cannot start: the cases were scored one after the other."
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,24 @@ class TaskError:
     reason: str
 
 
+class Runner:
+    """The means to run tasks; `notes` says what was not as asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.notes: list[str] = []
+
+    def __call__(self, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
+        """Call `function` for every task and yield name and result, or name and `TaskError`."""
+        yield from self._run(function, tasks)
+
+
 @contextmanager
-def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Run]:
+def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Runner]:
     """Open the means to run tasks, and close them after use.
 
     Args:
-        workers: processes of this machine; 1 runs the tasks here, without starting any.
+        workers: processes of this machine, as many as it has processors at most; 1 runs the tasks here.
         scheduler: address of a Dask scheduler, such as `tcp://host:8786`; replaces `workers`.
 
     Yields:
@@ -59,16 +76,49 @@ def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Run]:
     ((3, 1), 'ZeroDivisionError: integer division or modulo by zero')
     """
     if scheduler is not None:
-        with _dask_client(scheduler) as client:
-            yield lambda function, tasks: _on_dask(client, function, tasks)
-    elif workers > 1:
-        pool = _Processes(workers)
-        try:
-            yield pool.run
-        finally:
-            pool.close()
-    else:
-        yield _here
+        with dask_client(scheduler) as client:
+            yield Runner(lambda function, tasks: _errors(run_on_dask(client, _guarded, function, tasks)))
+        return
+    cores = available_cores()
+    count = min(workers, cores)
+    if count < 2 or not _can_spawn():
+        here = Runner(_here)
+        if count < 2 < workers + 1 and workers > 1:
+            here.notes.append(f"{workers} worker processes were asked for, but there is one processor.")
+        elif count > 1:
+            here.notes.append(NO_GUARD)
+        yield here
+        return
+    pool = _Processes(count)
+    running = Runner(pool.run)
+    pool.notes = running.notes
+    if count < workers:
+        running.notes.append(f"{workers} worker processes were asked for, and {count} were used, one per processor.")
+    try:
+        yield running
+    finally:
+        pool.close()
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_unguarded_child() -> None:
+    """End a worker process that comes here while it imports the main script: the script has no main guard.
+
+    Without this it would start an evaluation of its own, and end in a traceback of `multiprocessing`.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
+
+
+def _can_spawn() -> bool:
+    """Whether a new process can import the main module: not where it was read from a pipe."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    return getattr(main, "__spec__", None) is not None or file is None or Path(file).exists()
 
 
 def _here(function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
@@ -80,9 +130,12 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:  # one broken case must not stop the others
-        reason = " ".join(str(error).split())
-        # Messages of this package are sentences; others need their type to be understood.
-        return TaskError(reason if reason.startswith("Expected ") else f"{type(error).__name__}: {reason}")
+        return TaskError(describe_error(error))
+
+
+def _errors(outcomes: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for name, outcome in outcomes:
+        yield name, TaskError(describe_error(outcome)) if isinstance(outcome, Exception) else outcome
 
 
 class _Processes:
@@ -91,9 +144,16 @@ class _Processes:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
+        self.notes: list[str] = []
 
     def run(self, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
         left = dict(tasks)
+        if not left:
+            return
+        if not self._starts():
+            self.notes.append(NO_GUARD)
+            yield from _here(function, tasks)
+            return
         for name, outcome in self._round(function, tasks):
             del left[name]
             yield name, outcome
@@ -108,6 +168,11 @@ class _Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
+
+    def _starts(self) -> bool:
+        """Whether a worker comes as far as doing nothing."""
+        outcome = dict(self._round(os.getpid, {"": ()}))
+        return bool(outcome)
 
     def _round(self, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
         """Yield the outcomes of the tasks that finished; those missing were lost with a dying worker."""
@@ -129,7 +194,7 @@ class _Processes:
 
     def _open(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            threads = max(1, (os.cpu_count() or 1) // self._workers)
+            threads = max(1, available_cores() // self._workers)
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
                 self._workers, mp_context=context, initializer=_prepare_process, initargs=(threads,)
@@ -141,42 +206,12 @@ def _prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
     # Ctrl-C goes to every process of the terminal; the main one closes the pool, so the others need not complain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _on_dask(client: Any, function: Callable[..., Any], tasks: Tasks) -> Iterator[tuple[str, Any]]:
-    from distributed import as_completed as as_completed_there
-
-    futures = {
-        client.submit(_guarded, function, *arguments, pure=False, retries=RETRIES): name
-        for name, arguments in tasks.items()
-    }
-    for future in as_completed_there(list(futures)):
-        if future.status == "finished":
-            yield futures[future], future.result()
-        else:
-            reason = f"Expected the cluster to finish this case, but its workers died: {future.exception()}"
-            yield futures[future], TaskError(" ".join(reason.split()))
-        future.release()
-
-
-def _dask_client(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        message = (
-            "Expected Dask for `--scheduler`, but it is not installed: "
-            'pip install "monai-iou[cluster]", here and on the workers.'
-        )
-        raise SchedulerError(message) from error
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        message = f"Expected a Dask scheduler at `{address}`, but got no answer: start one with `dask scheduler`."
-        raise SchedulerError(message) from error
-    try:
-        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-    except Exception as error:  # distributed raises its own TimeoutError, whose place has moved between versions
-        client.close()
-        message = f"Expected workers on the scheduler at `{address}`, but got none: start some with `dask worker`."
-        raise SchedulerError(message) from error
-    return client
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, however that ended; its results have nowhere to go."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,25 +1,27 @@
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
+from monai_iou.evaluation.columns import CASE_COLUMNS, FAILURE_COLUMNS
 from monai_iou.evaluation.compare import METRICS, CompareError, compare_folders
-from monai_iou.evaluation.scoring import CASE_COLUMNS
+from monai_iou.evaluation.statistics import holm
+from monai_iou.files import read_csv, write_csv, write_json
 
 
 def evaluated(folder: Path, scores: dict[str, list[float | None]], cases: int = 12, label: str = "1") -> Path:
     """A folder with a cases.csv: the given columns, 0.5 in all others."""
     folder.mkdir()
-    with (folder / "cases.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, CASE_COLUMNS)
-        writer.writeheader()
-        for i in range(cases):
-            row = dict.fromkeys(CASE_COLUMNS, 0.5) | {name: values[i] for name, values in scores.items()}
-            writer.writerow(row | {"case": f"case{i}", "label": label})
+    rows = [
+        dict.fromkeys(CASE_COLUMNS, 0.5)
+        | {name: values[i] for name, values in scores.items()}
+        | {"case": f"case{i}", "label": label}
+        for i in range(cases)
+    ]
+    write_csv(folder / "cases.csv", CASE_COLUMNS, rows)
     return folder
 
 
@@ -43,26 +45,97 @@ def test_differences_intervals_and_p_values(tmp_path, scores):
         (second, first), lambda x, y: (x - y).mean(), permutation_type="samples", n_resamples=9999
     )
     assert iou["p"] == pytest.approx(expected.pvalue, abs=0.002)
-    assert iou["p_holm"] == pytest.approx(min(1.0, iou["p"] * len(METRICS)))
+    assert iou["p_holm"] == iou["p"]
     assert rows["dice"]["difference"] == 0
-    assert rows["dice"]["p"] == rows["dice"]["p_holm"] == 1
-    assert (iou["better"], rows["hd95_mm"]["better"], rows["dice"]["better"]) == ("other", "baseline", "")
+    assert rows["dice"]["p"] == 1
+    assert (iou["better"], rows["hd95_mm"]["better"], rows["dice"]["better"]) == ("other", "", "")
+    assert [row["family"] for row in rows.values()] == ["primary"] + ["exploratory"] * (len(METRICS) - 1)
+    assert {row["p_holm"] for row in rows.values() if row["family"] == "exploratory"} == {None}
 
 
-def test_the_correction_counts_the_metrics_asked_for(tmp_path, scores):
-    a, b = (evaluated(tmp_path / name, {"iou": values.tolist()}) for name, values in zip("ab", scores, strict=True))
-    row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
-    assert row["p_holm"] == row["p"]
+def test_the_correction_counts_labels_and_pairs_of_folders(tmp_path, scores):
+    first, second = scores
+    third = np.clip(first + 0.004 * np.arange(12), 0, 1)
+    values = zip("abc", (first, second, third), strict=True)
+    folders = [evaluated(tmp_path / name, {"iou": column.tolist()}) for name, column in values]
+    rows = [row for row in compare_folders(folders, tmp_path / "out") if row["family"] == "primary"]
+    assert [row["names"] for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    assert min(row["p_holm"] for row in rows) == pytest.approx(3 * min(row["p"] for row in rows))
 
 
-def test_undefined_scores_and_lone_cases_are_left_out(tmp_path, scores):
+def test_another_metric_can_be_primary(tmp_path, scores):
+    a, b = (evaluated(tmp_path / name, {"hd95_mm": v.tolist()}) for name, v in zip("ab", scores, strict=True))
+    for options in ({"primary": "hd95_mm"}, {"metrics": ["hd95_mm", "dice"]}):
+        rows = compare_folders([a, b], tmp_path / "out", **options)
+        assert (rows[0]["metric"], rows[0]["family"], rows[0]["better"]) == ("hd95_mm", "primary", "baseline")
+
+
+def test_missing_is_not_better(tmp_path):
+    """Six cases; the other method leaves the worst one empty: its distance is undefined, and must count."""
+    distances = [1.0, 1.0, 1.0, 1.0, 1.0, 6.0]
+    same = dict.fromkeys(("reference_ml", "prediction_ml"), [1.0] * 6) | {"diagonal_mm": [100.0] * 6}
+    a = evaluated(tmp_path / "a", same | {"hd95_mm": distances}, cases=6)
+    empty = same | {"prediction_ml": [1.0] * 5 + [0.0], "hd95_mm": [*distances[:5], None]}
+    b = evaluated(tmp_path / "b", empty, cases=6)
+    row = compare_folders([a, b], tmp_path / "out", ["hd95_mm"])[0]
+    assert (row["n"], row["left_out"], row["low"]) == (6, 0, None)
+    assert row["difference"] == pytest.approx((100 - 6) / 6)
+
+
+def test_failed_cases_count_and_lone_ones_are_left_out(tmp_path, scores):
     first, second = (values.tolist() for values in scores)
     a = evaluated(tmp_path / "a", {"iou": first}, cases=10)
     b = evaluated(tmp_path / "b", {"iou": [None, *second[1:]]})
     row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
-    assert (row["n"], row["left_out"]) == (9, 1)
+    assert (row["n"], row["left_out"]) == (10, 0)
+    assert row["other_mean"] == pytest.approx(np.mean([0.0, *second[1:10]]))
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "2 rows (case and label) are in only one of the two folders" in page
+    write_csv(a / "failures.csv", FAILURE_COLUMNS, [{"case": f"case{i}", "reason": "broken"} for i in (10, 11)])
+    row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
+    assert row["n"] == 12
+    assert row["baseline_mean"] == pytest.approx(np.mean([*first[:10], 0, 0]))
+    paired = read_csv(tmp_path / "out" / "paired.csv")
+    assert list(paired[0]) == ["case", "label", "a", "b"]
+    assert [float(line["a"]) for line in paired if line["case"] == "case11"] == [0.0]
+
+
+def test_patients_of_the_evaluation_are_the_unit(tmp_path, scores):
+    a, b = (evaluated(tmp_path / name, {"iou": values.tolist()}) for name, values in zip("ab", scores, strict=True))
+    alone = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
+    write_json(a / "summary.json", {"patients": {f"case{i}": f"p{i // 3}" for i in range(12)}})
+    row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
+    assert (row["difference"], row["low"]) == (alone["difference"], None)
+    assert row["p"] == pytest.approx(2 / 2**4)
+
+
+def test_three_folders_are_ranked(tmp_path):
+    rng = np.random.default_rng(5)
+    base = rng.uniform(0.4, 0.6, 12)
+    values = {"low": base - 0.2, "high": base + 0.2, "near": base + 0.2 + rng.normal(0, 0.05, 12)}
+    folders = [evaluated(tmp_path / name, {"iou": v.tolist()}) for name, v in values.items()]
+    compare_folders(folders, tmp_path / "out", ["iou"])
+    ranking = read_csv(tmp_path / "out" / "ranking.csv")
+    assert {row["rank"] for row in ranking} == {"1", "2", "3"}
+    last = ranking[-1]
+    assert (last["folder"], last["rank_low"], last["share_first"]) == ("low", "3.0", "0.0")
+    assert float(ranking[0]["share_first"]) + float(ranking[1]["share_first"]) == pytest.approx(1.0)
+    assert 0 < float(ranking[1]["share_first"]) < 0.5
+    means = {row["folder"]: float(row["mean"]) for row in ranking}
+    assert means == pytest.approx({name: v.mean() for name, v in values.items()})
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "Ranking by mean IoU" in page
+
+
+def test_names_that_tables_have_trouble_with_are_read_back(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        rows = [{**dict.fromkeys(CASE_COLUMNS, 0.5), "case": name, "label": "=1"} for name in ("x\ry", "-1+1", '"q",')]
+        write_csv(tmp_path / folder / "cases.csv", CASE_COLUMNS, rows)
+    rows = compare_folders([tmp_path / "a", tmp_path / "b"], tmp_path / "out", ["iou"])
+    assert (rows[0]["n"], rows[0]["label"]) == (3, "=1")
+    assert {line["case"] for line in read_csv(tmp_path / "out" / "paired.csv")} == {"x\ry", "-1+1", '"q",'}
 
 
 def test_files_are_written_and_names_escaped(tmp_path, scores):
@@ -70,24 +143,31 @@ def test_files_are_written_and_names_escaped(tmp_path, scores):
         evaluated(tmp_path / name, {"iou": values.tolist()}) for name, values in zip(("a", "<b>"), scores, strict=True)
     )
     rows = compare_folders([a, b], tmp_path / "out")
-    with (tmp_path / "out" / "comparison.csv").open(newline="") as stream:
-        written = list(csv.DictReader(stream))
+    written = read_csv(tmp_path / "out" / "comparison.csv")
     assert [float(row["difference"]) for row in written] == [row["difference"] for row in rows]
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    assert "base-uri 'none'; form-action 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, scores):
     a = evaluated(tmp_path / "a", {})
     b = evaluated(tmp_path / "b", {}, label="2")
+    c = evaluated(tmp_path / "c", {})
+    renamed = (c / "cases.csv").read_text(encoding="utf-8").replace("\ncase", "\nscan")
+    (c / "cases.csv").write_text(renamed, encoding="utf-8")
     with pytest.raises(CompareError, match="Expected two or more evaluated folders, but got 1"):
         compare_folders([a], tmp_path / "out")
-    with pytest.raises(CompareError, match=r"Expected cases in common, but got none in `.*a` and `.*b`"):
+    with pytest.raises(
+        CompareError, match=r"Expected the same labels in `.*a` and `.*b`, but got 1 and 2: evaluate both"
+    ):
         compare_folders([a, b], tmp_path / "out")
+    with pytest.raises(CompareError, match=r"Expected cases in common, but got none in `.*a` and `.*c`"):
+        compare_folders([a, c], tmp_path / "out")
     with pytest.raises(CompareError, match=r"but got no readable cases\.csv: evaluate first\."):
         compare_folders([a, tmp_path], tmp_path / "out")
-    with pytest.raises(CompareError, match=r"`--metrics` to be among iou, dice, .* but got speed"):
+    with pytest.raises(CompareError, match=r"Expected metrics among iou, dice, .* but got speed"):
         compare_folders([a, a], tmp_path / "out", ["speed"])

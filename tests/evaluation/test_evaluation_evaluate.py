@@ -11,10 +11,11 @@ import pytest
 from monai.metrics import compute_iou
 from places import DATA
 
+from monai_iou.evaluation import case_files
 from monai_iou.evaluation import evaluate as module
+from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.results import Request, RequestError
-from monai_iou.evaluation.scoring import CASE_COLUMNS, LESION_COLUMNS
 from monai_iou.files import OutputError, write_text
 
 SHAPE = (20, 18, 16)
@@ -52,7 +53,8 @@ def test_tables_hold_every_case_and_label_and_read_back_exactly(request_):
     rows = table(request_.output / "cases.csv")
     assert (request_.output / "cases.csv").read_text(encoding="utf-8").splitlines()[0] == (
         "case,label,iou,dice,precision,recall,reference_ml,prediction_ml,boundary_iou,hd95_mm,nsd,assd_mm,"
-        "lesion_tp,lesion_fp,lesion_fn,lesion_f1,pq,sq,rq,cc_iou"
+        "lesion_tp,lesion_fp,lesion_fn,lesion_f1,pq,sq,rq,cc_iou,voxels_tp,voxels_fp,voxels_fn,voxels_tn,"
+        "relative_volume_error,diagonal_mm"
     )
     assert [(row["case"], row["label"]) for row in rows] == [(f"case{i}", label) for i in range(4) for label in "12"]
     for text, row in zip(rows, done.rows, strict=True):
@@ -72,8 +74,9 @@ def test_summary_describes_the_rows(request_):
     ious = [row["iou"] for row in done.rows if row["label"] == "1"]
     assert summary["labels"]["1"]["iou"]["mean"] == pytest.approx(np.mean(ious))
     assert summary["labels"]["1"]["iou"]["median"] == pytest.approx(np.median(ious))
-    low, high = summary["labels"]["1"]["iou"]["mean_interval"]
-    assert min(ious) <= low <= np.mean(ious) <= high <= max(ious)
+    assert summary["labels"]["1"]["iou"]["mean_interval"] is None  # of four cases it would be their range
+    assert summary["labels"]["1"]["iou"]["sd"] == pytest.approx(np.std(ious, ddof=1))
+    assert summary["labels"]["1"]["iou"]["quartiles"] == pytest.approx(np.percentile(ious, [25, 75]).tolist())
     images = [np.mean([row["iou"] for row in done.rows if row["case"] == f"case{i}"]) for i in range(4)]
     assert summary["dataset"]["iou_i"] == pytest.approx(np.mean(images))
     assert summary["dataset"]["iou_i_worst_10"] == pytest.approx(min(images))
@@ -176,6 +179,68 @@ def test_finished_cases_are_kept_until_a_file_or_an_option_changes(request_, mon
     assert len(scored) == 6
 
 
+@pytest.fixture
+def calls(monkeypatch) -> dict[str, list[str]]:
+    """Names of the files that were read and hashed."""
+    seen: dict[str, list[str]] = {"read": [], "hash": []}
+    for kind, name in (("read", "read_labels"), ("hash", "file_hash")):
+        original = getattr(case_files, name)
+
+        def spy(path, kind=kind, original=original):
+            seen[kind].append(f"{path.parent.name}/{path.name}")
+            return original(path)
+
+        monkeypatch.setattr(case_files, name, spy)
+    return seen
+
+
+def test_every_file_is_hashed_and_read_once(request_, calls):
+    every = sorted(f"{kind}/case{i}.nii.gz" for kind in ("predictions", "references") for i in range(4))
+    evaluate_folders(request_)
+    assert sorted(calls["read"]) == sorted(calls["hash"]) == every
+    calls["read"].clear()
+    calls["hash"].clear()
+    assert evaluate_folders(request_).reused == 4
+    assert calls["read"] == []
+    assert sorted(calls["hash"]) == every
+    calls["hash"].clear()
+    save(request_.predictions / "case2.nii.gz", volume(7))
+    assert evaluate_folders(request_).reused == 3
+    assert sorted(calls["read"]) == ["predictions/case2.nii.gz", "references/case2.nii.gz"]
+    assert sorted(calls["hash"]) == every
+
+
+def test_a_file_replaced_while_it_is_scored_is_scored_anew(request_, monkeypatch):
+    original = case_files.read_labels
+
+    def replace_after_reading(path):
+        found = original(path)
+        if path.parent.name == "predictions" and path.name == "case0.nii.gz":
+            save(path, volume(0))
+        return found
+
+    monkeypatch.setattr(case_files, "read_labels", replace_after_reading)
+    first = evaluate_folders(request_)
+    monkeypatch.setattr(case_files, "read_labels", original)
+    second = evaluate_folders(request_)
+    assert second.reused == 3
+    assert first.rows[0]["iou"] < second.rows[0]["iou"] == 1
+
+
+def test_a_label_that_is_new_in_one_case_leaves_the_other_records(request_):
+    evaluate_folders(request_)
+    three = volume(5)
+    three[0, 0, 0] = 3
+    save(request_.predictions / "case9.nii.gz", volume(5))
+    save(request_.references / "case9.nii.gz", three)
+    done = evaluate_folders(request_)
+    assert done.reused == 4
+    assert [row["label"] for row in done.rows] == ["1", "2", "3"] * 5
+    absent = done.rows[2]
+    assert (absent["reference_ml"], absent["voxels_tn"], absent["lesion_fn"]) == (0.0, np.prod(SHAPE), 0)
+    assert np.isnan(absent["iou"])
+
+
 def test_an_interrupted_run_goes_on_where_it_was(request_):
     def interrupt(step):
         if step.stage == "cases" and step.done == 2:
@@ -195,9 +260,13 @@ def test_an_interrupted_run_goes_on_where_it_was(request_):
 
 def test_a_damaged_record_is_made_again(request_):
     evaluate_folders(request_)
-    record = next((request_.output / "finished").iterdir())
-    record.write_text(record.read_text(encoding="utf-8")[:50])
-    assert evaluate_folders(request_).reused == 3
+    first, *others = sorted((request_.output / "finished").iterdir())
+    first.write_text(first.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    others[0].write_text(others[0].read_text(encoding="utf-8").replace('"iou": 0.', '"iou": 1.', 1), encoding="utf-8")
+    others[1].write_bytes(b"\xff\xfe" * 40)
+    before = files_of(request_)
+    assert evaluate_folders(request_).reused == 1
+    assert files_of(request_) == before
 
 
 def test_workers_give_the_same_bytes(request_):

@@ -12,10 +12,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, legend_marker, recall_by_volume
+from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, forest, paired, recall_chart
+from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.results import Request
-from monai_iou.evaluation.thumbnails import MAX_SIZE, make_slice_image
+from monai_iou.evaluation.scoring import Structure, mask_pairs
+from monai_iou.evaluation.thumbnails import MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,7 +53,8 @@ def test_page_holds_everything_and_asks_for_nothing(report):
     assert "default-src 'none'" in page
     assert "3 of 4 cases evaluated" in page
     assert "1 of 4 cases could not be evaluated" in page
-    assert page.count('class="viewer"') == 5
+    assert page.count('class="viewer"') == 6  # the worst five and the best
+    assert "base-uri 'none'; form-action 'none'" in page
 
 
 def test_names_are_escaped_everywhere(report):
@@ -139,7 +142,7 @@ label.value = '2';
 label.dispatchEvent(new Event('change'));
 text.dispatchEvent(new Event('input'));
 found.labelled = column(1);
-const viewer = document.querySelector('details.viewer');
+const viewer = document.querySelector('.viewer');
 for (let i = 0; i < 100 && !viewer.dataset.ready; i++) await new Promise((done) => setTimeout(done, 50));
 const plane = viewer.querySelector('.plane'), canvas = plane.querySelector('canvas');
 const slider = plane.querySelector('input');
@@ -192,39 +195,81 @@ def pixels_of(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
 
 
-def test_crop_holds_both_masks_in_patient_axes():
+def picture_of(prediction: np.ndarray, reference: np.ndarray, grid: Grid, whole: bool = True) -> dict | None:
+    """The picture of two masks, given as the whole volume or cut to the structure's box."""
+    maps = [mask.astype(np.uint8) for mask in (prediction, reference)]
+    pair = next(mask_pairs(*maps, [Structure("1", (1,))], 9 if whole else None))
+    return take_picture(pair, grid)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_crop_holds_both_masks_in_patient_axes(whole):
     pytest.importorskip("PIL", reason="Pillow is not installed")
     reference = np.zeros((60, 50, 40), bool)
     reference[20:25, 10:12, 30:33] = True
     prediction = np.roll(reference, 3, axis=0)
     grid = Grid(reference.shape, np.array([[0, 0, -2.0, 90], [-1, 0, 0, 9], [0, 1, 0, 3], [0, 0, 0, 1]]))
-    crop = make_slice_image(prediction, reference, grid, None)
-    assert crop is not None
-    assert crop.spacing == (2.0, 1.0, 1.0)
-    assert not crop.cut
-    sheet = pixels_of(crop.masks)
-    x, y, z = crop.shape
-    tiles = [sheet[k // crop.columns * y :, k % crop.columns * x :][:y, :x].T for k in range(z)]
+    picture = picture_of(prediction, reference, grid, whole)
+    assert picture is not None
+    assert not picture["cut"]
+    crop = show_picture(picture, None)
+    assert tuple(crop["spacing"]) == (2.0, 1.0, 1.0)
+    sheet = pixels_of(crop["masks"])
+    x, y, z = crop["shape"]
+    tiles = [sheet[k // crop["columns"] * y :, k % crop["columns"] * x :][:y, :x].T for k in range(z)]
     codes = np.stack(tiles, axis=-1)
-    # array axes are (P, S, L) here; the crop's are (R, A, S), so lesion voxels keep their number and place
+    np.testing.assert_array_equal(codes, codes_of(picture))
     assert [(codes == code).sum() for code in (1, 2, 3)] == [18, 18, 12]
-    turned = reference.transpose(2, 0, 1)[::-1, ::-1]
-    where = np.argwhere(codes & 1)
-    np.testing.assert_array_equal(where - where[0], np.argwhere(turned) - np.argwhere(turned)[0])
+    # Every voxel of the crop names its own voxel of the file, and its own place.
+    for index in np.argwhere(codes):
+        file = [0, 0, 0]
+        for i, (axis, size, start, step) in zip(index, picture["file"], strict=True):
+            file[axis] = start + step * int(i)
+            assert 0 <= file[axis] < size == reference.shape[axis]
+        assert reference[tuple(file)] == bool(codes[tuple(index)] & 1)
+        assert prediction[tuple(file)] == bool(codes[tuple(index)] & 2)
+        here = np.asarray(picture["affine"]) @ [*index, 1]
+        np.testing.assert_allclose(here, grid.affine @ [*file, 1])
+
+
+def test_crops_end_with_the_image():
+    reference = np.zeros((30, 30, 3), bool)
+    reference[0:2, 27:30, :] = True
+    picture = picture_of(reference, reference, Grid(reference.shape, np.eye(4)))
+    assert picture is not None
+    assert picture["shape"] == [14, 15, 3]
+    assert [axis[2] for axis in picture["file"]] == [0, 15, 0]
 
 
 def test_large_crops_are_cut_around_the_disagreement():
-    pytest.importorskip("PIL", reason="Pillow is not installed")
     reference = np.zeros((300, 8, 8), bool)
     reference[5:295, 3:5, 3:5] = True
     prediction = reference.copy()
     prediction[240:250] = False
-    crop = make_slice_image(prediction, reference, Grid(reference.shape, np.eye(4)), None)
-    assert crop is not None
-    assert crop.cut
-    assert crop.shape[0] == MAX_SIZE
-    assert (pixels_of(crop.masks) == 1).sum() == 10 * 4
-    assert make_slice_image(reference & False, reference & False, Grid(reference.shape, np.eye(4)), None) is None
+    picture = picture_of(prediction, reference, Grid(reference.shape, np.eye(4)))
+    assert picture is not None
+    assert picture["cut"]
+    assert picture["shape"][0] == MAX_SIZE
+    assert (codes_of(picture) == 1).sum() == 10 * 4
+    nothing = np.zeros_like(reference)
+    assert picture_of(nothing, nothing, Grid(reference.shape, np.eye(4))) is None
+
+
+def test_image_values_come_back_through_the_window(tmp_path):
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    reference = np.zeros((10, 10, 6), bool)
+    reference[4:6, 4:6, 2:4] = True
+    values = np.linspace(-1000, 1000, reference.size, dtype=np.float32).reshape(reference.shape)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "image.nii")
+    picture = picture_of(reference, reference, Grid(reference.shape, np.eye(4)))
+    assert picture is not None
+    crop = show_picture(picture, tmp_path / "image.nii")
+    low, high = crop["window"]
+    x, y, z = crop["shape"]
+    sheet = pixels_of(crop["image"]).astype(float)
+    tiles = [sheet[k // crop["columns"] * y :, k % crop["columns"] * x :][:y, :x].T for k in range(z)]
+    seen = low + np.stack(tiles, axis=-1) / 255 * (high - low)
+    assert np.abs(seen - np.clip(values, low, high)).max() <= (high - low) / 255
 
 
 def test_ticks_are_round_and_inside():
@@ -239,27 +284,25 @@ def test_charts_of_nothing_and_of_one_value_are_charts():
         distribution({}, "IoU", True),
         distribution({"1": []}, "HD95, mm", False),
         distribution({"1": [Point(0.0, 0.0, "a")]}, "HD95, mm", False),
-        recall_by_volume([], "mm"),
-        recall_by_volume([(0.0, True), (10.0, False), (9.99, True)], "mm"),
-        bland_altman({"1": []}),
-        bland_altman({"1": [Point(1.0, 0.0, "a")]}),
+        recall_chart([], "mm"),
+        recall_chart([(0.0, True), (10.0, False), (9.99, True)], "mm"),
+        bland_altman([]),
+        paired([], "a", "b", COLUMNS["iou"]),
+        paired([Point(0.2, 0.4, "a")], "<a>", "b", COLUMNS["hd95_mm"]),
+        forest([("IoU", 0.1, None, None, "")], "x"),
+        bland_altman([Point(1.0, 0.0, "a")]),
     ):
         assert chart.startswith("<svg")
         assert "nan" not in chart
         assert "inf" not in chart
-    assert "<title>1 of 1 lesions found</title>" in recall_by_volume([(10.0, True), (9.99, False)], "mm")
-
-
-def test_twenty_five_labels_have_markers_of_their_own():
-    assert len({legend_marker(i) for i in range(25)}) == 25
-    without_colour = {legend_marker(i).replace(f"series{i}", "") for i in range(5)}
-    assert len(without_colour) == 5
+    assert "<title>1 of 1 lesions found</title>" in recall_chart([(10.0, True), (9.99, False)], "mm")
 
 
 def test_limits_of_agreement_are_bland_and_altmans():
     rng = np.random.default_rng(0)
     differences = rng.normal(1, 2, 20)
-    chart = bland_altman({"1": [Point(5.0, float(d), "") for d in differences]})
+    chart = bland_altman([Point(5.0, float(d), "") for d in differences])
     mean, spread = differences.mean(), 1.96 * differences.std(ddof=1)
     for value in (mean, mean + spread, mean - spread):
         assert f"{value:+.3g} ml" in chart
+    assert "SD" not in bland_altman([Point(5.0, 1.0, ""), Point(5.0, 2.0, "")])

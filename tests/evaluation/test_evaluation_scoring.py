@@ -10,17 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import compute_hausdorff_distance, compute_iou, compute_surface_dice
 
-from monai_iou.evaluation.scoring import (
-    CASE_COLUMNS,
-    LESION_COLUMNS,
-    SCORE_COLUMNS,
-    Settings,
-    Structure,
-    evaluate_case,
-    evaluate_files,
-    scan_labels,
-)
-from monai_iou.volumes.grid import Grid, GridError
+from monai_iou.evaluation.case_files import Settings, evaluate_files
+from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS, SCORE_COLUMNS
+from monai_iou.evaluation.scoring import Structure, evaluate_case
+from monai_iou.volumes.grid import Grid
 from monai_iou.volumes.reading import VolumeError
 
 SPACING = (0.5, 1.0, 2.5)
@@ -95,8 +88,13 @@ def test_regions_are_unions_of_labels():
 def test_empty_masks():
     empty, full = np.zeros(GRID.shape, np.uint8), blobs(3, 1)
     both = score(empty, empty)[0][0]
-    counts = {"reference_ml", "prediction_ml", "lesion_tp", "lesion_fp", "lesion_fn"}
-    assert all(both[name] == 0 if name in counts else math.isnan(both[name]) for name in SCORE_COLUMNS)
+    counts = {
+        "reference_ml",
+        "prediction_ml",
+        *(f"{kind}_{n}" for kind in ("lesion", "voxels") for n in ("tp", "fp", "fn")),
+    }
+    assert (both.pop("voxels_tn"), both.pop("diagonal_mm") > 0) == (empty.size, True)
+    assert all(both[name] == 0 if name in counts else math.isnan(both[name]) for name in SCORE_COLUMNS if name in both)
     false = score(full, empty)[0][0]
     assert false["iou"] == false["dice"] == false["nsd"] == false["pq"] == false["lesion_f1"] == 0
     assert false["lesion_fp"] > 0
@@ -141,7 +139,7 @@ def test_a_tilted_gantry_changes_volumes_and_is_noted(tmp_path):
     affine = np.diag([0.5, 0.5, 3.0, 1.0])
     affine[1:3, 2] = 3.0 * np.sin(np.radians(20)), 3.0 * np.cos(np.radians(20))
     save(tmp_path / "r.nii", reference, affine)
-    record = evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE, (1,)))
+    record = evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE))
     expected = 64 * abs(np.linalg.det(affine)) / 1000  # 6 % less than the product of the spacings
     row, lesion = record["rows"][0], record["lesions"][0]
     assert (row["reference_ml"], row["prediction_ml"], lesion["volume_ml"]) == pytest.approx((expected,) * 3)
@@ -156,7 +154,7 @@ def test_headers_that_round_an_oblique_affine_get_no_note(tmp_path):
     affine = np.eye(4)
     affine[:3, :3] = np.round(turn @ tilt @ np.diag([0.9, 0.9, 2.0]), 4)
     save(tmp_path / "r.nii", blobs(1, 1), affine)
-    assert evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE, (1,)))["notes"] == []
+    assert evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE))["notes"] == []
 
 
 def save(path, array, affine=GRID.affine):
@@ -166,7 +164,7 @@ def save(path, array, affine=GRID.affine):
 
 def test_files_in_other_axis_orders_score_the_same(tmp_path):
     prediction, reference = blobs(4), blobs(5)
-    settings_ = Settings((Structure("1", (1,)), Structure("2", (2,))), (1, 2))
+    settings_ = Settings((Structure("1", (1,)), Structure("2", (2,))))
     straight = save(tmp_path / "p.nii", prediction)
     image = nibabel.load(straight).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
     nibabel.save(image, tmp_path / "turned.nii")
@@ -186,28 +184,45 @@ def test_other_grids_are_refused_or_resampled_with_a_note(tmp_path):
     fine[:3, 3], fine[3, 3] = -0.25, 1
     save(tmp_path / "r.nii", reference, np.eye(4))
     save(tmp_path / "p.nii", np.kron(reference, np.ones((2, 2, 2), np.uint8)), fine)
-    with pytest.raises(GridError, match="pass `--resample reference`"):
-        evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1,)))
-    record = evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1,), resample=True))
+    refused = evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE))
+    assert "pass `--resample reference`" in refused["problem"]
+    assert (refused["rows"][0]["iou"], refused["rows"][0]["prediction_ml"]) == (0, 0)
+    record = evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, resample=True))
     assert record["rows"][0]["iou"] == 1
     assert record["notes"][0].startswith("c: the prediction was resampled by nearest neighbour from shape 16x16x16,")
 
 
-def test_a_label_nobody_named_is_refused(tmp_path):
-    prediction = blobs(6, 1)
-    prediction[0, 0, :3] = 7
-    save(tmp_path / "p.nii", prediction)
-    save(tmp_path / "r.nii", blobs(6, 1))
-    with pytest.raises(VolumeError) as error:
-        evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1, 2)))
-    assert str(error.value) == (
-        f"Expected `{tmp_path / 'p.nii'}` to hold the labels 1, 2, but got 7 in 3 voxels: name them in `--labels` or "
-        "`--regions`, or renumber the prediction."
-    )
-    evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, (1,), ignore=7))
-
-
 def test_an_image_is_not_a_label_map(tmp_path):
-    save(tmp_path / "image.nii", np.arange(1000, dtype=np.int16).reshape(10, 10, 10))
+    image = save(tmp_path / "image.nii", np.arange(1000, dtype=np.int16).reshape(10, 10, 10), np.eye(4))
+    labels = save(tmp_path / "labels.nii", np.ones((10, 10, 10), np.uint8), np.eye(4))
     with pytest.raises(VolumeError, match="to be a label map, but got 1000 different values: pass labels, not images"):
-        scan_labels(tmp_path / "image.nii")
+        evaluate_files("c", labels, image, Settings())
+    assert "to be a label map" in evaluate_files("c", image, labels, Settings())["problem"]
+
+
+@pytest.mark.parametrize("structures", [None, ONE, (Structure("both", (1, 2)), Structure("2", (2,)))])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_scores_of_boxes_are_scores_of_the_whole_volume(tmp_path, structures, dtype):
+    prediction, reference = blobs(11).astype(dtype), blobs(12).astype(dtype)
+    for name, array in (("p.nii.gz", prediction), ("r.nii.gz", reference)):
+        nibabel.save(nibabel.Nifti1Image(array, GRID.affine, dtype=dtype), tmp_path / name)
+    record = evaluate_files("c", tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", Settings(structures))
+    chosen = structures or (*ONE, Structure("2", (2,)))
+    # A value that is nowhere, ignored, keeps the volume whole.
+    rows, lesions = evaluate_case(prediction, reference, GRID, chosen, ignore=99)
+    assert repr([{"case": "c", **row} for row in rows]) == repr(record["rows"])
+    assert repr([{"case": "c", **row} for row in lesions]) == repr(record["lesions"])
+
+
+def test_voxel_counts_and_volume_error_are_those_of_the_masks():
+    prediction, reference = blobs(8, 1), blobs(9, 1)
+    row = score(prediction, reference)[0][0]
+    p, r = prediction == 1, reference == 1
+    expected = ((p & r).sum(), (p & ~r).sum(), (~p & r).sum(), (~p & ~r).sum())
+    assert tuple(row[f"voxels_{name}"] for name in ("tp", "fp", "fn", "tn")) == expected
+    assert row["relative_volume_error"] == pytest.approx((p.sum() - r.sum()) / r.sum())
+    assert row["diagonal_mm"] == pytest.approx(np.linalg.norm(np.multiply(GRID.shape, SPACING)))
+    ignored = reference.copy()
+    ignored[0] = 9
+    row = evaluate_case(prediction, ignored, GRID, ONE, ignore=9)[0][0]
+    assert row["voxels_tn"] == (~p & ~r)[1:].sum()

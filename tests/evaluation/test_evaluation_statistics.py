@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from monai_iou.evaluation.statistics import describe, holm, interval, paired_test
 
@@ -36,8 +37,41 @@ def test_permutation_p_value_is_exact_for_few_cases(n):
     result = paired_test(first, second)
     assert result["p"] == pytest.approx(expected)
     assert result["difference"] == pytest.approx(difference.mean())
-    low, high = result["interval"]
-    assert low <= result["difference"] <= high
+    assert (result["interval"] is None) == (n < 8)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize("n", [8, 13])
+def test_intervals_are_scipys_percentile_bootstrap(statistic, n):
+    values = np.random.default_rng(n).beta(5, 2, n)
+    function = {"mean": np.mean, "median": np.median}[statistic]
+    expected = bootstrap(
+        (values,), function, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    found = interval(values, statistic)
+    assert found == pytest.approx([expected.low, expected.high], abs=0.02)
+
+
+def test_whole_patients_are_drawn():
+    """Two patients' cases, copied: no more is known about the patients, so that the interval stays as wide."""
+    rng = np.random.default_rng(3)
+    values = rng.random(10)
+    patients = [f"p{i}" for i in range(10)]
+    assert interval(np.tile(values, 5), "mean", patients * 5) == pytest.approx(interval(values))
+    narrow, wide = interval(np.tile(values, 5)), interval(values)
+    assert narrow[1] - narrow[0] < 0.6 * (wide[1] - wide[0])
+    assert interval(np.tile(values[:7], 5), "mean", patients[:7] * 5) is None
+
+
+@pytest.mark.parametrize("n", [6, 20])
+def test_whole_patients_are_swapped(n):
+    rng = np.random.default_rng(n)
+    first, second = rng.random(n), rng.random(n)
+    patients = [f"p{i // 2}" for i in range(n)]
+    by_patient = paired_test(first, second, patients)
+    sums = (second - first).reshape(-1, 2).sum(axis=1)
+    assert by_patient["p"] == pytest.approx(paired_test(np.zeros(n // 2), sums)["p"])
+    assert by_patient["difference"] == pytest.approx((second - first).mean())
 
 
 def test_intervals_cover_the_mean_about_as_often_as_they_say():
@@ -49,8 +83,19 @@ def test_intervals_cover_the_mean_about_as_often_as_they_say():
 
 def test_nothing_and_one_value():
     assert describe([float("nan")]) == {
-        "n": 0, "undefined": 1, "mean": None, "mean_interval": None, "median": None, "median_interval": None,
-        "min": None, "max": None,
+        "n": 0, "undefined": 1, "units": 0, "mean": None, "mean_interval": None, "sd": None, "median": None,
+        "median_interval": None, "quartiles": None, "min": None, "max": None,
     }  # fmt: skip
     assert describe([0.5])["mean_interval"] is None
+    assert describe([0.5])["sd"] is None
     assert paired_test(np.array([1.0]), np.array([2.0]))["p"] is None
+
+
+def test_spread_and_quartiles_are_numpys():
+    values = np.random.default_rng(1).random(9)
+    found = describe(values)
+    assert found["sd"] == pytest.approx(values.std(ddof=1))
+    assert found["quartiles"] == pytest.approx(np.percentile(values, [25, 75]).tolist())
+    assert describe(values[:7])["mean_interval"] is None
+    low, high = found["mean_interval"]
+    assert low < found["mean"] < high

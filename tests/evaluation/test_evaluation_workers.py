@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -104,7 +106,8 @@ def cluster(tmp_path):
 
 # distributed leaves its event loop's sockets to the garbage collector when a worker is killed under it.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_cluster_that_loses_a_worker_loses_no_case(cluster, tmp_path):
+def test_a_cluster_that_loses_a_worker_loses_no_case(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_iou.evaluation.cluster.CONNECT_SECONDS", 60)  # its processes have just been started
     address, (_, first, second) = cluster
     both_work(address, tmp_path)
     save_cases(tmp_path, count=16)
@@ -145,7 +148,134 @@ def save_cases(folder: Path, count: int) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
     pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
-    monkeypatch.setattr("monai_iou.evaluation.workers.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("monai_iou.evaluation.cluster.CONNECT_SECONDS", 1)
     message = r"Dask scheduler at `tcp://127\.0\.0\.1:9`, but got no answer: start"
     with pytest.raises(SchedulerError, match=message), runner(scheduler="tcp://127.0.0.1:9"):
         pass
+
+
+@contextlib.contextmanager
+def answering(speak) -> Iterator[str]:
+    """A port of loopback; `speak` gets each connection."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(20)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    held.append(connection)
+                    speak(connection)
+
+        held: list[socket.socket] = []
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+            for connection in held:
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("speak", "text"),
+    [
+        (lambda connection: None, "what accepts connections there does not greet as one: check the port"),
+        (lambda connection: connection.close(), "does not greet as one"),
+        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n"), "something else answers there"),
+        (lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n"), "something else answers there"),
+    ],
+)
+def test_what_is_no_scheduler_is_named_in_time(monkeypatch, speak, text):
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
+    monkeypatch.setattr("monai_iou.evaluation.cluster.CONNECT_SECONDS", 1)
+    with answering(speak) as address:
+        with pytest.raises(SchedulerError) as error, runner(scheduler=address):
+            pass
+        assert text in str(error.value)
+        assert f"`{address}`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["tls://host:8786", "ucx://host:8786", "http://host", "host", "tcp://host:x", "", "a b"]
+)
+def test_other_addresses_are_refused(address):
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
+    with (
+        pytest.raises(SchedulerError, match="to be an address such as tcp://host:8786, but got"),
+        runner(scheduler=address),
+    ):
+        pass
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request
+
+{guard}done = evaluate_folders(Request(Path("predictions"), Path("references"), Path("out"), workers=2))
+{indent}print("ROWS", len(done.rows), done.notes)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told(tmp_path):
+    save_cases(tmp_path, count=2)
+    (tmp_path / "script.py").write_text(SCRIPT.format(guard="", indent=""), encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ROWS 2 ")
+    assert 'has no `if __name__ == "__main__":` around its work' in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import os, sys, time\nsys.path.insert(0, sys.argv[1])\n"
+        "from test_evaluation_workers import note_and_sleep\nfrom monai_iou.evaluation.workers import runner\n"
+        "if __name__ == '__main__':\n"
+        "    with runner(workers=2) as run:\n"
+        "        list(run(note_and_sleep, {str(i): (sys.argv[2],) for i in range(2)}))\n",
+        encoding="utf-8",
+    )
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    support = Path(__file__).parent
+    with subprocess.Popen([sys.executable, "script.py", str(support), str(marks)], cwd=tmp_path) as parent:
+        deadline = time.monotonic() + 120
+        while not (workers := [int(path.name) for path in marks.iterdir()]):
+            assert time.monotonic() < deadline, "no worker started"
+            time.sleep(0.1)
+        parent.kill()
+        parent.wait(10)
+    deadline = time.monotonic() + 30
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.1)
+
+
+def note_and_sleep(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(300)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
+
+
+def test_no_more_processes_than_processors(monkeypatch, tmp_path):
+    monkeypatch.setattr("monai_iou.evaluation.workers.available_cores", lambda: 1)
+    with runner(workers=64) as run:
+        assert dict(run(slow_square, {"a": (3, tmp_path)})) == {"a": 9}
+    assert run.notes == ["64 worker processes were asked for, but there is one processor."]
+    assert (tmp_path / f"3-{os.getpid()}").exists()
+    monkeypatch.setattr("monai_iou.evaluation.workers.available_cores", lambda: 2)
+    with runner(workers=64) as run:
+        assert run.notes == ["64 worker processes were asked for, and 2 were used, one per processor."]

@@ -634,6 +634,6 @@ def test_two_ranks_give_the_scores_of_one_process(cases: int, folds: Path, data:
 
 def test_columns_without_a_name_are_refused() -> None:
     saver = CaseScoresSaver("out", class_labels=["a,b"], metric_details="*")
-    assert saver.class_labels == ["a b"]
+    assert saver.class_labels == ["a,b"]
     with pytest.raises(ValueError, match=r"Expected `class_labels` to name the \(2,\) classes of iou"):
         saver._checked("iou", torch.zeros(3, 2))

@@ -1,0 +1,188 @@
+"""One case from its files: hashes, labels, grids, and everything that is kept of it. This is the task that workers run.
+
+Each file is hashed and then read, once. A file that is replaced between the two is therefore scored under the hash of
+its earlier content, which the next run does not find, so that the case is scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.evaluation.scoring import Rules, Structure, counted_voxels, diagonal_mm, mask_pairs, score_pair
+from monai_iou.evaluation.thumbnails import take_picture
+from monai_iou.volumes.grid import SHEAR_DEGREES, Grid, align, reorient, resample
+from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
+
+# A label map of more values than this is an image that was passed by mistake.
+MAX_LABELS = 256
+# Values are counted in pieces: a count of the whole volume would cast it to 8 bytes per voxel.
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score a case.
+
+    Args:
+        structures: what to score; None for every value that either file holds, but 0 and `ignore`.
+        ignore: reference voxels of this value are excluded from all scores.
+        resample: take a prediction on another grid to the reference's by nearest neighbour.
+        rules: of scoring.
+    """
+
+    structures: tuple[Structure, ...] | None = None
+    ignore: int | None = None
+    resample: bool = False
+    rules: Rules = field(default_factory=Rules)
+
+
+def evaluate_files(
+    case: str,
+    prediction: Path | None,
+    reference: Path,
+    settings: Settings,
+    hashes: Mapping[str, str | None] | None = None,
+    problem: str | None = None,
+) -> dict[str, Any]:
+    """Read one pair and score it.
+
+    A case whose prediction is missing or cannot be used is scored as an empty prediction, and its record says why:
+    what is missing counts as missed where the penalties are asked for.
+
+    Args:
+        case: its name.
+        prediction: the file, or None.
+        reference: the file.
+        settings: how to score.
+        hashes: of the two files, where they are known already.
+        problem: why there is no prediction.
+
+    Returns:
+        The case's record: plain values that go to JSON and back unchanged.
+
+    Raises:
+        VolumeError: the reference cannot be read, or holds so many values that it is an image.
+    """
+    hashes = hashes or hash_files(prediction, reference)
+    referred = read_labels(reference)
+    values = label_counts(referred)
+    predicted: dict[int, int] = {}
+    array, notes = np.zeros(referred.array.shape, np.uint8), _shear_notes(case, referred.grid)
+    try:
+        if prediction is not None:
+            volume = read_labels(prediction)
+            predicted = label_counts(volume)
+            array, resampled = on_reference(case, volume, referred, settings.resample)
+            notes = resampled + notes
+    except (ValueError, OSError, MemoryError) as error:
+        problem, predicted = describe_error(error), {}
+        array, notes = np.zeros(referred.array.shape, np.uint8), []
+    structures = settings.structures or structures_of({*values, *predicted}, settings.ignore)
+    return {
+        "case": case,
+        "inputs": dict(hashes),
+        "problem": problem,
+        "reference_values": sorted(values),
+        "prediction_values": sorted(predicted.items()),
+        "voxels": counted_voxels(referred.array, settings.ignore),
+        "diagonal_mm": diagonal_mm(referred.grid),
+        **_scores(case, array, referred, structures, settings),
+        "notes": notes,
+    }
+
+
+def _scores(
+    case: str, array: NDArray[Any], reference: Volume, structures: Sequence[Structure], settings: Settings
+) -> dict[str, Any]:
+    voxels = counted_voxels(reference.array, settings.ignore)
+    rows, lesions, pictures = [], [], {}
+    for pair in mask_pairs(array, reference.array, structures, settings.ignore):
+        row, found = score_pair(pair, reference.grid, voxels, settings.rules)
+        rows.append({"case": case, **row})
+        lesions += [{"case": case, **lesion} for lesion in found]
+        picture = take_picture(pair, reference.grid)
+        if picture is not None:
+            pictures[pair.structure.name] = picture
+    return {"rows": rows, "lesions": lesions, "pictures": pictures}
+
+
+def hash_files(prediction: Path | None, reference: Path) -> dict[str, str | None]:
+    """The hashes of a case's files; None for a missing or unreadable prediction, whose reading says why."""
+    try:
+        predicted = None if prediction is None else file_hash(prediction)
+    except OSError:
+        predicted = None
+    return {"prediction": predicted, "reference": file_hash(reference)}
+
+
+def describe_error(error: BaseException) -> str:
+    """One line that says what went wrong: messages of this package are sentences, others need their type."""
+    reason = " ".join(str(error).split())
+    return reason if reason.startswith("Expected ") else f"{type(error).__name__}: {reason}"
+
+
+def structures_of(values: set[int], ignore: int | None) -> tuple[Structure, ...]:
+    """A structure for each label value but the background and the ignored one, in ascending order.
+
+    >>> structures_of({2, 0, 1, 255}, 255)
+    (Structure(name='1', values=(1,)), Structure(name='2', values=(2,)))
+    """
+    return tuple(Structure(str(value), (value,)) for value in sorted(values - {0, ignore}))
+
+
+def label_counts(volume: Volume) -> dict[int, int]:
+    """Voxels by label value, in ascending order.
+
+    Raises:
+        VolumeError: there are so many values that the volume is an image.
+
+    >>> label_counts(Volume(np.array([[[3, 0, 3]]]), Grid((1, 1, 3), np.eye(4)), Path("x")))
+    {0: 1, 3: 2}
+    """
+    flat = volume.array.reshape(-1, order="A")
+    if flat.dtype == np.uint8:
+        counts = np.zeros(256, dtype=np.int64)
+        for start in range(0, flat.size, PIECE):
+            counts += np.bincount(flat[start : start + PIECE], minlength=256)
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, voxels = np.unique(flat, return_counts=True)
+    if len(values) > MAX_LABELS:
+        message = (
+            f"Expected `{volume.path}` to be a label map, but got {len(values)} different values: "
+            "pass labels, not images."
+        )
+        raise VolumeError(message)
+    return {int(value): int(count) for value, count in zip(values, voxels, strict=True)}
+
+
+def on_reference(case: str, predicted: Volume, reference: Volume, resampling: bool) -> tuple[NDArray[Any], list[str]]:
+    """The prediction's voxels on the reference's grid, and a note if they had to be resampled.
+
+    Raises:
+        GridError: the grids differ and `resampling` is false.
+    """
+    try:
+        return align(predicted.array, predicted.grid, reference.grid), []
+    except ValueError:
+        if not resampling:
+            raise
+    array, grid = reorient(predicted.array, predicted.grid, reference.grid)
+    note = f"{case}: the prediction was resampled by nearest neighbour from {grid} to {reference.grid}."
+    return resample(array, grid, reference.grid), [note]
+
+
+def _shear_notes(case: str, grid: Grid) -> list[str]:
+    """Distances need right angles: the distance transforms know spacings only."""
+    if grid.shear < SHEAR_DEGREES:
+        return []
+    return [
+        f"{case}: the reference's axes are {grid.shear:.3g} degrees off right angles (gantry tilt): volumes and "
+        "overlaps are exact, but HD95, NSD, ASSD, boundary IoU and CC-IoU take the angles as right: resample both "
+        "files first."
+    ]

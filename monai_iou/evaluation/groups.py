@@ -1,0 +1,107 @@
+"""Which cases are of one patient, and what the labels are called: from a file, or from the dataset.json beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_iou.evaluation.request import RequestError
+from monai_iou.files import read_csv
+
+
+def patients_of(cases: Sequence[str], references: Path, file: Path | None) -> dict[str, str]:
+    """The patient of every case; a case that is named nowhere is a patient of its own.
+
+    Args:
+        cases: their names.
+        references: folder of the references; without `file`, `patient_groups` of its dataset.json or of the one in the
+            folder above counts.
+        file: a CSV with the columns case and patient, or JSON that maps cases to patients or patients to parts of
+            their cases' names.
+
+    Raises:
+        RequestError: the file cannot be read as one of these, or gives a case two patients.
+    """
+    if file is None:
+        groups = _dataset(references).get("patient_groups")
+        named = _by_parts(cases, groups, references) if isinstance(groups, dict) else {}
+    else:
+        named = _from_file(cases, file)
+    return {case: named.get(case, f"case {case}") for case in cases}
+
+
+def label_names(references: Path) -> dict[str, str]:
+    """Names of label values in the dataset.json beside or above the references, in either layout; none without it.
+
+    Decathlon maps values to names; nnU-Net maps names to values, or to lists of them, which are regions.
+    """
+    labels = _dataset(references).get("labels")
+    if not isinstance(labels, dict):
+        return {}
+    names: dict[str, str] = {}
+    for key, value in labels.items():
+        if isinstance(value, str):
+            names[str(key).strip()] = value
+        elif isinstance(value, int) and not isinstance(value, bool):
+            names[str(value)] = str(key)
+    return names
+
+
+def _dataset(references: Path) -> dict[str, Any]:
+    """The content of dataset.json; it is an extra, so that a damaged one is as good as none."""
+    for path in (references / "dataset.json", references.absolute().parent / "dataset.json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _from_file(cases: Sequence[str], file: Path) -> dict[str, str]:
+    try:
+        if file.suffix.lower() != ".json":
+            rows = read_csv(file)
+            columns = set(rows[0]) if rows else set()
+            if not {"case", "patient"} <= columns:
+                raise _unusable(file, f"the columns {', '.join(sorted(columns)) or 'nothing'}")
+            return {row["case"]: row["patient"] for row in rows if row["patient"]}
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise _unusable(file, " ".join(str(error).split())) from error
+    content = content.get("patient_groups", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise _unusable(file, type(content).__name__)
+    if all(isinstance(value, (str, int)) for value in content.values()):
+        return {str(case): str(patient) for case, patient in content.items()}
+    return _by_parts(cases, content, file)
+
+
+def _by_parts(cases: Sequence[str], groups: Mapping[str, Any], source: Path) -> dict[str, str]:
+    """The patient whose list holds the case's name or a part of it."""
+    found: dict[str, str] = {}
+    for patient, parts in groups.items():
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) and part for part in parts):
+            raise _unusable(source, f"{parts!r} for {patient}")
+        for case in cases:
+            if any(part in case for part in parts):
+                if case in found:
+                    message = (
+                        f"Expected every case to be of one patient, but `{source}` gives `{case}` to {found[case]} and "
+                        f"{patient}: name longer parts of the cases' names."
+                    )
+                    raise RequestError(message)
+                found[case] = str(patient)
+    return found
+
+
+def _unusable(file: Path, found: str) -> RequestError:
+    return RequestError(
+        f"Expected `{file}` to be a CSV with the columns case and patient, or JSON that maps patients to lists of "
+        f"cases, but got {found}: correct it."
+    )

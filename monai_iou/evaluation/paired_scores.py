@@ -1,0 +1,143 @@
+"""The scores of evaluated folders side by side: every case that both were asked for, what is missing as the worst."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.penalties import penalised
+from monai_iou.files import read_csv
+
+Scores = dict[tuple[str, str], dict[str, float]]
+
+
+class CompareError(ValueError):
+    """The folders cannot be compared; the message says why."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The output of an evaluation, as far as comparing needs it.
+
+    Args:
+        folder: as the user named it.
+        name: short and its own among the folders compared.
+        scores: by case and label, with penalties for what is undefined although there was something to find.
+        failed: the cases of failures.csv.
+        patients: the patient of every case, where the evaluation knew them.
+    """
+
+    folder: Path
+    name: str
+    scores: Scores
+    failed: frozenset[str]
+    patients: Mapping[str, str]
+
+    def patient(self, case: str) -> str:
+        """The patient of a case; its own where nobody is named."""
+        return self.patients.get(case, f"case {case}")
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels in the order of the table."""
+        return list(dict.fromkeys(label for _, label in self.scores))
+
+
+def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
+    """Read evaluated folders.
+
+    Raises:
+        CompareError: one holds no readable cases.csv, or two do not share labels or cases.
+    """
+    names = short_names(folders)
+    found = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    first = found[0]
+    for other in found[1:]:
+        if not set(first.labels) & set(other.labels):
+            message = (
+                f"Expected the same labels in `{first.folder}` and `{other.folder}`, but got {_listed(first.labels)} "
+                f"and {_listed(other.labels)}: evaluate both with the same `--labels` or `--regions`."
+            )
+            raise CompareError(message)
+        if not paired_keys(first, other):
+            message = (
+                f"Expected cases in common, but got none in `{first.folder}` and `{other.folder}`: "
+                "evaluate the same cases."
+            )
+            raise CompareError(message)
+    return found
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Names for headings: the folders' own where they differ, else as many parts of the path as tell them apart.
+
+    >>> short_names([Path("a/results"), Path("b/results")]), short_names([Path("x/a"), Path("x/b")])
+    (['a/results', 'b/results'], ['a', 'b'])
+    """
+    parts = [folder.parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(path[-length:]) or "." for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder} ({i})" for i, folder in enumerate(map(str, folders), start=1)]
+
+
+def paired_keys(first: Evaluated, second: Evaluated) -> list[tuple[str, str]]:
+    """Cases and labels that both have, or that one has and the other failed at."""
+    shared = set(first.labels) & set(second.labels)
+    every = list(dict.fromkeys((*first.scores, *second.scores)))
+    return sorted(key for key in every if key[1] in shared and _has(first, key) and _has(second, key))
+
+
+def score_of(evaluated: Evaluated, other: Evaluated, key: tuple[str, str], metric: str) -> float:
+    """A score; of a failed case that of an empty prediction, for which the other folder knows the reference."""
+    if key in evaluated.scores:
+        return evaluated.scores[key][metric]
+    known = other.scores[key]
+    nothing = dict.fromkeys(COLUMNS, math.nan)
+    missing = {**nothing, **{name: known[name] for name in ("reference_ml", "diagonal_mm")}, "prediction_ml": 0.0}
+    return float(penalised(missing)[metric])
+
+
+def _has(evaluated: Evaluated, key: tuple[str, str]) -> bool:
+    return key in evaluated.scores or key[0] in evaluated.failed
+
+
+def _read(folder: Path, name: str) -> Evaluated:
+    try:
+        rows = read_csv(folder / "cases.csv")
+        scores = {
+            (row["case"], row["label"]): penalised(
+                {column: float(row[column]) if row.get(column) else math.nan for column in COLUMNS}
+            )
+            for row in rows
+        }
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        message = (
+            f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
+        )
+        raise CompareError(message) from error
+    return Evaluated(folder, name, scores, _failed(folder), _patients(folder))
+
+
+def _failed(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(row["case"] for row in read_csv(folder / "failures.csv"))
+    except (OSError, KeyError, ValueError):
+        return frozenset()
+
+
+def _patients(folder: Path) -> Mapping[str, str]:
+    try:
+        patients = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["patients"]
+    except (OSError, KeyError, ValueError, TypeError):
+        return {}
+    return {str(case): str(patient) for case, patient in patients.items()} if isinstance(patients, dict) else {}
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "") if labels else "none"

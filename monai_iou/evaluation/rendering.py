@@ -1,0 +1,33 @@
+"""Filling the package's page templates, and numbers for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fill one of the package's templates; every value is escaped unless it is markup made here."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("monai_iou.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
+    return environment.get_template(template).render(context)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: fixed digits, a dash where it is undefined.
+
+    >>> number(0.12345), number(float("nan")), number(float("inf"))
+    ('0.123', '-', '∞')
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    return "∞" if math.isinf(value) else f"{value:.{digits}f}"

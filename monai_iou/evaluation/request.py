@@ -1,0 +1,187 @@
+"""What an evaluation is asked for, checked before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from monai_iou.evaluation.scoring import Rules, Structure, split_width
+from monai_iou.files import OutputError, check_outputs
+
+MISSING = ("exclude", "penalty")
+RESULTS = ("cases.csv", "lesions.csv", "failures.csv", "summary.json", "report.html")
+
+
+class RequestError(ValueError):
+    """Options that contradict each other or are out of range."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate, how, and where the results go.
+
+    Args:
+        predictions: folder of predicted label maps.
+        references: folder of reference label maps.
+        output: folder for the results; created if it is not there.
+        labels: label values to evaluate; empty means every value but 0 that a reference holds.
+        regions: instead of labels, unions of label values by name.
+        ignore: reference voxels of this value are excluded from all scores.
+        tolerance: of the normalised surface distance, in mm.
+        workers: processes of this machine, as many as it has processors at most.
+        scheduler: address of a Dask scheduler, which replaces `workers`.
+        resample: take predictions on other grids to the reference's, by nearest neighbour.
+        images: folder of images to show under the contours in the report.
+        pairs: CSV that says which files belong together.
+        command: the command line, for the summary.
+        tolerances: instead of `tolerance`, for single labels or regions by name.
+        missing: "exclude" leaves undefined scores and missing cases out of the means; "penalty" gives an undefined
+            distance the image's diagonal, and scores a missing prediction as an empty one. Both means are reported.
+        groups: CSV or JSON that says which cases are of one patient.
+        pictures: which cases the report shows slice by slice: "worst" (five of them, the median and the best one), a
+            number of worst ones, or "all".
+        boundary: width of the bands of boundary IoU: "2mm", or "2%" of the image's diagonal.
+    """
+
+    predictions: Path
+    references: Path
+    output: Path
+    labels: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    tolerance: float = 1.0
+    workers: int = 1
+    scheduler: str | None = None
+    resample: bool = False
+    images: Path | None = None
+    pairs: Path | None = None
+    command: Sequence[str] = ()
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    missing: str = "exclude"
+    groups: Path | None = None
+    pictures: str = "worst"
+    boundary: str = "2mm"
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of scoring."""
+        return Rules(self.tolerance, dict(self.tolerances), self.boundary)
+
+    @property
+    def named_structures(self) -> tuple[Structure, ...]:
+        """What the labels or regions ask for; empty for all that is found."""
+        if self.regions:
+            return tuple(Structure(name, tuple(values)) for name, values in self.regions.items())
+        return tuple(Structure(str(value), (value,)) for value in self.labels)
+
+    def as_typed(self, text: str) -> str:
+        """A message with the paths as the user gave them: workers get absolute ones, which name the machine's folders.
+
+        >>> request = Request(Path("p"), Path("r"), Path("out"))
+        >>> request.as_typed(f"Expected `{Path('p').absolute()}/a.nii` to be a volume.")
+        'Expected `p/a.nii` to be a volume.'
+        """
+        for folder in (self.predictions, self.references, self.images):
+            if folder is not None and not folder.is_absolute():
+                text = text.replace(str(folder.absolute()), str(folder))
+        return text
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One task is done."""
+
+    stage: str
+    done: int
+    total: int
+    case: str = ""
+    reason: str | None = None
+
+
+def check_request(request: Request) -> None:
+    """Make sure that the options agree and that nothing which is read would be written.
+
+    Raises:
+        RequestError: they do not, or it would be.
+    """
+    _check_labels(request)
+    _check_numbers(request)
+    _check_inputs(request)
+    _check_output(request)
+
+
+def _check_labels(request: Request) -> None:
+    if request.labels and request.regions:
+        message = "Expected either `--labels` or `--regions`, but got both: keep one."
+        raise RequestError(message)
+    named = {*request.labels, *(value for values in request.regions.values() for value in values)}
+    if 0 in named:
+        message = "Expected labels of structures, but got 0, the background: leave it out."
+        raise RequestError(message)
+    again = next((value for i, value in enumerate(request.labels) if value in request.labels[:i]), None)
+    if again is not None:
+        message = f"Expected every label once in `--labels`, but got {again} again: remove it."
+        raise RequestError(message)
+    if request.ignore is not None and request.ignore in named:
+        message = f"Expected `--ignore` to differ from the labels, but got {request.ignore} in both: keep one."
+        raise RequestError(message)
+
+
+def _check_numbers(request: Request) -> None:
+    for tolerance in (request.tolerance, *request.tolerances.values()):
+        if not tolerance >= 0 or math.isinf(tolerance):
+            message = f"Expected `--tolerance` to be 0 mm or more, but got {tolerance}: give a distance in mm."
+            raise RequestError(message)
+    names = [structure.name for structure in request.named_structures]
+    unknown = next((name for name in request.tolerances if names and name not in names), None)
+    if unknown is not None:
+        message = (
+            f"Expected `--tolerance` to name structures that are scored ({', '.join(names)}), but got {unknown}: "
+            "correct its name."
+        )
+        raise RequestError(message)
+    try:
+        split_width(request.boundary)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    if request.workers < 1:
+        message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
+        raise RequestError(message)
+    if request.pictures not in ("all", "worst") and not request.pictures.isdecimal():
+        message = f"Expected `--pictures` to be all, worst or a number, but got {request.pictures}: choose one."
+        raise RequestError(message)
+    if request.missing not in MISSING:
+        message = f"Expected `--missing` to be exclude or penalty, but got {request.missing}: choose one."
+        raise RequestError(message)
+
+
+def _check_inputs(request: Request) -> None:
+    if request.images is not None and not request.images.is_dir():
+        message = f"Expected `--images` to be a folder of volumes, but got `{request.images}`: check the path."
+        raise RequestError(message)
+
+
+def _check_output(request: Request) -> None:
+    output = request.output
+    folders = {
+        "the predictions": request.predictions,
+        "the references": request.references,
+        "the images": request.images,
+    }
+    tables = {"the list of pairs": request.pairs, "the list of patients": request.groups}
+    read, listed = ({what: [path] for what, path in inputs.items() if path is not None} for inputs in (folders, tables))
+    try:
+        check_outputs({"--output": output}, read)
+        for name in RESULTS:
+            check_outputs({"--output": output / name}, listed)
+    except OutputError as error:
+        raise RequestError(str(error)) from error
+    cases = output / "cases.csv"
+    if cases.is_file() and not cases.read_bytes()[:32].startswith(b"case,label,"):
+        message = (
+            f"Expected `--output` to be a folder for results, but `{cases}` there was not written by an evaluation and "
+            "would be replaced: name another folder."
+        )
+        raise RequestError(message)

@@ -1,0 +1,69 @@
+"""What summary.json holds: statistics over cases per label and column, the data set's scores, and how it was made."""
+
+from __future__ import annotations
+
+import math
+from importlib import metadata
+from typing import Any
+
+from monai_iou.evaluation.columns import SCORE_COLUMNS
+from monai_iou.evaluation.penalties import with_and_without
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.statistics import dataset_scores, describe
+
+WORST_CASES = 10
+LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything summary.json holds, as plain values."""
+    rows, request = evaluation.rows, evaluation.request
+    ranked = sorted((row for row in rows if not math.isnan(row["iou"])), key=lambda row: (row["iou"], row["case"]))
+    return {
+        "cases": {
+            "paired": len(evaluation.pairs),
+            "evaluated": len(evaluation.records),
+            "failed": len(evaluation.failures),
+            "reused": evaluation.reused,
+        },
+        "labels": {name: _label(evaluation, name) for name in evaluation.names},
+        "dataset": dataset_scores(rows, evaluation.patients),
+        "dataset_with_penalty": dataset_scores(evaluation.with_missing, evaluation.patients),
+        "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
+        "failures": evaluation.failures,
+        "notes": evaluation.notes,
+        "options": {
+            "predictions": str(request.predictions),
+            "references": str(request.references),
+            "structures": {structure.name: list(structure.values) for structure in evaluation.structures},
+            "ignore": request.ignore,
+            "tolerance_mm": request.tolerance,
+            "tolerances_mm": dict(request.tolerances),
+            "boundary": request.boundary,
+            "missing": request.missing,
+            "lesion_rule": request.rules.in_words,
+            "unit": "case" if evaluation.patients is None else "patient",
+            "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
+            "resample": "reference" if request.resample else None,
+        },
+        "command": list(request.command),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "patients": evaluation.patients,
+        "inputs": {record["case"]: record["inputs"] for record in evaluation.records},
+    }
+
+
+def _label(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """The statistics of one structure, by column."""
+    rows, measured, missing = (
+        [row for row in table if row["label"] == name]
+        for table in (evaluation.rows, evaluation.measured, evaluation.missing_rows)
+    )
+    units = None if evaluation.patients is None else [evaluation.patients[row["case"]] for row in rows]
+    return {
+        column: {
+            **describe([row[column] for row in rows], units),
+            **with_and_without(measured, missing, column),
+        }
+        for column in SCORE_COLUMNS
+    }

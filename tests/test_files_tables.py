@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monai_iou.files import FORMULA_STARTS, csv_text, read_csv, write_csv, write_json, write_text
+
+HOSTILE = [
+    "=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1",
+    "''=1", "'", "'a", "a\rb", "a\r\nb",    'a"b', "a,b", " a ", "", "-", "a\0b", "\uff1d1", "x" * 200_000, "über/ñ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_reads_back_and_runs_as_no_formula(tmp_path, text):
+    write_csv(tmp_path / "t.csv", ("case", "iou"), [{"case": text, "iou": 0.5}, {"case": "next", "iou": 1.0}])
+    assert read_csv(tmp_path / "t.csv") == [{"case": text, "iou": "0.5"}, {"case": "next", "iou": "1.0"}]
+    csv.field_size_limit(1 << 20)
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as stream:
+        cell = list(csv.reader(stream))[1][0]
+    assert not cell.startswith(FORMULA_STARTS)
+
+
+@given(st.lists(st.lists(st.text(st.characters(exclude_categories=("Cs",))), min_size=2, max_size=2), max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_any_table_reads_back(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("table") / "t.csv"
+    content = [dict(zip("ab", row, strict=True)) for row in rows if any(row)]
+    write_csv(path, "ab", content)
+    assert read_csv(path) == [{name: str(value) for name, value in row.items()} for row in content]
+
+
+def test_numbers_keep_every_bit_and_are_never_quoted_or_marked(tmp_path):
+    values = [0.1 + 0.2, -1.0, 1e300, -math.inf, 5e-324, 7]
+    write_csv(tmp_path / "t.csv", ("x", "y"), [{"x": value, "y": math.nan} for value in values])
+    assert [float(row["x"]) for row in read_csv(tmp_path / "t.csv")] == values
+    assert {row["y"] for row in read_csv(tmp_path / "t.csv")} == {""}
+    assert "'" not in (tmp_path / "t.csv").read_text(encoding="utf-8")
+    # Label values are text in cases.csv, and may be negative.
+    assert csv_text([["-1", "+2", "-1+1"]]) == "-1,+2,'-1+1\n"
+
+
+def test_other_separators_quote_their_own(tmp_path):
+    assert csv_text([["a;b", "c,d"]], ";") == '"a;b";c,d\n'
+
+
+def test_names_that_are_not_utf8_are_written_as_escapes(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_text(tmp_path / "t.txt", name)
+    assert (tmp_path / "t.txt").read_text(encoding="utf-8") == "caf\\udce9"
+    write_json(tmp_path / "t.json", {"case": name})
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == {"case": name}
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "t.json", {"a": [math.nan, math.inf, -math.inf, 1.5]})
+
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    found = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert found == {"a": [None, None, None, 1.5]}
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path):
+    (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="codec"):
+        read_csv(tmp_path / "t.csv")
+    with pytest.raises(OSError, match="No such file"):
+        read_csv(tmp_path / "absent.csv")
