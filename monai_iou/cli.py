@@ -125,13 +125,21 @@ def _is_folder(path: Path) -> bool:
 
 
 @cli.command()
-@click.option("-p", "--predictions", required=True, type=_FOLDER, metavar="DIR", help="Folder of the predicted label maps.")
-@click.option("-r", "--references", required=True, type=_FOLDER, metavar="DIR", help="Folder of the reference label maps.")
-@click.option("-o", "--output", required=True, type=_FOLDER, metavar="DIR", help="Folder for the tables and the report.")
+@click.option(
+    "-p", "--predictions", required=True, type=_FOLDER, metavar="DIR", help="Folder of the predicted label maps."
+)
+@click.option(
+    "-r", "--references", required=True, type=_FOLDER, metavar="DIR", help="Folder of the reference label maps."
+)
+@click.option(
+    "-o", "--output", required=True, type=_FOLDER, metavar="DIR", help="Folder for the tables and the report."
+)
 @click.option(
     "-l", "--labels", callback=_label_list, metavar="1,2", help="Labels to score. Default: all in the references."
 )
-@click.option("--regions", callback=_region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels.")
+@click.option(
+    "--regions", callback=_region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels."
+)
 @click.option(
     "--ignore", type=int, metavar="LABEL", help="Reference voxels of this value are excluded from all scores."
 )
@@ -158,10 +166,16 @@ def _is_folder(path: Path) -> bool:
     help="Leave out what is missing, or count it as the worst score. Both means are always given.",
 )
 @click.option("--groups", type=_FOLDER, metavar="FILE", help="Which cases are of one patient (CSV or JSON).")
-@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Number of processes on this machine.")
-@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786.")
+@click.option(
+    "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of processes on this machine."
+)
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786."
+)
 @click.option("--resample", type=click.Choice(["reference"]), help="Resample predictions to the grid of the reference.")
-@click.option("--images", type=_FOLDER, metavar="DIR", help="Folder of images, which the report shows under the contours.")
+@click.option(
+    "--images", type=_FOLDER, metavar="DIR", help="Folder of images, which the report shows under the contours."
+)
 @click.option(
     "--pictures",
     default="worst",
@@ -169,7 +183,9 @@ def _is_folder(path: Path) -> bool:
     metavar="all|worst|N",
     help="Cases to show slice by slice in the report.",
 )
-@click.option("--pairs", type=_FOLDER, metavar="CSV", help="Table of pairs: columns prediction, reference and, if wanted, case.")
+@click.option(
+    "--pairs", type=_FOLDER, metavar="CSV", help="Table of pairs: columns prediction, reference and, if wanted, case."
+)
 def evaluate(**options: Any) -> int:
     """Score a folder of predictions against references.
 
@@ -198,7 +214,15 @@ def evaluate(**options: Any) -> int:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=_FOLDER, metavar="BASELINE OTHER...")
-@click.option("-o", "--output", type=_FOLDER, default=Path("comparison"), show_default=True, metavar="DIR", help="Folder for the tables and the page.")
+@click.option(
+    "-o",
+    "--output",
+    type=_FOLDER,
+    default=Path("comparison"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the tables and the page.",
+)
 @click.option("--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all that rank a method.")
 @click.option(
     "--primary",

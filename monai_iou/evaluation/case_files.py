@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.scoring import Rules, Structure, counted_voxels, diagonal_mm, mask_pairs, score_pair
 from monai_iou.evaluation.thumbnails import take_picture
-from monai_iou.volumes.grid import SHEAR_DEGREES, Grid, align, reorient, resample
+from monai_iou.volumes.grid import SHEAR_DEGREES, align, offset_note, reorient, resample
 from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
 
 # A label map of more values than this is an image that was passed by mistake.
@@ -73,13 +73,13 @@ def evaluate_files(
     referred = read_labels(reference)
     values = label_counts(referred)
     predicted: dict[int, int] = {}
-    array, notes = np.zeros(referred.array.shape, np.uint8), _shear_notes(case, referred.grid)
+    array, notes = np.zeros(referred.array.shape, np.uint8), _header_notes(case, referred)
     try:
         if prediction is not None:
             volume = read_labels(prediction)
             predicted = label_counts(volume)
             array, resampled = on_reference(case, volume, referred, settings.resample)
-            notes = resampled + notes
+            notes = resampled + notes + [f"{case}: {note}" for note in volume.notes]
     except (ValueError, OSError, MemoryError) as error:
         problem, predicted = describe_error(error), {}
         array, notes = np.zeros(referred.array.shape, np.uint8), []
@@ -167,22 +167,25 @@ def on_reference(case: str, predicted: Volume, reference: Volume, resampling: bo
     Raises:
         GridError: the grids differ and `resampling` is false.
     """
+    array, grid = reorient(predicted.array, predicted.grid, reference.grid)
     try:
-        return align(predicted.array, predicted.grid, reference.grid), []
+        apart = offset_note(grid, reference.grid)
+        return align(predicted.array, predicted.grid, reference.grid), [f"{case}: {apart}."] if apart else []
     except ValueError:
         if not resampling:
             raise
-    array, grid = reorient(predicted.array, predicted.grid, reference.grid)
     note = f"{case}: the prediction was resampled by nearest neighbour from {grid} to {reference.grid}."
     return resample(array, grid, reference.grid), [note]
 
 
-def _shear_notes(case: str, grid: Grid) -> list[str]:
-    """Distances need right angles: the distance transforms know spacings only."""
-    if grid.shear < SHEAR_DEGREES:
-        return []
+def _header_notes(case: str, reference: Volume) -> list[str]:
+    """What the reference's header says that a reader of the scores should know; distances need right angles."""
+    notes = [f"{case}: {note}" for note in reference.notes]
+    if reference.grid.shear < SHEAR_DEGREES:
+        return notes
     return [
-        f"{case}: the reference's axes are {grid.shear:.3g} degrees off right angles (gantry tilt): volumes and "
-        "overlaps are exact, but HD95, NSD, ASSD, boundary IoU and CC-IoU take the angles as right: resample both "
-        "files first."
+        *notes,
+        f"{case}: the reference's axes are {reference.grid.shear:.3g} degrees off right angles (gantry tilt): volumes "
+        "and overlaps are exact, but HD95, NSD, ASSD, boundary IoU and CC-IoU take the angles as right: resample both "
+        "files first.",
     ]
