@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import nibabel
@@ -20,7 +17,6 @@ from monai_iou.evaluation.scoring import Structure, mask_pairs
 from monai_iou.evaluation.thumbnails import MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<script>document.title='owned'</script>"  # a case's name is a path: the slash makes a folder
 
 
@@ -89,104 +85,6 @@ def test_images_that_are_not_there_are_told_and_fail_nothing(report, tmp_path):
     evaluate_folders(Request(**{**vars(request), "images": tmp_path / "nothing"}))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"Expected volumes in `{tmp_path / 'nothing'}`, but got none" in page
-
-
-def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str, object], str]:
-    """Open the page with a script appended that leaves its findings in a <pre>; findings and console errors."""
-    probe = (
-        "<script>const problems = [];"
-        "addEventListener('error', (e) => problems.push(String(e.message)));"
-        "addEventListener('unhandledrejection', (e) => problems.push(String(e.reason)));"
-        "addEventListener('securitypolicyviolation', (e) => problems.push(e.blockedURI));</script>"
-    )
-    finish = (
-        "<script>(async () => { const found = {};"
-        f"{script}"
-        "found.problems = problems; const out = document.createElement('pre'); out.id = 'found';"
-        "out.textContent = JSON.stringify(found); document.body.append(out); })();</script>"
-    )
-    page = report.read_text(encoding="utf-8").replace("<head>", f"<head>{probe}").replace("</body>", f"{finish}</body>")
-    probed = tmp_path / "probed.html"
-    probed.write_text(page, encoding="utf-8")
-    assert CHROMIUM is not None
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
-    options += " --disable-sync --no-first-run --enable-logging=stderr --virtual-time-budget=10000 --dump-dom"
-    done = subprocess.run(
-        [CHROMIUM, *options.split(), f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=90,
-        check=True,
-    )
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stdout[-2000:]
-    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    return json.loads(text), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-SCRIPT = """
-const rows = () => Array.from(document.querySelectorAll('#case-table tbody tr')).filter((row) => !row.hidden);
-const column = (index) => rows().map((row) => row.cells[index].dataset.value);
-const head = document.querySelectorAll('#case-table th')[2];
-head.querySelector('button').click();
-found.up = [head.getAttribute('aria-sort'), column(2)];
-head.querySelector('button').click();
-found.down = [head.getAttribute('aria-sort'), column(2)];
-const text = document.getElementById('filter-text');
-text.value = 'BET';
-text.dispatchEvent(new Event('input'));
-found.filtered = [column(0), document.getElementById('shown').textContent];
-text.value = '';
-const label = document.getElementById('filter-label');
-label.value = '2';
-label.dispatchEvent(new Event('change'));
-text.dispatchEvent(new Event('input'));
-found.labelled = column(1);
-const viewer = document.querySelector('.viewer');
-for (let i = 0; i < 100 && !viewer.dataset.ready; i++) await new Promise((done) => setTimeout(done, 50));
-const plane = viewer.querySelector('.plane'), canvas = plane.querySelector('canvas');
-const slider = plane.querySelector('input');
-const look = () => canvas.toDataURL();
-found.max = slider.max;
-found.first = plane.querySelector('output').textContent;
-const before = look();
-slider.value = Number(slider.value) + 1;
-slider.dispatchEvent(new Event('input'));
-found.second = plane.querySelector('output').textContent;
-const between = look();
-canvas.dispatchEvent(new WheelEvent('wheel', { deltaY: -1, cancelable: true }));
-found.third = plane.querySelector('output').textContent;
-found.redrawn = [before !== between, look() === before];
-const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-const near = (colour) => {
-  for (let i = 0; i < pixels.length; i += 4)
-    if (colour.every((value, channel) => Math.abs(value - pixels[i + channel]) < 6)) return true;
-  return false;
-};
-found.contours = [near([255, 176, 0]), near([74, 163, 255])];
-found.title = document.title;
-found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
-"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
-def test_page_sorts_filters_and_scrolls_in_a_browser(report, tmp_path):
-    found, console = run_in_browser(report, tmp_path, SCRIPT)
-    assert found["problems"] == []
-    assert "ERROR" not in console
-    assert "Error" not in console
-    direction, ascending = found["up"]
-    assert direction == "ascending"
-    assert [float(value) for value in ascending] == sorted(float(value) for value in ascending)
-    assert found["down"][0] == "descending"
-    assert [float(value) for value in found["down"][1]] == sorted(map(float, ascending), reverse=True)
-    assert found["filtered"] == [["beta", "beta"], "2 of 6 rows"]
-    assert found["labelled"] == ["2", "2", "2"]
-    assert found["first"] == found["third"] != found["second"]
-    assert found["redrawn"] == [True, True]
-    assert found["contours"] == [True, True]
-    assert found["title"] == "Segmentation evaluation: 3 cases"
-    assert found["wide"] is True
 
 
 def pixels_of(uri: str) -> np.ndarray:

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.compare import compare_folders
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PDFTOTEXT = shutil.which("pdftotext")
+EVIL = "<script>document.title='owned'</script>"
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--no-first-run --enable-logging=stderr --virtual-time-budget=10000"
+)
+LONG = "a_case_with_a_name_of_site_and_scanner_and_date_that_is_longer_than_any_column_ought_to_be"
+NAMES = ["alpha", "beta", "gamma", EVIL, LONG]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
+
+
+def save_case(folder: Path, name: str, reference: np.ndarray, prediction: np.ndarray) -> None:
+    image = (reference * 100.0 + np.random.default_rng(0).normal(0, 10, reference.shape)).astype(np.float32)
+    for kind, array in (("references", reference), ("predictions", prediction), ("images", image)):
+        path = folder / kind / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0])), path)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The report of five cases with images, one with a dangerous name, one that fails, and a missed lesion each."""
+    folder = tmp_path_factory.mktemp("report")
+    for i, name in enumerate(NAMES):
+        reference = np.zeros((44, 40, 30), np.uint8)
+        reference[14:24, 15:22, 14:20] = 1
+        reference[30:34, 14:18, 16:22] = 2
+        prediction = np.roll(reference, i, axis=0)
+        reference[4:7, 4:7, 4:7] = 1
+        save_case(folder, name, reference, prediction)
+    (folder / "predictions" / "gamma.nii.gz").write_bytes(b"broken")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "2": "oedema"}}), encoding="utf-8")
+    request = Request(folder / "predictions", folder / "references", folder / "out", images=folder / "images")
+    evaluate_folders(request)
+    return folder / "out" / "report.html"
+
+
+def chromium(page: Path, tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    return subprocess.run(
+        [CHROMIUM, *OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+
+
+def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str, object], str]:
+    """Open the page with a script appended that leaves its findings in a <pre>; findings and console errors."""
+    probe = (
+        "<script>const problems = [];"
+        "addEventListener('error', (e) => problems.push(String(e.message)));"
+        "addEventListener('unhandledrejection', (e) => problems.push(String(e.reason)));"
+        "addEventListener('securitypolicyviolation', (e) => problems.push(e.blockedURI));</script>"
+    )
+    finish = (
+        "<script>(async () => { const found = {};"
+        f"{script}"
+        "found.problems = problems; const out = document.createElement('pre'); out.id = 'found';"
+        "out.textContent = JSON.stringify(found); document.body.append(out); })();</script>"
+    )
+    page = report.read_text(encoding="utf-8").replace("<head>", f"<head>{probe}").replace("</body>", f"{finish}</body>")
+    probed = tmp_path / "probed.html"
+    probed.write_text(page, encoding="utf-8")
+    done = chromium(probed, tmp_path, "--dump-dom")
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None, done.stdout[-2000:]
+    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    return json.loads(text), console
+
+
+READY = """
+const ready = async (viewer) => {
+  for (let i = 0; i < 100 && !viewer.dataset.ready; i++) await new Promise((done) => setTimeout(done, 50));
+};
+"""
+TABLES = """
+const rows = () => Array.from(document.querySelectorAll('#case-table tbody tr')).filter((row) => !row.hidden);
+const column = (index) => rows().map((row) => row.cells[index].dataset.value);
+const head = document.querySelectorAll('#case-table th')[2];
+head.querySelector('button').click();
+found.up = [head.getAttribute('aria-sort'), column(2)];
+head.querySelector('button').click();
+found.down = [head.getAttribute('aria-sort'), column(2)];
+const text = document.getElementById('filter-text');
+text.value = 'BET';
+text.dispatchEvent(new Event('input'));
+found.filtered = [column(0), document.getElementById('shown').textContent];
+text.value = '';
+const label = document.getElementById('filter-label');
+label.value = '2';
+label.dispatchEvent(new Event('change'));
+text.dispatchEvent(new Event('input'));
+found.labelled = column(1);
+label.value = '';
+label.dispatchEvent(new Event('change'));
+const scroll = document.getElementById('case-table').closest('.scroll');
+const name = rows()[0].cells[0], before = name.getBoundingClientRect().left;
+scroll.scrollLeft = 400;
+found.sticky = [scroll.scrollLeft > 0, Math.abs(name.getBoundingClientRect().left - before) < 6];
+scroll.scrollLeft = 0;
+found.title = document.title;
+found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
+"""
+VIEWER = """
+const viewer = document.querySelector('.viewer');
+await ready(viewer);
+const [axial, coronal, sagittal] = viewer.querySelectorAll('.plane');
+const canvas = axial.querySelector('canvas'), slider = axial.querySelector('input');
+const look = (plane) => plane.querySelector('canvas').toDataURL();
+const place = (plane) => plane.querySelector('output').textContent;
+const wheel = (delta) => {
+  const event = new WheelEvent('wheel', { deltaY: delta, cancelable: true });
+  canvas.dispatchEvent(event);
+  return event.defaultPrevented;
+};
+found.first = place(axial);
+const before = look(axial);
+slider.value = Number(slider.value) + 1;
+slider.dispatchEvent(new Event('input'));
+found.second = place(axial);
+const between = look(axial);
+wheel(-1);
+found.third = place(axial);
+found.redrawn = [before !== between, look(axial) === before];
+found.held = [];
+for (let i = 0; i < 60; i++) found.held.push(wheel(-1));
+found.end = place(axial);
+const box = canvas.getBoundingClientRect();
+const places = [place(coronal), place(sagittal)];
+const click = { clientX: box.left + box.width * 0.2, clientY: box.top + box.height * 0.3 };
+canvas.dispatchEvent(new MouseEvent('click', click));
+found.linked = [place(coronal) !== places[0], place(sagittal) !== places[1]];
+const preset = viewer.querySelector('.preset'), level = viewer.querySelector('.level');
+const whole = look(coronal);
+preset.value = '40,80';
+preset.dispatchEvent(new Event('change'));
+found.window = [level.value, viewer.querySelector('.width').value, look(coronal) !== whole];
+preset.value = 'auto';
+preset.dispatchEvent(new Event('change'));
+found.restored = look(coronal) === whole;
+const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+const missed = document.querySelector('#missed button');
+missed.click();
+const shown = document.getElementById(missed.dataset.viewer);
+await ready(shown);
+found.missed = Array.from(shown.querySelectorAll('output'), (output) => output.textContent);
+found.lesion = missed.closest('tr').textContent;
+found.open = shown.closest('details').open;
+const codes = shown.querySelector('canvas').getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+const near = (data, colour) => {
+  for (let i = 0; i < data.length; i += 4)
+    if (colour.every((value, channel) => Math.abs(value - data[i + channel]) < 6)) return true;
+  return false;
+};
+found.amber = near(codes, [255, 176, 0]);
+const link = document.querySelector('#case-table button[data-viewer]');
+link.click();
+found.row = document.getElementById(link.dataset.viewer).closest('details').open;
+"""
+
+
+def test_page_sorts_filters_scrolls_and_shows_slices(report, tmp_path):
+    found, console = run_in_browser(report, tmp_path, READY + TABLES + VIEWER)
+    assert found["problems"] == []
+    assert "ERROR" not in console
+    assert "Error" not in console
+    direction, ascending = found["up"]
+    assert direction == "ascending"
+    assert [float(value) for value in ascending] == sorted(float(value) for value in ascending)
+    assert found["down"][0] == "descending"
+    assert [float(value) for value in found["down"][1]] == sorted(map(float, ascending), reverse=True)
+    assert found["filtered"] == [["beta", "beta"], "2 of 8 rows"]
+    assert found["labelled"] == ["2"] * 4
+    assert found["sticky"] == [True, True]
+    assert found["title"] == "Segmentation evaluation: 4 cases"
+    assert found["wide"] is True
+    # Slices are the file's own, counted from 1, and the wheel never moves the page.
+    assert re.fullmatch(r"slice \d+ of 30, S \d+\.0 mm", found["first"])
+    number, mm = map(float, re.findall(r"[\d.]+(?= of| mm)", found["first"]))
+    assert mm == 2 * (number - 1)
+    assert found["first"] == found["third"] != found["second"]
+    assert found["redrawn"] == [True, True]
+    assert found["held"] == [True] * 60
+    assert not found["end"].startswith("slice 0 ")
+    assert found["linked"] == [True, True]
+    assert found["window"] == ["40", "80", True]
+    assert found["restored"] is True
+    # The missed lesion's centre is the file's voxel (5, 5, 5): slice 6, and its position in mm.
+    assert found["missed"] == ["slice 6 of 30, S 10.0 mm", "slice 6 of 40, P 5.0 mm", "slice 6 of 44, L 5.0 mm"]
+    assert "L 5.0, P 5.0, S 10.0 mm" in found["lesion"]
+    assert found["open"] is found["amber"] is found["row"] is True
+
+
+@pytest.mark.skipif(PDFTOTEXT is None, reason="needs pdftotext (poppler-utils)")
+def test_everything_is_on_paper_after_scrolling_sideways(report, tmp_path):
+    scrolled = "<script>document.querySelectorAll('.scroll').forEach((e) => { e.scrollLeft = 900; e.scrollTop = 90; });"
+    page = report.read_text(encoding="utf-8").replace("</body>", f"{scrolled}</script></body>")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    pdf = tmp_path / "page.pdf"
+    chromium(tmp_path / "page.html", tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    assert PDFTOTEXT is not None
+    text = subprocess.run(
+        [PDFTOTEXT, "-layout", str(pdf), "-"], capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    squeezed = "".join(text.split())
+    for column in COLUMNS.values():
+        assert "".join(column.title.split()) in squeezed.replace("\u2195", ""), column.title
+    for name in NAMES:
+        if name != "gamma":
+            assert squeezed.count("".join(name.split())) >= 2, name
+    pages = text.split("\f")
+    assert sum("Axial" in page for page in pages) >= 2  # every picture is open
+    assert text.count("Axial") == 6
+    filled = [len("".join(page.split())) for page in pages[:-1]]
+    assert min(filled[:-1]) > 60
+
+
+def test_sixty_two_labels_are_usable(tmp_path):
+    rng = np.random.default_rng(0)
+    for case in range(2):
+        reference = np.zeros((32, 32, 16), np.uint8)
+        for value in range(1, 63):
+            x, y = 4 * ((value - 1) % 8), 4 * ((value - 1) // 8)
+            reference[x : x + 3, y : y + 3, 4:8] = value
+        save_case(tmp_path, f"case{case}", reference, np.where(rng.random(reference.shape) < 0.9, reference, 0))
+    evaluate_folders(Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out"))
+    script = """
+    const heat = document.getElementById('heat');
+    heat.dispatchEvent(new PointerEvent('pointermove', { clientX: heat.getBoundingClientRect().left + 3,
+      clientY: heat.getBoundingClientRect().top + 3 }));
+    found.note = document.getElementById('heat-note').textContent;
+    const search = document.getElementById('filter-labels');
+    search.value = '61';
+    search.dispatchEvent(new Event('input'));
+    found.named = Array.from(document.querySelectorAll('[data-label-name]'))
+      .filter((e) => !e.hidden).map((e) => e.dataset.labelName);
+    search.value = '';
+    search.dispatchEvent(new Event('input'));
+    found.height = document.documentElement.scrollHeight;
+    found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
+    """
+    found, console = run_in_browser(tmp_path / "out" / "report.html", tmp_path, script)
+    assert found["problems"] == []
+    assert "rror" not in console
+    assert re.fullmatch(r"case[01], label 1: IoU 0\.\d\d", found["note"])
+    assert found["named"] == ["61", "61"]
+    assert found["height"] < 6000
+    assert found["wide"] is True
+
+
+def test_the_comparison_opens_both_pictures(report, tmp_path):
+    folder = report.parents[1]
+    request = Request(folder / "references", folder / "references", tmp_path / "perfect")
+    evaluate_folders(request)
+    compare_folders([folder / "out", tmp_path / "perfect"], tmp_path / "comparison")
+    script = """
+    const item = document.querySelector('details.picture');
+    item.open = true;
+    const views = item.querySelectorAll('.viewer');
+    for (const view of views) await ready(view);
+    found.views = Array.from(views, (view) => view.dataset.ready);
+    found.headings = Array.from(item.querySelectorAll('h4'), (h) => h.textContent);
+    found.table = document.querySelector('table thead').textContent;
+    """
+    found, console = run_in_browser(tmp_path / "comparison" / "comparison.html", tmp_path, READY + script)
+    assert found["problems"] == []
+    assert "rror" not in console
+    assert found["views"] == ["yes", "yes"]
+    assert found["headings"] == ["out", "perfect"]
+    assert "outperfectDifference" in "".join(found["table"].split())
+
+
+@pytest.mark.slow
+def test_two_thousand_cases_make_a_page_that_opens(tmp_path):
+    reference = np.zeros((12, 12, 8), np.uint8)
+    reference[3:8, 3:8, 2:6] = 1
+    for case in range(2000):
+        for kind, shift in (("references", 0), ("predictions", 1 + case % 3)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            image = nibabel.Nifti1Image(np.roll(reference, shift, axis=case % 2), np.eye(4))
+            nibabel.save(image, tmp_path / kind / f"case{case:04}.nii")
+    evaluate_folders(Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out"))
+    page = tmp_path / "out" / "report.html"
+    assert page.stat().st_size < 15e6
+    script = "found.rows = document.querySelectorAll('#case-table tbody tr').length;"
+    found, _ = run_in_browser(page, tmp_path, script)
+    assert (found["rows"], found["problems"]) == (2000, [])
