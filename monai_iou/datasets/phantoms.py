@@ -1,22 +1,33 @@
 """CT-like volumes with small lesions, the same on every machine: data for the demo and for tests.
 
-Each volume has a body with a rim of fat, two organs, a spine, vessels and 1 to 5 lesions. Vessels are as bright as
-lesions, so that a threshold cannot tell them apart: their shape does. Grids are anisotropic and oblique.
+Each volume has a body with a rim of fat, two organs, a spine, vessels and lesions. Vessels are as bright as lesions, so
+that a threshold cannot tell them apart: their shape does. Grids are anisotropic and oblique.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = ["Phantom", "make_phantom", "write_phantom_dataset"]
 
+Lesions: TypeAlias = Literal["few", "unequal"]
+_Placed: TypeAlias = list[tuple[np.ndarray, float]]  # centre and diameter in mm
 
+DESCRIPTIONS: dict[str, str] = {
+    "few": "1 to 5 lesions of 4 to 14 mm",
+    "unequal": "one lesion of 22 to 28 mm and 15 to 25 of 3 to 6 mm",
+}
+# Lesions that find no room are left out, so that the first try at a given foreground can miss it.
+FOREGROUND_TRIES, FOREGROUND_TOLERANCE = 6, 0.02
 AIR, FAT, MUSCLE, LIVER, SPLEEN, BONE, ENHANCED = -1000.0, -100.0, 50.0, 95.0, 110.0, 400.0, 185.0  # HU
 NOISE_HU = 18.0
 
@@ -30,18 +41,31 @@ class Phantom:
     affine: np.ndarray
 
 
-def make_phantom(seed: int, shape: tuple[int, int, int] = (96, 96, 64)) -> Phantom:
+def make_phantom(
+    seed: int,
+    shape: tuple[int, int, int] = (96, 96, 64),
+    *,
+    lesions: Lesions = "few",
+    foreground: float | None = None,
+) -> Phantom:
     """Make one volume.
 
     Args:
         seed: the same seed gives the same volume.
-        shape: size in voxels; the lesions keep their size in mm, 4 to 14.
+        shape: size in voxels; the lesions keep their size in mm unless `foreground` is given.
+        lesions: "few" are 1 to 5 lesions of 4 to 14 mm; "unequal" is one of 22 to 28 mm and 15 to 25 of 3 to 6 mm.
+        foreground: the lesions' share of all voxels, above 0 and at most 0.05; their diameters are scaled to reach it.
+            None keeps them as they are.
+
+    Raises:
+        ValueError: `lesions` or `foreground` is none of these.
 
     Example:
         >>> phantom = make_phantom(0)
         >>> phantom.image.shape, phantom.label.max(), bool(0.0002 < phantom.label.mean() < 0.005)
         ((96, 96, 64), np.uint8(1), True)
     """
+    _check_lesions(lesions, foreground)
     rng = np.random.default_rng([seed, 20])
     spacing = np.array([1.0, 1.0, 2.0]) * rng.uniform(0.94, 1.06)
     extent = np.array(shape) * spacing
@@ -60,15 +84,22 @@ def make_phantom(seed: int, shape: tuple[int, int, int] = (96, 96, 64)) -> Phant
         image[mask] = value
 
     free = inner & ~spine
-    label, lesions = _lesions(rng, grid, free & _ellipsoid(centred, (0, 0, 0), (0.72, 0.62, 0.82)))
-    image[_vessels(rng, grid, extent, lesions) & free] = ENHANCED
+    allowed = free & _ellipsoid(centred, (0, 0, 0), (0.72, 0.62, 0.82))
+    label, placed = _lesions(rng, grid, allowed, lesions, foreground)
+    image[_vessels(rng, grid, extent, placed) & free] = ENHANCED
     image[label] = ENHANCED + rng.normal(0, 5)
     image = _blurred(image, 0.6) + rng.normal(0, NOISE_HU, shape)
     return Phantom(np.clip(image.round(), -1024, 3071).astype(np.int16), label.astype(np.uint8), _affine(rng, spacing))
 
 
 def write_phantom_dataset(
-    folder: str | os.PathLike[str], training: int = 9, evaluation: int = 3, shape: tuple[int, int, int] = (96, 96, 64)
+    folder: str | os.PathLike[str],
+    training: int = 9,
+    evaluation: int = 3,
+    shape: tuple[int, int, int] = (96, 96, 64),
+    *,
+    lesions: Lesions = "few",
+    foreground: float | None = None,
 ) -> Path:
     """Write volumes as a Decathlon-layout folder, dataset.json last, so that a folder with it is complete.
 
@@ -77,22 +108,28 @@ def write_phantom_dataset(
         training: number of cases to train on, at least 1.
         evaluation: number of cases of `test_labelled`.
         shape: see `make_phantom`.
+        lesions: see `make_phantom`.
+        foreground: see `make_phantom`.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: see `make_phantom`.
     """
+    _check_lesions(lesions, foreground)
     root = Path(folder)
     entries: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
     for index in range(training + evaluation):
         part = "Tr" if index < training else "Ts"
         entry = {kind: f"./{kind}s{part}/phantom_{index:02d}.nii.gz" for kind in ("image", "label")}
-        phantom = make_phantom(index, shape)
+        phantom = make_phantom(index, shape, lesions=lesions, foreground=foreground)
         for kind, voxels in (("image", phantom.image), ("label", phantom.label)):
             _write(root / entry[kind], voxels, phantom.affine)
         entries[part].append(entry)
     content = {
         "name": "Phantoms",
-        "description": "CT-like volumes with 1 to 5 lesions of 4 to 14 mm among vessels as bright",
+        "description": f"CT-like volumes with {_description(lesions, foreground)} among vessels as bright",
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
         "labels": {"0": "background", "1": "lesion"},
@@ -114,14 +151,53 @@ def _ellipsoid(grid: np.ndarray, centre: ArrayLike, radii: ArrayLike) -> np.ndar
     return inside
 
 
+def _check_lesions(lesions: str, foreground: float | None) -> None:
+    if lesions not in DESCRIPTIONS:
+        message = (
+            f"Expected `lesions` to be one of {', '.join(map(repr, DESCRIPTIONS))}, but got {lesions!r}: choose one."
+        )
+        raise ValueError(message)
+    if foreground is not None and not 0 < foreground <= 0.05:
+        message = (
+            f"Expected `foreground` to be a share of the voxels above 0 and at most 0.05, but got {foreground}: "
+            "larger lesions do not fit into the body."
+        )
+        raise ValueError(message)
+
+
+def _description(lesions: Lesions, foreground: float | None) -> str:
+    scaled = "" if foreground is None else f", scaled to {100 * foreground:g} % of the voxels,"
+    return DESCRIPTIONS[lesions] + scaled
+
+
 def _lesions(
-    rng: np.random.Generator, grid: np.ndarray, allowed: np.ndarray
-) -> tuple[np.ndarray, list[tuple[np.ndarray, float]]]:
-    """Place 1 to 5 bumpy ellipsoids apart from each other; the first is large enough for 0.02 % of the volume."""
+    rng: np.random.Generator, grid: np.ndarray, allowed: np.ndarray, lesions: Lesions, foreground: float | None
+) -> tuple[np.ndarray, _Placed]:
+    """Place the lesions, and return their mask with their places; the first of "few" has 0.02 % of the volume."""
+    diameters = (
+        [rng.uniform(9, 14), *rng.uniform(4, 14, size=rng.integers(0, 5))]
+        if lesions == "few"
+        else [rng.uniform(22, 28), *rng.uniform(3, 6, size=rng.integers(15, 26))]
+    )
+    if foreground is None:
+        return _placed(rng, grid, allowed, diameters)
+    scale = 1.0
+    for _ in range(FOREGROUND_TRIES):
+        # Every try draws the same numbers, so that it differs from the last by its scale alone.
+        label, placed = _placed(copy.deepcopy(rng), grid, allowed, [scale * diameter for diameter in diameters])
+        if abs(label.mean() / foreground - 1) < FOREGROUND_TOLERANCE:
+            break
+        scale *= float((foreground / label.mean()) ** (1 / 3)) if label.any() else 1.5
+    return label, placed
+
+
+def _placed(
+    rng: np.random.Generator, grid: np.ndarray, allowed: np.ndarray, diameters: Sequence[float]
+) -> tuple[np.ndarray, _Placed]:
+    """Place bumpy ellipsoids apart from each other; those that find no room are left out."""
     label = np.zeros(allowed.shape, dtype=bool)
-    placed: list[tuple[np.ndarray, float]] = []
+    placed: _Placed = []
     candidates = np.argwhere(allowed)
-    diameters = [rng.uniform(9, 14), *rng.uniform(4, 14, size=rng.integers(0, 5))]
     for diameter in diameters:
         for _ in range(100):
             index = candidates[rng.integers(len(candidates))]
@@ -138,9 +214,7 @@ def _lesions(
     return label & allowed, placed
 
 
-def _vessels(
-    rng: np.random.Generator, grid: np.ndarray, extent: np.ndarray, lesions: list[tuple[np.ndarray, float]]
-) -> np.ndarray:
+def _vessels(rng: np.random.Generator, grid: np.ndarray, extent: np.ndarray, lesions: _Placed) -> np.ndarray:
     """Draw six winding tubes of 3 to 6 mm that cross the volume and keep 3 mm away from the lesions."""
     mask = np.zeros(grid.shape[1:], dtype=bool)
     spacing = grid[:, 1, 1, 1] - grid[:, 0, 0, 0]

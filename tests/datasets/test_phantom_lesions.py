@@ -1,0 +1,70 @@
+"""Phantoms with lesions of chosen sizes: the share of the voxels that is asked for, one large among many small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import pytest
+
+from monai_iou.datasets.phantoms import make_phantom, write_phantom_dataset
+
+SHAPE = (48, 48, 32)
+
+
+@pytest.mark.parametrize(("lesions", "foreground"), [("few", 0.02), ("few", 0.0005), ("unequal", 0.01)])
+def test_lesions_are_scaled_to_the_foreground_asked_for(lesions, foreground: float) -> None:
+    label = make_phantom(0, SHAPE, lesions=lesions, foreground=foreground).label
+    # A lesion of a few voxels grows by several at once.
+    assert label.mean() == pytest.approx(foreground, rel=0.2)
+
+
+def test_scaling_changes_the_size_and_the_same_seed_gives_the_same_volume() -> None:
+    plain, *scaled = make_phantom(3, SHAPE), *(make_phantom(3, SHAPE, foreground=0.03) for _ in range(2))
+    np.testing.assert_array_equal(scaled[0].label, scaled[1].label)
+    np.testing.assert_array_equal(scaled[0].image, scaled[1].image)
+    assert scaled[0].label.sum() > 2 * plain.label.sum()
+
+
+def test_unequal_lesions_are_one_large_and_many_small() -> None:
+    counts = cc3d.statistics(cc3d.connected_components(make_phantom(0, lesions="unequal").label))["voxel_counts"][1:]
+    small = np.sort(counts)[:-1]
+    assert len(small) >= 12
+    assert small.max() < 60
+    assert counts.max() > 20 * np.median(small)
+
+
+def test_the_lesions_are_brighter_than_muscle() -> None:
+    phantom = make_phantom(1, SHAPE, lesions="unequal", foreground=0.01)
+    assert phantom.image[phantom.label == 1].mean() > 120
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lesions": "many"}, "Expected `lesions` to be one of 'few', 'unequal', but got 'many': choose one."),
+        (
+            {"foreground": 0.2},
+            "Expected `foreground` to be a share of the voxels above 0 and at most 0.05, but got 0.2: "
+            "larger lesions do not fit into the body.",
+        ),
+        ({"foreground": float("nan")}, "but got nan: larger lesions"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path, options, message: str) -> None:
+    for make in (lambda: make_phantom(0, SHAPE, **options), lambda: write_phantom_dataset(tmp_path / "x", **options)):
+        with pytest.raises(ValueError, match=r"Expected") as caught:
+            make()
+        assert message in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_dataset_says_which_lesions_it_has(tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path, 1, 1, (40, 40, 24), lesions="unequal", foreground=0.003)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    assert content["description"] == (
+        "CT-like volumes with one lesion of 22 to 28 mm and 15 to 25 of 3 to 6 mm, scaled to 0.3 % of the voxels, "
+        "among vessels as bright"
+    )
