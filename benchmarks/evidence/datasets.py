@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,40 @@ def phantoms(folder: Path, fold: int, **arguments: Any) -> None:
 
 def task901(folder: Path, fold: int) -> None:
     """Copy the eight FLAIR scans so that one of the six patients is left out."""
-    source = SHARED / "Task901_MSLesionFLAIR"
-    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
-    entries = content["training"] + content["test_labelled"]
-    patients = sorted({patient_of(entry["image"]) for entry in entries})
-    held_out = patients[fold]
+    source, content, entries = real_cases("Task901_MSLesionFLAIR")
+    held_out = sorted({patient_of(entry["image"]) for entry in entries})[fold]
     copy_split(source, folder, content, entries, lambda entry: patient_of(entry["image"]) == held_out)
+
+
+def task902(folder: Path, fold: int) -> None:
+    """Copy the 21 CT crops so that every third one, by the order of their names, is left out."""
+    source, content, entries = real_cases("Task902_STSTumourCT")
+    held_out = sorted(entry["image"].rpartition("/")[2] for entry in entries)[fold :: DATA["task902"].folds]
+    copy_split(source, folder, content, entries, lambda entry: entry["image"].rpartition("/")[2] in held_out)
+
+
+def task904(folder: Path, fold: int, training: int) -> None:
+    """Copy the first so many training volumes of the hippocampus and all that are to be tested."""
+    source, content, _ = real_cases("Task904_Hippocampus")
+    tested = content["test_labelled"]
+    copy_split(source, folder, content, content["training"][:training] + tested, lambda entry: entry in tested)
+
+
+def shapes(folder: Path, fold: int) -> None:
+    """Make images around the 30 masks of as many patients; every third is tested."""
+    from benchmarks.evidence.shapes import write
+
+    entries = write(folder, SHARED / "Masks905_OpenMS" / "labels", SHARED / "Task901_MSLesionFLAIR")
+    labels = {"0": "background", "1": "lesion"}
+    content = {"name": "Shapes", "tensorImageSize": "3D", "modality": {"0": "MRI"}, "labels": labels}
+    describe(folder, content, [entries[i] for i in range(30) if i % 3 < 2], entries[2::3])
+
+
+def real_cases(task: str) -> tuple[Path, dict[str, Any], list[dict[str, str]]]:
+    """Return the folder of a data set, its dataset.json, and all its labelled cases."""
+    source = SHARED / task
+    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    return source, content, content["training"] + content["test_labelled"]
 
 
 def patient_of(path: str) -> str:
@@ -76,16 +104,24 @@ def copy_split(
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, folder / path)
         parts[held_out(entry)].append(entry)
-    split = {"training": parts[False], "test_labelled": parts[True], "test": [entry["image"] for entry in parts[True]]}
-    sizes = {"numTraining": len(parts[False]), "numTest": len(parts[True])}
-    write_description(folder, {**content, **split, **sizes})
+    describe(folder, content, parts[False], parts[True])
 
 
-def write_description(folder: Path, content: Mapping[str, Any]) -> None:
+def describe(
+    folder: Path, content: Mapping[str, Any], training: Sequence[Mapping[str, str]], tested: Sequence[Mapping[str, str]]
+) -> None:
     """Write dataset.json in one step."""
+    split = {"training": training, "test_labelled": tested, "test": [entry["image"] for entry in tested]}
     partial = folder / "dataset.tmp"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({**content, **split, "numTraining": len(training), "numTest": len(tested)}, indent=1)
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(folder / "dataset.json")
 
 
-BUILDERS: dict[str, Builder] = {"phantoms": phantoms, "task901": task901}
+BUILDERS: dict[str, Builder] = {
+    "phantoms": phantoms,
+    "shapes": shapes,
+    "task901": task901,
+    "task902": task902,
+    "task904": task904,
+}

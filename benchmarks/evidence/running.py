@@ -19,13 +19,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.evidence.choices import LOSSES
 from benchmarks.evidence.datasets import ROOT, build, patient_of
-from benchmarks.evidence.studies import LOSSES, Run, overrides
+from benchmarks.evidence.studies import Run, overrides
 from benchmarks.evidence.tables import add_run, locked, missing
 from benchmarks.losses_train import losses_of_iterations, training_weights
 from benchmarks.training import processor
 
 SCORES = ("iou", "dice", "lesion_f1")
+# What a plan does not decide in a study, so that the budget is the same.
+EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 
 
 def run_all(runs: Sequence[Run], jobs: int, results: Path, output: Path, *, quick: bool) -> int:
@@ -90,6 +93,11 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
     configs, chosen = overrides(run, quick=quick)
     if LOSSES[run.loss].get("loss", {}).get("weight"):
         chosen["loss"] = {**chosen["loss"], "weight": training_weights(data)}
+    if chosen.pop("planned", False):
+        plan = written_plan(data, folder)
+        configs = [*configs, str(plan.with_suffix(""))]  # an absolute path stays one behind the bundle's folder
+        decided = json.loads(plan.read_text(encoding="utf-8"))
+        chosen = {name: value for name, value in chosen.items() if name not in decided or name in EQUAL}
     places = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
     run_workflow(bundle_path(), ["train", *configs], {**places, **chosen})
     values = losses_of_iterations(folder / "eval" / "tensorboard")
@@ -97,6 +105,16 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
         message = f"Expected every loss of {run.folder} to be finite, but got {values}."
         raise RuntimeError(message)
     return values
+
+
+def written_plan(data: Path, folder: Path) -> Path:
+    """Write the plan of `monai-iou plan` for a CPU."""
+    from monai_iou.cli import cli
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "plan.json"
+    cli.main(["plan", str(data), "--output", str(path), "--device", "cpu"], standalone_mode=False)
+    return path
 
 
 def segment(data: Path, folder: Path) -> None:

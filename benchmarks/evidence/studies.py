@@ -2,59 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.losses_train import CROSS_ENTROPY, REGION
-
-Overrides = Mapping[str, Any]
-
-# MONAI's region losses take label maps only with `to_onehot_y`, and know no `sync_batch`.
-MONAI_REGION = {"softmax": True, "to_onehot_y": True}
-MONAI_BEST = {**MONAI_REGION, "include_background": False, "batch": True}
-
-THIRD = 1 / 3
-
-
-def _ours(name: str, **options: Any) -> dict[str, Any]:
-    return {"_target_": f"monai_iou.{name}", **REGION, **options}
-
-
-def _iou_ce(weight: float) -> Overrides:
-    return {"loss": _ours("IoUCELoss", lambda_ce=weight) if weight else _ours("IoULoss")}
-
-
-def _dice_ce(weight: float) -> Overrides:
-    options = {**MONAI_BEST, "lambda_ce": weight} if weight else MONAI_BEST
-    return {"loss": {"_target_": "DiceCELoss" if weight else "DiceLoss", **options}}
-
-
-def _compound(name: str, **options: Any) -> Overrides:
-    return {"loss": {"_target_": "monai_iou.CompoundLoss", "losses": [_ours(name, **options), CROSS_ENTROPY]}}
-
-
-# Everything that a row's column `loss` may name. An entry may override more than the loss, and add configs.
-LOSSES: dict[str, Overrides] = {
-    "iou+ce": _iou_ce(1.0),
-    "iou+ce/3": _iou_ce(THIRD),
-    "iou+ce/10": _iou_ce(0.1),
-    "iou": _iou_ce(0.0),
-    "dice+ce": _dice_ce(1.0),
-    "dice+ce/3": _dice_ce(THIRD),
-    "dice+ce/10": _dice_ce(0.1),
-    "dice": _dice_ce(0.0),
-    "dice+ce as it comes": {"loss": {"_target_": "DiceCELoss", **MONAI_REGION}},
-    "ce": {"loss": CROSS_ENTROPY},
-    "weighted ce": {"loss": {**CROSS_ENTROPY, "weight": "counted in the training labels"}},
-    "lovasz+ce": _compound("LovaszSoftmaxLoss"),
-    "lovasz+ce sorted": _compound("LovaszSoftmaxLoss", bins=None),
-    "generalised iou": {"loss": {**_ours("GeneralizedIoULoss", w_type="simple"), "include_background": True}},
-    "instance": {"configs": ["instance"]},
-}
-
-# What the column `sampler` may name.
-SAMPLERS: dict[str, Overrides] = {"voxels": {}}
+from benchmarks.evidence.choices import LOSSES, SAMPLERS, Overrides
 
 
 @dataclass(frozen=True)
@@ -69,9 +21,23 @@ class Data:
 
 PILOT = {"patch_size": [48, 48, 32], "epochs": 60}
 
+HIPPOCAMPUS = {"patch_size": [40, 56, 40], "base_channels": 8, "batch_size": 4, "flip_prob": 0.0}
+SHARES = (3.0, 1.0, 0.3, 0.1, 0.03)  # % of the voxels
+
 DATA: dict[str, Data] = {
     "phantoms": Data("phantoms", {"training": 12, "evaluation": 24}, PILOT),
+    "unequal": Data("phantoms", {"training": 12, "evaluation": 24, "lesions": "unequal"}, PILOT),
+    "shapes": Data("shapes", {}, {"patch_size": [48, 48, 48], "epochs": 60}),
+    **{
+        f"{share:g} %": Data("phantoms", {"training": 12, "evaluation": 24, "foreground": share / 100}, PILOT)
+        for share in SHARES
+    },
     "task901": Data("task901", {}, {"patch_size": [48, 48, 48], "epochs": 60, "case_repeats": 2}, folds=6),
+    "task902": Data("task902", {}, {"patch_size": [64, 64, 32], "epochs": 60}, folds=3),
+    # About 600 steps whatever the number of volumes.
+    "task904, 8": Data("task904", {"training": 8}, {**HIPPOCAMPUS, "epochs": 300}),
+    "task904, 32": Data("task904", {"training": 32}, {**HIPPOCAMPUS, "epochs": 75}),
+    "task904, 208": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "epochs": 12}),
 }
 
 
@@ -152,6 +118,73 @@ STUDIES: dict[str, Study] = {
                 "dice+ce/10",
             ),
             baseline=("dice+ce", "voxels"),
+        ),
+        Study(
+            "sampler",
+            "Which crops, where lesions differ much in size?",
+            ("unequal",),
+            ("dice+ce", "iou+ce/3", "instance"),
+            samplers=("voxels", "q=1/2", "q=0", "q=1/3", "q=1", "q=1/2, centred", "q=1, centred"),
+            baseline=("dice+ce", "voxels"),
+            primary="lesion_f1",
+            quick={"epochs": 1},
+        ),
+        Study(
+            "shapes",
+            "The same crops and losses on real lesion shapes in made images?",
+            ("shapes",),
+            ("dice+ce", "iou+ce/3", "instance"),
+            samplers=("voxels", "q=1/2", "q=0"),
+            baseline=("dice+ce", "voxels"),
+            primary="lesion_f1",
+            quick={"epochs": 1},
+        ),
+        Study(
+            "imbalance",
+            "What is left of each loss as the foreground shrinks?",
+            tuple(f"{share:g} %" for share in SHARES),
+            ("ce", "weighted ce", "dice+ce", "iou", "iou+ce/3", "lovasz+ce", "generalised iou", "instance"),
+            samplers=("q=1/2",),
+            baseline=("ce", "q=1/2"),
+            quick={"epochs": 1, "data": ("3 %", "0.03 %")},
+        ),
+        Study(
+            "real",
+            "Which loss on real scans?",
+            ("task901", "task902", "task904, 8", "task904, 32", "task904, 208"),
+            ("dice+ce", "iou+ce", "iou+ce/3", "iou", "planned"),
+            samplers=("q=1/2",),
+            baseline=("dice+ce", "q=1/2"),
+            quick={"epochs": 1, "data": ("task901", "task904, 8")},
+        ),
+        Study(
+            "peers",
+            "Against MONAI's tutorial settings at the same number of steps?",
+            ("task901", "task904, 208"),
+            ("monai tutorial", "dice+ce", "iou+ce/3"),
+            samplers=("q=1/2",),
+            baseline=("monai tutorial", "q=1/2"),
+            quick={"epochs": 1, "data": ("task901",)},
+        ),
+        Study(
+            "choices",
+            "What is each of the other choices worth?",
+            ("unequal",),
+            (
+                "iou+ce/3",
+                "empty skip",
+                "empty suppress",
+                "area labels",
+                "max labels",
+                "nearest labels",
+                "lovasz+ce",
+                "lovasz+ce sorted",
+                "no flips",
+                "attention",
+            ),
+            samplers=("q=1/2",),
+            baseline=("iou+ce/3", "q=1/2"),
+            quick={"epochs": 1},
         ),
     ]
 }

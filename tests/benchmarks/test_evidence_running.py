@@ -17,11 +17,13 @@ from places import DATA as REAL
 from places import DOCS, ROOT
 
 from benchmarks.evidence import __main__ as command
+from benchmarks.evidence.choices import LOSSES, SAMPLERS
 from benchmarks.evidence.datasets import BUILDERS, build
 from benchmarks.evidence.pictures import Line, Scale, draw
 from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, fill, picture
 from benchmarks.evidence.running import score_masks, summary
-from benchmarks.evidence.studies import DATA, LOSSES, SAMPLERS, STUDIES, Run, overrides
+from benchmarks.evidence.shapes import Contrast, make_image
+from benchmarks.evidence.studies import DATA, STUDIES, Run, overrides
 from benchmarks.evidence.tables import (
     CASE_COLUMNS,
     RUN_COLUMNS,
@@ -74,7 +76,17 @@ def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
     assert chosen["seed"] == 3
     for name in configs:
         config |= json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
-    assert {key.partition("#")[0] for key in chosen} <= set(config)
+    assert {key.partition("#")[0] for key in chosen} - {"planned"} <= set(config)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_crops_replace_the_bundles_first_random_transform_or_its_two_keys(sampler: str) -> None:
+    config = json.loads((bundle_path() / "configs" / "train.json").read_text())
+    assert config["train"]["deterministic_transforms"][-1]["_target_"].endswith("LesionIndicesd")
+    assert config["train"]["random_transforms"][0]["_target_"].endswith("RandCropByLesionsd")
+    _, chosen = overrides(Run("sampler", "unequal", "iou", sampler, 0, 0))
+    assert {"size_exponent", "crop_jitter"} <= set(chosen) or "train#random_transforms#0" in chosen
+    assert {"size_exponent", "crop_jitter"} <= set(config)
 
 
 def test_the_losses_of_the_study_of_weights_are_what_their_names_say() -> None:
@@ -184,6 +196,38 @@ def test_a_fold_of_the_scans_leaves_one_patient_out(tmp_path: Path) -> None:
     assert len(folder.evaluation) == len(folder.test) == 3
     assert len(trained) == DATA["task901"].folds - 1
     assert not tested & trained
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}")
+def test_folds_and_numbers_of_volumes_of_real_data(tmp_path: Path) -> None:
+    from monai_iou.datasets.folder import read_folder
+
+    folds = [read_folder(build("task902", fold, tmp_path)) for fold in range(3)]
+    tested = [{case.name for case in folder.evaluation} for folder in folds]
+    assert [len(names) for names in tested] == [7, 7, 7]
+    assert len(set.union(*tested)) == 21
+    assert all(len(folder.training) == 14 for folder in folds)
+    few = read_folder(build("task904, 8", 0, tmp_path))
+    assert (len(few.training), len(few.evaluation)) == (8, 26)
+
+
+def test_made_images_have_the_contrast_asked_for() -> None:
+    contrast = Contrast(lesion=2.0, lesion_spread=0.6, tissue=1.0, noise=0.5)
+    lesions = np.zeros((40, 40, 32), dtype=bool)
+    lesions[5:14, 5:14, 5:14] = lesions[25:34, 25:34, 20:28] = lesions[30, 5, 5] = True
+    images = np.array([make_image(lesions, contrast, seed) for seed in range(8)])
+    np.testing.assert_array_equal(images[3], make_image(lesions, contrast, 3))
+    assert len({image.tobytes() for image in images}) == 8
+    core = np.zeros_like(lesions)
+    core[7:12, 7:12, 7:12] = core[27:32, 27:32, 22:26] = True
+    scaled = (images - 100) / 20
+    far = np.ones_like(lesions)
+    far[2:17, 2:17, 2:17] = far[22:37, 22:37, 17:31] = far[27:34, 2:9, 2:9] = False
+    assert np.mean([image[core].mean() for image in scaled]) == pytest.approx(2.0, abs=0.5)
+    assert np.median(scaled[:, far]) == pytest.approx(0.0, abs=0.25)
+    assert scaled[:, far].std() > 1.0  # tissue, noise and distractors
+    assert (scaled[:, far] > 2.5).mean() > 0.01  # which are as bright as lesions
 
 
 @pytest.mark.parametrize(
