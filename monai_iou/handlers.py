@@ -15,6 +15,7 @@ from monai_iou.losses.compound import CompoundLoss
 from monai_iou.metrics.boundary import BoundaryDistance, BoundaryIoUMetric
 from monai_iou.metrics.iou import IgnoreEmpty, IoUMetric
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
+from monai_iou.metrics.lesion_rules import Pairing
 
 __all__ = ["BoundaryIoUHandler", "IoUHandler", "LesionIoUHandler", "LossWeightSchedule"]
 
@@ -84,6 +85,11 @@ class LesionIoUHandler(IgniteMetricHandler):
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
+        match: "any", "iou:0.5" or "overlap:0.25" instead of `threshold`.
+        pairing: "one-to-one" or "many-to-one".
+        strict: whether a pair must exceed the threshold.
+        min_volume_mm3: smaller components are left out.
+        dilation: reference components that join when dilated so many times count as one lesion.
     """
 
     def __init__(
@@ -99,6 +105,11 @@ class LesionIoUHandler(IgniteMetricHandler):
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
+        match: str | None = None,
+        pairing: Pairing = "one-to-one",
+        strict: bool = False,
+        min_volume_mm3: float = 0.0,
+        dilation: int = 0,
     ) -> None:
         metric = LesionIoUMetric(
             include_background=include_background,
@@ -109,6 +120,11 @@ class LesionIoUHandler(IgniteMetricHandler):
             ignore_empty=ignore_empty,
             num_classes=num_classes,
             ignore_index=ignore_index,
+            match=match,
+            pairing=pairing,
+            strict=strict,
+            min_volume_mm3=min_volume_mm3,
+            dilation=dilation,
         )
         super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
 

@@ -4,28 +4,31 @@ Pure functions take NumPy arrays or tensors, label maps or boolean masks as name
 number, a sequence, or None for 1 mm). Everything is computed from statistics that the functions also return, so
 that scores of a case, of a data set and of an interval come from the same counts.
 
-    iou_counts(prediction, reference, num_classes, ignore_index=None) -> ClassCounts(intersection, prediction,
-    reference; .union) iou_from_counts(intersection, prediction, reference, ignore_empty="both") -> float32 tensor
-    fine_grained_iou(intersection, union, *, active=None, worst=(5, 10, 50)) -> dict: iou_d, iou_i, iou_c,
-    iou_i_worst_5, ...
+    iou_counts(prediction, reference, num_classes, ignore_index=None)
+        -> ClassCounts(intersection, prediction, reference; .union)
+    iou_from_counts(intersection, prediction, reference, ignore_empty="both") -> float32 tensor
+    fine_grained_iou(intersection, union, *, active=None, worst=(5, 10, 50), reference=None, labelled=None)
+        -> dict: iou_d, iou_i, iou_c, iou_iq, iou_cq, iou_i_worst_5, ...
 
 of one pair of binary masks (crop them once with `crop_to_union` where several of these follow; `crop.offset` is in
 voxels):
 
     crop_to_union(prediction, reference, *, margin=0) -> Crop(prediction, reference, offset)
-    overlap_scores(prediction, reference, *, spacing=None, ignore_empty="both") -> OverlapScores(iou, dice, precision,
-    recall,
-        reference_ml, prediction_ml, volume_error_ml, relative_volume_error)
+    overlap_scores(prediction, reference, *, spacing=None, ignore_empty="both")
+        -> OverlapScores(iou, dice, precision, recall, reference_ml, prediction_ml, ...)
     overlap_from_counts(intersection, prediction, reference, *, spacing, ignore_empty="both") -> OverlapScores
-    lesion_scores(prediction, reference, *, spacing=None, threshold=0.5, connectivity=None, affine=None, label=1)
+    lesion_scores(prediction, reference, *, spacing=None, threshold=0.5, connectivity=None, affine=None, label=1,
+                  match=None, pairing="one-to-one", strict=False, min_volume_mm3=0, dilation=0, instances=False)
         -> LesionScores(tp, fp, fn, precision, recall, f1, sq, rq, pq, cc_iou, cc_dice, both_empty, lesions, ...)
-    boundary_iou(prediction, reference, *, width=2.0, spacing=None, ignore_empty="both") -> float
-    surface_scores(prediction, reference, *, tolerances=(1.0,), spacing=None) -> SurfaceScores(hd95_mm, assd_mm, nsd:
-    tuple)
+    challenge_scores(challenge, prediction, reference, *, spacing=None) -> dict, the challenge's own columns
+    boundary_iou(prediction, reference, *, width=2.0, spacing=None, ignore_empty="both", distance="euclidean") -> float
+    surface_scores(prediction, reference, *, tolerances=(1.0,), spacing=None)
+        -> SurfaceScores(hd95_mm, assd_mm, nsd: tuple)
 """
 
 from monai_iou.metrics.base import reduce_scores
 from monai_iou.metrics.boundary import BoundaryIoUMetric, boundary_counts, boundary_iou
+from monai_iou.metrics.challenges import CHALLENGES, Challenge, challenge_scores
 from monai_iou.metrics.detection import DetectionScores, Lesion, VolumeBin, recall_by_volume
 from monai_iou.metrics.fine_grained import fine_grained_iou
 from monai_iou.metrics.iou import ClassCounts, IoUMetric, iou_counts, iou_from_counts
@@ -35,7 +38,9 @@ from monai_iou.metrics.overlap import Crop, OverlapScores, crop_to_union, overla
 from monai_iou.metrics.surface import SurfaceScores, surface_scores
 
 __all__ = [
+    "CHALLENGES",
     "BoundaryIoUMetric",
+    "Challenge",
     "ClassCounts",
     "Crop",
     "DetectionScores",
@@ -48,6 +53,7 @@ __all__ = [
     "VolumeBin",
     "boundary_counts",
     "boundary_iou",
+    "challenge_scores",
     "crop_to_union",
     "fine_grained_iou",
     "iou_counts",

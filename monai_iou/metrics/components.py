@@ -36,6 +36,11 @@ class Overlaps(NamedTuple):
             self.intersection, self.prediction_sizes[self.prediction], self.reference_sizes[self.reference]
         )
 
+    @property
+    def covered(self) -> _FloatArray:
+        """Share of the reference component that each pair's predicted one covers."""
+        return scores.ratio(self.intersection, self.reference_sizes[self.reference])
+
 
 def find_overlaps(
     reference: npt.NDArray[Any], prediction: npt.NDArray[Any], reference_count: int, prediction_count: int
@@ -61,18 +66,20 @@ def find_overlaps(
     )
 
 
-def match_one_to_one(overlaps: Overlaps, threshold: float) -> _IntArray:
+def match_one_to_one(overlaps: Overlaps, candidates: _IntArray) -> _IntArray:
     """Pairs matched one to one: as many as can be, and among those choices the largest sum of IoU.
 
-    Pairs count from an IoU of `threshold` on; with 0, from one shared voxel on. Above 0.5 no component has two
-    candidates, so that every way of matching gives the same; below, taking the best pair first can leave partners
-    without a match.
+    Above an IoU of 0.5 no component has two candidates, so that every way of matching gives the same; below, taking the
+    best pair first can leave partners without a match.
+
+    Args:
+        overlaps: of the components.
+        candidates: indices of the pairs that can match.
 
     Returns:
         Indices into the pairs of `overlaps`, ascending.
     """
     iou = overlaps.iou
-    candidates = np.flatnonzero(iou >= threshold)
     chosen = [np.empty(0, dtype=np.int64)]
     for group in _independent_groups(overlaps.reference[candidates], overlaps.prediction[candidates]):
         pairs = candidates[group]

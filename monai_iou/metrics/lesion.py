@@ -19,16 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou import scores
-from monai_iou.metrics.components import (
-    Overlaps,
-    find_overlaps,
-    label_components,
-    match_one_to_one,
-    nearest_component,
-)
+from monai_iou.metrics.components import Overlaps, find_overlaps, nearest_component
 from monai_iou.metrics.detection import DetectionScores, Lesion, LesionCurve
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
-from monai_iou.metrics.overlap import crop_to_union, mask_pair
+from monai_iou.metrics.lesion_maps import LesionMaps, lesion_maps
+from monai_iou.metrics.lesion_rules import LesionRule, Matching, Pairing, iou_threshold, lesion_rule, match_components
 from monai_iou.scores import ratio
 
 __all__ = ["LesionScores", "lesion_scores"]
@@ -49,16 +44,25 @@ class LesionScores(DetectionScores):
     """Share of reference components that any predicted voxel touches; NaN without one."""
     precision_any: float
     """Share of predicted components that touch any reference voxel; NaN without one."""
+    fragments: int
+    """Predicted components beyond the first on the same reference component."""
+    merges: int
+    """Reference components beyond the first under the same predicted component."""
+    rule: LesionRule
+    """When a lesion counts as found."""
     lesions: tuple[Lesion, ...] = field(repr=False)
     """The reference components, then the false positives."""
     overlaps: Overlaps = field(repr=False, compare=False)
 
     def at(self, threshold: float | Literal["any"]) -> DetectionScores:
-        """The detection scores at another IoU threshold, from the same overlaps."""
-        return _detection(self.overlaps, match_one_to_one(self.overlaps, iou_threshold(threshold)))
+        """The detection scores at another threshold, from the same overlaps; of the IoU where the rule is "any"."""
+        limit = iou_threshold(threshold)
+        measure: Literal["iou", "overlap"] = "overlap" if self.rule.measure == "overlap" else "iou"
+        rule = LesionRule(measure, limit, self.rule.strict, self.rule.pairing)
+        return _detection(self.overlaps, match_components(self.overlaps, rule))
 
     def curve(self, thresholds: Sequence[float] = _TENTHS) -> LesionCurve:
-        """Detection scores over IoU thresholds; 0 asks for one shared voxel.
+        """Detection scores over thresholds of `at`; 0 asks for one shared voxel.
 
         Raises:
             ValueError: fewer than two thresholds, not ascending, or outside [0, 1].
@@ -86,21 +90,35 @@ def lesion_scores(
     connectivity: int | None = None,
     affine: npt.ArrayLike | None = None,
     label: int = 1,
+    match: str | None = None,
+    pairing: Pairing = "one-to-one",
+    strict: bool = False,
+    min_volume_mm3: float = 0.0,
+    dilation: int = 0,
+    instances: bool = False,
 ) -> LesionScores:
     """Compare the connected components of two masks.
 
-    Components are matched one to one where their IoU reaches `threshold`: as many pairs as can be, and among those
-    choices the largest sum of IoU. Everything comes from one histogram of overlapping components inside the box that
-    holds both masks.
+    By default components are matched one to one where their IoU reaches `threshold`: as many pairs as can be, and among
+    those choices the largest sum of IoU. Everything comes from one histogram of overlapping components inside the box
+    that holds both masks. `monai_iou.metrics.challenges` has the rules of challenges.
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 2 or 3 dimensions.
-        reference: mask of the same shape.
+        prediction: mask of 0 and 1, or bool, of 2 or 3 dimensions; with `instances` a map of lesion numbers.
+        reference: mask, or map, of the same shape.
         spacing: voxel size in mm along each axis; None takes it from `affine`, or 1 mm.
         threshold: IoU from which on a pair can match, in [0, 1]; "any" or 0 asks for one shared voxel.
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
         affine: (D+1, D+1) matrix from voxel indices to mm, for the centroids; None multiplies by `spacing`.
         label: the label that the lesions are recorded under.
+        match: "any", "iou:0.5" or "overlap:0.25" (share of the reference component that is covered) instead of
+            `threshold`; see `monai_iou.metrics.lesion_rules`.
+        pairing: "one-to-one", or "many-to-one", where fragments and merged lesions count as found.
+        strict: whether a pair must exceed the threshold (Kirillov et al., MONAI) instead of reaching it: an IoU of
+            exactly 0.5 is common among lesions of a few voxels.
+        min_volume_mm3: smaller components are left out, and predicted ones that touch only such as well.
+        dilation: reference components that join when dilated so many times count as one lesion.
+        instances: whether the maps hold lesion numbers; components are not looked for then.
 
     Returns:
         Scores, one record per lesion, and the overlaps behind them.
@@ -111,52 +129,57 @@ def lesion_scores(
 
     >>> reference = np.zeros((8, 8), dtype=bool); reference[1:3, 1:3] = True; reference[6, 6] = True
     >>> prediction = np.zeros((8, 8), dtype=bool); prediction[1:3, 1:4] = True
-    >>> scores = lesion_scores(prediction, reference)
-    >>> scores.tp, scores.fp, scores.fn, round(scores.sq, 3), round(scores.pq, 3), round(scores.cc_iou, 3)
+    >>> found = lesion_scores(prediction, reference)
+    >>> found.tp, found.fp, found.fn, round(found.sq, 3), round(found.pq, 3), round(found.cc_iou, 3)
     (1, 0, 1, 0.667, 0.444, 0.333)
+    >>> str(found.rule)
+    'IoU of at least 0.5, one to one'
     """
-    p_mask, r_mask = mask_pair(prediction, reference, dimensions=(2, 3))
-    limit = iou_threshold(threshold)
-    matrix = None if affine is None else _affine(affine, p_mask.ndim)
+    rule = lesion_rule(match, threshold, strict, pairing)
+    dimensions = np.ndim(reference)
+    matrix = None if affine is None else _affine(affine, dimensions)
     if spacing is None and matrix is not None:
         spacing = np.linalg.norm(matrix[:-1, :-1], axis=0)
-    size = spacing_tuple(spacing, p_mask.ndim)
-    if matrix is None:
-        matrix = np.diag([*size, 1.0])
-    crop = crop_to_union(p_mask, r_mask)
-    r_map, r_count = label_components(crop.reference, connectivity)
-    p_map, p_count = label_components(crop.prediction, connectivity)
-    overlaps = find_overlaps(r_map, p_map, r_count, p_count)
-    matches = match_one_to_one(overlaps, limit)
-    region_iou, region_dice = _region_scores(r_map, crop.prediction & ~crop.reference, overlaps, size)
-    centroids = [_centroids(m, n, crop.offset) for m, n in ((r_map, r_count), (p_map, p_count))]
-    detection = _detection(overlaps, matches)
+    size = spacing_tuple(spacing, dimensions)
+    maps = lesion_maps(
+        prediction,
+        reference,
+        size,
+        connectivity=connectivity,
+        min_volume_mm3=min_volume_mm3,
+        dilation=dilation,
+        instances=instances,
+    )
+    return _scores_of_maps(maps, rule, size, np.diag([*size, 1.0]) if matrix is None else matrix, label)
+
+
+def _scores_of_maps(
+    maps: LesionMaps, rule: LesionRule, size: tuple[float, ...], matrix: _FloatArray, label: int
+) -> LesionScores:
+    overlaps = find_overlaps(maps.reference, maps.prediction, maps.reference_count, maps.prediction_count)
+    matching = match_components(overlaps, rule)
+    outside = (maps.prediction > 0) & (maps.reference == 0)
+    region_iou, region_dice = _region_scores(maps.reference, outside, overlaps, size)
+    counted = ((maps.reference, maps.reference_count), (maps.prediction, maps.prediction_count))
+    centroids = [_centroids(numbers, count, maps.offset) for numbers, count in counted]
+    detection = _detection(overlaps, matching)
     empty_score = math.nan if detection.both_empty else 0.0
+    touched, touching = len(np.unique(overlaps.reference)), len(np.unique(overlaps.prediction))
     return LesionScores(
         tp=detection.tp,
         fp=detection.fp,
         fn=detection.fn,
         iou_sum=detection.iou_sum,
-        cc_iou=float(region_iou.mean()) if r_count else empty_score,
-        cc_dice=float(region_dice.mean()) if r_count else empty_score,
-        recall_any=ratio(len(np.unique(overlaps.reference)), r_count, empty=math.nan),
-        precision_any=ratio(len(np.unique(overlaps.prediction)), p_count, empty=math.nan),
-        lesions=_records(overlaps, matches, region_iou, centroids, matrix, math.prod(size) / 1000, label),
+        cc_iou=float(region_iou.mean()) if maps.reference_count else empty_score,
+        cc_dice=float(region_dice.mean()) if maps.reference_count else empty_score,
+        recall_any=ratio(touched, maps.reference_count, empty=math.nan),
+        precision_any=ratio(touching, maps.prediction_count, empty=math.nan),
+        fragments=len(overlaps.reference) - touched,
+        merges=len(overlaps.prediction) - touching,
+        rule=rule,
+        lesions=_records(overlaps, matching, region_iou, centroids, matrix, math.prod(size) / 1000, label),
         overlaps=overlaps,
     )
-
-
-def iou_threshold(threshold: float | Literal["any"]) -> float:
-    """The IoU that a pair must reach; 0 for "any"."""
-    if threshold == "any":
-        return 0.0
-    if isinstance(threshold, str) or not 0 <= threshold <= 1:
-        message = (
-            f'Expected `threshold` to be an IoU in [0, 1] or "any", but got {threshold!r}: 0.5 is the usual IoU, "any" '
-            "asks for one shared voxel."
-        )
-        raise ValueError(message)
-    return float(threshold)
 
 
 def _affine(affine: npt.ArrayLike, dimensions: int) -> _FloatArray:
@@ -171,13 +194,13 @@ def _affine(affine: npt.ArrayLike, dimensions: int) -> _FloatArray:
     return matrix
 
 
-def _detection(overlaps: Overlaps, matches: npt.NDArray[np.int64]) -> DetectionScores:
-    tp = len(matches)
+def _detection(overlaps: Overlaps, matching: Matching) -> DetectionScores:
+    tp = len(matching.pairs)
     return DetectionScores(
         tp=tp,
-        fp=len(overlaps.prediction_sizes) - tp,
+        fp=int(np.count_nonzero(~matching.right)),
         fn=len(overlaps.reference_sizes) - tp,
-        iou_sum=float(overlaps.iou[matches].sum()),
+        iou_sum=float(overlaps.iou[matching.pairs].sum()),
     )
 
 
@@ -209,14 +232,15 @@ def _centroids(components: npt.NDArray[Any], count: int, offset: tuple[int, ...]
 
 def _records(
     overlaps: Overlaps,
-    matches: npt.NDArray[np.int64],
+    matching: Matching,
     region_iou: _FloatArray,
     centroids: list[_FloatArray],
     affine: _FloatArray,
     voxel_ml: float,
     label: int,
 ) -> tuple[Lesion, ...]:
-    partner = {int(overlaps.reference[m]): (int(overlaps.prediction[m]), float(overlaps.iou[m])) for m in matches}
+    iou = overlaps.iou
+    partner = {int(overlaps.reference[m]): (int(overlaps.prediction[m]), float(iou[m])) for m in matching.pairs}
 
     def place(centroid: _FloatArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         in_mm = affine[:-1, :-1] @ centroid + affine[:-1, -1]
@@ -224,14 +248,13 @@ def _records(
 
     lesions = []
     for i, size in enumerate(overlaps.reference_sizes):
-        match, iou = partner.get(i, (None, 0.0))
+        match, shared = partner.get(i, (None, 0.0))
         number = None if match is None else match + 1
         outcome: Literal["tp", "fn"] = "fn" if match is None else "tp"
         where = place(centroids[0][i])
-        lesions.append(Lesion(label, i + 1, outcome, size * voxel_ml, *where, iou, float(region_iou[i]), number))
-    found = {match for match, _ in partner.values()}
+        lesions.append(Lesion(label, i + 1, outcome, size * voxel_ml, *where, shared, float(region_iou[i]), number))
     for i, size in enumerate(overlaps.prediction_sizes):
-        if i not in found:
+        if not matching.right[i]:
             where = place(centroids[1][i])
             lesions.append(Lesion(label, i + 1, "fp", size * voxel_ml, *where, 0.0, math.nan, None))
     return tuple(lesions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from monai.utils.enums import MetricReduction
@@ -14,7 +14,8 @@ from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.detection import DetectionScores
 from monai_iou.metrics.inputs import ImagePair
 from monai_iou.metrics.iou import IgnoreEmpty
-from monai_iou.metrics.lesion import iou_threshold, lesion_scores
+from monai_iou.metrics.lesion import lesion_scores
+from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 
 __all__ = ["LesionIoUMetric"]
 
@@ -38,6 +39,11 @@ class LesionIoUMetric(PerClassMetric):
         num_classes: needed where both inputs are label maps; background included.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
         ignore_index: voxels of this reference label are in no lesion.
+        match: "any", "iou:0.5" or "overlap:0.25" instead of `threshold`.
+        pairing: "one-to-one" or "many-to-one".
+        strict: whether a pair must exceed the threshold.
+        min_volume_mm3: smaller components are left out.
+        dilation: reference components that join when dilated so many times count as one lesion.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -61,6 +67,12 @@ class LesionIoUMetric(PerClassMetric):
         num_classes: int | None = None,
         return_with_label: bool | Sequence[str] = False,
         ignore_index: int | None = None,
+        *,
+        match: str | None = None,
+        pairing: Pairing = "one-to-one",
+        strict: bool = False,
+        min_volume_mm3: float = 0.0,
+        dilation: int = 0,
     ) -> None:
         super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
         names = ("pq", "sq", "rq", "f1", "precision", "recall", "cc_iou", "cc_dice", "f1_area")
@@ -69,14 +81,22 @@ class LesionIoUMetric(PerClassMetric):
             raise ValueError(message)
         check_ignore_empty(ignore_empty)
         self.score = score
-        self.threshold = iou_threshold(threshold)
-        self.connectivity = connectivity
+        self.rule = lesion_rule(match, threshold, strict, pairing)
+        self.options: dict[str, Any] = {
+            "match": match,
+            "threshold": threshold,
+            "strict": strict,
+            "pairing": pairing,
+            "connectivity": connectivity,
+            "min_volume_mm3": min_volume_mm3,
+            "dilation": dilation,
+        }
         self.ignore_empty = ignore_empty
 
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
         rows = []
         for p, r in pair.masks(first_class):
-            scores = lesion_scores(p, r, spacing=spacing, threshold=self.threshold, connectivity=self.connectivity)
+            scores = lesion_scores(p, r, spacing=spacing, **self.options)
             counts = (scores.tp + scores.fn, scores.tp + scores.fp, scores.tp)
             rows.append((*counts, scores.iou_sum, scores.cc_iou, scores.cc_dice, scores.curve().f1_area))
         return torch.tensor(rows, dtype=torch.float64, device=pair.reference.device)
@@ -102,7 +122,7 @@ class LesionIoUMetric(PerClassMetric):
         Returns:
             "tp", "fp", "fn", "precision", "recall", "f1", "sq" and "pq" of the joined lesions, "cc_iou" and "cc_dice"
             averaged over the images that have a score, "images", and "both_empty", the images without a lesion on
-            either side.
+            either side. `str(metric.rule)` says in words when a lesion counts as found.
 
         Raises:
             ValueError: no rank has scored an image.

@@ -75,6 +75,12 @@ def mask_pair(
     return masks
 
 
+def mask_counts(prediction: BoolMask, reference: BoolMask) -> tuple[int, int, int]:
+    """Voxels in both masks, in the prediction and in the reference."""
+    both, p, r = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
+    return both, p, r
+
+
 def bounding_box(mask: BoolMask) -> tuple[slice, ...]:
     """The smallest box that holds the mask; a box of no voxels for an empty mask."""
     box = []
@@ -199,5 +205,4 @@ def overlap_scores(
         ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
     """
     p, r = mask_pair(prediction, reference)
-    counts = [int(np.count_nonzero(m)) for m in (p & r, p, r)]
-    return overlap_from_counts(*counts, spacing=spacing_tuple(spacing, p.ndim), ignore_empty=ignore_empty)
+    return overlap_from_counts(*mask_counts(p, r), spacing=spacing_tuple(spacing, p.ndim), ignore_empty=ignore_empty)

@@ -1,0 +1,242 @@
+"""The scores of challenges, case by case, by the organisers' definitions, names, units and penalties.
+
+Each function takes two masks of one structure on one grid, and returns the challenge's own columns. They are written
+from the definitions in the papers and in the organisers' evaluation scripts; no code of theirs is here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from monai_iou import scores
+from monai_iou.checks import check_choice
+from monai_iou.metrics.brats import brats_mets
+from monai_iou.metrics.components import Overlaps, find_overlaps
+from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
+from monai_iou.metrics.lesion import lesion_scores
+from monai_iou.metrics.lesion_maps import large_components
+from monai_iou.metrics.overlap import crop_to_union, mask_counts, mask_pair
+
+__all__ = ["CHALLENGES", "Challenge", "autopet", "brats_mets", "challenge_scores", "isles22", "ms"]
+
+_MM3_PER_ML = 1000.0
+
+
+def isles22(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> dict[str, float]:
+    """The four scores of ISLES'22 (Hernandez Petzsche et al. 2022): Dice, volume, lesion count, lesion-wise F1.
+
+    A lesion (26 neighbours) is found where one predicted voxel lies in it; a predicted component is a false positive
+    where it touches no reference voxel; F1 = TP / (TP + (FP + FN) / 2). Dice and F1 are 1 where both masks are empty.
+    Source: https://github.com/ezequieldlrosa/isles22
+
+    Args:
+        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        reference: mask of the same shape.
+        spacing: voxel size in mm along each axis; None is 1 mm.
+
+    Returns:
+        "dice"; "absolute_volume_difference" in ml; "absolute_lesion_difference", a count; "lesion_f1_score".
+
+    Raises:
+        TypeError: an input is neither an array nor a tensor.
+        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+    """
+    p, r = mask_pair(prediction, reference, dimensions=(3,))
+    size = spacing_tuple(spacing, 3)
+    lesions = lesion_scores(p, r, spacing=size, connectivity=26, match="any", pairing="many-to-one")
+    both, predicted, true = mask_counts(p, r)
+    counts = len(lesions.overlaps.prediction_sizes), len(lesions.overlaps.reference_sizes)
+    return {
+        "dice": scores.dice(both, predicted, true),
+        "absolute_volume_difference": abs(predicted - true) * math.prod(size) / _MM3_PER_ML,
+        "absolute_lesion_difference": float(abs(counts[0] - counts[1])),
+        "lesion_f1_score": 1.0 if lesions.both_empty else lesions.f1,
+    }
+
+
+def autopet(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> dict[str, float]:
+    """Dice, and volumes of false positive and false negative components of autoPET (Gatidis et al. 2022).
+
+    Components have 18 neighbours. A predicted one is false positive where it touches no reference voxel, a reference
+    one false negative where no predicted voxel touches it; whole components count, not voxels. Dice is NaN where both
+    masks are empty. Source: https://github.com/lab-midas/autoPET
+
+    Args:
+        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        reference: mask of the same shape.
+        spacing: voxel size in mm along each axis; None is 1 mm.
+
+    Returns:
+        "dice_sc"; "false_pos_vol" and "false_neg_vol" in ml.
+
+    Raises:
+        TypeError: an input is neither an array nor a tensor.
+        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+    """
+    p, r = mask_pair(prediction, reference, dimensions=(3,))
+    size = spacing_tuple(spacing, 3)
+    overlaps = lesion_scores(p, r, spacing=size, connectivity=18, match="any", pairing="many-to-one").overlaps
+    voxel_ml = math.prod(size) / _MM3_PER_ML
+    return {
+        "dice_sc": scores.dice(*mask_counts(p, r), empty=math.nan),
+        "false_pos_vol": float(np.delete(overlaps.prediction_sizes, overlaps.prediction).sum() * voxel_ml),
+        "false_neg_vol": float(np.delete(overlaps.reference_sizes, overlaps.reference).sum() * voxel_ml),
+    }
+
+
+def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> dict[str, float]:
+    """Lesion-wise scores of multiple sclerosis: of MSSEG 2016 and 2021, and of the longitudinal challenge of 2015.
+
+    MSSEG (Commowick et al. 2018, https://doi.org/10.1038/s41598-018-31911-7; Anima's animaSegPerfAnalyzer): lesions
+    have 6 neighbours and more than 3 mm3. One is found where more than 10 % of it is covered, and where, taken from the
+    largest overlap down until 65 % of what is covered is explained, no component lies by more than 70 % outside of all
+    lesions on the other side. SensL is the share of the reference lesions found; PPVL the share of the predicted ones
+    that are right by the same rule with the sides exchanged; F1_score their harmonic mean.
+
+    ISBI 2015 (Carass et al. 2017, https://doi.org/10.1016/j.neuroimage.2016.12.064): with 18 neighbours, LTPR is the
+    share of reference lesions that any predicted voxel touches, LFPR that of predicted lesions that touch no reference.
+
+    Args:
+        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        reference: mask of the same shape.
+        spacing: voxel size in mm along each axis; None is 1 mm.
+
+    Returns:
+        "Dice", "SensL", "PPVL", "F1_score", "LTPR" and "LFPR"; NaN where there is nothing to divide by.
+
+    Raises:
+        TypeError: an input is neither an array nor a tensor.
+        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+    """
+    p, r = mask_pair(prediction, reference, dimensions=(3,))
+    size = spacing_tuple(spacing, 3)
+    crop = crop_to_union(p, r)
+    least = math.floor(3.0 / math.prod(size)) + 1
+    (p_map, p_count), (r_map, r_count) = (large_components(m, 6, least) for m in crop[:2])
+    overlaps = find_overlaps(r_map, p_map, r_count, p_count)
+    sensitivity = scores.ratio(_msseg_found(overlaps), r_count, empty=math.nan)
+    precision = scores.ratio(_msseg_found(_exchanged(overlaps)), p_count, empty=math.nan)
+    any_overlap = lesion_scores(p, r, spacing=size, connectivity=18, match="any", pairing="many-to-one")
+    return {
+        "Dice": scores.dice(*mask_counts(p, r), empty=math.nan),
+        "SensL": sensitivity,
+        "PPVL": precision,
+        "F1_score": scores.ratio(2 * sensitivity * precision, sensitivity + precision, empty=math.nan),
+        "LTPR": any_overlap.recall_any,
+        "LFPR": 1 - any_overlap.precision_any,
+    }
+
+
+def _msseg_found(overlaps: Overlaps, alpha: float = 0.10, beta: float = 0.70, gamma: float = 0.65) -> int:
+    """How many of the reference lesions are found by MSSEG's rule."""
+    inside = np.bincount(overlaps.prediction, weights=overlaps.intersection, minlength=len(overlaps.prediction_sizes))
+    outside = scores.ratio(overlaps.prediction_sizes - inside, overlaps.prediction_sizes)
+    found = 0
+    for lesion, voxels in enumerate(overlaps.reference_sizes):
+        own = overlaps.reference == lesion
+        shares = overlaps.intersection[own]
+        covered = shares.sum()
+        if covered <= alpha * voxels:
+            continue
+        order = np.argsort(-shares, kind="stable")
+        before = (np.cumsum(shares[order]) - shares[order]) / covered
+        found += not (outside[overlaps.prediction[own][order]][before < gamma] > beta).any()
+    return found
+
+
+def _exchanged(overlaps: Overlaps) -> Overlaps:
+    return Overlaps(
+        reference=overlaps.prediction,
+        prediction=overlaps.reference,
+        intersection=overlaps.intersection,
+        reference_sizes=overlaps.prediction_sizes,
+        prediction_sizes=overlaps.reference_sizes,
+    )
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A challenge's scores: how to compute them, what they are called, and where they come from."""
+
+    title: str
+    source: str
+    rule: str
+    """When a lesion counts as found, in words."""
+    score: Callable[..., dict[str, float]]
+    columns: tuple[str, ...]
+    missing: dict[str, float]
+    """What the columns of a missing case count as, where the challenge or its formula says so."""
+
+
+CHALLENGES: dict[str, Challenge] = {
+    "brats-mets": Challenge(
+        title="BraTS 2023 metastases",
+        source="https://github.com/rachitsaluja/BraTS-2023-Metrics",
+        rule="a predicted component touches the lesion dilated by one voxel; at most 2 mm3 is left out; missed lesions "
+        "and false positives count with Dice 0 and HD95 374 mm",
+        score=brats_mets,
+        columns=(
+            "Num_TP", "Num_FP", "Num_FN", "Sensitivity", "Specificity", "Legacy_Dice", "Legacy_HD95",
+            "GT_Complete_Volume", "LesionWise_Score_Dice", "LesionWise_Score_HD95",
+        ),
+        missing={
+            "LesionWise_Score_Dice": 0.0, "LesionWise_Score_HD95": 374.0, "Legacy_Dice": 0.0, "Legacy_HD95": 374.0,
+        },
+    ),
+    "isles22": Challenge(
+        title="ISLES'22",
+        source="https://github.com/ezequieldlrosa/isles22",
+        rule="any overlap, many to one, 26 neighbours",
+        score=isles22,
+        columns=("dice", "absolute_volume_difference", "absolute_lesion_difference", "lesion_f1_score"),
+        missing={"dice": 0.0, "lesion_f1_score": 0.0},
+    ),
+    "autopet": Challenge(
+        title="autoPET",
+        source="https://github.com/lab-midas/autoPET",
+        rule="any overlap, many to one, 18 neighbours; volumes of whole components in ml",
+        score=autopet,
+        columns=("dice_sc", "false_pos_vol", "false_neg_vol"),
+        missing={"dice_sc": 0.0},
+    ),
+    "ms": Challenge(
+        title="MSSEG and ISBI 2015",
+        source="https://doi.org/10.1038/s41598-018-31911-7",
+        rule="more than 10 % covered by components that lie by at most 70 % outside, 6 neighbours, above 3 mm3 (SensL, "
+        "PPVL, F1_score); any overlap, 18 neighbours (LTPR, LFPR)",
+        score=ms,
+        columns=("Dice", "SensL", "PPVL", "F1_score", "LTPR", "LFPR"),
+        missing={"Dice": 0.0, "SensL": 0.0, "PPVL": 0.0, "F1_score": 0.0, "LTPR": 0.0},
+    ),
+}  # fmt: skip
+
+
+def challenge_scores(
+    challenge: str, prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None
+) -> dict[str, float]:
+    """The scores of a case by the rules of a challenge.
+
+    Args:
+        challenge: "brats-mets", "isles22", "autopet" or "ms".
+        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        reference: mask of the same shape.
+        spacing: voxel size in mm along each axis; None is 1 mm.
+
+    Returns:
+        The challenge's columns.
+
+    Raises:
+        TypeError: an input is neither an array nor a tensor.
+        ValueError: the challenge is unknown, or the masks or the spacing are not as described.
+
+    >>> mask = np.zeros((5, 5, 5), dtype=bool); mask[2, 2, 1:4] = True
+    >>> challenge_scores("autopet", mask, mask, spacing=2)
+    {'dice_sc': 1.0, 'false_pos_vol': 0.0, 'false_neg_vol': 0.0}
+    """
+    check_choice("challenge", challenge, CHALLENGES)
+    return CHALLENGES[challenge].score(prediction, reference, spacing=spacing)
