@@ -201,6 +201,14 @@ def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, st
         raise ValueError(message)
 
 
+def check_groups(groups: Tensor, input: Tensor) -> Tensor:
+    """Return region maps as (B, 1 or C, N); raise unless they are (B, 1, *S) or (B, C, *S) of integer dtype."""
+    if isinstance(groups, Tensor) and groups.shape == input.shape:
+        check_side_map("groups", groups[:, :1], input, integer=True)
+        return groups.flatten(2)
+    return check_side_map("groups", groups, input, integer=True).unsqueeze(1)
+
+
 def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
     """Return a mask or region map as (B, N); raise unless it is (B, 1, *S) of bool or integer dtype."""
     expected = (input.shape[0], 1, *input.shape[2:])

@@ -16,6 +16,8 @@ its weights stay nnU-Net's own.
 | nnUNetTrainerIoUArea | IoU; coarse outputs learn class fractions, where nnU-Net's nearest voxel loses small lesions |
 | nnUNetTrainerFocalTversky | focal Tversky |
 | nnUNetTrainerLovasz | Lovasz |
+| nnUNetTrainerIoUInstance | IoU plus the mean of IoU in the cell of every lesion: small ones count as large ones |
+| nnUNetTrainerIoUBidirectional | the same with the cells of predicted components too: invented lesions count as well |
 
 A trainer of your own is a subclass with other attributes, or another `region_loss`.
 """
@@ -30,7 +32,14 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from monai_iou.losses import CompoundLoss, FocalTverskyLoss, IoULoss, MultiScaleLoss, WeightedCrossEntropyLoss
+from monai_iou.losses import (
+    CompoundLoss,
+    FocalTverskyLoss,
+    InstanceIoULoss,
+    IoULoss,
+    MultiScaleLoss,
+    WeightedCrossEntropyLoss,
+)
 from monai_iou.losses.lovasz import LovaszSoftmaxLoss
 
 __all__ = [
@@ -38,6 +47,8 @@ __all__ = [
     "nnUNetTrainerIoU",
     "nnUNetTrainerIoUArea",
     "nnUNetTrainerIoUBatch",
+    "nnUNetTrainerIoUBidirectional",
+    "nnUNetTrainerIoUInstance",
     "nnUNetTrainerIoUSuppress",
     "nnUNetTrainerLovasz",
 ]
@@ -128,6 +139,30 @@ class nnUNetTrainerLovasz(nnUNetTrainerIoU):  # noqa: N801
         """Return the Lovasz loss."""
         options.pop("empty")
         return LovaszSoftmaxLoss(**options)
+
+
+class nnUNetTrainerIoUInstance(nnUNetTrainerIoU):  # noqa: N801
+    """IoU, and the mean of IoU over the cells of all lesions of the label, at every scale of deep supervision.
+
+    Components are found on the CPU in every step. Distances are in mm, by the spacing that nnU-Net trains at.
+
+    Attributes:
+        instance_cells: whose components have cells, see `monai_iou.InstanceIoULoss`.
+    """
+
+    instance_cells: ClassVar[str] = "reference"
+
+    def region_loss(self, **options: Any) -> nn.Module:
+        """Return the loss of the whole and of the cells."""
+        spacing = [float(side) for side in self.configuration_manager.spacing]
+        return InstanceIoULoss(cells=self.instance_cells, spacing=spacing, **options)
+
+
+class nnUNetTrainerIoUBidirectional(nnUNetTrainerIoUInstance):  # noqa: N801
+    """The same over the cells of the label's and of the predicted components, half and half, as in BiCC."""
+
+    instance_cells = "both"
+    iou_empty = "suppress"
 
 
 def _with_map_first(logits: Tensor) -> Tensor:

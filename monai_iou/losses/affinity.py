@@ -27,6 +27,9 @@ class AffinityLoss(_Loss):
     The last three are the row's precision, recall and specificity; a row without another class has no specificity.
     https://arxiv.org/abs/2004.01547
 
+    This is the paper's formula. The authors' code differs: it leaves out the pairs i = j, and charges 100 for the
+    specificity of a row without another class, where nothing is charged here.
+
     Args:
         size: the grid of positions, one number a spatial dimension; by default the target's shape divided by a whole
             number.

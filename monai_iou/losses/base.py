@@ -164,6 +164,7 @@ def suppression(sums: VoxelSums, power: float) -> Tensor:
 
     It is 0 when nothing is predicted and at most 1. With the denominator held constant its gradient by one probability
     is p^q / sum p^q, never above 1: confident false positives are pushed down first, and no cliff waits near p = 0.
+    With q = 1 it is equation (3) of BiCC ("detached", https://github.com/TIO-IKIM/BiCC-Loss) in value and gradient.
     """
     volume = sums.prediction.detach().clamp_min(_MIN_VOLUME)
     share = sums.confidence / volume

@@ -1,48 +1,71 @@
-"""IoU inside the neighbourhood of each lesion, so that a small one counts as much as a large one."""
+"""Losses inside the neighbourhood of each lesion, so that a small one counts as much as a large one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
-from monai_iou import checks, scores
-from monai_iou.components import FIRST_REGION, REGIONS, component_regions
+from monai_iou import checks
+from monai_iou.components import FIRST_REGION, REGIONS
 from monai_iou.distributed import fails_together, sum_over_ranks
 from monai_iou.losses.base import RegionOptions, with_region_arguments
+from monai_iou.losses.cells import (
+    Cells,
+    check_cells,
+    check_term,
+    class_map,
+    class_masks,
+    find_cells,
+    groups_of,
+    sums_of_classes,
+    term_spec,
+    total_and_weight,
+)
 from monai_iou.losses.iou import IoULoss
 from monai_iou.spacing import image_spacings
-from monai_iou.voxels.inputs import sum_dtype
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.passes import run_pass
+from monai_iou.voxels.spec import joined
 from monai_iou.voxels.sums import VoxelSums
-
-_Terms = tuple[Tensor, Tensor]
 
 
 class InstanceIoULoss(_Loss):
-    r"""Mean over ground-truth components of the IoU loss inside each component's region, plus a global term.
+    r"""Mean over components of a loss inside each component's cell, plus a global term.
 
-    .. math:: \lambda_g L_{global} + \lambda_i \frac{1}{K} \sum_{k=1}^{K} \left(1 - \frac{I_k + s}{U_k + s}\right)
+    .. math:: \lambda_g L_{global} + \lambda_i \frac{1}{K} \sum_{k=1}^{K} L(\mathrm{cell}_k), \qquad
+              L = 1 - \frac{I_k + s}{U_k + s}
 
-    "voronoi": I_k and U_k are sums over the voxels nearer, in mm, to component k than to any other (CC-metrics,
-    Jaus et al. 2024, https://arxiv.org/abs/2410.18684). "blob": over all voxels except those of the other components
-    (blob loss, Kofler et al. 2023, https://arxiv.org/abs/2205.08209): every false positive counts against every
-    component. The other components are masked out of the probabilities, so that a perfect prediction has loss 0.
+    with sums I_k, U_k over the voxels of cell k, and any other `term` L of such sums in the place of IoU.
 
-    Components are those of the label, each foreground class by itself. The mean is taken over the components of an
-    image and class (of the batch with `batch=True`), then over the images and classes that have one; false positives
-    where there is none are left to the global term. One pass over the voxels serves both terms of a two-class or
-    one-channel problem; more classes take a pass each, over probabilities.
+    `regions` says what a cell is. "voronoi": the voxels nearer, in mm, to component k than to any other (CC-metrics,
+    Jaus et al. 2024, https://arxiv.org/abs/2410.18684). "blob": all voxels except those of the other components (blob
+    loss, Kofler et al. 2023, https://arxiv.org/abs/2205.08209): every false positive counts against every component.
+    The other components are masked out of the probabilities, so that a perfect prediction has loss 0.
 
-    The regions are computed on the fly, from the label on the CPU, or carried by the target: see
-    :class:`monai_iou.ComponentRegionsd`. Carried regions serve both choices. A region whose component a crop left out
-    does not count.
+    `cells` says whose components. Those of the "reference": a lesion that is missed costs as much as any other, and
+    false positives count against the nearest one. With `term=IoUCELoss()` or a Dice term this is CC-DiceCE
+    (https://arxiv.org/abs/2511.17146), for several classes multi-class CC (https://arxiv.org/abs/2604.24276). Those of
+    the "prediction" (the classes of the largest probability, or above 1/2): a component that is invented costs as much
+    as any other. "both", (1 - alpha) reference + alpha prediction, is the bidirectional loss BiCC. A cell of the
+    prediction may hold nothing of the reference; the `empty` rule of the term says what it costs: "smooth" nearly 1,
+    "suppress" the mean probability weighted by itself, which is BiCC's equation (3), "skip" nothing.
+
+    Each foreground class has its own components. The mean is taken over the cells of an image and class (of the batch
+    with `batch=True`), then over the images and classes that have one; where there is none, all is left to the global
+    term. One pass over the voxels serves all classes, and the global term too unless `global_loss` is given;
+    `cells="both"` takes two. A cross-entropy in a cell is the mean over all voxels of the cell.
+
+    Components are found on the CPU: the label map, and with cells of the prediction the map of predicted classes, one
+    byte a voxel, is copied there, once for all classes. Cells of the reference may be carried by the target: see
+    :class:`monai_iou.ComponentRegionsd`. Carried regions serve both choices of `regions`. A cell whose component a crop
+    left out does not count.
 
     Args:
         regions: "voronoi" or "blob".
@@ -50,29 +73,40 @@ class InstanceIoULoss(_Loss):
         **options: the same, by name. `reduction` is "mean". `weight` weighs the classes in both terms. Foreground are
             the classes from 1, with one channel that one, and with `sigmoid` and per-class maps all that are included.
             A voxel of a soft map belongs to a component from 0.5 on.
-        lambda_global: factor of the global term.
-        lambda_instance: factor of the mean over components.
+        cells: "reference", "prediction" or "both".
+        alpha: share of the prediction's cells with `cells="both"`, from 0 to 1.
+        term: the loss inside a cell, `IoULoss` with the options above by default. Any loss of one value per class
+            (LogIoULoss, FocalTverskyLoss, ...), a WeightedCrossEntropyLoss, or an IoUCELoss or other CompoundLoss of
+            them; its smoothing, exponents and `empty` rule hold; activation, classes and reduction are of this loss.
+        cell_weight: "equal", or "inverse" for a mean weighted by 1 / voxels of the component.
+        lambda_global: factor of the global term; with 0 the loss is the mean over cells alone.
+        lambda_instance: factor of the mean over cells.
         global_loss: the global term; an IoULoss with the same options by default. `IoUCELoss` adds a cross-entropy.
         connectivity: neighbours that connect, 6, 18 or 26 in 3D, 4 or 8 in 2D; the most by default. On the fly only.
         spacing: voxel size in mm, on the fly only; by default that of a MetaTensor target, else 1.
 
     Attributes:
-        last_terms: "global" and "instance" at the last call, detached, before weighting; for logging.
+        last_terms: "global" and "instance" at the last call, with cells of both also "reference" and "prediction",
+            detached, before weighting; for logging.
 
     Raises:
-        TypeError: as :class:`IoULoss`, or if `global_loss` is no module.
+        TypeError: as :class:`IoULoss`, or if `global_loss` is no module, or `term` has no value in a cell.
         ValueError: as :class:`IoULoss`, or if an argument is out of its range, or precomputed regions are not one
-            channel per foreground class.
+            channel per foreground class, or cells of the prediction are asked for without an activation.
 
     Example:
         >>> import torch
-        >>> from monai_iou import InstanceIoULoss
+        >>> from monai_iou import FocalTverskyLoss, InstanceIoULoss
         >>> labels = torch.tensor([[[1, 1, 1, 1, 0, 0, 0, 1]]])
         >>> only_the_large_one = torch.tensor([[[1.0, 1, 1, 1, 0, 0, 0, 0]]])
         >>> loss = InstanceIoULoss()
         >>> value = loss(only_the_large_one, labels)
         >>> {name: round(term.item(), 4) for name, term in loss.last_terms.items()}
         {'global': 0.2, 'instance': 0.5}
+        >>> dice = FocalTverskyLoss(alpha=0.5, beta=0.5, gamma=1.0, empty="suppress")
+        >>> both = InstanceIoULoss(cells="both", term=dice, sigmoid=True, lambda_global=0)
+        >>> round(both(100 * only_the_large_one - 50, labels).item(), 4)
+        0.25
     """
 
     @with_region_arguments
@@ -80,6 +114,10 @@ class InstanceIoULoss(_Loss):
         self,
         regions: str = "voronoi",
         *args: Any,
+        cells: str = "reference",
+        alpha: float = 0.5,
+        term: nn.Module | None = None,
+        cell_weight: str = "equal",
         lambda_global: float = 1.0,
         lambda_instance: float = 1.0,
         global_loss: nn.Module | None = None,
@@ -89,13 +127,15 @@ class InstanceIoULoss(_Loss):
     ) -> None:
         super().__init__()
         checks.check_choice("regions", regions, REGIONS)
-        if global_loss is not None and not isinstance(global_loss, nn.Module):
-            message = f"Expected `global_loss` to be a torch module, but got {type(global_loss).__name__}."
-            raise TypeError(message)
+        self.global_loss = _checked_module("global_loss", global_loss)
         self.region_loss = IoULoss(*args, **options)
         checks.check_choice("reduction", self.region_loss.reduction, ("mean",))
-        self.global_loss = global_loss
-        self.regions, self.connectivity, self.spacing = regions, connectivity, spacing
+        self.alpha = check_cells(cells, alpha, cell_weight, self.region_loss)
+        self.term = _checked_module("term", term)
+        if self.term is not None:
+            check_term(self.term, self.region_loss)
+        self.regions, self.cells, self.cell_weight = regions, cells, cell_weight
+        self.connectivity, self.spacing = connectivity, spacing
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
         self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}
@@ -123,17 +163,29 @@ class InstanceIoULoss(_Loss):
             checks.check_target(input, label)
             checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
             classes = self._foreground(input, label)
-            if carried is None:
-                maps = [self._regions(label, input, index) for index in classes]
-            else:
-                maps = [carried[:, [position]] for position in range(len(classes))]
-        if len(classes) == 1 and self.global_loss is None:
-            whole, terms = self._one_pass(input, label, maps[0])
-        else:
-            whole, terms = self._pass_a_class(input, label, classes, maps)
-        instance = self._mean(terms, classes, input.shape[1])
-        self.last_terms = {"global": whole.detach(), "instance": instance.detach()}
-        return self.lambda_global * whole + self.lambda_instance * instance
+            sums, cells = self._read(input, label, carried, classes)
+        means = {kind: self._mean(*part, classes, input.shape[1]) for kind, part in cells.items()}
+        instance = torch.stack([share * means[kind] for kind, share in self._shares().items()]).sum()
+        terms = {"instance": instance, **(means if len(means) > 1 else {})}
+        total = self.lambda_instance * instance
+        if self.lambda_global:
+            terms["global"] = self._global_term(input, label, sums)
+            total = self.lambda_global * terms["global"] + total
+        self.last_terms = {name: term.detach() for name, term in terms.items()}
+        return total
+
+    def _shares(self) -> dict[str, float]:
+        """Return the share of the cells of the reference and of the prediction."""
+        shares = {"reference": 1 - self.alpha, "prediction": self.alpha}
+        return shares if self.cells == "both" else {self.cells: 1.0}
+
+    def _global_term(self, input: Tensor, label: Tensor, sums: VoxelSums | None) -> Tensor:
+        if self.global_loss is None and sums is not None:
+            return self.region_loss.score(sums, input.ndim - 2)
+        loss = self.region_loss if self.global_loss is None else self.global_loss
+        with fails_together(self.region_loss.sync_batch, input):  # it may be MONAI's
+            whole = torch.as_tensor(loss(input, label))
+        return whole.as_subclass(Tensor)
 
     def carries_regions(self, target: Tensor, channels: int) -> bool:
         """Return whether the target of an input of so many channels is a label map with its regions (B, 1 + F, *S)."""
@@ -159,68 +211,51 @@ class InstanceIoULoss(_Loss):
         every = channels == 1 or (loss.sigmoid and loss.include_background and label.shape[1] == channels)
         return list(range(0 if every else 1, channels))
 
-    def _regions(self, label: Tensor, input: Tensor, index: int) -> Tensor:
-        """Compute the region numbers (B, 1, *S) of a class."""
-        space = input.ndim - 2
-        sizes = image_spacings(None, label, self.spacing, len(label), space)
-        mask = _class_map(label.as_subclass(Tensor), index, input.shape[1]) >= 0.5
-        valid = valid_voxels(label.as_subclass(Tensor), self.region_loss.ignore_index)
-        mask = mask if valid is None else mask & valid
-        numbers = [
-            torch.as_tensor(component_regions(image[0], self.regions, spacing, self.connectivity)[0])
-            for image, spacing in zip(mask.cpu().numpy(), sizes, strict=True)
-        ]
-        return torch.stack(numbers).unsqueeze(1).long().to(input.device) if numbers else mask.long()
-
-    def _one_pass(self, input: Tensor, label: Tensor, regions: Tensor) -> tuple[Tensor, list[_Terms]]:
-        """Return the global term and the components' terms of the only foreground class, the last channel."""
-        loss = self.region_loss
-        groups = self._groups(regions, _class_map(label.as_subclass(Tensor), input.shape[1] - 1, input.shape[1]))
-        with fails_together(loss.sync_batch, input):
-            sums = run_pass(
-                loss.activated(input, label), label, loss.pass_spec(input.shape[1]), loss.ignore_index, groups=groups
-            )
-        whole = loss.score(sums.over_groups(), input.ndim - 2)
-        return whole, [self._component_terms(VoxelSums(sums.rows[:, :, -1]))]
-
-    def _pass_a_class(
-        self, input: Tensor, label: Tensor, classes: list[int], maps: list[Tensor]
-    ) -> tuple[Tensor, list[_Terms]]:
+    def _read(
+        self, input: Tensor, label: Tensor, carried: Tensor | None, classes: list[int]
+    ) -> tuple[VoxelSums | None, dict[str, tuple[Tensor, Tensor]]]:
+        """Read the voxels: return the sums for the global term, if they are the same, and each kind's cells' terms."""
         loss, channels = self.region_loss, input.shape[1]
-        with fails_together(loss.sync_batch and self.global_loss is not None, input):  # which may be MONAI's
-            whole = torch.as_tensor((loss if self.global_loss is None else self.global_loss)(input, label))
-        whole = whole.as_subclass(Tensor)
-        spec = loss.pass_spec(channels)
-        target = label.as_subclass(Tensor)
-        valid = valid_voxels(target, loss.ignore_index)
-        logits = input.as_subclass(Tensor).to(sum_dtype(input))
-        logits = loss.activated(
-            logits if valid is None else torch.where(valid, logits, 0), label
-        )  # NaN has no gradient of 0
-        p = logits.softmax(1) if spec.activation == "softmax" else logits.sigmoid() if spec.activation else logits
-        terms = []
-        for index, regions in zip(classes, maps, strict=True):
-            foreground = _class_map(target, index, channels)
-            foreground = foreground if valid is None else torch.where(valid, foreground, 0)
-            alone = replace(spec, activation=None)
-            groups = self._groups(regions, foreground)
-            sums = run_pass(p[:, [index]], foreground, alone, None, mask=valid, groups=groups)
-            terms.append(self._component_terms(VoxelSums(sums.rows[:, :, 0])))
-        return whole, terms
+        term = loss if self.term is None else self.term
+        alone = loss.pass_spec(channels)
+        hard = label.shape[1] == 1 and channels > 1
+        spec = term_spec(term, alone.activation, channels, hard=hard)
+        both = joined(spec, alone, hard=hard) if self.global_loss is None and self.lambda_global else None
+        whole, found = None, {}
+        activated = loss.activated(input, label)
+        for kind in self._shares():
+            cells = self._cells(kind, input, label, carried, classes)
+            groups = groups_of(cells, classes, channels)
+            sums = run_pass(activated, label, spec if both is None else both, loss.ignore_index, groups=groups)
+            if both is not None and whole is None:
+                whole = sums.over_groups()
+            sums = sums_of_classes(sums, classes, exclusive=alone.activation != "sigmoid")
+            found[kind] = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
+        return whole, found
 
-    def _groups(self, regions: Tensor, foreground: Tensor) -> Tensor:
-        return torch.where(foreground >= 0.5, regions, 0) if self.regions == "blob" else regions
+    def _cells(self, kind: str, input: Tensor, label: Tensor, carried: Tensor | None, classes: list[int]) -> Cells:
+        plain = label.as_subclass(Tensor)
+        valid = valid_voxels(plain, self.region_loss.ignore_index)
+        if kind == "reference" and carried is not None:
+            numbers = carried
+            if self.regions == "blob":
+                foreground = torch.cat([class_map(plain, index, input.shape[1]) for index in classes], 1)
+                numbers = torch.where(foreground >= 0.5, carried, 0)
+            return Cells(numbers.int())
+        masks = class_masks(plain, classes, input.shape[1]) if kind == "reference" else self._predicted(input, classes)
+        masks = masks if valid is None else masks & valid.cpu().numpy()
+        sizes = image_spacings(None, label, self.spacing, len(label), input.ndim - 2)
+        cells = find_cells(masks, self.regions, sizes, self.connectivity)
+        volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)
+        return Cells(cells.numbers.to(input.device), volume)
 
-    def _component_terms(self, sums: VoxelSums) -> _Terms:
-        """Return the sum of the terms of an image's components and their number, (B,) each, from sums (B, R)."""
-        loss = self.region_loss
-        present = sums.target[:, 1:] > 0
-        if self.regions == "blob":  # what lies outside all components counts with each
-            sums = VoxelSums(sums.rows[..., 1:] + sums.rows[..., :1])
-        else:
-            sums = VoxelSums(sums.rows[..., 1:])
-        iou = scores.iou(sums.intersection, sums.prediction, sums.target, loss.smooth_nr, loss.smooth_dr)
-        return torch.where(present, 1 - iou, 0).sum(1), present.sum(1).to(iou)
+    def _predicted(self, input: Tensor, classes: list[int]) -> NDArray[np.bool_]:
+        """Return the masks (B, F, *S) of what is predicted."""
+        logits = input.detach().as_subclass(Tensor)
+        if self.region_loss.softmax and input.shape[1] > 1:
+            return class_masks(logits.argmax(1, keepdim=True).to(torch.int16), classes, input.shape[1])
+        found: NDArray[np.bool_] = (logits[:, classes] > 0).cpu().numpy()
+        return found
 
     def _weights(self, channels: int) -> Tensor | None:
         """Return the weights of all classes; as in the global term, one channel has none."""
@@ -231,29 +266,27 @@ class InstanceIoULoss(_Loss):
         checks.check_weight_length(loss.class_weight, scored, loss.include_background)
         return nn.functional.pad(loss.class_weight.expand(scored), (channels - scored, 0))
 
-    def _mean(self, terms: list[_Terms], classes: list[int], channels: int) -> Tensor:
-        """Average over components, then over the images and classes that have one."""
+    def _mean(self, totals: Tensor, counts: Tensor, classes: list[int], channels: int) -> Tensor:
+        """Average over cells, then over the images and classes that have one."""
         loss = self.region_loss
         # A place for every class: ranks must agree on the shape whatever form their targets have.
-        totals, counts = (_placed(part, classes, channels) for part in zip(*terms, strict=True))
+        places = torch.tensor(classes, device=totals.device)
+        both = totals.new_zeros((2, len(totals), channels)).index_copy(2, places, torch.stack([totals, counts]))
         if loss.batch:
-            both = torch.stack([totals.sum(0, keepdim=True), counts.sum(0, keepdim=True)])
-            totals, counts = sum_over_ranks(both) if loss.sync_batch else both
-        means = totals / counts.clamp_min(1)
+            both = both.sum(1, keepdim=True)
+            both = sum_over_ranks(both) if loss.sync_batch else both
+        totals, counts = both
+        means = totals / torch.where(counts > 0, counts, 1)
         weights = self._weights(channels)
         if weights is not None:
             means = means * weights.to(means)
         return means.sum() / (counts > 0).sum().clamp_min(1)
 
 
-def _placed(columns: Sequence[Tensor], classes: Sequence[int], channels: int) -> Tensor:
-    """Return (B, C) with the columns (B,) of some classes, 0 elsewhere."""
-    given = dict(zip(classes, columns, strict=True))
-    return torch.stack([given.get(index, torch.zeros_like(columns[0])) for index in range(channels)], 1)
-
-
-def _class_map(label: Tensor, index: int, channels: int) -> Tensor:
-    """Return the map (B, 1, *S) of one class from a label map or per-class maps."""
-    if label.shape[1] == 1 and channels > 1:
-        return (label == index).float()
-    return label[:, [index]].float()
+def _checked_module(name: str, module: Any) -> nn.Module | None:
+    if module is None or isinstance(module, nn.Module):
+        return module
+    message = (
+        f"Expected `{name}` to be a torch module, but got {type(module).__name__}: pass a loss such as IoUCELoss()."
+    )
+    raise TypeError(message)

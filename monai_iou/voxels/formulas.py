@@ -174,17 +174,26 @@ def statistics(p: Probabilities, target: Tensor, valid: Tensor | None, spec: Pas
         yield CONFIDENCE, value * _power(value, spec.power)
 
 
-def tile_maps(logits: Tensor, target: Tensor, valid: Tensor | None, spec: PassSpec) -> Iterator[tuple[int, Tensor]]:
-    """Yield the :func:`statistics` of a tile (:meth:`Voxels.tile`)."""
-    return statistics(probabilities(logits, spec), target, valid, spec)
+def tile_maps(
+    logits: Tensor, target: Tensor, valid: Tensor | None, groups: Tensor | None, spec: PassSpec
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the :func:`statistics` of a tile (:meth:`Voxels.tile`), as `groups` have them summed."""
+    for row, values in statistics(probabilities(logits, spec), target, valid, spec):
+        yield row, values.sum(-2, keepdim=True) if row == CROSS_ENTROPY and sums_entropy(groups, spec) else values
 
 
 def reduce_map(values: Tensor, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
-    """Sum (..., C, N) over voxels, a region at a time: (..., C, R)."""
+    """Sum (..., C, N) over voxels, a region of `groups` (..., 1 or C, N) at a time: (..., C, R)."""
     if groups is None:
         return values.sum(-1, keepdim=True, dtype=dtype)
-    out = torch.zeros((*values.shape[:-1], regions), dtype=dtype, device=values.device)
-    return out.scatter_add(-1, groups.long().unsqueeze(-2).expand(values.shape), values.to(dtype))
+    shape = torch.broadcast_shapes(values.shape, groups.shape)
+    out = torch.zeros((*shape[:-1], regions), dtype=dtype, device=values.device)
+    return out.scatter_add(-1, groups.long().expand(shape), values.to(dtype).expand(shape))
+
+
+def sums_entropy(groups: Tensor | None, spec: PassSpec) -> bool:
+    """Return whether E of a region is that of all classes: classes that exclude each other, each with its regions."""
+    return groups is not None and groups.shape[-2] > 1 and spec.activation != "sigmoid"
 
 
 def count_valid(like: Tensor, valid: Tensor | None, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:

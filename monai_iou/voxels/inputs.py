@@ -23,7 +23,7 @@ class Voxels:
         valid: (B, N) bool, False at ignored voxels; None if all take part. With labels, ignored voxels are
             marked in them (:data:`IGNORED`) if `has_ignored`, labels are uint8 or int16, and `valid` is None.
         has_ignored: whether labels hold marks of ignored voxels.
-        groups: (B, N) integer region numbers, or None.
+        groups: integer region numbers, (B, 1, N), or (B, C, N) where each class has its own; or None.
         regions: number R of regions, 1 without `groups`.
     """
 

@@ -178,7 +178,7 @@ def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:
     Labels: the targets of all classes add up to the number of voxels unless some voxel belongs to no class.
     """
     if voxels.labels is not None:
-        missing = rows[COUNT, :, 0] - rows[TARGET].sum(1)
+        missing = rows[COUNT, :, 0].sum(-1) - rows[TARGET].sum((1, -1))
         return (missing.detach().abs() > 0.5).any()
     assert voxels.maps is not None
     if voxels.maps.numel() == 0 or voxels.maps.dtype == torch.bool:

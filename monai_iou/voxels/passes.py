@@ -137,10 +137,10 @@ def flatten_voxels(
     keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
     regions = 1
     if groups is not None:
-        groups = _plain(checks.check_side_map("groups", groups, input, integer=True))
+        groups = _plain(checks.check_groups(groups, input))
         regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
         regions = max(regions, 1)
-        inside = (groups >= 0) & (groups < regions)
+        inside = ((groups >= 0) & (groups < regions)).all(1)
         keep = inside if keep is None else keep & inside
         groups = groups.clamp(0, regions - 1)
     logits = _plain(input).flatten(2)
@@ -191,7 +191,9 @@ def voxel_sums(
         ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is no class,
             voxels whose maps are all zero.
         mask: (B, 1, *S) bool or numbers; voxels where it is zero are ignored.
-        groups: (B, 1, *S) integer region numbers from 0; voxels with a negative number are ignored.
+        groups: (B, 1, *S) integer region numbers from 0, or (B, C, *S) where each class has its own regions; voxels
+            with a negative number are ignored. With regions of their own and `activation` other than "sigmoid", the
+            cross-entropy of a class's region is that of all its voxels, whatever their class.
         num_groups: number R of regions; read from `groups` if None.
         cross_entropy: whether to compute it (zeros otherwise).
         gamma: focal exponent of the cross-entropy (Lin et al. 2017, https://arxiv.org/abs/1708.02002).

@@ -15,7 +15,7 @@ def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     precise = total_dtype(voxels.logits)
     logits, target, valid = voxels.tile(slice(None), slice(None), sum_dtype(voxels.logits))
     rows: list[Tensor | None] = [None] * ROWS
-    for row, values in tile_maps(logits, target, valid, spec):
+    for row, values in tile_maps(logits, target, valid, voxels.groups, spec):
         rows[row] = reduce_map(values, voxels.groups, voxels.regions, precise)
     count = count_valid(logits, valid, voxels.groups, voxels.regions, precise)
     rows[COUNT], filler = count, torch.zeros_like(count)

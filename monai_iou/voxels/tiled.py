@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages, in_place
-from monai_iou.voxels.formulas import count_valid, reduce_map, tile_gradient, tile_maps
+from monai_iou.voxels.formulas import count_valid, reduce_map, sums_entropy, tile_gradient, tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
-from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
+from monai_iou.voxels.spec import COUNT, CROSS_ENTROPY, ROWS, PassSpec
 from monai_iou.voxels.tiling import Task, in_runs, run_tasks, tile_size, tile_tasks
 
 
@@ -24,8 +24,8 @@ def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: sl
     """Add the statistics of some voxels of an image to `total` (7, B, C, R)."""
     dtype = sum_dtype(voxels.logits)
     tile, target, valid = voxels.tile(image, part, dtype)
-    groups = None if voxels.groups is None else voxels.groups[image, part]
-    for row, values in tile_maps(tile, target, valid, spec):
+    groups = None if voxels.groups is None else voxels.groups[image, :, part]
+    for row, values in tile_maps(tile, target, valid, groups, spec):
         total[row, image] += reduce_map(values, groups, voxels.regions, dtype)
     total[COUNT, image] += count_valid(tile, valid, groups, voxels.regions, dtype)
 
@@ -35,7 +35,10 @@ def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec
     tile, target, valid = voxels.tile(image, part, gradient.dtype)
     slope = gradient[:, image]
     if voxels.groups is not None:
-        slope = slope[:, :, voxels.groups[image, part].long()]
+        groups = voxels.groups[image, :, part].long()
+        slope = slope.gather(2, groups.expand(*slope.shape[:2], -1))
+        if sums_entropy(groups, spec):
+            slope[CROSS_ENTROPY] = slope[CROSS_ENTROPY].sum(0, keepdim=True)
     out[image, :, part] = tile_gradient(tile, target, valid, slope, spec)
 
 

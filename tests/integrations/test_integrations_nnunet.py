@@ -41,7 +41,9 @@ def bare_trainer(
     trainer = object.__new__(trainer_class)
     trainer.label_manager = LabelManager(labels, [1, 2] if isinstance(labels.get("both"), list) else None)
     trainer.configuration_manager = SimpleNamespace(
-        batch_dice=batch_dice, pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+        batch_dice=batch_dice,
+        spacing=[3.0, 1.0, 1.0],
+        pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
     )
     trainer.is_ddp, trainer.enable_deep_supervision, trainer.device = ddp, deep, torch.device("cpu")
     return trainer
