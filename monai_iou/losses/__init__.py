@@ -7,7 +7,7 @@ from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.iou_ce import IoUCELoss, IoUFocalLoss
-from monai_iou.losses.iou_variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss
+from monai_iou.losses.iou_variants import FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss, LogIoULoss, LogTverskyLoss
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.multi_scale import MultiScaleLoss
 from monai_iou.losses.terms import loss_and_terms
@@ -25,6 +25,7 @@ __all__ = [
     "IoUFocalLoss",
     "IoULoss",
     "LogIoULoss",
+    "LogTverskyLoss",
     "LovaszHingeLoss",
     "LovaszSoftmaxLoss",
     "MultiScaleLoss",

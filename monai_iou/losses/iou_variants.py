@@ -134,10 +134,54 @@ class FocalTverskyLoss(RegionLoss):
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return the focal Tversky loss of each class, (B, C)."""
-        index = scores.tversky(
+        return scores.power(1 - self.index(sums), self.gamma)
+
+    def index(self, sums: VoxelSums) -> Tensor:
+        """Return the Tversky index of each class, (B, C)."""
+        return scores.tversky(
             sums.intersection, sums.prediction, sums.target, self.alpha, self.beta, self.smooth_nr, self.smooth_dr
         )
-        return scores.power(1 - index, self.gamma)
+
+
+class LogTverskyLoss(FocalTverskyLoss):
+    r"""Logarithm of the Tversky index, raised to a power: false positives and negatives weigh differently.
+
+    .. math:: (-\ln \mathrm{TI}_c)^\gamma, \qquad
+              \mathrm{TI}_c = \frac{I + s_{nr}}{I + \alpha\,FP + \beta\,FN + s_{dr}}
+
+    What :class:`LogIoULoss` is to the IoU: the gradient grows as 1 / TI, so a class that is missed altogether weighs
+    most. alpha = beta = 1 is :class:`LogIoULoss`; alpha = beta = 1/2 is the exponential logarithmic Dice loss (Wong et
+    al. 2018, https://arxiv.org/abs/1809.00076). Unbounded above.
+
+    Args:
+        alpha: weight of false positives, as in MONAI's TverskyLoss.
+        beta: weight of false negatives.
+        gamma: exponent, above 0.
+        *args: the arguments of :class:`IoULoss`, in its order.
+        **options: the same, by name. An index above 1, which `power` above 1 allows, counts as 1.
+
+    Raises:
+        TypeError: as :class:`IoULoss`.
+        ValueError: as :class:`FocalTverskyLoss`.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import LogTverskyLoss
+        >>> loss = LogTverskyLoss(alpha=0.3, beta=0.7, softmax=True, include_background=False)
+        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)
+        0.5306
+    """
+
+    @with_region_arguments
+    def __init__(
+        self, alpha: float = 0.3, beta: float = 0.7, gamma: float = 1.0, *args: Any, **options: Unpack[RegionOptions]
+    ) -> None:
+        super().__init__(alpha, beta, gamma, *args, **options)
+
+    def class_terms(self, sums: VoxelSums) -> Tensor:
+        """Return (-ln TI)^gamma of each class, (B, C)."""
+        index = self.index(sums)
+        return scores.power(-index.clamp(torch.finfo(index.dtype).tiny, 1).log(), self.gamma)
 
 
 class GeneralizedIoULoss(RegionLoss):

@@ -20,6 +20,7 @@ from monai_iou import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LogTverskyLoss,
     WeightedCrossEntropyLoss,
 )
 from monai_iou.losses.base import RegionLoss
@@ -151,9 +152,10 @@ def loop_loss(name: str, p: Tensor, y: Tensor, arguments: dict[str, Any], power:
                 values.append((-math.log(iou)) ** arguments["gamma"])
             elif name == "focal":
                 values.append((1 - iou) ** arguments["gamma"])
-            elif name == "tversky":
-                mixed = i + arguments["alpha"] * (a - i) + arguments["beta"] * (b - i)
-                values.append((1 - (i + s) / (mixed + s)) ** arguments["gamma"])
+            elif name in ("tversky", "log_tversky"):
+                index = (i + s) / (i + arguments["alpha"] * (a - i) + arguments["beta"] * (b - i) + s)
+                error = 1 - index if name == "tversky" else max(0.0, -math.log(index))
+                values.append(error ** arguments["gamma"])
             else:
                 values.append(1 - iou)
     return sum(values) / len(values)
@@ -166,6 +168,7 @@ FORMULAS: list[tuple[str, type[RegionLoss], dict[str, Any]]] = [
     ("focal", FocalIoULoss, {"gamma": 2.0}),
     ("focal", FocalIoULoss, {"gamma": 0.75}),
     ("tversky", FocalTverskyLoss, {"alpha": 0.3, "beta": 0.7, "gamma": 0.75}),
+    ("log_tversky", LogTverskyLoss, {"alpha": 0.3, "beta": 0.7, "gamma": 0.5}),
     ("generalized", GeneralizedIoULoss, {"w_type": "square"}),
     ("generalized", GeneralizedIoULoss, {"w_type": "simple"}),
     ("generalized", GeneralizedIoULoss, {"w_type": "uniform"}),
@@ -298,6 +301,7 @@ def test_bad_argument(make: Any, options: dict[str, Any], error: Error) -> None:
 EVERY = [
     IoULoss,
     LogIoULoss,
+    LogTverskyLoss,
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,

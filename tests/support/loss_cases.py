@@ -20,6 +20,7 @@ from monai_iou import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LogTverskyLoss,
     LovaszSoftmaxLoss,
     WeightedCrossEntropyLoss,
 )
@@ -61,6 +62,7 @@ CASES = {
     "focal_iou": Case(FocalIoULoss),
     "focal_iou_root": Case(FocalIoULoss, {"gamma": 0.5}),
     "focal_tversky": Case(FocalTverskyLoss),
+    "log_tversky": Case(LogTverskyLoss, bounded=False),
     "tversky_as_iou": Case(FocalTverskyLoss, {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}, hard_is_iou=True),
     "generalized_square": Case(GeneralizedIoULoss),
     "generalized_simple": Case(GeneralizedIoULoss, {"w_type": "simple"}),
