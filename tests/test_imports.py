@@ -47,9 +47,10 @@ def test_imports_point_one_way() -> None:
         ("evaluation/pairing.py", "\nfrom monai_iou.handlers import IoUHandler\n", "Imports point one way BROKEN"),
         ("voxels/spec.py", IMPORT_IN_A_FUNCTION.format(module="voxels.sums", name="VoxelSums"), "any depth BROKEN"),
         ("losses/iou.py", "\nimport monai_iou\n", "own __init__ BROKEN"),
+        ("losses/lovasz.py", "\nfrom monai_iou.voxels.tiling import tile_size\n", "Losses know no kernel BROKEN"),
         ("stray.py", "", "monai_iou.stray"),
     ],
-    ids=["backward", "sideways", "circle", "root", "stray"],
+    ids=["backward", "sideways", "circle", "root", "kernel", "stray"],
 )
 def test_the_contract_can_fail(copy: Path, path: str, text: str, broken: str) -> None:
     with (copy / "monai_iou" / path).open("a", encoding="utf-8") as file:
