@@ -14,10 +14,20 @@ from numpy.typing import NDArray
 from monai_iou.volumes.grid import Grid, distance_voxels, offset_note, same_grid
 from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
-__all__ = ["Case", "CaseFacts", "CaseVolumes", "DatasetError", "check_case", "check_intensities", "read_case"]
+__all__ = [
+    "Case",
+    "CaseFacts",
+    "CaseVolumes",
+    "DatasetError",
+    "check_case",
+    "check_intensities",
+    "check_voxel_size",
+    "read_case",
+]
 
 
 FOREGROUND_SAMPLES_PER_CASE = 10_000
+ODD_SPACING = 50.0
 MAX_SHOWN = 12
 
 logger = logging.getLogger(__name__)
@@ -94,6 +104,29 @@ def check_case(
 ) -> CaseFacts:
     """Read a case completely, check it as `read_case` does, and return its facts."""
     return read_case(case, label_values, modalities, source).facts()
+
+
+def check_voxel_size(image: Path, spacing: Sequence[float], usual: float, others: str) -> None:
+    """Refuse voxels that are 50 times larger or smaller than usual: no two scans differ like that, but units do.
+
+    Args:
+        image: the file.
+        spacing: of its voxels, in mm.
+        usual: edge of a usual voxel, in mm: the geometric mean of its three.
+        others: whose voxels are usual, for the error.
+
+    Raises:
+        DatasetError: the message names the file and both sizes.
+    """
+    edge = float(np.prod(spacing)) ** (1 / len(spacing))
+    if 1 / ODD_SPACING < edge / usual < ODD_SPACING:
+        return
+    sizes = "x".join(f"{length:.4g}" for length in spacing)
+    message = (
+        f"Expected {image} to have voxels like {others}, of about {usual:.3g} mm, but got {sizes} mm: correct the "
+        "spacing or its unit in the header, or leave the case out."
+    )
+    raise DatasetError(message)
 
 
 def read_case(

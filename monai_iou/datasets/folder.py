@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case
+from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case, check_voxel_size
 from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
 from monai_iou.datasets.found_folders import (
     find_pair,
@@ -34,9 +34,6 @@ from monai_iou.datasets.naming import check_names
 from monai_iou.datasets.splits import check_folds, count_patients, fold_cases, split_cases
 
 __all__ = ["SegmentationFolder", "is_dataset", "map_cases", "read_folder"]
-
-# So much larger or smaller than the other cases' voxels, a header has lost its unit: no two scans differ like that.
-ODD_SPACING = 50.0
 
 logger = logging.getLogger(__name__)
 
@@ -148,17 +145,11 @@ class SegmentationFolder:
 
     def need_like_spacings(self, cases: Sequence[Case], facts: Sequence[CaseFacts]) -> None:
         """Raise DatasetError if a case's voxels are 50 times larger or smaller than those of the others."""
-        sizes = np.log([float(np.prod(case.spacing)) ** (1 / 3) for case in facts])
-        for index, (case, size) in enumerate(zip(cases, sizes, strict=True)):
-            others = np.delete(sizes, index)
-            if len(others) and abs(size - np.median(others)) > np.log(ODD_SPACING):
-                spacing = "x".join(f"{length:.4g}" for length in facts[index].spacing)
-                message = (
-                    f"Expected {case.image} to have voxels like the other cases, of about "
-                    f"{np.exp(np.median(others)):.3g} mm, but got {spacing} mm: correct the spacing or its unit in the "
-                    "headers of image and label, or leave the case out."
-                )
-                raise DatasetError(message)
+        sizes = np.array([float(np.log(case.spacing).mean()) for case in facts])
+        if len(sizes) > 1:
+            for index, (case, fact) in enumerate(zip(cases, facts, strict=True)):
+                usual = float(np.exp(np.median(np.delete(sizes, index))))
+                check_voxel_size(case.image, fact.spacing, usual, "the other cases")
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""

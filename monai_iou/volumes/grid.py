@@ -6,6 +6,7 @@ Every grid here is in RAS millimetres (nibabel's and NIfTI's convention), whatev
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,16 @@ class Grid:
         # The added zero turns -0 into 0.
         origin = ", ".join(f"{value + 0.0:.6g}" for value in np.round(self.origin, 4))
         return f"shape {shape}, spacing {spacing} mm, orientation {self.orientation}, origin ({origin}) mm"
+
+
+def spatial_grid(shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
+    """Return the grid of an array's first three axes; missing ones have length one.
+
+    >>> spatial_grid((4, 5), np.eye(4)).shape
+    (4, 5, 1)
+    """
+    x, y, z = (int(length) for length in (*shape, 1, 1)[:3])
+    return Grid((x, y, z), affine)
 
 
 def distance_mm(first: Grid, second: Grid) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.volumes.grid import NOTE_MM, Grid, distance_mm
+from monai_iou.volumes.grid import NOTE_MM, distance_mm, spatial_grid
 from monai_iou.volumes.header import Header, Part, VolumeError, check_affine, check_shape, one_number, refusal
 from monai_iou.volumes.payload import AGAIN, GZIP_MAGIC, decompressed
 
@@ -190,8 +190,8 @@ def _conflict(path: Path, header: Any, affine: NDArray[np.float64], scale: float
         check_affine(path, other)
     except VolumeError:
         return [f"`{path.name}`: the qform is invalid; the sform (code {int(header['sform_code'])}) was used."]
-    x, y, z = (*(int(n) for n in header["dim"][1 : 1 + min(3, int(header["dim"][0]))]), 1, 1)[:3]
-    first, second = Grid((x, y, z), affine), Grid((x, y, z), other)
+    shape = header["dim"][1 : 1 + int(header["dim"][0])]
+    first, second = spatial_grid(shape, affine), spatial_grid(shape, other)
     distance = distance_mm(first, second)
     if distance <= max(NOTE_MM, 0.01 * min(first.spacing)):
         return []

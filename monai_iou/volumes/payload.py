@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import importlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ LARGEST_RATIO = 1032
 PADDING = 512
 GZIP_MAGIC = b"\x1f\x8b"
 AGAIN = "copy it again or write it again"
+
+
+def _fastest_zlib() -> Any:
+    """zlib-ng, which unpacks in two thirds of the time, or the standard library's where it has no wheel."""
+    try:
+        return importlib.import_module("zlib_ng.zlib_ng")
+    except ImportError:
+        return zlib
+
+
+_ZLIB = _fastest_zlib()
 
 
 def stored_numbers(header: Header) -> NDArray[Any]:
@@ -122,7 +134,7 @@ def decompressed(path: Path, stream: BinaryIO, encoding: str) -> Iterator[bytes]
         first = False
         try:
             block = yield from read_member(path, stream, block, encoding)
-        except (zlib.error, OSError, ValueError, EOFError) as error:
+        except (zlib.error, _ZLIB.error, OSError, ValueError, EOFError) as error:
             if isinstance(error, VolumeError):
                 raise
             reason = re.sub(r"^Error -?\d+ while decompressing data: ", "", str(error))
@@ -132,7 +144,7 @@ def decompressed(path: Path, stream: BinaryIO, encoding: str) -> Iterator[bytes]
 
 
 def _deflate_member(path: Path, stream: BinaryIO, block: bytes, encoding: str) -> Any:
-    inflate = zlib.decompressobj(31 if encoding == "gzip" else 15)
+    inflate = _ZLIB.decompressobj(31 if encoding == "gzip" else 15)
     while not inflate.eof:
         if not block:
             raise refusal(path, "be a readable volume", "the end of the file before that of its compressed data", AGAIN)

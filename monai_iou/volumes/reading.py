@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.volumes.dicom import itk_is_quiet, read_dicom, read_with_itk
-from monai_iou.volumes.grid import Grid, same_grid
+from monai_iou.volumes.grid import Grid, same_grid, spatial_grid
 from monai_iou.volumes.header import Header, VolumeError, check_regular, refusal
 from monai_iou.volumes.labels import whole_labels
 from monai_iou.volumes.memory import room_for
@@ -221,8 +221,7 @@ def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _volume(array: NDArray[Any], affine: NDArray[np.float64], path: Path, notes: tuple[str, ...]) -> Volume:
-    x, y, z = array.shape[-3:]
-    return Volume(array, Grid((x, y, z), affine), path, notes)
+    return Volume(array, spatial_grid(array.shape[-3:], affine), path, notes)
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_iou.datasets.cases import Case, DatasetError, check_case
+import numpy as np
+
+from monai_iou.datasets.cases import Case, DatasetError, check_case, check_voxel_size
 from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
 from monai_iou.datasets.naming import check_names, names_root
 from monai_iou.planning.plan import Plan, load_plan, make_plan
@@ -90,7 +92,8 @@ class BundleCases:
         with exit_with_message():
             if not self.folder.evaluation:
                 return self.validation
-            self.folder.check(self.folder.evaluation)
+            facts = self.folder.check(self.folder.evaluation)
+            self.folder.need_like_spacings(self.folder.evaluation, facts)
             return self._items(self.folder.evaluation)
 
     def evaluation_on(self, which: str | None, plans: Sequence[Plan]) -> list[dict[str, Any]]:
@@ -185,7 +188,9 @@ class BundleCases:
         cases = [replace(case, label=None) for case in self._to_segment()] if self.inference else []
 
         def check(case: Case) -> None:
-            check_case(case, plan.label_values, plan.modalities, "the trained model")
+            facts = check_case(case, plan.label_values, plan.modalities, "the trained model")
+            usual = float(np.prod(plan.pixdim)) ** (1 / 3)
+            check_voxel_size(case.image, facts.spacing, usual, "those that the model was trained on")
 
         with exit_with_message():
             logger.info("Checking %d images of %s", len(cases), self.dataset_dir)

@@ -113,7 +113,7 @@ class LabelClassesd(MapTransform):
     def _classes(self, label: Any) -> torch.Tensor:
         order = np.argsort(self.values, kind="stable")
         ascending = torch.as_tensor(np.asarray(self.values, dtype=np.int64)[order])
-        whole = torch.as_tensor(label).as_subclass(torch.Tensor)  # type: ignore[arg-type]
+        whole = torch.as_tensor(label).as_subclass(torch.Tensor)
         place = torch.searchsorted(ascending, whole.to(torch.int64)).clamp(max=len(ascending) - 1)
         wrong = ascending[place] != whole
         if bool(wrong.any()):

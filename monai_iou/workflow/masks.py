@@ -15,7 +15,7 @@ from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 
 from monai_iou.files import OutputError, replaced_file
-from monai_iou.volumes.grid import Grid, same_grid
+from monai_iou.volumes.grid import Grid, same_grid, spatial_grid
 from monai_iou.volumes.header import Header, VolumeError
 from monai_iou.volumes.names import NIFTI_EXTENSIONS
 from monai_iou.volumes.nifti import load_raw_header
@@ -61,7 +61,7 @@ class ClassValuesd(MapTransform):
         items = dict(data)
         for key in self.key_iterator(items):
             classes = items[key]
-            plain = torch.as_tensor(classes).as_subclass(torch.Tensor)  # type: ignore[arg-type]
+            plain = torch.as_tensor(classes).as_subclass(torch.Tensor)
             values = torch.as_tensor(self.values, dtype=torch.int64, device=plain.device)[plain.to(torch.int64)]
             items[key] = MetaTensor(values, meta=classes.meta) if isinstance(classes, MetaTensor) else values
         return items
@@ -119,7 +119,7 @@ class MaskWriter(ImageWriter):
 
         array = np.asarray(self.data_obj).astype(self.output_dtype)  # type: ignore[attr-defined]
         affine = np.eye(4) if self.affine is None else self.affine
-        header = self._header(Grid((*array.shape, 1, 1)[:3], affine))  # type: ignore[arg-type]
+        header = self._header(spatial_grid(array.shape, affine))
         if header is None:
             image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
             image.set_qform(affine, 1)
@@ -146,6 +146,6 @@ class MaskWriter(ImageWriter):
             raw = load_raw_header(self.source)
         except (VolumeError, OSError):
             return None
-        if header is None or not same_grid(Grid((*header.shape, 1, 1)[:3], header.affine), grid):
+        if header is None or not same_grid(spatial_grid(header.shape, header.affine), grid):
             return None
         return header, raw
