@@ -73,7 +73,7 @@ def _class_rows(logits: Sequence[Tensor], valid: Tensor | None, spec: PassSpec, 
     norm = functools.reduce(torch.add, powers)
     share, log_norm = 1 / norm, None
     if spec.cross_entropy:  # as in the reference: ln(1 + rest) keeps its digits where the rest is tiny
-        below = [torch.where(row < 0, power, 0.0) for row, power in zip(rows, powers, strict=True)]
+        below = [torch.where(row >= 0, 0.0, power) for row, power in zip(rows, powers, strict=True)]
         ties = functools.reduce(torch.add, [torch.where(row < 0, 0.0, 1.0) for row in rows]) - 1
         log_norm = (functools.reduce(torch.add, below) + ties).log1p()
     return [

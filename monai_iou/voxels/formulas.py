@@ -112,9 +112,9 @@ def probabilities(logits: Tensor, spec: PassSpec) -> Probabilities:
 def _log_softmax(logits: Tensor) -> Tensor:
     """Return ln p. The largest class is ln p = -ln(1 + rest): its digits survive where rest is tiny against 1."""
     shifted = logits - logits.amax(-2, keepdim=True)
-    below = shifted < 0
-    ties = (~below).sum(-2, keepdim=True) - 1
-    rest = torch.where(below, shifted.exp(), 0).sum(-2, keepdim=True) + ties
+    at_peak = shifted >= 0  # not so where a logit is NaN or +inf, which makes all classes NaN, as in torch's softmax
+    ties = at_peak.sum(-2, keepdim=True) - 1
+    rest = torch.where(at_peak, 0, shifted.exp()).sum(-2, keepdim=True) + ties
     return shifted - rest.log1p()
 
 

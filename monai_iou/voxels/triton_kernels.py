@@ -136,7 +136,7 @@ def _softmax_norm(
         classes = block * CLASSES + tl.arange(0, CLASSES)
         part = _load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
         peak, rest = _take_block(peak, rest, part, classes < C)
-    return peak, rest
+    return peak, tl.where(peak == float("inf"), float("nan"), rest)  # +inf makes all classes NaN
 
 
 @triton.jit
