@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
+
+from monai_iou.files import TEMPORARY_PREFIX
 
 __all__ = ["BUNDLE_NAME", "bundle_path", "copy_bundle"]
 
@@ -39,16 +42,25 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
         message = f"Expected `{destination}` to be a new or empty folder, but it exists: name another one."
         raise ValueError(message)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
     try:
         # A checkout's bundle may have been trained in place: its results are not part of what is shipped.
         shutil.copytree(
-            bundle_path(), partial, ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__")
+            bundle_path(),
+            partial,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"),
         )
         if target.exists():
             target.rmdir()
+        partial.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -292,13 +292,14 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
     """
     from monai_iou.datasets.label_counts import count_label_files
-    from monai_iou.files import write_json
+    from monai_iou.files import check_replaceable, prepare, write_json
     from monai_iou.weighting import class_weights as weights_of
 
     try:
+        check_replaceable(output, "cases_with_class")
+        prepare(output.parent)
         counts = count_label_files(labels_dir, labels or None)
         weights = weights_of(counts.voxels, method, beta)
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, counts.as_json(weights, method))
     except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -342,13 +343,11 @@ def plan(
 
     Writes a config that `monai.bundle run` merges after train.json.
     """
-    import shlex
-
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets.folder import read_folder
     from monai_iou.datasets.splits import check_folds, count_patients
     from monai_iou.evaluation.request import Progress
-    from monai_iou.files import prepare, write_json
+    from monai_iou.files import check_replaceable, prepare, write_json
     from monai_iou.planning.fingerprint import compute_fingerprint
     from monai_iou.planning.hardware import detect_hardware
     from monai_iou.planning.rules import propose
@@ -358,6 +357,7 @@ def plan(
         message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
         raise click.UsageError(message)
     try:
+        check_replaceable(output, "plan_report")
         machine = detect_hardware(device, memory_gb)
         folder = read_folder(dataset_dir)
         if folds is not None:  # before minutes of reading
@@ -373,10 +373,22 @@ def plan(
         raise click.ClickException(str(error)) from error
     print_tables(plan_tables(folder, fingerprint, proposal))
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
-    files = f"['TRAIN.JSON','{output.as_posix()}']"  # in the config's text a backslash would be an escape
-    folder_name = shlex.quote(dataset_dir.as_posix())
-    click.echo(f'python -m monai.bundle run --config_file "{files}" --dataset_dir {folder_name}')
+    # In the config's text a backslash would be an escape.
+    click.echo(_bundle_command(["TRAIN.JSON", output.as_posix()], dataset_dir.as_posix()))
     return 0
+
+
+def _bundle_command(configs: Sequence[str], dataset_dir: str) -> str:
+    """A command line that a shell, and then MONAI's reading of lists, take apart into these very paths."""
+    import re
+    import shlex
+
+    files = str(list(configs)) if len(configs) > 1 else configs[0]
+    if re.fullmatch(r"[\w./:+,'\[\] -]+", files) and len(configs) > 1 and '"' not in files:
+        quoted = '"' + files.replace("', '", "','") + '"'
+    else:
+        quoted = shlex.quote(files)
+    return f"python -m monai.bundle run --config_file {quoted} --dataset_dir {shlex.quote(dataset_dir)}"
 
 
 @cli.command()
@@ -415,8 +427,7 @@ def init(folder: Path) -> int:
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"Copied the bundle to {target}. Train it on a folder in the Decathlon layout:")
-    config = (target / "configs" / "train.json").as_posix()
-    click.echo(f"python -m monai.bundle run --config_file {config} --dataset_dir YOUR_FOLDER")
+    click.echo(_bundle_command([(target / "configs" / "train.json").as_posix()], "YOUR_FOLDER"))
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 TEMPORARY_PREFIX = ".monai_iou-"
 STALE_SECONDS = 24 * 3600  # after which a temporary file of another machine is left over from a run that was killed
+JSON_SUFFIXES = (".json", ".yaml", ".yml")
 TRIED_BYTES = 1 << 16  # a full disk may still have room for an empty file
 
 
@@ -182,6 +183,36 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Pat
                     "read and written: name another one."
                 )
                 raise OutputError(message)
+
+
+def check_replaceable(path: Path, key: str, option: str = "--output") -> None:
+    """Make sure that a JSON file may be written: there is none yet, or one that this package wrote.
+
+    Args:
+        path: of the file.
+        key: that only our own file of this kind has.
+        option: what the user calls it, for the error.
+
+    Raises:
+        OutputError: the name has another extension, or another file is there, such as a dataset's own dataset.json.
+    """
+    if path.suffix not in JSON_SUFFIXES:
+        message = (
+            f"Expected `{option}` to be a .json file, but got `{path}`: name it so, MONAI reads it by its extension."
+        )
+        raise OutputError(message)
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or key not in content:
+        message = (
+            f"Expected `{option}` to be a new file or one that this command wrote, but `{path}` is another file: name "
+            "another one."
+        )
+        raise OutputError(message)
 
 
 def _relation(output: Path, source: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from monai_iou.datasets.cases import Case
 
-__all__ = ["check_folds", "count_patients", "fold_cases", "split_cases"]
+__all__ = ["check_folds", "count_patients", "fold_cases", "patient_of", "split_cases"]
 
 
 def split_cases(
@@ -127,7 +127,7 @@ def count_patients(cases: Sequence[Case], patient_groups: Mapping[str, Sequence[
 def _by_patient(cases: Sequence[Case], groups: Mapping[str, Sequence[str]] | None) -> dict[str, list[Case]]:
     patients: dict[str, list[Case]] = {}
     for case in cases:
-        patients.setdefault(_patient_of(case, groups or {}), []).append(case)
+        patients.setdefault(patient_of(case, groups or {}), []).append(case)
     return patients
 
 
@@ -135,7 +135,8 @@ def _sides(cases: Sequence[Case], held_out: set[Case]) -> tuple[list[Case], list
     return [case for case in cases if case not in held_out], [case for case in cases if case in held_out]
 
 
-def _patient_of(case: Case, groups: Mapping[str, Sequence[str]]) -> str:
+def patient_of(case: Case, groups: Mapping[str, Sequence[str]]) -> str:
+    """Return the patient of a case: its group, or itself where no group claims it."""
     for patient, fragments in groups.items():
         if any(re.search(_fragment_pattern(fragment), case.name) for fragment in fragments):
             return f"group {patient}"

@@ -6,6 +6,7 @@ so that evaluation and inference prepare images exactly as training did, without
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -49,6 +50,7 @@ class Plan:
         strides: stride of each level, one number per axis.
         intensity: for each channel either {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
         trained: names of the cases that the model was trained on.
+        trained_images: what tells their image files from others, whatever their names, see `image_identity`.
     """
 
     modalities: tuple[str, ...]
@@ -59,6 +61,7 @@ class Plan:
     strides: tuple[tuple[int, ...], ...]
     intensity: tuple[dict[str, Any], ...]
     trained: tuple[str, ...] = ()
+    trained_images: tuple[str, ...] = ()
 
     @property
     def in_channels(self) -> int:
@@ -123,7 +126,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Plan(
+        plan = Plan(
             modalities=tuple(content["modalities"]),
             labels={int(value): name for value, name in content["labels"].items()},
             pixdim=tuple(content["pixdim"]),
@@ -132,10 +135,43 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
             strides=tuple(tuple(stride) for stride in content["strides"]),
             intensity=tuple(content["intensity"]),
             trained=tuple(content.get("trained", ())),
+            trained_images=tuple(content.get("trained_images", ())),
         )
+        _check_values(plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): train again."
         raise DatasetError(message) from error
+    return plan
+
+
+def _check_values(plan: Plan) -> None:
+    """Raise ValueError if a number of a stored plan is none that training stores."""
+    sides = [*plan.patch_size, *plan.channels, *itertools.chain(*plan.strides)]
+    usable = {
+        "pixdim": len(plan.pixdim) == 3 and all(_is_number(side) and side > 0 for side in plan.pixdim),
+        "patch_size": len(plan.patch_size) == 3,
+        "patch_size, channels and strides": all(isinstance(side, int) and side > 0 for side in sides),
+        "strides": bool(plan.strides) and all(len(stride) == 3 for stride in plan.strides),
+        "channels": len(plan.channels) == len(plan.strides) + 1,
+        "intensity": len(plan.intensity) == len(plan.modalities) > 0 and all(map(_is_rule, plan.intensity)),
+        "labels": len(plan.labels) > 1 and next(iter(plan.labels)) == 0,
+    }
+    for name, right in usable.items():
+        if not right:
+            message = f"`{name}` has a value that no training stores"
+            raise ValueError(message)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_rule(rule: dict[str, Any]) -> bool:
+    """Whether this is how a channel can be normalised."""
+    if rule["kind"] != "ct":
+        return bool(rule["kind"] == "zscore")
+    numbers = all(_is_number(rule[name]) for name in ("lower", "upper", "mean", "std"))
+    return numbers and rule["lower"] <= rule["upper"] and rule["std"] > 0
 
 
 def make_plan(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import logging
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
 from monai.utils.type_conversion import convert_to_tensor
 
 from monai_iou.volumes.reading import volume_files
-from monai_iou.workflow.checkpoint_files import write_atomically
-from monai_iou.workflow.failures import explain_out_of_memory
+from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content, write_atomically
+from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = ["DiskCacheDataset", "cached_dataset"]
+
+logger = logging.getLogger(__name__)
 
 
 def cached_dataset(
@@ -44,10 +48,54 @@ def cached_dataset(
     if folder is not None:
         return DiskCacheDataset(data, transform, cache_dir=folder)
     with explain_out_of_memory():
-        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
+        return MemoryCacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
 
 
-class DiskCacheDataset(PersistentDataset):
+class _Watched:
+    """What both datasets do when a file is gone or is another one than when the run started: say which."""
+
+    data: Any
+
+    def watch(self) -> None:
+        """Remember size and time of every item's files."""
+        self._states = [{path: _state(path) for path in _paths(item)} for item in self.data]
+
+    @contextlib.contextmanager
+    def unchanged_files(self, index: int) -> Iterator[None]:
+        """Raise TrainingError if a file of the item has changed, before it is read or while it is."""
+        self._check_files(index)
+        try:
+            yield
+        except Exception:
+            self._check_files(index)
+            raise
+
+    def _check_files(self, index: int) -> None:
+        for path, state in self._states[index].items():
+            if _state(path) != state:
+                what = "was replaced or changed" if path.exists() else "is no longer there"
+                message = (
+                    f"Expected {path} to stay as it was when the run started, but it {what}: leave the dataset alone "
+                    "during a run; a training continues by --resume true once the file is back."
+                )
+                raise TrainingError(message)
+
+
+class MemoryCacheDataset(_Watched, CacheDataset):
+    """MONAI's `CacheDataset`, which says in one sentence that a file which is not in memory has changed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.watch()
+
+    def _transform(self, index: int) -> Any:
+        if index % len(self) < self.cache_num:
+            return super()._transform(index)
+        with self.unchanged_files(index):
+            return super()._transform(index)
+
+
+class DiskCacheDataset(_Watched, PersistentDataset):
     """MONAI's `PersistentDataset`, made safe against changed files and against being killed.
 
     A volume's file is named by what it came from: the item, size and time of its files, and the transforms up to the
@@ -67,16 +115,25 @@ class DiskCacheDataset(PersistentDataset):
 
     def __init__(self, data: Sequence[Any], transform: Callable[..., Any], cache_dir: str) -> None:
         super().__init__(data, transform, cache_dir, hash_func=_item_hash, hash_transform=_transforms_hash)
+        self.watch()
+
+    def _transform(self, index: int) -> Any:
+        with self.unchanged_files(index):
+            return super()._transform(index)
 
     def _cachecheck(self, item_transformed: Any) -> Any:
         path = Path(str(self.cache_dir)) / f"{_item_hash(item_transformed).decode()}{self.transform_hash}.pt"
         if path.is_file():
-            return torch.load(path, weights_only=True)
+            try:
+                check_content(path)
+                return torch.load(path, weights_only=True)
+            except UNREADABLE as error:
+                logger.warning("%s is damaged (%s): the volume is prepared again.", path, error)
         prepared = convert_to_tensor(
             self._pre_transform(copy.deepcopy(item_transformed)), convert_numeric=False, track_meta=False
         )
         try:
-            write_atomically(prepared, path, shared=True)
+            write_atomically(prepared, path)
         except PermissionError:
             # Windows replaces no file that another process is reading; that process wrote the same one.
             if not path.is_file():
@@ -84,13 +141,26 @@ class DiskCacheDataset(PersistentDataset):
         return prepared
 
 
+def _paths(item: Any) -> list[Path]:
+    values = [item[key] for key in ("image", "label") if key in item] if isinstance(item, Mapping) else []
+    files = [file for value in values for file in (value if isinstance(value, (list, tuple)) else [value])]
+    return [part for file in files if isinstance(file, (str, Path)) for part in volume_files(file)]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def _item_hash(item: Mapping[str, Any]) -> bytes:
     values = [
         each for key, value in item.items() if key != "case" for each in (value if isinstance(value, list) else [value])
     ]
     named = [Path(value) for value in values if isinstance(value, str) and Path(value).exists()]
-    paths = [path for name in named for path in volume_files(name)]  # data beside a header count too
-    states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    states = [_state(path) for name in named for path in volume_files(name)]  # data beside a header count too
     return _digest(repr((sorted(item.items()), states)).encode())
 
 

@@ -1,25 +1,38 @@
-"""Reading and writing checkpoints so that a file is always whole."""
+"""Reading and writing checkpoints: a file is always whole, and what was changed in it since is noticed.
+
+A checkpoint is torch's zip file with the SHA-256 of its content as the archive's comment, which torch, MONAI and every
+other reader of zip files pass over. One changed bit, or a block of zeros, is refused. A file without such a comment,
+saved by another program, is taken if the zip's own checksums, where it has any, are right.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-import threading
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from monai_iou.files import replaced_file
 from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["UNREADABLE", "last_epoch", "last_step", "load_state", "write_atomically"]
+__all__ = ["UNREADABLE", "check_content", "last_epoch", "last_step", "load_state", "write_atomically"]
 
 
 # What torch.load raises for a file that is damaged or no checkpoint.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
+UNREADABLE = (OSError, EOFError, RuntimeError, TypeError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
 KEYS = ("epoch", "model", "optimizer", "lr_scheduler", "scaler", "best_metric", "best_metric_epoch")
+
+# The last record of a zip file: its signature, 16 bytes of numbers, and the length of the comment that follows.
+END_SIGNATURE, END_BYTES = b"PK\x05\x06", 22
+FILE_SIGNATURE = b"PK\x03\x04"
+MARK = b"monai_iou sha256 "
+COMMENT_BYTES = len(MARK) + 64
 
 
 def last_epoch(path: str | os.PathLike[str]) -> int:
@@ -41,9 +54,14 @@ def last_step(path: str | os.PathLike[str]) -> int:
 
 
 def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
-    """Read a checkpoint; with `mmap` only what is used of its tensors."""
+    """Read a checkpoint; with `mmap` only what is used of its tensors.
+
+    Raises:
+        ValueError: the file is not a checkpoint of the bundle, or damaged.
+    """
     with exit_with_message():
         try:
+            check_content(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             usable = isinstance(state, Mapping) and set(KEYS) <= set(state) and isinstance(state["epoch"], int)
             error = None
@@ -58,33 +76,79 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
     return dict(state)
 
 
-def write_atomically(content: Any, path: Path, *, shared: bool = False) -> None:
+def write_atomically(content: Any, path: Path) -> None:
     """Save with torch.save (text as it is) so that `path` is always the old file or the new one, whole.
 
-    The data reach the disk under a temporary name before the rename: after a kill or a power cut there is at most a
-    stale temporary file, which the next save replaces.
+    The data reach the disk under a name of this process alone before the rename: a kill or a power cut leaves at most a
+    temporary file, which the next run removes.
 
     Args:
         content: what to save.
         path: of the file; its folder is made if there is none.
-        shared: other processes or threads may write the same file now; the temporary name is then of this thread
-            alone.
 
     Raises:
         TrainingError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
-    temporary = path.with_name(f"{path.name}{own}.tmp")
-    try:
-        with disk_full(path), temporary.open("wb") as stream:
-            if isinstance(content, str):
-                stream.write(content.encode())
-            else:
+    with disk_full(path), replaced_file(path) as temporary:
+        if isinstance(content, str):
+            temporary.write_bytes(content.encode())
+        else:
+            with temporary.open("wb") as stream:
                 torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            _seal(temporary)
+
+
+def check_content(path: Path) -> None:
+    """Hold a checkpoint against its checksum.
+
+    Raises:
+        ValueError: they differ, or the checksum's own place is damaged.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - COMMENT_BYTES))
+        tail = stream.read()
+        stream.seek(0)
+        is_zip = stream.read(len(FILE_SIGNATURE)) == FILE_SIGNATURE
+    if tail.startswith(MARK):
+        intact = tail.removeprefix(MARK) == _digest(path, size - COMMENT_BYTES)
+    elif is_zip:  # of another program: without a comment, the archive's end is the file's
+        end = tail[-END_BYTES:]
+        intact = end.startswith(END_SIGNATURE) and end.endswith(b"\0\0") and _is_sound_zip(path)
+    else:
+        intact = True  # torch's old format, which has no checksum
+    if not intact:
+        message = f"Expected {path} to be as it was written, but its content was changed."
+        raise ValueError(message)
+
+
+def _seal(path: Path) -> None:
+    """Append the checksum as the zip file's comment."""
+    with path.open("r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(COMMENT_BYTES.to_bytes(2, "little"))
+    digest = _digest(path, path.stat().st_size)
+    with path.open("ab") as stream:
+        stream.write(MARK + digest)
+
+
+def _digest(path: Path, size: int) -> bytes:
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        while size > 0:
+            block = stream.read(min(size, 1 << 20))
+            if not block:
+                break
+            found.update(block)
+            size -= len(block)
+    return found.hexdigest().encode()
+
+
+def _is_sound_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return False

@@ -18,11 +18,14 @@ from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically
 from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
 from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, inner_module
+from monai_iou.workflow.records import differences
 from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
     from monai.engines.trainer import Trainer
+
+    from monai_iou.workflow.data import BundleCases
 
 __all__ = ["CheckpointHandler"]
 
@@ -53,6 +56,7 @@ class CheckpointHandler:
         plan: stored beside the best weights.
         average: stored as `model.pt` instead of the network, where it averages weights.
         items: of the training data, to name the files of a batch whose loss is NaN.
+        cases: the data; what they are is kept in `last_epoch.pt`, for whoever resumes. None keeps nothing.
         keep: "best", the weights with the best validation score; or "last", until training is complete the same, then
             the final ones.
         resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
@@ -74,6 +78,7 @@ class CheckpointHandler:
         plan: Plan | None = None,
         average: WeightAverage | None = None,
         items: Sequence[Mapping[str, Any]] = (),
+        cases: BundleCases | None = None,
         *,
         keep: str = "best",
         resume: bool = False,
@@ -85,7 +90,7 @@ class CheckpointHandler:
         self.keep = keep
         self.folder = Path(ckpt_dir)
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
-        self.evaluator, self.plan, self.resume = evaluator, plan, resume
+        self.evaluator, self.plan, self.resume, self.cases = evaluator, plan, resume, cases
         self.average = average if average is not None else WeightAverage(network, optimizer)
         self._guard = StepGuard(items)
         self._has_model = self._is_final = False
@@ -148,14 +153,22 @@ class CheckpointHandler:
             )  # fmt: skip
         engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
         self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
-        if self.evaluator is not None:
+        is_same = (
+            self.cases is None
+            or self.plan is None
+            or not differences(state.get("data", {}), self.cases.record(self.plan))
+        )
+        if self.evaluator is not None and is_same:  # a score of other cases says nothing of these
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         self._has_model = (self.folder / "model.pt").is_file()
         self._is_final = state.get("final", False)
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
-            seen = dict.fromkeys([*state.get("trained", ()), *self.plan.trained])
-            self.plan = replace(self.plan, trained=tuple(seen))
+            self.plan = replace(
+                self.plan,
+                trained=tuple(dict.fromkeys([*state.get("trained", ()), *self.plan.trained])),
+                trained_images=tuple(dict.fromkeys([*state.get("trained_images", ()), *self.plan.trained_images])),
+            )
         logger.info(
             "Resumed from %s after epoch %d%s; best score %.4f of epoch %d.",
             path,
@@ -215,6 +228,8 @@ class CheckpointHandler:
             "epoch_length": int(engine.state.epoch_length or 0),
             "final": self._is_final,
             "trained": list(self.plan.trained) if self.plan is not None else [],
+            "trained_images": list(self.plan.trained_images) if self.plan is not None else [],
+            "data": self.cases.record(self.plan) if self.cases is not None and self.plan is not None else {},
             "validated": validated or step > 0,  # of the completed epoch
             "model": inner_module(self.network).state_dict(),
             "average": self.average.state_dict(),

@@ -21,7 +21,8 @@ from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases,
 from monai_iou.datasets.naming import check_names, names_root
 from monai_iou.planning.plan import Plan, load_plan, make_plan
 from monai_iou.volumes.names import case_name, volumes_below
-from monai_iou.workflow.settings import exit_with_message, is_true
+from monai_iou.workflow.records import check_unseen, data_record, image_identity
+from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["BundleCases", "bundle_root"]
 
@@ -73,8 +74,9 @@ class BundleCases:
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.folds = None if str(folds).lower() in ("null", "none") else folds  # `--folds null` arrives as text
+        self.folds = optional(folds)
         self.fold = fold
+        self._record: dict[str, Any] | None = None
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -96,18 +98,21 @@ class BundleCases:
             self.folder.need_like_spacings(self.folder.evaluation, facts)
             return self._items(self.folder.evaluation)
 
-    def evaluation_on(self, which: str | None, plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    def evaluation_on(
+        self, which: str | None, plans: Sequence[Plan], *, score_trained_cases: bool = False
+    ) -> list[dict[str, Any]]:
         """Items to report scores on, by the config's key `evaluate_on`.
 
         Args:
             which: "test_labelled"; "validation", the cases that this split or fold holds out; None for `evaluation`.
-            plans: of the models that are evaluated; none may have been trained on a case of "validation".
+            plans: of the models that are evaluated; none may have been trained on a case that is scored.
+            score_trained_cases: score "test_labelled" cases that a model was trained on all the same.
 
         Raises:
             ValueError: `which` is something else.
             DatasetError: there are no such cases, or a model was trained on them.
         """
-        wanted = None if str(which).lower() in ("null", "none") else which
+        wanted = optional(which)
         with exit_with_message():
             if wanted not in (None, "test_labelled", "validation"):
                 message = (
@@ -122,6 +127,8 @@ class BundleCases:
                 )
                 raise DatasetError(message)
             if wanted == "test_labelled" or (wanted is None and self.folder.evaluation):
+                if not score_trained_cases:
+                    check_unseen(self.folder, plans)
                 return self.evaluation
             if not self._split[1]:
                 message = "Expected cases that are held out, but `val_fraction` is 0: score `test_labelled` cases."
@@ -161,6 +168,21 @@ class BundleCases:
         cases = [Case(case_name(path), path) for path in volumes_below(self.dataset_dir, deep=False)]
         check_names(cases, str(self.dataset_dir))
         return cases
+
+    @property
+    def files(self) -> dict[str, list[Path]]:
+        """Every file that belongs to the folder, by what it is: what no run may write over."""
+        with exit_with_message():
+            if not is_dataset(self.dataset_dir):
+                found = self._to_segment() if self.dataset_dir.is_dir() else []
+                return {"the images": [path for case in found for path in case.images]}
+            folder = self.folder
+            cases = [*folder.training, *folder.evaluation, *folder.test]
+            return {
+                "the dataset": [self.dataset_dir / "dataset.json"],
+                "the images": [path for case in cases for path in case.images],
+                "the labels": [case.label for case in cases if case.label is not None],
+            }
 
     @property
     def mask_root(self) -> str:
@@ -239,7 +261,16 @@ class BundleCases:
             training, _ = self._split
             trained = [facts[case] for case in training]
             plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
-            return replace(plan, trained=tuple(case.name for case in training))
+            images = tuple(map_cases(image_identity, training))
+            return replace(plan, trained=tuple(case.name for case in training), trained_images=images)
+
+    def record(self, plan: Plan) -> dict[str, Any]:
+        """Return what a resumed training must have in common with this one; {} for data that others brought."""
+        if not is_dataset(self.dataset_dir):
+            return {}
+        if self._record is None:
+            self._record = data_record(*self._split, plan)
+        return self._record
 
     @cached_property
     def _split(self) -> tuple[list[Case], list[Case]]:

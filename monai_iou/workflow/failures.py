@@ -18,7 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.distributed import is_distributed
+from monai_iou.files import OutputError
+from monai_iou.locks import folder_lock
 from monai_iou.workflow.settings import exit_with_message
 
 __all__ = [
@@ -40,13 +43,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch writes when an allocation fails on a CPU, in a data loader's process too, and when the system ends that.
 NO_MEMORY = ("DefaultCPUAllocator: ", "not enough memory: ", "CUDA out of memory", "killed by signal: Killed")
+NO_SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
 
 
 class TrainingError(ValueError):
     """A run cannot go on; the message says why and what to do, in one sentence."""
 
 
-def run(engine: Any) -> None:
+def run(engine: Any, folder: str | None = None) -> None:
     """Run a trainer or an evaluator as a program's main task: what the bundle's `run` does.
 
     SIGTERM and SIGINT end the training after the current step, see
@@ -55,12 +59,15 @@ def run(engine: Any) -> None:
 
     Args:
         engine: a MONAI workflow engine.
+        folder: that the run writes to; no other run may at the same time. None for none.
 
     Raises:
         TrainingError: the machine or the GPU ran out of memory; under `python -m monai.bundle` the program ends with
             that sentence.
+        OutputError: another run holds `folder`.
     """
     with (
+        _alone_in(folder, engine),
         explain_out_of_memory(),
         stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext(),
     ):
@@ -70,11 +77,47 @@ def run(engine: Any) -> None:
             # A signal to the whole process group ends the loader's processes too, and so this step.
             number = stop_signal(engine)
             if not number:
+                _raise_own_sentence(error)
                 raise
             logger.info(
                 "%s: stopped inside a step (%s); the last saved state is kept.", signal.Signals(number).name, error
             )
             raise SystemExit(128 + number) from error
+    _report_failed_cases(engine)
+
+
+def _raise_own_sentence(error: Exception) -> None:
+    """Raise what was said inside a transform, which MONAI buries under its own errors, also by a worker process."""
+    for cause in _causes(error):
+        if isinstance(cause, (TrainingError, DatasetError, OutputError)):
+            if cause is error and "Original Traceback" not in str(cause):
+                return
+            # Of a worker's error torch makes one of the same class, with the worker's traceback as its text.
+            sentence = str(cause).rpartition("Error: ")[2].strip() if "Original Traceback" in str(cause) else str(cause)
+            with exit_with_message():
+                raise type(cause)(sentence) from error
+
+
+def _report_failed_cases(engine: Any) -> None:
+    failed = list(getattr(engine.state, "failed_cases", ()))
+    if is_distributed():
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, failed)
+        failed = [sentence for sentences in gathered for sentence in sentences]
+    if failed:
+        with exit_with_message():
+            raise TrainingError("\n".join(dict.fromkeys(failed)))
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str | None, engine: Any) -> Iterator[None]:
+    if folder is None or engine.state.rank != 0:  # one rank holds it for all
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        with exit_with_message():
+            held.enter_context(folder_lock(Path(folder), "training" if hasattr(engine, "optimizer") else "evaluation"))
+        yield
 
 
 @contextlib.contextmanager
@@ -126,7 +169,7 @@ class StepGuard:
     """
 
     def __init__(self, items: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._files = {item["case"]: str(item["image"]) for item in items if "case" in item}
+        self._files = {item["case"]: _names(item["image"]) for item in items if "case" in item}
 
     def check(self, engine: Any) -> int:
         """Return the signal that some rank received, 0 if none; all ranks must call it after the same step.
@@ -167,6 +210,10 @@ class StepGuard:
         return [self._files.get(case, str(case)) for case in dict.fromkeys(cases)]
 
 
+def _names(image: Any) -> str:
+    return " and ".join(map(str, image)) if isinstance(image, (list, tuple)) else str(image)
+
+
 def batch_loss(output: Any) -> float:
     """Return the loss of a trainer's output; MONAI decollates it, and every item of the batch carries the same loss.
 
@@ -187,6 +234,13 @@ def explain_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if any(text in str(cause) for cause in _causes(error) for text in NO_SHARED_MEMORY):
+            message = (
+                "Expected shared memory (/dev/shm) for the batches of the worker processes, but it is full: lower "
+                "`num_workers` (0 needs none), or give the container more (docker run --shm-size=1g)."
+            )
+            with exit_with_message():
+                raise TrainingError(message) from error
         if not any(_is_out_of_memory(cause) for cause in _causes(error)):
             raise
         message = (

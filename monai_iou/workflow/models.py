@@ -11,11 +11,11 @@ import torch
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan, load_plan
-from monai_iou.workflow.checkpoint_files import UNREADABLE
+from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
 from monai_iou.workflow.inferers import Ensemble
 from monai_iou.workflow.settings import exit_with_message, optional
 
-__all__ = ["check_models", "load_network", "load_plans", "model_files", "sibling_path"]
+__all__ = ["check_models", "load_network", "load_plans", "load_weights", "model_files", "sibling_path"]
 
 
 SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
@@ -83,7 +83,9 @@ def check_models(files: Sequence[str], network: torch.nn.Module) -> None:
                     f"Expected a trained model at {path}, but there is no such file: train first or set `ckpt_dir`."
                 )
                 raise DatasetError(message)
-            if _shapes(_load_weights(path)) != _shapes(network.state_dict()):
+            weights = load_weights(path)
+            _check_finite(path, weights)
+            if _shapes(weights) != _shapes(network.state_dict()):
                 message = (
                     f"Expected {path} to hold the weights of `network_def`, but they do not fit: override "
                     "`network_def` as in training, by the same config file or option."
@@ -123,16 +125,32 @@ def load_network(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Mod
         return network
     check_models(files, network)
     plans = [load_plan(Path(path).with_suffix(".json")) for path in files]
-    return Ensemble.of_weights(network, [_load_weights(path) for path in files], [plan.intensity for plan in plans])
+    return Ensemble.of_weights(network, [load_weights(path) for path in files], [plan.intensity for plan in plans])
 
 
-def _load_weights(path: str) -> Mapping[str, Any]:
+def load_weights(path: str) -> Mapping[str, Any]:
+    """Read the weights of a trained model, checked against its checksum.
+
+    Raises:
+        DatasetError: the file is damaged, or is no model.
+    """
     try:
+        check_content(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content.get("model", content))  # CheckpointLoader takes both forms
-    except (*UNREADABLE, AttributeError, TypeError) as error:
+    except (*UNREADABLE, AttributeError) as error:
         message = f"Expected {path} to be a trained model, but it cannot be read: copy it again or train again."
         raise DatasetError(message) from error
+
+
+def _check_finite(path: str, weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if torch.is_tensor(value) and not bool(torch.isfinite(value).all()):
+            message = (
+                f"Expected {path} to hold finite weights, but `{name}` has NaN or infinity: take another checkpoint or "
+                "train again."
+            )
+            raise DatasetError(message)
 
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

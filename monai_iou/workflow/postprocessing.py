@@ -25,8 +25,9 @@ from monai_iou.datasets.cases import DatasetError
 from monai_iou.scores import iou
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
+from monai_iou.workflow.models import load_weights
 from monai_iou.workflow.optimization import inner_module
-from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = [
     "LabelsFromProbabilitiesd",
@@ -73,10 +74,10 @@ def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
     Raises:
         DatasetError: the file is damaged or of another network.
     """
-    if path is None or not Path(path).is_file():
+    if optional(path) is None or not Path(str(path)).is_file():
         return Postprocessing()
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
         threshold, sizes = content["threshold"], tuple(float(size) for size in content["min_size_mm3"])
         usable = len(sizes) == classes - 1 and (threshold is None or (classes == 2 and 0 < threshold < 1))
         problem = "" if usable else f"it does not fit {classes} classes"
@@ -165,9 +166,9 @@ def tune_postprocessing(
     """
     if evaluator.state.rank != 0 or len(dataset) == 0:
         return None
-    device = evaluator.state.device
     network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
-    network.load_state_dict(torch.load(Path(ckpt_dir) / "model.pt", map_location=device, weights_only=True))
+    with exit_with_message():
+        network.load_state_dict(load_weights(str(Path(ckpt_dir) / "model.pt")))
     with explain_out_of_memory():
         cases = [_predicted(evaluator, network, item) for item in dataset]
         settings, before, after = tune(cases, float(np.prod(pixdim)), classes)

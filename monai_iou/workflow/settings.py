@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator
 from numbers import Real
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-__all__ = ["amp_type", "check_settings", "exit_with_message", "is_true", "optional"]
+from monai_iou.files import OutputError
+
+__all__ = ["Settings", "amp_type", "exit_with_message", "is_true", "optional"]
 
 
 def is_true(value: object, key: str) -> bool:
@@ -41,7 +46,7 @@ def exit_with_message() -> Iterator[None]:
     """Under `python -m monai.bundle`, end with the error's sentence: MONAI would bury it in chained tracebacks."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OutputError) as error:
         specification = getattr(sys.modules.get("__main__"), "__spec__", None)
         if specification is not None and specification.name.startswith("monai.bundle"):
             sentence = f"monai_iou: {error}"
@@ -49,31 +54,84 @@ def exit_with_message() -> Iterator[None]:
         raise
 
 
-SWITCHES = ("resume", "tta_flips", "tune_postprocessing")
+SWITCHES = (
+    "amp",
+    "full_resolution",
+    "load_pretrain",
+    "overwrite",
+    "resume",
+    "score_trained_cases",
+    "tta_flips",
+    "tune_postprocessing",
+)
+PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
+UNCHECKED = ("evaluate_on", "folds", "models", "pixdim")  # null or something that its reader checks
 
 
-def check_settings(**settings: object) -> None:
-    """Check settings of a run before anything is read.
+class Settings(SimpleNamespace):
+    """The keys of a run that a command line may give as text, each read and checked once.
+
+    The configs make one object of it, `settings`, and take the keys' values from there.
 
     Args:
-        settings: `learning_rate`, a positive number; `ema_decay`, None or a number between 0 and 1; switches, true or
-            false; every other name a positive integer, `num_workers` also 0.
+        given: key -> value. Switches are true or false; paths are text; `amp_dtype` is float16 or bfloat16;
+            `learning_rate` is a positive number; `ema_decay` is None or a number between 0 and 1; every other
+            key is a positive integer, `num_workers` also 0.
 
     Raises:
         ValueError: one of them is something else.
 
     Example:
-        >>> check_settings(epochs=10, learning_rate=1e-3, num_workers=0, ema_decay=None)
+        >>> settings = Settings(resume="true", cache_dir="null", epochs=10, amp_dtype="bfloat16")
+        >>> settings.resume, settings.cache_dir, settings.epochs, settings.amp_dtype
+        (True, None, 10, torch.bfloat16)
     """
-    for name, value in settings.items():
-        if name in SWITCHES:
-            is_true(value, name)
-            continue
-        kind, usable = _kind(name, value)
-        if not usable:
-            with exit_with_message():
-                message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
-                raise ValueError(message)
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{name: _resolved(name, value) for name, value in given.items()})
+
+
+def _resolved(name: str, value: Any) -> Any:
+    if name in SWITCHES:
+        return is_true(value, name)
+    if name in PATHS:
+        return _path(name, value)
+    if name == "amp_dtype":
+        return amp_type(value)
+    if name in UNCHECKED:
+        return optional(value)
+    kind, usable = _kind(name, value)
+    if not usable:
+        with exit_with_message():
+            message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
+            raise ValueError(message)
+    return optional(value)
+
+
+def _path(name: str, value: Any) -> str | None:
+    if name == "cache_dir" and optional(value) is None:
+        return None
+    with exit_with_message():
+        if isinstance(value, bool) or not isinstance(value, (str, int, os.PathLike)) or str(value) == "":
+            message = (
+                f"Expected `{name}` to be a path, but the command line read {value!r}, a {type(value).__name__}: "
+                f"write --{name} ./NAME for a folder called by a number or a word such as None."
+            )
+            raise ValueError(message)
+        if "::" in str(value):
+            message = (
+                f"Expected `{name}` to be a path without `#` and `::`, which MONAI's configs take for separators, but "
+                f"got {str(value)!r}: rename the folder, or make a link to it under another name."
+            )
+            raise ValueError(message)
+        try:
+            Path(value if isinstance(value, os.PathLike) else str(value)).stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            pass  # whoever reads or writes there says so
+        except (OSError, ValueError) as error:  # too long a name, a loop of links, a zero byte
+            message = f"Expected `{name}` to be a path that can be, but got {str(value)!r} ({error}): name another one."
+            raise ValueError(message) from error
+    return str(value)
 
 
 def _kind(name: str, value: object) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ SMALL: dict[str, Any] = {
     "base_channels": 4,
     "batch_size": 2,
     "num_samples": 1,
+    "overwrite": True,
 }
 
 

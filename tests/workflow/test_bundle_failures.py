@@ -33,7 +33,7 @@ from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.dataloader import BufferedLoader
 from monai_iou.workflow.models import check_models
 from monai_iou.workflow.optimization import is_better
-from monai_iou.workflow.settings import check_settings, is_true
+from monai_iou.workflow.settings import Settings, is_true
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +196,7 @@ def test_with_fewer_validation_cases_than_ranks_each_scores_all(
 def test_numbers_that_no_run_can_have(name: str, value: object, bundle: Path, data: Path) -> None:
     expected = f"Expected `{name}` to be (a|an) .*, but got {value!r}: leave --{name} out for the default"
     with pytest.raises(ValueError, match=expected):
-        check_settings(**{name: value})
+        Settings(**{name: value})
     for configs in (["train"], ["train", "multi_gpu_train"]):
         with pytest.raises(RuntimeError) as caught:
             run_workflow(bundle, configs, overrides(bundle, data, **{name: value}))

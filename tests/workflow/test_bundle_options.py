@@ -46,7 +46,7 @@ from monai_iou.workflow.postprocessing import (
     without_small,
 )
 from monai_iou.workflow.score_files import CaseScoresSaver
-from monai_iou.workflow.settings import check_settings
+from monai_iou.workflow.settings import Settings
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -236,8 +236,8 @@ def test_averaged_weights_are_validated_stored_and_resumed(bundle: Path, data: P
 @pytest.mark.parametrize("value", [0, 1, 1.5, "much", True])
 def test_decays_that_no_average_can_have(value: object) -> None:
     with pytest.raises(ValueError, match="Expected `ema_decay` to be null or a number between 0 and 1, but got"):
-        check_settings(ema_decay=value)
-    check_settings(ema_decay="null")
+        Settings(ema_decay=value)
+    Settings(ema_decay="null")
 
 
 # -- flipped views and ensembles

@@ -1,0 +1,128 @@
+"""What a run checks once its data are known, before any work: where it writes, what lies there, and who else writes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from monai_iou.distributed import is_distributed
+from monai_iou.files import OutputError, check_outputs, prepare
+from monai_iou.planning.plan import Plan
+from monai_iou.workflow.checkpoint_files import load_state
+from monai_iou.workflow.data import BundleCases
+from monai_iou.workflow.failures import TrainingError
+from monai_iou.workflow.records import differences
+from monai_iou.workflow.settings import Settings, exit_with_message
+
+__all__ = ["check_evaluation", "check_inference", "check_training"]
+
+logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")  # where worker processes hand over their batches
+BATCHES_PER_WORKER = 2  # what torch's loader lets each worker prepare ahead
+
+
+def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int = 0) -> None:
+    """Check the outputs of a training, the shared memory for its workers, and that no earlier training is replaced.
+
+    Args:
+        cases: the data; all of its files are inputs.
+        plan: of the training.
+        settings: `ckpt_dir`, `output_dir`, `cache_dir`, `resume`, `overwrite`, `num_workers` and the batch's size.
+        rank: of this process; one rank writes.
+
+    Raises:
+        OutputError: a folder cannot be written, is a folder of the dataset, or holds a training that would be replaced.
+        TrainingError: there is too little shared memory. Under `python -m monai.bundle` the program ends with that
+            sentence.
+    """
+    folders = {name: Path(getattr(settings, name)) for name in ("ckpt_dir", "output_dir")}
+    if settings.cache_dir is not None:
+        folders["cache_dir"] = Path(settings.cache_dir)
+    with exit_with_message():
+        check_outputs(folders, cases.files)
+        _check_nothing_is_replaced(folders["ckpt_dir"], settings)
+        _check_same_data(folders["ckpt_dir"] / "last_epoch.pt", cases, plan, settings)
+        _check_shared_memory(plan, settings)
+        if rank == 0:
+            for name, folder in folders.items():
+                prepare(folder, name)
+    if is_distributed():
+        dist.barrier()
+
+
+def check_evaluation(cases: BundleCases, settings: Settings, models: Sequence[str], rank: int = 0) -> None:
+    """Check the output folder of an evaluation.
+
+    Raises:
+        OutputError: it cannot be written, or is a folder of the dataset or of the models.
+    """
+    with exit_with_message():
+        _check_output(cases, settings, models, write=rank == 0)
+
+
+def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: Sequence[str]) -> None:
+    """Check the output folder of inference and read every image once.
+
+    Raises:
+        OutputError: see `check_evaluation`.
+        DatasetError: an image cannot be segmented.
+    """
+    with exit_with_message():
+        _check_output(cases, settings, models, write=False)
+    cases.check_inference(plan)
+    with exit_with_message():
+        prepare(Path(settings.output_dir), "output_dir")
+
+
+def _check_output(cases: BundleCases, settings: Settings, models: Sequence[str], *, write: bool) -> None:
+    folder = Path(settings.output_dir)
+    check_outputs({"output_dir": folder}, {**cases.files, "the trained model": [Path(path) for path in models]})
+    if write:
+        prepare(folder, "output_dir")
+
+
+def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
+    found = [folder / name for name in ("last_epoch.pt", "model.pt") if (folder / name).is_file()]
+    if settings.overwrite or not found or (settings.resume and found[0].name == "last_epoch.pt"):
+        return
+    message = (
+        f"Expected `ckpt_dir` to be without a training, but {found[0]} is there: continue it by --resume true, replace "
+        "it by --overwrite true, or name another folder."
+    )
+    raise OutputError(message)
+
+
+def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Settings) -> None:
+    if not settings.resume or not path.is_file():
+        return
+    found = differences(load_state(path, mmap=True).get("data", {}), cases.record(plan))
+    if found and settings.overwrite:
+        logger.warning("%s is continued on other data: %s.", path, "; ".join(found))
+    elif found:
+        message = (
+            f"Expected {path} to be of a training on these data, but {'; '.join(found)}: resume with the same dataset, "
+            "split and settings, add --overwrite true to continue it on these, or name another `ckpt_dir`."
+        )
+        raise OutputError(message)
+
+
+def _check_shared_memory(plan: Plan, settings: Settings) -> None:
+    if not settings.num_workers or not SHARED_MEMORY.is_dir():
+        return
+    patches = settings.batch_size * settings.num_samples
+    voxel_bytes = 4 * plan.in_channels + 1  # float32 channels, uint8 label
+    needed = settings.num_workers * BATCHES_PER_WORKER * patches * math.prod(plan.patch_size) * voxel_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        message = (
+            f"Expected {SHARED_MEMORY} to have room for the batches of {settings.num_workers} workers, "
+            f"{needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB of shared memory are free: lower `num_workers` (0 needs "
+            "none), `batch_size` or `patch_size`, or give the container more (docker run --shm-size=1g)."
+        )
+        raise TrainingError(message)

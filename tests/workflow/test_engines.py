@@ -1,0 +1,128 @@
+"""A network output that is not finite: no mask, no score, one sentence, and the other cases go on."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import causes, overrides
+
+from monai_iou.bundle_files import copy_bundle
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.demo import run_workflow
+from monai_iou.workflow.checkpoint_files import write_atomically
+from monai_iou.workflow.engines import CaseEvaluator
+from monai_iou.workflow.failures import TrainingError, run
+
+
+class Loader(list[dict[str, Any]]):
+    """Batches of one volume each; the marked ones give NaN."""
+
+    def __init__(self, *marked: bool) -> None:
+        super().__init__(
+            {"image": torch.full((1, 1, 2, 2, 2), math.nan if bad else 1.0), "label": torch.ones(1, 1, 2, 2, 2),
+             "case": [f"case{index}"]}
+            for index, bad in enumerate(marked)
+        )  # fmt: skip
+
+
+class Count:
+    """A metric that notes which cases it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.completed = 0
+
+    def attach(self, engine: Any) -> None:
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.seen.append(e.state.batch[0]["case"]))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: setattr(self, "completed", self.completed + 1))
+
+
+@pytest.mark.parametrize("marked", [(False, True, False), (True, True), (False,)])
+@pytest.mark.parametrize("network", [torch.nn.Identity(), torch.nn.LayerNorm(2)])
+def test_other_cases_go_on(marked: tuple[bool, ...], network: torch.nn.Module) -> None:
+    count = Count()
+    engine = CaseEvaluator(
+        device=torch.device("cpu"), val_data_loader=Loader(*marked), network=network, val_handlers=[count],
+        epoch_length=len(marked),
+    )  # fmt: skip
+    failed = [f"case{index}" for index, bad in enumerate(marked) if bad]
+    for _ in range(2):  # a second run forgets the first
+        count.seen = []
+        if failed:
+            with pytest.raises(TrainingError) as caught:
+                run(engine)
+            lines = str(caught.value).splitlines()
+            assert [line.split(",")[0] for line in lines] == [
+                f"Expected a finite network output for {case}" for case in failed
+            ]
+            assert all(line.endswith("no mask is written and no score is given.") for line in lines)
+        else:
+            run(engine)
+        assert count.seen == [f"case{index}" for index, bad in enumerate(marked) if not bad]
+    assert count.completed == (0 if all(marked) else 2), "means over nothing"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=3, evaluation=2, shape=(32, 32, 24))
+
+
+class Overflow(torch.nn.Module):
+    """A network that overflows on bright volumes, as one in float16 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv3d(1, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layer(image) * (math.inf if image.min() > 0 else 1.0)
+
+
+def test_no_mask_and_no_score_of_a_case_that_overflows(data: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path / "bundle")
+    bright = sorted((data / "imagesTs").iterdir())[0]
+    image = nib.load(bright)
+    voxels = np.full(image.shape, 3000, np.int16)
+    nib.save(nib.Nifti1Image(voxels, image.affine, image.header), bright)
+    network = {"network_def": {"_target_": "test_engines.Overflow"}, "load_pretrain": False}
+    given = {**overrides(bundle, data, output_dir=str(tmp_path / "scores")), **network}
+    masks = {
+        "bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(tmp_path / "masks"),
+        "patch_size": [24, 24, 16], **network,
+    }  # fmt: skip
+    for configs, settings in ((["inference"], masks), (["train", "evaluate"], given)):
+        with pytest.raises(RuntimeError) as caught:
+            run_workflow(bundle, configs, settings)
+        (found,) = {str(cause) for cause in causes(caught.value) if isinstance(cause, TrainingError)}
+        assert found.startswith(f"Expected a finite network output for {bright}, but it has NaN or infinity: look at")
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["phantom_04.nii.gz"]
+    with (tmp_path / "scores" / "val_mean_iou_raw.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [Path(row["filename"]).name for row in rows] == ["phantom_04.nii.gz"]
+
+
+def test_weights_that_are_not_finite_end_inference_and_evaluation(data: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path / "bundle")
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
+    path = bundle / "models" / "model.pt"
+    weights = torch.load(path, weights_only=True)
+    next(iter(weights.values())).view(-1)[0] = math.nan
+    write_atomically(weights, path)
+    for configs in (["inference"], ["train", "evaluate"]):
+        with pytest.raises(RuntimeError) as caught:
+            run_workflow(bundle, configs, overrides(bundle, data, output_dir=str(tmp_path / "out")))
+        assert any(
+            isinstance(cause, DatasetError) and f"Expected {path} to hold finite weights, but" in str(cause)
+            for cause in causes(caught.value)
+        )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,139 @@
+"""Cases that were trained on are not scored as test cases, and files that change during a run are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.transforms import Compose, Lambdad
+
+from monai_iou.datasets.cases import Case, DatasetError
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.planning.plan import Plan
+from monai_iou.workflow.caching import cached_dataset
+from monai_iou.workflow.data import BundleCases
+from monai_iou.workflow.failures import TrainingError, run
+from monai_iou.workflow.records import image_identity
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_phantom_dataset(tmp_path / "data", training=3, evaluation=2, shape=(24, 24, 16))
+
+
+def describe(folder: Path, **changes: Any) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def plan(folder: Path, **split: Any) -> Plan:
+    return BundleCases(str(folder), **{"val_fraction": 0, **split}).plan([16, 16, 16])
+
+
+def test_the_plan_knows_the_images_that_were_trained_on(data: Path) -> None:
+    images = sorted((data / "imagesTr").iterdir())
+    assert sorted(plan(data).trained_images) == sorted(image_identity(Case("", image)) for image in images)
+    assert len(plan(data, val_fraction=0.3).trained_images) == 2
+
+
+@pytest.mark.parametrize("how", ["same entry", "link", "copy", "patient", "hard link"])
+def test_test_cases_that_were_trained_on_are_refused(how: str, data: Path) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    entry = dict(content["test_labelled"][0])
+    first = data / content["training"][0]["image"]
+    if how == "same entry":
+        entry = content["training"][0]
+    elif how != "patient":
+        new = data / "imagesTs" / "other.nii.gz"
+        {"link": new.symlink_to, "copy": lambda source: shutil.copy(source, new), "hard link": new.hardlink_to}[how](
+            first
+        )
+        entry = {"image": "imagesTs/other.nii.gz", "label": content["training"][0]["label"]}
+    groups = {"patient_groups": {"P": ["phantom_00", "phantom_03"]}} if how == "patient" else {}
+    trained = plan(data)
+    describe(data, test_labelled=[entry, content["test_labelled"][1]], **groups)
+    cases = BundleCases(str(data), val_fraction=0)
+    name = Path(entry["image"]).name.removesuffix(".nii.gz")
+    expected = (
+        f"Expected test cases that the model has not seen, but {name} of `test_labelled` in {data}/dataset.json were "
+        "trained on, by the same image or the same patient: remove them there, or set --score_trained_cases true"
+    )
+    for which in (None, "test_labelled"):
+        with pytest.raises(DatasetError) as caught:
+            cases.evaluation_on(which, [trained])
+        assert str(caught.value).startswith(expected)
+        assert len(cases.evaluation_on(which, [trained], score_trained_cases=True)) == 2
+    assert len(cases.evaluation_on(None, [])) == 2
+
+
+def test_cases_of_another_dataset_with_the_same_names_are_test_cases(data: Path, tmp_path: Path) -> None:
+    other = write_phantom_dataset(tmp_path / "other", training=3, evaluation=2, shape=(25, 24, 16))
+    content = json.loads((other / "dataset.json").read_text())
+    describe(other, test_labelled=content["training"])
+    assert len(BundleCases(str(other), val_fraction=0).evaluation_on(None, [plan(data)])) == 3
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("change", ["removed", "replaced", "truncated"])
+def test_a_file_that_changes_during_a_run_is_named(change: str, on_disk: bool, data: Path, tmp_path: Path) -> None:
+    cases = BundleCases(str(data), val_fraction=0)
+    cache = {"cache_dir": str(tmp_path / "cache")} if on_disk else {"cache_rate": 0.0}
+    dataset = cached_dataset(cases.training, Compose([Lambdad("image", read)]), **cache)
+    assert len(dataset[1]["image"]) > 100
+    path = Path(cases.training[1]["image"])
+    if change == "removed":
+        path.unlink()
+    elif change == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        shutil.copy(path, path.with_suffix(".new"))
+        os.utime(path.with_suffix(".new"), (1, 1))
+        path.with_suffix(".new").replace(path)
+    what = "is no longer there" if change == "removed" else "was replaced or changed"
+    sentence = f"Expected {path} to stay as it was when the run started, but it {what}: leave the dataset alone"
+    with pytest.raises(TrainingError) as caught:
+        dataset[1]
+    assert str(caught.value).startswith(sentence)
+    assert dataset[0]["case"] == "phantom_00"
+
+
+def read(path: str) -> str:
+    return Path(path).read_bytes().hex()
+
+
+def test_a_sentence_of_a_worker_process_arrives_as_it_was_said() -> None:
+    said = (
+        "Caught TrainingError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1\nmonai_iou.workflow.failures.TrainingError: Expected a.nii.gz to stay.\n'
+    )
+
+    class Engine:
+        class state:  # noqa: N801
+            rank = 0
+
+        @staticmethod
+        def run() -> None:
+            raise RuntimeError from TrainingError(said)
+
+    with pytest.raises(TrainingError) as caught:
+        run(Engine())
+    assert str(caught.value) == "Expected a.nii.gz to stay."
+
+
+def test_a_damaged_cache_file_is_prepared_again(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = BundleCases(str(data), val_fraction=0).training
+    expected = cached_dataset(items, Compose([Lambdad("image", read)]), cache_dir=str(tmp_path / "cache"))[0]
+    (stored,) = (tmp_path / "cache").iterdir()
+    whole = stored.read_bytes()
+    for damage in (b"", b"garbage", whole[:-40], whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]):
+        stored.write_bytes(damage)
+        caplog.clear()
+        again = cached_dataset(items, Compose([Lambdad("image", read)]), cache_dir=str(tmp_path / "cache"))
+        assert again[0] == expected
+        assert f"{stored} is damaged" in caplog.text
+        assert again[0] == expected
+        assert caplog.text.count("is damaged") == 1

@@ -1,0 +1,174 @@
+"""What a run checks before any work: its outputs, earlier trainings, other runs, shared memory, resumed data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bundle_runs import causes, overrides
+from light_import import LIGHT_IMPORT
+
+from monai_iou.cli import main
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.demo import run_workflow
+from monai_iou.files import OutputError
+from monai_iou.workflow import start
+from monai_iou.workflow.data import BundleCases
+from monai_iou.workflow.records import differences
+from monai_iou.workflow.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=2, shape=(32, 32, 24))
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    given = {
+        "ckpt_dir": str(folder / "m"), "output_dir": str(folder / "e"), "cache_dir": None, "resume": False,
+        "overwrite": False, "num_workers": 0, "batch_size": 2, "num_samples": 2,
+    }  # fmt: skip
+    return Settings(**{**given, **changes})
+
+
+def sentence(configs: list[str], given: dict[str, Any], bundle: Path) -> str:
+    """The one sentence that a run ends with."""
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        run_workflow(bundle, configs, given)
+    return next(str(each) for each in causes(caught.value) if isinstance(each, (OutputError, ValueError)))
+
+
+def test_an_earlier_training_is_not_replaced(bundle: Path, data: Path) -> None:
+    given = overrides(bundle, data, epochs=1, overwrite=False)
+    run_workflow(bundle, ["train"], given)
+    before = {path.name: path.read_bytes() for path in (bundle / "models").iterdir()}
+    expected = (
+        f"Expected `ckpt_dir` to be without a training, but {bundle}/models/last_epoch.pt is there: continue it by "
+        "--resume true, replace it by --overwrite true, or name another folder."
+    )
+    assert sentence(["train"], given, bundle) == expected
+    assert {path.name: path.read_bytes() for path in (bundle / "models").iterdir()} == before
+    # Resumed on another split it would go on with a best score of other cases.
+    found = sentence(["train"], {**given, "resume": True, "split_seed": 3, "val_fraction": 0.5, "epochs": 2}, bundle)
+    assert found.startswith(f"Expected {bundle}/models/last_epoch.pt to be of a training on these data, but its ")
+    assert "validation cases lack" in found
+    found = sentence(["train"], {**given, "resume": True, "pixdim": [2.0, 2.0, 2.0], "epochs": 2}, bundle)
+    assert "its `pixdim` was [" in found
+    run_workflow(bundle, ["train"], {**given, "resume": True, "epochs": 2})
+    (bundle / "models" / "last_epoch.pt").unlink()
+    assert "model.pt is there" in sentence(["train"], {**given, "resume": True}, bundle)
+
+
+def test_labels_that_changed_are_noticed_when_resuming(data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    records = []
+    for _ in range(2):
+        cases = BundleCases(str(folder), val_fraction=0.25)
+        records.append(cases.record(cases.plan([16, 16, 16])))
+        path = sorted((folder / "labelsTr").iterdir())[1]
+        label = nib.load(path)
+        voxels = np.asanyarray(label.dataobj).copy()
+        voxels[0, 0, 0] = 1
+        nib.save(nib.Nifti1Image(voxels, label.affine, label.header), path)
+    assert differences(records[0], records[0]) == []
+    assert differences(*records) == ["the label or image of phantom_01 has changed"]
+    json.dumps(records[0])  # plain values
+
+
+@pytest.mark.parametrize("key", ["ckpt_dir", "output_dir", "cache_dir"])
+@pytest.mark.parametrize("kind", ["file", "proc", "long", "the dataset", "the images"])
+def test_folders_that_no_training_can_have(key: str, kind: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = {
+        "file": tmp_path / "file", "proc": Path("/proc/nothing"), "long": tmp_path / ("x" * 300), "the dataset": data,
+        "the images": data / "imagesTr",
+    }[kind]  # fmt: skip
+    cases = BundleCases(str(data))
+    plan = cases.plan([16, 16, 16])
+    with pytest.raises((OutputError, ValueError)) as caught:
+        start.check_training(cases, plan, settings(tmp_path, **{key: str(folder)}))
+    assert str(caught.value).startswith(f"Expected `{key}` to be ")
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("output", ["images", "link", "imagesTs"])
+def test_masks_are_not_written_over_scans(output: str, bundle: Path, data: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(data / "imagesTs", tmp_path / "images")
+    (tmp_path / "link").symlink_to(images)
+    source = data if output == "imagesTs" else images
+    folder = data / "imagesTs" if output == "imagesTs" else tmp_path / output
+    before = {path: path.read_bytes() for path in [*images.iterdir(), *(data / "imagesTs").iterdir()]}
+    given = {"bundle_root": str(bundle), "dataset_dir": str(source), "load_pretrain": False, "output_dir": str(folder)}
+    assert "Expected `output_dir` to be apart from the images, but" in sentence(["inference"], given, bundle)
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(images.iterdir()) == sorted(path for path in before if path.parent == images)
+
+
+def test_a_folder_in_use_is_refused(bundle: Path, data: Path) -> None:
+    models = bundle / "models"
+    models.mkdir()
+    code = (
+        f"{LIGHT_IMPORT}from pathlib import Path; from monai_iou.locks import folder_lock\n"
+        f"with folder_lock(Path({str(models)!r}), 'training'):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    found = sentence(["train"], overrides(bundle, data), bundle)
+    assert f"but training by process {process.pid} on" in found
+    assert [path.name for path in models.iterdir()] == [".monai_iou.lock"]
+    process.communicate()
+
+
+def test_workers_without_shared_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")  # as shutil gives it
+    cases = BundleCases(str(data))
+    plan = cases.plan([16, 16, 16])
+    needed = 2 * 2 * 4 * np.prod(plan.patch_size) * 5
+    for free in (needed - 1, needed):
+        monkeypatch.setattr(start.shutil, "disk_usage", lambda _, free=free: usage(free, 0, free))
+        start.check_training(cases, plan, settings(tmp_path))
+        given = settings(tmp_path, num_workers=2)
+        if free == needed:
+            start.check_training(cases, plan, given)
+        else:
+            with pytest.raises(ValueError, match=r"Expected /dev/shm to have room .* lower `num_workers`"):
+                start.check_training(cases, plan, given)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1000.0, "Expected `dataset_dir` to be a path, but the command line read 1000.0, a float: write --dataset_dir"),
+        (None, "Expected `dataset_dir` to be a path, but the command line read None, a NoneType"),
+        ("", "Expected `dataset_dir` to be a path, but the command line read '', a str"),
+        ("patient ::1", "Expected `dataset_dir` to be a path without `#` and `::`, which MONAI's configs take for"),
+    ],
+)
+def test_paths_that_do_not_survive_the_command_line(value: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match="Expected `dataset_dir`") as caught:
+        Settings(dataset_dir=value)
+    assert str(caught.value).startswith(expected)
+    assert Settings(dataset_dir=2024).dataset_dir == "2024"
+    assert Settings(dataset_dir=Path("a b")).dataset_dir == "a b"
+
+
+def test_commands_do_not_replace_files_of_others(data: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    label = sorted((folder / "labelsTr").iterdir())[0]
+    for command, source in (("plan", folder), ("class-weights", folder / "labelsTr")):
+        for output in (folder / "dataset.json", label, folder / "labelsTr" / "new.nii.gz"):
+            assert main([command, str(source), "--output", str(output)]) == 1
+            assert "Expected `--output` to be a" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # its own file is replaced
+        assert main(["class-weights", str(folder / "labelsTr"), "--output", str(folder / "weights.json")]) == 0
