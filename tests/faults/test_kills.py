@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ def test_twenty_kills_of_a_training(trained: tuple[Path, float], data: Path, tmp
 
 def test_ten_kills_of_an_evaluation(trained: tuple[Path, float], data: Path, tmp_path: Path) -> None:
     bundle, _ = trained
-    scores = []
+    scores, seconds = [], 0.0
     for name in ("unbroken", "killed"):
         given = settings(bundle, data, output_dir=str(tmp_path / name))
 
@@ -134,9 +136,6 @@ def test_a_killed_worker_ends_the_training_in_a_sentence(data: Path, tmp_path: P
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     children = Path(f"/proc/{child}/task/{child}/children").read_text().split()
-    import os
-    import signal
-
     os.kill(int(children[-1]), signal.SIGKILL)
     assert kill_after(child, 60) == 1, "it ends by itself"
     assert "Expected the run to fit into memory, but it ran out of it" in log.read_text()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import nibabel as nib
+import pytest
 
 SMALL: dict[str, Any] = {
     "epochs": 2,
@@ -43,3 +47,22 @@ def run_command(command: list[str], timeout: float = 240) -> subprocess.Complete
     """Run it with one thread per process, so that a busy machine does not stall it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def check_masks(folder: Path, data: Path) -> None:
+    """Check that evaluation's scores in `folder` are those of the masks beside them."""
+    rows = score_rows(folder / "val_mean_iou_raw.csv")
+    assert len(rows) == 3
+    for file, row in rows.items():
+        predicted = nib.load(folder / "masks" / file).get_fdata() > 0
+        true = nib.load(data / "labelsTs" / file).get_fdata() > 0
+        expected = (predicted & true).sum() / (predicted | true).sum()
+        assert float(row["lesion"]) == pytest.approx(expected, abs=6e-5)
+
+
+def score_rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    named = {Path(row["filename"]).name: row for row in rows}
+    assert len(named) == len(rows), "every case once"
+    return named

@@ -1,0 +1,159 @@
+"""The bundle's keys: all documented, and those of few cases, kept weights, full resolution and devices."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_runs import causes, overrides, score_rows
+from monai.bundle import ConfigParser, ConfigWorkflow
+from places import DOCS
+
+from monai_iou.bundle_files import bundle_path
+from monai_iou.demo import run_workflow
+from monai_iou.workflow.postprocessing import (
+    Postprocessing,
+)
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+
+OWN_PLACES = {"bundle_root", "device", "rank", "start_epoch", "start_step", "world_size", "plan", "model_files"}
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_every_key_is_in_the_documents_table(name: str) -> None:
+    content = json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
+    rows = [line for line in (DOCS / "bundle.md").read_text().splitlines() if line.startswith("| `")]
+    documented = {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    settings = {key for key, value in content.items() if not isinstance(value, dict) and "#" not in key}
+    settings -= {key for key, value in content.items() if isinstance(value, list) and key != "patch_size"}
+    assert settings - OWN_PLACES - {"network"} <= documented
+
+
+# -- few cases
+
+
+def test_an_epoch_repeats_the_cases_and_prepares_them_once(bundle: Path, data: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"), workflow_type="train",
+        **overrides(bundle, data, val_fraction=0, epochs=2, case_repeats=3, batch_size=2),
+    )  # fmt: skip
+    workflow.initialize()
+    cached = workflow.parser.get_parsed_content("train#dataset")
+    workflow.run()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert len(cached) == 4
+    assert trainer.state.epoch_length == 3 * 4 // 2
+    assert trainer.state.iteration == 2 * 3 * 4 // 2
+    assert trainer.optimizer.param_groups[0]["lr"] == 0, "the rate falls over all steps"
+
+
+def test_an_epoch_of_another_length_is_reported_when_resuming(
+    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = overrides(bundle, data, val_fraction=0, epochs=1, case_repeats=2)
+    run_workflow(bundle, ["train"], settings)
+    run_workflow(bundle, ["train"], {**settings, "epochs": 2, "resume": True})
+    assert "counts epochs" not in "".join(capsys.readouterr())
+    run_workflow(bundle, ["train"], {**settings, "epochs": 3, "case_repeats": 1, "resume": True})
+    assert "last_epoch.pt counts epochs of 4 steps, this run epochs of 2" in "".join(capsys.readouterr())
+
+
+# -- which weights
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_the_last_weights_are_kept_on_request(decay: float | None, bundle: Path, data: Path) -> None:
+    # A rate that ruins what the first epochs learned: the best validation is not the last.
+    settings = overrides(bundle, data, epochs=4, learning_rate=0.05, ema_decay=decay)
+    stored = {}
+    for keep in ("best", "last"):
+        run_workflow(bundle, ["train"], {**settings, "keep_weights": keep})
+        last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+        final = last["average"]["network"] if decay else last["model"]
+        model = torch.load(bundle / "models" / "model.pt", weights_only=True)
+        stored[keep] = all(torch.equal(model[name], weights) for name, weights in final.items())
+        assert keep == "last" or stored[keep] == (last["best_metric_epoch"] == 4)
+    assert stored["last"]
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], {**settings, "keep_weights": "first"})
+    message = 'Expected `keep_weights` to be "best" or "last", but got \'first\': leave it out for "best".'
+    assert message in [str(cause) for cause in causes(caught.value)]
+
+
+def test_final_weights_are_written_once_and_their_best_score_is_forgotten(bundle: Path, data: Path) -> None:
+    models = bundle / "models"
+    settings = overrides(bundle, data, epochs=2, keep_weights="last")
+    run_workflow(bundle, ["train"], settings)
+    (models / "postprocessing.json").write_text(Postprocessing(0.4, (0.0,)).to_json())
+    written = (models / "model.pt").stat().st_mtime_ns
+    run_workflow(bundle, ["train"], {**settings, "resume": True})
+    assert (models / "postprocessing.json").is_file(), "nothing was trained, so what was tuned still fits"
+    assert (models / "model.pt").stat().st_mtime_ns == written
+    # Best again: the best epoch of before is not the weights that are stored.
+    best = {**settings, "resume": True, "epochs": 3, "keep_weights": "best"}
+    run_workflow(bundle, ["train"], best)
+    last = torch.load(models / "last_epoch.pt", weights_only=True)
+    assert last["best_metric_epoch"] == 3
+    model = torch.load(models / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], weights) for name, weights in last["model"].items())
+    assert not (models / "postprocessing.json").exists()
+
+
+def test_resuming_on_another_split_remembers_what_was_seen(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, folds=4, fold=0, epochs=1, keep_weights="last"))
+    settings = overrides(bundle, data, folds=4, fold=1, epochs=2, keep_weights="last", resume=True)
+    run_workflow(bundle, ["train"], settings)
+    assert len(json.loads((bundle / "models" / "model.json").read_text())["trained"]) == 4
+
+
+# -- full resolution, and scores of the held-out cases
+
+
+def test_evaluation_follows_a_model_at_full_resolution_and_scores_its_own_validation(
+    bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    split = {"folds": 4, "fold": 1}
+    run_workflow(
+        bundle, ["train"], overrides(bundle, data, full_resolution="true", amp_dtype="bfloat16", **split)
+    )  # text, as from a command line
+    plan = json.loads((bundle / "models" / "model.json").read_text())
+    assert plan["strides"][0] == [1, 1, 1]
+    settings = overrides(bundle, data, output_dir=str(tmp_path), evaluate_on="validation")
+    run_workflow(bundle, ["train", "evaluate"], {**settings, **split})
+    rows = score_rows(tmp_path / "val_mean_iou_raw.csv")
+    assert len(rows) == 1
+    assert not {name.removesuffix(".nii.gz") for name in rows} & set(plan["trained"])
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train", "evaluate"], {**settings, "folds": 4, "fold": 2})
+    assert "Expected cases that the model has not seen, but it was trained on" in str(causes(caught.value))
+    masks = {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(tmp_path / "masks")}
+    run_workflow(bundle, ["inference"], masks)
+    assert len(list((tmp_path / "masks").iterdir())) == 3
+
+
+def test_a_mixed_precision_that_is_none(bundle: Path, data: Path) -> None:
+    message = "Expected `amp_dtype` to be float16 or bfloat16, but got 'float8': write --amp_dtype bfloat16."
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, amp_dtype="float8"))
+    assert message in str(causes(caught.value))
+
+
+# -- the device
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(0, "cuda:0"), (2, "cpu")])
+def test_patches_are_changed_on_the_gpu_unless_processes_cut_them(
+    workers: int, expected: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_path() / "configs" / "train.json"))
+    parser.update({"dataset_dir": str(data), "bundle_root": str(bundle_path()), "num_workers": workers})
+    names = [item["_target_"].split(".")[-1] for item in parser.get("train#random_transforms")]
+    assert names[:2] == ["RandCropByLesionsd", "EnsureTyped"], "it moves what was cut"
+    mover = parser.get_parsed_content("train#random_transforms")[1]
+    assert str(mover.converter.device) == expected

@@ -1,0 +1,132 @@
+"""Prepared volumes on disk: the same patches, shared by processes and threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import bundle_command, overrides
+from monai.bundle import ConfigWorkflow
+from monai.transforms import Compose, Lambdad, Transform
+
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.workflow.caching import cached_dataset
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+
+def loader(bundle: Path, data: Path, **changes: Any) -> Any:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"), workflow_type="train", **overrides(bundle, data, **changes)
+    )
+    workflow.initialize()
+    return workflow.parser
+
+
+def test_volumes_on_disk_give_the_patches_of_volumes_in_memory(bundle: Path, data: Path, tmp_path: Path) -> None:
+    batches = []
+    for changes in ({}, {"cache_dir": str(tmp_path / "cache")}, {"cache_dir": str(tmp_path / "cache")}):
+        parser = loader(bundle, data, **changes)
+        dataset, transform = (parser.get_parsed_content(f"train#{name}") for name in ("dataset", "preprocessing"))
+        transform.set_random_state(seed=3)
+        batches.append([item for index in range(len(dataset)) for item in dataset[index]])
+    for other in batches[1:]:
+        for expected, found in zip(batches[0], other, strict=True):
+            assert expected.keys() == found.keys()
+            assert expected["case"] == found["case"]
+            assert torch.equal(expected["image"], found["image"])
+            assert torch.equal(expected["label"], found["label"])
+
+
+def test_a_cache_notices_changed_files_and_settings_but_not_another_run(
+    bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    images = write_phantom_dataset(tmp_path / "images", training=2, evaluation=1, shape=(32, 32, 24))
+    cache = tmp_path / "cache"
+
+    def files(**changes: Any) -> set[str]:
+        dataset = loader(bundle, images, val_fraction=0, cache_dir=str(cache), **changes).get_parsed_content(
+            "train#dataset"
+        )
+        for index in range(len(dataset)):
+            dataset[index]
+        return {path.name for path in cache.iterdir()}
+
+    first = files()
+    assert len(first) == 2
+    assert files() == first
+    assert len(files(pixdim=[2.0, 2.0, 2.0])) == 4
+    assert len(files(flip_prob=0.1)) == 4, "random transforms are not kept"
+    changed = next((images / "imagesTr").iterdir())
+    os.utime(changed, (1, 1))
+    assert len(files()) == 5
+
+
+def test_two_processes_share_a_cache(bundle: Path, data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for seed in ("1", "2"):
+        command = bundle_command(bundle, ["train"], overrides(bundle, data, epochs=1, cache_dir=str(cache)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240)
+        assert len(list(cache.iterdir())) == 4, "two trained on and two validated on"
+
+
+class Together(Transform):
+    """Give a volume that no other thread gives, once all threads are here: their writes begin at the same time."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self.barrier = barrier
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        self.barrier.wait(timeout=60)
+        return {**item, "volume": torch.full((200_000,), float(item["index"]))}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a barrier cannot be pickled, and says nothing of the volume
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        return self
+
+
+def test_threads_that_prepare_the_same_volume_at_once_share_a_cache(tmp_path: Path) -> None:
+    count, threads = 8, 4
+    items = [{"index": index} for index in range(count)]
+    barrier = threading.Barrier(threads)
+    datasets = [cached_dataset(items, Compose([Together(barrier)]), cache_dir=str(tmp_path)) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        for index in range(count):
+            # A thread that still finds no file waits for the others; one that comes late would find it.
+            for path in tmp_path.iterdir():
+                path.unlink()
+            for found in pool.map(lambda dataset: dataset[index], datasets):  # noqa: B023
+                assert (found["volume"] == index).all()
+            (stored,) = tmp_path.iterdir()
+            assert (torch.load(stored, weights_only=True)["volume"] == index).all()
+
+
+def test_a_file_that_another_process_holds_open_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path, target: Path) -> None:  # as on Windows; the other process stored it before
+        torch.save({}, target)
+        raise PermissionError
+
+    dataset = cached_dataset([{"index": 3}], Compose([Together(threading.Barrier(1))]), cache_dir=str(tmp_path))
+    monkeypatch.setattr(Path, "replace", refused)
+    assert dataset[0]["volume"][0] == 3
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError))
+    with pytest.raises(PermissionError):
+        dataset[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transform_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Expected `cache_dir` to be used with transforms that can be pickled"):
+        cached_dataset([{"image": "a"}], Compose([Lambdad("image", lambda x: x)]), cache_dir=str(tmp_path))

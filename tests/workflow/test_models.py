@@ -1,0 +1,73 @@
+"""The models that evaluation and inference use: one, or several that belong together."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import causes, check_masks, overrides
+
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.demo import run_workflow
+from monai_iou.workflow.inferers import Ensemble
+from monai_iou.workflow.models import model_files
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+
+def test_the_folds_masks_are_those_of_their_mean(folds: Path, data: Path, tmp_path: Path) -> None:
+    places = {"bundle_root": str(folds), "dataset_dir": str(data), "output_dir": str(tmp_path / "masks")}
+    models = [str(folds / "fold0"), str(folds / "fold1" / "model.pt")]
+    run_workflow(folds, ["inference"], {**places, "models": models, "tta_flips": True})
+    scores = run_workflow(
+        folds, ["train", "evaluate"], overrides(folds, data, models=models, tta_flips=True, output_dir=str(tmp_path))
+    )
+    network = scores.parser.get_parsed_content("validate#evaluator").network
+    assert isinstance(network, Ensemble)
+    for member, path in zip(network.members, model_files(models, ""), strict=True):
+        weights = torch.load(path, weights_only=True)
+        state = {name.removeprefix("network."): value for name, value in member.state_dict().items()}
+        assert all(torch.equal(state[name], value) for name, value in weights.items())
+    check_masks(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"pixdim": [2.0, 2.0, 2.0]}, r"their `pixdim` is \(2.0, 2.0, 2.0\) and \(1.0, 1.0, 1.5\)"),
+        ({"labels": {"0": "background", "2": "tumour"}}, "their `labels` is"),
+        (None, "fold1/model.pt, but there is no such file"),
+    ],
+)
+def test_models_that_do_not_belong_together(
+    changes: dict[str, Any] | None, expected: str, folds: Path, data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "fold1"
+    if changes is not None:
+        other.mkdir()
+        (other / "model.pt").write_bytes((folds / "fold1" / "model.pt").read_bytes())
+        plan = json.loads((folds / "fold1" / "model.json").read_text())
+        (other / "model.json").write_text(json.dumps({**plan, **changes}))
+    places = {"bundle_root": str(folds), "dataset_dir": str(data), "output_dir": str(tmp_path / "masks")}
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(folds, ["inference"], {**places, "models": [str(folds / "fold0"), str(other)]})
+    found = [str(cause) for cause in causes(caught.value) if isinstance(cause, DatasetError)]
+    assert len(found) == 1
+    assert re.search(expected, found[0]), found
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize("value", [[], 7, [1], [""]])
+def test_models_that_are_no_list(value: object) -> None:
+    with pytest.raises(ValueError, match="Expected `models` to be null or a list of folders, but got"):
+        model_files(value, "models")
+
+
+def test_models_as_the_command_line_gives_them() -> None:
+    assert model_files("['a', 'b']", "m") == ["a/model.pt", "b/model.pt"]
+    assert model_files("null", "m") == ["m/model.pt"]
+    assert model_files("a", "m") == ["a/model.pt"]

@@ -1,0 +1,57 @@
+"""Averaged weights: the formula, validation, storing and resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_runs import overrides
+
+from monai_iou.demo import run_workflow
+from monai_iou.workflow.optimization import WeightAverage
+from monai_iou.workflow.settings import Settings
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+
+def test_the_average_is_that_of_its_formula() -> None:
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    average = WeightAverage(layer, optimizer, 0.3)
+    expected = layer.weight.detach().clone()
+    for step in range(8):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 2)).square().sum().backward()
+        optimizer.step()
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    torch.testing.assert_close(average.network.weight, expected)
+    assert not average.network.weight.requires_grad
+
+
+def test_averaged_weights_are_validated_stored_and_resumed(bundle: Path, data: Path) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, ema_decay=0.9))
+    last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    model = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    averaged = last["average"]["network"]
+    assert last["best_metric_epoch"] in (1, 2)
+    assert any(not torch.equal(averaged[name], value) for name, value in last["model"].items())
+    if last["best_metric_epoch"] == 2:
+        assert all(torch.equal(averaged[name], value) for name, value in model.items())
+    resumed = run_workflow(bundle, ["train"], overrides(bundle, data, epochs=3, ema_decay=0.9, resume=True))
+    average = resumed.parser.get_parsed_content("average")
+    assert average.steps == 3 * last["average"]["steps"] // 2
+    assert resumed.parser.get_parsed_content("validate#evaluator").network is average.network
+    # the option changes nothing in evaluation: it reads the stored weights
+    evaluated = run_workflow(bundle, ["train", "evaluate"], overrides(bundle, data, ema_decay=0.9))
+    stored = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    network = evaluated.parser.get_parsed_content("validate#evaluator").network.state_dict()
+    assert all(torch.equal(network[name], value) for name, value in stored.items())
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, "much", True])
+def test_decays_that_no_average_can_have(value: object) -> None:
+    with pytest.raises(ValueError, match="Expected `ema_decay` to be null or a number between 0 and 1, but got"):
+        Settings(ema_decay=value)
+    Settings(ema_decay="null")
