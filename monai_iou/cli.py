@@ -31,8 +31,8 @@ class _Commands(click.Group):
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             known = ", ".join(self.list_commands(ctx))
-            remedy = f"did you mean {near[0]}?" if near else f"choose one of {known}."
-            message = f"Expected a command, but got {args[0]!r}: {remedy}"
+            remedy = f"perhaps you meant {near[0]}" if near else f"choose one of {known}"
+            message = f"Expected a command, but got {args[0]!r}: {remedy}."
             raise click.UsageError(message, ctx) from error
 
 
@@ -98,7 +98,7 @@ def _tolerance(context: click.Context, parameter: click.Parameter, value: str) -
         parts = [part.split("=") for part in value.split(",")]
         return 1.0, {name.strip(): float(mm) for name, mm in parts}
     except ValueError as error:
-        message = f"Expected a distance in mm, or one per label such as 1=0.5,2=2, but got {value!r}."
+        message = f"Expected a distance in mm, but got {value!r}: write one, or one per label such as 1=0.5,2=2."
         raise click.BadParameter(message) from error
 
 

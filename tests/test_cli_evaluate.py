@@ -98,7 +98,11 @@ def seconds_of_children() -> float:
         (["--pairs=absent.csv"], 2, "Expected `--pairs` to be a file, but got `absent.csv`: check the path."),
         (["--groups=absent.csv"], 2, "Expected `--groups` to be a file, but got `absent.csv`: check the path."),
         (["--predictions=" + "x" * 300], 2, "Expected `--predictions` to be a folder of volumes, but got `xxx"),
-        (["--tolerance=1=a"], 2, "Expected a distance in mm, or one per label such as 1=0.5,2=2, but got '1=a'."),
+        (
+            ["--tolerance=1=a"],
+            2,
+            "Expected a distance in mm, but got '1=a': write one, or one per label such as 1=0.5,2=2.",
+        ),
         (["--labels=1", "--tolerance=2=1"], 2, "to name structures that are scored (1), but got 2: correct its name."),
         (["--lables=1"], 2, "--labels"),
         (
@@ -177,7 +181,7 @@ def test_version_help_and_suggestions(capsys):
     assert main(["evaluate", "-h"]) == 0
     assert "-p, --predictions" in capsys.readouterr().out
     assert main(["evalute"]) == 2
-    assert "Expected a command, but got 'evalute': did you mean evaluate?" in capsys.readouterr().err
+    assert "Expected a command, but got 'evalute': perhaps you meant evaluate." in capsys.readouterr().err
 
 
 def test_a_wrong_path_is_named_without_the_package(tmp_path):

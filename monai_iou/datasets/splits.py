@@ -106,9 +106,10 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
         message = f"Expected `folds` to be an integer of at least 2, but got {folds!r}: 5 is usual."
         raise ValueError(message)
     if folds > patients:
+        remedy = f"take {patients} or fewer" if patients > 1 else "one patient cannot be cross-validated"
         message = (
             f"Expected `folds` to be at most {patients}, the number of patients in `training`, but got {folds}: "
-            + (f"take {patients} or fewer." if patients > 1 else "one patient cannot be cross-validated.")
+            f"{remedy}."
         )
         raise ValueError(message)
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < folds:

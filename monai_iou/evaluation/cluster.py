@@ -135,6 +135,9 @@ def run_on_dask(
         if future.status == "finished":
             yield futures[future], future.result()
         else:
-            reason = f"Expected the cluster to finish this case, but its workers died: {future.exception()}"
+            reason = (
+                f"Expected the cluster to finish this case, but its workers died ({future.exception()}): give them "
+                "more memory, or start fewer on a machine."
+            )
             yield futures[future], SchedulerError(reason)
         future.release()

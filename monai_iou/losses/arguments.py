@@ -68,19 +68,19 @@ def bound_arguments(
     except TypeError as error:
         names = list(signature.parameters)[1:]
         unknown = [name for name in options if name not in names]
-        reason, remedy = str(error).removeprefix("got "), ""
+        reason, remedy = str(error).removeprefix("got "), "correct the call"
         if unknown:
             reason = f"an unexpected keyword argument '{unknown[0]}'"
             remedy = _remedy(unknown[0], names)
-        message = f"Expected arguments of {type(loss).__name__} ({', '.join(names)}), but got {reason}{remedy}."
+        message = f"Expected arguments of {type(loss).__name__} ({', '.join(names)}), but got {reason}: {remedy}."
         raise TypeError(message) from None
     return dict(list(bound.arguments.items())[1:])
 
 
 def _remedy(name: str, names: list[str]) -> str:
-    """Return what to write instead of an unknown argument, ": ..." or nothing."""
+    """Return what to do instead of passing an unknown argument."""
     renamed = [other for other in _RENAMED.get(name, ()) if other in names]
     close = renamed or ([] if name in _EXPLAINED else difflib.get_close_matches(name, names, n=1))
     if close:
-        return f": write `{close[0]}`"
-    return f": {_EXPLAINED[name]}" if name in _EXPLAINED else ""
+        return f"write `{close[0]}`"
+    return _EXPLAINED.get(name, "choose among these arguments")

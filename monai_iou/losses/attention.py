@@ -199,7 +199,7 @@ class AttentionSupervisionLoss(_Loss):
         super().__init__()
         for name, module in (("loss", loss), ("attention", attention)):
             if not isinstance(module, nn.Module):
-                message = f"Expected `{name}` to be a torch module, but got {type(module).__name__}."
+                message = f"Expected `{name}` to be a torch module, but got {type(module).__name__}: pass a loss."
                 raise TypeError(message)
         self.loss, self.attention = loss, attention
         self.lambda_attention = checks.check_positive("lambda_attention", lambda_attention, allow_zero=True)

@@ -118,7 +118,7 @@ def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
         if part.ignore_index not in (None, region_loss.ignore_index):
             message = (
                 f"Expected `ignore_index` of `term` to be left out or that of InstanceIoULoss, "
-                f"{region_loss.ignore_index}, but got {part.ignore_index}."
+                f"{region_loss.ignore_index}, but got {part.ignore_index}: give it to InstanceIoULoss alone."
             )
             raise ValueError(message)
         chosen = (part.sigmoid, part.softmax)

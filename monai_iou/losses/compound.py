@@ -51,7 +51,9 @@ class CompoundLoss(_Loss):
             raise ValueError(message)
         for loss in losses:
             if not isinstance(loss, nn.Module):
-                message = f"Expected every one of `losses` to be a torch module, but got {type(loss).__name__}."
+                message = (
+                    f"Expected every one of `losses` to be a torch module, but got {type(loss).__name__}: list losses."
+                )
                 raise TypeError(message)
         weights = [1.0] * len(losses) if weights is None else list(weights)
         if len(weights) != len(losses):

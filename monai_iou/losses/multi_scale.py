@@ -58,7 +58,7 @@ class MultiScaleLoss(_Loss):
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None, downsample: str = "area") -> None:
         super().__init__()
         if not isinstance(loss, nn.Module):
-            message = f"Expected `loss` to be a torch module, but got {type(loss).__name__}."
+            message = f"Expected `loss` to be a torch module, but got {type(loss).__name__}: pass a loss."
             raise TypeError(message)
         checks.check_choice("downsample", downsample, DOWNSAMPLINGS)
         if downsample == "area":

@@ -95,10 +95,14 @@ class ErrorSpace:
 def check_bins(bins: int) -> int:
     """Return `bins`; raise unless it is an integer from 1 to 16384."""
     if isinstance(bins, bool) or not isinstance(bins, int):
-        message = f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}."
+        message = (
+            f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}: 2048 is usual."
+        )
         raise TypeError(message)
     if not 1 <= bins <= _MAX_BINS:
-        message = f"Expected `bins` to be from 1 to {_MAX_BINS}, or None to sort exactly, but got {bins}."
+        message = (
+            f"Expected `bins` to be from 1 to {_MAX_BINS}, or None to sort exactly, but got {bins}: 2048 is usual."
+        )
         raise ValueError(message)
     return bins
 

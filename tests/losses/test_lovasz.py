@@ -571,17 +571,17 @@ def test_single_channel_warnings():
         (
             lambda: LovaszSoftmaxLoss(bins=0),
             ValueError,
-            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got 0.",
+            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got 0: 2048 is usual.",
         ),
         (
             lambda: LovaszHingeLoss(bins=-4),
             ValueError,
-            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got -4.",
+            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got -4: 2048 is usual.",
         ),
         (
             lambda: LovaszSoftmaxLoss(bins=64.0),
             TypeError,
-            "Expected `bins` to be an integer, or None to sort exactly, but got float.",
+            "Expected `bins` to be an integer, or None to sort exactly, but got float: 2048 is usual.",
         ),
         (
             lambda: LovaszSoftmaxLoss(sigmoid=True, softmax=True),
