@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -93,7 +94,7 @@ def sums_over_ranks(sums: VoxelSums) -> VoxelSums:
     """Add voxel sums over all ranks: one collective call for all fields."""
     if not is_distributed():
         return sums
-    return VoxelSums(sum_over_ranks(sums.rows))
+    return replace(sums, rows=sum_over_ranks(sums.rows))
 
 
 def errors_over_ranks(errors: ErrorHistograms) -> ErrorHistograms:

@@ -135,6 +135,8 @@ class RegionLoss(SumsLoss):
             sums = sums.without_background()
         sums = self.pooled(sums, self.batch)
         terms, counted = self.with_empty_rule(self.class_terms(sums), sums)
+        if sums.partly_labelled:
+            terms, counted = self.left_labelled(terms, counted, sums.count > 0)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
@@ -148,6 +150,12 @@ class RegionLoss(SumsLoss):
         if self.empty == "skip":
             return torch.where(present | terms.isnan(), terms, 0), present
         return torch.where(present, terms, suppression(sums, self.power)), None
+
+    def left_labelled(self, terms: Tensor, counted: Tensor | None, labelled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the terms without those that no label speaks for, and which of them count."""
+        if terms.shape[1] != labelled.shape[1]:
+            labelled = labelled.any(1, keepdim=True)  # the classes share one term
+        return torch.where(labelled, terms, 0), labelled if counted is None else counted & labelled
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
         """Apply `reduction` to terms (B, C), or (1, C) with batch=True."""

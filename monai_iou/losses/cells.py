@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from monai_iou import checks
 from monai_iou.components import component_regions
-from monai_iou.losses.base import RegionLoss, SumsLoss
+from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou_variants import GeneralizedIoULoss
+from monai_iou.losses.pass_loss import SumsLoss
 from monai_iou.voxels.spec import CROSS_ENTROPY, PassSpec, joined
 from monai_iou.voxels.sums import VoxelSums
 

@@ -13,6 +13,7 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.pass_loss import PassLoss
+from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
 
 
@@ -67,8 +68,9 @@ class CompoundLoss(_Loss):
         self.names = _term_names(losses)
         self.last_terms: dict[str, Tensor] = {}
 
-    def terms(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def terms(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> dict[str, Tensor]:
         """Return every term's value by name, unweighted, with gradients."""
+        pairs = None
         values: dict[int, Tensor] = {}
         readings: dict[int, Reading] = {}
         with fails_together(any(getattr(loss, "sync_batch", False) for loss in self.losses), input):
@@ -79,15 +81,18 @@ class CompoundLoss(_Loss):
                     checks.check_onehot_request(input, target, loss.to_onehot_y)
                 specs = [loss.pass_spec(input.shape[1]) for loss in members.values()]
                 first = next(iter(members.values()))
-                found = run_passes(first.activated(input, target), target, specs, first.ignore_index)
+                pairs = labelled_pairs(input, target, labelled)
+                found = run_passes(first.activated(input, target), target, specs, first.ignore_index, pairs)
                 readings |= dict(zip(members, found, strict=True))
         for index, term in enumerate(self.losses):
             if index in readings:
                 assert isinstance(term, PassLoss)
                 values[index] = term.score_reading(readings[index], input.ndim - 2)
             else:
+                missing = labelled if pairs is None else pairs
+                more = () if missing is None else (_taken_by(term, missing),)
                 # MONAI's losses hand a MetaTensor through, whose bookkeeping a loss has no use for.
-                values[index] = torch.as_tensor(term(input, target)).as_subclass(Tensor)
+                values[index] = torch.as_tensor(term(input, target, *more)).as_subclass(Tensor)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms
@@ -107,9 +112,9 @@ class CompoundLoss(_Loss):
                 groups.append({index: loss})
         return groups
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum; see the terms for shapes and errors."""
-        terms = self.terms(input, target)
+    def forward(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> Tensor:
+        """Return the weighted sum; see the terms for shapes and errors, and :class:`IoULoss` for `labelled`."""
+        terms = self.terms(input, target, labelled)
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         weighted = [weight * term for weight, term in zip(self.weights, terms.values(), strict=True)]
         total = weighted[0]
@@ -127,6 +132,17 @@ def _check_shapes(terms: dict[str, Tensor]) -> None:
             f'Expected `losses` to give terms of one shape, but got {listed}: take reduction="mean" or "sum" in all.'
         )
         raise ValueError(message)
+
+
+def _taken_by(term: nn.Module, labelled: Labelled) -> Labelled:
+    """Return `labelled` for a term that takes it; raise ValueError for one that does not."""
+    if not isinstance(term, PassLoss | CompoundLoss):
+        message = (
+            f"Expected `labelled` to be None with {type(term).__name__} among `losses`, but got a choice of classes: "
+            "take losses of voxel sums, which leave the others out."
+        )
+        raise ValueError(message)  # noqa: TRY004 - the module is right, but not with this argument
+    return labelled
 
 
 def _term_names(losses: Sequence[nn.Module]) -> list[str]:

@@ -239,5 +239,6 @@ class GeneralizedIoULoss(RegionLoss):
             return torch.where(some | terms.isnan(), terms, 0), some
         if self.empty == "suppress":
             shares = torch.where(present, torch.where(some, terms, 0), suppression(sums, self.power))
-            return shares.mean(1, keepdim=True), None
+            number = (sums.count > 0).sum(1, keepdim=True).clamp_min(1) if sums.partly_labelled else shares.shape[1]
+            return shares.sum(1, keepdim=True) / number, None
         return terms, None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from monai_iou import checks, scores
-from monai_iou.distributed import errors_over_ranks, fails_together, largest_over_ranks, sum_over_ranks
+from monai_iou.distributed import errors_over_ranks, fails_together, largest_over_ranks, sums_over_ranks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.pass_loss import PassLoss
 from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins
+from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
 from monai_iou.voxels.spec import PassSpec
 
@@ -55,16 +57,20 @@ class _LovaszLoss(PassLoss):
             )
             raise ValueError(message)
 
-    def pooled(self, reading: Reading) -> tuple[Tensor, Tensor]:
-        """Return the Lovasz extension of each class and the classes' volumes, (B, C), or (1, C) with `batch`."""
-        errors, volume = reading.errors, reading.sums.target.detach()
+    def pooled(self, reading: Reading) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the Lovasz extension of each class, the classes' volumes, and which are labelled (None: all).
+
+        Each is (B, C), or (1, C) with `batch`.
+        """
+        errors, sums = reading.errors, replace(reading.sums, rows=reading.sums.rows.detach())
         assert errors is not None
         if self.batch:
-            errors, volume = errors.over_batch(), volume.sum(0, keepdim=True)
+            errors, sums = errors.over_batch(), sums.over_batch()
         if self.sync_batch:
-            errors, volume = errors_over_ranks(errors), sum_over_ranks(volume)
+            errors, sums = errors_over_ranks(errors), sums_over_ranks(sums)
         # volumes are NaN where labels are wrong
-        return (scores.lovasz(errors) + 0 * volume).to(volume.dtype), volume
+        values = (scores.lovasz(errors) + 0 * sums.target).to(sums.target.dtype)
+        return values, sums.target, sums.count > 0 if sums.partly_labelled else None
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
         """Apply `reduction` to terms (B, C), or (1, C); the mean is over the `counted` ones of each image first."""
@@ -169,12 +175,14 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         return self._score(*self.pooled(reading), space)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> Tensor:
         """Return the loss.
 
         Args:
             input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
             target: label map (B, 1, *S) or per-class maps of 0 and 1, (B, C, *S).
+            labelled: (B, C) bool, False where a class was not annotated in an image; see :class:`IoULoss`. Not with
+                `bins=None` and `batch`.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for its other shapes.
@@ -184,21 +192,33 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
         if self.bins is not None:
-            return super().forward(input, target)
+            return super().forward(input, target, labelled)
         checks.check_input(input)
         checks.check_target(input, target)
         checks.check_onehot_request(input, target, self.to_onehot_y)
-        spec = self.pass_spec(input.shape[1])
-        values = sorted_lovasz(self.activated(input, target), target, spec, self.ignore_index, batch=self.batch)
-        return self._score(*values, input.ndim - 2)
+        pairs = labelled_pairs(input, target, labelled)
+        if pairs is not None and self.batch:
+            message = (
+                "Expected every class of every image to be labelled with bins=None and batch=True, but some are not: "
+                "sorted errors of a batch cannot leave images out, take bins=2048."
+            )
+            raise ValueError(message)
+        values, volume = sorted_lovasz(
+            self.activated(input, target), target, self.pass_spec(input.shape[1]), self.ignore_index, pairs,
+            batch=self.batch,
+        )  # fmt: skip
+        return self._score(values, volume, pairs, input.ndim - 2)
 
-    def _score(self, terms: Tensor, volume: Tensor, space: int) -> Tensor:
-        """Return the loss from the classes' values and volumes, (B, C) or (1, C)."""
+    def _score(self, terms: Tensor, volume: Tensor, labelled: Tensor | None, space: int) -> Tensor:
+        """Return the loss from the classes' values and volumes, and which are labelled, (B, C) or (1, C)."""
         if not self.include_background and terms.shape[1] > 1:
             terms, volume = terms[:, 1:], volume[:, 1:]
-        counted = None
+            labelled = None if labelled is None else labelled[:, 1:]
+        counted = labelled
         if self.classes == "present":
             counted = (volume != 0) | terms.isnan()  # volumes are NaN where labels are wrong
+            counted = counted if labelled is None else counted & labelled
+        if counted is not None:
             terms = torch.where(counted, terms, 0)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
@@ -270,12 +290,13 @@ class LovaszHingeLoss(_LovaszLoss):
         return self.reduced(self.pooled(reading)[0], None, space)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> Tensor:
         """Return the loss.
 
         Args:
             input: logits (B, 1, *S) with 1 to 3 spatial dimensions.
             target: binary maps (B, 1, *S).
+            labelled: None: leave images without a label out of the batch.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for its other shapes.
@@ -294,6 +315,12 @@ class LovaszHingeLoss(_LovaszLoss):
                 raise ValueError(message)
             checks.check_target(input, target)
             checks.check_onehot_request(input, target, self.to_onehot_y)
+            if labelled_pairs(input, target, labelled) is not None:
+                message = (
+                    "Expected `labelled` to be None for LovaszHingeLoss, which has one class, but got a choice of "
+                    "images: leave the others out of the batch."
+                )
+                raise ValueError(message)
             spec = self.pass_spec(1)
             if self.bins is None:
                 values, _ = sorted_lovasz(input, target, spec, self.ignore_index, batch=self.batch)

@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
 from monai_iou.voxels.labels import valid_voxels
+from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums
@@ -67,12 +68,15 @@ class PassLoss(_Loss):
     def score_reading(self, reading: Reading, space: int) -> Tensor:
         """Return the loss from a reading; `space` is the number of spatial dimensions, for `reduction="none"`."""
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> Tensor:
         """Return the loss.
 
         Args:
             input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
             target: label map (B, 1, *S) or per-class maps (B, C, *S).
+            labelled: (B, C) bool, False where a class was not annotated in an image: such pairs leave value and
+                gradient, and under a softmax their class is a part of the image's background. On a CPU a per-class map
+                that is NaN everywhere says the same.
 
         Returns:
             A float32 scalar (float64 for a float64 input); with `reduction="none"` a tensor that broadcasts against the
@@ -86,8 +90,9 @@ class PassLoss(_Loss):
             checks.check_input(input)
             checks.check_target(input, target)
             checks.check_onehot_request(input, target, self.to_onehot_y)
+            pairs = labelled_pairs(input, target, labelled)
             spec = self.pass_spec(input.shape[1])
-            (reading,) = run_passes(self.activated(input, target), target, [spec], self.ignore_index)
+            (reading,) = run_passes(self.activated(input, target), target, [spec], self.ignore_index, pairs)
         return self.score_reading(reading, input.ndim - 2)
 
     def activated(self, input: Tensor, target: Tensor) -> Tensor:

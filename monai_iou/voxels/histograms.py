@@ -81,6 +81,12 @@ class ErrorHistograms:
             raise ValueError(message)
         return ErrorHistograms(self.counts + other.counts, self.limit)
 
+    def only(self, labelled: Tensor) -> ErrorHistograms:
+        """Leave out the pairs of image and class that were not annotated; `labelled` is (B, C) bool."""
+        pairs = labelled[..., None, None]
+        slopes = None if self.slopes is None else torch.where(pairs, self.slopes, 0)
+        return ErrorHistograms(torch.where(pairs, self.counts, 0), self.limit, slopes)
+
     def over_batch(self) -> ErrorHistograms:
         """Add over the images, which must share one limit: (1, C)."""
         return ErrorHistograms(self.counts.sum(0, keepdim=True), self.limit, self.slopes)

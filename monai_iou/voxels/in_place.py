@@ -200,7 +200,7 @@ def _mend_entropy(
     rows = (CROSS_ENTROPY, BACKGROUND_ENTROPY) if spec.split else (CROSS_ENTROPY,)
     if all(math.isfinite(total[row].sum().item()) for row in rows):
         return
-    for row, values in tile_maps(logits, target, valid, spec):
+    for row, values in tile_maps(logits, target, valid, None, spec):
         if row in rows:
             total[row].copy_(values.sum(-1))
 

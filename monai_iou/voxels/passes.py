@@ -16,6 +16,7 @@ from monai_iou.voxels.histograms import ErrorHistograms, check_constant_maps, ch
 from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import chosen_kernel, pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
+from monai_iou.voxels.partly_labelled import blank_unlabelled, merge_unlabelled
 from monai_iou.voxels.sorted_errors import sorted_extension
 from monai_iou.voxels.spec import PassSpec, checked_spec, joined
 from monai_iou.voxels.sums import VoxelSums
@@ -31,20 +32,47 @@ class Reading:
     sums: VoxelSums
     errors: ErrorHistograms | None
 
+    def only(self, labelled: Tensor) -> Reading:
+        """Leave out the pairs of image and class that were not annotated; `labelled` is (B, C) bool."""
+        return Reading(self.sums.only(labelled), None if self.errors is None else self.errors.only(labelled))
 
-def run_passes(input: Tensor, target: Tensor, specs: Sequence[PassSpec], ignore_index: int | None) -> list[Reading]:
+
+def run_passes(
+    input: Tensor,
+    target: Tensor,
+    specs: Sequence[PassSpec],
+    ignore_index: int | None,
+    labelled: Tensor | None = None,
+) -> list[Reading]:
     """Read the voxels of checked tensors as few times as the specifications allow; return a reading for each of them.
+
+    Pairs of image and class that are not `labelled`, (B, C) bool, are left out; under a softmax the classes that an
+    image lacks become a part of its background.
 
     Raises:
         ValueError: if the target holds values that are no labels; with histograms of errors, if maps are soft, or
             probabilities leave [0, 1].
     """
-    voxels = flatten_voxels(input, target, ignore_index)
     readings: dict[int, Reading] = {}
+    if labelled is not None:
+        for merged in {spec.activation == "softmax" for spec in specs}:
+            chosen = [index for index, spec in enumerate(specs) if (spec.activation == "softmax") == merged]
+            tensors = left_labelled(input, target, specs[chosen[0]], labelled)
+            found = run_passes(*tensors, [specs[index] for index in chosen], ignore_index)
+            readings |= {index: reading.only(labelled) for index, reading in zip(chosen, found, strict=True)}
+        return [readings[index] for index in range(len(specs))]
+    voxels = flatten_voxels(input, target, ignore_index)
     for spec, members in shared_readings(specs, voxels):
         reading = _read(voxels, target, spec, ignore_index)
         readings |= dict.fromkeys(members, reading)
     return [readings[index] for index in range(len(specs))]
+
+
+def left_labelled(input: Tensor, target: Tensor, spec: PassSpec, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """Return input and target without what was not annotated, as the activation asks for."""
+    if spec.activation == "softmax":
+        return merge_unlabelled(input, target, labelled)
+    return input, blank_unlabelled(target, labelled)
 
 
 def shared_readings(specs: Sequence[PassSpec], voxels: Voxels) -> list[tuple[PassSpec, list[int]]]:
@@ -95,13 +123,21 @@ def largest_errors(input: Tensor, target: Tensor, spec: PassSpec, ignore_index: 
 
 
 def sorted_lovasz(
-    input: Tensor, target: Tensor, spec: PassSpec, ignore_index: int | None, *, batch: bool
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    ignore_index: int | None,
+    labelled: Tensor | None = None,
+    *,
+    batch: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the Lovasz extension, exactly, and the classes' volumes, (B, C), or (1, C) over the batch.
 
     Raises:
         ValueError: as :func:`run_passes` with histograms of errors.
     """
+    if labelled is not None:
+        input, target = left_labelled(input, target, spec, labelled)
     voxels = flatten_voxels(input, target, ignore_index)
     check_hard_maps(voxels, target)
     if spec.activation is None:

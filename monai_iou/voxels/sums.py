@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from monai_iou.voxels.formulas import union
@@ -16,6 +17,7 @@ class VoxelSums:
 
     Attributes:
         rows: (7, B, C[, R]), the sums below in the order of :mod:`monai_iou.voxels.spec`.
+        partly_labelled: whether a count of 0 says that a class was not annotated, and leaves the means.
         intersection: I, sum of p y (or of min(p, y)).
         prediction: P, sum of p^q.
         target: T, sum of y^q.
@@ -36,6 +38,7 @@ class VoxelSums:
     """
 
     rows: Tensor
+    partly_labelled: bool = False
 
     @property
     def intersection(self) -> Tensor:
@@ -85,16 +88,20 @@ class VoxelSums:
     def __add__(self, other: VoxelSums) -> VoxelSums:
         if not isinstance(other, VoxelSums):
             return NotImplemented
-        return VoxelSums(self.rows + other.rows)
+        return VoxelSums(self.rows + other.rows, self.partly_labelled or other.partly_labelled)
 
     def over_batch(self) -> VoxelSums:
         """Add over the images: (1, C[, R])."""
-        return VoxelSums(self.rows.sum(1, keepdim=True))
+        return replace(self, rows=self.rows.sum(1, keepdim=True))
 
     def over_groups(self) -> VoxelSums:
         """Add over the regions: (B, C)."""
-        return VoxelSums(self.rows.sum(3))
+        return replace(self, rows=self.rows.sum(3))
 
     def without_background(self) -> VoxelSums:
         """Leave out class 0."""
-        return VoxelSums(self.rows[:, :, 1:])
+        return replace(self, rows=self.rows[:, :, 1:])
+
+    def only(self, labelled: Tensor) -> VoxelSums:
+        """Leave out the pairs of image and class that were not annotated; `labelled` is (B, C) bool."""
+        return VoxelSums(torch.where(labelled, self.rows, 0), partly_labelled=True)

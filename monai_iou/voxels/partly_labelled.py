@@ -1,0 +1,85 @@
+"""Images in which some classes were not annotated: which these are, and what is left of input and target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_iou.voxels.inputs import sum_dtype
+
+Labelled = Tensor | Sequence[Sequence[bool]] | None
+
+
+def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor | None:
+    """Return which classes of which images are annotated, (B, C) bool, or None if all are.
+
+    Args:
+        input: (B, C, *S).
+        target: label map (B, 1, *S) or per-class maps (B, C, *S); on a CPU, a map that is NaN everywhere says by itself
+            that its class was not annotated. On a GPU the step would have to wait to see it.
+        labelled: (B, C) bool, or None.
+
+    Raises:
+        TypeError: if `labelled` is not bool.
+        ValueError: if it has another shape.
+    """
+    if labelled is not None:
+        pairs = torch.as_tensor(labelled)
+        if pairs.dtype != torch.bool:
+            message = f"Expected `labelled` to be bool, but got {pairs.dtype}: True where a class was annotated."
+            raise TypeError(message)
+        if pairs.shape != input.shape[:2]:
+            message = (
+                f"Expected `labelled` to have shape {tuple(input.shape[:2])}, but got {tuple(pairs.shape)}: one value "
+                "per image and class."
+            )
+            raise ValueError(message)
+        return pairs.to(input.device)
+    maps = target.as_subclass(Tensor)
+    if maps.shape[1] != input.shape[1] or not maps.is_floating_point() or maps.numel() == 0:
+        return None
+    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if not bool(maps.flatten(2)[:, :, 0].isnan().any()):
+        return None
+    return ~maps.flatten(2).isnan().all(2)
+
+
+def merge_unlabelled(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and target in which the classes that were not annotated are a part of the background.
+
+    The softmax of the new logits gives the background p_0 + sum of the others' p (the marginal loss, Shi et al. 2021,
+    https://arxiv.org/abs/2007.03868), and 0 for those classes; their voxels are labelled as background.
+    """
+    away = ~labelled
+    away[:, 0] = False
+    together = away.clone()
+    together[:, 0] = True
+    away, together = (pairs.view(*pairs.shape, *[1] * (logits.ndim - 2)) for pairs in (away, together))
+    logits = logits.as_subclass(Tensor).to(sum_dtype(logits))
+    background = torch.where(together, logits, -torch.inf).logsumexp(1, keepdim=True)
+    logits = torch.cat([background, torch.where(away, -torch.inf, logits)[:, 1:]], 1)
+    target = target.as_subclass(Tensor)
+    if target.shape[1] == 1:
+        return logits, torch.where(_holds(away, target), 0, target)
+    maps = target.to(logits.dtype)
+    added = torch.where(away, maps, 0).nan_to_num(0).sum(1, keepdim=True)
+    maps = blank_unlabelled(torch.where(away, 0, maps), labelled)
+    return logits, torch.cat([(maps[:, :1] + added).clamp_max(1), maps[:, 1:]], 1)
+
+
+def _holds(away: Tensor, labels: Tensor) -> Tensor:
+    """Return which voxels of a label map (B, 1, *S) have a class of `away`, (B, C, 1, ...) bool."""
+    classes = labels.long().clamp(0, away.shape[1] - 1)
+    found = away.flatten(1).gather(1, classes.flatten(1)).view(labels.shape)
+    return found & (classes == labels)  # other values are no class
+
+
+def blank_unlabelled(target: Tensor, labelled: Tensor) -> Tensor:
+    """Return a target whose per-class maps are 0 where they were not annotated; a label map as it is."""
+    if target.shape[1] != labelled.shape[1]:
+        return target
+    target = target.as_subclass(Tensor)
+    return torch.where(labelled.view(*labelled.shape, *[1] * (target.ndim - 2)), target, 0)

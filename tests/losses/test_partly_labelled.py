@@ -1,0 +1,195 @@
+"""Images in which some classes were not annotated: these pairs leave value and gradient, in every loss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from monai_iou import (
+    CompoundLoss,
+    FocalIoULoss,
+    FocalTverskyLoss,
+    GeneralizedIoULoss,
+    IoUCELoss,
+    IoUFocalLoss,
+    IoULoss,
+    LogIoULoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
+    MultiScaleLoss,
+    WeightedCrossEntropyLoss,
+    use_kernel,
+)
+
+REGION: list[Callable[..., nn.Module]] = [
+    IoULoss, LogIoULoss, FocalIoULoss, FocalTverskyLoss, lambda **o: IoULoss(empty="suppress", **o),
+]  # fmt: skip
+LOVASZ: list[Callable[..., nn.Module]] = [LovaszSoftmaxLoss, lambda **o: LovaszSoftmaxLoss("all", **o)]
+
+
+def mixed(**options: Any) -> CompoundLoss:
+    return CompoundLoss([LovaszSoftmaxLoss(**options), IoULoss(**options), WeightedCrossEntropyLoss(**options)])
+
+
+ALL = [*REGION, *LOVASZ, GeneralizedIoULoss, WeightedCrossEntropyLoss, IoUCELoss, IoUFocalLoss, mixed]
+LABELLED = torch.tensor([[True, True, False, True], [True, False, True, False], [True, True, True, True]])
+
+
+def case() -> tuple[Tensor, Tensor]:
+    """Return logits and labels, in which classes that were not annotated are background."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 6, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (3, 1, 6, 5), generator=generator)
+    return logits, torch.where(LABELLED.gather(1, labels.flatten(1)).view(labels.shape), labels, 0)
+
+
+def gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    value = loss(leaf)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "tiled"])
+@pytest.mark.parametrize("make", REGION)
+def test_independent_classes_leave_the_mean(make: Callable[..., nn.Module], kernel: str) -> None:
+    logits, labels = case()
+    with use_kernel(kernel):
+        found = gradient(lambda x: make(sigmoid=True)(x, labels, LABELLED), logits)
+        terms = make(sigmoid=True, reduction="none")
+        expected = gradient(lambda x: terms(x, labels).flatten(1)[LABELLED].mean(), logits)
+    torch.testing.assert_close(found, expected)
+    assert not found[1][~LABELLED].any()
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_what_was_not_annotated_has_no_effect(make: Callable[..., nn.Module]) -> None:
+    logits, labels = case()
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    spoilt = torch.where(LABELLED.view(3, 4, 1, 1), logits, logits.flip(2) * 3)
+    other = torch.where(LABELLED.view(3, 4, 1, 1), maps, 1 - maps)
+    for batch in ({}, {"batch": True}) if make in REGION + LOVASZ else ({},):
+        loss = make(sigmoid=True, **batch)
+        found = gradient(lambda x, loss=loss: loss(x, maps, LABELLED), logits)
+        changed = gradient(lambda x, loss=loss: loss(x, other, LABELLED), spoilt)
+        torch.testing.assert_close(found, changed)
+        assert not found[1][~LABELLED].any()
+        missing = maps.masked_fill(~LABELLED.view(3, 4, 1, 1), torch.nan)
+        torch.testing.assert_close(gradient(lambda x, loss=loss, y=missing: loss(x, y), logits), found)
+
+
+@pytest.mark.parametrize("make", [IoULoss, FocalTverskyLoss, *LOVASZ])
+def test_a_batch_adds_only_what_was_annotated(make: Callable[..., nn.Module]) -> None:
+    """Class by class: the loss of the images that show it."""
+    logits, labels = case()
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    loss = make(sigmoid=True, batch=True)
+    parts = [loss(logits[LABELLED[:, c], c : c + 1], maps[LABELLED[:, c], c : c + 1]) for c in range(4)]
+    torch.testing.assert_close(loss(logits, maps, LABELLED), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("kernel", ["reference", "tiled"])
+@pytest.mark.parametrize("make", [IoULoss, LogIoULoss, FocalIoULoss, GeneralizedIoULoss, LovaszSoftmaxLoss])
+def test_a_softmax_adds_missing_classes_to_the_background(make: Callable[..., nn.Module], kernel: str) -> None:
+    logits, labels = case()
+    if make is not LovaszSoftmaxLoss:
+        probabilities = logits.softmax(1)
+        away = (~LABELLED).view(3, 4, 1, 1)
+        background = probabilities[:, :1] + torch.where(away, probabilities, 0).sum(1, keepdim=True)
+        merged = torch.cat([background, torch.where(away, 0, probabilities)[:, 1:]], 1)
+        with use_kernel(kernel):
+            expected = make()(merged, F.one_hot(labels[:, 0], 4).movedim(-1, 1).double(), LABELLED)
+            torch.testing.assert_close(make(softmax=True)(logits, labels, LABELLED), expected)
+    for image in range(3):  # an image by itself, of the classes that it has
+        kept = LABELLED[image].nonzero().flatten()
+        own = logits[image : image + 1, kept].clone()
+        own[:, 0] = torch.cat(
+            [logits[image : image + 1, :1], logits[image : image + 1, ~LABELLED[image]]], 1
+        ).logsumexp(1)
+        order = torch.zeros(4, dtype=torch.long).index_put((kept,), torch.arange(len(kept)))
+        loss = make(softmax=True)
+        with use_kernel(kernel):
+            found = loss(logits[image : image + 1], labels[image : image + 1], LABELLED[image : image + 1])
+            torch.testing.assert_close(found, loss(own, order[labels[image : image + 1]]))
+
+
+def test_the_marginal_cross_entropy() -> None:
+    logits, labels = case()
+    total = 0.0
+    p = logits.softmax(1)
+    for image in range(3):
+        away = [c for c in range(1, 4) if not LABELLED[image, c]]
+        for row in range(6):
+            for column in range(5):
+                label = int(labels[image, 0, row, column])
+                classes = [0, *away] if label == 0 else [label]
+                total -= p[image, classes, row, column].sum().log().item()
+    found = WeightedCrossEntropyLoss()(logits, labels, LABELLED)
+    assert found.item() == pytest.approx(total / labels.numel(), rel=1e-9)
+
+
+@pytest.mark.parametrize("act", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("make", ALL)
+def test_all_or_nothing(make: Callable[..., nn.Module], act: str) -> None:
+    logits, labels = case()
+    loss = make(**{act: True})
+    everything = gradient(lambda x: loss(x, labels, torch.ones_like(LABELLED)), logits)
+    torch.testing.assert_close(everything, gradient(lambda x: loss(x, labels), logits))
+    value, slope = gradient(lambda x: loss(x, labels, torch.zeros_like(LABELLED)), logits)
+    assert value == 0
+    assert not slope.any()
+    nothing = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double() * torch.nan
+    assert loss(logits, nothing) == 0
+
+
+def test_averages_reductions_and_skipped_classes() -> None:
+    logits, labels = case()
+    terms = IoULoss(sigmoid=True, reduction="none")(logits, labels).flatten(1)
+    summed = IoULoss(sigmoid=True, reduction="sum")(logits, labels, LABELLED)
+    torch.testing.assert_close(summed, terms[LABELLED].sum())
+    images = IoULoss(sigmoid=True, average="images")(logits, labels, LABELLED)
+    torch.testing.assert_close(
+        images, torch.stack([row[keep].mean() for row, keep in zip(terms, LABELLED, strict=True)]).mean()
+    )
+    foreground = IoULoss(sigmoid=True, include_background=False, empty="skip")(logits, labels, LABELLED)
+    torch.testing.assert_close(foreground, terms[:, 1:][LABELLED[:, 1:]].mean())
+
+
+def test_exact_lovasz_and_several_scales() -> None:
+    logits, labels = case()
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    exact = LovaszSoftmaxLoss(bins=None, sigmoid=True)
+    binned = LovaszSoftmaxLoss(bins=16384, sigmoid=True)
+    torch.testing.assert_close(exact(logits, labels, LABELLED), binned(logits, labels, LABELLED), rtol=1e-4, atol=1e-4)
+    missing = maps.masked_fill(~LABELLED.view(3, 4, 1, 1), torch.nan)
+    scales = MultiScaleLoss(IoUCELoss(sigmoid=True))([logits, logits[..., ::2, ::2]], missing)
+    assert scales.isfinite()
+
+
+def test_what_cannot_be_left_out_is_refused() -> None:
+    logits, labels = case()
+    cases: list[tuple[type[Exception], str, Callable[[], Tensor]]] = [
+        (TypeError, "Expected `labelled` to be bool, but got torch.int64: True where a class was annotated.",
+         lambda: IoULoss()(logits, labels, LABELLED.long())),
+        (ValueError, "Expected `labelled` to have shape (3, 4), but got (3, 3): one value per image and class.",
+         lambda: IoUCELoss(softmax=True)(logits, labels, LABELLED[:, :3])),
+        (ValueError, "Expected every class of every image to be labelled with bins=None and batch=True",
+         lambda: LovaszSoftmaxLoss(bins=None, batch=True, softmax=True)(logits, labels, LABELLED)),
+        (ValueError, "Expected `labelled` to be None for LovaszHingeLoss",
+         lambda: LovaszHingeLoss()(logits[:, :1], labels.clamp(0, 1), LABELLED[:, :1])),
+        (ValueError, "Expected `labelled` to be None with DiceLoss among `losses`",
+         lambda: CompoundLoss([IoULoss(softmax=True), DiceLoss(softmax=True)])(logits, labels, LABELLED)),
+    ]  # fmt: skip
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=re.escape(message)):
+            call()
+    partly = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    partly[0, 1, 2, 2] = torch.nan
+    with pytest.raises(ValueError, match="per-class values between 0 and 1, but got nan"):
+        IoULoss(sigmoid=True)(logits, partly)
