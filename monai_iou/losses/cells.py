@@ -110,9 +110,9 @@ def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
                 f"or a compound of these, but got {type(part).__name__}: it has no value for a single cell."
             )
             raise TypeError(message)
-        if part.class_weight is not None:
+        if part.class_weight is not None or getattr(part, "pos_weight", None) is not None:
             message = (
-                f"Expected `term` without class weights, but got some in {type(part).__name__}: give them to "
+                f"Expected `term` without weights, but got some in {type(part).__name__}: give those of classes to "
                 "InstanceIoULoss as `weight`."
             )
             raise ValueError(message)

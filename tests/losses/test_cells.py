@@ -224,7 +224,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"term": LovaszSoftmaxLoss()}, TypeError, "Expected `term` to be a region loss such as IoULoss or FocalTversky"),
     ({"term": GeneralizedIoULoss()}, TypeError, "Expected `term` to be a region loss such as IoULoss or FocalTversky"),
     ({"term": IoULoss(sigmoid=True)}, ValueError, "Expected `term` to have no activation of its own, but got one in"),
-    ({"term": IoUCELoss(weight=[1.0, 2.0])}, ValueError, "Expected `term` without class weights, but got some in"),
+    ({"term": IoUCELoss(weight=[1.0, 2.0])}, ValueError, "Expected `term` without weights, but got some in"),
     ({"term": IoULoss(ignore_index=3)}, ValueError, "Expected `ignore_index` of `term` to be left out or that of"),
 ]
 
