@@ -19,7 +19,9 @@ from monai_iou.voxels.inputs import total_dtype
 
 __all__ = [
     "AVERAGES",
+    "CALIBRATION_ERRORS",
     "WEIGHT_TYPES",
+    "calibration_error",
     "cross_entropy",
     "dice",
     "generalized_iou",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 AVERAGES = ("pairs", "images", "classes")
+CALIBRATION_ERRORS = ("expected", "average", "maximum")
 WEIGHT_TYPES = ("square", "simple", "uniform")
 _TINY = 1e-12
 _MIN_VOLUME = 1e-15
@@ -229,3 +232,30 @@ def lovasz(histograms: ErrorHistograms) -> Tensor:
     width = torch.arange(1, 2 * nodes, 2, dtype=dtype, device=jaccard.device) / nodes**2  # t_j - t_(j+1)
     value = (jaccard * width).sum(-1) * histograms.limit.to(dtype)
     return with_slopes(torch.where(histograms.undefined > 0, torch.nan, value), histograms)
+
+
+def calibration_error(counts: Tensor, confidence: Tensor, hits: Tensor, kind: str = "expected") -> Tensor:
+    """Return the calibration error of bins of probabilities, (...), NaN without a voxel.
+
+    With n voxels in a bin, their mean probability and the share of them that is of the class, the gap of the bin is
+    |mean - share|. "expected" weights the gaps by n (ECE, Guo et al. 2017, https://arxiv.org/abs/1706.04599), "average"
+    takes all bins that hold a voxel alike (ACE), "maximum" the largest gap (MCE).
+
+    Args:
+        counts: n, voxels in each bin, (..., bins).
+        confidence: sums of their probabilities.
+        hits: how many of them are of the class.
+        kind: "expected", "average" or "maximum".
+
+    Raises:
+        ValueError: if `kind` is none of the three.
+    """
+    check_choice("kind", kind, CALIBRATION_ERRORS)
+    if kind == "expected":
+        return ratio((confidence - hits).abs().sum(-1), counts.sum(-1), empty=torch.nan)
+    gaps = ratio((confidence - hits).abs(), counts, empty=torch.nan)
+    used = counts != 0
+    if kind == "average":
+        return ratio(torch.where(used, gaps, 0).sum(-1), used.sum(-1), empty=torch.nan)
+    largest = torch.where(used, gaps, -torch.inf).amax(-1)
+    return torch.where(used.any(-1), largest, torch.nan)

@@ -1,4 +1,4 @@
-"""Metrics of hard segmentations: pure functions, and MONAI metrics over them.
+"""Metrics of segmentations: pure functions, and MONAI metrics over them; and metrics of probabilities.
 
 Pure functions take NumPy arrays or tensors, label maps or boolean masks as named, and spacing in mm for each axis (a
 number, a sequence, or None for 1 mm). Everything is computed from statistics that the functions also return, so
@@ -28,6 +28,7 @@ voxels):
 
 from monai_iou.metrics.base import reduce_scores
 from monai_iou.metrics.boundary import BoundaryIoUMetric, boundary_counts, boundary_iou
+from monai_iou.metrics.calibration import CalibrationMetric, ReliabilityDiagram
 from monai_iou.metrics.challenges import CHALLENGES, Challenge, challenge_scores
 from monai_iou.metrics.detection import DetectionScores, Lesion, VolumeBin, recall_by_volume
 from monai_iou.metrics.fine_grained import fine_grained_iou
@@ -36,10 +37,12 @@ from monai_iou.metrics.lesion import LesionScores, lesion_scores
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
 from monai_iou.metrics.overlap import Crop, OverlapScores, crop_to_union, overlap_from_counts, overlap_scores
 from monai_iou.metrics.surface import SurfaceScores, surface_scores
+from monai_iou.metrics.threshold import ThresholdCurves, ThresholdIoUMetric
 
 __all__ = [
     "CHALLENGES",
     "BoundaryIoUMetric",
+    "CalibrationMetric",
     "Challenge",
     "ClassCounts",
     "Crop",
@@ -49,7 +52,10 @@ __all__ = [
     "LesionIoUMetric",
     "LesionScores",
     "OverlapScores",
+    "ReliabilityDiagram",
     "SurfaceScores",
+    "ThresholdCurves",
+    "ThresholdIoUMetric",
     "VolumeBin",
     "boundary_counts",
     "boundary_iou",

@@ -22,7 +22,7 @@ from monai.utils.module import look_up_option
 from monai_iou.distributed import is_distributed
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
 
-__all__ = ["PerClassMetric", "gather_rows", "reduce_scores"]
+__all__ = ["PerClassMetric", "RowMetric", "gather_rows", "known_rows", "reduce_scores"]
 
 
 def reduce_scores(
@@ -110,18 +110,18 @@ def _all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
     return parts
 
 
-def _known(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Tensor:
+def known_rows(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Tensor:
     """The statistics of an image, NaN for the classes that it was not annotated for."""
     if pair.labelled is None:
         return row
     return row.masked_fill(~pair.labelled[first_class:, None].to(row.device), math.nan)
 
 
-class PerClassMetric(CumulativeIterationMetric):
+class RowMetric(CumulativeIterationMetric):
     """Base of the metrics that give one score for every image and class.
 
-    A subclass implements `_image_row`, the statistics of one image, and `_scores`, the algebra from rows to scores:
-    the rows are what is kept and gathered, so that other figures can be computed from them later.
+    What is kept and gathered are rows, the statistics of the images, so that other figures can be computed from them
+    later. A subclass implements `_scores`, the algebra from rows to scores, and its own call, which adds rows.
 
     Args:
         include_background: whether class 0 is scored; with a single map there is no background to leave out. None
@@ -158,53 +158,8 @@ class PerClassMetric(CumulativeIterationMetric):
         self.ignore_index = ignore_index
 
     @abstractmethod
-    def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
-        """Statistics of one image, the classes from `first_class` on, shape (C, K)."""
-
-    @abstractmethod
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores of shape (N, C) from rows of shape (N, C, K)."""
-
-    def __call__(
-        self,
-        y_pred: torch.Tensor | Sequence[torch.Tensor],
-        y: torch.Tensor | Sequence[torch.Tensor] | None = None,
-        spacing: Any = None,
-        labelled: Any = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Score a batch and keep its statistics.
-
-        Args:
-            y_pred: hard predictions: label maps (B, 1, *S), per-class maps of 0 and 1 (B, C, *S), or a list of such
-                tensors without the batch dimension. S has 1 to 3 dimensions.
-            y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
-            spacing: voxel size in mm: a number, one number an axis, or a list of these for the images of the batch.
-                None reads it from `y` or `y_pred` where they are MetaTensors, and else takes 1. Scores that need no
-                distance ignore it.
-            labelled: (B, C) bool, which classes each image was annotated for, the background included; None for all.
-                The score of a class that was not is NaN, and takes no part in any average or sum.
-            kwargs: none are known.
-
-        Returns:
-            Scores of shape (B, C), NaN where an image has none for a class.
-
-        Raises:
-            TypeError: an input is neither a tensor nor a list of tensors, or an unknown keyword is given.
-            ValueError: shapes differ, or values are not hard labels.
-        """
-        if kwargs:
-            message = (
-                f"Expected no further keywords, but got {sorted(kwargs)}: give the metric's options to its constructor."
-            )
-            raise TypeError(message)
-        pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index, labelled)
-        spacings = image_spacings(y_pred, y, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
-        first = self._first_class(pairs)
-        rows = [_known(self._image_row(p, s, first), p, first) for p, s in zip(pairs, spacings, strict=True)]
-        batch = torch.stack(rows)
-        self.extend(batch)
-        return self._scores(batch)
 
     def _first_class(self, pairs: list[ImagePair]) -> int:
         if pairs[0].num_classes == 1:
@@ -281,3 +236,52 @@ class PerClassMetric(CumulativeIterationMetric):
             )
             raise ValueError(message)
         return names
+
+
+class PerClassMetric(RowMetric):
+    """Base of the metrics of hard segmentations: a subclass implements `_image_row` and `_scores`."""
+
+    @abstractmethod
+    def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
+        """Statistics of one image, the classes from `first_class` on, shape (C, K)."""
+
+    def __call__(
+        self,
+        y_pred: torch.Tensor | Sequence[torch.Tensor],
+        y: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        spacing: Any = None,
+        labelled: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Score a batch and keep its statistics.
+
+        Args:
+            y_pred: hard predictions: label maps (B, 1, *S), per-class maps of 0 and 1 (B, C, *S), or a list of such
+                tensors without the batch dimension. S has 1 to 3 dimensions.
+            y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
+            spacing: voxel size in mm: a number, one number an axis, or a list of these for the images of the batch.
+                None reads it from `y` or `y_pred` where they are MetaTensors, and else takes 1. Scores that need no
+                distance ignore it.
+            labelled: (B, C) bool, which classes each image was annotated for, the background included; None for all.
+                The score of a class that was not is NaN, and takes no part in any average or sum.
+            kwargs: none are known.
+
+        Returns:
+            Scores of shape (B, C), NaN where an image has none for a class.
+
+        Raises:
+            TypeError: an input is neither a tensor nor a list of tensors, or an unknown keyword is given.
+            ValueError: shapes differ, or values are not hard labels.
+        """
+        if kwargs:
+            message = (
+                f"Expected no further keywords, but got {sorted(kwargs)}: give the metric's options to its constructor."
+            )
+            raise TypeError(message)
+        pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index, labelled)
+        spacings = image_spacings(y_pred, y, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
+        first = self._first_class(pairs)
+        rows = [known_rows(self._image_row(p, s, first), p, first) for p, s in zip(pairs, spacings, strict=True)]
+        batch = torch.stack(rows)
+        self.extend(batch)
+        return self._scores(batch)

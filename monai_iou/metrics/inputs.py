@@ -19,13 +19,16 @@ from monai.data.meta_tensor import MetaTensor
 from monai_iou.spacing import image_spacings, spacing_tuple
 from monai_iou.voxels.labels import equals, valid_voxels
 
-__all__ = ["ArrayLike", "ImagePair", "as_plain_tensor", "image_spacings", "pair_images", "spacing_tuple"]
+__all__ = ["ArrayLike", "ImagePair", "annotated", "as_plain_tensor", "check_binary", "check_labels", "image_spacings"]
+__all__ += ["labelled_rows", "pair_images", "rounded", "spacing_tuple", "split_images"]
 
 # Voxels looked at a time: no copy of the volume is made, and no threads are woken.
 _CHUNK = 1 << 15
 
 # By which labels may miss a whole number: float32 arithmetic on class numbers does not reach it, probabilities do.
 ROUNDING = 1e-4
+# By which the probabilities of a voxel may miss 1 in half precision.
+_SHARES = 1e-2
 
 _NAN_REMEDIES = {
     "y_pred": "find out where it comes from, NaN is no label",
@@ -62,15 +65,13 @@ class ImagePair:
         """Whether class 0 is what no other class claims: in label maps, and in maps that share out the voxels.
 
         Overlapping regions (whole tumour, core, ...) and classes without a background leave voxels that no map claims,
-        or that several do. Where the reference is only partly annotated, the prediction tells.
+        or that several do. Where per-class references are only partly annotated, the prediction tells.
         """
-        maps = self.reference if self.labelled is None else self.prediction
+        maps = self.reference if self.labelled is None or len(self.reference) == 1 else self.prediction
         if len(maps) == 1:
             return self.num_classes > 1
-        claims = torch.zeros(maps.shape[1:], dtype=torch.int16, device=maps.device)
-        for index in range(len(maps)):
-            claims += _class_mask(maps, index, len(maps))
-        shared_out = claims == 1
+        claims = sum(maps, torch.zeros((), device=maps.device))
+        shared_out = (claims - 1).abs() <= _SHARES
         return bool((shared_out if self.valid is None else shared_out | ~self.valid).all())
 
     def masks(self, first_class: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -125,20 +126,21 @@ def pair_images(
         TypeError: an input is neither a tensor nor a list of tensors.
         ValueError: the numbers of images, the shapes or the classes disagree, or values are not hard labels.
     """
-    predictions, references = _images(y_pred, "y_pred"), _images(y, "y")
+    predictions, references = split_images(y_pred, "y_pred"), split_images(y, "y")
     if len(predictions) != len(references) or not predictions:
         message = (
             f"Expected `y_pred` and `y` to hold the same number of images, at least one, "
             f"but got {len(predictions)} and {len(references)}: pass each prediction with its reference."
         )
         raise ValueError(message)
-    known = _labelled_rows(labelled, len(references))
+    known = labelled_rows(labelled, len(references))
     return [
         _pair(p, r, num_classes, ignore_index, row) for p, r, row in zip(predictions, references, known, strict=True)
     ]
 
 
-def _images(batch: Any, name: str) -> list[torch.Tensor]:
+def split_images(batch: Any, name: str) -> list[torch.Tensor]:
+    """The images of a batch (B, C, *S), or of a list of (C, *S), as plain tensors."""
     if isinstance(batch, (list, tuple)):
         images = [as_plain_tensor(image, name) for image in batch]
         expected = "hold images of shape (C, *S)"
@@ -157,7 +159,8 @@ def _images(batch: Any, name: str) -> list[torch.Tensor]:
     return images
 
 
-def _labelled_rows(labelled: Any, count: int) -> list[torch.Tensor | None]:
+def labelled_rows(labelled: Any, count: int) -> list[torch.Tensor | None]:
+    """Which classes each of the images was annotated for, None for all."""
     if labelled is None:
         return [None] * count
     rows = torch.as_tensor(np.asarray(labelled) if isinstance(labelled, (list, tuple)) else labelled)
@@ -185,14 +188,14 @@ def _pair(
         raise ValueError(message)
     classes = _number_of_classes(len(prediction), len(reference), num_classes)
     prediction, reference = rounded(prediction), rounded(reference.to(prediction.device))
-    reference, labelled = _annotated(reference, classes, labelled)
+    reference, labelled = annotated(reference, classes, labelled)
     kept = valid_voxels(reference[None], ignore_index)
     valid = None if kept is None else kept[0, 0]
     for image, name in ((prediction, "y_pred"), (reference, "y")):
         if len(image) == classes:
-            _check_binary(image, valid, name, given=num_classes)
+            check_binary(image, valid, name, given=num_classes)
         else:
-            _check_labels(image[0], classes, valid, name)
+            check_labels(image[0], classes, valid, name)
     return ImagePair(prediction, reference, classes, valid, labelled)
 
 
@@ -204,7 +207,7 @@ def rounded(image: torch.Tensor) -> torch.Tensor:
     return torch.where((image - nearest).abs() <= ROUNDING, nearest, image)
 
 
-def _annotated(
+def annotated(
     reference: torch.Tensor, classes: int, labelled: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The reference with 0 in the maps of classes that were not annotated, and which were; None for all."""
@@ -239,7 +242,8 @@ def _number_of_classes(prediction_channels: int, reference_channels: int, num_cl
     return channels.pop()
 
 
-def _check_binary(image: torch.Tensor, valid: torch.Tensor | None, name: str, given: int | None) -> None:
+def check_binary(image: torch.Tensor, valid: torch.Tensor | None, name: str, given: int | None) -> None:
+    """Raise ValueError if per-class maps hold anything but 0 and 1 at a voxel that counts."""
     if image.dtype == torch.bool:
         return
     for channel in image:
@@ -258,7 +262,8 @@ def _check_binary(image: torch.Tensor, valid: torch.Tensor | None, name: str, gi
         raise ValueError(message)
 
 
-def _check_labels(labels: torch.Tensor, num_classes: int, valid: torch.Tensor | None, name: str) -> None:
+def check_labels(labels: torch.Tensor, num_classes: int, valid: torch.Tensor | None, name: str) -> None:
+    """Raise ValueError if a label map holds anything but class numbers at a voxel that counts."""
     if labels.dtype == torch.bool:
         return
     flat, keep = labels.reshape(-1), None if valid is None else valid.reshape(-1)

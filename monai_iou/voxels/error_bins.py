@@ -38,10 +38,12 @@ class ErrorSpec:
     Attributes:
         activation: "softmax", "sigmoid" or None for the errors of probabilities, "hinge" for those of logits.
         bins: resolution; M = 2 bins.
+        even: whether the cells are equally wide, u = 1 - e / limit, so that errors of probabilities count these.
     """
 
     activation: str | None
     bins: int = DEFAULT_BINS
+    even: bool = False
 
     @property
     def cells(self) -> int:
@@ -148,7 +150,8 @@ def tile_errors(voxels: Tile, spec: ErrorSpec, limit: Tensor, space: ErrorSpace)
         torch.add(p, target, out=position).sub_(1).abs_()  # 1 - |y - p| of a hard y, with fewer digits lost
         if spec.activation is None:
             position.clamp_max_(1)  # a softmax in half precision may go beyond
-    position.sqrt_()
+    if not spec.even:
+        position.sqrt_()
     if position.device.type != "cpu" or not bool(position.sum().isfinite()):
         position.nan_to_num_(nan=(spec.cells - 1) / (2 * spec.bins))
     offset = torch.mul(target, spec.cells, out=own).add_(0.5)
