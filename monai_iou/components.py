@@ -33,7 +33,7 @@ def label_components(mask: NDArray[np.bool_], connectivity: int | None) -> tuple
 
     Args:
         mask: 2 or 3 dimensions.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
 
     Raises:
         ValueError: the connectivity does not fit the dimensions.
@@ -108,7 +108,7 @@ def component_regions(
 class ComponentRuns:
     """The voxels of a label's components and of its background, as runs of consecutive flat indices.
 
-    Nothing is left out, and little is stored: two numbers a run, where a list of indices has one a voxel.
+    Nothing is left out, and little is stored: two numbers per run, where a list of indices has one per voxel.
 
     Attributes:
         starts: (R,) flat index of each run's first voxel; the runs of a component follow one another.
@@ -194,11 +194,11 @@ def component_runs(
         labels: the classes to find: values of a label map, channels of maps. All above 0 by default.
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
         ignore_index: value of ignored voxels, which are neither foreground nor background; of maps a channel that marks
-            them or, if it is no channel, the voxels where all maps are 0.
+            them or, if it is not a channel, the voxels where all maps are 0.
         inside: (*S), where the background's voxels may lie; everywhere by default.
 
     Raises:
-        ValueError: a label map holds a value that is no whole number, or `connectivity` or the shape does not fit.
+        ValueError: a label map holds a value that is not a whole number, or `connectivity` or the shape does not fit.
     """
     if not 2 <= label.ndim <= 4:
         message = (

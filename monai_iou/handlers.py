@@ -32,8 +32,8 @@ class IoUHandler(IgniteMetricHandler):
     Args:
         include_background: whether class 0 is scored.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        output_transform: makes `(y_pred, y)` of the engine's output, for example `from_engine(["pred", "label"])`.
-        save_details: whether the scores, one row an image and one column a class, go to
+        output_transform: converts the engine's output to `(y_pred, y)`, for example `from_engine(["pred", "label"])`.
+        save_details: whether the scores, one row per image and one column per class, go to
             `engine.state.metric_details`, from where `MetricsSaver` writes them.
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.
@@ -72,16 +72,16 @@ class IoUHandler(IgniteMetricHandler):
 class LesionIoUHandler(IgniteMetricHandler):
     """Run `LesionIoUMetric` over an evaluation; see there for the arguments.
 
-    The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm else.
+    The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm otherwise.
 
     Args:
         include_background: whether class 0 is scored; None leaves it out where it is a background.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        output_transform: makes `(y_pred, y)` of the engine's output.
+        output_transform: converts the engine's output to `(y_pred, y)`.
         save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
         score: the lesion score to report.
-        threshold: IoU from which on two components can match, or "any".
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+        threshold: smallest IoU at which two components can match, or "any".
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
@@ -132,14 +132,14 @@ class LesionIoUHandler(IgniteMetricHandler):
 class BoundaryIoUHandler(IgniteMetricHandler):
     """Run `BoundaryIoUMetric` over an evaluation; see there for the arguments.
 
-    The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm else.
+    The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm otherwise.
 
     Args:
         include_background: whether class 0 is scored; None leaves it out where it is a background.
         reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        output_transform: makes `(y_pred, y)` of the engine's output.
+        output_transform: converts the engine's output to `(y_pred, y)`.
         save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
-        width: thickness of the band, in mm, or as a share of the image's diagonal: "2%".
+        width: thickness of the band, in mm, or as a percentage of the diagonal of the image: "2%".
         distance: "euclidean" or "chessboard".
         ignore_empty: "both", True or False.
         num_classes: number of classes of label maps, background included.

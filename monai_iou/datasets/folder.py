@@ -166,7 +166,7 @@ def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
 
     Raises:
         DatasetError: nothing describes it, dataset.json is not JSON, lacks a key, or names a file that is missing,
-            leaves the folder or is no volume.
+            leaves the folder or is not a volume.
     """
     root = Path(dataset_dir).resolve()
     path = root / "dataset.json"

@@ -112,7 +112,7 @@ def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tup
     """Read nnU-Net's splits_final.json: for each fold the names of its training and of its validation cases.
 
     Raises:
-        DatasetError: it is no such file, or names a case that the dataset has not.
+        DatasetError: it is not such a file, or names a case that the dataset has not.
     """
     path = root / SPLITS
     if not path.is_file():

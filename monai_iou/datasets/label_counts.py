@@ -54,14 +54,15 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
 
     Args:
         folder: holds label maps (NIfTI, MetaImage, NRRD, folders of DICOM slices).
-        values: the label values. By default those that a `dataset.json` beside the folder names, as it is in the
+        values: the label values. By default those that a `dataset.json` next to the folder names, as it is in the
             Decathlon layout, else those that occur, and 0.
 
     Returns:
         The counts.
 
     Raises:
-        ValueError: if there is no such folder or no file in it, a file is no label map, or a label is none of `values`.
+        ValueError: if there is no such folder or no file in it, a file is not a label map, or a label is not among
+            `values`.
     """
     root = Path(folder)
     files = sorted(volumes_below(root)) if root.is_dir() else []
@@ -103,7 +104,7 @@ def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
 
 
 def _values_of_dataset(folder: Path) -> tuple[int, ...]:
-    """Return the label values that `dataset.json` beside the folder names, () if there is none."""
+    """Return the label values that `dataset.json` next to the folder names, () if there is none."""
     path = folder.resolve().parent / "dataset.json"
     if not path.is_file():
         return ()

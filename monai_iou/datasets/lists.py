@@ -25,7 +25,7 @@ def read_pairs(content: Mapping[str, Any], key: str, root: Path, channels: int, 
         required: whether the list must be there.
 
     Raises:
-        DatasetError: it is no such list, or a file is missing, leaves the folder or has an unknown extension.
+        DatasetError: it is not such a list, or a file is missing, leaves the folder or has an unknown extension.
     """
     entries = content.get(key)
     if entries is None and not required:

@@ -59,7 +59,7 @@ class Axis:
 
 
 def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: bool) -> str:
-    """One row a group: a dot per case, the box of the quartiles, the median as a bar, and whiskers.
+    """One row per group: a dot per case, the box of the quartiles, the median as a bar, and whiskers.
 
     The whiskers end at the last values within 1.5 times the box's length from it (Tukey 1977).
 

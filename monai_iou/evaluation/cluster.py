@@ -1,6 +1,6 @@
 """Running tasks on an existing Dask cluster, which is asked first whether it is one.
 
-An address that accepts connections and is no scheduler (a web server, a port that never answers) would keep Dask
+An address that accepts connections and is not a scheduler (a web server, a port that never answers) would keep Dask
 waiting for minutes or make it ask for exabytes. A scheduler speaks first, and its first words are short: that is
 looked at before Dask is.
 """

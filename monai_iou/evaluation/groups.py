@@ -1,4 +1,4 @@
-"""Which cases are of one patient, and what the labels are called: from a file, or from the dataset.json beside them."""
+"""Patients of cases and names of labels: from a file, or from the dataset.json next to the references."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def patients_of(cases: Sequence[str], references: Path, file: Path | None) -> di
 
 
 def label_names(references: Path) -> dict[str, str]:
-    """Names of label values in the dataset.json beside or above the references, in either layout; none without it.
+    """Names of label values in the dataset.json next to or above the references, in either layout; none without it.
 
     Decathlon maps values to names; nnU-Net maps names to values, or to lists of them, which are regions.
     """

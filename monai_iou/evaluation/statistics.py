@@ -179,7 +179,7 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str
     """IoU over the data set: `monai_iou.metrics.fine_grained_iou` of the rows, and the interval of IoU-I.
 
     Args:
-        rows: one mapping a case and label with `case`, `label`, `intersection` and `union` (voxels); every case has
+        rows: one mapping per case and label with `case`, `label`, `intersection` and `union` (voxels); every case has
             every label. Without rows every score is NaN.
         patients: the patient of each case.
 

@@ -31,7 +31,7 @@ class AffinityLoss(_Loss):
     specificity of a row without another class, where nothing is charged here.
 
     Args:
-        size: the grid of positions, one number a spatial dimension; by default the target's shape divided by a whole
+        size: the grid of positions, one number per spatial dimension; by default the target's shape divided by a whole
             number.
         downsample: how the label is brought to the grid: "max" keeps a class that any voxel has, the rarest first;
             "nearest" is the paper's and loses small structures.
@@ -41,7 +41,7 @@ class AffinityLoss(_Loss):
         ignore_index: label of ignored voxels.
 
     Raises:
-        TypeError: if a tensor cannot be read as what it stands for.
+        TypeError: if a tensor has an unsuitable type.
         ValueError: if an argument is out of its range.
 
     Example:
@@ -86,7 +86,7 @@ class AffinityLoss(_Loss):
             A scalar, float32 or float64.
 
         Raises:
-            TypeError: if `input` is no floating-point tensor.
+            TypeError: if `input` is not a floating-point tensor.
             ValueError: if shapes do not match.
         """
         size = self._grid(input, target)

@@ -25,13 +25,13 @@ class CompoundLoss(_Loss):
 
     Args:
         losses: the terms; modules that map (input, target) to a scalar, or all to tensors of one shape.
-        weights: one factor a term, 1 by default.
+        weights: one factor per term, 1 by default.
 
     Attributes:
         last_terms: the terms' values at the last call by name, detached, before weighting; for logging.
 
     Raises:
-        TypeError: if a term is no module.
+        TypeError: if a term is not a module.
         ValueError: if there are no terms, or the weights do not fit; when called, if the terms differ in shape.
 
     Example:

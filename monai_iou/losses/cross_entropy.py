@@ -29,7 +29,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
             is `pos_weight`, as in MONAI's DiceCELoss.
         gamma: focal exponent, 0 for plain cross-entropy.
         label_smoothing: share of each label that is given to all classes alike, as in torch.
-        include_background: whether the sums of class 0 take part.
+        include_background: whether the sums of class 0 are included.
         to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
         sigmoid: classes are independent (multi-label).
         softmax: classes exclude each other; the default unless `sigmoid` is set. One channel always takes a sigmoid.
@@ -42,7 +42,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         sync_batch: add the sums over all ranks before dividing; with the reduction "mean".
 
     Raises:
-        TypeError: if a tensor cannot be read as what it stands for.
+        TypeError: if a tensor has an unsuitable type.
         ValueError: if an option is out of its range, shapes do not match, or labels are outside the classes.
 
     Example:

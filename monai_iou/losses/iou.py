@@ -18,7 +18,7 @@ class IoULoss(RegionLoss):
     MONAI doubles I and U, so its smoothing of s is s / 2 here.
 
     Args:
-        include_background: whether class 0 takes part.
+        include_background: whether class 0 is included.
         to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
         sigmoid: apply a sigmoid to the input.
         softmax: apply a softmax to the input.
@@ -28,11 +28,11 @@ class IoULoss(RegionLoss):
         smooth_nr: added to the intersection.
         smooth_dr: added to the union.
         batch: add the sums over the batch before dividing.
-        weight: one number, or one a scored class; multiplies its terms, as in MONAI.
+        weight: one number, or one number per scored class; multiplies its terms, as in MONAI.
         soft_label: I and U become the sums of min(p, y) and max(p, y): 0 if and only if p = y (Wang et al. 2023,
             https://arxiv.org/abs/2302.05666).
         ignore_index: label of voxels ignored in value and gradient; for per-class maps voxels of that class
-            or, if it is no class, voxels whose maps are all zero.
+            or, if it is not a class, voxels whose maps are all zero.
         power: exponent q of power Jaccard (Duque-Arias et al. 2021), at least 1.
         empty: what a class absent from the target contributes: "smooth", the formula as it is; "skip", nothing, it is
             left out of the mean; "suppress", the mean probability weighted by itself, which keeps a gradient on
@@ -44,7 +44,7 @@ class IoULoss(RegionLoss):
         sync_batch: with `batch`, add the sums over all ranks as well, so that DDP trains as one process would.
 
     Raises:
-        TypeError: if `other_act` cannot be called, or a tensor cannot be read as what it stands for.
+        TypeError: if `other_act` cannot be called, or a tensor has an unsuitable type.
         ValueError: if options contradict each other, shapes do not match, or labels are outside the classes.
 
     Example:

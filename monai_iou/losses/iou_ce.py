@@ -32,7 +32,7 @@ class IoUCELoss(CompoundLoss):
         pos_weight: with `sigmoid`, how often the voxels of a class count against the others in the cross-entropy; see
             :class:`WeightedCrossEntropyLoss`.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. Class 0 always takes part in the cross-entropy. Without an
+        **options: the same, by name. Class 0 is always included in the cross-entropy. Without an
             activation the input holds probabilities for both terms.
 
     Raises:

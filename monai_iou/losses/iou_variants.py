@@ -201,7 +201,7 @@ class GeneralizedIoULoss(RegionLoss):
         *args: the arguments of :class:`IoULoss`, in its order.
         **options: the same, by name. `weight` multiplies w_c. Absent classes: "skip" leaves them out of both sums;
             "suppress" does too, and gives each the place of one class in a mean with the ratio of the rest.
-            `reduction="none"` gives one value an image, (B, 1, 1, ...).
+            `reduction="none"` gives one value per image, (B, 1, 1, ...).
 
     Raises:
         TypeError: as :class:`IoULoss`.

@@ -25,7 +25,7 @@ def pool_labels(
 
     Args:
         target: label map (B, 1, *S), or per-class maps (B, C, *S).
-        size: the coarse shape, one number a spatial dimension.
+        size: the coarse shape, one number per spatial dimension.
         classes: number C of classes of the output that the target is for.
         mode: "area", the fraction of each class among the voxels that a coarse voxel covers, always per-class maps;
             "max", a coarse voxel is foreground if any of its voxels is (of several foreground classes the one that is

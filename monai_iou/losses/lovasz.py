@@ -98,7 +98,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         classes: "present", the mean over the classes that an image (or with `batch` the batch) holds, or "all"; a class
             that is absent costs its largest probability.
         bins: resolution of the histograms, or None to sort exactly.
-        include_background: whether class 0 takes part.
+        include_background: whether class 0 is included.
         to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
         sigmoid: apply a sigmoid to the input; each channel is a class of its own.
         softmax: apply a softmax to the input. With neither, the input holds probabilities.
@@ -106,14 +106,14 @@ class LovaszSoftmaxLoss(_LovaszLoss):
         reduction: "mean" over each image's classes, then over images; "sum"; or "none" for (B, C, 1, ...), or
             (C, 1, ...) with `batch`. Images in which no class is present count as 0.
         batch: treat the batch as one image.
-        weight: one number, or one a scored class; multiplies its terms, as in MONAI.
+        weight: one number, or one number per scored class; multiplies its terms, as in MONAI.
         ignore_index: label of voxels ignored in value and gradient; for per-class maps voxels of that class
-            or, if it is no class, voxels whose maps are all zero.
+            or, if it is not a class, voxels whose maps are all zero.
         sync_batch: with `batch`, add the histograms over all ranks as well: then value and gradients under
             DistributedDataParallel are those of one process on the joined batch.
 
     Raises:
-        TypeError: if `other_act` cannot be called, or an argument or tensor cannot be read as what it stands for.
+        TypeError: if `other_act` cannot be called, or an argument or tensor has an unsuitable type.
         ValueError: if options contradict each other, shapes do not match, per-class maps are soft, an input without
             activation leaves [0, 1], or labels are outside the classes.
 
@@ -188,7 +188,7 @@ class LovaszSoftmaxLoss(_LovaszLoss):
             A float32 scalar (float64 for a float64 input); see `reduction` for its other shapes.
 
         Raises:
-            TypeError: if a tensor cannot be read as what it stands for.
+            TypeError: if a tensor has an unsuitable type.
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
         if self.bins is not None:
@@ -245,7 +245,7 @@ class LovaszHingeLoss(_LovaszLoss):
         sync_batch: with `batch`, add the histograms over all ranks; see :class:`LovaszSoftmaxLoss`.
 
     Raises:
-        TypeError: if an argument or tensor cannot be read as what it stands for.
+        TypeError: if an argument or tensor has an unsuitable type.
         ValueError: if options contradict each other, the input has several channels, shapes do not match, or the target
             holds anything but 0 and 1.
 
@@ -302,7 +302,7 @@ class LovaszHingeLoss(_LovaszLoss):
             A float32 scalar (float64 for a float64 input); see `reduction` for its other shapes.
 
         Raises:
-            TypeError: if a tensor cannot be read as what it stands for.
+            TypeError: if a tensor has an unsuitable type.
             ValueError: if shapes do not match, or values are none that the loss is defined for.
         """
         with fails_together(self.sync_batch, input):

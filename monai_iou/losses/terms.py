@@ -13,7 +13,7 @@ def loss_and_terms(loss: nn.Module, tag: str = "train_loss") -> Callable[[Any], 
 
     Args:
         loss: the trainer's loss. If it has `last_terms`, as compound, multi-scale, instance and attention losses do,
-            they are written beside it, before weighting.
+            they are written as well, before weighting.
         tag: name of the loss; a term's name is appended to it.
 
     Returns:

@@ -259,7 +259,7 @@ class PerClassMetric(RowMetric):
             y_pred: hard predictions: label maps (B, 1, *S), per-class maps of 0 and 1 (B, C, *S), or a list of such
                 tensors without the batch dimension. S has 1 to 3 dimensions.
             y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
-            spacing: voxel size in mm: a number, one number an axis, or a list of these for the images of the batch.
+            spacing: voxel size in mm: a number, one number per axis, or a list of these for the images of the batch.
                 None reads it from `y` or `y_pred` where they are MetaTensors, and else takes 1. Scores that need no
                 distance ignore it.
             labelled: (B, C) bool, which classes each image was annotated for, the background included; None for all.

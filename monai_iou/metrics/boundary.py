@@ -228,7 +228,7 @@ class BoundaryIoUMetric(PerClassMetric):
             (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
         reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
         get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        width: thickness of the band, in mm, or as a share of the image's diagonal: "2%".
+        width: thickness of the band, in mm, or as a percentage of the diagonal of the image: "2%".
         ignore_empty: "both" (default): NaN where a class is in neither map, 0 for a false positive. True: NaN where the
             reference is empty. False: 1 where both are empty.
         num_classes: needed where both inputs are label maps; background included.

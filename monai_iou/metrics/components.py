@@ -121,7 +121,7 @@ def _assign(overlaps: Overlaps, pairs: _IntArray, iou: _FloatArray) -> _IntArray
 def nearest_component(components: npt.NDArray[Any], where: BoolMask, spacing: tuple[float, ...]) -> _IntArray:
     """Number of the component nearest in mm to each voxel of `where`: the Voronoi region that the voxel lies in.
 
-    Only the component voxels with a background voxel beside them can be nearest to a voxel outside, and only the
+    Only the component voxels with a neighbouring background voxel can be nearest to a voxel outside, and only the
     voxels asked for are searched, so that no distance transform of the volume is needed. At equal distances the lower
     number wins, as where one distance transform a component is compared with the next.
 

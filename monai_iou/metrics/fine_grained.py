@@ -53,7 +53,7 @@ def fine_grained_iou(
 
     Returns:
         "iou_d", "iou_i", "iou_c", "iou_iq", "iou_cq" and, for each q, "iou_i_worst_q" and "iou_c_worst_q"; NaN where
-        nothing counts, and where a count that takes part is NaN.
+        nothing counts, and where a count that is used is NaN.
 
     Raises:
         ValueError: the shapes differ or are not (N, C), I is more than U, a count is negative, or a percentage is

@@ -1,4 +1,4 @@
-"""What the metrics accept, turned into checked pairs of images: label maps, per-class maps of 0 and 1, lists.
+"""What the metrics accept, converted to checked pairs of images: label maps, per-class maps of 0 and 1, lists.
 
 Hard labels only: probabilities, logits and NaN are refused, because each would be scored as something else. A value
 that is off a whole number by rounding, as resampling and stored scale factors leave it, is rounded.

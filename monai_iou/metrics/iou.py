@@ -59,7 +59,7 @@ def iou_counts(
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: the shapes differ, or a value is no class number.
+        ValueError: the shapes differ, or a value is not a class number.
 
     >>> counts = iou_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), num_classes=3)
     >>> counts.intersection, counts.union

@@ -108,7 +108,7 @@ def lesion_scores(
         reference: mask, or map, of the same shape.
         spacing: voxel size in mm along each axis; None takes it from `affine`, or 1 mm.
         threshold: IoU from which on a pair can match, in [0, 1]; "any" or 0 asks for one shared voxel.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
         affine: (D+1, D+1) matrix from voxel indices to mm, for the centroids; None multiplies by `spacing`.
         label: the label that the lesions are recorded under.
         match: "any", "iou:0.5" or "overlap:0.25" (share of the reference component that is covered) instead of

@@ -46,7 +46,7 @@ def lesion_maps(
         prediction: mask of 0 and 1, or, with `instances`, map of lesion numbers, of 2 or 3 dimensions.
         reference: the same of the reference.
         spacing: voxel size in mm.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
         min_volume_mm3: smaller components are left out, and predicted ones that touch only such as well.
         dilation: reference components that join when dilated so many times by their 18 (in 2D 8) neighbours are one.
         instances: whether the maps hold lesion numbers.

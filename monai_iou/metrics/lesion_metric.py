@@ -32,8 +32,8 @@ class LesionIoUMetric(PerClassMetric):
         get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
         score: "pq", "sq", "rq" or "f1", "precision", "recall", "cc_iou", "cc_dice", or "f1_area", the area under F1
             over IoU thresholds. All of them stay available from `summary`.
-        threshold: IoU from which on two components can match; "any" asks for one shared voxel.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the most.
+        threshold: smallest IoU at which two components can match; "any" asks for one shared voxel.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
         ignore_empty: "both" (default): NaN where neither side has a lesion, 0 for false positives alone. True: NaN
             where the reference has none. False: 1 where neither has one. A precision or recall of nothing stays NaN.
         num_classes: needed where both inputs are label maps; background included.

@@ -93,9 +93,9 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         centers: of the last patches, in voxels of the volume.
 
     Raises:
-        TypeError: an argument is no number.
-        ValueError: an argument is out of its range; when called, the label holds a value that is no whole number, the
-            volume is smaller than the patch, or every voxel of it is ignored.
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of its range; when called, the label holds a value that is not a whole number,
+            the volume is smaller than the patch, or every voxel of it is ignored.
 
     Example:
         >>> import torch

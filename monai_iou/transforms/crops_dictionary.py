@@ -26,7 +26,7 @@ class LesionIndicesd(MapTransform):
     before the first random transform, so put it last of those, behind all transforms that change the label's shape.
 
     Every voxel of every component is kept, and of the background; as runs of consecutive voxels they take little:
-    MONAI's `FgBgToIndicesd` keeps 8 bytes a voxel, 600 MB for a whole-body CT.
+    MONAI's `FgBgToIndicesd` keeps 8 bytes per voxel, 600 MB for a whole-body CT.
 
     Args:
         keys: labels (C, *S), see `RandCropByLesions`.
@@ -37,7 +37,7 @@ class LesionIndicesd(MapTransform):
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
-        ValueError: when called, the label holds a value that is no whole number.
+        ValueError: when called, the label holds a value that is not a whole number.
 
     Example:
         >>> import torch

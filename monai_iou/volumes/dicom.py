@@ -35,7 +35,7 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         The voxels with the first axis fastest, and the affine to RAS mm.
 
     Raises:
-        VolumeError: it is no image, has several series, gaps, colours, or no valid spacing.
+        VolumeError: it is not an image, has several series, gaps, colours, or no valid spacing.
     """
     with itk_is_quiet(), _plain_names(path) as files:
         if not files:
@@ -167,7 +167,7 @@ def dicom_kind(path: Path) -> str:
     try:
         header.ReadImageInformation()
     except RuntimeError:
-        # GDCM refuses objects without pixels; their class stands as plain text in the first bytes.
+        # GDCM refuses objects without pixels; their class is plain text in the first bytes.
         with path.open("rb") as stream:
             head = stream.read(4096)
         return next((kind for kind in NOT_IMAGES if kind.encode() + b"\0" in head), "")

@@ -33,7 +33,7 @@ class Part:
         offset: bytes of the file before the data, or before their compression.
         encoding: "raw", "gzip", "zlib", "bzip2", "ascii" or "hex".
         skip: bytes before the data after decompression.
-        from_end: whether the data are the last bytes of the file, whatever stands before them.
+        from_end: whether the data are the last bytes of the file, whatever precedes them.
         exact: whether nothing may follow the data.
     """
 
@@ -79,7 +79,7 @@ class Header:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is no file before it is opened: opening a pipe waits for ever, and a device has no end.
+    """Refuse what is not a file before it is opened: opening a pipe waits for ever, and a device has no end.
 
     Raises:
         VolumeError: there is no such file, or it is a folder, a pipe or a device.

@@ -89,7 +89,7 @@ def volumes_below(folder: Path, *, deep: bool = True) -> Iterator[Path]:
 
     Args:
         folder: where to start; it is not itself taken for a folder of slices.
-        deep: whether to look into subfolders that are no DICOM series.
+        deep: whether to look into subfolders that are not a DICOM series.
     """
     yield from _below(folder, deep, (_identity(folder),))
 

@@ -25,7 +25,7 @@ def read_nifti_header(path: Path) -> Header:
     The sform gives the affine where its code is set, else the qform, else the spacing alone, as nibabel and FSL do.
 
     Raises:
-        VolumeError: it is no NIfTI header, or one that cannot be right.
+        VolumeError: it is not a NIfTI header, or one that cannot be right.
     """
     first = _partner(path, ".hdr") if path.name.lower().endswith((".img", ".img.gz")) else path
     block, compressed = _first_bytes(first)
@@ -46,7 +46,7 @@ def read_nifti_header(path: Path) -> Header:
 
 
 def load_raw_header(path: Path) -> Any:
-    """Return nibabel's header of a NIfTI file, for writing another file beside it on the same grid."""
+    """Return nibabel's header of a NIfTI file, for writing another file next to it on the same grid."""
     return _parse(path, _first_bytes(path)[0])[0]
 
 

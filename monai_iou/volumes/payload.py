@@ -82,7 +82,7 @@ def _most_bytes(part: Part, size: int, itemsize: int) -> int:
 
 
 def _fill(path: Path, part: Part, target: memoryview) -> None:
-    """Put the bytes of a part into `target`, and read on to the end: checksums stand there."""
+    """Put the bytes of a part into `target`, and read on to the end: the checksums are there."""
     filled, skip = 0, part.skip
     with part.file.open("rb") as stream:
         stream.seek(-len(target) if part.from_end else part.offset, 2 if part.from_end else 0)

@@ -37,7 +37,7 @@ def numbers(path: Path, name: str, text: str, count: int | None = None) -> NDArr
     """Read the numbers of a field.
 
     Raises:
-        VolumeError: one is no number, or there are more or fewer than `count`.
+        VolumeError: one is not a number, or there are more or fewer than `count`.
     """
     words = text.split()
     try:

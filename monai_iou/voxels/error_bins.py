@@ -10,7 +10,7 @@ The error of class c at voxel v is :math:`e = |y_{cv} - p_{cv}|`, or :math:`\max
 
 so that node j stands for the error t_j = limit (1 - (j / M)^2). An error lies within limit / (2 bins) of its node, for
 |u - j/M| <= 1/(2M) and |de/du| = 2 limit u <= 2 limit. Errors of 0 and of `limit` are exact. The root makes the cells
-finer where it counts: beside a small foreground only the few background voxels of largest error have a gradient to
+finer where it counts: with a small foreground only the few background voxels of largest error have a gradient to
 speak of, and near e = limit a cell is 1 / (2 bins) times as wide as elsewhere.
 """
 

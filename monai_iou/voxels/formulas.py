@@ -197,7 +197,7 @@ def sums_entropy(groups: Tensor | None, spec: PassSpec) -> bool:
 
 
 def count_valid(like: Tensor, valid: Tensor | None, groups: Tensor | None, regions: int, dtype: torch.dtype) -> Tensor:
-    """Count the voxels that take part, (..., C, R), the same for every class."""
+    """Count the voxels that are not ignored, (..., C, R), the same for every class."""
     if valid is None and groups is None:
         return torch.full((*like.shape[:-1], 1), like.shape[-1], dtype=dtype, device=like.device)
     ones = torch.ones_like(like[..., :1, :]) if valid is None else valid

@@ -1,6 +1,6 @@
 """Histograms of per-class errors over voxels: the statistics that the Lovasz losses are functions of.
 
-Counts are integers: they add over images and ranks without rounding, and in any order. Cells stand in `error_bins.py`.
+Counts are integers: they add over images and ranks without rounding, and in any order. See `error_bins.py` for cells.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def check_constant_maps(voxels: Voxels) -> None:
 
 
 def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
-    """Raise ValueError if per-class maps hold anything but 0 and 1 at a voxel that takes part.
+    """Raise ValueError if per-class maps hold anything but 0 and 1 at a voxel that is not ignored.
 
     On a GPU this waits for the device, unless the maps are bool.
     """

@@ -20,7 +20,7 @@ class Voxels:
         logits: (B, C, N), any float dtype.
         labels: (B, N) class numbers of any dtype that float32 holds them in, or None if `maps` are given.
         maps: (B, C, N) per-class maps, or None.
-        valid: (B, N) bool, False at ignored voxels; None if all take part. With labels, ignored voxels are
+        valid: (B, N) bool, False at ignored voxels; None if no voxel is ignored. With labels, ignored voxels are
             marked in them (:data:`IGNORED`) if `has_ignored`, labels are uint8 or int16, and `valid` is None.
         has_ignored: whether labels hold marks of ignored voxels.
         groups: integer region numbers, (B, 1, N), or (B, C, N) where each class has its own; or None.

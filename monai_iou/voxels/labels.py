@@ -14,7 +14,7 @@ from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.spec import COUNT, TARGET
 from monai_iou.voxels.tiling import in_threads
 
-_BYTE_CLASSES = 254  # 254 marks a value that is no class, 255 an ignored voxel
+_BYTE_CLASSES = 254  # 254 marks a value that is not a class, 255 an ignored voxel
 _PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay in its cache
 
 
@@ -33,8 +33,8 @@ def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep:
     """Return labels (B, N) in the kernels' form and whether ignored voxels are marked in them.
 
     With nothing to ignore, a CPU takes them as they are: its kernels widen a part at a time, which costs less than a
-    copy of all. Otherwise they become uint8 (int16 above 254 classes). A value that is no class stays or becomes a
-    number that is no class either; :func:`report_bad_values` finds it by the sums.
+    copy of all. Otherwise they become uint8 (int16 above 254 classes). A value that is not a class stays or becomes a
+    number that is not a class either; :func:`report_bad_values` finds it by the sums.
     """
     dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
     has_ignored = ignore_index is not None or keep is not None
@@ -92,7 +92,7 @@ def valid_voxels(target: Tensor, ignore_index: int | None) -> Tensor | None:
 
     Args:
         target: label map (B, 1, *S), or per-class maps (B, C, *S).
-        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is no class, voxels
+        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is not a class, voxels
             whose maps are all zero.
     """
     if ignore_index is None:
@@ -146,7 +146,7 @@ _late_checks = LateChecks()
 
 
 def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
-    """Raise ValueError if the target holds values that are no labels; return `rows`.
+    """Raise ValueError if the target holds values that are not labels; return `rows`.
 
     On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call. Inside
     torch.compile they become NaN, and no error is raised.
@@ -173,7 +173,7 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
 
 
 def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:
-    """Return whether the target holds values that are no labels, as one bool on its device; None if it cannot.
+    """Return whether the target holds values that are not labels, as one bool on its device; None if it cannot.
 
     Labels: the targets of all classes add up to the number of voxels unless some voxel belongs to no class.
     """

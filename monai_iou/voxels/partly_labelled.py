@@ -74,7 +74,7 @@ def _holds(away: Tensor, labels: Tensor) -> Tensor:
     """Return which voxels of a label map (B, 1, *S) have a class of `away`, (B, C, 1, ...) bool."""
     classes = labels.long().clamp(0, away.shape[1] - 1)
     found = away.flatten(1).gather(1, classes.flatten(1)).view(labels.shape)
-    return found & (classes == labels)  # other values are no class
+    return found & (classes == labels)  # other values are not classes
 
 
 def blank_unlabelled(target: Tensor, labelled: Tensor) -> Tensor:

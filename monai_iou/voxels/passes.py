@@ -50,7 +50,7 @@ def run_passes(
     image lacks become a part of its background.
 
     Raises:
-        ValueError: if the target holds values that are no labels; with histograms of errors, if maps are soft, or
+        ValueError: if the target holds values that are not labels; with histograms of errors, if maps are soft, or
             probabilities leave [0, 1].
     """
     readings: dict[int, Reading] = {}
@@ -90,7 +90,7 @@ def shared_readings(specs: Sequence[PassSpec], voxels: Voxels) -> list[tuple[Pas
 
 
 def _at_once(spec: PassSpec) -> bool:
-    """Return whether one reading gives all of `spec`: beside histograms there are the usual sums of one kernel."""
+    """Return whether one reading gives all of `spec`: together with histograms, one kernel gives the usual sums."""
     return spec.bins is None or (in_place.is_usual(spec) and chosen_kernel() in ("auto", "tiled"))
 
 
@@ -214,7 +214,7 @@ def voxel_sums(
 ) -> VoxelSums:
     """Read the voxels once and return the sums that the losses are functions of. Differentiable in `input`.
 
-    The formulas stand in :mod:`monai_iou.voxels.formulas`. Sums are float32 (float64 for a float64 input) whatever the
+    The formulas are in :mod:`monai_iou.voxels.formulas`. Sums are float32 (float64 for a float64 input) whatever the
     input's dtype, and their relative error is below 1e-5 also for a handful of voxels in a large volume.
 
     Args:
@@ -224,7 +224,7 @@ def voxel_sums(
         activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
         overlap: "product" or, for soft labels, "min_max" (Wang et al. 2023, https://arxiv.org/abs/2302.05666).
         power: exponent q of the predictions and targets in P and T, at least 1.
-        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is no class,
+        ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is not a class,
             voxels whose maps are all zero.
         mask: (B, 1, *S) bool or numbers; voxels where it is zero are ignored.
         groups: (B, 1, *S) integer region numbers from 0, or (B, C, *S) where each class has its own regions; voxels
@@ -240,7 +240,7 @@ def voxel_sums(
         :class:`VoxelSums` of shape (B, C), or (B, C, R) with `groups`.
 
     Raises:
-        TypeError: if a tensor has a dtype that cannot be read as what it stands for.
+        TypeError: if a tensor has an unsuitable dtype.
         ValueError: if shapes do not match, an option is none of its choices, or labels are outside the classes.
             On a GPU wrong labels make the sums NaN at once and the error follows at the next call: no step waits.
     """
@@ -271,8 +271,8 @@ def error_histograms(
         ignore_index: label of ignored voxels.
 
     Raises:
-        TypeError: if a tensor or `bins` has a type that cannot be read as what it stands for.
-        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are no class.
+        TypeError: if a tensor or `bins` has an unsuitable type.
+        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are not classes.
     """
     checks.check_input(input)
     checks.check_target(input, target)

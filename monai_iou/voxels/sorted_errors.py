@@ -49,7 +49,7 @@ def sorted_extension(
 
 
 def _reported(volume: Tensor, count: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
-    """Return `volume` (B, C) in float64, NaN or with an error where the labels hold values that are no class."""
+    """Return `volume` (B, C) in float64, NaN or with an error where the labels hold values that are not classes."""
     if voxels.labels is None:
         return volume.to(total_dtype(voxels.logits))  # maps are checked before
     rows = torch.zeros((ROWS, *volume.shape, 1), dtype=total_dtype(voxels.logits), device=volume.device)

@@ -1,7 +1,7 @@
 """Cut a volume into tiles and let threads share them.
 
 torch splits every operation among threads and waits for all of them at its end. For thousands of small operations
-beside busy data loaders, which keep a thread from its core for milliseconds, that is thousands of waits for the
+while data loaders are busy, which keep a thread from its core for milliseconds, that is thousands of waits for the
 scheduler: seconds for one loss, seen on two busy cores. Here a thread takes a part and does all operations on it alone;
 nobody waits until the end.
 """

@@ -169,7 +169,7 @@ def _taking_part(
     y, mask, voxels, label_stride, mask_stride, exists,
     MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Return the labels (VOXELS,), zeros where maps are given, and which voxels take part."""
+    """Return the labels (VOXELS,), zeros where maps are given, and which voxels are not ignored."""
     inside = exists
     if MASK:
         inside = inside & (tl.load(mask + voxels * mask_stride, mask=exists, other=0) != 0)

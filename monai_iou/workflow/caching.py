@@ -36,7 +36,7 @@ def cached_dataset(
 
     Args:
         data: items with the paths of their files.
-        transform: a MONAI `Compose`; what stands before its first random transform is done once per volume.
+        transform: a MONAI `Compose`; what comes before its first random transform is done once per volume.
         cache_rate: part of the volumes that is kept in memory; without effect on `cache_dir`.
         num_workers: threads that prepare volumes for memory.
         cache_dir: folder in which to keep them for this and later runs instead; None for memory.

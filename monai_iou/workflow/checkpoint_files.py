@@ -120,7 +120,7 @@ def check_content(path: Path) -> None:
     else:
         intact = True  # torch's old format, which has no checksum
     if not intact:
-        message = f"Expected {path} to be as it was written, but its content was changed."
+        message = f"Expected {path} to be as it was written, but its content was changed: restore it or train again."
         raise ValueError(message)
 
 

@@ -23,7 +23,7 @@ class _NotFiniteError(Exception):
 
 
 class CaseEvaluator(SupervisedEvaluator):
-    """MONAI's `SupervisedEvaluator` for which NaN is no answer.
+    """MONAI's `SupervisedEvaluator` which does not accept NaN as an answer.
 
     A case whose output holds NaN or infinity is neither postprocessed, nor written, nor scored; its sentence is logged
     and kept in `state.failed_cases`, and `monai_iou.workflow.failures.run` ends with it once the other cases are done.

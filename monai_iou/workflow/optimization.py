@@ -1,4 +1,4 @@
-"""What the bundle's training needs beside MONAI: checked settings, a learning rate, averaged weights, a comparison."""
+"""Parts of the bundle's training that MONAI does not have: a learning rate, averaged weights, a comparison."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Postprocessing:
     """How labels are made of probabilities.
 
     Attributes:
-        threshold: least probability of the foreground, for one foreground class; None takes the most
+        threshold: least probability of the foreground, for one foreground class; None takes the largest
             probable class (argmax).
         min_size_mm3: for each foreground class, the volume below which a component is background.
     """
