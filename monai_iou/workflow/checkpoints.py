@@ -170,12 +170,13 @@ class CheckpointHandler:
                 trained_images=tuple(dict.fromkeys([*state.get("trained_images", ()), *self.plan.trained_images])),
             )
         logger.info(
-            "Resumed from %s after epoch %d%s; best score %.4f of epoch %d.",
+            "Resumed from %s after epoch %d%s%s.",
             path,
             state["epoch"],
             f" and {state['step']} steps" if state.get("step", 0) else "",
-            state["best_metric"],
-            state["best_metric_epoch"],
+            f"; best score {state['best_metric']:.4f} of epoch {state['best_metric_epoch']}"
+            if state["best_metric_epoch"] > 0
+            else "",
         )
 
     def _restore_schedule(self, step: int, state: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ plan. It opens nothing before it is asked, so that a config without its data sti
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases,
 from monai_iou.datasets.naming import check_names, names_root
 from monai_iou.planning.plan import Plan, load_plan, make_plan
 from monai_iou.volumes.names import case_name, volumes_below
+from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.records import check_unseen, data_record, image_identity
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
@@ -36,17 +36,8 @@ def bundle_root() -> str:
     The default of the configs' `bundle_root`. `monai.bundle.load` gives a config no way to learn where it lies, and "."
     then means the caller's directory, where there is no model; so look for the workflow that is resolving this.
     """
-    from monai.bundle.workflows import ConfigWorkflow
-
-    frame = sys._getframe(1)
-    while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return str(Path(workflow.config_root_path).resolve().parent)
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return "."
+    workflow = calling_workflow()
+    return "." if workflow is None else str(Path(workflow.config_root_path).resolve().parent)
 
 
 class BundleCases:

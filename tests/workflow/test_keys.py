@@ -1,0 +1,48 @@
+"""Keys of a command line: a mistyped one is named."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_runs import causes
+from monai.bundle import ConfigWorkflow
+
+from monai_iou.workflow import keys
+
+
+def test_examples() -> None:
+    assert doctest.testmod(keys).failed == 0
+
+
+def sentence(bundle: Path, configs: list[str], **overrides: Any) -> str:
+    files = [str(bundle / "configs" / f"{name}.json") for name in configs]
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        ConfigWorkflow(config_file=files, workflow_type="train", **overrides).initialize()
+    return next(str(each) for each in reversed(causes(caught.value)) if isinstance(each, ValueError))
+
+
+@pytest.mark.parametrize(
+    ("configs", "typed", "meant"),
+    [
+        (["train"], "epoch", "epochs"),
+        (["train"], "resumed", "resume"),
+        (["train", "multi_gpu_train"], "datasetdir", "dataset_dir"),
+        (["train", "evaluate"], "outputdir", "output_dir"),
+        (["inference"], "num_worker", "num_workers"),
+    ],
+)
+def test_a_mistyped_key_is_named_with_what_was_meant(
+    configs: list[str], typed: str, meant: str, bundle: Path, tmp_path: Path
+) -> None:
+    expected = f"Expected `{typed}` to be a key of the bundle, but nothing uses it: write --{meant} if that was meant"
+    assert sentence(bundle, configs, **{typed: "3"}).startswith(expected)
+
+
+def test_keys_of_ones_own_are_taken(bundle: Path) -> None:
+    ConfigWorkflow(
+        config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference",
+        my_window=3, epochs2=4, other="$@epochs2 + 1",
+    ).initialize()  # fmt: skip
