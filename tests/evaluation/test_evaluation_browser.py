@@ -116,9 +116,9 @@ found.labelled = column(1);
 label.value = '';
 label.dispatchEvent(new Event('change'));
 const scroll = document.getElementById('case-table').closest('.scroll');
-const name = rows()[0].cells[0], before = name.getBoundingClientRect().left;
+const name = rows()[0].cells[0], left = name.getBoundingClientRect().left;
 scroll.scrollLeft = 400;
-found.sticky = [scroll.scrollLeft > 0, Math.abs(name.getBoundingClientRect().left - before) < 6];
+found.sticky = [scroll.scrollLeft > 0, Math.abs(name.getBoundingClientRect().left - left) < 6];
 scroll.scrollLeft = 0;
 found.title = document.title;
 found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
@@ -161,7 +161,8 @@ preset.value = 'auto';
 preset.dispatchEvent(new Event('change'));
 found.restored = look(coronal) === whole;
 const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-const missed = document.querySelector('#missed button');
+const missed = Array.from(document.querySelectorAll('#missed button'))
+  .find((button) => button.closest('tr').textContent.includes('L 5.0'));
 missed.click();
 const shown = document.getElementById(missed.dataset.viewer);
 await ready(shown);
@@ -266,7 +267,7 @@ def test_sixty_two_labels_are_usable(tmp_path):
     assert "rror" not in console
     assert re.fullmatch(r"case[01], label 1: IoU 0\.\d\d", found["note"])
     assert found["named"] == ["61", "61"]
-    assert found["height"] < 6000
+    assert found["height"] < 7500
     assert found["wide"] is True
 
 
