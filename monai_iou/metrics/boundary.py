@@ -33,6 +33,8 @@ BoundaryDistance: TypeAlias = Literal["euclidean", "chessboard"]
 _DISTANCES = ("euclidean", "chessboard")
 # Up to a cube of this many steps, shifting the box by each step is faster than a distance transform of it.
 _MAX_STEPS = 300
+# From this many voxels of the box for one of the mask on, looking up the mask's voxels is faster than shifting the box.
+_SPARSE = 8
 # Sums of squares of spacings miss round distances by less than this share.
 _ROUNDING = 1e-6
 
@@ -169,12 +171,29 @@ def _band(mask: BoolMask, ignored: BoolMask | None, rule: _Rule) -> _Band:
         margins = [(min(n, b.start + 1), min(n, length - b.stop + 1)) for n, b, length in sides]
     background = _background(mask, ignored, box, margins)
     starts = [low for low, _ in margins]
+    if by_steps and np.count_nonzero(inside) * _SPARSE < inside.size:
+        return _sparse_band(inside, background, starts, _steps(rule, True)), box
     near = np.zeros(inside.shape, dtype=bool)
     if not by_steps:
         near |= _near(background, rule)[_shifted(starts, (0,) * mask.ndim, near.shape)]
     for step in _steps(rule, by_steps):
         near |= background[_shifted(starts, step, near.shape)]
     return inside & near, box
+
+
+def _sparse_band(
+    inside: BoolMask, background: BoolMask, starts: Sequence[int], steps: set[tuple[int, ...]]
+) -> BoolMask:
+    """The band where the mask is a small part of its box (lesions far apart): its voxels are looked up one by one."""
+    strides = [math.prod(background.shape[axis + 1 :]) for axis in range(background.ndim)]
+    voxels = np.nonzero(inside)
+    places = sum((index + low) * stride for index, low, stride in zip(voxels, starts, strides, strict=True))
+    flat, near = background.reshape(-1), np.zeros(len(voxels[0]), dtype=bool)
+    for step in steps:
+        near |= flat[places + sum(n * stride for n, stride in zip(step, strides, strict=True))]
+    band = np.zeros_like(inside)
+    band[tuple(index[near] for index in voxels)] = True
+    return band
 
 
 def _steps(rule: _Rule, within_reach: bool) -> set[tuple[int, ...]]:
