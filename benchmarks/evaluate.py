@@ -1,8 +1,9 @@
 """Time the evaluation against the same figures through panoptica and MONAI, one after the other.
 
     python benchmarks/evaluate.py [--only rows] [--match openms_19] [--repeat 3] [--json FILE]
+    python benchmarks/evaluate.py --only folder [--count 200] [--workers 2] [--other CHECKOUT]
 
-Three parts, each printed with what it compares:
+Four parts, each printed with what it compares:
 
 - rows: every score of a case of Task901 (182x218x182, up to 98 lesions) with a perturbed prediction, from arrays in
   memory. Theirs: IoU, Dice, precision, recall, HD95, NSD, ASSD and per-component Dice from MONAI; PQ, SQ, RQ, F1 from
@@ -10,6 +11,9 @@ Three parts, each printed with what it compares:
 - classes: IoU of 25 classes on 256x256x128, `iou_counts` on the label maps against MONAI's MeanIoU on their one-hot
   form, with the memory that each adds to the two label maps.
 - command: `monai-iou evaluate` on two cases of 35x50x35, with the import.
+- folder: `monai-iou evaluate` on many masks of 157x189x136, afresh and again with nothing to do; with `--other`, the
+  same by another checkout of this project, in turns. Processor time beside wall time: other work on the machine
+  changes the second only.
 
 Needs panoptica for the first part and says so where it is missing. `taskset -c 0,1` gives it two cores.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -252,14 +257,62 @@ def command() -> float:
     return elapsed
 
 
+def folder_of_masks(folder: Path, count: int) -> None:
+    """References with a dozen lesions each, and predictions moved by a voxel with two of them left out."""
+    rng = np.random.default_rng(0)
+    shape = (157, 189, 136)
+    for case in range(count):
+        reference, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        for lesion in range(12):
+            corner = [int(rng.integers(10, size - 20)) for size in shape]
+            size = int(rng.integers(2, 10))
+            box = tuple(slice(low, low + size) for low in corner)
+            reference[box] = 1
+            if lesion > 1:
+                prediction[tuple(slice(low + 1, low + 1 + size) for low in corner)] = 1
+        for kind, array in (("references", reference), ("predictions", prediction)):
+            (folder / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / kind / f"case{case:03}.nii.gz")
+
+
+def timed_evaluation(checkout: Path, folder: Path, output: Path, workers: int) -> dict[str, float]:
+    """Processor and wall seconds of one `monai-iou evaluate` by the package of a checkout."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (checkout, checkout / "monai_iou/launcher")))}
+    options = [f"--{kind}={folder / kind}" for kind in ("references", "predictions")]
+    command = [sys.executable, "-m", "monai_iou_command", "evaluate", *options, f"--output={output}"]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([*command, f"--workers={workers}"], check=True, capture_output=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_s": cpu, "wall_s": time.perf_counter() - start}
+
+
+def many_files(count: int, workers: int, other: Path | None) -> dict[str, Any]:
+    """Time a fresh evaluation and one with nothing to do, of this checkout and of another one."""
+    checkouts = {"this": Path(__file__).resolve().parents[1], **({"other": other.resolve()} if other else {})}
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder_of_masks(folder, count)
+        for run in ("fresh", "again"):
+            for which, checkout in checkouts.items():
+                found = timed_evaluation(checkout, folder, folder / which, workers)
+                results[f"{which}, {run}"] = found
+                print(f"folder: {which}, {run}: {found['cpu_s']:.1f} s CPU, {found['wall_s']:.1f} s", flush=True)
+    return results
+
+
 def main() -> None:
     """Run the three parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--only", choices=["command", "classes", "rows"], action="append")
+    parser.add_argument("--only", choices=["command", "classes", "rows", "folder"], action="append")
     parser.add_argument("--match", default="", help="only scans whose name holds this")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--count", type=int, default=200, help="pairs of the folder")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the folder")
+    parser.add_argument("--other", type=Path, help="another checkout to time beside this one")
     options = parser.parse_args()
     # MONAI warns of its own deprecated arguments and that Voronoi regions run on the CPU.
     warnings.filterwarnings("ignore", module="monai")
@@ -267,6 +320,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "command": command,
         "classes": lambda: many_classes(options.repeat),
+        "folder": lambda: many_files(options.count, options.workers, options.other),
         "rows": lambda: rows_of_cases(options.data, options.match, options.repeat),
     }
     results = {name: run() for name, run in parts.items() if name in (options.only or parts)}

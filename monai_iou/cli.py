@@ -159,6 +159,42 @@ def _is_folder(path: Path) -> bool:
     help="Width of the bands of boundary IoU, in mm or as a share of the image's diagonal.",
 )
 @click.option(
+    "--like",
+    type=click.Choice(["brats-mets", "isles22", "autopet", "ms"]),
+    help="Add the columns of this challenge, by its own rules and under its own names.",
+)
+@click.option(
+    "--match",
+    default="iou:0.5",
+    show_default=True,
+    metavar="RULE",
+    help="When a lesion counts as found: any, iou:0.1, or overlap:0.25 (of the reference lesion).",
+)
+@click.option(
+    "--pairing",
+    type=click.Choice(["one-to-one", "many-to-one"]),
+    default="one-to-one",
+    show_default=True,
+    help="Whether fragments and merged lesions count as found (many-to-one).",
+)
+@click.option(
+    "--connectivity",
+    type=click.Choice(["6", "18", "26"]),
+    callback=lambda context, parameter, value: int(value),
+    default="26",
+    show_default=True,
+    help="Neighbours of a voxel that belong to its lesion.",
+)
+@click.option(
+    "--min-volume",
+    "min_volume_mm3",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="MM3",
+    help="Leave out smaller lesions.",
+)
+@click.option(
     "--missing",
     type=click.Choice(["exclude", "penalty"]),
     default="exclude",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monai_iou.metrics import Challenge
+
 
 @dataclass(frozen=True)
 class Column:
@@ -69,3 +71,20 @@ LESION_COLUMNS = (
     "matched_iou",
 )  # fmt: skip
 FAILURE_COLUMNS = ("case", "reason", "prediction", "reference")
+
+
+def columns_of(challenge: Challenge | None) -> dict[str, Column]:
+    """The columns of cases.csv: those above, and a challenge's own by the names it gives them."""
+    if challenge is None:
+        return COLUMNS
+    # ISLES'22 calls its Dice as ours is called: the column is then theirs, 1 where both masks are empty.
+    own = {
+        name: Column(
+            COLUMNS[name].title if name in COLUMNS else name,
+            f"{challenge.title}: {name} ({challenge.source}).",
+            bounded=name in COLUMNS,
+            better=COLUMNS[name].better if name in COLUMNS else "",
+        )
+        for name in challenge.columns
+    }
+    return {**COLUMNS, **own}

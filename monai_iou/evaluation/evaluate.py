@@ -10,7 +10,7 @@ from typing import Any
 from monai_iou import files as out
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
-from monai_iou.evaluation.columns import CASE_COLUMNS, FAILURE_COLUMNS, LESION_COLUMNS
+from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
 from monai_iou.evaluation.groups import patients_of
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.report import report_text
@@ -80,7 +80,7 @@ def _write(evaluation: Evaluation) -> None:
     """Write all results or, where one cannot be written, none: tables of two runs must never lie side by side."""
     output, summary = evaluation.request.output, out.json_text(evaluation.summary)
     tables = {
-        "cases.csv": (CASE_COLUMNS, evaluation.rows),
+        "cases.csv": (("case", "label", *columns_of(evaluation.request.rules.challenge)), evaluation.rows),
         "lesions.csv": (LESION_COLUMNS, evaluation.lesions),
         "failures.csv": (FAILURE_COLUMNS, evaluation.failures),
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_iou.evaluation import charts
-from monai_iou.evaluation.columns import CASE_COLUMNS, COLUMNS
+from monai_iou.evaluation.columns import COLUMNS, Column, columns_of
 from monai_iou.evaluation.groups import label_names
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
 from monai_iou.evaluation.rendering import number, render
@@ -34,6 +34,7 @@ def report_text(evaluation: Evaluation) -> str:
     pictures = shown_pictures(evaluation)
     viewers = {(picture["case"], picture["label"]): i for i, picture in enumerate(pictures)}
     by_label = {name: [row for row in evaluation.rows if row["label"] == name] for name in titles}
+    columns = columns_of(evaluation.request.rules.challenge)
     context = {
         "cases": summary["cases"],
         "titles": titles,
@@ -52,9 +53,9 @@ def report_text(evaluation: Evaluation) -> str:
         "missed": missed_lesions(evaluation, pictures),
         "missed_total": sum(row["status"] == "fn" for row in evaluation.lesions),
         "missed_shown": MISSED_SHOWN,
-        "columns": _table_columns(),
-        "definitions": [COLUMNS[name] for name in COLUMNS],
-        "table": [_table_row(row, viewers) for row in evaluation.rows],
+        "columns": _table_columns(columns),
+        "definitions": list(columns.values()),
+        "table": [_table_row(row, columns, viewers) for row in evaluation.rows],
         "options": summary["options"],
         "command": summary["command"],
         "versions": summary["versions"],
@@ -196,28 +197,26 @@ def _label(
     }
 
 
-def _table_columns() -> list[dict[str, str]]:
+def _table_columns(columns: Mapping[str, Column]) -> list[dict[str, str]]:
     names = [
         {"title": "Case", "kind": "text", "definition": "Name of the case."},
         {"title": "Label", "kind": "text", "definition": "Label value or region."},
     ]
     return names + [
-        {"title": column.title, "kind": "number", "definition": column.definition} for column in COLUMNS.values()
+        {"title": column.title, "kind": "number", "definition": column.definition} for column in columns.values()
     ]
 
 
-def _table_row(row: Mapping[str, Any], viewers: Mapping[tuple[str, str], int]) -> dict[str, Any]:
-    return {
-        "viewer": viewers.get((row["case"], row["label"])),
-        "cells": [_cell(row, name) for name in CASE_COLUMNS],
-    }
+def _table_row(
+    row: Mapping[str, Any], columns: Mapping[str, Column], viewers: Mapping[tuple[str, str], int]
+) -> dict[str, Any]:
+    names = [{"value": row[name], "text": row[name]} for name in ("case", "label")]
+    cells = [_cell(row[name], column) for name, column in columns.items()]
+    return {"viewer": viewers.get((row["case"], row["label"])), "cells": [*names, *cells]}
 
 
-def _cell(row: Mapping[str, Any], name: str) -> dict[str, str]:
-    value = row[name]
-    if name not in COLUMNS:
-        return {"value": value, "text": value}
+def _cell(value: float, column: Column) -> dict[str, str]:
     undefined = math.isnan(value)
     # JavaScript reads "Infinity", not Python's "inf".
     plain = "" if undefined else "Infinity" if math.isinf(value) else f"{float(value):.6g}"
-    return {"value": plain, "text": number(value, COLUMNS[name].digits)}
+    return {"value": plain, "text": number(value, column.digits)}

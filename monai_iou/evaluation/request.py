@@ -9,6 +9,8 @@ from pathlib import Path
 
 from monai_iou.evaluation.scoring import Rules, Structure, split_width
 from monai_iou.files import OutputError, check_outputs
+from monai_iou.metrics import CHALLENGES
+from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 
 MISSING = ("exclude", "penalty")
 RESULTS = ("cases.csv", "lesions.csv", "failures.csv", "summary.json", "report.html")
@@ -43,6 +45,11 @@ class Request:
         pictures: which cases the report shows slice by slice: "worst" (five of them, the median and the best one), a
             number of worst ones, or "all".
         boundary: width of the bands of boundary IoU: "2mm", or "2%" of the image's diagonal.
+        match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
+        pairing: "one-to-one", or "many-to-one", where fragments and merged lesions count as found.
+        connectivity: 6, 18 or 26 neighbours that make a lesion.
+        min_volume_mm3: smaller lesions are left out.
+        like: a challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
     """
 
     predictions: Path
@@ -63,11 +70,25 @@ class Request:
     groups: Path | None = None
     pictures: str = "worst"
     boundary: str = "2mm"
+    match: str = "iou:0.5"
+    pairing: Pairing = "one-to-one"
+    connectivity: int = 26
+    min_volume_mm3: float = 0.0
+    like: str | None = None
 
     @property
     def rules(self) -> Rules:
         """The rules of scoring."""
-        return Rules(self.tolerance, dict(self.tolerances), self.boundary)
+        return Rules(
+            self.tolerance,
+            dict(self.tolerances),
+            self.boundary,
+            self.match,
+            self.pairing,
+            self.connectivity,
+            self.min_volume_mm3,
+            self.like,
+        )
 
     @property
     def named_structures(self) -> tuple[Structure, ...]:
@@ -144,10 +165,20 @@ def _check_numbers(request: Request) -> None:
         raise RequestError(message)
     try:
         split_width(request.boundary)
+        lesion_rule(request.match, pairing=request.pairing)
     except ValueError as error:
         raise RequestError(str(error)) from error
     if request.workers < 1:
         message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
+        raise RequestError(message)
+    if request.like is not None and request.like not in CHALLENGES:
+        message = f"Expected `--like` to be among {', '.join(CHALLENGES)}, but got {request.like}: choose one."
+        raise RequestError(message)
+    if request.connectivity not in (6, 18, 26):
+        message = f"Expected `--connectivity` to be 6, 18 or 26, but got {request.connectivity}: choose one."
+        raise RequestError(message)
+    if not request.min_volume_mm3 >= 0 or math.isinf(request.min_volume_mm3):
+        message = f"Expected `--min-volume` to be 0 mm3 or more, but got {request.min_volume_mm3}: give a volume."
         raise RequestError(message)
     if request.pictures not in ("all", "worst") and not request.pictures.isdecimal():
         message = f"Expected `--pictures` to be all, worst or a number, but got {request.pictures}: choose one."

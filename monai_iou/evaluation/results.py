@@ -61,7 +61,7 @@ class Evaluation:
         self.rows = self.measured
         if self.request.missing == "penalty":
             order = {pair.case: i for i, pair in enumerate(self.pairs)}
-            every = [penalised(row) for row in (*self.measured, *self.missing_rows)]
+            every = [penalised(row, self.request.rules.challenge) for row in (*self.measured, *self.missing_rows)]
             self.rows = sorted(every, key=lambda row: order[row["case"]])  # stable: labels keep their order
 
     @property

@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS, SCORE_COLUMNS
 from monai_iou.metrics import (
+    CHALLENGES,
+    Challenge,
     Lesion,
     boundary_iou,
+    challenge_scores,
     crop_to_union,
     lesion_scores,
     overlap_from_counts,
     surface_scores,
 )
+from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 from monai_iou.scores import union
 from monai_iou.volumes.grid import Grid
 
@@ -34,8 +38,6 @@ __all__ = [
     "mask_pairs",
     "score_pair",
 ]
-
-LESION_THRESHOLD = 0.5
 
 Rows: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
@@ -56,16 +58,41 @@ class Rules:
         tolerance: of the normalised surface distance, in mm.
         tolerances: instead of it for single structures, by their names.
         boundary: width of the bands of boundary IoU, in mm such as "2mm", or of the image's diagonal such as "2%".
+        match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
+        pairing: "one-to-one" or "many-to-one".
+        connectivity: 6, 18 or 26 neighbours of a voxel in a volume; in a slice 4, 8 or 8.
+        min_volume_mm3: smaller lesions are left out.
+        like: a challenge whose own columns are added, by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
     """
 
     tolerance: float = 1.0
     tolerances: Mapping[str, float] = field(default_factory=dict)
     boundary: str = "2mm"
+    match: str = "iou:0.5"
+    pairing: Pairing = "one-to-one"
+    connectivity: int = 26
+    min_volume_mm3: float = 0.0
+    like: str | None = None
+
+    @property
+    def challenge(self) -> Challenge | None:
+        """The challenge whose columns are added."""
+        return None if self.like is None else CHALLENGES[self.like]
 
     @property
     def in_words(self) -> str:
-        """The rule by which a lesion counts as found."""
-        return f"found: one to one, IoU of {LESION_THRESHOLD:g} or more"
+        """The rule by which a lesion counts as found.
+
+        >>> Rules(match="any").in_words
+        'found: any overlap, one to one; components of 26 neighbours'
+        """
+        least = f" of {self.min_volume_mm3:g} mm³ or more" if self.min_volume_mm3 else ""
+        rule = lesion_rule(self.match, pairing=self.pairing)
+        return f"found: {rule}; components of {self.connectivity} neighbours{least}"
+
+    def neighbours(self, dimensions: int) -> int:
+        """The connectivity in an image of so many dimensions."""
+        return self.connectivity if dimensions == 3 else {6: 4, 18: 8, 26: 8}[self.connectivity]
 
     def boundary_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
         """The width of the bands in mm, in an image of this shape and spacing."""
@@ -227,7 +254,14 @@ def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[d
     width = rules.boundary_mm(np.delete(grid.shape, plane).tolist(), spacing)
     crop = crop_to_union(*whole)
     masks = crop.prediction, crop.reference
-    lesion = lesion_scores(*masks, spacing=spacing, threshold=LESION_THRESHOLD)
+    lesion = lesion_scores(
+        *masks,
+        spacing=spacing,
+        match=rules.match,
+        pairing=rules.pairing,
+        connectivity=rules.neighbours(len(spacing)),
+        min_volume_mm3=rules.min_volume_mm3,
+    )
     surface = surface_scores(*masks, tolerances=(rules.tolerance_of(pair.structure),), spacing=spacing)
     row = {
         "label": pair.structure.name,
@@ -242,6 +276,8 @@ def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[d
         "lesion_f1": lesion.f1,
         **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou")},
     }
+    if rules.like is not None:
+        row |= challenge_scores(rules.like, pair.prediction, pair.reference, spacing=grid.spacing)
     # The lesions' volumes are of voxels with right angles, and of a slice of 1 mm.
     volume = grid.voxel_ml * 1000 / math.prod(spacing)
     first = np.delete(pair.offset, plane) + crop.offset

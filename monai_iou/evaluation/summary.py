@@ -6,7 +6,7 @@ import math
 from importlib import metadata
 from typing import Any
 
-from monai_iou.evaluation.columns import SCORE_COLUMNS
+from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.penalties import with_and_without
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.statistics import dataset_scores, describe
@@ -42,6 +42,8 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "boundary": request.boundary,
             "missing": request.missing,
             "lesion_rule": request.rules.in_words,
+            "like": request.like,
+            "like_rule": None if request.rules.challenge is None else request.rules.challenge.rule,
             "unit": "case" if evaluation.patients is None else "patient",
             "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
             "resample": "reference" if request.resample else None,
@@ -59,11 +61,12 @@ def _label(evaluation: Evaluation, name: str) -> dict[str, Any]:
         [row for row in table if row["label"] == name]
         for table in (evaluation.rows, evaluation.measured, evaluation.missing_rows)
     )
+    challenge = evaluation.request.rules.challenge
     units = None if evaluation.patients is None else [evaluation.patients[row["case"]] for row in rows]
     return {
         column: {
             **describe([row[column] for row in rows], units),
-            **with_and_without(measured, missing, column),
+            **with_and_without(measured, missing, column, challenge),
         }
-        for column in SCORE_COLUMNS
+        for column in columns_of(challenge)
     }

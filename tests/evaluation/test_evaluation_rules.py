@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request, RequestError
+from monai_iou.evaluation.scoring import Rules, Structure, evaluate_case, split_width
+from monai_iou.files import read_csv
+from monai_iou.metrics import CHALLENGES, boundary_iou, challenge_scores, lesion_scores, surface_scores
+from monai_iou.volumes.grid import Grid
+
+SPACING = (1.0, 1.5, 2.0)
+GRID = Grid((40, 36, 20), np.diag([*SPACING, 1.0]))
+ONE = [Structure("1", (1,))]
+
+
+def masks() -> tuple[np.ndarray, np.ndarray]:
+    """Lesions found well, found by a corner, split in two, missed, and invented."""
+    reference, prediction = np.zeros(GRID.shape, np.uint8), np.zeros(GRID.shape, np.uint8)
+    for corner in ((4, 4, 4), (4, 20, 4), (20, 4, 4), (20, 20, 12)):
+        reference[tuple(slice(c, c + 6) for c in corner)] = 1
+    prediction[5:10, 4:10, 4:10] = 1
+    prediction[9:14, 25:30, 9:14] = 1
+    prediction[20:22, 4:10, 4:10] = prediction[24:26, 4:10, 4:10] = 1
+    prediction[32:35, 30:33, 2:5] = 1
+    prediction[38, 34, 18] = 1
+    return prediction, reference
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"match": "any"},
+        {"match": "iou:0.1", "pairing": "many-to-one"},
+        {"match": "overlap:0.25", "connectivity": 6},
+        {"min_volume_mm3": 5.0, "connectivity": 18},
+    ],
+)
+def test_lesion_columns_follow_the_rule(options):
+    prediction, reference = masks()
+    row = evaluate_case(prediction, reference, GRID, ONE, rules=Rules(**options))[0][0]
+    expected = lesion_scores(prediction, reference, spacing=SPACING, **options)
+    assert (row["lesion_tp"], row["lesion_fp"], row["lesion_fn"]) == (expected.tp, expected.fp, expected.fn)
+    assert row["lesion_f1"] == expected.f1
+    assert row["lesion_f1"] != evaluate_case(prediction, reference, GRID, ONE)[0][0]["lesion_f1"]
+
+
+def test_a_slice_has_fewer_neighbours():
+    reference = np.zeros((8, 8, 1), np.uint8)
+    reference[2, 2] = reference[3, 3] = 1
+    grid = Grid(reference.shape, np.eye(4))
+    counts = [
+        evaluate_case(reference, reference, grid, ONE, rules=Rules(connectivity=n))[0][0]["lesion_tp"]
+        for n in (6, 18, 26)
+    ]
+    assert counts == [2, 1, 1]
+
+
+@pytest.mark.parametrize("like", sorted(CHALLENGES))
+def test_challenge_columns_are_the_challenges_own(tmp_path, like):
+    prediction, reference = masks()
+    for case, predicted in (("both", prediction), ("none", np.zeros_like(prediction))):
+        for kind, array in (("references", reference), ("predictions", predicted)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, GRID.affine), tmp_path / kind / f"{case}.nii.gz")
+    evaluate_folders(Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out", like=like))
+    rows = read_csv(tmp_path / "out" / "cases.csv")
+    expected = challenge_scores(like, prediction == 1, reference == 1, spacing=SPACING)
+    assert tuple(rows[0])[-len(CHALLENGES[like].columns) :] == CHALLENGES[like].columns or like == "isles22"
+    assert set(CHALLENGES[like].columns) <= set(rows[0])
+    for name, value in expected.items():
+        assert (float(rows[0][name]) if rows[0][name] else math.nan) == pytest.approx(value, nan_ok=True)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["options"]["like_rule"] == CHALLENGES[like].rule
+    assert set(expected) <= set(summary["labels"]["1"])
+    assert CHALLENGES[like].rule in (tmp_path / "out" / "report.html").read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+def test_summary_and_report_name_the_rule_in_words(tmp_path):
+    prediction, reference = masks()
+    for kind, array in (("references", reference), ("predictions", prediction)):
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, GRID.affine), tmp_path / kind / "a.nii.gz")
+    request = Request(
+        tmp_path / "predictions", tmp_path / "references", tmp_path / "out", match="any", tolerances={"1": 3.0}
+    )
+    done = evaluate_folders(request)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["options"]["lesion_rule"].startswith("found: any overlap, one to one")
+    assert "found: any overlap, one to one" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    masks_ = prediction == 1, reference == 1
+    assert done.rows[0]["nsd"] == surface_scores(*masks_, tolerances=(3.0,), spacing=SPACING).nsd[0]
+
+
+def test_tolerances_of_single_labels():
+    both = np.array(masks()[1])
+    both[20:26] *= 2
+    moved = np.roll(both, 1, axis=0)
+    structures = [Structure("1", (1,)), Structure("2", (2,))]
+    rows = evaluate_case(moved, both, GRID, structures, rules=Rules(1.5, {"2": 0.25}))[0]
+    for row, tolerance in zip(rows, (1.5, 0.25), strict=True):
+        value = int(row["label"])
+        expected = surface_scores(moved == value, both == value, tolerances=(tolerance,), spacing=SPACING)
+        assert row["nsd"] == expected.nsd[0]
+    assert rows[1]["nsd"] < 1
+
+
+@pytest.mark.parametrize(("text", "width"), [("3mm", 3.0), ("2%", 0.02 * np.linalg.norm([40, 54, 40]))])
+def test_boundary_width_in_mm_or_of_the_diagonal(text, width):
+    prediction, reference = masks()
+    row = evaluate_case(prediction, reference, GRID, ONE, rules=Rules(boundary=text))[0][0]
+    assert row["boundary_iou"] == boundary_iou(prediction, reference, width=width, spacing=SPACING)
+
+
+@pytest.mark.parametrize("text", ["2", "mm", "0mm", "-1mm", "2 px", "1.2.3mm", "."])
+def test_other_widths_are_refused(text):
+    with pytest.raises(ValueError, match="Expected `--boundary` to be a width such as 2mm or 2%, but got"):
+        split_width(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"boundary": "2"}, "Expected `--boundary` to be a width such as 2mm or 2%, but got 2: correct it."),
+        ({"match": "dice:0.5"}, 'Expected `match` to be "any", "iou:0.5" or "overlap:0.25", but got'),
+        ({"connectivity": 8}, "Expected `--connectivity` to be 6, 18 or 26, but got 8: choose one."),
+        ({"like": "kits"}, "Expected `--like` to be among brats-mets, isles22, autopet, ms, but got kits: choose one."),
+        ({"min_volume_mm3": -1.0}, "Expected `--min-volume` to be 0 mm3 or more, but got -1.0: give a volume."),
+        ({"pictures": "some"}, "Expected `--pictures` to be all, worst or a number, but got some: choose one."),
+        ({"missing": "zero"}, "Expected `--missing` to be exclude or penalty, but got zero: choose one."),
+    ],
+)
+def test_wrong_rules_are_refused_before_any_work(tmp_path: Path, options, text):
+    with pytest.raises(RequestError) as error:
+        evaluate_folders(Request(tmp_path, tmp_path, tmp_path / "out", **options))
+    assert str(error.value).startswith(text)
