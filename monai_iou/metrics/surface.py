@@ -147,7 +147,8 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 def _places(indices: _Indices, shape: tuple[int, ...], spacing: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """Positions of flat indices in mm, shape (n, D)."""
-    return np.stack(np.unravel_index(indices, shape), axis=1) * np.asarray(spacing, dtype=np.float64)
+    voxels = np.stack(np.unravel_index(indices, shape), axis=1).astype(np.float64)
+    return voxels * np.asarray(spacing)
 
 
 def _both_ways(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> list[torch.Tensor]:

@@ -14,9 +14,10 @@ from places import DATA
 from monai_iou.evaluation import case_files
 from monai_iou.evaluation import evaluate as module
 from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS
+from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.results import Request, RequestError
-from monai_iou.files import OutputError, write_text
+from monai_iou.files import OutputError, read_csv, write_text
 
 SHAPE = (20, 18, 16)
 
@@ -360,3 +361,34 @@ def test_iou_of_real_hippocampi_equals_monai(tmp_path):
         reference = np.asanyarray(nibabel.load(references / f"{row['case']}.nii.gz").dataobj) == int(row["label"])
         masks = [torch.from_numpy(np.ascontiguousarray(m))[None, None] for m in (np.roll(reference, 1, 1), reference)]
         assert row["iou"] == pytest.approx(float(compute_iou(*(mask.float() for mask in masks))), abs=1e-6)
+
+
+def test_names_that_are_no_text_and_linked_folders_lose_nothing(request_, tmp_path):
+    odd = os.fsdecode(b"caf\xe9\r=1.nii.gz")
+    deep = Path(*("d" * 100 for _ in range(3))) / "c.nii.gz"
+    for folder in (request_.predictions, request_.references):
+        save(folder / deep, volume(5))
+        image = (folder / "case0.nii.gz").read_bytes()
+        try:
+            (folder / odd).write_bytes(image)
+        except OSError:
+            pytest.skip("the file system takes only names that are text")
+        (tmp_path / "elsewhere" / folder.name).mkdir(parents=True)
+        (tmp_path / "elsewhere" / folder.name / "linked.nii.gz").write_bytes(image)
+        (folder / "site").symlink_to(tmp_path / "elsewhere" / folder.name)
+        (tmp_path / "elsewhere" / folder.name / "loop").symlink_to(folder / "site")
+    done = evaluate_folders(request_)
+    assert done.failures == []
+    written = {row["case"] for row in read_csv(request_.output / "cases.csv")}
+    assert written == {*(f"case{i}" for i in range(4)), "caf\\udce9\r=1", "site/linked", str(deep)[: -len(".nii.gz")]}
+    assert evaluate_folders(request_).reused == 7
+    assert "caf" in (request_.output / "report.html").read_text(encoding="utf-8")
+    rows = compare_folders([request_.output, request_.output], tmp_path / "comparison", ["iou"])
+    assert [row["n"] for row in rows] == [7, 7]
+
+
+def test_pairs_with_a_name_that_is_too_long_are_a_failure(request_, tmp_path):
+    pairs = f"prediction,reference\n{'x' * 400}.nii.gz,case1.nii.gz\ncase0.nii.gz,case0.nii.gz\n"
+    (tmp_path / "pairs.csv").write_text(pairs, encoding="utf-8")
+    done = evaluate_folders(Request(**{**vars(request_), "pairs": tmp_path / "pairs.csv"}))
+    assert [failure["case"] for failure in done.failures] == ["case1"]
