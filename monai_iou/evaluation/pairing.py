@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_iou.files import read_csv
 from monai_iou.volumes.names import case_name, find_spelling, volumes_below
 
 
@@ -81,9 +81,8 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         PairingError: the file is missing, not such a CSV, or names a case twice.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = read_csv(path)
+    except (OSError, ValueError) as error:
         message = f"Expected `--pairs` to be a CSV file in UTF-8, but got `{path}` ({error}): check the path."
         raise PairingError(message) from error
     columns = set(rows[0]) if rows else set()
@@ -95,7 +94,7 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         raise PairingError(message)
     pairs: dict[str, Pair] = {}
     for line, row in enumerate(rows, start=2):
-        named = (row["reference"] or row["prediction"] or "").strip()
+        named = (row.get("reference") or row.get("prediction") or "").strip()
         if not named:
             message = f"Expected every row of `{path}` to name a file, but got empty cells in row {line}: remove it."
             raise PairingError(message)
@@ -103,7 +102,11 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         if name in pairs:
             message = f"Expected every row of `{path}` to name a case of its own, but got `{name}` again: rename it."
             raise PairingError(message)
-        pairs[name] = Pair(name, _existing(predictions, row["prediction"]), _existing(references, row["reference"]))
+        pairs[name] = Pair(
+            name,
+            _existing(predictions, row.get("prediction")),
+            _existing(references, row.get("reference")),
+        )
     return list(pairs.values())
 
 
