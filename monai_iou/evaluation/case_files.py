@@ -102,7 +102,8 @@ def _scores(
 ) -> dict[str, Any]:
     voxels = counted_voxels(reference.array, settings.ignore)
     rows, lesions, pictures = [], [], {}
-    for pair in mask_pairs(array, reference.array, structures, settings.ignore):
+    whole = settings.rules.like is not None
+    for pair in mask_pairs(array, reference.array, structures, settings.ignore, whole):
         row, found = score_pair(pair, reference.grid, voxels, settings.rules)
         rows.append({"case": case, **row})
         lesions += [{"case": case, **lesion} for lesion in found]

@@ -174,7 +174,7 @@ def evaluate_case(
     rules = rules or Rules(tolerance)
     rows: list[dict[str, Any]] = []
     lesions: list[dict[str, Any]] = []
-    for pair in mask_pairs(prediction, reference, structures, ignore):
+    for pair in mask_pairs(prediction, reference, structures, ignore, rules.like is not None):
         row, found = score_pair(pair, grid, counted_voxels(reference, ignore), rules)
         rows.append(row)
         lesions += found
@@ -188,15 +188,20 @@ def counted_voxels(reference: NDArray[Any], ignore: int | None) -> int:
 
 
 def mask_pairs(
-    prediction: NDArray[Any], reference: NDArray[Any], structures: Sequence[Structure], ignore: int | None
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    structures: Sequence[Structure],
+    ignore: int | None,
+    whole: bool = False,
 ) -> Iterator[MaskPair]:
     """The structures' masks one after the other, each cut to where either label map holds the structure.
 
     What lies beyond the box is in neither mask, as what lies beyond the image is, so that no score changes by it. With
-    ignored voxels, which may lie beyond the box and are not background, the box is the whole volume.
+    ignored voxels, which may lie beyond the box and are not background, and where `whole` asks for it, as the challenges'
+    scores do, which count the background, the box is the whole volume.
     """
     ignored = None if ignore is None else reference == ignore
-    boxes = [_boxes(labels) for labels in (prediction, reference)] if ignored is None else []
+    boxes = [_boxes(labels) for labels in (prediction, reference)] if ignored is None and not whole else []
     for structure in structures:
         box = _box_of(structure, boxes) if boxes else (slice(None),) * reference.ndim
         cut = None if ignored is None else ignored[box]

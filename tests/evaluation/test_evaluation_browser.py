@@ -166,6 +166,7 @@ const missed = Array.from(document.querySelectorAll('#missed button'))
 missed.click();
 const shown = document.getElementById(missed.dataset.viewer);
 await ready(shown);
+await new Promise((done) => setTimeout(done, 100));
 found.missed = Array.from(shown.querySelectorAll('output'), (output) => output.textContent);
 found.lesion = missed.closest('tr').textContent;
 found.open = shown.closest('details').open;
