@@ -147,8 +147,8 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 def _places(indices: _Indices, shape: tuple[int, ...], spacing: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """Positions of flat indices in mm, shape (n, D)."""
-    voxels = np.stack(np.unravel_index(indices, shape), axis=1).astype(np.float64)
-    return voxels * np.asarray(spacing)
+    voxels: npt.NDArray[np.float64] = np.stack(np.unravel_index(indices, shape), axis=1).astype(np.float64)
+    return voxels * np.asarray(spacing, dtype=np.float64)
 
 
 def _both_ways(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> list[torch.Tensor]:
