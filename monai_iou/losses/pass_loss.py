@@ -12,11 +12,35 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
+from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums
+
+_ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
+_has_warned = False
+
+
+def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> None:
+    """Warn once per process of an input that no activation is applied to and that is no probability.
+
+    Each loss looks at its first input only: that is no pass of every step, and a GPU is waited for once.
+    """
+    global _has_warned
+    if _has_warned or input.numel() == 0:
+        return
+    values = plain(input.detach())
+    valid = valid_voxels(plain(target), ignore_index)
+    low, high = (values if valid is None else torch.where(valid, values, 0)).aminmax()
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        _has_warned = True
+        warnings.warn(
+            f"Expected `input` to hold probabilities between 0 and 1, because no activation is set, but got "
+            f"{low if low < -_ROUNDING else high:.6g}: these look like logits, set softmax=True or sigmoid=True.",
+            stacklevel=4,
+        )
 
 
 class PassLoss(_Loss):
@@ -47,6 +71,7 @@ class PassLoss(_Loss):
         self.other_act = other_act
         self.ignore_index = checks.check_ignore_index(ignore_index)
         self.sync_batch = sync_batch
+        self._has_looked = False
 
     def shares_passes(self) -> bool:
         """Return whether a compound may make the pass of this loss; if not, it calls the loss."""
@@ -98,9 +123,12 @@ class PassLoss(_Loss):
     def activated(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
         if self.other_act is None:
+            if not (self.sigmoid or self.softmax or self._has_looked or torch.compiler.is_compiling()):
+                self._has_looked = True
+                warn_of_logits(input, target, self.ignore_index)
             return input
         if self.ignore_index is not None:
-            valid = valid_voxels(target.as_subclass(Tensor), self.ignore_index)
+            valid = valid_voxels(plain(target), self.ignore_index)
             assert valid is not None
             input = torch.where(valid, input, 0)
         return self.other_act(input)

@@ -103,6 +103,11 @@ def _finite(values: Tensor, valid: Tensor) -> Tensor:
     return values if surely_finite(values) else torch.where(valid, values, 0)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Drop MONAI's MetaTensor, whose bookkeeping costs time in every operation."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
 def surely_finite(values: Tensor) -> bool:
     """Return whether no value is NaN or infinite, where that is cheap to know: a CPU sums faster than it selects."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling() and bool(values.detach().sum().isfinite())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_iou.voxels.inputs import sum_dtype
+from monai_iou.voxels.inputs import plain, sum_dtype
 
 Labelled = Tensor | Sequence[Sequence[bool]] | None
 
@@ -37,10 +37,10 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
             )
             raise ValueError(message)
         return pairs.to(input.device)
-    maps = target.as_subclass(Tensor)
-    if maps.shape[1] != input.shape[1] or not maps.is_floating_point() or maps.numel() == 0:
-        return None
+    maps = plain(target)
     if maps.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if maps.shape[1] != input.shape[1] or not maps.is_floating_point() or maps.numel() == 0:
         return None
     if not bool(maps.flatten(2)[:, :, 0].isnan().any()):
         return None
@@ -58,10 +58,10 @@ def merge_unlabelled(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[
     together = away.clone()
     together[:, 0] = True
     away, together = (pairs.view(*pairs.shape, *[1] * (logits.ndim - 2)) for pairs in (away, together))
-    logits = logits.as_subclass(Tensor).to(sum_dtype(logits))
+    logits = plain(logits).to(sum_dtype(logits))
     background = torch.where(together, logits, -torch.inf).logsumexp(1, keepdim=True)
     logits = torch.cat([background, torch.where(away, -torch.inf, logits)[:, 1:]], 1)
-    target = target.as_subclass(Tensor)
+    target = plain(target)
     if target.shape[1] == 1:
         return logits, torch.where(_holds(away, target), 0, target)
     maps = target.to(logits.dtype)
@@ -81,5 +81,5 @@ def blank_unlabelled(target: Tensor, labelled: Tensor) -> Tensor:
     """Return a target whose per-class maps are 0 where they were not annotated; a label map as it is."""
     if target.shape[1] != labelled.shape[1]:
         return target
-    target = target.as_subclass(Tensor)
+    target = plain(target)
     return torch.where(labelled.view(*labelled.shape, *[1] * (target.ndim - 2)), target, 0)

@@ -58,7 +58,7 @@ def test_sums_and_gradient_of_a_tile_are_the_specification(spec: PassSpec, kind:
     space = spoilt(in_place.Workspace.for_sums(voxels.logits, spec, 64))
     rows = torch.full((ROWS, 3), torch.nan, dtype=space.maps.dtype)
     in_place.add_tile(rows.unbind(), first_tile(voxels), spec, space)
-    for row, values in tile_maps(*exact, spec):
+    for row, values in tile_maps(*exact, None, spec):
         torch.testing.assert_close(rows[row].double(), values.sum(-1), rtol=tolerance, atol=tolerance)
     count = 35.0 if exact[2] is None else exact[2].sum().item()
     assert rows[COUNT].tolist() == [count] * 3
