@@ -152,6 +152,7 @@ def read_case(
         image = read_channels(case.images)
         _check_channels(image, modalities, source)
         check_intensities(image)
+        _tell_constant(image)
         if case.label is None:
             return CaseVolumes(image.array, None, image.grid.affine)
         label = read_labels(case.label)
@@ -195,6 +196,13 @@ def check_intensities(image: Volume) -> None:
             "voxels or rescale the image."
         )
         raise DatasetError(message)
+
+
+def _tell_constant(image: Volume) -> None:
+    """Log an image without any contrast: it can be read, but nothing can be learned from it or found in it."""
+    for channel in image.array:
+        if channel.min() == channel.max():
+            logger.warning("%s is constant: every voxel is %g. Is it the right file?", image.path, channel.flat[0])
 
 
 def _check_grid(case: Case, image: Grid, label: Grid) -> None:

@@ -168,7 +168,7 @@ class BundleCases:
                 found = self._to_segment() if self.dataset_dir.is_dir() else []
                 return {"the images": [path for case in found for path in case.images]}
             folder = self.folder
-            cases = [*folder.training, *folder.evaluation, *folder.test]
+            cases = [*folder.labelled, *folder.evaluation, *folder.test]
             return {
                 "the dataset": [self.dataset_dir / "dataset.json"],
                 "the images": [path for case in cases for path in case.images],
@@ -188,9 +188,13 @@ class BundleCases:
     def mask_name(self, meta: Mapping[str, Any] | None, saver: object = None) -> dict[str, Any]:
         """Name a mask after its case, for SaveImaged's `output_name_formatter`: `c.NII.GZ` gives c."""
         file = Path(str((meta or {}).get("filename_or_obj", "image")))
-        names = {case.image: case.name for case in self._to_segment()}
+        root, names = self._mask_names
         # MONAI takes an extension off, of names with other dots too.
-        return {"subject": str(Path(self.mask_root) / f"{names.get(file, case_name(file))}.nii.gz")}
+        return {"subject": str(Path(root) / f"{names.get(file, case_name(file))}.nii.gz")}
+
+    @cached_property
+    def _mask_names(self) -> tuple[str, dict[Path, str]]:
+        return self.mask_root, {case.image: case.name for case in self._to_segment()}
 
     def check_inference(self, plan: Plan) -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.

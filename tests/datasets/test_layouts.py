@@ -14,6 +14,7 @@ import pytest
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import read_folder
+from monai_iou.datasets.label_counts import count_label_files
 from monai_iou.planning import make_plan
 from monai_iou.planning.plan import is_ct
 from monai_iou.workflow.data import BundleCases
@@ -293,6 +294,28 @@ def test_intensities_beyond_float32_are_refused(tmp_path: Path) -> None:
     array[1, 2, 3] = 1e300
     save(decathlon(tmp_path) / "imagesTr/c1.nii.gz", array)
     assert "intensities that float32 can hold, but got 1e+300" in refusal(tmp_path)
+
+
+def test_a_constant_image_is_read_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(decathlon(tmp_path) / "imagesTr/c1.nii.gz", np.zeros(SHAPE, np.int16))
+    assert len(read_folder(tmp_path).training_facts) == 4
+    assert "imagesTr/c1.nii.gz is constant: every voxel is 0. Is it the right file?" in caplog.text
+    assert caplog.text.count("is constant") == 1
+
+
+def test_class_weights_count_each_label_once_and_refuse_negative_ones(tmp_path: Path) -> None:
+    save(tmp_path / "labels/a.nii.gz", label(1))
+    save(tmp_path / "labels/.ipynb_checkpoints/a-checkpoint.nii.gz", label(1))
+    save(tmp_path / "elsewhere/b.nii.gz", label(1, 3))
+    (tmp_path / "labels/more").symlink_to(tmp_path / "elsewhere")
+    counts = count_label_files(tmp_path / "labels")
+    assert counts.values == (0, 1, 3)
+    assert counts.cases == ("a", "b")
+    save(tmp_path / "labels/c.nii.gz", label(-1, 1, dtype=np.int16))
+    with pytest.raises(
+        ValueError, match=r"c\.nii\.gz` to hold labels from 0 up, but got -1: a negative value is no class"
+    ):
+        count_label_files(tmp_path / "labels")
 
 
 CT_NAMES = (
