@@ -37,7 +37,7 @@ def block(study: Study, results: Path) -> str:
     """Return one study as Markdown: its question, its state, its table and its picture."""
     runs = runs_of(results, study.name)
     planned = study.runs()
-    command = f"    python -m benchmarks.evidence --study {study.name}\n"
+    command = f"```sh\npython -m benchmarks.evidence --study {study.name}\n```\n"
     done = sum(run.key in {_key(row) for row in runs} for run in planned)
     if not runs:
         return f"{study.question} Not run yet ({len(planned)} runs):\n\n{command}"

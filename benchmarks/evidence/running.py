@@ -33,25 +33,17 @@ EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 
 def run_all(runs: Sequence[Run], jobs: int, results: Path, output: Path, *, quick: bool) -> int:
     """Make the runs that are missing, each in a process of one thread; return how many failed."""
-
-    def make(run: Run) -> bool:
-        # Another runner beside this one may have made it meanwhile, or be at it.
-        with locked(output / f"{run.folder}.lock", wait=False) as ours:
-            if not ours or not missing(results, [run]):
-                return True
-            return _in_a_process(run, results, output, quick=quick)
-
     todo = missing(results, runs)
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        return sum(not done for done in pool.map(make, todo))
+        return sum(not done for done in pool.map(lambda run: _in_a_process(run, results, output, quick=quick), todo))
 
 
 def _in_a_process(run: Run, results: Path, output: Path, *, quick: bool) -> bool:
     task = {"run": asdict(run), "results": str(results), "output": str(output), "quick": quick}
     log = output / f"{run.folder}.log"
     start = time.monotonic()
-    with log.open("w") as stream:
+    with log.open("a") as stream:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.evidence.running", json.dumps(task)],
             cwd=ROOT,
@@ -73,7 +65,7 @@ def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
     start = time.perf_counter()
     steps = train(run, data, folder, quick=quick)
     trained = time.perf_counter()
-    segment(data, folder)
+    segment(run, data, folder)
     cases = score(data, folder / "masks")
     seconds = {
         "train_seconds": trained - start,
@@ -117,13 +109,23 @@ def written_plan(data: Path, folder: Path) -> Path:
     return path
 
 
-def segment(data: Path, folder: Path) -> None:
+def segment(run: Run, data: Path, folder: Path) -> None:
     """Write masks of the test images in their own geometry, by the bundle's inference as it ships."""
     from monai_iou.bundle_files import bundle_path
     from monai_iou.demo import run_workflow
 
+    configs, chosen = overrides(run)
     places = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "masks")}
-    run_workflow(bundle_path(), ["inference"], places)
+    network = {name: value for name, value in chosen.items() if name.startswith("network_def")}
+    run_workflow(bundle_path(), ["inference", *filter(has_network, configs)], {**places, **network})
+
+
+def has_network(config: str) -> bool:
+    """Return whether a config of the bundle trains another network, which inference has to be told."""
+    from monai_iou.bundle_files import bundle_path
+
+    path = bundle_path() / "configs" / f"{config}.json"
+    return "network_def" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def score(data: Path, masks: Path) -> list[dict[str, Any]]:
@@ -212,8 +214,12 @@ def rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float]:
 def main() -> None:
     """Make the run that the parent process asks for."""
     task = json.loads(sys.argv[1])
+    run, results, output = Run(**task["run"]), Path(task["results"]), Path(task["output"])
     warnings.simplefilter("ignore")  # MONAI's and torch's own; the bundle's tests say which
-    make_run(Run(**task["run"]), Path(task["results"]), Path(task["output"]), quick=task["quick"])
+    # Another runner may have made it meanwhile, or be at it; the lock is this process's, which outlives its runner.
+    with locked(output / f"{run.folder}.lock", wait=False) as ours:
+        if ours and missing(results, [run]):
+            make_run(run, results, output, quick=task["quick"])
 
 
 if __name__ == "__main__":

@@ -193,6 +193,7 @@ STUDIES: dict[str, Study] = {
 def overrides(run: Run, *, quick: bool = False) -> tuple[list[str], dict[str, Any]]:
     """Return the configs behind train.json, and the overrides of the bundle that make this run."""
     chosen: dict[str, Any] = {
+        "case_repeats": 1,
         **DATA[run.data].settings,
         "val_fraction": 0,
         **SAMPLERS[run.sampler],

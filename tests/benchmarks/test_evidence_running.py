@@ -21,7 +21,7 @@ from benchmarks.evidence.choices import LOSSES, SAMPLERS
 from benchmarks.evidence.datasets import BUILDERS, build
 from benchmarks.evidence.pictures import Line, Scale, draw
 from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, fill, picture
-from benchmarks.evidence.running import score_masks, summary
+from benchmarks.evidence.running import has_network, score_masks, summary
 from benchmarks.evidence.shapes import Contrast, make_image
 from benchmarks.evidence.studies import DATA, STUDIES, Run, overrides
 from benchmarks.evidence.tables import (
@@ -77,6 +77,13 @@ def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
     for name in configs:
         config |= json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
     assert {key.partition("#")[0] for key in chosen} - {"planned"} <= set(config)
+
+
+def test_inference_is_told_of_another_network() -> None:
+    assert [name for name in ("instance", "multi_scale", "attention") if has_network(name)] == [
+        "multi_scale",
+        "attention",
+    ]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

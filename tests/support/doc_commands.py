@@ -110,7 +110,8 @@ def _check(words: Sequence[str], whole: bool) -> None:
         if module == "monai.bundle":
             _check_bundle(rest)
         elif module.startswith("benchmarks."):
-            _check_script(ROOT / f"{module.replace('.', '/')}.py", rest)
+            path = ROOT / module.replace(".", "/")
+            _check_script(path / "__main__.py" if path.is_dir() else path.with_suffix(".py"), rest)
     elif len(words) > 1 and words[1].endswith(".py"):
         _check_script(ROOT / words[1], words[2:])
 
