@@ -103,7 +103,7 @@ def _brats_whole(
     distance = robust_hausdorff(p_crop, r_crop, spacing, 95) if predicted + true else 0.0
     return {
         "Sensitivity": both / (true + sys.float_info.min) if predicted + true else 1.0,
-        "Specificity": negative / (negative + predicted - both + sys.float_info.min),
+        "Specificity": negative / (p.size - true + sys.float_info.min),
         "Legacy_Dice": scores.dice(both, predicted, true),
         "Legacy_HD95": distance if math.isfinite(distance) else _PENALTY_MM,
         "GT_Complete_Volume": true * math.prod(spacing),
