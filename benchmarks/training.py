@@ -42,7 +42,7 @@ WARM_UP_STEPS = 3
 MAX_BATCHES = 8
 
 PLAIN: dict[str, Any] = {
-    "network": "$@network_def.to(@device)",
+    "net": "$@network_def.to(@device)",
     "train#dataset": {"_target_": "Dataset", "data": "$@cases.training", "transform": "@train#preprocessing"},
     "train#dataloader#_target_": "DataLoader",
     "validate#dataset": {"_target_": "Dataset", "data": "$@cases.validation", "transform": "@validate#preprocessing"},
@@ -156,7 +156,7 @@ def steps(folder: Path, options: argparse.Namespace) -> tuple[list[Times], dict[
     from monai.utils import convert_to_tensor
 
     trained, bare = (open_workflow(folder / name, options, {}).parser for name in ("trainer", "bare"))
-    networks = [parser.get_parsed_content("network") for parser in (trained, bare)]
+    networks = [parser.get_parsed_content("net") for parser in (trained, bare)]
     networks[1].load_state_dict(networks[0].state_dict())
     trainer = trained.get_parsed_content("train#trainer")
     batches = list(islice(trained.get_parsed_content("train#dataloader"), MAX_BATCHES))
@@ -191,7 +191,7 @@ def bare_loop(parser: Any, batches: list[Any], *, amp: bool, device: Any) -> Ite
     """Train as one writes it by hand, a step each time it is asked for the next loss."""
     import torch
 
-    network, loss, optimizer = (parser.get_parsed_content(name) for name in ("network", "loss", "optimizer"))
+    network, loss, optimizer = (parser.get_parsed_content(name) for name in ("net", "training_loss", "optimizer"))
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     network.train()
     for batch in cycle(batches):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
-from monai.networks.nets.attentionunet import AttentionBlock, AttentionUnet
+from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from torch import Tensor, nn
 
 from monai_iou.checks import check_positions
@@ -25,6 +26,12 @@ class AttentionMapUnet(AttentionUnet):
     Args:
         spatial_dims, in_channels, out_channels, channels, strides, kernel_size, up_kernel_size, dropout: as for
             `monai.networks.nets.AttentionUnet`.
+        coarse_outputs: number of coarser scales that have logits of their own in training, for deep supervision: the
+            output is then ([logits, coarser logits, ...], maps). Without them weights are those of an AttentionUnet.
+        returns_maps: whether the maps are returned; without them the output is the logits, or their list.
+
+    Raises:
+        ValueError: there are fewer scales than `coarse_outputs`.
 
     Example:
         >>> import torch
@@ -37,28 +44,51 @@ class AttentionMapUnet(AttentionUnet):
         torch.Size([2, 2, 16, 16])
     """
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:  # type: ignore[override]
-        """Return logits (B, C, *S), and in training the attention maps."""
+    def __init__(self, *args: Any, coarse_outputs: int = 0, returns_maps: bool = True, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not 0 <= coarse_outputs < len(self.strides):
+            message = (
+                f"Expected `coarse_outputs` to be from 0 to {len(self.strides) - 1}, the scales below the finest, but "
+                f"got {coarse_outputs}: give more channels and strides, or fewer outputs."
+            )
+            raise ValueError(message)
+        self.returns_maps = returns_maps
+        self.heads = nn.ModuleList(
+            Convolution(self.dimensions, channels, self.out_channels, kernel_size=1, conv_only=True)
+            for channels in self.channels[1 : coarse_outputs + 1]
+        )
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor] | tuple[Any, list[Tensor]]:  # type: ignore[override]
+        """Return logits (B, C, *S), and in training those of coarser scales and the attention maps."""
         if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
             logits: Tensor = self.model(x)
             return logits
         return self._with_maps(x)
 
     @torch.jit.unused
-    def _with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        blocks = [module for module in self.modules() if isinstance(module, AttentionBlock)]
+    def _with_maps(self, x: Tensor) -> Tensor | list[Tensor] | tuple[Any, list[Tensor]]:
+        layers = [module for module in self.modules() if isinstance(module, AttentionLayer)]  # finest first
         maps: dict[int, Tensor] = {}
+        features: dict[int, Tensor] = {}
 
-        def keep(scale: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            maps[scale] = output
+        def keep(
+            kept: dict[int, Tensor], scale: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+        ) -> None:
+            kept[scale] = output
 
-        hooks = [block.psi.register_forward_hook(partial(keep, scale)) for scale, block in enumerate(blocks)]
+        hooks = [
+            part.register_forward_hook(partial(keep, kept, scale))
+            for scale, layer in enumerate(layers)
+            for kept, part in ((maps, layer.attention.psi), (features, layer))
+        ]
         try:
             logits: Tensor = self.model(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, [maps[scale] for scale in sorted(maps)]
+        coarse = [head(features[scale]) for scale, head in enumerate(self.heads, 1)]
+        output = [logits, *coarse] if coarse else logits
+        return (output, [maps[scale] for scale in sorted(maps)]) if self.returns_maps else output
 
 
 class ContextPriorHead(nn.Module):

@@ -61,9 +61,9 @@ LOSSES: dict[str, Overrides] = {
     },
     "empty skip": {"loss": _ours("IoUCELoss", lambda_ce=THIRD, empty="skip")},
     "empty suppress": {"loss": _ours("IoUCELoss", lambda_ce=THIRD, empty="suppress")},
-    "area labels": {"configs": ["multi_scale"], "loss#downsample": "area"},
-    "max labels": {"configs": ["multi_scale"], "loss#downsample": "max"},
-    "nearest labels": {"configs": ["multi_scale"], "loss#downsample": "nearest"},
+    "area labels": {"configs": ["multi_scale"], "downsample": "area"},
+    "max labels": {"configs": ["multi_scale"], "downsample": "max"},
+    "nearest labels": {"configs": ["multi_scale"], "downsample": "nearest"},
     "no flips": {**_iou_ce(THIRD), "flip_prob": 0.0},
     "attention": {"configs": ["attention"]},
 }

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionOptions, with_region_arguments
+from monai_iou.losses.instance import without_regions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.label_pooling import pool_labels
 from monai_iou.spacing import image_spacings
@@ -205,12 +206,14 @@ class AttentionSupervisionLoss(_Loss):
         self.lambda_attention = checks.check_positive("lambda_attention", lambda_attention, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}
 
-    def forward(self, input: Tensor | tuple[Tensor, Tensor | Sequence[Tensor]], target: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor | tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]], target: Tensor
+    ) -> Tensor:
         """Return the weighted sum; of plain logits, as in evaluation, the segmentation loss alone.
 
         Args:
-            input: (logits, maps), or logits.
-            target: the label.
+            input: (logits, maps), or logits. A list of logits at several scales is for a MultiScaleLoss.
+            target: the label, with regions if `loss` holds an InstanceIoULoss.
 
         Raises:
             ValueError: if `input` is neither.
@@ -225,7 +228,9 @@ class AttentionSupervisionLoss(_Loss):
                 "returns its maps in training, such as AttentionMapUnet."
             )
             raise ValueError(message)
-        values = self.loss(input[0], target), self.attention(input[1], target)
+        channels = (input[0] if isinstance(input[0], Tensor) else input[0][0]).shape[1]
+        label = without_regions(self.loss, target, channels)
+        values = self.loss(input[0], target), self.attention(input[1], label)
         segmentation, attention = (torch.as_tensor(value).as_subclass(Tensor) for value in values)
         self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
         return segmentation + self.lambda_attention * attention

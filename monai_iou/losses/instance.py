@@ -19,6 +19,7 @@ from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.cells import (
     Cells,
     check_cells,
+    check_one_output,
     check_term,
     class_map,
     class_masks,
@@ -158,6 +159,7 @@ class InstanceIoULoss(_Loss):
             ValueError: if shapes do not match, or the target holds values that are no class.
         """
         with fails_together(self.region_loss.sync_batch, input):
+            check_one_output(input)
             checks.check_input(input)
             label, carried = self._split(input, target)
             checks.check_target(input, label)
@@ -281,6 +283,12 @@ class InstanceIoULoss(_Loss):
         if weights is not None:
             means = means * weights.to(means)
         return means.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def without_regions(loss: nn.Module, target: Tensor, channels: int) -> Tensor:
+    """Return the label map of a target that carries regions for an InstanceIoULoss in `loss`, else the target."""
+    parts = (part for part in loss.modules() if isinstance(part, InstanceIoULoss))
+    return target[:, :1] if any(part.carries_regions(target, channels) for part in parts) else target
 
 
 def _checked_module(name: str, module: Any) -> nn.Module | None:

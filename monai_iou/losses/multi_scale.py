@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
-from monai_iou.losses.instance import InstanceIoULoss
+from monai_iou.losses.instance import without_regions
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 
@@ -78,15 +78,15 @@ class MultiScaleLoss(_Loss):
         Args:
             input: outputs (B, C, *S_k), finest first; or DynUNet's stacked tensor (B, K, C, *S), K scales brought to
                 one size; or one output (B, C, *S), as networks give in evaluation.
-            target: label map (B, 1, *S) or per-class maps (B, C, *S), of the finest output's size.
+            target: label map (B, 1, *S) or per-class maps (B, C, *S), of the finest output's size. Regions that it
+                carries for an InstanceIoULoss serve outputs of that size; coarser labels have theirs found.
 
         Returns:
             What `loss` returns.
 
         Raises:
             TypeError: if `input` is no tensor and no list of tensors.
-            ValueError: if `input` is an empty list, `weights` do not fit its length, or the target carries regions for
-                an InstanceIoULoss, which at coarser scales takes the label alone.
+            ValueError: if `input` is an empty list, or `weights` do not fit its length.
         """
         outputs = _as_list(input, target)
         weights = self._weights(len(outputs))
@@ -110,14 +110,8 @@ class MultiScaleLoss(_Loss):
                 f"but got {tuple(output.shape)}: give the target of the finest scale."
             )
             raise ValueError(message)
-        for module in self.loss.modules():
-            if isinstance(module, InstanceIoULoss) and module.carries_regions(target, output.shape[1]):
-                message = (
-                    f"Expected `target` to be a label map (B, 1, *S) at several scales, but got {tuple(target.shape)} "
-                    "with regions: leave ComponentRegionsd out, regions of coarser labels are computed on the fly."
-                )
-                raise ValueError(message)
-        coarse = pool_labels(target, size, output.shape[1], self.downsample, self.ignore_index)
+        label = without_regions(self.loss, target, output.shape[1])  # those of a coarser label are computed on the fly
+        coarse = pool_labels(label, size, output.shape[1], self.downsample, self.ignore_index)
         return torch.as_tensor(self.soft_loss(output, coarse)).as_subclass(Tensor)
 
     def _weights(self, scales: int) -> list[float]:
@@ -150,13 +144,17 @@ def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:
     return list(input)
 
 
+def needs_hard_labels(loss: nn.Module) -> str | None:
+    """Return the name of the first Lovasz loss in a loss, which takes no class fractions."""
+    hard = (part for part in loss.modules() if isinstance(part, LovaszSoftmaxLoss | LovaszHingeLoss))
+    return next((type(part).__name__ for part in hard), None)
+
+
 def _check_takes_fractions(loss: nn.Module) -> None:
-    hard = [
-        type(module).__name__ for module in loss.modules() if isinstance(module, LovaszSoftmaxLoss | LovaszHingeLoss)
-    ]
+    hard = needs_hard_labels(loss)
     if hard:
         message = (
-            f"Expected `downsample` to be 'max' or 'nearest' with {hard[0]}, which needs hard labels, but got 'area': "
+            f"Expected `downsample` to be 'max' or 'nearest' with {hard}, which needs hard labels, but got 'area': "
             'take downsample="max", which keeps small lesions.'
         )
         raise ValueError(message)

@@ -250,7 +250,7 @@ def test_weights_without_their_plan_are_refused(bundle: Path, data: Path, caplog
 
 
 def test_inference_with_another_network_than_training_says_so(bundle: Path, data: Path) -> None:
-    network = {"network_def#_target_": "UNet", "network_def#num_res_units": 1}
+    network = {"network_def#num_res_units": 1}
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, **network))
     for configs in (["inference"], ["train", "evaluate"]):
         with pytest.raises(RuntimeError) as caught:

@@ -31,7 +31,7 @@ def test_every_key_is_in_the_documents_table(name: str) -> None:
     documented = {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
     settings = {key for key, value in content.items() if not isinstance(value, dict) and "#" not in key}
     settings -= {key for key, value in content.items() if isinstance(value, list) and key != "patch_size"}
-    assert settings - OWN_PLACES - {"network"} <= documented
+    assert settings - OWN_PLACES - {"net"} <= documented
 
 
 # -- few cases

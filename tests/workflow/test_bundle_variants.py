@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -112,6 +113,15 @@ def test_variants_with_a_head_at_full_resolution_need_no_second_one(variant: str
         networks.append(parser.get_parsed_content("network_def").state_dict())
     strided, full = ({name: tuple(weights.shape) for name, weights in network.items()} for network in networks)
     assert strided == full
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", list(itertools.product((False, True), repeat=3)))
+def test_all_combinations_train_an_epoch(switches: tuple[bool, ...], dataset: Path, tmp_path: Path) -> None:
+    keys = dict(zip(("instance", "deep_supervision", "attention"), switches, strict=True))
+    losses = train(dataset, tmp_path, [], **keys, epochs=1, val_interval=1)
+    assert losses
+    assert all(math.isfinite(value) for value in losses)
 
 
 OVERRIDES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,159 @@
+"""The bundle's network and loss from its keys: `network`, `deep_supervision`, `attention`, `instance`.
+
+The keys are independent of each other: every combination trains, or is refused in one sentence before anything is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet_ds import SegResNetDS
+from monai.networks.nets.unet import UNet
+from torch import nn
+
+from monai_iou.losses.attention import AttentionSupervisionLoss, ContextAttentionLoss
+from monai_iou.losses.instance import InstanceIoULoss
+from monai_iou.losses.multi_scale import MultiScaleLoss, needs_hard_labels
+from monai_iou.networks import AttentionMapUnet
+from monai_iou.planning.plan import Plan
+from monai_iou.workflow.settings import exit_with_message, is_true, optional
+
+__all__ = ["NETWORKS", "build_loss", "build_network"]
+
+NETWORKS = ("unet", "segresnet", "dynunet", "attention_unet")
+SCALES = 3  # outputs with deep supervision: coarser ones hold too few voxels of a small lesion
+
+
+def build_network(
+    plan: Plan,
+    network: str | None = None,
+    deep_supervision: bool | str = False,
+    attention: bool | str = False,
+    **options: Any,
+) -> nn.Module:
+    """Return the network of a plan.
+
+    Args:
+        plan: its channels, strides and patch.
+        network: one of `NETWORKS`; None for attention_unet with `attention`, else segresnet with `deep_supervision`,
+            else unet.
+        deep_supervision: whether the network returns outputs at several scales in training; not of unet.
+        attention: whether it returns its attention maps in training; of attention_unet only.
+        options: further arguments of MONAI's network, in the place of those that follow from the plan.
+
+    Raises:
+        ValueError: the keys do not go together. Under `python -m monai.bundle` that one sentence ends the program.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.planning.plan import make_plan
+        >>> from monai_iou.workflow.variants import build_network
+        >>> network = build_network(make_plan(None, [], [32, 32, 32], base_channels=4), deep_supervision=True)
+        >>> [tuple(output.shape) for output in network(torch.zeros(1, 1, 32, 32, 32))]
+        [(1, 2, 32, 32, 32), (1, 2, 16, 16, 16), (1, 2, 8, 8, 8)]
+    """
+    deep, maps = is_true(deep_supervision, "deep_supervision"), is_true(attention, "attention")
+    name = optional(network) or ("attention_unet" if maps else "segresnet" if deep else "unet")
+    with exit_with_message():
+        _check_network(name, deep, maps)
+    shared: dict[str, Any] = {"spatial_dims": 3, "in_channels": plan.in_channels, "out_channels": plan.out_channels}
+    if name == "unet":
+        strides: Any = plan.strides  # MONAI's annotation knows one number a level
+        return UNet(**{**shared, "channels": plan.channels, "strides": strides, "num_res_units": 2, **options})
+    if name == "segresnet":
+        return SegResNetDS(**{**shared, **_segresnet_options(plan, deep), **options})
+    # These two have a first level at full resolution by themselves.
+    extra = int(len(plan.strides) > 1 and max(plan.strides[0]) == 1)
+    channels, strides = plan.channels[extra:], plan.strides[extra:]
+    scales = min(SCALES, len(strides)) - 1 if deep else 0
+    if name == "attention_unet":
+        own = {"channels": channels, "strides": strides, "coarse_outputs": scales, "returns_maps": maps}
+        return AttentionMapUnet(**{**shared, **own, **options})
+    own = {
+        "kernel_size": [3] * len(channels),
+        "strides": [(1, 1, 1), *strides],
+        "upsample_kernel_size": strides,
+        "filters": channels,
+        "deep_supervision": scales > 0,
+        "deep_supr_num": max(scales, 1),
+    }
+    return DynUNet(**{**shared, **own, **options})
+
+
+def _check_network(name: str, deep: bool, maps: bool) -> None:
+    if name not in NETWORKS:
+        message = f"Expected `network` to be one of {', '.join(NETWORKS)}, but got {name!r}: choose one of these."
+        raise ValueError(message)
+    if maps and name != "attention_unet":
+        message = (
+            f"Expected `network` to be attention_unet with --attention true, but got {name!r}, which has no attention "
+            "maps to supervise: leave --network out."
+        )
+        raise ValueError(message)
+    if deep and name == "unet":
+        message = (
+            "Expected `network` to be segresnet, dynunet or attention_unet with --deep_supervision true, but got "
+            "'unet', which has one output: leave --network out for segresnet."
+        )
+        raise ValueError(message)
+
+
+def _segresnet_options(plan: Plan, deep: bool) -> dict[str, Any]:
+    powers = [(side & -side).bit_length() - 1 for side in plan.patch_size]
+    halvings = min(sum(max(stride) > 1 for stride in plan.strides), *powers)
+    return {
+        "init_filters": plan.channels[0] if max(plan.strides[0]) > 1 else plan.channels[1],
+        "blocks_down": [1] * (1 + halvings),
+        "norm": "INSTANCE",
+        "dsdepth": max(1, min(SCALES, halvings)) if deep else 1,
+    }
+
+
+def build_loss(
+    loss: nn.Module,
+    plan: Plan,
+    instance: bool | str = False,
+    deep_supervision: bool | str = False,
+    attention: bool | str = False,
+    downsample: str | None = None,
+    regions: str = "voronoi",
+    context_mm: float = 5.0,
+) -> nn.Module:
+    """Return the loss that training minimises: the bundle's `loss` at every scale, in every cell, beside attention.
+
+    Args:
+        loss: the bundle's `loss`.
+        plan: its voxel size.
+        instance: add the mean of IoU over the lesions' cells, with `loss` as the global term. Without effect if `loss`
+            is an InstanceIoULoss already.
+        deep_supervision: take the weighted sum over the network's outputs.
+        attention: supervise the network's attention maps too.
+        downsample: see `MultiScaleLoss`; None for "area", or "max" where a Lovasz loss needs hard labels.
+        regions: see `InstanceIoULoss`.
+        context_mm: see `ContextAttentionLoss`.
+
+    Raises:
+        ValueError: `regions`, `downsample` or `context_mm` is out of its range.
+
+    Example:
+        >>> from monai_iou import IoUCELoss
+        >>> from monai_iou.planning.plan import make_plan
+        >>> from monai_iou.workflow.variants import build_loss
+        >>> plan = make_plan(None, [], [32, 32, 32], base_channels=4)
+        >>> loss = build_loss(IoUCELoss(softmax=True), plan, instance=True, deep_supervision=True)
+        >>> type(loss).__name__, type(loss.loss).__name__
+        ('MultiScaleLoss', 'InstanceIoULoss')
+    """
+    if is_true(instance, "instance") and not any(isinstance(part, InstanceIoULoss) for part in loss.modules()):
+        loss = InstanceIoULoss(
+            regions, softmax=True, include_background=False, global_loss=loss, spacing=tuple(plan.pixdim)
+        )
+    if is_true(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
+        how = optional(downsample) or ("max" if needs_hard_labels(loss) else "area")
+        with exit_with_message():
+            loss = MultiScaleLoss(loss, downsample=how)
+    if is_true(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
+        maps = ContextAttentionLoss(context_mm, spacing=tuple(plan.pixdim), batch=True, sync_batch=True)
+        loss = AttentionSupervisionLoss(loss, maps, lambda_attention=0.5)
+    return loss

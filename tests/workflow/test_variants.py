@@ -1,0 +1,103 @@
+"""The keys instance, deep_supervision, attention and network: every combination makes a step, or says why not."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_iou import (
+    AttentionSupervisionLoss,
+    ComponentRegionsd,
+    CompoundLoss,
+    InstanceIoULoss,
+    IoUCELoss,
+    LovaszSoftmaxLoss,
+    MultiScaleLoss,
+)
+from monai_iou.planning.plan import Plan, make_plan
+from monai_iou.workflow.variants import NETWORKS, build_loss, build_network
+
+SWITCHES = list(itertools.product((False, True), repeat=3))
+
+
+def tiny_plan(*, full_resolution: bool = False) -> Plan:
+    return make_plan(None, [], [24, 24, 16], base_channels=4, full_resolution=full_resolution)
+
+
+def tiny_batch(plan: Plan, *, carried: bool) -> tuple[Tensor, Tensor]:
+    labels = torch.zeros(2, 1, *plan.patch_size)
+    labels[:, :, 3:6, 3:6, 3:6] = labels[:, :, 12:20, 12:20, 4:10] = 1
+    images = labels + torch.rand(labels.shape, generator=torch.Generator().manual_seed(0))
+    transform = ComponentRegionsd("label", 2)
+    return images, torch.stack([transform({"label": label})["label"] for label in labels]) if carried else labels
+
+
+def refusal(network: str | None, deep: bool, attention: bool) -> str | None:
+    if attention and network not in (None, "attention_unet"):
+        return f"Expected `network` to be attention_unet with --attention true, but got '{network}', which has no"
+    if deep and network == "unet":
+        return "Expected `network` to be segresnet, dynunet or attention_unet with --deep_supervision true, but got 'un"
+    return None
+
+
+@pytest.mark.parametrize("network", [None, *NETWORKS])
+def test_every_combination_makes_a_step_or_is_refused_in_one_sentence(network: str | None) -> None:
+    plan = tiny_plan()
+    for instance, deep, attention in SWITCHES:
+        message = refusal(network, deep, attention)
+        if message is not None:
+            with pytest.raises(ValueError, match=r"^Expected") as caught:
+                build_network(plan, network, deep, attention)
+            assert str(caught.value).startswith(message)
+            continue
+        images, labels = tiny_batch(plan, carried=instance)
+        made = build_network(plan, network, deep, attention)
+        base = IoUCELoss(softmax=True, include_background=False, batch=True, sync_batch=True)
+        loss = build_loss(base, plan, instance, deep, attention)
+        value = loss(made(images), labels)
+        value.backward()
+        assert value.isfinite()
+        assert all(weights.grad is not None for weights in made.parameters()), "DDP waits for every gradient"
+        assert made.eval()(images).shape == (2, 2, *plan.patch_size)
+        parts = {type(part) for part in loss.modules()}
+        chosen = {InstanceIoULoss: instance, MultiScaleLoss: deep, AttentionSupervisionLoss: attention}
+        assert all((kind in parts) == on for kind, on in chosen.items())
+
+
+def test_switches_arrive_as_text_and_arguments_pass_through() -> None:
+    plan = tiny_plan(full_resolution=True)
+    outputs = build_network(plan, "null", "true", "false", norm="BATCH")(tiny_batch(plan, carried=False)[0])
+    assert [output.shape[2:] for output in outputs] == [(24, 24, 16), (12, 12, 8)]
+    deep = build_loss(IoUCELoss(softmax=True), plan, "false", "true", "false", "null")
+    assert isinstance(deep, MultiScaleLoss)
+    assert deep.downsample == "area"
+    lovasz = CompoundLoss([LovaszSoftmaxLoss(softmax=True)])
+    hard = build_loss(lovasz, plan, deep_supervision=True)
+    assert isinstance(hard, MultiScaleLoss)
+    assert hard.downsample == "max"
+    with pytest.raises(ValueError, match="with LovaszSoftmaxLoss, which needs hard labels, but got 'area'"):
+        build_loss(lovasz, plan, deep_supervision=True, downsample="area")
+    own = InstanceIoULoss(softmax=True, cells="both")
+    assert build_loss(own, plan, instance=True) is own
+    with pytest.raises(ValueError, match=r"^Expected `network` to be one of unet, segresnet, dynunet, attention_unet"):
+        build_network(plan, "vnet")
+
+
+def test_carried_regions_are_those_found_on_the_fly_at_the_finest_scale() -> None:
+    plan = tiny_plan()
+    images, carried = tiny_batch(plan, carried=True)
+    outputs = build_network(plan, deep_supervision=True, attention=True)(images)
+    options: dict[str, Any] = {"instance": True, "deep_supervision": True, "attention": True}
+    values = [
+        build_loss(IoUCELoss(softmax=True), plan, **options)(outputs, label) for label in (carried, carried[:, :1])
+    ]
+    torch.testing.assert_close(*values)
+
+
+def test_a_list_of_outputs_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"^Expected `input` to be a tensor, but got a list of 2: wrap the loss, Multi"):
+        InstanceIoULoss(softmax=True)([torch.zeros(1, 2, 8, 8)] * 2, torch.zeros(1, 1, 8, 8))  # type: ignore[arg-type]
