@@ -58,7 +58,8 @@ def test_a_compound_of_other_losses_leaves_the_checks_to_them() -> None:
 
 
 SHARED = [True, False, False, True, None, False, "sum", 0.5, 0.25, True, [1.0, 2.0], False, 255]
-INSTANCE = ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing"]
+INSTANCE = ["cells", "alpha", "term", "cell_weight"]
+INSTANCE += ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing"]
 OWN: list[tuple[Any, dict[str, Any], list[str]]] = [
     (LogIoULoss, {"gamma": 0.5}, []),
     (FocalIoULoss, {"gamma": 0.5}, []),
@@ -66,11 +67,7 @@ OWN: list[tuple[Any, dict[str, Any], list[str]]] = [
     (GeneralizedIoULoss, {"w_type": "simple"}, []),
     (IoUCELoss, {}, ["lambda_iou", "lambda_ce", "gamma", "label_smoothing", "pos_weight"]),
     (IoUFocalLoss, {"gamma": 0.5}, ["lambda_iou", "lambda_focal", "label_smoothing", "pos_weight"]),
-    (
-        InstanceIoULoss,
-        {"regions": "blob"},
-        ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing"],
-    ),
+    (InstanceIoULoss, {"regions": "blob"}, INSTANCE),
 ]
 
 
