@@ -18,13 +18,14 @@ SHARED = Path(os.environ.get("MONAI_IOU_SHARED", ROOT.parent / "shared" / "data"
 Builder = Callable[..., None]
 
 
-def build(name: str, fold: int, folder: Path) -> Path:
+def build(name: str, fold: int, folder: Path, *, quick: bool = False) -> Path:
     """Return the folder of one fold of a data set in the Decathlon layout, made if it is not there yet.
 
     Args:
         name: a key of `DATA`.
         fold: from 0.
-        folder: where the data sets of all studies lie.
+        folder: where the data sets lie.
+        quick: whether to test the first case alone; segmenting takes longer than a few epochs of training.
     """
     data = DATA[name]
     target = folder / f"{name}-{fold}"
@@ -32,6 +33,8 @@ def build(name: str, fold: int, folder: Path) -> Path:
         if not (target / "dataset.json").is_file():  # written last, so that a folder with it is complete
             shutil.rmtree(target, ignore_errors=True)
             BUILDERS[data.builder](target, fold, **data.arguments)
+            if quick:
+                keep_one_test_case(target)
     return target
 
 
@@ -116,6 +119,12 @@ def describe(
     text = json.dumps({**content, **split, "numTraining": len(training), "numTest": len(tested)}, indent=1)
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(folder / "dataset.json")
+
+
+def keep_one_test_case(folder: Path) -> None:
+    """Rewrite dataset.json so that it names the first test case alone."""
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    describe(folder, content, content["training"], content["test_labelled"][:1])
 
 
 BUILDERS: dict[str, Builder] = {

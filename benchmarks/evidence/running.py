@@ -59,7 +59,7 @@ def _in_a_process(run: Run, results: Path, output: Path, *, quick: bool) -> bool
 
 def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
     """Train, segment and score; append the rows; remove the weights."""
-    data = build(run.data, run.fold, output / "data")
+    data = build(run.data, run.fold, output / "data", quick=quick)
     folder = output / run.folder
     shutil.rmtree(folder, ignore_errors=True)  # what a kill left
     start = time.perf_counter()

@@ -155,7 +155,7 @@ STUDIES: dict[str, Study] = {
             ("dice+ce", "iou+ce", "iou+ce/3", "iou", "planned"),
             samplers=("q=1/2",),
             baseline=("dice+ce", "q=1/2"),
-            quick={"epochs": 1, "data": ("task901", "task904, 8")},
+            quick={"epochs": 1, "data": ("task904, 8",)},
         ),
         Study(
             "peers",

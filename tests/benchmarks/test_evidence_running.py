@@ -23,7 +23,7 @@ from benchmarks.evidence.pictures import Line, Scale, draw
 from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, fill, picture
 from benchmarks.evidence.running import has_network, score_masks, summary
 from benchmarks.evidence.shapes import Contrast, make_image
-from benchmarks.evidence.studies import DATA, STUDIES, Run, overrides
+from benchmarks.evidence.studies import DATA, STUDIES, Data, Run, overrides
 from benchmarks.evidence.tables import (
     CASE_COLUMNS,
     RUN_COLUMNS,
@@ -189,6 +189,16 @@ def test_a_data_set_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folders = [build("phantoms", 0, tmp_path) for _ in range(3)]
     assert set(folders) == {tmp_path / "phantoms-0"}
     assert made == [(0, DATA["phantoms"].arguments)] * 2  # the first left no dataset.json, as where it was killed
+
+
+def test_a_quick_run_tests_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai_iou.datasets.folder import read_folder
+
+    tiny = Data("phantoms", {"training": 2, "evaluation": 2, "shape": (24, 24, 16)})
+    monkeypatch.setitem(DATA, "phantoms", tiny)
+    whole, quick = (read_folder(build("phantoms", 0, tmp_path / str(one), quick=one)) for one in (False, True))
+    assert (len(whole.evaluation), len(quick.evaluation), len(quick.test)) == (2, 1, 1)
+    assert len(whole.training) == len(quick.training) == 2
 
 
 @pytest.mark.real_data
