@@ -143,6 +143,7 @@ def label_counts(volume: Volume) -> dict[int, int]:
     Raises:
         VolumeError: there are so many values that the volume is an image.
 
+    >>> from monai_iou.volumes.grid import Grid
     >>> label_counts(Volume(np.array([[[3, 0, 3]]]), Grid((1, 1, 3), np.eye(4)), Path("x")))
     {0: 1, 3: 2}
     """

@@ -40,7 +40,7 @@ def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str,
         `min`, `max`; None where nothing is left, and for intervals of fewer than `LEAST_UNITS` patients.
 
     >>> found = describe([0.5, 0.7, float("nan")])
-    >>> found["mean"], round(found["sd"], 4), found["quartiles"], found["mean_interval"]
+    >>> found["mean"], round(found["sd"], 4), np.round(found["quartiles"], 4).tolist(), found["mean_interval"]
     (0.6, 0.1414, [0.55, 0.65], None)
     """
     every = np.asarray(values, dtype=float).ravel()
