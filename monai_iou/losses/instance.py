@@ -103,7 +103,7 @@ class InstanceIoULoss(_Loss):
         >>> loss = InstanceIoULoss()
         >>> value = loss(only_the_large_one, labels)
         >>> {name: round(term.item(), 4) for name, term in loss.last_terms.items()}
-        {'global': 0.2, 'instance': 0.5}
+        {'instance': 0.5, 'global': 0.2}
         >>> dice = FocalTverskyLoss(alpha=0.5, beta=0.5, gamma=1.0, empty="suppress")
         >>> both = InstanceIoULoss(cells="both", term=dice, sigmoid=True, lambda_global=0)
         >>> round(both(100 * only_the_large_one - 50, labels).item(), 4)

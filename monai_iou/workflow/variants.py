@@ -51,7 +51,7 @@ def build_network(
         >>> from monai_iou.workflow.variants import build_network
         >>> network = build_network(make_plan(None, [], [32, 32, 32], base_channels=4), deep_supervision=True)
         >>> [tuple(output.shape) for output in network(torch.zeros(1, 1, 32, 32, 32))]
-        [(1, 2, 32, 32, 32), (1, 2, 16, 16, 16), (1, 2, 8, 8, 8)]
+        [(1, 2, 32, 32, 32), (1, 2, 16, 16, 16)]
     """
     deep, maps = is_true(deep_supervision, "deep_supervision"), is_true(attention, "attention")
     name = optional(network) or ("attention_unet" if maps else "segresnet" if deep else "unet")
