@@ -82,6 +82,8 @@ class LesionIoUMetric(PerClassMetric):
         check_ignore_empty(ignore_empty)
         self.score = score
         self.rule = lesion_rule(match, threshold, strict, pairing)
+        self.threshold = self.rule.threshold
+        self.connectivity = connectivity
         self.options: dict[str, Any] = {
             "match": match,
             "threshold": threshold,
