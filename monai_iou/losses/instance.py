@@ -106,8 +106,8 @@ class InstanceIoULoss(_Loss):
         {'instance': 0.5, 'global': 0.2}
         >>> dice = FocalTverskyLoss(alpha=0.5, beta=0.5, gamma=1.0, empty="suppress")
         >>> both = InstanceIoULoss(cells="both", term=dice, sigmoid=True, lambda_global=0)
-        >>> round(both(100 * only_the_large_one - 50, labels).item(), 4)
-        0.25
+        >>> round(both(100 * only_the_large_one - 50, labels).item(), 4)  # (1/2 + 1/9) / 2
+        0.3056
     """
 
     @with_region_arguments
