@@ -71,7 +71,7 @@ class ContextAttentionLoss(_Loss):
     Args:
         context_mm: width d of the band in mm; 0 for the label itself.
         spacing: voxel size of the label in mm; by default a MetaTensor target's, else 1.
-        weights: one factor a scale, finest first; by default equal, with sum 1.
+        weights: one factor per scale, finest first; by default equal, with sum 1.
         **options: arguments of :class:`IoULoss`, such as `empty`, `batch`, `ignore_index`, `sync_batch`.
 
     Raises:
@@ -117,7 +117,7 @@ class ContextAttentionLoss(_Loss):
             A scalar.
 
         Raises:
-            TypeError: if a tensor cannot be read as what it stands for.
+            TypeError: if a tensor has an unsuitable type.
             ValueError: if there is no map, a map has several channels or another batch, or `weights` do not fit.
         """
         maps = [input] if isinstance(input, Tensor) else list(input)
@@ -182,7 +182,7 @@ class AttentionSupervisionLoss(_Loss):
         last_terms: "segmentation" and "attention" at the last call, detached, before weighting; for logging.
 
     Raises:
-        TypeError: if a loss is no module.
+        TypeError: if a loss is not a module.
         ValueError: if the factor is negative.
 
     Example:

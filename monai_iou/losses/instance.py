@@ -91,7 +91,7 @@ class InstanceIoULoss(_Loss):
             detached, before weighting; for logging.
 
     Raises:
-        TypeError: as :class:`IoULoss`, or if `global_loss` is no module, or `term` has no value in a cell.
+        TypeError: as :class:`IoULoss`, or if `global_loss` is not a module, or `term` has no value in a cell.
         ValueError: as :class:`IoULoss`, or if an argument is out of its range, or precomputed regions are not one
             channel per foreground class, or cells of the prediction are asked for without an activation.
 
@@ -155,8 +155,8 @@ class InstanceIoULoss(_Loss):
             A scalar, float32 or float64.
 
         Raises:
-            TypeError: if a tensor cannot be read as what it stands for.
-            ValueError: if shapes do not match, or the target holds values that are no class.
+            TypeError: if a tensor has an unsuitable type.
+            ValueError: if shapes do not match, or the target holds values that are not classes.
         """
         with fails_together(self.region_loss.sync_batch, input):
             check_one_output(input)

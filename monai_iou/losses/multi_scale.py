@@ -30,7 +30,7 @@ class MultiScaleLoss(_Loss):
 
     Args:
         loss: any loss here or of MONAI that maps (input, target) to a scalar.
-        weights: one factor a scale, finest first, taken as given; by default 1/2^k, normalised to the sum 1.
+        weights: one factor per scale, finest first, taken as given; by default 1/2^k, normalised to the sum 1.
         downsample: "area", the label becomes the fraction of each class in a coarse voxel, and region losses take their
             soft-label form (`soft_label` is set on a copy of `loss`; one with `power` between 1 and 2 keeps its form);
             not for Lovasz losses, which need hard labels. "max", a coarse voxel is foreground if any of its voxels is,
@@ -40,7 +40,7 @@ class MultiScaleLoss(_Loss):
         last_terms: the values at the last call, "scale_0" the finest, detached, before weighting; for logging.
 
     Raises:
-        TypeError: if `loss` is no module.
+        TypeError: if `loss` is not a module.
         ValueError: if `downsample` is none of the three, or "area" with a Lovasz loss, or a weight is negative.
 
     Example:
@@ -85,7 +85,7 @@ class MultiScaleLoss(_Loss):
             What `loss` returns.
 
         Raises:
-            TypeError: if `input` is no tensor and no list of tensors.
+            TypeError: if `input` is neither a tensor nor a list of tensors.
             ValueError: if `input` is an empty list, or `weights` do not fit its length.
         """
         outputs = _as_list(input, target)

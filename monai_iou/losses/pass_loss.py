@@ -24,7 +24,7 @@ _has_warned = False
 
 
 def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    """Warn once per process of an input that no activation is applied to and that is no probability.
+    """Warn once per process of an input that no activation is applied to and that is not a probability.
 
     Each loss looks at its first input only: that is no pass of every step, and a GPU is waited for once.
     """
@@ -80,7 +80,7 @@ class PassLoss(_Loss):
     def activation(self, channels: int) -> str | None:
         """Return the activation that the pass applies to an input of so many channels."""
         if self.softmax and channels == 1:
-            # MONAI goes on with the raw input here, which is no probability; one channel takes a sigmoid.
+            # MONAI goes on with the raw input here, which is not a probability; one channel takes a sigmoid.
             warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
             return "sigmoid"
         return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
@@ -108,8 +108,8 @@ class PassLoss(_Loss):
             input.
 
         Raises:
-            TypeError: if a tensor cannot be read as what it stands for.
-            ValueError: if shapes do not match, or the target holds values that are no class.
+            TypeError: if a tensor has an unsuitable type.
+            ValueError: if shapes do not match, or the target holds values that are not classes.
         """
         with fails_together(self.sync_batch, input):
             checks.check_input(input)

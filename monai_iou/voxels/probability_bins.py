@@ -72,8 +72,8 @@ def probability_histograms(
         ignore_index: label of ignored voxels.
 
     Raises:
-        TypeError: if a tensor has a type that cannot be read as what it stands for.
-        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are no class.
+        TypeError: if a tensor has an unsuitable type.
+        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are not classes.
     """
     checks.check_input(input)
     checks.check_target(input, target)
