@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.distributed import fails_together
 from monai_iou.losses.arguments import explains_arguments
-from monai_iou.losses.pass_loss import PassLoss
+from monai_iou.losses.pass_loss import PassLoss, call_loss
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
 
@@ -90,9 +90,8 @@ class CompoundLoss(_Loss):
                 values[index] = term.score_reading(readings[index], input.ndim - 2)
             else:
                 missing = labelled if pairs is None else pairs
-                more = () if missing is None else (_taken_by(term, missing),)
                 # MONAI's losses hand a MetaTensor through, whose bookkeeping a loss has no use for.
-                values[index] = torch.as_tensor(term(input, target, *more)).as_subclass(Tensor)
+                values[index] = torch.as_tensor(call_loss(term, input, target, missing)).as_subclass(Tensor)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms
@@ -132,17 +131,6 @@ def _check_shapes(terms: dict[str, Tensor]) -> None:
             f'Expected `losses` to give terms of one shape, but got {listed}: take reduction="mean" or "sum" in all.'
         )
         raise ValueError(message)
-
-
-def _taken_by(term: nn.Module, labelled: Labelled) -> Labelled:
-    """Return `labelled` for a term that takes it; raise ValueError for one that does not."""
-    if not isinstance(term, PassLoss | CompoundLoss):
-        message = (
-            f"Expected `labelled` to be None with {type(term).__name__} among `losses`, but got a choice of classes: "
-            "take losses of voxel sums, which leave the others out."
-        )
-        raise ValueError(message)  # noqa: TRY004 - the module is right, but not with this argument
-    return labelled
 
 
 def _term_names(losses: Sequence[nn.Module]) -> list[str]:

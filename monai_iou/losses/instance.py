@@ -30,9 +30,11 @@ from monai_iou.losses.cells import (
     total_and_weight,
 )
 from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.pass_loss import call_loss
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.labels import valid_voxels
-from monai_iou.voxels.passes import run_pass
+from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
+from monai_iou.voxels.passes import left_labelled, run_pass
 from monai_iou.voxels.spec import joined
 from monai_iou.voxels.sums import VoxelSums
 
@@ -141,7 +143,7 @@ class InstanceIoULoss(_Loss):
         self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> Tensor:
         """Return the loss.
 
         Args:
@@ -150,6 +152,8 @@ class InstanceIoULoss(_Loss):
                 F foreground classes. With F + 1 = C it is the latter if a value is above 1, which regions always have.
                 All zeros, as of a crop that is all padding, are per-class maps without a class with `sigmoid`, ignored
                 voxels with `ignore_index`, else an empty label map: one class always holds in one-hot maps.
+            labelled: (B, C) bool, False where a class was not annotated in an image, which then has no cells of that
+                class; see :class:`IoULoss`.
 
         Returns:
             A scalar, float32 or float64.
@@ -165,13 +169,14 @@ class InstanceIoULoss(_Loss):
             checks.check_target(input, label)
             checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
             classes = self._foreground(input, label)
-            sums, cells = self._read(input, label, carried, classes)
+            pairs = labelled_pairs(input, label, labelled)
+            sums, cells = self._read(input, label, carried, classes, pairs)
         means = {kind: self._mean(*part, classes, input.shape[1]) for kind, part in cells.items()}
         instance = torch.stack([share * means[kind] for kind, share in self._shares().items()]).sum()
         terms = {"instance": instance, **(means if len(means) > 1 else {})}
         total = self.lambda_instance * instance
         if self.lambda_global:
-            terms["global"] = self._global_term(input, label, sums)
+            terms["global"] = self._global_term(input, label, sums, pairs)
             total = self.lambda_global * terms["global"] + total
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         return total
@@ -181,12 +186,12 @@ class InstanceIoULoss(_Loss):
         shares = {"reference": 1 - self.alpha, "prediction": self.alpha}
         return shares if self.cells == "both" else {self.cells: 1.0}
 
-    def _global_term(self, input: Tensor, label: Tensor, sums: VoxelSums | None) -> Tensor:
+    def _global_term(self, input: Tensor, label: Tensor, sums: VoxelSums | None, pairs: Tensor | None) -> Tensor:
         if self.global_loss is None and sums is not None:
             return self.region_loss.score(sums, input.ndim - 2)
         loss = self.region_loss if self.global_loss is None else self.global_loss
         with fails_together(self.region_loss.sync_batch, input):  # it may be MONAI's
-            whole = torch.as_tensor(loss(input, label))
+            whole = torch.as_tensor(call_loss(loss, input, label, pairs))
         return whole.as_subclass(Tensor)
 
     def carries_regions(self, target: Tensor, channels: int) -> bool:
@@ -214,7 +219,7 @@ class InstanceIoULoss(_Loss):
         return list(range(0 if every else 1, channels))
 
     def _read(
-        self, input: Tensor, label: Tensor, carried: Tensor | None, classes: list[int]
+        self, input: Tensor, label: Tensor, carried: Tensor | None, classes: list[int], pairs: Tensor | None
     ) -> tuple[VoxelSums | None, dict[str, tuple[Tensor, Tensor]]]:
         """Read the voxels: return the sums for the global term, if they are the same, and each kind's cells' terms."""
         loss, channels = self.region_loss, input.shape[1]
@@ -224,28 +229,41 @@ class InstanceIoULoss(_Loss):
         spec = term_spec(term, alone.activation, channels, hard=hard)
         both = joined(spec, alone, hard=hard) if self.global_loss is None and self.lambda_global else None
         whole, found = None, {}
+        if pairs is not None:
+            input, label = left_labelled(input, label, alone, pairs)
         activated = loss.activated(input, label)
         for kind in self._shares():
-            cells = self._cells(kind, input, label, carried, classes)
+            cells = self._cells(kind, input, label, carried, classes, pairs)
             groups = groups_of(cells, classes, channels)
             sums = run_pass(activated, label, spec if both is None else both, loss.ignore_index, groups=groups)
             if both is not None and whole is None:
                 whole = sums.over_groups()
+                whole = whole if pairs is None else whole.only(pairs)
             sums = sums_of_classes(sums, classes, exclusive=alone.activation != "sigmoid")
             found[kind] = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
         return whole, found
 
-    def _cells(self, kind: str, input: Tensor, label: Tensor, carried: Tensor | None, classes: list[int]) -> Cells:
+    def _cells(
+        self,
+        kind: str,
+        input: Tensor,
+        label: Tensor,
+        carried: Tensor | None,
+        classes: list[int],
+        pairs: Tensor | None,
+    ) -> Cells:
         plain = label.as_subclass(Tensor)
+        kept = None if pairs is None else pairs[:, classes].reshape(len(label), -1, *[1] * (input.ndim - 2))
         valid = valid_voxels(plain, self.region_loss.ignore_index)
         if kind == "reference" and carried is not None:
             numbers = carried
             if self.regions == "blob":
                 foreground = torch.cat([class_map(plain, index, input.shape[1]) for index in classes], 1)
                 numbers = torch.where(foreground >= 0.5, carried, 0)
-            return Cells(numbers.int())
+            return Cells((numbers if kept is None else numbers * kept).int())
         masks = class_masks(plain, classes, input.shape[1]) if kind == "reference" else self._predicted(input, classes)
         masks = masks if valid is None else masks & valid.cpu().numpy()
+        masks = masks if kept is None else masks & kept.cpu().numpy()
         sizes = image_spacings(None, label, self.spacing, len(label), input.ndim - 2)
         cells = find_cells(masks, self.regions, sizes, self.connectivity)
         volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)

@@ -15,6 +15,8 @@ from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.instance import without_regions
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
+from monai_iou.losses.pass_loss import call_loss
+from monai_iou.voxels.partly_labelled import Labelled, blank_unlabelled, labelled_pairs
 
 
 class MultiScaleLoss(_Loss):
@@ -72,7 +74,7 @@ class MultiScaleLoss(_Loss):
         self.ignore_index = _ignore_index(loss)
         self.last_terms: dict[str, Tensor] = {}
 
-    def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Sequence[Tensor], target: Tensor, labelled: Labelled = None) -> Tensor:
         """Return the weighted sum.
 
         Args:
@@ -80,6 +82,7 @@ class MultiScaleLoss(_Loss):
                 one size; or one output (B, C, *S), as networks give in evaluation.
             target: label map (B, 1, *S) or per-class maps (B, C, *S), of the finest output's size. Regions that it
                 carries for an InstanceIoULoss serve outputs of that size; coarser labels have theirs found.
+            labelled: (B, C) bool, False where a class was not annotated in an image; see :class:`IoULoss`.
 
         Returns:
             What `loss` returns.
@@ -90,20 +93,23 @@ class MultiScaleLoss(_Loss):
         """
         outputs = _as_list(input, target)
         weights = self._weights(len(outputs))
+        pairs = labelled_pairs(outputs[0], target, labelled)
+        if pairs is not None:  # a map of NaN cannot be pooled
+            target = blank_unlabelled(target, pairs)
         self.last_terms = {}
         total = None
         for scale, (output, weight) in enumerate(zip(outputs, weights, strict=True)):
             if weight == 0:
                 continue  # and no label has to be pooled
-            term = self._term(output, target)
+            term = self._term(output, target, pairs)
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
         return outputs[0].as_subclass(Tensor).flatten()[:1].sum() * 0 if total is None else total
 
-    def _term(self, output: Tensor, target: Tensor) -> Tensor:
+    def _term(self, output: Tensor, target: Tensor, pairs: Tensor | None) -> Tensor:
         size = output.shape[2:]
         if size == target.shape[2:]:
-            return torch.as_tensor(self.loss(output, target)).as_subclass(Tensor)
+            return torch.as_tensor(call_loss(self.loss, output, target, pairs)).as_subclass(Tensor)
         if len(size) != target.ndim - 2 or any(map(int.__gt__, size, target.shape[2:])):
             message = (
                 f"Expected every output of `input` to be no larger than the target {tuple(target.shape)}, "
@@ -112,7 +118,7 @@ class MultiScaleLoss(_Loss):
             raise ValueError(message)
         label = without_regions(self.loss, target, output.shape[1])  # those of a coarser label are computed on the fly
         coarse = pool_labels(label, size, output.shape[1], self.downsample, self.ignore_index)
-        return torch.as_tensor(self.soft_loss(output, coarse)).as_subclass(Tensor)
+        return torch.as_tensor(call_loss(self.soft_loss, output, coarse, pairs)).as_subclass(Tensor)
 
     def _weights(self, scales: int) -> list[float]:
         if self.weights is None:

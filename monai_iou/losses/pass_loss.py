@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
@@ -41,6 +42,26 @@ def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> N
             f"{low if low < -_ROUNDING else high:.6g}: these look like logits, set softmax=True or sigmoid=True.",
             stacklevel=4,
         )
+
+
+def call_loss(loss: nn.Module, input: Tensor, target: Tensor, labelled: Labelled) -> Tensor:
+    """Return loss(input, target), without the classes that were not annotated.
+
+    Raises:
+        ValueError: if there are such classes, and the loss has no `labelled`: it would count them as absent.
+    """
+    value: Tensor
+    if labelled is None:
+        value = loss(input, target)
+        return value
+    if "labelled" not in inspect.signature(loss.forward).parameters:
+        message = (
+            f"Expected `labelled` to be None with {type(loss).__name__}, but got a choice of classes: take losses of "
+            "voxel sums, which leave the others out."
+        )
+        raise ValueError(message)
+    value = loss(input, target, labelled)
+    return value
 
 
 class PassLoss(_Loss):

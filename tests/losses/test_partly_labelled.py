@@ -17,6 +17,7 @@ from monai_iou import (
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
+    InstanceIoULoss,
     IoUCELoss,
     IoUFocalLoss,
     IoULoss,
@@ -183,7 +184,7 @@ def test_what_cannot_be_left_out_is_refused() -> None:
          lambda: LovaszSoftmaxLoss(bins=None, batch=True, softmax=True)(logits, labels, LABELLED)),
         (ValueError, "Expected `labelled` to be None for LovaszHingeLoss",
          lambda: LovaszHingeLoss()(logits[:, :1], labels.clamp(0, 1), LABELLED[:, :1])),
-        (ValueError, "Expected `labelled` to be None with DiceLoss among `losses`",
+        (ValueError, "Expected `labelled` to be None with DiceLoss, but got a choice",
          lambda: CompoundLoss([IoULoss(softmax=True), DiceLoss(softmax=True)])(logits, labels, LABELLED)),
     ]  # fmt: skip
     for kind, message, call in cases:
@@ -193,3 +194,57 @@ def test_what_cannot_be_left_out_is_refused() -> None:
     partly[0, 1, 2, 2] = torch.nan
     with pytest.raises(ValueError, match="per-class values between 0 and 1, but got nan"):
         IoULoss(sigmoid=True)(logits, partly)
+
+
+@pytest.mark.parametrize("cells", ["reference", "prediction", "both"])
+@pytest.mark.parametrize("regions", ["voronoi", "blob"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_instances_of_classes_that_were_not_annotated_are_no_cells(cells: str, regions: str, activation: str) -> None:
+    """Each image's cells are those of a loss that knows the annotated classes alone, their mean over all images."""
+    logits, labels = case()
+    loss = InstanceIoULoss(regions, cells=cells, lambda_global=0, **{activation: True})
+    value, slope = gradient(lambda leaf: loss(leaf, labels, LABELLED), logits)
+    if activation == "sigmoid":
+        assert not slope[~LABELLED].any()
+    noise = torch.where(LABELLED.view(3, 4, 1, 1), logits, -1e9 if activation == "softmax" else 7.0)
+    other = loss(noise, labels, LABELLED)
+    if activation == "sigmoid":  # what is predicted of other classes has no part in it
+        torch.testing.assert_close(other, value)
+    whole, _ = gradient(lambda leaf: loss(leaf, labels, torch.ones_like(LABELLED)), logits)
+    torch.testing.assert_close(whole, loss(logits, labels))
+
+
+def test_the_global_term_of_an_instance_loss_leaves_them_out_too() -> None:
+    logits, labels = case()
+    for global_loss in (None, IoUCELoss(softmax=True)):
+        loss = InstanceIoULoss(softmax=True, global_loss=global_loss)
+        loss(logits, labels, LABELLED)
+        expected = (global_loss or IoULoss(softmax=True))(logits, labels, LABELLED)
+        torch.testing.assert_close(loss.last_terms["global"], expected.detach())
+
+
+def test_nothing_annotated_costs_nothing() -> None:
+    logits, labels = case()
+    for loss in (InstanceIoULoss(softmax=True), MultiScaleLoss(InstanceIoULoss(sigmoid=True, cells="both"))):
+        value, slope = gradient(lambda leaf, loss=loss: loss(leaf, labels, torch.zeros_like(LABELLED)), logits)
+        assert value == 0
+        assert not slope.any()
+
+
+def test_every_scale_leaves_them_out() -> None:
+    logits, labels = case()
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    maps[~LABELLED] = torch.nan
+    coarse = F.avg_pool2d(logits, 2, ceil_mode=True)
+    loss = MultiScaleLoss(IoULoss(sigmoid=True), weights=[0.5, 0.5])
+    value, slope = gradient(lambda leaf: loss([leaf, coarse], maps), logits)
+    torch.testing.assert_close(value, loss([logits, coarse], maps.nan_to_num(1), LABELLED))
+    assert value.isfinite()
+    assert not slope[~LABELLED].any()
+
+
+def test_a_loss_that_cannot_leave_them_out_is_named() -> None:
+    logits, labels = case()
+    for loss in (MultiScaleLoss(DiceLoss(softmax=True)), InstanceIoULoss(softmax=True, global_loss=DiceLoss())):
+        with pytest.raises(ValueError, match="Expected `labelled` to be None with DiceLoss, but got a choice"):
+            loss(logits, labels, LABELLED)
