@@ -33,7 +33,7 @@ def _compound(name: str, **options: Any) -> Overrides:
     return {"loss": {"_target_": "monai_iou.CompoundLoss", "losses": [_ours(name, **options), CROSS_ENTROPY]}}
 
 
-# Everything that a row's column `loss` may name. An entry may override more than the loss, and add configs.
+# Everything that a row's column `loss` may name. An entry may override more than the loss.
 LOSSES: dict[str, Overrides] = {
     "iou+ce": _iou_ce(1.0),
     "iou+ce/3": _iou_ce(THIRD),
@@ -49,23 +49,32 @@ LOSSES: dict[str, Overrides] = {
     "lovasz+ce": _compound("LovaszSoftmaxLoss"),
     "lovasz+ce sorted": _compound("LovaszSoftmaxLoss", bins=None),
     "generalised iou": {"loss": {**_ours("GeneralizedIoULoss", w_type="simple"), "include_background": True}},
-    "instance": {"configs": ["instance"]},
+    "instance": {"instance": True},
     "planned": {"planned": True},  # what `monai-iou plan` writes for the data, but for the epochs
     "monai tutorial": {
         # MONAI's spleen tutorial: DiceCELoss as it comes, Adam at 1e-4, batch normalisation, no flips.
         "loss": {"_target_": "DiceCELoss", **MONAI_REGION},
         "optimizer#_target_": "torch.optim.Adam",
         "learning_rate": 1e-4,
-        "network_def#norm": "batch",
+        "network_def": {
+            "_target_": "UNet",
+            "spatial_dims": 3,
+            "in_channels": "$@plan.in_channels",
+            "out_channels": "$@plan.out_channels",
+            "channels": "$@plan.channels",
+            "strides": "$@plan.strides",
+            "num_res_units": 2,
+            "norm": "batch",
+        },
         "flip_prob": 0.0,
     },
     "empty skip": {"loss": _ours("IoUCELoss", lambda_ce=THIRD, empty="skip")},
     "empty suppress": {"loss": _ours("IoUCELoss", lambda_ce=THIRD, empty="suppress")},
-    "area labels": {"configs": ["multi_scale"], "downsample": "area"},
-    "max labels": {"configs": ["multi_scale"], "downsample": "max"},
-    "nearest labels": {"configs": ["multi_scale"], "downsample": "nearest"},
+    "area labels": {"deep_supervision": True, "downsample": "area"},
+    "max labels": {"deep_supervision": True, "downsample": "max"},
+    "nearest labels": {"deep_supervision": True, "downsample": "nearest"},
     "no flips": {**_iou_ce(THIRD), "flip_prob": 0.0},
-    "attention": {"configs": ["attention"]},
+    "attention": {"attention": True},
 }
 
 

@@ -27,6 +27,8 @@ from benchmarks.losses_train import losses_of_iterations, training_weights
 from benchmarks.training import processor
 
 SCORES = ("iou", "dice", "lesion_f1")
+# What inference has to be told as training was.
+NETWORK = ("network", "network_def", "deep_supervision", "attention")
 # What a plan does not decide in a study, so that the budget is the same.
 EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 
@@ -72,7 +74,7 @@ def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
         "evaluate_seconds": time.perf_counter() - trained,
         "cpu_seconds": time.process_time(),  # what the wall times would be if nothing else ran
     }
-    epochs = overrides(run, quick=quick)[1]["epochs"]
+    epochs = overrides(run, quick=quick)["epochs"]
     add_run(results, run, {**summary(steps, epochs, cases), **rounded(seconds, 1), **circumstances()}, cases)
     shutil.rmtree(folder)
 
@@ -82,7 +84,7 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
     from monai_iou.bundle_files import bundle_path
     from monai_iou.demo import run_workflow
 
-    configs, chosen = overrides(run, quick=quick)
+    configs, chosen = ["train"], overrides(run, quick=quick)
     if LOSSES[run.loss].get("loss", {}).get("weight"):
         chosen["loss"] = {**chosen["loss"], "weight": training_weights(data)}
     if chosen.pop("planned", False):
@@ -91,7 +93,7 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
         decided = json.loads(plan.read_text(encoding="utf-8"))
         chosen = {name: value for name, value in chosen.items() if name not in decided or name in EQUAL}
     places = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
-    run_workflow(bundle_path(), ["train", *configs], {**places, **chosen})
+    run_workflow(bundle_path(), configs, {**places, **chosen})
     values = losses_of_iterations(folder / "eval" / "tensorboard")
     if not all(map(math.isfinite, values)):
         message = f"Expected every loss of {run.folder} to be finite, but got {values}."
@@ -114,18 +116,9 @@ def segment(run: Run, data: Path, folder: Path) -> None:
     from monai_iou.bundle_files import bundle_path
     from monai_iou.demo import run_workflow
 
-    configs, chosen = overrides(run)
     places = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "masks")}
-    network = {name: value for name, value in chosen.items() if name.startswith("network_def")}
-    run_workflow(bundle_path(), ["inference", *filter(has_network, configs)], {**places, **network})
-
-
-def has_network(config: str) -> bool:
-    """Return whether a config of the bundle trains another network, which inference has to be told."""
-    from monai_iou.bundle_files import bundle_path
-
-    path = bundle_path() / "configs" / f"{config}.json"
-    return "network_def" in json.loads(path.read_text(encoding="utf-8"))
+    network = {name: value for name, value in overrides(run).items() if name in NETWORK}
+    run_workflow(bundle_path(), ["inference"], {**places, **network})
 
 
 def score(data: Path, masks: Path) -> list[dict[str, Any]]:

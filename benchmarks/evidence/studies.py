@@ -190,8 +190,8 @@ STUDIES: dict[str, Study] = {
 }
 
 
-def overrides(run: Run, *, quick: bool = False) -> tuple[list[str], dict[str, Any]]:
-    """Return the configs behind train.json, and the overrides of the bundle that make this run."""
+def overrides(run: Run, *, quick: bool = False) -> dict[str, Any]:
+    """Return the overrides of the bundle that make this run."""
     chosen: dict[str, Any] = {
         "case_repeats": 1,
         **DATA[run.data].settings,
@@ -202,8 +202,7 @@ def overrides(run: Run, *, quick: bool = False) -> tuple[list[str], dict[str, An
     }
     if quick:
         chosen["epochs"] = STUDIES[run.study].quick["epochs"]
-    configs: list[str] = chosen.pop("configs", [])
-    return configs, {**chosen, "val_interval": chosen["epochs"]}
+    return {**chosen, "val_interval": chosen["epochs"]}
 
 
 def select(runs: Iterable[Run], words: Iterable[str]) -> list[Run]:

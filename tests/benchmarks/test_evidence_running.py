@@ -21,7 +21,7 @@ from benchmarks.evidence.choices import LOSSES, SAMPLERS
 from benchmarks.evidence.datasets import BUILDERS, build
 from benchmarks.evidence.pictures import Line, Scale, draw
 from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, fill, picture
-from benchmarks.evidence.running import has_network, score_masks, summary
+from benchmarks.evidence.running import NETWORK, score_masks, summary
 from benchmarks.evidence.shapes import Contrast, make_image
 from benchmarks.evidence.studies import DATA, STUDIES, Data, Run, overrides
 from benchmarks.evidence.tables import (
@@ -65,25 +65,21 @@ def test_runs_of_a_study_differ_by_what_they_name_alone(study) -> None:
     allowed = {key for choice in (*LOSSES.values(), *SAMPLERS.values()) for key in choice} | {"seed"}
     for data in study.data:
         runs = [run for run in study.runs() if run.data == data]
-        chosen = [{k: v for k, v in overrides(run)[1].items() if k not in allowed} for run in runs]
+        chosen = [{k: v for k, v in overrides(run).items() if k not in allowed} for run in runs]
         assert all(one == chosen[0] for one in chosen)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
     config = json.loads((bundle_path() / "configs" / "train.json").read_text())
-    configs, chosen = overrides(Run("compound", "phantoms", loss, "voxels", 3, 0))
+    chosen = overrides(Run("compound", "phantoms", loss, "voxels", 3, 0))
     assert chosen["seed"] == 3
-    for name in configs:
-        config |= json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
     assert {key.partition("#")[0] for key in chosen} - {"planned"} <= set(config)
 
 
-def test_inference_is_told_of_another_network() -> None:
-    assert [name for name in ("instance", "multi_scale", "attention") if has_network(name)] == [
-        "multi_scale",
-        "attention",
-    ]
+def test_inference_knows_the_keys_of_the_network() -> None:
+    config = json.loads((bundle_path() / "configs" / "inference.json").read_text())
+    assert set(NETWORK) <= set(config)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -91,7 +87,7 @@ def test_crops_replace_the_bundles_first_random_transform_or_its_two_keys(sample
     config = json.loads((bundle_path() / "configs" / "train.json").read_text())
     assert config["train"]["deterministic_transforms"][-1]["_target_"].endswith("LesionIndicesd")
     assert config["train"]["random_transforms"][0]["_target_"].endswith("RandCropByLesionsd")
-    _, chosen = overrides(Run("sampler", "unequal", "iou", sampler, 0, 0))
+    chosen = overrides(Run("sampler", "unequal", "iou", sampler, 0, 0))
     assert {"size_exponent", "crop_jitter"} <= set(chosen) or "train#random_transforms#0" in chosen
     assert {"size_exponent", "crop_jitter"} <= set(config)
 
