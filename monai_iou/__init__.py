@@ -44,7 +44,13 @@ from monai_iou.metrics import (
     surface_scores,
 )
 from monai_iou.networks import AttentionMapUnet, ContextPriorHead
-from monai_iou.transforms import ComponentRegionsd, LesionIndicesd, RandCropByLesions, RandCropByLesionsd
+from monai_iou.transforms import (
+    ComponentRegionsd,
+    LesionIndicesd,
+    RandCopyLesionsd,
+    RandCropByLesions,
+    RandCropByLesionsd,
+)
 from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
 from monai_iou.weighting import class_weights, count_voxels
 
@@ -81,6 +87,7 @@ __all__ = [
     "LovaszSoftmaxLoss",
     "MultiScaleLoss",
     "OverlapScores",
+    "RandCopyLesionsd",
     "RandCropByLesions",
     "RandCropByLesionsd",
     "SurfaceScores",

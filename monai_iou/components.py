@@ -21,7 +21,6 @@ __all__ = [
     "label_components",
 ]
 
-
 REGIONS = ("voronoi", "blob")
 # A map of class numbers with its regions must not look like per-class maps, whose values are 0 and 1.
 FIRST_REGION = 2
@@ -142,6 +141,12 @@ class ComponentRuns:
         """Return the flat index of a voxel from its number, counted through all components."""
         run = int(np.searchsorted(self.before, number, side="right")) - 1
         return int(self.starts[run]) + number - int(self.before[run])
+
+    def voxels(self, component: int) -> NDArray[Any]:
+        """Return the places of a component's voxels in the volume, (n, d), in scan order."""
+        numbers = np.arange(self.bounds[component], self.bounds[component + 1])
+        run = np.searchsorted(self.before, numbers, side="right") - 1
+        return np.stack(np.unravel_index(self.starts[run] + numbers - self.before[run], self.shape), axis=1)
 
     def as_item(self) -> dict[str, NDArray[Any]]:
         """Return arrays only, which an item of a dataset holds and a cache on disk stores."""

@@ -1,5 +1,6 @@
 """Dictionary transforms that MONAI does not have."""
 
+from monai_iou.transforms.copying import RandCopyLesionsd
 from monai_iou.transforms.crops import RandCropByLesions
 from monai_iou.transforms.crops_dictionary import LesionIndicesd, RandCropByLesionsd
 from monai_iou.transforms.intensity import NormalizeModalitiesd
@@ -10,6 +11,7 @@ __all__ = [
     "ComponentRegionsd",
     "LesionIndicesd",
     "NormalizeModalitiesd",
+    "RandCopyLesionsd",
     "RandCropByLesions",
     "RandCropByLesionsd",
     "ResampleSpacingd",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
 
-__all__ = ["RandCropByLesions", "find_lesions"]
+__all__ = ["RandCropByLesions", "as_array", "find_lesions"]
 
 
 def find_lesions(
@@ -47,11 +47,12 @@ def find_lesions(
     Raises:
         ValueError: as :func:`monai_iou.components.component_runs`.
     """
-    inside = None if image is None else np.any(_array(image) > image_threshold, axis=0)
-    return component_runs(_array(label), labels, connectivity, ignore_index, inside)
+    inside = None if image is None else np.any(as_array(image) > image_threshold, axis=0)
+    return component_runs(as_array(label), labels, connectivity, ignore_index, inside)
 
 
-def _array(values: NdarrayOrTensor) -> NDArray[Any]:
+def as_array(values: NdarrayOrTensor) -> NDArray[Any]:
+    """Return an image as NumPy's array, which shares its memory where that can be."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 

@@ -1,0 +1,91 @@
+"""Arguments and sources that RandCopyLesionsd refuses, each in one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from monai_iou.transforms import RandCopyLesionsd
+
+KEYS = ["image", "label"]
+GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prob": 1.5}, "Expected `prob` to be from 0 to 1, but got 1.5: it is the chance that lesions are pasted."),
+        (
+            {"max_lesions": 0},
+            "Expected `max_lesions` to be a whole number of at least 1, but got 0: set prob=0 to paste none.",
+        ),
+        (
+            {"rim": -1},
+            "Expected `rim` to be a whole number of at least 0, but got -1: it is the width in voxels, 0 pastes "
+            "without a rim.",
+        ),
+        (
+            {"tries": 2.5},
+            "Expected `tries` to be a whole number of at least 1, but got 2.5: it is the number of places to try for a "
+            "lesion.",
+        ),
+        (
+            {"labels": []},
+            "Expected `labels` to name a class to copy, but got an empty list: None takes all above 0.",
+        ),
+        (
+            {"source": []},
+            "Expected `source` to hold an item to copy lesions from, but got none: pass prepared training cases.",
+        ),
+        (
+            {"source": {"image": 1}},
+            "Expected `source` to be a sequence of items or a function, but got dict: pass a list or a dataset of "
+            "prepared items.",
+        ),
+        (
+            {"label_key": "seg"},
+            "Expected `keys` to hold the label 'seg' and an image, but got ('image', 'label'): name all that change "
+            "with a pasted lesion.",
+        ),
+        (
+            {"image_threshold": "0"},
+            "Expected `image_threshold` to be a number, but got str: pass an int or a float.",
+        ),
+        (
+            {"ignore_index": 1.5},
+            "Expected `ignore_index` to be None or an integer, but got float: pass the value of the label to ignore, "
+            "such as 255.",
+        ),
+        (
+            {"source": [[GIVEN]]},
+            "Expected `source` to give dictionaries, but got list: use items before any crop, which makes a list of "
+            "them.",
+        ),
+        (
+            {"source": [{"image": GIVEN["image"]}]},
+            "Expected items of `source` to have the key 'label', but got none: prepare them alike.",
+        ),
+        (
+            {"source": [{**GIVEN, "image": GIVEN["image"][:1]}]},
+            "Expected `image` of a source item to have 2 channels and 2 dimensions as in the item, but got the shape "
+            "(1, 24, 24): prepare both by the same transforms.",
+        ),
+        (
+            {"source": [{"image": GIVEN["image"][..., None], "label": GIVEN["label"][..., None]}]},
+            "Expected `image` of a source item to have 2 channels and 2 dimensions as in the item, but got the shape "
+            "(2, 24, 24, 1): prepare both by the same transforms.",
+        ),
+        (
+            {"source": [{**GIVEN, "label": GIVEN["label"][:, 1:]}]},
+            "Expected images of one shape in an item of `source`, but got (24, 24) of `image`, (23, 24) of `label`: "
+            "resample or pad them alike first.",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_and_sources_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as error:
+        RandCopyLesionsd(**{"keys": KEYS, "label_key": "label", "source": [GIVEN], "prob": 1.0, **options})(GIVEN)
+    assert str(error.value) == message
