@@ -211,10 +211,11 @@ def _check_key(name: str, value: str, config: dict[str, Any]) -> None:
 
 
 def _takes(target: str | None, argument: str) -> bool:
-    """Whether a component's constructor has an argument."""
+    """Whether a component has an argument; one that hands its options on, as `build_network` does, takes any."""
     if target is None:
         return False
     found = pydoc.locate(target)
     for module in ("monai.engines", "monai.networks.nets", "monai.inferers", "monai.data"):
         found = found or getattr(importlib.import_module(module), target, None)
-    return found is not None and argument in inspect.signature(found).parameters
+    known = {} if found is None else inspect.signature(found).parameters
+    return argument in known or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
