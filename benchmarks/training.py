@@ -44,7 +44,14 @@ MAX_BATCHES = 8
 PLAIN: dict[str, Any] = {
     "net": "$@network_def.to(@device)",
     "train#dataset": {"_target_": "Dataset", "data": "$@cases.training", "transform": "@train#preprocessing"},
-    "train#dataloader#_target_": "DataLoader",
+    "train#dataloader": {
+        "_target_": "DataLoader",
+        "dataset": "@train#repeated_dataset",
+        "batch_size": "@batch_size",
+        "shuffle": True,
+        "num_workers": "@num_workers",
+        "drop_last": True,
+    },
     "validate#dataset": {"_target_": "Dataset", "data": "$@cases.validation", "transform": "@validate#preprocessing"},
     "loss": {
         "_target_": "DiceCELoss",

@@ -20,6 +20,7 @@ TINY = ["--epochs", "3", "--steps", "2", "--patch", "24", "24", "16", "--batch-s
 TINY += ["--full-resolution"]
 
 
+@pytest.mark.slow
 def test_report_has_every_turn_and_what_it_depends_on(tmp_path: Path) -> None:
     data = write_phantom_dataset(tmp_path / "phantoms", 5, 0, (40, 40, 24))
     output = tmp_path / "output"

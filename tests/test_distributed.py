@@ -56,7 +56,7 @@ def _work(rank: int, ranks: int, folder: str) -> None:
     leave_group()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_on_the_joined_batch(ranks: int, tmp_path: Path) -> None:
     mp.spawn(_work, args=(ranks, str(tmp_path)), nprocs=ranks)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]

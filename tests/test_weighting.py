@@ -150,7 +150,7 @@ def test_dataset_json_beside_the_folder_names_the_values(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"first.nii.gz` to hold the labels 0, 1, but got 4: correct the file"):
         count_label_files(folder)
     description.write_text("{")
-    with pytest.raises(ValueError, match=r"dataset.json` to name its label values under `labels`"):
+    with pytest.raises(ValueError, match=r"dataset.json to be JSON, but it cannot be read"):
         count_label_files(folder)
 
 

@@ -57,7 +57,7 @@ def find_cells(
 def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray[np.bool_]:
     """Return the masks (B, F, *S) of some classes, from one copy of the label on the CPU."""
     if label.shape[1] == 1 and channels > 1:
-        values = label.cpu().numpy()
+        values = (label.float() if label.dtype == torch.bfloat16 else label).cpu().numpy()  # NumPy has no bfloat16
         masks = np.concatenate([values == index for index in classes], 1)
     else:
         masks = (label[:, list(classes)].float() >= 0.5).cpu().numpy()

@@ -105,6 +105,7 @@ def cluster(tmp_path):
 
 
 # distributed leaves its event loop's sockets to the garbage collector when a worker is killed under it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_cluster_that_loses_a_worker_loses_no_case(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("monai_iou.evaluation.cluster.CONNECT_SECONDS", 60)  # its processes have just been started
@@ -223,6 +224,7 @@ from monai_iou.evaluation.request import Request
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told(tmp_path):
     save_cases(tmp_path, count=2)
     (tmp_path / "script.py").write_text(SCRIPT.format(guard="", indent=""), encoding="utf-8")
@@ -232,6 +234,7 @@ def test_a_script_without_a_main_guard_is_told(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "script.py").write_text(
         "import os, sys, time\nsys.path.insert(0, sys.argv[1])\n"

@@ -487,7 +487,7 @@ def train_share(rank: int, world: int, shares: list[list[int]], port: int, folde
     leave_group()
 
 
-@pytest.mark.parametrize("shares", [[[0, 1, 2, 4], [3]], [[0, 2], [], [4, 1, 3]]])
+@pytest.mark.parametrize("shares", [[[0, 1, 2, 4], [3]], pytest.param([[0, 2], [], [4, 1, 3]], marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_on_the_joined_batch(shares, tmp_path):
     world = len(shares)
     mp.spawn(train_share, args=(world, shares, free_port(), str(tmp_path)), nprocs=world)

@@ -145,6 +145,7 @@ def pet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_plan_trains_without_a_hand_edit(pet_run: Path) -> None:
     stored = json.loads((pet_run / "bundle" / "models" / "model.json").read_text())
     planned = json.loads((pet_run / "bundle" / "configs" / "plan.json").read_text())
@@ -228,7 +229,7 @@ def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureF
     data = pet_folder(tmp_path / "data")
     (data / "patient1" / "image.nii.gz").write_bytes(b"no gzip")
     assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}"]) == 1
-    assert "patient1/image.nii.gz to be a complete NIfTI file" in capsys.readouterr().err
+    assert "patient1/image.nii.gz` to be a readable volume, but got no NIfTI header" in capsys.readouterr().err
     empty = write_folder(
         tmp_path / "empty", [(np.ones((6, 6, 6), np.float32), np.zeros((6, 6, 6), np.uint8))], (1, 1, 1)
     )

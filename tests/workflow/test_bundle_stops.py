@@ -226,6 +226,7 @@ def test_the_program_ends_with_the_signals_code(bundle: Path, data: Path) -> Non
     assert last_epoch(bundle / "models" / "last_epoch.pt") == epoch + 2
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_ends_all(bundle: Path, data: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command = bundle_command(
@@ -320,6 +321,7 @@ def test_a_nan_loss_names_the_batchs_files_and_keeps_the_last_good_epoch(bundle:
     assert all(torch.isfinite(weights).all() for weights in kept["model"].values())
 
 
+@pytest.mark.slow
 def test_every_rank_names_the_files_of_the_one_whose_loss_is_nan(
     bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +340,7 @@ def test_every_rank_names_the_files_of_the_one_whose_loss_is_nan(
     assert all(torch.isfinite(weights).all() for weights in kept["model"].values())
 
 
+@pytest.mark.slow
 def test_a_rate_that_ruins_the_weights_ends_the_command_with_one_sentence(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
     before = {path.name: path.read_bytes() for path in (bundle / "models").iterdir()}
@@ -399,6 +402,7 @@ def test_other_errors_of_writing_stay_as_they_are(tmp_path: Path) -> None:
     assert caught.value.errno != errno.ENOSPC
 
 
+@pytest.mark.slow
 def test_a_training_without_room_for_its_checkpoint(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
     last = bundle / "models" / "last_epoch.pt"

@@ -68,6 +68,7 @@ def test_a_cache_notices_changed_files_and_settings_but_not_another_run(
     assert len(files()) == 5
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache(bundle: Path, data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for seed in ("1", "2"):
