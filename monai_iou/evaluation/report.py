@@ -12,7 +12,7 @@ from monai_iou.evaluation.groups import label_names
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
 from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.evaluation.statistics import LEAST_UNITS
+from monai_iou.evaluation.statistics import MIN_UNITS
 
 __all__ = ["number", "render", "report_text"]
 
@@ -44,7 +44,7 @@ def report_text(evaluation: Evaluation) -> str:
         "tiles": _tiles(evaluation, titles),
         "headline": [COLUMNS[name] for name in HEADLINE],
         "score_rows": [{"label": titles[name], "cells": _cells(summary["labels"][name])} for name in titles],
-        "least_units": LEAST_UNITS,
+        "least_units": MIN_UNITS,
         "distributions": _distributions(by_label, titles),
         "heat": _heat(evaluation, titles),
         "labels": [_label(name, titles[name], by_label[name], evaluation.lesions) for name in titles],
@@ -111,7 +111,7 @@ def _missing(score: Mapping[str, Any]) -> str:
 
 def _interval(bounds: Sequence[float] | None, digits: int) -> str:
     if bounds is None:
-        return f"No interval below {LEAST_UNITS} cases"
+        return f"No interval below {MIN_UNITS} cases"
     return f"95 % interval {number(bounds[0], digits)} to {number(bounds[1], digits)}"
 
 

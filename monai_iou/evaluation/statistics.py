@@ -21,8 +21,8 @@ RESAMPLES = 2000
 PERMUTATIONS = 9999
 SEED = 0
 # The percentile interval of fewer values is little more than their range: it covers the mean less often than it says.
-LEAST_UNITS = 8
-NO_INTERVAL = f"no interval: fewer than {LEAST_UNITS} cases or patients"
+MIN_UNITS = 8
+NO_INTERVAL = f"no interval: fewer than {MIN_UNITS} cases or patients"
 
 Statistic = Literal["mean", "median"]
 _Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str,
 
     Returns:
         `n`, `undefined`, `units`, `mean`, `mean_interval`, `sd` (with n - 1), `median`, `median_interval`, `quartiles`,
-        `min`, `max`; None where nothing is left, and for intervals of fewer than `LEAST_UNITS` patients.
+        `min`, `max`; None where nothing is left, and for intervals of fewer than `MIN_UNITS` patients.
 
     >>> found = describe([0.5, 0.7, float("nan")])
     >>> found["mean"], round(found["sd"], 4), np.round(found["quartiles"], 4).tolist(), found["mean_interval"]
@@ -70,7 +70,7 @@ def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str,
 
 
 def interval(values: _Floats, statistic: Statistic = "mean", units: Sequence[str] | None = None) -> list[float] | None:
-    """The percentile bootstrap 95 % interval of the mean or median, or None for fewer than `LEAST_UNITS` patients.
+    """The percentile bootstrap 95 % interval of the mean or median, or None for fewer than `MIN_UNITS` patients.
 
     Percentiles rather than BCa: BCa is undefined where all values but one are equal, which perfect cases are.
 
@@ -84,7 +84,7 @@ def interval(values: _Floats, statistic: Statistic = "mean", units: Sequence[str
     """
     which = unit_indices(values.size, units)
     number = int(which.max()) + 1 if which.size else 0
-    if number < LEAST_UNITS:
+    if number < MIN_UNITS:
         return None
     drawn = draws(number)
     if statistic == "mean":

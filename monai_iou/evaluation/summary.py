@@ -9,7 +9,7 @@ from typing import Any
 from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.penalties import with_and_without
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.evaluation.statistics import LEAST_UNITS, dataset_scores, describe
+from monai_iou.evaluation.statistics import MIN_UNITS, dataset_scores, describe
 
 WORST_CASES = 10
 LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
@@ -44,7 +44,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "lesion_rule": request.rules.in_words,
             "like": request.like,
             "like_rule": None if request.rules.challenge is None else request.rules.challenge.rule,
-            "intervals": f"95 % percentile bootstrap over cases or patients; null below {LEAST_UNITS} of them",
+            "intervals": f"95 % percentile bootstrap over cases or patients; null below {MIN_UNITS} of them",
             "unit": "case" if evaluation.patients is None else "patient",
             "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
             "resample": "reference" if request.resample else None,

@@ -14,7 +14,7 @@ from monai_iou.volumes.header import refusal
 ROUNDING = 1e-4
 ROUNDING_PER_VALUE = 4 * float(np.finfo(np.float32).eps)
 # Far below it the nearest whole number is in no doubt.
-MOST_ROUNDING = 0.05
+MAX_ROUNDING = 0.05
 # Whole numbers above are not all there: 312782546 and 312782547 are one number in float32.
 EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 INTEGERS = (np.uint8, np.int16, np.int32, np.int64)
@@ -56,7 +56,7 @@ def _of_floats(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
         if largest > exact:
             continue
         rounded = np.rint(part)
-        tolerance = np.minimum(ROUNDING + ROUNDING_PER_VALUE * np.abs(part), MOST_ROUNDING)
+        tolerance = np.minimum(ROUNDING + ROUNDING_PER_VALUE * np.abs(part), MAX_ROUNDING)
         fractions = part[np.abs(part - rounded) > tolerance]
         wrong += int(fractions.size)
         example = example or float(next(iter(fractions), 0.0))

@@ -18,7 +18,7 @@ from monai_iou.volumes.header import Header, Part, VolumeError, check_regular, r
 BLOCK = 1 << 18
 PIECE = 1 << 20
 # Deflate cannot shrink more: 258 bytes from 2 bits. A file that would have to is damaged, or made to fill the memory.
-LARGEST_RATIO = 1032
+MAX_RATIO = 1032
 # Some writers fill the last block of a file with zeros.
 PADDING = 512
 GZIP_MAGIC = b"\x1f\x8b"
@@ -78,7 +78,7 @@ def _most_bytes(part: Part, size: int, itemsize: int) -> int:
     if part.encoding in ("ascii", "hex"):
         return size * itemsize
     # bzip2 packs runs of 45 MB into some ten bytes; its memory grows with what really arrives.
-    return size * (LARGEST_RATIO if part.encoding != "bzip2" else 10**6)
+    return size * (MAX_RATIO if part.encoding != "bzip2" else 10**6)
 
 
 def _fill(path: Path, part: Part, target: memoryview) -> None:

@@ -14,7 +14,7 @@ from monai_iou.volumes.payload import AGAIN
 
 # A header of text is a few lines; what goes on without an end is none.
 LONGEST_HEADER = 1 << 20
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -85,12 +85,12 @@ def listed_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
         names = [line.strip() for line in following if line.strip()]
     elif len(words) >= 4 and "%" in words[0] and all(re.fullmatch(r"-?\d{1,9}", word) for word in words[1:4]):
         first, last, step = map(int, words[1:4])
-        if step == 0 or len(range(first, last, step)) > MOST_FILES:
+        if step == 0 or len(range(first, last, step)) > MAX_FILES:
             raise refusal(path, "name its data files", repr(text[:80]), "correct the numbers of the pattern")
         names = [_numbered(path, words[0], n) for n in range(first, last + (1 if step > 0 else -1), step)]
     else:
         names = [text.strip()]
-    if not names or not all(names) or len(names) > MOST_FILES or any("\0" in name for name in names):
+    if not names or not all(names) or len(names) > MAX_FILES or any("\0" in name for name in names):
         raise refusal(path, "name its data files", repr(text[:80]), "correct its header")
     return [_resolved(path, name) for name in names]
 
