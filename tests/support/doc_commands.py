@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 from monai.bundle import scripts
+from monai.networks.nets import UNet
 from places import ROOT
 
 from monai_iou.cli import cli
@@ -211,11 +212,13 @@ def _check_key(name: str, value: str, config: dict[str, Any]) -> None:
 
 
 def _takes(target: str | None, argument: str) -> bool:
-    """Whether a component has an argument; one that hands its options on, as `build_network` does, takes any."""
+    """Whether a component has an argument; the bundle's `build_network` hands its options on to the default UNet."""
     if target is None:
         return False
     found = pydoc.locate(target)
     for module in ("monai.engines", "monai.networks.nets", "monai.inferers", "monai.data"):
         found = found or getattr(importlib.import_module(module), target, None)
-    known = {} if found is None else inspect.signature(found).parameters
-    return argument in known or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
+    known = set() if found is None else set(inspect.signature(found).parameters)
+    if target.endswith(".build_network"):
+        known |= set(inspect.signature(UNet).parameters)
+    return argument in known
