@@ -91,7 +91,8 @@ def _raise_own_sentence(error: Exception) -> None:
     for cause in _causes(error):
         if isinstance(cause, (TrainingError, DatasetError, OutputError)):
             if cause is error and "Original Traceback" not in str(cause):
-                return
+                with exit_with_message():  # it came as it is, from a file that is not in the cache
+                    raise error
             # Of a worker's error torch makes one of the same class, with the worker's traceback as its text.
             sentence = str(cause).rpartition("Error: ")[2].strip() if "Original Traceback" in str(cause) else str(cause)
             with exit_with_message():
