@@ -1,16 +1,19 @@
 """The `monai-iou` command's entry point, installed as a module of its own.
 
-Importing anything from the package `monai_iou` imports MONAI, which takes seconds. The entry point therefore lives
-outside the package and loads `monai_iou/cli.py` by its path, so that `monai-iou --help` answers at once; the
-commands import the package when they run.
+Importing anything from the package `monai_iou` imports MONAI, which takes seconds. The entry point therefore lies
+outside the package and loads the folder `monai_iou/commands` by its path, under a name of its own, so that
+`monai-iou --help` answers at once; the commands import the package when they run.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+COMMANDS = "monai_iou_commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,13 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if package is None or package.origin is None:
         message = "Expected the package `monai_iou` beside its command, but it is not installed: pip install monai-iou."
         raise ImportError(message)
-    spec = importlib.util.spec_from_file_location("monai_iou_cli", Path(package.origin).with_name("cli.py"))
+    folder = Path(package.origin).with_name("commands")
+    spec = importlib.util.spec_from_file_location(
+        COMMANDS, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None
     assert spec.loader is not None
-    cli = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = cli
-    spec.loader.exec_module(cli)
-    return int(cli.main(argv))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[COMMANDS] = module
+    spec.loader.exec_module(module)
+    return int(importlib.import_module(f"{COMMANDS}.group").main(argv))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""`monai-iou init` and `describe`: a copy of the shipped bundle, and its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .errors import reported
+from .lines import bundle_command
+from .options import FOLDER
+
+__all__ = ["describe", "init"]
+
+
+@click.command()
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def init(folder: Path) -> int:
+    """Copy the shipped bundle to the new folder DIR, where you can edit it and train it on your data."""
+    from monai_iou.bundle_files import copy_bundle
+
+    with reported():
+        target = copy_bundle(folder)
+    click.echo(f"Copied the bundle to {target}. Train it on a folder in the Decathlon layout:")
+    click.echo(bundle_command([(target / "configs" / "train.json").as_posix()], "YOUR_FOLDER"))
+    return 0
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER, metavar="DIR")
+def describe(bundle: Path) -> int:
+    """Write the trained model's channels and classes into the metadata of the bundle in DIR.
+
+    The shipped configs/metadata.json names one channel and one label. The model zoo's checks, MONAI Label and MONAI
+    Deploy read that file.
+    """
+    from monai_iou.workflow.metadata import describe_model
+
+    with reported():
+        path = describe_model(bundle)
+    click.echo(f"Written: {path}")
+    return 0

@@ -1,0 +1,44 @@
+"""`monai-iou compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .errors import reported
+from .options import FOLDER, is_folder, output_option
+
+__all__ = ["compare"]
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="BASELINE OTHER...")
+@output_option("-o", default="comparison", help="Folder for the tables and the page.")
+@click.option("--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all that rank a method.")
+@click.option(
+    "--primary",
+    metavar="METRIC",
+    help="The metric that decides; the others are exploratory. Default: iou.",
+)
+def compare(folders: tuple[Path, ...], output: Path, metrics: str | None, primary: str | None) -> int:
+    """Compare evaluated folders in pairs, case by case.
+
+    Writes comparison.csv, paired.csv and comparison.html: mean paired differences with 95 % bootstrap intervals and
+    permutation tests. The primary metric's p-values are corrected (Holm) over labels and pairs of folders. With three
+    or more folders, ranking.csv ranks them.
+    """
+    if len(folders) < 2:
+        message = f"Expected two or more evaluated folders, but got {len(folders)}: name a baseline and another one."
+        raise click.UsageError(message)
+    for folder in folders:
+        if not is_folder(folder):
+            message = f"Expected an evaluated folder, but got `{folder}`: check the path."
+            raise click.UsageError(message)
+    from monai_iou.console import print_comparison
+    from monai_iou.evaluation.compare import METRICS, UnknownMetricError, compare_folders
+
+    with reported(UnknownMetricError):
+        rows = compare_folders(folders, output, tuple(metrics.split(",")) if metrics else METRICS, primary)
+    print_comparison(rows, output)
+    return 0

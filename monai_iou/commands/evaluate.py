@@ -1,0 +1,161 @@
+"""`monai-iou evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from .errors import reported
+from .options import (
+    FOLDER,
+    check_folders,
+    check_tables,
+    label_list,
+    output_option,
+    region_list,
+    tolerance_in_mm,
+    with_options,
+)
+
+__all__ = ["evaluate"]
+
+
+FILES = (
+    click.option(
+        "-p", "--predictions", required=True, type=FOLDER, metavar="DIR", help="Folder of the predicted label maps."
+    ),
+    click.option(
+        "-r", "--references", required=True, type=FOLDER, metavar="DIR", help="Folder of the reference label maps."
+    ),
+    output_option("-o", help="Folder for the tables and the report."),
+)
+LABELS = (
+    click.option(
+        "-l", "--labels", callback=label_list, metavar="1,2", help="Labels to score. Default: all in the references."
+    ),
+    click.option(
+        "--regions", callback=region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels."
+    ),
+    click.option(
+        "--ignore", type=int, metavar="LABEL", help="Reference voxels of this value are excluded from all scores."
+    ),
+)
+DISTANCES = (
+    click.option(
+        "--tolerance",
+        callback=tolerance_in_mm,
+        default="1",
+        show_default=True,
+        metavar="MM",
+        help="Tolerance of the normalised surface distance (NSD) in mm, or one per label: 1=0.5,2=2.",
+    ),
+    click.option(
+        "--boundary",
+        default="2mm",
+        show_default=True,
+        metavar="2mm|2%",
+        help="Width of the bands of boundary IoU, in mm or as a share of the image's diagonal.",
+    ),
+)
+LESIONS = (
+    click.option(
+        "--like",
+        type=click.Choice(["brats-mets", "isles22", "autopet", "ms"]),
+        help="Add the columns of this challenge, by its own rules and under its own names.",
+    ),
+    click.option(
+        "--match",
+        default="iou:0.5",
+        show_default=True,
+        metavar="RULE",
+        help="When a lesion counts as found: any, iou:0.1, or overlap:0.25 (of the reference lesion).",
+    ),
+    click.option(
+        "--pairing",
+        type=click.Choice(["one-to-one", "many-to-one"]),
+        default="one-to-one",
+        show_default=True,
+        help="Whether fragments and merged lesions count as found (many-to-one).",
+    ),
+    click.option(
+        "--connectivity",
+        type=click.Choice(["6", "18", "26"]),
+        callback=lambda context, parameter, value: int(value),
+        default="26",
+        show_default=True,
+        help="Neighbours of a voxel that belong to its lesion.",
+    ),
+    click.option(
+        "--min-volume",
+        "min_volume_mm3",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="MM3",
+        help="Leave out smaller lesions.",
+    ),
+)
+CASES = (
+    click.option(
+        "--missing",
+        type=click.Choice(["exclude", "penalty"]),
+        default="exclude",
+        show_default=True,
+        help="Leave out what is missing, or count it as the worst score. Both means are always given.",
+    ),
+    click.option("--groups", type=FOLDER, metavar="FILE", help="Which cases are of one patient (CSV or JSON)."),
+)
+RUNNING = (
+    click.option(
+        "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of processes on this machine."
+    ),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786."
+    ),
+    click.option(
+        "--resample", type=click.Choice(["reference"]), help="Resample predictions to the grid of the reference."
+    ),
+)
+REPORT = (
+    click.option(
+        "--images", type=FOLDER, metavar="DIR", help="Folder of images, which the report shows under the contours."
+    ),
+    click.option(
+        "--pictures",
+        default="worst",
+        show_default=True,
+        metavar="all|worst|N",
+        help="Cases to show slice by slice in the report.",
+    ),
+    click.option(
+        "--pairs",
+        type=FOLDER,
+        metavar="CSV",
+        help="Table of pairs: columns prediction, reference and, if wanted, case.",
+    ),
+)
+
+
+@click.command()
+@with_options(*FILES, *LABELS, *DISTANCES, *LESIONS, *CASES, *RUNNING, *REPORT)
+def evaluate(**options: Any) -> int:
+    """Score a folder of predictions against references.
+
+    Files pair by relative name without the extension. NIfTI, MetaImage, NRRD and folders of DICOM slices are read.
+    Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
+    not done yet. Exit code 1 if a case failed.
+    """
+    check_folders({f"--{name}": options[name] for name in ("predictions", "references", "images")})
+    check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})
+    from monai_iou.console import print_evaluation, progress
+    from monai_iou.evaluation.evaluate import evaluate_folders
+    from monai_iou.evaluation.request import Request, RequestError
+
+    options["resample"] = options["resample"] is not None
+    options["tolerance"], options["tolerances"] = options["tolerance"]
+    with reported(RequestError), progress() as show:
+        done = evaluate_folders(Request(**options, command=("monai-iou", *sys.argv[1:])), show)
+    print_evaluation(done, options["output"])
+    return 1 if done.failures else 0

@@ -1,0 +1,99 @@
+"""The group of all commands, and the entry point that runs one and returns its exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from .bundle import describe, init
+from .compare import compare
+from .demo import demo
+from .evaluate import evaluate
+from .plan import plan
+from .weights import class_weights
+
+__all__ = ["cli", "main"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class _Commands(click.Group):
+    """A group that suggests the command nearest to a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            known = ", ".join(self.list_commands(ctx))
+            remedy = f"perhaps you meant {near[0]}" if near else f"choose one of {known}"
+            message = f"Expected a command, but got {args[0]!r}: {remedy}."
+            raise click.UsageError(message, ctx) from error
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Read the version from the package's text: importing the package takes seconds."""
+    if value and not context.resilient_parsing:
+        text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+        found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+        click.echo(f"monai-iou {found[1] if found else 'of unknown version'}")
+        context.exit()
+
+
+def _console() -> ModuleType:
+    """The module `console`, by its path as long as the package is not imported."""
+    if "monai_iou" in sys.modules:
+        from monai_iou import console
+
+        return console
+    spec = importlib.util.spec_from_file_location("monai_iou_console", PACKAGE / "console.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
+def cli() -> None:
+    """IoU losses, metrics and a bundle for MONAI: demo, plan, train, evaluate, compare."""
+
+
+for _command in (demo, init, plan, evaluate, compare, class_weights, describe):
+    cli.add_command(_command)
+
+
+def _show(error: click.ClickException) -> None:
+    """Print an error as click does, with what would steer the terminal escaped."""
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.\n", err=True)
+    _console().say(f"Error: {error.format_message()}", error=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: `sys.argv[1:]`) and return its exit code."""
+    try:
+        result = cli.main(args=None if argv is None else list(argv), prog_name="monai-iou", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        return 130
+    except click.ClickException as error:
+        _show(error)
+        return error.exit_code
+    return int(result or 0)

@@ -1,0 +1,101 @@
+"""What the options of several commands have in common: their types, readers, checks and decorators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "FOLDER",
+    "check_folders",
+    "check_tables",
+    "is_folder",
+    "label_list",
+    "output_option",
+    "region_list",
+    "tolerance_in_mm",
+    "with_options",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+FOLDER = click.Path(path_type=Path)
+
+
+def output_option(
+    *names: str, help: str, default: str | None = None, metavar: str = "DIR"
+) -> Callable[[_Command], _Command]:
+    """`--output` of a command, with a default or required."""
+    given: dict[str, Any] = {"required": True} if default is None else {"default": Path(default), "show_default": True}
+    return click.option(*names, "--output", type=FOLDER, metavar=metavar, help=help, **given)
+
+
+def with_options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Decorate a command with options, in the order in which the help lists them."""
+
+    def decorated(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
+
+
+def label_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """`1,2` as (1, 2)."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError as error:
+        message = f"Expected label values, but got {value!r}: separate whole numbers by commas, such as 1,2."
+        raise click.BadParameter(message) from error
+
+
+def region_list(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, tuple[int, ...]]:
+    """`whole=1+2,core=2` as {"whole": (1, 2), "core": (2,)}."""
+    try:
+        parts = [part.split("=") for part in value.split(",")] if value else []
+        regions = {name.strip(): tuple(int(label) for label in labels.split("+")) for name, labels in parts}
+    except ValueError as error:
+        message = f"Expected regions, but got {value!r}: write a name and its labels, such as whole=1+2,core=2."
+        raise click.BadParameter(message) from error
+    if len(regions) != len(parts) or "" in regions:
+        message = f"Expected every region to have a name of its own, but got {value!r}: rename one."
+        raise click.BadParameter(message)
+    return regions
+
+
+def tolerance_in_mm(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, dict[str, float]]:
+    """`2` as (2, {}); `1=0.5,2=2` as (1, {"1": 0.5, "2": 2}), where 1 mm is for the others."""
+    try:
+        if "=" not in value:
+            return float(value), {}
+        parts = [part.split("=") for part in value.split(",")]
+        return 1.0, {name.strip(): float(mm) for name, mm in parts}
+    except ValueError as error:
+        message = f"Expected a distance in mm, but got {value!r}: write one, or one per label such as 1=0.5,2=2."
+        raise click.BadParameter(message) from error
+
+
+def check_folders(folders: Mapping[str, Path | None]) -> None:
+    """Name a wrong path before anything that takes seconds is imported."""
+    for option, path in folders.items():
+        if path is not None and not is_folder(path):
+            message = f"Expected `{option}` to be a folder of volumes, but got `{path}`: check the path."
+            raise click.UsageError(message)
+
+
+def check_tables(tables: Mapping[str, Path | None]) -> None:
+    """Name a wrong file likewise."""
+    for option, path in tables.items():
+        if path is not None and (is_folder(path) or not os.path.exists(path)):  # noqa: PTH110
+            message = f"Expected `{option}` to be a file, but got `{path}`: check the path."
+            raise click.UsageError(message)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder's, whatever its length."""
+    return os.path.isdir(path)  # noqa: PTH112 - unlike Path's it is False for a name that is too long

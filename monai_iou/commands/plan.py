@@ -1,0 +1,69 @@
+"""`monai-iou plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .errors import reported
+from .lines import bundle_command
+from .options import FOLDER, output_option
+
+__all__ = ["plan"]
+
+
+@click.command()
+@click.argument("dataset_dir", type=FOLDER)
+@output_option(default="plan.json", metavar="FILE", help="Config file for the decisions.")
+@click.option("--folds", type=int, metavar="N", help="Number of folds of a cross-validation. Default: a single split.")
+@click.option("--fold", type=int, show_default="0", metavar="K", help="Fold of --folds to validate on, counted from 0.")
+@click.option("--memory-gb", type=float, metavar="GIB", help="Memory of the GPU, or RAM. Default: what is free now.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to plan for; `auto` is a GPU if there is one.",
+)
+def plan(
+    dataset_dir: Path, output: Path, folds: int | None, fold: int | None, memory_gb: float | None, device: str
+) -> int:
+    """Decide from a dataset how to train on it, and give the reason for each decision.
+
+    Spacing, patch, batch, crops, loss and length are decided from the training cases of DATASET_DIR, a folder in the
+    Decathlon layout. The cases of test_labelled are not read.
+
+    Writes a config that `monai.bundle run` merges after train.json.
+    """
+    from monai_iou.console import print_tables, progress
+    from monai_iou.datasets.folder import read_folder
+    from monai_iou.datasets.splits import check_folds, count_patients
+    from monai_iou.evaluation.request import Progress
+    from monai_iou.files import check_replaceable, prepare, write_json
+    from monai_iou.planning.fingerprint import compute_fingerprint
+    from monai_iou.planning.hardware import detect_hardware
+    from monai_iou.planning.rules import propose
+    from monai_iou.planning.tables import plan_tables
+
+    if fold is not None and folds is None:
+        message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
+        raise click.UsageError(message)
+    with reported():
+        check_replaceable(output, "plan_report")
+        machine = detect_hardware(device, memory_gb)
+        folder = read_folder(dataset_dir)
+        if folds is not None:  # before minutes of reading
+            check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
+        prepare(output.parent)
+        with progress() as show:
+            fingerprint = compute_fingerprint(
+                folder, lambda done, total, case: show(Progress("training", done, total, case))
+            )
+        proposal = propose(folder, fingerprint, machine, folds, fold or 0)
+        write_json(output, proposal.as_json(fingerprint, machine))
+    print_tables(plan_tables(folder, fingerprint, proposal))
+    click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
+    # In the config's text a backslash would be an escape.
+    click.echo(bundle_command(["TRAIN.JSON", output.as_posix()], dataset_dir.as_posix()))
+    return 0

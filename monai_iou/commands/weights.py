@@ -1,0 +1,60 @@
+"""`monai-iou class-weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .errors import reported
+from .options import FOLDER, label_list, output_option
+
+__all__ = ["class_weights"]
+
+
+@click.command("class-weights")
+@click.argument("labels_dir", type=FOLDER)
+@click.option(
+    "--method",
+    type=click.Choice(["inverse", "median", "effective"]),
+    default="inverse",
+    show_default=True,
+    help="Formula of the weights; `effective` is the mildest.",
+)
+@click.option(
+    "--beta",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.9999,
+    show_default=True,
+    help="Parameter of the method `effective`.",
+)
+@click.option(
+    "--labels",
+    callback=label_list,
+    metavar="0,1,2",
+    help="Labels to count. Default: those of dataset.json, else of the files.",
+)
+@output_option(default="class_weights.json", metavar="FILE", help="JSON file for the weights.")
+def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int, ...], output: Path) -> int:
+    """Compute class weights from a folder of label files: the rarer a class, the larger its weight.
+
+    Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
+    """
+    from monai_iou.datasets.label_counts import count_label_files
+    from monai_iou.files import check_replaceable, prepare, write_json
+    from monai_iou.weighting import class_weights as weights_of
+
+    with reported():
+        check_replaceable(output, "cases_with_class")
+        prepare(output.parent)
+        counts = count_label_files(labels_dir, labels or None)
+        weights = weights_of(counts.voxels, method, beta)
+        write_json(output, counts.as_json(weights, method))
+    voxels = counts.voxels.sum(0)
+    click.echo(f"{len(counts.cases)} label files, weights: {method}")
+    click.echo(f"{'class':>6}{'voxels':>14}{'%':>10}{'cases':>8}{'components':>12}{'weight':>12}")
+    cases = (counts.voxels > 0).sum(0)
+    for row in zip(counts.values, voxels, 100 * voxels / voxels.sum(), cases, counts.components, weights, strict=True):
+        click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
+    click.echo(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
+    return 0
