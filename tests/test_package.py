@@ -35,7 +35,6 @@ TOP_FILES = {
     "networks.py",
     "scores.py",
     "spacing.py",
-    "transforms.py",
     "weighting.py",
 }
 
