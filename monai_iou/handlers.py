@@ -1,4 +1,4 @@
-"""Ignite handlers: the metrics for MONAI's engines and `MetricsSaver`, and a schedule of loss weights."""
+"""Ignite handlers: the metrics for MONAI's engines and `MetricsSaver`, and a schedule for the weights of a loss."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ def _identity(output: Any) -> Any:
 
 
 class IoUHandler(IgniteMetricHandler):
-    """Run `IoUMetric` over an evaluation; see there for the arguments.
+    """Compute `IoUMetric` during an evaluation; see there for the definitions.
 
     Args:
         include_background: whether class 0 is scored.
-        reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        output_transform: converts the engine's output to `(y_pred, y)`, for example `from_engine(["pred", "label"])`.
-        save_details: whether the scores, one row per image and one column per class, go to
-            `engine.state.metric_details`, from where `MetricsSaver` writes them.
+        reduction: name of one of MONAI's `MetricReduction`, for the value in `engine.state.metrics`.
+        output_transform: converts the output of the engine to `(y_pred, y)`, for example
+            `from_engine(["pred", "label"])`.
+        save_details: whether the scores, one row per image and one column per class, are stored in
+            `engine.state.metric_details`, from which `MetricsSaver` writes them.
         ignore_empty: "both", True or False.
-        num_classes: number of classes of label maps, background included.
-        ignore_index: reference label whose voxels are left out.
+        num_classes: number of classes of label maps, including the background.
+        ignore_index: reference label whose voxels are ignored.
+
+    Raises:
+        ValueError: an argument is not one of the above.
 
     >>> import torch
     >>> from ignite.engine import Engine
@@ -70,26 +74,38 @@ class IoUHandler(IgniteMetricHandler):
 
 
 class LesionIoUHandler(IgniteMetricHandler):
-    """Run `LesionIoUMetric` over an evaluation; see there for the arguments.
+    """Compute `LesionIoUMetric` during an evaluation; see there for the definitions.
 
-    The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm otherwise.
+    The voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm otherwise.
 
     Args:
-        include_background: whether class 0 is scored; None leaves it out where it is a background.
-        reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        output_transform: converts the engine's output to `(y_pred, y)`.
-        save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
+        include_background: whether class 0 is scored; None leaves it out if it is a background.
+        reduction: name of one of MONAI's `MetricReduction`, for the value in `engine.state.metrics`.
+        output_transform: converts the output of the engine to `(y_pred, y)`.
+        save_details: whether the scores are stored in `engine.state.metric_details` for `MetricsSaver`.
         score: the lesion score to report.
         threshold: smallest IoU at which two components can match, or "any".
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
         ignore_empty: "both", True or False.
-        num_classes: number of classes of label maps, background included.
-        ignore_index: reference label whose voxels are left out.
+        num_classes: number of classes of label maps, including the background.
+        ignore_index: reference label whose voxels belong to no lesion.
         match: "any", "iou:0.5" or "overlap:0.25" instead of `threshold`.
         pairing: "one-to-one" or "many-to-one".
-        strict: whether a pair must exceed the threshold.
+        strict: whether a pair must exceed the threshold instead of reaching it.
         min_volume_mm3: smaller components are left out.
-        dilation: reference components that join when dilated so many times count as one lesion.
+        dilation: number of dilations; reference components that join when they are dilated so often count as one
+            lesion.
+
+    Raises:
+        ValueError: an argument is not one of the above.
+
+    >>> import torch
+    >>> from ignite.engine import Engine
+    >>> engine = Engine(lambda engine, batch: batch)
+    >>> LesionIoUHandler(num_classes=2, score="f1").attach(engine, "lesion_f1")
+    >>> found, label = torch.tensor([[[[0, 1, 1, 0, 0]]]]), torch.tensor([[[[0, 1, 1, 0, 1]]]])
+    >>> round(engine.run([(found, label)]).metrics["lesion_f1"], 3)
+    0.667
     """
 
     def __init__(
@@ -130,20 +146,31 @@ class LesionIoUHandler(IgniteMetricHandler):
 
 
 class BoundaryIoUHandler(IgniteMetricHandler):
-    """Run `BoundaryIoUMetric` over an evaluation; see there for the arguments.
+    """Compute `BoundaryIoUMetric` during an evaluation; see there for the definitions.
 
-    The voxel size is read from the labels, or the predictions, where they are MetaTensors, and is 1 mm otherwise.
+    The voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm otherwise.
 
     Args:
-        include_background: whether class 0 is scored; None leaves it out where it is a background.
-        reduction: MONAI's `MetricReduction` name for the value in `engine.state.metrics`.
-        output_transform: converts the engine's output to `(y_pred, y)`.
-        save_details: whether the scores go to `engine.state.metric_details` for `MetricsSaver`.
-        width: thickness of the band, in mm, or as a percentage of the diagonal of the image: "2%".
+        include_background: whether class 0 is scored; None leaves it out if it is a background.
+        reduction: name of one of MONAI's `MetricReduction`, for the value in `engine.state.metrics`.
+        output_transform: converts the output of the engine to `(y_pred, y)`.
+        save_details: whether the scores are stored in `engine.state.metric_details` for `MetricsSaver`.
+        width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
         distance: "euclidean" or "chessboard".
         ignore_empty: "both", True or False.
-        num_classes: number of classes of label maps, background included.
-        ignore_index: reference label whose voxels are left out.
+        num_classes: number of classes of label maps, including the background.
+        ignore_index: reference label whose voxels belong to no band.
+
+    Raises:
+        ValueError: an argument is not one of the above.
+
+    >>> import torch
+    >>> from ignite.engine import Engine
+    >>> engine = Engine(lambda engine, batch: batch)
+    >>> BoundaryIoUHandler(num_classes=2, width=1.0).attach(engine, "boundary_iou")
+    >>> found, label = torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]])
+    >>> round(engine.run([(found, label)]).metrics["boundary_iou"], 4)
+    0.3333
     """
 
     def __init__(
@@ -172,7 +199,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
 
 
 class LossWeightSchedule:
-    """Change the weights of a compound loss over the epochs of a training, for instance to phase a term in.
+    """Change the weights of a compound loss over the epochs of a training, for instance to phase in a term.
 
     The weight of a term is `start` up to `first_epoch` and `end` from `last_epoch` on. In between, with
     t = (epoch - first_epoch) / (last_epoch - first_epoch), it is start + (end - start) * s(t):
@@ -181,18 +208,18 @@ class LossWeightSchedule:
     - "cosine": s(t) = (1 - cos(pi t)) / 2.
     - "constant": no ramp; the weight is `start` before `first_epoch` and `end` from this epoch on.
 
-    The weights depend on the epoch alone (1 is the first), so that a resumed training continues with the right ones.
+    The weights depend on the epoch alone (the first is 1), so that a resumed training continues with the correct ones.
 
     Args:
-        loss: a `CompoundLoss`, or one of its kind such as `IoUCELoss`, which the trainer uses. Its weights are changed
-            in place; terms without a schedule keep theirs.
-        terms: for the name of each scheduled term, as in `loss.names` and `loss.last_terms`, a dictionary with `start`,
+        loss: the `CompoundLoss`, or a loss derived from it such as `IoUCELoss`, that the trainer uses. Its weights are
+            changed in place; terms without a schedule keep their weights.
+        terms: a dictionary for each scheduled term, under its name in `loss.names` and `loss.last_terms`, with `start`,
             `end`, `first_epoch` (1 by default), `last_epoch` (not needed for "constant") and `curve` ("linear" by
             default).
 
     Raises:
         TypeError: if `loss` is not a compound loss, or a schedule has an unknown or a missing key.
-        ValueError: if `loss` has no term of a name, or a weight, an epoch or a curve is out of its range.
+        ValueError: if `loss` has no term of one of the names, or a weight, an epoch or a curve is out of range.
 
     Example:
         >>> from ignite.engine import Engine

@@ -52,6 +52,17 @@ def test_the_readme_has_a_python_block_and_both_commands() -> None:
     assert f"{setup} '.[test]' && .venv/bin/pytest" in readme
 
 
+def test_the_readme_links_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", readme))
+    assert linked == {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+
+
+@pytest.mark.parametrize("name", [name for name in monai_iou.__all__ if callable(getattr(monai_iou, name))])
+def test_every_public_name_has_an_example(name: str) -> None:
+    assert ">>>" in (getattr(monai_iou, name).__doc__ or "")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page: Path) -> None:
     assert problems(page.read_text(encoding="utf-8")) == []

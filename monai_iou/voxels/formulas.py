@@ -14,7 +14,7 @@ For one image, with logits :math:`x_{cv}` of class c at voxel v, and the label :
           a row of its own if asked for
     Q_c = sum_v p_cv^(q+1),  N = sum_v 1          confidence and voxel count
 
-Ignored voxels are excluded from every sum. U never cancels: I <= min(P, T), so U >= (P + T) / 2.
+Ignored voxels are excluded from every sum. U never cancels: I <= (P + T) / 2 for q from 1 to 2, so U >= (P + T) / 2.
 
 Given g = d loss / d (I, P, E, Q), one voxel's derivative needs its own logits and label only. With
 
@@ -62,7 +62,7 @@ _LOWEST = -3e38  # stands for ln 0 = -inf, whose product with 0 would be NaN
 
 
 def union(intersection: Sums, prediction: Sums, target: Sums) -> Sums:
-    """Return U = P + T - I. No digits cancel, because I is at most the smaller of P and T."""
+    """Return U = P + T - I. No digits cancel, because I is at most (P + T) / 2 (for powers from 1 to 2)."""
     joined: Sums = prediction + target - intersection
     return joined
 

@@ -207,37 +207,51 @@ def voxel_sums(
     label_smoothing: float = 0.0,
     confidence: bool = False,
 ) -> VoxelSums:
-    """Read the voxels once and return the sums that the losses are functions of. Differentiable in `input`.
+    """Read the voxels once and return the sums from which the losses are computed, with gradients for `input`.
 
-    The formulas are in :mod:`monai_iou.voxels.formulas`. Sums are float32 (float64 for a float64 input) whatever the
-    input's dtype, and their relative error is below 1e-5 also for a handful of voxels in a large volume.
+    The formulas are in :mod:`monai_iou.voxels.formulas`. The sums are float32 (float64 for a float64 input), whatever
+    the dtype of the input, and their relative error is below 1e-5 even for a few voxels in a large volume.
 
     Args:
-        input: logits (B, C, *S), 1 to 3 spatial dimensions; probabilities with `activation=None`.
+        input: logits (B, C, *S) with 1 to 3 spatial dimensions; probabilities if `activation` is None.
         target: label map (B, 1, *S) of any integer, bool or integral float dtype, or per-class maps (B, C, *S) with
-            values from 0 to 1. With one channel, a binary or soft map.
+            values from 0 to 1. For an input with one channel, a binary or soft map.
         activation: "softmax" (sigmoid if there is one channel), "sigmoid" or None.
         overlap: "product" or, for soft labels, "min_max" (Wang et al. 2023, https://arxiv.org/abs/2302.05666).
         power: exponent q of the predictions and targets in P and T, at least 1.
         ignore_index: label of ignored voxels. For per-class maps: voxels of that class or, if it is not a class,
             voxels whose maps are all zero.
         mask: (B, 1, *S) bool or numbers; voxels where it is zero are ignored.
-        groups: (B, 1, *S) integer region numbers from 0, or (B, C, *S) where each class has its own regions; voxels
-            with a negative number are ignored. With regions of their own and `activation` other than "sigmoid", the
-            cross-entropy of a class's region is that of all its voxels, whatever their class.
-        num_groups: number R of regions; read from `groups` if None.
-        cross_entropy: whether to compute it (zeros otherwise).
+        groups: integer region numbers from 0, (B, 1, *S), or (B, C, *S) if each class has its own regions; voxels with
+            a negative number are ignored. If each class has its own regions and `activation` is not "sigmoid", the
+            cross-entropy of a region includes all of its voxels, whatever their class.
+        num_groups: number R of regions; None reads it from `groups`.
+        cross_entropy: whether to compute the cross-entropy, which is 0 otherwise.
         gamma: focal exponent of the cross-entropy (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
-        label_smoothing: share of the label given to all classes alike, in the cross-entropy only.
-        confidence: whether to compute the sum of p^(q+1).
+        label_smoothing: share of the label that is distributed evenly over all classes, in the cross-entropy only.
+        confidence: whether to compute the sum of p^(q+1), which is 0 otherwise.
 
     Returns:
         :class:`VoxelSums` of shape (B, C), or (B, C, R) with `groups`.
 
     Raises:
         TypeError: if a tensor has an unsuitable dtype.
-        ValueError: if shapes do not match, an option is none of its choices, or labels are outside the classes.
-            On a GPU wrong labels make the sums NaN at once and the error follows at the next call: no step waits.
+        ValueError: if the shapes do not match, an option is not one of its choices, or the target contains values that
+            are not classes. On a GPU no step waits for this check: the sums become NaN at once, and a later call raises
+            the error.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou import voxel_sums
+        >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+        >>> probabilities = torch.tensor([[[0.75, 1.0, 0.5, 0.0], [0.25, 0.0, 0.5, 1.0]]])
+        >>> sums = voxel_sums(probabilities, labels, activation=None)
+        >>> sums.intersection, sums.prediction, sums.target
+        (tensor([[1.7500, 1.5000]]), tensor([[2.2500, 1.7500]]), tensor([[2., 2.]]))
+        >>> two_halves = torch.tensor([[[0, 0, 1, 1]]])  # region numbers
+        >>> voxel_sums(probabilities, labels, activation=None, groups=two_halves).target
+        tensor([[[2., 0.],
+                 [0., 2.]]])
     """
     checks.check_input(input)
     checks.check_target(input, target)

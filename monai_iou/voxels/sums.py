@@ -1,4 +1,4 @@
-"""Per-class sums over voxels: the statistics that every region loss, cross-entropy and metric is a function of."""
+"""Per-class sums over voxels, from which every region loss and cross-entropy is computed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from monai_iou.voxels.spec import BACKGROUND_ENTROPY, CONFIDENCE, COUNT, CROSS_E
 
 @dataclass(frozen=True, eq=False)
 class VoxelSums:
-    """Sums over voxels per image and class, (B, C), or (B, C, R) with regions. They add: over images, regions, ranks.
+    """Sums over voxels for each image and class, (B, C), or (B, C, R) with R regions.
+
+    They can be added over images, regions and ranks. p is the predicted probability of the class, y the label, and q
+    the power.
 
     Attributes:
         rows: (7, B, C[, R]), the sums below in the order of :mod:`monai_iou.voxels.spec`.
-        partly_labelled: whether a count of 0 says that a class was not annotated, and leaves the means.
+        partly_labelled: whether a count of 0 means that a class was not annotated and is left out of the means.
         intersection: I, sum of p y (or of min(p, y)).
         prediction: P, sum of p^q.
         target: T, sum of y^q.
-        cross_entropy: sum of -ln p over the voxels of the class; with sigmoid, of the binary cross-entropy.
-        foreground_entropy, background_entropy: its two parts with sigmoid, where a loss asks for them.
-        confidence: sum of p^(q+1); zeros if not asked for.
-        count: number of voxels that are not ignored.
+        cross_entropy: E, sum of -ln p over the voxels of the class; with a sigmoid, sum of the binary cross-entropy
+            over all voxels.
+        foreground_entropy, background_entropy: the parts of E from the voxels of the class and from the other voxels,
+            if a loss requests them (with a sigmoid only).
+        confidence: Q, sum of p^(q+1); 0 if it was not requested.
+        count: N, number of voxels that are not ignored.
 
     Example:
         >>> import torch
@@ -57,22 +62,22 @@ class VoxelSums:
 
     @property
     def cross_entropy(self) -> Tensor:
-        """E, sum of -ln p over the voxels of the class; with sigmoid, of the binary cross-entropy."""
+        """E, sum of -ln p over the voxels of the class; with a sigmoid, sum of the binary cross-entropy."""
         return self.rows[CROSS_ENTROPY] + self.rows[BACKGROUND_ENTROPY]
 
     @property
     def foreground_entropy(self) -> Tensor:
-        """The part of a sigmoid's E that is of the voxels of the class, if it was asked for apart; else E."""
+        """Part of E from the voxels of the class, if it was requested separately (sigmoid only); otherwise E."""
         return self.rows[CROSS_ENTROPY]
 
     @property
     def background_entropy(self) -> Tensor:
-        """The part of a sigmoid's E that is of the other voxels, if it was asked for apart; else zeros."""
+        """Part of E from the other voxels, if it was requested separately (sigmoid only); otherwise 0."""
         return self.rows[BACKGROUND_ENTROPY]
 
     @property
     def confidence(self) -> Tensor:
-        """Q, sum of p^(q+1); zeros if not asked for."""
+        """Q, sum of p^(q+1); 0 if it was not requested."""
         return self.rows[CONFIDENCE]
 
     @property
@@ -99,9 +104,9 @@ class VoxelSums:
         return replace(self, rows=self.rows.sum(3))
 
     def without_background(self) -> VoxelSums:
-        """Leave out class 0."""
+        """Return the sums without class 0."""
         return replace(self, rows=self.rows[:, :, 1:])
 
     def only(self, labelled: Tensor) -> VoxelSums:
-        """Leave out the pairs of image and class that were not annotated; `labelled` is (B, C) bool."""
+        """Set the sums of pairs of image and class that were not annotated to 0; `labelled` is (B, C) bool."""
         return VoxelSums(torch.where(labelled, self.rows, 0), partly_labelled=True)
