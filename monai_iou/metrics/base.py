@@ -1,8 +1,8 @@
 """Averages that skip NaN, rows gathered from every rank, and the base class of this package's metrics.
 
 MONAI's `do_metric_reduction` writes zeros into its input and turns an average over nothing into 0, and its
-`Cumulative` skips the collective call on a rank without data, so that the other ranks wait for ever. The functions
-here do neither.
+`Cumulative` skips the collective call on a rank without data, so that the other ranks wait forever. The functions here
+do neither.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["PerClassMetric", "RowMetric", "gather_rows", "known_rows", "reduce_s
 def reduce_scores(
     scores: torch.Tensor, reduction: MetricReduction | str = MetricReduction.MEAN
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reduce scores of shape (N, C), leaving NaN out, in the orders of MONAI's `MetricReduction`.
+    """Reduce scores (N, C) in the orders of MONAI's `MetricReduction`, without the NaN among them.
 
-    "mean" averages over the classes of an image, then over the images (shape (1,)); "mean_batch" over the images only
-    (shape (C,)), "mean_channel" over the classes only (shape (N,)); the "sum" forms add. An average over nothing is
-    NaN, a sum over nothing 0. The input is not changed.
+    "mean" averages over the classes of an image, then over the images, (1,); "mean_batch" averages over the images
+    only, (C,), and "mean_channel" over the classes only, (N,). The "sum" forms add instead. An average over nothing is
+    NaN, and a sum over nothing is 0. The input is not changed.
 
     Args:
-        scores: shape (N, C), NaN where an image has no score for a class.
+        scores: (N, C), NaN where an image has no score for a class.
         reduction: "none", "mean", "sum", "mean_batch", "sum_batch", "mean_channel" or "sum_channel".
 
     Returns:
-        The reduced scores, and how many values went into each.
+        The reduced scores, and the number of values from which each was computed.
 
     Raises:
         ValueError: `reduction` is not one of the above.
@@ -64,20 +64,19 @@ def reduce_scores(
 
 
 def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
-    """Concatenate the rows of every rank, in the order of the ranks; every rank must call it, also one without rows.
+    """Concatenate the rows of all ranks in the order of the ranks; every rank must call it, even one without rows.
 
-    The ranks first tell each other the shape of their rows, so that a rank without any joins with zero rows of that
-    shape.
+    The ranks first exchange the shapes of their rows, so that a rank without rows takes part with zero rows.
 
     Args:
-        rows: this rank's rows, shape (N, ...), or None where it has none.
-        dtype: the type of the rows, the same on all ranks.
+        rows: the rows of this rank, (N, ...), or None if it has none.
+        dtype: type of the rows, the same on all ranks.
 
     Returns:
-        All rows on the device of this rank's rows (CPU without), or None when no rank has any.
+        All rows, on the device of this rank's rows (on the CPU if it has none), or None if no rank has any.
 
     Raises:
-        ValueError: the ranks hold rows of different shapes (on every rank alike).
+        ValueError: the rows of the ranks have different shapes; every rank raises it.
     """
     if not is_distributed():
         return rows
@@ -111,7 +110,7 @@ def _all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def known_rows(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Tensor:
-    """The statistics of an image, NaN for the classes that it was not annotated for."""
+    """Return the statistics of an image, with NaN for the classes that were not annotated in it."""
     if pair.labelled is None:
         return row
     return row.masked_fill(~pair.labelled[first_class:, None].to(row.device), math.nan)
@@ -120,18 +119,19 @@ def known_rows(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Te
 class RowMetric(CumulativeIterationMetric):
     """Base of the metrics that give one score for every image and class.
 
-    What is kept and gathered are rows, the statistics of the images, so that other figures can be computed from them
-    later. A subclass implements `_scores`, the algebra from rows to scores, and its own call, which adds rows.
+    The metric keeps and gathers the statistics of the images (rows) instead of their scores, so that other scores can
+    be computed from them later. A subclass implements `_scores`, which computes scores from rows, and its own call,
+    which adds rows.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
-            leaves class 0 out where it is a background, see `ImagePair.has_background`.
-        reduction: MONAI's `MetricReduction` name used by `aggregate`.
-        get_not_nans: whether `aggregate` also returns how many scores went into the result.
-        num_classes: number of classes of label maps, background included.
+        include_background: whether class 0 is scored; a single map has no background to leave out. None leaves class 0
+            out if it is a background; see `ImagePair.has_background`.
+        reduction: name of one of MONAI's `MetricReduction`, used by `aggregate`.
+        get_not_nans: whether `aggregate` also returns the number of scores from which the result was computed.
+        num_classes: number of classes of label maps, including the background.
         return_with_label: with reduction "mean_batch", return a dict by "label_0", "label_1", ... or by the names
             given.
-        ignore_index: voxels of this reference label are left out of every class.
+        ignore_index: reference label whose voxels are ignored.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class RowMetric(CumulativeIterationMetric):
 
     @abstractmethod
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
-        """Scores of shape (N, C) from rows of shape (N, C, K)."""
+        """Return scores (N, C) computed from rows (N, C, K)."""
 
     def _first_class(self, pairs: list[ImagePair]) -> int:
         if pairs[0].num_classes == 1:
@@ -189,7 +189,7 @@ class RowMetric(CumulativeIterationMetric):
         self._synced = True
 
     def get_rows(self) -> torch.Tensor | None:
-        """Statistics of all images of all ranks, shape (N, C, K), or None before any; every rank must call it."""
+        """Return the statistics of all images of all ranks, (N, C, K), or None; every rank must call it."""
         self._sync()
         return None if self._synced_tensors is None else self._synced_tensors[0]
 
@@ -201,7 +201,7 @@ class RowMetric(CumulativeIterationMetric):
         return rows
 
     def get_buffer(self) -> torch.Tensor:
-        """Scores of all images of all ranks, shape (N, C); every rank must call it."""
+        """Return the scores of all images of all ranks, (N, C); every rank must call it."""
         rows = self.get_rows()
         if rows is None:
             first = 0 if self.include_background or self.num_classes in (None, 1) else 1  # as of label maps
@@ -212,11 +212,11 @@ class RowMetric(CumulativeIterationMetric):
         """Reduce the scores of all images of all ranks; every rank must call it.
 
         Args:
-            reduction: MONAI's `MetricReduction` name; None takes the constructor's.
+            reduction: name of one of MONAI's `MetricReduction`; None takes that of the constructor.
 
         Returns:
             The reduced scores (an average over nothing is NaN); with `return_with_label` and "mean_batch", a dict by
-            label; with `get_not_nans`, a tuple with the number of scores that went in.
+            label; with `get_not_nans`, a tuple of the result and the number of scores from which it was computed.
         """
         chosen = look_up_option(reduction or self.reduction, MetricReduction)
         value, not_nans = reduce_scores(self.get_buffer(), chosen)
@@ -243,7 +243,7 @@ class PerClassMetric(RowMetric):
 
     @abstractmethod
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
-        """Statistics of one image, the classes from `first_class` on, shape (C, K)."""
+        """Return the statistics of one image for the classes from `first_class` on, (C, K)."""
 
     def __call__(
         self,
@@ -259,19 +259,19 @@ class PerClassMetric(RowMetric):
             y_pred: hard predictions: label maps (B, 1, *S), per-class maps of 0 and 1 (B, C, *S), or a list of such
                 tensors without the batch dimension. S has 1 to 3 dimensions.
             y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
-            spacing: voxel size in mm: a number, one number per axis, or a list of these for the images of the batch.
-                None reads it from `y` or `y_pred` where they are MetaTensors, and else takes 1. Scores that need no
-                distance ignore it.
-            labelled: (B, C) bool, which classes each image was annotated for, the background included; None for all.
-                The score of a class that was not is NaN, and takes no part in any average or sum.
-            kwargs: none are known.
+            spacing: voxel size in mm: a number, one number per axis, or a list of these, one for each image of the
+                batch. None reads it from `y` or `y_pred` if they are MetaTensors, and takes 1 mm otherwise. Scores
+                without distances ignore it.
+            labelled: (B, C) bool, which classes were annotated in each image, including the background; None means all.
+                The score of a class that was not annotated is NaN and is left out of every average and sum.
+            kwargs: no further keywords are accepted.
 
         Returns:
-            Scores of shape (B, C), NaN where an image has none for a class.
+            Scores (B, C), NaN where an image has no score for a class.
 
         Raises:
             TypeError: an input is neither a tensor nor a list of tensors, or an unknown keyword is given.
-            ValueError: shapes differ, or values are not hard labels.
+            ValueError: the shapes differ, or values are not hard labels.
         """
         if kwargs:
             message = (

@@ -1,12 +1,12 @@
-"""Boundary IoU (Cheng et al., CVPR 2021): how well the outline fits, whatever the size of the structure.
+"""Boundary IoU (Cheng et al., CVPR 2021): the agreement of the outlines, regardless of the size of the structure.
 
     B(M) = voxels of M within `width` of a voxel outside M      Boundary IoU = |B(P) ∩ B(T)| / |B(P) ∪ B(T)|
 
-Distances run between voxel centres, in mm. By default they are Euclidean; the authors erode by squares of 3x3 (cubes
-of 3x3x3) voxels, which is the chessboard distance, and take a width of 2 % of the image's diagonal. A voxel with a face
-neighbour outside M is always in the band, so that the band is at least one voxel thick where slices lie further apart
-than `width`. What lies beyond the image counts as outside, as in the authors' code, so that a structure cut off by the
-image has a boundary there.
+Distances are measured between voxel centres in mm. By default they are Euclidean. The authors erode the mask with
+squares of 3x3 voxels (cubes of 3x3x3), which gives the chessboard distance, and take a width of 2 % of the diagonal of
+the image. A voxel with a face neighbour outside M always belongs to the band, so that the band is at least one voxel
+thick even if the slices are further apart than `width`. Everything beyond the image counts as outside, as in the
+authors' code, so that a structure that is cut off by the edge of the image has a boundary there.
 """
 
 from __future__ import annotations
@@ -49,24 +49,25 @@ def boundary_iou(
     ignored: ArrayLike | None = None,
     distance: BoundaryDistance = "euclidean",
 ) -> float:
-    """Boundary IoU of two masks.
+    """Compute the boundary IoU of two masks (Cheng et al., CVPR 2021, https://arxiv.org/abs/2103.16562).
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 1 to 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 1 to 3 dimensions.
         reference: mask of the same shape.
-        width: thickness of the band, in mm, or as a share of the diagonal of the whole image: "2%".
-        spacing: voxel size in mm along each axis; None is 1 mm.
-        ignore_empty: what an absent structure scores; see `iou_from_counts`.
-        ignored: mask of voxels that are neither inside nor outside: they are in no band and make no boundary.
-        distance: "euclidean", or "chessboard", the largest of the distances along the axes, which the authors use;
-            with a share of the diagonal the band is then a whole number of voxels thick, the nearest one.
+        width: thickness of the band in mm, or as a percentage of the diagonal of the whole image, such as "2%".
+        spacing: voxel size in mm along each axis; None means 1 mm.
+        ignore_empty: the score if the structure is absent; see `iou_from_counts`.
+        ignored: mask of the ignored voxels, which belong to no band and form no boundary.
+        distance: "euclidean", or "chessboard", the largest of the distances along the axes, which the authors use. With
+            a percentage of the diagonal, the chessboard band is rounded to a whole number of voxels.
 
     Returns:
-        A score in [0, 1], or NaN.
+        A score from 0 to 1, or NaN.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an argument that is none of the above.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or an argument is not one of the
+            above.
 
     >>> reference = np.zeros((9, 9), dtype=bool); reference[1:8, 1:8] = True
     >>> prediction = np.zeros((9, 9), dtype=bool); prediction[2:8, 1:8] = True
@@ -87,7 +88,13 @@ def boundary_counts(
     ignored: ArrayLike | None = None,
     distance: BoundaryDistance = "euclidean",
 ) -> tuple[int, int, int]:
-    """Voxels in both bands, in the prediction's and in the reference's; see `boundary_iou`."""
+    """Return the numbers of voxels in both bands, in that of the prediction and in that of the reference.
+
+    Their IoU is the boundary IoU; see `boundary_iou` for the arguments and errors.
+
+    >>> boundary_counts(np.array([0, 1, 1, 1, 0]), np.array([0, 1, 1, 0, 0]), width=1)
+    (1, 2, 2)
+    """
     p, r = mask_pair(prediction, reference)
     rule = _band_rule(width, distance, p.shape, spacing_tuple(spacing, p.ndim))
     unknown = None if ignored is None else as_mask(ignored, "ignored")
@@ -240,20 +247,21 @@ def _background(
 
 
 class BoundaryIoUMetric(PerClassMetric):
-    """Boundary IoU of every image and class; see `boundary_iou`.
+    """Boundary IoU of every image and class, (B, C); see `boundary_iou` for the definition.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
-            (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
-        reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
-        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        width: thickness of the band, in mm, or as a percentage of the diagonal of the image: "2%".
-        ignore_empty: "both" (default): NaN where a class is in neither map, 0 for a false positive. True: NaN where the
-            reference is empty. False: 1 where both are empty.
-        num_classes: needed where both inputs are label maps; background included.
+        include_background: whether class 0 is scored; a single binary map has no background to leave out. None
+            (default) leaves it out if it is a background, as in label maps and one-hot maps, but not in overlapping
+            regions.
+        reduction: name of one of MONAI's `MetricReduction`; an average over nothing is NaN.
+        get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
+        width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
+        ignore_empty: "both" (default): NaN where a class is in neither map, and 0 for a false positive. True: NaN where
+            the reference is empty. False: 1 where both maps are empty, and 0 for a false positive.
+        num_classes: number of classes, including the background; required if both inputs are label maps.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
-        ignore_index: reference label whose voxels are in no band and make no boundary.
-        distance: "euclidean", or "chessboard" as the authors have it.
+        ignore_index: reference label whose voxels are ignored: they belong to no band and form no boundary.
+        distance: "euclidean", or "chessboard", which the authors use.
 
     Raises:
         ValueError: an argument is not one of the above.

@@ -1,4 +1,4 @@
-"""Lesion-wise scores of BraTS 2023, by the organisers' definition; see `monai_iou.metrics.challenges`."""
+"""The lesion-wise scores of BraTS 2023, by the organisers' definition; see `monai_iou.metrics.challenges`."""
 
 from __future__ import annotations
 
@@ -29,29 +29,33 @@ def brats_mets(
     dilation: int = 1,
     min_volume_mm3: float = 2.0,
 ) -> dict[str, float]:
-    """Lesion-wise Dice and HD95 of BraTS 2023, for one region (whole tumour, core or enhancing tumour).
+    """Compute the lesion-wise Dice and HD95 of BraTS 2023 for one region (whole tumour, core or enhancing tumour).
 
-    Reference components that join when dilated count as one lesion. A predicted component (26 neighbours) belongs to
-    every lesion whose dilated form it touches; Dice and HD95 of a lesion are between it and all that belongs to it. A
-    predicted component that belongs to none is a false positive. Lesions of at most `min_volume_mm3` are left out, but
-    not what belongs to them. Missed lesions and false positives count with Dice 0 and HD95 374 mm:
+    Reference components that join when they are dilated count as one lesion. A predicted component (26 neighbours) is
+    assigned to every lesion whose dilated form it overlaps, and the Dice and HD95 of a lesion compare it with all
+    components that are assigned to it. A predicted component that is assigned to no lesion is a false positive. Lesions
+    of at most `min_volume_mm3` are left out together with the components that are assigned only to them; these are not
+    false positives. Missed lesions and false positives count with Dice 0 and HD95 374 mm:
 
         LesionWise_Score_Dice = sum over lesions of Dice / (lesions + FP)
         LesionWise_Score_HD95 = (sum over lesions of HD95 + 374 FP) / (lesions + FP)
 
-    and 1 and 0 where there is neither a lesion nor a false positive. The defaults are those of the metastases; gliomas
-    take dilation=3 and min_volume_mm3=50. Source: https://github.com/rachitsaluja/BraTS-2023-Metrics
+    Without a lesion and without a false positive, they are 1 and 0. The defaults are those for metastases; gliomas use
+    dilation=3 and min_volume_mm3=50. Source: https://github.com/rachitsaluja/BraTS-2023-Metrics
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 3 dimensions.
         reference: mask of the same shape.
-        spacing: voxel size in mm along each axis; None is 1 mm.
-        dilation: how many times the reference is dilated, by 18 neighbours.
-        min_volume_mm3: largest volume that is left out.
+        spacing: voxel size in mm along each axis; None means 1 mm.
+        dilation: how many times the reference is dilated with 18 neighbours.
+        min_volume_mm3: lesions of up to this volume are left out.
+
+    Returns:
+        The columns of "brats-mets" in `CHALLENGES`; distances in mm and the volume in mm3.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
 
     >>> reference = np.zeros((9, 9, 9), dtype=bool); reference[1:3, 1:3, 1:3] = reference[6:8, 6:8, 6:8] = True
     >>> found = brats_mets(reference & (np.arange(9) < 5), reference)
@@ -87,7 +91,7 @@ def brats_mets(
 def _brats_lesion(
     lesion: BoolMask, components: npt.NDArray[Any], own: npt.NDArray[np.int64], spacing: tuple[float, ...]
 ) -> tuple[float, float, bool]:
-    """Dice and HD95 between a lesion and the predicted components that belong to it, and whether there are any."""
+    """Return Dice and HD95 of a lesion and the components assigned to it, and whether there are any."""
     if not len(own):
         return 0.0, _PENALTY_MM, False
     p, r, _ = crop_to_union(np.isin(components, own), lesion)

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: of the voxels that are given p, the share that is of the class should be p."""
+"""Calibration of probabilities: of the voxels with a probability of p, a share of p should belong to the class."""
 
 from __future__ import annotations
 
@@ -23,30 +23,35 @@ _LEAST_RESOLUTION = 4000
 
 @dataclass(frozen=True)
 class ReliabilityDiagram:
-    """What a reliability diagram draws, over the voxels of all images, for each class."""
+    """The values of a reliability diagram of each class, over the voxels of all images."""
 
     edges: torch.Tensor
     """Edges of the bins of probability, shape (bins + 1,)."""
     counts: torch.Tensor
-    """Voxels in each bin, shape (C, bins), int64."""
+    """Number of voxels in each bin, (C, bins), int64."""
     confidence: torch.Tensor
-    """Their mean probability, shape (C, bins); NaN in an empty bin."""
+    """Mean probability of the voxels in each bin, (C, bins); NaN in an empty bin."""
     frequency: torch.Tensor
-    """The share of them that is of the class, shape (C, bins); NaN in an empty bin."""
+    """Share of the voxels in each bin that belong to the class, (C, bins); NaN in an empty bin."""
 
 
 class CalibrationMetric(ProbabilityMetric):
-    """Calibration error of every image and class, and the reliability diagram of all of them.
+    """Calibration error of every image and class, (B, C), and the reliability diagram of all images.
+
+    With n voxels in a bin, their mean probability and the share of them that belongs to the class, the gap of the bin
+    is |mean - share|. The expected error (ECE, Guo et al. 2017, https://arxiv.org/abs/1706.04599) is the mean of the
+    gaps weighted by n, the average error (ACE) is their mean over the bins that contain a voxel, and the maximum error
+    (MCE) is the largest gap.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
-            (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
-        reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
-        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        num_bins: number of equally wide bins of probability.
-        kind: "expected" (ECE, the default), "average" (ACE) or "maximum" (MCE); see `monai_iou.scores`.
+        include_background: whether class 0 is scored; a single map has no background to leave out. None (default)
+            leaves it out if it is a background, as in label maps and one-hot maps, but not in overlapping regions.
+        reduction: name of one of MONAI's `MetricReduction`; an average over nothing is NaN.
+        get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
+        num_bins: number of bins of equal width between the probabilities 0 and 1.
+        kind: "expected" (ECE, the default), "average" (ACE) or "maximum" (MCE).
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
-        ignore_index: reference label whose voxels are left out of every class.
+        ignore_index: reference label whose voxels are ignored.
         activation: None (default) for probabilities, "softmax" or "sigmoid" for logits.
 
     Raises:
@@ -96,15 +101,15 @@ class CalibrationMetric(ProbabilityMetric):
         return scores.calibration_error(*self._bins(rows), kind=self.kind).float()
 
     def _bins(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Voxels, sum of probabilities and voxels of the class in each bin, (..., bins) each."""
+        """Return the number of voxels, the sum of their probabilities and the voxels of the class, (..., bins) each."""
         counts, confidence, hits = rows.unflatten(-1, (self.num_bins, 3)).unbind(-1)
         return counts, confidence, hits
 
     def reliability(self) -> ReliabilityDiagram:
-        """The reliability diagram of all voxels of all images and ranks; every rank must call it.
+        """Return the reliability diagram of the voxels of all images of all ranks; every rank must call it.
 
         Raises:
-            ValueError: no rank has scored an image.
+            ValueError: no rank has scored an image yet.
         """
         counts, confidence, hits = self._bins(self._all_rows().nansum(0))
         return ReliabilityDiagram(
@@ -115,13 +120,14 @@ class CalibrationMetric(ProbabilityMetric):
         )
 
     def summary(self) -> list[dict[str, float]]:
-        """Errors of the voxels of all images of all ranks together, one dict for each class; every rank must call it.
+        """Return the errors over the voxels of all images of all ranks together; every rank must call it.
 
         Returns:
-            "ece", "ace" and "mce", the expected, average and largest error; NaN without a voxel.
+            One dict for each class: "ece", "ace" and "mce", the expected, average and maximum error; NaN if there is no
+            voxel.
 
         Raises:
-            ValueError: no rank has scored an image.
+            ValueError: no rank has scored an image yet.
         """
         bins = self._bins(self._all_rows().nansum(0))
         errors = [scores.calibration_error(*bins, kind=kind).tolist() for kind in scores.CALIBRATION_ERRORS]

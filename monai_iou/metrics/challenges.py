@@ -1,7 +1,8 @@
-"""The scores of challenges, case by case, by the organisers' definitions, names, units and penalties.
+"""The scores of challenges for one case, with the organisers' definitions, names, units and penalties.
 
-Each function takes two masks of one structure on one grid, and returns the challenge's own columns. They are written
-from the definitions in the papers and in the organisers' evaluation scripts; no code of theirs is here.
+Each function takes two masks of one structure on the same grid and returns the columns of the challenge. The functions
+are written from the definitions in the papers and in the organisers' evaluation scripts; they contain none of their
+code.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ _MM3_PER_ML = 1000.0
 def isles22(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> dict[str, float]:
     """The four scores of ISLES'22 (Hernandez Petzsche et al. 2022): Dice, volume, lesion count, lesion-wise F1.
 
-    A lesion (26 neighbours) is found where one predicted voxel lies in it; a predicted component is a false positive
-    where it touches no reference voxel; F1 = TP / (TP + (FP + FN) / 2). Dice and F1 are 1 where both masks are empty.
+    A lesion (26 neighbours) is found if it contains a predicted voxel. A predicted component is a false positive if it
+    contains no reference voxel. F1 = TP / (TP + (FP + FN) / 2). Dice and F1 are 1 if both masks are empty.
     Source: https://github.com/ezequieldlrosa/isles22
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 3 dimensions.
         reference: mask of the same shape.
-        spacing: voxel size in mm along each axis; None is 1 mm.
+        spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
         "dice"; "absolute_volume_difference" in ml; "absolute_lesion_difference", a count; "lesion_f1_score".
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
@@ -60,23 +61,23 @@ def isles22(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None)
 
 
 def autopet(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> dict[str, float]:
-    """Dice, and volumes of false positive and false negative components of autoPET (Gatidis et al. 2022).
+    """The scores of autoPET (Gatidis et al. 2022): Dice, and the volumes of false positives and false negatives.
 
-    Components have 18 neighbours. A predicted one is false positive where it touches no reference voxel, a reference
-    one false negative where no predicted voxel touches it; whole components count, not voxels. Dice is NaN where both
-    masks are empty. Source: https://github.com/lab-midas/autoPET
+    Components are connected by 18 neighbours. A predicted component is a false positive if it contains no reference
+    voxel, and a reference component is a false negative if it contains no predicted voxel; their whole volume counts.
+    Dice is NaN if both masks are empty. Source: https://github.com/lab-midas/autoPET
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 3 dimensions.
         reference: mask of the same shape.
-        spacing: voxel size in mm along each axis; None is 1 mm.
+        spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
         "dice_sc"; "false_pos_vol" and "false_neg_vol" in ml.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
@@ -92,26 +93,28 @@ def autopet(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None)
 def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> dict[str, float]:
     """Lesion-wise scores of multiple sclerosis: of MSSEG 2016 and 2021, and of the longitudinal challenge of 2015.
 
-    MSSEG (Commowick et al. 2018, https://doi.org/10.1038/s41598-018-31911-7; Anima's animaSegPerfAnalyzer): lesions
-    have 6 neighbours and more than 3 mm3. One is found where more than 10 % of it is covered, and where, taken from the
-    largest overlap down until 65 % of what is covered is explained, no component lies by more than 70 % outside of all
-    lesions on the other side. SensL is the share of the reference lesions found; PPVL the share of the predicted ones
-    that are right by the same rule with the sides exchanged; F1_score their harmonic mean.
+    MSSEG (Commowick et al. 2018, https://doi.org/10.1038/s41598-018-31911-7; Anima's animaSegPerfAnalyzer): lesions are
+    connected by 6 neighbours and larger than 3 mm3. A lesion is found if more than 10 % of it is covered, and if none
+    of the components that cover it lies by more than 70 % outside all lesions. Only the components with the largest
+    overlaps are checked for this, until they make up 65 % of the covered part. SensL is the share of the reference
+    lesions that are found, PPVL is the share of the predicted lesions that are correct by the same rule with the two
+    maps exchanged, and F1_score is their harmonic mean.
 
-    ISBI 2015 (Carass et al. 2017, https://doi.org/10.1016/j.neuroimage.2016.12.064): with 18 neighbours, LTPR is the
-    share of reference lesions that any predicted voxel touches, LFPR that of predicted lesions that touch no reference.
+    ISBI 2015 (Carass et al. 2017, https://doi.org/10.1016/j.neuroimage.2016.12.064): lesions are connected by 18
+    neighbours. LTPR is the share of the reference lesions that contain a predicted voxel, and LFPR is the share of the
+    predicted lesions that contain no reference voxel.
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 3 dimensions.
         reference: mask of the same shape.
-        spacing: voxel size in mm along each axis; None is 1 mm.
+        spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
-        "Dice", "SensL", "PPVL", "F1_score", "LTPR" and "LFPR"; NaN where there is nothing to divide by.
+        "Dice", "SensL", "PPVL", "F1_score", "LTPR" and "LFPR"; NaN where the denominator is 0.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
@@ -133,7 +136,7 @@ def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> d
 
 
 def _msseg_found(overlaps: Overlaps, alpha: float = 0.10, beta: float = 0.70, gamma: float = 0.65) -> int:
-    """How many of the reference lesions are found by MSSEG's rule."""
+    """Return the number of reference lesions that are found by MSSEG's rule."""
     inside = np.bincount(overlaps.prediction, weights=overlaps.intersection, minlength=len(overlaps.prediction_sizes))
     outside = scores.ratio(overlaps.prediction_sizes - inside, overlaps.prediction_sizes)
     found = 0
@@ -161,16 +164,24 @@ def _exchanged(overlaps: Overlaps) -> Overlaps:
 
 @dataclass(frozen=True)
 class Challenge:
-    """A challenge's scores: how to compute them, what they are called, and where they come from."""
+    """The scores of a challenge: the function that computes them, their names and their source.
+
+    >>> CHALLENGES["isles22"].title, CHALLENGES["isles22"].rule
+    ("ISLES'22", 'any overlap, many to one, 26 neighbours')
+    """
 
     title: str
+    """Name of the challenge."""
     source: str
+    """Address of the definition."""
     rule: str
     """When a lesion counts as found, in words."""
     score: Callable[..., dict[str, float]]
+    """Function of a prediction and a reference that returns the columns."""
     columns: tuple[str, ...]
+    """The organisers' names of the scores."""
     missing: dict[str, float]
-    """What the columns of a missing case count as, where the challenge or its formula says so."""
+    """Values of the columns for a missing case, if the challenge or its formula defines them."""
 
 
 CHALLENGES: dict[str, Challenge] = {
@@ -219,20 +230,21 @@ CHALLENGES: dict[str, Challenge] = {
 def challenge_scores(
     challenge: str, prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None
 ) -> dict[str, float]:
-    """The scores of a case by the rules of a challenge.
+    """Compute the scores of a case by the rules of a challenge.
 
     Args:
         challenge: "brats-mets", "isles22", "autopet" or "ms".
-        prediction: mask of 0 and 1, or bool, of 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 3 dimensions.
         reference: mask of the same shape.
-        spacing: voxel size in mm along each axis; None is 1 mm.
+        spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
-        The challenge's columns.
+        One value for each of the challenge's columns, in the organisers' units; see the function of the challenge.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: the challenge is unknown, or the masks or the spacing are not as described.
+        ValueError: the challenge is unknown, an input contains values other than 0 and 1, the shapes differ, or
+            `spacing` does not fit them.
 
     >>> mask = np.zeros((5, 5, 5), dtype=bool); mask[2, 2, 1:4] = True
     >>> challenge_scores("autopet", mask, mask, spacing=2)

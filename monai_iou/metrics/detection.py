@@ -1,4 +1,4 @@
-"""What a comparison of connected components gives: counts that add up over cases, and one record per lesion."""
+"""Results of comparing connected components: counts that can be added over cases, and one record per lesion."""
 
 from __future__ import annotations
 
@@ -20,38 +20,45 @@ _FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """Matched and unmatched components; they add up over cases. Everything is NaN where there is nothing at all."""
+    """Numbers of matched and unmatched components, which can be added over cases.
+
+    Every score is NaN if neither side has a component.
+
+    >>> first, second = DetectionScores(tp=2, fp=1, fn=0, iou_sum=1.5), DetectionScores(tp=0, fp=0, fn=1, iou_sum=0.0)
+    >>> (first + second).f1, first.sq, first.pq
+    (0.6666666666666666, 0.75, 0.6000000000000001)
+    """
 
     tp: int
-    """Reference components with a match."""
+    """Number of reference components with a match."""
     fp: int
-    """Predicted components without one."""
+    """Number of predicted components without a match."""
     fn: int
-    """Reference components without one."""
+    """Number of reference components without a match."""
     iou_sum: float
-    """Sum of IoU over the matched pairs."""
+    """Sum of the IoU of the matched pairs."""
 
     def __add__(self, other: DetectionScores) -> DetectionScores:
         return DetectionScores(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.iou_sum + other.iou_sum)
 
     @property
     def both_empty(self) -> bool:
-        """Whether neither side has a component: a case to count apart."""
+        """Whether neither side has a component; such cases are counted separately."""
         return self.tp + self.fp + self.fn == 0
 
     @property
     def precision(self) -> float:
-        """TP / (TP + FP); NaN without a predicted component."""
+        """TP / (TP + FP); NaN if there is no predicted component."""
         return ratio(self.tp, self.tp + self.fp, empty=math.nan)
 
     @property
     def recall(self) -> float:
-        """TP / (TP + FN); NaN without a reference component."""
+        """TP / (TP + FN); NaN if there is no reference component."""
         return ratio(self.tp, self.tp + self.fn, empty=math.nan)
 
     @property
     def f1(self) -> float:
-        """TP / (TP + FP/2 + FN/2); 0 for false positives on an empty reference."""
+        """TP / (TP + FP/2 + FN/2); 0 if the reference is empty and the prediction is not."""
         return ratio(self.tp, self.tp + (self.fp + self.fn) / 2, empty=math.nan)
 
     @property
@@ -61,14 +68,14 @@ class DetectionScores:
 
     @property
     def sq(self) -> float:
-        """Segmentation quality, the mean IoU of the matched pairs; 0 where there are components but no match."""
+        """Segmentation quality, the mean IoU of the matched pairs; 0 if there are components but no match."""
         if self.both_empty:
             return math.nan
         return ratio(self.iou_sum, self.tp, empty=0.0)
 
     @property
     def pq(self) -> float:
-        """Panoptic quality, SQ * RQ."""
+        """Panoptic quality, SQ * RQ (Kirillov et al. 2019, https://arxiv.org/abs/1801.00868)."""
         return self.sq * self.rq
 
 
@@ -77,22 +84,30 @@ class Lesion:
     """One reference component ("tp" found, "fn" missed), or one predicted component without a match ("fp")."""
 
     label: int
+    """Label under which the lesion is recorded."""
     component: int
     """Number of the component in its own mask, from 1, in scan order."""
     outcome: Literal["tp", "fn", "fp"]
+    """Found, missed or false positive."""
     volume_ml: float
+    """Volume in ml."""
     centroid_voxel: tuple[float, ...]
+    """Centroid as voxel indices of the whole image."""
     centroid_mm: tuple[float, ...]
+    """Centroid in mm, in the coordinates of the affine matrix that was given."""
     iou: float
-    """IoU with the matched component, 0 without one."""
+    """IoU with the matched component; 0 if there is none."""
     region_iou: float
-    """IoU inside the Voronoi region; NaN for "fp"."""
+    """IoU inside the component's Voronoi region; NaN for "fp"."""
     matched_component: int | None
-    """Number of the matched component in the prediction."""
+    """Number of the matched component in the prediction; None if there is none."""
 
 
 class LesionCurve(NamedTuple):
-    """F1, recall and PQ against the IoU threshold, and the areas under F1 and PQ (trapezoids, divided by the range)."""
+    """F1, recall and PQ at each IoU threshold, and the areas under F1 and PQ.
+
+    The areas are computed by the trapezoidal rule and divided by the range of the thresholds.
+    """
 
     thresholds: _FloatArray
     f1: _FloatArray
@@ -104,7 +119,7 @@ class LesionCurve(NamedTuple):
 
 @dataclass(frozen=True)
 class VolumeBin:
-    """How many of the reference lesions of at least `low_ml` and less than `high_ml` were found."""
+    """The reference lesions with a volume of at least `low_ml` and less than `high_ml`, and how many were found."""
 
     low_ml: float
     high_ml: float
@@ -113,18 +128,21 @@ class VolumeBin:
 
     @property
     def recall(self) -> float:
-        """Found / count; NaN without a lesion."""
+        """`found` / `count`; NaN if the bin contains no lesion."""
         return ratio(self.found, self.count, empty=math.nan)
 
 
 def recall_by_volume(
     lesions: Iterable[Lesion], edges_ml: Sequence[float] = (0.0, 0.01, 0.1, 1.0, 10.0, math.inf)
 ) -> list[VolumeBin]:
-    """Share of the reference lesions found, by their volume; lesions of many cases can be given together.
+    """Count the reference lesions that were found, by volume; the lesions of many cases can be given together.
 
     Args:
         lesions: records of `lesion_scores`; false positives are left out.
-        edges_ml: ascending volumes in ml; a bin holds its lower edge and not its upper.
+        edges_ml: edges of the bins in ml, ascending. A bin includes its lower edge and excludes its upper edge.
+
+    Returns:
+        One bin between each pair of consecutive edges.
 
     Raises:
         ValueError: `edges_ml` is not ascending.

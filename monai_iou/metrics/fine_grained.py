@@ -1,11 +1,11 @@
 """IoU over a data set, by image, by class, and of the worst images (Wang et al., NeurIPS Datasets and Benchmarks 2023).
 
-With IoU_ic of class c in image i, over the pairs that count:
+With IoU_ic of class c in image i, over the pairs of image and class that count:
 
     D = mean_c (sum_i I_ic / sum_i U_ic)      I = mean_i mean_c IoU_ic      C = mean_c mean_i IoU_ic
 
-and I_q, C_q the same over the lowest q % of the images' means, or of each class's images; IQ and CQ are the means of
-I_q and C_q over q = 10, 20, ... 100. https://arxiv.org/abs/2310.19252
+I_q is the mean over the lowest q % of the images only, and C_q over the lowest q % of the images of each class; IQ and
+CQ are the means of I_q and C_q over q = 10, 20, ... 100. https://arxiv.org/abs/2310.19252
 """
 
 from __future__ import annotations
@@ -33,31 +33,33 @@ def fine_grained_iou(
     reference: torch.Tensor | None = None,
     labelled: torch.Tensor | None = None,
 ) -> dict[str, float]:
-    """Dataset, image-wise, class-wise and worst-case mean IoU (Wang et al., NeurIPS Datasets and Benchmarks 2023).
+    """Compute the mean IoU over the dataset, by image, by class and of the worst images.
 
-    D sums I and U over the images before dividing, and averages the classes; large structures dominate. I averages
-    the classes of an image, then the images. C averages the images of a class, then the classes. "worst" averages
-    only the lowest q % of the images, at least one: of their means (I), or of each class's scores (C).
+    D adds I and U over the images before it divides, and averages over the classes; large structures dominate it. I
+    averages over the classes of an image, then over the images. C averages over the images of a class, then over the
+    classes. The worst-case scores average over the lowest q % of the images only, and over at least one: by their mean
+    (I), or by their score for each class (C). Source: Wang et al., NeurIPS Datasets and Benchmarks 2023,
+    https://arxiv.org/abs/2310.19252
 
-    A pair of image and class counts in I and C where `active` says so; without it, where the class is in the
-    reference (the paper's rule), and without `reference` too, where U > 0, so that a false positive on an image
-    without the class scores 0.
+    Which pairs of image and class count in I and C is decided by `active`. Without it, a pair counts if the class is in
+    the reference, as in the paper. Without `reference` either, a pair counts if U > 0, so that a false positive on an
+    image without the class scores 0.
 
     Args:
-        intersection: I, shape (N, C).
-        union: U, shape (N, C).
-        active: which pairs of image and class count in I and C, shape (N, C); a pair with U = 0 never does.
+        intersection: I, (N, C), numbers of voxels in both maps.
+        union: U, (N, C), numbers of voxels in either map.
+        active: which pairs of image and class count in I and C, (N, C) bool; a pair with U = 0 never does.
         worst: the percentages q.
-        reference: T, shape (N, C).
-        labelled: which pairs were annotated, shape (N, C) bool; the others are left out, of D too.
+        reference: T, (N, C), numbers of voxels in the reference.
+        labelled: which pairs were annotated, (N, C) bool; the others are left out of all scores, including D.
 
     Returns:
-        "iou_d", "iou_i", "iou_c", "iou_iq", "iou_cq" and, for each q, "iou_i_worst_q" and "iou_c_worst_q"; NaN where
-        nothing counts, and where a count that is used is NaN.
+        "iou_d", "iou_i", "iou_c", "iou_iq", "iou_cq" and, for each q, "iou_i_worst_q" and "iou_c_worst_q"; NaN if
+        nothing counts, or if a count that is used is NaN.
 
     Raises:
-        ValueError: the shapes differ or are not (N, C), I is more than U, a count is negative, or a percentage is
-            outside (0, 100].
+        ValueError: the shapes differ or are not (N, C), I exceeds U, a count is negative, or a percentage is outside
+            (0, 100].
 
     >>> means = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
     >>> list(means)
@@ -125,7 +127,7 @@ def _check(
 
 
 def check_counts(intersection: torch.Tensor, limit: torch.Tensor, name: str) -> None:
-    """Raise ValueError where voxels in both maps are negative, or more than there are in one; NaN passes."""
+    """Raise ValueError if an intersection is negative or larger than its limit; NaN is accepted."""
     wrong = (intersection > limit * (1 + _ROUNDING)) | (intersection < 0)
     if bool(wrong.any()):
         message = (

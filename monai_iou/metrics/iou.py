@@ -1,8 +1,8 @@
-"""IoU (Jaccard index) of hard segmentations: counts first, scores after.
+"""IoU (Jaccard index) of hard segmentations, computed from voxel counts.
 
     IoU_c = I_c / (P_c + T_c - I_c)
 
-with I, P, T the voxels of class c in both, in the prediction and in the reference.
+where I_c, P_c and T_c are the numbers of voxels of class c in both maps, in the prediction and in the reference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_TABLE = 1 << 16
 
 
 class ClassCounts(NamedTuple):
-    """Voxels of each class, int64, the class last: in both maps, in the prediction, in the reference."""
+    """Numbers of voxels of each class, int64, (..., C): in both maps, in the prediction, and in the reference."""
 
     intersection: torch.Tensor
     prediction: torch.Tensor
@@ -39,7 +39,7 @@ class ClassCounts(NamedTuple):
 
     @property
     def union(self) -> torch.Tensor:
-        """Voxels in either map."""
+        """Number of voxels in either map, P + T - I."""
         return scores.union(self.intersection, self.prediction, self.reference)
 
 
@@ -49,10 +49,10 @@ def iou_counts(
     """Count the voxels of every class in two label maps, in one pass and without a one-hot copy.
 
     Args:
-        prediction: label map of 1 to 3 dimensions, any integer, bool or whole-valued float type.
+        prediction: label map with 1 to 3 dimensions, of an integer, bool or floating-point type with whole values.
         reference: label map of the same shape.
-        num_classes: number of classes, background included.
-        ignore_index: voxels with this reference label are left out of every class; it may lie outside the classes.
+        num_classes: number of classes, including the background.
+        ignore_index: voxels with this reference label are ignored; it need not be a class.
 
     Returns:
         Counts of shape (num_classes,).
@@ -80,21 +80,21 @@ def iou_from_counts(
     reference: torch.Tensor,
     ignore_empty: IgnoreEmpty = "both",
 ) -> torch.Tensor:
-    """IoU = I / (P + T - I) for counts of any shape.
+    """Return IoU = I / (P + T - I) for counts of any shape.
 
     Args:
-        intersection: I, voxels in both.
-        prediction: P, voxels in the prediction.
-        reference: T, voxels in the reference.
-        ignore_empty: what an absent class scores. "both": NaN where both are empty, 0 for a false positive. True: NaN
-            where the reference is empty, so that false positives go unpunished (MONAI's default). False: 1 where both
-            are empty.
+        intersection: I, number of voxels in both maps.
+        prediction: P, number of voxels in the prediction.
+        reference: T, number of voxels in the reference.
+        ignore_empty: the score of an absent class. "both": NaN where both maps are empty, and 0 for a false positive.
+            True: NaN where the reference is empty, so that false positives have no effect (MONAI's default). False: 1
+            where both maps are empty, and 0 for a false positive.
 
     Returns:
-        Float32 scores of the counts' shape; NaN where a count is NaN.
+        Float32 scores of the shape of the counts; NaN where a count is NaN.
 
     Raises:
-        ValueError: `ignore_empty` is none of the three, or I is more than P or T.
+        ValueError: `ignore_empty` is not one of the three, or I exceeds P or T.
 
     >>> iou_from_counts(torch.tensor([2, 0, 0]), torch.tensor([3, 4, 0]), torch.tensor([3, 0, 0]))
     tensor([0.5000, 0.0000,    nan])
@@ -155,24 +155,25 @@ def _three(rows: torch.Tensor) -> ClassCounts:
 
 
 class IoUMetric(PerClassMetric):
-    """IoU of every image and class, from label maps or per-class maps, without ever making a one-hot copy.
+    """IoU of every image and class, I / (P + T - I), computed without a one-hot copy.
 
-    Keeps the counts of every image, so that `summary` can give dataset, image-wise, class-wise and worst-case IoU as
-    well.
+    The metric is called with predictions and references, label maps (B, 1, *S) or per-class maps (B, C, *S), and
+    returns scores (B, C). It keeps the counts of every image, from which `summary` computes the IoU over the dataset,
+    by image, by class and of the worst images.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out.
-        reduction: "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel" or "none", as in MONAI; but
-            an average over nothing is NaN, not 0.
-        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        ignore_empty: "both" (default): NaN where a class is in neither map, 0 for a false positive. True: NaN where the
-            reference is empty (MONAI's default). False: 1 where both are empty, 0 for a false positive.
-        num_classes: needed where both inputs are label maps; background included. Without it a single channel is one
-            binary map of 0 and 1, as thresholded predictions of shape (B, 1, *S) are: it is scored as one class, and
-            any other value is refused.
+        include_background: whether class 0 is scored; a single binary map has no background to leave out.
+        reduction: "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel" or "none", as in MONAI, but
+            an average over nothing is NaN instead of 0.
+        get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
+        ignore_empty: "both" (default): NaN where a class is in neither map, and 0 for a false positive. True: NaN where
+            the reference is empty (MONAI's default). False: 1 where both maps are empty, and 0 for a false positive.
+        num_classes: number of classes, including the background; required if both inputs are label maps. Without it, a
+            single channel is one binary map of 0 and 1, such as a thresholded prediction (B, 1, *S). It is scored as
+            one class, and any other value is refused.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
-        ignore_index: reference label whose voxels are left out of every class. For per-class maps: the class of that
-            number, or, where there is none, the voxels that no channel claims.
+        ignore_index: reference label whose voxels are ignored. For per-class maps, it is the number of a class or, if
+            there is no class of that number, it stands for the voxels that belong to no channel.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -207,27 +208,27 @@ class IoUMetric(PerClassMetric):
         return iou_from_counts(*_three(rows), self.ignore_empty)
 
     def get_counts(self) -> ClassCounts:
-        """Voxel counts of all images of all ranks, shape (N, C) each; every rank must call it.
+        """Return the voxel counts of all images of all ranks, (N, C) each; every rank must call it.
 
-        A class that an image was not annotated for has 0 in all three.
+        Where a class was not annotated in an image, all three counts are 0.
 
         Raises:
-            ValueError: no rank has scored an image.
+            ValueError: no rank has scored an image yet.
         """
         return ClassCounts(*_three(self._all_rows().nan_to_num(nan=0.0).long()))
 
     def summary(
         self, worst: Sequence[float] = (5, 10, 50), present: Literal["reference", "either"] = "reference"
     ) -> dict[str, Any]:
-        """`fine_grained_iou` of all images of all ranks, and "iou_d_per_class", a list; every rank must call it.
+        """Return `fine_grained_iou` of all images of all ranks, and "iou_d_per_class"; every rank must call it.
 
         Args:
             worst: percentages of the worst images.
-            present: when a class counts for an image: "reference", where it is in the reference, as in the paper;
-                "either", where it is in either map, so that a false positive on an image without the class scores 0.
+            present: when a class counts in an image. "reference": if it is in the reference, as in the paper.
+                "either": if it is in either map, so that a false positive on an image without the class scores 0.
 
         Raises:
-            ValueError: no rank has scored an image, or an argument is none of the above.
+            ValueError: no rank has scored an image yet, or an argument is not one of the above.
         """
         check_choice("present", present, ("reference", "either"))
         counts = self.get_counts()

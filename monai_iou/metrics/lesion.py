@@ -1,11 +1,13 @@
-"""Scores of lesions instead of voxels: found or missed, how well each is outlined, and where.
+"""Scores per lesion instead of per voxel: which lesions were found, how well each is outlined, and where it lies.
 
-With TP matched pairs (r, p) of reference and predicted components, FP predicted and FN reference components left over:
+With TP matched pairs (r, p) of a reference and a predicted component, and FP predicted and FN reference components
+without a match:
 
     SQ = sum IoU(r, p) / TP      RQ = F1 = TP / (TP + FP/2 + FN/2)      PQ = SQ * RQ      (Kirillov et al. 2019)
 
-CC-IoU is the mean over the reference components of the IoU inside the component's Voronoi region, the voxels that are
-nearer to it than to any other component (after the CC-metrics of Jaus et al. 2024; CC-Dice is theirs).
+CC-IoU is the mean over the reference components of the IoU inside the component's Voronoi region, which contains the
+voxels that are nearer to it than to any other component. It follows the CC-metrics of Jaus et al. (2024,
+https://arxiv.org/abs/2410.18684), who defined CC-Dice.
 """
 
 from __future__ import annotations
@@ -34,38 +36,54 @@ _TENTHS = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class LesionScores(DetectionScores):
-    """Scores of the components of one structure in one case."""
+    """Scores of the connected components of one structure in one case, as returned by `lesion_scores`.
+
+    >>> reference = np.array([[1, 1, 1, 0, 0, 0, 1]]); prediction = np.array([[1, 1, 0, 0, 1, 0, 0]])
+    >>> found = lesion_scores(prediction, reference)
+    >>> found.tp, found.fp, found.fn, found.recall_any, round(found.at("any").sq, 3)
+    (1, 1, 1, 0.5, 0.667)
+    >>> [(lesion.outcome, lesion.centroid_voxel) for lesion in found.lesions]
+    [('tp', (0.0, 1.0)), ('fn', (0.0, 6.0)), ('fp', (0.0, 4.0))]
+    """
 
     cc_iou: float
-    """Mean IoU inside the reference components' Voronoi regions; 0 for false positives on an empty reference."""
+    """Mean IoU inside the Voronoi regions of the reference components; 0 if only the reference is empty."""
     cc_dice: float
-    """The same with Dice."""
+    """Mean Dice inside the same regions; 0 if only the reference is empty."""
     recall_any: float
-    """Share of reference components that any predicted voxel touches; NaN without one."""
+    """Share of reference components that share a voxel with the prediction; NaN if there are none."""
     precision_any: float
-    """Share of predicted components that touch any reference voxel; NaN without one."""
+    """Share of predicted components that share a voxel with the reference; NaN if there are none."""
     fragments: int
-    """Predicted components beyond the first on the same reference component."""
+    """Number of predicted components beyond the first that overlap the same reference component."""
     merges: int
-    """Reference components beyond the first under the same predicted component."""
+    """Number of reference components beyond the first that overlap the same predicted component."""
     rule: LesionRule
-    """When a lesion counts as found."""
+    """The rule that decides when a lesion counts as found."""
     lesions: tuple[Lesion, ...] = field(repr=False)
-    """The reference components, then the false positives."""
+    """One record for each reference component, followed by the false positives."""
     overlaps: Overlaps = field(repr=False, compare=False)
 
     def at(self, threshold: float | Literal["any"]) -> DetectionScores:
-        """The detection scores at another threshold, from the same overlaps; of the IoU where the rule is "any"."""
+        """Return the detection scores at another threshold, from the same overlaps.
+
+        Args:
+            threshold: from 0 to 1, or "any". It applies to the measure of the rule, and to the IoU if the rule is
+                "any".
+        """
         limit = iou_threshold(threshold)
         measure: Literal["iou", "overlap"] = "overlap" if self.rule.measure == "overlap" else "iou"
         rule = LesionRule(measure, limit, self.rule.strict, self.rule.pairing)
         return _detection(self.overlaps, match_components(self.overlaps, rule))
 
     def curve(self, thresholds: Sequence[float] = _TENTHS) -> LesionCurve:
-        """Detection scores over thresholds of `at`; 0 asks for one shared voxel.
+        """Return the detection scores at several thresholds; see `at`.
+
+        Args:
+            thresholds: ascending, from 0 to 1; 0 asks for one shared voxel.
 
         Raises:
-            ValueError: fewer than two thresholds, not ascending, or outside [0, 1].
+            ValueError: there are fewer than two thresholds, they do not ascend, or one lies outside [0, 1].
         """
         t = np.asarray(thresholds, dtype=float)
         if len(t) < 2 or not ((np.diff(t) > 0).all() and t[0] >= 0 and t[-1] <= 1):
@@ -99,33 +117,36 @@ def lesion_scores(
 ) -> LesionScores:
     """Compare the connected components of two masks.
 
-    By default components are matched one to one where their IoU reaches `threshold`: as many pairs as can be, and among
-    those choices the largest sum of IoU. Everything comes from one histogram of overlapping components inside the box
-    that holds both masks. `monai_iou.metrics.challenges` has the rules of challenges.
+    By default, components are matched one to one where their IoU reaches `threshold`. The matching has as many pairs as
+    possible and, among the matchings with that number, the largest sum of IoU. The rules of several challenges are in
+    `monai_iou.metrics.challenges`.
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 2 or 3 dimensions; with `instances` a map of lesion numbers.
-        reference: mask, or map, of the same shape.
-        spacing: voxel size in mm along each axis; None takes it from `affine`, or 1 mm.
-        threshold: IoU from which on a pair can match, in [0, 1]; "any" or 0 asks for one shared voxel.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
-        affine: (D+1, D+1) matrix from voxel indices to mm, for the centroids; None multiplies by `spacing`.
-        label: the label that the lesions are recorded under.
-        match: "any", "iou:0.5" or "overlap:0.25" (share of the reference component that is covered) instead of
+        prediction: mask of 0 and 1 or of bool, with 2 or 3 dimensions; with `instances`, a map of lesion numbers.
+        reference: mask or map of the same shape.
+        spacing: voxel size in mm along each axis; None takes it from `affine`, or 1 mm if there is none.
+        threshold: smallest IoU at which a pair can match, from 0 to 1; "any" or 0 asks for one shared voxel.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
+        affine: matrix (D + 1, D + 1) from voxel indices to mm, used for the centroids; None multiplies the indices by
+            `spacing`.
+        label: label under which the lesions are recorded.
+        match: "any", "iou:0.5" or "overlap:0.25" (the share of the reference component that is covered) instead of
             `threshold`; see `monai_iou.metrics.lesion_rules`.
         pairing: "one-to-one", or "many-to-one", where fragments and merged lesions count as found.
-        strict: whether a pair must exceed the threshold (Kirillov et al., MONAI) instead of reaching it: an IoU of
-            exactly 0.5 is common among lesions of a few voxels.
-        min_volume_mm3: smaller components are left out, and predicted ones that touch only such as well.
-        dilation: reference components that join when dilated so many times count as one lesion.
-        instances: whether the maps hold lesion numbers; components are not looked for then.
+        strict: whether a pair must exceed the threshold, as in Kirillov et al. and MONAI, instead of reaching it. An
+            IoU of exactly 0.5 is common among lesions of a few voxels.
+        min_volume_mm3: smaller components are left out, together with the predicted components that touch only these.
+        dilation: number of dilations; reference components that join when they are dilated so often count as one
+            lesion.
+        instances: whether the maps contain lesion numbers, so that connected components are not computed.
 
     Returns:
-        Scores, one record per lesion, and the overlaps behind them.
+        The scores, one record per lesion, and the overlaps from which they were computed.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an argument that is none of the above.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or an argument is not one of the
+            above.
 
     >>> reference = np.zeros((8, 8), dtype=bool); reference[1:3, 1:3] = True; reference[6, 6] = True
     >>> prediction = np.zeros((8, 8), dtype=bool); prediction[1:3, 1:4] = True

@@ -23,27 +23,30 @@ _STATISTICS = ("references", "predictions", "tp", "iou_sum", "cc_iou", "cc_dice"
 
 
 class LesionIoUMetric(PerClassMetric):
-    """One lesion score for every image and class; see `lesion_scores`.
+    """One lesion score of every image and class, (B, C); see `lesion_scores` for the definitions.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
-            (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
-        reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
-        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        score: "pq", "sq", "rq" or "f1", "precision", "recall", "cc_iou", "cc_dice", or "f1_area", the area under F1
-            over IoU thresholds. All of them stay available from `summary`.
+        include_background: whether class 0 is scored; a single binary map has no background to leave out. None
+            (default) leaves it out if it is a background, as in label maps and one-hot maps, but not in overlapping
+            regions.
+        reduction: name of one of MONAI's `MetricReduction`; an average over nothing is NaN.
+        get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
+        score: "pq", "sq", "rq" or "f1", "precision", "recall", "cc_iou", "cc_dice", or "f1_area", the area under the
+            F1 over the IoU thresholds. `summary` returns all of them except "f1_area" and "rq", whatever the choice.
         threshold: smallest IoU at which two components can match; "any" asks for one shared voxel.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
-        ignore_empty: "both" (default): NaN where neither side has a lesion, 0 for false positives alone. True: NaN
-            where the reference has none. False: 1 where neither has one. A precision or recall of nothing stays NaN.
-        num_classes: needed where both inputs are label maps; background included.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
+        ignore_empty: "both" (default): NaN where neither map has a lesion, and 0 if only the prediction has one. True:
+            NaN where the reference has none. False: 1 where neither map has one, and 0 if only the prediction has one.
+            Precision and recall stay NaN where they are undefined.
+        num_classes: number of classes, including the background; required if both inputs are label maps.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
-        ignore_index: voxels of this reference label are in no lesion.
+        ignore_index: reference label whose voxels belong to no lesion.
         match: "any", "iou:0.5" or "overlap:0.25" instead of `threshold`.
         pairing: "one-to-one" or "many-to-one".
-        strict: whether a pair must exceed the threshold.
+        strict: whether a pair must exceed the threshold instead of reaching it.
         min_volume_mm3: smaller components are left out.
-        dilation: reference components that join when dilated so many times count as one lesion.
+        dilation: number of dilations; reference components that join when they are dilated so often count as one
+            lesion.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -119,15 +122,16 @@ class LesionIoUMetric(PerClassMetric):
         return scores.float()
 
     def summary(self) -> list[dict[str, float]]:
-        """Lesions of all images of all ranks counted together, one dict for each class; every rank must call it.
+        """Count the lesions of all images of all ranks together; every rank must call it.
 
         Returns:
-            "tp", "fp", "fn", "precision", "recall", "f1", "sq" and "pq" of the joined lesions, "cc_iou" and "cc_dice"
-            averaged over the images that have a score, "images", and "both_empty", the images without a lesion on
-            either side. `str(metric.rule)` says in words when a lesion counts as found.
+            One dict for each class: "tp", "fp", "fn", "precision", "recall", "f1", "sq" and "pq" of the pooled lesions,
+            "cc_iou" and "cc_dice" averaged over the images that have a score, "images", the number of images, and
+            "both_empty", the number of images without a lesion in either map. `str(metric.rule)` states in words when a
+            lesion counts as found.
 
         Raises:
-            ValueError: no rank has scored an image.
+            ValueError: no rank has scored an image yet.
         """
         return [_class_summary(column) for column in self._all_rows().unbind(dim=1)]
 

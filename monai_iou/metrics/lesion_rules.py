@@ -1,13 +1,14 @@
-"""When a lesion counts as found: how much two components must share, and how many may share one.
+"""When a lesion counts as found: how much two components must overlap, and how many may be matched with one.
 
     "any"            one shared voxel
     "iou:0.5"        |p ∩ r| / |p ∪ r| of at least 0.5 (above it with `strict`)
     "overlap:0.25"   |p ∩ r| / |r|, the share of the reference component that is covered
 
-One to one, as many pairs are matched as can be, each component once; a fragment left over is a false positive. Many to
-one, a reference component is found where any predicted one reaches the threshold with it ("overlap": where all of them
-together cover it), and a predicted component is right where it reaches the threshold with any reference component
-("overlap": where all of them together cover its share); fragments and merged lesions then count as found.
+With one-to-one pairing, as many pairs as possible are matched and each component is used once, so that a remaining
+fragment is a false positive. With many-to-one pairing, a reference component is found if any predicted component
+reaches the threshold with it, and a predicted component is correct if it reaches the threshold with any reference
+component. For "overlap", all components that touch the other one are taken together. Fragments and merged lesions then
+count as found.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LesionRule:
-    """When a component of the reference counts as found; `str` says it in words."""
+    """The rule that decides when a reference component counts as found; `str` states it in words."""
 
     measure: Literal["any", "iou", "overlap"] = "iou"
     threshold: float = 0.5
@@ -55,7 +56,7 @@ class LesionRule:
         return f"{name} {least} {self.threshold:g}, {pairing}"
 
     def reached(self, values: _FloatArray) -> npt.NDArray[np.bool_]:
-        """Whether shares of components that touch reach the threshold."""
+        """Return which of the shares of overlapping components reach the threshold, as bool."""
         if self.measure == "any":
             return values > 0
         return values > self.threshold if self.strict else (values >= self.threshold) & (values > 0)
@@ -67,16 +68,16 @@ def lesion_rule(
     strict: bool = False,
     pairing: Pairing = "one-to-one",
 ) -> LesionRule:
-    """Put a rule together.
+    """Return the rule that the arguments describe.
 
     Args:
-        match: "any", "iou:0.5" or "overlap:0.25"; None takes `threshold`, an IoU or "any".
-        threshold: used without `match`.
-        strict: whether the threshold must be exceeded, as Kirillov et al.'s panoptic quality has it.
+        match: "any", "iou:0.5" or "overlap:0.25"; None takes `threshold` instead.
+        threshold: an IoU from 0 to 1, or "any"; used only without `match`.
+        strict: whether the threshold must be exceeded, as in the panoptic quality of Kirillov et al.
         pairing: "one-to-one" or "many-to-one".
 
     Raises:
-        ValueError: an argument is none of the above.
+        ValueError: an argument is not one of the above.
 
     >>> lesion_rule("overlap:0.25").threshold
     0.25
@@ -100,7 +101,7 @@ def lesion_rule(
 
 
 def iou_threshold(threshold: float | Literal["any"]) -> float:
-    """The IoU that a pair must reach; 0 for "any"."""
+    """Return the IoU that a pair must reach; 0 for "any"."""
     if threshold == "any":
         return 0.0
     if isinstance(threshold, str) or not 0 <= threshold <= 1:
@@ -113,16 +114,16 @@ def iou_threshold(threshold: float | Literal["any"]) -> float:
 
 
 class Matching(NamedTuple):
-    """Which components match: `pairs`, the pair of overlaps of each reference component found, and `right` ones."""
+    """The matched components."""
 
     pairs: _IntArray
-    """Indices into the overlaps, one for each reference component that is found: its best partner."""
+    """Indices into the overlaps, one for each reference component that is found: the overlap with its best partner."""
     right: npt.NDArray[np.bool_]
-    """Which predicted components are no false positives."""
+    """Which predicted components are not false positives."""
 
 
 def match_components(overlaps: Overlaps, rule: LesionRule) -> Matching:
-    """Match predicted and reference components by a rule."""
+    """Match the predicted and the reference components by a rule."""
     shares = overlaps.iou if rule.measure != "overlap" else overlaps.covered
     right = np.zeros(len(overlaps.prediction_sizes), dtype=bool)
     if rule.pairing == "one-to-one":

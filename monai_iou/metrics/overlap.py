@@ -1,4 +1,4 @@
-"""Pairs of binary masks: checked, cropped to where either has a voxel, and compared by volume."""
+"""Pairs of binary masks: checks, cropping to their common bounding box, and overlap and volume scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MM3_PER_ML = 1000.0
 
 
 class Crop(NamedTuple):
-    """Both masks cut to the box that holds every voxel of either; `offset` is the box's first voxel in the image."""
+    """Two masks, cropped to their common bounding box; `offset` holds the indices of the first voxel of the box."""
 
     prediction: BoolMask
     reference: BoolMask
@@ -31,11 +31,11 @@ class Crop(NamedTuple):
 
 
 def as_mask(mask: ArrayLike, name: str) -> BoolMask:
-    """Boolean array of a mask of 0 and 1.
+    """Return a mask of 0 and 1 as a boolean array of the same shape.
 
     Raises:
         TypeError: `mask` is neither an array nor a tensor.
-        ValueError: it holds other values.
+        ValueError: it contains other values.
     """
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         return mask
@@ -57,12 +57,12 @@ def as_mask(mask: ArrayLike, name: str) -> BoolMask:
 def mask_pair(
     prediction: ArrayLike, reference: ArrayLike, dimensions: tuple[int, ...] = (1, 2, 3)
 ) -> tuple[BoolMask, BoolMask]:
-    """Both masks, checked.
+    """Return both masks as boolean arrays, after checking them.
 
     Raises:
-        TypeError: one is neither an array nor a tensor.
-        ValueError: they hold other values than 0 and 1, their shapes differ, or have an unexpected number of
-            dimensions.
+        TypeError: one of them is neither an array nor a tensor.
+        ValueError: they contain values other than 0 and 1, their shapes differ, or their number of dimensions is not
+            one of `dimensions`.
     """
     masks = as_mask(prediction, "prediction"), as_mask(reference, "reference")
     if masks[0].shape != masks[1].shape or masks[0].ndim not in dimensions:
@@ -76,13 +76,13 @@ def mask_pair(
 
 
 def mask_counts(prediction: BoolMask, reference: BoolMask) -> tuple[int, int, int]:
-    """Voxels in both masks, in the prediction and in the reference."""
+    """Return the numbers of voxels in both masks (I), in the prediction (P) and in the reference (T)."""
     both, p, r = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
     return both, p, r
 
 
 def bounding_box(mask: BoolMask) -> tuple[slice, ...]:
-    """The smallest box that holds the mask; a box of no voxels for an empty mask."""
+    """Return the bounding box of the mask, one slice per axis; an empty mask has a box without voxels."""
     box = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
@@ -91,19 +91,21 @@ def bounding_box(mask: BoolMask) -> tuple[slice, ...]:
 
 
 def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 0) -> Crop:
-    """Cut two masks to the smallest box that holds every voxel of either.
+    """Crop two masks to their common bounding box.
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 1 to 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 1 to 3 dimensions.
         reference: mask of the same shape.
-        margin: voxels added on every side, as far as the image goes.
+        margin: number of voxels added on every side, clipped at the border of the image.
 
     Returns:
-        Views of the masks and the box's first voxel. Without a voxel in either, boxes of no voxels.
+        Views of the masks, and the index of the first voxel of the box. If both masks are empty, the views have no
+        voxels.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or more than three dimensions.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or there are more than three
+            dimensions.
 
     >>> crop_to_union(np.array([0, 0, 1, 0, 0]), np.array([0, 0, 0, 1, 0])).offset
     (2,)
@@ -116,47 +118,55 @@ def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 
 
 @dataclass(frozen=True)
 class OverlapScores:
-    """Voxel overlap and volumes of one structure."""
+    """Voxel overlap and volumes of one structure, with I, P and T voxels in both masks, prediction and reference.
+
+    >>> found = overlap_scores(np.array([1, 1, 0]), np.array([0, 1, 1]), spacing=10)
+    >>> round(found.iou, 3), found.dice, found.reference_ml, found.volume_error_ml
+    (0.333, 0.5, 0.02, 0.0)
+    """
 
     iou: float
     """I / (P + T - I)."""
     dice: float
     """2 I / (P + T)."""
     precision: float
-    """I / P: how much of the prediction is right; NaN without a prediction."""
+    """I / P, the share of the prediction that is correct; NaN if the prediction is empty."""
     recall: float
-    """I / T: how much of the reference is found; NaN without a reference."""
+    """I / T, the share of the reference that is found; NaN if the reference is empty."""
     reference_ml: float
+    """Volume of the reference in ml."""
     prediction_ml: float
+    """Volume of the prediction in ml."""
 
     @property
     def volume_error_ml(self) -> float:
-        """Prediction minus reference, in ml."""
+        """Volume of the prediction minus volume of the reference, in ml."""
         return self.prediction_ml - self.reference_ml
 
     @property
     def relative_volume_error(self) -> float:
-        """(Prediction minus reference) / reference; NaN without a reference."""
+        """`volume_error_ml` divided by the volume of the reference; NaN if the reference is empty."""
         return scores.ratio(self.volume_error_ml, self.reference_ml, empty=math.nan)
 
 
 def overlap_from_counts(
     intersection: int, prediction: int, reference: int, *, spacing: Any = None, ignore_empty: IgnoreEmpty = "both"
 ) -> OverlapScores:
-    """Scores of one structure from its voxel counts.
+    """Compute the overlap scores of one structure from its voxel counts.
 
     Args:
-        intersection: I, voxels in both.
-        prediction: P, voxels in the prediction.
-        reference: T, voxels in the reference.
-        spacing: voxel size in mm, three numbers, or one for all; two for images of one slice of 1 mm. None is 1 mm.
-        ignore_empty: what IoU and Dice are without a reference; see `iou_from_counts`.
+        intersection: I, number of voxels in both masks.
+        prediction: P, number of voxels in the prediction.
+        reference: T, number of voxels in the reference.
+        spacing: voxel size in mm: three numbers, one number for all axes, or two numbers for a single slice of 1 mm.
+            None means 1 mm.
+        ignore_empty: the values of IoU and Dice if the reference is empty; see `iou_from_counts`.
 
     Returns:
-        The scores; volumes in ml.
+        The scores, with volumes in ml.
 
     Raises:
-        ValueError: `ignore_empty` or `spacing` is not one of the above.
+        ValueError: `ignore_empty` or `spacing` is not one of the above, or the counts contradict each other.
 
     >>> scores = overlap_from_counts(50, 100, 100, spacing=2)
     >>> round(scores.iou, 3), scores.dice, scores.reference_ml
@@ -189,20 +199,28 @@ def overlap_from_counts(
 def overlap_scores(
     prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None, ignore_empty: IgnoreEmpty = "both"
 ) -> OverlapScores:
-    """IoU, Dice, precision, recall and volumes of two masks.
+    """Compute IoU, Dice, precision, recall and the volumes of two masks.
+
+    With I, P and T voxels in both masks, in the prediction and in the reference, IoU = I / (P + T - I), Dice =
+    2 I / (P + T), precision = I / P and recall = I / T.
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 1 to 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 1 to 3 dimensions.
         reference: mask of the same shape.
-        spacing: voxel size in mm along each axis; None is 1 mm. A missing axis counts as 1 mm in the volume.
-        ignore_empty: what IoU and Dice are without a reference; see `iou_from_counts`.
+        spacing: voxel size in mm along each axis; None means 1 mm. For masks with fewer than three dimensions, the
+            missing axes count as 1 mm in the volume.
+        ignore_empty: the values of IoU and Dice if the reference is empty; see `iou_from_counts`.
 
     Returns:
-        The scores; volumes in ml.
+        The scores, with volumes in ml.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, or an unfit `spacing`.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
+
+    >>> found = overlap_scores(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]), spacing=(10, 10))
+    >>> round(found.iou, 3), found.precision, found.recall, found.prediction_ml
+    (0.333, 0.5, 0.5, 0.2)
     """
     p, r = mask_pair(prediction, reference)
     return overlap_from_counts(*mask_counts(p, r), spacing=spacing_tuple(spacing, p.ndim), ignore_empty=ignore_empty)

@@ -1,4 +1,4 @@
-"""What the metrics of probabilities share: images read into histograms, one row per image."""
+"""Base of the metrics of probabilities: each image is read into histograms, which form one row of statistics."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ProbabilityMetric(RowMetric):
     """Base of the metrics of probabilities: a subclass implements `_row_of_histogram` and `_scores`.
 
     Args:
-        include_background: whether class 0 is scored; None leaves it out where it is a background.
-        reduction: MONAI's `MetricReduction` name used by `aggregate`.
-        get_not_nans: whether `aggregate` also returns how many scores went into the result.
+        include_background: whether class 0 is scored; None leaves it out if it is a background.
+        reduction: name of one of MONAI's `MetricReduction`, used by `aggregate`.
+        get_not_nans: whether `aggregate` also returns the number of scores from which the result was computed.
         return_with_label: with reduction "mean_batch", return a dict by label.
-        ignore_index: voxels of this reference label are left out of every class.
+        ignore_index: reference label whose voxels are ignored.
         activation: None for probabilities, "softmax" or "sigmoid" for logits.
         resolution: M, even; probabilities are rounded to the nearest k / M.
     """
@@ -61,7 +61,7 @@ class ProbabilityMetric(RowMetric):
 
     @abstractmethod
     def _row_of_histogram(self, counts: torch.Tensor) -> torch.Tensor:
-        """Statistics (C, K) from the counts (C, 2, M + 1) of one image."""
+        """Return the statistics (C, K) computed from the counts (C, 2, M + 1) of one image."""
 
     def __call__(
         self,
@@ -73,19 +73,19 @@ class ProbabilityMetric(RowMetric):
         """Score a batch and keep its statistics.
 
         Args:
-            y_pred: probabilities (logits with `activation`) of shape (B, C, *S), S of 1 to 3 dimensions, or a list of
-                (C, *S). A single channel is the probability of the one class.
+            y_pred: probabilities, or logits if `activation` is set, (B, C, *S) with 1 to 3 spatial dimensions, or a
+                list of (C, *S). A single channel is the probability of a single class.
             y: the reference: label maps (B, 1, *S), per-class maps (B, C, *S), or a list without the batch dimension.
                 In per-class maps, a class that is NaN throughout was not annotated.
-            labelled: (B, C) bool, which classes each image was annotated for; None for all.
-            kwargs: none are known.
+            labelled: (B, C) bool, which classes were annotated in each image; None means all.
+            kwargs: no further keywords are accepted.
 
         Returns:
-            Scores of shape (B, C), NaN where an image has none for a class.
+            Scores (B, C), NaN where an image has no score for a class.
 
         Raises:
             TypeError: an input is neither a tensor nor a list of tensors, or an unknown keyword is given.
-            ValueError: shapes differ, values are no labels or no probabilities, or NaN is among them.
+            ValueError: the shapes differ, or values are NaN, not labels or not probabilities.
         """
         if kwargs:
             message = (

@@ -2,8 +2,8 @@
 
 HD95 and ASSD measure between the voxels at the surface, as MONAI's `compute_hausdorff_distance` and
 `compute_average_surface_distance` do; NSD weights the surface by its area between voxels, as its
-`compute_surface_dice(use_subvoxels=True)` and DeepMind's surface-distance do. Here the masks are cropped to where
-either has a voxel, and HD95 and ASSD share their distances, as do all tolerances of NSD.
+`compute_surface_dice(use_subvoxels=True)` and DeepMind's surface-distance do. Here the masks are cropped to their
+common bounding box; HD95 and ASSD are computed from the same distances, and so are all tolerances of the NSD.
 """
 
 from __future__ import annotations
@@ -29,36 +29,45 @@ _Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SurfaceScores:
-    """Surface distances of one structure."""
+    """Surface distances of one structure.
+
+    >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
+    >>> found = surface_scores(np.roll(reference, 1, axis=0), reference, tolerances=(0.5, 1.0))
+    >>> found.hd95_mm, round(found.assd_mm, 3), [round(value, 3) for value in found.nsd]
+    (1.0, 0.5, [0.5, 1.0])
+    """
 
     hd95_mm: float
-    """The larger of the two directions' 95th percentiles; NaN where either mask is empty."""
+    """Larger of the 95th percentiles of the distances in the two directions, in mm; NaN if a mask is empty."""
     assd_mm: float
-    """Mean over both surfaces' distances to each other; NaN where either mask is empty."""
+    """Mean of the distances from each surface to the other, in mm; NaN if a mask is empty."""
     nsd: tuple[float, ...]
-    """Share of both surfaces within each tolerance of the other; 0 where one mask is empty, NaN where both are."""
+    """For each tolerance, the share of both surfaces within it; 0 if one mask is empty, NaN if both are."""
 
 
 def surface_scores(
     prediction: ArrayLike, reference: ArrayLike, *, tolerances: Sequence[float] = (1.0,), spacing: Any = None
 ) -> SurfaceScores:
-    """HD95, ASSD and normalised surface Dice (NSD) of two masks.
+    """Compute HD95, ASSD and the normalised surface Dice (NSD) of two masks.
 
-    A distance to nothing has no value: with one mask empty HD95 and ASSD are NaN, not infinite, and the NSD of 0 (as
-    well as the IoU of 0) says what happened.
+    HD95 is the larger of the two directed 95th percentiles of the distances between surface voxels. ASSD is the mean of
+    the distances in both directions. NSD is the share of both surfaces, by area, that lies within a tolerance of the
+    other surface (Nikolov et al. 2021, https://doi.org/10.2196/26151). The distance to an empty mask is undefined: HD95
+    and ASSD are then NaN and not infinite, and the NSD is 0, as the IoU is.
 
     Args:
-        prediction: mask of 0 and 1, or bool, of 2 or 3 dimensions.
+        prediction: mask of 0 and 1 or of bool, with 2 or 3 dimensions.
         reference: mask of the same shape.
-        tolerances: distances in mm up to which a surface counts as right, one NSD for each.
-        spacing: voxel size in mm along each axis; None is 1 mm.
+        tolerances: distances in mm up to which a surface counts as correct, one NSD for each.
+        spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
         The scores.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
-        ValueError: values other than 0 and 1, different shapes, negative tolerances, or an unfit `spacing`.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, a tolerance is negative, or
+            `spacing` does not fit the masks.
 
     >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
     >>> surface_scores(np.roll(reference, 1, axis=0), reference, spacing=(3.0, 1.0)).hd95_mm
@@ -95,10 +104,10 @@ def _surface_dice(
 
 
 def robust_hausdorff(prediction: BoolMask, reference: BoolMask, spacing: tuple[float, ...], percent: float) -> float:
-    """The larger of both directions' percentiles of surface distances in mm, surfaces weighted by their area.
+    """Return the larger of the two directed percentiles of surface distances in mm, weighted by surface area.
 
-    DeepMind's surface-distance computes HD95 so, and through it BraTS; `hd95_mm` counts voxels at the surface instead.
-    Infinite where a mask is empty.
+    DeepMind's surface-distance computes HD95 in this way, and BraTS uses it; `hd95_mm` counts surface voxels instead.
+    The result is infinite if a mask is empty.
     """
     if not (prediction.any() and reference.any()):
         return math.inf

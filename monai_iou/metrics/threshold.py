@@ -1,11 +1,11 @@
-"""IoU and Dice at every threshold of the probability, from one reading of the voxels.
+"""IoU and Dice at every threshold of the probability, from one pass over the voxels.
 
-A voxel is found at threshold t where its probability is at least t. With the histograms h_1 and h_0 of the
-probabilities of the voxels of a class and of the others, on nodes t_k = k / M,
+A voxel is predicted at threshold t if its probability is at least t. Let h_1 be the histogram of the probabilities of
+the voxels of a class and h_0 that of the other voxels, both on the nodes t_k = k / M. Then
 
     I(t_k) = sum_{j >= k} h_1[j]      P(t_k) = I(t_k) + sum_{j >= k} h_0[j]      T = sum_j h_1[j]
 
-so that one pass gives the whole curve, the best threshold and the average precision.
+and one pass gives the whole curve, the best threshold and the average precision.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ __all__ = ["ThresholdCurves", "ThresholdIoUMetric"]
 
 @dataclass(frozen=True)
 class ThresholdCurves:
-    """Scores of each class against the threshold, over all images."""
+    """Scores of each class at every threshold, over all images."""
 
     thresholds: torch.Tensor
     """t_k = k / M, shape (M + 1,)."""
     iou: torch.Tensor
-    """Mean over the images of the IoU at each threshold, shape (C, M + 1); NaN where no image has one."""
+    """Mean IoU over the images at each threshold, (C, M + 1); NaN where no image has a score."""
     dice: torch.Tensor
-    """The same with Dice."""
+    """Mean Dice over the images at each threshold, (C, M + 1); NaN where no image has a score."""
     pooled_iou: torch.Tensor
-    """IoU of the voxels of all images together, shape (C, M + 1)."""
+    """IoU over the voxels of all images together, (C, M + 1)."""
     best_threshold: torch.Tensor
-    """Threshold of the largest mean IoU, shape (C,); of equal ones the nearest to 0.5."""
+    """Threshold with the largest mean IoU, (C,); if several are equal, the one nearest to 0.5."""
     best_iou: torch.Tensor
-    """Mean IoU there, shape (C,)."""
+    """Mean IoU at the best threshold, (C,)."""
     average_precision: torch.Tensor
-    """sum_k (R_k - R_(k+1)) precision_k over the thresholds, of all voxels, shape (C,); NaN without the class."""
+    """sum_k (recall_k - recall_(k+1)) precision_k over the voxels of all images, (C,); NaN if the class is absent."""
 
 
 class ThresholdIoUMetric(ProbabilityMetric):
-    """IoU of every image and class at a threshold, and at every other threshold from the same statistics.
+    """IoU of every image and class at one threshold, (B, C), and at all other thresholds from the same statistics.
 
-    A row is 16 (M + 1) bytes per image and class: 3 kB with the default resolution of 200.
+    The statistics take 16 (M + 1) bytes per image and class, which is 3 kB with the default resolution of 200.
 
     Args:
-        include_background: whether class 0 is scored; with a single map there is no background to leave out. None
-            (default) leaves it out where it is a background: in label maps and one-hot maps, not among regions.
-        reduction: MONAI's `MetricReduction` name; an average over nothing is NaN.
-        get_not_nans: whether `aggregate` returns a tuple of the score and how many scores went into it.
-        threshold: of the score that the call and `aggregate` give, rounded to the nearest k / M.
-        ignore_empty: what an absent class scores; see `iou_from_counts`. At a threshold of 0 all voxels are found.
+        include_background: whether class 0 is scored; a single map has no background to leave out. None (default)
+            leaves it out if it is a background, as in label maps and one-hot maps, but not in overlapping regions.
+        reduction: name of one of MONAI's `MetricReduction`; an average over nothing is NaN.
+        get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
+        threshold: threshold of the score that a call and `aggregate` return, rounded to the nearest k / M.
+        ignore_empty: the score of an absent class; see `iou_from_counts`. At a threshold of 0 all voxels are predicted.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
-        ignore_index: reference label whose voxels are left out of every class.
+        ignore_index: reference label whose voxels are ignored.
         activation: None (default) for probabilities, "softmax" or "sigmoid" for logits.
-        resolution: M, even: thresholds are k / M, and probabilities are rounded to the nearest.
+        resolution: M, an even number. The thresholds are k / M, and probabilities are rounded to the nearest of them.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -104,10 +104,10 @@ class ThresholdIoUMetric(ProbabilityMetric):
         return iou_from_counts(both, found, true, self.ignore_empty)
 
     def curves(self) -> ThresholdCurves:
-        """Scores at every threshold, of all images of all ranks; every rank must call it.
+        """Return the scores of all images of all ranks at every threshold; every rank must call it.
 
         Raises:
-            ValueError: no rank has scored an image.
+            ValueError: no rank has scored an image yet.
         """
         rows = self._all_rows()
         both, found, true = _counts(rows)
