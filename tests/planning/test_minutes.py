@@ -1,0 +1,158 @@
+"""`monai-iou plan --minutes`: a training that ends in time, and what it gives up for that."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from monai_iou.cli import main
+from monai_iou.datasets.folder import SegmentationFolder, read_folder
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.planning.fingerprint import Fingerprint, compute_fingerprint
+from monai_iou.planning.hardware import GIB, Machine
+from monai_iou.planning.minutes import FULL_RESOLUTION_STEPS, RESERVE, propose_within
+from monai_iou.planning.plan import Plan, make_plan
+from monai_iou.planning.rules import Proposal, propose
+from monai_iou.planning.timing import Timing, measure_timing
+
+CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
+Measured = tuple[SegmentationFolder, Fingerprint]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """A folder of five small volumes, whose plan has a first level of full resolution."""
+    root = tmp_path_factory.mktemp("small")
+    folder = read_folder(write_phantom_dataset(root / "set", training=5, evaluation=0, shape=(40, 40, 32)))
+    return folder, compute_fingerprint(folder)
+
+
+def within(minutes: float, measured: Measured, full: Timing, strided: Timing | None = None) -> Proposal:
+    def measure(_: SegmentationFolder, plan: Plan, keys: Mapping[str, Any], machine: Machine) -> Timing:
+        return full if keys["full_resolution"] or strided is None else strided
+
+    return propose_within(minutes, *measured, CPU, measure=measure)
+
+
+def duration(proposal: Proposal, timing: Timing, cases: int = 5, held_out: int = 1) -> tuple[int, float]:
+    """The steps and the seconds of a training, counted from its keys as the bundle runs them."""
+    keys = proposal.config
+    seconds, steps = timing.start + cases * timing.case, 0
+    for epoch in range(1, keys["epochs"] + 1):
+        for _ in range((cases - held_out) * keys["case_repeats"] // keys["batch_size"]):
+            seconds, steps = seconds + timing.step, steps + 1
+        if epoch % keys["val_interval"] == 0:
+            seconds += held_out * timing.validation
+    return steps, seconds
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    minutes=st.floats(0.5, 600),
+    start=st.floats(0, 20),
+    case=st.floats(0, 1),
+    step=st.floats(0.01, 0.3),
+    validation=st.floats(0, 3),
+)
+def test_a_training_ends_in_time_and_uses_it(
+    measured: Measured, minutes: float, start: float, case: float, step: float, validation: float
+) -> None:
+    timing = Timing(start, case, step, validation)
+    try:
+        found = within(minutes, measured, timing)
+    except ValueError:
+        assert 60 * minutes * (1 - RESERVE) < start + 5 * case + validation + 21 * step
+        return
+    steps, seconds = duration(found, timing)
+    assert seconds <= 60 * minutes
+    planned = propose(*measured, CPU).config
+    longest, _ = duration(propose(*measured, CPU), timing)
+    assert steps <= longest
+    # What is left of the time would hold no further pass over the cases of twice an epoch's length.
+    unused = 60 * minutes * (1 - RESERVE) - seconds
+    an_epoch = steps / found.config["epochs"] * step
+    validations = planned["epochs"] / planned["val_interval"] * validation
+    assert steps == longest or unused <= an_epoch + 10 * validation + validations + step
+
+
+def test_where_time_is_plenty_the_plan_stays_as_it_is(measured: Measured) -> None:
+    found = within(600, measured, Timing(10, 0.1, 0.1, 0.1))
+    usual = propose(*measured, CPU)
+    assert found.config == usual.config
+    assert found.plan == usual.plan
+    reason = next(d.reason for d in found.decisions if d.name == "length")
+    assert "of 600 minutes, and longer ones are unproven" in reason
+
+
+def test_a_network_of_full_resolution_needs_enough_steps_to_pay(measured: Measured) -> None:
+    full, strided = Timing(10, 0.1, 0.3, 0.1), Timing(10, 0.1, 0.1, 0.1)
+    enough = (10 + FULL_RESOLUTION_STEPS * 0.3) / 60 / (1 - RESERVE)
+    kept, changed = within(1.1 * enough, measured, full, strided), within(0.9 * enough, measured, full, strided)
+    assert kept.config["full_resolution"]
+    assert kept.plan == propose(*measured, CPU).plan
+    assert not changed.config["full_resolution"]
+    facts = [case.facts for case in measured[1].measures]
+    keys = changed.config
+    assert changed.plan == make_plan(measured[0], facts, keys["patch_size"], keys["pixdim"], keys["base_channels"])
+    assert changed.plan.strides[0] == (2, 2, 2)
+    assert duration(changed, strided)[0] > duration(kept, full)[0]
+
+
+def test_the_weights_are_averaged_over_the_same_share_of_a_shorter_training(measured: Measured) -> None:
+    short = within(1, measured, Timing(5, 0.1, 0.1, 0.1))
+    steps, _ = duration(short, Timing(5, 0.1, 0.1, 0.1))
+    assert 1 / (1 - short.config["ema_decay"]) == pytest.approx(steps / 30, rel=0.1)
+    assert short.config["keep_weights"] == "last"
+
+
+@pytest.mark.parametrize("minutes", [0.0, -3.0, math.inf, math.nan])
+def test_minutes_are_a_positive_number(measured: Measured, minutes: float) -> None:
+    with pytest.raises(ValueError, match=r"Expected `--minutes` to be a positive number, but got .*: give minutes"):
+        within(minutes, measured, Timing(1, 1, 1, 1))
+
+
+def test_too_few_minutes_are_refused_with_the_number_that_suffices(measured: Measured) -> None:
+    slow = Timing(30, 1, 2, 1)
+    with pytest.raises(ValueError, match=r"enough for a training on 4 cases, but got 1: on this machine it takes") as e:
+        within(1, measured, slow)
+    least = float(str(e.value).split()[-3])
+    assert duration(within(least, measured, slow), slow)[1] <= 60 * least
+
+
+def test_another_machine_cannot_be_timed(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"Expected a GPU to time steps on for `--minutes`, but torch finds none: run"):
+        propose_within(5, *measured, Machine("cuda", 20 * GIB, 8 * GIB, "22 GiB by --memory-gb"))
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+def test_the_command_times_real_steps_and_writes_nothing_else(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_iou.planning.timing.MAX_STEPS", 6)
+    monkeypatch.setattr("monai_iou.planning.timing.IMPORTS", "")
+    monkeypatch.chdir(tmp_path)
+    timings: list[Timing] = []
+
+    def measure(*args: Any) -> Timing:
+        timings.append(measure_timing(*args))
+        return timings[-1]
+
+    monkeypatch.setattr("monai_iou.planning.minutes.measure_timing", measure)
+    monkeypatch.setattr(propose_within, "__kwdefaults__", {"measure": measure})
+    minutes = 3.0
+    arguments = ["plan", str(measured[0].root), "--device", "cpu", "--memory-gb", "8", "--minutes", str(minutes)]
+    assert main(arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert timings[-1].step > 0
+    assert timings[-1].validation > 0
+    assert written["plan_report"]["minutes"] == minutes
+    assert written["epochs"] * written["case_repeats"] * 4 // written["batch_size"] >= 20
