@@ -26,8 +26,20 @@ __all__ = ["plan"]
     show_default=True,
     help="Device to plan for; `auto` is a GPU if there is one.",
 )
+@click.option(
+    "--minutes",
+    type=float,
+    metavar="M",
+    help="Plan a training that ends in M minutes on this machine, timed here. Default: no limit.",
+)
 def plan(
-    dataset_dir: Path, output: Path, folds: int | None, fold: int | None, memory_gb: float | None, device: str
+    dataset_dir: Path,
+    output: Path,
+    folds: int | None,
+    fold: int | None,
+    memory_gb: float | None,
+    device: str,
+    minutes: float | None,
 ) -> int:
     """Decide from a dataset how to train on it, and give the reason for each decision.
 
@@ -43,6 +55,7 @@ def plan(
     from monai_iou.files import check_replaceable, prepare, write_json
     from monai_iou.planning.fingerprint import compute_fingerprint
     from monai_iou.planning.hardware import detect_hardware
+    from monai_iou.planning.minutes import propose_within
     from monai_iou.planning.rules import propose
     from monai_iou.planning.tables import plan_tables
 
@@ -60,7 +73,8 @@ def plan(
             fingerprint = compute_fingerprint(
                 folder, lambda done, total, case: show(Progress("training", done, total, case))
             )
-        proposal = propose(folder, fingerprint, machine, folds, fold or 0)
+        measured = folder, fingerprint, machine, folds, fold or 0
+        proposal = propose(*measured) if minutes is None else propose_within(minutes, *measured)
         write_json(output, proposal.as_json(fingerprint, machine))
     print_tables(plan_tables(folder, fingerprint, proposal))
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")

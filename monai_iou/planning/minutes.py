@@ -30,7 +30,7 @@ __all__ = ["Measure", "propose_within"]
 Measure = Callable[[SegmentationFolder, Plan, Mapping[str, Any], Machine], Timing]
 
 RESERVE = 0.1  # for steps that are slower than those timed
-# At 1840 steps the network at full resolution scored what the strided one scored at 2944: docs/results/hippocampus-cpu.md.
+# After 1840 steps it scored what the strided network scored after 2944 (docs/results/hippocampus-cpu.md).
 FULL_RESOLUTION_STEPS = 1800
 MIN_STEPS = 20  # below, the weights are hardly those of a trained network
 VALIDATION_SHARE, MAX_VALIDATIONS = 0.05, 10
@@ -135,9 +135,7 @@ def _budget(
     return _Budget(minutes, len(trained), len(held), min(keys["batch_size"], len(trained)), timing)
 
 
-def _strided(
-    proposal: Proposal, folder: SegmentationFolder, fingerprint: Fingerprint, machine: Machine
-) -> Proposal:
+def _strided(proposal: Proposal, folder: SegmentationFolder, fingerprint: Fingerprint, machine: Machine) -> Proposal:
     """Return the proposal with a network whose first level has half the resolution."""
     facts = [case.facts for case in fingerprint.measures]
     keys = proposal.config
@@ -164,8 +162,8 @@ def _within(proposal: Proposal, budget: _Budget, wanted: int) -> Proposal:
     ends = budget.seconds(steps, epochs // interval) / 60
     keys = {"epochs": epochs, "case_repeats": repeats, "val_interval": interval}
     reason = (
-        f"{steps} steps of {budget.timing.step:.2f} s as timed here; with {budget.fixed:.0f} s for the start, the cases "
-        f"and a validation they end after about {ends:.1f} of {budget.minutes:g} minutes"
+        f"{steps} steps of {budget.timing.step:.2f} s as timed here; with {budget.fixed:.0f} s for the start, the "
+        f"cases and a validation they end after about {ends:.1f} of {budget.minutes:g} minutes"
     )
     length = Decision("length", f"{epochs} epochs, validation every {interval}", reason, keys)
     return _replaced(proposal, length, _averaged(proposal, steps))
