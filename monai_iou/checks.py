@@ -110,11 +110,17 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
     """Return `weight` as a float tensor of 0 or 1 dimension, or None.
 
     Raises:
+        TypeError: if `weight` holds no numbers.
         ValueError: if a weight is negative or not finite, or `weight` has more than one dimension.
     """
     if weight is None:
         return None
-    tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype())
+    try:
+        tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        kind = type(weight).__name__
+        message = f"Expected `{name}` to be a number or one number per class, but got {kind} {weight!r}: list numbers."
+        raise TypeError(message) from error
     if tensor.ndim > 1:
         shape = tuple(tensor.shape)
         message = f"Expected `{name}` to be a number or one number per class, but got shape {shape}: flatten it."
@@ -141,11 +147,22 @@ def check_weight_length(weight: Tensor, classes: int, include_background: bool, 
         raise ValueError(message)
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        message = f"Expected `{name}` to be a tensor, but got {type(value).__name__}: convert it with torch.as_tensor."
+        raise TypeError(message)
+
+
 def check_input(input: Tensor) -> None:
     """Raise unless `input` is a floating-point tensor (B, C, *S) with 1 to 3 spatial dimensions."""
-    if not isinstance(input, Tensor):
-        message = f"Expected `input` to be a tensor, but got {type(input).__name__}: convert it with torch.as_tensor."
+    if isinstance(input, (list, tuple)):
+        message = (
+            f"Expected `input` to be a tensor, but got a {type(input).__name__} of {len(input)}: wrap the loss, "
+            "MultiScaleLoss(loss) for outputs at several scales, AttentionSupervisionLoss for (logits, maps)."
+        )
         raise TypeError(message)
+    check_tensor("input", input)
     if not input.is_floating_point():
         message = f"Expected `input` to be floating point, but got {input.dtype}: pass logits or probabilities."
         raise TypeError(message)
@@ -165,9 +182,7 @@ def check_input(input: Tensor) -> None:
 
 def check_target(input: Tensor, target: Tensor) -> None:
     """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for `input` (B, C, *S)."""
-    if not isinstance(target, Tensor):
-        message = f"Expected `target` to be a tensor, but got {type(target).__name__}: convert it with torch.as_tensor."
-        raise TypeError(message)
+    check_tensor("target", target)
     if target.is_complex():
         message = f"Expected `target` to hold labels, but got {target.dtype}: pass integers, booleans or fractions."
         raise TypeError(message)
@@ -212,9 +227,7 @@ def check_groups(groups: Tensor, input: Tensor) -> Tensor:
 def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
     """Return a mask or region map as (B, N); raise unless it is (B, 1, *S) of bool or integer dtype."""
     expected = (input.shape[0], 1, *input.shape[2:])
-    if not isinstance(value, Tensor):
-        message = f"Expected `{name}` to be a tensor, but got {type(value).__name__}: convert it with torch.as_tensor."
-        raise TypeError(message)
+    check_tensor(name, value)
     if tuple(value.shape) != expected:
         message = (
             f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}: give one value per voxel, in a "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import inspect
+import pickle
 import re
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from monai.data import MetaTensor
 from monai.handlers import MeanIoUHandler, MetricsSaver, from_engine
 from monai.networks.utils import one_hot
 
-from monai_iou import CompoundLoss, IoUCELoss, IoULoss
+from monai_iou import CompoundLoss, InstanceIoULoss, IoUCELoss, IoULoss, MultiScaleLoss
 from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler, LossWeightSchedule
 from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
 
@@ -202,6 +204,19 @@ def test_the_loss_uses_the_scheduled_weight() -> None:
     LossWeightSchedule(loss, {"cross_entropy": {"start": 0, "end": 3, "last_epoch": 2}})(engine)
     value = loss(logits, labels)
     assert value == pytest.approx((loss.last_terms["iou"] + 3 * loss.last_terms["cross_entropy"]).item())
+
+
+@pytest.mark.parametrize("wrap", [lambda loss: loss, copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_schedule_reaches_every_scale_of_deep_supervision(wrap) -> None:
+    torch.manual_seed(0)
+    outputs = [torch.randn(1, 2, side, side, side) for side in (8, 4)]
+    labels = torch.randint(0, 2, (1, 1, 8, 8, 8)).float()
+    scheduled = wrap(MultiScaleLoss(InstanceIoULoss(softmax=True, global_loss=IoUCELoss(softmax=True))))
+    LossWeightSchedule(scheduled.loss.global_loss, {"cross_entropy": {"start": 3.0, "end": 0, "last_epoch": 2}})(
+        Engine(lambda engine, batch: None)
+    )
+    fixed = MultiScaleLoss(InstanceIoULoss(softmax=True, global_loss=IoUCELoss(softmax=True, lambda_ce=3.0)))
+    assert scheduled(outputs, labels).item() == pytest.approx(fixed(outputs, labels).item())
 
 
 def test_a_resumed_training_continues_with_the_weights_of_its_epoch() -> None:

@@ -15,8 +15,10 @@ from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.instance import without_regions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.label_pooling import pool_labels
+from monai_iou.losses.pass_loss import call_loss
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.labels import valid_voxels
+from monai_iou.voxels.partly_labelled import Labelled
 
 # Marks ignored voxels of a context map: the label's own mark may be 0 or 1, which are the map's values.
 _IGNORED = -1
@@ -207,19 +209,24 @@ class AttentionSupervisionLoss(_Loss):
         self.last_terms: dict[str, Tensor] = {}
 
     def forward(
-        self, input: Tensor | tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]], target: Tensor
+        self,
+        input: Tensor | tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]],
+        target: Tensor,
+        labelled: Labelled = None,
     ) -> Tensor:
         """Return the weighted sum; of plain logits, as in evaluation, the segmentation loss alone.
 
         Args:
             input: (logits, maps), or logits. A list of logits at several scales is for a MultiScaleLoss.
             target: the label, with regions if `loss` holds an InstanceIoULoss.
+            labelled: (B, C) bool, False where a class was not annotated in an image, see :class:`IoULoss`. Of plain
+                logits only: a map of all foreground cannot be supervised where a part of it is unknown.
 
         Raises:
-            ValueError: if `input` is neither.
+            ValueError: if `input` is neither, or there are maps and classes that were not annotated.
         """
         if isinstance(input, Tensor):
-            alone = torch.as_tensor(self.loss(input, target)).as_subclass(Tensor)
+            alone = torch.as_tensor(call_loss(self.loss, input, target, labelled)).as_subclass(Tensor)
             self.last_terms = {"segmentation": alone.detach()}
             return alone
         if not isinstance(input, (tuple, list)) or len(input) != 2:
@@ -230,7 +237,7 @@ class AttentionSupervisionLoss(_Loss):
             raise ValueError(message)
         channels = (input[0] if isinstance(input[0], Tensor) else input[0][0]).shape[1]
         label = without_regions(self.loss, target, channels)
-        values = self.loss(input[0], target), self.attention(input[1], label)
-        segmentation, attention = (torch.as_tensor(value).as_subclass(Tensor) for value in values)
+        values = call_loss(self.attention, input[1], label, labelled), call_loss(self.loss, input[0], target, labelled)
+        attention, segmentation = (torch.as_tensor(value).as_subclass(Tensor) for value in values)
         self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
         return segmentation + self.lambda_attention * attention

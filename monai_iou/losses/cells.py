@@ -200,14 +200,3 @@ def check_cells(cells: str, alpha: float, cell_weight: str, region_loss: RegionL
         )
         raise ValueError(message)
     return checks.check_fraction("alpha", alpha, allow_one=True, remedy="it is the share of the prediction's cells")
-
-
-def check_one_output(input: object) -> None:
-    """Raise TypeError if a network with several outputs is supervised by a loss of one."""
-    if isinstance(input, (list, tuple)):
-        message = (
-            f"Expected `input` to be a tensor, but got a {type(input).__name__} of {len(input)}: wrap the loss, "
-            "MultiScaleLoss(InstanceIoULoss(...)) for outputs at several scales, AttentionSupervisionLoss for (logits, "
-            "maps)."
-        )
-        raise TypeError(message)

@@ -19,7 +19,6 @@ from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.cells import (
     Cells,
     check_cells,
-    check_one_output,
     check_term,
     class_map,
     class_masks,
@@ -163,7 +162,6 @@ class InstanceIoULoss(_Loss):
             ValueError: if shapes do not match, or the target holds values that are not classes.
         """
         with fails_together(self.region_loss.sync_batch, input):
-            check_one_output(input)
             checks.check_input(input)
             label, carried = self._split(input, target)
             checks.check_target(input, label)

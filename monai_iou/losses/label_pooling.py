@@ -100,7 +100,8 @@ def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Te
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     highest = pooled(rank[index].float(), size, _maximum).long()
-    return torch.take(values, torch.take(order, highest))
+    found: Tensor = values[order[highest]]  # torch.take has no unsigned types of 16 bits and more
+    return found
 
 
 def _largest(maps: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:

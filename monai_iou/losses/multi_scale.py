@@ -12,6 +12,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
+from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.instance import without_regions
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
@@ -91,6 +92,7 @@ class MultiScaleLoss(_Loss):
             TypeError: if `input` is neither a tensor nor a list of tensors.
             ValueError: if `input` is an empty list, or `weights` do not fit its length.
         """
+        checks.check_tensor("target", target)
         outputs = _as_list(input, target)
         weights = self._weights(len(outputs))
         pairs = labelled_pairs(outputs[0], target, labelled)
@@ -176,8 +178,10 @@ def _ignore_index(loss: nn.Module) -> int | None:
 
 def _for_fractions(loss: nn.Module) -> nn.Module:
     """Return a copy of the loss that takes class fractions: soft-label forms, and no request to make maps of labels."""
-    loss = copy.deepcopy(loss)
-    for module in loss.modules():
+    original, loss = loss, copy.deepcopy(loss)
+    for own, module in zip(original.modules(), loss.modules(), strict=True):
+        if isinstance(own, CompoundLoss) and isinstance(module, CompoundLoss):
+            module.weights = own.weights  # one list, so that a LossWeightSchedule holds at every scale
         if isinstance(module, RegionLoss):
             module.use_soft_labels()
         elif hasattr(module, "soft_label"):

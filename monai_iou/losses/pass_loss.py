@@ -6,6 +6,7 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> N
         )
 
 
-def call_loss(loss: nn.Module, input: Tensor, target: Tensor, labelled: Labelled) -> Tensor:
+def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -> Tensor:
     """Return loss(input, target), without the classes that were not annotated.
 
     Raises:

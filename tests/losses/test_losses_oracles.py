@@ -333,3 +333,8 @@ def test_bad_tensors(make: Any) -> None:
         loss(labels, labels)
     with pytest.raises(ValueError, match="`weight` to hold 3 values, but got 2"):
         make(softmax=True, weight=[1.0, 2.0])(logits, labels)
+    for weight in ("abc", {"lesion": 1.0}, [1.0, None]):
+        with pytest.raises(TypeError, match="`weight` to be a number or one number per class, but got "):
+            make(softmax=True, weight=weight)
+    with pytest.raises(TypeError, match="but got a tuple of 2: wrap the loss, MultiScaleLoss"):
+        loss((logits, logits), labels)

@@ -45,6 +45,16 @@ def lesions(count: int = 200, size: int = 32, seed: int = 0) -> Tensor:
     return labels
 
 
+@pytest.mark.parametrize("mode", ["area", "max", "nearest"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bfloat16])
+def test_labels_of_every_dtype_are_pooled_alike(dtype: torch.dtype, mode: str) -> None:
+    labels = lesions(3, size=8).long()
+    for ignore_index in (None, 1):
+        expected = pool_labels(labels, [3, 2, 4], classes=2, mode=mode, ignore_index=ignore_index)
+        found = pool_labels(labels.to(dtype), [3, 2, 4], classes=2, mode=mode, ignore_index=ignore_index)
+        assert torch.equal(found.double(), expected.double())
+
+
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_small_lesions_survive(factor: int) -> None:
     labels = lesions()
@@ -283,6 +293,8 @@ def test_errors() -> None:
         MultiScaleLoss(loss)([], labels)
     with pytest.raises(TypeError, match="a tensor or a list of tensors, but got NoneType"):
         MultiScaleLoss(loss)(None, labels)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`target` to be a tensor, but got ndarray: convert it with torch\.as_tensor"):
+        MultiScaleLoss(loss)(outputs, labels.numpy())
     with pytest.raises(
         ValueError, match=re.escape("no larger than the target (2, 1, 4, 4, 4), but got (2, 3, 8, 8, 8)")
     ):

@@ -13,7 +13,9 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from monai_iou import (
+    AttentionSupervisionLoss,
     CompoundLoss,
+    ContextAttentionLoss,
     FocalIoULoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
@@ -248,3 +250,12 @@ def test_a_loss_that_cannot_leave_them_out_is_named() -> None:
     for loss in (MultiScaleLoss(DiceLoss(softmax=True)), InstanceIoULoss(softmax=True, global_loss=DiceLoss())):
         with pytest.raises(ValueError, match="Expected `labelled` to be None with DiceLoss, but got a choice"):
             loss(logits, labels, LABELLED)
+
+
+def test_attention_is_supervised_only_where_every_class_was_annotated() -> None:
+    logits, labels = case()
+    loss = AttentionSupervisionLoss(IoULoss(softmax=True), ContextAttentionLoss())
+    torch.testing.assert_close(loss(logits, labels, LABELLED), IoULoss(softmax=True)(logits, labels, LABELLED))
+    maps = [torch.rand(2, 1, *logits.shape[2:])]
+    with pytest.raises(ValueError, match="Expected `labelled` to be None with ContextAttentionLoss, but got a choice"):
+        loss((logits, maps), labels, LABELLED)
