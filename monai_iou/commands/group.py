@@ -17,6 +17,8 @@ from .compare import compare
 from .demo import demo
 from .evaluate import evaluate
 from .plan import plan
+from .predict import predict
+from .train import train
 from .weights import class_weights
 
 __all__ = ["cli", "main"]
@@ -72,7 +74,7 @@ def cli() -> None:
     """IoU losses, metrics and a bundle for MONAI: demo, plan, train, evaluate, compare."""
 
 
-for _command in (demo, init, plan, evaluate, compare, class_weights, describe):
+for _command in (demo, init, plan, train, predict, evaluate, compare, class_weights, describe):
     cli.add_command(_command)
 
 

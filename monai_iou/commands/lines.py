@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["bundle_command"]
+__all__ = ["bundle_command", "bundle_line", "words"]
 
 
 def bundle_command(configs: Sequence[str], dataset_dir: str) -> str:
     """A command line that a shell, and then MONAI's reading of lists, take apart into these very paths."""
-    files = str(list(configs)) if len(configs) > 1 else configs[0]
-    if re.fullmatch(r"[\w./:+,'\[\] -]+", files) and len(configs) > 1 and '"' not in files:
-        quoted = '"' + files.replace("', '", "','") + '"'
-    else:
-        quoted = shlex.quote(files)
-    return f"python -m monai.bundle run --config_file {quoted} --dataset_dir {shlex.quote(dataset_dir)}"
+    return bundle_line(configs, {"dataset_dir": dataset_dir})
+
+
+def bundle_line(configs: Sequence[str], keys: Mapping[str, Any]) -> str:
+    """The line of `python -m monai.bundle run` with these configs and keys, quoted for a shell.
+
+    >>> print(bundle_line(["train.json", "plan.json"], {"dataset_dir": "my data", "patch_size": [8, 8]}))
+    python -m monai.bundle run --config_file "['train.json','plan.json']" --dataset_dir 'my data' --patch_size "[8, 8]"
+    """
+    files = list(configs) if len(configs) > 1 else configs[0]
+    options = " ".join(f"--{name} {words(value)}" for name, value in keys.items())
+    return f"python -m monai.bundle run --config_file {words(files)} {options}".rstrip()
+
+
+def words(value: object) -> str:
+    """A value as one word of a command line; lists within double quotes, as people write them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, (list, tuple, dict)):
+        return shlex.quote("null" if value is None else str(value))
+    text = str(list(value) if isinstance(value, tuple) else value)
+    if re.fullmatch(r"[\w./:+,'\[\]{} -]+", text):
+        return '"' + text.replace("', '", "','") + '"'
+    return shlex.quote(text)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .errors import reported
 from .lines import bundle_command
-from .options import FOLDER, output_option
+from .options import FOLDER, output_option, with_options
 
-__all__ = ["plan"]
+__all__ = ["MACHINE", "plan", "write_plan"]
+
+
+MACHINE = (
+    click.option(
+        "--memory-gb", type=float, metavar="GIB", help="Memory of the GPU, or RAM. Default: what is free now."
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Device to plan for; `auto` is a GPU if there is one.",
+    ),
+)
 
 
 @click.command()
@@ -18,35 +34,47 @@ __all__ = ["plan"]
 @output_option(default="plan.json", metavar="FILE", help="Config file for the decisions.")
 @click.option("--folds", type=int, metavar="N", help="Number of folds of a cross-validation. Default: a single split.")
 @click.option("--fold", type=int, show_default="0", metavar="K", help="Fold of --folds to validate on, counted from 0.")
-@click.option("--memory-gb", type=float, metavar="GIB", help="Memory of the GPU, or RAM. Default: what is free now.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device to plan for; `auto` is a GPU if there is one.",
-)
+@with_options(*MACHINE)
 @click.option(
     "--minutes",
     type=float,
     metavar="M",
     help="Plan a training that ends in M minutes on this machine, timed here. Default: no limit.",
 )
-def plan(
-    dataset_dir: Path,
-    output: Path,
-    folds: int | None,
-    fold: int | None,
-    memory_gb: float | None,
-    device: str,
-    minutes: float | None,
-) -> int:
+def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, **machine: Any) -> int:
     """Decide from a dataset how to train on it, and give the reason for each decision.
 
     Spacing, patch, batch, crops, loss and length are decided from the training cases of DATASET_DIR, a folder in the
     Decathlon layout. The cases of test_labelled are not read.
 
     Writes a config that `monai.bundle run` merges after train.json.
+    """
+    if fold is not None and folds is None:
+        message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
+        raise click.UsageError(message)
+    with reported():
+        write_plan(dataset_dir, output, folds, fold, machine)
+    click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
+    # In the config's text a backslash would be an escape.
+    click.echo(bundle_command(["TRAIN.JSON", output.as_posix()], dataset_dir.as_posix()))
+    return 0
+
+
+def write_plan(
+    dataset_dir: Path, output: Path, folds: int | None, fold: int | None, machine: Mapping[str, Any]
+) -> None:
+    """Write the plan for a dataset and show it.
+
+    Args:
+        dataset_dir: the dataset.
+        output: the config file to write.
+        folds: number of folds, None for one split.
+        fold: the fold to validate on.
+        machine: what the options in `MACHINE` gave, and `minutes`, None without a limit.
+
+    Raises:
+        ValueError: the dataset cannot be planned for.
+        OutputError: the file cannot be written.
     """
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets.folder import read_folder
@@ -59,25 +87,18 @@ def plan(
     from monai_iou.planning.rules import propose
     from monai_iou.planning.tables import plan_tables
 
-    if fold is not None and folds is None:
-        message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
-        raise click.UsageError(message)
-    with reported():
-        check_replaceable(output, "plan_report")
-        machine = detect_hardware(device, memory_gb)
-        folder = read_folder(dataset_dir)
-        if folds is not None:  # before minutes of reading
-            check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
-        prepare(output.parent)
-        with progress() as show:
-            fingerprint = compute_fingerprint(
-                folder, lambda done, total, case: show(Progress("training", done, total, case))
-            )
-        measured = folder, fingerprint, machine, folds, fold or 0
-        proposal = propose(*measured) if minutes is None else propose_within(minutes, *measured)
-        write_json(output, proposal.as_json(fingerprint, machine))
+    check_replaceable(output, "plan_report")
+    hardware = detect_hardware(machine["device"], machine["memory_gb"])
+    folder = read_folder(dataset_dir)
+    if folds is not None:  # before minutes of reading
+        check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
+    prepare(output.parent)
+    with progress() as show:
+        fingerprint = compute_fingerprint(
+            folder, lambda done, total, case: show(Progress("training", done, total, case))
+        )
+    measured = folder, fingerprint, hardware, folds, fold or 0
+    minutes = machine["minutes"]
+    proposal = propose(*measured) if minutes is None else propose_within(minutes, *measured)
+    write_json(output, proposal.as_json(fingerprint, hardware))
     print_tables(plan_tables(folder, fingerprint, proposal))
-    click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
-    # In the config's text a backslash would be an escape.
-    click.echo(bundle_command(["TRAIN.JSON", output.as_posix()], dataset_dir.as_posix()))
-    return 0

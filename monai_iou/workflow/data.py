@@ -20,7 +20,9 @@ from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases,
 from monai_iou.datasets.naming import check_names, names_root
 from monai_iou.planning.plan import Plan, load_plan, make_plan
 from monai_iou.volumes.names import case_name, volumes_below
+from monai_iou.workflow.images import image_cases
 from monai_iou.workflow.keys import calling_workflow
+from monai_iou.workflow.models import report_missing_plan
 from monai_iou.workflow.records import check_unseen, data_record, image_identity
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
@@ -49,6 +51,7 @@ class BundleCases:
         split_seed: seed of that split, or of the folds.
         folds: number of folds of a cross-validation; validation is then fold `fold` instead of a fraction.
         fold: from 0 to `folds` - 1, see `fold_cases`.
+        images: what inference segments instead of the folder's images, see `image_cases`.
 
     Raises:
         DatasetError: on first use of a list, if the folder cannot be used. Under `python -m monai.bundle` the program
@@ -62,11 +65,13 @@ class BundleCases:
         split_seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
+        images: object = None,
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.folds = optional(folds)
         self.fold = fold
+        self._images = optional(images)
         self._record: dict[str, Any] | None = None
 
     @property
@@ -154,6 +159,8 @@ class BundleCases:
             return [replace(case, label=None).as_item() for case in cases]
 
     def _to_segment(self) -> Sequence[Case]:
+        if self._images is not None:
+            return image_cases(self._images)
         if (self.dataset_dir / "dataset.json").exists():
             return self.folder.test
         cases = [Case(case_name(path), path) for path in volumes_below(self.dataset_dir, deep=False)]
@@ -164,8 +171,8 @@ class BundleCases:
     def files(self) -> dict[str, list[Path]]:
         """Every file that belongs to the folder, by what it is: what no run may write over."""
         with exit_with_message():
-            if not is_dataset(self.dataset_dir):
-                found = self._to_segment() if self.dataset_dir.is_dir() else []
+            if self._images is not None or not is_dataset(self.dataset_dir):
+                found = self._to_segment() if self._images is not None or self.dataset_dir.is_dir() else []
                 return {"the images": [path for case in found for path in case.images]}
             folder = self.folder
             cases = [*folder.labelled, *folder.evaluation, *folder.test]
@@ -192,6 +199,15 @@ class BundleCases:
         # MONAI takes an extension off, of names with other dots too.
         return {"subject": str(Path(root) / f"{names.get(file, case_name(file))}.nii.gz")}
 
+    def result_path(self, image: Path, folder: str, suffix: str, ending: str) -> Path:
+        """Return where the mask of an image goes, or another result with the suffix behind its case's name."""
+        name = self._mask_names[1].get(image, case_name(image))
+        return Path(folder) / f"{name}{'_' if suffix else ''}{suffix}{ending}"
+
+    def mask_files(self, folder: str, suffix: str, ending: str) -> dict[str, Path]:
+        """Return where inference writes the mask of each case."""
+        return {case.name: self.result_path(case.image, folder, suffix, ending) for case in self._to_segment()}
+
     @cached_property
     def _mask_names(self) -> tuple[str, dict[Path, str]]:
         return self.mask_root, {case.image: case.name for case in self._to_segment()}
@@ -210,7 +226,7 @@ class BundleCases:
             check_voxel_size(case.image, facts.spacing, usual, "those that the model was trained on")
 
         with exit_with_message():
-            logger.info("Checking %d images of %s", len(cases), self.dataset_dir)
+            logger.info("Checking %d images%s", len(cases), "" if self._images else f" of {self.dataset_dir}")
             map_cases(check, cases)
 
     @cached_property
@@ -248,7 +264,7 @@ class BundleCases:
             if stored is not None and (prefer_saved or not in_folder):
                 return load_plan(stored)
             if prefer_saved and saved is not None:
-                _report_missing_plan(Path(saved), self.dataset_dir if in_folder else None)
+                report_missing_plan(Path(saved), self.dataset_dir if in_folder else None)
             whole = is_true(full_resolution, "full_resolution")
             if not in_folder:
                 return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
@@ -281,19 +297,3 @@ class BundleCases:
     @staticmethod
     def _items(cases: Sequence[Case]) -> list[dict[str, Any]]:
         return [case.as_item() for case in cases]
-
-
-def _report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
-    model = path.with_suffix(".pt")
-    if model.is_file():
-        message = (
-            f"Expected {path} beside {model.name}, as it holds how images are prepared, but there is no such file: "
-            "copy it from where the model was trained."
-        )
-        raise DatasetError(message)
-    if dataset_dir is None:
-        logger.warning(
-            "There is no %s: the network is planned for one channel and one label. Is `bundle_root` right?", path
-        )
-    else:
-        logger.info("There is no %s: the network is planned from %s, as training would.", path, dataset_dir)

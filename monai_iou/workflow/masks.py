@@ -20,6 +20,7 @@ from monai_iou.volumes.header import Header, VolumeError
 from monai_iou.volumes.names import NIFTI_EXTENSIONS
 from monai_iou.volumes.nifti import load_raw_header
 from monai_iou.volumes.reading import read_header
+from monai_iou.workflow.mask_formats import ITK_ENDINGS, mask_ending, write_with_itk
 from monai_iou.workflow.settings import exit_with_message
 
 __all__ = ["ClassValuesd", "MaskWriter", "mask_dtype"]
@@ -68,7 +69,7 @@ class ClassValuesd(MapTransform):
 
 
 class MaskWriter(ImageWriter):
-    """MONAI writer of NIfTI masks, for `SaveImaged(writer=...)`.
+    """MONAI writer of masks, for `SaveImaged(writer=...)`: NIfTI, or MetaImage and NRRD where the name ends so.
 
     If the image was NIfTI, the mask carries its header: qform and sform with their codes, units and trailing axes, so
     that programs that read one or the other put the mask where they put the image. For other images both forms hold
@@ -102,10 +103,13 @@ class MaskWriter(ImageWriter):
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         """Write the mask."""
         path = Path(filename)
-        image = self._image()
+        ending = mask_ending(path.name)
         try:
-            with replaced_file(path, ".nii.gz" if path.name.lower().endswith(".gz") else ".nii") as temporary:
-                image.to_filename(temporary)
+            with replaced_file(path, ending) as temporary:
+                if ending in ITK_ENDINGS:
+                    write_with_itk(self._array(), self._affine(), temporary)
+                else:
+                    self._image().to_filename(temporary)
         except OSError as error:
             message = (
                 f"Expected to write the mask `{path}`, but got the error '{error.strerror or error}': free space or "
@@ -114,11 +118,17 @@ class MaskWriter(ImageWriter):
             with exit_with_message():
                 raise OutputError(message) from error
 
+    def _array(self) -> NDArray[Any]:
+        array: NDArray[Any] = np.asarray(self.data_obj).astype(self.output_dtype)  # type: ignore[attr-defined]
+        return array
+
+    def _affine(self) -> NDArray[np.float64]:
+        return np.eye(4) if self.affine is None else self.affine
+
     def _image(self) -> Any:
         import nibabel
 
-        array = np.asarray(self.data_obj).astype(self.output_dtype)  # type: ignore[attr-defined]
-        affine = np.eye(4) if self.affine is None else self.affine
+        array, affine = self._array(), self._affine()
         header = self._header(spatial_grid(array.shape, affine))
         if header is None:
             image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)

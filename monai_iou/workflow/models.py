@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,18 @@ from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
 from monai_iou.workflow.inferers import Ensemble
 from monai_iou.workflow.settings import exit_with_message, optional
 
-__all__ = ["check_models", "load_network", "load_plans", "load_weights", "model_files", "sibling_path"]
+__all__ = [
+    "check_models",
+    "load_network",
+    "load_plans",
+    "load_weights",
+    "model_files",
+    "report_missing_plan",
+    "sibling_path",
+]
 
+
+logger = logging.getLogger(__name__)
 
 SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
 
@@ -155,3 +166,20 @@ def _check_finite(path: str, weights: Mapping[str, Any]) -> None:
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "shape")}
+
+
+def report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
+    """Say that there is no `model.json`; beside a trained model that is an error."""
+    model = path.with_suffix(".pt")
+    if model.is_file():
+        message = (
+            f"Expected {path} beside {model.name}, as it holds how images are prepared, but there is no such file: "
+            "copy it from where the model was trained."
+        )
+        raise DatasetError(message)
+    if dataset_dir is None:
+        logger.warning(
+            "There is no %s: the network is planned for one channel and one label. Is `bundle_root` right?", path
+        )
+    else:
+        logger.info("There is no %s: the network is planned from %s, as training would.", path, dataset_dir)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from monai_iou.files import OutputError
+from monai_iou.workflow.mask_formats import MASK_ENDINGS
 
 __all__ = ["Settings", "amp_type", "exit_with_message", "is_true", "optional"]
 
@@ -60,12 +61,13 @@ SWITCHES = (
     "load_pretrain",
     "overwrite",
     "resume",
+    "save_probabilities",
     "score_trained_cases",
     "tta_flips",
     "tune_postprocessing",
 )
 PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
-UNCHECKED = ("evaluate_on", "folds", "models", "pixdim")  # null or something that its reader checks
+UNCHECKED = ("evaluate_on", "folds", "images", "models", "pixdim")  # null or something that its reader checks
 
 
 class Settings(SimpleNamespace):
@@ -98,6 +100,10 @@ def _resolved(name: str, value: Any) -> Any:
         return _path(name, value)
     if name == "amp_dtype":
         return amp_type(value)
+    if name == "mask_suffix":
+        return str(optional(value) or "")
+    if name == "mask_format":
+        return _mask_format(value)
     if name in UNCHECKED:
         return optional(value)
     kind, usable = _kind(name, value)
@@ -106,6 +112,15 @@ def _resolved(name: str, value: Any) -> Any:
             message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
             raise ValueError(message)
     return optional(value)
+
+
+def _mask_format(value: object) -> str:
+    ending = f".{str(value).lower().removeprefix('.')}"
+    with exit_with_message():
+        if ending not in MASK_ENDINGS:
+            message = f"Expected `mask_format` to be among {', '.join(MASK_ENDINGS)}, but got {value!r}: choose one."
+            raise ValueError(message)
+    return ending
 
 
 def _path(name: str, value: Any) -> str | None:

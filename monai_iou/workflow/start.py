@@ -74,7 +74,11 @@ def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: 
         DatasetError: an image cannot be segmented.
     """
     with exit_with_message():
-        _check_output(cases, settings, models, write=False)
+        if getattr(settings, "mask_suffix", ""):  # beside the images, under names of their own
+            masks = cases.mask_files(settings.output_dir, settings.mask_suffix, settings.mask_format)
+            check_outputs({f"the mask of {case}": path for case, path in masks.items()}, cases.files)
+        else:
+            _check_output(cases, settings, models, write=False)
     cases.check_inference(plan)
     with exit_with_message():
         prepare(Path(settings.output_dir), "output_dir")

@@ -1,0 +1,92 @@
+"""`monai-iou predict`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import reported
+from .lines import bundle_line
+from .options import FOLDER, is_folder, with_options
+
+__all__ = ["predict"]
+
+RESULTS = (
+    click.option(
+        "-o",
+        "--output",
+        type=FOLDER,
+        metavar="DIR",
+        help="Folder for the masks, called as the images. Default: each beside its image, as NAME_mask.",
+    ),
+    click.option(
+        "--format",
+        "ending",
+        type=click.Choice([".nii.gz", ".nii", ".mha", ".nrrd", "same"]),
+        default=".nii.gz",
+        show_default=True,
+        help="Format of the masks; `same` is the image's.",
+    ),
+    click.option("--save-probabilities", is_flag=True, help="Also write the probabilities of all classes, as NIfTI."),
+    click.option("--preview", is_flag=True, help="Also write a picture of each mask over its image."),
+    click.option("--overwrite", is_flag=True, help="Replace masks that are there."),
+)
+MODELS = (
+    click.option(
+        "--folds", metavar="all|0,1", help="Average the models of these folds. Default: all, if RUN has folds."
+    ),
+    click.option("--tta", is_flag=True, help="Average over the eight flips of each image: eight times the work."),
+)
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.argument("images", type=FOLDER, nargs=-1, required=True)
+@with_options(*RESULTS, *MODELS)
+def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: str, **options: Any) -> int:
+    """Segment images with the model in RUN, the folder that `monai-iou train` wrote.
+
+    IMAGES are files (NIfTI, MetaImage, NRRD), folders of them, and folders of the slices of a DICOM series. Where the
+    channels of an image are files of their own, they are called NAME_0000, NAME_0001, ...; name one of them or their
+    folder. A mask lies on exactly the grid of its image. No file is replaced without --overwrite.
+    """
+    _check_paths(run, images)
+    from monai_iou.console import say
+    from monai_iou.workflow.prediction import check_new, find_models, plan_predictions, run_all
+    from monai_iou.workflow.previews import write_preview
+
+    keys = {"save_probabilities": True} if options["save_probabilities"] else {}
+    keys |= {"tta_flips": True} if options["tta"] else {}
+    with reported():
+        models = find_models(run, options["folds"])
+        runs = plan_predictions(models, images, output, ending)
+        items = [item for each in runs for item in each.items]
+        if not options["overwrite"]:
+            check_new(item.mask for item in items)
+        for each in runs:
+            click.echo(bundle_line([str(models.config)], each.keys(keys)))
+
+        def done(item: Any) -> None:
+            say(f"Written: {item.mask}")
+            if options["save_probabilities"]:
+                say(f"Written: {item.probabilities}")
+            if options["preview"]:
+                write_preview(item.case.images, item.mask, item.preview)
+                say(f"Written: {item.preview}")
+
+        run_all(runs, keys, done)
+    return 0
+
+
+def _check_paths(run: Path, images: tuple[Path, ...]) -> None:
+    """Name a wrong path before anything that takes seconds is imported."""
+    if not is_folder(run):
+        message = f"Expected RUN to be the folder of a training, but got `{run}`: check the path."
+        raise click.UsageError(message)
+    missing = next((path for path in images if not os.path.exists(path)), None)  # noqa: PTH110 - any length of name
+    if missing is not None:
+        message = f"Expected an image or a folder of images, but there is no `{missing}`: check the path."
+        raise click.UsageError(message)

@@ -1,0 +1,168 @@
+"""`monai-iou train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import reported
+from .keys import known_keys, read_keys
+from .lines import bundle_line
+from .options import FOLDER, check_tables, is_folder, with_options
+from .plan import MACHINE, write_plan
+
+if TYPE_CHECKING:
+    from monai_iou.evaluation.results import Evaluation
+    from monai_iou.workflow.training_runs import Training, TrainingRun
+
+__all__ = ["train"]
+
+VALIDATIONS = 20  # of a training whose number of epochs the user gives
+
+LENGTH = (
+    click.option(
+        "-o",
+        "--output",
+        type=FOLDER,
+        metavar="RUN",
+        help="Folder for the training. Default: DATASET's name and `_run`.",
+    ),
+    click.option(
+        "--minutes", type=float, metavar="M", help="Plan trainings that end in M minutes, all folds together."
+    ),
+    click.option("--epochs", type=click.IntRange(1), metavar="N", help="Number of epochs. Default: the plan's."),
+)
+FOLDS = (
+    click.option("--folds", type=click.IntRange(2), metavar="N", help="Train all N folds of a cross-validation."),
+    click.option("--fold", type=click.IntRange(0), metavar="K", help="Train fold K of --folds alone, counted from 0."),
+)
+CONFIGS = (
+    click.option(
+        "--config", "configs", type=FOLDER, multiple=True, metavar="EXTRA.json", help="Config to merge after the plan."
+    ),
+)
+AGAIN = (
+    click.option("--resume", is_flag=True, help="Continue the training in RUN, also with other keys or more epochs."),
+    click.option("--overwrite", is_flag=True, help="Replace the training in RUN."),
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("dataset", type=FOLDER)
+@with_options(*LENGTH, *FOLDS, *CONFIGS, *MACHINE, *AGAIN)
+@click.pass_context
+def train(context: click.Context, /, dataset: Path, output: Path | None, **options: Any) -> int:
+    """Train on the folder DATASET: plan, train, and score the cases that were held out.
+
+    Every key of the bundle is an option too, such as --batch_size 2: docs/bundle.md lists them. With --folds, each
+    fold is trained in a folder of its own and scored on the cases that it held out, and one report joins all cases.
+    A run that was stopped goes on when the same command is given again.
+    """
+    keys = _keys(context, dataset, options)
+    run_folder = output if output is not None else Path(f"{dataset.resolve().name}_run")
+    from monai_iou.console import progress, say
+    from monai_iou.workflow.training_runs import open_folder
+
+    with reported():
+        run = _run(run_folder, dataset, keys, options)
+        run.check(resume=options["resume"], overwrite=options["overwrite"])
+        open_folder(run_folder, dataset)
+        _plan(run, options)
+        for training in run.trainings:
+            if not training.is_done("trained"):
+                click.echo(bundle_line([path.as_posix() for path in training.configs], training.bundle_keys))
+        try:
+            with progress() as show:
+                scores = run.run(say, show)
+        except SystemExit:
+            say(f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *sys.argv[1:]])}", error=True)
+            raise
+    _tell_results(run, scores)
+    return 0
+
+
+def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the command line, before anything that takes seconds is imported, and return the bundle's keys in it."""
+    names = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    for path in options["configs"]:
+        check_tables({"--config": path})
+    keys = read_keys(context.args, known_keys(options["configs"]), [name[2:] for name in names])
+    if not is_folder(dataset):
+        message = f"Expected DATASET to be a folder of labelled volumes, but got `{dataset}`: check the path."
+        raise click.UsageError(message)
+    if options["fold"] is not None and options["folds"] is None:
+        message = f"Expected `--folds` to be given with `--fold {options['fold']}`, but it is not: add --folds 5."
+        raise click.UsageError(message)
+    if options["fold"] is not None and options["fold"] >= options["folds"]:
+        message = (
+            f"Expected `--fold` to be below `--folds {options['folds']}`, but got {options['fold']}: count from 0."
+        )
+        raise click.UsageError(message)
+    if options["resume"] and options["overwrite"]:
+        message = "Expected either `--resume` or `--overwrite`, but got both: keep one."
+        raise click.UsageError(message)
+    if options["epochs"] is None:
+        return keys
+    if options["minutes"] is not None:
+        message = "Expected either `--minutes` or `--epochs`, but got both: keep one."
+        raise click.UsageError(message)
+    # The plan's interval is for the plan's length.
+    return {"epochs": options["epochs"], "val_interval": max(1, options["epochs"] // VALIDATIONS), **keys}
+
+
+def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[str, Any]) -> TrainingRun:
+    """The trainings that the command line asks for."""
+    from monai_iou.workflow.training_runs import PLAN, Training, TrainingRun
+    from monai_iou.workflow.versions import about_this_run
+
+    configs = (folder / "configs" / "train.json", folder / PLAN, *options["configs"])
+    folds, fold = options["folds"], options["fold"]
+    chosen: Sequence[int | None] = [None] if folds is None else [fold] if fold is not None else range(folds)
+    asked = {
+        "dataset": str(dataset.resolve()),
+        "folds": folds,
+        "minutes": options["minutes"],
+        "configs": [str(path) for path in options["configs"]],
+    }
+    about = about_this_run(("monai-iou", *sys.argv[1:]))
+
+    def training(number: int | None) -> Training:
+        own = {} if number is None else {"folds": folds, "fold": number}
+        return Training(
+            folder if number is None else folder / f"fold{number}",
+            configs,
+            {"dataset_dir": str(dataset), **own, **keys},
+            {**asked, "fold": number, "keys": dict(keys)},
+            about,
+        )
+
+    return TrainingRun(folder, dataset, tuple(training(number) for number in chosen), folds)
+
+
+def _plan(run: TrainingRun, options: Mapping[str, Any]) -> None:
+    from monai_iou.workflow.training_runs import PLAN
+
+    path = run.folder / PLAN
+    if not path.is_file():
+        minutes = options["minutes"] and options["minutes"] / len(run.trainings)
+        write_plan(run.dataset, path, run.folds, None, {**options, "minutes": minutes})
+    click.echo(f"Plan: {path}")
+
+
+def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:
+    from monai_iou.console import print_evaluation, say
+
+    if scores is not None:
+        print_evaluation(scores, scores.request.output)
+    for training in run.trainings:
+        say(f"Model: {training.folder / 'models' / 'model.pt'}")
+        for name in ("progress.png", "summary.html"):
+            if (training.folder / name).is_file():
+                say(f"{'Curves' if name.endswith('png') else 'Summary'}: {training.folder / name}")
+    say("Next, masks of your own images:")
+    click.echo(f"monai-iou predict {shlex.quote(str(run.folder))} YOUR_IMAGES")

@@ -1,0 +1,137 @@
+"""Images that a command names one by one, instead of a dataset: files, folders, channels in files of their own."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_iou.datasets.cases import Case, DatasetError
+from monai_iou.datasets.naming import check_names, names_of
+from monai_iou.volumes.names import case_name, is_volume, volumes_below
+
+__all__ = ["find_images", "image_cases"]
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of one image
+
+
+def image_cases(images: object) -> list[Case]:
+    """Read the bundle's key `images`.
+
+    Args:
+        images: a list with, for each image, its file, the list of the files of its channels, or a dictionary with
+            `case` (its name) and `image` (one of these). A single path stands for a list of one.
+
+    Raises:
+        DatasetError: it is something else, a file is missing, or two images have one name.
+
+    Example:
+        >>> image_cases("no/such.nii.gz")
+        Traceback (most recent call last):
+            ...
+        monai_iou.datasets.cases.DatasetError: Expected `images` to name images, but there is no no/such.nii.gz: ...
+    """
+    entries = [_entry(item) for item in _as_list(images)]
+    missing = next((path for _, paths in entries for path in paths if not path.exists()), None)
+    if missing is not None:
+        message = f"Expected `images` to name images, but there is no {missing}: check the path."
+        raise DatasetError(message)
+    names = names_of([_without_number(paths) for _, paths in entries])
+    cases = [
+        Case(given or name, first, None, tuple(others))
+        for name, (given, (first, *others)) in zip(names, entries, strict=True)
+    ]
+    check_names(cases, "`images`")
+    return cases
+
+
+def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
+    """Find the images that a command line names.
+
+    Args:
+        paths: files, folders of images, and folders of the slices of a DICOM series. The files of the channels of one
+            image are called `NAME_0000`, `NAME_0001`, ...; one of them stands for all that lie beside it.
+        channels: of the model.
+
+    Returns:
+        A case for each image, without its label, named so that no two have one name.
+
+    Raises:
+        DatasetError: a path is not there, a folder holds no image, or a channel's file is missing.
+    """
+    found = [path for given in paths for path in _volumes(given)]
+    groups = list(dict.fromkeys(tuple(_channel_files(path, channels)) for path in found))
+    names = names_of([_without_number(files) for files in groups])
+    cases = [Case(name, first, None, tuple(others)) for name, (first, *others) in zip(names, groups, strict=True)]
+    check_names(cases, "the images")
+    return cases
+
+
+def _volumes(path: Path) -> list[Path]:
+    if not path.exists():
+        message = f"Expected an image or a folder of images, but there is no {path}: check the path."
+        raise DatasetError(message)
+    if path.is_dir() and not is_volume(path):
+        found = list(volumes_below(path, deep=False))
+        if not found:
+            message = (
+                f"Expected {path} to hold images (.nii.gz, .nii, .mha, .nrrd or DICOM series), but it has none: name "
+                "the folder that does."
+            )
+            raise DatasetError(message)
+        return found
+    return [path]
+
+
+def _channel_files(path: Path, channels: int) -> list[Path]:
+    """The files of the image to which a file belongs: itself, or with its siblings."""
+    match = CHANNEL.fullmatch(case_name(path))
+    if channels == 1 or match is None or path.is_dir():
+        return [path]
+    ending = path.name[len(case_name(path)) :]
+    files = [path.with_name(f"{match[1]}_{number:04d}{ending}") for number in range(channels)]
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is not None:
+        message = (
+            f"Expected a file for each of the {channels} channels that the model was trained on beside {path}, but "
+            f"there is no {missing.name}: add it."
+        )
+        raise DatasetError(message)
+    return files
+
+
+def _without_number(files: Iterable[Path]) -> Path:
+    """The path that names the case: that of the first file, without the channel's number."""
+    first = next(iter(files))
+    match = CHANNEL.fullmatch(case_name(first))
+    alone = match is not None and match[2] == "0000"
+    return first.with_name(f"{match[1]}.nii.gz") if match is not None and alone else first
+
+
+def _as_list(images: object) -> list[Any]:
+    if isinstance(images, str) and images.startswith("["):  # a list that the command line could not read
+        try:
+            images = ast.literal_eval(images)
+        except (ValueError, SyntaxError):
+            images = []
+    if isinstance(images, str):
+        images = [images]
+    if not isinstance(images, (list, tuple)) or not images:
+        message = f"Expected `images` to be a list of paths, but got {images!r}: write \"['a.nii.gz','b.nii.gz']\"."
+        raise DatasetError(message)
+    return list(images)
+
+
+def _entry(item: object) -> tuple[str | None, list[Path]]:
+    name, files = (item.get("case"), item.get("image")) if isinstance(item, Mapping) else (None, item)
+    files = [files] if isinstance(files, str) else files
+    usable = isinstance(files, (list, tuple)) and files and all(isinstance(file, str) and file for file in files)
+    if not usable or not isinstance(name, (str, type(None))):
+        message = (
+            f"Expected each of `images` to be a path or a list of the paths of its channels, but got {item!r}: correct "
+            "it."
+        )
+        raise DatasetError(message)
+    return name, [Path(file) for file in files]  # type: ignore[union-attr]

@@ -1,0 +1,37 @@
+"""A picture of a mask that was written, over its image, both as they lie in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.volumes.grid import Grid
+from monai_iou.volumes.reading import read_channels, read_labels
+from monai_iou.workflow.pictures import draw_case, save_png
+
+__all__ = ["write_preview"]
+
+
+def write_preview(images: Sequence[Path], mask: Path, path: Path) -> None:
+    """Draw the image's first channel with the mask's contours, in the patient's axes, as PNG.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    image, labels = read_channels(images), read_labels(mask)
+    array, spacing = _in_patient_axes(image.array[0], image.grid)
+    drawn, _ = _in_patient_axes(labels.array, labels.grid)
+    save_png(draw_case(array.astype(np.float32), drawn, spacing=spacing, title=mask.name), path)
+
+
+def _in_patient_axes(array: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """The array with its axes to the patient's right, front and head, as nearly as its axes allow."""
+    letters = grid.orientation
+    order = [next(i for i, letter in enumerate(letters) if letter in pair) for pair in ("RL", "AP", "SI")]
+    turned = array.transpose(order)
+    flips = tuple(axis for axis, i in enumerate(order) if letters[i] in "LPI")
+    return np.flip(turned, flips), tuple(grid.spacing[i] for i in order)

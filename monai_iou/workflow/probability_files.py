@@ -1,0 +1,71 @@
+"""The probabilities behind a mask, on the image's own grid, for thresholds and ensembles of a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
+
+from monai_iou.files import OutputError, replaced_file
+from monai_iou.workflow.settings import exit_with_message
+
+if TYPE_CHECKING:
+    from monai_iou.workflow.data import BundleCases
+
+__all__ = ["SaveProbabilitiesd"]
+
+
+class SaveProbabilitiesd(MapTransform):
+    """Write the probabilities of all classes as NIfTI, float32, with the classes on the fourth axis.
+
+    The file lies beside the mask and is called as the case, with `_probabilities` behind it.
+
+    Args:
+        keys: probabilities of shape (C, X, Y, Z), MetaTensors on the image's grid.
+        cases: name the files.
+        output_dir: folder of the files.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Raises:
+        OutputError: a file cannot be written; under `python -m monai.bundle` the program ends with that sentence.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, cases: BundleCases, output_dir: str, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.cases, self.output_dir = cases, output_dir
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files and return the item as it is."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            meta = items[key].meta
+            image = Path(str(meta.get("filename_or_obj", "image")))
+            path = self.cases.result_path(image, self.output_dir, "probabilities", ".nii.gz")
+            values = items[key].detach().cpu().as_subclass(torch.Tensor).to(torch.float32).numpy()
+            _write(np.moveaxis(values, 0, -1), np.asarray(meta["affine"], dtype=np.float64), path)
+        return items
+
+
+def _write(values: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    import nibabel
+
+    image = nibabel.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path, ".nii.gz") as temporary:
+            image.to_filename(temporary)
+    except OSError as error:
+        message = (
+            f"Expected to write the probabilities `{path}`, but got the error '{error.strerror or error}': free space "
+            "or choose another folder."
+        )
+        with exit_with_message():
+            raise OutputError(message) from error

@@ -1,0 +1,80 @@
+"""What a run folder says of itself, `run.json`: what was asked for, and which of its stages are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai_iou.files import write_json
+
+__all__ = ["RunState"]
+
+STATE_NAME = "run.json"
+
+
+@dataclass
+class RunState:
+    """The state of a folder of `monai-iou train`.
+
+    Attributes:
+        folder: that holds the file.
+        request: what was asked for, plain values.
+        done: names of the stages that are complete.
+        facts: what a stage found out and a later one needs, plain values.
+        about: the command line and versions, for readers.
+    """
+
+    folder: Path
+    request: dict[str, Any]
+    done: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunState | None:
+        """Read the state of a folder, None if it has none that can be read."""
+        try:
+            content = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+            return cls(folder, content["request"], content["done"], content["facts"], content["about"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def finish(self, stage: str, **facts: Any) -> None:
+        """Write that a stage is complete."""
+        self.done = [*dict.fromkeys([*self.done, stage])]
+        self.facts.update(facts)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        content = {"request": self.request, "done": self.done, "facts": self.facts, "about": self.about}
+        write_json(self.folder / STATE_NAME, content)
+
+    def differences(self, request: Mapping[str, Any]) -> list[str]:
+        """Say what another request asks for that this one does not.
+
+        >>> RunState(Path(), {"dataset": "a", "keys": {"epochs": 2}}).differences({"dataset": "b", "keys": {}})
+        ['dataset was a and is b', 'keys had epochs 2']
+        """
+        before, now = json.loads(json.dumps(self.request)), json.loads(json.dumps(request))
+        found = [
+            f"{name} was {before.get(name)} and is {now.get(name)}"
+            for name in [*dict.fromkeys([*before, *now])]
+            if name != "keys" and before.get(name) != now.get(name)
+        ]
+        return found + _key_differences(before.get("keys", {}), now.get("keys", {}))
+
+
+def _key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in [*dict.fromkeys([*before, *now])]:
+        if name not in now:
+            found.append(f"keys had {name} {before[name]}")
+        elif name not in before:
+            found.append(f"keys have {name} {now[name]}")
+        elif before[name] != now[name]:
+            found.append(f"{name} was {before[name]} and is {now[name]}")
+    return found

@@ -1,0 +1,72 @@
+"""Running a bundle's configs in this process, as `python -m monai.bundle run` does, with its errors in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_iou.files import OutputError
+
+__all__ = ["run_configs"]
+
+# Said of every bundle, and answered in docs/bundle.md: of MONAI's loading of configs, and of a plan in another folder.
+KNOWN_NOTICES = ("Not all config files are in", "Setting logging properties based on config")
+
+
+def run_configs(files: Sequence[Path], overrides: Mapping[str, Any], kind: str = "train") -> Any:
+    """Run configs and return the ConfigWorkflow.
+
+    Args:
+        files: the configs, later ones over earlier ones.
+        overrides: key -> value, over all configs.
+        kind: MONAI's `workflow_type`, "train" or "inference".
+
+    Raises:
+        ValueError: the run ended with a sentence of this package, which MONAI buries under errors of its own.
+        OutputError: likewise.
+    """
+    from monai.bundle.workflows import ConfigWorkflow
+
+    with _without_notices(), _own_sentence():
+        workflow = ConfigWorkflow(config_file=[str(path) for path in files], workflow_type=kind, **overrides)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    return workflow
+
+
+@contextlib.contextmanager
+def _own_sentence() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not _is_ours(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or cause is error:
+            raise
+        raise cause from None
+
+
+def _is_ours(error: BaseException) -> bool:
+    return isinstance(error, (ValueError, OutputError)) and str(error).startswith("Expected ")
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    logger = logging.getLogger("monai.bundle.workflows")
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(KNOWN_NOTICES)
+
+    logger.addFilter(is_new)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+            yield
+    finally:
+        logger.removeFilter(is_new)

@@ -1,0 +1,265 @@
+"""`monai-iou train`: one training, or the folds of a cross-validation, each stage done once and resumed where it ended.
+
+A training's folder gets its models, its log and curves, and the masks and scores of the cases that it held out. Of a
+cross-validation, the masks of all folds are scored together: every case once, by a model that has not seen it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monai_iou.bundle_files import copy_bundle
+from monai_iou.datasets.folder import read_folder
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Progress, Request
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.files import OutputError, check_outputs, prepare, write_csv, write_json
+from monai_iou.locks import folder_lock
+from monai_iou.workflow.prediction import find_models
+from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.running import run_configs
+
+__all__ = ["Training", "TrainingRun", "open_folder"]
+
+PLAN = "configs/plan.json"
+ENSEMBLE = "configs/ensemble.json"
+SCORES = "validation"
+STAGES = ("trained", "predicted")
+# What a training writes into its folder: what --overwrite removes.
+WRITTEN = (
+    "models", "tensorboard", "pictures", SCORES, "run.json", "config.json", "log.txt", "epochs.csv", "progress.png",
+    "summary.html", PLAN, ENSEMBLE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: its folder, and the bundle's keys of it.
+
+    Attributes:
+        folder: of its results.
+        configs: the bundle's configs, later ones over earlier ones.
+        keys: over them.
+        request: what was asked for, by which a later start knows it again.
+        about: command line and versions.
+    """
+
+    folder: Path
+    configs: tuple[Path, ...]
+    keys: Mapping[str, Any]
+    request: Mapping[str, Any]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bundle_keys(self) -> dict[str, Any]:
+        """The keys of the run as it is to be started now."""
+        places = {"ckpt_dir": str(self.folder / "models"), "output_dir": str(self.folder)}
+        resume = {"resume": True} if (self.folder / "models" / "last_epoch.pt").is_file() else {}
+        return {**self.keys, **places, **resume}
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the folder holds a training."""
+        return any((self.folder / "models" / name).is_file() for name in ("last_epoch.pt", "model.pt"))
+
+    @cached_property
+    def state(self) -> RunState:
+        """What is done of it."""
+        return RunState.read(self.folder) or RunState(self.folder, dict(self.request), about=dict(self.about))
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage is complete, of this very request."""
+        return stage in self.state.done and not self.state.differences(self.request)
+
+    def train(self) -> None:
+        """Train, or go on with it, and note which cases it held out."""
+        if self.is_done("trained"):
+            return
+        if self.state.differences(self.request):  # resumed with other keys: what came after is to be done again
+            self.state.request, self.state.done = dict(self.request), []
+        self.state.about = dict(self.about)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state.write()
+        workflow = run_configs(self.configs, self.bundle_keys)
+        cases, plan = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan"))
+        held_out = cases.validation if workflow.parser.get("val_fraction") or cases.folds else []
+        self.state.finish("trained", held_out=held_out, labels=list(plan.label_values[1:]))
+        del workflow, cases
+        gc.collect()
+
+    def predict(self, masks: Path) -> None:
+        """Write the masks of the cases that were held out."""
+        held_out = self.state.facts["held_out"]
+        if self.is_done("predicted") or not held_out:
+            return
+        images = [{name: item[name] for name in ("case", "image")} for item in held_out]
+        models = find_models(self.folder)
+        run_configs([self.configs[0].with_name("inference.json")],
+                    {"images": images, **models.keys, "output_dir": str(masks)}, "inference")  # fmt: skip
+        self.state.finish("predicted")
+        gc.collect()
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """All trainings of a command.
+
+    Attributes:
+        folder: of the run.
+        dataset: the dataset's folder.
+        trainings: those that this command does.
+        folds: number of folds, None for a single training.
+    """
+
+    folder: Path
+    dataset: Path
+    trainings: tuple[Training, ...]
+    folds: int | None = None
+
+    @property
+    def fold_folders(self) -> list[Path]:
+        """The folders of all folds, also of those that another command trains."""
+        return [self.folder / f"fold{fold}" for fold in range(self.folds or 0)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything that the command asks for is done."""
+        return (
+            all(training.is_done(stage) for training in self.trainings for stage in STAGES)
+            and (self.folder / SCORES / "report.html").is_file()
+        )
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse to replace a training, and remove what is to be replaced.
+
+        An unfinished run that is started again by the same command goes on.
+
+        Raises:
+            OutputError: the folder holds a finished training, or one that asked for something else.
+        """
+        if overwrite:
+            for training in self.trainings:
+                _remove(training.folder)
+            _remove(self.folder, (SCORES, ENSEMBLE))
+            return
+        if resume:
+            return
+        for training in self.trainings:
+            if not training.has_started:
+                continue
+            different = training.state.differences(training.request)
+            known = RunState.read(training.folder) is not None
+            if not known or different or self.is_finished:
+                why = f" ({'; '.join(different)})" if known and different else ""
+                message = (
+                    f"Expected {training.folder} to be without a training, but it has one{why}: continue it by "
+                    "--resume, replace it by --overwrite, or name another folder by --output."
+                )
+                raise OutputError(message)
+
+    def run(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
+        """Do what is not done yet.
+
+        Args:
+            tell: called with a line before each stage.
+            progress: called after each case that is scored.
+
+        Returns:
+            The scores over all held-out cases, None if some are still to be trained elsewhere or none is held out.
+        """
+        with folder_lock(self.folder if len(self.trainings) != 1 else self.trainings[0].folder, "training"):
+            for number, training in enumerate(self.trainings, start=1):
+                if training.is_done("predicted"):
+                    tell(f"Done before: {training.folder}")
+                    continue
+                tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
+                training.train()
+                training.predict(self.masks)
+            if self.folds:
+                self._write_ensemble()
+            return self._score(tell, progress)
+
+    @property
+    def masks(self) -> Path:
+        """Folder of the masks of all held-out cases."""
+        return self.folder / SCORES / "masks"
+
+    def _write_ensemble(self) -> None:
+        """The list of the models, as a config that inference takes after its own."""
+        trained = [path.name for path in self.fold_folders if (path / "models" / "model.pt").is_file()]
+        models = [f"$@bundle_root + '/{name}/models'" for name in trained]
+        write_json(self.folder / ENSEMBLE, {"models": models})
+
+    def _score(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
+        states = [RunState.read(path) for path in (self.fold_folders or [self.folder])]
+        missing = [number for number, state in enumerate(states) if state is None or "predicted" not in state.done]
+        if missing and self.folds:
+            tell(
+                f"The scores over all cases follow when all folds are trained: {', '.join(map(str, missing))} missing."
+            )
+            return None
+        items = [item for state in states if state is not None for item in state.facts["held_out"]]
+        if not items:
+            return None
+        tell(f"Scoring the {len(items)} cases that were held out")
+        return evaluate_folders(self._request(items, states[0]), progress)
+
+    def _request(self, items: Sequence[Mapping[str, Any]], state: RunState | None) -> Request:
+        folder = read_folder(self.dataset)
+        pairs = self.folder / SCORES / "pairs.csv"
+        rows = [
+            {
+                "prediction": f"{item['case']}.nii.gz",
+                "reference": Path(item["label"]).resolve(),
+                "case": item["case"],
+            }
+            for item in items
+        ]
+        write_csv(pairs, ("prediction", "reference", "case"), rows)
+        return Request(
+            self.masks,
+            Path(os.path.commonpath([str(Path(item["label"]).resolve().parent) for item in items])),
+            self.folder / SCORES,
+            labels=() if folder.regions or state is None else tuple(state.facts["labels"]),
+            regions=folder.regions,
+            ignore=folder.ignore,
+            images=_common_folder([item["image"] for item in items]),
+            pairs=pairs,
+            command=("monai-iou", "train", str(self.dataset)),
+        )
+
+
+def _common_folder(images: Sequence[Any]) -> Path | None:
+    """The one folder of the images, for the report's pictures."""
+    files = [Path(image[0] if isinstance(image, list) else image) for image in images]
+    folders = {file.parent for file in files}
+    return folders.pop() if len(folders) == 1 else None
+
+
+def open_folder(folder: Path, dataset: Path) -> None:
+    """Make the run folder, a copy of the bundle, or take one that is there.
+
+    Raises:
+        OutputError: the folder holds something else, or is the dataset's.
+        ValueError: likewise.
+    """
+    check_outputs({"--output": folder}, {"the dataset": [dataset / "dataset.json", dataset]})
+    if not (folder / "configs" / "train.json").is_file():
+        copy_bundle(folder)
+    prepare(folder)
+
+
+def _remove(folder: Path, names: Sequence[str] = WRITTEN) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

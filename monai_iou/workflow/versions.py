@@ -1,0 +1,37 @@
+"""What a run was made by: the command line, the versions, the machine."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+__all__ = ["about_this_run"]
+
+PACKAGES = ("monai-iou", "monai", "torch", "numpy", "pytorch-ignite")
+
+
+def about_this_run(command: Sequence[str]) -> dict[str, Any]:
+    """Return the command line, when it started, and the versions of what computes.
+
+    Example:
+        >>> about_this_run(["monai-iou", "train", "my data"])["command"]
+        "monai-iou train 'my data'"
+    """
+    return {
+        "command": shlex.join(command),
+        "started": datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "machine": platform.platform(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

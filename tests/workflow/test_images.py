@@ -1,0 +1,71 @@
+"""Images that are named one by one: files, folders, channels in files of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.workflow.images import find_images, image_cases
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_gives_every_image_once(tmp_path: Path) -> None:
+    touch(tmp_path, "b.nii.gz", "a.mha", "._a.mha", "notes.txt", "c_0000.nrrd")
+    cases = find_images([tmp_path, tmp_path / "b.nii.gz"], 1)
+    assert [(case.name, case.image.name) for case in cases] == [("a", "a.mha"), ("b", "b.nii.gz"), ("c", "c_0000.nrrd")]
+
+
+def test_one_channel_stands_for_its_siblings(tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "q_0000.nii.gz", "q_0001.nii.gz", "four_d.nii.gz")
+    (one,) = find_images([tmp_path / "p_0001.nii.gz"], 2)
+    assert one.name == "p"
+    assert [path.name for path in one.images] == ["p_0000.nii.gz", "p_0001.nii.gz"]
+    assert [case.name for case in find_images([tmp_path], 2)] == ["four_d", "p", "q"]
+
+
+def test_a_missing_channel_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nii.gz")
+    with pytest.raises(DatasetError, match=r"^Expected a file for each of the 2 .* there is no p_0001\.nii\.gz: add"):
+        find_images([tmp_path], 2)
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "x/image.nii.gz", "y/image.nii.gz")
+    images = [tmp_path / "x/image.nii.gz", tmp_path / "y/image.nii.gz"]
+    assert [case.name for case in find_images(images, 1)] == ["x/image", "y/image"]
+
+
+def test_two_formats_of_one_name_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "a.mha")
+    with pytest.raises(DatasetError, match="names of their own"):
+        find_images([tmp_path], 1)
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("no", "there is no"), ("empty", "but it has none")])
+def test_nothing_to_segment(tmp_path: Path, name: str, sentence: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match=sentence):
+        find_images([tmp_path / name], 1)
+
+
+def test_the_bundles_key_names_what_the_command_found(tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "d/p.nii.gz")
+    channels = [str(tmp_path / "p_0000.nii.gz"), str(tmp_path / "p_0001.nii.gz")]
+    (case,) = image_cases([channels])
+    assert case.as_item() == {"case": "p", "image": channels}
+    named = {"case": "mine", "image": str(tmp_path / "d/p.nii.gz")}
+    assert [each.name for each in image_cases(str([named, channels]))] == ["mine", "p"]
+    assert image_cases(named["image"])[0].name == "p"
+
+
+@pytest.mark.parametrize("images", [[], [3], {"case": "a"}, "[broken", [[""]], [{"case": 3, "image": "a"}]])
+def test_what_is_no_list_of_images_is_refused(images: object) -> None:
+    with pytest.raises(DatasetError, match=r"^Expected "):
+        image_cases(images)

@@ -1,0 +1,122 @@
+"""The folder of `monai-iou train`: what is refused, what goes on, and what is done once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_iou.files import OutputError, read_csv
+from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
+
+KEYS = {"epochs": 2}
+
+
+def run_of(folder: Path, keys: dict[str, Any] | None = None, folds: int | None = None) -> TrainingRun:
+    asked = {"dataset": "d", "keys": keys or KEYS}
+    folders = [folder] if folds is None else [folder / f"fold{fold}" for fold in range(folds)]
+    return TrainingRun(folder, Path("d"), tuple(Training(each, (), KEYS, asked) for each in folders), folds)
+
+
+def make_started(training: Training, *done: str) -> None:
+    (training.folder / "models").mkdir(parents=True)
+    (training.folder / "models" / "model.pt").touch()
+    RunState(training.folder, dict(training.request), list(done)).write()
+
+
+def make_finished(folder: Path) -> None:
+    make_started(run_of(folder).trainings[0], *STAGES)
+    (folder / SCORES).mkdir()
+    (folder / SCORES / "report.html").touch()
+
+
+def test_a_finished_training_is_not_replaced(tmp_path: Path) -> None:
+    make_finished(tmp_path)
+    with pytest.raises(OutputError, match=re.escape("continue it by --resume, replace it by --overwrite, or name")):
+        run_of(tmp_path).check(resume=False, overwrite=False)
+    run_of(tmp_path).check(resume=True, overwrite=False)
+    assert (tmp_path / "models" / "model.pt").exists()
+    run_of(tmp_path).check(resume=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
+    make_started(run_of(tmp_path).trainings[0], "trained")
+    run_of(tmp_path).check(resume=False, overwrite=False)
+    with pytest.raises(OutputError, match=r"it has one \(epochs was 2 and is 3\): continue it by --resume"):
+        run_of(tmp_path, {"epochs": 3}).check(resume=False, overwrite=False)
+    run_of(tmp_path, {"epochs": 3}).check(resume=True, overwrite=False)
+
+
+def test_a_training_of_the_bundles_own_command_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "last_epoch.pt").touch()
+    with pytest.raises(OutputError, match="to be without a training"):
+        run_of(tmp_path).check(resume=False, overwrite=False)
+
+
+def test_with_other_keys_every_stage_is_to_be_done_again(tmp_path: Path) -> None:
+    make_started(run_of(tmp_path).trainings[0], *STAGES)
+    assert all(run_of(tmp_path).trainings[0].is_done(stage) for stage in STAGES)
+    assert not any(run_of(tmp_path, {"epochs": 3}).trainings[0].is_done(stage) for stage in STAGES)
+
+
+def test_a_cross_validation_with_one_fold_to_go_goes_on(tmp_path: Path) -> None:
+    first, _, _ = run_of(tmp_path, folds=3).trainings
+    make_started(first, *STAGES)
+    run_of(tmp_path, folds=3).check(resume=False, overwrite=False)
+
+
+def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert RunState.read(tmp_path) is None
+    (tmp_path / "run.json").write_text("[]", encoding="utf-8")
+    assert RunState.read(tmp_path) is None
+
+
+def train(data: Path, output: Path, *words: str) -> list[str]:
+    small = ["--base_channels", "4", "--patch_size", "[24,24,16]", "--case_repeats", "1", "--batch_size", "2"]
+    code = "import sys, monai_iou_command; sys.exit(monai_iou_command.main())"
+    return [sys.executable, "-c", code, "train", str(data), "--output", str(output), *small, *words]
+
+
+@pytest.mark.slow
+def test_killed_in_the_second_fold_and_started_again(data: Path, tmp_path: Path) -> None:
+    run, environment = tmp_path / "my run", {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = train(data, run, "--folds", "3", "--epochs", "2")
+    with (tmp_path / "log").open("w") as log:
+        killed = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        last_epoch = run / "fold1" / "models" / "last_epoch.pt"
+        limit = time.monotonic() + 900
+        while not last_epoch.exists() and killed.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        os.killpg(killed.pid, signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    first = (run / "fold0" / "models" / "model.pt").stat()
+
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Done before: " in again.stdout
+    assert (run / "fold0" / "models" / "model.pt").stat().st_mtime_ns == first.st_mtime_ns
+    assert "Resumed from" in again.stdout
+    rows = read_csv(run / SCORES / "cases.csv")
+    assert len({row["case"] for row in rows}) == len(rows) == 4  # every training case once
+    assert f"Report: {run / SCORES / 'report.html'}" in again.stdout
+
+    third = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert third.returncode == 1
+    assert "continue it by --resume" in third.stderr
+    scan = sorted((data / "imagesTs").glob("*.nii.gz"))[0]
+    code = "import sys, monai_iou_command; sys.exit(monai_iou_command.main())"
+    output = str(tmp_path / "masks")
+    predicted = [sys.executable, "-c", code, "predict", str(run), str(scan), "--folds", "all", "--output", output]
+    done = subprocess.run(predicted, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "masks" / scan.name).is_file()
