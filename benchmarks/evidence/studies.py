@@ -104,7 +104,7 @@ STUDIES: dict[str, Study] = {
     for study in [
         Study(
             "compound",
-            "How much cross-entropy beside IoU, and beside Dice?",
+            "Which weight should the cross-entropy have beside IoU, and beside Dice?",
             ("phantoms",),
             (
                 "iou+ce/3",
@@ -121,7 +121,7 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "sampler",
-            "Which crops, where lesions differ much in size?",
+            "Which sampling of patches is the best if lesions differ greatly in size?",
             ("unequal",),
             ("dice+ce", "iou+ce/3", "instance"),
             samplers=("voxels", "q=1/2", "q=0", "q=1/3", "q=1", "q=1/2, centred", "q=1, centred"),
@@ -131,7 +131,7 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "shapes",
-            "The same crops and losses on real lesion shapes in made images?",
+            "Do the same losses and samplings work on real lesion shapes in synthetic images?",
             ("shapes",),
             ("dice+ce", "iou+ce/3", "instance"),
             samplers=("voxels", "q=1/2", "q=0"),
@@ -141,7 +141,7 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "imbalance",
-            "What is left of each loss as the foreground shrinks?",
+            "How well does each loss work as the foreground becomes smaller?",
             tuple(f"{share:g} %" for share in SHARES),
             ("ce", "weighted ce", "dice+ce", "iou", "iou+ce/3", "lovasz+ce", "generalised iou", "instance"),
             samplers=("q=1/2",),
@@ -150,7 +150,7 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "real",
-            "Which loss on real scans?",
+            "Which loss is the best on real scans?",
             ("task901", "task902", "task904, 8", "task904, 32", "task904, 208"),
             ("dice+ce", "iou+ce", "iou+ce/3", "iou", "planned"),
             samplers=("q=1/2",),
@@ -159,7 +159,7 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "peers",
-            "Against MONAI's tutorial settings at the same number of steps?",
+            "How does the bundle compare with the settings of MONAI's tutorial at the same number of steps?",
             ("task901", "task904, 208"),
             ("monai tutorial", "dice+ce", "iou+ce/3"),
             samplers=("q=1/2",),
@@ -168,7 +168,7 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "choices",
-            "What is each of the other choices worth?",
+            "How much does each of the other settings change the result?",
             ("unequal",),
             (
                 "iou+ce/3",
