@@ -1,10 +1,10 @@
 """Checks of arguments and tensors that several modules share, and their messages.
 
 A message says what was expected, what was given, and what to do: "Expected `x` to be ..., but got ...: ...". The tests
-hold every message of the package to this form.
+verify that every message of the package has this form.
 
-Checks of tensors look at shapes and dtypes only. Label values are checked after the voxel pass, from its sums
-(:func:`check_label_sums`), so that they need no pass of their own.
+Checks of tensors only look at shapes and dtypes. Label values are checked after the voxel pass, from its sums
+(:mod:`monai_iou.voxels.labels`), so that they need no pass of their own.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ACTIVATIONS = ("softmax", "sigmoid", None)
 OVERLAPS = ("product", "min_max")
 EMPTY_RULES = ("smooth", "skip", "suppress")
 REDUCTIONS = ("mean", "sum", "none")
+MAX_POSITIONS = 4096
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Raise ValueError if `value` is none of `choices`."""
+    """Raise ValueError if `value` is not one of `choices`."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         message = f"Expected `{name}` to be one of {listed}, but got {value!r}: choose one of these."
@@ -35,7 +36,7 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 def check_positive(
     name: str, value: float, *, allow_zero: bool = False, remedy: str = "choose a value in this range"
 ) -> float:
-    """Return `value` as a float; raise ValueError unless it is finite and above (with `allow_zero`, not below) zero."""
+    """Return `value` as a float; raise ValueError unless it is finite and positive, or 0 with `allow_zero`."""
     number = check_number(name, value)
     if number != number or number in (float("inf"), float("-inf")) or number < 0 or (number == 0 and not allow_zero):
         bound = "at least 0" if allow_zero else "above 0"
@@ -55,7 +56,7 @@ def check_number(name: str, value: Any) -> float:
 def check_fraction(
     name: str, value: float, *, allow_one: bool = False, remedy: str = "choose a value in this range"
 ) -> float:
-    """Return `value` as a float; raise ValueError unless 0 <= value < 1 (with `allow_one`, <= 1)."""
+    """Return `value` as a float; raise ValueError unless it is at least 0 and below 1, or 1 with `allow_one`."""
     number = check_number(name, value)
     if not (0 <= number < 1 or (allow_one and number == 1)):
         bound = "from 0 to 1" if allow_one else "at least 0 and below 1"
@@ -64,8 +65,16 @@ def check_fraction(
     return number
 
 
+def check_module(name: str, module: Any) -> nn.Module:
+    """Return `module`; raise TypeError if it is not a torch module."""
+    if isinstance(module, nn.Module):
+        return module
+    message = f"Expected `{name}` to be a torch module, but got {type(module).__name__}: pass a loss such as IoULoss()."
+    raise TypeError(message)
+
+
 def check_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
-    """Raise if more than one activation is asked for, or `other_act` cannot be called."""
+    """Raise ValueError if more than one activation is requested, or TypeError if `other_act` is not callable."""
     if other_act is not None and not callable(other_act):
         message = (
             f"Expected `other_act` to be None or callable, but got {type(other_act).__name__}: pass a function of the "
@@ -87,8 +96,8 @@ def check_ignore_empty(ignore_empty: object) -> None:
     """Raise ValueError unless `ignore_empty` is True, False or "both"."""
     if ignore_empty is not True and ignore_empty is not False and ignore_empty != "both":
         message = (
-            f'Expected `ignore_empty` to be True, False or "both", but got {ignore_empty!r}: "both" leaves out a class '
-            "that is in neither map."
+            f'Expected `ignore_empty` to be True, False or "both", but got {ignore_empty!r}: choose "both" to leave '
+            "out classes that are absent from both maps."
         )
         raise ValueError(message)
 
@@ -107,7 +116,7 @@ def check_ignore_index(ignore_index: Any) -> int | None:
 
 
 def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weight") -> Tensor | None:
-    """Return `weight` as a float tensor of 0 or 1 dimension, or None.
+    """Return `weight` as a scalar or one-dimensional float tensor, or None.
 
     Raises:
         TypeError: if `weight` holds no numbers.
@@ -128,8 +137,8 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
     bad = tensor[~(tensor >= 0) | torch.isinf(tensor)] if tensor.numel() else tensor
     if bad.numel():
         message = (
-            f"Expected every `{name}` to be finite and at least 0, but got {float(bad.reshape(-1)[0])}: replace it; 0 "
-            "leaves a class out."
+            f"Expected every `{name}` to be finite and at least 0, but got {float(bad.reshape(-1)[0])}: correct it, or "
+            "give 0 to leave a class out."
         )
         raise ValueError(message)
     return tensor
@@ -141,7 +150,7 @@ def check_weight_length(weight: Tensor, classes: int, include_background: bool, 
         remedy = (
             "give one weight per class"
             if include_background
-            else "with include_background=False the background takes no weight"
+            else "with include_background=False, give no weight for the background"
         )
         message = f"Expected `{name}` to hold {classes} values, but got {weight.shape[0]}: {remedy}."
         raise ValueError(message)
@@ -155,11 +164,11 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_input(input: Tensor) -> None:
-    """Raise unless `input` is a floating-point tensor (B, C, *S) with 1 to 3 spatial dimensions."""
+    """Raise TypeError or ValueError unless `input` is a float tensor (B, C, *S) with 1 to 3 spatial dimensions."""
     if isinstance(input, (list, tuple)):
         message = (
-            f"Expected `input` to be a tensor, but got a {type(input).__name__} of {len(input)}: wrap the loss, "
-            "MultiScaleLoss(loss) for outputs at several scales, AttentionSupervisionLoss for (logits, maps)."
+            f"Expected `input` to be a tensor, but got a {type(input).__name__} of {len(input)}: wrap the loss in a "
+            "MultiScaleLoss for outputs at several scales, or in an AttentionSupervisionLoss for (logits, maps)."
         )
         raise TypeError(message)
     check_tensor("input", input)
@@ -181,7 +190,7 @@ def check_input(input: Tensor) -> None:
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
-    """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for `input` (B, C, *S)."""
+    """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for an `input` (B, C, *S)."""
     check_tensor("target", target)
     if target.is_complex():
         message = f"Expected `target` to hold labels, but got {target.dtype}: pass integers, booleans or fractions."
@@ -191,7 +200,7 @@ def check_target(input: Tensor, target: Tensor) -> None:
     if fits and target.shape[1] in (1, classes):
         return
     space = tuple(input.shape[2:])
-    remedy = "resample both to the same grid"
+    remedy = "pass both with the same batch and on the same grid"
     if tuple(target.shape) == (input.shape[0], *space):
         remedy = "add the channel dimension, target.unsqueeze(1)"
     message = (
@@ -203,7 +212,7 @@ def check_target(input: Tensor, target: Tensor) -> None:
 
 
 def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, stacklevel: int = 4) -> None:
-    """Compare `to_onehot_y` with the target's shape; warn, as MONAI does, that a single channel ignores it."""
+    """Raise ValueError if `to_onehot_y` contradicts the target's shape; warn, as MONAI does, for a single channel."""
     if not to_onehot_y:
         return
     if input.shape[1] == 1:
@@ -211,13 +220,13 @@ def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, st
     elif target.shape[1] != 1:
         message = (
             f"Expected `target` to be a label map with one channel because to_onehot_y=True, but got {target.shape[1]} "
-            "channels: drop to_onehot_y, the shape of the target decides."
+            "channels: leave to_onehot_y out, because the shape of the target decides."
         )
         raise ValueError(message)
 
 
 def check_groups(groups: Tensor, input: Tensor) -> Tensor:
-    """Return region maps as (B, 1 or C, N); raise unless they are (B, 1, *S) or (B, C, *S) of integer dtype."""
+    """Return region maps with flattened space; raise unless they are integer and (B, 1, *S) or (B, C, *S)."""
     if isinstance(groups, Tensor) and groups.shape == input.shape:
         check_side_map("groups", groups[:, :1], input, integer=True)
         return groups.flatten(2)
@@ -225,12 +234,12 @@ def check_groups(groups: Tensor, input: Tensor) -> Tensor:
 
 
 def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
-    """Return a mask or region map as (B, N); raise unless it is (B, 1, *S) of bool or integer dtype."""
+    """Return a mask or region map flattened to (B, N); raise unless its shape is (B, 1, *S) and its dtype suits."""
     expected = (input.shape[0], 1, *input.shape[2:])
     check_tensor(name, value)
     if tuple(value.shape) != expected:
         message = (
-            f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}: give one value per voxel, in a "
+            f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}: give one value per voxel in a "
             "single channel."
         )
         raise ValueError(message)
@@ -241,18 +250,18 @@ def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) ->
 
 
 def label_error(target: Tensor, classes: int, ignore_index: int | None) -> ValueError:
-    """Describe the first value of a label map that is not a class, which a second look at `target` finds."""
+    """Return the error for the first value of a label map that is not a class."""
     values = target.detach().flatten()
     values = values if values.is_floating_point() else values.long()
     bad = ~((values >= 0) & (values < classes) & (values == values.round() if values.is_floating_point() else True))
     if ignore_index is not None:
         bad = bad & (values != ignore_index)
     value = values[bad][0].item()
-    remedy = "map the labels to consecutive classes, or name the value to leave out by `ignore_index`"
+    remedy = "map the labels to consecutive classes, or set `ignore_index` to the value to leave out"
     if not math.isfinite(value):
         remedy = "replace it by the number of a class"
     elif isinstance(value, float) and value != round(value):
-        remedy = f"a soft target needs one channel per class, shape (B, {classes}, *S)"
+        remedy = f"give a soft target one channel per class, shape (B, {classes}, *S)"
     elif isinstance(value, float):
         value = int(value)
     message = (
@@ -263,30 +272,27 @@ def label_error(target: Tensor, classes: int, ignore_index: int | None) -> Value
 
 
 def map_error(target: Tensor, ignore_index: int | None = None) -> ValueError:
-    """Describe per-class maps whose values leave [0, 1]; in a single map `ignore_index` is a value of its own."""
+    """Return the error for per-class maps with a value outside 0 to 1; a single map may also hold `ignore_index`."""
     values = target.detach().flatten()
     bad = ~((values >= 0) & (values <= 1))
     if ignore_index is not None and target.shape[1] == 1:
         bad = bad & (values != ignore_index)
     value = values[bad][0].item()
     message = (
-        f"Expected `target` to hold per-class values between 0 and 1, but got {value}: a map of class numbers has "
-        "one channel, shape (B, 1, *S), and its input one channel per class."
+        f"Expected `target` to hold per-class values between 0 and 1, but got {value}: pass a map of class numbers as "
+        "one channel, shape (B, 1, *S), with an input that has one channel per class."
     )
     return ValueError(message)
 
 
-MAX_POSITIONS = 4096
-
-
 def check_positions(name: str, size: Sequence[int]) -> int:
-    """Return the number of positions of an affinity's grid; raise ValueError above 16^3, as memory grows with N^2."""
+    """Return the number of positions N of a grid; raise ValueError above 16^3, because memory grows with N^2."""
     positions = math.prod(size)
     if not 1 <= positions <= MAX_POSITIONS or len(size) > 3:
         message = (
             f"Expected `{name}` to have 1 to {MAX_POSITIONS} positions (16x16x16) in 1 to 3 dimensions, but got "
-            f"{positions} of {'x'.join(map(str, size))}: an affinity of N positions takes 4 N^2 bytes per image, "
-            "so choose a coarser grid."
+            f"{positions} of {'x'.join(map(str, size))}: choose a coarser grid, because an affinity of N positions "
+            "takes 4 N^2 bytes per image."
         )
         raise ValueError(message)
     return positions

@@ -1,4 +1,4 @@
-"""The loss of a context prior: which positions of a volume are alike."""
+"""The loss of a context prior, which predicts which positions of a volume belong to the same class."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from monai_iou.voxels.labels import equals
 
 
 class AffinityLoss(_Loss):
-    r"""Loss of a context prior: which positions are of the same class (Yu et al. 2020, CPNet), in 1 to 3 dimensions.
+    r"""Affinity loss of a context prior (CPNet, Yu et al. 2020) in 1 to 3 dimensions.
 
-    With the true affinity :math:`a_{ij} = [y_i = y_j]` of N positions and its prediction p:
+    With the true affinity :math:`a_{ij} = [y_i = y_j]` of N positions and the predicted affinity p:
 
     .. math:: L = \frac{\lambda_u}{N^2} \sum_{ij} \mathrm{BCE}(p_{ij}, a_{ij}) - \frac{\lambda_g}{N} \sum_i \left(
               \ln \frac{\sum_j a_{ij} p_{ij}}{\sum_j p_{ij}} + \ln \frac{\sum_j a_{ij} p_{ij}}{\sum_j a_{ij}} +
               \ln \frac{\sum_j (1 - a_{ij}) (1 - p_{ij})}{\sum_j (1 - a_{ij})} \right)
 
-    The last three are the row's precision, recall and specificity; a row without another class has no specificity.
-    https://arxiv.org/abs/2004.01547
+    The three logarithms are those of the precision, recall and specificity of row i. If all positions have the class of
+    position i, its specificity is undefined and left out.
 
-    This is the paper's formula. The authors' code differs: it leaves out the pairs i = j, and charges 100 for the
-    specificity of a row without another class, where nothing is charged here.
+    This is the formula of the paper (https://arxiv.org/abs/2004.01547). The authors' code differs: it leaves out the
+    pairs i = j, and adds 100 for an undefined specificity.
 
     Args:
-        size: the grid of positions, one number per spatial dimension; by default the target's shape divided by a whole
-            number.
-        downsample: how the label is brought to the grid: "max" keeps a class that any voxel has, the rarest first;
-            "nearest" is the paper's and loses small structures.
-        lambda_unary: factor of the cross-entropy.
-        lambda_global: factor of precision, recall and specificity.
+        size: shape of the grid of positions, one number per spatial dimension; by default, the shape of the target
+            divided by the same whole number along every axis.
+        downsample: how the label is downsampled to the grid. "max": a position takes the rarest class that any of its
+            voxels has. "nearest": it takes the class of its middle voxel, as in the paper, which loses small
+            structures.
+        lambda_unary: factor of the binary cross-entropy, :math:`\lambda_u`.
+        lambda_global: factor of precision, recall and specificity, :math:`\lambda_g`.
         sigmoid: whether the input holds logits.
         ignore_index: label of ignored voxels.
 
     Raises:
         TypeError: if a tensor has an unsuitable type.
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range; when called, if shapes do not match.
 
     Example:
         >>> import torch
@@ -79,7 +80,7 @@ class AffinityLoss(_Loss):
         """Return the loss.
 
         Args:
-            input: affinity (B, N, N), probabilities or with `sigmoid` logits; N is at most 4096.
+            input: predicted affinity (B, N, N): probabilities, or logits with `sigmoid`. N is at most 4096.
             target: label map (B, 1, *S).
 
         Returns:
@@ -116,7 +117,7 @@ class AffinityLoss(_Loss):
         return torch.where(pairs, entropy, 0).sum() / pairs.sum().clamp_min(1)
 
     def _grid(self, input: Tensor, target: Tensor) -> tuple[int, ...]:
-        """Return the shape of the grid; check input and target against it."""
+        """Return the shape of the grid after checking input and target against it."""
         if not isinstance(input, Tensor) or not input.is_floating_point():
             kind = getattr(input, "dtype", type(input).__name__)
             message = (
@@ -126,14 +127,14 @@ class AffinityLoss(_Loss):
             raise TypeError(message)
         if input.ndim != 3 or input.shape[1] != input.shape[2]:
             message = (
-                f"Expected `input` to be an affinity (B, N, N), but got {tuple(input.shape)}: a row and a column "
-                "for each position of the grid."
+                f"Expected `input` to be an affinity (B, N, N), but got {tuple(input.shape)}: pass one row and one "
+                "column for each position of the grid."
             )
             raise ValueError(message)
         if target.ndim < 3 or target.shape[1] != 1 or target.shape[0] != input.shape[0]:
             message = (
                 f"Expected `target` to be a label map (B, 1, *S) of {input.shape[0]} images, "
-                f"but got {tuple(target.shape)}: of per-class maps take the argmax, with its channel kept."
+                f"but got {tuple(target.shape)}: convert per-class maps with argmax(1, keepdim=True)."
             )
             raise ValueError(message)
         space, positions = tuple(target.shape[2:]), input.shape[1]
@@ -143,14 +144,14 @@ class AffinityLoss(_Loss):
         if math.prod(size) != positions or len(size) != len(space):
             message = (
                 f"Expected `input` to have one row for each position of the grid {size}, but got {positions}: "
-                f"give `size`, the shape of the grid for a target {space}."
+                f"give `size`, the shape of the grid for a target of shape {space}."
             )
             raise ValueError(message)
         return size
 
 
 def _log(values: Tensor) -> Tensor:
-    """The logarithm as in torch's binary cross-entropy: not below -100, with no gradient there."""
+    """Return the logarithm, clamped to -100 without gradient, as in torch's binary cross-entropy."""
     return values.clamp_min(1e-30).log().clamp_min(-100)
 
 

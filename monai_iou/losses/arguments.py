@@ -1,4 +1,4 @@
-"""Calls of a loss that do not fit its arguments, explained: the right name for a mistyped one or one of MONAI's."""
+"""Explain a call that does not fit a loss, and suggest the right name for a mistyped argument or one of MONAI's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
-# Names in MONAI's losses, and in other libraries', to the name of the same thing here: the first that the loss has.
+# Argument names of MONAI's and other libraries' losses, with the names used here. The first that the loss has is meant.
 _RENAMED = {
     "lambda_dice": ("lambda_iou", "lambda_global"),
     "lambda_gdl": ("lambda_iou",),
@@ -25,26 +25,26 @@ _RENAMED = {
     "w_type": ("weight",),
 }
 _EXPLAINED = {
-    "jaccard": "leave it out, the IoU (Jaccard) is what this loss computes",
-    "alpha": "take FocalTverskyLoss, which weighs false positives by `alpha`",
-    "beta": "take FocalTverskyLoss, which weighs false negatives by `beta`",
-    "gamma": "take FocalIoULoss or LogIoULoss for an exponent of the IoU, IoUFocalLoss for a focal term",
-    "pos_weight": "take WeightedCrossEntropyLoss or IoUCELoss, which weigh the foreground of a sigmoid by it",
+    "jaccard": "leave it out, because this loss always computes the IoU (Jaccard)",
+    "alpha": "use FocalTverskyLoss, which weights false positives by `alpha`",
+    "beta": "use FocalTverskyLoss, which weights false negatives by `beta`",
+    "gamma": "use FocalIoULoss or LogIoULoss for an exponent of the IoU, or IoUFocalLoss for a focal term",
+    "pos_weight": "use WeightedCrossEntropyLoss or IoUCELoss, which weight the foreground of sigmoid outputs by it",
     "smooth": "write `smooth_nr` and `smooth_dr`",
-    "num_classes": "leave it out, the input has one channel per class",
+    "num_classes": "leave it out, because the input has one channel per class",
     "from_logits": "write `softmax=True` or `sigmoid=True` for logits",
     "activation": "write `softmax=True` or `sigmoid=True`",
-    "mode": "write `softmax=True` for classes that exclude each other, `sigmoid=True` for others",
+    "mode": "write `softmax=True` for mutually exclusive classes, or `sigmoid=True` for overlapping ones",
     "per_image": "write `batch=False`",
-    "lambda_focal": "take IoUFocalLoss for a focal term",
-    "lambda_ce": "take IoUCELoss for a cross-entropy",
-    "lambda_iou": "take IoUCELoss for a sum of terms, or CompoundLoss(losses, weights)",
-    "lambda_dice": "take IoUCELoss(lambda_iou=...) for a sum of terms, or CompoundLoss(losses, weights)",
+    "lambda_focal": "use IoUFocalLoss for a focal term",
+    "lambda_ce": "use IoUCELoss for a cross-entropy term",
+    "lambda_iou": "use IoUCELoss for a sum of terms, or CompoundLoss(losses, weights)",
+    "lambda_dice": "use IoUCELoss(lambda_iou=...) for a sum of terms, or CompoundLoss(losses, weights)",
 }
 
 
 def explains_arguments(init: _Init) -> _Init:
-    """Let a constructor explain a call that does not fit it: a TypeError of one sentence that names the class."""
+    """Make a constructor raise a one-sentence TypeError, naming its class, when a call does not fit its arguments."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -61,7 +61,8 @@ def bound_arguments(
     """Return the arguments of a call by name, without `self`.
 
     Raises:
-        TypeError: if they do not fit the signature; for an unknown name the message says which one may be meant.
+        TypeError: if they do not fit the signature. For an unknown name, the message suggests the name that was
+            probably meant.
     """
     try:
         bound = signature.bind(loss, *args, **options)
@@ -78,7 +79,7 @@ def bound_arguments(
 
 
 def _remedy(name: str, names: list[str]) -> str:
-    """Return what to do instead of passing an unknown argument."""
+    """Return what to do instead of passing the unknown argument `name`."""
     renamed = [other for other in _RENAMED.get(name, ()) if other in names]
     close = renamed or ([] if name in _EXPLAINED else difflib.get_close_matches(name, names, n=1))
     if close:

@@ -1,4 +1,4 @@
-"""Losses that tell a network where to look: at the foreground and its surroundings."""
+"""Losses that supervise attention maps, so that a network attends to the foreground and its surroundings."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from monai_iou.spacing import image_spacings
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled
 
-# Marks ignored voxels of a context map: the label's own mark may be 0 or 1, which are the map's values.
+# Marks ignored voxels of a context map. The label's own `ignore_index` may be 0 or 1, which are values of the map.
 _IGNORED = -1
 
 
 def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
-    """Return which voxels lie within `distance` mm of a mask, exactly, on the mask's device.
+    """Return the voxels whose Euclidean distance to a mask is at most `distance` mm, computed on the mask's device.
 
-    The squared distance transform is a minimum along one axis after the other, and no voxel further away than
-    `distance` matters: a few shifted minima an axis.
+    The result is exact. The squared distance transform is computed axis by axis, as the minimum over shifted copies;
+    no voxel further away than `distance` matters, so that a few shifts per axis suffice.
 
     Args:
         mask: (B, 1, *S) bool.
-        distance: in mm, 0 for the mask itself.
-        spacing: voxel size in mm along each axis.
+        distance: in mm; 0 returns the mask itself.
+        spacing: voxel size in mm along each of the axes S.
 
     Returns:
         (B, 1, *S) bool.
@@ -57,28 +57,30 @@ def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
             view = nearest.narrow(axis, 0, length)
             torch.minimum(view, after + cost, out=view)
         squared = nearest
-    return squared <= distance**2 * (1 + 1e-5)  # voxels exactly on the rim belong to it, whatever the rounding
+    return squared <= distance**2 * (1 + 1e-5)  # includes voxels at exactly this distance, despite rounding
 
 
 class ContextAttentionLoss(_Loss):
-    r"""IoU loss between attention maps and the foreground with a band of context around it, at every scale.
+    r"""IoU loss between attention maps and the foreground with a margin of context around it, at every scale.
 
     .. math:: \sum_k w_k \left(1 - \frac{\sum \min(a_k, t_k)}{\sum \max(a_k, t_k)}\right), \qquad
               t_k = \mathrm{area}_k\left[\mathrm{distance\ to\ foreground} \le d\right]
 
-    t_k is the label's foreground (all classes but 0), dilated by d mm with the true voxel size, as a fraction of each
-    voxel of the map a_k. A narrow band draws a border around a lesion, a wide one keeps the tissue that tells a lesion
-    from its like. Averaging keeps lesions that are smaller than a voxel of the map.
+    The target t_k is the foreground of the label (all classes except 0), dilated by d mm according to the voxel size,
+    and then averaged to the grid of the attention map a_k. Averaging preserves lesions that are smaller than a voxel of
+    the map. A narrow margin emphasises the border of a lesion; a wide margin includes the tissue that distinguishes a
+    lesion from similar structures. The overlap is that of the Jaccard metric loss (Wang et al. 2023,
+    https://arxiv.org/abs/2302.05666), which accepts fractions.
 
     Args:
-        context_mm: width d of the band in mm; 0 for the label itself.
-        spacing: voxel size of the label in mm; by default a MetaTensor target's, else 1.
-        weights: one factor per scale, finest first; by default equal, with sum 1.
-        **options: arguments of :class:`IoULoss`, such as `empty`, `batch`, `ignore_index`, `sync_batch`.
+        context_mm: width d of the margin in mm; 0 supervises with the foreground itself.
+        spacing: voxel size of the label in mm; by default that of a MetaTensor target, or else 1 mm.
+        weights: one factor w_k per scale, finest first; by default equal factors with a sum of 1.
+        **options: arguments of :class:`IoULoss`, such as `empty`, `batch`, `ignore_index` and `sync_batch`.
 
     Raises:
         TypeError: as :class:`IoULoss`.
-        ValueError: as :class:`IoULoss`, or if an argument is out of its range.
+        ValueError: as :class:`IoULoss`, or if an argument is out of range.
 
     Example:
         >>> import torch
@@ -112,7 +114,7 @@ class ContextAttentionLoss(_Loss):
         """Return the loss.
 
         Args:
-            input: maps (B, 1, *S_k) with values from 0 to 1, finest first, or one map.
+            input: a list of maps (B, 1, *S_k) with values from 0 to 1, finest first, or a single map.
             target: label map (B, 1, *S), or per-class maps (B, C, *S) whose channel 0 is the background.
 
         Returns:
@@ -120,7 +122,7 @@ class ContextAttentionLoss(_Loss):
 
         Raises:
             TypeError: if a tensor has an unsuitable type.
-            ValueError: if there is no map, a map has several channels or another batch, or `weights` do not fit.
+            ValueError: if there is no map, a map has several channels or another batch size, or `weights` do not fit.
         """
         maps = [input] if isinstance(input, Tensor) else list(input)
         weights = [1 / max(len(maps), 1)] * len(maps) if self.weights is None else self.weights
@@ -136,7 +138,7 @@ class ContextAttentionLoss(_Loss):
         return total
 
     def _context(self, target: Tensor) -> Tensor:
-        """Return the dilated foreground (B, 1, *S) as numbers, ignored voxels marked."""
+        """Return the dilated foreground (B, 1, *S) as 0 and 1, with ignored voxels marked."""
         space = target.ndim - 2
         spacings = image_spacings(None, target, self.spacing, len(target), space)
         label = target.as_subclass(Tensor)
@@ -150,12 +152,15 @@ class ContextAttentionLoss(_Loss):
 
 def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
     if not maps:
-        message = "Expected `input` to hold at least one attention map, but got none: call it on a network in training."
+        message = (
+            "Expected `input` to hold at least one attention map, but got none: pass the output of a network in "
+            "training mode."
+        )
         raise ValueError(message)
     if len(maps) != expected:
         message = (
-            f"Expected `weights` to hold one factor per map ({len(maps)}), but got {expected}: count the maps that the "
-            "network returns, or leave `weights` out."
+            f"Expected `weights` to hold one factor per map ({len(maps)}), but got {expected}: give as many factors as "
+            "the network returns maps, or leave `weights` out."
         )
         raise ValueError(message)
     for values in maps:
@@ -169,19 +174,21 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
 
 
 class AttentionSupervisionLoss(_Loss):
-    """A segmentation loss plus a loss on what the network returns besides its logits.
+    r"""A segmentation loss plus a loss on the maps that the network returns in addition to its logits.
+
+    .. math:: L(\mathrm{logits}, \mathrm{target}) + \lambda\, L_{attention}(\mathrm{maps}, \mathrm{target})
 
     For networks that return (logits, maps) in training and logits in evaluation, such as `AttentionMapUnet` with
-    `ContextAttentionLoss` or `ContextPriorHead` with `AffinityLoss`. MONAI's SupervisedTrainer passes the network's
-    output to the loss as it is, so a config needs no more than the network and this loss.
+    `ContextAttentionLoss`, or `ContextPriorHead` with `AffinityLoss`. MONAI's SupervisedTrainer passes the network's
+    output to the loss unchanged, so that a config needs nothing but the network and this loss.
 
     Args:
-        loss: takes (logits, target).
-        attention: takes (maps, target).
-        lambda_attention: factor of the latter.
+        loss: the segmentation loss, called with (logits, target).
+        attention: the loss on the maps, called with (maps, target).
+        lambda_attention: factor of the loss on the maps.
 
     Attributes:
-        last_terms: "segmentation" and "attention" at the last call, detached, before weighting; for logging.
+        last_terms: "segmentation" and "attention" at the last call, detached and not weighted, for logging.
 
     Raises:
         TypeError: if a loss is not a module.
@@ -200,11 +207,8 @@ class AttentionSupervisionLoss(_Loss):
     @explains_arguments
     def __init__(self, loss: nn.Module, attention: nn.Module, lambda_attention: float = 0.5) -> None:
         super().__init__()
-        for name, module in (("loss", loss), ("attention", attention)):
-            if not isinstance(module, nn.Module):
-                message = f"Expected `{name}` to be a torch module, but got {type(module).__name__}: pass a loss."
-                raise TypeError(message)
-        self.loss, self.attention = loss, attention
+        self.loss = checks.check_module("loss", loss)
+        self.attention = checks.check_module("attention", attention)
         self.lambda_attention = checks.check_positive("lambda_attention", lambda_attention, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}
 
@@ -214,16 +218,20 @@ class AttentionSupervisionLoss(_Loss):
         target: Tensor,
         labelled: Labelled = None,
     ) -> Tensor:
-        """Return the weighted sum; of plain logits, as in evaluation, the segmentation loss alone.
+        """Return the weighted sum, or the segmentation loss alone if `input` holds only logits, as in evaluation.
 
         Args:
-            input: (logits, maps), or logits. A list of logits at several scales is for a MultiScaleLoss.
-            target: the label, with regions if `loss` holds an InstanceIoULoss.
-            labelled: (B, C) bool, False where a class was not annotated in an image, see :class:`IoULoss`. Of plain
-                logits only: a map of all foreground cannot be supervised where a part of it is unknown.
+            input: (logits, maps) or logits, (B, C, *S). The logits may be a list of several scales if `loss` is a
+                MultiScaleLoss.
+            target: the label, (B, 1, *S) or (B, C, *S); it may contain the precomputed regions of an InstanceIoULoss
+                in `loss`.
+            labelled: (B, C) bool, False where a class was not annotated in an image; see :meth:`IoULoss.forward`. Only
+                for plain logits, because maps of the whole foreground cannot be supervised by a part of its classes.
 
         Raises:
-            ValueError: if `input` is neither, or there are maps and classes that were not annotated.
+            TypeError: as the two losses do.
+            ValueError: as the two losses do, if `input` is neither logits nor (logits, maps), or if it contains maps
+                and some classes were not annotated.
         """
         if isinstance(input, Tensor):
             alone = torch.as_tensor(call_loss(self.loss, input, target, labelled)).as_subclass(Tensor)

@@ -1,4 +1,4 @@
-"""What the region losses share: options, and the reduction of per-class terms."""
+"""The base class of the region losses: their options, and the reduction of per-class terms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from monai_iou.losses.pass_loss import SumsLoss
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
-_MIN_VOLUME = 1e-30  # below, the inverse would overflow in the gradient
+_MIN_VOLUME = 1e-30  # the inverse of a smaller volume would overflow in the gradient
 
 
 class RegionOptions(TypedDict, total=False):
-    """The arguments that every region loss takes, with MONAI's names and defaults; see `IoULoss`."""
+    """The arguments that every region loss accepts, with MONAI's names and defaults; see :class:`IoULoss`."""
 
     include_background: bool
     to_onehot_y: bool
@@ -44,7 +44,10 @@ class RegionOptions(TypedDict, total=False):
 
 
 class RegionLoss(SumsLoss):
-    """A loss of one term per class and image: background, weights, absent classes and reduction are handled here."""
+    """A loss with one term per image and class; it handles the background, weights, absent classes and reduction.
+
+    A subclass implements :meth:`class_terms`. For the arguments and the errors see :class:`IoULoss`.
+    """
 
     @explains_arguments
     def __init__(
@@ -81,17 +84,20 @@ class RegionLoss(SumsLoss):
         checks.check_choice("average", average, scores.AVERAGES)
         if average != "pairs" and self.reduction != "mean":
             message = (
-                f"Expected `reduction` to be 'mean' with average={average!r}, but got {self.reduction!r}: keep one."
+                f"Expected `reduction` to be 'mean' with average={average!r}, but got {self.reduction!r}: `average` "
+                "says how a mean is taken, so leave one of the two at its default."
             )
             raise ValueError(message)
         if sync_batch and not batch:
             message = (
-                "Expected `batch` to be True with sync_batch=True, but got False: sums over ranks join the batches."
+                "Expected `batch` to be True with sync_batch=True, but got False: set batch=True, because summing over "
+                "ranks joins their batches."
             )
             raise ValueError(message)
         if squared_pred and power not in (1, 2):
             message = (
-                f"Expected `power` to be left at 1 with squared_pred=True, but got {power}: squared_pred is power=2."
+                f"Expected `power` to be left at 1 with squared_pred=True, but got {power}: set `power` alone, because "
+                "squared_pred=True means power=2."
             )
             raise ValueError(message)
         self.include_background = include_background
@@ -108,18 +114,18 @@ class RegionLoss(SumsLoss):
         self.register_buffer("class_weight", checks.as_weight(weight))
 
     def _make_spec(self) -> PassSpec:
-        # With q = 2 the product form is 0 only at p = y, because U - I = sum (p - y)^2: it needs no minimum.
+        # With q = 2 the product form already is 0 only at p = y, because U - I = sum (p - y)^2.
         overlap = "min_max" if self.soft_label and self.power != 2 else "product"
         return checked_spec(None, overlap, self.power, False, 0.0, 0.0, confidence=self.empty == "suppress")
 
     def use_soft_labels(self) -> None:
-        """Switch to the form for soft labels, where there is one: a power between 1 and 2 has none."""
+        """Switch to the soft-label form if there is one; a power strictly between 1 and 2 has none."""
         if self.power in (1, 2):
             self.soft_label = True
             self._spec = self._make_spec()
 
     def pass_spec(self, channels: int) -> PassSpec:
-        """Return what the loss needs of the voxel pass."""
+        """Return what the loss needs from the voxel pass over an input with `channels` channels."""
         if channels == 1 and not self.include_background:
             warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
         spec = self._spec
@@ -127,23 +133,23 @@ class RegionLoss(SumsLoss):
 
     @abstractmethod
     def class_terms(self, sums: VoxelSums) -> Tensor:
-        """Return the loss of each class, (B, C), without regard to absent classes."""
+        """Return the loss of each image and class, (B, C), before the rule for absent classes is applied."""
 
     def score(self, sums: VoxelSums, space: int) -> Tensor:
-        """Return the loss from sums (B, C)."""
+        """Return the loss from voxel sums of shape (B, C)."""
         if not self.include_background and sums.target.shape[1] > 1:
             sums = sums.without_background()
         sums = self.pooled(sums, self.batch)
         terms, counted = self.with_empty_rule(self.class_terms(sums), sums)
         if sums.partly_labelled:
-            terms, counted = self.left_labelled(terms, counted, sums.count > 0)
+            terms, counted = self.only_labelled(terms, counted, sums.count > 0)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
         return self.reduced(terms, counted, space)
 
     def with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
-        """Return the terms with those of absent classes replaced, and which of them count (None: all)."""
+        """Apply the rule `empty` to the terms of absent classes; also return which terms count (None means all)."""
         if self.empty == "smooth":
             return terms, None
         present = sums.target > 0
@@ -151,14 +157,14 @@ class RegionLoss(SumsLoss):
             return torch.where(present | terms.isnan(), terms, 0), present
         return torch.where(present, terms, suppression(sums, self.power)), None
 
-    def left_labelled(self, terms: Tensor, counted: Tensor | None, labelled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the terms without those that no label speaks for, and which of them count."""
+    def only_labelled(self, terms: Tensor, counted: Tensor | None, labelled: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the terms of classes that were not annotated to 0; also return which terms count."""
         if terms.shape[1] != labelled.shape[1]:
-            labelled = labelled.any(1, keepdim=True)  # the classes share one term
+            labelled = labelled.any(1, keepdim=True)  # all classes of an image share one term
         return torch.where(labelled, terms, 0), labelled if counted is None else counted & labelled
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
-        """Apply `reduction` to terms (B, C), or (1, C) with batch=True."""
+        """Apply `reduction` to terms of shape (B, C), or (1, C) with batch=True."""
         if self.reduction == "sum":
             return terms.sum()
         if self.reduction == "none":
@@ -168,11 +174,16 @@ class RegionLoss(SumsLoss):
 
 
 def suppression(sums: VoxelSums, power: float) -> Tensor:
-    """Return a term for absent classes: the mean probability, each weighted by itself, sum p^(q+1) / sum p^q.
+    """Return the term of an absent class, (B, C): the mean probability weighted by itself, sum p^(q+1) / sum p^q.
 
-    It is 0 when nothing is predicted and at most 1. With the denominator held constant its gradient by one probability
-    is p^q / sum p^q, never above 1: confident false positives are pushed down first, and no cliff waits near p = 0.
-    With q = 1 it is equation (3) of BiCC ("detached", https://github.com/TIO-IKIM/BiCC-Loss) in value and gradient.
+    The term is 0 when nothing is predicted, and at most 1. With the denominator held constant, its derivative with
+    respect to one probability is p^q / sum p^q, which never exceeds 1: confident false positives are pushed down first,
+    and the gradient does not jump near p = 0. With q = 1, value and gradient are those of equation (3) of BiCC
+    ("detached", https://github.com/TIO-IKIM/BiCC-Loss).
+
+    Args:
+        sums: voxel sums of shape (B, C), whose `confidence` is sum p^(q+1).
+        power: the exponent q.
     """
     volume = sums.prediction.detach().clamp_min(_MIN_VOLUME)
     share = sums.confidence / volume
@@ -186,9 +197,10 @@ _KINDS = inspect.Parameter
 def with_region_arguments(init: _Init) -> _Init:
     """Give a constructor `(self, own, *args, own_by_keyword, **options)` the signature of a region loss.
 
-    That is: its own arguments, those of `IoULoss` in MONAI's order, by keyword those of `IoULoss` and its own. Without
-    `*args`, the arguments of `IoULoss` are by keyword too. All reach the constructor by name, those of `IoULoss` that
-    were given in `options`. A call that does not fit raises TypeError naming the class.
+    The new signature lists the constructor's own positional arguments, then the arguments of `IoULoss` in MONAI's
+    order, and last the keyword-only arguments of both. If the constructor has no `*args`, the arguments of `IoULoss`
+    are keyword-only as well. The constructor receives every argument by name: those of `IoULoss`, if they were given,
+    in `options`. A call that does not fit raises a TypeError that names the class.
     """
     own = list(inspect.signature(init).parameters.values())
     shared = list(inspect.signature(RegionLoss.__init__).parameters.values())[1:]

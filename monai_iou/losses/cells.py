@@ -1,4 +1,4 @@
-"""The cells of components: where each lies, and the value of a loss inside each from the sums over its voxels."""
+"""The cells of components: finding them, and the value of a loss in each cell from the sums over its voxels."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from monai_iou.voxels.sums import VoxelSums
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of the components of some classes.
+    """The cells of the components of F foreground classes.
 
     Attributes:
-        numbers: (B, F, *S) int32, the number of the component in whose cell a voxel lies, from 1, for each of F
-            classes; 0 outside all of them.
-        sizes: voxels of each component, (B, F, R) with 0 for number 0; None if they are the targets in the cells.
+        numbers: (B, F, *S) int32; for each voxel, the number of the component in whose cell it lies, counted from 1,
+            and 0 outside of all cells.
+        sizes: (B, F, R), the number of voxels of each component, with 0 for number 0; None if the sums of the target
+            in the cells give these sizes.
     """
 
     numbers: Tensor
@@ -42,7 +43,14 @@ def find_cells(
     spacings: Sequence[Sequence[float]],
     connectivity: int | None,
 ) -> Cells:
-    """Number the cells of masks (B, F, *S): the Voronoi regions of their components, or the components themselves."""
+    """Return the cells of masks (B, F, *S): the Voronoi regions of their components, or the components themselves.
+
+    Args:
+        masks: (B, F, *S) bool.
+        regions: "voronoi" or "blob".
+        spacings: voxel size of each image in mm.
+        connectivity: see :func:`monai_iou.components.component_regions`.
+    """
     numbers = np.zeros(masks.shape, dtype=np.int32)
     sizes = []
     for place in np.ndindex(masks.shape[:2]):
@@ -55,14 +63,21 @@ def find_cells(
 
 
 def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray[np.bool_]:
-    """Return the masks (B, F, *S) of some classes, from one copy of the label on the CPU."""
+    """Return the masks (B, F, *S) of the given classes on the CPU; a label on a GPU is copied once."""
     if label.shape[1] == 1 and channels > 1:
         values = (label.float() if label.dtype == torch.bfloat16 else label).cpu().numpy()  # NumPy has no bfloat16
-        masks = np.concatenate([values == index for index in classes], 1)
-    else:
-        masks = (label[:, list(classes)].float() >= 0.5).cpu().numpy()
-    found: NDArray[np.bool_] = masks
-    return found
+        return np.concatenate([values == index for index in classes], 1)
+    masks: NDArray[np.bool_] = (label[:, list(classes)].float() >= 0.5).cpu().numpy()
+    return masks
+
+
+def predicted_masks(input: Tensor, classes: Sequence[int], *, softmax: bool) -> NDArray[np.bool_]:
+    """Return the masks (B, F, *S) of the voxels that logits (B, C, *S) assign to the given classes, on the CPU."""
+    logits = input.detach().as_subclass(Tensor)
+    if softmax and input.shape[1] > 1:
+        return class_masks(logits.argmax(1, keepdim=True).to(torch.int16), classes, input.shape[1])
+    masks: NDArray[np.bool_] = (logits[:, list(classes)] > 0).cpu().numpy()
+    return masks
 
 
 def class_map(label: Tensor, index: int, channels: int) -> Tensor:
@@ -73,7 +88,7 @@ def class_map(label: Tensor, index: int, channels: int) -> Tensor:
 
 
 def groups_of(cells: Cells, classes: Sequence[int], channels: int) -> Tensor:
-    """Return the region numbers for the voxel pass: (B, 1, *S) for one class, else (B, C, *S)."""
+    """Return the region numbers for the voxel pass: (B, 1, *S) for one foreground class, otherwise (B, C, *S)."""
     numbers = cells.numbers
     if len(classes) in (1, channels):
         return numbers
@@ -83,9 +98,16 @@ def groups_of(cells: Cells, classes: Sequence[int], channels: int) -> Tensor:
 
 
 def sums_of_classes(sums: VoxelSums, classes: Sequence[int], *, exclusive: bool) -> VoxelSums:
-    """Return sums (B, F, R) of some classes; of classes that exclude each other, E is that of all voxels of a cell."""
+    """Return the sums (B, F, R) of the given classes.
+
+    Args:
+        sums: (B, C, R).
+        classes: the F foreground classes.
+        exclusive: whether classes are mutually exclusive; then the cross-entropy of a cell includes all classes.
+    """
     rows = sums.rows[:, :, list(classes)]
-    if exclusive and len(classes) == 1 and sums.rows.shape[2] > 1:  # with cells of its own the pass gave it for a class
+    # If all classes share one region map, the pass returned the cross-entropy of each class by itself.
+    if exclusive and len(classes) == 1 and sums.rows.shape[2] > 1:
         rows = rows.index_copy(
             0, torch.tensor([CROSS_ENTROPY], device=rows.device), sums.rows[CROSS_ENTROPY].sum(1, keepdim=True)[None]
         )
@@ -97,10 +119,10 @@ def _parts(term: nn.Module) -> list[SumsLoss]:
 
 
 def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
-    """Raise unless a loss has a value in every cell, and asks for nothing that the instance loss decides.
+    """Check that a loss can be evaluated in every cell and does not contradict the options of the instance loss.
 
     Raises:
-        TypeError: if it is none of the losses that do.
+        TypeError: if the loss has no value for a single cell.
         ValueError: if its activation or `ignore_index` differs from that of the instance loss, or it has class weights.
     """
     for part in _parts(term):
@@ -112,31 +134,37 @@ def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
             raise TypeError(message)
         if part.class_weight is not None or getattr(part, "pos_weight", None) is not None:
             message = (
-                f"Expected `term` without weights, but got some in {type(part).__name__}: give those of classes to "
+                f"Expected `term` without weights, but got some in {type(part).__name__}: pass class weights to "
                 "InstanceIoULoss as `weight`."
             )
             raise ValueError(message)
         if part.ignore_index not in (None, region_loss.ignore_index):
             message = (
                 f"Expected `ignore_index` of `term` to be left out or that of InstanceIoULoss, "
-                f"{region_loss.ignore_index}, but got {part.ignore_index}: give it to InstanceIoULoss alone."
+                f"{region_loss.ignore_index}, but got {part.ignore_index}: pass it to InstanceIoULoss alone."
             )
             raise ValueError(message)
         chosen = (part.sigmoid, part.softmax)
         by_default = isinstance(part, WeightedCrossEntropyLoss) and chosen == (False, True)
         if chosen not in ((False, False), (region_loss.sigmoid, region_loss.softmax)) and not by_default:
             message = (
-                f"Expected `term` to have no activation of its own, but got one in {type(part).__name__}: the one of "
-                "InstanceIoULoss holds for it."
+                f"Expected `term` to have no activation of its own, but got one in {type(part).__name__}: set it in "
+                "InstanceIoULoss alone, which applies it."
             )
             raise ValueError(message)
 
 
 def term_spec(term: nn.Module, activation: str | None, channels: int, *, hard: bool) -> PassSpec:
-    """Return what a term needs of the voxel pass.
+    """Return what a term needs from the voxel pass.
+
+    Args:
+        term: the loss in a cell.
+        activation: the activation of the instance loss.
+        channels: number of channels C of the input.
+        hard: whether the target is a label map.
 
     Raises:
-        ValueError: if its parts cannot share one.
+        ValueError: if the parts of a compound term cannot share one pass.
     """
     specs = [replace(part.pass_spec(max(channels, 2)), activation=activation) for part in _parts(term)]
     together: PassSpec | None = specs[0]
@@ -144,26 +172,26 @@ def term_spec(term: nn.Module, activation: str | None, channels: int, *, hard: b
         together = None if together is None else joined(together, spec, hard=hard)
     if together is None:
         message = (
-            "Expected the losses of `term` to share a reading of the voxels, but they differ in power, soft_label, "
-            "gamma or label_smoothing: give all of them the same."
+            "Expected the losses of `term` to share one pass over the voxels, but they differ in power, soft_label, "
+            "gamma or label_smoothing: set the same values in all of them."
         )
         raise ValueError(message)
     return together
 
 
 def cell_values(term: nn.Module, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
-    """Return the value of a term in every cell from its sums (B, F, R), and which cells count (None: all)."""
+    """Return the value of a term in every cell from the sums (B, F, R), and which cells count (None means all)."""
     if isinstance(term, WeightedCrossEntropyLoss):
         return sums.cross_entropy / sums.count.clamp_min(1), None
     if isinstance(term, RegionLoss):
         return term.with_empty_rule(term.class_terms(sums), sums)
     assert isinstance(term, CompoundLoss)
-    found = [cell_values(part, sums) for part in term.losses]
-    total = torch.stack([weight * value for weight, (value, _) in zip(term.weights, found, strict=True)]).sum(0)
-    counted = [part for _, part in found]
-    if any(part is None for part in counted):
+    parts = [cell_values(part, sums) for part in term.losses]
+    total = torch.stack([weight * value for weight, (value, _) in zip(term.weights, parts, strict=True)]).sum(0)
+    masks = [counted for _, counted in parts]
+    if any(counted is None for counted in masks):
         return total, None
-    return total, torch.stack([part for part in counted if part is not None]).any(0)
+    return total, torch.stack([counted for counted in masks if counted is not None]).any(0)
 
 
 CELL_WEIGHTS = ("equal", "inverse")
@@ -172,14 +200,21 @@ CELL_WEIGHTS = ("equal", "inverse")
 def total_and_weight(
     term: nn.Module, sums: VoxelSums, cells: Cells, cell_weight: str, *, blob: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of a term's values in the cells of each image and class, (B, F), and of the weights.
+    """Return the weighted sum of a term over the cells of each image and class, (B, F), and the sum of the weights.
 
-    A cell of the reference counts if something of its component is there, which a crop may have left out.
+    A cell of the reference counts only if it contains a part of its component; a crop may have cut the component off.
+
+    Args:
+        term: the loss in a cell.
+        sums: sums in the cells, (B, F, R), with the voxels outside of all cells as number 0.
+        cells: the cells.
+        cell_weight: "equal", or "inverse" for 1 / voxels of the component.
+        blob: whether the voxels outside of all cells count as a part of every cell.
     """
     inside = VoxelSums(sums.rows[..., 1:])
     present = (inside.target if cells.sizes is None else inside.count) > 0
     volume = (inside.target if cells.sizes is None else cells.sizes[..., 1:]).detach()
-    if blob:  # what lies outside all components counts with each
+    if blob:
         inside = VoxelSums(inside.rows + sums.rows[..., :1])
     values, counted = cell_values(term, inside)
     counts = present if counted is None else present & counted
@@ -190,13 +225,18 @@ def total_and_weight(
 
 
 def check_cells(cells: str, alpha: float, cell_weight: str, region_loss: RegionLoss) -> float:
-    """Return alpha; raise unless the choice of cells fits."""
+    """Return `alpha` as a float after checking the options that concern cells.
+
+    Raises:
+        TypeError: if `alpha` is not a number.
+        ValueError: if an option is out of range, or cells of the prediction are requested without an activation.
+    """
     checks.check_choice("cells", cells, ("reference", "prediction", "both"))
     checks.check_choice("cell_weight", cell_weight, CELL_WEIGHTS)
     if cells != "reference" and not (region_loss.softmax or region_loss.sigmoid):
         message = (
-            f"Expected `softmax` or `sigmoid` to be True with cells={cells!r}, but got neither: which voxels are "
-            "predicted is read from the activation."
+            f"Expected `softmax` or `sigmoid` to be True with cells={cells!r}, but got neither: set one, because it "
+            "determines which voxels are predicted."
         )
         raise ValueError(message)
     return checks.check_fraction("alpha", alpha, allow_one=True, remedy="it is the share of the prediction's cells")

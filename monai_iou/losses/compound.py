@@ -18,21 +18,25 @@ from monai_iou.voxels.passes import Reading, run_passes
 
 
 class CompoundLoss(_Loss):
-    """Weighted sum of losses, with one pass over the voxels for all that are functions of voxel sums.
+    r"""Weighted sum of losses; all terms that are functions of voxel sums share one pass over the voxels.
 
-    A `LovaszSoftmaxLoss` with bins shares the pass of the usual sums. Terms that cannot share (different activations or
-    `ignore_index`, two focal exponents, two powers) and losses of another kind (MONAI's) make passes of their own.
+    .. math:: \sum_k w_k L_k(\mathrm{input}, \mathrm{target})
+
+    A `LovaszSoftmaxLoss` with `bins` shares the pass as well. Terms that cannot share a pass (because of different
+    activations, values of `ignore_index`, focal exponents or powers) and other losses, such as MONAI's, make passes of
+    their own. See :class:`IoULoss` for the shapes.
 
     Args:
-        losses: the terms; modules that map (input, target) to a scalar, or all to tensors of one shape.
-        weights: one factor per term, 1 by default.
+        losses: the terms: modules that map (input, target) to scalars, or all of them to tensors of the same shape.
+        weights: one factor per term; 1 by default.
 
     Attributes:
-        last_terms: the terms' values at the last call by name, detached, before weighting; for logging.
+        last_terms: the values of the terms at the last call by name, detached and not weighted, for logging.
 
     Raises:
         TypeError: if a term is not a module.
-        ValueError: if there are no terms, or the weights do not fit; when called, if the terms differ in shape.
+        ValueError: if there are no terms, or the number of weights differs from that of the terms; when called, if the
+            terms differ in shape.
 
     Example:
         >>> import torch
@@ -48,19 +52,20 @@ class CompoundLoss(_Loss):
         super().__init__()
         losses = list(losses)
         if not losses:
-            message = "Expected `losses` to hold at least one loss, but got none: list the terms to add."
+            message = "Expected `losses` to hold at least one loss, but got none: list the terms of the sum."
             raise ValueError(message)
         for loss in losses:
             if not isinstance(loss, nn.Module):
                 message = (
-                    f"Expected every one of `losses` to be a torch module, but got {type(loss).__name__}: list losses."
+                    f"Expected every one of `losses` to be a torch module, but got {type(loss).__name__}: pass losses "
+                    "such as IoULoss()."
                 )
                 raise TypeError(message)
         weights = [1.0] * len(losses) if weights is None else list(weights)
         if len(weights) != len(losses):
             message = (
-                f"Expected `weights` to hold one factor a loss ({len(losses)}), but got {len(weights)}: give as many, "
-                "or leave `weights` out for a factor of 1 each."
+                f"Expected `weights` to hold one factor per loss ({len(losses)}), but got {len(weights)}: give as many "
+                "factors as losses, or leave `weights` out for a factor of 1 each."
             )
             raise ValueError(message)
         self.losses = nn.ModuleList(losses)
@@ -69,12 +74,22 @@ class CompoundLoss(_Loss):
         self.last_terms: dict[str, Tensor] = {}
 
     def terms(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> dict[str, Tensor]:
-        """Return every term's value by name, unweighted, with gradients."""
+        """Return the value of every term by name, not weighted, with gradients.
+
+        Args:
+            input: (B, C, *S).
+            target: (B, 1, *S) or (B, C, *S).
+            labelled: (B, C) bool; see :meth:`IoULoss.forward`.
+
+        Raises:
+            TypeError: as the terms do.
+            ValueError: as the terms do, or if the terms differ in shape.
+        """
         pairs = None
         values: dict[int, Tensor] = {}
         readings: dict[int, Reading] = {}
         with fails_together(any(getattr(loss, "sync_batch", False) for loss in self.losses), input):
-            for members in self._alike():
+            for members in self._groups():
                 checks.check_input(input)
                 checks.check_target(input, target)
                 for loss in members.values():
@@ -82,22 +97,22 @@ class CompoundLoss(_Loss):
                 specs = [loss.pass_spec(input.shape[1]) for loss in members.values()]
                 first = next(iter(members.values()))
                 pairs = labelled_pairs(input, target, labelled)
-                found = run_passes(first.activated(input, target), target, specs, first.ignore_index, pairs)
-                readings |= dict(zip(members, found, strict=True))
+                shared = run_passes(first.activated(input, target), target, specs, first.ignore_index, pairs)
+                readings |= dict(zip(members, shared, strict=True))
         for index, term in enumerate(self.losses):
             if index in readings:
                 assert isinstance(term, PassLoss)
                 values[index] = term.score_reading(readings[index], input.ndim - 2)
             else:
-                missing = labelled if pairs is None else pairs
-                # MONAI's losses hand a MetaTensor through, whose bookkeeping a loss has no use for.
-                values[index] = torch.as_tensor(call_loss(term, input, target, missing)).as_subclass(Tensor)
+                known = labelled if pairs is None else pairs
+                # MONAI's losses return a MetaTensor for a MetaTensor; a loss has no use for the metadata.
+                values[index] = torch.as_tensor(call_loss(term, input, target, known)).as_subclass(Tensor)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms
 
-    def _alike(self) -> list[dict[int, PassLoss]]:
-        """Return the terms that read the voxels, by their positions, those of one input and one target together."""
+    def _groups(self) -> list[dict[int, PassLoss]]:
+        """Group the terms that are computed from passes by `ignore_index` and `other_act`; keys are positions."""
         groups: list[dict[int, PassLoss]] = []
         for index, loss in enumerate(self.losses):
             if not (isinstance(loss, PassLoss) and loss.shares_passes()):
@@ -112,7 +127,7 @@ class CompoundLoss(_Loss):
         return groups
 
     def forward(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> Tensor:
-        """Return the weighted sum; see the terms for shapes and errors, and :class:`IoULoss` for `labelled`."""
+        """Return the weighted sum; see :meth:`terms` for arguments and errors."""
         terms = self.terms(input, target, labelled)
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         weighted = [weight * term for weight, term in zip(self.weights, terms.values(), strict=True)]
@@ -123,18 +138,18 @@ class CompoundLoss(_Loss):
 
 
 def _check_shapes(terms: dict[str, Tensor]) -> None:
-    """Raise unless the terms can be added without one being spread over another."""
+    """Raise a ValueError if adding the terms would broadcast one over another."""
     shapes = {name: tuple(term.shape) for name, term in terms.items()}
     if len(set(shapes.values())) > 1 and any(term.numel() != 1 for term in terms.values()):
         listed = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
         message = (
-            f'Expected `losses` to give terms of one shape, but got {listed}: take reduction="mean" or "sum" in all.'
+            f'Expected `losses` to give terms of one shape, but got {listed}: set reduction="mean" or "sum" in all.'
         )
         raise ValueError(message)
 
 
 def _term_names(losses: Sequence[nn.Module]) -> list[str]:
-    """Name terms after their classes, `IoULoss` -> "iou"; a number tells equal ones apart."""
+    """Name the terms after their classes, such as "iou" for `IoULoss`; repeated names are numbered."""
     names: list[str] = []
     for loss in losses:
         plain = type(loss).__name__.removesuffix("Loss").replace("IoU", "Iou")

@@ -1,4 +1,4 @@
-"""Class-weighted cross-entropy and focal loss over the voxel sums."""
+"""Class-weighted cross-entropy and focal loss, computed from the voxel sums."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ from monai_iou.voxels.sums import VoxelSums
 
 
 class WeightedCrossEntropyLoss(SumsLoss):
-    r"""Class-weighted cross-entropy, focal for `gamma` > 0, of label maps or soft per-class maps.
+    r"""Class-weighted cross-entropy, or focal loss if `gamma` > 0, for label maps or soft per-class maps.
 
     .. math:: \frac{\sum_c w_c E_c}{\sum_c w_c T_c}, \qquad
               E_c = \sum_v y_{cv} (1 - p_{cv})^\gamma (-\ln p_{cv})
 
-    which is `torch.nn.functional.cross_entropy(weight=w)` for label maps and :math:`\gamma = 0`. With `sigmoid`, the
-    binary form of each class: :math:`\sum_c w_c E_c / \sum_c w_c N` over N voxels, the mean of
-    `binary_cross_entropy_with_logits` for equal weights. Focal: Lin et al. 2017, https://arxiv.org/abs/1708.02002,
-    summed over classes (MONAI's FocalLoss averages over them).
+    Here v runs over the voxels of the whole batch, p are the probabilities and y the labels (0, 1 or a fraction), and
+    :math:`T_c = \sum_v y_{cv}`. For label maps and :math:`\gamma = 0` this is
+    `torch.nn.functional.cross_entropy(weight=w)`. With `sigmoid` it is the binary cross-entropy of each class,
+    :math:`\sum_c w_c E_c / \sum_c w_c N` over N voxels, which equals the mean of `binary_cross_entropy_with_logits` for
+    equal weights. The focal loss is that of Lin et al. 2017 (https://arxiv.org/abs/1708.02002), summed over the classes
+    (MONAI's FocalLoss averages over them). See :class:`IoULoss` for the shapes.
 
     Args:
-        weight: one number per class; see :func:`monai_iou.class_weights`. One number changes nothing. On one channel it
-            is `pos_weight`, as in MONAI's DiceCELoss.
-        gamma: focal exponent, 0 for plain cross-entropy.
-        label_smoothing: share of each label that is given to all classes alike, as in torch.
+        weight: one number per class; see :func:`monai_iou.class_weights`. A single number has no effect on the mean.
+            With one channel, `weight` is the `pos_weight`, as in MONAI's DiceCELoss.
+        gamma: focal exponent; 0 for the plain cross-entropy.
+        label_smoothing: fraction of each label that is distributed evenly over all classes, as in torch.
         include_background: whether the sums of class 0 are included.
-        to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
-        sigmoid: classes are independent (multi-label).
-        softmax: classes exclude each other; the default unless `sigmoid` is set. One channel always takes a sigmoid.
-        other_act: None; accepted so that all losses take the same arguments.
-        reduction: "mean"; "sum" of the weighted sums, not divided; "none", the shares of each image and class that add
-            up over classes to the image's mean, (B, C, 1, ...).
+        to_onehot_y: accepted for compatibility with MONAI; the shape of the target decides how it is read.
+        sigmoid: whether the classes are independent (multi-label).
+        softmax: whether the classes are mutually exclusive; the default unless `sigmoid` is set. A single channel
+            always uses a sigmoid.
+        other_act: must be None; accepted so that all losses have the same arguments.
+        reduction: "mean"; "sum" for the weighted sum, without division; or "none" for the contribution of each image
+            and class, (B, C, 1, ...), which add up over the classes to the mean of the image.
         ignore_index: label of ignored voxels.
-        pos_weight: with `sigmoid`, how often the voxels of a class count against the others, one number or one per
-            scored class, as in torch's BCEWithLogitsLoss: above 1 for more recall. The mean is still over all voxels.
-        sync_batch: add the sums over all ranks before dividing; with the reduction "mean".
+        pos_weight: with `sigmoid`, the weight of the foreground voxels of a class relative to its background voxels:
+            one number, or one per scored class, as in torch's BCEWithLogitsLoss. Values above 1 favour recall. The
+            denominator of the mean remains the number of voxels.
+        sync_batch: add the sums over all ranks before dividing; requires `reduction="mean"`.
 
     Raises:
         TypeError: if a tensor has an unsuitable type.
-        ValueError: if an option is out of its range, shapes do not match, or labels are outside the classes.
+        ValueError: if an argument is out of range, shapes do not match, or the target holds values that are not
+            classes.
 
     Example:
         >>> import torch
@@ -71,7 +76,10 @@ class WeightedCrossEntropyLoss(SumsLoss):
         sync_batch: bool = False,
     ) -> None:
         if other_act is not None:
-            message = "Expected `other_act` to be None for a cross-entropy, but got a function: it takes logits."
+            message = (
+                "Expected `other_act` to be None for a cross-entropy, but got a function: pass logits, and set "
+                "softmax=True or sigmoid=True."
+            )
             raise ValueError(message)
         super().__init__(
             to_onehot_y=to_onehot_y,
@@ -84,8 +92,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
         )
         if sync_batch and self.reduction != "mean":
             message = (
-                f"Expected `reduction` to be 'mean' with sync_batch=True, but got {self.reduction!r}: only a mean over "
-                "voxels has sums to add over the ranks."
+                f"Expected `reduction` to be 'mean' with sync_batch=True, but got {self.reduction!r}: set "
+                "reduction='mean', because only the mean is computed from sums over all ranks."
             )
             raise ValueError(message)
         spec = checked_spec(None, "product", 1.0, True, gamma, label_smoothing, confidence=False)
@@ -97,13 +105,13 @@ class WeightedCrossEntropyLoss(SumsLoss):
         self.register_buffer("pos_weight", checks.as_weight(pos_weight, "pos_weight"))
 
     def activation(self, channels: int) -> str | None:
-        """Return the activation; one channel takes a sigmoid."""
+        """Return the activation; a single channel uses a sigmoid."""
         if self.sigmoid or (channels == 1 and self.softmax):
             return "sigmoid"
         return "softmax" if self.softmax else None
 
     def pass_spec(self, channels: int) -> PassSpec:
-        """Return what the loss needs of the voxel pass."""
+        """Return what the loss needs from the voxel pass over an input with `channels` channels."""
         return PassSpec(
             self.activation(channels),
             overlap=None,
@@ -114,7 +122,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         )
 
     def _positive_weight(self, channels: int) -> Tensor | None:
-        """Return the weight of the voxels of a class against the others; on one channel `weight` means it too."""
+        """Return the weight of foreground voxels relative to background voxels; with one channel that is `weight`."""
         if self.activation(channels) != "sigmoid":
             if self.pos_weight is not None:
                 message = (
@@ -127,19 +135,20 @@ class WeightedCrossEntropyLoss(SumsLoss):
             return self.pos_weight
         if self.pos_weight is not None:
             message = (
-                "Expected `weight` or `pos_weight` on one channel, but got both: they mean the same there, keep one."
+                "Expected `weight` or `pos_weight` with one channel, but got both: keep one, because they mean the "
+                "same."
             )
             raise ValueError(message)
         if self.class_weight.numel() != 1:
             message = (
-                f"Expected `weight` to hold 1 value on one channel, but got {self.class_weight.numel()}: give the "
+                f"Expected `weight` to hold 1 value with one channel, but got {self.class_weight.numel()}: give the "
                 "weight of the foreground divided by that of the background."
             )
             raise ValueError(message)
         return self.class_weight
 
     def score(self, sums: VoxelSums, space: int) -> Tensor:
-        """Return the loss from sums (B, C)."""
+        """Return the loss from voxel sums of shape (B, C)."""
         channels = sums.target.shape[1]
         one_channel = channels == 1
         multi_label = self.sigmoid or one_channel

@@ -1,19 +1,17 @@
-"""Losses inside the neighbourhood of each lesion, so that a small one counts as much as a large one."""
+"""A loss evaluated in the neighbourhood of each lesion, so that small and large lesions have the same weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
-from monai_iou.components import FIRST_REGION, REGIONS
+from monai_iou.components import REGIONS
 from monai_iou.distributed import fails_together, sum_over_ranks
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.cells import (
@@ -24,12 +22,14 @@ from monai_iou.losses.cells import (
     class_masks,
     find_cells,
     groups_of,
+    predicted_masks,
     sums_of_classes,
     term_spec,
     total_and_weight,
 )
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pass_loss import call_loss
+from monai_iou.losses.precomputed_regions import holds_regions, split_regions
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
@@ -39,62 +39,67 @@ from monai_iou.voxels.sums import VoxelSums
 
 
 class InstanceIoULoss(_Loss):
-    r"""Mean over components of a loss inside each component's cell, plus a global term.
+    r"""Mean over the connected components of a loss in the cell of each component, plus a global term.
 
     .. math:: \lambda_g L_{global} + \lambda_i \frac{1}{K} \sum_{k=1}^{K} L(\mathrm{cell}_k), \qquad
               L = 1 - \frac{I_k + s}{U_k + s}
 
-    with sums I_k, U_k over the voxels of cell k, and any other `term` L of such sums in the place of IoU.
+    where I_k and U_k are the sums over the voxels of cell k; another `term` L of such sums can replace the IoU.
 
-    `regions` says what a cell is. "voronoi": the voxels nearer, in mm, to component k than to any other (CC-metrics,
-    Jaus et al. 2024, https://arxiv.org/abs/2410.18684). "blob": all voxels except those of the other components (blob
-    loss, Kofler et al. 2023, https://arxiv.org/abs/2205.08209): every false positive counts against every component.
-    The other components are masked out of the probabilities, so that a perfect prediction has loss 0.
+    `regions` defines the cells. "voronoi": the voxels that are nearer, in mm, to component k than to any other
+    (CC-metrics, Jaus et al. 2024, https://arxiv.org/abs/2410.18684). "blob": all voxels except those of the other
+    components, so that every false positive counts against every component (blob loss, Kofler et al. 2023,
+    https://arxiv.org/abs/2205.08209). The other components are excluded from the probabilities too, so that a perfect
+    prediction has a loss of 0.
 
-    `cells` says whose components. Those of the "reference": a lesion that is missed costs as much as any other, and
-    false positives count against the nearest one. With `term=IoUCELoss()` or a Dice term this is CC-DiceCE
-    (https://arxiv.org/abs/2511.17146), for several classes multi-class CC (https://arxiv.org/abs/2604.24276). Those of
-    the "prediction" (the classes of the largest probability, or above 1/2): a component that is invented costs as much
-    as any other. "both", (1 - alpha) reference + alpha prediction, is the bidirectional loss BiCC. A cell of the
-    prediction may hold nothing of the reference; the `empty` rule of the term says what it costs: "smooth" nearly 1,
-    "suppress" the mean probability weighted by itself, which is BiCC's equation (3), "skip" nothing.
+    `cells` selects the components. "reference": a missed lesion costs as much as any other, and false positives count
+    against the nearest lesion. With `term=IoUCELoss()` or a Dice term this corresponds to CC-DiceCE
+    (https://arxiv.org/abs/2511.17146), and with several classes to multi-class CC (https://arxiv.org/abs/2604.24276).
+    "prediction": the components of the most probable class, or of probabilities above 1/2; a false positive component
+    costs as much as any other. "both": (1 - alpha) * reference + alpha * prediction, the bidirectional loss BiCC
+    (https://github.com/TIO-IKIM/BiCC-Loss). A cell of the prediction may contain no reference voxel; its value then
+    follows from the `empty` rule of the term: nearly 1 with "smooth", the mean probability weighted by itself with
+    "suppress" (equation (3) of BiCC), and none with "skip".
 
-    Each foreground class has its own components. The mean is taken over the cells of an image and class (of the batch
-    with `batch=True`), then over the images and classes that have one; where there is none, all is left to the global
-    term. One pass over the voxels serves all classes, and the global term too unless `global_loss` is given;
-    `cells="both"` takes two. A cross-entropy in a cell is the mean over all voxels of the cell.
+    Each foreground class has its own components. The mean is taken over the cells of each image and class (with
+    `batch=True`, of each class), then over the images and classes that have cells; without any cell, only the global
+    term remains. One pass over the voxels serves all classes, and also the global term unless `global_loss` is given;
+    `cells="both"` needs two passes. A cross-entropy in a cell is the mean over all voxels of the cell.
 
-    Components are found on the CPU: the label map, and with cells of the prediction the map of predicted classes, one
-    byte a voxel, is copied there, once for all classes. Cells of the reference may be carried by the target: see
-    :class:`monai_iou.ComponentRegionsd`. Carried regions serve both choices of `regions`. A cell whose component a crop
-    left out does not count.
+    Components are found on the CPU: the label map and, for cells of the prediction, the map of predicted classes are
+    copied there once for all classes. The target may contain precomputed regions of the reference instead; see
+    :class:`monai_iou.ComponentRegionsd`. These serve both choices of `regions`. A cell does not count if a crop has cut
+    off its component.
 
     Args:
         regions: "voronoi" or "blob".
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. `reduction` is "mean". `weight` weighs the classes in both terms. Foreground are
-            the classes from 1, with one channel that one, and with `sigmoid` and per-class maps all that are included.
-            A voxel of a soft map belongs to a component from 0.5 on.
+        **options: the same, by name. `reduction` must be "mean". `weight` weights the classes in both terms. The
+            foreground classes are those from 1 on; with one channel, this channel; with `sigmoid` and per-class maps,
+            all included classes. A voxel of a soft map belongs to a component if its value is at least 0.5.
         cells: "reference", "prediction" or "both".
-        alpha: share of the prediction's cells with `cells="both"`, from 0 to 1.
-        term: the loss inside a cell, `IoULoss` with the options above by default. Any loss of one value per class
-            (LogIoULoss, FocalTverskyLoss, ...), a WeightedCrossEntropyLoss, or an IoUCELoss or other CompoundLoss of
-            them; its smoothing, exponents and `empty` rule hold; activation, classes and reduction are of this loss.
-        cell_weight: "equal", or "inverse" for a mean weighted by 1 / voxels of the component.
-        lambda_global: factor of the global term; with 0 the loss is the mean over cells alone.
-        lambda_instance: factor of the mean over cells.
-        global_loss: the global term; an IoULoss with the same options by default. `IoUCELoss` adds a cross-entropy.
-        connectivity: neighbours that connect, 6, 18 or 26 in 3D, 4 or 8 in 2D; the most by default. On the fly only.
-        spacing: voxel size in mm, on the fly only; by default that of a MetaTensor target, else 1.
+        alpha: weight of the cells of the prediction with `cells="both"`, from 0 to 1.
+        term: the loss in a cell; by default an `IoULoss` with the options above. Possible are losses with one value per
+            class (LogIoULoss, FocalTverskyLoss, ...), WeightedCrossEntropyLoss, and IoUCELoss or another CompoundLoss
+            of these. The smoothing, exponents and `empty` rule of the term apply; activation, classes and reduction are
+            those of this loss.
+        cell_weight: "equal", or "inverse" to weight each cell by 1 / (number of voxels of its component).
+        lambda_global: factor of the global term; with 0, the loss is the mean over the cells alone.
+        lambda_instance: factor of the mean over the cells.
+        global_loss: the global term; by default an IoULoss with the same options. `IoUCELoss` adds a cross-entropy.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; by default the largest. It has no effect on
+            precomputed regions.
+        spacing: voxel size in mm; by default that of a MetaTensor target, or else 1 mm. It has no effect on precomputed
+            regions.
 
     Attributes:
-        last_terms: "global" and "instance" at the last call, with cells of both also "reference" and "prediction",
-            detached, before weighting; for logging.
+        last_terms: "global" and "instance" at the last call and, with `cells="both"`, also "reference" and
+            "prediction"; detached and not weighted, for logging.
 
     Raises:
-        TypeError: as :class:`IoULoss`, or if `global_loss` is not a module, or `term` has no value in a cell.
-        ValueError: as :class:`IoULoss`, or if an argument is out of its range, or precomputed regions are not one
-            channel per foreground class, or cells of the prediction are asked for without an activation.
+        TypeError: as :class:`IoULoss`, or if `global_loss` is not a module, or `term` has no value for a single cell.
+        ValueError: as :class:`IoULoss`, or if an argument is out of range, or cells of the prediction are requested
+            without an activation; when called, if the precomputed regions do not have one channel per foreground class.
 
     Example:
         >>> import torch
@@ -129,11 +134,11 @@ class InstanceIoULoss(_Loss):
     ) -> None:
         super().__init__()
         checks.check_choice("regions", regions, REGIONS)
-        self.global_loss = _checked_module("global_loss", global_loss)
+        self.global_loss = None if global_loss is None else checks.check_module("global_loss", global_loss)
         self.region_loss = IoULoss(*args, **options)
         checks.check_choice("reduction", self.region_loss.reduction, ("mean",))
         self.alpha = check_cells(cells, alpha, cell_weight, self.region_loss)
-        self.term = _checked_module("term", term)
+        self.term = None if term is None else checks.check_module("term", term)
         if self.term is not None:
             check_term(self.term, self.region_loss)
         self.regions, self.cells, self.cell_weight = regions, cells, cell_weight
@@ -147,12 +152,12 @@ class InstanceIoULoss(_Loss):
 
         Args:
             input: logits, or probabilities if no activation is set, (B, C, *S).
-            target: label map (B, 1, *S), per-class maps (B, C, *S), or a label map with its regions (B, 1 + F, *S) for
-                F foreground classes. With F + 1 = C it is the latter if a value is above 1, which regions always have.
-                All zeros, as of a crop that is all padding, are per-class maps without a class with `sigmoid`, ignored
-                voxels with `ignore_index`, else an empty label map: one class always holds in one-hot maps.
+            target: label map (B, 1, *S), per-class maps (B, C, *S), or a label map with precomputed regions
+                (B, 1 + F, *S) for F foreground classes. If 1 + F = C, values above 1, which regions always contain,
+                identify the latter. A target of zeros, such as a crop that consists of padding, means per-class maps
+                without any class with `sigmoid`, ignored voxels with `ignore_index`, and otherwise an empty label map.
             labelled: (B, C) bool, False where a class was not annotated in an image, which then has no cells of that
-                class; see :class:`IoULoss`.
+                class; see :meth:`IoULoss.forward`.
 
         Returns:
             A scalar, float32 or float64.
@@ -163,12 +168,13 @@ class InstanceIoULoss(_Loss):
         """
         with fails_together(self.region_loss.sync_batch, input):
             checks.check_input(input)
-            label, carried = self._split(input, target)
+            holds = self.carries_regions(target, input.shape[1])
+            label, precomputed = split_regions(target) if holds else (target, None)
             checks.check_target(input, label)
             checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
             classes = self._foreground(input, label)
             pairs = labelled_pairs(input, label, labelled)
-            sums, cells = self._read(input, label, carried, classes, pairs)
+            sums, cells = self._read(input, label, precomputed, classes, pairs)
         means = {kind: self._mean(*part, classes, input.shape[1]) for kind, part in cells.items()}
         instance = torch.stack([share * means[kind] for kind, share in self._shares().items()]).sum()
         terms = {"instance": instance, **(means if len(means) > 1 else {})}
@@ -180,7 +186,7 @@ class InstanceIoULoss(_Loss):
         return total
 
     def _shares(self) -> dict[str, float]:
-        """Return the share of the cells of the reference and of the prediction."""
+        """Return the weight of the cells of the reference and of the prediction."""
         shares = {"reference": 1 - self.alpha, "prediction": self.alpha}
         return shares if self.cells == "both" else {self.cells: 1.0}
 
@@ -188,28 +194,15 @@ class InstanceIoULoss(_Loss):
         if self.global_loss is None and sums is not None:
             return self.region_loss.score(sums, input.ndim - 2)
         loss = self.region_loss if self.global_loss is None else self.global_loss
-        with fails_together(self.region_loss.sync_batch, input):  # it may be MONAI's
+        with fails_together(self.region_loss.sync_batch, input):  # a loss of MONAI's would fail on one rank alone
             whole = torch.as_tensor(call_loss(loss, input, label, pairs))
         return whole.as_subclass(Tensor)
 
     def carries_regions(self, target: Tensor, channels: int) -> bool:
-        """Return whether the target of an input of so many channels is a label map with its regions (B, 1 + F, *S)."""
-        if not isinstance(target, Tensor) or target.ndim < 2 or target.shape[1] != max(channels, 2):
-            return False
-        if channels == 1:
-            return True  # one channel has one foreground class
-        values = target.as_subclass(Tensor)  # torch has no minimum of unsigned integers
-        values = values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
-        low, high = values.aminmax() if values.numel() else (0, 1)
+        """Return whether the target of an input with `channels` channels contains precomputed regions."""
+        # One class always holds in one-hot maps, unless classes are independent or voxels ignored.
         may_be_empty = not self.region_loss.sigmoid and self.region_loss.ignore_index is None
-        return bool(high > 1 or (may_be_empty and low == high == 0))
-
-    def _split(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the label and, if the target carries them, the regions (B, F, *S)."""
-        if not self.carries_regions(target, input.shape[1]):
-            return target, None
-        regions = target.as_subclass(Tensor)[:, 1:].long()
-        return target[:, :1], torch.where(regions >= FIRST_REGION, regions - FIRST_REGION + 1, 0)
+        return holds_regions(target, channels, may_be_empty=may_be_empty)
 
     def _foreground(self, input: Tensor, label: Tensor) -> list[int]:
         loss, channels = self.region_loss, input.shape[1]
@@ -217,49 +210,53 @@ class InstanceIoULoss(_Loss):
         return list(range(0 if every else 1, channels))
 
     def _read(
-        self, input: Tensor, label: Tensor, carried: Tensor | None, classes: list[int], pairs: Tensor | None
+        self, input: Tensor, label: Tensor, precomputed: Tensor | None, classes: list[int], pairs: Tensor | None
     ) -> tuple[VoxelSums | None, dict[str, tuple[Tensor, Tensor]]]:
-        """Read the voxels: return the sums for the global term, if they are the same, and each kind's cells' terms."""
+        """Read the voxels; return the sums of the global term, if it shares the pass, and the terms of the cells."""
         loss, channels = self.region_loss, input.shape[1]
         term = loss if self.term is None else self.term
         alone = loss.pass_spec(channels)
         hard = label.shape[1] == 1 and channels > 1
         spec = term_spec(term, alone.activation, channels, hard=hard)
         both = joined(spec, alone, hard=hard) if self.global_loss is None and self.lambda_global else None
-        whole, found = None, {}
+        whole, terms = None, {}
         if pairs is not None:
             input, label = left_labelled(input, label, alone, pairs)
         activated = loss.activated(input, label)
         for kind in self._shares():
-            cells = self._cells(kind, input, label, carried, classes, pairs)
+            cells = self._cells(kind, input, label, precomputed, classes, pairs)
             groups = groups_of(cells, classes, channels)
             sums = run_pass(activated, label, spec if both is None else both, loss.ignore_index, groups=groups)
             if both is not None and whole is None:
                 whole = sums.over_groups()
                 whole = whole if pairs is None else whole.only(pairs)
             sums = sums_of_classes(sums, classes, exclusive=alone.activation != "sigmoid")
-            found[kind] = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
-        return whole, found
+            terms[kind] = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
+        return whole, terms
 
     def _cells(
         self,
         kind: str,
         input: Tensor,
         label: Tensor,
-        carried: Tensor | None,
+        precomputed: Tensor | None,
         classes: list[int],
         pairs: Tensor | None,
     ) -> Cells:
+        """Return the cells of one kind, "reference" or "prediction", on the input's device."""
         plain = label.as_subclass(Tensor)
         kept = None if pairs is None else pairs[:, classes].reshape(len(label), -1, *[1] * (input.ndim - 2))
         valid = valid_voxels(plain, self.region_loss.ignore_index)
-        if kind == "reference" and carried is not None:
-            numbers = carried
+        if kind == "reference" and precomputed is not None:
+            numbers = precomputed
             if self.regions == "blob":
                 foreground = torch.cat([class_map(plain, index, input.shape[1]) for index in classes], 1)
-                numbers = torch.where(foreground >= 0.5, carried, 0)
+                numbers = torch.where(foreground >= 0.5, precomputed, 0)
             return Cells((numbers if kept is None else numbers * kept).int())
-        masks = class_masks(plain, classes, input.shape[1]) if kind == "reference" else self._predicted(input, classes)
+        if kind == "reference":
+            masks = class_masks(plain, classes, input.shape[1])
+        else:
+            masks = predicted_masks(input, classes, softmax=self.region_loss.softmax)
         masks = masks if valid is None else masks & valid.cpu().numpy()
         masks = masks if kept is None else masks & kept.cpu().numpy()
         sizes = image_spacings(None, label, self.spacing, len(label), input.ndim - 2)
@@ -267,16 +264,8 @@ class InstanceIoULoss(_Loss):
         volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)
         return Cells(cells.numbers.to(input.device), volume)
 
-    def _predicted(self, input: Tensor, classes: list[int]) -> NDArray[np.bool_]:
-        """Return the masks (B, F, *S) of what is predicted."""
-        logits = input.detach().as_subclass(Tensor)
-        if self.region_loss.softmax and input.shape[1] > 1:
-            return class_masks(logits.argmax(1, keepdim=True).to(torch.int16), classes, input.shape[1])
-        found: NDArray[np.bool_] = (logits[:, classes] > 0).cpu().numpy()
-        return found
-
     def _weights(self, channels: int) -> Tensor | None:
-        """Return the weights of all classes; as in the global term, one channel has none."""
+        """Return the weights of all classes; a single channel has none, as in the global term."""
         loss = self.region_loss
         if loss.class_weight is None or channels == 1:
             return None
@@ -285,9 +274,9 @@ class InstanceIoULoss(_Loss):
         return nn.functional.pad(loss.class_weight.expand(scored), (channels - scored, 0))
 
     def _mean(self, totals: Tensor, counts: Tensor, classes: list[int], channels: int) -> Tensor:
-        """Average over cells, then over the images and classes that have one."""
+        """Average over the cells, then over the images and classes that have cells."""
         loss = self.region_loss
-        # A place for every class: ranks must agree on the shape whatever form their targets have.
+        # Every class gets a column, because ranks must agree on the shape whatever form their targets have.
         places = torch.tensor(classes, device=totals.device)
         both = totals.new_zeros((2, len(totals), channels)).index_copy(2, places, torch.stack([totals, counts]))
         if loss.batch:
@@ -302,15 +291,6 @@ class InstanceIoULoss(_Loss):
 
 
 def without_regions(loss: nn.Module, target: Tensor, channels: int) -> Tensor:
-    """Return the label map of a target that carries regions for an InstanceIoULoss in `loss`, else the target."""
+    """Return the target without the precomputed regions of an InstanceIoULoss inside `loss`, if it contains any."""
     parts = (part for part in loss.modules() if isinstance(part, InstanceIoULoss))
     return target[:, :1] if any(part.carries_regions(target, channels) for part in parts) else target
-
-
-def _checked_module(name: str, module: Any) -> nn.Module | None:
-    if module is None or isinstance(module, nn.Module):
-        return module
-    message = (
-        f"Expected `{name}` to be a torch module, but got {type(module).__name__}: pass a loss such as IoUCELoss()."
-    )
-    raise TypeError(message)

@@ -1,4 +1,4 @@
-"""IoU (Jaccard) losses: each is a few lines over the voxel sums."""
+"""The IoU (Jaccard) loss, a formula of the voxel sums."""
 
 from __future__ import annotations
 
@@ -10,42 +10,49 @@ from monai_iou.voxels.sums import VoxelSums
 
 
 class IoULoss(RegionLoss):
-    r"""Soft IoU (Jaccard) loss, a drop-in for `monai.losses.DiceLoss(jaccard=True)` that reads the volume once.
+    r"""Soft IoU (Jaccard) loss, a drop-in replacement for `monai.losses.DiceLoss(jaccard=True)`.
+
+    For each image (or, with `batch`, for the whole batch) and each class, the term is
 
     .. math:: 1 - \frac{I + s_{nr}}{U + s_{dr}}, \qquad U = P + T - I
 
-    per class, with I, P, T the sums over voxels of :math:`p y`, :math:`p^q` and :math:`y^q` (Rahman & Wang 2016).
-    MONAI doubles I and U, so its smoothing of s is s / 2 here.
+    where I, P and T are the sums over voxels of :math:`p y`, :math:`p^q` and :math:`y^q` (Rahman & Wang 2016,
+    https://doi.org/10.1007/978-3-319-50835-1_22). All sums come from one pass over the voxels. MONAI doubles I and U,
+    so that its smoothing of s corresponds to s / 2 here.
 
     Args:
         include_background: whether class 0 is included.
-        to_onehot_y: accepted for drop-in use; the target's shape decides how it is read.
+        to_onehot_y: accepted for compatibility with MONAI; the shape of the target decides how it is read.
         sigmoid: apply a sigmoid to the input.
         softmax: apply a softmax to the input.
-        other_act: another activation to apply, which costs a copy of the input.
+        other_act: another activation to apply; it needs memory for one more copy of the input.
         squared_pred: the same as `power=2`.
-        reduction: "mean" over images and classes, "sum", or "none" for (B, C, 1, ...), or (C, 1, ...) with `batch`.
-        smooth_nr: added to the intersection.
-        smooth_dr: added to the union.
-        batch: add the sums over the batch before dividing.
-        weight: one number, or one number per scored class; multiplies its terms, as in MONAI.
-        soft_label: I and U become the sums of min(p, y) and max(p, y): 0 if and only if p = y (Wang et al. 2023,
-            https://arxiv.org/abs/2302.05666).
-        ignore_index: label of voxels ignored in value and gradient; for per-class maps voxels of that class
-            or, if it is not a class, voxels whose maps are all zero.
-        power: exponent q of power Jaccard (Duque-Arias et al. 2021), at least 1.
-        empty: what a class absent from the target contributes: "smooth", the formula as it is; "skip", nothing, it is
-            left out of the mean; "suppress", the mean probability weighted by itself, which keeps a gradient on
-            false positives.
-        average: how `reduction="mean"` averages the terms that count: "pairs", all pairs of image and class alike;
-            "images", over the classes of each image, then over the images; "classes", over the images of each class,
-            then over the classes. They differ where `empty="skip"` leaves pairs out, and are then mIoU-I and mIoU-C of
-            Wang et al. 2023 (https://arxiv.org/abs/2310.19252) as losses.
-        sync_batch: with `batch`, add the sums over all ranks as well, so that DDP trains as one process would.
+        reduction: "mean" over images and classes; "sum"; or "none", which returns the terms in the shape
+            (B, C, 1, ...), or (C, 1, ...) with `batch`.
+        smooth_nr: added to the intersection, in voxels.
+        smooth_dr: added to the union, in voxels.
+        batch: add the sums over the images of the batch before dividing.
+        weight: one number, or one number per scored class, by which the terms are multiplied, as in MONAI.
+        soft_label: replace I and U by the sums of min(p, y) and max(p, y), so that the loss is 0 if and only if p = y
+            (Wang et al. 2023, https://arxiv.org/abs/2302.05666).
+        ignore_index: label of the voxels that have no effect on value and gradient. For per-class maps, these are the
+            voxels of that class or, if it is not a class, the voxels whose maps are all zero.
+        power: exponent q of power Jaccard (Duque-Arias et al. 2021,
+            https://www.scitepress.org/Papers/2021/103040), at least 1.
+        empty: contribution of a class that is absent from the target. "smooth": the formula as it is. "skip": none; the
+            class is left out of the mean. "suppress": the mean probability weighted by itself,
+            :math:`\sum p^{q+1} / \sum p^q`, which keeps a gradient on false positives.
+        average: how `reduction="mean"` averages the terms that count. "pairs": over all pairs of image and class.
+            "images": over the classes of each image, then over the images. "classes": over the images of each class,
+            then over the classes. The three differ only where `empty="skip"` leaves pairs out; the last two then
+            correspond to mIoU-I and mIoU-C of Wang et al. 2023 (https://arxiv.org/abs/2310.19252).
+        sync_batch: with `batch`, add the sums over all ranks as well, so that training with DistributedDataParallel
+            equals training in one process.
 
     Raises:
-        TypeError: if `other_act` cannot be called, or a tensor has an unsuitable type.
-        ValueError: if options contradict each other, shapes do not match, or labels are outside the classes.
+        TypeError: if `other_act` is not callable, or a tensor has an unsuitable type.
+        ValueError: if arguments contradict each other, shapes do not match, or the target holds values that are not
+            classes.
 
     Example:
         >>> import torch

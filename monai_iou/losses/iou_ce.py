@@ -1,4 +1,4 @@
-"""The IoU loss with a cross-entropy, plain or focal: the compounds that most trainings start with."""
+"""The IoU loss plus a cross-entropy, plain or focal: the compound losses that most training runs start with."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
 
-# The arguments of a region loss that a cross-entropy takes as well.
+# The arguments of a region loss that the cross-entropy accepts as well.
 _SHARED = ("to_onehot_y", "sigmoid", "softmax", "reduction", "ignore_index", "sync_batch")
 
 
 class IoUCELoss(CompoundLoss):
-    r"""IoU loss plus cross-entropy in one pass: lambda_iou * IoULoss + lambda_ce * cross-entropy.
+    r"""IoU loss plus cross-entropy, computed in one pass over the voxels.
+
+    .. math:: \lambda_{iou} L_{IoU} + \lambda_{ce} L_{CE}
+
+    See :class:`IoULoss` and :class:`WeightedCrossEntropyLoss` for the two terms, and :class:`IoULoss` for the shapes.
 
     Args:
         lambda_iou: factor of the IoU loss.
         lambda_ce: factor of the cross-entropy.
-        gamma: focal exponent of the cross-entropy, 0 for none.
+        gamma: focal exponent of the cross-entropy; 0 for the plain cross-entropy.
         label_smoothing: label smoothing of the cross-entropy.
-        weight: one number, or one per class including the background; used by both terms (the IoU term leaves out the
-            background's with `include_background=False`). On one channel it is the cross-entropy's `pos_weight`, as in
-            MONAI's DiceCELoss.
-        pos_weight: with `sigmoid`, how often the voxels of a class count against the others in the cross-entropy; see
-            :class:`WeightedCrossEntropyLoss`.
+        weight: one number, or one number per class including the background, for both terms. With
+            `include_background=False` the IoU term ignores the weight of the background. With one channel, `weight` is
+            the `pos_weight` of the cross-entropy, as in MONAI's DiceCELoss.
+        pos_weight: with `sigmoid`, the weight of the foreground voxels of a class relative to its background voxels in
+            the cross-entropy; see :class:`WeightedCrossEntropyLoss`.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. Class 0 is always included in the cross-entropy. Without an
-            activation the input holds probabilities for both terms.
+        **options: the same, by name. The cross-entropy always includes class 0. If no activation is set, the input
+            holds probabilities for both terms.
 
     Raises:
         TypeError: as the terms do.
@@ -72,23 +76,29 @@ class IoUCELoss(CompoundLoss):
 
 def _check_terms_fit(options: RegionOptions) -> None:
     if options.get("other_act") is not None:
-        message = "Expected `other_act` to be None with a cross-entropy, but got a function: use softmax or sigmoid."
+        message = (
+            "Expected `other_act` to be None with a cross-entropy, but got a function: set softmax=True or "
+            "sigmoid=True instead."
+        )
         raise ValueError(message)
     reduction = options.get("reduction")
-    apart = options.get("batch", False) or not options.get("include_background", True)
-    if getattr(reduction, "value", reduction) == "none" and apart:
+    shapes_differ = options.get("batch", False) or not options.get("include_background", True)
+    if getattr(reduction, "value", reduction) == "none" and shapes_differ:
         message = (
             "Expected `reduction` to be 'mean' or 'sum' with batch=True or include_background=False, but got "
-            "'none': the cross-entropy has a value for every image and class, the IoU term would not."
+            "'none': choose one of these, because the cross-entropy has a value for every image and class but the IoU "
+            "term would not."
         )
         raise ValueError(message)
 
 
 class IoUFocalLoss(IoUCELoss):
-    """IoU loss plus focal loss in one pass.
+    r"""IoU loss plus focal loss, computed in one pass over the voxels.
+
+    .. math:: \lambda_{iou} L_{IoU} + \lambda_{focal} L_{focal}
 
     Args:
-        gamma: focal exponent (Lin et al. 2017).
+        gamma: focal exponent (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
         *args: the arguments of :class:`IoULoss`, in its order.
         **options: the same, by name. `weight` is as in :class:`IoUCELoss`.
         lambda_iou: factor of the IoU loss.

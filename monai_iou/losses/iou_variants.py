@@ -1,4 +1,4 @@
-"""Variants of the IoU loss for classes of unequal size: logarithm, exponents, unequal errors, volume weights."""
+"""Variants of the IoU loss for classes of unequal size: logarithm, exponent, asymmetric errors, volume weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from monai_iou.voxels.sums import VoxelSums
 
 
 class LogIoULoss(RegionLoss):
-    r"""Logarithmic IoU loss: its gradient grows as 1 / IoU, so a class that is missed altogether weighs most.
+    r"""Logarithmic IoU loss: its gradient grows as 1 / IoU, so that a completely missed class has the largest gradient.
 
     .. math:: (-\ln \mathrm{IoU}_c)^\gamma, \qquad \mathrm{IoU}_c = \frac{I + s_{nr}}{U + s_{dr}}
 
     The exponent is that of the exponential logarithmic loss (Wong et al. 2018, https://arxiv.org/abs/1809.00076, for
-    Dice): below 1 it favours classes that are nearly right, above 1 those that are far off. Unbounded above.
+    Dice): an exponent below 1 emphasises classes with a high IoU, an exponent above 1 those with a low IoU. The loss
+    has no upper bound. See :class:`IoULoss` for the symbols and the shapes.
 
     Args:
         gamma: exponent, above 0.
@@ -45,17 +46,17 @@ class LogIoULoss(RegionLoss):
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return (-ln IoU)^gamma of each class, (B, C)."""
         iou = scores.iou(sums.intersection, sums.prediction, sums.target, self.smooth_nr, self.smooth_dr)
-        # Without smoothing a missed class has IoU 0; a rounding error can put a perfect one above 1.
+        # Without smoothing, a missed class has IoU 0; rounding can put the IoU of a perfect class above 1.
         return scores.power(-iou.clamp(torch.finfo(iou.dtype).tiny, 1).log(), self.gamma)
 
 
 class FocalIoULoss(RegionLoss):
-    r"""IoU loss raised to a power, which shifts the weight between well and badly segmented classes.
+    r"""IoU loss raised to a power, which shifts the emphasis between well and poorly segmented classes.
 
     .. math:: (1 - \mathrm{IoU}_c)^\gamma
 
-    gamma > 1 turns to the classes and images that are worst, as focal loss does for voxels; gamma < 1 keeps a gradient
-    on those that are nearly right. gamma = 1 is :class:`IoULoss`.
+    gamma > 1 emphasises the images and classes with the lowest IoU, as the focal loss does for voxels; gamma < 1 keeps
+    a gradient on those that are nearly right. gamma = 1 is :class:`IoULoss`, which defines the symbols and the shapes.
 
     Args:
         gamma: exponent, above 0.
@@ -86,22 +87,23 @@ class FocalIoULoss(RegionLoss):
 
 
 class FocalTverskyLoss(RegionLoss):
-    r"""Focal Tversky loss: false positives and false negatives weigh differently.
+    r"""Focal Tversky loss: false positives and false negatives have different weights.
 
     .. math:: \left(1 - \frac{I + s_{nr}}{I + \alpha\,FP + \beta\,FN + s_{dr}}\right)^\gamma,
               \qquad FP = P - I, \quad FN = T - I
 
-    beta > alpha asks for recall, which small lesions lack first. alpha = beta = gamma = 1 is :class:`IoULoss`, alpha =
-    beta = 1/2 is Dice. Tversky: Salehi et al. 2017, https://arxiv.org/abs/1706.05721; the exponent: Abraham & Khan
-    2019, https://arxiv.org/abs/1810.07842, whose gamma of 4/3 is an exponent of 0.75 here.
+    beta > alpha favours recall, which is usually what small lesions lack. alpha = beta = gamma = 1 is :class:`IoULoss`;
+    alpha = beta = 1/2 and gamma = 1 is the Dice loss. The Tversky loss is that of Salehi et al. 2017
+    (https://arxiv.org/abs/1706.05721), the exponent that of Abraham & Khan 2019 (https://arxiv.org/abs/1810.07842),
+    whose gamma of 4/3 corresponds to an exponent of 0.75 here. See :class:`IoULoss` for the symbols and the shapes.
 
     Args:
         alpha: weight of false positives, as in MONAI's TverskyLoss.
         beta: weight of false negatives.
         gamma: exponent, above 0.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. `power` above 1 shrinks P and with it the false positives; with alpha above beta
-            the value can then fall below 0.
+        **options: the same, by name. A `power` above 1 reduces P and with it FP; if alpha also exceeds beta, the
+            Tversky index can exceed 1 and the loss become negative.
 
     Raises:
         TypeError: as :class:`IoULoss`.
@@ -129,7 +131,10 @@ class FocalTverskyLoss(RegionLoss):
         self.beta = checks.check_positive("beta", beta, allow_zero=True)
         self.gamma = checks.check_positive("gamma", gamma)
         if self.alpha == self.beta == 0:
-            message = "Expected `alpha` or `beta` to be above 0, but got 0 for both: no error would count."
+            message = (
+                "Expected `alpha` or `beta` to be above 0, but got 0 for both: raise one of them, because otherwise no "
+                "error would count."
+            )
             raise ValueError(message)
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
@@ -144,21 +149,22 @@ class FocalTverskyLoss(RegionLoss):
 
 
 class LogTverskyLoss(FocalTverskyLoss):
-    r"""Logarithm of the Tversky index, raised to a power: false positives and negatives weigh differently.
+    r"""Logarithm of the Tversky index, raised to a power: false positives and negatives have different weights.
 
     .. math:: (-\ln \mathrm{TI}_c)^\gamma, \qquad
               \mathrm{TI}_c = \frac{I + s_{nr}}{I + \alpha\,FP + \beta\,FN + s_{dr}}
 
-    What :class:`LogIoULoss` is to the IoU: the gradient grows as 1 / TI, so a class that is missed altogether weighs
-    most. alpha = beta = 1 is :class:`LogIoULoss`; alpha = beta = 1/2 is the exponential logarithmic Dice loss (Wong et
-    al. 2018, https://arxiv.org/abs/1809.00076). Unbounded above.
+    As for :class:`LogIoULoss`, the gradient grows as 1 / TI, so that a completely missed class has the largest
+    gradient. alpha = beta = 1 is :class:`LogIoULoss`; alpha = beta = 1/2 is the exponential logarithmic Dice loss (Wong
+    et al. 2018, https://arxiv.org/abs/1809.00076). The loss has no upper bound. See :class:`IoULoss` for the symbols
+    and the shapes.
 
     Args:
         alpha: weight of false positives, as in MONAI's TverskyLoss.
         beta: weight of false negatives.
         gamma: exponent, above 0.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. An index above 1, which `power` above 1 allows, counts as 1.
+        **options: the same, by name. A Tversky index above 1, which is possible with a `power` above 1, counts as 1.
 
     Raises:
         TypeError: as :class:`IoULoss`.
@@ -185,27 +191,29 @@ class LogTverskyLoss(FocalTverskyLoss):
 
 
 class GeneralizedIoULoss(RegionLoss):
-    r"""Generalised IoU loss: one ratio for all classes, in which each weighs by the inverse of its volume.
+    r"""Generalised IoU loss: one ratio for all classes, in which each class is weighted by its inverse volume.
 
     .. math:: 1 - \frac{\sum_c w_c I_c + s_{nr}}{\sum_c w_c U_c + s_{dr}}, \qquad
               w_c = 1/T_c^2, \; 1/T_c \; \text{or} \; 1
 
-    After the generalised Dice of Sudre et al. 2017, https://arxiv.org/abs/1707.03237; other than there and in MONAI's
-    GeneralizedDiceLoss the ratio is an IoU. The smoothing is added as the formula says, as in MONAI. With "square" a
-    class of T voxels enters with about 1 / T, so smoothing of 1e-5 matters where every class has 10^4 voxels and more:
-    lower `smooth_nr` and `smooth_dr` together there, or use "simple".
+    This is the generalised Dice loss of Sudre et al. 2017 (https://arxiv.org/abs/1707.03237) and of MONAI's
+    GeneralizedDiceLoss, with the IoU instead of Dice. The smoothing is added exactly as in the formula, as in MONAI.
+    With "square", a class of T voxels contributes about 1 / T to each sum, so that a smoothing of 1e-5 has an effect if
+    every class has 10^4 voxels or more: then lower `smooth_nr` and `smooth_dr` together, or use "simple". See
+    :class:`IoULoss` for the symbols and the shapes.
 
     Args:
-        w_type: "square", 1 / T^2; "simple", 1 / T; or "uniform", 1. A class absent from the image takes the largest
-            weight of the others.
+        w_type: "square" for 1 / T^2, "simple" for 1 / T, or "uniform" for 1. A class that is absent from the image
+            takes the largest weight of the other classes.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. `weight` multiplies w_c. Absent classes: "skip" leaves them out of both sums;
-            "suppress" does too, and gives each the place of one class in a mean with the ratio of the rest.
-            `reduction="none"` gives one value per image, (B, 1, 1, ...).
+        **options: the same, by name. `weight` multiplies w_c. `empty="skip"` leaves absent classes out of both sums.
+            `empty="suppress"` does so too, and then averages over the classes: each present class contributes the
+            common term, each absent class its own suppression term. `reduction="none"` returns one value per image,
+            (B, 1, 1, ...).
 
     Raises:
         TypeError: as :class:`IoULoss`.
-        ValueError: as :class:`IoULoss`, or if `w_type` is none of the three.
+        ValueError: as :class:`IoULoss`, or if `w_type` is not one of the three.
 
     Example:
         >>> import torch
@@ -222,7 +230,7 @@ class GeneralizedIoULoss(RegionLoss):
         self.w_type = w_type
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
-        """Return the loss of each image, (B, 1): the classes share one ratio."""
+        """Return the loss of each image, (B, 1), because all classes share one ratio."""
         weights = scores.volume_weights(sums.target, self.w_type)
         if self.class_weight is not None:
             checks.check_weight_length(self.class_weight, weights.shape[1], self.include_background)
@@ -232,13 +240,13 @@ class GeneralizedIoULoss(RegionLoss):
         return 1 - scores.generalized_iou(sums, weights, self.smooth_nr, self.smooth_dr).unsqueeze(1)
 
     def with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
-        """Return the images' terms, and which of them count; see the class for what absent classes do."""
+        """Return the terms of the images and which of them count; see the class for the effect of absent classes."""
         present = sums.target > 0
-        some = present.any(1, keepdim=True)
+        any_present = present.any(1, keepdim=True)
         if self.empty == "skip":
-            return torch.where(some | terms.isnan(), terms, 0), some
+            return torch.where(any_present | terms.isnan(), terms, 0), any_present
         if self.empty == "suppress":
-            shares = torch.where(present, torch.where(some, terms, 0), suppression(sums, self.power))
+            shares = torch.where(present, torch.where(any_present, terms, 0), suppression(sums, self.power))
             number = (sums.count > 0).sum(1, keepdim=True).clamp_min(1) if sums.partly_labelled else shares.shape[1]
             return shares.sum(1, keepdim=True) / number, None
         return terms, None

@@ -1,4 +1,4 @@
-"""Labels at a coarser scale: class fractions, any foreground, or the nearest voxel's label."""
+"""Labels downsampled to a coarser grid: class fractions, any foreground, or the label of the nearest voxel."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _maximum: dict[int, _Pool] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d
 def pool_labels(
     target: Tensor, size: Sequence[int], classes: int, mode: str = "area", ignore_index: int | None = None
 ) -> Tensor:
-    """Return a target at a coarser scale.
+    """Return a target downsampled to a coarser grid.
 
     Args:
         target: label map (B, 1, *S), or per-class maps (B, C, *S).
-        size: the coarse shape, one number per spatial dimension.
-        classes: number C of classes of the output that the target is for.
-        mode: "area", the fraction of each class among the voxels that a coarse voxel covers, always per-class maps;
-            "max", a coarse voxel is foreground if any of its voxels is (of several foreground classes the one that is
-            rarest in the batch wins; per-class maps are pooled each by itself); "nearest", MONAI's choice, the label of
-            the voxel in the middle, which loses small structures.
-        ignore_index: label of ignored voxels: a coarse voxel is ignored if all of its voxels are.
+        size: the coarse shape in voxels, one number per spatial dimension.
+        classes: number C of classes, which is the number of channels of the output that the target belongs to.
+        mode: "area": the fraction of each class among the voxels that a coarse voxel covers, as per-class maps. "max":
+            a coarse voxel is foreground if any of its voxels is; of several foreground classes, it takes the one that
+            is rarest in the batch, whereas per-class maps are pooled independently. "nearest": the label of the voxel
+            in the middle, as in MONAI, which loses small structures.
+        ignore_index: label of ignored voxels. A coarse voxel is ignored if all of its voxels are.
 
     Returns:
-        (B, C, *size) float32 for "area", else the target's channels and dtype.
+        (B, C, *size) float32 for "area"; otherwise the target's number of channels and dtype.
 
     Raises:
-        ValueError: if `mode` is none of the three.
+        ValueError: if `mode` is not one of the three.
 
     Example:
         >>> import torch
@@ -67,7 +67,7 @@ def pooled(values: Tensor, size: Sequence[int], how: dict[int, _Pool]) -> Tensor
 
 
 def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: bool, ignore_index: int | None) -> Tensor:
-    # A class at a time: the one-hot copy of a whole volume would be several times the size of the logits.
+    # One class at a time: a one-hot copy of the whole volume would be several times the size of the logits.
     maps = ((target == label) if is_labels else target[:, label : label + 1] for label in range(classes))
     valid = valid_voxels(target, ignore_index)
     if valid is None:
@@ -79,7 +79,7 @@ def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: boo
 
 
 def _mark_ignored(maps: Tensor, ignored: Tensor, ignore_index: int | None) -> Tensor:
-    """Write what the voxel pass takes for an ignored voxel of per-class maps."""
+    """Mark the ignored voxels of per-class maps in the way that the voxel pass expects."""
     maps = maps.masked_fill(ignored, 0)
     if ignore_index is None:
         return maps
@@ -92,7 +92,8 @@ def _mark_ignored(maps: Tensor, ignored: Tensor, ignore_index: int | None) -> Te
 
 def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
     values, index, counts = labels.unique(return_inverse=True, return_counts=True)
-    # Ignored below background below foreground, of which the rarer is higher and, at a tie, the higher label.
+    # The ranks ascend from ignored voxels over background to foreground, and there from common to rare classes. Of two
+    # equally frequent classes, the higher label has the higher rank.
     counts = torch.where(values == 0, labels.numel() + 1, counts)
     if ignore_index is not None:
         counts = torch.where(equals(values, ignore_index), labels.numel() + 2, counts)

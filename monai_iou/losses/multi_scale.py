@@ -1,4 +1,4 @@
-"""Deep supervision that does not lose small lesions."""
+"""Deep supervision that preserves small lesions."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from monai_iou.voxels.partly_labelled import Labelled, blank_unlabelled, labelle
 
 
 class MultiScaleLoss(_Loss):
-    r"""Weighted sum of a loss over the outputs of a network at several scales (deep supervision).
+    r"""Weighted sum of a loss over a network's outputs at several scales (deep supervision).
 
     .. math:: \sum_k w_k L(\mathrm{output}_k, \mathrm{label}_k), \qquad w_k = 2^{-k} / \sum_j 2^{-j}
 
-    Outputs of the label's own size get the label as it is. Coarser ones get it downsampled. Taking the nearest voxel,
-    as MONAI's DeepSupervisionLoss does, leaves 45 % of random lesions of 3x3x3 voxels at 1/4 and 5 % at 1/8.
+    Each output is compared with the label downsampled to its size. Taking the nearest voxel, as MONAI's
+    DeepSupervisionLoss does, keeps only 45 % of random lesions of 3x3x3 voxels at a scale of 1/4, and 5 % at 1/8. The
+    default weights are those of nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
 
-    In a config write the full path, `monai_iou.MultiScaleLoss`: MONAI has a registration loss of the same name, which
-    wins the short one.
+    In a config, write the full path `monai_iou.MultiScaleLoss`: the short name resolves to MONAI's registration loss of
+    the same name.
 
     Args:
-        loss: any loss here or of MONAI that maps (input, target) to a scalar.
-        weights: one factor per scale, finest first, taken as given; by default 1/2^k, normalised to the sum 1.
-        downsample: "area", the label becomes the fraction of each class in a coarse voxel, and region losses take their
-            soft-label form (`soft_label` is set on a copy of `loss`; one with `power` between 1 and 2 keeps its form);
-            not for Lovasz losses, which need hard labels. "max", a coarse voxel is foreground if any of its voxels is,
-            and of several classes the rarest in the batch. "nearest", MONAI's.
+        loss: any loss of this package or of MONAI that maps (input, target) to a scalar.
+        weights: one factor per scale, finest first, used as given; by default 1/2^k, normalised to a sum of 1.
+        downsample: how the label is downsampled. "area": to the fraction of each class in a coarse voxel. Region losses
+            then use their soft-label form (`soft_label` is set on a copy of `loss`; a loss with `power` between 1 and 2
+            has no such form and stays as it is). Lovasz losses need hard labels and do not accept "area". "max": a
+            coarse voxel is foreground if any of its voxels is; of several classes, it takes the one that is rarest in
+            the batch. "nearest": the nearest voxel, as in MONAI.
 
     Attributes:
-        last_terms: the values at the last call, "scale_0" the finest, detached, before weighting; for logging.
+        last_terms: the values at the last call, from "scale_0", the finest, detached and not weighted, for logging.
 
     Raises:
         TypeError: if `loss` is not a module.
-        ValueError: if `downsample` is none of the three, or "area" with a Lovasz loss, or a weight is negative.
+        ValueError: if `downsample` is not one of the three, or is "area" with a Lovasz loss, or a weight is negative.
 
     Example:
         >>> import torch
@@ -60,9 +62,7 @@ class MultiScaleLoss(_Loss):
     @explains_arguments
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None, downsample: str = "area") -> None:
         super().__init__()
-        if not isinstance(loss, nn.Module):
-            message = f"Expected `loss` to be a torch module, but got {type(loss).__name__}: pass a loss."
-            raise TypeError(message)
+        checks.check_module("loss", loss)
         checks.check_choice("downsample", downsample, DOWNSAMPLINGS)
         if downsample == "area":
             _check_takes_fractions(loss)
@@ -79,30 +79,32 @@ class MultiScaleLoss(_Loss):
         """Return the weighted sum.
 
         Args:
-            input: outputs (B, C, *S_k), finest first; or DynUNet's stacked tensor (B, K, C, *S), K scales brought to
-                one size; or one output (B, C, *S), as networks give in evaluation.
-            target: label map (B, 1, *S) or per-class maps (B, C, *S), of the finest output's size. Regions that it
-                carries for an InstanceIoULoss serve outputs of that size; coarser labels have theirs found.
-            labelled: (B, C) bool, False where a class was not annotated in an image; see :class:`IoULoss`.
+            input: outputs (B, C, *S_k), finest first; or DynUNet's stacked tensor (B, K, C, *S) of K outputs resampled
+                to one size; or a single output (B, C, *S), as networks return in evaluation.
+            target: label map (B, 1, *S) or per-class maps (B, C, *S) of the size of the finest output. Precomputed
+                regions of an InstanceIoULoss are used for outputs of that size; for coarser outputs, the regions are
+                computed from the downsampled label.
+            labelled: (B, C) bool, False where a class was not annotated in an image; see :meth:`IoULoss.forward`.
 
         Returns:
             What `loss` returns.
 
         Raises:
             TypeError: if `input` is neither a tensor nor a list of tensors.
-            ValueError: if `input` is an empty list, or `weights` do not fit its length.
+            ValueError: if `input` is an empty list, `weights` do not fit its length, or an output is larger than the
+                target.
         """
         checks.check_tensor("target", target)
         outputs = _as_list(input, target)
         weights = self._weights(len(outputs))
         pairs = labelled_pairs(outputs[0], target, labelled)
-        if pairs is not None:  # a map of NaN cannot be pooled
+        if pairs is not None:  # a map that is NaN cannot be pooled
             target = blank_unlabelled(target, pairs)
         self.last_terms = {}
         total = None
         for scale, (output, weight) in enumerate(zip(outputs, weights, strict=True)):
             if weight == 0:
-                continue  # and no label has to be pooled
+                continue  # this also saves pooling the label
             term = self._term(output, target, pairs)
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
@@ -115,10 +117,10 @@ class MultiScaleLoss(_Loss):
         if len(size) != target.ndim - 2 or any(map(int.__gt__, size, target.shape[2:])):
             message = (
                 f"Expected every output of `input` to be no larger than the target {tuple(target.shape)}, "
-                f"but got {tuple(output.shape)}: give the target of the finest scale."
+                f"but got {tuple(output.shape)}: pass the target of the finest scale."
             )
             raise ValueError(message)
-        label = without_regions(self.loss, target, output.shape[1])  # those of a coarser label are computed on the fly
+        label = without_regions(self.loss, target, output.shape[1])  # at a coarser scale they are computed on the fly
         coarse = pool_labels(label, size, output.shape[1], self.downsample, self.ignore_index)
         return torch.as_tensor(call_loss(self.soft_loss, output, coarse, pairs)).as_subclass(Tensor)
 
@@ -127,11 +129,11 @@ class MultiScaleLoss(_Loss):
             halves = [0.5**scale for scale in range(scales)]
             return [half / sum(halves) for half in halves]
         if scales == 1:
-            return self.weights[:1]  # one output, in evaluation
+            return self.weights[:1]  # in evaluation, the network returns one output
         if len(self.weights) != scales:
             message = (
-                f"Expected `weights` to hold one factor a scale ({scales}), but got {len(self.weights)}: count the "
-                "network's outputs, or leave `weights` out."
+                f"Expected `weights` to hold one factor per scale ({scales}), but got {len(self.weights)}: give as "
+                "many factors as the network has outputs, or leave `weights` out."
             )
             raise ValueError(message)
         return self.weights
@@ -153,7 +155,7 @@ def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:
 
 
 def needs_hard_labels(loss: nn.Module) -> str | None:
-    """Return the name of the first Lovasz loss in a loss, which takes no class fractions."""
+    """Return the name of the first Lovasz loss inside `loss`, which does not accept class fractions, or None."""
     hard = (part for part in loss.modules() if isinstance(part, LovaszSoftmaxLoss | LovaszHingeLoss))
     return next((type(part).__name__ for part in hard), None)
 
@@ -163,29 +165,29 @@ def _check_takes_fractions(loss: nn.Module) -> None:
     if hard:
         message = (
             f"Expected `downsample` to be 'max' or 'nearest' with {hard}, which needs hard labels, but got 'area': "
-            'take downsample="max", which keeps small lesions.'
+            'use downsample="max", which keeps small lesions.'
         )
         raise ValueError(message)
 
 
 def _ignore_index(loss: nn.Module) -> int | None:
-    """Return what the loss, or the first of its terms that has one, ignores."""
-    # MONAI's compounds hold a CrossEntropyLoss of torch's, whose -100 is a default and no choice of the user's.
-    mine = (module for module in loss.modules() if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)))
-    found = (getattr(module, "ignore_index", None) for module in mine)
-    return next((value for value in found if isinstance(value, int)), None)
+    """Return the `ignore_index` of the loss, or of the first of its terms that has one."""
+    # MONAI's compound losses contain torch's CrossEntropyLoss, whose default of -100 the user did not choose.
+    parts = (module for module in loss.modules() if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)))
+    values = (getattr(module, "ignore_index", None) for module in parts)
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 def _for_fractions(loss: nn.Module) -> nn.Module:
-    """Return a copy of the loss that takes class fractions: soft-label forms, and no request to make maps of labels."""
+    """Return a copy of the loss that accepts class fractions: with soft-label forms and without `to_onehot_y`."""
     original, loss = loss, copy.deepcopy(loss)
     for own, module in zip(original.modules(), loss.modules(), strict=True):
         if isinstance(own, CompoundLoss) and isinstance(module, CompoundLoss):
-            module.weights = own.weights  # one list, so that a LossWeightSchedule holds at every scale
+            module.weights = own.weights  # one shared list, so that a LossWeightSchedule applies to every scale
         if isinstance(module, RegionLoss):
             module.use_soft_labels()
         elif hasattr(module, "soft_label"):
-            setattr(module, "soft_label", True)  # noqa: B010 - an attribute of MONAI's, unknown to a Module
+            setattr(module, "soft_label", True)  # noqa: B010 - an attribute of MONAI's losses, not of Module
         if hasattr(module, "to_onehot_y"):
             setattr(module, "to_onehot_y", False)  # noqa: B010
     return loss

@@ -1,4 +1,4 @@
-"""Losses that are functions of one pass over the voxels."""
+"""Base classes of the losses that are computed from one pass over the voxels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from monai_iou.voxels.passes import Reading, run_passes
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums
 
-_ROUNDING = 1e-3  # by which probabilities of a half-precision softmax may leave [0, 1]
+_ROUNDING = 1e-3  # a half-precision softmax may exceed the range from 0 to 1 by this much
 _has_warned = False
 
 
 def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    """Warn once per process of an input that no activation is applied to and that is not a probability.
+    """Warn once per process if an input to which no activation is applied does not hold probabilities.
 
-    Each loss looks at its first input only: that is no pass of every step, and a GPU is waited for once.
+    Each loss checks only its first input, so that later steps need no extra pass and wait for no GPU.
     """
     global _has_warned
     if _has_warned or input.numel() == 0:
@@ -40,16 +40,22 @@ def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> N
         _has_warned = True
         warnings.warn(
             f"Expected `input` to hold probabilities between 0 and 1, because no activation is set, but got "
-            f"{low if low < -_ROUNDING else high:.6g}: these look like logits, set softmax=True or sigmoid=True.",
+            f"{low if low < -_ROUNDING else high:.6g}: these look like logits, so set softmax=True or sigmoid=True.",
             stacklevel=4,
         )
 
 
 def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -> Tensor:
-    """Return loss(input, target), without the classes that were not annotated.
+    """Return loss(input, target), leaving out the classes that were not annotated.
+
+    Args:
+        loss: any loss of an input and a target.
+        input: (B, C, *S), or whatever the loss accepts.
+        target: (B, 1, *S) or (B, C, *S).
+        labelled: (B, C) bool, False where a class was not annotated in an image; None if all were.
 
     Raises:
-        ValueError: if there are such classes, and the loss has no `labelled`: it would count them as absent.
+        ValueError: if `labelled` is given and the loss does not accept it: it would count such classes as absent.
     """
     value: Tensor
     if labelled is None:
@@ -57,8 +63,8 @@ def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -
         return value
     if "labelled" not in inspect.signature(loss.forward).parameters:
         message = (
-            f"Expected `labelled` to be None with {type(loss).__name__}, but got a choice of classes: take losses of "
-            "voxel sums, which leave the others out."
+            f"Expected `labelled` to be None with {type(loss).__name__}, which cannot leave classes out, but got a "
+            "tensor: use a loss that accepts `labelled`, such as IoUCELoss."
         )
         raise ValueError(message)
     value = loss(input, target, labelled)
@@ -66,10 +72,10 @@ def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -
 
 
 class PassLoss(_Loss):
-    """A loss that is a function of what one pass over the voxels gives.
+    """A loss that is computed from one pass over the voxels.
 
-    A subclass says what it needs of the pass (:meth:`pass_spec`) and how a reading makes the loss
-    (:meth:`score_reading`); a compound of such losses hands each of them a reading that they share.
+    A subclass states what it needs from the pass (:meth:`pass_spec`) and computes the loss from the result, a reading
+    (:meth:`score_reading`). The terms of a compound loss share one reading where they can.
     """
 
     def __init__(
@@ -96,20 +102,20 @@ class PassLoss(_Loss):
         self._has_looked = False
 
     def shares_passes(self) -> bool:
-        """Return whether a compound may make the pass of this loss; if not, it calls the loss."""
+        """Return whether a compound loss may make the pass for this loss; otherwise the compound calls the loss."""
         return True
 
     def activation(self, channels: int) -> str | None:
-        """Return the activation that the pass applies to an input of so many channels."""
+        """Return the activation that the pass applies to an input with `channels` channels."""
         if self.softmax and channels == 1:
-            # MONAI goes on with the raw input here, which is not a probability; one channel takes a sigmoid.
+            # MONAI continues with the raw input here, which is not a probability.
             warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
             return "sigmoid"
         return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
 
     @abstractmethod
     def pass_spec(self, channels: int) -> PassSpec:
-        """Return what the loss needs of the voxel pass."""
+        """Return what the loss needs from the voxel pass over an input with `channels` channels."""
 
     @abstractmethod
     def score_reading(self, reading: Reading, space: int) -> Tensor:
@@ -121,13 +127,13 @@ class PassLoss(_Loss):
         Args:
             input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
             target: label map (B, 1, *S) or per-class maps (B, C, *S).
-            labelled: (B, C) bool, False where a class was not annotated in an image: such pairs leave value and
-                gradient, and under a softmax their class is a part of the image's background. On a CPU a per-class map
-                that is NaN everywhere says the same.
+            labelled: (B, C) bool, False where a class was not annotated in an image. Such pairs of image and class have
+                no effect on value and gradient; under a softmax their class counts as background of that image. On a
+                CPU, a per-class map that is NaN everywhere has the same meaning.
 
         Returns:
-            A float32 scalar (float64 for a float64 input); with `reduction="none"` a tensor that broadcasts against the
-            input.
+            A float32 scalar (float64 for a float64 input). With `reduction="none"`, a tensor that broadcasts against
+            the input.
 
         Raises:
             TypeError: if a tensor has an unsuitable type.
@@ -143,7 +149,7 @@ class PassLoss(_Loss):
         return self.score_reading(reading, input.ndim - 2)
 
     def activated(self, input: Tensor, target: Tensor) -> Tensor:
-        """Apply `other_act`, which the pass does not know; ignored voxels stay out, so that NaN there has no effect."""
+        """Apply `other_act`, which no kernel knows. Ignored voxels are set to 0 first, so that NaN has no effect."""
         if self.other_act is None:
             if not (self.sigmoid or self.softmax or self._has_looked or torch.compiler.is_compiling()):
                 self._has_looked = True
@@ -157,17 +163,17 @@ class PassLoss(_Loss):
 
 
 class SumsLoss(PassLoss):
-    """A loss that is a function of voxel sums alone (:meth:`score`)."""
+    """A loss that is computed from voxel sums alone (:meth:`score`)."""
 
     @abstractmethod
     def score(self, sums: VoxelSums, space: int) -> Tensor:
-        """Return the loss from sums (B, C); `space` is the number of spatial dimensions, for `reduction="none"`."""
+        """Return the loss from voxel sums (B, C); `space` is the number of spatial dimensions (`reduction="none"`)."""
 
     def score_reading(self, reading: Reading, space: int) -> Tensor:
-        """Return the loss from the sums of a reading."""
+        """Return the loss from the voxel sums of a reading."""
         return self.score(reading.sums, space)
 
     def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
-        """Add over the images if `batch`, and over the ranks if asked for."""
+        """Add the sums over the images if `batch` is True, and over the ranks if `sync_batch` is True."""
         sums = sums.over_batch() if batch else sums
         return sums_over_ranks(sums) if self.sync_batch else sums

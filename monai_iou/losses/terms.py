@@ -1,4 +1,4 @@
-"""The terms of a loss as numbers for a log."""
+"""The terms of a loss as numbers for logging."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 def loss_and_terms(loss: nn.Module, tag: str = "train_loss") -> Callable[[Any], dict[str, float]]:
-    """Return an `output_transform` for MONAI's TensorBoardStatsHandler: the loss and its terms, each a curve.
+    """Return an `output_transform` for MONAI's TensorBoardStatsHandler that logs the loss and each of its terms.
 
     Args:
         loss: the trainer's loss. If it has `last_terms`, as compound, multi-scale, instance and attention losses do,
-            they are written as well, before weighting.
-        tag: name of the loss; a term's name is appended to it.
+            those values, which are not weighted, are logged as well.
+        tag: the name of the loss; the name of a term is appended to it.
 
     Returns:
-        A function of the engine's output.
+        A function that maps the engine's output to a dictionary of floats.
 
     Example:
         >>> import torch

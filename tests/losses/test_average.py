@@ -73,6 +73,6 @@ def test_what_no_image_holds_leaves_the_mean() -> None:
 def test_wrong_averages_are_explained() -> None:
     with pytest.raises(ValueError, match=r"`average` to be one of 'pairs', 'images', 'classes', but got 'macro'"):
         IoULoss(average="macro")
-    message = r"^Expected `reduction` to be 'mean' with average='images', but got 'sum': keep one\.$"
+    message = r"^Expected `reduction` to be 'mean' with average='images', but got 'sum': `average` says how a mean is "
     with pytest.raises(ValueError, match=message):
         IoULoss(average="images", reduction="sum")

@@ -213,8 +213,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"cells": "prediction", "softmax": False},
         ValueError,
-        "Expected `softmax` or `sigmoid` to be True with cells='prediction', but got neither: which voxels are "
-        "predicted is read from the activation.",
+        "Expected `softmax` or `sigmoid` to be True with cells='prediction', but got neither: set one, because it "
+        "determines which voxels are predicted.",
     ),
     ({"cells": "mine"}, ValueError, "Expected `cells` to be one of 'reference', 'prediction', 'both', but got 'mine'"),
     ({"alpha": 1.2}, ValueError, "Expected `alpha` to be from 0 to 1, but got 1.2: it is the share of the"),
@@ -239,5 +239,5 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
 def test_terms_that_cannot_share_a_reading() -> None:
     logits, labels = cases(2)
     term = CompoundLoss([IoULoss(power=2.0), IoULoss()])
-    with pytest.raises(ValueError, match=r"^Expected the losses of `term` to share a reading of the voxels, but they"):
+    with pytest.raises(ValueError, match=r"^Expected the losses of `term` to share one pass over the voxels, but they"):
         InstanceIoULoss(softmax=True, term=term)(logits, labels)

@@ -152,15 +152,15 @@ def test_one_pass_equals_a_pass_a_class() -> None:
 
 @pytest.mark.parametrize("regions", ["voronoi", "blob"])
 @pytest.mark.parametrize("classes", [1, 2, 3])
-def test_carried_regions_equal_regions_on_the_fly(regions: str, classes: int) -> None:
+def test_precomputed_regions_equal_regions_on_the_fly(regions: str, classes: int) -> None:
     labels = torch.cat([volume(classes=max(2, classes), seed=seed) for seed in (0, 5)])
     logits = logits_for(labels, max(2, classes))[:, -classes:]
     transform = ComponentRegionsd("label", num_classes=max(2, classes))
-    carried = torch.stack([transform({"label": label})["label"] for label in labels])
-    assert carried.shape == (2, max(2, classes), 12, 10, 8)
+    precomputed = torch.stack([transform({"label": label})["label"] for label in labels])
+    assert precomputed.shape == (2, max(2, classes), 12, 10, 8)
     loss = InstanceIoULoss(regions, sigmoid=classes == 1, softmax=classes > 1)
-    torch.testing.assert_close(loss(logits, carried), loss(logits, labels))
-    torch.testing.assert_close(loss(logits, carried.float()), loss(logits, labels))
+    torch.testing.assert_close(loss(logits, precomputed), loss(logits, labels))
+    torch.testing.assert_close(loss(logits, precomputed.float()), loss(logits, labels))
 
 
 def test_forms_of_the_target_are_told_apart() -> None:
@@ -187,11 +187,11 @@ def test_a_crop_without_component_is_the_empty_label_map(activation: str) -> Non
     labels = torch.zeros(2, 1, 12, 10, dtype=torch.long)
     labels[0, :, :3, :3] = 1
     logits = logits_for(labels)
-    carried = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
+    precomputed = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
     loss = InstanceIoULoss(**{activation: True})
     for image, corner in ((0, slice(6, None)), (1, slice(None))):  # lost by a crop, and never there
         crop = (slice(image, image + 1), slice(None), corner)
-        torch.testing.assert_close(loss(logits[crop], carried[crop]), loss(logits[crop], labels[crop]))
+        torch.testing.assert_close(loss(logits[crop], precomputed[crop]), loss(logits[crop], labels[crop]))
     if activation == "softmax":  # a crop of nothing but padding
         nothing = torch.zeros(1, 2, 12, 10, dtype=torch.long)
         torch.testing.assert_close(loss(logits[:1], nothing), loss(logits[:1], nothing[:, :1]))
@@ -201,11 +201,11 @@ def test_a_crop_of_padding_beside_others_is_an_empty_label_map_with_sigmoid() ->
     labels = torch.zeros(2, 1, 12, 10, dtype=torch.long)
     labels[0, :, :3, :3] = 1
     logits = logits_for(labels)
-    carried = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
-    carried[1] = 0  # as SpatialPadd leaves it where nothing of the volume is inside
+    precomputed = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
+    precomputed[1] = 0  # as SpatialPadd leaves it where nothing of the volume is inside
     for options in ({}, {"batch": True}, {"include_background": False}):
         loss = InstanceIoULoss(sigmoid=True, **options)
-        torch.testing.assert_close(loss(logits, carried), loss(logits, labels))
+        torch.testing.assert_close(loss(logits, precomputed), loss(logits, labels))
 
 
 @pytest.mark.parametrize("batch", [True, False])
@@ -299,8 +299,8 @@ def test_spacing_of_a_metatensor_is_used() -> None:
     assert not torch.equal(plain, given)
     torch.testing.assert_close(stretched.affine, affine.double())
     logits = logits_for(mask[None])
-    carried, on_the_fly = InstanceIoULoss(softmax=True), InstanceIoULoss(softmax=True, spacing=(4.0, 1.0, 1.0))
-    torch.testing.assert_close(carried(logits, given[None]), on_the_fly(logits, mask[None]))
+    precomputed, on_the_fly = InstanceIoULoss(softmax=True), InstanceIoULoss(softmax=True, spacing=(4.0, 1.0, 1.0))
+    torch.testing.assert_close(precomputed(logits, given[None]), on_the_fly(logits, mask[None]))
 
 
 def test_multi_label_takes_every_channel() -> None:
@@ -352,9 +352,9 @@ def test_errors() -> None:
         InstanceIoULoss(reduction="none")
     with pytest.raises(TypeError, match="`global_loss` to be a torch module, but got str"):
         InstanceIoULoss(global_loss="IoULoss")  # type: ignore[arg-type]
-    carried = ComponentRegionsd("x")({"x": labels[0]})["x"][None]
+    precomputed = ComponentRegionsd("x")({"x": labels[0]})["x"][None]
     with pytest.raises(ValueError, match=re.escape("but got (1, 1, 12, 10, 7)")):
-        InstanceIoULoss(softmax=True)(logits, carried[..., :7])
+        InstanceIoULoss(softmax=True)(logits, precomputed[..., :7])
     with pytest.raises(ValueError, match="`spacing` to be 3 positive numbers in mm"):
         InstanceIoULoss(softmax=True, spacing=(1.0, -1.0, 1.0))(logits, labels)
     with pytest.raises(ValueError, match="`connectivity` to be one of"):
@@ -362,4 +362,4 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="`num_classes` to count the background and at least one class, but got 1"):
         ComponentRegionsd("x", num_classes=1)
     with pytest.raises(ValueError, match=re.escape("`x` to be a label map (1, *S), but got (2, 12, 10, 8)")):
-        ComponentRegionsd("x")({"x": carried[0]})
+        ComponentRegionsd("x")({"x": precomputed[0]})

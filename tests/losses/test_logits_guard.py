@@ -13,7 +13,7 @@ from monai_iou.losses import pass_loss
 
 MESSAGE = (
     r"^Expected `input` to hold probabilities between 0 and 1, because no activation is set, but got -?[0-9.]+: "
-    r"these look like logits, set softmax=True or sigmoid=True\.$"
+    r"these look like logits, so set softmax=True or sigmoid=True\.$"
 )
 LOGITS = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 3, (2, 1, 6, 6), generator=torch.Generator().manual_seed(1))

@@ -47,7 +47,7 @@ def test_terms_of_different_shapes_are_refused() -> None:
     parts = IoULoss(softmax=True, reduction="none"), WeightedCrossEntropyLoss(reduction="none")
     torch.testing.assert_close(shares(logits, labels), parts[0](logits, labels) + parts[1](logits, labels))
     mixed = CompoundLoss([IoULoss(softmax=True, reduction="none"), WeightedCrossEntropyLoss()])
-    expected = re.escape("terms of one shape, but got (2, 3, 1, 1) of iou, () of weighted_cross_entropy: take")
+    expected = re.escape("terms of one shape, but got (2, 3, 1, 1) of iou, () of weighted_cross_entropy: set")
     with pytest.raises(ValueError, match=expected):
         mixed(logits, labels)
 
@@ -103,11 +103,11 @@ SUGGESTIONS = [
     (IoUCELoss, "lambda_dice", "write `lambda_iou`"),
     (IoUCELoss, "lambda_focal", "write `lambda_ce`"),
     (IoUFocalLoss, "lambda_ce", "write `lambda_focal`"),
-    (IoULoss, "jaccard", "leave it out, the IoU (Jaccard) is what this loss computes"),
-    (IoUCELoss, "jaccard", "leave it out, the IoU (Jaccard) is what this loss computes"),
+    (IoULoss, "jaccard", "leave it out, because this loss always computes the IoU (Jaccard)"),
+    (IoUCELoss, "jaccard", "leave it out, because this loss always computes the IoU (Jaccard)"),
     (IoULoss, "sigmoid_", "write `sigmoid`"),
     (IoULoss, "weights", "write `weight`"),
-    (IoULoss, "alpha", "take FocalTverskyLoss, which weighs false positives by `alpha`"),
+    (IoULoss, "alpha", "use FocalTverskyLoss, which weights false positives by `alpha`"),
     (IoULoss, "smooth", "write `smooth_nr` and `smooth_dr`"),
     (LogIoULoss, "sofmax", "write `softmax`"),
     (FocalIoULoss, "gama", "write `gamma`"),
@@ -167,7 +167,7 @@ def test_a_weight_is_void_on_one_channel_of_an_iou_loss(reduction: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_ranks_join_a_mean_alone(reduction: str) -> None:
-    expected = f"`reduction` to be 'mean' with sync_batch=True, but got '{reduction}': only a mean over voxels has sums"
+    expected = f"`reduction` to be 'mean' with sync_batch=True, but got '{reduction}': set reduction='mean', because"
     with pytest.raises(ValueError, match=expected):
         WeightedCrossEntropyLoss(reduction=reduction, sync_batch=True)
     with pytest.raises(ValueError, match="`reduction` to be 'mean'"):

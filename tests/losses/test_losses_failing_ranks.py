@@ -63,8 +63,8 @@ def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
     assert set(waiting) == set(wrong)
     assert len(wrong) > 20
     for name, sentence in waiting.items():
-        assert sentence.startswith("Expected the input and target of every rank to be right"), (name, sentence)
-        assert sentence.endswith("those of another rank are not: its error says what is wrong."), name
+        assert sentence.startswith("Expected the input and target of every rank to be valid"), (name, sentence)
+        assert sentence.endswith("but got an error on another rank: see the message of that rank."), name
     for name, sentence in wrong.items():
         own = "but got 7" if name.endswith("value") else "but got (1, 1, 6, 5)"
         assert own in sentence, name

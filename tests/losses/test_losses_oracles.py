@@ -321,7 +321,7 @@ def test_bad_tensors(make: Any) -> None:
         loss(logits, wrong_value)
     with pytest.raises(ValueError, match="but got -1: map the labels"):
         loss(logits, wrong_value.clamp_max(2) - (wrong_value == 7).long() * 3)
-    with pytest.raises(ValueError, match=re.escape("but got 0.5: a soft target needs one channel per class")):
+    with pytest.raises(ValueError, match=re.escape("but got 0.5: give a soft target one channel per class")):
         loss(logits, torch.full((2, 1, 6, 5, 4), 0.5))
     with pytest.raises(ValueError, match=re.escape("but got (2, 1, 6, 5, 5)")):
         loss(logits, torch.zeros(2, 1, 6, 5, 5))
@@ -336,5 +336,5 @@ def test_bad_tensors(make: Any) -> None:
     for weight in ("abc", {"lesion": 1.0}, [1.0, None]):
         with pytest.raises(TypeError, match="`weight` to be a number or one number per class, but got "):
             make(softmax=True, weight=weight)
-    with pytest.raises(TypeError, match="but got a tuple of 2: wrap the loss, MultiScaleLoss"):
+    with pytest.raises(TypeError, match="but got a tuple of 2: wrap the loss in a MultiScaleLoss"):
         loss((logits, logits), labels)

@@ -63,18 +63,18 @@ def make_crops() -> tuple[Tensor, Tensor]:
     """Return logits and labels with their regions of two crops, the second of which is empty."""
     labels = torch.zeros(2, 1, 6, 6, dtype=torch.long)
     labels[0, 0, :2, :2] = 1
-    carried = torch.stack([ComponentRegionsd("label")({"label": label})["label"] for label in labels])
-    return torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0)), carried
+    precomputed = torch.stack([ComponentRegionsd("label")({"label": label})["label"] for label in labels])
+    return torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0)), precomputed
 
 
 def share_a_crop(rank: int, world: int, port: int, folder: str) -> None:
     join_group(rank, world, port)
-    logits, carried = (part[[rank]] for part in make_crops())
+    logits, precomputed = (part[[rank]] for part in make_crops())
     results = {}
     for activation in ("softmax", "sigmoid"):
         loss = InstanceIoULoss(batch=True, sync_batch=True, **{activation: True})
-        target = carried if rank == 0 else torch.zeros_like(carried)
-        results[activation] = loss(logits, carried)
+        target = precomputed if rank == 0 else torch.zeros_like(precomputed)
+        results[activation] = loss(logits, precomputed)
         results[f"{activation}_padding"] = loss(logits, target)  # which must not hang, whatever zeros stand for
     torch.save(results, Path(folder) / f"{rank}.pt")
     leave_group()
@@ -82,9 +82,9 @@ def share_a_crop(rank: int, world: int, port: int, folder: str) -> None:
 
 def test_a_rank_with_an_empty_crop(tmp_path: Path) -> None:
     mp.spawn(share_a_crop, args=(2, free_port(), str(tmp_path)), nprocs=2)
-    logits, carried = make_crops()
+    logits, precomputed = make_crops()
     for activation in ("softmax", "sigmoid"):
-        value = InstanceIoULoss(batch=True, **{activation: True})(logits, carried)
+        value = InstanceIoULoss(batch=True, **{activation: True})(logits, precomputed)
         for rank in range(2):
             results = torch.load(tmp_path / f"{rank}.pt")
             torch.testing.assert_close(results[activation], value)

@@ -592,12 +592,14 @@ def test_single_channel_warnings():
         (
             lambda: LovaszSoftmaxLoss(sync_batch=True),
             ValueError,
-            "Expected `batch` to be True with sync_batch=True, but got False: ranks join their batches.",
+            "Expected `batch` to be True with sync_batch=True, but got False: set batch=True, because summing over "
+            "ranks joins their batches.",
         ),
         (
             lambda: LovaszHingeLoss(None, batch=True, sync_batch=True),
             ValueError,
-            "Expected `bins` to be a number with sync_batch=True, but got None: only histograms add over ranks.",
+            "Expected `bins` to be a number with sync_batch=True, but got None: give one, such as 2048, because only "
+            "histograms can be summed over ranks.",
         ),
         (
             lambda: LovaszSoftmaxLoss(reduction="max"),
@@ -613,13 +615,13 @@ def test_single_channel_warnings():
         (
             lambda: LovaszHingeLoss()(torch.zeros(1, 1, 4), torch.full((1, 1, 4), 3)),
             ValueError,
-            "Expected `target` to hold per-class values between 0 and 1, but got 3: a map of class numbers has "
-            "one channel, shape (B, 1, *S), and its input one channel per class.",
+            "Expected `target` to hold per-class values between 0 and 1, but got 3: pass a map of class "
+            "numbers as one channel, shape (B, 1, *S), with an input that has one channel per class.",
         ),
         (
             lambda: LovaszHingeLoss()(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)),
             ValueError,
-            "Expected `input` to have one channel of logits, but got 2: for several classes take LovaszSoftmaxLoss.",
+            "Expected `input` to have one channel of logits, but got 2: use LovaszSoftmaxLoss for several classes.",
         ),
         (
             lambda: LovaszSoftmaxLoss()(torch.full((1, 2, 4), -7.5), torch.zeros(1, 1, 4)),
@@ -631,13 +633,13 @@ def test_single_channel_warnings():
             lambda: LovaszSoftmaxLoss(softmax=True)(torch.zeros(1, 2, 4), torch.full((1, 1, 4), 2)),
             ValueError,
             "Expected `target` to hold the labels 0 to 1 of an input with 2 channels, but got 2: "
-            "map the labels to consecutive classes, or name the value to leave out by `ignore_index`.",
+            "map the labels to consecutive classes, or set `ignore_index` to the value to leave out.",
         ),
         (
             lambda: LovaszSoftmaxLoss(bins=None, softmax=True)(torch.zeros(1, 2, 4), torch.full((1, 1, 4), 0.5)),
             ValueError,
             "Expected `target` to hold the labels 0 to 1 of an input with 2 channels, but got 0.5: "
-            "a soft target needs one channel per class, shape (B, 2, *S).",
+            "give a soft target one channel per class, shape (B, 2, *S).",
         ),
         (
             lambda: LovaszSoftmaxLoss(weight=[1.0])(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)),

@@ -151,7 +151,7 @@ def some_labels() -> Tensor:
 def test_every_loss_at_every_scale(loss: nn.Module, downsample: str) -> None:
     outputs, labels = outputs_of(), some_labels()
     if downsample == "area" and any("Lovasz" in type(module).__name__ for module in loss.modules()):
-        with pytest.raises(ValueError, match="with LovaszSoftmaxLoss, which needs hard labels, but got 'area': take d"):
+        with pytest.raises(ValueError, match="with LovaszSoftmaxLoss, which needs hard labels, but got 'area': use do"):
             MultiScaleLoss(loss)
         return
     multi = MultiScaleLoss(loss, downsample=downsample)
@@ -261,11 +261,11 @@ def test_the_lovasz_hinge_takes_hard_labels_of_one_channel() -> None:
 
 @pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_carried_regions_serve_the_finest_scale(channels: int, downsample: str) -> None:
+def test_precomputed_regions_serve_the_finest_scale(channels: int, downsample: str) -> None:
     outputs, labels = outputs_of((2, channels, 8, 8, 8)), some_labels().clamp_max(1)
-    carried = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
+    precomputed = torch.stack([ComponentRegionsd("x")({"x": label})["x"] for label in labels])
     multi = MultiScaleLoss(InstanceIoULoss(sigmoid=True), downsample=downsample)
-    torch.testing.assert_close(multi(outputs, carried), multi(outputs, labels))
+    torch.testing.assert_close(multi(outputs, precomputed), multi(outputs, labels))
 
 
 def test_weights() -> None:
@@ -285,7 +285,7 @@ def test_errors() -> None:
         MultiScaleLoss(loss, downsample="linear")
     with pytest.raises(ValueError, match="`weights` to be a finite number at least 0, but got -1"):
         MultiScaleLoss(loss, weights=[1.0, -1])
-    with pytest.raises(ValueError, match=re.escape("one factor a scale (3), but got 2: count the network's")):
+    with pytest.raises(ValueError, match=re.escape("one factor per scale (3), but got 2: give as many")):
         MultiScaleLoss(loss, weights=[1.0, 1.0])(outputs, labels)
     with pytest.raises(TypeError, match="`loss` to be a torch module, but got str"):
         MultiScaleLoss("IoULoss")  # type: ignore[arg-type]

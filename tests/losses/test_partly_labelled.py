@@ -186,7 +186,7 @@ def test_what_cannot_be_left_out_is_refused() -> None:
          lambda: LovaszSoftmaxLoss(bins=None, batch=True, softmax=True)(logits, labels, LABELLED)),
         (ValueError, "Expected `labelled` to be None for LovaszHingeLoss",
          lambda: LovaszHingeLoss()(logits[:, :1], labels.clamp(0, 1), LABELLED[:, :1])),
-        (ValueError, "Expected `labelled` to be None with DiceLoss, but got a choice",
+        (ValueError, "Expected `labelled` to be None with DiceLoss, which cannot leave classes out, but",
          lambda: CompoundLoss([IoULoss(softmax=True), DiceLoss(softmax=True)])(logits, labels, LABELLED)),
     ]  # fmt: skip
     for kind, message, call in cases:
@@ -248,7 +248,9 @@ def test_every_scale_leaves_them_out() -> None:
 def test_a_loss_that_cannot_leave_them_out_is_named() -> None:
     logits, labels = case()
     for loss in (MultiScaleLoss(DiceLoss(softmax=True)), InstanceIoULoss(softmax=True, global_loss=DiceLoss())):
-        with pytest.raises(ValueError, match="Expected `labelled` to be None with DiceLoss, but got a choice"):
+        with pytest.raises(
+            ValueError, match="Expected `labelled` to be None with DiceLoss, which cannot leave classes out, but"
+        ):
             loss(logits, labels, LABELLED)
 
 
@@ -257,5 +259,5 @@ def test_attention_is_supervised_only_where_every_class_was_annotated() -> None:
     loss = AttentionSupervisionLoss(IoULoss(softmax=True), ContextAttentionLoss())
     torch.testing.assert_close(loss(logits, labels, LABELLED), IoULoss(softmax=True)(logits, labels, LABELLED))
     maps = [torch.rand(2, 1, *logits.shape[2:])]
-    with pytest.raises(ValueError, match="Expected `labelled` to be None with ContextAttentionLoss, but got a choice"):
+    with pytest.raises(ValueError, match="Expected `labelled` to be None with ContextAttentionLoss, which cannot"):
         loss((logits, maps), labels, LABELLED)

@@ -49,7 +49,7 @@ def test_a_value_that_is_not_the_mark_is_named(value: int, ignore_index: int | N
     [
         (float("nan"), "got nan: replace it"),
         (float("inf"), "got inf: replace it"),
-        (0.5, r"got 0.5: a soft target needs one channel per class, shape \(B, 2, \*S\)"),
+        (0.5, r"got 0.5: give a soft target one channel per class, shape \(B, 2, \*S\)"),
         (7.0, "got 7: map the labels to consecutive classes"),
     ],
 )

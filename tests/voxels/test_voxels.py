@@ -179,7 +179,7 @@ def test_soft_targets_in_one_channel_are_an_error_that_says_what_to_do() -> None
     soft[0, 0, 0, 0, 0] = 0.25
     message = (
         r"^Expected `target` to hold the labels 0 to 2 of an input with 3 channels, but got 0\.25: "
-        r"a soft target needs one channel per class, shape \(B, 3, \*S\)\.$"
+        r"give a soft target one channel per class, shape \(B, 3, \*S\)\.$"
     )
     with pytest.raises(ValueError, match=message):
         voxel_sums(logits, soft)

@@ -99,5 +99,5 @@ def test_carried_regions_are_those_found_on_the_fly_at_the_finest_scale() -> Non
 
 
 def test_a_list_of_outputs_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"^Expected `input` to be a tensor, but got a list of 2: wrap the loss, Multi"):
+    with pytest.raises(TypeError, match=r"^Expected `input` to be a tensor, but got a list of 2: wrap the loss in a "):
         InstanceIoULoss(softmax=True)([torch.zeros(1, 2, 8, 8)] * 2, torch.zeros(1, 1, 8, 8))  # type: ignore[arg-type]

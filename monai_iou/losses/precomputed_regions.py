@@ -1,0 +1,36 @@
+"""Targets that contain precomputed regions: a label map with the regions of its components as further channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monai_iou.components import FIRST_REGION
+
+
+def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
+    """Return whether a target is a label map with precomputed regions, (B, 1 + F, *S) for F foreground classes.
+
+    With several channels, such a target has the shape of per-class maps (B, C, *S). It differs from these by values
+    above 1, which a map of regions always contains.
+
+    Args:
+        target: the target of a loss.
+        channels: number of channels C of the input.
+        may_be_empty: whether a target of zeros is an empty label map with regions rather than empty per-class maps.
+    """
+    if not isinstance(target, Tensor) or target.ndim < 2 or target.shape[1] != max(channels, 2):
+        return False
+    if channels == 1:
+        return True  # one channel means one foreground class, and per-class maps would have one channel
+    values = target.as_subclass(Tensor)
+    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        values = values.long()  # torch has no minimum of these types
+    low, high = values.aminmax() if values.numel() else (0, 1)
+    return bool(high > 1 or (may_be_empty and low == high == 0))
+
+
+def split_regions(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions (B, F, *S) from 1."""
+    regions = target.as_subclass(Tensor)[:, 1:].long()
+    return target[:, :1], torch.where(regions >= FIRST_REGION, regions - FIRST_REGION + 1, 0)
