@@ -1,4 +1,4 @@
-"""Connected components of a mask or label, their voxels, and the regions that belong to them."""
+"""Connected components of a mask or label, the indices of their voxels, and the regions around them."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ __all__ = [
 ]
 
 REGIONS = ("voronoi", "blob")
-# A map of class numbers with its regions must not look like per-class maps, whose values are 0 and 1.
+# A label map with precomputed regions must be distinguishable from per-class maps, whose values are 0 and 1.
 FIRST_REGION = 2
-BACKGROUND = -1  # the class of the background's voxels: 0 may be a channel of overlapping maps
+BACKGROUND = -1  # the class of background voxels, because 0 may be a channel of overlapping maps
 
 
 def label_components(mask: NDArray[np.bool_], connectivity: int | None) -> tuple[NDArray[Any], int]:
-    """Components numbered from 1 in scan order, 0 elsewhere, and their number.
+    """Return the connected components of a mask, numbered from 1 in scan order, (*S), and their number.
 
     Args:
-        mask: 2 or 3 dimensions.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest.
+        mask: (*S) bool with 1 to 3 dimensions.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None for the largest.
 
     Raises:
-        ValueError: the connectivity does not fit the dimensions.
+        ValueError: if the connectivity does not fit the number of dimensions.
     """
-    # As uint8: cc3d 4.1's way with bool masks finds wrong components, or fails, in volumes one voxel thick.
+    # cc3d 4.1 finds wrong components of bool masks, or fails, in volumes that are one voxel thick.
     return _number_components(np.ascontiguousarray(mask).astype(np.uint8), connectivity)
 
 
 def _number_components(values: NDArray[Any], connectivity: int | None) -> tuple[NDArray[Any], int]:
-    """Number the components of every value but 0 from 1; of two values that touch, each has its own."""
+    """Number the components of all values except 0 from 1; adjacent voxels with different values are not connected."""
     import cc3d
 
     if values.ndim == 1:
@@ -53,7 +53,7 @@ def _number_components(values: NDArray[Any], connectivity: int | None) -> tuple[
     if neighbours not in choices:
         message = (
             f"Expected `connectivity` to be one of {choices} for {values.ndim} dimensions, but got {connectivity}: "
-            f"None takes {choices[-1]}."
+            f"choose one of these, or None for {choices[-1]}."
         )
         raise ValueError(message)
     if not values.any():
@@ -68,20 +68,20 @@ def component_regions(
     spacing: Sequence[float] | None = None,
     connectivity: int | None = None,
 ) -> tuple[NDArray[Any], int]:
-    """Number the regions of a mask's components from 1.
+    """Return the regions of a mask's connected components, numbered from 1.
 
     Args:
-        mask: (*S), 1 to 3 dimensions.
-        regions: "voronoi", every voxel has the number of the component nearest in mm; "blob", the components
-            themselves, 0 elsewhere.
-        spacing: voxel size in mm along each axis; 1 by default.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
+        mask: (*S) bool with 1 to 3 dimensions.
+        regions: "voronoi": every voxel has the number of the nearest component, by distance in mm. "blob": only the
+            voxels of a component have its number.
+        spacing: voxel size in mm along each axis; 1 mm by default.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; by default the largest.
 
     Returns:
-        The numbers, (*S) int32, and how many components there are; all 0 without one.
+        The numbers, (*S) int32, which are all 0 for an empty mask, and the number of components.
 
     Raises:
-        ValueError: if `regions`, `spacing` or `connectivity` is out of its range.
+        ValueError: if `regions`, `spacing` or `connectivity` is out of range.
 
     Example:
         >>> import numpy as np
@@ -105,16 +105,14 @@ def component_regions(
 
 @dataclass(frozen=True)
 class ComponentRuns:
-    """The voxels of a label's components and of its background, as runs of consecutive flat indices.
-
-    Nothing is left out, and little is stored: two numbers per run, where a list of indices has one per voxel.
+    """The voxels of a label's components and of its background, stored as runs of consecutive flat indices.
 
     Attributes:
-        starts: (R,) flat index of each run's first voxel; the runs of a component follow one another.
-        before: (R,) number of voxels in all earlier runs.
-        bounds: (K + 1,) number of voxels before each component, and of all.
-        classes: (K,) class of each component, ascending; `BACKGROUND` for the background, which is one component.
-        shape: of the volume.
+        starts: flat index of the first voxel of each run, (R,); the runs of a component are consecutive.
+        before: number of voxels in all earlier runs, (R,).
+        bounds: number of voxels in all components before each one, and the total number, (K + 1,).
+        classes: class of each component, ascending, (K,). The background is one component of the class `BACKGROUND`.
+        shape: shape of the volume.
 
     Example:
         >>> import numpy as np
@@ -122,7 +120,7 @@ class ComponentRuns:
         >>> runs = component_runs(np.array([[[1, 1, 0, 2], [0, 0, 0, 1]]]))
         >>> runs.classes.tolist(), runs.sizes.tolist()
         ([-1, 1, 1, 2], [4, 2, 1, 1])
-        >>> [runs.voxel(number) for number in range(8)]  # flat indices, a component after the other
+        >>> [runs.voxel(number) for number in range(8)]  # flat indices, component by component
         [2, 4, 5, 6, 0, 1, 7, 3]
     """
 
@@ -138,35 +136,35 @@ class ComponentRuns:
         return np.diff(self.bounds)
 
     def voxel(self, number: int) -> int:
-        """Return the flat index of a voxel from its number, counted through all components."""
+        """Return the flat index of voxel `number`, counted from 0 through the components in order."""
         run = int(np.searchsorted(self.before, number, side="right")) - 1
         return int(self.starts[run]) + number - int(self.before[run])
 
     def voxels(self, component: int) -> NDArray[Any]:
-        """Return the places of a component's voxels in the volume, (n, d), in scan order."""
+        """Return the indices of the n voxels of a component in the d-dimensional volume, (n, d), in scan order."""
         numbers = np.arange(self.bounds[component], self.bounds[component + 1])
         run = np.searchsorted(self.before, numbers, side="right") - 1
         return np.stack(np.unravel_index(self.starts[run] + numbers - self.before[run], self.shape), axis=1)
 
     def as_item(self) -> dict[str, NDArray[Any]]:
-        """Return arrays only, which an item of a dataset holds and a cache on disk stores."""
+        """Return the attributes as a dictionary of arrays, which a dataset's cache on disk can store."""
         names = ("starts", "before", "bounds", "classes")
         return {**{name: getattr(self, name) for name in names}, "shape": np.array(self.shape, dtype=np.int64)}
 
     @classmethod
     def from_item(cls, item: Mapping[str, Any]) -> ComponentRuns:
-        """Build from :meth:`as_item`'s arrays, or from tensors of them, as a cache on disk returns."""
+        """Return an instance from the dictionary of :meth:`as_item`, in which a cache may have put tensors."""
         starts, before, bounds, classes = (np.asarray(item[name]) for name in ("starts", "before", "bounds", "classes"))
         return cls(starts, before, bounds, classes, tuple(np.asarray(item["shape"]).tolist()))
 
 
 def component_chances(sizes: NDArray[Any], classes: NDArray[Any], size_exponent: float) -> NDArray[np.float64]:
-    """Return the chance of each component to be drawn: every class alike, within a class as size^size_exponent.
+    """Return the probability of drawing each component, (K,): uniform over the classes, then size^size_exponent.
 
     Args:
         sizes: number of voxels of each component, (K,).
         classes: class of each component, ascending, (K,).
-        size_exponent: 0, every component of a class alike; 1, every voxel of a class alike.
+        size_exponent: with 0, all components of a class are equally likely; with 1, all voxels of a class.
 
     Example:
         >>> import numpy as np
@@ -178,7 +176,7 @@ def component_chances(sizes: NDArray[Any], classes: NDArray[Any], size_exponent:
         return np.zeros(0)
     first = np.flatnonzero(np.diff(classes, prepend=classes[0] - 1))
     counts = np.diff(first, append=len(classes))
-    # By the class's largest component, so that no power overflows.
+    # Relative to the largest component of the class, so that no power overflows.
     weights = (sizes / np.maximum.reduceat(sizes, first).repeat(counts)) ** size_exponent
     chances: NDArray[np.float64] = weights / np.add.reduceat(weights, first).repeat(counts) / len(first)
     return chances
@@ -191,19 +189,19 @@ def component_runs(
     ignore_index: int | None = None,
     inside: NDArray[np.bool_] | None = None,
 ) -> ComponentRuns:
-    """Find the components of every class and the background's voxels.
+    """Find the connected components of every class, and the background; see `ComponentRuns` for an example.
 
     Args:
-        label: label map (1, *S) of whole numbers, or per-class maps (C, *S), whose voxels belong to a class from 0.5
-            on; 1 to 3 spatial dimensions.
-        labels: the classes to find: values of a label map, channels of maps. All above 0 by default.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
-        ignore_index: value of ignored voxels, which are neither foreground nor background; of maps a channel that marks
-            them or, if it is not a channel, the voxels where all maps are 0.
-        inside: (*S), where the background's voxels may lie; everywhere by default.
+        label: label map (1, *S) of whole numbers, or per-class maps (C, *S) with a class where the value is at least
+            0.5; 1 to 3 spatial dimensions.
+        labels: classes to find, as values of a label map or channels of per-class maps. By default all above 0.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; by default the largest.
+        ignore_index: value of ignored voxels, which are neither foreground nor background. For per-class maps, it is a
+            channel that marks these voxels or, if it is not a channel, they are those whose maps are all 0.
+        inside: (*S) bool, the voxels that may count as background; by default all.
 
     Raises:
-        ValueError: a label map holds a value that is not a whole number, or `connectivity` or the shape does not fit.
+        ValueError: if a value of a label map is not a whole number, or the connectivity or the shape does not fit.
     """
     if not 2 <= label.ndim <= 4:
         message = (
@@ -226,7 +224,7 @@ def component_runs(
     )
 
 
-_Runs = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # starts, lengths, components and classes
+_Runs = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # starts, lengths, component numbers, classes
 
 
 def _runs_of_labels(
@@ -258,20 +256,20 @@ def _runs_of_maps(
 ) -> list[_Runs]:
     channels = list(range(1, len(maps)) if labels is None else labels)
     if wrong := [channel for channel in channels if not 0 <= channel < len(maps)]:
-        message = f"Expected `labels` to be channels of {len(maps)} maps, but got {wrong[0]}: channels count from 0."
+        message = f"Expected `labels` to be channels of {len(maps)} maps, but got {wrong[0]}: count channels from 0."
         raise ValueError(message)
     masks = maps >= 0.5
     valid = np.ones(maps.shape[1:], dtype=bool) if inside is None else inside
     if ignore_index is not None:
         known = ~masks[ignore_index] if 0 <= ignore_index < len(maps) else masks.any(0)
         masks, valid = masks & known, valid & known
-    tables, found = [], 1
+    tables, next_number = [], 1
     occupied = masks[sorted({*range(1, len(maps)), *channels} - {ignore_index})].any(0)
     for channel, mask in [(BACKGROUND, valid & ~occupied), *((channel, masks[channel]) for channel in channels)]:
         numbers, count = (mask, 1) if channel == BACKGROUND else label_components(mask, connectivity)
         starts, lengths, owners = _runs(numbers.ravel())
-        tables.append((starts, lengths, owners + np.int64(found), np.full(len(starts), channel)))
-        found += count
+        tables.append((starts, lengths, owners + np.int64(next_number), np.full(len(starts), channel)))
+        next_number += count
     return tables
 
 
@@ -284,15 +282,15 @@ def _whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
     bad = ~np.isfinite(values) | (values != np.round(values))
     if bad.any():
         message = (
-            f"Expected the label to hold whole class numbers, but got {values[bad][0]:g}: give soft labels one map per "
-            "class, shape (C, *S)."
+            f"Expected the label to hold whole class numbers, but got {values[bad][0]:g}: pass soft labels as one map "
+            "per class, shape (C, *S)."
         )
         raise ValueError(message)
     return values.astype(np.int64)
 
 
 def _runs(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return start, length and number of every run of an equal number above 0."""
+    """Return the start, length and value of every run of equal values above 0."""
     first = np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)[: numbers.size]
     owners = numbers[first].astype(np.int64)
     lengths = np.diff(first, append=numbers.size)

@@ -1,4 +1,4 @@
-"""Dictionary transforms that MONAI does not have."""
+"""Transforms for small foregrounds that MONAI does not provide."""
 
 from monai_iou.transforms.copying import RandCopyLesionsd
 from monai_iou.transforms.crops import RandCropByLesions

@@ -1,4 +1,4 @@
-"""Lesions of other cases, pasted into an image and its label."""
+"""An augmentation that pastes lesions of other cases into an image and its label."""
 
 from __future__ import annotations
 
@@ -24,51 +24,54 @@ Item = Mapping[Hashable, Any]
 
 
 class RandCopyLesionsd(RandomizableTransform, MapTransform):
-    """Paste lesions of other cases into an item, with their label.
+    """Copy lesions of other cases into an item, together with their labels.
 
-    A lesion is a connected component of the voxels of all `labels` together, so that a lesion of several classes stays
-    whole. A source item is drawn, then one of its lesions, each with the same chance, then a place for it. The label is
-    written exactly at the lesion's voxels. In the image, the lesion is surrounded by a rim, in which a voxel at the
-    distance d from the lesion (in voxels, d <= `rim`) becomes
+    A lesion is a connected component of the voxels of all `labels` together, so that a lesion with several classes is
+    copied as a whole. The transform draws a source item, one of its lesions, and a position for it, each uniformly. The
+    label is changed at the voxels of the lesion only. In the image, the lesion is surrounded by a rim, in which a voxel
+    at a distance of d voxels from the lesion (d <= `rim`) becomes
 
         w * source + (1 - w) * target        w = 1 - d / (rim + 1).
 
-    With `match_intensity`, each channel of the source is first shifted and scaled so that mean and standard deviation
-    of the voxels round the lesion (`rim` wide, at least 3 voxels) are those of the voxels round its new place; the
-    scale stays within 1/4 and 4, and is 1 where one of the two is constant.
+    With `match_intensity`, each channel of the source is first shifted and scaled so that the mean and the standard
+    deviation of the voxels around the lesion (up to a distance of `rim`, and at least of 3 voxels) become those of the
+    voxels around the new position. The scale is limited to the range from 1/4 to 4, and is 1 if one of the standard
+    deviations is 0.
 
-    All voxels of a lesion lie inside the volume, in the body, and on none of the item's lesions (unless
-    `allow_overlap`); the rim leaves out what is outside the volume, the body or the background of either label. Where
-    no place is found, or the source has no lesion, the item stays as it is. Nothing is changed in place. The idea is
-    that of TumorCP (Yang et al., arXiv 2107.11023) and CarveMix (Zhang et al., arXiv 2108.06883).
+    All voxels of the pasted lesion lie inside the volume and the body and, unless `allow_overlap` is set, on background
+    of the item's label. The rim leaves out voxels that are outside the volume or the body, or that are not background
+    in the label of the source or of the item. If no position is found or the source has no lesion, the item remains
+    unchanged. The input is never modified in place. The method follows TumorCP (Yang et al. 2021,
+    https://arxiv.org/abs/2107.11023) and CarveMix (Zhang et al. 2021, https://arxiv.org/abs/2108.06883).
 
-    Use it behind all deterministic transforms of the item and before the crop. What `LesionIndicesd` stored of an item
-    does not know a pasted lesion, and is taken out; `RandCropByLesionsd` then finds the components anew.
+    Use it after all deterministic transforms of the item and before cropping. The result of `LesionIndicesd` does not
+    include a pasted lesion and is removed from the item; `RandCropByLesionsd` then finds the components again.
 
     Args:
-        keys: the label and one or more images (C, *S), in items of one shape but for the channels.
-        label_key: the label among them: a label map (1, *S) or per-class maps (C, *S).
-        source: where lesions come from: a sequence of items that are prepared like this transform's input, such as a
-            `CacheDataset` with the deterministic transforms, or a function that returns an item for a whole number from
-            0 to 2^31 - 2. The item itself may be drawn.
-        prob: chance that lesions are pasted.
-        max_lesions: at most so many are pasted, at least one, each number with the same chance.
-        labels: classes that are copied: values of a label map, channels of per-class maps; all above 0 by default.
-            Name the lesions if the label also has organs.
+        keys: the label and one or more images (C, *S), all with the same spatial shape.
+        label_key: the key of the label: a label map (1, *S) or per-class maps (C, *S).
+        source: the source of the lesions: a sequence of items that are prepared like the input of this transform, such
+            as a `CacheDataset` with the deterministic transforms, or a function that returns an item for an integer
+            from 0 to 2^31 - 2. An item may be its own source.
+        prob: probability that lesions are pasted.
+        max_lesions: the number of lesions to paste is drawn uniformly from 1 to `max_lesions`.
+        labels: classes that are copied: values of a label map, or channels of per-class maps; by default all above 0.
+            Name the lesion classes if the label also contains organs.
         rim: width of the rim in voxels; 0 for none.
-        match_intensity: see above.
-        allow_overlap: whether a lesion may be pasted over others.
-        tries: number of places to try for a lesion.
-        image_threshold: the body is where any channel of an image exceeds it. None takes where a channel differs from
-            its background, the value that most of its outermost voxels have; everywhere if they have no such value.
-        ignore_index: value of ignored voxels, or the channel that marks them; they are not copied, nor pasted over.
-        lesions_key: where `LesionIndicesd` stored its findings, by default `label_key` with "_lesions" appended; it
-            saves searching a source item, if it found one class there and `labels` is None.
-        allow_missing_keys: do not fail where the key of an image is absent.
+        match_intensity: whether intensities are matched as described above.
+        allow_overlap: whether a lesion may be pasted over other lesions.
+        tries: number of positions to try for each lesion.
+        image_threshold: a voxel belongs to the body if any channel of any image exceeds this value. By default, it
+            belongs to the body if any channel differs from the value that most voxels on the faces of the volume have;
+            if there is no such value, the body is the whole volume.
+        ignore_index: value of ignored voxels, or the channel that marks them. They are neither copied nor pasted over.
+        lesions_key: key of the result of `LesionIndicesd`; by default `label_key` with "_lesions" appended. It saves
+            searching a source item if it contains a single class and `labels` is None.
+        allow_missing_keys: whether keys of images may be absent from an item.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: an argument is out of its range; when called, items do not fit each other.
+        TypeError: if an argument has an unsuitable type.
+        ValueError: if an argument is out of range; when called, if a source item and the item do not match.
 
     Example:
         >>> import torch
@@ -101,19 +104,25 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(
-            self, checks.check_fraction("prob", prob, allow_one=True, remedy="it is the chance that lesions are pasted")
+            self,
+            checks.check_fraction(
+                "prob", prob, allow_one=True, remedy="give the probability with which lesions are pasted"
+            ),
         )
         _check_keys(self.keys, label_key)
         self.label_key = label_key
         self.source, self.count = source, _source_length(source)
-        self.max_lesions = _whole("max_lesions", max_lesions, 1, "set prob=0 to paste none")
+        self.max_lesions = _check_count("max_lesions", max_lesions, 1, "set prob=0 to paste none")
         self.labels = None if labels is None else list(labels)
         if self.labels == []:
-            message = "Expected `labels` to name a class to copy, but got an empty list: None takes all above 0."
+            message = (
+                "Expected `labels` to name a class to copy, but got an empty list: leave it out to copy all classes "
+                "above 0."
+            )
             raise ValueError(message)
-        self.rim = _whole("rim", rim, 0, "it is the width in voxels, 0 pastes without a rim")
+        self.rim = _check_count("rim", rim, 0, "give the width in voxels, or 0 to paste without a rim")
         self.match_intensity, self.allow_overlap = match_intensity, allow_overlap
-        self.tries = _whole("tries", tries, 1, "it is the number of places to try for a lesion")
+        self.tries = _check_count("tries", tries, 1, "give the number of positions to try for each lesion")
         self.image_threshold = (
             None if image_threshold is None else checks.check_number("image_threshold", image_threshold)
         )
@@ -121,7 +130,15 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         self.lesions_key = f"{label_key}{POSTFIX}" if lesions_key is None else lesions_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        """Return the item, with lesions pasted into copies of its images and label if chance says so."""
+        """Return the item, with probability `prob` with lesions pasted into copies of its images and label.
+
+        Args:
+            data: an item with the images (C, *S) and the label.
+
+        Raises:
+            TypeError: if `source` does not return a dictionary.
+            ValueError: if the images of an item differ in shape, or a source item has other keys or channels.
+        """
         items = dict(data)
         self.randomize(None)
         if not self._do_transform:
@@ -142,7 +159,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         return np.asarray(np.logical_or.reduce(masks))
 
     def _paste_one(self, arrays: dict[Hashable, NDArray[Any]], body: NDArray[np.bool_]) -> bool:
-        """Paste a lesion of a source item into the arrays in place; return whether there was a place for it."""
+        """Paste a lesion of a source item into the arrays in place; return whether a position was found for it."""
         item = self._source_item()
         source = {key: as_array(item[key]) for key in arrays}
         _check_fit(source, arrays)
@@ -150,14 +167,14 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         if lesion is None:
             return False
         occupied = self._occupied(arrays[self.label_key])
-        offset = self._place(lesion.voxels, body if self.allow_overlap else body & ~occupied)
+        offset = self._offset(lesion.voxels, body if self.allow_overlap else body & ~occupied)
         if offset is None:
             return False
         for key in arrays:
             if key != self.label_key:
                 paste_image(arrays[key], source[key], lesion, offset, body & ~occupied, self.rim, self.match_intensity)
-        there = in_channels(lesion.voxels + offset)
-        arrays[self.label_key][there] = source[self.label_key][in_channels(lesion.voxels)]
+        pasted = in_channels(lesion.voxels + offset)
+        arrays[self.label_key][pasted] = source[self.label_key][in_channels(lesion.voxels)]
         return True
 
     def _source_item(self) -> Item:
@@ -165,23 +182,26 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         item = self.source(index) if callable(self.source) else self.source[index]
         if not isinstance(item, Mapping):
             message = (
-                f"Expected `source` to give dictionaries, but got {type(item).__name__}: use items before any crop, "
-                "which makes a list of them."
+                f"Expected `source` to return dictionaries, but got {type(item).__name__}: use items before any crop, "
+                "because a crop returns a list of them."
             )
             raise TypeError(message)
         if missing := [key for key in self.key_iterator(dict.fromkeys(self.keys)) if key not in item]:
-            message = f"Expected items of `source` to have the key {missing[0]!r}, but got none: prepare them alike."
+            message = (
+                f"Expected items of `source` to have the key {missing[0]!r}, but got none: prepare them by the same "
+                "transforms."
+            )
             raise ValueError(message)
         return item
 
     def _lesion(self, item: Item, source: Mapping[Hashable, NDArray[Any]]) -> Lesion | None:
-        """Draw a lesion of a source item; None if it has none."""
+        """Draw a lesion of a source item; return None if it has no lesion."""
         label = source[self.label_key]
         stored = item.get(self.lesions_key) if self.labels is None else None
         runs = None if stored is None else ComponentRuns.from_item(stored)
         if runs is None or len(set(runs.classes.tolist()) - {BACKGROUND}) > 1 or runs.shape != label.shape[1:]:
-            shown = foreground_mask(label, self.labels, self.ignore_index)
-            runs = component_runs(shown[None], labels=[1])
+            lesion_mask = foreground_mask(label, self.labels, self.ignore_index)
+            runs = component_runs(lesion_mask[None], labels=[1])
         lesions = np.flatnonzero(runs.classes != BACKGROUND)
         if len(lesions) == 0:
             return None
@@ -189,23 +209,31 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         return surrounded(voxels, self._body(source) & ~self._occupied(label), self.rim)
 
     def _occupied(self, label: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return where a label is not background: a lesion, an ignored voxel, or another class."""
+        """Return the voxels (*S) of a label that are not background: lesions, other classes and ignored voxels."""
         if len(label) == 1:
             return np.asarray(label[0] != 0)
         occupied = foreground_mask(label, sorted({*range(1, len(label)), *(self.labels or [])}))
         unknown = self.ignore_index is not None and not 0 <= self.ignore_index < len(label)
         return occupied | ~(label >= 0.5).any(0) if unknown else occupied
 
-    def _place(self, voxels: NDArray[Any], free: NDArray[np.bool_]) -> NDArray[Any] | None:
-        """Draw where the lesion's voxels are all free; every such place has the same chance. None if none was found."""
+    def _offset(self, voxels: NDArray[Any], free: NDArray[np.bool_]) -> NDArray[Any] | None:
+        """Draw an offset, uniformly among those that move all voxels of a lesion onto free ones.
+
+        Args:
+            voxels: indices of the lesion's voxels, (n, d).
+            free: (*S) bool.
+
+        Returns:
+            The offset in voxels, (d,), or None if `tries` draws did not find one.
+        """
         candidates = np.flatnonzero(free)
         if len(candidates) < len(voxels) or np.any(np.ptp(voxels, axis=0) >= free.shape):
             return None
         for _ in range(self.tries):
-            at = np.unravel_index(int(candidates[self.R.randint(len(candidates))]), free.shape)
-            offset = np.array(at) - voxels[len(voxels) // 2]
-            places = voxels + offset
-            if np.all((places >= 0) & (places < free.shape)) and free[tuple(places.T)].all():
+            voxel = np.unravel_index(int(candidates[self.R.randint(len(candidates))]), free.shape)
+            offset = np.array(voxel) - voxels[len(voxels) // 2]
+            moved = voxels + offset
+            if np.all((moved >= 0) & (moved < free.shape)) and free[tuple(moved.T)].all():
                 return np.asarray(offset)
         return None
 
@@ -213,20 +241,20 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
 def _check_keys(keys: Sequence[Hashable], label_key: str) -> None:
     if label_key not in keys or len(set(keys)) < 2:
         message = (
-            f"Expected `keys` to hold the label {label_key!r} and an image, but got {tuple(keys)}: name all that "
-            "change with a pasted lesion."
+            f"Expected `keys` to hold the label {label_key!r} and an image, but got {tuple(keys)}: name every image "
+            "into which lesions are pasted."
         )
         raise ValueError(message)
 
 
 def _source_length(source: Any) -> int:
-    """Return how many items there are to draw from."""
+    """Return the number of items to draw from."""
     if callable(source):
         return 2**31 - 1
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, (str, Mapping)):
         message = (
             f"Expected `source` to be a sequence of items or a function, but got {type(source).__name__}: pass a list "
-            "or a dataset of prepared items."
+            "or dataset of prepared items."
         )
         raise TypeError(message)
     if len(source) == 0:
@@ -235,9 +263,9 @@ def _source_length(source: Any) -> int:
     return len(source)
 
 
-def _whole(name: str, value: Any, least: int, remedy: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        message = f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}: {remedy}."
+def _check_count(name: str, value: Any, lowest: int, remedy: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
+        message = f"Expected `{name}` to be a whole number of at least {lowest}, but got {value!r}: {remedy}."
         raise ValueError(message)
     return int(value)
 
@@ -246,18 +274,20 @@ def _check_shapes(owner: str, arrays: Mapping[Hashable, NDArray[Any]]) -> None:
     shapes = {str(key): values.shape[1:] for key, values in arrays.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{shape} of `{key}`" for key, shape in shapes.items())
-        message = f"Expected images of one shape in {owner}, but got {listed}: resample or pad them alike first."
+        message = (
+            f"Expected images of one shape in {owner}, but got {listed}: resample or pad them to the same shape first."
+        )
         raise ValueError(message)
 
 
 def _check_fit(source: Mapping[Hashable, NDArray[Any]], arrays: Mapping[Hashable, NDArray[Any]]) -> None:
-    """Raise ValueError unless a source item has the item's channels and number of dimensions."""
+    """Raise ValueError unless a source item has the same channels and number of dimensions as the item."""
     _check_shapes("an item of `source`", source)
     for key, values in arrays.items():
-        found = source[key].shape
-        if len(found) != values.ndim or found[0] != len(values):
+        shape = source[key].shape
+        if len(shape) != values.ndim or shape[0] != len(values):
             message = (
                 f"Expected `{key}` of a source item to have {len(values)} channels and {values.ndim - 1} dimensions as "
-                f"in the item, but got the shape {found}: prepare both by the same transforms."
+                f"in the item, but got the shape {shape}: prepare both by the same transforms."
             )
             raise ValueError(message)

@@ -1,4 +1,4 @@
-"""Random crops that reach every lesion of a volume."""
+"""Random crops that can be centred on every lesion of a volume."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def find_lesions(
     connectivity: int | None = None,
     ignore_index: int | None = None,
 ) -> ComponentRuns:
-    """Return the voxels of a label's components, and of its background where the image exceeds the threshold.
+    """Return the voxels of a label's components, and of its background where the image exceeds a threshold.
 
     Args:
-        label: (C, *S), see :func:`monai_iou.components.component_runs`.
-        image: (C, *S); the background is where any of its channels exceeds `image_threshold`. None for everywhere.
+        label: label map (1, *S) or per-class maps (C, *S).
+        image: (C, *S); only voxels where any channel exceeds `image_threshold` count as background. None for no limit.
         image_threshold: see `image`.
-        labels: see :func:`monai_iou.components.component_runs`, as the next two.
-        connectivity: neighbours that connect.
-        ignore_index: value of ignored voxels.
+        labels: as for :func:`monai_iou.components.component_runs`.
+        connectivity: as for :func:`monai_iou.components.component_runs`.
+        ignore_index: as for :func:`monai_iou.components.component_runs`.
 
     Raises:
         ValueError: as :func:`monai_iou.components.component_runs`.
@@ -52,51 +52,54 @@ def find_lesions(
 
 
 def as_array(values: NdarrayOrTensor) -> NDArray[Any]:
-    """Return an image as NumPy's array, which shares its memory where that can be."""
+    """Return an image as a NumPy array, which shares memory with a tensor on the CPU."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def window(size: int, jitter: float) -> tuple[int, int]:
-    """Return where in a patch a drawn voxel may lie along an axis: the first position, and how many there are."""
+    """Return the range of positions that a drawn voxel may have in a patch of `size` voxels: its start and length."""
     width = min(max(math.floor(jitter * size + 0.5), 1), size)
     return size // 2 - width // 2, width
 
 
 class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSampleTrait):
-    """Crop patches so that every lesion can be in the middle of one, whatever its size.
+    """Crop patches that can be centred on every lesion, whatever its size.
 
-    A positive patch draws a class, each with the same chance, then one of its connected components k with the chance
+    For a positive patch, a class is drawn uniformly, then one of its connected components k with the probability
 
-        n_k^q / sum_j n_j^q        n the number of voxels, q = `size_exponent`,
+        n_k^q / sum_j n_j^q        (n: number of voxels, q: `size_exponent`),
 
-    then one of its voxels, each with the same chance. Along every axis the voxel comes to lie anywhere in the middle
-    `jitter` share of the patch, each position with the same chance; a patch that leaves the volume is moved back into
-    it, and still holds the voxel. A negative patch has a background voxel in the middle, each with the same chance, as
-    in MONAI's `RandCropByPosNegLabel`. Without foreground all patches are negative, without background all positive.
+    and then one of the voxels of this component, uniformly. Along every axis, the position of this voxel in the patch
+    is drawn uniformly from the central fraction `jitter` of the patch. A patch that would extend beyond the volume is
+    shifted back into it and still contains the voxel. A negative patch is centred on a uniformly drawn background
+    voxel, as in MONAI's `RandCropByPosNegLabel`. Without foreground all patches are negative, and without background
+    all are positive.
 
-    MONAI's draws a foreground voxel, so that a lesion is drawn in proportion to its volume, and centres on it.
+    In contrast, MONAI's transform draws a foreground voxel uniformly, so that the probability of a lesion is
+    proportional to its volume, and centres the patch on it.
 
     Args:
-        spatial_size: size of the patches in voxels; where it is not positive, the volume's.
+        spatial_size: size of the patches in voxels; where it is not positive, the size of the volume.
         num_samples: number of patches.
-        pos, neg: a patch is positive with the chance pos / (pos + neg).
-        size_exponent: q above; 0, every component of a class alike; 1, every voxel of a class alike.
-        jitter: 0, the voxel lies exactly in the middle, at `size // 2`; 1, anywhere in the patch.
-        labels: classes that positive patches draw: values of a label map (1, *S), channels of per-class maps (C, *S).
-            All above 0 by default; `range(C)` for overlapping maps without a map of the background.
-        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
-        ignore_index: value of ignored voxels, which no patch is centred on; for maps see `IoULoss`.
-        image_threshold: negative patches are centred where an image exceeds it, if one is given.
-        allow_smaller: whether a volume smaller than the patch gives a smaller patch instead of an error.
+        pos, neg: a patch is positive with the probability pos / (pos + neg).
+        size_exponent: the exponent q above. With 0, all components of a class are equally likely; with 1, all voxels.
+        jitter: fraction from 0 to 1. With 0, the voxel is exactly at the centre, `size // 2`; with 1, anywhere in the
+            patch.
+        labels: classes for positive patches: values of a label map (1, *S), or channels of per-class maps (C, *S). By
+            default all above 0; use `range(C)` for overlapping maps without a background map.
+        connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; by default the largest.
+        ignore_index: value of ignored voxels, on which no patch is centred; for per-class maps see `IoULoss`.
+        image_threshold: if an image is given, negative patches are centred on voxels where it exceeds this value.
+        allow_smaller: whether a volume that is smaller than the patch gives a smaller patch instead of an error.
         lazy: whether cropping is lazy, as in MONAI.
 
     Attributes:
-        centers: of the last patches, in voxels of the volume.
+        centers: the centres of the last patches, in voxels of the volume.
 
     Raises:
-        TypeError: an argument is not a number.
-        ValueError: an argument is out of its range; when called, the label holds a value that is not a whole number,
-            the volume is smaller than the patch, or every voxel of it is ignored.
+        TypeError: if an argument is not a number.
+        ValueError: if an argument is out of range; when called, if the label contains a value that is not a whole
+            number, or the volume is smaller than the patch or contains no voxel on which to centre a patch.
 
     Example:
         >>> import torch
@@ -104,7 +107,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         >>> label = torch.zeros(1, 32, 32)
         >>> label[0, 4:20, 4:20], label[0, 30, 30] = 1, 1
         >>> crop = RandCropByLesions((8, 8), num_samples=100, pos=1, neg=0, size_exponent=0).set_random_state(0)
-        >>> sum(bool(patch.sum() == 1) for patch in crop(label, label))  # that show the lesion of one voxel
+        >>> sum(bool(patch.sum() == 1) for patch in crop(label, label))  # patches with the lesion of one voxel
         52
     """
 
@@ -129,8 +132,8 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         self.spatial_size = spatial_size
         if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
             message = (
-                f"Expected `num_samples` to be a whole number of at least 1, but got {num_samples!r}: it is the number "
-                "of patches to cut from a volume."
+                f"Expected `num_samples` to be a whole number of at least 1, but got {num_samples!r}: give the number "
+                "of patches to crop from each volume."
             )
             raise ValueError(message)
         pos, neg = (checks.check_positive(name, part, allow_zero=True) for name, part in (("pos", pos), ("neg", neg)))
@@ -140,10 +143,13 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         self.num_samples: int = int(num_samples)
         self.pos_ratio: float = pos / (pos + neg)
         self.size_exponent: float = checks.check_positive(
-            "size_exponent", size_exponent, allow_zero=True, remedy="0 draws all components alike, 1 all voxels"
+            "size_exponent",
+            size_exponent,
+            allow_zero=True,
+            remedy="give 0 to draw all components equally often, or 1 to draw all voxels equally often",
         )
         self.jitter: float = checks.check_fraction(
-            "jitter", jitter, allow_one=True, remedy="it is a share of the patch, 0 keeps the voxel in the middle"
+            "jitter", jitter, allow_one=True, remedy="give a fraction of the patch, or 0 to centre it on the voxel"
         )
         self.labels: list[int] | None = None if labels is None else list(labels)
         self.connectivity: int | None = connectivity
@@ -160,7 +166,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
 
     @property
     def requires_current_data(self) -> bool:
-        """Whether pending lazy transforms of the image must be applied first: no, as in MONAI's crops."""
+        """Whether pending lazy transforms of the image must be applied first: False, as in MONAI's crops."""
         return False
 
     def randomize(
@@ -169,18 +175,24 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         lesions: Mapping[str, Any] | None = None,
         image: NdarrayOrTensor | None = None,
     ) -> None:
-        """Draw the patches' places.
+        """Draw the positions of the patches.
 
         Args:
             label: (C, *S); not needed with `lesions`.
-            lesions: what `LesionIndicesd` stored of the label; found from `label` if None.
-            image: (C, *S), see `image_threshold`; without effect on `lesions`.
+            lesions: the result of `LesionIndicesd` for the label; computed from `label` if None.
+            image: (C, *S), see `image_threshold`; it has no effect on `lesions`.
+
+        Raises:
+            ValueError: if neither `label` nor `lesions` is given, or see the class.
         """
         if lesions is not None:
             runs = ComponentRuns.from_item(lesions)
             _check_shape(label, runs.shape)
         elif label is None:
-            message = "Expected `label` or `lesions`, but got neither: the patches' places are drawn from one of them."
+            message = (
+                "Expected `label` or `lesions`, but got neither: pass one of them, from which the patches' positions "
+                "are drawn."
+            )
             raise ValueError(message)
         else:
             runs = find_lesions(label, image, self.image_threshold, self.labels, self.connectivity, self.ignore_index)
@@ -193,20 +205,20 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         size = fall_back_tuple(self.spatial_size, default=shape)
         if not self.allow_smaller and any(side > length for side, length in zip(size, shape, strict=True)):
             message = (
-                f"Expected a volume of at least the patch's size {tuple(size)}, but got {shape}: pad the volume, or "
+                f"Expected a volume of at least the patch's size {tuple(size)}, but got {shape}: pad the volume or "
                 "set allow_smaller=True."
             )
             raise ValueError(message)
         return tuple(min(int(side), length) for side, length in zip(size, shape, strict=True))
 
     def _voxels(self, runs: ComponentRuns) -> list[tuple[int, bool]]:
-        """Draw a voxel for each patch: its flat index, and whether it is to be exactly in the middle."""
+        """Draw a voxel for each patch; return its flat index, and whether the patch is centred exactly on it."""
         sizes = runs.sizes
-        lesions = int(runs.classes[:1].tolist() == [BACKGROUND])  # where the background is, it comes first
+        lesions = int(runs.classes[:1].tolist() == [BACKGROUND])  # if there is background, it comes first
         if len(sizes) == 0:
             message = (
-                "Expected a volume with a voxel to centre a patch on, but all of them are ignored or, as background, "
-                "not above `image_threshold`: leave this volume out."
+                "Expected a volume with a voxel to centre a patch on, but all voxels are ignored, or are background "
+                "and do not exceed `image_threshold`: leave this volume out."
             )
             raise ValueError(message)
         chances = component_chances(sizes[lesions:], runs.classes[lesions:], self.size_exponent).cumsum()
@@ -222,11 +234,11 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         return drawn
 
     def _start(self, index: int, centred: bool, shape: tuple[int, ...], size: tuple[int, ...]) -> list[int]:
-        """Return the first voxel of the patch in which a drawn voxel lies, inside the volume."""
+        """Return the first voxel of a patch that contains the drawn voxel and lies inside the volume."""
         start = []
-        for side, length, at in zip(size, shape, np.unravel_index(index, shape), strict=True):
+        for side, length, voxel in zip(size, shape, np.unravel_index(index, shape), strict=True):
             first, width = window(side, 0.0 if centred else self.jitter)
-            start.append(min(max(int(at) - first - int(self.R.randint(width)), 0), length - side))
+            start.append(min(max(int(voxel) - first - int(self.R.randint(width)), 0), length - side))
         return start
 
     def __call__(
@@ -238,15 +250,18 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         randomize: bool = True,
         lazy: bool | None = None,
     ) -> list[torch.Tensor]:
-        """Return the patches of `img` (C, *S).
+        """Return the patches of an image, a list of (C, *size).
 
         Args:
-            img: what is cropped.
-            label: see :meth:`randomize`, as the next two.
-            lesions: what `LesionIndicesd` stored.
-            image: where the background may be.
-            randomize: whether to draw new places; False crops at the last ones.
-            lazy: overrides the transform's own.
+            img: the image to crop, (C, *S).
+            label: see :meth:`randomize`.
+            lesions: see :meth:`randomize`.
+            image: see :meth:`randomize`.
+            randomize: whether to draw new positions; False crops at the last ones.
+            lazy: overrides the option of the transform.
+
+        Raises:
+            ValueError: see :meth:`randomize`.
         """
         if randomize:
             self.randomize(label, lesions, image)
@@ -264,10 +279,10 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
 def _check_shape(label: NdarrayOrTensor | None, shape: tuple[int, ...]) -> None:
     if label is None:
         return
-    found = tuple(label.peek_pending_shape() if isinstance(label, MetaTensor) else label.shape[1:])
-    if found != shape:
+    label_shape = tuple(label.peek_pending_shape() if isinstance(label, MetaTensor) else label.shape[1:])
+    if label_shape != shape:
         message = (
-            f"Expected the label to have the shape {shape} that its lesions were found in, but got {found}: put "
-            "LesionIndicesd behind all transforms that change the shape."
+            f"Expected the label to have the shape {shape} in which its lesions were found, but got {label_shape}: put "
+            "LesionIndicesd after all transforms that change the shape."
         )
         raise ValueError(message)

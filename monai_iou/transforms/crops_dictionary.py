@@ -1,4 +1,4 @@
-"""Dictionary forms of the crops that reach every lesion, and what they keep of a volume between epochs."""
+"""Dictionary forms of the crops that reach every lesion, and the transform that finds the lesions once per volume."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ POSTFIX = "_lesions"
 
 
 class LesionIndicesd(MapTransform):
-    """Find where `RandCropByLesionsd` may put its patches, once per volume.
+    """Find the lesions and the background of a label once per volume, for `RandCropByLesionsd`.
 
-    Without it, the crop finds the components anew each time. A dataset's cache, in memory or on disk, keeps what comes
-    before the first random transform, so put it last of those, behind all transforms that change the label's shape.
+    Without this transform, the crop finds the components again at every call. The cache of a dataset, in memory or on
+    disk, stores the result of all transforms before the first random one. Put this transform last among those, after
+    all transforms that change the shape of the label.
 
-    Every voxel of every component is kept, and of the background; as runs of consecutive voxels they take little:
-    MONAI's `FgBgToIndicesd` keeps 8 bytes per voxel, 600 MB for a whole-body CT.
+    The result describes every voxel of every component and of the background. It needs little memory, because it stores
+    runs of consecutive voxels: MONAI's `FgBgToIndicesd` stores 8 bytes per voxel, 600 MB for a whole-body CT.
 
     Args:
-        keys: labels (C, *S), see `RandCropByLesions`.
-        image_key: background is where this image exceeds `image_threshold`; None for everywhere.
+        keys: keys of labels: label maps (1, *S) or per-class maps (C, *S).
+        image_key: only voxels where this image exceeds `image_threshold` count as background; None for no limit.
         image_threshold: see `image_key`.
         labels, connectivity, ignore_index: see `RandCropByLesions`.
-        postfix: appended to the key of the label for what is found: a dictionary of arrays.
-        allow_missing_keys: do not fail where a key is absent.
+        postfix: the result, a dictionary of arrays, is stored under the key of the label with `postfix` appended.
+        allow_missing_keys: whether keys may be absent from an item.
 
     Raises:
-        ValueError: when called, the label holds a value that is not a whole number.
+        TypeError: if `ignore_index` is not an integer.
+        ValueError: when called, if the label contains a value that is not a whole number.
 
     Example:
         >>> import torch
@@ -65,7 +67,7 @@ class LesionIndicesd(MapTransform):
         self.postfix = postfix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with what was found added."""
+        """Return the item with the result for each label added."""
         items = dict(data)
         image = None if self.image_key is None else items[self.image_key]
         for key in self.key_iterator(items):
@@ -77,26 +79,27 @@ class LesionIndicesd(MapTransform):
 
 
 class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleTrait):
-    """Crop patches of several images so that every lesion can be in the middle of one: `RandCropByLesions`.
+    """Crop patches of several images that can be centred on every lesion; see `RandCropByLesions` for the sampling.
 
-    What `LesionIndicesd` stored is used, and taken out of the item, if it is there; else the components are found from
-    the label at every call.
+    If the item contains the result of `LesionIndicesd`, it is used and removed from the item. Otherwise the components
+    are found from the label at every call.
 
     Args:
-        keys: images and labels to crop, of one shape but for the channels.
-        label_key: the label (C, *S) whose lesions are drawn.
+        keys: keys of the images and labels to crop, (C, *S), all with the same spatial shape.
+        label_key: key of the label whose lesions are drawn: a label map (1, *S) or per-class maps (C, *S).
         spatial_size, num_samples, pos, neg, size_exponent, jitter: see `RandCropByLesions`.
-        lesions_key: where `LesionIndicesd` stored its findings; by default `label_key` with "_lesions" appended.
-        image_key: negative patches are centred where this image exceeds `image_threshold`; None for everywhere.
-        image_threshold, labels, connectivity, ignore_index: see `RandCropByLesions`; like `image_key` without effect
-            on what `LesionIndicesd` stored, which has its own.
-        allow_smaller: whether a volume smaller than the patch gives a smaller patch instead of an error.
-        allow_missing_keys: do not fail where a key is absent.
+        lesions_key: key of the result of `LesionIndicesd`; by default `label_key` with "_lesions" appended.
+        image_key: negative patches are centred on voxels where this image exceeds `image_threshold`; None for no
+            limit.
+        image_threshold, labels, connectivity, ignore_index: see `RandCropByLesions`. Like `image_key`, they have no
+            effect on the result of `LesionIndicesd`, which has options of its own.
+        allow_smaller: whether a volume that is smaller than the patch gives a smaller patch instead of an error.
+        allow_missing_keys: whether keys may be absent from an item.
         lazy: whether cropping is lazy, as in MONAI.
 
     Raises:
         TypeError: as `RandCropByLesions`.
-        ValueError: as `RandCropByLesions`, or if the images differ in shape.
+        ValueError: as `RandCropByLesions`; when called, also if the images differ in spatial shape.
 
     Example:
         >>> import torch
@@ -164,17 +167,17 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
 
     @property
     def requires_current_data(self) -> bool:
-        """Whether pending lazy transforms must be applied first: yes, the label is read."""
+        """Whether pending lazy transforms must be applied first: True, because the label is read."""
         return True
 
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
-        """Draw the patches' places."""
+        """Draw the positions of the patches from an item."""
         label, lesions = data.get(self.label_key), data.get(self.lesions_key)
         image = None if self.image_key is None else data.get(self.image_key)
         self.cropper.randomize(label, lesions, image)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> list[dict[Hashable, Any]]:
-        """Return an item for each patch; what is not cropped is copied into each."""
+        """Return one item per patch; entries that are not cropped are copied into each."""
         self.randomize(data)
         items = {key: value for key, value in data.items() if key != self.lesions_key}
         rest = {key: value for key, value in items.items() if key not in self.keys}
@@ -183,7 +186,10 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
         shapes = {str(key): tuple(items[key].shape[1:]) for key in self.key_iterator(items)}
         if len(set(shapes.values())) > 1:
             listed = ", ".join(f"{shape} of `{key}`" for key, shape in shapes.items())
-            message = f"Expected images of one shape, but got {listed}: resample or pad them alike before cropping."
+            message = (
+                f"Expected images of one shape, but got {listed}: resample or pad them to the same shape before "
+                "cropping."
+            )
             raise ValueError(message)
         for key in self.key_iterator(items):
             for patch, values in zip(patches, self.cropper(items[key], randomize=False, lazy=lazy), strict=True):

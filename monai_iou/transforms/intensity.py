@@ -1,4 +1,4 @@
-"""Intensities as a model needs them, for each modality."""
+"""Normalisation of intensities by modality."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from monai.transforms.transform import MapTransform
 
 
 class NormalizeModalitiesd(MapTransform):
-    """Normalise each channel as its modality needs.
+    """Normalise each channel of an image according to its modality, as nnU-Net does.
 
-    "ct": clip to [lower, upper], subtract mean, divide by std, all taken from the training data's foreground, because
-    CT numbers have a fixed meaning. "zscore": subtract the mean and divide by the standard deviation of the image's own
-    nonzero voxels; voxels of exactly 0 (outside a stripped skull or a field of view) stay 0.
+    "ct": clip to the range from `lower` to `upper`, subtract `mean` and divide by `std`. All four are statistics of the
+    foreground of the training data, because CT numbers (Hounsfield units) have an absolute meaning. "zscore": subtract
+    the mean and divide by the standard deviation of the nonzero voxels of the image itself; voxels of exactly 0, such
+    as those outside the brain after skull stripping, remain 0. Source: Isensee et al. 2021,
+    https://doi.org/10.1038/s41592-020-01008-z.
 
     Args:
-        keys: images of shape (C, *S).
-        intensity: one dictionary per channel, as in `monai_iou.planning.plan.Plan`.
-        allow_missing_keys: do not fail where a key is absent.
+        keys: keys of images (C, *S).
+        intensity: one dictionary per channel with "kind" and, for "ct", the four statistics, as in
+            `monai_iou.planning.plan.Plan`.
+        allow_missing_keys: whether keys may be absent from an item.
 
     Raises:
-        ValueError: the image has another number of channels than `intensity`.
+        ValueError: when called, if the number of channels of an image differs from that of `intensity`.
 
     Example:
         >>> import torch
@@ -40,7 +43,7 @@ class NormalizeModalitiesd(MapTransform):
         self.intensity = [dict(channel) for channel in intensity]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with its images normalised."""
+        """Return the item with its images normalised, as float32."""
         items = dict(data)
         for key in self.key_iterator(items):
             image = items[key]
@@ -62,7 +65,7 @@ def _normalize(channel: torch.Tensor, rule: Mapping[str, Any]) -> torch.Tensor:
         lower, upper, mean, std = (float(rule[name]) for name in ("lower", "upper", "mean", "std"))
         return (channel.clamp(lower, upper) - mean) / std
     inside = channel != 0
-    # float64: raw MR intensities reach 1e6, whose squares summed over a volume exceed float32's digits.
+    # In float64, because raw MR intensities reach 1e6, and sums of their squares exceed the precision of float32.
     values = channel[inside].double()
     if values.numel() == 0:
         return channel

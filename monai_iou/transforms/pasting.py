@@ -1,4 +1,4 @@
-"""A lesion of one image, written into another: where it fits, what surrounds it, and how its intensities adapt."""
+"""Pasting a lesion of one image into another: its surroundings, and the matching of its intensities."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 __all__ = ["Lesion", "body_mask", "foreground_mask", "in_channels", "matched", "paste_image", "surrounded"]
 
-SURROUNDINGS = 3  # voxels round a lesion that its intensities are matched by, at least: a thinner shell is mostly noise
-# A nearly constant surrounding of one of the images must not wipe the lesion's contrast out, or blow it up.
+SURROUNDINGS = 3  # minimum width in voxels of the shell by which intensities are matched: a thinner one is mostly noise
+# Nearly constant surroundings in one of the images must neither remove nor exaggerate the contrast of the lesion.
 SCALE_LIMIT = 4.0
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """The places of a lesion and of its surroundings in its volume.
+    """The voxel indices of a lesion and of its surroundings in its volume.
 
     Attributes:
-        voxels: of the lesion, (n, d).
-        near: of the voxels round it, (m, d), which belong to no lesion.
-        distance: of each of these from the lesion, in voxels, (m,).
+        voxels: indices of the lesion's voxels, (n, d).
+        near: indices of the surrounding voxels, which belong to no lesion, (m, d).
+        distance: distance of each surrounding voxel from the lesion in voxels, (m,).
     """
 
     voxels: NDArray[Any]
@@ -31,7 +31,13 @@ class Lesion:
 
 
 def surrounded(voxels: NDArray[Any], available: NDArray[np.bool_], rim: int) -> Lesion:
-    """Return a lesion with the voxels round it that are `available`, (*S)."""
+    """Return a lesion with its surroundings: the `available` voxels up to a distance of `rim`, but at least 3, voxels.
+
+    Args:
+        voxels: indices of the lesion's voxels, (n, d).
+        available: (*S) bool, the voxels that may belong to the surroundings.
+        rim: width of the rim in voxels.
+    """
     from scipy.ndimage import distance_transform_edt
 
     width = max(rim, SURROUNDINGS)
@@ -46,13 +52,17 @@ def surrounded(voxels: NDArray[Any], available: NDArray[np.bool_], rim: int) -> 
 
 
 def body_mask(image: NDArray[Any], threshold: float | None) -> NDArray[np.bool_]:
-    """Return where any channel of an image (C, *S) exceeds the threshold; see `RandCopyLesionsd` for None."""
+    """Return the voxels (*S) where any channel of an image (C, *S) exceeds the threshold.
+
+    With `threshold=None`, these are the voxels where any channel differs from the value that more than half of the
+    voxels on the faces of the volume have; all voxels if a channel has no such value.
+    """
     if threshold is not None:
         return np.asarray((image > threshold).any(0))
     body = np.zeros(image.shape[1:], dtype=bool)
     for channel in image:
         faces = np.concatenate([channel.take([0, -1], axis).ravel() for axis in range(channel.ndim)])
-        common = np.median(faces)  # a value that more than half have is the median
+        common = np.median(faces)  # a value shared by more than half of the voxels is the median
         if 2 * np.count_nonzero(faces == common) <= faces.size:
             return np.ones_like(body)
         body |= np.asarray(channel != common)
@@ -62,32 +72,42 @@ def body_mask(image: NDArray[Any], threshold: float | None) -> NDArray[np.bool_]
 def foreground_mask(
     label: NDArray[Any], labels: list[int] | None = None, ignore_index: int | None = None
 ) -> NDArray[np.bool_]:
-    """Return where a label map (1, *S) or per-class maps (C, *S) show one of the classes; all above 0 by default."""
+    """Return the voxels (*S) that belong to one of the classes `labels`, by default to any class above 0.
+
+    Args:
+        label: label map (1, *S) or per-class maps (C, *S).
+        labels: values of a label map, or channels of per-class maps.
+        ignore_index: value of ignored voxels, or the channel that marks them.
+
+    Raises:
+        ValueError: if `labels` names a channel that does not exist.
+    """
     if len(label) == 1:
-        shown = np.asarray(label[0] > 0 if labels is None else np.isin(label[0], labels))
-        return shown if ignore_index is None else shown & np.asarray(label[0] != ignore_index)
+        mask = np.asarray(label[0] > 0 if labels is None else np.isin(label[0], labels))
+        return mask if ignore_index is None else mask & np.asarray(label[0] != ignore_index)
     channels = [channel for channel in (range(1, len(label)) if labels is None else labels) if channel != ignore_index]
     if wrong := [channel for channel in channels if not 0 <= channel < len(label)]:
-        message = f"Expected `labels` to be channels of {len(label)} maps, but got {wrong[0]}: channels count from 0."
+        message = f"Expected `labels` to be channels of {len(label)} maps, but got {wrong[0]}: count channels from 0."
         raise ValueError(message)
     return np.asarray((label[channels] >= 0.5).any(0))
 
 
 def matched(values: NDArray[Any], source: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    """Return values (C, n), shifted and scaled so that mean and deviation of `source` (C, m) become `target`'s.
+    """Shift and scale values (C, n) by the map that gives `source` (C, m) the mean and deviation of `target` (C, m).
 
-    With m below 2 they stay; where a surrounding is constant they are shifted only.
+    Values are unchanged if m is below 2, and only shifted if one of the standard deviations is 0.
     """
     if source.shape[1] < 2:
         return values
-    wide, wanted = source.std(1, keepdims=True), target.std(1, keepdims=True)
-    varied = (wide > 0) & (wanted > 0)
-    scale = np.divide(wanted, wide, out=np.ones_like(wide), where=varied).clip(1 / SCALE_LIMIT, SCALE_LIMIT)
+    source_std, target_std = source.std(1, keepdims=True), target.std(1, keepdims=True)
+    varies = (source_std > 0) & (target_std > 0)
+    scale = np.divide(target_std, source_std, out=np.ones_like(source_std), where=varies)
+    scale = scale.clip(1 / SCALE_LIMIT, SCALE_LIMIT)
     return np.asarray((values - source.mean(1, keepdims=True)) * scale + target.mean(1, keepdims=True))
 
 
 def in_channels(places: NDArray[Any]) -> tuple[Any, ...]:
-    """Return the index of (n, d) places in all channels of an image (C, *S)."""
+    """Return an index that selects the voxels with indices (n, d) in all channels of an image (C, *S)."""
     return (slice(None), *places.T)
 
 
@@ -103,13 +123,13 @@ def paste_image(
     """Write a lesion and its rim into an image in place.
 
     Args:
-        image: (C, *S), what is written to.
-        source: (C, *S'), whose lesion it is.
-        lesion: its places in `source`.
-        offset: of the places in `image` from those in `source`, (d,).
-        changeable: (*S), where the rim may lie, and the surroundings count.
+        image: the image to write to, (C, *S).
+        source: the image that contains the lesion, (C, *S').
+        lesion: the voxel indices of the lesion in `source`.
+        offset: offset from indices in `source` to indices in `image`, (d,).
+        changeable: (*S) bool, the voxels that may belong to the rim and to the surroundings of the new position.
         rim: width of the rim in voxels.
-        match_intensity: whether the lesion's intensities are matched by its surroundings.
+        match_intensity: whether the intensities of the lesion are matched by those of its surroundings.
     """
     near = lesion.near + offset
     inside = np.all((near >= 0) & (near < changeable.shape), axis=1)
@@ -129,7 +149,7 @@ def paste_image(
 
 
 def _at(image: NDArray[Any], places: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the values at (n, d) places, (C, n)."""
+    """Return the values at voxel indices (n, d), shape (C, n)."""
     return np.asarray(image[in_channels(places)], dtype=np.float64)
 
 

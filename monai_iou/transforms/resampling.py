@@ -1,4 +1,4 @@
-"""Resampling of items that hold more than images."""
+"""Resampling of items that also contain text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from monai.transforms.spatial.dictionary import Spacingd
 
 
 class ResampleSpacingd(Spacingd):
-    """MONAI's `Spacingd`, for items that also hold text, such as the `image_path` that MONAI Label adds.
+    """MONAI's `Spacingd` for items that also contain text, such as the `image_path` that MONAI Label adds.
 
-    MONAI 1.6 takes every entry whose key starts with `image_` for the image's metadata, which text is not.
+    MONAI 1.6 treats every entry whose key starts with `image_` as metadata of the image and fails if it is text.
 
     Args:
-        keys, pixdim, mode and the rest: as for `monai.transforms.Spacingd`; `pixdim` in mm.
+        keys, pixdim, mode and all others: as for `monai.transforms.Spacingd`; `pixdim` is the new voxel size in mm.
+
+    Raises:
+        ValueError: as `monai.transforms.Spacingd`.
 
     Example:
         >>> import torch

@@ -112,8 +112,8 @@ def test_chances(components: list[tuple[int, int]], exponent: float) -> None:
         (
             np.array([[0.0, 0.5]]),
             {},
-            "Expected the label to hold whole class numbers, but got 0.5: give soft labels one map per class, shape "
-            "(C, *S).",
+            "Expected the label to hold whole class numbers, but got 0.5: pass soft labels as one map per class, "
+            "shape (C, *S).",
         ),
         (np.array([[0.0, np.nan]]), {}, "Expected the label to hold whole class numbers, but got nan"),
         (np.zeros(5), {}, "Expected the label to have shape (C, *S) with 1 to 3 spatial dimensions, but got (5,)"),
@@ -121,7 +121,7 @@ def test_chances(components: list[tuple[int, int]], exponent: float) -> None:
         (
             np.zeros((2, 4, 4)),
             {"labels": [2]},
-            "Expected `labels` to be channels of 2 maps, but got 2: channels count from 0.",
+            "Expected `labels` to be channels of 2 maps, but got 2: count channels from 0.",
         ),
     ],
 )

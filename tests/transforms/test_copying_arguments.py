@@ -16,24 +16,28 @@ GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prob": 1.5}, "Expected `prob` to be from 0 to 1, but got 1.5: it is the chance that lesions are pasted."),
+        (
+            {"prob": 1.5},
+            "Expected `prob` to be from 0 to 1, but got 1.5: give the probability with which lesions are pasted.",
+        ),
         (
             {"max_lesions": 0},
             "Expected `max_lesions` to be a whole number of at least 1, but got 0: set prob=0 to paste none.",
         ),
         (
             {"rim": -1},
-            "Expected `rim` to be a whole number of at least 0, but got -1: it is the width in voxels, 0 pastes "
-            "without a rim.",
+            "Expected `rim` to be a whole number of at least 0, but got -1: give the width in voxels, or 0 to "
+            "paste without a rim.",
         ),
         (
             {"tries": 2.5},
-            "Expected `tries` to be a whole number of at least 1, but got 2.5: it is the number of places to try for a "
-            "lesion.",
+            "Expected `tries` to be a whole number of at least 1, but got 2.5: give the number of positions to try for "
+            "each lesion.",
         ),
         (
             {"labels": []},
-            "Expected `labels` to name a class to copy, but got an empty list: None takes all above 0.",
+            "Expected `labels` to name a class to copy, but got an empty list: leave it out to copy all classes "
+            "above 0.",
         ),
         (
             {"source": []},
@@ -41,13 +45,13 @@ GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
         ),
         (
             {"source": {"image": 1}},
-            "Expected `source` to be a sequence of items or a function, but got dict: pass a list or a dataset of "
+            "Expected `source` to be a sequence of items or a function, but got dict: pass a list or dataset of "
             "prepared items.",
         ),
         (
             {"label_key": "seg"},
-            "Expected `keys` to hold the label 'seg' and an image, but got ('image', 'label'): name all that change "
-            "with a pasted lesion.",
+            "Expected `keys` to hold the label 'seg' and an image, but got ('image', 'label'): name every image "
+            "into which lesions are pasted.",
         ),
         (
             {"image_threshold": "0"},
@@ -60,12 +64,12 @@ GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
         ),
         (
             {"source": [[GIVEN]]},
-            "Expected `source` to give dictionaries, but got list: use items before any crop, which makes a list of "
-            "them.",
+            "Expected `source` to return dictionaries, but got list: use items before any crop, because a crop "
+            "returns a list of them.",
         ),
         (
             {"source": [{"image": GIVEN["image"]}]},
-            "Expected items of `source` to have the key 'label', but got none: prepare them alike.",
+            "Expected items of `source` to have the key 'label', but got none: prepare them by the same transforms.",
         ),
         (
             {"source": [{**GIVEN, "image": GIVEN["image"][:1]}]},
@@ -80,7 +84,7 @@ GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
         (
             {"source": [{**GIVEN, "label": GIVEN["label"][:, 1:]}]},
             "Expected images of one shape in an item of `source`, but got (24, 24) of `image`, (23, 24) of `label`: "
-            "resample or pad them alike first.",
+            "resample or pad them to the same shape first.",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

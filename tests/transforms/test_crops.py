@@ -194,7 +194,7 @@ def test_volumes_without_foreground_or_background() -> None:
     crop = RandCropByLesions((3, 3), num_samples=20).set_random_state(0)
     assert all((patch == 0).all() for patch in crop(empty, empty))
     assert all((patch == 1).all() for patch in crop(full, full))
-    with pytest.raises(ValueError, match=r"^Expected a volume with a voxel to centre a patch on, but all of them are"):
+    with pytest.raises(ValueError, match=r"^Expected a volume with a voxel to centre a patch on, but all voxels are"):
         RandCropByLesions((3, 3), ignore_index=1)(full, full)
 
 
@@ -306,9 +306,9 @@ def test_size_of_the_volume() -> None:
 
 
 NOT_IN = "Expected `{}` to be {}, but got {}: {}."
-JITTER = "it is a share of the patch, 0 keeps the voxel in the middle"
-RANGE, PATCHES = "choose a value in this range", "it is the number of patches to cut from a volume"
-EXPONENT = "0 draws all components alike, 1 all voxels"
+JITTER = "give a fraction of the patch, or 0 to centre it on the voxel"
+RANGE, PATCHES = "choose a value in this range", "give the number of patches to crop from each volume"
+EXPONENT = "give 0 to draw all components equally often, or 1 to draw all voxels equally often"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_bad_volumes() -> None:
     with pytest.raises(ValueError, match=r"^Expected the label to hold whole class numbers, but got 0\.5"):
         crop()({**item, "label": item["label"] / 2})
     stored = LesionIndicesd("label")(item)
-    with pytest.raises(ValueError, match=r"^Expected the label to have the shape .* that its lesions were found in"):
+    with pytest.raises(ValueError, match=r"^Expected the label to have the shape .* in which its lesions were found"):
         crop()({**stored, "label": item["label"][:, 2:]})
     with pytest.raises(ValueError, match=r"^Expected images of one shape, but got .* of `image`, .* of `label`"):
         crop()({**item, "image": item["image"][:, 2:]})
