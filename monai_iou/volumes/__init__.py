@@ -1,1 +1,1 @@
-"""Read volumes and compare their grids: every file that is read goes through here."""
+"""Reading volumes and comparing their grids: the only code of the package that reads image files."""

@@ -1,4 +1,4 @@
-"""DICOM by GDCM through SimpleITK: one series of a folder, or one file."""
+"""Reading DICOM, one series per folder or a single file, with SimpleITK and GDCM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_iou.volumes.names import dicom_slices
 
 SOP_CLASS = "0008|0016"
 SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010")
-# They hold outlines or packed frames, which ITK reads as an image of nothing or refuses without saying why.
+# These hold contours or packed frames, which ITK reads as an empty image or rejects without giving the reason.
 NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.481.3": "an RT structure set",
     "1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object",
@@ -29,23 +29,25 @@ NOT_IMAGES = {
 
 
 def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read a folder with one series, or one file.
+    """Read a folder that contains one DICOM series, or a single DICOM file.
 
     Returns:
-        The voxels with the first axis fastest, and the affine to RAS mm.
+        The voxels, indexed [x, y, z] with x along the rows of a slice, and the (4, 4) affine from voxel indices to RAS
+        mm.
 
     Raises:
-        VolumeError: it is not an image, has several series, gaps, colours, or no valid spacing.
+        VolumeError: if it is not an image, has colours or no valid spacing, or the folder contains several series or a
+            series with gaps.
     """
     with itk_is_quiet(), _plain_names(path) as files:
         if not files:
-            raise refusal(path, "hold one DICOM series", "0", "give the folder that holds its slices")
+            raise refusal(path, "hold one DICOM series", "0", "name the folder that contains its slices")
         _refuse_objects(path, dicom_kind(files[0]))
         return read_with_itk(path, _one_series(path, files) if path.is_dir() else files)
 
 
 def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read files as one volume by SimpleITK, whatever their format; as `read_dicom`."""
+    """Read files of any format as one volume with SimpleITK; see `read_dicom` for the result and the errors."""
     import SimpleITK
 
     information = _information(files[0])
@@ -91,7 +93,7 @@ def _item_bytes(information: Any) -> int:
 
 
 def _check_spacing(path: Path, information: Any) -> None:
-    """ITK puts 1 where a tag gives zero, nothing or no number; the tag itself tells."""
+    """Check the spacing in the DICOM tags, because ITK replaces zero, missing and invalid values by 1."""
     for tag in SPACING_TAGS:
         text = information.GetMetaData(tag).strip("\0 ") if information.HasMetaDataKey(tag) else ""
         if not text:
@@ -106,31 +108,30 @@ def _check_spacing(path: Path, information: Any) -> None:
 
 
 def _one_series(folder: Path, files: list[Path]) -> list[Path]:
-    """The files of the folder's one series, in order along its normal."""
+    """Return the files of the only series of a folder, in order along the normal of the slices."""
     import SimpleITK
 
     plain = str(files[0].parent)
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(plain)
     if len(series) != 1:
-        found = str(len(series))
-        raise refusal(folder, "hold one DICOM series", found, "give each a folder of its own")
+        raise refusal(folder, "hold one DICOM series", str(len(series)), "put each series into a folder of its own")
     names = [Path(name) for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(plain, series[0])]
-    places = np.asarray([_information(name).GetOrigin() for name in names])
-    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    origins = np.asarray([_information(name).GetOrigin() for name in names])
+    steps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
     if steps.size and (steps.max() > steps.min() * 1.01 + 1e-3 or steps.min() < 1e-6):
-        # ITK only warns, and then places every slice after the gap wrongly.
-        found = f"steps from {steps.min():.4g} to {steps.max():.4g} mm"
-        raise refusal(folder, "hold evenly spaced slices", found, "add the missing slices, or remove the double ones")
+        # ITK only warns, and then puts every slice after the gap at a wrong position.
+        distances = f"distances from {steps.min():.4g} to {steps.max():.4g} mm"
+        raise refusal(folder, "hold evenly spaced slices", distances, "add missing slices or remove duplicate ones")
     return names
 
 
 @contextmanager
 def _plain_names(path: Path) -> Iterator[list[Path]]:
-    """Links to the DICOM files under names that every library takes, without hidden files, pipes or other formats."""
-    found = list(dicom_slices(path)) if path.is_dir() else [path]
+    """Link to the DICOM files under names that every library accepts; skip hidden files, pipes and other formats."""
+    files = list(dicom_slices(path)) if path.is_dir() else [path]
     with tempfile.TemporaryDirectory(prefix="monai_iou_") as folder:
         links = []
-        for number, file in enumerate(found):
+        for number, file in enumerate(files):
             link = Path(folder) / f"{number:06d}.dcm"
             start = _missing_start(file)
             if start:
@@ -142,7 +143,7 @@ def _plain_names(path: Path) -> Iterator[list[Path]]:
 
 
 def _missing_start(file: Path) -> bytes:
-    """What GDCM needs before the bytes of a file: nothing, the preamble, or also the group that names the encoding."""
+    """Return the bytes that GDCM needs before a file: none, the preamble, or also the group that gives the encoding."""
     with file.open("rb") as stream:
         start = stream.read(132)
     if start[128:] == b"DICM":
@@ -158,7 +159,7 @@ def _missing_start(file: Path) -> bytes:
 
 
 def dicom_kind(path: Path) -> str:
-    """The SOP class of a DICOM file, or an empty string."""
+    """Return the SOP class of a DICOM file, or an empty string if it is unknown."""
     import SimpleITK
 
     header = SimpleITK.ImageFileReader()
@@ -167,7 +168,7 @@ def dicom_kind(path: Path) -> str:
     try:
         header.ReadImageInformation()
     except RuntimeError:
-        # GDCM refuses objects without pixels; their class is plain text in the first bytes.
+        # GDCM rejects objects without pixels, but their SOP class is plain text in the first bytes.
         with path.open("rb") as stream:
             head = stream.read(4096)
         return next((kind for kind in NOT_IMAGES if kind.encode() + b"\0" in head), "")
@@ -176,13 +177,13 @@ def dicom_kind(path: Path) -> str:
 
 def _refuse_objects(path: Path, kind: str) -> None:
     if kind in NOT_IMAGES:
-        remedy = "convert it to a NIfTI or NRRD label map on the image's grid"
+        remedy = "convert it to a NIfTI or NRRD label map on the grid of the image"
         raise refusal(path, "hold image slices", NOT_IMAGES[kind], remedy)
 
 
 @contextmanager
 def itk_is_quiet() -> Iterator[None]:
-    """Keep ITK from writing its warnings past Python to the terminal; what matters in them is checked here."""
+    """Suppress the warnings that ITK writes directly to the terminal; this module checks what matters in them."""
     import SimpleITK
 
     shown = SimpleITK.ProcessObject.GetGlobalWarningDisplay()

@@ -1,6 +1,6 @@
-"""Where voxels lie in the patient: grids of voxels in millimetres, compared, reoriented and resampled.
+"""The position of voxels in the patient: comparing, reorienting and resampling voxel grids.
 
-Every grid here is in RAS millimetres (nibabel's and NIfTI's convention), whatever the file's own convention was.
+Every grid is in RAS millimetres (the convention of NIfTI and nibabel), whatever the convention of the file.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Two grids are the same if no voxel is further from its partner than this part of a voxel. Headers store float32 and
-# decimal text, and tools round: 0.02 of a voxel occurs, and moves no score by more than such a part.
+# Two grids count as the same if corresponding voxels are at most this fraction of a voxel apart. Headers store float32
+# or decimal text, and programs round: offsets of 0.02 voxels occur, and change scores only by a similar fraction.
 TOLERANCE_VOXELS = 0.025
-# From here on the distance is told: it is more than what rounding in most headers does.
+# Larger offsets are reported, because rounding in most headers causes smaller ones.
 NOTE_MM = 1e-3
-# Below it lies what rounding in files' headers does; distances are then wrong by less than 0.2 %.
+# Smaller angles result from rounding in headers, and change distances by less than 0.2 %.
 SHEAR_DEGREES = 0.1
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 class GridError(ValueError):
-    """Two volumes that should lie on one grid do not."""
+    """Two volumes that must be on the same grid are not; the message names both grids and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,25 +41,25 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distance of neighbouring voxels along each array axis, in mm."""
+        """Distance between neighbouring voxels along each array axis, in mm."""
         x, y, z = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
         return x, y, z
 
     @property
     def origin(self) -> tuple[float, float, float]:
-        """Position of the first voxel's centre, in RAS mm."""
+        """Position of the centre of the first voxel, in RAS mm."""
         x, y, z = (float(value) for value in self.affine[:3, 3])
         return x, y, z
 
     @property
     def orientation(self) -> str:
-        """The anatomical direction that each array axis points to most, such as `RAS` or `LPS`.
+        """The closest anatomical direction of each array axis, such as `RAS` or `LPS`.
 
         >>> Grid((2, 2, 2), np.diag([-1.0, -1.0, 2.0, 1.0])).orientation
         'LPS'
         """
         directions = self.affine[:3, :3] / np.asarray(self.spacing)
-        # Each patient axis goes to one array axis: of the six assignments, the one with the largest sum of cosines.
+        # Of the six assignments of array axes to patient axes, the one with the largest sum of cosines.
         best = max(
             itertools.permutations(range(3)), key=lambda axes: sum(abs(directions[axes[i], i]) for i in range(3))
         )
@@ -72,7 +72,7 @@ class Grid:
 
     @property
     def shear(self) -> float:
-        """How far the axes are from right angles to each other, in degrees; 0 for nearly all scans.
+        """Largest deviation of the angles between axes from 90 degrees, in degrees; 0 for nearly all scans.
 
         >>> tilted = np.eye(4)
         >>> tilted[1, 2] = np.tan(np.radians(10))
@@ -86,13 +86,17 @@ class Grid:
     def __str__(self) -> str:
         shape = "x".join(str(size) for size in self.shape)
         spacing = "x".join(f"{length:.6g}" for length in self.spacing)
-        # The added zero turns -0 into 0.
+        # Adding zero turns -0 into 0.
         origin = ", ".join(f"{value + 0.0:.6g}" for value in np.round(self.origin, 4))
         return f"shape {shape}, spacing {spacing} mm, orientation {self.orientation}, origin ({origin}) mm"
 
 
 def spatial_grid(shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
-    """Return the grid of an array's first three axes; missing ones have length one.
+    """Return the grid of the first three axes of an array; missing axes have a length of one voxel.
+
+    Args:
+        shape: shape of the array in voxels.
+        affine: (4, 4) matrix from voxel indices to RAS millimetres.
 
     >>> spatial_grid((4, 5), np.eye(4)).shape
     (4, 5, 1)
@@ -102,29 +106,31 @@ def spatial_grid(shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
 
 
 def distance_mm(first: Grid, second: Grid) -> float:
-    """The largest distance between voxels of the same index, in mm; infinite if the shapes differ.
+    """Return the largest distance between voxels with the same index, in mm; infinity if the shapes differ.
 
-    An affine map's largest displacement over a box is at a corner, so the eight corners suffice.
+    The largest displacement of an affine map over a box is at one of its corners, so that the eight corners suffice.
     """
-    moved = _corner_shifts(first, second)
-    return float("inf") if moved is None else float(np.linalg.norm(moved, axis=0).max())
+    shifts = _corner_shifts(first, second)
+    return float("inf") if shifts is None else float(np.linalg.norm(shifts, axis=0).max())
 
 
 def distance_voxels(first: Grid, second: Grid) -> float:
-    """The largest distance between voxels of the same index, in voxels of `second`; infinite if the shapes differ.
+    """Return the largest offset of voxels with the same index along an axis, in voxels of `second`.
 
-    >>> here = Grid((2, 2, 2), np.diag([1.0, 1.0, 4.0, 1.0]))
-    >>> there = np.diag([1.0, 1.0, 4.0, 1.0])
-    >>> there[2, 3] = 1.0
-    >>> distance_voxels(Grid((2, 2, 2), there), here)
+    It is infinity if the shapes differ.
+
+    >>> original = Grid((2, 2, 2), np.diag([1.0, 1.0, 4.0, 1.0]))
+    >>> shifted = np.diag([1.0, 1.0, 4.0, 1.0])
+    >>> shifted[2, 3] = 1.0
+    >>> distance_voxels(Grid((2, 2, 2), shifted), original)
     0.25
     """
-    moved = _corner_shifts(first, second)
-    return float("inf") if moved is None else float(np.abs(np.linalg.solve(second.affine[:3, :3], moved)).max())
+    shifts = _corner_shifts(first, second)
+    return float("inf") if shifts is None else float(np.abs(np.linalg.solve(second.affine[:3, :3], shifts)).max())
 
 
 def _corner_shifts(first: Grid, second: Grid) -> NDArray[np.float64] | None:
-    """The way from each corner of `second` to that of `first`, (3, 8) in mm; None if the shapes differ."""
+    """Return the vector from each corner of `second` to that of `first`, (3, 8) in mm; None if the shapes differ."""
     if first.shape != second.shape:
         return None
     corners = np.array(list(itertools.product(*((0, size - 1) for size in first.shape), (1,))), dtype=float)
@@ -132,12 +138,12 @@ def _corner_shifts(first: Grid, second: Grid) -> NDArray[np.float64] | None:
 
 
 def same_grid(first: Grid, second: Grid) -> bool:
-    """Whether two grids are the same: equal shapes, and no voxel further than `TOLERANCE_VOXELS` from its partner."""
+    """Return whether shapes are equal and corresponding voxels are at most `TOLERANCE_VOXELS` apart."""
     return distance_voxels(first, second) <= TOLERANCE_VOXELS
 
 
 def offset_note(first: Grid, second: Grid) -> str | None:
-    """Return how far two grids that count as the same are apart, None if it is less than `NOTE_MM`.
+    """Return a sentence about the offset of two grids that count as the same; None if it is less than `NOTE_MM`.
 
     >>> moved = np.eye(4)
     >>> moved[0, 3] = 0.02
@@ -154,14 +160,14 @@ def offset_note(first: Grid, second: Grid) -> str | None:
 
 
 def reorient(array: NDArray[Any], grid: Grid, onto: Grid) -> tuple[NDArray[Any], Grid]:
-    """Permute and flip the axes of `array` so that they run as those of `onto`; no voxel is interpolated.
+    """Permute and flip the axes of `array` to match those of `onto`, without interpolation.
 
-    Axes that are oblique to those of `onto` stay as they are: `align` refuses them.
+    An array whose axes are oblique to those of `onto` is returned unchanged.
 
     Args:
         array: voxels on `grid`, shape (X, Y, Z).
-        grid: where the voxels lie.
-        onto: the grid whose axes to follow.
+        grid: the grid of the array.
+        onto: the grid whose axes to match.
 
     Returns:
         The array (a view) and its new grid.
@@ -175,7 +181,7 @@ def reorient(array: NDArray[Any], grid: Grid, onto: Grid) -> tuple[NDArray[Any],
         return array, grid
     axes = [int(axis) for axis in np.abs(signs).argmax(axis=1)]
     flips = [signs[i, axis] < 0 for i, axis in enumerate(axes)]
-    move = np.eye(4)  # new index -> old index
+    move = np.eye(4)  # from new to old voxel indices
     move[:3, :3] = 0
     for i, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
         move[axis, i] = -1 if flip else 1
@@ -186,22 +192,22 @@ def reorient(array: NDArray[Any], grid: Grid, onto: Grid) -> tuple[NDArray[Any],
 
 
 def align(array: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
-    """Read `array` in the axis order of `onto`.
+    """Return `array` with its axes in the order and direction of those of `onto`.
 
     Args:
         array: voxels on `grid`, shape (X, Y, Z).
-        grid: where the voxels lie.
-        onto: the grid they are expected on.
+        grid: the grid of the array.
+        onto: the grid on which the voxels must lie.
 
     Returns:
         The voxels in the axis order of `onto` (a view).
 
     Raises:
-        GridError: a voxel would lie more than `TOLERANCE_VOXELS` from its partner. The message names both grids.
+        GridError: if corresponding voxels are more than `TOLERANCE_VOXELS` apart. The message names both grids.
 
-    >>> here = Grid((2, 1, 1), np.eye(4))
+    >>> onto = Grid((2, 1, 1), np.eye(4))
     >>> flipped = Grid((2, 1, 1), np.array([[-1.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
-    >>> align(np.array([[[7]], [[8]]]), flipped, here).ravel().tolist()
+    >>> align(np.array([[[7]], [[8]]]), flipped, onto).ravel().tolist()
     [8, 7]
     """
     array, reoriented = reorient(array, grid, onto)
@@ -217,21 +223,21 @@ def align(array: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
 
 
 def resample(array: NDArray[Any], grid: Grid, onto: Grid, order: int = 0) -> NDArray[Any]:
-    """Resample `array` onto another grid; outside of its field of view the result is 0.
+    """Resample `array` onto another grid; the result is 0 outside its field of view.
 
     Args:
         array: voxels on `grid`, shape (X, Y, Z).
-        grid: where the voxels lie.
+        grid: the grid of the array.
         onto: the grid of the result.
-        order: 0 takes the nearest voxel (labels), 1 interpolates linearly (images).
+        order: 0 for the nearest voxel (labels), or 1 for linear interpolation (images).
 
     Returns:
-        Voxels of shape `onto.shape` and of the dtype of `array`.
+        The resampled voxels, with the shape of `onto` and the dtype of `array`.
     """
-    from scipy.ndimage import affine_transform  # imported here: `import monai_iou` must not load scipy
+    from scipy.ndimage import affine_transform  # `import monai_iou` must not load scipy
 
     matrix = np.linalg.solve(grid.affine, onto.affine)
-    # "grid-constant" lets the outermost voxels keep their outer half; "constant" would cut it off.
+    # "grid-constant" keeps the outer half of the outermost voxels, which "constant" would cut off.
     result: NDArray[Any] = affine_transform(
         array, matrix[:3, :3], offset=matrix[:3, 3], output_shape=onto.shape, order=order, mode="grid-constant"
     )

@@ -1,4 +1,4 @@
-"""What the header of a volume says before a voxel is read: shape, type, place, and where the data are stored."""
+"""The header of a volume, known before its voxels are read: shape, data type, affine and location of the data."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# From a nanometre to ten metres: what is outside is a header that has lost its unit, or is damaged.
+# From a nanometre to ten metres. A header with values outside of this range has a wrong unit or is damaged.
 VOXEL_EDGES_MM = (1e-6, 1e4)
 MAX_AXES = 7
 
 
 class VolumeError(ValueError):
-    """A file that cannot be read as one volume, or not as labels; the message names the file, the value, the remedy."""
+    """A file cannot be read as a single volume, or as labels; the message names the file, the value and the remedy."""
 
 
-def refusal(path: Path, expected: str, found: str, remedy: str) -> VolumeError:
-    """Return the error that says in one sentence what is wrong with a file and what to do."""
-    return VolumeError(f"Expected `{path}` to {expected}, but got {found}: {remedy}.")
+def refusal(path: Path, expected: str, actual: str, remedy: str) -> VolumeError:
+    """Return an error that says in one sentence what is wrong with a file and what to do.
+
+    >>> print(refusal(Path("a.nii"), "be an image", "a table", "name another file"))
+    Expected `a.nii` to be an image, but got a table: name another file.
+    """
+    return VolumeError(f"Expected `{path}` to {expected}, but got {actual}: {remedy}.")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a file that holds voxels.
+    """A section of a file that holds voxels.
 
     Attributes:
         file: the file.
-        offset: bytes of the file before the data, or before their compression.
+        offset: number of bytes in the file before the data, or before the compressed data.
         encoding: "raw", "gzip", "zlib", "bzip2", "ascii" or "hex".
-        skip: bytes before the data after decompression.
+        skip: number of bytes before the voxels after decompression.
         from_end: whether the data are the last bytes of the file, whatever precedes them.
-        exact: whether nothing may follow the data.
+        exact: whether no other data may follow.
     """
 
     file: Path
@@ -47,17 +51,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Header:
-    """A volume whose voxels are not read yet.
+    """A volume whose voxels have not been read yet.
 
     Attributes:
-        path: the file that was named.
-        shape: number of voxels along each axis of the file, first axis fastest.
-        dtype: type of the stored numbers with their byte order.
+        path: the path that the user named.
+        shape: number of voxels along each axis of the file; the first axis varies fastest.
+        dtype: data type of the stored numbers, including the byte order.
         affine: (4, 4) matrix from voxel indices to RAS millimetres.
-        parts: where the numbers are stored, in order; each part holds an equal share.
-        scaling: slope and intercept that turn stored numbers into values; None where they are the values.
-        files: every file that the volume depends on.
-        notes: sentences about the header that a reader of the results should know.
+        parts: the sections of files that hold the numbers, in order and of equal size.
+        scaling: slope and intercept that convert stored numbers to values; None if no conversion is needed.
+        files: all files of the volume.
+        notes: sentences about peculiarities of the header, for the report.
     """
 
     path: Path
@@ -71,7 +75,7 @@ class Header:
 
     @property
     def stored_bytes(self) -> int:
-        """Size of the stored numbers after decompression."""
+        """Size of the stored numbers after decompression, in bytes."""
         size = self.dtype.itemsize
         for length in self.shape:
             size *= int(length)
@@ -79,10 +83,10 @@ class Header:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is not a file before it is opened: opening a pipe waits for ever, and a device has no end.
+    """Raise unless a path is a regular file: opening a pipe could wait forever, and reading a device might not end.
 
     Raises:
-        VolumeError: there is no such file, or it is a folder, a pipe or a device.
+        VolumeError: if there is no such file, or it is a folder, pipe, socket or device.
     """
     try:
         mode = path.stat().st_mode
@@ -94,18 +98,19 @@ def check_regular(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise refusal(path, "be a file", kind, "name a file that holds a volume")
+        raise refusal(path, "be a file", kind, "name a file that contains a volume")
 
 
 def check_shape(path: Path, shape: tuple[int, ...]) -> None:
-    """Refuse axes without voxels, and more axes than any format here has."""
+    """Raise VolumeError if an axis has no voxels, or there are more axes than any supported format allows."""
     if not shape or len(shape) > MAX_AXES or any(length < 1 for length in shape):
         text = "x".join(str(length) for length in shape[: MAX_AXES + 1]) or "none"
-        raise refusal(path, "have axes of one voxel or more", f"shape {text}", "correct its header or write it again")
+        remedy = "correct its header or write the file again"
+        raise refusal(path, "have at least one voxel along each axis", f"shape {text}", remedy)
 
 
 def check_affine(path: Path, affine: NDArray[np.float64]) -> None:
-    """Refuse an affine that gives voxels no size: zero, NaN or nonsensical spacing, or axes that coincide."""
+    """Raise VolumeError if the spacing of an affine is zero, NaN or implausible, or its axes are linearly dependent."""
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     low, high = VOXEL_EDGES_MM
     if not np.isfinite(affine).all() or not ((edges >= low) & (edges <= high)).all():
@@ -114,12 +119,12 @@ def check_affine(path: Path, affine: NDArray[np.float64]) -> None:
         raise refusal(path, "have a valid affine", f"voxels of {sizes} mm at {_numbers(affine[:3, 3])}", remedy)
     if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-6:
         rows = "; ".join(_numbers(row) for row in affine[:3, :3])
-        raise refusal(path, "have a valid affine", f"axes that coincide ({rows})", "correct the axes in its header")
+        raise refusal(path, "have a valid affine", f"linearly dependent axes ({rows})", "correct them in its header")
 
 
-def one_number(path: Path, found: str) -> VolumeError:
+def one_number(path: Path, actual: str) -> VolumeError:
     """Return the error for RGB, complex and vector data."""
-    return refusal(path, "hold one number per voxel", found, "convert it to one channel first")
+    return refusal(path, "hold one number per voxel", actual, "convert it to one channel first")
 
 
 def _numbers(values: NDArray[np.float64]) -> str:

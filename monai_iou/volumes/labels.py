@@ -1,4 +1,4 @@
-"""Label values: whole numbers kept exactly, or refused before they are cast to another type."""
+"""Label values as integers; values that an integer cannot represent exactly raise an error."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from numpy.typing import NDArray
 
 from monai_iou.volumes.header import refusal
 
-# Header scaling and resampling in float32 leave whole numbers this far from whole, and this part of their size.
+# Header scaling and resampling in float32 cause rounding errors of this size, plus this fraction of the value.
 ROUNDING = 1e-4
 ROUNDING_PER_VALUE = 4 * float(np.finfo(np.float32).eps)
-# Far below it the nearest whole number is in no doubt.
+# For errors up to this size, the nearest whole number is certain.
 MAX_ROUNDING = 0.05
-# Whole numbers above are not all there: 312782546 and 312782547 are one number in float32.
+# The largest whole numbers, by bytes of the float type, below which all whole numbers are represented exactly: in
+# float32, 312782546 and 312782547 are the same number.
 EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 INTEGERS = (np.uint8, np.int16, np.int32, np.int64)
 
 
 def whole_labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Return labels as the smallest of uint8, int16, int32 and int64 that holds every value.
+    """Return labels as the smallest of uint8, int16, int32 and int64 that represents every value.
 
     Args:
         array: values of any real dtype, shape (X, Y, Z).
-        path: for the errors.
+        path: the file of the labels, for error messages.
 
     Raises:
-        VolumeError: a voxel is NaN, infinite, a fraction, or too large for its type to keep apart from the next.
+        VolumeError: if a voxel is NaN, infinite or a fraction, or so large that its float type cannot distinguish it
+            from the next whole number.
+
+    >>> whole_labels(np.array([[[0.0, 2.0, 300.0]]]), Path("a.nii")).dtype
+    dtype('int16')
     """
     if array.dtype.kind == "f":
         array = _of_floats(array, path)
@@ -41,7 +46,7 @@ def whole_labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _of_floats(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
-    """The labels of a float volume, a slice at a time: whole copies of it would be many times the labels' size."""
+    """Convert a float volume to labels, slice by slice, because copies of the volume would need far more memory."""
     exact = EXACT[min(array.dtype.itemsize, 8)]
     whole = np.zeros(array.shape, dtype=np.int64, order="F")
     bad = wrong = 0
@@ -64,10 +69,10 @@ def _of_floats(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
     if bad:
         raise refusal(path, "hold labels", f"{bad} NaN or infinite voxels", "write 0 for background")
     if largest > exact:
-        found = f"{largest:.10g}, which {array.dtype.name} does not keep exactly"
-        raise refusal(path, "hold labels that stay apart", found, "store the labels as integers, or renumber them")
+        values = f"{largest:.10g}, which {array.dtype.name} cannot represent exactly"
+        raise refusal(path, "hold distinct labels", values, "store the labels as integers, or renumber them")
     if wrong:
-        found = f"{wrong} fractions such as {example:.9g}"
+        values = f"{wrong} fractions such as {example:.9g}"
         remedy = "threshold the probabilities, or pass the label map instead of an image"
-        raise refusal(path, "hold whole-number labels", found, remedy)
+        raise refusal(path, "hold whole-number labels", values, remedy)
     return whole

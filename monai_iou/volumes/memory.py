@@ -1,4 +1,4 @@
-"""Memory for volumes: what a header claims must fit into what is free, also when several volumes are read at once."""
+"""Memory for volumes: the size given by a header must fit into the free memory, also for concurrent readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
 GIB = 2**30
-# Left to the rest of the program: without it the last reader would push the process over its limit.
+# Reserved for the rest of the program, which would otherwise exceed its limit while the last volume is read.
 RESERVE = 64 * 2**20
 WAIT_SECONDS = 600.0
 _CGROUP_LIMITS = (
@@ -26,7 +26,7 @@ _CGROUP_LIMITS = (
 
 
 class _Budget:
-    """The bytes that readers of this process have been promised and not yet given back."""
+    """The memory that readers of this process have reserved and not yet released, in bytes."""
 
     def __init__(self) -> None:
         self.promised = 0
@@ -37,25 +37,30 @@ _BUDGET = _Budget()
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take, by the kernel, the container and `ulimit -v`; None if unknown."""
-    found = [*_of_kernel(), *_of_container(), *_of_process()]
-    return max(0, min(found)) if found else None
+    """Return the bytes that the kernel, the container and `ulimit -v` still allow this process; None if unknown."""
+    limits = [*_of_kernel(), *_of_container(), *_of_process()]
+    return max(0, min(limits)) if limits else None
 
 
 @contextmanager
 def room_for(path: Path, size: int, shape: tuple[int, ...]) -> Iterator[None]:
-    """Hold `size` bytes for reading one volume; wait while others are read, and refuse what cannot fit.
+    """Reserve memory for reading one volume, and wait for it while other volumes are being read.
+
+    Args:
+        path: the volume, for the error message.
+        size: the number of bytes to reserve.
+        shape: the shape of the volume, for the error message.
 
     Raises:
-        VolumeError: the volume does not fit into the free memory, though nothing else is being read.
+        VolumeError: if the volume does not fit into the free memory although no other volume is being read.
     """
     with _BUDGET.changed:
         while not _fits(size):
             if _BUDGET.promised == 0 or not _BUDGET.changed.wait(WAIT_SECONDS):
                 text = "x".join(map(str, shape))
-                found = f"{size / GIB:.3g} GiB for shape {text} with {(free_memory() or 0) / GIB:.3g} GiB free"
-                remedy = "correct its header, free memory, or read it on a larger machine"
-                raise refusal(path, "fit into the free memory", found, remedy)
+                sizes = f"{size / GIB:.3g} GiB for shape {text} with {(free_memory() or 0) / GIB:.3g} GiB free"
+                remedy = "correct its header, free memory, or read it on a machine with more memory"
+                raise refusal(path, "fit into the free memory", sizes, remedy)
         _BUDGET.promised += size
     try:
         yield
@@ -67,7 +72,7 @@ def room_for(path: Path, size: int, shape: tuple[int, ...]) -> Iterator[None]:
 
 def _fits(size: int) -> bool:
     if size < RESERVE and _BUDGET.promised + size < RESERVE:
-        return True  # small volumes: asking the system costs more than it saves
+        return True  # for small volumes, asking the system would take too long
     free = free_memory()
     return free is None or _BUDGET.promised + size <= free - RESERVE
 
@@ -79,20 +84,20 @@ def _of_kernel() -> list[int]:
     except (OSError, KeyError, ValueError):
         pass
     try:
-        # Systems without /proc say what there is in all; half of it may be taken.
+        # Systems without /proc only report the total memory; assume that half of it is free.
         return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     except (AttributeError, OSError, ValueError):
         return []
 
 
 def _of_container() -> list[int]:
-    found = []
+    limits = []
     for limit, usage in _CGROUP_LIMITS:
         try:
-            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
+            limits.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
         except (OSError, ValueError):
             continue
-    return found
+    return limits
 
 
 def _of_process() -> list[int]:

@@ -1,4 +1,4 @@
-"""Headers of MetaImage (.mha, .mhd), with ITK's reading of their geometry."""
+"""MetaImage headers (.mha, .mhd); the geometry is interpreted as in ITK."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ UNITS_MM = {"mm": 1.0, "um": 1e-3, "cm": 10.0, "?": 1.0, "": 1.0}
 
 
 def read_metaimage_header(path: Path) -> Header:
-    """Read the header of a MetaImage.
+    """Read the header of a MetaImage file.
 
     Raises:
-        VolumeError: it is none, or one that cannot be right.
+        VolumeError: if the file is not a MetaImage, or its header is damaged or contradictory.
     """
     fields, following, local = _fields(path)
     check_spelling(path, fields, KNOWN)
@@ -58,7 +58,7 @@ def read_metaimage_header(path: Path) -> Header:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], list[str], int]:
-    """The fields up to ElementDataFile, which ends a header; the lines after it; and where they begin."""
+    """Return the fields up to ElementDataFile, which ends a header; the lines after it; and the offset of these."""
     with path.open("rb") as stream:
         start = stream.read(LONGEST_HEADER)
     fields: dict[str, str] = {}
@@ -111,13 +111,13 @@ def _parts(path: Path, fields: dict[str, str], following: list[str], position: i
 
 
 def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[str]]:
-    """The affine: rows of the matrix are the axes' directions, in LPS."""
-    found = fields.get("ElementSpacing", fields.get("ElementSize"))
-    if found is None:
-        raise refusal(path, "have the field `ElementSpacing`", "none", "add the distance of the voxels in mm")
-    spacing = numbers(path, "ElementSpacing", found, axes)
+    """Return the affine and notes. The rows of the header's matrix are the directions of the axes, in LPS."""
+    text = fields.get("ElementSpacing", fields.get("ElementSize"))
+    if text is None:
+        raise refusal(path, "have the field `ElementSpacing`", "none", "add the distance between voxels in mm")
+    spacing = numbers(path, "ElementSpacing", text, axes)
     if not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise refusal(path, "have a positive spacing", repr(found), "correct the spacing in its header")
+        raise refusal(path, "have a positive spacing", repr(text), "correct the spacing in its header")
     matrix = _field(fields, ("TransformMatrix", "Rotation", "Orientation"))
     directions = (
         np.eye(axes) if matrix is None else numbers(path, "TransformMatrix", matrix, axes**2).reshape(axes, axes)
@@ -135,15 +135,18 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
 
 
 def check_directions(path: Path, directions: NDArray[np.float64]) -> None:
-    """Refuse directions that are not of length one: a damaged digit, which would change the spacing."""
+    """Raise VolumeError if a direction vector does not have length 1: a damaged digit would change the spacing."""
     lengths = np.linalg.norm(directions, axis=1)
     if not np.isfinite(lengths).all() or np.abs(lengths - 1).max() > 1e-2:
-        found = ", ".join(f"{length:.4g}" for length in lengths)
-        raise refusal(path, "have axis directions of length 1", found, "correct the directions in its header")
+        text = ", ".join(f"{length:.4g}" for length in lengths)
+        raise refusal(path, "have axis directions of length 1", text, "correct the directions in its header")
 
 
 def lps_affine(columns: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (4, 4) affine to RAS mm of the first three axes, given in LPS; missing axes are 1 mm long."""
+    """Return the (4, 4) affine to RAS mm of the first three axes from their columns and origin in LPS mm.
+
+    The voxel size along missing axes is 1 mm.
+    """
     axes = min(3, len(origin))
     affine = np.eye(4)
     affine[:axes, :axes] = columns[:axes, :axes]

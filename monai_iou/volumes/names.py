@@ -1,4 +1,4 @@
-"""Names of volumes, and finding them: hidden entries are passed over, linked folders are followed once."""
+"""Names of volumes, and finding volumes below a folder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
-# The header's name stands for a pair; `.img` is read where it is named.
+# A pair of files is listed by the name of its header; `.img` is accepted where the user names it.
 PAIR_EXTENSIONS = (".hdr.gz", ".hdr")
 METAIMAGE_EXTENSIONS = (".mha", ".mhd")
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 EXTENSIONS = NIFTI_EXTENSIONS + PAIR_EXTENSIONS + METAIMAGE_EXTENSIONS + NRRD_EXTENSIONS
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
-# So many files of a folder are looked into before it counts as one without DICOM slices.
+# Number of files of a folder to inspect before deciding that it contains no DICOM slices.
 LOOKED_INTO = 32
 _VALUE_TYPES = b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV"
 # Groups 2 and 8 in little-endian order: what a DICOM file without its preamble begins with.
@@ -22,7 +22,7 @@ _FIRST_GROUPS = (b"\x02\0", b"\x08\0")
 
 
 def case_name(path: Path) -> str:
-    """The file name without the extension of a volume, composed (NFC) as most systems write it.
+    """Return the file name without the extension of a volume, in the composed Unicode form (NFC).
 
     >>> case_name(Path("site.2/case_1.nii.gz")), case_name(Path("c.NII.GZ"))
     ('case_1', 'c')
@@ -36,12 +36,12 @@ def case_name(path: Path) -> str:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is hidden: `.snapshot`, `.ipynb_checkpoints`, and `._x`, the metadata of macOS."""
+    """Return whether a file or folder is hidden, such as `.snapshot` or `._x`, the metadata of macOS."""
     return path.name.startswith(".")
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the name is that of a volume file, or the folder is one of DICOM slices."""
+    """Return whether a path has the name of a volume file, or is a folder that contains DICOM slices."""
     if is_hidden(path):
         return False
     if path.is_dir():
@@ -50,7 +50,7 @@ def is_volume(path: Path) -> bool:
 
 
 def dicom_slices(folder: Path, most: int | None = None) -> Iterator[Path]:
-    """The DICOM files directly in a folder by name; with `most`, only so many files are looked into."""
+    """Yield the DICOM files directly in a folder, sorted by name; inspect at most `most` files if it is given."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -64,7 +64,7 @@ def dicom_slices(folder: Path, most: int | None = None) -> Iterator[Path]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, with or without the preamble that the standard asks for."""
+    """Return whether a file is DICOM, with or without the preamble that the standard requires."""
     try:
         if not path.is_file():  # never opens a pipe or a device
             return False
@@ -82,14 +82,14 @@ def is_dicom(path: Path) -> bool:
 
 
 def volumes_below(folder: Path, *, deep: bool = True) -> Iterator[Path]:
-    """Every volume below a folder, sorted within each: files by their names, and folders of DICOM slices.
+    """Yield every volume below a folder: files with the names of volumes, and folders of DICOM slices.
 
-    Hidden entries are passed over. Links to folders are followed; a folder that a link leads back to is not entered
-    again on the way down.
+    The entries of each folder are sorted. Hidden entries are skipped. Links to folders are followed, except those that
+    lead back to a folder that contains them.
 
     Args:
-        folder: where to start; it is not itself taken for a folder of slices.
-        deep: whether to look into subfolders that are not a DICOM series.
+        folder: the folder to search; it is not regarded as a folder of slices itself.
+        deep: whether to search subfolders as well.
     """
     yield from _below(folder, deep, (_identity(folder),))
 
@@ -124,9 +124,10 @@ def _identity(folder: Path) -> object:
 
 
 def find_spelling(path: Path) -> Path | None:
-    """Return the path of an existing file whose name is `path` in another Unicode form (NFC, NFD), None without one.
+    """Return an existing path that equals `path` up to the Unicode form (NFC or NFD) of its name, or None.
 
-    macOS writes `u` and two dots where other systems write one letter; they look the same and are other bytes.
+    macOS may store an umlaut as a letter and two dots where other systems store one character: the names look the same
+    but consist of different bytes.
     """
     if os.path.lexists(path):
         return path

@@ -1,4 +1,4 @@
-"""Headers of NIfTI-1 and NIfTI-2: one file or a pair, compressed or not."""
+"""NIfTI-1 and NIfTI-2 headers of single files and of pairs, compressed or not."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from monai_iou.volumes.grid import NOTE_MM, distance_mm, spatial_grid
 from monai_iou.volumes.header import Header, Part, VolumeError, check_affine, check_shape, one_number, refusal
 from monai_iou.volumes.payload import AGAIN, GZIP_MAGIC, decompressed
 
-# Header sizes in either byte order, and the magic strings of one file and of a pair.
+# Header sizes in bytes, with the magic strings of a single file and of a pair.
 SIZES = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")}
 UNITS_MM = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}  # unknown, metre, millimetre, micron
 UNIT_NAMES = {1: "metres", 3: "microns"}
-DAMAGED = "correct its header or write it again"
+DAMAGED = "correct its header or write the file again"
 
 
 def read_nifti_header(path: Path) -> Header:
-    """Read the header of a NIfTI file, or of a pair by the name of either file.
+    """Read the header of a NIfTI file, or of a pair given by the name of either file.
 
-    The sform gives the affine where its code is set, else the qform, else the spacing alone, as nibabel and FSL do.
+    The affine is the sform if its code is set, otherwise the qform if its code is set, and otherwise follows from the
+    spacing alone, as in nibabel and FSL.
 
     Raises:
-        VolumeError: it is not a NIfTI header, or one that cannot be right.
+        VolumeError: if the file has no NIfTI header, or the header is damaged or contradictory.
     """
     first = _partner(path, ".hdr") if path.name.lower().endswith((".img", ".img.gz")) else path
     block, compressed = _first_bytes(first)
@@ -46,12 +47,12 @@ def read_nifti_header(path: Path) -> Header:
 
 
 def load_raw_header(path: Path) -> Any:
-    """Return nibabel's header of a NIfTI file, for writing another file next to it on the same grid."""
+    """Return the header of a NIfTI file as a nibabel object, for writing another file on the same grid."""
     return _parse(path, _first_bytes(path)[0])[0]
 
 
 def _first_bytes(path: Path, count: int = 540) -> tuple[bytes, bool]:
-    """The first bytes of a file after decompression, and whether it is compressed."""
+    """Return the first bytes of a file after decompression, and whether the file is compressed."""
     with path.open("rb") as stream:
         start = stream.read(count)
         if not start.startswith(GZIP_MAGIC):
@@ -66,7 +67,7 @@ def _first_bytes(path: Path, count: int = 540) -> tuple[bytes, bool]:
 
 
 def _partner(path: Path, extension: str) -> Path:
-    """The other file of a pair, whatever the case of its extension and whether it is compressed."""
+    """Return the other file of a pair; its extension may be in lower or upper case, and it may be compressed."""
     stem = path.name[: path.name.lower().rfind(".hdr" if extension == ".img" else ".img")]
     for ending in (extension, extension.upper(), extension + ".gz", extension.upper() + ".GZ"):
         if (other := path.with_name(stem + ending)).is_file():
@@ -77,15 +78,15 @@ def _partner(path: Path, extension: str) -> Path:
 def _parse(path: Path, block: bytes) -> tuple[Any, bool]:
     import nibabel
 
-    # The size tells the byte order too; nibabel would guess it from the number of axes.
+    # The stored header size also reveals the byte order, which nibabel would guess from the number of axes.
     order = "<" if int.from_bytes(block[:4], "little") in SIZES else ">"
     size = int.from_bytes(block[:4], "little" if order == "<" else "big")
     if size not in SIZES or len(block) < size:
         raise refusal(path, "be a readable volume", "no NIfTI header", AGAIN)
     magic = block[344:348] if size == 348 else block[4:12]
     if magic not in SIZES[size]:
-        found = f"the format mark {magic!r} (an Analyze file does not tell left from right)"
-        raise refusal(path, "be NIfTI", found, "convert it with the program that wrote it")
+        mark = f"the magic string {magic!r} (an Analyze file does not distinguish left and right)"
+        raise refusal(path, "be NIfTI", mark, "convert it with the program that wrote it")
     kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
     return kind(block[:size], order, check=False), magic == SIZES[size][1]
 
@@ -112,31 +113,31 @@ def _dtype(path: Path, header: Any) -> np.dtype[Any]:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise refusal(path, "hold integers or floats of up to 64 bits", f"the data type {code}", "convert it")
     if int(header["bitpix"]) not in (0, 8 * dtype.itemsize):
-        found = f"{int(header['bitpix'])} bits for {dtype.name}"
-        raise refusal(path, "have a data type of its size", found, DAMAGED)
+        bits = f"{int(header['bitpix'])} bits for {dtype.name}"
+        raise refusal(path, "have a `bitpix` that fits its data type", bits, DAMAGED)
     return dtype
 
 
 def _offset(path: Path, header: Any, least: int) -> int:
     offset = float(header["vox_offset"])
-    # Pairs, and some writers of single files, leave it 0.
+    # It is 0 in pairs, and in the single files of some programs.
     offset = float(least + 4) if offset == 0 and least else offset
     if not np.isfinite(offset) or offset != int(offset) or not least <= offset < 2**62:
-        raise refusal(path, "have its voxels after its header", f"the offset {offset:g}", DAMAGED)
+        raise refusal(path, "store its voxels after its header", f"the offset {offset:g}", DAMAGED)
     return int(offset)
 
 
 def _scaling(path: Path, header: Any) -> tuple[float, float] | None:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
-        return None  # the format's way to say that there is none
+        return None  # the standard defines a slope of 0 as no scaling
     if not np.isfinite(intercept):
         raise refusal(path, "have a finite scaling", f"the intercept {intercept}", DAMAGED)
     return None if (slope, intercept) == (1.0, 0.0) else (slope, intercept)
 
 
 def _place(path: Path, header: Any) -> tuple[NDArray[np.float64], list[str]]:
-    """The affine in millimetres, and what is odd about it."""
+    """Return the affine in millimetres, and notes about its peculiarities."""
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     notes: list[str] = []
     if not sform:
@@ -158,8 +159,8 @@ def _place(path: Path, header: Any) -> tuple[NDArray[np.float64], list[str]]:
 def _check_pixdim(path: Path, header: Any) -> None:
     spacing = np.asarray(header["pixdim"][1 : 1 + min(3, int(header["dim"][0]))], float)
     if not (np.isfinite(spacing) & (spacing > 0)).all():
-        found = "x".join(f"{value:g}" for value in spacing)
-        raise refusal(path, "have a positive spacing", f"{found} in `pixdim`", "correct the spacing in its header")
+        text = "x".join(f"{value:g}" for value in spacing)
+        raise refusal(path, "have a positive spacing", f"{text} in `pixdim`", "correct the spacing in its header")
 
 
 def _qform(path: Path, header: Any) -> NDArray[np.float64]:
@@ -167,7 +168,7 @@ def _qform(path: Path, header: Any) -> NDArray[np.float64]:
 
     factor = float(header["pixdim"][0])
     if factor not in (-1.0, 0.0, 1.0):
-        # The format knows 1 and -1 only; 0 counts as 1.
+        # The standard defines 1 and -1 only, and treats 0 as 1.
         raise refusal(path, "have -1 or 1 in `pixdim[0]`", f"{factor:g}", DAMAGED)
     try:
         fixed = header.copy()

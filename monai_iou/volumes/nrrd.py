@@ -1,4 +1,4 @@
-"""Headers of NRRD (.nrrd, .nhdr), with ITK's reading of their geometry."""
+"""NRRD headers (.nrrd, .nhdr); the geometry is interpreted as in ITK."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from monai_iou.volumes.header import Header, Part, check_affine, check_shape, on
 from monai_iou.volumes.metaimage import lps_affine
 from monai_iou.volumes.payload import AGAIN
 from monai_iou.volumes.text_header import (
+    CORRECT,
     LONGEST_HEADER,
     check_spelling,
     choice,
@@ -38,7 +39,7 @@ ENCODINGS = {
     "raw": "raw", "txt": "ascii", "text": "ascii", "ascii": "ascii", "hex": "hex", "gz": "gzip", "gzip": "gzip",
     "bz2": "bzip2", "bzip2": "bzip2",
 }  # fmt: skip
-# Signs that turn a space's first two axes into LPS; spaces without anatomy count as LPS, as in ITK.
+# Signs that convert the first two axes of a space to LPS. Spaces without anatomical meaning count as LPS, as in ITK.
 SPACES = {
     **dict.fromkeys(("right-anterior-superior", "ras"), "- -"),
     **dict.fromkeys(("left-anterior-superior", "las"), "+ -"),
@@ -63,10 +64,10 @@ KNOWN = (
 
 
 def read_nrrd_header(path: Path) -> Header:
-    """Read the header of a NRRD file.
+    """Read the header of an NRRD file.
 
     Raises:
-        VolumeError: it is none, or one that cannot be right.
+        VolumeError: if the file is not NRRD, or its header is damaged or contradictory.
     """
     fields, following, position = _fields(path)
     check_spelling(path, fields, KNOWN)
@@ -76,7 +77,7 @@ def read_nrrd_header(path: Path) -> Header:
     affine, spatial, notes = _place(path, fields, axes)
     values = int(np.prod([shape[axis] for axis in range(axes) if axis not in spatial], dtype=object))
     if values > 1 and spatial != list(range(len(spatial))):
-        raise one_number(path, str(values))  # colours or vectors, stored voxel by voxel
+        raise one_number(path, str(values))  # colours or vectors, interleaved
     parts = _parts(path, fields, following, position)
     files = tuple(dict.fromkeys((path, *(part.file for part in parts))))
     kept = tuple(shape[axis] for axis in spatial) + ((values,) if values > 1 else ())
@@ -84,11 +85,11 @@ def read_nrrd_header(path: Path) -> Header:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], list[str], int]:
-    """The fields, the lines after a `data file: LIST`, and where the header ends (0 with detached data)."""
+    """Return the fields, the lines after `data file: LIST`, and the offset of the data (0 if they are detached)."""
     with path.open("rb") as stream:
         start = stream.read(LONGEST_HEADER)
     if not re.match(rb"NRRD000[1-5]\r?\n", start):
-        raise refusal(path, "be a NRRD file", f"the first bytes {start[:8]!r}", AGAIN)
+        raise refusal(path, "be an NRRD file", f"the first bytes {start[:8]!r}", AGAIN)
     fields: dict[str, str] = {}
     position = start.index(b"\n") + 1
     while position < len(start):
@@ -99,12 +100,12 @@ def _fields(path: Path) -> tuple[dict[str, str], list[str], int]:
         if not line.strip():
             return fields, [], position
         if line.startswith("#") or ":=" in line:
-            continue  # a comment, or a pair of the user's
+            continue  # a comment, or a key-value pair of the user
         name, colon, value = line.partition(":")
         name = name.strip().lower()
         if not colon or name in fields:
-            found = f"`{name}` twice" if colon else f"the line {line[:60]!r}"
-            raise refusal(path, "have one field to a line", found, AGAIN)
+            problem = f"`{name}` twice" if colon else f"the line {line[:60]!r}"
+            raise refusal(path, "have one field per line, and each field once", problem, AGAIN)
         fields[name] = value.strip()
         if name in ("data file", "datafile") and value.split()[:1] == ["LIST"]:
             return fields, start[position:].decode("utf-8", "surrogateescape").splitlines(), position
@@ -117,7 +118,7 @@ def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[np.generic]:
     kind = choice(path, "type", fields.get("type", ""), TYPES)
     endian = fields.get("endian")
     if endian is None and kind[1] != "1" and ENCODINGS.get(fields.get("encoding", "").lower()) not in ("ascii",):
-        raise refusal(path, "have the field `endian`", "none", "write `endian: little` if it comes from a PC")
+        raise refusal(path, "have the field `endian`", "none", "add `endian: little` if it was written on a PC")
     order = "<" if endian is None else choice(path, "endian", endian, {"little": "<", "big": ">"})
     return np.dtype(order + kind)
 
@@ -128,7 +129,7 @@ def _parts(path: Path, fields: dict[str, str], following: list[str], position: i
     lines = whole_numbers(path, "line skip", fields.get("line skip", fields.get("lineskip", "0")), 1)[0]
     skip = whole_numbers(path, "byte skip", fields.get("byte skip", fields.get("byteskip", "0")), 1)[0]
     if lines < 0 or skip < -1 or (skip == -1 and encoding != "raw"):
-        raise refusal(path, "skip no lines or bytes before its start", f"{lines} and {skip}", "correct its header")
+        raise refusal(path, "have valid `line skip` and `byte skip`", f"{lines} and {skip}", "correct its header")
     files = [path] if named is None else listed_files(path, named, following)
     result = []
     for file in files:
@@ -152,15 +153,15 @@ def _after_lines(path: Path, file: Path, start: int, lines: int) -> int:
 
 
 def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int], list[str]]:
-    """The affine, the axes of the file that run through space, and notes."""
+    """Return the affine, the spatial axes of the file, and notes."""
     if "space directions" not in fields:
         return (*_plain_place(path, fields, axes), [])
     vectors = re.findall(r"none|\([^)]*\)|\S+", fields["space directions"])
     spatial = [axis for axis, vector in enumerate(vectors) if vector != "none"]
     size = len(spatial)
     if len(vectors) != axes or not 1 <= size <= 3:
-        found = f"{len(vectors)} for {axes} axes"
-        raise refusal(path, "have a direction for each axis in `space directions`", found, "correct its header")
+        counts = f"{len(vectors)} for {axes} axes"
+        raise refusal(path, "have a direction for each axis in `space directions`", counts, "correct its header")
     columns = np.stack([_vector(path, "space directions", vectors[axis], size) for axis in spatial], axis=1)
     origin = _vector(path, "space origin", fields["space origin"], size) if "space origin" in fields else np.zeros(size)
     space = choice(path, "space", fields.get("space", ""), SPACES)
@@ -172,14 +173,14 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
 
 
 def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int]]:
-    """Without directions: spacings along the axes, the origin where `axis mins` says."""
+    """Return the affine of a header without directions, from `spacings` and `axis mins`, and the spatial axes."""
     kinds = fields.get("kinds", "").split()
     spatial = [
         a for a in range(axes) if not (len(kinds) == axes and kinds[a] not in ("domain", "space", "???", "none"))
     ]
     spatial = spatial[:3]
     if "spacings" not in fields:
-        raise refusal(path, "have `space directions` or `spacings`", "neither", "add the distance of the voxels in mm")
+        raise refusal(path, "have `space directions` or `spacings`", "neither", "add the distance between voxels in mm")
     spacing = numbers(path, "spacings", fields["spacings"], axes)[spatial]
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise refusal(path, "have a positive spacing", repr(fields["spacings"]), "correct the spacing in its header")
@@ -191,7 +192,7 @@ def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray
 
 def _vector(path: Path, name: str, text: str, size: int) -> NDArray[np.float64]:
     if not (text.startswith("(") and text.endswith(")")):
-        raise refusal(path, f"have vectors in `{name}`", repr(text[:80]), "correct its header or write it again")
+        raise refusal(path, f"have vectors in `{name}`", repr(text[:80]), CORRECT)
     return numbers(path, name, text[1:-1].replace(",", " "), size)
 
 

@@ -1,4 +1,4 @@
-"""The stored numbers of a volume: decompressed piece by piece, every checksum and length verified."""
+"""Reading the stored numbers of a volume: decompressed in pieces, with all checksums and lengths verified."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from monai_iou.volumes.header import Header, Part, VolumeError, check_regular, r
 
 BLOCK = 1 << 18
 PIECE = 1 << 20
-# Deflate cannot shrink more: 258 bytes from 2 bits. A file that would have to is damaged, or made to fill the memory.
+# The highest compression of Deflate is 258 bytes to 2 bits. A file that claims more is damaged or malicious.
 MAX_RATIO = 1032
-# Some writers fill the last block of a file with zeros.
+# Some programs pad the last block of a file with zeros.
 PADDING = 512
 GZIP_MAGIC = b"\x1f\x8b"
-AGAIN = "copy it again or write it again"
+AGAIN = "copy or write the file again"
 
 
 def _fastest_zlib() -> Any:
-    """zlib-ng, which unpacks in two thirds of the time, or the standard library's where it has no wheel."""
+    """Return zlib-ng, which decompresses in two thirds of the time, or the standard zlib if it is not installed."""
     try:
         return importlib.import_module("zlib_ng.zlib_ng")
     except ImportError:
@@ -37,10 +37,13 @@ _ZLIB = _fastest_zlib()
 
 
 def stored_numbers(header: Header) -> NDArray[Any]:
-    """Read the numbers as they are stored, in native byte order and in the file's axis order.
+    """Read the stored numbers of a volume.
+
+    Returns:
+        An array of shape `header.shape` in native byte order, with the axes in the order of the file.
 
     Raises:
-        VolumeError: data are missing, damaged, or more than the header says.
+        VolumeError: if data are missing, damaged, or more than the header states.
     """
     check_claims(header)
     share = header.stored_bytes // len(header.parts)
@@ -59,7 +62,7 @@ def stored_numbers(header: Header) -> NDArray[Any]:
 
 
 def check_claims(header: Header) -> None:
-    """Refuse a header that claims more than its files can hold, before any memory is taken."""
+    """Raise VolumeError if a header claims more data than its files can hold, before memory is allocated."""
     share = header.stored_bytes // len(header.parts)
     for part in header.parts:
         check_regular(part.file)
@@ -68,8 +71,8 @@ def check_claims(header: Header) -> None:
         if share > most:
             shape = "x".join(map(str, header.shape))
             source = "" if part.file == header.path else f" in `{part.file.name}`"
-            found = f"{size} bytes{source} for {share} of shape {shape}, {header.dtype.name}"
-            raise refusal(header.path, "hold all its voxels", found, AGAIN)
+            claim = f"{size} bytes{source} for {share} of shape {shape}, {header.dtype.name}"
+            raise refusal(header.path, "hold all its voxels", claim, AGAIN)
 
 
 def _most_bytes(part: Part, size: int, itemsize: int) -> int:
@@ -77,12 +80,12 @@ def _most_bytes(part: Part, size: int, itemsize: int) -> int:
         return size - (0 if part.from_end else part.offset)
     if part.encoding in ("ascii", "hex"):
         return size * itemsize
-    # bzip2 packs runs of 45 MB into some ten bytes; its memory grows with what really arrives.
+    # bzip2 compresses runs of 45 MB to about ten bytes, but its memory grows only with the data that are read.
     return size * (MAX_RATIO if part.encoding != "bzip2" else 10**6)
 
 
 def _fill(path: Path, part: Part, target: memoryview) -> None:
-    """Put the bytes of a part into `target`, and read on to the end: the checksums are there."""
+    """Read the bytes of a part into `target`, and continue to the end of the stream, where the checksums are."""
     filled, skip = 0, part.skip
     with part.file.open("rb") as stream:
         stream.seek(-len(target) if part.from_end else part.offset, 2 if part.from_end else 0)
@@ -117,10 +120,15 @@ def _read_into(stream: BinaryIO, target: memoryview) -> int:
 
 
 def decompressed(path: Path, stream: BinaryIO, encoding: str) -> Iterator[bytes]:
-    """Yield pieces of a compressed stream up to its end.
+    """Yield the decompressed pieces of a stream up to its end.
+
+    Args:
+        path: the volume, for error messages.
+        stream: an open file, positioned at the compressed data.
+        encoding: "gzip", "zlib" or "bzip2".
 
     Raises:
-        VolumeError: the stream is damaged or cut off, its checksum or length is wrong, or something else follows it.
+        VolumeError: if the stream is damaged or truncated, its checksum or length is wrong, or other data follow it.
     """
     read_member = _bzip2_member if encoding == "bzip2" else _deflate_member
     block = stream.read(BLOCK)
@@ -138,8 +146,8 @@ def decompressed(path: Path, stream: BinaryIO, encoding: str) -> Iterator[bytes]
             if isinstance(error, VolumeError):
                 raise
             reason = re.sub(r"^Error -?\d+ while decompressing data: ", "", str(error))
-            found = f"the error '{reason}' in its compressed data"
-            raise refusal(path, "be a readable volume", found, AGAIN) from error
+            problem = f"the error '{reason}' in its compressed data"
+            raise refusal(path, "be a readable volume", problem, AGAIN) from error
         block = block or stream.read(BLOCK)
 
 
@@ -152,7 +160,7 @@ def _deflate_member(path: Path, stream: BinaryIO, block: bytes, encoding: str) -
             yield inflate.decompress(block, PIECE)
             block = inflate.unconsumed_tail
         if not inflate.eof:
-            # The last bytes of output may still be inside without any more input.
+            # The last bytes of output may be available without further input.
             block = stream.read(BLOCK)
             if not block and (piece := inflate.decompress(b"", PIECE)):
                 yield piece

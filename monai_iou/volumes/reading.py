@@ -1,7 +1,7 @@
-"""Reading volumes: the one reader of training, planning, evaluation and inference, on grids in RAS millimetres.
+"""Reading volumes for training, planning, evaluation and inference, with grids in RAS millimetres.
 
-NIfTI, MetaImage and NRRD are read here, so that every checksum, length and range is verified; DICOM, and formats that
-only ITK knows, by SimpleITK.
+NIfTI, MetaImage and NRRD are read by this package, which verifies every checksum, length and range. DICOM and formats
+that only ITK supports are read by SimpleITK.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from monai_iou.volumes.names import (
 )
 from monai_iou.volumes.nifti import read_nifti_header
 from monai_iou.volumes.nrrd import read_nrrd_header
-from monai_iou.volumes.payload import check_claims, stored_numbers
+from monai_iou.volumes.payload import AGAIN, check_claims, stored_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,13 +62,13 @@ _READERS = {
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels and where they lie.
+    """The voxels of a volume and their grid.
 
     Args:
-        array: shape (X, Y, Z), axes as in the file's own index order; `read_channels` puts channels before them.
-        grid: their place in the patient, in RAS mm.
+        array: voxels of shape (X, Y, Z), with the axes in the order of the file; `read_channels` returns (C, X, Y, Z).
+        grid: the position of the voxels in the patient, in RAS mm.
         path: the file or DICOM folder.
-        notes: sentences about the header that a reader of the results should know.
+        notes: sentences about peculiarities of the header, for the report.
     """
 
     array: NDArray[Any]
@@ -78,10 +78,10 @@ class Volume:
 
 
 def read_header(path: Path | str) -> Header | None:
-    """Read what a file says of itself, without its voxels; None for DICOM and formats that only ITK reads.
+    """Read the header of a file without its voxels; return None for DICOM and formats that only ITK reads.
 
     Raises:
-        VolumeError: the header is damaged, claims more voxels than the file can hold, or has no valid geometry.
+        VolumeError: if the header is damaged, claims more voxels than the file can hold, or has no valid geometry.
     """
     path = Path(path)
     reader = next((read for names, read in _READERS.items() if path.name.lower().endswith(names)), None)
@@ -95,59 +95,76 @@ def read_header(path: Path | str) -> Header | None:
 
 
 def read_volume(path: Path | str) -> Volume:
-    """Read one 3D volume with its header's scaling applied and its lengths in mm.
+    """Read one 3D volume, with the scaling of its header applied and its lengths in mm.
 
     Args:
-        path: NIfTI, MetaImage, NRRD or any other file SimpleITK reads, or a folder with one DICOM series.
+        path: a NIfTI, MetaImage or NRRD file, any other file that SimpleITK reads, or a folder with one DICOM series.
 
     Returns:
-        The volume. A 2D image becomes one slice; axes of length one after the third are dropped.
+        The volume, with an array of shape (X, Y, Z). A 2D image becomes a volume with one slice; axes of length 1 after
+        the third are dropped.
 
     Raises:
-        VolumeError: the file is missing, damaged, not a volume, has more than one volume, has no valid geometry, or
-            does not fit into the free memory.
+        VolumeError: if the file is missing, damaged or not a volume, contains several volumes, has no valid geometry,
+            or does not fit into the free memory.
+
+    Example:
+        >>> import tempfile
+        >>> import nibabel
+        >>> from monai_iou.volumes.reading import read_volume
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 2), np.uint8), np.eye(4)), f"{folder}/case.nii.gz")
+        ...     volume = read_volume(f"{folder}/case.nii.gz")
+        >>> volume.array.shape, volume.grid.spacing, volume.grid.orientation
+        ((4, 3, 2), (1.0, 1.0, 1.0), 'RAS')
     """
     return _read_single(Path(path), "hold one 3D volume", "write each volume to its own file")
 
 
 def read_channels(paths: Sequence[Path | str]) -> Volume:
-    """Read the channels of one image: a file with channels on its fourth axis, or a file for each channel.
+    """Read the channels of one image from a file with channels along its fourth axis, or from one file per channel.
+
+    Args:
+        paths: one path, or one path per channel.
 
     Returns:
-        The volume, its array of shape (channels, X, Y, Z).
+        The volume, with an array of shape (channels, X, Y, Z).
 
     Raises:
-        VolumeError: as `read_volume`, or the files lie on different grids.
+        VolumeError: as `read_volume`, or if the files are on different grids.
     """
     first, *others = (Path(path) for path in paths)
     if others:
         volumes = [read_volume(path) for path in (first, *others)]
         for volume in volumes[1:]:
             if not same_grid(volume.grid, volumes[0].grid):
-                found = f"{volume.grid} in `{volume.path}`"
-                raise refusal(first, f"lie on the grid of its other channels ({volumes[0].grid})", found, "resample it")
+                expected = f"be on the same grid ({volumes[0].grid}) as its other channels"
+                actual = f"{volume.grid} in `{volume.path}`"
+                raise refusal(first, expected, actual, "resample the channels to one grid")
         notes = tuple(note for volume in volumes for note in volume.notes)
         return Volume(np.stack([volume.array for volume in volumes]), volumes[0].grid, first, notes)
     array, affine, notes = _read(first)
     sizes = [size for size in array.shape[3:] if size != 1]
     if array.size == 0 or len(sizes) > 1:
         shape = "x".join(str(size) for size in array.shape)
-        raise refusal(first, "hold one image with its channels on the fourth axis", f"shape {shape}", "write it so")
+        remedy = "write one file per channel, or the channels along the fourth axis"
+        raise refusal(first, "hold one image with its channels along the fourth axis", f"shape {shape}", remedy)
     array = np.moveaxis(array.reshape((*_three(array.shape), *(sizes or (1,)))), -1, 0)
     return _volume(array, affine, first, notes)
 
 
 def read_labels(path: Path | str) -> Volume:
-    """Read one volume of labels as the smallest integer dtype that holds them.
+    """Read one label map with the smallest integer dtype that represents its values.
 
     Args:
         path: as for `read_volume`; whole numbers stored as floats are accepted.
 
     Returns:
-        The volume, its array of dtype uint8, int16, int32 or int64.
+        The volume, with an array of shape (X, Y, Z) and of dtype uint8, int16, int32 or int64.
 
     Raises:
-        VolumeError: as `read_volume`, or a voxel is NaN, infinite, a fraction, or a number that its type cannot keep.
+        VolumeError: as `read_volume`, or if a voxel is NaN, infinite, a fraction, or a number that its type cannot
+            represent exactly.
     """
     remedy = "write one value per class instead of one-hot channels, or each volume to its own file"
     volume = _read_single(Path(path), "hold one label map", remedy)
@@ -155,10 +172,10 @@ def read_labels(path: Path | str) -> Volume:
 
 
 def file_hash(path: Path | str) -> str:
-    """SHA-256 over the bytes of a volume: of the file, of a detached header and its data, or of a folder's slices.
+    """Return the SHA-256 hash of the names and contents of all files of a volume; see `volume_files`.
 
     Raises:
-        OSError: a file cannot be read, or is a pipe or a device.
+        OSError: if a file cannot be read, or is a pipe or device.
     """
     digest = hashlib.sha256()
     for file in volume_files(path):
@@ -174,14 +191,14 @@ def file_hash(path: Path | str) -> str:
 
 
 def volume_files(path: Path | str) -> list[Path]:
-    """Every file that a volume consists of: itself, a header and its data, or a folder's slices."""
+    """Return all files of a volume: the file itself, a header and its data, or the slices in a folder."""
     path = Path(path)
     if path.is_dir():
         return list(dicom_slices(path))
     try:
         header = read_header(path)
     except VolumeError:
-        return [path]  # reading it says what is wrong
+        return [path]  # reading the volume will raise the error
     return [path] if header is None else list(dict.fromkeys((path, *header.files)))
 
 
@@ -193,7 +210,7 @@ def _read_single(path: Path, expected: str, remedy: str) -> Volume:
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...]]:
-    """The values of a file in its own axis order, the affine, and notes."""
+    """Return the values of a file in its own axis order, the affine, and notes."""
     with _one_sentence(path):
         header = None if path.is_dir() else read_header(path)
         if header is None:
@@ -231,17 +248,18 @@ def _one_sentence(path: Path) -> Iterator[None]:
     except VolumeError:
         raise
     except MemoryError as error:
-        raise refusal(path, "fit into the free memory", "none left", "free memory or use a larger machine") from error
-    except Exception as error:  # the libraries raise anything on damaged files
-        raise refusal(path, "be a readable volume", _one_line(error), "copy or write it again") from error
+        remedy = "free memory or use a machine with more memory"
+        raise refusal(path, "fit into the free memory", "none left", remedy) from error
+    except Exception as error:  # the libraries raise errors of any type for damaged files
+        raise refusal(path, "be a readable volume", _one_line(error), AGAIN) from error
 
 
 def _one_line(error: Exception) -> str:
-    """The most telling line of a library's error, without its source locations."""
+    """Return the most informative line of a library's error, without source locations."""
     if isinstance(error, OSError) and error.strerror:
         return f"the error '{error.strerror}'"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # ITK ends with errno's text ("No such file", wrongly), nibabel with a question.
+    # ITK's last line repeats errno, which may be wrong ("No such file"); nibabel's asks a question.
     lines = [line for line in lines if "/Code/" not in line and not line.startswith(("Reason:", "- could"))]
     text = re.sub(r"^.*?(ITK ERROR|sitk::ERROR): *", "", lines[-1]) if lines else type(error).__name__
     text = re.sub(r"^\w+\(0x[0-9a-f]+\): *", "", text)  # the address of ITK's reader object

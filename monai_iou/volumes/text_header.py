@@ -1,4 +1,4 @@
-"""What headers made of text lines share: fields, numbers, and the files that they point to."""
+"""Parsing of text headers: spelling of fields, numbers, choices, and the data files that a header names."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from monai_iou.volumes.header import refusal
 from monai_iou.volumes.payload import AGAIN
 
-# A header of text is a few lines; what goes on without an end is none.
+# A text header has a few lines; a file without an end of the header in this many bytes is not one.
 LONGEST_HEADER = 1 << 20
 MAX_FILES = 100_000
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+CORRECT = "correct its header or write the file again"
 
 
 def check_spelling(path: Path, names: Collection[str], known: Collection[str]) -> None:
-    """Refuse an unknown field that is one bit away from a known one: that is damage, not a field of the user's.
+    """Raise if the name of an unknown field differs by one bit from a known one, which indicates a damaged file.
 
     Raises:
-        VolumeError: the message names both.
+        VolumeError: if there is such a field; the message names both.
     """
     for name in names:
         for other in known:
@@ -34,10 +35,10 @@ def check_spelling(path: Path, names: Collection[str], known: Collection[str]) -
 
 
 def numbers(path: Path, name: str, text: str, count: int | None = None) -> NDArray[np.float64]:
-    """Read the numbers of a field.
+    """Return the numbers in the text of a field.
 
     Raises:
-        VolumeError: one is not a number, or there are more or fewer than `count`.
+        VolumeError: if a word is not a number, or there are not exactly `count` numbers.
     """
     words = text.split()
     try:
@@ -46,39 +47,43 @@ def numbers(path: Path, name: str, text: str, count: int | None = None) -> NDArr
         values = np.zeros(0)
     if len(values) != len(words) or not words or (count is not None and len(words) != count):
         expected = f"have {count or 'some'} numbers in `{name}`"
-        raise refusal(path, expected, repr(text[:80]), "correct its header or write it again")
+        raise refusal(path, expected, repr(text[:80]), CORRECT)
     return values
 
 
 def whole_numbers(path: Path, name: str, text: str, count: int | None = None) -> list[int]:
-    """Read the whole numbers of a field; errors as `numbers`."""
+    """Return the whole numbers in the text of a field; errors as for `numbers`."""
     words = text.split()
     if not words or not all(re.fullmatch(r"[+-]?\d{1,18}", word) for word in words):
-        raise refusal(path, f"have whole numbers in `{name}`", repr(text[:80]), "correct its header or write it again")
+        raise refusal(path, f"have whole numbers in `{name}`", repr(text[:80]), CORRECT)
     if count is not None and len(words) != count:
         raise refusal(path, f"have {count} numbers in `{name}`", str(len(words)), "correct its header")
     return [int(word) for word in words]
 
 
 def choice(path: Path, name: str, text: str, known: Mapping[str, str]) -> str:
-    """Return what a word of a field stands for; errors name the words that are known."""
-    found = known.get(text.strip().lower())
-    if found is None:
+    """Return the meaning of the word in a field.
+
+    Raises:
+        VolumeError: if the word is unknown; the message lists the known ones.
+    """
+    meaning = known.get(text.strip().lower())
+    if meaning is None:
         words = ", ".join(sorted(known))
-        raise refusal(path, f"have one of {words} in `{name}`", repr(text[:80]), "correct its header or write it again")
-    return found
+        raise refusal(path, f"have one of {words} in `{name}`", repr(text[:80]), CORRECT)
+    return meaning
 
 
 def listed_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
-    """Return the data files that a header names: one, a numbered pattern `f%03d.raw first last step`, or a LIST.
+    """Return the data files that a header names: one file, a pattern `f%03d.raw first last step`, or a LIST.
 
     Args:
-        path: of the header; relative names start at its folder.
-        text: the field's value.
-        following: the lines after it, which are the names of a LIST.
+        path: the header file; names are relative to its folder.
+        text: the value of the field.
+        following: the lines after the field, which contain the names of a LIST.
 
     Raises:
-        VolumeError: the pattern or the list cannot be used.
+        VolumeError: if the pattern or the list is invalid.
     """
     words = text.split()
     if words and words[0].upper() == "LIST":
@@ -96,7 +101,7 @@ def listed_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
 
 
 def _numbered(path: Path, pattern: str, number: int) -> str:
-    # Only a plain %d: Python's own formatting would accept widths that fill the memory.
+    # Python's own formatting would accept widths that fill the memory.
     if not (match := re.fullmatch(r"([^%]*)%(0?)(\d?)d([^%]*)", pattern)):
         raise refusal(path, "have one %d in its file pattern", repr(pattern[:80]), "correct the pattern")
     before, zero, width, after = match.groups()
@@ -104,7 +109,7 @@ def _numbered(path: Path, pattern: str, number: int) -> str:
 
 
 def _resolved(path: Path, name: str) -> Path:
-    found = path.parent / name
-    if not found.is_file() and "\\" in name and (other := path.parent / name.replace("\\", "/")).is_file():
+    file = path.parent / name
+    if not file.is_file() and "\\" in name and (other := path.parent / name.replace("\\", "/")).is_file():
         return other  # written on Windows
-    return found
+    return file

@@ -70,7 +70,7 @@ def test_cut_off_and_continued_files_are_refused(tmp_path: Path, name: str) -> N
     good = data.read_bytes()
     for bad in (good[:-1], good[:-4], good[:-8], good[: len(good) // 2], good + b"garbage", good + good[-40:]):
         data.write_bytes(bad)
-        with pytest.raises(VolumeError, match="copy it again or write it again"):
+        with pytest.raises(VolumeError, match="copy or write the file again"):
             read_labels(files[0])
     data.write_bytes(good + bytes(100))  # a tape's padding
     np.testing.assert_array_equal(read_labels(files[0]).array, label_map())
@@ -152,7 +152,7 @@ def test_what_does_not_fit_into_memory_is_refused_by_its_name(tmp_path: Path, mo
         read_volume(tmp_path / "a.nii.gz")
     assert str(error.value) == (
         f"Expected `{tmp_path / 'a.nii.gz'}` to fit into the free memory, but got 5.96e-05 GiB for shape 20x20x20 with "
-        "9.31e-07 GiB free: correct its header, free memory, or read it on a larger machine."
+        "9.31e-07 GiB free: correct its header, free memory, or read it on a machine with more memory."
     )
 
 
@@ -193,7 +193,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path: Path, name: str) -> Non
     os.mkfifo(tmp_path / "pipe" / name)
     (tmp_path / "zero" / name).symlink_to("/dev/zero")
     for kind, found in (("pipe", "a pipe"), ("zero", "a device")):
-        with pytest.raises(VolumeError, match=f"to be a file, but got {found}: name a file that holds a volume"):
+        with pytest.raises(VolumeError, match=f"to be a file, but got {found}: name a file that contains a volume"):
             read_labels(tmp_path / kind / name)
         with pytest.raises(OSError, match=found):
             file_hash(tmp_path / kind / name)

@@ -21,7 +21,7 @@ def test_large_values_are_kept_apart(dtype: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "value"), [("f2", 4096), ("f4", 312782546), ("f8", 2.0**60)])
 def test_values_that_floats_do_not_keep_are_refused(dtype: str, value: float) -> None:
-    with pytest.raises(VolumeError, match=r"to hold labels that stay apart, but got .*, which float\d\d does not keep"):
+    with pytest.raises(VolumeError, match=r"to hold distinct labels, but got .*, which float\d\d cannot"):
         whole_labels(np.array([[[0, value]]], dtype=dtype), PATH)
 
 

@@ -56,7 +56,7 @@ def test_dicom_series_gives_the_grid_of_the_image_it_was_written_from(tmp_path, 
 def test_dicom_series_with_a_missing_slice_is_refused(tmp_path, labels):
     write_dicom(tmp_path / "series", labels)
     (tmp_path / "series" / "004.dcm").unlink()
-    with pytest.raises(VolumeError, match=r"evenly spaced slices, but got steps from 3 to 6 mm: add the missing"):
+    with pytest.raises(VolumeError, match=r"evenly spaced slices, but got distances from 3 to 6 mm: add missing"):
         read_volume(tmp_path / "series")
 
 
