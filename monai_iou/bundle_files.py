@@ -1,4 +1,4 @@
-"""Where the shipped bundle lies, and copying it out."""
+"""Finding the bundle that is shipped with the package, and copying it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,38 @@ BUNDLE_NAME = "small_foreground_segmentation"
 
 
 def bundle_path() -> Path:
-    """Return the shipped bundle's folder: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped bundle, which is inside the installed package or next to it in a checkout.
+
+    Raises:
+        FileNotFoundError: if the installation is incomplete.
+    """
     package = Path(__file__).resolve().parent
     for folder in (package / "bundles", package.parent / "bundles"):
         if (folder / BUNDLE_NAME / "configs" / "train.json").is_file():
             return folder / BUNDLE_NAME
-    message = f"Expected the bundle `{BUNDLE_NAME}` inside {package}, but it is not there: install monai-iou again."
+    message = f"Expected the bundle `{BUNDLE_NAME}` in `{package}`, but it was not found: install monai-iou again."
     raise FileNotFoundError(message)
 
 
 def copy_bundle(destination: str | os.PathLike[str]) -> Path:
-    """Copy the shipped bundle for editing; a failed copy leaves nothing behind.
+    """Copy the shipped bundle to a folder where it can be edited; a failed copy leaves no files behind.
 
     Args:
-        destination: a folder that does not exist yet, or is empty.
+        destination: a folder that does not exist yet or is empty.
 
     Returns:
-        The new bundle's folder.
+        The folder of the new bundle.
 
     Raises:
-        ValueError: `destination` is a file or holds something.
+        ValueError: if `destination` is a file or a folder that is not empty.
+        OSError: if the files cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_iou.bundle_files import copy_bundle
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (copy_bundle(f"{folder}/mine") / "configs" / "train.json").is_file()
+        True
     """
     target = Path(destination).resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -44,7 +56,7 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
     try:
-        # A checkout's bundle may have been trained in place: its results are not part of what is shipped.
+        # The bundle of a checkout may contain results of a training, which must not be copied.
         shutil.copytree(
             bundle_path(),
             partial,
@@ -53,7 +65,7 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
         )
         if target.exists():
             target.rmdir()
-        partial.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
+        partial.chmod(0o777 & ~_umask())  # a temporary folder is readable by its owner only
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -15,20 +15,29 @@ from monai_iou.voxels.histograms import ErrorHistograms
 
 
 def is_distributed() -> bool:
-    """Return whether several ranks run."""
+    """Return whether several ranks are running."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:
-    """Return a context that raises on every rank if one of them finds its input wrong inside the `with` block.
+    """Return a context that raises on every rank if an error occurs inside the `with` block on one of them.
 
-    Without it that rank would leave, and the others would wait for its part of the sums. The block itself makes none.
-    The context costs a sum of one number over the ranks; nothing without `sync`, in a single process, or on
-    a GPU, where wrong labels make the sums NaN instead.
+    Without it, that rank would stop while the others wait for its part of the sums. The block must not contain
+    collective calls. The context costs one sum of a single number over the ranks. It has no effect without `sync`, in a
+    single process, or on a GPU, where wrong labels make the sums NaN instead of raising an error.
 
     Args:
-        sync: whether the ranks are to agree; each must enter as many such blocks.
-        input: what the loss was called with, on the device of the sums.
+        sync: whether the ranks must agree; then every rank must enter the same number of such blocks.
+        input: the input of the loss, on the device of the sums.
+
+    Raises:
+        ValueError: on all other ranks, if the block raises an error on one rank.
+
+    Example:
+        >>> from monai_iou.distributed import fails_together
+        >>> with fails_together(True, None):
+        ...     "checks of the input"
+        'checks of the input'
     """
     if not (sync and is_distributed()) or (isinstance(input, Tensor) and input.device.type == "cuda"):
         return nullcontext()
@@ -40,23 +49,23 @@ class _FailsTogether(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, Exception):
-            return  # interrupted: wait for nobody
+            return  # after an interrupt, do not wait for other ranks
         failures = torch.tensor([float(error is not None)])
         dist.all_reduce(failures)
         if error is None and failures.item():
             message = (
-                "Expected the input and target of every rank to be right with sync_batch=True, but those of another "
-                "rank are not: its error says what is wrong."
+                "Expected the input and target of every rank to be valid with sync_batch=True, but got an error on "
+                "another rank: see the message of that rank."
             )
             raise ValueError(message)
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over ranks whose adjoint is the sum over ranks again.
+    """Sum over ranks, whose gradient is also summed over ranks.
 
-    Every rank computes the same loss L from the same sums. The adjoint gives each rank W dL/dS for W ranks, and
-    DistributedDataParallel's mean over ranks of the parameters' gradients divides by W: together, dL/dparameters of one
-    process that holds the joined batch.
+    Every rank computes the same loss L from the same sums S. Backward gives each of W ranks the gradient W dL/dS, and
+    DistributedDataParallel averages the gradients of the parameters over the ranks, which divides by W. The result is
+    the gradient of one process that holds the joined batch.
     """
 
     @staticmethod
@@ -73,10 +82,13 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all ranks, on each of them; `tensor` itself in a single process.
+    """Return the sum of `tensor` over all ranks, on every rank; in a single process, `tensor` itself.
 
-    Every rank must call it, with the same shape; a rank without data passes zeros. Differentiable: see
-    :class:`_SumOverRanks` for why DDP then gives the gradients of one process on the joined batch.
+    The sum is differentiable: under DistributedDataParallel, the gradients of the parameters are those of one process
+    on the joined batch.
+
+    Args:
+        tensor: of any shape. Every rank must call this function with the same shape; a rank without data passes zeros.
 
     Example:
         >>> import torch
@@ -91,17 +103,17 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def sums_over_ranks(sums: VoxelSums) -> VoxelSums:
-    """Add voxel sums over all ranks: one collective call for all fields."""
+    """Return voxel sums added over all ranks, with one collective call."""
     if not is_distributed():
         return sums
     return replace(sums, rows=sum_over_ranks(sums.rows))
 
 
 def errors_over_ranks(errors: ErrorHistograms) -> ErrorHistograms:
-    """Add histograms of errors with one limit over all ranks.
+    """Return histograms of errors added over all ranks; all ranks must use the same limit.
 
-    Each rank computes the same loss of them, and its voxels take the derivative from the sums at no collective call.
-    DistributedDataParallel divides the sum of the ranks' gradients by their number W; the slopes make up for it.
+    Every rank computes the same loss from the sums, and the gradient of its own voxels needs no collective call.
+    DistributedDataParallel divides the summed gradients by the number of ranks, for which the slopes compensate.
     """
     if not is_distributed():
         return errors
@@ -110,7 +122,7 @@ def errors_over_ranks(errors: ErrorHistograms) -> ErrorHistograms:
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the elementwise maximum of `tensor` over all ranks, without gradients."""
+    """Return the elementwise maximum of `tensor` over all ranks, without a gradient."""
     if not is_distributed():
         return tensor
     largest = tensor.detach().clone()

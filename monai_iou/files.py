@@ -1,63 +1,86 @@
-"""Writing results: whole files under their names or nothing, numbers that read back the same."""
+"""Writing results: a file is written completely or not at all, and no input is overwritten."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
-import math
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_iou.tables import FORMULA_STARTS, csv_text, json_text, read_csv, table_text
+
+__all__ = [
+    "FORMULA_STARTS",
+    "JSON_SUFFIXES",
+    "TEMPORARY_PREFIX",
+    "OutputError",
+    "check_outputs",
+    "check_replaceable",
+    "csv_text",
+    "is_running",
+    "json_text",
+    "prepare",
+    "read_csv",
+    "replaced_file",
+    "table_text",
+    "temporary_file",
+    "write_csv",
+    "write_json",
+    "write_text",
+    "write_texts",
+]
+
 TEMPORARY_PREFIX = ".monai_iou-"
-STALE_SECONDS = 24 * 3600  # after which a temporary file of another machine is left over from a run that was killed
+STALE_SECONDS = 24 * 3600  # a temporary file of another machine that is older was left by a killed run
 JSON_SUFFIXES = (".json", ".yaml", ".yml")
-TRIED_BYTES = 1 << 16  # a full disk may still have room for an empty file
+TRIAL_BYTES = 1 << 16  # a full disk may still have room for an empty file
 
 
 class OutputError(RuntimeError):
-    """The output folder cannot be written; the message names it and says why."""
+    """An output cannot be written; the message names it, the reason and the remedy."""
 
 
 def prepare(folder: Path, option: str = "--output") -> None:
-    """Create the output folder, make sure that files can be written there, and remove what killed runs left.
+    """Create an output folder, check that files can be written to it, and remove temporary files of killed runs.
 
     Args:
         folder: the folder.
-        option: what the user calls it, for the error.
+        option: the name of the option that gives the folder, for the error message.
 
     Raises:
-        OutputError: it is not a folder, cannot be made or cannot be written, or the disk is full.
+        OutputError: if `folder` is not a folder, cannot be created or written, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_file(folder) as path:
-            _write_through(path, b"\0" * TRIED_BYTES)
+            _write_through(path, b"\0" * TRIAL_BYTES)
         _remove_stale(folder)
     except OSError as error:
         message = (
             f"Expected `{option}` to be a folder that can be written, but got `{folder}` "
-            f"({error.strerror or error}): choose another."
+            f"({error.strerror or error}): choose another folder."
         )
         raise OutputError(message) from error
 
 
 @contextlib.contextmanager
 def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
-    """Make an empty file of this process alone in `folder`, and remove it at the end if it is still there.
+    """Create a new, empty file in a folder, and remove it at the end if it still exists.
 
-    Nobody can plant a link under its name, which is random and must be new. The name also says which process made it,
-    so that `prepare` can remove what a killed one left.
+    The name is random and must not exist, so that nobody can place a link there beforehand. It also identifies the
+    process, so that `prepare` can remove the files of a killed one.
 
     Args:
-        folder: of the file.
-        suffix: end of its name, for writers that choose a format by it.
+        folder: an existing folder.
+        suffix: the end of the name, for writers that choose the format by it.
+
+    Raises:
+        OSError: if the file cannot be created.
     """
     path = folder / f"{TEMPORARY_PREFIX}{_machine()}-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
@@ -69,13 +92,16 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced_file(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Give a temporary file to write; when that is done, it takes the place of `path`, which is whole at any moment.
+    """Yield a temporary file to write, which then replaces `path`, so that `path` is complete at all times.
 
-    The data reach the disk before the rename. If writing fails, the earlier file stays.
+    The data are flushed to the disk before the file is renamed. If writing fails, the previous file remains.
 
     Args:
-        path: the file to write; a link there is replaced, not followed.
-        suffix: end of the temporary name, such as ".nii.gz".
+        path: the file to replace; a link is replaced, not followed.
+        suffix: the end of the temporary name, such as ".nii.gz".
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     with temporary_file(path.parent, suffix) as temporary:
         yield temporary
@@ -92,7 +118,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove temporary files of processes that are gone; those of other machines when they are a day old."""
+    """Remove temporary files of processes that have ended, and files of other machines that are over a day old."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*-*-*"):
         machine, process = path.name.removeprefix(TEMPORARY_PREFIX).split("-")[:2]
         with contextlib.suppress(OSError, ValueError):
@@ -102,8 +128,8 @@ def _remove_stale(folder: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Return whether a process of this machine exists."""
-    if os.name == "nt":  # a signal would end it there
+    """Return whether a process is running on this machine; on Windows, always True."""
+    if os.name == "nt":  # there, a signal would end the process
         return True
     try:
         os.kill(process, 0)
@@ -115,7 +141,7 @@ def is_running(process: int) -> bool:
 
 
 def _machine() -> str:
-    """Name where a process number means something: the machine since its start, and the container."""
+    """Return a hash of the scope in which process numbers are unique: the machine, its boot, and the container."""
     facts = [os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")]
     with contextlib.suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
@@ -125,25 +151,25 @@ def _machine() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that a reader never finds half of it.
+    """Write a text file under a temporary name and rename it, so that a reader never sees an incomplete file.
 
     Raises:
-        OutputError: the file cannot be written (disk full, folder removed).
+        OutputError: if the file cannot be written, for example because the disk is full.
     """
     write_texts({path: text})
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write files that belong together: all under temporary names, and only then renamed.
+    """Write text files that belong together: all under temporary names first, then renamed.
 
     Raises:
-        OutputError: one cannot be written; the earlier files stay.
+        OutputError: if one of them cannot be written; the previous files then remain.
     """
     try:
         with contextlib.ExitStack() as stack:
             for path, text in texts.items():
                 temporary = stack.enter_context(replaced_file(path))
-                # A file's name that is not UTF-8 must not lose a table: its odd bytes are written as escapes.
+                # A table may contain file names that are not UTF-8; their invalid bytes are written as escapes.
                 temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         message = (
@@ -153,17 +179,18 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Path]]) -> None:
-    """Make sure that nothing which is read would be replaced by what is written, before any work.
+    """Check, before any work, that no output would overwrite an input.
 
-    Paths are compared with their links followed. A file must not be an input. A folder must not hold an input file
-    directly, be an input folder, or lie inside one.
+    An output file must not be an input. An output folder must not directly contain an input file, be an input folder,
+    or lie inside one. Paths are compared after following links.
 
     Args:
-        outputs: option -> file or folder to be written.
-        inputs: what it is, in words -> the files that are read, and the folders that are read with all that is below.
+        outputs: for each option, the file or folder to write.
+        inputs: for each description, such as "the predictions", the files and folders to read; a folder includes
+            everything below it.
 
     Raises:
-        OutputError: one of them would; the message names the option, and the input.
+        OutputError: if an output would overwrite an input; the message names both.
 
     Example:
         >>> check_outputs({"--output": Path("scores")}, {"the predictions": [Path("predictions")]})
@@ -180,25 +207,27 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Pat
             if relation:
                 message = (
                     f"Expected `{option}` to be apart from {what}, but `{output}` {relation} `{path}`, which would be "
-                    "read and written: name another one."
+                    "both read and written: name another path."
                 )
                 raise OutputError(message)
 
 
 def check_replaceable(path: Path, key: str, option: str = "--output") -> None:
-    """Make sure that a JSON file may be written: there is none yet, or one that this package wrote.
+    """Check that a JSON file can be written without overwriting a file of another kind.
 
     Args:
-        path: of the file.
-        key: that only our own file of this kind has.
-        option: what the user calls it, for the error.
+        path: the file to write.
+        key: a key that only files of this kind have.
+        option: the name of the option that gives the file, for the error message.
 
     Raises:
-        OutputError: the name has another extension, or another file is there, such as a dataset's own dataset.json.
+        OutputError: if the extension is not one of `JSON_SUFFIXES`, or `path` is a file without `key`, such as the
+            dataset.json of a dataset.
     """
     if path.suffix not in JSON_SUFFIXES:
         message = (
-            f"Expected `{option}` to be a .json file, but got `{path}`: name it so, MONAI reads it by its extension."
+            f"Expected `{option}` to be a .json file, but got `{path}`: add the extension, by which MONAI selects the "
+            "format."
         )
         raise OutputError(message)
     if not path.exists():
@@ -209,14 +238,14 @@ def check_replaceable(path: Path, key: str, option: str = "--output") -> None:
         content = None
     if not isinstance(content, dict) or key not in content:
         message = (
-            f"Expected `{option}` to be a new file or one that this command wrote, but `{path}` is another file: name "
-            "another one."
+            f"Expected `{option}` to be a new file or one that this command wrote, but `{path}` is a file of another "
+            "kind: name another path."
         )
         raise OutputError(message)
 
 
 def _relation(output: Path, source: Path) -> str:
-    """Say how an output touches an input, both resolved; "" if it does not."""
+    """Return in words how a resolved output conflicts with a resolved input; "" if it does not."""
     if output == source or _is_same(output, source):
         return "is"
     if source.is_dir():
@@ -225,97 +254,30 @@ def _relation(output: Path, source: Path) -> str:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    try:  # a second name of the same file, or capitals on a file system that knows none
+    try:  # finds hard links, and names that differ in case on a file system that ignores case
         return one.samefile(other)
     except OSError:
         return False
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV: NaN and None are empty cells, floats keep every bit, and `read_csv` reads all of it back."""
+    """Write rows as CSV, from which `read_csv` restores the text of every cell; NaN and None become empty cells.
+
+    Args:
+        path: the file to write.
+        columns: the columns, in order.
+        rows: dictionaries with a value for each column; missing values become empty cells.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     write_text(path, table_text(columns, rows))
 
 
-def table_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """The text that `write_csv` writes."""
-    return csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
-
-
-def csv_text(rows: Iterable[Sequence[Any]], separator: str = ",") -> str:
-    r"""The one way that this package writes a table.
-
-    A cell is quoted where it has to be: separators, quotes and line breaks of every kind. Text that a spreadsheet
-    would run as a formula gets an apostrophe in front; numbers never do.
-
-    >>> csv_text([["case", "iou"], ["=1+1", 0.5], ["a,b\r", float("nan")], ["-1", -1.0]])
-    'case,iou\n\'=1+1,0.5\n"a,b\r",\n-1,-1.0\n'
-    """
-    return "".join(separator.join(_quoted(_cell(value), separator) for value in row) + "\n" for row in rows)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a table by column, as `write_csv` or a spreadsheet wrote it.
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON; NaN and infinities, which JSON does not support, become null.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not UTF-8 or not a table.
+        OutputError: if the file cannot be written.
     """
-    limit = csv.field_size_limit(sys.maxsize)  # its default of 131072 characters is less than a case's name may have
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
-    finally:
-        csv.field_size_limit(limit)
-    return [{name: _plain_text(cell) for name, cell in row.items() if isinstance(cell, str)} for row in rows]
-
-
-FORMULA_STARTS = tuple("=+-@\t\r\n") + tuple("\uff1d\uff0b\uff0d\uff20")
-
-
-def _cell(value: Any) -> str:
-    """A value as the text of a cell."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if not isinstance(value, str):
-        return repr(float(value)) if isinstance(value, float) else str(value)
-    return f"'{value}" if value.lstrip("'").startswith(FORMULA_STARTS) and not _is_number(value) else value
-
-
-def _plain_text(cell: str) -> str:
-    """The text that `_cell` made a cell of."""
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.strip() == text
-
-
-def _quoted(cell: str, separator: str) -> str:
-    special = separator in cell or any(character in cell for character in '"\r\n\0') or cell.strip() != cell
-    return '"' + cell.replace('"', '""') + '"' if special else cell
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON: NaN and infinities, which JSON does not have, become null."""
     write_text(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """The text that `write_json` writes."""
-    return json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return value

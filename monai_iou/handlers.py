@@ -36,7 +36,7 @@ class IoUHandler(IgniteMetricHandler):
             `from_engine(["pred", "label"])`.
         save_details: whether the scores, one row per image and one column per class, are stored in
             `engine.state.metric_details`, from which `MetricsSaver` writes them.
-        ignore_empty: "both", True or False.
+        ignore_empty: which absent classes are left out, "both", True or False; see the metric.
         num_classes: number of classes of label maps, including the background.
         ignore_index: reference label whose voxels are ignored.
 
@@ -86,7 +86,7 @@ class LesionIoUHandler(IgniteMetricHandler):
         score: the lesion score to report.
         threshold: smallest IoU at which two components can match, or "any".
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
-        ignore_empty: "both", True or False.
+        ignore_empty: which absent classes are left out, "both", True or False; see the metric.
         num_classes: number of classes of label maps, including the background.
         ignore_index: reference label whose voxels belong to no lesion.
         match: "any", "iou:0.5" or "overlap:0.25" instead of `threshold`.
@@ -103,8 +103,8 @@ class LesionIoUHandler(IgniteMetricHandler):
     >>> from ignite.engine import Engine
     >>> engine = Engine(lambda engine, batch: batch)
     >>> LesionIoUHandler(num_classes=2, score="f1").attach(engine, "lesion_f1")
-    >>> found, label = torch.tensor([[[[0, 1, 1, 0, 0]]]]), torch.tensor([[[[0, 1, 1, 0, 1]]]])
-    >>> round(engine.run([(found, label)]).metrics["lesion_f1"], 3)
+    >>> predicted, label = torch.tensor([[[[0, 1, 1, 0, 0]]]]), torch.tensor([[[[0, 1, 1, 0, 1]]]])
+    >>> round(engine.run([(predicted, label)]).metrics["lesion_f1"], 3)
     0.667
     """
 
@@ -157,7 +157,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
         save_details: whether the scores are stored in `engine.state.metric_details` for `MetricsSaver`.
         width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
         distance: "euclidean" or "chessboard".
-        ignore_empty: "both", True or False.
+        ignore_empty: which absent classes are left out, "both", True or False; see the metric.
         num_classes: number of classes of label maps, including the background.
         ignore_index: reference label whose voxels belong to no band.
 
@@ -168,8 +168,8 @@ class BoundaryIoUHandler(IgniteMetricHandler):
     >>> from ignite.engine import Engine
     >>> engine = Engine(lambda engine, batch: batch)
     >>> BoundaryIoUHandler(num_classes=2, width=1.0).attach(engine, "boundary_iou")
-    >>> found, label = torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]])
-    >>> round(engine.run([(found, label)]).metrics["boundary_iou"], 4)
+    >>> predicted, label = torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]])
+    >>> round(engine.run([(predicted, label)]).metrics["boundary_iou"], 4)
     0.3333
     """
 
@@ -238,14 +238,14 @@ class LossWeightSchedule:
         if not isinstance(loss, CompoundLoss):
             message = (
                 f"Expected `loss` to be a CompoundLoss, but got {type(loss).__name__}: list the terms in a "
-                "CompoundLoss, or pass the compound loss inside this one."
+                "CompoundLoss, or pass the CompoundLoss that this loss contains."
             )
             raise TypeError(message)
         unknown = [name for name in terms if name not in loss.names]
         if unknown or not terms:
             message = (
                 f"Expected `terms` to name terms of the loss ({', '.join(loss.names)}), but got "
-                f"{', '.join(map(str, unknown)) or 'none'}: use these names."
+                f"{', '.join(map(str, unknown)) or 'none'}: choose among these names."
             )
             raise ValueError(message)
         self.loss = loss
@@ -283,7 +283,7 @@ class _Ramp:
         known = [field.name for field in fields(cls)]
         if not {"start", "end"} <= set(options) <= set(known):
             message = (
-                f"Expected the schedule of {name!r} to have `start`, `end` and, if wanted, {', '.join(known[2:])}, but "
+                f"Expected the schedule of {name!r} to have `start`, `end` and optionally {', '.join(known[2:])}, but "
                 f"got {', '.join(map(str, options)) or 'nothing'}: correct the keys."
             )
             raise TypeError(message)
@@ -295,7 +295,7 @@ class _Ramp:
         if last is None or not 1 <= ramp.first_epoch < last:
             message = (
                 f"Expected the schedule of {name!r} to have 1 <= `first_epoch` < `last_epoch`, but got "
-                f"{ramp.first_epoch} and {ramp.last_epoch}: name the epochs between which the weight changes."
+                f"{ramp.first_epoch} and {ramp.last_epoch}: give the epochs between which the weight changes."
             )
             raise ValueError(message)
         return ramp

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that says who holds it and that ends with its process, however that ends."""
+"""A lock that admits one run at a time to a folder, names its holder, and ends with its process in every case."""
 
 from __future__ import annotations
 
@@ -21,23 +21,31 @@ except ImportError:  # Windows
 __all__ = ["LOCK_NAME", "folder_lock"]
 
 LOCK_NAME = ".monai_iou.lock"
-_held: set[tuple[int, int]] = set()  # a process's own lock does not stop it a second time
+_held: set[tuple[int, int]] = set()  # the system does not stop a process from locking its own file again
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold a folder for one run; its file goes with the lock.
+    """Lock a folder for one run; the lock file is removed at the end.
 
-    The system's own lock on the file ends when the process does, so that a killed run blocks nobody; it is not passed
-    on to worker processes. Where the file system has no locks, the process that the file names counts as the holder as
-    long as it is running; on another machine, until the file is deleted.
+    The lock is held by the operating system and ends with the process, so that a killed run blocks no other. Worker
+    processes do not inherit it. On a file system without locks, the process named in the lock file holds the lock as
+    long as it is running or, if it runs on another machine, until the file is deleted.
 
     Args:
-        folder: that the run writes to; it must exist.
-        purpose: what runs, for the message of whoever comes second, such as "training".
+        folder: the existing folder to which the run writes.
+        purpose: what the run does, such as "training", for the error message of a second run.
 
     Raises:
-        OutputError: another run holds the folder; the message says which, where and since when.
+        OutputError: if another run holds the lock, with its process, machine and start time in the message, or if the
+            lock file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_iou.locks import folder_lock
+        >>> with tempfile.TemporaryDirectory() as folder, folder_lock(Path(folder), "training"):
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['.monai_iou.lock']
     """
     path = folder / LOCK_NAME
     descriptor = _acquire(path, purpose)
@@ -47,7 +55,7 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is locked: nobody waits for a file that is about to go
+            path.unlink()  # while it is still locked, so that no other run locks a file that is about to be removed
         os.close(descriptor)
         _held.discard((status.st_dev, status.st_ino))
 
@@ -59,7 +67,7 @@ def _acquire(path: Path, purpose: str) -> int:
             if descriptor is not None:
                 os.close(descriptor)
             raise _refusal(path)
-        if _is_file_of(descriptor, path):  # else its holder removed it between our opening and locking it
+        if _is_file_of(descriptor, path):  # otherwise its holder removed it after we opened it and before we locked it
             _write_holder(descriptor, purpose)
             return descriptor
         os.close(descriptor)
@@ -70,14 +78,14 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         message = (
-            f"Expected to lock the folder {path.parent} by `{path}`, but got the error '{error.strerror}': choose "
-            "another folder."
+            f"Expected to lock the folder `{path.parent}` with `{path.name}`, but got the error '{error.strerror}': "
+            "choose another folder."
         )
         raise OutputError(message) from error
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Lock the open file; return whether it is ours now."""
+    """Lock the open file; return whether this process now holds the lock."""
     if fcntl is None:
         return _is_abandoned(path)
     try:
@@ -95,7 +103,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_held_here(path: Path) -> bool:
-    # Not by opening it: closing any descriptor of the file would end this process's lock.
+    # Without opening the file, because closing any of its descriptors would release the lock of this process.
     with contextlib.suppress(OSError):
         status = path.stat()
         return (status.st_dev, status.st_ino) in _held
@@ -112,7 +120,7 @@ def _is_file_of(descriptor: int, path: Path) -> bool:
 def _write_holder(descriptor: int, purpose: str) -> None:
     since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
     holder = {"purpose": purpose, "process": os.getpid(), "host": socket.gethostname(), "since": since}
-    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+    with contextlib.suppress(OSError):  # on a full disk, the lock works without the name of its holder
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(holder).encode())
 
@@ -127,12 +135,12 @@ def _holder(path: Path) -> dict[str, Any]:
 
 def _refusal(path: Path) -> OutputError:
     holder = {} if _is_held_here(path) else _holder(path)
-    who = "another run has it"
+    other = "another run is using it"
     if holder:
-        who = "{purpose} by process {process} on {host} has used it since {since}".format_map(_Known(holder))
+        other = "{purpose} by process {process} on {host} has been using it since {since}".format_map(_Known(holder))
     message = (
-        f"Expected {path.parent} to be used by one run at a time, but {who}: wait until that has ended, or name "
-        "another folder."
+        f"Expected `{path.parent}` to be used by one run at a time, but {other}: wait until that run has ended, or "
+        "name another folder."
     )
     return OutputError(message)
 

@@ -1,4 +1,4 @@
-"""Networks that return, in training, the attention maps or affinities that the attention losses supervise."""
+"""Networks that also return, in training, the attention maps or affinities that the attention losses supervise."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ __all__ = ["AttentionMapUnet", "ContextPriorHead"]
 
 
 class AttentionMapUnet(AttentionUnet):
-    """MONAI's AttentionUnet that returns its attention maps as well, in training.
+    """MONAI's AttentionUnet (Oktay et al. 2018, https://arxiv.org/abs/1804.03999) that also returns its attention maps.
 
-    In training the output is (logits, maps), with one map (B, 1, *S_k) in [0, 1] per scale, finest first; in evaluation
-    it is the logits, so that sliding windows, TorchScript and MONAI's `ckpt_export` work as usual. Weights of an
-    AttentionUnet load into it and back. Use it with :class:`monai_iou.AttentionSupervisionLoss`.
+    In training, the output is (logits, maps): logits (B, C, *S) and, for every scale, finest first, a map (B, 1, *S_k)
+    with values from 0 to 1. In evaluation, the output is the logits, so that sliding windows, TorchScript and MONAI's
+    `ckpt_export` work as usual. Weights can be exchanged with an AttentionUnet. Use it with
+    :class:`monai_iou.AttentionSupervisionLoss`.
 
     Args:
         spatial_dims, in_channels, out_channels, channels, strides, kernel_size, up_kernel_size, dropout: as for
             `monai.networks.nets.AttentionUnet`.
-        coarse_outputs: number of coarser scales that have logits of their own in training, for deep supervision: the
-            output is then ([logits, coarser logits, ...], maps). Without them weights are those of an AttentionUnet.
-        returns_maps: whether the maps are returned; without them the output is the logits, or their list.
+        coarse_outputs: number of coarser scales with logits of their own in training, for deep supervision; the output
+            is then ([logits, coarser logits, ...], maps). Their layers are not part of an AttentionUnet.
+        returns_maps: whether maps are returned; if not, the output in training is the logits, or the list of logits.
 
     Raises:
-        ValueError: there are fewer scales than `coarse_outputs`.
+        ValueError: if `coarse_outputs` is negative or exceeds the number of coarser scales.
 
     Example:
         >>> import torch
@@ -59,7 +60,7 @@ class AttentionMapUnet(AttentionUnet):
         )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor] | tuple[Any, list[Tensor]]:  # type: ignore[override]
-        """Return logits (B, C, *S), and in training those of coarser scales and the attention maps."""
+        """Return logits (B, C, *S) for an image (B, in_channels, *S), and further outputs in training; see above."""
         if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
             logits: Tensor = self.model(x)
             return logits
@@ -92,24 +93,26 @@ class AttentionMapUnet(AttentionUnet):
 
 
 class ContextPriorHead(nn.Module):
-    """Segmentation head with a context prior, the map of positions that share a class (Yu et al. 2020), in 1D to 3D.
+    """Segmentation head with a context prior (Yu et al. 2020, https://arxiv.org/abs/2004.01547) in 1 to 3 dimensions.
 
-    The features X (B, C, *S) are averaged to a coarse grid of N positions. A convolution predicts from them the
+    The features X (B, C, *S) are averaged to a coarse grid of N positions. From these, a convolution predicts the
     affinity P (B, N, N), the probability that two positions belong to the same class. P X is the context of the same
-    class and (1 - P) X that of the other classes; a convolution mixes both with X, and the result is resampled to *S
-    and added to X. In training the output is
-    (logits, affinity), for :class:`monai_iou.AffinityLoss`; in evaluation it is the logits.
+    class, and (1 - P) X that of other classes; a convolution combines both with X, and the result is resampled to *S
+    and added to X. In training, the output is (logits, affinity), for :class:`monai_iou.AffinityLoss`; in evaluation,
+    it is the logits.
 
-    P takes 4 N^2 bytes per image, 67 MB for 16x16x16 positions, and the convolution has C N weights.
+    P takes 4 N^2 bytes per image, which is 67 MB for 16x16x16 positions, and the convolution that predicts it has C N
+    weights.
 
     Args:
         in_channels: number of channels C of the features.
         out_channels: number of classes.
-        size: shape of the coarse grid, one number per spatial dimension, at most 16^3 = 4096 positions.
-        kernel_size: odd size of the kernel of the convolution that gathers the neighbourhood of a position.
+        size: shape of the coarse grid, one number per spatial dimension, with at most 4096 (16^3) positions.
+        kernel_size: odd kernel size of the convolution that aggregates the neighbourhood of a position.
 
     Raises:
-        ValueError: if the grid has more than 4096 positions, channels are fewer than 1, or `kernel_size` is not odd.
+        ValueError: if the grid has more than 4096 positions, a number of channels is below 1, or `kernel_size` is not
+            odd.
 
     Example:
         >>> import torch
@@ -127,8 +130,8 @@ class ContextPriorHead(nn.Module):
         _check_counts(in_channels=in_channels, out_channels=out_channels)
         if kernel_size < 1 or kernel_size % 2 == 0:
             message = (
-                f"Expected `kernel_size` to be odd, but got {kernel_size}: only an odd kernel keeps the grid's shape; "
-                f"use {max(kernel_size, 0) + 1}."
+                f"Expected `kernel_size` to be odd, but got {kernel_size}: use {max(kernel_size, 0) + 1}, because only "
+                "an odd kernel preserves the shape of the grid."
             )
             raise ValueError(message)
         dims = len(self.size)
@@ -139,7 +142,7 @@ class ContextPriorHead(nn.Module):
         self.classify = Convolution(dims, in_channels, out_channels, kernel_size=1, conv_only=True)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return logits (B, classes, *S), and in training the affinity (B, N, N) in [0, 1]."""
+        """Return logits (B, out_channels, *S) for features (B, C, *S), and in training also the affinity (B, N, N)."""
         coarse = nn.functional.interpolate(x, size=self.size, mode="area")
         gathered = self.gather(coarse)
         affinity = self.affinity(gathered).flatten(2).transpose(1, 2).sigmoid()

@@ -1,7 +1,7 @@
-"""Scores as functions of sums over voxels: a few lines of algebra each, for losses and metrics alike.
+"""Scores as functions of sums over voxels, shared by losses and metrics.
 
-The overlap scores take the three numbers I, P, T of any one kind: tensors (of a loss, with gradients), NumPy arrays
-or plain numbers (of a metric). Whole numbers are divided in double precision, so that counts up to 2^53 are exact.
+The overlap scores accept the sums I, P and T as tensors (from a loss, with gradients), NumPy arrays or plain numbers
+(from a metric). Integers are divided in double precision, so that counts up to 2^53 are exact.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _MIN_VOLUME = 1e-15
 
 
 def ratio(numerator: Sums, denominator: Sums, empty: float = 1.0) -> Sums:
-    """Return numerator / denominator, and `empty` where the denominator is 0; NaN where either is NaN.
+    """Return numerator / denominator, elementwise; `empty` where the denominator is 0, NaN where either is NaN.
 
-    Losses take the default: nothing there and nothing found is right, and no gradient is NaN. Metrics say
-    `empty=math.nan`: what is not defined is left out of their averages.
+    Losses use the default: a class that is neither present nor predicted is correct, and no gradient is NaN. Metrics
+    use `empty=math.nan`, so that undefined scores are left out of averages.
 
     Example:
         >>> import math
@@ -67,15 +67,15 @@ def ratio(numerator: Sums, denominator: Sums, empty: float = 1.0) -> Sums:
 
 
 def _floating(tensor: Tensor) -> Tensor:
-    """Return counts in double precision, where torch would divide them in single; other tensors as they are."""
+    """Convert integers to double precision, because torch would divide them in single precision."""
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """Return base^exponent for base >= 0, with the gradient 0 instead of infinity where base is 0."""
+    """Return base^exponent for base >= 0, with a gradient of 0, instead of infinity, where the base is 0."""
     if exponent == 1:
         return base
-    positive = ~(base <= _TINY)  # true of NaN, which stays
+    positive = ~(base <= _TINY)  # True for NaN, which must be kept
     return torch.where(positive, torch.where(positive, base, 1).pow(exponent), 0)
 
 
@@ -88,15 +88,17 @@ def iou(
     *,
     empty: float = 1.0,
 ) -> Sums:
-    """Return (I + smooth_nr) / (P + T - I + smooth_dr), shaped as the sums; `empty` where the denominator is 0.
+    """Return the IoU (Jaccard index), (I + smooth_nr) / (P + T - I + smooth_dr), and `empty` if that divides by 0.
+
+    The sums I, P and T, in voxels, have the same shape, which is that of the result.
 
     Example:
         >>> import torch
         >>> from monai_iou import voxel_sums
         >>> from monai_iou.scores import iou
         >>> labels = torch.tensor([[[0, 0, 1, 1]]])
-        >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])
-        >>> sums = voxel_sums(found, labels, activation=None)
+        >>> probabilities = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])
+        >>> sums = voxel_sums(probabilities, labels, activation=None)
         >>> iou(sums.intersection, sums.prediction, sums.target)
         tensor([[1., 1.]])
         >>> iou(1, 2, 3)
@@ -106,7 +108,7 @@ def iou(
 
 
 def dice(intersection: Sums, prediction: Sums, target: Sums, *, empty: float = 1.0) -> Sums:
-    """Return 2 I / (P + T), shaped as the sums; `empty` where both P and T are 0.
+    """Return the Dice coefficient, 2 I / (P + T), of the shape of the sums, and `empty` where both P and T are 0.
 
     Example:
         >>> from monai_iou.scores import dice
@@ -125,24 +127,30 @@ def tversky(
     smooth_nr: float = 0,
     smooth_dr: float = 0,
 ) -> Sums:
-    """Return (I + s) / (I + alpha FP + beta FN + s) (Salehi et al. 2017, https://arxiv.org/abs/1706.05721).
+    """Return the Tversky index, (I + smooth_nr) / (I + alpha FP + beta FN + smooth_dr), of the shape of the sums.
 
-    alpha = beta = 1 is the IoU, alpha = beta = 1/2 is Dice.
+    FP = P - I and FN = T - I. alpha = beta = 1 is the IoU, alpha = beta = 1/2 is Dice (Salehi et al. 2017,
+    https://arxiv.org/abs/1706.05721).
+
+    Example:
+        >>> from monai_iou.scores import tversky
+        >>> tversky(1, 2, 4, alpha=0.5, beta=0.5)
+        0.3333333333333333
     """
     mixed = intersection + alpha * (prediction - intersection) + beta * (target - intersection)
     return ratio(intersection + smooth_nr, mixed + smooth_dr)
 
 
 def mean_of_terms(terms: Tensor, counted: Tensor | None, average: str = "pairs") -> Tensor:
-    """Return the mean of terms (B, C) of images and classes; 0 if nothing counts.
+    """Return the mean of the terms of all images and classes, a scalar; 0 if no term counts.
 
     Args:
-        terms: one term per image and class, 0 where it does not count.
+        terms: one term per image and class, (B, C), 0 where it does not count.
         counted: which terms count, (B, C) bool, or None for all.
-        average: "pairs", over all that count alike; "images", over the classes of each image, then over the images;
-            "classes", over the images of each class, then over the classes. The last two are mIoU-I and mIoU-C of Wang
-            et al. (NeurIPS 2023, Datasets and Benchmarks, https://arxiv.org/abs/2310.19252) if a term is 1 - IoU and
-            counts where the image holds the class.
+        average: "pairs": over all pairs of image and class that count. "images": over the classes of each image, then
+            over the images. "classes": over the images of each class, then over the classes. The last two correspond
+            to mIoU-I and mIoU-C of Wang et al. (NeurIPS 2023, Datasets and Benchmarks,
+            https://arxiv.org/abs/2310.19252) if a term is 1 - IoU and counts where the image contains the class.
 
     Example:
         >>> import torch
@@ -161,16 +169,23 @@ def mean_of_terms(terms: Tensor, counted: Tensor | None, average: str = "pairs")
 
 
 def volume_weights(target: Tensor, w_type: str) -> Tensor:
-    """Return one weight per class, (B, C), from reference volumes T: 1/T^2, 1/T or 1.
+    """Return one weight per image and class, (B, C), from the reference volumes T: 1 / T^2, 1 / T or 1.
 
-    A class that is absent from an image takes the image's largest finite weight (MONAI's choice for Dice); if all are
-    absent, 1.
+    `w_type` is "square", "simple" or "uniform" (Sudre et al. 2017, https://arxiv.org/abs/1707.03237). A class that is
+    absent from an image takes the largest finite weight of this image, as in MONAI's generalised Dice; if all classes
+    are absent, the weights are 1.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.scores import volume_weights
+        >>> volume_weights(torch.tensor([[8.0, 2.0, 0.0]]), "simple")
+        tensor([[0.1250, 0.5000, 0.5000]])
     """
     check_choice("w_type", w_type, WEIGHT_TYPES)
     if w_type == "uniform":
         return torch.ones_like(target)
     present = target > 0
-    # A soft label may hold next to nothing of a class, whose 1/T^2 would overflow.
+    # The volume of a class in a soft label may be so small that 1 / T^2 would overflow.
     volume = torch.where(present, target, 1).detach().clamp_min(_MIN_VOLUME)
     weights = 1 / (volume * volume if w_type == "square" else volume)
     largest = torch.where(present, weights, 0).amax(1, keepdim=True)
@@ -178,8 +193,12 @@ def volume_weights(target: Tensor, w_type: str) -> Tensor:
 
 
 def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
-    """Return (sum_c w_c I_c + s) / (sum_c w_c U_c + s), (B,); the generalised Dice of Sudre et al. 2017, for IoU."""
-    # Both sides are divided by the largest weight, which changes nothing but keeps their numbers near 1.
+    """Return the generalised IoU of each image, (sum_c w_c I_c + smooth_nr) / (sum_c w_c U_c + smooth_dr), (B,).
+
+    It is the generalised Dice coefficient of Sudre et al. 2017 (https://arxiv.org/abs/1707.03237) with the IoU instead
+    of Dice. The sums have shape (B, C), as have the weights w_c, for which see `volume_weights`.
+    """
+    # Dividing numerator and denominator by the largest weight keeps both near 1 and does not change the ratio.
     largest = weights.amax(1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1)
     weights, scale = weights / largest, 1 / largest.squeeze(1)
@@ -188,7 +207,10 @@ def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, sm
 
 
 def weighted_entropy(sums: VoxelSums, pos_weight: Tensor | None) -> Tensor:
-    """Return E, in which the voxels of a class count `pos_weight` times (of sums whose E is in two parts)."""
+    """Return the cross-entropy sums E, (B, C), with the part of the foreground voxels multiplied by `pos_weight`.
+
+    With `pos_weight`, the sums must contain the two parts of E separately.
+    """
     if pos_weight is None:
         return sums.cross_entropy
     return pos_weight.to(sums.target) * sums.foreground_entropy + sums.background_entropy
@@ -197,9 +219,10 @@ def weighted_entropy(sums: VoxelSums, pos_weight: Tensor | None) -> Tensor:
 def cross_entropy(
     sums: VoxelSums, weight: Tensor | None = None, *, multi_label: bool = False, pos_weight: Tensor | None = None
 ) -> Tensor:
-    """Return sum_c w_c E_c / sum_c w_c T_c, (B,); 0 over no voxels. With `multi_label`, N voxels stand for T_c.
+    """Return the class-weighted cross-entropy of each image, sum_c w_c E_c / sum_c w_c T_c, (B,); 0 without voxels.
 
-    `pos_weight` is that of torch's BCEWithLogitsLoss; see :func:`weighted_entropy`.
+    The sums have shape (B, C); `weight`, w_c, has shape (C,) or is a scalar. With `multi_label`, for independent
+    classes, the number of voxels N replaces T_c. `pos_weight` is that of torch's BCEWithLogitsLoss.
     """
     volume = sums.count if multi_label else sums.target
     weight = torch.ones_like(volume[:1]) if weight is None else weight.to(volume).expand(volume.shape[1])
@@ -208,19 +231,19 @@ def cross_entropy(
 
 
 def lovasz(histograms: ErrorHistograms) -> Tensor:
-    r"""Return the Lovasz extension of the Jaccard loss from error histograms, (B, C); 0 over no voxels.
+    r"""Return the Lovasz extension of the Jaccard loss from error histograms, (B, C); 0 without voxels.
 
-    It is the integral of J({error >= t}) over t, J = (f + b) / (G + b) with f of the class's G voxels and b others in
-    the set (Berman et al. 2018, https://arxiv.org/abs/1705.08790). Within limit / (2 bins) of the exact value, because
-    the extension moves at most as far as the largest change of an error. Differentiable by the counted
-    logits.
+    The extension is the integral of J({error >= t}) over t. For a set with f of the G voxels of the class and b other
+    voxels, J = (f + b) / (G + b) (Berman et al. 2018, https://arxiv.org/abs/1705.08790). The result is within
+    limit / (2 bins) of the exact value, because the extension changes at most by the largest change of an error. It is
+    differentiable with respect to the logits from which the histograms were counted.
 
     Example:
         >>> import torch
         >>> from monai_iou.scores import lovasz
         >>> from monai_iou.voxels.passes import error_histograms
-        >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
-        >>> lovasz(error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None))  # 1 - IoU
+        >>> probabilities = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> lovasz(error_histograms(probabilities, torch.tensor([[[1, 0, 0, 0]]]), activation=None))  # 1 - IoU
         tensor([[0.5000]], dtype=torch.float64)
     """
     dtype = total_dtype(histograms.counts)
@@ -235,20 +258,28 @@ def lovasz(histograms: ErrorHistograms) -> Tensor:
 
 
 def calibration_error(counts: Tensor, confidence: Tensor, hits: Tensor, kind: str = "expected") -> Tensor:
-    """Return the calibration error of bins of probabilities, (...), NaN without a voxel.
+    """Return the calibration error from bins of probabilities, (...); NaN without voxels.
 
-    With n voxels in a bin, their mean probability and the share of them that is of the class, the gap of the bin is
-    |mean - share|. "expected" weights the gaps by n (ECE, Guo et al. 2017, https://arxiv.org/abs/1706.04599), "average"
-    takes all bins that hold a voxel alike (ACE), "maximum" the largest gap (MCE).
+    The gap of a bin is the absolute difference between the mean probability of its n voxels and the fraction of them
+    that belong to the class. "expected" is the mean of the gaps weighted by n (ECE, Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599), "average" the mean over all bins with voxels (ACE), and "maximum" the largest gap
+    (MCE).
 
     Args:
-        counts: n, voxels in each bin, (..., bins).
-        confidence: sums of their probabilities.
-        hits: how many of them are of the class.
+        counts: n, the number of voxels in each bin, (..., bins).
+        confidence: the sum of their probabilities, (..., bins).
+        hits: the number of them that belong to the class, (..., bins).
         kind: "expected", "average" or "maximum".
 
     Raises:
-        ValueError: if `kind` is none of the three.
+        ValueError: if `kind` is not one of the three.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.scores import calibration_error
+        >>> counts, confidence, hits = torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.9]), torch.tensor([2.0, 1.0])
+        >>> [round(calibration_error(counts, confidence, hits, kind).item(), 4) for kind in ("expected", "maximum")]
+        [0.22, 0.25]
     """
     check_choice("kind", kind, CALIBRATION_ERRORS)
     if kind == "expected":

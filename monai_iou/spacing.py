@@ -1,4 +1,4 @@
-"""The distance between voxels, in mm, from arguments and from MONAI's metadata."""
+"""Voxel sizes in mm, from arguments and from MONAI's metadata."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ __all__ = ["image_spacings", "spacing_tuple"]
 
 
 def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
-    """Voxel size in mm along each axis; a number counts for every axis, None is 1.
+    """Return the voxel size in mm along each axis.
+
+    Args:
+        spacing: one number for all axes, one number per axis, or None for 1 mm.
+        spatial_dims: number of axes.
 
     Raises:
-        ValueError: the number of values does not fit, or one is not positive and finite.
+        ValueError: if the number of values does not fit, or a value is not positive and finite.
+
+    Example:
+        >>> from monai_iou.spacing import spacing_tuple
+        >>> spacing_tuple(0.5, 3), spacing_tuple((3.0, 1.0), 2)
+        ((0.5, 0.5, 0.5), (3.0, 1.0))
     """
     values = [1.0] if spacing is None else [float(v) for v in np.atleast_1d(np.asarray(spacing, dtype=float))]
     if len(values) == 1:
@@ -30,19 +39,27 @@ def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
 
 
 def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: int) -> list[tuple[float, ...]]:
-    """Voxel size of each image of a batch: as given, else from the MetaTensors' affines, else 1 mm.
+    """Return the voxel size in mm of each image of a batch.
+
+    Args:
+        y_pred: the predictions: a batch, or a list of images.
+        y: the references: a batch, or a list of images.
+        spacing: one voxel size for all images, a list with one per image, or None for those of MetaTensors, of `y`
+            first, or else 1 mm.
+        count: number of images.
+        spatial_dims: number of spatial dimensions.
 
     Raises:
-        ValueError: the values do not fit the images.
+        ValueError: if the values do not fit the images.
     """
     if spacing is None:
-        found = _pixdims(y) or _pixdims(y_pred) or [None] * count
-        return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in found]
+        pixdims = _pixdims(y) or _pixdims(y_pred) or [None] * count
+        return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in pixdims]
     if isinstance(spacing, Sequence) and spacing and np.ndim(spacing[0]) == 1:
         if len(spacing) != count:
             message = (
                 f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}: give "
-                "one for all images, or as many as there are."
+                "one for all images, or one per image."
             )
             raise ValueError(message)
         return [spacing_tuple(s, spatial_dims) for s in spacing]
@@ -50,7 +67,7 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
 
 
 def _pixdims(batch: Any) -> list[Any] | None:
-    """Voxel sizes of a batched MetaTensor (MONAI gives a list), or of a list of MetaTensors; None for anything else."""
+    """Return the voxel sizes of a batch that is a MetaTensor, or of a list of MetaTensors; None for anything else."""
     if isinstance(batch, (list, tuple)):
         if all(isinstance(image, MetaTensor) for image in batch):
             return [np.asarray(image.pixdim) for image in batch]

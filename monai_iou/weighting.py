@@ -1,4 +1,4 @@
-"""Class weights from the number of voxels of each class, and the counting of those voxels in a dataset."""
+"""Class weights from the number of voxels per class, and counting these voxels in a dataset."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ def class_weights(
     method: str = "inverse",
     beta: float = 0.9999,
 ) -> Tensor:
-    r"""Return one weight per class for a loss's `weight`, which is larger for rarer classes.
+    r"""Return one weight per class for the argument `weight` of a loss; rarer classes have larger weights.
 
-    For n_c voxels of class c:
+    For n_c voxels of class c, the weights are proportional to:
 
     - "inverse": :math:`1 / n_c`.
-    - "median": :math:`\mathrm{median}(f) / f_c`, with f_c the share of class c among the voxels of the cases that
-      contain it (Eigen & Fergus 2015, https://arxiv.org/abs/1411.4734). With counts (C,) all voxels are one case.
+    - "median": :math:`\mathrm{median}(f) / f_c`, where f_c is the fraction of class c among the voxels of the cases
+      that contain it (Eigen & Fergus 2015, https://arxiv.org/abs/1411.4734). Counts (C,) are treated as one case.
     - "effective": :math:`(1 - \beta) / (1 - \beta^{n_c})`, the inverse of the effective number of samples (Cui et al.
-      2019, https://arxiv.org/abs/1901.05555), which levels off at :math:`1 / (1 - \beta)` voxels: classes larger than
-      that weigh the same, and the weights of two classes never differ by more than that factor.
+      2019, https://arxiv.org/abs/1901.05555). It levels off at :math:`1 / (1 - \beta)` voxels: larger classes have
+      about equal weights, and the weights of two classes never differ by more than this factor.
 
-    The weights of the classes that occur have mean 1, so that the size of a loss does not change. A class without
-    voxels has weight 0, because nothing can be learned about it.
+    The weights are scaled so that those of the classes with voxels have a mean of 1, which preserves the scale of the
+    loss. A class without voxels has a weight of 0.
 
     Args:
-        counts: voxels of each class, (C,), or of each case and class, (N, C).
+        counts: number of voxels of each class, (C,), or of each case and class, (N, C).
         method: "inverse", "median" or "effective".
-        beta: parameter of "effective", at least 0 and below 1. With 0.9999 the weights level off at 10^4 voxels.
+        beta: parameter of "effective", at least 0 and below 1. With 0.9999, the weights level off at 10^4 voxels.
 
     Returns:
-        (C,) float32, on the CPU.
+        The weights, (C,) float32, on the CPU.
 
     Raises:
         TypeError: if the counts are not numbers.
-        ValueError: if counts are negative, not finite or all 0, or have another number of dimensions, or `method` or
-            `beta` is out of its range.
+        ValueError: if the counts are negative, not finite, all 0 or of an unsuitable shape, or `method` or `beta` is
+            out of range.
 
     Example:
         >>> from monai_iou import class_weights
@@ -65,7 +65,7 @@ def class_weights(
     if method == "median":
         amount = amount / np.maximum((table.sum(1, keepdims=True) * (table > 0)).sum(0), 1.0)
     elif method == "effective" and beta > 0:
-        # 1 - beta^n, which loses no digits for beta near 1.
+        # This is 1 - beta^n without loss of precision for beta near 1.
         amount = -np.expm1(amount * np.log(beta))
     elif method == "effective":
         amount = np.ones_like(amount)
@@ -79,7 +79,10 @@ def _checked_counts(counts: Any) -> NDArray[np.float64]:
         values = counts.detach().cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
         table: NDArray[np.float64] = values.astype(np.float64)
     except (TypeError, ValueError) as error:
-        message = f"Expected `counts` to be numbers of shape (C,) or (N, C), but got {type(counts).__name__}: {error}."
+        message = (
+            f"Expected `counts` to be numbers of shape (C,) or (N, C), but got {type(counts).__name__} ({error}): pass "
+            "a list, an array or a tensor."
+        )
         raise TypeError(message) from error
     if table.ndim not in (1, 2) or table.size == 0:
         message = f"Expected `counts` to have shape (C,) or (N, C), but got {table.shape}: sum over all other axes."
@@ -87,8 +90,8 @@ def _checked_counts(counts: Any) -> NDArray[np.float64]:
     bad = ~np.isfinite(table) | (table < 0)
     if bad.any():
         message = (
-            f"Expected every one of `counts` to be finite and at least 0, but got {table[bad][0]}: count voxels again, "
-            "for instance with `count_voxels`."
+            f"Expected every one of `counts` to be finite and at least 0, but got {table[bad][0]}: count the voxels "
+            "again, for example with `count_voxels`."
         )
         raise ValueError(message)
     if not table.any():
@@ -103,18 +106,17 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     """Count the voxels of each class in every item of a dataset.
 
     Args:
-        dataset: items that are dictionaries with a label under `key`, pairs (image, label), label maps, or lists of
-            such (several crops of one volume). A label has shape (1, *S) with class numbers, or (C, *S) with one map
-            per class.
-        num_classes: number of classes C; by default one more than the largest label.
-        key: where dictionaries hold the label.
+        dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
+            (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S).
+        num_classes: number of classes C; by default, one more than the largest label.
+        key: key of the label in dictionaries.
 
     Returns:
-        (N, C) int64, one row per item.
+        The number of voxels of each item and class, (N, C) int64.
 
     Raises:
         TypeError: if an item contains no label.
-        ValueError: if a label is negative, not a whole number, or at least `num_classes`, or the dataset is empty.
+        ValueError: if a value is negative, not a whole number, or at least `num_classes`, or the dataset is empty.
 
     Example:
         >>> import torch
@@ -146,7 +148,10 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
 def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:
     if isinstance(item, dict):
         if key not in item:
-            message = f"Expected {name} of `dataset` to hold {key!r}, but got {sorted(map(str, item))}: set `key`."
+            message = (
+                f"Expected {name} of `dataset` to hold {key!r}, but got {sorted(map(str, item))}: set `key` to the key "
+                "of the label."
+            )
             raise TypeError(message)
         item = item[key]
     elif isinstance(item, list):

@@ -230,9 +230,19 @@ def test_a_resumed_training_continues_with_the_weights_of_its_epoch() -> None:
     ("loss", "terms", "error", "text"),
     [
         (IoULoss(), {"iou": RAMP}, TypeError, "Expected `loss` to be a CompoundLoss, but got IoULoss: list the terms"),
-        (IoUCELoss(), {"ce": RAMP}, ValueError, "terms of the loss (iou, cross_entropy), but got ce: use these names."),
-        (IoUCELoss(), {}, ValueError, "terms of the loss (iou, cross_entropy), but got none: use these names."),
-        (IoUCELoss(), {"iou": {"start": 1}}, TypeError, "schedule of 'iou' to have `start`, `end` and, if wanted, "),
+        (
+            IoUCELoss(),
+            {"ce": RAMP},
+            ValueError,
+            "terms of the loss (iou, cross_entropy), but got ce: choose among these names.",
+        ),
+        (
+            IoUCELoss(),
+            {},
+            ValueError,
+            "terms of the loss (iou, cross_entropy), but got none: choose among these names.",
+        ),
+        (IoUCELoss(), {"iou": {"start": 1}}, TypeError, "schedule of 'iou' to have `start`, `end` and optionally "),
         (
             IoUCELoss(),
             {"iou": {**RAMP, "curv": "linear"}},
@@ -247,8 +257,8 @@ def test_a_resumed_training_continues_with_the_weights_of_its_epoch() -> None:
             ValueError,
             "1 <= `first_epoch` < `last_epoch`, but got 3 and 3",
         ),
-        (IoUCELoss(), {"iou": {"start": 0, "end": 1}}, ValueError, "but got 1 and None: name the epochs between"),
-        (IoUCELoss(), {"iou": {**RAMP, "first_epoch": 0}}, ValueError, "but got 0 and 7: name the epochs between"),
+        (IoUCELoss(), {"iou": {"start": 0, "end": 1}}, ValueError, "but got 1 and None: give the epochs between"),
+        (IoUCELoss(), {"iou": {**RAMP, "first_epoch": 0}}, ValueError, "but got 0 and 7: give the epochs between"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(loss, terms, error, text) -> None:

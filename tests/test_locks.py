@@ -54,9 +54,9 @@ def test_the_second_is_told_who_holds_the_folder(tmp_path: Path) -> None:
         with pytest.raises(OutputError) as caught, folder_lock(tmp_path, "evaluation"):
             pass
         pattern = (
-            rf"Expected {tmp_path} to be used by one run at a time, but training by process {process.pid} on "
-            rf"{socket.gethostname()} has used it since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d: wait until that "
-            "has ended, or name another folder."
+            rf"Expected `{tmp_path}` to be used by one run at a time, but training by process {process.pid} on "
+            rf"{socket.gethostname()} has been using it since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d: wait "
+            "until that run has ended, or name another folder."
         )
         assert re.fullmatch(pattern, str(caught.value))
     end(process)
@@ -87,7 +87,7 @@ def test_a_killed_holder_blocks_nobody_even_if_its_children_live(tmp_path: Path)
 def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
     with folder_lock(tmp_path, "training"):
         for _ in range(2):
-            with pytest.raises(OutputError, match="but another run has it"), folder_lock(tmp_path, "evaluation"):
+            with pytest.raises(OutputError, match="but another run is using it"), folder_lock(tmp_path, "evaluation"):
                 pass
         (tmp_path / "other").mkdir()
         with folder_lock(tmp_path / "other", "training"):
@@ -117,7 +117,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
     elsewhere = text.replace(str(os.getpid()), str(dead.pid)).replace(socket.gethostname(), "elsewhere")
     lock.write_text(elsewhere)
-    with pytest.raises(OutputError, match="on elsewhere has used it since"), folder_lock(tmp_path, "training"):
+    with pytest.raises(OutputError, match="on elsewhere has been using it since"), folder_lock(tmp_path, "training"):
         pass
 
 
@@ -134,7 +134,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
 def test_what_an_unreadable_lock_says(tmp_path: Path) -> None:
     process = hold(tmp_path)
     (tmp_path / LOCK_NAME).write_text('{"purpose": "training"}')
-    message = "training by process an unknown process on an unknown host has used"
+    message = "training by process an unknown process on an unknown host has been using"
     with pytest.raises(OutputError, match=message), folder_lock(tmp_path, "x"):
         pass
     end(process)

@@ -109,7 +109,7 @@ def test_count_voxels_names_what_is_wrong() -> None:
         count_voxels([label, -label])
     with pytest.raises(ValueError, match=re.escape("item 0 of `dataset` to hold class numbers from 0, but got 1.5")):
         count_voxels([label / 2])
-    with pytest.raises(TypeError, match=re.escape("to hold 'label', but got ['image']: set `key`")):
+    with pytest.raises(TypeError, match=re.escape("to hold 'label', but got ['image']: set `key` to")):
         count_voxels([{"image": label}])
     with pytest.raises(TypeError, match="but got str: use a dataset that loads its labels"):
         count_voxels(["case.nii.gz"])

@@ -1,0 +1,103 @@
+"""Tables and JSON as text whose values are restored exactly when it is read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# The characters with which a spreadsheet recognises a formula, including their full-width forms.
+FORMULA_STARTS = tuple("=+-@\t\r\n") + tuple("\uff1d\uff0b\uff0d\uff20")
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    r"""Return rows as the text of a CSV file with a header; see `csv_text`.
+
+    >>> table_text(("case", "iou"), [{"case": "a", "iou": 0.5}, {"case": "b"}])
+    'case,iou\na,0.5\nb,\n'
+    """
+    return csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
+
+
+def csv_text(rows: Iterable[Sequence[Any]], separator: str = ",") -> str:
+    r"""Return rows of cells as the text of a table; every table of the package is written by this function.
+
+    Floats are written with all their digits, NaN and None as empty cells. A cell is quoted if it contains a separator,
+    a quote or a line break. Text that a spreadsheet would evaluate as a formula is prefixed with an apostrophe; numbers
+    never are.
+
+    >>> csv_text([["case", "iou"], ["=1+1", 0.5], ["a,b\r", float("nan")], ["-1", -1.0]])
+    'case,iou\n\'=1+1,0.5\n"a,b\r",\n-1,-1.0\n'
+    """
+    return "".join(separator.join(_quoted(_cell(value), separator) for value in row) + "\n" for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file with a header, written by `write_csv` or a spreadsheet.
+
+    Returns:
+        One dictionary per row, from column to text.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not UTF-8, or not a table.
+    """
+    limit = csv.field_size_limit(sys.maxsize)  # a cell may exceed the default of 131072 characters
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    finally:
+        csv.field_size_limit(limit)
+    return [{name: _plain_text(cell) for name, cell in row.items() if isinstance(cell, str)} for row in rows]
+
+
+def _cell(value: Any) -> str:
+    """Return a value as the text of a cell."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        return repr(float(value)) if isinstance(value, float) else str(value)
+    return f"'{value}" if value.lstrip("'").startswith(FORMULA_STARTS) and not _is_number(value) else value
+
+
+def _plain_text(cell: str) -> str:
+    """Return the text from which `_cell` made a cell."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.strip() == text
+
+
+def _quoted(cell: str, separator: str) -> str:
+    special = separator in cell or any(character in cell for character in '"\r\n\0') or cell.strip() != cell
+    return '"' + cell.replace('"', '""') + '"' if special else cell
+
+
+def json_text(value: Any) -> str:
+    r"""Return a value as strict, indented JSON; NaN and infinities become null.
+
+    >>> json_text({"iou": float("nan")})
+    '{\n "iou": null\n}\n'
+    """
+    return json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return value
