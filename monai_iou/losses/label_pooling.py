@@ -101,8 +101,8 @@ def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Te
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     highest = pooled(rank[index].float(), size, _maximum).long()
-    found: Tensor = values[order[highest]]  # torch.take has no unsigned types of 16 bits and more
-    return found
+    pooled_labels: Tensor = values[order[highest]]  # torch.take does not support unsigned types of 16 bits or more
+    return pooled_labels
 
 
 def _largest(maps: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
