@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import locale
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 
 # For the benchmarks, which are not installed; last, so that the installed package is what is tested.
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+# The workers of pytest-xdist share the cores, with the processes that their tests start too. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
 @pytest.fixture(autouse=True)
