@@ -127,7 +127,7 @@ needs_compiler = pytest.mark.skipif(not compiled.is_available(), reason="needs a
 
 
 @needs_compiler
-@pytest.mark.parametrize("case_of", ["labels", "ignored"])
+@pytest.mark.parametrize("case_of", [pytest.param("labels", marks=pytest.mark.slow), "ignored"])
 def test_compiled_equals_reference(case_of: str) -> None:
     """Whole chunks, a last chunk, lines left over and voxels beyond the last line; several sizes, compiled once."""
     spec = PassSpec(cross_entropy=True)
