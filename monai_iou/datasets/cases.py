@@ -42,10 +42,10 @@ class Case:
     """One volume of a folder.
 
     Attributes:
-        name: of the case.
-        image: its file, or the file of its first channel.
-        label: its label, if it has one.
-        channels: the files of its further channels, where each channel has a file of its own.
+        name: name of the case.
+        image: file of the image, or of its first channel.
+        label: file of the label; None if there is none.
+        channels: files of the other channels, if each channel has its own file.
     """
 
     name: str

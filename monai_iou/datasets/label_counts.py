@@ -25,10 +25,10 @@ class LabelCounts:
     """What a folder of label files holds.
 
     Attributes:
-        values: the label values, ascending; class k of a network stands for the k-th.
+        values: the label values in ascending order; class k of a network is the k-th value.
         cases: file names without the extension.
-        voxels: (N, C) voxels of each case and class.
-        components: (C,) connected components (26 neighbours) over all cases; 0 for the background.
+        voxels: (N, C), numbers of voxels of each case and class.
+        components: (C,), numbers of connected components (26 neighbours) over all cases; 0 for the background.
     """
 
     values: tuple[int, ...]
@@ -53,9 +53,9 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     """Count voxels and components in every label file of a folder and its subfolders.
 
     Args:
-        folder: holds label maps (NIfTI, MetaImage, NRRD, folders of DICOM slices).
-        values: the label values. By default those that a `dataset.json` next to the folder names, as it is in the
-            Decathlon layout, else those that occur, and 0.
+        folder: folder of label maps (NIfTI, MetaImage, NRRD, or folders of DICOM slices).
+        values: the label values. By default those that a `dataset.json` next to the folder names, as in the Decathlon
+            layout, or otherwise those that occur in the files, and 0.
 
     Returns:
         The counts.

@@ -54,11 +54,11 @@ def make_phantom(
         seed: the same seed gives the same volume.
         shape: size in voxels; the lesions keep their size in mm unless `foreground` is given.
         lesions: "few" are 1 to 5 lesions of 4 to 14 mm; "unequal" is one of 22 to 28 mm and 15 to 25 of 3 to 6 mm.
-        foreground: the lesions' share of all voxels, above 0 and at most 0.05; their diameters are scaled to reach it.
-            None keeps them as they are.
+        foreground: share of all voxels that the lesions make up, above 0 and at most 0.05; their diameters are scaled
+            accordingly. None keeps the diameters.
 
     Raises:
-        ValueError: `lesions` or `foreground` is none of these.
+        ValueError: `lesions` or `foreground` is not one of the above.
 
     Example:
         >>> phantom = make_phantom(0)

@@ -15,16 +15,16 @@ __all__ = ["check_folds", "count_patients", "fold_cases", "patient_of", "split_c
 def split_cases(
     cases: Sequence[Case], fraction: float, seed: int = 0, patient_groups: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[list[Case], list[Case]]:
-    """Split cases into training and validation, the same way every time, patients kept on one side.
+    """Split cases into training and validation, reproducibly, with all cases of a patient on the same side.
 
     Args:
         cases: the cases.
-        fraction: part of the cases to validate on, in [0, 1); at least one patient if it is not 0.
-        seed: another seed, another split.
-        patient_groups: patient -> fragments of file names.
+        fraction: fraction of the cases to validate on, in [0, 1); at least one patient if it is not 0.
+        seed: seed of the split.
+        patient_groups: patient -> parts of file names.
 
     Returns:
-        (training, validation) in the order of `cases`. A single patient is used for both: there is nothing to hold out.
+        (training, validation) in the order of `cases`. If there is only one patient, its cases are used for both.
 
     Raises:
         ValueError: `fraction` is not in [0, 1).
@@ -63,15 +63,15 @@ def fold_cases(
 ) -> tuple[list[Case], list[Case]]:
     """Split cases for one fold of a cross-validation: over all folds every case is validated exactly once.
 
-    Patients are dealt in a random order, those with most cases first, each to the fold that has fewest cases. So the
-    folds differ by no more cases than the largest patient has.
+    The patients are assigned in a random order, those with the most cases first, each to the fold with the fewest
+    cases. The folds therefore differ by at most the number of cases of the largest patient.
 
     Args:
         cases: the cases.
         folds: number of folds, from 2 to the number of patients.
-        fold: the fold to validate on, from 0.
-        seed: another seed, other folds.
-        patient_groups: patient -> fragments of file names.
+        fold: the fold to validate on, counted from 0.
+        seed: seed of the folds.
+        patient_groups: patient -> parts of file names.
 
     Returns:
         (training, validation) in the order of `cases`.
@@ -100,7 +100,8 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
     """Check the numbers of a cross-validation.
 
     Raises:
-        ValueError: `folds` is not an integer from 2 to the number of patients, or `fold` not one below `folds`.
+        ValueError: `folds` is not an integer from 2 to the number of patients, or `fold` is not one from 0 to folds -
+            1.
     """
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         message = f"Expected `folds` to be an integer of at least 2, but got {folds!r}: 5 is usual."
@@ -121,7 +122,7 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
 
 
 def count_patients(cases: Sequence[Case], patient_groups: Mapping[str, Sequence[str]] | None = None) -> int:
-    """Return the number of patients; a case that no group claims is a patient of its own."""
+    """Return the number of patients; a case that belongs to no group is a patient of its own."""
     return len(_by_patient(cases, patient_groups))
 
 

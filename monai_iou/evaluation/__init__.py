@@ -1,6 +1,6 @@
-"""Evaluating folders of volumes: reading, pairing, one row per case and label, tables and a report.
+"""Evaluation of folders of volumes: pairing, one row per case and label, tables, statistics and a report.
 
-The modules read one way: grid <- volumes <- pairing, cases <- schedule <- evaluate -> statistics, report; compare reads
-evaluated folders. nibabel, SimpleITK, scipy, jinja2, rich and dask are imported where they are used, so that
-`import monai_iou` stays light.
+`evaluate` pairs the files (`pairing`), scores each pair as a task (`case_files`, `scoring`, run by `workers`), and
+writes the tables (`summary`, `statistics`) and the report (`report`). `compare` reads evaluated folders. nibabel,
+SimpleITK, scipy, jinja2 and dask are imported where they are used, so that `import monai_iou` stays light.
 """

@@ -37,20 +37,20 @@ class UnknownMetricError(CompareError):
 def compare_folders(
     folders: Sequence[Path], output: Path, metrics: Sequence[str] = METRICS, primary: str | None = None
 ) -> list[dict[str, Any]]:
-    """Compare evaluated folders in pairs, on all cases that both were asked for.
+    """Compare evaluated folders in pairs, on all cases that both folders should contain.
 
-    Per metric and label: the mean over cases of other - baseline, its bootstrap 95 % interval, and a paired permutation
-    test. One metric is primary: its p-values are corrected by Holm's method over labels and pairs of folders. The
-    others are exploratory: their p-values are not corrected and name no winner. A case that one folder failed at, and a
-    score that is undefined because a mask is empty, count as the worst (`monai_iou.evaluation.penalties`). Writes
-    comparison.csv, paired.csv (the primary scores, a column per folder), comparison.html, and ranking.csv for three or
-    more folders.
+    For each metric and label, the comparison reports the mean over the cases of (other - baseline), its 95 % bootstrap
+    interval, and a paired permutation test. The p-values of the primary metric are corrected by Holm's method over
+    labels and pairs of folders. The other metrics are exploratory: their p-values are not corrected, and no winner is
+    named. A case that failed in one folder and a score that is undefined because a mask is empty count as the worst
+    score (`monai_iou.evaluation.penalties`). The function writes comparison.csv, paired.csv (the primary scores, one
+    column per folder), comparison.html and, for three or more folders, ranking.csv.
 
     Args:
-        folders: outputs of `monai-iou evaluate`; the first is the baseline.
-        output: where to write.
-        metrics: columns of cases.csv.
-        primary: the metric that decides; by default IoU, or the first of `metrics` where IoU is not among them.
+        folders: outputs of `monai-iou evaluate`; the first folder is the baseline.
+        output: folder for the results.
+        metrics: columns of cases.csv to compare.
+        primary: the metric that decides; by default IoU, or the first of `metrics` if IoU is not among them.
 
     Returns:
         One row per pair of folders, label and metric, as in comparison.csv.

@@ -30,23 +30,23 @@ NOTHING_TO_SCORE = (
 def evaluate_folders(request: Request, progress: Callable[[Progress], None] = lambda _: None) -> Evaluation:
     """Evaluate every pair and write cases.csv, lesions.csv, failures.csv, summary.json and report.html.
 
-    Every file is hashed and then read once. A case that cannot be evaluated is a row of failures.csv and does not stop
-    the others. Finished cases are kept in the folder `finished` of the output; starting again takes them from there
-    unless a file or an option has changed.
+    Every file is hashed and then read once. A case that cannot be evaluated becomes a row of failures.csv and does not
+    stop the other cases. Finished cases are kept in the folder `finished` of the output; a later run takes them from
+    there unless a file or an option has changed.
 
     Args:
         request: what to evaluate.
         progress: called in this process after each task.
 
     Returns:
-        The evaluation, as it was written.
+        The evaluation, with the content of the files that were written.
 
     Raises:
         RequestError: options contradict each other or are out of range.
-        PairingError: the folders or the CSV of pairs are unusable.
+        PairingError: the folders or the CSV of pairs cannot be used.
         OutputError: the output folder cannot be written.
         SchedulerError: the Dask cluster cannot be used.
-        ValueError: no reference holds a label.
+        ValueError: no reference contains a label.
     """
     if request.workers > 1:
         end_unguarded_child()

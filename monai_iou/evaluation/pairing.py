@@ -35,12 +35,12 @@ class Pair:
 
 
 def pair_folders(predictions: Path, references: Path) -> list[Pair]:
-    """Pair the volumes below two folders by their relative names without extensions, sorted by name.
+    """Pair the volumes in two folders by their relative names without extensions, sorted by name.
 
-    `a/b.nii.gz` pairs with `a/b.mha` and with the DICOM folder `a/b`.
+    `a/b.nii.gz` is paired with `a/b.mha`, or with the DICOM folder `a/b`.
 
     Raises:
-        PairingError: a folder is missing or holds no volume, or two files of one folder have the same name.
+        PairingError: a folder is missing or contains no volume, or two files in one folder have the same name.
     """
     predicted, found_references = find_volumes(predictions, "--predictions"), find_volumes(references, "--references")
     names = sorted(predicted.keys() | found_references.keys())
@@ -73,12 +73,12 @@ def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
 
 
 def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
-    """Read pairs from a CSV with the columns prediction, reference and, if wanted, case.
+    """Read pairs from a CSV with the columns prediction, reference and, optionally, case.
 
-    Relative paths start at the two folders. An empty cell or a file that is not there is a missing partner.
+    Relative paths start at the two folders. An empty cell or a file that does not exist is a missing partner.
 
     Raises:
-        PairingError: the file is missing, not such a CSV, or names a case twice.
+        PairingError: the file is missing, is not such a CSV, or names a case twice.
     """
     try:
         rows = read_csv(path)

@@ -22,34 +22,34 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate, how, and where the results go.
+    """What is evaluated, how it is scored, and where the results are written.
 
     Args:
         predictions: folder of predicted label maps.
         references: folder of reference label maps.
-        output: folder for the results; created if it is not there.
-        labels: label values to evaluate; empty means every value but 0 that a reference holds.
-        regions: instead of labels, unions of label values by name.
-        ignore: reference voxels of this value are excluded from all scores.
-        tolerance: of the normalised surface distance, in mm.
-        workers: processes of this machine, as many as it has processors at most.
+        output: folder for the results; created if it does not exist.
+        labels: label values to evaluate; empty means every value except 0 that occurs in a reference.
+        regions: unions of label values by name, evaluated instead of labels.
+        ignore: reference voxels with this value are excluded from all scores.
+        tolerance: tolerance of the normalised surface Dice (NSD) in mm.
+        workers: number of processes on this machine, limited to the number of its processors.
         scheduler: address of a Dask scheduler, which replaces `workers`.
-        resample: take predictions on other grids to the reference's, by nearest neighbour.
-        images: folder of images to show under the contours in the report.
-        pairs: CSV that says which files belong together.
-        command: the command line, for the summary.
-        tolerances: instead of `tolerance`, for single labels or regions by name.
-        missing: "exclude" leaves undefined scores and missing cases out of the means; "penalty" gives an undefined
-            distance the image's diagonal, and scores a missing prediction as an empty one. Both means are reported.
-        groups: CSV or JSON that says which cases are of one patient.
-        pictures: which cases the report shows slice by slice: "worst" (five of them, the median and the best one), a
-            number of worst ones, or "all".
-        boundary: width of the bands of boundary IoU: "2mm", or "2%" of the image's diagonal.
+        resample: whether predictions on other grids are resampled to that of the reference by nearest neighbour.
+        images: folder of images that the report shows under the contours.
+        pairs: CSV that states which files belong together.
+        command: the command line, stored in the summary.
+        tolerances: tolerances in mm for single labels or regions by name, used instead of `tolerance`.
+        missing: "exclude" leaves undefined scores and missing cases out of the means. "penalty" counts an undefined
+            distance as the diagonal of the image and a missing prediction as an empty one. Both means are reported.
+        groups: CSV or JSON that assigns the cases to patients.
+        pictures: the cases that the report shows slice by slice: "worst" (the five worst, the median and the best
+            case), a number of worst cases, or "all".
+        boundary: width of the bands of the boundary IoU: "2mm", or "2%" of the diagonal of the image.
         match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
         pairing: "one-to-one", or "many-to-one", where fragments and merged lesions count as found.
-        connectivity: 6, 18 or 26 neighbours that make a lesion.
+        connectivity: number of neighbours by which voxels are connected to a lesion: 6, 18 or 26.
         min_volume_mm3: smaller lesions are left out.
-        like: a challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
+        like: challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
     """
 
     predictions: Path
@@ -92,7 +92,7 @@ class Request:
 
     @property
     def named_structures(self) -> tuple[Structure, ...]:
-        """What the labels or regions ask for; empty for all that is found."""
+        """The structures named by labels or regions; empty if every value that is found is scored."""
         if self.regions:
             return tuple(Structure(name, tuple(values)) for name, values in self.regions.items())
         return tuple(Structure(str(value), (value,)) for value in self.labels)
@@ -122,10 +122,10 @@ class Progress:
 
 
 def check_request(request: Request) -> None:
-    """Make sure that the options agree and that nothing which is read would be written.
+    """Check that the options are consistent and that no file that is read would be overwritten.
 
     Raises:
-        RequestError: they do not, or it would be.
+        RequestError: the options contradict each other, or the output would overwrite an input.
     """
     _check_labels(request)
     _check_numbers(request)

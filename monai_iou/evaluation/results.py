@@ -20,22 +20,22 @@ __all__ = ["FAILURE_COLUMNS", "Evaluation", "Progress", "Request", "RequestError
 
 @dataclass
 class Evaluation:
-    """What was found, as written to the output folder.
+    """The results of an evaluation, as written to the output folder.
 
     Args:
-        request: what was asked for.
-        records: of the cases that were evaluated, in order.
-        missing: of the cases without a usable prediction, scored as empty predictions.
+        request: the request.
+        records: records of the evaluated cases, in order.
+        missing: records of the cases without a usable prediction, scored as empty predictions.
         failures: rows of failures.csv.
         pairs: all cases.
-        structures: what was scored.
-        reused: how many records an earlier run had made.
-        patients: the patient of every case; None where every case is its own.
-        run_notes: what the reader should know about how it was run.
-        summary: what summary.json holds.
-        rows: of cases.csv; with penalties where they were asked for.
-        measured: rows of the evaluated cases as they were measured.
-        missing_rows: rows of the missing cases, as empty predictions are measured.
+        structures: the structures that were scored.
+        reused: number of records taken from an earlier run.
+        patients: the patient of every case; None if every case is a patient of its own.
+        run_notes: notes for the reader about how the evaluation was run.
+        summary: content of summary.json.
+        rows: rows of cases.csv; with penalties if they were requested.
+        measured: rows of the evaluated cases with the measured scores.
+        missing_rows: rows of the missing cases with the scores of empty predictions.
     """
 
     request: Request
@@ -78,7 +78,7 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader should know before the scores."""
+        """Notes that the reader should see before the scores."""
         held = {row["label"] for row in (*self.measured, *self.missing_rows) if row["reference_ml"]}
         absent = [name for name in self.names if name not in held] if self.rows else []
         notes = [f"{name}: no reference holds it, so that only false positives count." for name in absent]

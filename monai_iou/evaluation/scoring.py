@@ -44,7 +44,7 @@ Rows: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Structure:
-    """What is scored as one: a label value, or a region of several."""
+    """A structure that is scored: one label value, or a region of several values."""
 
     name: str
     values: tuple[int, ...]
@@ -55,14 +55,15 @@ class Rules:
     """By which rules a structure is scored.
 
     Args:
-        tolerance: of the normalised surface distance, in mm.
-        tolerances: instead of it for single structures, by their names.
-        boundary: width of the bands of boundary IoU, in mm such as "2mm", or of the image's diagonal such as "2%".
+        tolerance: tolerance of the normalised surface Dice (NSD) in mm.
+        tolerances: tolerances in mm for single structures by name, used instead of `tolerance`.
+        boundary: width of the bands of the boundary IoU in mm, such as "2mm", or as a percentage of the diagonal of
+            the image, such as "2%".
         match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
         pairing: "one-to-one" or "many-to-one".
-        connectivity: 6, 18 or 26 neighbours of a voxel in a volume; in a slice 4, 8 or 8.
+        connectivity: 6, 18 or 26 neighbours of a voxel in a volume, which are 4, 8 and 8 in a slice.
         min_volume_mm3: smaller lesions are left out.
-        like: a challenge whose own columns are added, by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
+        like: challenge whose columns are added by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
     """
 
     tolerance: float = 1.0
@@ -149,21 +150,22 @@ def evaluate_case(
     tolerance: float = 1.0,
     rules: Rules | None = None,
 ) -> Rows:
-    """Score two label maps on one grid.
+    """Score two label maps on the same grid.
 
     Args:
-        prediction: labels of any integer dtype, shape (X, Y, Z).
+        prediction: labels of any integer dtype, (X, Y, Z).
         reference: labels of the same shape.
-        grid: where the voxels lie; gives volumes, and the spacing that distances are taken along right angles with.
-        structures: what to score.
-        ignore: reference voxels of this value are excluded from all scores.
-        tolerance: of the normalised surface distance, in mm.
+        grid: position of the voxels, from which volumes and distances are computed; distances assume perpendicular
+            axes.
+        structures: the structures to score.
+        ignore: reference voxels with this value are excluded from all scores.
+        tolerance: tolerance of the normalised surface Dice (NSD) in mm.
         rules: all rules of scoring; replaces `tolerance`.
 
     Returns:
         One row per structure (`label`, the columns `SCORE_COLUMNS`, and the voxel counts `intersection` and `union`),
-        and one row per lesion: each component of the reference (`tp` or `fn`) and each unmatched one of the
-        prediction (`fp`). Scores that are undefined, as all are where both masks are empty, are NaN.
+        and one row per lesion: each component of the reference (`tp` or `fn`) and each unmatched component of the
+        prediction (`fp`). Undefined scores, such as all scores if both masks are empty, are NaN.
 
     >>> reference = np.zeros((8, 8, 8), np.uint8)
     >>> reference[2:6, 2:6, 2:6] = 1
@@ -312,7 +314,7 @@ def _overlap(pair: MaskPair, grid: Grid, voxels: int) -> dict[str, Any]:
 
 
 def diagonal_mm(grid: Grid) -> float:
-    """The longest distance inside the image, between the outer corners of its voxels, in mm."""
+    """Return the diagonal of the image in mm, between the outer corners of its voxels."""
     signs = np.array([(1, 1, 1), (1, 1, -1), (1, -1, 1), (1, -1, -1)])
     return float(np.linalg.norm(signs * grid.shape @ grid.affine[:3, :3].T, axis=1).max())
 

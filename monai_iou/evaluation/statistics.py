@@ -1,7 +1,7 @@
-"""Means, intervals and tests over cases. The unit of resampling is the patient, and a case where no patients are named.
+"""Means, intervals and tests over cases. The unit of resampling is the patient, or the case if patients are not known.
 
-Two scans of one patient are not independent: resampling them as if they were makes intervals too narrow. With patients
-named, whole patients are drawn, and the mean is still that over the cases drawn.
+Two scans of one patient are not independent, and resampling them as if they were makes intervals too narrow. If the
+patients are known, whole patients are drawn, and the mean is still the mean over the cases that were drawn.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _Floats = NDArray[np.float64]
 
 
 def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str, Any]:
-    """Count, mean, spread and quartiles, with bootstrap 95 % intervals of mean and median.
+    """Return count, mean, standard deviation and quartiles, with 95 % bootstrap intervals of mean and median.
 
     Args:
-        values: one number per case; undefined ones (NaN) are left out and counted.
+        values: one number per case; undefined values (NaN) are left out and counted.
         units: the patient of each case.
 
     Returns:
         `n`, `undefined`, `units`, `mean`, `mean_interval`, `sd` (with n - 1), `median`, `median_interval`, `quartiles`,
-        `min`, `max`; None where nothing is left, and for intervals of fewer than `MIN_UNITS` patients.
+        `min` and `max`; None if no value is defined, and None instead of intervals for fewer than `MIN_UNITS` patients.
 
     >>> found = describe([0.5, 0.7, float("nan")])
     >>> found["mean"], round(found["sd"], 4), np.round(found["quartiles"], 4).tolist(), found["mean_interval"]
@@ -70,9 +70,9 @@ def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str,
 
 
 def interval(values: _Floats, statistic: Statistic = "mean", units: Sequence[str] | None = None) -> list[float] | None:
-    """The percentile bootstrap 95 % interval of the mean or median, or None for fewer than `MIN_UNITS` patients.
+    """Return the 95 % percentile bootstrap interval of the mean or median; None for fewer than `MIN_UNITS` patients.
 
-    Percentiles rather than BCa: BCa is undefined where all values but one are equal, which perfect cases are.
+    Percentiles are used instead of BCa, which is undefined if all values except one are equal, as for perfect cases.
 
     Args:
         values: one finite number per case.
@@ -121,18 +121,18 @@ def _medians(values: _Floats, weights: _Floats) -> _Floats:
 
 
 def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = None) -> dict[str, Any]:
-    """The mean of `second - first` over cases, its bootstrap interval and a two-sided permutation p-value.
+    """Return the mean of `second - first` over the cases, its bootstrap interval and a two-sided permutation p-value.
 
-    The test swaps the two results of a patient at random (all 2^n ways where they are few), which is exact under the
-    hypothesis that the two methods are exchangeable.
+    The test exchanges the two results of each patient at random (or in all 2^n ways if there are few patients), which
+    is exact under the hypothesis that the two methods are exchangeable.
 
     Args:
-        first: one number per case, shape (n,), finite.
-        second: the other method's numbers of the same cases.
-        units: the patient of each case; None counts each case as one.
+        first: one finite number per case, (n,).
+        second: the numbers of the other method for the same cases.
+        units: the patient of each case; None treats each case as a patient.
 
     Returns:
-        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None where there are fewer than two cases.
+        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None if there are fewer than two cases.
     """
     n = int(first.size)
     if n < 2:
@@ -176,15 +176,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def dataset_scores(rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """IoU over the data set: `monai_iou.metrics.fine_grained_iou` of the rows, and the interval of IoU-I.
+    """Return the IoU over the dataset: `monai_iou.metrics.fine_grained_iou` of the rows, and the interval of IoU-I.
 
     Args:
-        rows: one mapping per case and label with `case`, `label`, `intersection` and `union` (voxels); every case has
-            every label. Without rows every score is NaN.
+        rows: one mapping per case and label with `case`, `label`, `intersection` and `union` (numbers of voxels); every
+            case must have every label. Without rows, every score is NaN.
         patients: the patient of each case.
 
     Returns:
-        `iou_d`, `iou_i`, `iou_i_interval`, `iou_c`, and the means of the worst 5, 10 and 50 %; NaN where nothing is
+        `iou_d`, `iou_i`, `iou_i_interval`, `iou_c`, and the means of the worst 5, 10 and 50 %; NaN if nothing is
         defined.
 
     >>> rows = [

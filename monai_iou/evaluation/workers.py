@@ -57,15 +57,15 @@ class Runner:
 
 @contextmanager
 def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Runner]:
-    """Open the means to run tasks, and close them after use.
+    """Provide a function that runs tasks, and release its workers after use.
 
     Args:
-        workers: processes of this machine, as many as it has processors at most; 1 runs the tasks here.
+        workers: number of processes on this machine, limited to the number of its processors; 1 uses this process.
         scheduler: address of a Dask scheduler, such as `tcp://host:8786`; replaces `workers`.
 
     Yields:
         `run(function, tasks)`, where `function` is a module-level function (workers import it by name) and `tasks`
-        holds its arguments by task name. It can be called again: the workers stay.
+        contains its arguments by task name. It can be called several times with the same workers.
 
     Raises:
         SchedulerError: Dask is not installed, or the scheduler or its workers do not answer.

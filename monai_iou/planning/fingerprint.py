@@ -93,15 +93,15 @@ class Fingerprint:
 
     Attributes:
         cases, patients: number of cases and of patients.
-        shape: in voxels, in RAS order.
-        spacing: in mm, in RAS order.
-        extent: shape times spacing, in mm.
-        intensities: for each channel its name and the percentiles 0.5, 5, 50, 95 and 99.5 inside the foreground.
+        shape: smallest, median and largest shape in voxels, in RAS order.
+        spacing: smallest, median and largest spacing in mm, in RAS order.
+        extent: smallest, median and largest shape times spacing in mm, in RAS order.
+        intensities: for each channel, its name and the percentiles 0.5, 5, 50, 95 and 99.5 inside the foreground.
         classes: the foreground classes.
-        voxels: number of voxels of each label value, background included, over all cases.
+        voxels: number of voxels of each label value, including the background, over all cases.
         foreground_fraction: smallest, median and largest fraction of foreground in a case.
         empty_cases: names of the cases without foreground.
-        measures: the measures of every case, in the order of dataset.json; not part of the JSON.
+        measures: the measures of every case, in the order of dataset.json; they are not part of the JSON.
     """
 
     cases: int

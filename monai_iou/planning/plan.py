@@ -50,7 +50,7 @@ class Plan:
         strides: stride of each level, one number per axis.
         intensity: for each channel either {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
         trained: names of the cases that the model was trained on.
-        trained_images: what tells their image files from others, whatever their names, see `image_identity`.
+        trained_images: hashes that identify their image files, whatever their names; see `image_identity`.
     """
 
     modalities: tuple[str, ...]
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def out_channels(self) -> int:
-        """Number of classes of the network, background included."""
+        """Number of classes of the network, including the background."""
         return len(self.labels)
 
     @property
@@ -85,13 +85,13 @@ class Plan:
 
     @property
     def is_anisotropic(self) -> bool:
-        """Whether voxels are at least 3 times as long as wide, so that displacements in voxels are uneven in mm."""
+        """Whether a voxel is at least 3 times as long along one axis as along another."""
         return max(self.pixdim) >= ANISOTROPIC * min(self.pixdim)
 
     def rotations(self, largest: float) -> list[float]:
-        """Return the largest rotation about each axis in radians, for anisotropic voxels in a plane of similar axes.
+        """Return the largest rotation about each axis in radians; for anisotropic voxels only in the similar plane.
 
-        MONAI rotates grids of voxels; where slices are thick, a rotation out of their plane would distort the anatomy.
+        MONAI rotates grids of voxels, so that a rotation out of the plane of thick slices would distort the anatomy.
 
         Example:
             >>> Plan((), {}, (1.0, 1.0, 5.0), (), (), (), ()).rotations(0.5)
@@ -119,7 +119,7 @@ class Plan:
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """Read a plan that training stored.
+    """Read the plan that a training stored as `model.json`.
 
     Raises:
         DatasetError: the file is damaged or is not a plan.
@@ -188,7 +188,7 @@ def make_plan(
     Args:
         folder: the dataset, or None for the plan of the shipped metadata (one channel, background and lesion).
         facts: facts of the training cases; see `SegmentationFolder.check`.
-        patch_size: desired crop in voxels at the target spacing, 3 integers. No side exceeds that of the largest
+        patch_size: desired patch in voxels at the target spacing, 3 integers. No side exceeds that of the largest
             volume, and each is rounded up to a multiple of the network's total stride.
         pixdim: target spacing in mm in RAS order; None takes the median over the cases.
         base_channels: number of channels of the first level.
@@ -227,13 +227,13 @@ def network_size(
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Return (channels, strides, patch_size rounded up) of a U-Net that fits the patch.
 
-    An axis is halved as long as at least 5 voxels remain, and only once the voxels along the other axes have become
-    about as long as along this axis: pooling is in-plane until the spacing is near isotropic.
+    An axis is halved as long as at least 5 voxels remain, at most four times, and only once the voxels along the other
+    axes have become about as long as along this axis: pooling is in-plane until the spacing is nearly isotropic.
 
     Args:
-        patch_size: desired crop in voxels.
-        pixdim: spacing in mm.
-        base_channels: number of channels of the first level; doubled at each level, up to 320.
+        patch_size: desired patch in voxels.
+        pixdim: spacing in mm along each axis.
+        base_channels: number of channels of the first level; doubled at each further level, up to 320.
         full_resolution: add a first level without downsampling. Otherwise the first convolution has stride 2, which is
             faster but loses detail at boundaries.
 

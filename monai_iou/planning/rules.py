@@ -73,12 +73,15 @@ def propose(
     Args:
         folder: the dataset.
         fingerprint: fingerprint of the dataset.
-        machine: the machine that training is to run on.
-        folds: number of folds of a cross-validation, None for one split.
-        fold: the fold to validate on.
+        machine: the machine on which the training will run.
+        folds: number of folds of a cross-validation; None for a single split.
+        fold: the fold to validate on, counted from 0.
+
+    Returns:
+        The decisions, each with its reason, and the plan.
 
     Raises:
-        ValueError: the smallest possible step does not fit into memory, or `folds` or `fold` is out of its range.
+        ValueError: the smallest possible step does not fit into memory, or `folds` or `fold` is out of range.
     """
     split = _split(folder, fingerprint, folds, fold)
     trained = _training_count(folder, split)

@@ -38,7 +38,7 @@ MIN_PATCH_VOXELS = 8**3
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision: its name, its value and reason as text, and the bundle's keys that implement it."""
+    """One decision: its name, its value and its reason as text, and the keys of the bundle that implement it."""
 
     name: str
     value: str
