@@ -32,8 +32,7 @@ class IoUHandler(IgniteMetricHandler):
     Args:
         include_background: whether class 0 is scored.
         reduction: name of one of MONAI's `MetricReduction`, for the value in `engine.state.metrics`.
-        output_transform: converts the output of the engine to `(y_pred, y)`, for example
-            `from_engine(["pred", "label"])`.
+        output_transform: converts the engine's output to `(y_pred, y)`, for example `from_engine(["pred", "label"])`.
         save_details: whether the scores, one row per image and one column per class, are stored in
             `engine.state.metric_details`, from which `MetricsSaver` writes them.
         ignore_empty: which absent classes are left out, "both", True or False; see the metric.
@@ -41,7 +40,7 @@ class IoUHandler(IgniteMetricHandler):
         ignore_index: reference label whose voxels are ignored.
 
     Raises:
-        ValueError: an argument is not one of the above.
+        ValueError: if an argument is out of range.
 
     >>> import torch
     >>> from ignite.engine import Engine
@@ -80,24 +79,19 @@ class LesionIoUHandler(IgniteMetricHandler):
 
     Args:
         include_background: whether class 0 is scored; None leaves it out if it is a background.
-        reduction: name of one of MONAI's `MetricReduction`, for the value in `engine.state.metrics`.
-        output_transform: converts the output of the engine to `(y_pred, y)`.
-        save_details: whether the scores are stored in `engine.state.metric_details` for `MetricsSaver`.
+        reduction, output_transform, save_details, ignore_empty, num_classes: see :class:`IoUHandler`.
         score: the lesion score to report.
         threshold: smallest IoU at which two components can match, or "any".
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
-        ignore_empty: which absent classes are left out, "both", True or False; see the metric.
-        num_classes: number of classes of label maps, including the background.
         ignore_index: reference label whose voxels belong to no lesion.
         match: "any", "iou:0.5" or "overlap:0.25" instead of `threshold`.
         pairing: "one-to-one" or "many-to-one".
         strict: whether a pair must exceed the threshold instead of reaching it.
         min_volume_mm3: smaller components are left out.
-        dilation: number of dilations; reference components that join when they are dilated so often count as one
-            lesion.
+        dilation: reference components that touch after this number of dilations count as one lesion.
 
     Raises:
-        ValueError: an argument is not one of the above.
+        ValueError: if an argument is out of range.
 
     >>> import torch
     >>> from ignite.engine import Engine
@@ -152,17 +146,13 @@ class BoundaryIoUHandler(IgniteMetricHandler):
 
     Args:
         include_background: whether class 0 is scored; None leaves it out if it is a background.
-        reduction: name of one of MONAI's `MetricReduction`, for the value in `engine.state.metrics`.
-        output_transform: converts the output of the engine to `(y_pred, y)`.
-        save_details: whether the scores are stored in `engine.state.metric_details` for `MetricsSaver`.
+        reduction, output_transform, save_details, ignore_empty, num_classes: see :class:`IoUHandler`.
         width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
         distance: "euclidean" or "chessboard".
-        ignore_empty: which absent classes are left out, "both", True or False; see the metric.
-        num_classes: number of classes of label maps, including the background.
         ignore_index: reference label whose voxels belong to no band.
 
     Raises:
-        ValueError: an argument is not one of the above.
+        ValueError: if an argument is out of range.
 
     >>> import torch
     >>> from ignite.engine import Engine
@@ -213,9 +203,8 @@ class LossWeightSchedule:
     Args:
         loss: the `CompoundLoss`, or a loss derived from it such as `IoUCELoss`, that the trainer uses. Its weights are
             changed in place; terms without a schedule keep their weights.
-        terms: a dictionary for each scheduled term, under its name in `loss.names` and `loss.last_terms`, with `start`,
-            `end`, `first_epoch` (1 by default), `last_epoch` (not needed for "constant") and `curve` ("linear" by
-            default).
+        terms: for each scheduled term, by its name in `loss.names`, a dictionary with `start`, `end`, `first_epoch` (1
+            by default), `last_epoch` (not needed for "constant") and `curve` ("linear" by default).
 
     Raises:
         TypeError: if `loss` is not a compound loss, or a schedule has an unknown or a missing key.

@@ -239,4 +239,4 @@ def check_cells(cells: str, alpha: float, cell_weight: str, region_loss: RegionL
             "determines which voxels are predicted."
         )
         raise ValueError(message)
-    return checks.check_fraction("alpha", alpha, allow_one=True, remedy="it is the share of the prediction's cells")
+    return checks.check_fraction("alpha", alpha, allow_one=True, remedy="give the share of the prediction's cells")

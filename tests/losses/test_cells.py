@@ -217,7 +217,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         "determines which voxels are predicted.",
     ),
     ({"cells": "mine"}, ValueError, "Expected `cells` to be one of 'reference', 'prediction', 'both', but got 'mine'"),
-    ({"alpha": 1.2}, ValueError, "Expected `alpha` to be from 0 to 1, but got 1.2: it is the share of the"),
+    ({"alpha": 1.2}, ValueError, "Expected `alpha` to be from 0 to 1, but got 1.2: give the share of the"),
     ({"alpha": float("nan")}, ValueError, "Expected `alpha` to be from 0 to 1, but got nan"),
     ({"cell_weight": "size"}, ValueError, "Expected `cell_weight` to be one of 'equal', 'inverse', but got 'size'"),
     ({"term": "iou"}, TypeError, "Expected `term` to be a torch module, but got str"),
