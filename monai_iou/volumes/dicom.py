@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_iou.volumes.dicom_checks import check_direction, check_length, check_series, check_spacing, tag_text
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
 from monai_iou.volumes.names import dicom_slices
 
 SOP_CLASS = "0008|0016"
-SPACING_TAGS = ("0028|0030", "0018|1164", "0018|2010")
 # These hold contours or packed frames, which ITK reads as an empty image or rejects without giving the reason.
 NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.481.3": "an RT structure set",
@@ -50,17 +50,24 @@ def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[
     """Read files of any format as one volume with SimpleITK; see `read_dicom` for the result and the errors."""
     import SimpleITK
 
-    information = _information(files[0])
-    if information.HasMetaDataKey(SOP_CLASS):
-        _refuse_objects(path, information.GetMetaData(SOP_CLASS).strip("\0 "))
+    slices = [_information(file) for file in files]
+    information = slices[0]
+    _refuse_objects(path, tag_text(information, SOP_CLASS))
     if information.GetNumberOfComponents() > 1:
         raise one_number(path, f"{information.GetNumberOfComponents()} (colours)")
-    _check_spacing(path, information)
+    for file, each in zip(files, slices, strict=True):
+        check_length(path, file, each)
+        check_spacing(path, file, each)
+        check_direction(path, each)
+    if len(files) > 1:
+        check_series(path, slices)
     size = information.GetSize()
     shape = (*size[:2], len(files)) if len(files) > 1 else size
     count = int(np.prod(shape, dtype=object))
-    with room_for(path, 2 * count * _item_bytes(information), shape):
-        image = SimpleITK.ReadImage([str(f) for f in files] if len(files) > 1 else str(files[0]))
+    with room_for(path, 2 * count * max(map(_item_bytes, slices)), shape):
+        # ITK reads a series as its first slice's type: the fractions of a later slice's own scale would be cut off.
+        kind = information.GetPixelID() if len({each.GetPixelID() for each in slices}) == 1 else SimpleITK.sitkFloat64
+        image = SimpleITK.ReadImage([str(file) for file in files] if len(files) > 1 else str(files[0]), kind)
         if image.GetNumberOfComponentsPerPixel() > 1:
             raise one_number(path, f"{image.GetNumberOfComponentsPerPixel()} (colours)")
         if "complex" in image.GetPixelIDTypeAsString():
@@ -92,21 +99,6 @@ def _item_bytes(information: Any) -> int:
     return next((bits // 8 for bits in (64, 32, 16) if str(bits) in text), 1)
 
 
-def _check_spacing(path: Path, information: Any) -> None:
-    """Check the spacing in the DICOM tags, because ITK replaces zero, missing and invalid values by 1."""
-    for tag in SPACING_TAGS:
-        text = information.GetMetaData(tag).strip("\0 ") if information.HasMetaDataKey(tag) else ""
-        if not text:
-            continue
-        try:
-            values = [float(word) for word in text.split("\\")]
-        except ValueError:
-            values = [0.0]
-        if not all(np.isfinite(value) and value > 0 for value in values):
-            raise refusal(path, "have a positive spacing", repr(text), "correct the pixel spacing in its header")
-        return
-
-
 def _one_series(folder: Path, files: list[Path]) -> list[Path]:
     """Return the files of the only series of a folder, in order along the normal of the slices."""
     import SimpleITK
@@ -115,14 +107,7 @@ def _one_series(folder: Path, files: list[Path]) -> list[Path]:
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(plain)
     if len(series) != 1:
         raise refusal(folder, "hold one DICOM series", str(len(series)), "put each series into a folder of its own")
-    names = [Path(name) for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(plain, series[0])]
-    origins = np.asarray([_information(name).GetOrigin() for name in names])
-    steps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
-    if steps.size and (steps.max() > steps.min() * 1.01 + 1e-3 or steps.min() < 1e-6):
-        # ITK only warns, and then puts every slice after the gap at a wrong position.
-        distances = f"distances from {steps.min():.4g} to {steps.max():.4g} mm"
-        raise refusal(folder, "hold evenly spaced slices", distances, "add missing slices or remove duplicate ones")
-    return names
+    return [Path(name) for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(plain, series[0])]
 
 
 @contextmanager
@@ -172,7 +157,7 @@ def dicom_kind(path: Path) -> str:
         with path.open("rb") as stream:
             head = stream.read(4096)
         return next((kind for kind in NOT_IMAGES if kind.encode() + b"\0" in head), "")
-    return str(header.GetMetaData(SOP_CLASS)).strip("\0 ") if header.HasMetaDataKey(SOP_CLASS) else ""
+    return tag_text(header, SOP_CLASS)
 
 
 def _refuse_objects(path: Path, kind: str) -> None:

@@ -263,4 +263,5 @@ def _one_line(error: Exception) -> str:
     lines = [line for line in lines if "/Code/" not in line and not line.startswith(("Reason:", "- could"))]
     text = re.sub(r"^.*?(ITK ERROR|sitk::ERROR): *", "", lines[-1]) if lines else type(error).__name__
     text = re.sub(r"^\w+\(0x[0-9a-f]+\): *", "", text)  # the address of ITK's reader object
+    text = re.sub(r' for "[^"]*"', "", text)  # the name of our own link
     return f"the error '{text.rstrip('.')}'"

@@ -44,6 +44,32 @@ def test_the_average_is_the_papers(average: str) -> None:
     assert loss(logits, labels).item() == pytest.approx(slow(logits, labels, average), rel=1e-9)
 
 
+def wave() -> tuple[Tensor, Tensor]:
+    """Return logits and labels by a formula, so that no generator can change them; images hold different classes."""
+    place = torch.arange(4 * 5 * 6 * 7, dtype=torch.float64).reshape(4, 5, 6, 7)
+    labels = torch.arange(4 * 6 * 7).reshape(4, 1, 6, 7) * 5 // 3 % 5
+    for image, keep in enumerate(((0, 1), (0, 2, 3), (0, 1, 2, 3, 4), (0,))):
+        labels[image] = torch.where(torch.isin(labels[image], torch.tensor(keep)), labels[image], 0)
+    return 3 * torch.sin(place * place / 7), labels
+
+
+@pytest.mark.parametrize(
+    ("average", "value", "slopes"),
+    [
+        ("images", 0.8452312568240717, (2.004636548922718e-4, 1.006102760342323e-5, 1.2041646524343133e-2)),
+        ("classes", 0.8425051929737947, (2.5336028968400053e-4, 4.340328691683915e-6, 1.3223535117243035e-2)),
+    ],
+)
+def test_the_authors_own_code_gives_the_same(average: str, value: float, slopes: tuple[float, ...]) -> None:
+    """Values of JDTLoss(mIoUD=0, mIoUI=1) and (mIoUD=0, mIoUC=1), github.com/zifuwanggg/JDTLosses at 68ce8ac."""
+    logits, labels = wave()
+    leaf = logits.clone().requires_grad_()
+    loss = IoULoss(softmax=True, empty="skip", average=average, smooth_nr=1e-3, smooth_dr=1e-3)(leaf, labels)
+    (found,) = torch.autograd.grad(loss, leaf)
+    assert loss.item() == pytest.approx(value, rel=1e-9)
+    assert (found[0, 1, 2, 3].item(), found[1, 2, 0, 0].item(), found.norm().item()) == pytest.approx(slopes, rel=1e-6)
+
+
 def test_the_three_differ_and_agree_where_every_class_is_everywhere() -> None:
     logits, labels = case()
     values = [IoULoss(softmax=True, empty="skip", average=a)(logits, labels) for a in ("pairs", "images", "classes")]
