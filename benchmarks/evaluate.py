@@ -49,7 +49,8 @@ from monai.metrics import (
 from monai.metrics.meandice import DiceHelper
 from monai.networks.utils import one_hot
 
-from monai_iou.evaluation.scoring import Structure, evaluate_case
+from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.metrics import iou_counts, iou_from_counts
 from monai_iou.volumes.reading import read_labels
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.evaluation.scoring import Rules, Structure, counted_voxels, diagonal_mm, mask_pairs, score_pair
+from monai_iou.evaluation.masks import counted_voxels, mask_pairs
+from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.evaluation.scoring import diagonal_mm, score_pair
 from monai_iou.evaluation.thumbnails import take_picture
 from monai_iou.volumes.grid import SHEAR_DEGREES, align, offset_note, reorient, resample
 from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_iou.evaluation.scoring import Rules, Structure, split_width
+from monai_iou.evaluation.rules import Rules, Structure, split_width
 from monai_iou.files import OutputError, check_outputs
 from monai_iou.metrics import CHALLENGES
 from monai_iou.metrics.lesion_rules import Pairing, lesion_rule

@@ -12,7 +12,8 @@ from monai_iou.evaluation.columns import FAILURE_COLUMNS
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.penalties import penalised
 from monai_iou.evaluation.request import Progress, Request, RequestError
-from monai_iou.evaluation.scoring import Rules, Structure, evaluate_case
+from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.volumes.grid import Grid
 
 __all__ = ["FAILURE_COLUMNS", "Evaluation", "Progress", "Request", "RequestError"]

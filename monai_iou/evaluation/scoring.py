@@ -1,20 +1,18 @@
-"""One case: two label maps on one grid -> a row of scores per label, a row per lesion, and a picture per label."""
+"""One case: two label maps on one grid -> a row of scores per label, and a row per lesion."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS, SCORE_COLUMNS
+from monai_iou.evaluation.columns import SCORE_COLUMNS
+from monai_iou.evaluation.masks import MaskPair, counted_voxels, mask_pairs
+from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.metrics import (
-    CHALLENGES,
-    Challenge,
     Lesion,
     boundary_iou,
     challenge_scores,
@@ -23,122 +21,12 @@ from monai_iou.metrics import (
     overlap_from_counts,
     surface_scores,
 )
-from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 from monai_iou.scores import union
 from monai_iou.volumes.grid import Grid
 
-__all__ = [
-    "CASE_COLUMNS",
-    "LESION_COLUMNS",
-    "SCORE_COLUMNS",
-    "MaskPair",
-    "Rules",
-    "Structure",
-    "evaluate_case",
-    "mask_pairs",
-    "score_pair",
-]
+__all__ = ["diagonal_mm", "evaluate_case", "score_pair"]
 
 Rows: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """A structure that is scored: one label value, or a region of several values."""
-
-    name: str
-    values: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """By which rules a structure is scored.
-
-    Args:
-        tolerance: tolerance of the normalised surface Dice (NSD) in mm.
-        tolerances: tolerances in mm for single structures by name, used instead of `tolerance`.
-        boundary: width of the bands of the boundary IoU in mm, such as "2mm", or as a percentage of the diagonal of
-            the image, such as "2%".
-        match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
-        pairing: "one-to-one" or "many-to-one".
-        connectivity: 6, 18 or 26 neighbours of a voxel in a volume, which are 4, 8 and 8 in a slice.
-        min_volume_mm3: smaller lesions are left out.
-        like: challenge whose columns are added by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
-    """
-
-    tolerance: float = 1.0
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-    boundary: str = "2mm"
-    match: str = "iou:0.5"
-    pairing: Pairing = "one-to-one"
-    connectivity: int = 26
-    min_volume_mm3: float = 0.0
-    like: str | None = None
-
-    @property
-    def challenge(self) -> Challenge | None:
-        """The challenge whose columns are added."""
-        return None if self.like is None else CHALLENGES[self.like]
-
-    @property
-    def in_words(self) -> str:
-        """The rule by which a lesion counts as found.
-
-        >>> Rules(match="any").in_words
-        'found: any overlap, one to one; components of 26 neighbours'
-        """
-        least = f" of {self.min_volume_mm3:g} mm³ or more" if self.min_volume_mm3 else ""
-        rule = lesion_rule(self.match, pairing=self.pairing)
-        return f"found: {rule}; components of {self.connectivity} neighbours{least}"
-
-    def neighbours(self, dimensions: int) -> int:
-        """The connectivity in an image of so many dimensions."""
-        return self.connectivity if dimensions == 3 else {6: 4, 18: 8, 26: 8}[self.connectivity]
-
-    def boundary_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
-        """The width of the bands in mm, in an image of this shape and spacing."""
-        number, unit = split_width(self.boundary)
-        return number if unit == "mm" else number / 100 * float(np.linalg.norm(np.multiply(shape, spacing)))
-
-    def tolerance_of(self, structure: Structure) -> float:
-        """The tolerance of a structure in mm."""
-        return self.tolerances.get(structure.name, self.tolerance)
-
-
-def split_width(text: str) -> tuple[float, str]:
-    """A width as its number and its unit, `mm` or `%`.
-
-    Raises:
-        ValueError: it is neither, or not above 0.
-
-    >>> split_width("2mm"), split_width("0.5 %")
-    ((2.0, 'mm'), (0.5, '%'))
-    """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(mm|%)\s*", text)
-    number = float(found[1]) if found and found[1].count(".") < 2 and found[1] != "." else 0.0
-    if found is None or not number > 0:
-        message = f"Expected `--boundary` to be a width such as 2mm or 2%, but got {text}: correct it."
-        raise ValueError(message)
-    return number, found[2]
-
-
-@dataclass(frozen=True, eq=False)
-class MaskPair:
-    """One structure's masks, cut to the box that holds them and what is scored about them.
-
-    Args:
-        structure: what the masks are of.
-        prediction: bool.
-        reference: bool, of the same shape.
-        ignored: bool, of the same shape, or None.
-        offset: the box's first voxel in the volume.
-    """
-
-    structure: Structure
-    prediction: NDArray[np.bool_]
-    reference: NDArray[np.bool_]
-    ignored: NDArray[np.bool_] | None
-    offset: tuple[int, ...]
 
 
 def evaluate_case(
@@ -181,68 +69,6 @@ def evaluate_case(
         rows.append(row)
         lesions += found
     return rows, lesions
-
-
-def counted_voxels(reference: NDArray[Any], ignore: int | None) -> int:
-    """Voxels of a volume that are not ignored."""
-    ignored = 0 if ignore is None else int(np.count_nonzero(reference == ignore))
-    return int(reference.size) - ignored
-
-
-def mask_pairs(
-    prediction: NDArray[Any],
-    reference: NDArray[Any],
-    structures: Sequence[Structure],
-    ignore: int | None,
-    whole: bool = False,
-) -> Iterator[MaskPair]:
-    """The structures' masks one after the other, each cut to where either label map holds the structure.
-
-    What lies beyond the box is in neither mask, as what lies beyond the image is, so that no score changes by it. With
-    ignored voxels, which may lie beyond the box and are not background, and where `whole` asks for it (challenges count
-    the background), the box is the whole volume.
-    """
-    ignored = None if ignore is None else reference == ignore
-    boxes = [_boxes(labels) for labels in (prediction, reference)] if ignored is None and not whole else []
-    for structure in structures:
-        box = _box_of(structure, boxes) if boxes else (slice(None),) * reference.ndim
-        cut = None if ignored is None else ignored[box]
-        masks = [mask_of(labels[box], structure.values) for labels in (prediction, reference)]
-        if cut is not None:
-            masks = [mask & ~cut for mask in masks]
-        yield MaskPair(structure, masks[0], masks[1], cut, tuple(part.start or 0 for part in box))
-
-
-_Boxes: TypeAlias = Mapping[int, tuple[slice, ...]]
-
-
-def _boxes(labels: NDArray[Any]) -> _Boxes | None:
-    """Each value's box, from one pass over the volume; None where the values are too many or negative for it."""
-    from scipy.ndimage import find_objects  # imported here: `import monai_iou` must not load scipy
-
-    if labels.dtype != np.uint8:
-        if not labels.size or labels.min() < 0 or labels.max() > 65535:
-            return None
-        labels = labels.astype(np.int32)
-    return {value: box for value, box in enumerate(find_objects(labels), start=1) if box is not None}
-
-
-def _box_of(structure: Structure, boxes: Sequence[_Boxes | None]) -> tuple[slice, ...]:
-    """The box of a structure in both label maps: the whole volume if it is unknown, one voxel if it is in none."""
-    if any(known is None for known in boxes):
-        return (slice(None),) * 3
-    found = [known[value] for known in boxes if known is not None for value in structure.values if value in known]
-    if not found:
-        return (slice(0, 1),) * 3
-    return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*found, strict=True))
-
-
-def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
-    """Where `labels` holds one of `values`."""
-    mask: NDArray[np.bool_] = labels == values[0]
-    for value in values[1:]:
-        mask |= labels == value
-    return mask
 
 
 def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.evaluation.scoring import MaskPair
+from monai_iou.evaluation.masks import MaskPair
 from monai_iou.volumes.grid import Grid, reorient, resample
 from monai_iou.volumes.reading import read_volume
 

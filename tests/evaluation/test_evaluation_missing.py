@@ -14,7 +14,8 @@ from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.penalties import penalised
 from monai_iou.evaluation.request import Request
-from monai_iou.evaluation.scoring import Structure, evaluate_case
+from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.files import read_csv
 from monai_iou.volumes.grid import Grid
 

@@ -12,8 +12,9 @@ import pytest
 from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, forest, paired, recall_chart
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.masks import mask_pairs
 from monai_iou.evaluation.results import Request
-from monai_iou.evaluation.scoring import Structure, mask_pairs
+from monai_iou.evaluation.rules import Structure
 from monai_iou.evaluation.thumbnails import MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
 

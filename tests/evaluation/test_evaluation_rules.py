@@ -10,7 +10,8 @@ import pytest
 
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request, RequestError
-from monai_iou.evaluation.scoring import Rules, Structure, evaluate_case, split_width
+from monai_iou.evaluation.rules import Rules, Structure, split_width
+from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.files import read_csv
 from monai_iou.metrics import CHALLENGES, boundary_iou, challenge_scores, lesion_scores, surface_scores
 from monai_iou.volumes.grid import Grid

@@ -12,7 +12,8 @@ from monai.metrics import compute_hausdorff_distance, compute_iou, compute_surfa
 
 from monai_iou.evaluation.case_files import Settings, evaluate_files
 from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS, SCORE_COLUMNS
-from monai_iou.evaluation.scoring import Structure, evaluate_case
+from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.volumes.grid import Grid
 from monai_iou.volumes.reading import VolumeError
 

@@ -1,0 +1,94 @@
+"""By which rules a case is scored, and what is scored as one structure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from monai_iou.metrics import CHALLENGES, Challenge
+from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
+
+__all__ = ["Rules", "Structure", "split_width"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A structure that is scored: one label value, or a region of several values."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """By which rules a structure is scored.
+
+    Args:
+        tolerance: tolerance of the normalised surface Dice (NSD) in mm.
+        tolerances: tolerances in mm for single structures by name, used instead of `tolerance`.
+        boundary: width of the bands of the boundary IoU in mm, such as "2mm", or as a percentage of the diagonal of
+            the image, such as "2%".
+        match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
+        pairing: "one-to-one" or "many-to-one".
+        connectivity: 6, 18 or 26 neighbours of a voxel in a volume, which are 4, 8 and 8 in a slice.
+        min_volume_mm3: smaller lesions are left out.
+        like: challenge whose columns are added by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
+    """
+
+    tolerance: float = 1.0
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    boundary: str = "2mm"
+    match: str = "iou:0.5"
+    pairing: Pairing = "one-to-one"
+    connectivity: int = 26
+    min_volume_mm3: float = 0.0
+    like: str | None = None
+
+    @property
+    def challenge(self) -> Challenge | None:
+        """The challenge whose columns are added."""
+        return None if self.like is None else CHALLENGES[self.like]
+
+    @property
+    def in_words(self) -> str:
+        """The rule by which a lesion counts as found.
+
+        >>> Rules(match="any").in_words
+        'found: any overlap, one to one; components of 26 neighbours'
+        """
+        least = f" of {self.min_volume_mm3:g} mm³ or more" if self.min_volume_mm3 else ""
+        rule = lesion_rule(self.match, pairing=self.pairing)
+        return f"found: {rule}; components of {self.connectivity} neighbours{least}"
+
+    def neighbours(self, dimensions: int) -> int:
+        """The connectivity in an image of so many dimensions."""
+        return self.connectivity if dimensions == 3 else {6: 4, 18: 8, 26: 8}[self.connectivity]
+
+    def boundary_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
+        """The width of the bands in mm, in an image of this shape and spacing."""
+        number, unit = split_width(self.boundary)
+        return number if unit == "mm" else number / 100 * float(np.linalg.norm(np.multiply(shape, spacing)))
+
+    def tolerance_of(self, structure: Structure) -> float:
+        """The tolerance of a structure in mm."""
+        return self.tolerances.get(structure.name, self.tolerance)
+
+
+def split_width(text: str) -> tuple[float, str]:
+    """A width as its number and its unit, `mm` or `%`.
+
+    Raises:
+        ValueError: it is neither, or not above 0.
+
+    >>> split_width("2mm"), split_width("0.5 %")
+    ((2.0, 'mm'), (0.5, '%'))
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(mm|%)\s*", text)
+    number = float(found[1]) if found and found[1].count(".") < 2 and found[1] != "." else 0.0
+    if found is None or not number > 0:
+        message = f"Expected `--boundary` to be a width such as 2mm or 2%, but got {text}: correct it."
+        raise ValueError(message)
+    return number, found[2]
