@@ -153,7 +153,9 @@ def label_counts(volume: Volume) -> dict[int, int]:
     if flat.dtype == np.uint8:
         counts = np.zeros(256, dtype=np.int64)
         for start in range(0, flat.size, PIECE):
-            counts += np.bincount(flat[start : start + PIECE], minlength=256)
+            piece = flat[start : start + PIECE]
+            counts += np.bincount(piece[piece != 0], minlength=256)  # most voxels are background
+        counts[0] = flat.size - counts.sum()
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     values, voxels = np.unique(flat, return_counts=True)
     if len(values) > MAX_LABELS:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.evaluation.rules import Structure
+from monai_iou.metrics.overlap import bounding_box
 
 __all__ = ["MaskPair", "counted_voxels", "mask_of", "mask_pairs"]
 
@@ -57,7 +58,8 @@ def mask_pairs(
     for structure in structures:
         box = _box_of(structure, boxes) if boxes else (slice(None),) * reference.ndim
         cut = None if ignored is None else ignored[box]
-        masks = [mask_of(labels[box], structure.values) for labels in (prediction, reference)]
+        # In C order, as all that follows walks through the voxels in it; most files store the first axis first.
+        masks = [np.ascontiguousarray(mask_of(labels[box], structure.values)) for labels in (prediction, reference)]
         if cut is not None:
             masks = [mask & ~cut for mask in masks]
         yield MaskPair(structure, masks[0], masks[1], cut, tuple(part.start or 0 for part in box))
@@ -67,14 +69,23 @@ _Boxes: TypeAlias = Mapping[int, tuple[slice, ...]]
 
 
 def _boxes(labels: NDArray[Any]) -> _Boxes | None:
-    """Each value's box, from one pass over the volume; None where the values are too many or negative for it."""
+    """Each value's box, from one pass over the labelled part; None where values are too many or negative for it."""
     from scipy.ndimage import find_objects  # imported here: `import monai_iou` must not load scipy
 
-    if labels.dtype != np.uint8:
-        if not labels.size or labels.min() < 0 or labels.max() > 65535:
-            return None
-        labels = labels.astype(np.int32)
-    return {value: box for value, box in enumerate(find_objects(labels), start=1) if box is not None}
+    if labels.dtype != np.uint8 and (not labels.size or labels.min() < 0 or labels.max() > 65535):
+        return None
+    # In the order of the memory, which is that of the file's first axis for most formats.
+    turned = labels.T if labels.flags.f_contiguous else labels
+    part = bounding_box(turned != 0)
+    if not all(side.stop for side in part):
+        return {}
+    found = find_objects(np.ascontiguousarray(turned[part], dtype=np.int32))
+    boxes = {value: _moved(box, part) for value, box in enumerate(found, start=1) if box is not None}
+    return {value: box[::-1] for value, box in boxes.items()} if turned is not labels else boxes
+
+
+def _moved(box: tuple[slice, ...], part: tuple[slice, ...]) -> tuple[slice, ...]:
+    return tuple(slice(b.start + p.start, b.stop + p.start) for b, p in zip(box, part, strict=True))
 
 
 def _box_of(structure: Structure, boxes: Sequence[_Boxes | None]) -> tuple[slice, ...]:

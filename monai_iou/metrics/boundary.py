@@ -24,7 +24,7 @@ from monai_iou.checks import check_choice, check_ignore_empty
 from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
-from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts
+from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts, voxel_indices
 
 __all__ = ["BoundaryDistance", "BoundaryIoUMetric", "boundary_counts", "boundary_iou"]
 
@@ -193,7 +193,7 @@ def _sparse_band(
 ) -> BoolMask:
     """The band where the mask is a small part of its box (lesions far apart): its voxels are looked up one by one."""
     strides = [math.prod(background.shape[axis + 1 :]) for axis in range(background.ndim)]
-    voxels = np.nonzero(inside)
+    voxels = voxel_indices(inside)
     places = sum((index + low) * stride for index, low, stride in zip(voxels, starts, strides, strict=True))
     flat, near = background.reshape(-1), np.zeros(len(voxels[0]), dtype=bool)
     for step in steps:

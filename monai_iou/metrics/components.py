@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from monai_iou import scores
 from monai_iou.components import label_components
-from monai_iou.metrics.overlap import BoolMask
+from monai_iou.metrics.overlap import BoolMask, edge_voxels, voxel_indices
 
 __all__ = ["Overlaps", "find_overlaps", "label_components", "match_one_to_one", "nearest_component"]
 
@@ -53,16 +53,19 @@ def find_overlaps(
         reference_count: number of reference components.
         prediction_count: number of predicted components.
     """
-    both = (reference > 0) & (prediction > 0)
-    pair = (reference[both].astype(np.int64) - 1) * prediction_count + (prediction[both].astype(np.int64) - 1)
+    first, second = (np.flatnonzero(numbers > 0) for numbers in (reference, prediction))
+    inside = reference.reshape(-1)[first], prediction.reshape(-1)[second]
+    beside = prediction.reshape(-1)[first]
+    both = beside > 0
+    pair = (inside[0][both].astype(np.int64) - 1) * prediction_count + (beside[both].astype(np.int64) - 1)
     found, intersection = np.unique(pair, return_counts=True)
     columns = max(prediction_count, 1)
     return Overlaps(
         reference=found // columns,
         prediction=found % columns,
         intersection=intersection.astype(np.int64),
-        reference_sizes=np.bincount(reference.ravel(), minlength=reference_count + 1)[1:],
-        prediction_sizes=np.bincount(prediction.ravel(), minlength=prediction_count + 1)[1:],
+        reference_sizes=np.bincount(inside[0], minlength=reference_count + 1)[1:],
+        prediction_sizes=np.bincount(inside[1], minlength=prediction_count + 1)[1:],
     )
 
 
@@ -133,14 +136,13 @@ def nearest_component(components: npt.NDArray[Any], where: BoolMask, spacing: tu
     Returns:
         One number for each voxel of `where`, in scan order.
     """
-    from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
 
-    inside = components > 0
-    queries = np.argwhere(where) * spacing
     if components.max() == 1:
-        return np.ones(len(queries), dtype=np.int64)
-    surface = np.argwhere(inside & ~binary_erosion(inside))
+        return np.ones(np.count_nonzero(where), dtype=np.int64)
+    queries = np.stack(voxel_indices(where), axis=1) * spacing
+    inside = np.pad(components > 0, 1)
+    surface = np.stack(np.unravel_index(edge_voxels(inside), inside.shape), axis=1) - 1  # of the array before the pad
     numbers = components[tuple(surface.T)].astype(np.int64)
     tree = cKDTree(surface * spacing)
     result = np.empty(len(queries), dtype=np.int64)

@@ -243,8 +243,9 @@ def _region_scores(
 
 def _centroids(components: npt.NDArray[Any], count: int, offset: tuple[int, ...]) -> _FloatArray:
     """Mean voxel index of each component in the whole image, shape (count, D)."""
-    voxels = np.nonzero(components)
-    number = components[voxels].astype(np.int64) - 1
+    inside = np.flatnonzero(components > 0)
+    voxels = np.unravel_index(inside, components.shape)
+    number = components.reshape(-1)[inside].astype(np.int64) - 1
     sizes = np.bincount(number, minlength=count)
     sums = [np.bincount(number, weights=axis, minlength=count) for axis in voxels]
     means = [s / sizes + first for s, first in zip(sums, offset, strict=True)]

@@ -83,11 +83,37 @@ def mask_counts(prediction: BoolMask, reference: BoolMask) -> tuple[int, int, in
 
 def bounding_box(mask: BoolMask) -> tuple[slice, ...]:
     """Return the bounding box of the mask, one slice per axis; an empty mask has a box without voxels."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+    box: list[slice] = []
+    shadow: BoolMask = mask
+    # From the last axis on, each in the shadow that is left: a row at a time in memory, and ever less of it.
+    for axis in reversed(range(mask.ndim)):
+        hit = np.flatnonzero(np.any(shadow, axis=tuple(range(axis))))
+        box.insert(0, slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+        shadow = np.any(shadow, axis=axis)
     return tuple(box)
+
+
+def edge_voxels(mask: BoolMask) -> npt.NDArray[np.int64]:
+    """Return the flat indices of the mask's voxels that have a face neighbour outside of it, ascending.
+
+    Args:
+        mask: without a voxel at the border of the array: only the mask's own voxels are looked at.
+    """
+    flat, inside = mask.reshape(-1), np.flatnonzero(mask)
+    neighbours = [stride for one in flat_strides(mask.shape) for stride in (one, -one)]
+    interior = np.logical_and.reduce([flat[inside + stride] for stride in neighbours])
+    edge: npt.NDArray[np.int64] = inside[~interior]
+    return edge
+
+
+def voxel_indices(mask: BoolMask) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the mask's voxels as `np.nonzero` does, which takes ten times as long for more than one axis."""
+    return tuple(np.unravel_index(np.flatnonzero(mask), mask.shape))
+
+
+def flat_strides(shape: tuple[int, ...]) -> list[int]:
+    """Return the distance between neighbours along each axis in flat indices."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 0) -> Crop:

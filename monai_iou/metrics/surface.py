@@ -20,7 +20,7 @@ import torch
 from monai.metrics.utils import get_code_to_measure_table
 
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
-from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_pair
+from monai_iou.metrics.overlap import BoolMask, crop_to_union, edge_voxels, flat_strides, mask_pair
 
 __all__ = ["SurfaceScores", "robust_hausdorff", "surface_scores"]
 
@@ -89,18 +89,23 @@ def surface_scores(
 
 
 def _voxel_distances(p: BoolMask, r: BoolMask, spacing: tuple[float, ...]) -> tuple[float, float]:
-    distances = _both_ways(*(_places(_edge_voxels(mask), mask.shape, spacing) for mask in (p, r)))
+    distances = _both_ways(*(_places(edge_voxels(mask), mask.shape, spacing) for mask in (p, r)))
     hd95 = max(float(d.quantile(0.95)) for d in distances)
-    return hd95, float(torch.cat(distances).mean())
+    return hd95, float(_together(distances).mean())
 
 
 def _surface_dice(
     p: BoolMask, r: BoolMask, spacing: tuple[float, ...], tolerances: Sequence[float]
 ) -> tuple[float, ...]:
     (p_cells, p_area), (r_cells, r_area) = (_edge_cells(mask, spacing) for mask in (p, r))
-    distance = torch.cat(_both_ways(*(_places(cells, p.shape, spacing) for cells in (p_cells, r_cells))))
-    area = torch.cat([p_area, r_area])
+    distance = _together(_both_ways(*(_places(cells, p.shape, spacing) for cells in (p_cells, r_cells))))
+    area = _together([p_area, r_area])
     return tuple(float(area[distance <= t].sum() / area.sum()) for t in tolerances)
+
+
+def _together(parts: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
+    """All numbers in one array of float64: torch's sums depend on the number of threads in their last digits."""
+    return np.concatenate([part.numpy().astype(np.float64) for part in parts])
 
 
 def robust_hausdorff(prediction: BoolMask, reference: BoolMask, spacing: tuple[float, ...], percent: float) -> float:
@@ -127,20 +132,11 @@ def _weighted_percentile(values: torch.Tensor, weights: torch.Tensor, percent: f
 # Masks are sparse: what follows looks at their voxels, by flat index, and not at the whole box around them.
 
 
-def _edge_voxels(mask: BoolMask) -> _Indices:
-    """Voxels of the mask with a face neighbour outside of it, as flat indices in ascending order."""
-    flat, inside = mask.reshape(-1), np.flatnonzero(mask)
-    neighbours = [stride for one in _strides(mask.shape) for stride in (one, -one)]
-    interior = np.logical_and.reduce([flat[inside + stride] for stride in neighbours])
-    edge: _Indices = inside[~interior]
-    return edge
-
-
 def _edge_cells(mask: BoolMask, spacing: tuple[float, ...]) -> tuple[_Indices, torch.Tensor]:
     """Cells of 2x2x2 voxel centres (2x2 in images) that the surface passes, and its area in each by MONAI's table."""
     table, kernel = get_code_to_measure_table(spacing, device=torch.device("cpu"))
     weights = kernel.reshape(-1).to(torch.int64).numpy()
-    inside, strides = np.flatnonzero(mask), _strides(mask.shape)
+    inside, strides = np.flatnonzero(mask), flat_strides(mask.shape)
     codes = np.zeros(mask.size, dtype=np.uint8)
     for corner, weight in zip(itertools.product((0, 1), repeat=mask.ndim), weights, strict=True):
         # A voxel is this corner of one cell only, so that no index stands twice.
@@ -148,10 +144,6 @@ def _edge_cells(mask: BoolMask, spacing: tuple[float, ...]) -> tuple[_Indices, t
     cells = np.flatnonzero(codes)
     edge: _Indices = cells[codes[cells] < len(table) - 1]
     return edge, table[torch.from_numpy(codes[edge].astype(np.int64))]
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def _places(indices: _Indices, shape: tuple[int, ...], spacing: tuple[float, ...]) -> npt.NDArray[np.float64]:

@@ -259,3 +259,18 @@ def test_refuses_what_is_no_array():
         TypeError, match="Expected `prediction` to be a tensor, an array, or a list of them, but got str"
     ):
         overlap_scores("mask.nii.gz", MASK)
+
+
+def test_surface_scores_do_not_depend_on_the_number_of_threads():
+    """Workers have fewer threads than the process that starts them, and torch's sums would tell."""
+    rng = np.random.default_rng(3)
+    reference = rng.random((60, 60, 40)) > 0.5
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 4):
+            torch.set_num_threads(number)
+            found.append(surface_scores(np.roll(reference, 1, axis=0), reference, spacing=(0.7, 1.1, 2.3)))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
