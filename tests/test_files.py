@@ -117,7 +117,7 @@ def test_folders_that_cannot_be_written(kind: str, tmp_path: Path, monkeypatch: 
         prepare(folder, "ckpt_dir")
     sentence = str(caught.value)
     assert sentence.startswith(f"Expected `ckpt_dir` to be a folder that can be written, but got `{folder}` (")
-    assert sentence.endswith("): choose another.")
+    assert sentence.endswith("): choose another folder.")
 
 
 def test_outputs_are_compared_with_inputs_by_what_they_are(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_an_output_that_cannot_be_written_is_refused(request_, tmp_path):
         evaluate_folders(Request(**{**vars(request_), "output": tmp_path / "file"}))
     if os.geteuid() != 0:  # the superuser may write anywhere
         request_.output.mkdir(mode=0o500)
-        with pytest.raises(OutputError, match=r"\(Permission denied\): choose another\.$"):
+        with pytest.raises(OutputError, match=r"\(Permission denied\): choose another folder\.$"):
             evaluate_folders(request_)
 
 

@@ -60,7 +60,7 @@ def test_folders_on_disks_that_are_full_or_read_only(key: str, kind: str, data: 
     options = {"read-only": "ro", "full": "size=32k"}[kind]
     found = sentence(in_namespace(command, f"mount -t tmpfs -o {options} tmpfs {disk}"))
     reason = {"read-only": "Read-only file system", "full": "No space left on device"}[kind]
-    problem = f"but got `{disk / 'run'}` ({reason}): choose another."
+    problem = f"but got `{disk / 'run'}` ({reason}): choose another folder."
     assert found == f"monai_iou: Expected `{key}` to be a folder that can be written, {problem}"
 
 
