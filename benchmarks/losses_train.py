@@ -146,7 +146,8 @@ def losses_of_iterations(folder: Path) -> list[float]:
 def held_out_scores(workflow: Any) -> dict[str, tuple[float, float]]:
     """Return case -> IoU and Dice, means over the foreground classes that it has."""
     details = workflow.evaluator.state.metric_details
-    columns = [details[name].nanmean(dim=1).tolist() for name in ("val_mean_iou", "val_mean_dice")]
+    (part,) = {name.split("_")[0] for name in details}  # test, or val without test cases
+    columns = [details[f"{part}_mean_{score}"].nanmean(dim=1).tolist() for score in ("iou", "dice")]
     cases = [item["case"] for item in workflow.val_dataset_data]
     return {case: (iou, dice) for case, iou, dice in zip(cases, *columns, strict=True)}
 

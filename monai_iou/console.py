@@ -150,3 +150,5 @@ def print_demo(result: DemoResult) -> None:
     say(f"Masks: {result.masks}")
     say("The same training by MONAI's own command:")
     click.echo(result.command)
+    say(f"Report: {result.report}")
+    say(f"Curves: {result.curves}")

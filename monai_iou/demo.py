@@ -13,6 +13,8 @@ from typing import Any
 
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request
 
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]
 
@@ -42,10 +44,21 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's results: scores, the folder of masks, the equivalent command line, and the duration in seconds."""
+    """The demo's results.
+
+    Attributes:
+        scores: of the held-out volumes.
+        masks: folder of their masks.
+        report: page of their scores.
+        curves: picture of the training's curves.
+        command: line that does the same training.
+        seconds: that it all took.
+    """
 
     scores: tuple[CaseScore, ...]
     masks: Path
+    report: Path
+    curves: Path
     command: str
     seconds: float
 
@@ -70,7 +83,7 @@ def run_demo(
 
     Args:
         output: a new or empty folder, or one that an earlier demo wrote, which is replaced. Afterwards it contains
-            `dataset`, `bundle` (with the trained model) and `masks`.
+            `dataset`, `bundle` (with the trained model), `masks` and `report`.
         say: called with one line of text before each step.
         settings: overrides of the bundle's configs, which take precedence over `DEMO_SETTINGS`.
         dataset: arguments of `write_phantom_dataset`.
@@ -91,13 +104,18 @@ def run_demo(
     run_workflow(bundle, ["train"], overrides)
     say("4/5 Scoring the trained network")
     trained = _scores(run_workflow(bundle, ["train", "evaluate"], overrides))
-    say("5/5 Writing masks in the images' own geometry")
+    say("5/5 Writing masks in the images' own geometry, and the report")
     masks = folder / "masks"
     run_workflow(
         bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(masks)}
     )
+    report = folder / "report"
+    evaluate_folders(Request(masks, data / "labelsTs", report, images=data / "imagesTs"))
     scores = tuple(CaseScore(case, *trained[case], *untrained[case]) for case in trained)
-    return DemoResult(scores, masks, _command(bundle, overrides), time.monotonic() - start)
+    curves = bundle / "eval" / "progress.png"
+    return DemoResult(
+        scores, masks, report / "report.html", curves, _command(bundle, overrides), time.monotonic() - start
+    )
 
 
 def run_workflow(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> Any:
@@ -130,7 +148,8 @@ def _fresh_folder(folder: Path) -> Path:
 def _scores(workflow: Any) -> dict[str, tuple[float, float]]:
     """Return case -> (IoU, Dice) of an evaluation, in its order."""
     details = workflow.evaluator.state.metric_details
-    columns = [details[name].nanmean(dim=1).tolist() for name in ("val_mean_iou", "val_mean_dice")]
+    (part,) = {name.split("_")[0] for name in details}  # test, or val without test cases
+    columns = [details[f"{part}_mean_{score}"].nanmean(dim=1).tolist() for score in ("iou", "dice")]
     cases = [item["case"] for item in workflow.val_dataset_data]
     return {case: (iou, dice) for case, iou, dice in zip(cases, *columns, strict=True)}
 

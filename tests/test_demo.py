@@ -45,7 +45,9 @@ def test_phantoms_are_the_same_each_time() -> None:
 def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
     """A demo of a few seconds."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    return demo.run_demo(output, settings=SMALL, dataset={"training": 3, "evaluation": 2, "shape": (32, 32, 24)})
+    return demo.run_demo(
+        output, settings={**SMALL, "pictures": 1}, dataset={"training": 3, "evaluation": 2, "shape": (32, 32, 24)}
+    )
 
 
 def test_demo_scores_and_masks(result: demo.DemoResult) -> None:
@@ -81,6 +83,9 @@ def test_command_prints_the_table(
     assert "phantom_03" in shown
     assert f"Mean IoU {result.mean_iou:.3f}" in shown
     assert result.command in shown
+    assert shown.rstrip().endswith(f"Report: {result.report}\nCurves: {result.curves}")
+    assert result.report.read_text(encoding="utf-8").count('<details class="fold picture"') >= 1
+    assert result.curves.read_bytes().startswith(b"\x89PNG")
 
 
 def test_init_copies_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import inspect
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,3 +265,27 @@ def test_a_resumed_training_continues_with_the_weights_of_its_epoch() -> None:
 def test_a_schedule_that_cannot_be_followed_is_refused(loss, terms, error, text) -> None:
     with pytest.raises(error, match=re.escape(text)):
         LossWeightSchedule(loss, terms)
+
+
+@pytest.mark.parametrize("ignore_empty", ["both", True, False])
+def test_dice_is_over_the_cases_of_iou(ignore_empty: Any) -> None:
+    from ignite.engine import Engine
+    from monai.metrics import DiceMetric
+
+    from monai_iou.handlers import DiceHandler, IoUHandler
+
+    torch.manual_seed(0)
+    pairs = [(torch.randint(0, 3, (1, 1, 6, 6)), torch.randint(0, 3, (1, 1, 6, 6))) for _ in range(4)]
+    pairs.append((torch.ones(1, 1, 6, 6).long(), torch.zeros(1, 1, 6, 6).long()))  # class 1 falsely, no 2
+    engine = Engine(lambda engine, batch: batch)
+    options = {"num_classes": 3, "include_background": False, "ignore_empty": ignore_empty}
+    IoUHandler(**options).attach(engine, "iou")
+    DiceHandler(**options).attach(engine, "dice")
+    state = engine.run(pairs)
+    iou, dice = state.metric_details["iou"], state.metric_details["dice"]
+    assert torch.equal(iou.isnan(), dice.isnan())
+    assert torch.allclose(dice, 2 * iou / (1 + iou), equal_nan=True)
+    if ignore_empty is True:  # MONAI's own rule
+        monai = DiceMetric(include_background=False, num_classes=3)
+        expected = torch.cat([monai(*pair) for pair in pairs])
+        assert torch.allclose(dice.float(), expected, equal_nan=True)

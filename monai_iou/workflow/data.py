@@ -132,6 +132,10 @@ class BundleCases:
             self._check_held_out(plans)
         return self.validation
 
+    def scored_part(self, which: str | None) -> str:
+        """Return what the scores of `evaluation_on` are called by: "test", or "val" for held-out training cases."""
+        return "test" if optional(which) != "validation" and self.folder.evaluation else "val"
+
     def _check_held_out(self, plans: Sequence[Plan]) -> None:
         training, validation = self._split
         for plan in plans:

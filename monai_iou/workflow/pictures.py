@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from monai_iou.files import replaced_file
 
-__all__ = ["draw_case", "save_png"]
+__all__ = ["PIXELS_PER_INCH", "draw_case", "pixels_of", "save_png"]
 
 PLANES = (("axial", 2, (0, 1)), ("coronal", 1, (0, 2)), ("sagittal", 0, (1, 2)))  # axes in RAS order
 WINDOW = (0.5, 99.5)  # percentiles that black and white stand for
@@ -66,7 +66,7 @@ def draw_case(
         place.set_axis_off()
     key = "dashed: prediction" + ("" if reference is None else ", solid: reference")
     figure.suptitle(f"{title}   ({key})" if title else key, color="white", fontsize=10)
-    return _pixels(figure)
+    return pixels_of(figure)
 
 
 def _fullest(labels: NDArray[Any], axis: int) -> int:
@@ -83,7 +83,8 @@ def _contour(place: Any, inside: NDArray[np.bool_], number: int, *, dashed: bool
     place.contour(*where, padded, levels=[0.5], colors=[f"C{number}"], linestyles=[style], linewidths=1.2)
 
 
-def _pixels(figure: Any) -> NDArray[np.uint8]:
+def pixels_of(figure: Any) -> NDArray[np.uint8]:
+    """Draw a matplotlib figure; shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

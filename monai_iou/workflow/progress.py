@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from monai_iou.workflow.bars import start_above_log, stop_above_log
 from monai_iou.workflow.failures import batch_loss
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class ProgressHandler:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True),
         )
-        self._bar.start()
+        start_above_log(self._bar)
         total = engine.state.max_epochs * engine.state.epoch_length
         self._task = self._bar.add_task("training", total=total, completed=completed, loss="-")
 
@@ -115,16 +116,15 @@ class ProgressHandler:
             line += f", {self._time_left(engine)} left"
         self._losses = []
         self._last_line = time.monotonic()
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        else:
-            logger.info("%s", line)
+        logger.info("%s", line)
 
     def _scores(self, engine: Trainer) -> str:
         state = self.evaluator.state if self.evaluator is not None else None
         if state is None or state.epoch != engine.state.epoch:
             return ""
         shown = "".join(f" {name} {value:.4f}" for name, value in state.metrics.items() if isinstance(value, float))
+        if state.best_metric_epoch < 1:  # every score was NaN
+            return shown
         return f"{shown} (best {state.best_metric:.4f} of epoch {state.best_metric_epoch})"
 
     def _time_left(self, engine: Trainer) -> str:
@@ -137,7 +137,7 @@ class ProgressHandler:
 
     def _ended(self, *_: Any) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            stop_above_log(self._bar)
             self._bar = None
 
     def _failed(self, _: Any, error: BaseException) -> None:
@@ -178,7 +178,7 @@ class CaseProgressHandler:
             from rich.progress import Progress
 
             self._bar = Progress(console=Console(stderr=True))
-            self._bar.start()
+            start_above_log(self._bar)
             self._task = self._bar.add_task("volumes", total=self.total)
 
     def _case_completed(self, engine: Evaluator) -> None:
@@ -194,7 +194,7 @@ class CaseProgressHandler:
 
     def _ended(self, *_: Any) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            stop_above_log(self._bar)
             self._bar = None
 
     def _failed(self, _: Any, error: BaseException) -> None:

@@ -51,12 +51,26 @@ class CaseScoresSaver(MetricsSaver):
         rows = sorted({file: row for row, file in reversed(list(enumerate(files)))}.values(), key=files.__getitem__)
         folder = Path(self.save_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        details = {
+            name: _with_mean(self._checked(name, values)[rows])
+            for name, values in _wanted(engine.state.metric_details, self.metric_details).items()
+        }
         means = _wanted(engine.state.metrics, self.metrics)
-        texts = {"metrics.csv": csv_text(means.items(), self.deli)} if means else {}
-        for name, values in _wanted(engine.state.metric_details, self.metric_details).items():
-            table = _with_mean(self._checked(name, values)[rows])
+        texts = {"metrics.csv": self._means(means, details)} if means else {}
+        for name, table in details.items():
             texts |= self._tables(name, table, [files[row] for row in rows])
         write_texts({folder / name: text for name, text in texts.items()})
+
+    def _means(self, means: Mapping[str, Any], details: Mapping[str, NDArray[np.float64]]) -> str:
+        """The text of metrics.csv: a row per metric, its mean, and the mean of each class where there are details."""
+        empty = [""] * len(self.class_labels)
+        rows = [
+            [name, value, *(_digits(_statistic("mean", column)) for column in details[name].T[:-1])]
+            if name in details
+            else [name, value, *empty]
+            for name, value in means.items()
+        ]
+        return csv_text([["metric", "mean", *self.class_labels], *rows], self.deli)
 
     def _tables(self, name: str, table: NDArray[np.float64], files: Sequence[str]) -> dict[str, str]:
         """The texts of one metric's files: a row per case, and a row per class with the statistics asked for."""

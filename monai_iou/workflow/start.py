@@ -17,6 +17,7 @@ from monai_iou.workflow.checkpoint_files import load_state
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.records import differences
+from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.settings import Settings, exit_with_message
 
 __all__ = ["check_evaluation", "check_inference", "check_training"]
@@ -52,6 +53,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
         if rank == 0:
             for name, folder in folders.items():
                 prepare(folder, name)
+            open_run_folder(settings.output_dir)
     if is_distributed():
         dist.barrier()
 

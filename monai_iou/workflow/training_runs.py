@@ -24,6 +24,7 @@ from monai_iou.files import OutputError, check_outputs, prepare, write_csv, writ
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.prediction import find_models
 from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.running import run_configs
 
 __all__ = ["Training", "TrainingRun", "open_folder"]
@@ -184,7 +185,11 @@ class TrainingRun:
                 training.predict(self.masks)
             if self.folds:
                 self._write_ensemble()
-            return self._score(tell, progress)
+            scores = self._score(tell, progress)
+            for training in self.trainings:
+                if (training.folder / "epochs.csv").is_file():
+                    write_summary(training.folder, evaluation=scores)
+            return scores
 
     @property
     def masks(self) -> Path:

@@ -93,7 +93,7 @@ def test_ten_kills_of_an_evaluation(trained: tuple[Path, float], data: Path, tmp
             kill_at_random(run, tmp_path / "log.txt", 10, seconds, lambda: None, seed=1)
         assert finish(fork(run, tmp_path / "log.txt")) == 0
         seconds = time.monotonic() - start
-        with (tmp_path / name / "val_mean_iou_raw.csv").open(newline="") as stream:
+        with (tmp_path / name / "test_mean_iou_raw.csv").open(newline="") as stream:
             scores.append([(Path(row["filename"]).name, row["mean"]) for row in csv.DictReader(stream)])
         assert left_over(tmp_path / name) == []
     assert scores[0] == scores[1]

@@ -102,7 +102,7 @@ def test_a_federated_client_trains_and_evaluates(workspace: Path) -> None:
     update = {name: torch.as_tensor(value) for name, value in names["update"].weights.items()}
     assert update.keys() == before.keys()
     assert any(not torch.equal(value, before[name]) for name, value in update.items())
-    assert 0 <= names["scores"].metrics["val_mean_iou"] <= 1
+    assert 0 <= names["scores"].metrics["test_mean_iou"] <= 1
     # the weights of the best model on disk, as the server asks for them at the end
     from monai.fl.utils.constants import ExtraItems, ModelType
 

@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 2,
     "num_samples": 1,
     "overwrite": True,
+    "pictures": 0,
 }
 
 
@@ -51,7 +52,7 @@ def run_command(command: list[str], timeout: float = 240) -> subprocess.Complete
 
 def check_masks(folder: Path, data: Path) -> None:
     """Check that evaluation's scores in `folder` are those of the masks beside them."""
-    rows = score_rows(folder / "val_mean_iou_raw.csv")
+    rows = score_rows(folder / "test_mean_iou_raw.csv")
     assert len(rows) == 3
     for file, row in rows.items():
         predicted = nib.load(folder / "masks" / file).get_fdata() > 0

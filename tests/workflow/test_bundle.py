@@ -136,7 +136,7 @@ def test_load_gives_the_trained_network_from_any_directory(
 def test_scores_of_evaluate_are_those_of_the_masks_that_inference_wrote(trained: Run, masks: Path) -> None:
     run_workflow(trained.bundle, ["train", "evaluate"], trained.overrides)
     assert any(nib.load(path).get_fdata().any() for path in masks.iterdir())
-    for name in ("val_mean_iou", "val_mean_dice"):
+    for name in ("test_mean_iou", "test_mean_dice"):
         with (trained.bundle / "eval" / f"{name}_raw.csv").open() as stream:
             rows = {Path(row["filename"]).name: float(row["mean"]) for row in csv.DictReader(stream)}
         assert len(rows) == 2
@@ -144,7 +144,7 @@ def test_scores_of_evaluate_are_those_of_the_masks_that_inference_wrote(trained:
             predicted = nib.load(masks / file).get_fdata() > 0
             true = nib.load(trained.data / "labelsTs" / file.replace("image", "label")).get_fdata() > 0
             both, either = (predicted & true).sum(), (predicted | true).sum()
-            expected = both / either if name == "val_mean_iou" else 2 * both / (both + either)
+            expected = both / either if name == "test_mean_iou" else 2 * both / (both + either)
             assert score == pytest.approx(expected, abs=1e-4)
 
 
@@ -221,7 +221,8 @@ def test_nothing_warns_on_a_cpu(trained: Run, tmp_path: Path) -> None:
 def test_a_terminal_gets_a_bar_with_loss_and_a_line_an_epoch(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for stream in (sys.stderr, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
     run_workflow(trained.bundle, ["train"], {**trained.overrides, "ckpt_dir": str(tmp_path)})
     shown = capsys.readouterr()
     assert "epoch 2/2" in shown.err

@@ -55,7 +55,7 @@ def test_the_bundle_and_the_command_give_the_same_iou_for_every_case(tmp_path, p
     with (out / "cases.csv").open(newline="") as stream:
         ours = {(row["case"], row["label"]): row for row in csv.DictReader(stream)}
     assert len(ours) == CASES * 2
-    for name, column in (("val_mean_iou", "iou"), ("val_mean_dice", "dice")):
+    for name, column in (("test_mean_iou", "iou"), ("test_mean_dice", "dice")):
         with (bundle / "eval" / f"{name}_raw.csv").open(newline="") as stream:
             theirs = list(csv.reader(stream))[1:]
         assert len(theirs) == CASES

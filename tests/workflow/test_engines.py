@@ -106,7 +106,7 @@ def test_no_mask_and_no_score_of_a_case_that_overflows(data: Path, tmp_path: Pat
         (found,) = {str(cause) for cause in causes(caught.value) if isinstance(cause, TrainingError)}
         assert found.startswith(f"Expected a finite network output for {bright}, but it has NaN or infinity: look at")
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["phantom_04.nii.gz"]
-    with (tmp_path / "scores" / "val_mean_iou_raw.csv").open(newline="") as stream:
+    with (tmp_path / "scores" / "test_mean_iou_raw.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [Path(row["filename"]).name for row in rows] == ["phantom_04.nii.gz"]
 

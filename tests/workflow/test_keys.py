@@ -10,6 +10,7 @@ import pytest
 from bundle_runs import causes
 from monai.bundle import ConfigWorkflow
 
+from monai_iou.bundle_files import bundle_path
 from monai_iou.workflow import keys
 
 
@@ -46,3 +47,10 @@ def test_keys_of_ones_own_are_taken(bundle: Path) -> None:
         config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference",
         my_window=3, epochs2=4, other="$@epochs2 + 1",
     ).initialize()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["evaluate", "multi_gpu_train", "multi_gpu_evaluate"])
+def test_a_config_that_changes_another_names_it_when_it_is_alone(name: str) -> None:
+    path = bundle_path() / "configs" / f"{name}.json"
+    with pytest.raises(KeyError, match=r"query key: train\.json"):
+        ConfigWorkflow(config_file=str(path))

@@ -26,7 +26,10 @@ def test_files_are_monais_where_monais_are_right(tmp_path):
     write_metrics_reports(
         str(tmp_path / "monai"), files, {"iou": 0.5}, {"iou": scores}, "*", class_labels=["liver", "tumour"]
     )
-    for name in ("metrics.csv", "iou_raw.csv", "iou_summary.csv"):
+    means = [float(value) for value in scores.nanmean(0)]
+    (row,) = read_csv(tmp_path / "ours" / "metrics.csv")
+    assert row == {"metric": "iou", "mean": "0.5", "liver": f"{means[0]:.4f}", "tumour": f"{means[1]:.4f}"}
+    for name in ("iou_raw.csv", "iou_summary.csv"):
         assert (tmp_path / "ours" / name).read_text() == (tmp_path / "monai" / name).read_text()
 
 

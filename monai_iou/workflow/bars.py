@@ -1,0 +1,42 @@
+"""A progress bar with log lines above it: while it is shown, what is logged to the terminal goes through it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+__all__ = ["start_above_log", "stop_above_log"]
+
+_streams: dict[int, list[tuple[logging.StreamHandler[Any], Any]]] = {}
+
+
+def start_above_log(bar: Any) -> None:
+    """Start a `rich` bar and send to it what log handlers write to the terminal.
+
+    A handler keeps the stream that it was made with, so that the bar's own redirection of stderr does not reach it.
+
+    Args:
+        bar: `rich.progress.Progress` on stderr, not yet started.
+    """
+    found = [handler for handler in _handlers() if _is_terminal(handler)]
+    _streams[id(bar)] = [(handler, handler.stream) for handler in found]
+    bar.start()
+    for handler in found:
+        handler.setStream(sys.stderr)
+
+
+def stop_above_log(bar: Any) -> None:
+    """Stop the bar and give the log handlers their streams back."""
+    bar.stop()
+    for handler, stream in _streams.pop(id(bar), []):
+        handler.setStream(stream)
+
+
+def _handlers() -> list[logging.StreamHandler[Any]]:
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
+    return [handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
+
+
+def _is_terminal(handler: logging.StreamHandler[Any]) -> bool:
+    return handler.stream in (sys.stdout, sys.stderr) and handler.stream.isatty()

@@ -1,0 +1,187 @@
+"""What a training leaves to look at in its `output_dir`: config, log, table and curves of its epochs, pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from monai_iou.files import read_csv, write_csv, write_json
+from monai_iou.losses.terms import loss_and_terms
+from monai_iou.workflow.curves import draw_curves
+from monai_iou.workflow.keys import calling_workflow
+from monai_iou.workflow.pictures import draw_case, save_png
+from monai_iou.workflow.run_summary import write_summary
+from monai_iou.workflow.versions import about_this_run
+
+if TYPE_CHECKING:
+    from monai.engines.evaluator import Evaluator
+    from monai.engines.trainer import Trainer
+
+__all__ = ["RunFolderHandler", "open_run_folder"]
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_log: list[logging.FileHandler] = []  # of this process: a process trains one model at a time
+
+
+def open_run_folder(folder: str) -> None:
+    """Write `config.json`, the resolved config of the run that calls this, and send its log to `log.txt` as well.
+
+    `config.json` can be run again: `python -m monai.bundle run --config_file config.json`. Beside the bundle's keys it
+    has `about`, the command line and the versions.
+
+    Args:
+        folder: of the run.
+    """
+    logger = logging.getLogger("monai_iou")
+    while _log:
+        handler = _log.pop()
+        logger.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(Path(folder) / "log.txt", encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    _log.append(handler)
+    about = about_this_run(sys.argv)
+    for name, value in about.items():
+        logger.debug("%s: %s", name, value)
+    workflow = calling_workflow()
+    if workflow is not None:
+        config = {name: value for name, value in workflow.parser.get().items() if name != "_meta_"}
+        plain = json.loads(json.dumps({**config, "about": about}, default=str))
+        write_json(Path(folder) / "config.json", plain)
+
+
+class RunFolderHandler:
+    """Write `epochs.csv` after each epoch, and after each validation `progress.png` and pictures of a few cases.
+
+    The pictures show the first cases of the validation data with the contours of prediction and reference, in
+    `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach it after the
+    `ValidationHandler` and the handler that resumes.
+
+    Args:
+        folder: of the run.
+        optimizer: for its learning rate.
+        loss: the trainer's loss, for its terms.
+        evaluator: of the validation, None without one.
+        labels: names of the scored classes.
+        cases: names of the validation cases, in the order of their batches.
+        pictures: number of cases to draw; 0 draws no curves either.
+        spacing: of the network's voxels, in mm.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        optimizer: torch.optim.Optimizer,
+        loss: torch.nn.Module,
+        evaluator: Evaluator | None = None,
+        labels: Sequence[str] = (),
+        cases: Sequence[str] = (),
+        pictures: int = 3,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        self.folder, self.optimizer, self.evaluator, self.labels = Path(folder), optimizer, evaluator, list(labels)
+        self.pictures, self.spacing = int(pictures), tuple(spacing)
+        self.cases = [case for case in cases if case][: self.pictures]
+        self._terms = loss_and_terms(loss)
+        self._rows: list[dict[str, Any]] | None = None
+        self._sums: dict[str, float] = defaultdict(float)
+        self._steps = 0
+        self._start = time.monotonic()
+
+    def attach(self, engine: Trainer) -> None:
+        """Register on the trainer and its evaluator; only rank 0 writes."""
+        from ignite.engine import Events
+
+        if engine.state.rank != 0:
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+        if self.evaluator is not None and self.cases:
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda each: self._draw(each, engine))
+
+    def _epoch_started(self, _: Trainer) -> None:
+        self._sums.clear()
+        self._steps, self._start = 0, time.monotonic()
+
+    def _iteration_completed(self, engine: Trainer) -> None:
+        self._steps += 1
+        for name, value in self._terms(engine.state.output).items():
+            self._sums[name] += value
+
+    def _epoch_completed(self, engine: Trainer) -> None:
+        epoch = engine.state.epoch
+        rows = self._earlier(epoch)
+        rows.append({
+            "epoch": epoch,
+            "seconds": round(time.monotonic() - self._start, 3),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **{name: total / self._steps for name, total in self._sums.items()},
+            **self._scores(epoch),
+        })  # fmt: skip
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        self.folder.mkdir(parents=True, exist_ok=True)  # others, who run the trainer alone, may not have made it
+        write_csv(self.folder / "epochs.csv", columns, rows)
+        if self.pictures and (self.evaluator is None or self.evaluator.state.epoch == epoch):
+            save_png(draw_curves(rows), self.folder / "progress.png")
+
+    def _earlier(self, epoch: int) -> list[dict[str, Any]]:
+        """The rows of the epochs before, also of the part of the training that was resumed."""
+        if self._rows is None:
+            path = self.folder / "epochs.csv"
+            known = read_csv(path) if path.is_file() and epoch > 1 else []
+            self._rows = [{name: float(cell) for name, cell in row.items() if cell} for row in known]
+        self._rows[:] = [{**row, "epoch": int(row["epoch"])} for row in self._rows if row["epoch"] < epoch]
+        return self._rows
+
+    def _scores(self, epoch: int) -> dict[str, float]:
+        """The validation's means and, behind them, those of each class."""
+        state = self.evaluator.state if self.evaluator is not None else None
+        if state is None or state.epoch != epoch:
+            return {}
+        found: dict[str, float] = {name: v for name, v in state.metrics.items() if isinstance(v, float)}
+        for name, values in state.metric_details.items():
+            table = np.asarray(torch.as_tensor(values).cpu(), dtype=np.float64)
+            if len(self.labels) > 1 and table.shape[1:] == (len(self.labels),):
+                found |= {f"{name} {label}": _mean(column) for label, column in zip(self.labels, table.T, strict=True)}
+        return found
+
+    def _draw(self, evaluator: Evaluator, engine: Trainer) -> None:
+        for source, item in zip(evaluator.state.batch, evaluator.state.output, strict=True):
+            case = source.get("case")
+            if case in self.cases:
+                image, prediction, label = (torch.as_tensor(item[name]).cpu()[0] for name in ("image", "pred", "label"))
+                picture = draw_case(
+                    image.float().numpy(), prediction.round().long().numpy(), label.round().long().numpy(),
+                    spacing=self.spacing, title=f"{case}, epoch {engine.state.epoch}",
+                )  # fmt: skip
+                place = self.folder / "pictures" / f"{self.cases.index(case)}.png"
+                save_png(picture, place)
+                self._to_tensorboard(picture, str(case), engine.state.epoch)
+
+    def _to_tensorboard(self, picture: np.ndarray, case: str, epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=".pictures") as writer:
+            writer.add_image(f"validation/{case}", picture, epoch, dataformats="HWC")
+
+    def _completed(self, engine: Trainer) -> None:
+        if self.pictures:
+            write_summary(self.folder, {name: f"{i}.png" for i, name in enumerate(self.cases)})
+
+
+def _mean(column: np.ndarray) -> float:
+    kept = column[~np.isnan(column)]
+    return float(kept.mean()) if kept.size else float("nan")

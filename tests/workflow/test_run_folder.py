@@ -1,0 +1,134 @@
+"""What a training leaves to look at: table, curves, pictures, log, config, and one page."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundle_runs import overrides
+
+from monai_iou.bundle_files import copy_bundle
+from monai_iou.demo import run_workflow
+from monai_iou.files import read_csv
+from monai_iou.workflow.bars import start_above_log, stop_above_log
+from monai_iou.workflow.curves import draw_curves
+from monai_iou.workflow.run_folder import RunFolderHandler
+from monai_iou.workflow.run_summary import write_summary
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of two epochs, resumed for a third."""
+    bundle = copy_bundle(tmp_path_factory.mktemp("run") / "bundle")
+    run_workflow(bundle, ["train"], overrides(bundle, data, pictures=1))
+    run_workflow(bundle, ["train"], overrides(bundle, data, pictures=1, epochs=3, val_interval=2, resume=True))
+    return bundle / "eval"
+
+
+def test_the_table_has_every_epoch_of_all_parts_once(run: Path) -> None:
+    rows = read_csv(run / "epochs.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert {"seconds", "learning_rate", "train_loss", "train_loss_iou", "train_loss_cross_entropy"} <= rows[0].keys()
+    for row in rows:
+        total = float(row["train_loss_iou"]) + float(row["train_loss_cross_entropy"])
+        assert float(row["train_loss"]) == pytest.approx(total, rel=1e-5)
+    assert [bool(row["val_mean_iou"]) for row in rows] == [True, True, False]
+    assert float(rows[0]["val_mean_dice"]) >= float(rows[0]["val_mean_iou"]) >= 0
+
+
+def test_pictures_of_the_same_case_and_curves(run: Path) -> None:
+    from matplotlib.image import imread
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert [path.name for path in (run / "pictures").iterdir()] == ["0.png"]
+    assert imread(run / "progress.png").shape[2] >= 3
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    (tag,) = events.Tags()["images"]
+    assert tag.startswith("validation/phantom_")
+    assert [event.step for event in events.Images(tag)] == [1, 2]
+
+
+def test_the_log_and_the_config_tell_the_run(run: Path) -> None:
+    log = (run / "log.txt").read_text(encoding="utf-8")
+    assert len(re.findall(r"INFO epoch \d/\d loss", log)) == 3
+    assert "Resumed from" in log
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert (config["epochs"], config["seed"], config["patch_size"]) == (3, 0, [24, 24, 16])
+    assert {"monai", "torch", "monai-iou", "python"} <= config["about"]["versions"].keys()
+
+
+def test_the_page_is_one_file_with_everything(run: Path) -> None:
+    page = (run / "summary.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert "val_mean_dice" in page
+    assert "phantom_" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_a_page_of_an_empty_folder(tmp_path: Path) -> None:
+    assert "Training" in write_summary(tmp_path).read_text(encoding="utf-8")
+
+
+def test_per_class_columns_and_undefined_scores(tmp_path: Path) -> None:
+    handler = RunFolderHandler(
+        str(tmp_path), torch.optim.SGD([torch.zeros(1)], 0.1), torch.nn.MSELoss(), labels=["liver", "tumour"]
+    )
+    details = torch.tensor([[0.5, torch.nan], [0.7, torch.nan]])
+    state = type(
+        "State", (), {"epoch": 4, "metrics": {"val_mean_iou": 0.6}, "metric_details": {"val_mean_iou": details}}
+    )
+    handler.evaluator = type("Evaluator", (), {"state": state})  # type: ignore[assignment]
+    found = handler._scores(4)
+    assert found["val_mean_iou liver"] == pytest.approx(0.6)
+    assert np.isnan(found["val_mean_iou tumour"])
+    assert handler._scores(5) == {}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"epoch": 1, "train_loss": 1.0}],
+        [{"epoch": epoch, "train_loss": float("nan"), "val_mean_iou": 0.1 * epoch} for epoch in range(1, 50)],
+    ],
+)
+def test_curves_of_any_table(rows: list[dict[str, Any]]) -> None:
+    assert draw_curves(rows).shape == (650, 1300, 3)
+
+
+def test_log_lines_go_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = logging.getLogger("monai_iou.bar_test")
+    handler = logging.StreamHandler(terminal)
+    logger.addHandler(handler)
+    bar = Progress(console=Console(file=terminal, force_terminal=True, width=60), auto_refresh=False)
+    start_above_log(bar)
+    bar.add_task("training", total=3)
+    logger.error("a line of the log")
+    bar.refresh()
+    stop_above_log(bar)
+    assert handler.stream is terminal
+    logger.removeHandler(handler)
+    lines = terminal.getvalue().split("\n")
+    (line,) = [line for line in lines if "a line of the log" in line]
+    assert line.rpartition("\x1b[2K")[2] == "a line of the log"  # behind what erases the bar
