@@ -51,7 +51,7 @@ from monai_iou.transforms import (
     RandCropByLesions,
     RandCropByLesionsd,
 )
-from monai_iou.voxels import VoxelSums, use_kernel, voxel_sums
+from monai_iou.voxels import VoxelSums, kernel_report, use_kernel, voxel_sums
 from monai_iou.weighting import class_weights, count_voxels
 
 __version__ = "0.1.0"
@@ -101,6 +101,7 @@ __all__ = [
     "fine_grained_iou",
     "iou_counts",
     "iou_from_counts",
+    "kernel_report",
     "lesion_scores",
     "overlap_scores",
     "recall_by_volume",

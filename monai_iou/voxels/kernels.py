@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import compiled, reference, tiled
 from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.self_check import Kernel, SelfChecks
 from monai_iou.voxels.spec import PassSpec
 
 KERNELS = ("auto", "reference", "tiled", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "MONAI_IOU_KERNEL"
-
-Kernel = Callable[[Voxels, PassSpec], Tensor]
 
 _chosen: ContextVar[str | None] = ContextVar("monai_iou_kernel", default=None)
 
@@ -33,14 +31,15 @@ def use_kernel(name: str) -> Iterator[None]:
     Args:
         name: one of
 
-            - "auto", the default: "tiled", everywhere;
+            - "auto", the default: "triton" on CUDA, once it has been found to agree with the reference there, else
+              "tiled" (:func:`kernel_report` says which, and why);
             - "reference": autograd over whole volumes, the specification; the only one with double backward and with
               gradients of the target, for which it is used whatever the choice;
             - "tiled": a part of the volume at a time, on any device, with no compiler;
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
               that it does not cover (`groups`, float64, above 16 classes, fewer than 4096 voxels) take "tiled";
-            - "triton": one read and one write of the logits, on CUDA; tested by Triton's interpreter only so far, which
-              is why "auto" does not take it.
+            - "triton": one read and one write of the logits, on CUDA, unchecked. Inputs that it does not cover
+              (`groups`, float64, above 256 classes) take "tiled".
 
     Raises:
         ValueError: if `name` is none of them.
@@ -72,7 +71,7 @@ def chosen_kernel() -> str:
     return name
 
 
-def pick_kernel(voxels: Voxels) -> Kernel:
+def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
     """Return the kernel for this input."""
     if torch.compiler.is_compiling():
         return reference.compute_sums  # one graph, which the compiler fuses itself
@@ -80,12 +79,52 @@ def pick_kernel(voxels: Voxels) -> Kernel:
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
     if name == "reference" or wants_target_gradient:
         return reference.compute_sums
-    if name == "triton":  # "auto" leaves it alone until it has been tested and timed on a GPU
+    if name == "triton":
         return _pick_triton(voxels)
     if name == "compiled":
         _check_compiled(voxels)
         return compiled.compute_sums
+    if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES and voxels.groups is None:
+        return _checks.kernel(voxels, spec) or tiled.compute_sums
     return tiled.compute_sums
+
+
+def kernel_report() -> dict[str, str]:
+    """Return, for the CPU and every CUDA device, which kernel the losses use there and why.
+
+    The answer is about this moment: "triton" is checked against the reference at a loss's first call on a device, for
+    its specification, dtype, class count and kind of target; if a check fails, the device keeps to "tiled" from then
+    on. A choice by :func:`use_kernel` or `MONAI_IOU_KERNEL` is not checked.
+
+    Returns:
+        A sentence for each device, by the device's name.
+
+    Example:
+        >>> from monai_iou import kernel_report
+        >>> kernel_report()["cpu"]
+        "tiled: the default on a CPU, which needs no compiler; 'compiled' is faster where there is a C++ compiler."
+    """
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return {device: _reported(torch.device(device)) for device in devices}
+
+
+def _reported(device: torch.device) -> str:
+    name = chosen_kernel()
+    if name != "auto":
+        return f"{name}: chosen by use_kernel or {ENVIRONMENT_VARIABLE}."
+    if device.type not in _CHECKED_DEVICES:
+        return (
+            "tiled: the default on a CPU, which needs no compiler; 'compiled' is faster where there is a C++ compiler."
+        )
+    reason = _checks.reason(device)
+    if reason is not None:
+        return f"tiled: the check of the Triton kernel on this device found that {reason}."
+    if not _has_triton():
+        return "tiled: Triton is not installed."
+    passed = _checks.passed(device)
+    if passed:
+        return f"triton: it agreed with the reference in {passed} of {passed} checks on this device."
+    return "triton: if it agrees with the reference at the first loss on this device; nothing has been checked yet."
 
 
 def _check_compiled(voxels: Voxels) -> None:
@@ -110,6 +149,17 @@ def _pick_triton(voxels: Voxels) -> Kernel:
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         message = f"Expected a CUDA tensor for the kernel 'triton', but got one on {device}: choose 'auto'."
         raise RuntimeError(message)
+    return _load_triton()
+
+
+def _load_triton() -> Kernel:
+    if not _has_triton():
+        message = "Triton is not installed"
+        raise ImportError(message)
     from monai_iou.voxels import triton_kernels  # noqa: PLC0415 - it needs Triton
 
     return triton_kernels.compute_sums
+
+
+_CHECKED_DEVICES = {"cuda"}  # where "auto" takes Triton's kernel after a check
+_checks = SelfChecks(_load_triton)

@@ -96,7 +96,7 @@ def _at_once(spec: PassSpec) -> bool:
 
 def _read(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | None) -> Reading:
     if spec.bins is None:
-        rows = report_bad_values(pick_kernel(voxels)(voxels, spec), target, voxels, ignore_index)
+        rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
         return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), None)
     check_constant_maps(voxels)
     check_hard_maps(voxels, target)
@@ -156,7 +156,7 @@ def run_pass(
 ) -> VoxelSums:
     """Return the sums (B, C, R) of checked tensors, by region."""
     voxels = flatten_voxels(input, target, ignore_index, mask, groups, num_groups)
-    rows = report_bad_values(pick_kernel(voxels)(voxels, spec), target, voxels, ignore_index)
+    rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
     return VoxelSums(rows.to(sum_dtype(input)))
 
 

@@ -6,12 +6,13 @@ probabilities and one-hot labels exist for one tile at a time. See `formulas.py`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import huge_pages, in_place
+from monai_iou.voxels import binary_pass, huge_pages, in_place
 from monai_iou.voxels.formulas import count_valid, reduce_map, sums_entropy, tile_gradient, tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
@@ -120,5 +121,9 @@ class _TiledSums(torch.autograd.Function):
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (7, B, C, R) of `voxels`."""
+    if spec.overlap == "min_max" and spec.activation is not None and voxels.labels is not None:
+        spec = replace(spec, overlap="product")  # of a hard label y and p in [0, 1], min(p, y) = p y
+    if binary_pass.covers(voxels, spec):
+        return binary_pass.compute_sums(voxels, spec)
     result: Tensor = _TiledSums.apply(voxels.logits, voxels, spec)
     return result

@@ -171,13 +171,13 @@ def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compiled, "is_available", lambda: False)
     monkeypatch.setattr(kernels, "_has_triton", lambda: False)
     with kernels.use_kernel("compiled"), pytest.raises(RuntimeError, match=r"^Expected a C\+\+ compiler .* found none"):
-        kernels.pick_kernel(voxels)
+        kernels.pick_kernel(voxels, PassSpec())
     with kernels.use_kernel("triton"), pytest.raises(RuntimeError, match=r"^Expected Triton .* not installed"):
-        kernels.pick_kernel(voxels)
+        kernels.pick_kernel(voxels, PassSpec())
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
-    assert kernels.pick_kernel(voxels) is reference_sums
+    assert kernels.pick_kernel(voxels, PassSpec()) is reference_sums
     with kernels.use_kernel("auto"):
-        assert kernels.pick_kernel(voxels) is tiled.compute_sums
+        assert kernels.pick_kernel(voxels, PassSpec()) is tiled.compute_sums
     with (
         pytest.raises(ValueError, match=r"^Expected `kernel` to be one of .*, but got 'fast': choose one of these\.$"),
         kernels.use_kernel("fast"),

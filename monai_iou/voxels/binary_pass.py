@@ -1,0 +1,106 @@
+"""The pass of `binary.py` and `binary_gradient.py` over a whole batch, in threads.
+
+The probabilities are as large as one class's logits, and the gradient as all of them. So the forward pass writes the
+probabilities where the gradient will stand, and the first backward pass turns them into it: a third of the arithmetic
+is saved, at no more memory at the peak. A further backward pass (`retain_graph=True`) computes them again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_iou.voxels import binary, binary_gradient, huge_pages
+from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.labels import narrowed
+from monai_iou.voxels.single_backward import once_differentiable
+from monai_iou.voxels.spec import PassSpec
+from monai_iou.voxels.tiling import in_runs, run_tasks
+
+
+def covers(voxels: Voxels, spec: PassSpec) -> bool:
+    """Return whether this pass computes what `spec` asks for."""
+    logits = voxels.logits
+    one = logits.shape[1] == 1 and spec.activation == "sigmoid" and voxels.maps is not None
+    two = logits.shape[1] == 2 and spec.activation == "softmax" and voxels.labels is not None
+    return (
+        (one or two)
+        and logits.device.type == "cpu"
+        and logits.numel() > 0
+        and voxels.groups is None
+        and (spec.power == 1 or (spec.power == 2 and not spec.confidence))
+    )
+
+
+def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[list[bool]]]:
+    """Return the statistics (7, B, C), and of each tile whether `kept` holds its probabilities, in its last class."""
+    images = voxels.tiles(binary.SIZE)
+    tiles: list[tuple[Tile, Tensor | None]] = []
+    for image, parts in enumerate(images):
+        places: Iterable[Tensor | None] = itertools.repeat(None) if kept is None else kept[image].split(binary.SIZE, -1)
+        tiles += zip(parts, places, strict=False)
+
+    def work(task: list[tuple[Tile, Tensor | None]]) -> list[tuple[binary.Rows, bool]]:
+        lines, found = binary.Lines(voxels.logits), []
+        for tile, place in task:
+            lines.length = tile.logits.shape[1]
+            found.append(binary.add_tile(tile, spec, lines["p"] if place is None else place[-1], lines))
+        return found
+
+    found = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles)) for pair in task]
+    lengths = [len(tiles) for tiles in images]
+    rows = torch.tensor([rows for rows, _ in found], dtype=total_dtype(voxels.logits)).split(lengths)
+    known = iter([known and kept is not None for _, known in found])
+    return torch.stack([part.sum(0) for part in rows], 1), [[next(known) for _ in range(n)] for n in lengths]
+
+
+def _write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, known: list[list[bool]]) -> None:
+    """Write the gradient into `out`, which holds the probabilities of the tiles that are `known`."""
+    pulls = gradient.squeeze(-1).transpose(0, 1).tolist()
+    tiles = [
+        (pull, *part)
+        for pull, image, place, is_known in zip(pulls, voxels.tiles(binary.SIZE), out.unbind(), known, strict=True)
+        for part in zip(image, place.split(binary.SIZE, -1), is_known, strict=True)
+    ]
+
+    def work(task: list[tuple[binary.Rows, Tile, Tensor, bool]]) -> None:
+        lines = binary.Lines(out)
+        for pull, tile, place, is_known in task:
+            lines.length = place.shape[1]
+            binary_gradient.write_gradient(place, pull, tile, spec, place[-1] if is_known else None, lines)
+
+    run_tasks(work, out, in_runs(tiles))
+
+
+class _BinarySums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
+        keeps = ctx.needs_input_grad[0] and logits.dtype == sum_dtype(logits)
+        ctx.kept = huge_pages.empty_like(logits) if keeps else None
+        total, ctx.known = _sums(voxels, spec, ctx.kept)
+        ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
+        # Wrong labels may wrap round here; their error follows the sums, and no backward does.
+        ctx.save_for_backward(logits, narrowed(voxels.labels, logits.shape[1]), voxels.maps, voxels.valid)
+        return total.unsqueeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, maps, valid = ctx.saved_tensors
+        voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
+        out, ctx.kept = ctx.kept, None
+        known = ctx.known
+        if out is None:
+            out, known = huge_pages.empty_like(logits), [[False] * len(image) for image in known]
+        _write_gradient(out, gradient, voxels, ctx.spec, known)
+        return out, None, None
+
+
+def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+    """Return the statistics (7, B, C, 1) of `voxels`."""
+    result: Tensor = _BinarySums.apply(voxels.logits, voxels, spec)
+    return result

@@ -1,0 +1,166 @@
+"""One and two classes on a CPU: the specification's numbers by another way, whatever the numbers are."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_iou import IoUCELoss, voxel_sums
+from monai_iou.voxels import binary, binary_pass, in_place, tiled
+from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.passes import flatten_voxels
+from monai_iou.voxels.reference import compute_sums as reference_sums
+from monai_iou.voxels.self_check import Kernel
+from monai_iou.voxels.spec import PassSpec
+
+TERMS = list(
+    itertools.product(
+        (("product", 1.0, False), ("product", 2.0, False), ("min_max", 1.0, True), (None, 1.0, False)),
+        ((False, 0.0, 0.0), (True, 0.0, 0.0), (True, 2.0, 0.0), (True, 1.5, 0.1), (True, 0.0, 0.2)),
+        (False, True),
+    )
+)
+SPECS = [
+    PassSpec(activation, overlap, power, entropy, focal, smoothing, confidence, split=split)
+    for activation, ((overlap, power, confidence), (entropy, focal, smoothing), split) in itertools.product(
+        ("softmax", "sigmoid"), TERMS
+    )
+    if (overlap is not None or entropy) and (not split or (entropy and activation == "sigmoid"))
+]
+TARGETS = ["clean", "ignored", "float labels", "bytes"]
+TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-5, 1e-2)}
+
+
+def case(spec: PassSpec, kind: str, dtype: torch.dtype, voxels: int = 77) -> Voxels:
+    """Random voxels, soft targets with one channel."""
+    generator = torch.Generator().manual_seed(voxels)
+    classes = 1 if spec.activation == "sigmoid" else 2
+    logits = (torch.randn(2, classes, voxels, generator=generator, dtype=torch.float64) * 3).to(dtype)
+    labels = torch.randint(0, 2, (2, 1, voxels), generator=generator)
+    soft = torch.rand(2, 1, voxels, generator=generator)
+    mask = torch.rand(2, 1, voxels, generator=generator) > 0.4 if kind == "ignored" else None
+    target = labels.to(torch.uint8) if kind == "bytes" else labels.float() if kind == "float labels" else labels
+    return flatten_voxels(logits, soft if classes == 1 and kind in ("clean", "ignored") else target, None, mask)
+
+
+def run(kernel: Kernel, voxels: Voxels, spec: PassSpec, repeat: int = 1) -> tuple[Tensor, Tensor]:
+    leaf = voxels.logits.detach().requires_grad_()
+    rows = kernel(replace(voxels, logits=leaf), spec)
+    pull = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(rows)
+    for turn in range(repeat):
+        (gradient,) = torch.autograd.grad(rows, leaf, pull, retain_graph=turn + 1 < repeat)
+    return rows.detach(), gradient
+
+
+def assert_exact(voxels: Voxels, spec: PassSpec) -> None:
+    assert binary_pass.covers(voxels, spec)
+    exact = run(reference_sums, replace(voxels, logits=voxels.logits.double()), spec)
+    found = run(binary_pass.compute_sums, voxels, spec)
+    of_rows, of_gradient = TOLERANCE[voxels.logits.dtype]
+    assert found[1].dtype == voxels.logits.dtype
+    torch.testing.assert_close(found[0], exact[0], rtol=of_rows, atol=of_rows)
+    scale = max(1.0, exact[1].abs().max().item())
+    torch.testing.assert_close(found[1].double(), exact[1], rtol=of_gradient, atol=of_gradient * scale)
+
+
+@pytest.fixture
+def short_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary, "SIZE", 9)
+
+
+@pytest.mark.usefixtures("short_tiles")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_sums_and_gradients_are_the_specification(spec: PassSpec) -> None:
+    for kind in TARGETS:
+        assert_exact(case(spec, kind, torch.float64), spec)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_exact(case(spec, "ignored", dtype), spec)
+
+
+@pytest.mark.usefixtures("short_tiles")
+@pytest.mark.parametrize("spec", SPECS[::5], ids=str)
+def test_a_second_backward_gives_the_same_gradient(spec: PassSpec) -> None:
+    voxels = case(spec, "clean", torch.float64)
+    torch.testing.assert_close(
+        run(binary_pass.compute_sums, voxels, spec, repeat=3)[1], run(binary_pass.compute_sums, voxels, spec)[1]
+    )
+
+
+@pytest.mark.usefixtures("short_tiles")
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 1e38])
+@pytest.mark.parametrize("spec", SPECS[::2], ids=str)
+def test_numbers_that_are_not_finite_end_as_in_the_general_formulas(
+    spec: PassSpec, poison: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("clean", "ignored"):
+        voxels = case(spec, kind, torch.float32)
+        voxels.logits[0, -1, 3] = voxels.logits[1, 0, 40] = poison
+        voxels.logits[1, -1, 41] = -poison
+        found = run(binary_pass.compute_sums, voxels, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(binary_pass, "covers", lambda *_: False)
+            patch.setattr(in_place, "covers", lambda *_: False)
+            general = run(tiled.compute_sums, voxels, spec)
+        torch.testing.assert_close(found, general, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("lesion", [0, 1])
+@pytest.mark.parametrize("spec", [PassSpec(cross_entropy=True), PassSpec(power=2), PassSpec(confidence=True)], ids=str)
+def test_a_small_class_keeps_its_digits_whichever_it_is(spec: PassSpec, lesion: int) -> None:
+    """Eight voxels among two million, found in part, against nearly certain voxels of the other class."""
+    generator = torch.Generator().manual_seed(0)
+    margin = -12 - torch.rand(1 << 21, generator=generator)
+    labels = torch.full((1, 1, 1 << 21), 1 - lesion)
+    labels[..., 5:13] = lesion
+    margin[5:13] = torch.linspace(-3, 3, 8)
+    logits = torch.zeros(1, 2, 1 << 21)
+    logits[0, lesion] = margin
+    voxels = flatten_voxels(logits, labels, None)
+    exact = reference_sums(replace(voxels, logits=logits.double()), spec)
+    torch.testing.assert_close(tiled.compute_sums(voxels, spec), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [2, -1, 200, 2**40])
+def test_labels_that_are_not_classes_are_found(value: int) -> None:
+    labels = torch.ones(1, 1, 40, dtype=torch.long)
+    labels[..., 7] = value
+    with pytest.raises(ValueError, match=f"{value}"):
+        voxel_sums(torch.randn(1, 2, 40), labels)
+    with pytest.raises(ValueError, match=r"0\.5"):
+        voxel_sums(torch.randn(1, 2, 40), torch.where(labels == value, 0.5, 1.0))
+
+
+def test_hard_soft_labels_are_a_product_for_any_number_of_classes() -> None:
+    for classes in (2, 4):
+        voxels = flatten_voxels(torch.randn(1, classes, 60).double(), torch.randint(0, classes, (1, 1, 60)), None)
+        spec = PassSpec("softmax", "min_max")
+        for found, exact in zip(run(tiled.compute_sums, voxels, spec), run(reference_sums, voxels, spec), strict=True):
+            torch.testing.assert_close(found, exact)
+
+
+def test_the_gradient_is_the_only_large_tensor_between_forward_and_backward() -> None:
+    """Probabilities are kept where the gradient will stand; without a gradient nothing is kept."""
+    logits = torch.randn(1, 2, 50, requires_grad=True)
+    rows = tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec())
+    node: Any = rows.grad_fn
+    while type(node).__name__ != "_BinarySumsBackward":
+        node = node.next_functions[0][0]
+    torch.testing.assert_close(node.kept[0, 1], logits[0].softmax(0)[1])
+    with torch.no_grad():
+        assert tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec()).grad_fn is None
+
+
+def test_loss_and_gradient_agree_with_a_wide_layout() -> None:
+    """Channels-last logits are read and written where they are."""
+    whole = torch.randn(2, 2, 6, 5, 4)
+    labels = torch.randint(0, 2, (2, 1, 6, 5, 4))
+    plain = whole.clone().requires_grad_()
+    wide = whole.to(memory_format=torch.channels_last_3d).requires_grad_()
+    for logits in (plain, wide):
+        IoUCELoss(softmax=True)(logits, labels).backward()
+    torch.testing.assert_close(wide.grad, plain.grad)

@@ -1,0 +1,160 @@
+"""The check of a kernel before its first use, on a CPU with kernels that are right, wrong or absent."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_iou import IoUCELoss, kernel_report, use_kernel
+from monai_iou.voxels import kernels, reference, tiled
+from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.passes import flatten_voxels
+from monai_iou.voxels.self_check import Kernel, SelfChecks, find_fault
+from monai_iou.voxels.spec import PassSpec
+
+SPEC = PassSpec(cross_entropy=True)
+CPU = torch.device("cpu")
+
+
+def voxels(classes: int = 3, dtype: torch.dtype = torch.float32) -> Voxels:
+    return flatten_voxels(torch.randn(1, classes, 50).to(dtype), torch.randint(0, classes, (1, 1, 50)), None)
+
+
+def wrong_sums(part: Voxels, spec: PassSpec) -> Tensor:
+    return tiled.compute_sums(part, spec) * 1.01
+
+
+def wrong_gradient(part: Voxels, spec: PassSpec) -> Tensor:
+    rows = tiled.compute_sums(part, spec)
+    return rows.detach() + 1.1 * (rows - rows.detach())
+
+
+def broken(part: Voxels, spec: PassSpec) -> Tensor:
+    message = "no kernel image is available for execution\nand more"
+    raise RuntimeError(message)
+
+
+class Counted:
+    """A right kernel that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, part: Voxels, spec: PassSpec) -> Tensor:
+        self.calls += 1
+        return tiled.compute_sums(part, spec)
+
+
+def checked_by(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> SelfChecks:
+    """Let "auto" take `kernel` on the CPU as it takes Triton's on CUDA."""
+    checks = SelfChecks(lambda: kernel)
+    monkeypatch.setattr(kernels, "_checks", checks)
+    monkeypatch.setattr(kernels, "_CHECKED_DEVICES", {"cpu"})
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    return checks
+
+
+def test_a_right_kernel_is_checked_once_for_each_kind_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checked_by(kernel, monkeypatch)
+    assert kernel_report()["cpu"].startswith("triton: if it agrees")
+    for _ in range(3):
+        assert kernels.pick_kernel(voxels(), SPEC) is kernel
+    assert kernel.calls == 1
+    kernels.pick_kernel(voxels(classes=4), SPEC)
+    kernels.pick_kernel(voxels(dtype=torch.bfloat16), SPEC)
+    kernels.pick_kernel(voxels(), PassSpec())
+    assert kernel.calls == 4
+    assert kernel_report()["cpu"] == "triton: it agreed with the reference in 4 of 4 checks on this device."
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fault"),
+    [
+        (wrong_sums, "its largest error of a sum is "),
+        (wrong_gradient, "its largest error of a gradient is "),
+        (broken, "it raised RuntimeError: no kernel image is available for execution"),
+    ],
+)
+def test_a_wrong_kernel_gives_one_warning_and_right_values(
+    kernel: Kernel, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked_by(kernel, monkeypatch)
+    logits, labels = torch.randn(1, 3, 6, 5), torch.randint(0, 3, (1, 1, 6, 5))
+    loss = IoUCELoss(softmax=True)
+    with pytest.warns(UserWarning, match=rf"^Expected the Triton kernel .* but ({fault}).*kernel_report\(\)\.$"):
+        found = loss(logits, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(logits, labels)
+        loss(logits.double(), labels)
+    with use_kernel("reference"):
+        torch.testing.assert_close(found, loss(logits, labels))
+    assert kernels.pick_kernel(voxels(), SPEC) is tiled.compute_sums
+    assert kernel_report()["cpu"].startswith("tiled: the check of the Triton kernel on this device found that it")
+
+
+def test_a_missing_triton_gives_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+    checks = SelfChecks(kernels._load_triton)
+    with pytest.warns(UserWarning, match="it raised ImportError: Triton is not installed"):
+        assert checks.kernel(voxels(), SPEC) is None
+    assert checks.kernel(voxels(), SPEC) is None
+    assert checks.reason(CPU) == "it raised ImportError: Triton is not installed"
+
+
+def test_a_choice_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checked_by(kernel, monkeypatch)
+    with use_kernel("tiled"):
+        assert kernels.pick_kernel(voxels(), SPEC) is tiled.compute_sums
+        assert kernel_report()["cpu"] == "tiled: chosen by use_kernel or MONAI_IOU_KERNEL."
+    assert kernel.calls == 0
+
+
+def test_the_check_neither_draws_nor_depends_on_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checked_by(kernel, monkeypatch)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    part = voxels()
+    torch.set_rng_state(state)
+    with torch.inference_mode():
+        assert kernels.pick_kernel(part, SPEC) is kernel
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_the_sample_is_of_the_kind_of_the_input(classes: int, ignored: bool) -> None:
+    target = torch.randint(0, max(classes, 2), (1, 1, 50))
+    mask = torch.rand(1, 1, 50) > 0.5 if ignored else None
+    part = flatten_voxels(torch.randn(1, classes, 50), target, None, mask)
+    spec = PassSpec("sigmoid", cross_entropy=True, focal=2.0, label_smoothing=0.1, split=True)
+    assert find_fault(tiled.compute_sums, part, spec) is None
+    assert find_fault(reference.compute_sums, part, spec) is None
+    assert find_fault(wrong_sums, part, spec) is not None
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs Triton and TRITON_INTERPRET=1: run .ci/triton",
+)
+def test_tritons_kernel_passes_and_a_spoilt_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai_iou.voxels import triton_kernels
+
+    assert find_fault(triton_kernels.compute_sums, voxels(), SPEC) is None
+    monkeypatch.setattr(triton_kernels, "_options", _half_of_the_labels(triton_kernels._options))
+    assert find_fault(triton_kernels.compute_sums, voxels(), SPEC) is not None
+
+
+def _half_of_the_labels(options: object) -> object:
+    def spoilt(part: Voxels, spec: PassSpec) -> dict[str, object]:
+        return {**options(part, spec), "KEEP": 0.5}  # type: ignore[operator]
+
+    return spoilt
