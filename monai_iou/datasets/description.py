@@ -5,36 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.scheme import LabelScheme
 
-__all__ = ["LabelScheme", "read_description", "read_label_scheme", "read_modalities"]
+__all__ = ["read_description", "read_label_scheme", "read_labelled", "read_modalities"]
 
 LARGEST_FILE = 64 * 2**20
 MOST_CLASSES = 1000
 MOST_SHOWN = 200  # characters of a value in a message
 IGNORE = "ignore"
-
-
-@dataclass(frozen=True)
-class LabelScheme:
-    """What the values in label files mean.
-
-    Attributes:
-        labels: value -> name, 0 first; without the ignored value. Of regions, the values that they are made of.
-        regions: name -> values, in the order of dataset.json, where classes overlap; empty without regions.
-        order: of the regions, the value that each is written as, later ones over earlier ones (nnU-Net's
-            `regions_class_order`).
-        ignore: value of voxels that count neither way, None without one.
-    """
-
-    labels: dict[int, str]
-    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    order: tuple[int, ...] = ()
-    ignore: int | None = None
 
 
 def read_description(path: Path, kind: type = dict) -> Any:
@@ -119,18 +101,114 @@ def read_label_scheme(content: Mapping[str, Any], path: Path) -> LabelScheme:
 
 def _scheme(content: Mapping[str, Any], path: Path, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> LabelScheme:
     ignore = next((values[0] for name, values in pairs if name.lower() == IGNORE and len(values) == 1), None)
+    ignore = _ignored(content, path, pairs) if ignore is None else ignore
     kept = [(name, values) for name, values in pairs if values != (ignore,)]
-    if all(len(values) == 1 for _, values in kept):
-        return LabelScheme(dict(sorted((values[0], name) for name, values in kept)), ignore=ignore)
-    regions = {name: values for name, values in kept if values != (0,)}
-    singles = {values[0]: name for name, values in kept if len(values) == 1}
-    every = sorted({0, *(value for values in regions.values() for value in values)})
+    soft = _is_soft(content, path, ignore)
+    named = {values[0]: name for name, values in kept if len(values) == 1}
+    if "regions" in content:
+        regions = _named_regions(content["regions"], path, named)
+    elif all(len(values) == 1 for _, values in kept):
+        if len(kept) < 2:
+            raise _refusal(path, "to name a class besides the background and `ignore`", "none", "add it to `labels`")
+        return LabelScheme(dict(sorted(named.items())), ignore=ignore, soft=soft)
+    else:
+        regions = {name: values for name, values in kept if values != (0,)}
+    every = sorted({0, *named, *(value for values in regions.values() for value in values)})
+    if ignore in every:
+        raise _refusal(path, "to have no region with the value of `ignore`", str(ignore), "take it out of the region")
+    order = _region_order(content, path, regions)
+    return LabelScheme({value: named.get(value, str(value)) for value in every}, regions, order, ignore, soft)
+
+
+def _ignored(content: Mapping[str, Any], path: Path, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> int | None:
+    """The value of the key `ignore`, of datasets that do not name it among the labels."""
+    value = content.get(IGNORE)
+    if value is None:
+        return None
+    if not _is_whole(value) or not 0 < value < 2**63:
+        raise _refusal(path, "to have a label value above 0 as `ignore`", _short(value), "correct it")
+    used = next((name for name, values in pairs if value in values and len(values) > 1), None)
+    if used is not None:
+        raise _refusal(
+            path, "to have an `ignore` value of its own", f"{value}, a value of {used}", "correct one of them"
+        )
+    return int(value)
+
+
+def _is_soft(content: Mapping[str, Any], path: Path, ignore: int | None) -> bool:
+    soft = content.get("soft_labels", False)
+    if not isinstance(soft, bool):
+        raise _refusal(path, "to have true or false as `soft_labels`", _short(soft), "correct it")
+    if soft and ignore is not None:
+        found = f"the label value {ignore} for it"
+        raise _refusal(path, "to have no `ignore` with `soft_labels`, whose files hold no values", found, "remove one")
+    return soft
+
+
+def _named_regions(found: object, path: Path, named: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """The key `regions`: name -> values, beside `labels` that name the values one by one."""
+    if not isinstance(found, dict) or not found or not all(map(_is_value, found.values())):
+        expected = 'to map names to lists of label values in `regions`, as {"whole": [1, 2]}'
+        raise _refusal(path, expected, _short(found), "correct it")
+    regions = {str(name): _values(path, name, values) for name, values in found.items()}
+    unknown = next((value for values in regions.values() for value in values if value not in named or not value), None)
+    if unknown is not None:
+        raise _refusal(path, "to make `regions` of foreground values that `labels` names", str(unknown), "correct one")
+    return regions
+
+
+def _region_order(content: Mapping[str, Any], path: Path, regions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     order = content.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(regions) or not all(map(_is_whole, order)):
         expected = f"`regions_class_order` in {path} to name a value for each of the {len(regions)} regions"
-        message = f"Expected {expected}, but got {_short(order)}: add it, in the order of `labels`."
+        message = f"Expected {expected}, but got {_short(order)}: add it, in the order of the regions."
         raise DatasetError(message)
-    return LabelScheme({value: singles.get(value, str(value)) for value in every}, regions, tuple(order), ignore)
+    for (name, values), value in zip(regions.items(), order, strict=True):
+        if value not in values:
+            message = (
+                f"Expected `regions_class_order` in {path} to write each region as one of its values, but got {value} "
+                f"for {name}, which has {', '.join(map(str, values))}: correct the order."
+            )
+            raise DatasetError(message)
+    return tuple(order)
+
+
+def read_labelled(found: object, scheme: LabelScheme, where: str) -> tuple[int, ...] | None:
+    """Read a case's `labelled`: the classes that were annotated in it, by name or value.
+
+    Args:
+        found: what dataset.json says, None if it says nothing.
+        scheme: of the labels.
+        where: for the error.
+
+    Returns:
+        Their numbers from 1, None if all of them are.
+
+    Raises:
+        DatasetError: it is no list, or names a class that there is not.
+
+    Example:
+        >>> scheme = LabelScheme({0: "background", 1: "liver", 5: "tumour"})
+        >>> read_labelled(["liver"], scheme, "c"), read_labelled([5, "liver"], scheme, "c")
+        ((1,), None)
+    """
+    if found is None:
+        return None
+    names = {name: number for number, (name, _) in enumerate(scheme.classes, start=1)}
+    known: dict[Any, int] = {**names, "background": 0, 0: 0, "0": 0, scheme.labels[0]: 0}
+    for number, (_, values) in enumerate(() if scheme.regions else scheme.classes, start=1):
+        known |= {values[0]: number, str(values[0]): number}
+    given = found if isinstance(found, list) else [found]
+    for name in given:
+        if not isinstance(name, (str, int)) or isinstance(name, bool) or name not in known:
+            listed = ", ".join(names)
+            message = (
+                f"Expected `labelled` of {where} to list classes of `labels` ({_short(listed)}), but got "
+                f"{_short(name)}: write their names."
+            )
+            raise DatasetError(message)
+    numbers = tuple(sorted({known[name] for name in given} - {0}))
+    return None if len(numbers) == len(names) else numbers
 
 
 def _is_whole(value: object) -> bool:

@@ -20,7 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_case, check_voxel_size
+from monai_iou.datasets.case_volumes import check_case
+from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_voxel_size
 from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
 from monai_iou.datasets.found_folders import (
     find_pair,
@@ -29,8 +30,9 @@ from monai_iou.datasets.found_folders import (
     read_plain_scheme,
     read_splits,
 )
-from monai_iou.datasets.lists import read_groups, read_images, read_pairs
+from monai_iou.datasets.lists import read_groups, read_images, read_labelled_map, read_pairs
 from monai_iou.datasets.naming import check_names
+from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.datasets.splits import check_folds, count_patients, fold_cases, split_cases
 
 __all__ = ["SegmentationFolder", "is_dataset", "map_cases", "read_folder"]
@@ -56,6 +58,7 @@ class SegmentationFolder:
         regions: name -> label values of overlapping classes, empty without any.
         regions_order: the value that each region is written as, later ones over earlier ones.
         ignore: value of voxels that count neither way, None without one.
+        soft: whether label files hold shares of the classes instead of values.
         layout: what the folder was taken for.
     """
 
@@ -71,7 +74,23 @@ class SegmentationFolder:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     regions_order: tuple[int, ...] = ()
     ignore: int | None = None
+    soft: bool = False
     layout: str = "Decathlon"
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """What the labels mean."""
+        return LabelScheme(self.labels, self.regions, self.regions_order, self.ignore, self.soft)
+
+    @property
+    def has_raters(self) -> bool:
+        """Whether a case has the labels of several raters."""
+        return any(case.raters for case in (*self.labelled, *self.evaluation))
+
+    @property
+    def is_partly_labelled(self) -> bool:
+        """Whether a class was not annotated in some case."""
+        return any(case.labelled is not None for case in (*self.labelled, *self.evaluation))
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -119,14 +138,7 @@ class SegmentationFolder:
         return facts
 
     def need_training(self) -> None:
-        """Raise DatasetError if `training` is empty, or its labels are of a kind that is not trained on yet."""
-        if self.regions or self.ignore is not None:
-            kind = "overlapping regions" if self.regions else f"an `ignore` label ({self.ignore})"
-            message = (
-                f"Expected `labels` in {self.root / 'dataset.json'} to be classes that exclude each other, but got "
-                f"{kind}, which the bundle does not train on: write label files with one class per value."
-            )
-            raise DatasetError(message)
+        """Raise DatasetError if `training` is empty."""
         if not self.training:
             message = (
                 f"Expected `training` in {self.root / 'dataset.json'} to list images with labels, "
@@ -137,9 +149,10 @@ class SegmentationFolder:
     def need_foreground(self, facts: Sequence[CaseFacts]) -> None:
         """Raise DatasetError if no training case has a foreground voxel."""
         if not any(case.foreground.shape[1] for case in facts):
+            names = ", ".join(name for name, _ in self.scheme.classes)
             message = (
                 f"Expected the labels of `training` in {self.root / 'dataset.json'} to have foreground, but all "
-                f"{len(facts)} are empty: add cases with voxels of {', '.join(list(self.labels.values())[1:])}."
+                f"{len(facts)} are empty: add cases with voxels of {names}."
             )
             raise DatasetError(message)
 
@@ -153,7 +166,7 @@ class SegmentationFolder:
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
-        return tuple(map_cases(lambda case: check_case(case, tuple(self.labels), self.modalities), cases))
+        return tuple(map_cases(lambda case: check_case(case, self.scheme, self.modalities), cases))
 
 
 def is_dataset(folder: Path) -> bool:
@@ -184,10 +197,11 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
     path = root / "dataset.json"
     modalities, scheme = read_modalities(content, path), read_label_scheme(content, path)
     channels = len(modalities)
-    training = read_pairs(content, "training", root, channels, required=True)
-    validation = read_pairs(content, "validation", root, channels, required=False)
+    training = read_pairs(content, "training", root, channels, scheme, required=True)
+    validation = read_pairs(content, "validation", root, channels, scheme, required=False)
     check_names([*training, *validation], f"`training` and `validation` of {path}")
-    evaluation = read_pairs(content, "test_labelled", root, channels, required=False)
+    evaluation = read_pairs(content, "test_labelled", root, channels, scheme, required=False)
+    _check_labelled_names(content, (*training, *validation, *evaluation), path)
     return SegmentationFolder(
         root=root,
         modalities=modalities,
@@ -201,6 +215,7 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
         regions=scheme.regions,
         regions_order=scheme.order,
         ignore=scheme.ignore,
+        soft=scheme.soft,
         layout="a folder in the Medical Segmentation Decathlon's layout",
     )
 
@@ -208,8 +223,11 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
 def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder:
     path = root / "dataset.json"
     modalities, scheme = read_modalities(content, path), read_label_scheme(content, path)
-    training = read_found_cases(content, root, "Tr", len(modalities))
-    test = read_found_cases(content, root, "Ts", len(modalities))
+    training, test = (
+        read_labelled_map(content, read_found_cases(content, root, part, len(modalities)), scheme, root)
+        for part in ("Tr", "Ts")
+    )
+    _check_labelled_names(content, (*training, *test), path)
     return SegmentationFolder(
         root=root,
         modalities=modalities,
@@ -222,8 +240,18 @@ def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder
         regions=scheme.regions,
         regions_order=scheme.order,
         ignore=scheme.ignore,
+        soft=scheme.soft,
         layout="nnU-Net v2's raw data",
     )
+
+
+def _check_labelled_names(content: Mapping[str, object], cases: Iterable[Case], path: Path) -> None:
+    named = content.get("labelled")
+    known = {case.name for case in cases}
+    unknown = next((name for name in named if name not in known), None) if isinstance(named, dict) else None
+    if unknown is not None:
+        message = f"Expected `labelled` in {path} to name cases with labels, but got {unknown}: correct the name."
+        raise DatasetError(message)
 
 
 def _read_plain(root: Path) -> SegmentationFolder:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError, values_of
-from monai_iou.datasets.description import MOST_CLASSES, LabelScheme, read_description
+from monai_iou.datasets.description import MOST_CLASSES, read_description
+from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import case_name, is_hidden, volumes_below
 from monai_iou.volumes.reading import VolumeError, read_header, read_labels
 

@@ -55,7 +55,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     Args:
         folder: folder of label maps (NIfTI, MetaImage, NRRD, or folders of DICOM slices).
         values: the label values. By default those that a `dataset.json` next to the folder names, as in the Decathlon
-            layout, or otherwise those that occur in the files, and 0.
+            layout, without the value to ignore, or otherwise those that occur in the files, and 0.
 
     Returns:
         The counts.
@@ -70,11 +70,14 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
         found = "it holds none" if root.is_dir() else "there is no such folder"
         message = f"Expected `{root}` to be a folder of label files, but {found}: give the folder that holds them."
         raise ValueError(message)
-    allowed = tuple(sorted(set(values))) if values else _values_of_dataset(root)
+    named, ignore = _values_of_dataset(root)
+    allowed = tuple(sorted(set(values))) if values else named
     rows = []
     for path in files:
         row = _count_array(read_labels(path).array)
-        if min(row) < 0:
+        if ignore is not None and ignore not in allowed:
+            row.pop(ignore, None)
+        if min(row, default=0) < 0:
             message = (
                 f"Expected `{path}` to hold labels from 0 up, but got {min(row)}: a negative value is no class; write "
                 "0, or another value where the voxels are to be ignored."
@@ -103,9 +106,10 @@ def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     return result
 
 
-def _values_of_dataset(folder: Path) -> tuple[int, ...]:
-    """Return the label values that `dataset.json` next to the folder names, () if there is none."""
+def _values_of_dataset(folder: Path) -> tuple[tuple[int, ...], int | None]:
+    """The label values that `dataset.json` next to the folder names, () without it, and the ignored one, if any."""
     path = folder.resolve().parent / "dataset.json"
     if not path.is_file():
-        return ()
-    return tuple(read_label_scheme(read_description(path), path).labels)
+        return (), None
+    scheme = read_label_scheme(read_description(path), path)
+    return tuple(scheme.labels), scheme.ignore

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
+from monai_iou.datasets.description import read_labelled
 from monai_iou.datasets.naming import check_names, names_of
+from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import EXTENSIONS, find_spelling
 
-__all__ = ["read_groups", "read_images", "read_pairs"]
+__all__ = ["read_groups", "read_images", "read_labelled_map", "read_pairs"]
 
 
-def read_pairs(content: Mapping[str, Any], key: str, root: Path, channels: int, *, required: bool) -> tuple[Case, ...]:
-    """Read a list of pairs of image and label; an image may be a list of files, one per channel.
+def read_pairs(
+    content: Mapping[str, Any], key: str, root: Path, channels: int, scheme: LabelScheme, *, required: bool
+) -> tuple[Case, ...]:
+    """Read a list of pairs of image and label.
+
+    An image may be a list of files, one per channel, and a label one of several raters' files. The key `labelled` of an
+    entry names the classes that were annotated.
 
     Args:
         content: of dataset.json.
         key: of the list.
         root: the dataset's folder.
         channels: number of the images' channels.
+        scheme: of the labels.
         required: whether the list must be there.
 
     Raises:
@@ -35,7 +44,7 @@ def read_pairs(content: Mapping[str, Any], key: str, root: Path, channels: int, 
             f"Expected `{key}` in {root / 'dataset.json'} to be a list of pairs, but got {entries!r:.200}: add it."
         )
         raise DatasetError(message)
-    images, labels = [], []
+    images, labels, labelled = [], [], []
     for entry in entries:
         if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
             message = (
@@ -44,8 +53,12 @@ def read_pairs(content: Mapping[str, Any], key: str, root: Path, channels: int, 
             )
             raise DatasetError(message)
         images.append(_images(root, entry["image"], f"the image in `{key}`", channels))
-        labels.append(_inside(root, entry["label"], f"the label of {images[-1][0].name}"))
-    return _cases(images, labels, f"`{key}` of {root / 'dataset.json'}")
+        labels.append(_labels(root, entry["label"], f"the label of {images[-1][0].name}"))
+        where = f"{images[-1][0].name} in {root / 'dataset.json'}"
+        labelled.append(read_labelled(entry.get("labelled"), scheme, where))
+    return read_labelled_map(
+        content, _cases(images, labels, labelled, f"`{key}` of {root / 'dataset.json'}"), scheme, root
+    )
 
 
 def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[Case, ...]:
@@ -57,7 +70,7 @@ def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[
         raise DatasetError(message)
     named = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_images(root, each, "the image in `test`", channels) for each in named]
-    return _cases(images, [None] * len(images), f"`test` of {root / 'dataset.json'}")
+    return _cases(images, [()] * len(images), [None] * len(images), f"`test` of {root / 'dataset.json'}")
 
 
 def read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
@@ -73,14 +86,54 @@ def read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
     return dict(found)
 
 
-def _cases(images: Sequence[tuple[Path, ...]], labels: Sequence[Path | None], where: str) -> tuple[Case, ...]:
+def read_labelled_map(
+    content: Mapping[str, Any], cases: Sequence[Case], scheme: LabelScheme, root: Path
+) -> tuple[Case, ...]:
+    """Read the key `labelled` of the whole dataset, name of a case -> classes, and give it to the cases.
+
+    Raises:
+        DatasetError: it is something else, or names a class that there is not.
+    """
+    found = content.get("labelled", {})
+    if not isinstance(found, dict):
+        expected = f'`labelled` in {root / "dataset.json"} to map names of cases to classes, as {{"c1": ["liver"]}}'
+        message = f"Expected {expected}, but got {found!r:.200}: correct it."
+        raise DatasetError(message)
+    where = f"in {root / 'dataset.json'}"
+    return tuple(
+        replace(case, labelled=read_labelled(found[case.name], scheme, f"{case.name} {where}"))
+        if case.name in found
+        else case
+        for case in cases
+    )
+
+
+def _cases(
+    images: Sequence[tuple[Path, ...]],
+    labels: Sequence[tuple[Path, ...]],
+    labelled: Sequence[tuple[int, ...] | None],
+    where: str,
+) -> tuple[Case, ...]:
     names = names_of([files[0] for files in images])
     cases = tuple(
-        Case(_without_channel(name, files), files[0], label, files[1:])
-        for name, files, label in zip(names, images, labels, strict=True)
+        Case(_without_channel(name, files), files[0], next(iter(maps), None), files[1:], maps[1:], classes)
+        for name, files, maps, classes in zip(names, images, labels, labelled, strict=True)
     )
     check_names(cases, where)
     return cases
+
+
+def _labels(root: Path, named: object, what: str) -> tuple[Path, ...]:
+    """The label file, or those of several raters."""
+    if not isinstance(named, list):
+        return (_inside(root, named, what),)
+    if not named:
+        message = (
+            f"Expected {what} in {root / 'dataset.json'} to be a file or a list of files, but got an empty list: name "
+            "at least one."
+        )
+        raise DatasetError(message)
+    return tuple(_inside(root, each, what) for each in named)
 
 
 def _without_channel(name: str, files: tuple[Path, ...]) -> str:

@@ -22,7 +22,7 @@ from monai_iou.volumes.grid import SHEAR_DEGREES, align, offset_note, reorient, 
 from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
 
 # A label map of more values than this is an image that was passed by mistake.
-MAX_LABELS = 256
+MAX_LABELS = 1000
 # Values are counted in pieces: a count of the whole volume would cast it to 8 bytes per voxel.
 PIECE = 1 << 20
 

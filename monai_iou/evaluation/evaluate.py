@@ -11,7 +11,7 @@ from monai_iou import files as out
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
-from monai_iou.evaluation.groups import patients_of
+from monai_iou.evaluation.groups import patients_of, with_dataset_labels
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Progress, Request, RequestError, check_request
@@ -51,6 +51,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     if request.workers > 1:
         end_unguarded_child()
     check_request(request)
+    request = with_dataset_labels(request)
     pairs = _pairs(request)
     patients = patients_of([pair.case for pair in pairs], request.references, request.groups)
     out.prepare(request.output)

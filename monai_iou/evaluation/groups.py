@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monai_iou.evaluation.request import RequestError
+from monai_iou.datasets.description import read_label_scheme
+from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import read_csv
 
 
@@ -47,6 +49,22 @@ def label_names(references: Path) -> dict[str, str]:
         elif isinstance(value, int) and not isinstance(value, bool):
             names[str(value)] = str(key)
     return names
+
+
+def with_dataset_labels(request: Request) -> Request:
+    """The request with what the dataset.json of the references says of labels, where the options say nothing.
+
+    That is the value to ignore and, if neither labels nor regions are named, the regions.
+    """
+    found = _dataset(request.references)
+    try:
+        scheme = read_label_scheme(found, request.references)
+    except ValueError:  # an extra, as the rest of the file
+        return request
+    named = {*request.labels, *(value for values in request.regions.values() for value in values)}
+    ignore = scheme.ignore if request.ignore is None and scheme.ignore not in named else request.ignore
+    regions = request.regions if named else scheme.regions
+    return replace(request, ignore=ignore, regions=regions)
 
 
 def _dataset(references: Path) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou.components import label_components
-from monai_iou.datasets.cases import Case, CaseFacts, read_case
+from monai_iou.datasets.case_volumes import CaseVolumes, read_case
+from monai_iou.datasets.cases import Case, CaseFacts, values_of
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
+from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.datasets.splits import count_patients
 
 __all__ = [
@@ -47,11 +49,29 @@ class Spread:
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """One labelled case: its facts, voxels per label value, and component sizes in voxels per foreground value."""
+    """One labelled case: its facts, and what of it belongs to each class.
+
+    Attributes:
+        facts: shape, spacing and intensities.
+        voxels: of the background and of each foreground class; classes may overlap.
+        components: sizes in voxels of each foreground class's components.
+        ignored: voxels that count neither way.
+    """
 
     facts: CaseFacts
     voxels: tuple[int, ...]
     components: tuple[npt.NDArray[np.int64], ...]
+    ignored: int = 0
+
+    @property
+    def foreground_fraction(self) -> float:
+        """Share of the voxels that belong to some class."""
+        return 1 - (self.voxels[0] + self.ignored) / self.total
+
+    @property
+    def total(self) -> int:
+        """Number of voxels."""
+        return int(np.prod(self.facts.shape))
 
     @property
     def voxel_mm3(self) -> float:
@@ -64,7 +84,7 @@ class ClassFingerprint:
     """A foreground class over all cases of a dataset.
 
     Attributes:
-        value, name: label value and name in dataset.json.
+        value, name: label value and name in dataset.json; of a region the value that it is written as.
         fraction: share of the class in all voxels.
         cases: number of cases that contain the class.
         components: number of connected components (26 neighbours) in all cases.
@@ -98,7 +118,7 @@ class Fingerprint:
         extent: smallest, median and largest shape times spacing in mm, in RAS order.
         intensities: for each channel, its name and the percentiles 0.5, 5, 50, 95 and 99.5 inside the foreground.
         classes: the foreground classes.
-        voxels: number of voxels of each label value, including the background, over all cases.
+        voxels: number of voxels of the background and of each class over all cases.
         foreground_fraction: smallest, median and largest fraction of foreground in a case.
         empty_cases: names of the cases without foreground.
         measures: the measures of every case, in the order of dataset.json; they are not part of the JSON.
@@ -121,20 +141,29 @@ class Fingerprint:
         return {key: value for key, value in asdict(self).items() if key != "measures"}
 
 
-def measure_case(case: Case, label_values: Sequence[int], modalities: Sequence[str]) -> CaseMeasures:
+def measure_case(case: Case, scheme: LabelScheme, modalities: Sequence[str]) -> CaseMeasures:
     """Read a labelled case, check it, and measure its classes.
 
     Raises:
         DatasetError: the case cannot be used, as in `check_case`.
     """
-    volumes = read_case(case, label_values, modalities)
-    label = np.zeros((1, 1, 1)) if volumes.label is None else volumes.label
-    voxels = [int(np.count_nonzero(label == value)) for value in label_values]
-    sizes = tuple(
-        _component_sizes(label == value) if count else np.zeros(0, dtype=np.int64)
-        for value, count in zip(label_values[1:], voxels[1:], strict=True)
-    )
-    return CaseMeasures(volumes.facts(), tuple(voxels), sizes)
+    volumes = read_case(case, scheme, modalities)
+    empty = np.zeros(0, dtype=np.int64)
+    sizes, voxels = [], [int(np.count_nonzero(volumes.background))]
+    for number in _present(volumes):
+        mask = None if number is None else volumes.mask(number)
+        voxels.append(0 if mask is None else int(np.count_nonzero(mask)))
+        sizes.append(_component_sizes(mask) if mask is not None and voxels[-1] else empty)
+    return CaseMeasures(volumes.facts(), tuple(voxels), tuple(sizes), int(np.count_nonzero(volumes.ignored)))
+
+
+def _present(volumes: CaseVolumes) -> list[int | None]:
+    """Number of each foreground class, None of those that occur nowhere: of a thousand most do not."""
+    numbers = range(1, len(volumes.scheme.classes) + 1)
+    if volumes.scheme.soft:
+        return list(numbers)
+    held = {value for label in volumes.labels for value in values_of(label)}
+    return [number if held & {*volumes.scheme.classes[number - 1][1]} else None for number in numbers]
 
 
 def compute_fingerprint(
@@ -154,7 +183,7 @@ def compute_fingerprint(
     done: list[str] = []
 
     def measure(case: Case) -> CaseMeasures:
-        measures = measure_case(case, tuple(folder.labels), folder.modalities)
+        measures = measure_case(case, folder.scheme, folder.modalities)
         with lock:
             done.append(case.name)
             show(len(done), total, case.name)
@@ -191,9 +220,9 @@ def summarise_measures(folder: SegmentationFolder, measures: Sequence[CaseMeasur
             )
             for c, name in enumerate(folder.modalities)
         ),
-        classes=tuple(_class_fingerprint(folder, measures, voxels, index) for index in range(1, len(folder.labels))),
+        classes=tuple(_class_fingerprint(folder, measures, voxels, index) for index in range(1, voxels.shape[1])),
         voxels=tuple(map(int, voxels.sum(0))),
-        foreground_fraction=Spread.of(voxels[:, 1:].sum(1) / voxels.sum(1)),
+        foreground_fraction=Spread.of([case.foreground_fraction for case in measures]),
         empty_cases=tuple(case.name for case, row in zip(folder.training, voxels, strict=True) if not row[1:].any()),
         measures=tuple(measures),
     )
@@ -206,11 +235,11 @@ def _class_fingerprint(
     in_mm3 = np.concatenate([size * case.voxel_mm3 for size, case in zip(sizes, measures, strict=True)])
     counts = np.array([len(size) for size in sizes])
     ratios = [float(size.max() / np.median(size)) for size in sizes if len(size) > 1]
-    value = list(folder.labels)[index]
+    name, values = folder.scheme.classes[index - 1]
     return ClassFingerprint(
-        value=value,
-        name=folder.labels[value],
-        fraction=_short(voxels[:, index].sum() / voxels.sum()),
+        value=folder.regions_order[index - 1] if folder.regions else values[0],
+        name=name,
+        fraction=_short(voxels[:, index].sum() / sum(case.total for case in measures)),
         cases=int((counts > 0).sum()),
         components=int(counts.sum()),
         components_a_case=float(np.median(counts[counts > 0])) if counts.any() else 0.0,

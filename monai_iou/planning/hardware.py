@@ -88,7 +88,9 @@ def training_bytes(plan: Plan, patches: int) -> int:
         >>> one < two < 2 * one
         True
     """
-    activations, parameters = _cost(plan.in_channels, plan.out_channels, plan.channels, plan.strides, plan.patch_size)
+    activations, parameters = _cost(
+        plan.in_channels, plan.out_channels, plan.channels, plan.strides, plan.patch_size, plan.spatial_dims
+    )
     return int(STEP_OVERHEAD * patches * activations + BYTES_PER_PARAMETER * parameters)
 
 
@@ -99,10 +101,11 @@ def _cost(
     channels: tuple[int, ...],
     strides: tuple[tuple[int, ...], ...],
     patch_size: tuple[int, ...],
+    spatial_dims: int,
 ) -> tuple[int, int]:
     """Return the bytes kept for backward by one patch plus twice its logits, and the number of parameters."""
     modalities, labels = tuple(map(str, range(in_channels))), {value: str(value) for value in range(out_channels)}
-    plan = Plan(modalities, labels, (1.0, 1.0, 1.0), patch_size, channels, strides, ())
+    plan = Plan(modalities, labels, (1.0, 1.0, 1.0), patch_size, channels, strides, (), spatial_dims=spatial_dims)
     with torch.device("meta"):
         network = _network(plan)
         image = torch.empty(1, plan.in_channels, *plan.patch_size)

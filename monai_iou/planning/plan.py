@@ -6,32 +6,23 @@ so that evaluation and inference prepare images exactly as training did, without
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from monai_iou.datasets.cases import CaseFacts, DatasetError
+from monai_iou.datasets.cases import CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
+from monai_iou.datasets.scheme import LabelScheme
+from monai_iou.planning.intensity import intensity_rule
+from monai_iou.planning.levels import MIN_BOTTLENECK, network_size
 
-__all__ = ["Plan", "load_plan", "make_plan", "network_size"]
+__all__ = ["Plan", "make_plan", "network_size"]
 
 
-CT_PERCENTILES = (0.5, 99.5)
-# Cone-beam, non-contrast, contrast-enhanced, low-dose, high-resolution, multi-detector, photon-counting and others, and
-# what datasets put behind: angiography, perfusion, resampled.
-CT_PREFIXES = ("CB", "NC", "NE", "NEC", "CE", "LD", "ULD", "ND", "SD", "FD", "HR", "MD", "MS", "DE", "DS", "PC", "Q")
-CT_SUFFIXES = ("A", "AP", "C", "HU", "P", "RES", "SCAN", "SCANS", "V", "IMAGE", "IMAGES", "ANGIO", "ANGIOGRAPHY")
-MAX_LEVELS = 4
-MIN_BOTTLENECK = 5  # voxels per side: below it, instance normalisation averages over too few values
-MAX_CHANNELS = 320
 ANISOTROPIC = (
     3.0  # ratio of the longest to the shortest side of a voxel from which these axes are not rotated into each other
 )
@@ -43,7 +34,8 @@ class Plan:
 
     Attributes:
         modalities: one name per input channel.
-        labels: value in the label files -> name, background 0 first, in the order of the network's classes.
+        labels: value in the label files -> name, background 0 first; without regions in the order of the network's
+            classes.
         pixdim: target spacing in mm, in RAS order.
         patch_size: training crop and inference window in voxels; each side a multiple of the network's total stride.
         channels: number of channels of each level of the U-Net.
@@ -51,6 +43,14 @@ class Plan:
         intensity: for each channel either {"kind": "zscore"} or {"kind": "ct", "lower", "upper", "mean", "std"}.
         trained: names of the cases that the model was trained on.
         trained_images: hashes that identify their image files, whatever their names; see `image_identity`.
+        regions: name -> label values of classes that overlap, in the order of the network's classes from 1; empty if
+            classes exclude each other.
+        regions_order: the value that a mask gets for each region; later regions are written over earlier ones.
+        ignore: label value of voxels that are left out; None if there is none.
+        soft_labels: whether label files hold shares of the classes.
+        mean_of_raters: whether the training's target is the mean of several raters' labels.
+        partly_labelled: whether a class was not annotated in some case.
+        spatial_dims: 3, or 2 for patches of one slice, which the network takes for images.
     """
 
     modalities: tuple[str, ...]
@@ -62,6 +62,18 @@ class Plan:
     intensity: tuple[dict[str, Any], ...]
     trained: tuple[str, ...] = ()
     trained_images: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    regions_order: tuple[int, ...] = ()
+    ignore: int | None = None
+    soft_labels: bool = False
+    mean_of_raters: bool = False
+    partly_labelled: bool = False
+    spatial_dims: int = 3
+
+    @property
+    def flat_axis(self) -> int | None:
+        """Axis along which the patches of two dimensions are one voxel thick, None with three dimensions."""
+        return self.patch_size.index(1) if self.spatial_dims == 2 else None
 
     @property
     def in_channels(self) -> int:
@@ -71,22 +83,56 @@ class Plan:
     @property
     def out_channels(self) -> int:
         """Number of classes of the network, including the background."""
-        return len(self.labels)
+        return 1 + len(self.class_names)
 
     @property
     def label_values(self) -> list[int]:
-        """Values of the label files, in the order of the network's classes."""
+        """Values of the label files; without regions, in the order of the network's classes."""
         return list(self.labels)
 
     @property
     def classes(self) -> list[int]:
         """The network's classes 0, 1, ..., out_channels - 1."""
-        return list(range(len(self.labels)))
+        return list(range(self.out_channels))
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """What the values in label files mean."""
+        return LabelScheme(self.labels, self.regions, self.regions_order, self.ignore, self.soft_labels)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the foreground classes, in the order of the network's classes from 1."""
+        return [name for name, _ in self.scheme.classes]
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a voxel belongs to one class: softmax and argmax; else sigmoid and a threshold for each class."""
+        return not self.regions
+
+    @property
+    def soft(self) -> bool:
+        """Whether the training's target holds shares of the classes instead of whole voxels."""
+        return self.soft_labels or self.mean_of_raters
+
+    @property
+    def ignore_index(self) -> int | None:
+        """What losses, metrics and crops take for an ignored voxel: a number that is no class, None without any.
+
+        A label map holds it there, and per-class maps are all 0 there.
+        """
+        return None if self.ignore is None else self.out_channels
+
+    @property
+    def label_mode(self) -> str:
+        """How labels are interpolated."""
+        return "bilinear" if self.soft_labels else "nearest"
 
     @property
     def is_anisotropic(self) -> bool:
-        """Whether a voxel is at least 3 times as long along one axis as along another."""
-        return max(self.pixdim) >= ANISOTROPIC * min(self.pixdim)
+        """Whether a voxel is at least 3 times as long along one axis as along another, of those that are trained on."""
+        sides = [side for axis, side in enumerate(self.pixdim) if axis != self.flat_axis]
+        return max(sides) >= ANISOTROPIC * min(sides)
 
     def rotations(self, largest: float) -> list[float]:
         """Return the largest rotation about each axis in radians; for anisotropic voxels only in the similar plane.
@@ -106,6 +152,8 @@ class Plan:
 
     def _mix(self, first: int, second: int) -> bool:
         """Whether two axes may be rotated into each other: any two, or of anisotropic voxels the two similar ones."""
+        if self.flat_axis is not None:
+            return not self.is_anisotropic and self.flat_axis not in (first, second)
         if not self.is_anisotropic:
             return True
         short, middle, long = sorted(range(3), key=lambda axis: self.pixdim[axis])
@@ -118,62 +166,6 @@ class Plan:
         return json.dumps(asdict(self), indent=2)
 
 
-def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """Read the plan that a training stored as `model.json`.
-
-    Raises:
-        DatasetError: the file is damaged or is not a plan.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        plan = Plan(
-            modalities=tuple(content["modalities"]),
-            labels={int(value): name for value, name in content["labels"].items()},
-            pixdim=tuple(content["pixdim"]),
-            patch_size=tuple(content["patch_size"]),
-            channels=tuple(content["channels"]),
-            strides=tuple(tuple(stride) for stride in content["strides"]),
-            intensity=tuple(content["intensity"]),
-            trained=tuple(content.get("trained", ())),
-            trained_images=tuple(content.get("trained_images", ())),
-        )
-        _check_values(plan)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): train again."
-        raise DatasetError(message) from error
-    return plan
-
-
-def _check_values(plan: Plan) -> None:
-    """Raise ValueError if a number of a stored plan is none that training stores."""
-    sides = [*plan.patch_size, *plan.channels, *itertools.chain(*plan.strides)]
-    usable = {
-        "pixdim": len(plan.pixdim) == 3 and all(_is_number(side) and side > 0 for side in plan.pixdim),
-        "patch_size": len(plan.patch_size) == 3,
-        "patch_size, channels and strides": all(isinstance(side, int) and side > 0 for side in sides),
-        "strides": bool(plan.strides) and all(len(stride) == 3 for stride in plan.strides),
-        "channels": len(plan.channels) == len(plan.strides) + 1,
-        "intensity": len(plan.intensity) == len(plan.modalities) > 0 and all(map(_is_rule, plan.intensity)),
-        "labels": len(plan.labels) > 1 and next(iter(plan.labels)) == 0,
-    }
-    for name, right in usable.items():
-        if not right:
-            message = f"`{name}` has a value that no training stores"
-            raise ValueError(message)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_rule(rule: dict[str, Any]) -> bool:
-    """Whether this is how a channel can be normalised."""
-    if rule["kind"] != "ct":
-        return bool(rule["kind"] == "zscore")
-    numbers = all(_is_number(rule[name]) for name in ("lower", "upper", "mean", "std"))
-    return numbers and rule["lower"] <= rule["upper"] and rule["std"] > 0
-
-
 def make_plan(
     folder: SegmentationFolder | None,
     facts: Sequence[CaseFacts],
@@ -182,6 +174,8 @@ def make_plan(
     base_channels: int = 16,
     *,
     full_resolution: bool = False,
+    raters: str = "mean",
+    spatial_dims: int | None = None,
 ) -> Plan:
     """Decide spacing, patch, network size and normalisation from the training cases.
 
@@ -193,11 +187,13 @@ def make_plan(
         pixdim: target spacing in mm in RAS order; None takes the median over the cases.
         base_channels: number of channels of the first level.
         full_resolution: see `network_size`.
+        raters: "mean" trains on the mean of several raters' labels, "draw" on one of them that is drawn anew each time.
+        spatial_dims: 2 trains on slices, those of one voxel or else along the axis with the longest voxels; 3 on
+            volumes; None on slices if every volume is one.
 
     Raises:
         ValueError: `patch_size`, `pixdim` or `base_channels` cannot be used.
     """
-    patch = _three("patch_size", patch_size, integers=True)
     if int(base_channels) != base_channels or base_channels < 1:
         message = f"Expected `base_channels` to be a positive integer, but got {base_channels!r}: take 16."
         raise ValueError(message)
@@ -205,10 +201,16 @@ def make_plan(
         median = np.median([case.spacing for case in facts], axis=0) if facts else np.ones(3)
         pixdim = [float(f"{spacing:.6g}") for spacing in median]
     target = _three("pixdim", pixdim, integers=False)
+    flat = _flat_axis(facts, target, spatial_dims)
+    if flat is not None and isinstance(patch_size, (list, tuple)) and len(patch_size) == 2:
+        patch_size = [*patch_size[:flat], 1, *patch_size[flat:]]
+    patch = _three("patch_size", patch_size, integers=True)
     if facts:
         extents = np.array([np.multiply(case.shape, case.spacing) for case in facts]) / np.array(target)
         largest = np.maximum(np.ceil(extents.max(axis=0) - 1e-3), MIN_BOTTLENECK)
         patch = tuple(int(side) for side in np.minimum(patch, largest))
+    if flat is not None:
+        patch = (*patch[:flat], 1, *patch[flat + 1 :])
     channels, strides, window = network_size(patch, target, base_channels, full_resolution=full_resolution)
     modalities = folder.modalities if folder else ("unknown",)
     return Plan(
@@ -218,73 +220,35 @@ def make_plan(
         patch_size=window,
         channels=channels,
         strides=strides,
-        intensity=tuple(_intensity(name, [case.foreground[c] for case in facts]) for c, name in enumerate(modalities)),
+        intensity=tuple(
+            intensity_rule(name, [case.foreground[c] for case in facts]) for c, name in enumerate(modalities)
+        ),
+        spatial_dims=3 if flat is None else 2,
+        **(_label_kinds(folder, raters) if folder else {}),
     )
 
 
-def network_size(
-    patch_size: Sequence[int], pixdim: Sequence[float], base_channels: int = 16, *, full_resolution: bool = False
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Return (channels, strides, patch_size rounded up) of a U-Net that fits the patch.
-
-    An axis is halved as long as at least 5 voxels remain, at most four times, and only once the voxels along the other
-    axes have become about as long as along this axis: pooling is in-plane until the spacing is nearly isotropic.
-
-    Args:
-        patch_size: desired patch in voxels.
-        pixdim: spacing in mm along each axis.
-        base_channels: number of channels of the first level; doubled at each further level, up to 320.
-        full_resolution: add a first level without downsampling. Otherwise the first convolution has stride 2, which is
-            faster but loses detail at boundaries.
-
-    Example:
-        >>> network_size((35, 50, 35), (1.0, 1.0, 1.0))
-        ((16, 32, 64, 128), ((2, 2, 2), (2, 2, 2), (2, 2, 2)), (40, 56, 40))
-        >>> network_size((64, 64, 16), (1.0, 1.0, 4.0))[1]
-        ((2, 2, 1), (2, 2, 1), (2, 2, 2))
-        >>> network_size((35, 50, 35), (1.0, 1.0, 1.0), 8, full_resolution=True)[:2]
-        ((8, 16, 32, 64, 128), ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)))
-    """
-    sides, lengths = np.array(patch_size), np.array(pixdim, dtype=float)
-    strides: list[tuple[int, ...]] = []
-    while len(strides) < MAX_LEVELS:
-        possible = np.ceil(sides / 2) >= MIN_BOTTLENECK
-        if not possible.any():
-            break
-        halved = possible & (lengths < 2 * lengths[possible].min() * (1 - 1e-6))
-        strides.append(tuple(2 if h else 1 for h in halved))
-        sides, lengths = np.where(halved, np.ceil(sides / 2), sides), np.where(halved, 2 * lengths, lengths)
-    if full_resolution or not strides:
-        strides.insert(0, (1, 1, 1))
-    total = np.prod(strides, axis=0)
-    channels = tuple(min(MAX_CHANNELS, base_channels * 2**level) for level in range(len(strides) + 1))
-    window = tuple(int(side) for side in np.ceil(np.array(patch_size) / total) * total)
-    return channels, tuple(strides), window
+def _flat_axis(facts: Sequence[CaseFacts], pixdim: Sequence[float], spatial_dims: int | None) -> int | None:
+    """Return the axis of the slices that are trained on, None for volumes."""
+    if spatial_dims == 3:
+        return None
+    shapes = np.array([case.shape for case in facts] or [(0, 0, 0)])
+    single = np.flatnonzero((shapes == 1).all(axis=0))
+    if len(single):
+        return int(single[-1])
+    # Of equal ones the last, which are the slices of most scans.
+    return None if spatial_dims is None else 2 - int(np.argmax(pixdim[::-1]))
 
 
-def is_ct(modality: str) -> bool:
-    """Whether a channel's name is one of CT: `CT`, `CTA`, `NCCT`, `CECT`, `CTres`, `CT angiography`, and the like.
-
-    Example:
-        >>> [is_ct(name) for name in ("CT", "NCCT", "LDCT", "computed tomography", "SPECT", "OCT", "T1", "ct_1mm")]
-        [True, True, True, True, False, False, False, True]
-    """
-    name = modality.upper()
-    if re.search(r"EMISSION|COHERENCE", name):  # SPECT and OCT in full
-        return False
-    word = rf"(?<![A-Z])(?:{'|'.join(CT_PREFIXES)})?CT(?:{'|'.join(CT_SUFFIXES)})?(?![A-Z])"
-    return re.search(rf"{word}|COMPUT[A-Z]*[\W_]*(?:AXIAL[\W_]*)?TOMOGRA", name) is not None
-
-
-def _intensity(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:
-    values = np.concatenate(samples) if samples else np.zeros(0)
-    # CT numbers mean the same in every image, so one window serves them all; other modalities have no common scale.
-    if not is_ct(modality) or values.size < 2:
-        return {"kind": "zscore"}
-    lower, upper = np.percentile(values, CT_PERCENTILES)
-    clipped = np.clip(values, lower, upper).astype(np.float64)
-    std = max(float(clipped.std()), 1e-3)
-    return {"kind": "ct", "lower": float(lower), "upper": float(upper), "mean": float(clipped.mean()), "std": std}
+def _label_kinds(folder: SegmentationFolder, raters: str) -> dict[str, Any]:
+    return {
+        "regions": folder.regions,
+        "regions_order": folder.regions_order,
+        "ignore": folder.ignore,
+        "soft_labels": folder.soft,
+        "mean_of_raters": folder.has_raters and raters == "mean",
+        "partly_labelled": folder.is_partly_labelled,
+    }
 
 
 def _three(name: str, values: Sequence[float], *, integers: bool) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from monai_iou.datasets.splits import check_folds
 from monai_iou.planning.crop_rules import crop_decision, lesion_draw_decision
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.hardware import Machine
+from monai_iou.planning.loss_rules import label_decisions, loss_decision, unequal_classes
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.size_rules import (
     Decision,
@@ -38,7 +39,6 @@ VALIDATIONS = {"cpu": 20, "cuda": 50}
 EPOCH_STEPS = {"cpu": 50, "cuda": 250}
 EMA_DECAY = {"cpu": 0.99, "cuda": 0.999}
 MIN_EPOCHS = 20
-MIN_COMPONENTS_FOR_INSTANCE, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ def propose(
         crop_decision(plan, fingerprint),
         lesion_draw_decision(plan, fingerprint),
         _normalisation(plan),
+        *label_decisions(plan, folder),
         weights,
-        _loss(fingerprint, weights.keys["class_weights"]),
+        loss_decision(plan, fingerprint, weights.keys["class_weights"]),
         _lesion_threshold(plan, fingerprint),
         split,
         length,
@@ -148,56 +149,11 @@ def _class_weights(fingerprint: Fingerprint) -> Decision:
     rounded = [round(weight, 4) for weight in weights.tolist()]
     reason = "effective number of voxels per case (beta 0.9999)"
     reason += (
-        "; used by the loss" if _unequal_classes(fingerprint) else "; not used, as the IoU term weights classes alike"
+        "; used by the loss" if unequal_classes(fingerprint) else "; not used, as the IoU term weights classes alike"
     )
     if unseen := [label.name for label in fingerprint.classes if not label.cases]:
         reason += f"; no voxel of {escape_config_text(', '.join(unseen))}, which cannot be learned"
     return Decision("class weights", ", ".join(map(str, rounded)), reason, {"class_weights": rounded})
-
-
-def _unequal_classes(fingerprint: Fingerprint) -> bool:
-    shares = [label.fraction for label in fingerprint.classes if label.cases]
-    return len(shares) > 1 and max(shares) >= UNEQUAL_CLASSES * min(shares)
-
-
-def _loss(fingerprint: Fingerprint, weights: list[float]) -> Decision:
-    """Follow the decision guide of docs/losses.md."""
-    region = {"include_background": False, "softmax": True, "batch": True, "sync_batch": True}
-    compound = {"_target_": "monai_iou.IoUCELoss", **region}
-    main = max(fingerprint.classes, key=lambda label: label.components_a_case)
-    if _unequal_classes(fingerprint):
-        shares = [label.fraction for label in fingerprint.classes if label.cases]
-        loss: dict[str, Any] = {
-            "_target_": "monai_iou.CompoundLoss",
-            "losses": [
-                {"_target_": "monai_iou.GeneralizedIoULoss", "w_type": "simple", "empty": "skip", **region},
-                {"_target_": "monai_iou.WeightedCrossEntropyLoss", "weight": weights, "sync_batch": True},
-            ],
-        }
-        reason = f"the largest class has {max(shares) / min(shares):.0f} times the voxels of the smallest"
-        return Decision("loss", "GeneralizedIoULoss + weighted cross-entropy", reason, {"loss": loss})
-    if (
-        len(fingerprint.classes) == 1
-        and main.components_a_case >= MIN_COMPONENTS_FOR_INSTANCE
-        and main.size_ratio >= UNEQUAL_SIZES
-    ):
-        loss = {
-            "_target_": "monai_iou.InstanceIoULoss",
-            "regions": "voronoi",
-            "include_background": False,
-            "softmax": True,
-            "global_loss": compound,
-        }
-        reason = (
-            f"{main.components_a_case:.0f} components per case, the largest {main.size_ratio:.0f} times the median: "
-            "each one should count"
-        )
-        return Decision("loss", "InstanceIoULoss + IoUCELoss", reason, {"loss": loss})
-    reason = (
-        "no lesions or classes of very unequal size, so that the most robust compound is used; sums over the batch, "
-    )
-    reason += f"because {100 * fingerprint.foreground_fraction.median[0]:.3g} % of a case is foreground"
-    return Decision("loss", "IoUCELoss", reason, {"loss": compound})
 
 
 def _lesion_threshold(plan: Plan, fingerprint: Fingerprint) -> Decision:

@@ -146,7 +146,9 @@ def network_decision(plan: Plan, levels: Levels, machine: Machine) -> Decision:
         reason += "full resolution is affordable on a GPU"
     else:
         reason += f"full resolution is {'' if levels.full_resolution else 'not '}affordable on a CPU with this patch"
-    keys = {"base_channels": levels.base_channels, "full_resolution": levels.full_resolution}
+    keys: dict[str, Any] = {"base_channels": levels.base_channels, "full_resolution": levels.full_resolution}
+    if plan.spatial_dims == 2:
+        keys["spatial_dims"], value, reason = 2, f"2D, {value}", f"every volume is one slice; {reason}"
     return Decision("network", value, reason, keys)
 
 

@@ -15,19 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.datasets.cases import Case, DatasetError, check_case, check_voxel_size
+from monai_iou.datasets.case_volumes import check_case
+from monai_iou.datasets.cases import Case, DatasetError, check_voxel_size
 from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
 from monai_iou.datasets.naming import check_names, names_root
-from monai_iou.planning.plan import Plan, load_plan, make_plan
+from monai_iou.planning.plan import Plan, make_plan
+from monai_iou.planning.stored import load_plan
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.workflow.images import image_cases
 from monai_iou.workflow.keys import calling_workflow
+from monai_iou.workflow.labelled import case_items
 from monai_iou.workflow.models import report_missing_plan
-from monai_iou.workflow.records import check_unseen, data_record, image_identity
+from monai_iou.workflow.records import check_held_out, check_unseen, data_record, image_identity
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["BundleCases", "bundle_root"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class BundleCases:
         folds: number of folds of a cross-validation; validation is then fold `fold` instead of a fraction.
         fold: from 0 to `folds` - 1, see `fold_cases`.
         images: what inference segments instead of the folder's images, see `image_cases`.
+        raters: "mean" or "draw", see `make_plan`.
+        spatial_dims: 2 or 3, see `make_plan`; None decides by the volumes.
 
     Raises:
         DatasetError: on first use of a list, if the folder cannot be used. Under `python -m monai.bundle` the program
@@ -66,23 +70,26 @@ class BundleCases:
         folds: int | None = None,
         fold: int = 0,
         images: object = None,
+        raters: str = "mean",
+        spatial_dims: int | None = None,
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.folds = optional(folds)
         self.fold = fold
         self._images = optional(images)
+        self.raters, self.spatial_dims = raters, spatial_dims
         self._record: dict[str, Any] | None = None
 
     @property
     def training(self) -> list[dict[str, Any]]:
         """Items to train on."""
-        return self._items(self._split[0])
+        return case_items(self._split[0], self.folder)
 
     @property
     def validation(self) -> list[dict[str, Any]]:
         """Items held out from `training` to choose the best checkpoint."""
-        return self._items(self._split[1])
+        return case_items(self._split[1], self.folder)
 
     @property
     def evaluation(self) -> list[dict[str, Any]]:
@@ -92,7 +99,7 @@ class BundleCases:
                 return self.validation
             facts = self.folder.check(self.folder.evaluation)
             self.folder.need_like_spacings(self.folder.evaluation, facts)
-            return self._items(self.folder.evaluation)
+            return case_items(self.folder.evaluation, self.folder)
 
     def evaluation_on(
         self, which: str | None, plans: Sequence[Plan], *, score_trained_cases: bool = False
@@ -129,25 +136,12 @@ class BundleCases:
             if not self._split[1]:
                 message = "Expected cases that are held out, but `val_fraction` is 0: score `test_labelled` cases."
                 raise DatasetError(message)
-            self._check_held_out(plans)
+            check_held_out(*self._split, plans)
         return self.validation
 
     def scored_part(self, which: str | None) -> str:
         """Return what the scores of `evaluation_on` are called by: "test", or "val" for held-out training cases."""
         return "test" if optional(which) != "validation" and self.folder.evaluation else "val"
-
-    def _check_held_out(self, plans: Sequence[Plan]) -> None:
-        training, validation = self._split
-        for plan in plans:
-            # With one patient a case is trained on and validated, which the split has said.
-            seen = [case.name for case in validation if case not in training and case.name in plan.trained]
-            if seen:
-                message = (
-                    f"Expected cases that the model has not seen, but it was trained on {seen[0]}: give "
-                    "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score "
-                    "`test_labelled`."
-                )
-                raise DatasetError(message)
 
     @property
     def inference(self) -> list[dict[str, Any]]:
@@ -183,7 +177,7 @@ class BundleCases:
             return {
                 "the dataset": [self.dataset_dir / "dataset.json"],
                 "the images": [path for case in cases for path in case.images],
-                "the labels": [case.label for case in cases if case.label is not None],
+                "the labels": [path for case in cases for path in case.labels],
             }
 
     @property
@@ -225,7 +219,7 @@ class BundleCases:
         cases = [replace(case, label=None) for case in self._to_segment()] if self.inference else []
 
         def check(case: Case) -> None:
-            facts = check_case(case, plan.label_values, plan.modalities, "the trained model")
+            facts = check_case(case, plan.scheme, plan.modalities, "the trained model")
             usual = float(np.prod(plan.pixdim)) ** (1 / 3)
             check_voxel_size(case.image, facts.spacing, usual, "those that the model was trained on")
 
@@ -275,7 +269,12 @@ class BundleCases:
             facts = dict(zip(self.folder.labelled, self.folder.training_facts, strict=True))
             training, _ = self._split
             trained = [facts[case] for case in training]
-            plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole)
+            options: dict[str, Any] = {
+                "raters": self.raters,
+                "spatial_dims": self.spatial_dims,
+                "full_resolution": whole,
+            }
+            plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, **options)
             images = tuple(map_cases(image_identity, training))
             return replace(plan, trained=tuple(case.name for case in training), trained_images=images)
 
@@ -297,7 +296,3 @@ class BundleCases:
             if set(training) & set(validation):
                 logger.warning("%s has one patient: it is validated on what it is trained on.", folder.root)
             return training, validation
-
-    @staticmethod
-    def _items(cases: Sequence[Case]) -> list[dict[str, Any]]:
-        return [case.as_item() for case in cases]

@@ -13,15 +13,30 @@ from torch import Tensor
 
 __all__ = ["Ensemble", "MeanProbabilityInferer"]
 
+PROBABILITY_ROUNDING = 1e-7
+
+
+def probabilities_of(logits: Tensor, sigmoid: bool) -> Tensor:
+    """Return probabilities (B, C, *S) of logits."""
+    return logits.sigmoid() if sigmoid else logits.softmax(1)
+
+
+def mean_logits(probabilities: Any, sigmoid: bool) -> Tensor:
+    """Return logits whose sigmoid or softmax is the probabilities."""
+    # Clamped, because a probability that rounds to 0 or 1 has no finite logit.
+    logits: Tensor = probabilities.logit(PROBABILITY_ROUNDING) if sigmoid else probabilities.log()
+    return logits
+
 
 class MeanProbabilityInferer(SlidingWindowInferer):
-    """MONAI's sliding window; several models and flipped views give the mean of their softmax probabilities.
+    """MONAI's sliding window; several models and flipped views give the mean of their probabilities.
 
-    The result stands for logits: the logarithm of the mean, whose softmax is the mean itself. One model without flips
-    gives its own logits, exactly as MONAI's class.
+    The result stands for logits: the logarithm of the mean, whose softmax is the mean itself; with `sigmoid`, the logit
+    of the mean. One model without flips gives its own logits, exactly as MONAI's class.
 
     Args:
         args, kwargs: as for `monai.inferers.SlidingWindowInferer`.
+        sigmoid: whether each class has its own probability instead of a share of one.
         flips: also take the volume flipped along every combination of axes: eight times the work in 3D.
 
     Example:
@@ -31,9 +46,9 @@ class MeanProbabilityInferer(SlidingWindowInferer):
         True
     """
 
-    def __init__(self, *args: Any, flips: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, flips: bool = False, sigmoid: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.flips = flips
+        self.flips, self.sigmoid = flips, sigmoid
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the logits (B, C, *S) of images (B, channels, *S)."""
@@ -45,9 +60,9 @@ class MeanProbabilityInferer(SlidingWindowInferer):
         total: Any = 0
         for member, view in itertools.product(members, views):
             logits: Any = super().__call__(inputs.flip(view) if view else inputs, member, *args, **kwargs)
-            probabilities = logits.float().softmax(1)
+            probabilities = probabilities_of(logits.float(), self.sigmoid)
             total = total + (probabilities.flip(view) if view else probabilities)
-        return (total / (len(views) * len(members))).log()
+        return mean_logits(total / (len(views) * len(members)), self.sigmoid)
 
 
 class Ensemble(torch.nn.Module):
@@ -58,6 +73,7 @@ class Ensemble(torch.nn.Module):
         intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`; images come
             normalised as the first one's. CT windows differ a little between folds: images are converted from
             one to the other.
+        sigmoid: whether each class has its own probability instead of a share of one.
 
     Example:
         >>> layers = [torch.nn.Conv3d(1, 2, 1) for _ in range(2)]
@@ -65,8 +81,14 @@ class Ensemble(torch.nn.Module):
         torch.Size([1, 2, 2, 2, 2])
     """
 
-    def __init__(self, networks: Sequence[torch.nn.Module], intensities: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(
+        self,
+        networks: Sequence[torch.nn.Module],
+        intensities: Sequence[Sequence[Mapping[str, Any]]],
+        sigmoid: bool = False,
+    ) -> None:
         super().__init__()
+        self.sigmoid = sigmoid
         self.members = torch.nn.ModuleList(
             network if list(own) == list(intensities[0]) else _Renormalized(network, intensities[0], own)
             for network, own in zip(networks, intensities, strict=True)
@@ -78,17 +100,18 @@ class Ensemble(torch.nn.Module):
         network: torch.nn.Module,
         weights: Sequence[Mapping[str, Tensor]],
         intensities: Sequence[Sequence[Mapping[str, Any]]],
+        sigmoid: bool = False,
     ) -> Ensemble:
         """Make one of an architecture and each model's weights; `network` becomes the first member."""
         networks = [network, *(copy.deepcopy(network) for _ in weights[1:])]
         for member, own in zip(networks, weights, strict=True):
             member.load_state_dict(own)
-        return cls(networks, intensities)
+        return cls(networks, intensities, sigmoid)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logarithm of the members' mean probabilities for a patch."""
-        probabilities = [member(image).float().softmax(1) for member in self.members]
-        return torch.stack(probabilities).mean(0).log()
+        """Return what stands for the logits of the members' mean probabilities for a patch."""
+        logits = [member(image).float() for member in self.members]
+        return mean_logits(sum(probabilities_of(each, self.sigmoid) for each in logits) / len(logits), self.sigmoid)
 
 
 class _Renormalized(torch.nn.Module):

@@ -15,10 +15,12 @@ from monai.transforms.transform import MapTransform
 from monai.utils.enums import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
+from monai_iou.datasets.case_volumes import read_shares
 from monai_iou.datasets.cases import DatasetError, check_intensities
+from monai_iou.planning.plan import Plan
 from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
-__all__ = ["LabelClassesd", "LabelReader", "VolumeReader", "class_dtype"]
+__all__ = ["LabelClassesd", "LabelReader", "VolumeReader", "class_dtype", "label_dtype"]
 
 _NO_CHANNEL = float("nan")  # MONAI's mark of an array without a channel axis
 
@@ -66,10 +68,27 @@ class VolumeReader(ImageReader):
 
 
 class LabelReader(VolumeReader):
-    """The same for a label map, in the smallest integer type that holds it; LoadImaged keeps it by `dtype: null`."""
+    """The same for label maps, in the smallest integer type that holds them; LoadImaged keeps it by `dtype: null`.
+
+    Several files are the labels of several raters, and become channels.
+
+    Args:
+        soft: read shares of classes, float32, instead of values; each class is a channel, and of several raters' shares
+            the mean is taken.
+        kwargs: as for `VolumeReader`.
+    """
+
+    def __init__(self, soft: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.soft = soft
 
     def _volume(self, paths: Sequence[Path]) -> Volume:
-        return read_labels(paths[0])
+        volumes = [read_shares(path) if self.soft else read_labels(path) for path in paths]
+        first = volumes[0]
+        if len(volumes) == 1:
+            return first
+        arrays = [volume.array for volume in volumes]
+        return Volume(np.mean(arrays, axis=0) if self.soft else np.stack(arrays), first.grid, first.path)
 
 
 def class_dtype(classes: int) -> torch.dtype:
@@ -82,12 +101,19 @@ def class_dtype(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.int16 if classes <= 2**15 else torch.int32
 
 
+def label_dtype(plan: Plan) -> torch.dtype:
+    """Return the type that holds the labels of a plan between reading and the network."""
+    return torch.float32 if plan.soft_labels else class_dtype(len(plan.labels) + (plan.ignore is not None))
+
+
 class LabelClassesd(MapTransform):
-    """Turn the values of a label map into the network's classes 0, 1, ...; values of any size are kept apart.
+    """Turn the values of a label map into classes 0, 1, ...; values of any size are kept apart.
 
     Args:
         keys: label maps of an integer type.
         values: label values in the order of the classes.
+        ignore: value of voxels that count neither way; it becomes the number after the last class.
+        soft: labels hold shares of classes, and stay as they are.
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
@@ -99,14 +125,22 @@ class LabelClassesd(MapTransform):
         [[0, 2, 1]]
     """
 
-    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        values: Sequence[int],
+        ignore: int | None = None,
+        soft: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = [int(value) for value in values]
+        self.values = [int(value) for value in values] + ([] if ignore is None else [int(ignore)])
+        self.soft = soft
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with classes in place of label values."""
         items = dict(data)
-        for key in self.key_iterator(items):
+        for key in () if self.soft else self.key_iterator(items):
             items[key] = self._classes(items[key])
         return items
 

@@ -43,9 +43,12 @@ def mask_dtype(values: Sequence[int]) -> type[np.generic]:
 class ClassValuesd(MapTransform):
     """Turn a network's classes 0, 1, ... into label values, as 64-bit integers: float32 would merge large ones.
 
+    Regions that overlap, maps (C, *S) of 0 and 1 with the background first, are written one over the other.
+
     Args:
         keys: maps of classes.
         values: label values in the order of the classes.
+        order: of regions the value that each is written as, later ones over earlier ones; empty for a map of classes.
         allow_missing_keys: do not fail where a key is absent.
 
     Example:
@@ -53,9 +56,16 @@ class ClassValuesd(MapTransform):
         [0, 312782550, 312782546]
     """
 
-    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        values: Sequence[int],
+        order: Sequence[int] = (),
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.values = [int(value) for value in values]
+        self.order = [int(value) for value in order]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with label values in place of classes."""
@@ -63,9 +73,18 @@ class ClassValuesd(MapTransform):
         for key in self.key_iterator(items):
             classes = items[key]
             plain = torch.as_tensor(classes).as_subclass(torch.Tensor)
-            values = torch.as_tensor(self.values, dtype=torch.int64, device=plain.device)[plain.to(torch.int64)]
+            values = self._over_each_other(plain) if self.order else self._of_classes(plain)
             items[key] = MetaTensor(values, meta=classes.meta) if isinstance(classes, MetaTensor) else values
         return items
+
+    def _of_classes(self, classes: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.values, dtype=torch.int64, device=classes.device)[classes.to(torch.int64)]
+
+    def _over_each_other(self, maps: torch.Tensor) -> torch.Tensor:
+        written = torch.zeros_like(maps[:1], dtype=torch.int64)
+        for region, value in zip(maps[1:], self.order, strict=True):
+            written[0][region > 0] = value
+        return written
 
 
 class MaskWriter(ImageWriter):

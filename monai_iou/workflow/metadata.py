@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai_iou.planning.plan import Plan, load_plan
+from monai_iou.planning.plan import Plan
+from monai_iou.planning.stored import load_plan
 
 
 def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """
     formats = metadata["network_data_format"]
     channels = {str(index): name for index, name in enumerate(plan.modalities)}
-    classes = {str(index): name for index, name in enumerate(plan.labels.values())}
+    classes = {str(index): name for index, name in enumerate([plan.labels[0], *plan.class_names])}
     image = {**formats["inputs"]["image"], "num_channels": plan.in_channels, "channel_def": channels}
     prediction = {**formats["outputs"]["pred"], "num_channels": plan.out_channels, "channel_def": classes}
     own = {"inputs": {**formats["inputs"], "image": image}, "outputs": {**formats["outputs"], "pred": prediction}}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.planning.plan import Plan, load_plan
+from monai_iou.planning.plan import Plan
+from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
 from monai_iou.workflow.inferers import Ensemble
 from monai_iou.workflow.settings import exit_with_message, optional
@@ -29,7 +30,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SAME_IN_ALL = ("modalities", "labels", "pixdim", "patch_size")
+SAME_IN_ALL = ("modalities", "labels", "regions", "pixdim", "patch_size")
 
 
 def model_files(models: object, ckpt_dir: str) -> list[str]:
@@ -113,6 +114,28 @@ def load_plans(files: Sequence[str], plan: Plan) -> list[Plan]:
         return [load_plan(path) for path in paths if path.is_file()] if len(paths) > 1 else [plan]
 
 
+def report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
+    """Say that there is no stored plan; raise DatasetError if there is a model that it belongs to.
+
+    Args:
+        path: of the plan.
+        dataset_dir: what the network is planned from instead, None for nothing.
+    """
+    model = path.with_suffix(".pt")
+    if model.is_file():
+        message = (
+            f"Expected {path} beside {model.name}, as it holds how images are prepared, but there is no such file: "
+            "copy it from where the model was trained."
+        )
+        raise DatasetError(message)
+    if dataset_dir is None:
+        logger.warning(
+            "There is no %s: the network is planned for one channel and one label. Is `bundle_root` right?", path
+        )
+    else:
+        logger.info("There is no %s: the network is planned from %s, as training would.", path, dataset_dir)
+
+
 def _check_same_plans(files: Sequence[str]) -> None:
     first, *others = [load_plan(Path(path).with_suffix(".json")) for path in files]
     for path, plan in zip(files[1:], others, strict=True):
@@ -136,7 +159,8 @@ def load_network(network: torch.nn.Module, files: Sequence[str]) -> torch.nn.Mod
         return network
     check_models(files, network)
     plans = [load_plan(Path(path).with_suffix(".json")) for path in files]
-    return Ensemble.of_weights(network, [load_weights(path) for path in files], [plan.intensity for plan in plans])
+    weights, intensities = [load_weights(path) for path in files], [plan.intensity for plan in plans]
+    return Ensemble.of_weights(network, weights, intensities, sigmoid=not plans[0].exclusive)
 
 
 def load_weights(path: str) -> Mapping[str, Any]:
@@ -166,20 +190,3 @@ def _check_finite(path: str, weights: Mapping[str, Any]) -> None:
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "shape")}
-
-
-def report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
-    """Say that there is no `model.json`; beside a trained model that is an error."""
-    model = path.with_suffix(".pt")
-    if model.is_file():
-        message = (
-            f"Expected {path} beside {model.name}, as it holds how images are prepared, but there is no such file: "
-            "copy it from where the model was trained."
-        )
-        raise DatasetError(message)
-    if dataset_dir is None:
-        logger.warning(
-            "There is no %s: the network is planned for one channel and one label. Is `bundle_root` right?", path
-        )
-    else:
-        logger.info("There is no %s: the network is planned from %s, as training would.", path, dataset_dir)

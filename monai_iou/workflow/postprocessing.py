@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from monai_iou.components import label_components
 from monai_iou.datasets.cases import DatasetError
+from monai_iou.planning.plan import Plan
 from monai_iou.scores import iou
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.models import load_weights
 from monai_iou.workflow.optimization import inner_module
 from monai_iou.workflow.settings import exit_with_message, optional
+from monai_iou.workflow.targets import ScoredLabelsd
 
 __all__ = [
     "LabelsFromProbabilitiesd",
@@ -41,6 +43,7 @@ __all__ = [
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
 MAX_SIZES = 64
+REGION_THRESHOLD = 0.5
 CONNECTIVITY = 26
 
 logger = logging.getLogger(__name__)
@@ -94,11 +97,12 @@ class LabelsFromProbabilitiesd(MapTransform):
     """Turn probabilities into a label map: by the most probable class or a threshold, without the smallest components.
 
     Components have 26 neighbours; what is removed becomes background. The voxel's volume is that of the MetaTensor's
-    affine, 1 mm^3 for a plain tensor.
+    affine, 1 mm^3 for a plain tensor. Regions that overlap become maps of 0 and 1, each from a probability above 1/2.
 
     Args:
         keys: probabilities of shape (C, *S).
         settings: threshold and smallest sizes.
+        exclusive: whether a voxel belongs to one class.
         allow_missing_keys: do not fail where a key is absent.
 
     Example:
@@ -109,19 +113,26 @@ class LabelsFromProbabilitiesd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, settings: Postprocessing | None = None, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        settings: Postprocessing | None = None,
+        exclusive: bool = True,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.settings = settings if settings is not None else Postprocessing()
+        self.exclusive = exclusive
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with label maps of shape (1, *S)."""
+        """Return the item with label maps of shape (1, *S), or maps (C, *S) of regions."""
         items = dict(data)
         for key in self.key_iterator(items):
             items[key] = self._labels(items[key])
         return items
 
     def _labels(self, probabilities: torch.Tensor) -> torch.Tensor:
+        if not self.exclusive:
+            return (probabilities > REGION_THRESHOLD).to(torch.float32)
         if self.settings.threshold is None:
             labels = probabilities.argmax(0, keepdim=True)
         else:
@@ -148,7 +159,7 @@ def without_small(labels: NDArray[Any], min_size_mm3: Sequence[float], voxel_mm3
 
 
 def tune_postprocessing(
-    evaluator: Any, dataset: Any, pixdim: Sequence[float], classes: int, ckpt_dir: str
+    evaluator: Any, dataset: Any, pixdim: Sequence[float], classes: int, ckpt_dir: str, plan: Plan | None = None
 ) -> Postprocessing | None:
     """Tune on the validation cases with the stored weights and write `postprocessing.json` beside them.
 
@@ -160,6 +171,7 @@ def tune_postprocessing(
         pixdim: voxel size of that grid in mm.
         classes: of the network, background included.
         ckpt_dir: folder of `model.pt`.
+        plan: what the labels are, if some of their voxels are ignored or they hold shares.
 
     Raises:
         TrainingError: the machine or the GPU ran out of memory.
@@ -170,7 +182,7 @@ def tune_postprocessing(
     with exit_with_message():
         network.load_state_dict(load_weights(str(Path(ckpt_dir) / "model.pt")))
     with explain_out_of_memory():
-        cases = [_predicted(evaluator, network, item) for item in dataset]
+        cases = [_predicted(evaluator, network, item, plan) for item in dataset]
         settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
     path = Path(ckpt_dir) / "postprocessing.json"
     if after <= before:
@@ -182,7 +194,9 @@ def tune_postprocessing(
     return settings
 
 
-def _predicted(evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _predicted(
+    evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any], plan: Plan | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
     image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
     with (
         torch.no_grad(),
@@ -190,7 +204,11 @@ def _predicted(evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any]
         torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs),
     ):
         logits = evaluator.inferer(image, network)
-    return compact_prediction(logits[0].float().softmax(0)), np.asarray(item["label"])[0]
+    found = compact_prediction(logits[0].float().softmax(0))
+    if plan is None:
+        return found, np.asarray(item["label"])[0]
+    scored = ScoredLabelsd(["pred", "label"], plan)({"pred": torch.as_tensor(found)[None], "label": item["label"]})
+    return np.asarray(scored["pred"])[0], np.asarray(scored["label"])[0]
 
 
 def compact_prediction(probabilities: torch.Tensor) -> NDArray[Any]:

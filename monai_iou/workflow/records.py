@@ -13,9 +13,9 @@ from monai_iou.datasets.splits import patient_of
 from monai_iou.planning.plan import Plan
 from monai_iou.volumes.reading import volume_files
 
-__all__ = ["check_unseen", "data_record", "differences", "image_identity", "seen_cases"]
+__all__ = ["check_held_out", "check_unseen", "data_record", "differences", "image_identity", "seen_cases"]
 
-PLANNED = ("modalities", "labels", "pixdim", "patch_size", "channels", "strides")
+PLANNED = ("modalities", "labels", "regions", "ignore", "pixdim", "patch_size", "channels", "strides")
 
 
 def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan) -> dict[str, Any]:
@@ -95,6 +95,24 @@ def check_unseen(folder: SegmentationFolder, plans: Sequence[Plan]) -> None:
         raise DatasetError(message)
 
 
+def check_held_out(training: Sequence[Case], validation: Sequence[Case], plans: Sequence[Plan]) -> None:
+    """Check that no model was trained on a case that is held out.
+
+    Raises:
+        DatasetError: one was; the message names the case.
+    """
+    for plan in plans:
+        # With one patient a case is trained on and validated, which the split has said.
+        seen = [case.name for case in validation if case not in training and case.name in plan.trained]
+        if seen:
+            message = (
+                f"Expected cases that the model has not seen, but it was trained on {seen[0]}: give "
+                "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score "
+                "`test_labelled`."
+            )
+            raise DatasetError(message)
+
+
 def seen_cases(
     cases: Sequence[Case],
     training: Sequence[Case],
@@ -138,7 +156,7 @@ def _has_group(case: Case, groups: Mapping[str, Sequence[str]]) -> bool:
 
 def _content(case: Case) -> str:
     label = hashlib.sha256()
-    for path in volume_files(case.label) if case.label is not None else ():
+    for path in (file for each in case.labels for file in volume_files(each)):
         label.update(path.read_bytes())
     sizes = [str(path.stat().st_size) for image in case.images for path in volume_files(image)]
     return f"{label.hexdigest()[:16]} {' '.join(sizes)}"

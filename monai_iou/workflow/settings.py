@@ -68,6 +68,7 @@ SWITCHES = (
 )
 PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
 UNCHECKED = ("evaluate_on", "folds", "images", "models", "pixdim")  # null or something that its reader checks
+CHOICES: dict[str, tuple[Any, ...]] = {"raters": ("mean", "draw"), "spatial_dims": (None, 2, 3)}
 
 
 class Settings(SimpleNamespace):
@@ -105,6 +106,8 @@ def _resolved(name: str, value: Any) -> Any:
     if name == "mask_format":
         return _mask_format(value)
     if name in UNCHECKED:
+        return optional(value)
+    if optional(value) in CHOICES.get(name, ()):
         return optional(value)
     kind, usable = _kind(name, value)
     if not usable:
@@ -151,6 +154,8 @@ def _path(name: str, value: Any) -> str | None:
 
 def _kind(name: str, value: object) -> tuple[str, bool]:
     """Return what a setting must be, in words, and whether it is."""
+    if name in CHOICES:
+        return " or ".join("null" if choice is None else str(choice) for choice in CHOICES[name]), False
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if name == "learning_rate":
         return "a positive number", 0 < number < math.inf

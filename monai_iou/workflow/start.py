@@ -19,6 +19,7 @@ from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.settings import Settings, exit_with_message
+from monai_iou.workflow.targets import has_maps
 
 __all__ = ["check_evaluation", "check_inference", "check_training"]
 
@@ -46,6 +47,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
     if settings.cache_dir is not None:
         folders["cache_dir"] = Path(settings.cache_dir)
     with exit_with_message():
+        _check_tuning(plan, settings)
         check_outputs(folders, cases.files)
         _check_nothing_is_replaced(folders["ckpt_dir"], settings)
         _check_same_data(folders["ckpt_dir"] / "last_epoch.pt", cases, plan, settings)
@@ -104,6 +106,16 @@ def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
     raise OutputError(message)
 
 
+def _check_tuning(plan: Plan, settings: Settings) -> None:
+    if getattr(settings, "tune_postprocessing", False) and (not plan.exclusive or plan.partly_labelled):
+        kind = "cases that lack classes" if plan.exclusive else "regions that overlap"
+        message = (
+            f"Expected `tune_postprocessing` to be false for {kind}, but got true: it tunes label maps of classes that "
+            "exclude each other."
+        )
+        raise ValueError(message)
+
+
 def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Settings) -> None:
     if not settings.resume or not path.is_file():
         return
@@ -122,7 +134,8 @@ def _check_shared_memory(plan: Plan, settings: Settings) -> None:
     if not settings.num_workers or not SHARED_MEMORY.is_dir():
         return
     patches = settings.batch_size * settings.num_samples
-    voxel_bytes = 4 * plan.in_channels + 1  # float32 channels, uint8 label
+    label_bytes = (4 if plan.soft else 1) * (plan.out_channels if has_maps(plan) else 1)
+    voxel_bytes = 4 * plan.in_channels + label_bytes  # float32 channels
     needed = settings.num_workers * BATCHES_PER_WORKER * patches * math.prod(plan.patch_size) * voxel_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:

@@ -5,6 +5,7 @@ The keys are independent of each other: every combination trains, or is refused 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks.nets.dynunet import DynUNet
@@ -17,6 +18,8 @@ from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.multi_scale import MultiScaleLoss, needs_hard_labels
 from monai_iou.networks import AttentionMapUnet
 from monai_iou.planning.plan import Plan
+from monai_iou.workflow.flat import SliceNetwork
+from monai_iou.workflow.labelled import PartlyLabelledLoss
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["NETWORKS", "build_loss", "build_network"]
@@ -57,28 +60,42 @@ def build_network(
     name = optional(network) or ("attention_unet" if maps else "segresnet" if deep else "unet")
     with exit_with_message():
         _check_network(name, deep, maps)
-    shared: dict[str, Any] = {"spatial_dims": 3, "in_channels": plan.in_channels, "out_channels": plan.out_channels}
+    built = _built(name, plan, deep, maps, options)
+    return built if plan.flat_axis is None else SliceNetwork(built, plan.flat_axis)
+
+
+def _built(name: str, plan: Plan, deep: bool, maps: bool, options: Mapping[str, Any]) -> nn.Module:
+    """Return MONAI's network, of two dimensions for a plan of slices."""
+    shared: dict[str, Any] = {
+        "spatial_dims": plan.spatial_dims,
+        "in_channels": plan.in_channels,
+        "out_channels": plan.out_channels,
+    }
+    strides: Any = [_in_plane(stride, plan) for stride in plan.strides]  # MONAI's annotation knows one number a level
     if name == "unet":
-        strides: Any = plan.strides  # MONAI's annotation knows one number a level
         return UNet(**{**shared, "channels": plan.channels, "strides": strides, "num_res_units": 2, **options})
     if name == "segresnet":
         return SegResNetDS(**{**shared, **_segresnet_options(plan, deep), **options})
     # These two have a first level at full resolution by themselves.
     extra = int(len(plan.strides) > 1 and max(plan.strides[0]) == 1)
-    channels, strides = plan.channels[extra:], plan.strides[extra:]
+    channels, strides = plan.channels[extra:], strides[extra:]
     scales = min(SCALES, len(strides)) - 1 if deep else 0
     if name == "attention_unet":
         own = {"channels": channels, "strides": strides, "coarse_outputs": scales, "returns_maps": maps}
         return AttentionMapUnet(**{**shared, **own, **options})
     own = {
         "kernel_size": [3] * len(channels),
-        "strides": [(1, 1, 1), *strides],
+        "strides": [(1,) * plan.spatial_dims, *strides],
         "upsample_kernel_size": strides,
         "filters": channels,
         "deep_supervision": scales > 0,
         "deep_supr_num": max(scales, 1),
     }
     return DynUNet(**{**shared, **own, **options})
+
+
+def _in_plane(sides: Sequence[int], plan: Plan) -> tuple[int, ...]:
+    return tuple(side for axis, side in enumerate(sides) if axis != plan.flat_axis)
 
 
 def _check_network(name: str, deep: bool, maps: bool) -> None:
@@ -100,7 +117,7 @@ def _check_network(name: str, deep: bool, maps: bool) -> None:
 
 
 def _segresnet_options(plan: Plan, deep: bool) -> dict[str, Any]:
-    powers = [(side & -side).bit_length() - 1 for side in plan.patch_size]
+    powers = [(side & -side).bit_length() - 1 for side in _in_plane(plan.patch_size, plan)]
     halvings = min(sum(max(stride) > 1 for stride in plan.strides), *powers)
     return {
         "init_filters": plan.channels[0] if max(plan.strides[0]) > 1 else plan.channels[1],
@@ -134,7 +151,7 @@ def build_loss(
         context_mm: see `ContextAttentionLoss`.
 
     Raises:
-        ValueError: `regions`, `downsample` or `context_mm` is out of its range.
+        ValueError: `regions`, `downsample` or `context_mm` is out of its range, or `loss` does not fit the labels.
 
     Example:
         >>> from monai_iou import IoUCELoss
@@ -145,15 +162,47 @@ def build_loss(
         >>> type(loss).__name__, type(loss.loss).__name__
         ('MultiScaleLoss', 'InstanceIoULoss')
     """
+    with exit_with_message():
+        _check_fits(loss, plan)
     if is_true(instance, "instance") and not any(isinstance(part, InstanceIoULoss) for part in loss.modules()):
         loss = InstanceIoULoss(
-            regions, softmax=True, include_background=False, global_loss=loss, spacing=tuple(plan.pixdim)
+            regions,
+            softmax=plan.exclusive,
+            sigmoid=not plan.exclusive,
+            soft_label=plan.soft,
+            ignore_index=plan.ignore_index,
+            include_background=False,
+            global_loss=loss,
+            spacing=tuple(plan.pixdim),
         )
     if is_true(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
         how = optional(downsample) or ("max" if needs_hard_labels(loss) else "area")
         with exit_with_message():
             loss = MultiScaleLoss(loss, downsample=how)
     if is_true(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
-        maps = ContextAttentionLoss(context_mm, spacing=tuple(plan.pixdim), batch=True, sync_batch=True)
+        maps = ContextAttentionLoss(
+            context_mm, tuple(plan.pixdim), ignore_index=plan.ignore_index, batch=True, sync_batch=True
+        )
         loss = AttentionSupervisionLoss(loss, maps, lambda_attention=0.5)
-    return loss
+    return PartlyLabelledLoss(loss) if plan.partly_labelled else loss
+
+
+def _check_fits(loss: nn.Module, plan: Plan) -> None:
+    """Raise ValueError if the loss contradicts the labels: it would train without a sign of it."""
+    own = [part for part in loss.modules() if not isinstance(part, (nn.CrossEntropyLoss, nn.NLLLoss))]
+    if not plan.exclusive and any(getattr(part, "softmax", False) is True for part in own):
+        message = (
+            f"Expected `loss` to have sigmoid=True for regions that overlap, but got softmax=True in "
+            f'{type(loss).__name__}: write "sigmoid": "$not @plan.exclusive" in it, or leave --loss out.'
+        )
+        raise ValueError(message)
+    ignoring = [part for part in own if hasattr(part, "ignore_index")]
+    indices = [getattr(part, "ignore_index", None) for part in ignoring] or [None]
+    if plan.ignore_index is not None and any(index != plan.ignore_index for index in indices):
+        found = next(index for index in indices if index != plan.ignore_index)
+        message = (
+            f"Expected `loss` to have ignore_index={plan.ignore_index}, the number of the value {plan.ignore} that "
+            f"dataset.json ignores, but got {found} in {type(loss).__name__}: write "
+            '"ignore_index": "$@plan.ignore_index" in it, or leave --loss out.'
+        )
+        raise ValueError(message)

@@ -16,7 +16,7 @@ from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.label_counts import count_label_files
 from monai_iou.planning import make_plan
-from monai_iou.planning.plan import is_ct
+from monai_iou.planning.intensity import is_ct
 from monai_iou.workflow.data import BundleCases
 
 SHAPE = (6, 7, 8)
@@ -106,15 +106,13 @@ def test_a_missing_channel_or_label_of_nnunet_is_named(tmp_path: Path) -> None:
     assert "the label of c at" in refusal(tmp_path)
 
 
-def test_regions_and_ignore_are_read_and_refused_by_training(tmp_path: Path) -> None:
+def test_regions_and_ignore_are_read(tmp_path: Path) -> None:
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
     folder = read_folder(nnunet(tmp_path, labels=labels, regions_class_order=[1, 2, 3]))
     assert folder.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
     assert (folder.regions_order, folder.ignore) == ((1, 2, 3), 4)
     assert folder.labels == {0: "background", 1: "1", 2: "2", 3: "enhancing"}
-    assert "overlapping regions, which the bundle does not train on" in refusal(tmp_path)
-    describe(tmp_path, labels={"background": 0, "a": 1, "ignore": 2})
-    assert "an `ignore` label (2), which the bundle does not train on" in refusal(tmp_path)
+    assert len(folder.training_facts) == 3
     describe(tmp_path, labels=labels, regions_class_order=[1])
     assert "`regions_class_order`" in refusal(tmp_path)
 

@@ -23,7 +23,7 @@ from places import SHARED
 from monai_iou.bundle_files import BUNDLE_NAME, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.planning.plan import load_plan
+from monai_iou.planning.stored import load_plan
 
 # The warnings are other packages' own.
 pytestmark = pytest.mark.filterwarnings("default")

@@ -15,7 +15,8 @@ from monai.transforms import create_rotate, create_shear
 
 from monai_iou.datasets.cases import CaseFacts, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder
-from monai_iou.planning.plan import load_plan, make_plan, network_size
+from monai_iou.planning.plan import make_plan, network_size
+from monai_iou.planning.stored import load_plan
 from monai_iou.transforms import NormalizeModalitiesd
 
 

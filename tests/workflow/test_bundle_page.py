@@ -8,7 +8,7 @@ import re
 from places import DOCS
 
 from monai_iou.bundle_files import bundle_path
-from monai_iou.planning import plan
+from monai_iou.planning import intensity, levels, plan
 
 PAGE = (DOCS / "bundle.md").read_text(encoding="utf-8")
 SHIPPED = [
@@ -60,8 +60,8 @@ def test_other_defaults_of_evaluation_and_inference_are_named() -> None:
 def test_the_rules_have_the_numbers_of_the_code() -> None:
     page = re.sub(r"\s+", " ", PAGE)
     words = {4: "four"}
-    assert f"halved as long as {plan.MIN_BOTTLENECK} voxels remain, at most {words[plan.MAX_LEVELS]} times" in page
-    lower, upper = plan.CT_PERCENTILES
+    assert f"halved as long as {levels.MIN_BOTTLENECK} voxels remain, at most {words[levels.MAX_LEVELS]} times" in page
+    lower, upper = intensity.CT_PERCENTILES
     assert f"the {lower}th and {upper}th percentiles" in page
     assert f"differ by a factor of {plan.ANISOTROPIC:g} or more" in page
-    assert f"up to {plan.MAX_CHANNELS} |" in page
+    assert f"up to {levels.MAX_CHANNELS} |" in page

@@ -124,7 +124,8 @@ def test_values_of_a_plan_that_no_training_stores(tmp_path: Path) -> None:
     import json
     from dataclasses import asdict
 
-    from monai_iou.planning.plan import load_plan, make_plan
+    from monai_iou.planning.plan import make_plan
+    from monai_iou.planning.stored import load_plan
 
     plan: dict[str, Any] = asdict(make_plan(None, [], [16, 16, 16]))
     path = tmp_path / "model.json"

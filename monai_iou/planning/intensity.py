@@ -1,0 +1,43 @@
+"""How a channel is normalised: CT by one window for all images, other modalities each by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["intensity_rule", "is_ct"]
+
+CT_PERCENTILES = (0.5, 99.5)
+# Cone-beam, non-contrast, contrast-enhanced, low-dose, high-resolution, multi-detector, photon-counting and others, and
+# what datasets put behind: angiography, perfusion, resampled.
+CT_PREFIXES = ("CB", "NC", "NE", "NEC", "CE", "LD", "ULD", "ND", "SD", "FD", "HR", "MD", "MS", "DE", "DS", "PC", "Q")
+CT_SUFFIXES = ("A", "AP", "C", "HU", "P", "RES", "SCAN", "SCANS", "V", "IMAGE", "IMAGES", "ANGIO", "ANGIOGRAPHY")
+
+
+def is_ct(modality: str) -> bool:
+    """Whether a channel's name is one of CT: `CT`, `CTA`, `NCCT`, `CECT`, `CTres`, `CT angiography`, and the like.
+
+    Example:
+        >>> [is_ct(name) for name in ("CT", "NCCT", "LDCT", "computed tomography", "SPECT", "OCT", "T1", "ct_1mm")]
+        [True, True, True, True, False, False, False, True]
+    """
+    name = modality.upper()
+    if re.search(r"EMISSION|COHERENCE", name):  # SPECT and OCT in full
+        return False
+    word = rf"(?<![A-Z])(?:{'|'.join(CT_PREFIXES)})?CT(?:{'|'.join(CT_SUFFIXES)})?(?![A-Z])"
+    return re.search(rf"{word}|COMPUT[A-Z]*[\W_]*(?:AXIAL[\W_]*)?TOMOGRA", name) is not None
+
+
+def intensity_rule(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return how a channel is normalised, see `Plan.intensity`, from intensities inside the foreground."""
+    values = np.concatenate(samples) if samples else np.zeros(0)
+    # CT numbers mean the same in every image, so one window serves them all; other modalities have no common scale.
+    if not is_ct(modality) or values.size < 2:
+        return {"kind": "zscore"}
+    lower, upper = np.percentile(values, CT_PERCENTILES)
+    clipped = np.clip(values, lower, upper).astype(np.float64)
+    std = max(float(clipped.std()), 1e-3)
+    return {"kind": "ct", "lower": float(lower), "upper": float(upper), "mean": float(clipped.mean()), "std": std}

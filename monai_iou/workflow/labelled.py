@@ -1,0 +1,106 @@
+"""Cases in which only some classes were annotated: their key `labelled`, from the items to the loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monai_iou.datasets.cases import Case, DatasetError
+from monai_iou.datasets.folder import SegmentationFolder, is_dataset
+from monai_iou.datasets.scheme import LabelScheme
+from monai_iou.workflow.settings import exit_with_message
+
+__all__ = ["LABELLED", "BatchPreparation", "PartlyLabelledLoss", "case_items", "draws_raters", "labelled_classes"]
+
+LABELLED = "labelled"
+
+
+def case_items(cases: Sequence[Case], folder: SegmentationFolder) -> list[dict[str, Any]]:
+    """Return the items of cases; with `labelled`, (C,) bool, if the folder has cases that lack classes."""
+    if not folder.is_partly_labelled:
+        return [case.as_item() for case in cases]
+    return [{**case.as_item(), LABELLED: np.array(labelled_classes(case, folder.scheme))} for case in cases]
+
+
+def draws_raters(cases: Any) -> bool:
+    """Return whether each crop is of one rater's label instead of the mean of all, for a `BundleCases`."""
+    return cases.raters == "draw" and is_dataset(cases.dataset_dir) and bool(cases.folder.has_raters)
+
+
+def labelled_classes(case: Case, scheme: LabelScheme) -> list[bool]:
+    """Return which of the network's classes were annotated in a case, the background first.
+
+    Classes that exclude each other keep the background, of which those that were not annotated become a part. Among
+    regions, the map of the background is known where all regions are; with an `ignore` value it stays, because a voxel
+    of no map at all is an ignored one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> scheme = LabelScheme({0: "background", 1: "liver", 2: "spleen"})
+        >>> labelled_classes(Case("c", Path("c.nii"), labelled=(2,)), scheme)
+        [True, False, True]
+    """
+    numbers = range(1, len(scheme.classes) + 1)
+    foreground = [case.labelled is None or number in case.labelled for number in numbers]
+    return [not scheme.regions or scheme.ignore is not None or all(foreground), *foreground]
+
+
+class PartlyLabelledLoss(nn.Module):
+    """A loss that is told by `BatchPreparation` which classes of the next batch's images were annotated.
+
+    MONAI's trainer hands over output and label alone.
+
+    Args:
+        loss: takes (input, target, labelled).
+
+    Raises:
+        DatasetError: the loss has no argument `labelled`.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        if LABELLED not in inspect.signature(loss.forward).parameters:
+            with exit_with_message():
+                message = (
+                    f"Expected a loss that leaves out classes which a case lacks, as `labelled` in dataset.json asks, "
+                    f"but got {type(loss).__name__}: take one of monai_iou, or remove `labelled`."
+                )
+                raise DatasetError(message)
+        self.loss = loss
+        self.labelled: Tensor | None = None
+
+    @property
+    def last_terms(self) -> Mapping[str, Tensor]:
+        """The terms of the loss at its last call."""
+        terms: Mapping[str, Tensor] = getattr(self.loss, "last_terms", {})
+        return terms
+
+    def forward(self, input: Any, target: Tensor) -> Tensor:
+        """Return the loss of the batch whose `labelled` came last."""
+        value: Tensor = self.loss(input, target, self.labelled)
+        return value
+
+
+class BatchPreparation:
+    """MONAI's `default_prepare_batch`, which tells a `PartlyLabelledLoss` what of the batch was annotated.
+
+    Args:
+        loss: of the trainer; any other kind is left alone.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+
+    def __call__(self, batch: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        """Return image and label on the device."""
+        if isinstance(self.loss, PartlyLabelledLoss):
+            labelled = batch.get(LABELLED) if isinstance(batch, Mapping) else None
+            self.loss.labelled = None if labelled is None else torch.as_tensor(labelled).bool()
+        from monai.engines.utils import default_prepare_batch  # imports ignite
+
+        return default_prepare_batch(batch, device, non_blocking, **kwargs)

@@ -1,0 +1,184 @@
+"""The training's target from a label: regions, several raters, soft labels; and the label that scores are taken of.
+
+A label comes as the classes of each rater, (K, *S), see `LabelClassesd`, or as shares of the foreground classes. The
+target is a label map (1, *S) where classes exclude each other and one rater has spoken, else maps of all classes,
+(C, *S), the background first. An ignored voxel is `plan.ignore_index` in a label map; in maps it is 0 in all of them,
+the background included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform, Randomizable
+from torch import Tensor
+
+from monai_iou.planning.plan import Plan
+
+__all__ = ["DrawnRaterd", "LabelTargetsd", "ScoredLabelsd", "has_maps"]
+
+
+def has_maps(plan: Plan) -> bool:
+    """Return whether the target is maps of all classes instead of a label map."""
+    return plan.soft or not plan.exclusive
+
+
+class LabelTargetsd(MapTransform):
+    """Turn a label into the training's target; of several raters' labels into their mean.
+
+    The mean is over the raters that do not ignore a voxel.
+
+    Args:
+        keys: labels, see the module.
+        plan: what the labels are.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Example:
+        >>> from monai_iou.planning.plan import Plan
+        >>> regions = {"whole": (1, 2), "core": (2,)}
+        >>> plan = Plan((), {0: "background", 1: "oedema", 2: "core"}, (), (), (), (), (), regions=regions)
+        >>> LabelTargetsd("label", plan)({"label": torch.tensor([[0, 1, 2]])})["label"].tolist()
+        [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
+    """
+
+    def __init__(self, keys: KeysCollection, plan: Plan, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.plan = plan
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with targets in place of labels."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = _like(items[key], self.target(_plain(items[key])))
+        return items
+
+    def target(self, label: Tensor) -> Tensor:
+        """Return the target of a label (K, *S), or of shares (F, *S)."""
+        plan = self.plan
+        if plan.soft_labels:
+            return _with_background(label.to(torch.float32).clamp(0, 1), plan)
+        if not has_maps(plan):
+            return label[:1]
+        maps = [_class_maps(label[rater], plan) for rater in range(len(label))]
+        if not plan.soft:
+            return maps[0]
+        total = torch.stack(maps).sum(0, dtype=torch.float32)
+        speakers = torch.stack([each.any(0) for each in maps]).sum(0)
+        return total / speakers.clamp_min(1)
+
+
+class DrawnRaterd(Randomizable, MapTransform):
+    """Draw one of several raters' labels, each with the same chance, and make the target of it.
+
+    Args:
+        keys: labels, see the module; all get the same rater.
+        plan: what the labels are.
+        allow_missing_keys: do not fail where a key is absent.
+    """
+
+    def __init__(self, keys: KeysCollection, plan: Plan, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.targets = LabelTargetsd(keys, plan, allow_missing_keys)
+        self.rater = 0
+
+    def randomize(self, data: int) -> None:
+        """Draw one of so many raters."""
+        self.rater = int(self.R.randint(data))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with the target of one rater."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            self.randomize(len(items[key]))
+            items[key] = items[key][self.rater : self.rater + 1]
+        return self.targets(items)
+
+
+class ScoredLabelsd(MapTransform):
+    """Prepare predictions and labels for any metric: hard, without ignored voxels, NaN where nobody annotated.
+
+    Soft labels become those of the largest share, or of regions of a share of at least one half. Ignored voxels become
+    background in both, so that they count neither way for any foreground class. A class that was not annotated in a
+    case gets a map of NaN, which the metrics leave out.
+
+    Args:
+        keys: predictions and the label, hard predictions first.
+        plan: what the labels are.
+        labelled_key: (C,) bool of the item, which classes were annotated; all where it is absent.
+
+    Example:
+        >>> from monai_iou.planning.plan import Plan
+        >>> plan = Plan((), {0: "background", 1: "lesion"}, (), (), (), (), (), ignore=255)
+        >>> item = {"pred": torch.tensor([[1, 1, 1]]), "label": torch.tensor([[0, 1, 2]])}
+        >>> scored = ScoredLabelsd(["pred", "label"], plan)(item)
+        >>> scored["pred"].tolist(), scored["label"].tolist()
+        ([[1, 1, 0]], [[0, 1, 0]])
+    """
+
+    def __init__(self, keys: KeysCollection, plan: Plan, labelled_key: str = "labelled") -> None:
+        super().__init__(keys)
+        self.plan, self.labelled_key = plan, labelled_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with what the metrics take."""
+        items = dict(data)
+        *predictions, key = self.keys
+        label = _plain(items[key])
+        ignored = _ignored(label, self.plan)
+        label = self._hard(label)
+        if ignored is not None:
+            label = torch.where(ignored, 0, label)
+            for name in predictions:
+                items[name] = _like(items[name], torch.where(ignored.to(items[name].device), 0, _plain(items[name])))
+        items[key] = _like(items[key], self._annotated(label, items.get(self.labelled_key)))
+        return items
+
+    def _hard(self, label: Tensor) -> Tensor:
+        if len(label) == 1:
+            return label
+        return label.argmax(0, keepdim=True) if self.plan.exclusive else (label >= 0.5).to(torch.uint8)
+
+    def _annotated(self, label: Tensor, labelled: Any) -> Tensor:
+        known = torch.ones(0) if labelled is None else torch.as_tensor(np.asarray(labelled)).bool().flatten()
+        if bool(known.all()):
+            return label
+        classes = torch.arange(self.plan.out_channels, device=label.device)
+        maps = label if len(label) > 1 else label == classes.view(-1, *[1] * (label.ndim - 1))
+        where = known.to(label.device).view(-1, *[1] * (label.ndim - 1))
+        return torch.where(where, maps.to(torch.float32), torch.nan)
+
+
+def _class_maps(classes: Tensor, plan: Plan) -> Tensor:
+    """Return the maps (C, *S) of one rater's classes (*S), 0 where the voxel is ignored."""
+    ignored = classes == len(plan.labels)
+    if plan.exclusive:
+        return torch.stack([classes == number for number in plan.classes]).to(torch.uint8)
+    numbers = {value: number for number, value in enumerate(plan.labels)}
+    inside = [torch.as_tensor([numbers[value] for value in values]) for values in plan.regions.values()]
+    regions = torch.stack([torch.isin(classes, each.to(classes)) for each in inside])
+    return torch.cat([~(regions.any(0) | ignored)[None], regions]).to(torch.uint8)
+
+
+def _with_background(shares: Tensor, plan: Plan) -> Tensor:
+    """Return shares of all classes; the background has what the others leave, or of regions what the largest leaves."""
+    taken = shares.sum(0, keepdim=True).clamp(0, 1) if plan.exclusive else shares.amax(0, keepdim=True)
+    return torch.cat([1 - taken, shares])
+
+
+def _ignored(label: Tensor, plan: Plan) -> Tensor | None:
+    if plan.ignore_index is None:
+        return None
+    return label == plan.ignore_index if len(label) == 1 else (label == 0).all(0, keepdim=True)
+
+
+def _plain(values: Any) -> Tensor:
+    return torch.as_tensor(values).as_subclass(Tensor)
+
+
+def _like(old: Any, new: Tensor) -> Tensor:
+    return MetaTensor(new, meta=old.meta) if isinstance(old, MetaTensor) else new

@@ -1,0 +1,60 @@
+"""What the dataset.json of the references says of labels reaches an evaluation that names none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request
+
+SHAPE = (6, 7, 8)
+REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
+
+
+def folders(root: Path, **content: Any) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    reference, prediction = rng.choice([0, 1, 2, 9], size=SHAPE), rng.choice([0, 1, 2], size=SHAPE)
+    for name, array in (("labelsTr", reference), ("predictions", prediction)):
+        (root / name).mkdir()
+        nib.save(nib.Nifti1Image(array.astype(np.uint8), np.eye(4)), root / name / "a.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(content))
+    return reference, prediction
+
+
+def scores(root: Path, **options: Any) -> dict[str, float]:
+    request = Request(root / "predictions", root / "labelsTr", root / "out", **options)
+    return {row["label"]: row["iou"] for row in evaluate_folders(request).rows}
+
+
+def expected(reference: np.ndarray, prediction: np.ndarray, values: list[int], ignore: int | None = 9) -> float:
+    counts = reference != ignore
+    a, b = np.isin(prediction, values) & counts, np.isin(reference, values) & counts
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_regions_are_scored_without_the_ignored_voxels(tmp_path: Path) -> None:
+    maps = folders(tmp_path, labels={**REGIONS, "ignore": 9}, regions_class_order=[1, 2])
+    found = scores(tmp_path)
+    assert found == {
+        "whole": pytest.approx(expected(*maps, [1, 2])),
+        "core": pytest.approx(expected(*maps, [2])),
+    }
+
+
+def test_options_come_first(tmp_path: Path) -> None:
+    maps = folders(tmp_path, labels={**REGIONS, "ignore": 9}, regions_class_order=[1, 2])
+    assert scores(tmp_path, labels=(2,)) == {"2": pytest.approx(expected(*maps, [2]))}
+    named = scores(tmp_path, labels=(1, 9))
+    assert named == {"1": pytest.approx(expected(*maps, [1], None)), "9": 0}
+
+
+@pytest.mark.parametrize("content", [{}, {"labels": {"background": 0, "a": [1, 2]}}, {"labels": "lesion"}])
+def test_a_description_that_says_nothing_usable_changes_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    maps = folders(tmp_path, **content)
+    assert scores(tmp_path)["1"] == pytest.approx(expected(*maps, [1], None))

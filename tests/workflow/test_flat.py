@@ -1,0 +1,86 @@
+"""Two dimensions: volumes of one slice, planned and given to 2D networks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from monai_iou.datasets.cases import CaseFacts
+from monai_iou.planning.plan import Plan, make_plan
+from monai_iou.workflow.flat import SliceNetwork
+from monai_iou.workflow.variants import NETWORKS, build_network
+
+
+def facts(*shapes: tuple[int, int, int], spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> list[CaseFacts]:
+    return [CaseFacts(shape, spacing, np.zeros((1, 0))) for shape in shapes]
+
+
+def planned(*shapes: tuple[int, int, int], patch: Any = (32, 32, 32), **options: Any) -> Plan:
+    return make_plan(None, facts(*shapes, **options.pop("facts", {})), list(patch), base_channels=4, **options)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_slices_of_one_voxel_are_planned_in_two_dimensions(axis: int) -> None:
+    shape: Any = tuple(1 if each == axis else 48 for each in range(3))
+    plan = planned(shape, shape)
+    assert (plan.spatial_dims, plan.flat_axis) == (2, axis)
+    assert plan.patch_size == tuple(1 if each == axis else 32 for each in range(3))
+    assert all(stride[axis] == 1 and max(stride) == 2 for stride in plan.strides)
+    assert [angle > 0 for angle in plan.rotations(0.5)] == [each == axis for each in range(3)]
+    assert planned(shape, patch=(32, 32)) == planned(shape)
+
+
+def test_volumes_are_planned_in_three_unless_the_key_says_two() -> None:
+    assert planned((48, 48, 1), (48, 48, 20)).spatial_dims == 3
+    thick = planned((48, 48, 20), spatial_dims=2, facts={"spacing": (1.0, 5.0, 1.0)})
+    assert (thick.flat_axis, thick.patch_size) == (1, (32, 1, 20 if thick.patch_size[2] == 20 else 24))
+    assert planned((48, 48, 20), spatial_dims=2).flat_axis == 2
+    padded = planned((48, 48, 1), spatial_dims=3)
+    assert (padded.flat_axis, padded.patch_size) == (None, (32, 32, 5))
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_slice_is_what_the_2d_network_gives(axis: int) -> None:
+    flat = nn.Conv2d(1, 3, 3, padding=1)
+    image = torch.randn(2, 1, 6, 7)
+    expected = flat(image)
+    volume = image.unsqueeze(2 + axis)
+    torch.testing.assert_close(SliceNetwork(flat, axis)(volume).squeeze(2 + axis), expected)
+
+
+class _Several(nn.Module):
+    def forward(self, image: torch.Tensor) -> Any:
+        return [image, (image, torch.stack([image, image], 1))]
+
+
+def test_every_output_gets_its_axis_back() -> None:
+    first, (second, stacked) = SliceNetwork(_Several(), 1)(torch.zeros(1, 2, 6, 1, 7))
+    assert first.shape == second.shape == (1, 2, 6, 1, 7)
+    assert stacked.shape == (1, 2, 2, 6, 1, 7)
+
+
+def test_more_than_a_slice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one slice along axis 2, but got \(1, 1, 6, 7, 2\)") as caught:
+        SliceNetwork(nn.Conv2d(1, 1, 1), 2)(torch.zeros(1, 1, 6, 7, 2))
+    assert re.fullmatch(r"Expected .+, but .+: .+\.", str(caught.value))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("deep", [False, True])
+def test_every_network_has_two_dimensions(name: str, deep: bool) -> None:
+    if deep and name == "unet":
+        return
+    plan = planned((48, 48, 1), full_resolution=True)
+    network = build_network(plan, name, deep_supervision=deep)
+    assert isinstance(network, SliceNetwork)
+    assert not any(isinstance(part, nn.Conv3d) for part in network.modules())
+    image = torch.randn(2, 1, *plan.patch_size)
+    outputs = network.train()(image)
+    finest = outputs[0] if isinstance(outputs, (list, tuple)) else outputs[:, 0] if outputs.ndim == 6 else outputs
+    assert finest.shape == (2, 2, *plan.patch_size)
+    assert network.eval()(image).shape == (2, 2, *plan.patch_size)
