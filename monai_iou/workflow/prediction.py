@@ -13,7 +13,7 @@ from typing import Any
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.files import OutputError, check_outputs, prepare
-from monai_iou.planning.plan import load_plan
+from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.images import find_images, image_cases
 from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.running import run_configs
