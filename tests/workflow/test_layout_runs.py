@@ -84,7 +84,8 @@ def test_every_layout_ends_in_masks_and_scores(layout: str, tmp_path: Path) -> N
     plan = json.loads((bundle / "models" / "model.json").read_text())
     assert len(masks) == (TESTING if read_folder(data).evaluation else 3)
     check_masks(masks, plan)
-    header, *rows = (bundle / "scores" / "val_mean_iou_raw.csv").read_text().splitlines()
+    (table,) = (bundle / "scores").glob("*_mean_iou_raw.csv")
+    header, *rows = table.read_text().splitlines()
     names = [name for name, _ in read_folder(data).scheme.classes]
     assert header.split(",")[1:] == [*names, "mean"]
     assert all(0 <= float(cell) <= 1 or math.isnan(float(cell)) for row in rows for cell in row.split(",")[1:])
