@@ -51,6 +51,7 @@ class Plan:
         mean_of_raters: whether the training's target is the mean of several raters' labels.
         partly_labelled: whether a class was not annotated in some case.
         spatial_dims: 3, or 2 for patches of one slice, which the network takes for images.
+        network: values of the bundle's keys `network`, `deep_supervision` and `attention`; {} until they are known.
     """
 
     modalities: tuple[str, ...]
@@ -69,6 +70,7 @@ class Plan:
     mean_of_raters: bool = False
     partly_labelled: bool = False
     spatial_dims: int = 3
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def flat_axis(self) -> int | None:

@@ -37,6 +37,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
             trained_images=tuple(content.get("trained_images", ())),
             regions={name: tuple(values) for name, values in content.get("regions", {}).items()},
             regions_order=tuple(content.get("regions_order", ())),
+            network=dict(content.get("network", {})),
             **{name: content[name] for name in LATER if name in content},
         )
         _check_values(plan)
@@ -59,6 +60,7 @@ def _check_values(plan: Plan) -> None:
         "labels": len(plan.labels) > 1 and next(iter(plan.labels)) == 0,
         "spatial_dims": plan.spatial_dims == 3 or (plan.spatial_dims == 2 and 1 in plan.patch_size),
         "regions_order": len(plan.regions_order) == len(plan.regions),
+        "network": [type(value) for value in plan.network.values()] in ([], [str, bool, bool]),
     }
     for name, right in usable.items():
         if not right:

@@ -30,7 +30,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SAME_IN_ALL = ("modalities", "labels", "regions", "pixdim", "patch_size")
+SAME_IN_ALL = ("modalities", "labels", "regions", "pixdim", "patch_size", "network")
 
 
 def model_files(models: object, ckpt_dir: str) -> list[str]:

@@ -15,7 +15,7 @@ from monai_iou.volumes.reading import volume_files
 
 __all__ = ["check_held_out", "check_unseen", "data_record", "differences", "image_identity", "seen_cases"]
 
-PLANNED = ("modalities", "labels", "regions", "ignore", "pixdim", "patch_size", "channels", "strides")
+PLANNED = ("modalities", "labels", "regions", "ignore", "pixdim", "patch_size", "channels", "strides", "network")
 
 
 def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan) -> dict[str, Any]:

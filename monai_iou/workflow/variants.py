@@ -18,31 +18,30 @@ from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.multi_scale import MultiScaleLoss, needs_hard_labels
 from monai_iou.networks import AttentionMapUnet
 from monai_iou.planning.plan import Plan
+from monai_iou.workflow.architecture import NETWORKS, switch, with_network
 from monai_iou.workflow.flat import SliceNetwork
 from monai_iou.workflow.labelled import PartlyLabelledLoss
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["NETWORKS", "build_loss", "build_network"]
 
-NETWORKS = ("unet", "segresnet", "dynunet", "attention_unet")
 SCALES = 3  # outputs with deep supervision: coarser ones hold too few voxels of a small lesion
 
 
 def build_network(
     plan: Plan,
     network: str | None = None,
-    deep_supervision: bool | str = False,
-    attention: bool | str = False,
+    deep_supervision: bool | str | None = None,
+    attention: bool | str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Return the network of a plan.
 
     Args:
         plan: its channels, strides and patch.
-        network: one of `NETWORKS`; None for attention_unet with `attention`, else segresnet with `deep_supervision`,
-            else unet.
-        deep_supervision: whether the network returns outputs at several scales in training; not of unet.
-        attention: whether it returns its attention maps in training; of attention_unet only.
+        network: see `with_network`.
+        deep_supervision: see `with_network`.
+        attention: see `with_network`.
         options: further arguments of MONAI's network, in the place of those that follow from the plan.
 
     Raises:
@@ -56,10 +55,7 @@ def build_network(
         >>> [tuple(output.shape) for output in network(torch.zeros(1, 1, 32, 32, 32))]
         [(1, 2, 32, 32, 32), (1, 2, 16, 16, 16)]
     """
-    deep, maps = is_true(deep_supervision, "deep_supervision"), is_true(attention, "attention")
-    name = optional(network) or ("attention_unet" if maps else "segresnet" if deep else "unet")
-    with exit_with_message():
-        _check_network(name, deep, maps)
+    name, deep, maps = with_network(plan, network, deep_supervision, attention).network.values()
     built = _built(name, plan, deep, maps, options)
     return built if plan.flat_axis is None else SliceNetwork(built, plan.flat_axis)
 
@@ -98,24 +94,6 @@ def _in_plane(sides: Sequence[int], plan: Plan) -> tuple[int, ...]:
     return tuple(side for axis, side in enumerate(sides) if axis != plan.flat_axis)
 
 
-def _check_network(name: str, deep: bool, maps: bool) -> None:
-    if name not in NETWORKS:
-        message = f"Expected `network` to be one of {', '.join(NETWORKS)}, but got {name!r}: choose one of these."
-        raise ValueError(message)
-    if maps and name != "attention_unet":
-        message = (
-            f"Expected `network` to be attention_unet with --attention true, but got {name!r}, which has no attention "
-            "maps to supervise: leave --network out."
-        )
-        raise ValueError(message)
-    if deep and name == "unet":
-        message = (
-            "Expected `network` to be segresnet, dynunet or attention_unet with --deep_supervision true, but got "
-            "'unet', which has one output: leave --network out for segresnet."
-        )
-        raise ValueError(message)
-
-
 def _segresnet_options(plan: Plan, deep: bool) -> dict[str, Any]:
     powers = [(side & -side).bit_length() - 1 for side in _in_plane(plan.patch_size, plan)]
     halvings = min(sum(max(stride) > 1 for stride in plan.strides), *powers)
@@ -131,8 +109,8 @@ def build_loss(
     loss: nn.Module,
     plan: Plan,
     instance: bool | str = False,
-    deep_supervision: bool | str = False,
-    attention: bool | str = False,
+    deep_supervision: bool | str | None = False,
+    attention: bool | str | None = False,
     downsample: str | None = None,
     regions: str = "voronoi",
     context_mm: float = 5.0,
@@ -175,11 +153,11 @@ def build_loss(
             global_loss=loss,
             spacing=tuple(plan.pixdim),
         )
-    if is_true(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
+    if switch(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
         how = optional(downsample) or ("max" if needs_hard_labels(loss) else "area")
         with exit_with_message():
             loss = MultiScaleLoss(loss, downsample=how)
-    if is_true(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
+    if switch(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
         maps = ContextAttentionLoss(
             context_mm, tuple(plan.pixdim), ignore_index=plan.ignore_index, batch=True, sync_batch=True
         )

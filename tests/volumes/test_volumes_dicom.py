@@ -87,7 +87,8 @@ def test_pixels_that_are_not_there_are_not_taken_from_memory(tmp_path: Path) -> 
     whole = write_elements(tmp_path / "cut.dcm", first_slice())
     whole.write_bytes(whole.read_bytes()[:-6])
     refused(
-        whole, "be a readable volume, but got the error 'Unable to determine ImageIO reader': copy or write it again."
+        whole,
+        "be a readable volume, but got the error 'Unable to determine ImageIO reader': copy or write the file again.",
     )
     thumbnail = {(0x0088, 0x0200): ("SQ", [{pixels: ("OW", bytes(4))}])}
     read = read_volume(write_elements(tmp_path / "icon.dcm", {**first_slice(), **thumbnail}))
