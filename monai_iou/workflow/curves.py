@@ -56,4 +56,4 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.uint8]:
 
 def _short(name: str, starts: Sequence[str]) -> str:
     rest = next(name.removeprefix(start) for start in starts if name.startswith(start)).strip("_ ")
-    return rest or "mean"
+    return rest or {"train_loss": "loss"}.get(name, "mean")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from monai_iou.files import read_csv, write_csv, write_json
+from monai_iou.files import prepare, read_csv, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.keys import calling_workflow
@@ -41,6 +41,8 @@ def open_run_folder(folder: str) -> None:
     Args:
         folder: of the run.
     """
+    if (Path(folder) / "pictures").is_dir():
+        prepare(Path(folder) / "pictures", "output_dir")  # removes what a killed run left
     logger = logging.getLogger("monai_iou")
     while _log:
         handler = _log.pop()
@@ -66,7 +68,7 @@ class RunFolderHandler:
 
     The pictures show the first cases of the validation data with the contours of prediction and reference, in
     `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach it after the
-    `ValidationHandler` and the handler that resumes.
+    `ValidationHandler` and before the `CheckpointHandler`: an epoch that is to be done again gets its row again.
 
     Args:
         folder: of the run.
@@ -167,8 +169,7 @@ class RunFolderHandler:
                     image.float().numpy(), prediction.round().long().numpy(), label.round().long().numpy(),
                     spacing=self.spacing, title=f"{case}, epoch {engine.state.epoch}",
                 )  # fmt: skip
-                place = self.folder / "pictures" / f"{self.cases.index(case)}.png"
-                save_png(picture, place)
+                save_png(picture, self.folder / "pictures" / picture_name(case))
                 self._to_tensorboard(picture, str(case), engine.state.epoch)
 
     def _to_tensorboard(self, picture: np.ndarray, case: str, epoch: int) -> None:
@@ -179,7 +180,16 @@ class RunFolderHandler:
 
     def _completed(self, engine: Trainer) -> None:
         if self.pictures:
-            write_summary(self.folder, {name: f"{i}.png" for i, name in enumerate(self.cases)})
+            write_summary(self.folder, {case: picture_name(case) for case in self.cases})
+
+
+def picture_name(case: str) -> str:
+    """Return the file of a case's picture; a case's name may have folders in it.
+
+    >>> picture_name("p1/image")
+    'p1_image.png'
+    """
+    return f"{case.replace('/', '_')}.png"
 
 
 def _mean(column: np.ndarray) -> float:

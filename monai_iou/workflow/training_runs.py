@@ -175,7 +175,9 @@ class TrainingRun:
         Returns:
             The scores over all held-out cases, None if some are still to be trained elsewhere or none is held out.
         """
-        with folder_lock(self.folder if len(self.trainings) != 1 else self.trainings[0].folder, "training"):
+        held = self.folder if len(self.trainings) != 1 else self.trainings[0].folder  # folds may be jobs side by side
+        held.mkdir(parents=True, exist_ok=True)
+        with folder_lock(held, "training"):
             for number, training in enumerate(self.trainings, start=1):
                 if training.is_done("predicted"):
                     tell(f"Done before: {training.folder}")
@@ -206,9 +208,8 @@ class TrainingRun:
         states = [RunState.read(path) for path in (self.fold_folders or [self.folder])]
         missing = [number for number, state in enumerate(states) if state is None or "predicted" not in state.done]
         if missing and self.folds:
-            tell(
-                f"The scores over all cases follow when all folds are trained: {', '.join(map(str, missing))} missing."
-            )
+            numbers = ", ".join(map(str, missing))
+            tell(f"Not scored yet: the report follows when fold {numbers} is trained as well.")
             return None
         items = [item for state in states if state is not None for item in state.facts["held_out"]]
         if not items:

@@ -50,7 +50,8 @@ def test_pictures_of_the_same_case_and_curves(run: Path) -> None:
     from matplotlib.image import imread
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert [path.name for path in (run / "pictures").iterdir()] == ["0.png"]
+    (picture,) = (run / "pictures").iterdir()
+    assert re.fullmatch(r"phantom_\d\d\.png", picture.name)
     assert imread(run / "progress.png").shape[2] >= 3
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()

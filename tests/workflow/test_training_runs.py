@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -73,6 +74,22 @@ def test_a_cross_validation_with_one_fold_to_go_goes_on(tmp_path: Path) -> None:
     first, _, _ = run_of(tmp_path, folds=3).trainings
     make_started(first, *STAGES)
     run_of(tmp_path, folds=3).check(resume=False, overwrite=False)
+
+
+def test_folds_may_be_jobs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    monkeypatch.setattr(Training, "train", lambda self: make_started(self, "trained"))
+    monkeypatch.setattr(Training, "predict", lambda self, masks: self.state.finish("predicted"))
+    whole = run_of(tmp_path, folds=3)
+    told: list[str] = []
+    for training in whole.trainings[:2]:
+        job = TrainingRun(tmp_path, Path("d"), (training,), 3)
+        job.check(resume=False, overwrite=False)
+        assert job.run(told.append, lambda _: None) is None
+    assert told[-1] == "Not scored yet: the report follows when fold 2 is trained as well."
+    assert json.loads((tmp_path / "configs" / "ensemble.json").read_text())["models"] == [
+        f"$@bundle_root + '/fold{fold}/models'" for fold in (0, 1)
+    ]
 
 
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
