@@ -11,7 +11,7 @@ from monai_iou import files as out
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
-from monai_iou.evaluation.groups import patients_of, with_dataset_labels
+from monai_iou.evaluation.groups import patients_of, with_dataset_labels, without_unlabelled
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Progress, Request, RequestError, check_request
@@ -105,6 +105,7 @@ def _evaluate(run: Runner, request: Request, pairs: Sequence[Pair], progress: Ca
         records = {}
     allowed = known | {value for structure in structures for value in structure.values}
     records.update(_refuse_unnamed(run, settings, pairs, records, allowed))
+    records = without_unlabelled(records, request.references)
     failures |= {case: record["problem"] for case, record in records.items() if record["problem"]}
     ordered = [records[pair.case] for pair in pairs if pair.case in records]
     return Evaluation(

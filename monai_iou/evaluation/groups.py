@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monai_iou.datasets.description import read_label_scheme
+from monai_iou.datasets.description import read_label_scheme, read_labelled
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import read_csv
+from monai_iou.volumes.names import case_name
 
 
 def patients_of(cases: Sequence[str], references: Path, file: Path | None) -> dict[str, str]:
@@ -65,6 +66,45 @@ def with_dataset_labels(request: Request) -> Request:
     ignore = scheme.ignore if request.ignore is None and scheme.ignore not in named else request.ignore
     regions = request.regions if named else scheme.regions
     return replace(request, ignore=ignore, regions=regions)
+
+
+def without_unlabelled(records: Mapping[str, dict[str, Any]], references: Path) -> dict[str, dict[str, Any]]:
+    """The records without the scores of classes that the dataset.json of the references says were not annotated.
+
+    What is predicted of such a class in such a case is neither right nor wrong.
+    """
+    lacking = _lacking(_dataset(references), references)
+    return {
+        case: record
+        if case not in lacking
+        else {
+            **record,
+            **{key: [row for row in record[key] if row["label"] not in lacking[case]] for key in ("rows", "lesions")},
+        }
+        for case, record in records.items()
+    }
+
+
+def _lacking(content: Mapping[str, Any], references: Path) -> dict[str, set[str]]:
+    """Name of a case -> names of the structures that were not annotated in it."""
+    whole = content.get("labelled")
+    named = dict(whole) if isinstance(whole, dict) else {}
+    for key in ("training", "validation", "test_labelled"):
+        for entry in content.get(key) or []:
+            if isinstance(entry, dict) and "labelled" in entry and isinstance(entry.get("label"), str):
+                named[case_name(Path(entry["label"]))] = entry["labelled"]
+    found = {}
+    try:
+        scheme = read_label_scheme(content, references) if named else None
+        for case, classes in named.items() if scheme else ():
+            labelled = read_labelled(classes, scheme, case)
+            others = enumerate(scheme.classes, start=1) if labelled is not None else ()
+            found[case] = {
+                name if scheme.regions else str(values[0]) for n, (name, values) in others if n not in labelled
+            }
+    except ValueError:  # an extra, as the rest of the file
+        return {}
+    return found
 
 
 def _dataset(references: Path) -> dict[str, Any]:

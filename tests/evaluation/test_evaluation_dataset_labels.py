@@ -58,3 +58,20 @@ def test_options_come_first(tmp_path: Path) -> None:
 def test_a_description_that_says_nothing_usable_changes_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
     maps = folders(tmp_path, **content)
     assert scores(tmp_path)["1"] == pytest.approx(expected(*maps, [1], None))
+
+
+@pytest.mark.parametrize(
+    "labelled",
+    [
+        {"labelled": {"a": [1]}},
+        {"training": [{"image": "i.nii.gz", "label": "labelsTr/a.nii.gz", "labelled": ["one"]}]},
+    ],
+)
+def test_a_class_that_a_case_lacks_is_not_scored_there(tmp_path: Path, labelled: dict[str, Any]) -> None:
+    maps = folders(tmp_path, labels={"0": "background", "1": "one", "2": "two", "9": "ignore"}, **labelled)
+    found = scores(tmp_path)
+    assert found["1"] == pytest.approx(expected(*maps, [1]))
+    assert np.isnan(found["2"])
+    again = scores(tmp_path)
+    assert again["1"] == found["1"], "taken from the finished cases"
+    assert np.isnan(again["2"])

@@ -118,6 +118,5 @@ def test_one_rater_is_drawn_for_each_crop(tmp_path: Path) -> None:
 
 
 def test_an_unknown_way_of_raters_is_refused() -> None:
-
     with pytest.raises(ValueError, match=r"Expected `raters` to be mean or draw, but got 'median': leave --raters out"):
         Settings(raters="median")
