@@ -93,18 +93,18 @@ def _lacking(content: Mapping[str, Any], references: Path) -> dict[str, set[str]
         for entry in content.get(key) or []:
             if isinstance(entry, dict) and "labelled" in entry and isinstance(entry.get("label"), str):
                 named[case_name(Path(entry["label"]))] = entry["labelled"]
-    found = {}
     try:
         scheme = read_label_scheme(content, references) if named else None
-        for case, classes in named.items() if scheme else ():
-            labelled = read_labelled(classes, scheme, case)
-            others = enumerate(scheme.classes, start=1) if labelled is not None else ()
-            found[case] = {
-                name if scheme.regions else str(values[0]) for n, (name, values) in others if n not in labelled
-            }
+        read = {case: read_labelled(classes, scheme, case) for case, classes in named.items()} if scheme else {}
     except ValueError:  # an extra, as the rest of the file
         return {}
-    return found
+    structures = {} if scheme is None else dict(enumerate(scheme.classes, start=1))
+    names = {n: name if scheme and scheme.regions else str(values[0]) for n, (name, values) in structures.items()}
+    return {
+        case: {name for number, name in names.items() if number not in labelled}
+        for case, labelled in read.items()
+        if labelled is not None
+    }
 
 
 def _dataset(references: Path) -> dict[str, Any]:
