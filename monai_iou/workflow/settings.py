@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from numbers import Real
@@ -16,6 +17,7 @@ import torch
 
 from monai_iou.files import OutputError
 from monai_iou.workflow.mask_formats import MASK_ENDINGS
+from monai_iou.workflow.typed import is_bundle_command, misread, typed_text
 
 __all__ = ["Settings", "amp_type", "exit_with_message", "is_true", "optional"]
 
@@ -48,8 +50,7 @@ def exit_with_message() -> Iterator[None]:
     try:
         yield
     except (ValueError, OutputError) as error:
-        specification = getattr(sys.modules.get("__main__"), "__spec__", None)
-        if specification is not None and specification.name.startswith("monai.bundle"):
+        if is_bundle_command():
             sentence = f"monai_iou: {error}"
             raise SystemExit(sentence) from error
         raise
@@ -95,6 +96,7 @@ class Settings(SimpleNamespace):
 
 
 def _resolved(name: str, value: Any) -> Any:
+    _check_typed(name, value)
     if name in SWITCHES:
         return is_true(value, name)
     if name in PATHS:
@@ -115,6 +117,20 @@ def _resolved(name: str, value: Any) -> Any:
             message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
             raise ValueError(message)
     return optional(value)
+
+
+def _check_typed(name: str, value: object) -> None:
+    """Refuse a path of which the command line made another one: `x#y` arrives as x, and 2024_01 as 202401."""
+    typed = typed_text(name, sys.argv) if is_bundle_command() else None
+    is_cut = typed is not None and "#" in typed and not re.search("#|::", str(value))
+    if typed is None or not (is_cut or (name in PATHS and misread(value, typed))):
+        return
+    remedy = "rename the folder, or make a link to it under another name"
+    if not is_cut:
+        remedy = f"write --{name} ./NAME for a folder called by a number or a word such as None"
+    with exit_with_message():
+        message = f"Expected `{name}` to be {typed!r} as it was typed, but the command line read {value!r}: {remedy}."
+        raise ValueError(message)
 
 
 def _mask_format(value: object) -> str:
