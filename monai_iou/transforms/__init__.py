@@ -3,6 +3,7 @@
 from monai_iou.transforms.copying import RandCopyLesionsd
 from monai_iou.transforms.crops import RandCropByLesions
 from monai_iou.transforms.crops_dictionary import LesionIndicesd, RandCropByLesionsd
+from monai_iou.transforms.elastic import RandCoarseElasticd
 from monai_iou.transforms.intensity import NormalizeModalitiesd
 from monai_iou.transforms.regions import ComponentRegionsd
 from monai_iou.transforms.resampling import ResampleSpacingd
@@ -11,6 +12,7 @@ __all__ = [
     "ComponentRegionsd",
     "LesionIndicesd",
     "NormalizeModalitiesd",
+    "RandCoarseElasticd",
     "RandCopyLesionsd",
     "RandCropByLesions",
     "RandCropByLesionsd",

@@ -1,0 +1,150 @@
+"""Everything that a GPU is to show, by one command: `python -m benchmarks.gpu [--device cpu --quick]`.
+
+Runs the tests that need the device, the benchmark of losses and a short training of the bundle, each with a share of
+the time limit, and writes docs/results/gpu-NAME.md. A part that fails or runs out of its time is recorded as that, with
+the end of its output; the others go on. With `--device cpu --quick` the same parts run in their smallest form, to try
+the command where there is no GPU; the report says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import monai
+import torch
+
+from monai_iou import kernel_report
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 9 * 60  # seconds of all parts together
+_TAIL = 4000  # characters of output that are kept
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command and its share of the time limit."""
+
+    title: str
+    command: list[str]
+    share: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended."""
+
+    part: Part
+    status: str
+    seconds: float
+    output: str
+
+
+def parts(device: str, quick: bool, folder: Path) -> list[Part]:
+    """Return the parts of the report."""
+    python = sys.executable
+    tests = ["tests/voxels/test_self_check.py"] if device == "cpu" else ["tests/voxels/test_cuda.py"]
+    tests += [] if device == "cpu" else ["tests/voxels/test_triton.py", "tests/voxels/test_self_check.py"]
+    losses = [python, "-m", "benchmarks.losses", "--device", device, "--output", str(folder / "losses")]
+    losses += ["--size", "2x32", "--dtype", "float32"] if quick else ["--size", "2x128", "--size", "14x96"]
+    losses += ["--only", "Dice", "--only", "IoU"]
+    training = [python, "-m", "benchmarks.training", "--patch", "48", "48", "32", "--output", str(folder / "training")]
+    training += ["--epochs", "2", "--steps", "2"] if quick else []
+    return [
+        Part("Tests", [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 0.4),
+        Part("Losses", losses, 0.35),
+        Part("A short training", training, 0.25),
+    ]
+
+
+def run(part: Part, seconds: float) -> Outcome:
+    """Run a part for at most so many seconds."""
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    try:
+        done = subprocess.run(
+            part.command, cwd=ROOT, env=environment, timeout=seconds, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        status, output = "passed" if done.returncode == 0 else f"failed with code {done.returncode}", done.stdout
+    except subprocess.TimeoutExpired as error:
+        text = error.stdout or b""
+        output = text.decode(errors="replace") if isinstance(text, bytes) else text
+        status = f"stopped after its {seconds:.0f} s"
+    return Outcome(part, status, time.perf_counter() - start, output[-_TAIL:])
+
+
+def report(outcomes: list[Outcome], device: str, name: str, quick: bool) -> str:
+    """Return the report as Markdown."""
+    lines = [f"# {name}", ""]
+    if device == "cpu":
+        lines += ["A trial of the command on a CPU: nothing here was measured on a GPU.", ""]
+    lines += [
+        f"{datetime.datetime.now(datetime.timezone.utc):%d %B %Y}, torch {torch.__version__}, "
+        f"MONAI {monai.__version__}, {torch.get_num_threads()} threads{', smallest sizes' if quick else ''}.",
+        "",
+        "| part | result | seconds |",
+        "| --- | --- | --- |",
+        *(f"| {outcome.part.title} | {outcome.status} | {outcome.seconds:.0f} |" for outcome in outcomes),
+        "",
+        "Kernels before the first loss:",
+        "",
+        *(f"- {where}: {sentence}" for where, sentence in kernel_report().items()),
+    ]
+    for outcome in outcomes:
+        command = " ".join(["python", *outcome.part.command[1:]])
+        lines += ["", f"## {outcome.part.title}", "", f"`{command}`", "", *_shown(outcome.output)]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(output: str) -> list[str]:
+    """Return tables as they are and everything else as a block of code."""
+    rows = [line for line in output.splitlines() if line.startswith("|")]
+    return rows or ["```text", *output.splitlines()[-40:], "```"]
+
+
+def device_name(device: str) -> str:
+    """Return the device's name as a part of a file's name."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"trial-on-cpu-{platform.machine()}"
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+
+
+def main() -> int:
+    """Run the parts and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of all parts together (default: 540)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results", help="folder of the report")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("Expected a CUDA device, but found none: try the command with --device cpu --quick.", file=sys.stderr)
+        return 1
+    name = device_name(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = []
+        left = options.limit
+        chosen = parts(options.device, options.quick, Path(folder))
+        for index, part in enumerate(chosen):
+            seconds = left * part.share / sum(other.share for other in chosen[index:])  # what is saved is handed on
+            outcomes.append(run(part, seconds))
+            left -= outcomes[-1].seconds
+            print(f"{part.title}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / f"gpu-{name}.md"
+    path.write_text(report(outcomes, options.device, name, options.quick), encoding="utf-8")
+    print(f"written: {path}")
+    return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

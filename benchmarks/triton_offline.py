@@ -1,0 +1,139 @@
+"""What the compiler says of the Triton kernel where there is no GPU: `python -m benchmarks.triton_offline [--arch 90]`.
+
+Each specialisation is compiled for GPUs that may be absent. From ptxas come registers, spills and shared memory; the
+global loads and stores in the PTX, each by its width and the threads of a program, give the bytes that a voxel asks
+for. The floor is what no kernel can do without: forward reads logits and labels once, backward reads both once more and
+writes the gradient. This bounds the memory traffic from the kernel's side; it is no time, and says nothing of a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from monai_iou.voxels import triton_kernels
+
+ARCHITECTURES = (80, 90, 100)
+FLOATS = {"bf16": 2, "fp32": 4}
+LABELS = {"u8": 1}
+_POINTERS = {"x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS"}
+_SUMS = ("sums", "counts", "gradient")
+_FIXED = {"x_voxel": 1, "y_voxel": 1, "mask_voxel": 1, "out_voxel": 1}
+_ACCESS = re.compile(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b")
+BASE: dict[str, Any] = {
+    "ACTIVATION": 0, "OVERLAP": 0, "POWER": 1.0, "ENTROPY": False, "FOCAL": 0.0, "KEEP": 1.0, "SHARE": 0.0,
+    "CONFIDENT": False, "SPLIT": False, "MAPS": False, "IGNORE": None, "MASK": False,
+}  # fmt: skip
+LOSSES: dict[str, dict[str, Any]] = {
+    "IoU": {},
+    "IoU + CE": {"ENTROPY": True},
+    "IoU + CE, ignored voxels": {"ENTROPY": True, "IGNORE": 255},
+    "IoU + focal": {"ENTROPY": True, "FOCAL": 2.0},
+    "IoU, sigmoid": {"ACTIVATION": 1},
+    "soft labels": {"OVERLAP": 1, "MAPS": True},
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What is known of one compiled kernel; bytes are for each voxel of a full program."""
+
+    registers: int
+    spilled: int
+    shared: int
+    loaded: float
+    stored: float
+
+
+def compiled(kernel: Any, arch: int, logits: str, labels: str, options: dict[str, Any]) -> Compiled:
+    """Compile a kernel for an architecture and read the compiler's report."""
+    constants = {**_FIXED, **options}
+    signature = {}
+    for name in kernel.arg_names:
+        kind = _POINTERS.get(name, "*fp32" if name in _SUMS else "i32")
+        signature[name] = "constexpr" if name in constants else kind.replace("LOGITS", logits).replace("LABELS", labels)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name not in constants and name != "C"
+    }
+    given = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    source = ASTSource(kernel, signature, given, aligned)
+    warps = triton_kernels._WARPS
+    result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    ptx = result.asm["ptx"]
+    registers, spilled = _assembled(ptx)
+    moved = {"ld": 0, "st": 0}
+    for kind, width, bits in _ACCESS.findall(ptx):
+        moved[kind] += int(width or 1) * int(bits) // 8
+    threads_per_voxel = 32 * warps / options["VOXELS"]
+    return Compiled(
+        registers, spilled, result.metadata.shared, moved["ld"] * threads_per_voxel, moved["st"] * threads_per_voxel
+    )
+
+
+def _assembled(ptx: str) -> tuple[int, int]:
+    """Return registers of a thread and spilled bytes."""
+    target = re.search(r"\.target (\w+)", ptx)
+    assert target is not None
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    name = "ptxas-blackwell" if "100" in target[1] and (tools / "ptxas-blackwell").exists() else "ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [str(tools / name), "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{folder}/kernel.cubin"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", report)
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+    assert registers is not None, report
+    return int(registers[1]), sum(map(int, spills))
+
+
+def row(arch: int, classes: int, logits: str, loss: str) -> str:
+    """Compile forward and backward of one loss and return its line of the table."""
+    block = min(triton_kernels.CLASS_BLOCK, triton.next_power_of_2(classes))
+    size = {"CLASSES": block, "BLOCKS": triton.cdiv(classes, block), "VOXELS": min(triton_kernels.TILE // block, 1024)}
+    options = {**BASE, **LOSSES[loss], **size}
+    labels = "fp32" if options["MAPS"] else "u8"
+    of_labels = 4 * block if options["MAPS"] else 1
+    parts = []
+    for kernel, rows in ((triton_kernels._forward, 6), (triton_kernels._backward, 7)):
+        parts.append(compiled(kernel, arch, logits, labels, {**options, "ROWS": rows}))
+    forward, backward = parts
+    of_logits = FLOATS[logits] * block
+    floor = 3 * of_logits + 2 * of_labels
+    moved = forward.loaded + forward.stored + backward.loaded + backward.stored
+    return (
+        f"| sm_{arch} | {loss} | {classes} | {logits} | {forward.registers}, {backward.registers} | "
+        f"{forward.spilled + backward.spilled} | {forward.shared}, {backward.shared} | {moved:.1f} | {floor} | "
+        f"{moved / floor:.2f} |"
+    )
+
+
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHITECTURES, help="may be repeated")
+    parser.add_argument("--classes", type=int, action="append", help="a power of two up to 16; may be repeated")
+    options = parser.parse_args()
+    print(f"Triton {triton.__version__}; forward, backward; bytes of a voxel, both together\n")
+    print("| GPU | loss | classes | logits | registers | bytes spilled | shared bytes | bytes | floor | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for arch in options.arch or ARCHITECTURES:
+        for loss in LOSSES:
+            for classes in options.classes or (2, 16):
+                for logits in FLOATS:
+                    print(row(arch, classes, logits, loss), flush=True)
+
+
+if __name__ == "__main__":
+    main()
