@@ -64,6 +64,10 @@ def print_evaluation(done: Evaluation, output: Path) -> None:
         distance = scores["hd95_mm"]
         if distance["n_penalty"] != distance["n_defined"]:
             say(f"Label {label}: mean HD95 {_both(distance, 2, ' mm')}")
+    for label, found in list(done.summary["probabilities"].items())[:MANY_LABELS]:
+        if found["best_iou"] is not None:
+            best = f"{found['best_iou']:.3f} at {found['best_threshold']:g}"
+            say(f"Label {label}: best mean IoU {best}, {found['iou_at_half']:.3f} at 0.5, ECE {found['ece']:.4f}")
     if len(labels) > MANY_LABELS:
         say(f"... and {len(labels) - MANY_LABELS} more labels: see the report.")
     say(f"Report: {output / 'report.html'}")
@@ -79,11 +83,11 @@ def _mean(score: Mapping[str, Any]) -> str:
 
 
 def _both(score: Mapping[str, Any], digits: int, unit: str = "") -> str:
-    defined, penalty = (
+    penalty, defined = (
         "undefined" if score[name] is None else f"{score[name]:.{digits}f}{unit}"
-        for name in ("mean_defined", "mean_penalty")
+        for name in ("mean_penalty", "mean_defined")
     )
-    return f"{defined} without and {penalty} with the {score['n_penalty'] - score['n_defined']} missing"
+    return f"{penalty} with and {defined} without the {score['n_penalty'] - score['n_defined']} missing"
 
 
 def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
     assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("Evaluated 1 of 2 cases.")
-    assert "Label 1: mean HD95 1.00 mm without and 35.68 mm with the 1 missing" in out
+    assert "Label 1: mean HD95 35.68 mm with and 1.00 mm without the 1 missing" in out
     assert "Failed: case0: Expected a prediction for the reference" in err
 
 
@@ -57,10 +57,10 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "Evaluated 0 of 1 cases.",
-        "Label 1: mean IoU undefined without and 0.000 with the 1 missing",
-        "Label 1: mean HD95 undefined without and 70.36 mm with the 1 missing",
-        "Label 2: mean IoU undefined without and 0.000 with the 1 missing",
-        "Label 2: mean HD95 undefined without and 70.36 mm with the 1 missing",
+        "Label 1: mean IoU 0.000 with and undefined without the 1 missing",
+        "Label 1: mean HD95 70.36 mm with and undefined without the 1 missing",
+        "Label 2: mean IoU 0.000 with and undefined without the 1 missing",
+        "Label 2: mean HD95 70.36 mm with and undefined without the 1 missing",
         f"Report: {tmp_path / 'out' / 'report.html'}",
     ]
     assert "Failed: case0: Expected" in err

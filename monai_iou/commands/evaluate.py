@@ -100,10 +100,23 @@ LESIONS = (
 CASES = (
     click.option(
         "--missing",
-        type=click.Choice(["exclude", "penalty"]),
-        default="exclude",
+        type=click.Choice(["both", "exclude", "penalty"]),
+        default="both",
         show_default=True,
-        help="Leave out what is missing, or count it as the worst score. Both means are always given.",
+        help="Count what is missing as the worst score in all means (both), in cases.csv too (penalty), or nowhere.",
+    ),
+    click.option(
+        "--present",
+        type=click.Choice(["reference", "either"]),
+        default="reference",
+        show_default=True,
+        help="Which labels count in a case for IoU-I and IoU-C: those of its reference, or of either mask.",
+    ),
+    click.option(
+        "--probabilities",
+        type=FOLDER,
+        metavar="DIR",
+        help="Folder of probability maps (nnU-Net's npz, or NIfTI), to score at every threshold.",
     ),
     click.option("--groups", type=FOLDER, metavar="FILE", help="Which cases are of one patient (CSV or JSON)."),
 )
@@ -147,7 +160,7 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
     not done yet. Exit code 1 if a case failed.
     """
-    check_folders({f"--{name}": options[name] for name in ("predictions", "references", "images")})
+    check_folders({f"--{name}": options[name] for name in ("predictions", "references", "images", "probabilities")})
     check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})
     from monai_iou.console import print_evaluation, progress
     from monai_iou.evaluation.evaluate import evaluate_folders

@@ -6,6 +6,7 @@ Colours come from the page's CSS classes, so that the charts follow light and da
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from monai_iou.evaluation.columns import Column
 WIDTH = 560
 LEFT, RIGHT, TOP, BOTTOM = 84, 20, 12, 44
 ROW = 58
+FEW_POINTS = 25
 NAME = 72  # characters of a name that fit above its row
 
 
@@ -203,6 +205,29 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None, str]], t
             interval = f" [{low:+.4g}, {high:+.4g}]"
         parts.append(_marker("square", axis(mean), middle, f"{name}: {mean:+.4g}{interval}", "dot", 4))
         parts.append(_text(WIDTH - 100, middle + 4, note, "start", "small"))
+    return _svg(height, title, parts)
+
+
+def curve(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str, title: str) -> str:
+    """Curves of scores from 0 to 1 against a number: the first one solid, the others dashed.
+
+    Args:
+        lines: points by name; dots mark them where they are few.
+        x_label: the horizontal axis.
+        y_label: the vertical axis.
+        title: of the figure.
+    """
+    height = 300
+    furthest = max([point.x for points in lines.values() for point in points] or [1.0])
+    x, y = Axis(0.0, max(1.0, furthest), LEFT, WIDTH - RIGHT), Axis(0.0, 1.0, height - BOTTOM, TOP)
+    parts = [_x_axis(x, height, x_label), _y_axis(y, y_label)]
+    for i, (name, points) in enumerate(lines.items()):
+        ends = itertools.pairwise(points)
+        parts += [_line(x(a.x), y(a.y), x(b.x), y(b.y), "limit" if i else "whisker") for a, b in ends]
+        if len(points) <= FEW_POINTS:
+            parts += [_marker("circle", x(point.x), y(point.y), point.note, "dot", 3) for point in points]
+        drawn = f"{name}: {'dashed' if i else 'solid'}"
+        parts.append(_text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), drawn, "end", "small"))
     return _svg(height, title, parts)
 
 

@@ -13,6 +13,7 @@ from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
 from monai_iou.evaluation.groups import patients_of, with_dataset_labels, without_unlabelled
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
+from monai_iou.evaluation.probabilities import count_maps, find_maps
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Progress, Request, RequestError, check_request
 from monai_iou.evaluation.results import Evaluation
@@ -59,6 +60,8 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         replaced = _replaced(request)
         evaluation = _evaluate(run, request, pairs, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
+        if request.probabilities is not None:
+            evaluation.maps = _maps(run, request.probabilities, evaluation, progress)
         evaluation.run_notes += [*run.notes, *replaced]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
@@ -188,6 +191,33 @@ def _refuse_unnamed(
         else outcome
         for case, outcome in outcomes.items()
     }
+
+
+def _maps(
+    run: Runner, folder: Path, evaluation: Evaluation, progress: Callable[[Progress], None]
+) -> list[dict[str, Any]]:
+    """Count the probability maps of the evaluated cases; a case without a usable map is noted."""
+    request = evaluation.request
+    references = {pair.case: pair.reference for pair in evaluation.pairs}
+    found = find_maps(folder, [record["case"] for record in evaluation.records])
+    tasks: dict[str, tuple[Any, ...]] = {}
+    for record in evaluation.records:
+        case = record["case"]
+        if case in found:
+            files = {name: path.absolute() for name, path in found[case].items()}
+            rest = evaluation.structures, request.ignore, request.rules
+            tasks[case] = (files, _absolute(references[case]), *rest)
+        else:
+            evaluation.run_notes.append(f"{case}: there is no probability map of this name in {folder}.")
+    counted: dict[str, dict[str, Any]] = {}
+    for done, (case, result) in enumerate(run(count_maps, tasks), start=1):
+        problem = request.as_typed(result.reason) if isinstance(result, TaskError) else None
+        if problem is None:
+            counted[case] = result
+        else:
+            evaluation.run_notes.append(f"{case}: its probabilities are left out. {problem}")
+        progress(Progress("cases", done, len(tasks), case, problem))
+    return [counted[case] for case in tasks if case in counted]  # in one order, whatever the workers
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any
 from monai_iou.evaluation import charts
 from monai_iou.evaluation.columns import COLUMNS, Column, columns_of
 from monai_iou.evaluation.groups import label_names
+from monai_iou.evaluation.map_charts import probability_charts
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
 from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.results import Evaluation
@@ -48,6 +49,7 @@ def report_text(evaluation: Evaluation) -> str:
         "distributions": _distributions(by_label, titles),
         "heat": _heat(evaluation, titles),
         "labels": [_label(name, titles[name], by_label[name], evaluation.lesions) for name in titles],
+        "maps": _maps(summary["probabilities"], titles),
         "rule": summary["options"]["lesion_rule"],
         "pictures": pictures,
         "missed": missed_lesions(evaluation, pictures),
@@ -106,7 +108,17 @@ def _missing(score: Mapping[str, Any]) -> str:
     missing = score["n_penalty"] - score["n_defined"]
     if not missing:
         return ""
-    return f". Without the {missing} missing {number(score['mean_defined'])}, with them {number(score['mean_penalty'])}"
+    return f". With the {missing} missing {number(score['mean_penalty'])}, without them {number(score['mean_defined'])}"
+
+
+def _other_mean(score: Mapping[str, Any], digits: int) -> str:
+    """The mean that is not the main one, where something is missing."""
+    missing = score["n_penalty"] - score["n_defined"]
+    if not missing:
+        return ""
+    if score["n"] == score["n_penalty"]:
+        return f"without {missing} missing {number(score['mean_defined'], digits)}"
+    return f"with {missing} missing {number(score['mean_penalty'], digits)}"
 
 
 def _interval(bounds: Sequence[float] | None, digits: int) -> str:
@@ -121,13 +133,12 @@ def _cells(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
         score, digits = scores[name], COLUMNS[name].digits
         count = f", n = {score['n']}" if score["undefined"] else ""
         bounds = score["mean_interval"]
-        missing = score["n_penalty"] - score["n_defined"]
         cells.append(
             {
                 "main": number(score["mean"], digits),
                 "interval": "" if bounds is None else f"{number(bounds[0], digits)} to {number(bounds[1], digits)}",
                 "median": f"median {number(score['median'], digits)}{count}",
-                "penalty": f"with {missing} missing {number(score['mean_penalty'], digits)}" if missing else "",
+                "other": _other_mean(score, digits),
             }
         )
     return cells
@@ -195,6 +206,21 @@ def _label(
         "total": len(found),
         "agreement": charts.bland_altman(points),
     }
+
+
+def _maps(found: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The figures of the probability maps, for each label."""
+    names = ("best_threshold", "best_iou", "iou_at_half", "average_precision", "ece", "ace")
+    return [
+        {
+            "title": titles[name],
+            **{key: number(scores[key]) for key in names},
+            "cases": scores["cases"],
+            "froc": scores["froc"]["sensitivity_at"],
+            "svgs": probability_charts(scores),
+        }
+        for name, scores in found.items()
+    ]
 
 
 def _table_columns(columns: Mapping[str, Column]) -> list[dict[str, str]]:

@@ -12,7 +12,8 @@ from monai_iou.files import OutputError, check_outputs
 from monai_iou.metrics import CHALLENGES
 from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 
-MISSING = ("exclude", "penalty")
+MISSING = ("both", "exclude", "penalty")
+PRESENT = ("reference", "either")
 RESULTS = ("cases.csv", "lesions.csv", "failures.csv", "summary.json", "report.html")
 
 
@@ -39,8 +40,9 @@ class Request:
         pairs: CSV that states which files belong together.
         command: the command line, stored in the summary.
         tolerances: tolerances in mm for single labels or regions by name, used instead of `tolerance`.
-        missing: "exclude" leaves undefined scores and missing cases out of the means. "penalty" counts an undefined
-            distance as the diagonal of the image and a missing prediction as an empty one. Both means are reported.
+        missing: what is missing (undefined scores, cases without a usable prediction) counts as the worst score in all
+            means with "both" (default), while cases.csv contains what was measured; "penalty" writes the penalties into
+            cases.csv too; "exclude" leaves what is missing out of the means. Both means are always reported.
         groups: CSV or JSON that assigns the cases to patients.
         pictures: the cases that the report shows slice by slice: "worst" (the five worst, the median and the best
             case), a number of worst cases, or "all".
@@ -50,6 +52,9 @@ class Request:
         connectivity: number of neighbours by which voxels are connected to a lesion: 6, 18 or 26.
         min_volume_mm3: smaller lesions are left out.
         like: challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
+        probabilities: folder of probability maps, which are scored at every threshold.
+        present: when a label counts in a case for IoU-I and IoU-C: "reference" where the reference contains it, as in
+            the paper, or "either" where one of the two does.
     """
 
     predictions: Path
@@ -66,7 +71,7 @@ class Request:
     pairs: Path | None = None
     command: Sequence[str] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
-    missing: str = "exclude"
+    missing: str = "both"
     groups: Path | None = None
     pictures: str = "worst"
     boundary: str = "2mm"
@@ -75,6 +80,8 @@ class Request:
     connectivity: int = 26
     min_volume_mm3: float = 0.0
     like: str | None = None
+    present: str = "reference"
+    probabilities: Path | None = None
 
     @property
     def rules(self) -> Rules:
@@ -104,7 +111,7 @@ class Request:
         >>> request.as_typed(f"Expected `{Path('p').absolute()}/a.nii` to be a volume.")
         'Expected `p/a.nii` to be a volume.'
         """
-        for folder in (self.predictions, self.references, self.images):
+        for folder in (self.predictions, self.references, self.images, self.probabilities):
             if folder is not None and not folder.is_absolute():
                 text = text.replace(str(folder.absolute()), str(folder))
         return text
@@ -183,15 +190,19 @@ def _check_numbers(request: Request) -> None:
     if request.pictures not in ("all", "worst") and not request.pictures.isdecimal():
         message = f"Expected `--pictures` to be all, worst or a number, but got {request.pictures}: choose one."
         raise RequestError(message)
+    if request.present not in PRESENT:
+        message = f"Expected `--present` to be reference or either, but got {request.present}: choose one."
+        raise RequestError(message)
     if request.missing not in MISSING:
-        message = f"Expected `--missing` to be exclude or penalty, but got {request.missing}: choose one."
+        message = f"Expected `--missing` to be both, exclude or penalty, but got {request.missing}: choose one."
         raise RequestError(message)
 
 
 def _check_inputs(request: Request) -> None:
-    if request.images is not None and not request.images.is_dir():
-        message = f"Expected `--images` to be a folder of volumes, but got `{request.images}`: check the path."
-        raise RequestError(message)
+    for option, folder in (("--images", request.images), ("--probabilities", request.probabilities)):
+        if folder is not None and not folder.is_dir():
+            message = f"Expected `{option}` to be a folder of volumes, but got `{folder}`: check the path."
+            raise RequestError(message)
 
 
 def _check_output(request: Request) -> None:
@@ -200,6 +211,7 @@ def _check_output(request: Request) -> None:
         "the predictions": request.predictions,
         "the references": request.references,
         "the images": request.images,
+        "the probabilities": request.probabilities,
     }
     tables = {"the list of pairs": request.pairs, "the list of patients": request.groups}
     read, listed = ({what: [path] for what, path in inputs.items() if path is not None} for inputs in (folders, tables))

@@ -33,6 +33,7 @@ class Evaluation:
         reused: number of records taken from an earlier run.
         patients: the patient of every case; None if every case is a patient of its own.
         run_notes: notes for the reader about how the evaluation was run.
+        maps: what `count_maps` counted in the probability maps of each case that has them.
         summary: content of summary.json.
         rows: rows of cases.csv; with penalties if they were requested.
         measured: rows of the evaluated cases with the measured scores.
@@ -49,6 +50,7 @@ class Evaluation:
     patients: dict[str, str] | None = None
     run_notes: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    maps: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(init=False)
     measured: list[dict[str, Any]] = field(init=False)
     missing_rows: list[dict[str, Any]] = field(init=False)
@@ -64,6 +66,13 @@ class Evaluation:
             order = {pair.case: i for i, pair in enumerate(self.pairs)}
             every = [penalised(row, self.request.rules.challenge) for row in (*self.measured, *self.missing_rows)]
             self.rows = sorted(every, key=lambda row: order[row["case"]])  # stable: labels keep their order
+
+    @property
+    def averaged(self) -> list[dict[str, Any]]:
+        """The rows that means, intervals and quartiles are taken over: with penalties unless they were excluded."""
+        if self.request.missing == "exclude":
+            return self.measured
+        return [penalised(row, self.request.rules.challenge) for row in self.with_missing]
 
     @property
     def with_missing(self) -> list[dict[str, Any]]:

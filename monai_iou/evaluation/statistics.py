@@ -175,21 +175,25 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def dataset_scores(rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str] | None = None) -> dict[str, Any]:
+def dataset_scores(
+    rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str] | None = None, present: str = "reference"
+) -> dict[str, Any]:
     """Return the IoU over the dataset: `monai_iou.metrics.fine_grained_iou` of the rows, and the interval of IoU-I.
 
     Args:
-        rows: one mapping per case and label with `case`, `label`, `intersection` and `union` (numbers of voxels); every
-            case must have every label. Without rows, every score is NaN.
+        rows: one mapping per case and label with `case`, `label`, and the numbers of voxels `intersection`, `union` and
+            `voxels_fn` (of the reference alone); every case must have every label. Without rows, every score is NaN.
         patients: the patient of each case.
+        present: a label counts in a case for IoU-I and IoU-C where the "reference" contains it, as in the paper; or
+            where "either" mask does, so that a false positive on a case without the label scores 0.
 
     Returns:
         `iou_d`, `iou_i`, `iou_i_interval`, `iou_c`, and the means of the worst 5, 10 and 50 %; NaN if nothing is
         defined.
 
     >>> rows = [
-    ...     {"case": "a", "label": "1", "intersection": 50, "union": 100},
-    ...     {"case": "b", "label": "1", "intersection": 0, "union": 4},
+    ...     {"case": "a", "label": "1", "intersection": 50, "union": 100, "voxels_fn": 50},
+    ...     {"case": "b", "label": "1", "intersection": 0, "union": 4, "voxels_fn": 4},
     ... ]
     >>> scores = dataset_scores(rows)
     >>> round(scores["iou_d"], 4), scores["iou_i"], scores["iou_i_worst_50"], scores["iou_i_interval"]
@@ -197,11 +201,13 @@ def dataset_scores(rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str
     """
     names = list(dict.fromkeys(row["case"] for row in rows))
     labels = len({row["label"] for row in rows})
-    counts = np.array([[row["intersection"], row["union"]] for row in rows], dtype=np.int64)
-    intersection, union = counts.reshape(len(names), labels, 2).transpose(2, 0, 1)
-    defined = ratio(intersection, union, empty=np.nan)
+    counts = np.array([[row[name] for name in ("intersection", "union", "voxels_fn")] for row in rows], dtype=np.int64)
+    intersection, union, missed = counts.reshape(len(names), labels, 3).transpose(2, 0, 1)
+    counted = union > 0 if present == "either" else intersection + missed > 0
+    defined = np.where(counted, ratio(intersection, union, empty=np.nan), np.nan)
     kept = [i for i, row in enumerate(defined) if np.isfinite(row).any()]
     images = np.array([np.nanmean(defined[i]) for i in kept])
     units = None if patients is None else [patients[names[i]] for i in kept]
-    scores = fine_grained_iou(torch.from_numpy(intersection.copy()), torch.from_numpy(union.copy()))
+    tables = [torch.from_numpy(table.copy()) for table in (intersection, union, counted)]
+    scores = fine_grained_iou(*tables[:2], active=tables[2])
     return {**scores, "iou_i_interval": interval(images, "mean", units)}

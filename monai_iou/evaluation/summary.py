@@ -10,6 +10,7 @@ from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.penalties import with_and_without
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.statistics import MIN_UNITS, dataset_scores, describe
+from monai_iou.evaluation.thresholds import summarise_maps
 
 WORST_CASES = 10
 LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
@@ -27,20 +28,23 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "reused": evaluation.reused,
         },
         "labels": {name: _label(evaluation, name) for name in evaluation.names},
-        "dataset": dataset_scores(rows, evaluation.patients),
-        "dataset_with_penalty": dataset_scores(evaluation.with_missing, evaluation.patients),
+        "dataset": dataset_scores(evaluation.averaged, evaluation.patients, request.present),
+        "dataset_defined": dataset_scores(evaluation.measured, evaluation.patients, request.present),
+        "probabilities": {name: summarise_maps(evaluation.maps, name) for name in evaluation.names if evaluation.maps},
         "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
         "failures": evaluation.failures,
         "notes": evaluation.notes,
         "options": {
             "predictions": str(request.predictions),
             "references": str(request.references),
+            "probabilities": None if request.probabilities is None else str(request.probabilities),
             "structures": {structure.name: list(structure.values) for structure in evaluation.structures},
             "ignore": request.ignore,
             "tolerance_mm": request.tolerance,
             "tolerances_mm": dict(request.tolerances),
             "boundary": request.boundary,
             "missing": request.missing,
+            "present": request.present,
             "lesion_rule": request.rules.in_words,
             "like": request.like,
             "like_rule": None if request.rules.challenge is None else request.rules.challenge.rule,
@@ -60,7 +64,7 @@ def _label(evaluation: Evaluation, name: str) -> dict[str, Any]:
     """The statistics of one structure, by column."""
     rows, measured, missing = (
         [row for row in table if row["label"] == name]
-        for table in (evaluation.rows, evaluation.measured, evaluation.missing_rows)
+        for table in (evaluation.averaged, evaluation.measured, evaluation.missing_rows)
     )
     challenge = evaluation.request.rules.challenge
     units = None if evaluation.patients is None else [evaluation.patients[row["case"]] for row in rows]

@@ -106,6 +106,23 @@ class ProbabilityMetric(RowMetric):
         self.extend(batch)
         return self._scores(batch)
 
+    def add_histograms(self, counts: torch.Tensor) -> None:
+        """Keep images that were counted elsewhere, by `probability_histograms` on other machines for instance.
+
+        Args:
+            counts: numbers of voxels outside and inside each class that is scored, (B, C, 2, `resolution` + 1).
+
+        Raises:
+            ValueError: the shape is another one.
+        """
+        if counts.ndim != 4 or counts.shape[2:] != (2, self.resolution + 1):
+            message = (
+                f"Expected `counts` to have shape (B, C, 2, {self.resolution + 1}), but got {tuple(counts.shape)}: "
+                f"count at the resolution of the metric, {self.resolution}."
+            )
+            raise ValueError(message)
+        self.extend(torch.stack([self._row_of_histogram(image) for image in counts]))
+
     def _first_class(self, pairs: list[ImagePair]) -> int:
         if self.activation == "softmax" and self.include_background is None and pairs[0].num_classes > 1:
             self._first_scored = 1  # a softmax shares out the voxels, whatever was annotated

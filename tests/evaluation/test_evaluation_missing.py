@@ -80,7 +80,7 @@ def evaluated(folder: Path, **options) -> tuple[dict, list[dict[str, str]]]:
 
 
 def test_both_means_are_in_the_summary_whatever_is_asked_for(folders):
-    excluded, rows = evaluated(folders)
+    excluded, rows = evaluated(folders, missing="exclude")
     assert [row["case"] for row in rows] == [f"case{i}" for i in range(5)]
     assert rows[4]["hd95_mm"] == ""
     distances = [float(row["hd95_mm"]) for row in rows[:4]]
@@ -102,6 +102,12 @@ def test_both_means_are_in_the_summary_whatever_is_asked_for(folders):
     assert penalty["labels"]["1"]["hd95_mm"]["mean"] == pytest.approx(scores["hd95_mm"]["mean_penalty"])
     assert penalty["cases"] == excluded["cases"] == {"paired": 6, "evaluated": 5, "failed": 1, "reused": 0}
     assert penalty["dataset"]["iou_i"] == pytest.approx(penalty["labels"]["1"]["iou"]["mean"])
+
+    default, measured = evaluated(folders)
+    assert measured == read_csv(folders / "out0" / "cases.csv")
+    assert default["labels"] == penalty["labels"]
+    assert default["dataset"] == penalty["dataset"]
+    assert default["dataset_defined"] == excluded["dataset"]
 
 
 def test_a_missing_prediction_is_an_empty_one(folders):
@@ -128,8 +134,21 @@ def test_patients_are_the_unit(folders):
     assert by_patient["options"]["patients"] == 8
     first, second = (found["labels"]["1"]["iou"] for found in (each, by_patient))
     assert first["mean"] == second["mean"]
-    assert (first["units"], second["units"]) == (15, 8)
+    assert (first["units"], second["units"]) == (16, 8)
     assert first["mean_interval"] != second["mean_interval"]
     groups = {f"p{i}": [f"case{2 * i}", f"case{2 * i + 1}"] for i in range(1, 8)}
     (folders / "dataset.json").write_text(json.dumps({"patient_groups": groups}), encoding="utf-8")
     assert evaluated(folders)[0]["options"]["unit"] == "patient"
+
+
+def test_an_empty_prediction_never_improves_a_mean(folders):
+    """The default means of all columns that rank methods, with one more prediction made empty."""
+    before = evaluated(folders)[0]["labels"]["1"]
+    nothing = nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), GRID.affine)
+    nibabel.save(nothing, folders / "predictions" / "case3.nii.gz")
+    after = evaluated(folders)[0]["labels"]["1"]
+    for name, column in COLUMNS.items():
+        if column.better == "higher":
+            assert after[name]["mean"] <= before[name]["mean"], name
+        elif column.better == "lower":
+            assert after[name]["mean"] >= before[name]["mean"], name

@@ -1,0 +1,204 @@
+"""Probability maps of a case: read onto the reference's grid, and counted so that counts add over cases and workers.
+
+One pass over a map counts the voxels of a structure, and the others, by their probability (`probability_histograms`).
+IoU and Dice at every threshold, the best threshold, average precision and calibration follow from these counts alone.
+Lesions depend on where voxels lie, so that they are counted at a few thresholds: the operating points of the FROC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monai_iou.evaluation.masks import mask_of
+from monai_iou.evaluation.pairing import PairingError, find_volumes
+from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.metrics.components import find_overlaps
+from monai_iou.metrics.lesion_maps import lesion_maps
+from monai_iou.metrics.lesion_rules import lesion_rule, match_components
+from monai_iou.volumes.grid import align
+from monai_iou.volumes.reading import Volume, read_channels, read_labels, read_volume
+from monai_iou.voxels.probability_bins import probability_histograms
+
+__all__ = ["OPERATING_POINTS", "RESOLUTION", "count_maps", "find_maps"]
+
+RESOLUTION = 4000  # nodes of the histograms: the thresholds and the bins of calibration are among them
+OPERATING_POINTS = tuple(i / 10 for i in range(1, 10))
+_KEYS = ("probabilities", "softmax")  # of nnU-Net v2 and v1
+
+
+def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return the probability files of each case, by the structure's name, or by "" for one file with all channels.
+
+    Args:
+        folder: folder with `CASE.npz` of nnU-Net, `CASE.nii.gz` with a channel for each class, or `CASE_LABEL.nii.gz`.
+        cases: names of the cases.
+
+    Raises:
+        PairingError: the folder does not exist or has no file of any case.
+    """
+    archives = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.npz"))}
+    try:
+        volumes = find_volumes(folder, "--probabilities")
+    except PairingError:
+        if not archives:
+            raise
+        volumes = {}
+    known, found = set(cases), {}
+    for case in cases:
+        whole = archives.get(case, volumes.get(case))
+        parts = {
+            name[len(case) + 1 :]: path
+            for name, path in volumes.items()
+            if name.startswith(f"{case}_") and name not in known
+        }
+        if whole is not None or parts:
+            found[case] = parts if whole is None else {"": whole}
+    if not found:
+        message = (
+            f"Expected probability maps in `{folder}` named as the cases, such as {cases[0]}.npz or {cases[0]}.nii.gz, "
+            "but got none: rename them."
+        )
+        raise PairingError(message)
+    return found
+
+
+def count_maps(
+    files: Mapping[str, Path], reference: Path, structures: Sequence[Structure], ignore: int | None, rules: Rules
+) -> dict[str, dict[str, Any]]:
+    """Count the voxels and lesions of one case by their probability.
+
+    Args:
+        files: see `find_maps`.
+        reference: the label map.
+        structures: what is scored.
+        ignore: reference voxels of this value are left out.
+        rules: the rules of scoring; those of lesions are used.
+
+    Returns:
+        For each structure `histogram`, (2, `RESOLUTION` + 1) numbers of voxels outside and inside of it, and `lesions`,
+        for each of `OPERATING_POINTS` the numbers of true positives, false positives and false negatives.
+
+    Raises:
+        ValueError: a file cannot be read, lies on another grid, or has other channels than the structures ask for.
+    """
+    labels = read_labels(reference)
+    ignored = None if ignore is None else labels.array == ignore
+    counted = {}
+    for structure, probability in _read_maps(files, labels, structures).items():
+        mask = mask_of(labels.array, structure.values)
+        if ignored is not None:
+            mask, probability = mask & ~ignored, np.where(ignored, 0, probability)
+        counted[structure.name] = {
+            "histogram": _histogram(probability, mask, ignored),
+            "lesions": _lesions(probability, mask, labels.grid.spacing, rules),
+        }
+    return counted
+
+
+def _histogram(
+    probability: NDArray[Any], mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None
+) -> NDArray[np.int64]:
+    if ignored is not None:
+        probability, mask = probability[~ignored], mask[~ignored]
+    voxels = torch.from_numpy(np.ascontiguousarray(probability, dtype=np.float32).reshape(1, 1, -1))
+    inside = torch.from_numpy(np.ascontiguousarray(mask).astype(np.uint8).reshape(1, 1, -1))
+    found = probability_histograms(voxels, inside, activation=None, resolution=RESOLUTION)
+    if undefined := int(found.undefined.sum()):
+        message = f"Expected probabilities, but got NaN in {undefined} voxels: find out where they come from."
+        raise ValueError(message)
+    counts: NDArray[np.int64] = found.counts[0, 0].numpy()
+    return counts
+
+
+def _lesions(
+    probability: NDArray[Any], mask: NDArray[np.bool_], spacing: Sequence[float], rules: Rules
+) -> list[list[int]]:
+    """Return the true positives, false positives and false negatives at each operating point."""
+    plane = tuple(axis for axis, size in enumerate(mask.shape) if size == 1)[:1]
+    inside, size = mask.squeeze(plane), tuple(np.delete(spacing, plane))
+    map_of = np.asarray(probability).squeeze(plane)
+    rule = lesion_rule(rules.match, pairing=rules.pairing)
+    points = []
+    for threshold in OPERATING_POINTS:
+        maps = lesion_maps(
+            map_of >= threshold,
+            inside,
+            size,
+            connectivity=rules.neighbours(len(size)),
+            min_volume_mm3=rules.min_volume_mm3,
+        )
+        overlaps = find_overlaps(maps.reference, maps.prediction, maps.reference_count, maps.prediction_count)
+        matching = match_components(overlaps, rule)
+        found = len(matching.pairs)
+        points.append([found, int(np.count_nonzero(~matching.right)), maps.reference_count - found])
+    return points
+
+
+def _read_maps(
+    files: Mapping[str, Path], reference: Volume, structures: Sequence[Structure]
+) -> dict[Structure, NDArray[Any]]:
+    if "" not in files:
+        missing = [structure.name for structure in structures if structure.name not in files]
+        if missing:
+            path = next(iter(files.values()))
+            message = (
+                f"Expected a probability map for {', '.join(missing)} beside `{path}`, but got those of "
+                f"{', '.join(files)}: write one for each label, named CASE_LABEL."
+            )
+            raise ValueError(message)
+        volumes = {structure: read_volume(files[structure.name]) for structure in structures}
+        return {structure: align(v.array, v.grid, reference.grid) for structure, v in volumes.items()}
+    path = files[""]
+    channels = _archive(path, reference) if path.suffix == ".npz" else _channels(path, reference)
+    return {s: channels[numbers].sum(axis=0) for s, numbers in _channel_numbers(path, len(channels), structures)}
+
+
+def _channels(path: Path, reference: Volume) -> NDArray[Any]:
+    volume = read_channels([path])
+    return np.stack([align(channel, volume.grid, reference.grid) for channel in volume.array])
+
+
+def _archive(path: Path, reference: Volume) -> NDArray[Any]:
+    """The channels of an archive; its axes are those of the reference's file in reversed order, as in nnU-Net."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            key = next((key for key in (*_KEYS, *content.files) if key in content.files), "")
+            array = np.asarray(content[key], dtype=np.float32) if key else np.zeros(0)
+    except (OSError, ValueError, KeyError) as error:
+        message = f"Expected `{path}` to be an archive of probabilities, but got {error}: write it again."
+        raise ValueError(message) from error
+    shape = reference.array.shape
+    if array.ndim == 4 and array.shape[1:] == shape[::-1]:
+        return array.transpose(0, 3, 2, 1)
+    if array.ndim == 4 and array.shape[1:] == shape:
+        return array
+    message = (
+        f"Expected `{path}` to hold probabilities of shape (classes, {', '.join(map(str, shape[::-1]))}), as nnU-Net "
+        f"writes them, but got {array.shape}: write them on the grid of the image."
+    )
+    raise ValueError(message)
+
+
+def _channel_numbers(path: Path, count: int, structures: Sequence[Structure]) -> list[tuple[Structure, list[int]]]:
+    """Return which channels each structure is the sum of: those of its values, or one each in the order of the labels.
+
+    >>> one, two = Structure("1", (1,)), Structure("5", (5,))
+    >>> [[numbers for _, numbers in _channel_numbers(Path("a"), count, (one, two))] for count in (2, 3, 6)]
+    [[[0], [1]], [[1], [2]], [[1], [5]]]
+    """
+    if max(max(structure.values) for structure in structures) < count:
+        return [(structure, list(structure.values)) for structure in structures]
+    first = count - len(structures)
+    if first in (0, 1):
+        return [(structure, [first + i]) for i, structure in enumerate(structures)]
+    message = (
+        f"Expected `{path}` to have one channel for each of {', '.join(s.name for s in structures)}, with or without a "
+        f"background before them, but got {count}: name the labels in `--labels`, in the order of the channels."
+    )
+    raise ValueError(message)

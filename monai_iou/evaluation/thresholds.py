@@ -1,0 +1,92 @@
+"""What probability maps say over all cases: the scores at every threshold, calibration, and the FROC curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, RESOLUTION
+from monai_iou.metrics import CalibrationMetric, ThresholdIoUMetric
+from monai_iou.scores import ratio
+
+__all__ = ["summarise_maps"]
+
+THRESHOLDS = 200  # k / 200
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per case, as in LUNA16
+
+
+def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:
+    """Return the scores of one structure over the cases.
+
+    Args:
+        counted: of each case, what `count_maps` returned.
+        name: of the structure.
+
+    Returns:
+        `cases`; `thresholds`, `iou`, `dice` (means over the cases) and `pooled_iou` (of all voxels); `best_threshold`,
+        `best_iou`, `iou_at_half`, `average_precision`; `ece`, `ace` and `mce` of all voxels; `reliability` with
+        `edges`, `counts`, `confidence` and `frequency`; `froc` with, for each threshold, `sensitivity` and
+        `false_positives` per case, and `sensitivity_at` the rates of `RATES`.
+    """
+    histograms = np.stack([case[name]["histogram"] for case in counted])
+    curve, calibration = ThresholdIoUMetric(resolution=THRESHOLDS), CalibrationMetric()
+    curve.add_histograms(torch.from_numpy(_at_thresholds(histograms))[:, None])
+    calibration.add_histograms(torch.from_numpy(histograms)[:, None])
+    curves, diagram = curve.curves(), calibration.reliability()
+    return {
+        "cases": len(counted),
+        "best_threshold": _plain(curves.best_threshold)[0],
+        "best_iou": _plain(curves.best_iou)[0],
+        "iou_at_half": _plain(curves.iou)[0][THRESHOLDS // 2],
+        "average_precision": _plain(curves.average_precision)[0],
+        **{key: _finite(value) for key, value in calibration.summary()[0].items()},
+        "thresholds": _plain(curves.thresholds),
+        **{key: _plain(getattr(curves, key))[0] for key in ("iou", "dice", "pooled_iou")},
+        "reliability": {
+            "edges": _plain(diagram.edges),
+            **{key: _plain(getattr(diagram, key))[0] for key in ("counts", "confidence", "frequency")},
+        },
+        "froc": _froc(np.array([case[name]["lesions"] for case in counted])),
+    }
+
+
+def _at_thresholds(histograms: np.ndarray) -> np.ndarray:
+    """Histograms on the nodes k / 200: what lies between two of them counts at the lower one, which it reaches."""
+    step = RESOLUTION // THRESHOLDS
+    inner = histograms[..., :-1].reshape(*histograms.shape[:-1], THRESHOLDS, step).sum(-1)
+    joined: np.ndarray = np.concatenate([inner, histograms[..., -1:]], axis=-1)
+    return joined
+
+
+def _froc(lesions: np.ndarray) -> dict[str, Any]:
+    """The operating points, from true positives, false positives and false negatives, (cases, points, 3)."""
+    found, false, missed = lesions.sum(0).T
+    sensitivity = [_finite(ratio(int(tp), int(tp + fn), empty=math.nan)) for tp, fn in zip(found, missed, strict=True)]
+    rates = [float(fp) / len(lesions) for fp in false]
+
+    def best(rate: float) -> float | None:
+        """The highest sensitivity of the points with no more false positives: nothing is read between points."""
+        held = [s for s, fp in zip(sensitivity, rates, strict=True) if s is not None and fp <= rate]
+        return max(held, default=None)
+
+    return {
+        "thresholds": list(OPERATING_POINTS),
+        "sensitivity": sensitivity,
+        "false_positives": rates,
+        "sensitivity_at": {f"{rate:g}": best(rate) for rate in RATES},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _plain(values: torch.Tensor) -> Any:
+    """Plain numbers, None for NaN."""
+    if values.ndim > 1:
+        return [_plain(row) for row in values]
+    return [_finite(value) if isinstance(value, float) else value for value in values.tolist()]

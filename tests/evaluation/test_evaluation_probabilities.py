@@ -1,0 +1,159 @@
+"""`evaluate --probabilities`: thresholds, calibration and FROC from probability maps, against direct computation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from monai_iou.cli import main
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.pairing import PairingError
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_maps
+from monai_iou.evaluation.request import Request
+from monai_iou.evaluation.rules import Rules, Structure
+
+SHAPE, SPACING = (14, 12, 10), (1.0, 2.0, 1.5)
+AFFINE = np.diag([*SPACING, 1.0])
+CASES = 4
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), path)
+
+
+def made_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A label map of two classes, and probabilities (3, *S) that are often but not always right."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(SHAPE, np.uint8)
+    for value in (1, 2):
+        for _ in range(2):
+            low = [int(rng.integers(0, size - 4)) for size in SHAPE]
+            label[tuple(slice(a, a + 3) for a in low)] = value
+    logits = ndimage.gaussian_filter(rng.normal(size=(3, *SHAPE)), (0, 1, 1, 1)) * 6
+    for value in range(3):
+        logits[value][label == value] += 1.5
+    odds = np.exp(logits)
+    return label, (odds / odds.sum(0)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("maps")
+    for i in range(CASES):
+        label, probabilities = made_case(i)
+        save(root / "references" / f"c{i}.nii.gz", label)
+        save(root / "predictions" / f"c{i}.nii.gz", probabilities.argmax(0).astype(np.uint8))
+        (root / "npz").mkdir(exist_ok=True)
+        np.savez_compressed(root / "npz" / f"c{i}.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+        save(root / "channels" / f"c{i}.nii.gz", np.moveaxis(probabilities, 0, -1))
+        for value in (1, 2):
+            save(root / "files" / f"c{i}_{value}.nii.gz", probabilities[value])
+    return root
+
+
+def evaluated(folder: Path, output: Path, maps: str, **options: Any) -> dict[str, Any]:
+    request = Request(folder / "predictions", folder / "references", output, probabilities=folder / maps, **options)
+    evaluate_folders(request)
+    found: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_scores_equal_direct_computation(folder: Path, tmp_path: Path) -> None:
+    found = evaluated(folder, tmp_path / "out", "npz", match="any")["probabilities"]
+    made = [made_case(i) for i in range(CASES)]
+    for value in (1, 2):
+        scores = found[str(value)]
+        assert scores["cases"] == CASES
+        for k in (20, 60, 100, 150):
+            ious = []
+            for label, probabilities in made:
+                p, t = probabilities[value] >= k / 200 - 1 / 8000, label == value
+                ious.append((p & t).sum() / (p | t).sum())
+            assert scores["iou"][k] == pytest.approx(np.mean(ious), abs=1e-6)
+        assert scores["iou_at_half"] == scores["iou"][100]
+        assert scores["best_iou"] == max(value for value in scores["iou"] if value is not None)
+        p = np.concatenate([probabilities[value].ravel() for _, probabilities in made])
+        t = np.concatenate([(label == value).ravel() for label, _ in made])
+        place = np.minimum((p * 20).astype(int), 19)
+        gaps = [(place == i).mean() * abs(p[place == i].mean() - t[place == i].mean()) for i in np.unique(place)]
+        assert scores["ece"] == pytest.approx(sum(gaps), abs=1e-3)
+        order = np.argsort(-p, kind="stable")
+        precision = np.cumsum(t[order]) / np.arange(1, len(t) + 1)
+        assert scores["average_precision"] == pytest.approx(precision[t[order]].mean(), abs=0.01)
+
+
+def test_operating_points_are_what_components_give(folder: Path, tmp_path: Path) -> None:
+    rule = {"match": "any", "pairing": "many-to-one"}
+    froc = evaluated(folder, tmp_path / "out", "npz", **rule)["probabilities"]["1"]["froc"]
+    everywhere = np.ones((3, 3, 3))
+    for k, threshold in enumerate(OPERATING_POINTS):
+        found = lesions = false = 0
+        for label, probabilities in map(made_case, range(CASES)):
+            components, count = ndimage.label(label == 1, everywhere)
+            predicted, number = ndimage.label(probabilities[1] >= threshold, everywhere)
+            lesions += count
+            found += len(set(np.unique(components[predicted > 0])) - {0})
+            false += sum(not components[predicted == i].any() for i in range(1, number + 1))
+        assert froc["sensitivity"][k] == pytest.approx(found / lesions)
+        assert froc["false_positives"][k] == pytest.approx(false / CASES)
+    known = [share for share in froc["sensitivity_at"].values() if share is not None]
+    assert known == sorted(known)
+
+
+def test_every_layout_and_number_of_workers_gives_the_same(folder: Path, tmp_path: Path) -> None:
+    first = evaluated(folder, tmp_path / "npz", "npz")
+    for i, layout in enumerate(("channels", "files")):
+        assert evaluated(folder, tmp_path / layout, layout, workers=1 + i)["probabilities"] == first["probabilities"]
+    page = (tmp_path / "npz" / "report.html").read_text(encoding="utf-8")
+    assert "Best mean IoU" in page
+    assert "Reliability diagram" in page
+
+
+def test_regions_are_sums_of_channels(folder: Path, tmp_path: Path) -> None:
+    label, probabilities = made_case(0)
+    whole = Structure("whole", (1, 2))
+    counted = count_maps({"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz", [whole], None, Rules())
+    histogram = counted["whole"]["histogram"]
+    assert histogram.sum() == label.size
+    assert histogram[1].sum() == (label > 0).sum()
+    nodes = np.arange(4001) / 4000
+    assert (histogram * nodes).sum() == pytest.approx((1 - probabilities[0]).sum(), rel=1e-4)
+
+
+def test_ignored_voxels_count_nowhere(folder: Path) -> None:
+    files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
+    label, _ = made_case(0)
+    counted = count_maps(files, reference, [Structure("1", (1,))], 2, Rules())
+    assert counted["1"]["histogram"].sum() == (label != 2).sum()
+
+
+def test_maps_that_cannot_be_used_are_noted_and_none_at_all_is_an_error(folder: Path, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    request = Request(folder / "predictions", folder / "references", tmp_path / "out", probabilities=maps)
+    with pytest.raises(PairingError, match=r"Expected volumes in `.*maps`, but got none"):
+        evaluate_folders(request)
+    (maps / "c0.npz").write_bytes((folder / "npz" / "c0.npz").read_bytes())
+    (maps / "c1.npz").write_bytes(b"broken")
+    np.savez(maps / "c2.npz", probabilities=np.zeros((3, 4, 4, 4), np.float32))
+    summary = json.loads(json.dumps(evaluate_folders(request).summary))
+    assert summary["probabilities"]["1"]["cases"] == 1
+    notes = "\n".join(summary["notes"])
+    assert "c1: its probabilities are left out. Expected `" in notes
+    assert "shape (classes, 10, 12, 14), as nnU-Net writes them, but got (3, 4, 4, 4): write them on the grid" in notes
+    assert "c3: there is no probability map of this name" in notes
+
+
+def test_the_command_prints_the_best_threshold(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--{kind}={folder / kind}" for kind in ("predictions", "references")]
+    assert main(["evaluate", *options, f"--output={tmp_path / 'out'}", f"--probabilities={folder / 'npz'}"]) == 0
+    assert "Label 1: best mean IoU" in capsys.readouterr().out
