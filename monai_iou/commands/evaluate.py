@@ -24,10 +24,10 @@ __all__ = ["evaluate"]
 
 FILES = (
     click.option(
-        "-p", "--predictions", required=True, type=FOLDER, metavar="DIR", help="Folder of the predicted label maps."
+        "-p", "--predictions", required=True, type=FOLDER, metavar="DIR", help="Folder of predicted label maps, or one."
     ),
     click.option(
-        "-r", "--references", required=True, type=FOLDER, metavar="DIR", help="Folder of the reference label maps."
+        "-r", "--references", required=True, type=FOLDER, metavar="DIR", help="Folder of reference label maps, or one."
     ),
     output_option("-o", help="Folder for the tables and the report."),
 )
@@ -87,6 +87,7 @@ LESIONS = (
         show_default=True,
         help="Neighbours of a voxel that belong to its lesion.",
     ),
+    click.option("--instances", is_flag=True, help="The files hold a number for each lesion, instead of labels."),
     click.option(
         "--min-volume",
         "min_volume_mm3",
@@ -143,6 +144,12 @@ REPORT = (
         help="Cases to show slice by slice in the report.",
     ),
     click.option(
+        "--export",
+        type=click.Choice(["nnunet", "latex"]),
+        multiple=True,
+        help="Also write nnU-Net's summary, or a CSV for LaTeX; can be given twice.",
+    ),
+    click.option(
         "--pairs",
         type=FOLDER,
         metavar="CSV",
@@ -160,12 +167,15 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
     not done yet. Exit code 1 if a case failed.
     """
-    check_folders({f"--{name}": options[name] for name in ("predictions", "references", "images", "probabilities")})
+    single = all(options[name].is_file() for name in ("predictions", "references"))
+    folders = ("images", "probabilities") if single else ("predictions", "references", "images", "probabilities")
+    check_folders({f"--{name}": options[name] for name in folders})
     check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})
     from monai_iou.console import print_evaluation, progress
     from monai_iou.evaluation.evaluate import evaluate_folders
     from monai_iou.evaluation.request import Request, RequestError
 
+    options["export"] = tuple(dict.fromkeys(options["export"]))
     options["resample"] = options["resample"] is not None
     options["tolerance"], options["tolerances"] = options["tolerance"]
     with reported(RequestError), progress() as show:

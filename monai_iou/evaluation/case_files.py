@@ -7,7 +7,7 @@ its earlier content, which the next run does not find, so that the case is score
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,23 @@ def evaluate_files(
         VolumeError: the reference cannot be read, or holds so many values that it is an image.
     """
     hashes = hashes or hash_files(prediction, reference)
-    referred = read_labels(reference)
+    referred, numbers = _read(reference, settings)
     values = label_counts(referred)
     predicted: dict[int, int] = {}
     array, notes = np.zeros(referred.array.shape, np.uint8), _header_notes(case, referred)
     try:
         if prediction is not None:
             volume = read_labels(prediction)
-            predicted = label_counts(volume)
             array, resampled = on_reference(case, volume, referred, settings.resample)
+            if numbers is not None:
+                numbers = [array, numbers[1]]
+                array, volume = (array > 0).astype(np.uint8), _as_mask(volume)
+            predicted = label_counts(volume)
             notes = resampled + notes + [f"{case}: {note}" for note in volume.notes]
     except (ValueError, OSError, MemoryError) as error:
         problem, predicted = describe_error(error), {}
         array, notes = np.zeros(referred.array.shape, np.uint8), []
+        numbers = None if numbers is None else [array, numbers[1]]
     structures = settings.structures or structures_of({*values, *predicted}, settings.ignore)
     return {
         "case": case,
@@ -94,19 +98,43 @@ def evaluate_files(
         "prediction_values": sorted(predicted.items()),
         "voxels": counted_voxels(referred.array, settings.ignore),
         "diagonal_mm": diagonal_mm(referred.grid),
-        **_scores(case, array, referred, structures, settings),
+        **_scores(case, array, referred, structures, settings, numbers),
         "notes": notes,
     }
 
 
+def _read(reference: Path, settings: Settings) -> tuple[Volume, list[NDArray[Any]] | None]:
+    """The labels of a reference; of lesion numbers the mask, and the numbers of an empty prediction and its own."""
+    volume = read_labels(reference)
+    if not settings.rules.instances:
+        return volume, None
+    return _as_mask(volume), [np.zeros(volume.array.shape, np.uint8), volume.array]
+
+
+def _as_mask(volume: Volume) -> Volume:
+    """Every lesion as label 1."""
+    if volume.array.size and volume.array.min() < 0:
+        message = (
+            f"Expected `{volume.path}` to hold lesion numbers from 0 for `--instances`, but got {volume.array.min()}: "
+            "number the lesions from 1."
+        )
+        raise VolumeError(message)
+    return replace(volume, array=(volume.array > 0).astype(np.uint8))
+
+
 def _scores(
-    case: str, array: NDArray[Any], reference: Volume, structures: Sequence[Structure], settings: Settings
+    case: str,
+    array: NDArray[Any],
+    reference: Volume,
+    structures: Sequence[Structure],
+    settings: Settings,
+    numbers: Sequence[NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     voxels = counted_voxels(reference.array, settings.ignore)
     rows, lesions, pictures = [], [], {}
     whole = settings.rules.like is not None
     for pair in mask_pairs(array, reference.array, structures, settings.ignore, whole):
-        row, found = score_pair(pair, reference.grid, voxels, settings.rules)
+        row, found = score_pair(pair, reference.grid, voxels, settings.rules, numbers)
         rows.append({"case": case, **row})
         lesions += [{"case": case, **lesion} for lesion in found]
         picture = take_picture(pair, reference.grid)

@@ -11,6 +11,7 @@ from monai_iou import files as out
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
+from monai_iou.evaluation.exports import EXPORTS
 from monai_iou.evaluation.groups import patients_of, with_dataset_labels, without_unlabelled
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.probabilities import count_maps, find_maps
@@ -20,6 +21,7 @@ from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.summary import summarise
 from monai_iou.evaluation.workers import Runner, TaskError, end_unguarded_child, runner
 from monai_iou.locks import folder_lock
+from monai_iou.volumes.names import case_name
 
 __all__ = ["Evaluation", "Progress", "Request", "RequestError", "evaluate_folders"]
 
@@ -90,7 +92,11 @@ def _write(evaluation: Evaluation) -> None:
     }
     texts = {name: out.table_text(columns, rows) for name, (columns, rows) in tables.items()}
     texts |= {"summary.json": summary, "report.html": report_text(evaluation)}
+    texts |= {EXPORTS[kind].file: EXPORTS[kind].text(evaluation) for kind in evaluation.request.export}
     out.write_texts({output / name: text for name, text in texts.items()})
+    for export in EXPORTS.values():  # of an earlier evaluation
+        if export.file not in texts:
+            (output / export.file).unlink(missing_ok=True)
 
 
 def _evaluate(run: Runner, request: Request, pairs: Sequence[Pair], progress: Callable[[Progress], None]) -> Evaluation:
@@ -231,6 +237,8 @@ def _failure(pair: Pair, reason: str) -> dict[str, Any]:
 
 
 def _pairs(request: Request) -> list[Pair]:
+    if request.references.is_file() and request.predictions.is_file():
+        return [Pair(case_name(request.references), request.predictions, request.references)]
     if request.pairs is not None:
         return read_pairs(request.pairs, request.predictions, request.references)
     return pair_folders(request.predictions, request.references)

@@ -24,7 +24,8 @@ def probability_charts(scores: Mapping[str, Any]) -> dict[str, str]:
     }
     order = sorted(range(len(froc["thresholds"])), key=lambda i: froc["false_positives"][i])
     notes = [f"threshold {froc['thresholds'][i]:g}" for i in order]
-    operating = _points(*([froc[key][i] for i in order] for key in ("false_positives", "sensitivity")), notes)
+    rates, shares = ([froc[key][i] for i in order] for key in ("false_positives", "sensitivity"))
+    operating = _points(rates, shares, notes)
     return {
         "IoU and Dice at every threshold": curve(by_threshold, "Threshold", "Mean over cases", "Scores by threshold"),
         "Reliability": curve(calibrated, "Mean probability of a bin", "Share of the label", "Reliability diagram"),

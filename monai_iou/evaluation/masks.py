@@ -33,6 +33,11 @@ class MaskPair:
     ignored: NDArray[np.bool_] | None
     offset: tuple[int, ...]
 
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """The box in the volume."""
+        return tuple(slice(low, low + size) for low, size in zip(self.offset, self.reference.shape, strict=True))
+
 
 def counted_voxels(reference: NDArray[Any], ignore: int | None) -> int:
     """Voxels of a volume that are not ignored."""

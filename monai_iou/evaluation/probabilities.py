@@ -169,13 +169,13 @@ def _archive(path: Path, reference: Volume) -> NDArray[Any]:
     try:
         with np.load(path, allow_pickle=False) as content:
             key = next((key for key in (*_KEYS, *content.files) if key in content.files), "")
-            array = np.asarray(content[key], dtype=np.float32) if key else np.zeros(0)
+            array: NDArray[Any] = np.asarray(content[key], dtype=np.float32) if key else np.zeros(0)
     except (OSError, ValueError, KeyError) as error:
         message = f"Expected `{path}` to be an archive of probabilities, but got {error}: write it again."
         raise ValueError(message) from error
     shape = reference.array.shape
     if array.ndim == 4 and array.shape[1:] == shape[::-1]:
-        return array.transpose(0, 3, 2, 1)
+        return np.transpose(array, (0, 3, 2, 1))
     if array.ndim == 4 and array.shape[1:] == shape:
         return array
     message = (

@@ -52,6 +52,8 @@ class Request:
         connectivity: number of neighbours by which voxels are connected to a lesion: 6, 18 or 26.
         min_volume_mm3: smaller lesions are left out.
         like: challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
+        instances: whether the files hold a number for each lesion instead of labels; all are then scored as label 1.
+        export: further files to write, by `monai_iou.evaluation.exports.EXPORTS`.
         probabilities: folder of probability maps, which are scored at every threshold.
         present: when a label counts in a case for IoU-I and IoU-C: "reference" where the reference contains it, as in
             the paper, or "either" where one of the two does.
@@ -82,6 +84,8 @@ class Request:
     like: str | None = None
     present: str = "reference"
     probabilities: Path | None = None
+    instances: bool = False
+    export: tuple[str, ...] = ()
 
     @property
     def rules(self) -> Rules:
@@ -95,11 +99,14 @@ class Request:
             self.connectivity,
             self.min_volume_mm3,
             self.like,
+            self.instances,
         )
 
     @property
     def named_structures(self) -> tuple[Structure, ...]:
         """The structures named by labels or regions; empty if every value that is found is scored."""
+        if self.instances:
+            return (Structure("1", (1,)),)
         if self.regions:
             return tuple(Structure(name, tuple(values)) for name, values in self.regions.items())
         return tuple(Structure(str(value), (value,)) for value in self.labels)
@@ -141,6 +148,19 @@ def check_request(request: Request) -> None:
 
 
 def _check_labels(request: Request) -> None:
+    others: dict[str, object] = {
+        "--labels": request.labels,
+        "--regions": request.regions,
+        "--like": request.like,
+        "--ignore": request.ignore is not None,
+        "--probabilities": request.probabilities,
+    }
+    beside = next((name for name, given in others.items() if given), None)
+    if request.instances and beside is not None:
+        message = (
+            f"Expected `--instances` without `{beside}`, as files then hold lesion numbers, but got both: keep one."
+        )
+        raise RequestError(message)
     if request.labels and request.regions:
         message = "Expected either `--labels` or `--regions`, but got both: keep one."
         raise RequestError(message)

@@ -36,6 +36,7 @@ class Rules:
         connectivity: 6, 18 or 26 neighbours of a voxel in a volume, which are 4, 8 and 8 in a slice.
         min_volume_mm3: smaller lesions are left out.
         like: challenge whose columns are added by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
+        instances: whether the maps hold a number for each lesion, so that no components are looked for.
     """
 
     tolerance: float = 1.0
@@ -46,6 +47,7 @@ class Rules:
     connectivity: int = 26
     min_volume_mm3: float = 0.0
     like: str | None = None
+    instances: bool = False
 
     @property
     def challenge(self) -> Challenge | None:
@@ -61,7 +63,8 @@ class Rules:
         """
         least = f" of {self.min_volume_mm3:g} mm³ or more" if self.min_volume_mm3 else ""
         rule = lesion_rule(self.match, pairing=self.pairing)
-        return f"found: {rule}; components of {self.connectivity} neighbours{least}"
+        lesions = "lesions as numbered" if self.instances else f"components of {self.connectivity} neighbours"
+        return f"found: {rule}; {lesions}{least}"
 
     def neighbours(self, dimensions: int) -> int:
         """The connectivity in an image of so many dimensions."""

@@ -21,6 +21,7 @@ from monai_iou.metrics import (
     overlap_from_counts,
     surface_scores,
 )
+from monai_iou.metrics.overlap import Crop
 from monai_iou.scores import union
 from monai_iou.volumes.grid import Grid
 
@@ -71,7 +72,13 @@ def evaluate_case(
     return rows, lesions
 
 
-def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_pair(
+    pair: MaskPair,
+    grid: Grid,
+    voxels: int,
+    rules: Rules,
+    numbers: Sequence[NDArray[Any]] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row of one structure and the rows of its lesions.
 
     Args:
@@ -79,6 +86,7 @@ def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[d
         grid: of the whole volume.
         voxels: of the whole volume that are not ignored.
         rules: of scoring.
+        numbers: of the lesions, in prediction and reference, both of the whole volume; None looks for components.
     """
     plane = _plane(grid)
     whole = pair.prediction.squeeze(plane), pair.reference.squeeze(plane)
@@ -88,7 +96,8 @@ def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[d
     crop = crop_to_union(*whole)
     masks = crop.prediction, crop.reference
     lesion = lesion_scores(
-        *masks,
+        *(masks if numbers is None else [_cut(array[pair.box].squeeze(plane), crop) for array in numbers]),
+        instances=numbers is not None,
         spacing=spacing,
         match=rules.match,
         pairing=rules.pairing,
@@ -116,6 +125,11 @@ def score_pair(pair: MaskPair, grid: Grid, voxels: int, rules: Rules) -> tuple[d
     first = np.delete(pair.offset, plane) + crop.offset
     rows = [_lesion_row(found, volume, first, plane, grid) for found in lesion.lesions]
     return row, [{"label": pair.structure.name, **lesion} for lesion in rows]
+
+
+def _cut(numbers: NDArray[Any], crop: Crop) -> NDArray[Any]:
+    sides = zip(crop.offset, crop.reference.shape, strict=True)
+    return numbers[tuple(slice(low, low + size) for low, size in sides)]
 
 
 def _overlap(pair: MaskPair, grid: Grid, voxels: int) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""The scores in the formats of others: nnU-Net's summary.json, and a CSV that LaTeX reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.files import table_text
+
+__all__ = ["EXPORTS", "Export"]
+
+LATEX_COLUMNS = ("iou", "dice", "precision", "recall", "boundary_iou", "nsd", "hd95_mm", "assd_mm", "lesion_f1", "pq")
+
+
+@dataclass(frozen=True)
+class Export:
+    """A further file of an evaluation: its name in the output folder, and what makes its text."""
+
+    file: str
+    text: Callable[[Evaluation], str]
+
+
+def nnunet_text(evaluation: Evaluation) -> str:
+    """Return what `nnUNetv2_evaluate_folder` writes: metrics per case, their means per label and of the foreground.
+
+    As there, a score without a voxel in either mask is NaN and left out of its label's mean, and a region is named by
+    the list of its values. Cases that could not be evaluated are left out.
+    """
+    names = {s.name: str(s.values if len(s.values) > 1 else s.values[0]) for s in evaluation.structures}
+    rows = {(row["case"], row["label"]): row for row in evaluation.measured}
+    files = {pair.case: pair for pair in evaluation.pairs}
+    cases: list[dict[str, Any]] = []
+    for record in evaluation.records:
+        pair = files[record["case"]]
+        metrics = {shown: _nnunet_metrics(rows[record["case"], name]) for name, shown in names.items()}
+        cases.append(
+            {"metrics": metrics, "prediction_file": str(pair.prediction), "reference_file": str(pair.reference)}
+        )
+    means = {shown: _means([case["metrics"][shown] for case in cases]) for shown in names.values()}
+    # An ordinary mean there, so that a label without a score makes it NaN.
+    foreground = {key: _mean([mean[key] for mean in means.values()]) for key in _METRICS}
+    content = {"foreground_mean": foreground, "mean": means, "metric_per_case": cases}
+    return json.dumps(content, indent=4, sort_keys=True) + "\n"
+
+
+_METRICS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
+
+
+def _nnunet_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    tp, fp, fn, tn = (int(row[f"voxels_{name}"]) for name in ("tp", "fp", "fn", "tn"))
+    scores = {"Dice": row["dice"], "IoU": row["iou"]}
+    return {**scores, "FN": fn, "FP": fp, "TN": tn, "TP": tp, "n_pred": tp + fp, "n_ref": tp + fn}
+
+
+def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: _mean([case[key] for case in metrics if not math.isnan(case[key])]) for key in _METRICS}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def latex_text(evaluation: Evaluation) -> str:
+    r"""Return one row per label: mean, and the ends of its interval, of the usual scores.
+
+    Column names are letters only, as `\csvreader` and `pgfplotstable` make commands of them.
+    """
+    columns = ["label", "cases"]
+    columns += [f"{_letters(name)}{end}" for name in LATEX_COLUMNS for end in ("", "low", "high")]
+    rows = []
+    for label, scores in evaluation.summary["labels"].items():
+        row: dict[str, Any] = {"label": label, "cases": scores["iou"]["n"]}
+        for name in LATEX_COLUMNS:
+            low, high = scores[name]["mean_interval"] or (None, None)
+            values = zip(("", "low", "high"), (scores[name]["mean"], low, high), strict=True)
+            row |= {f"{_letters(name)}{end}": "" if value is None else f"{value:.4f}" for end, value in values}
+        rows.append(row)
+    return table_text(columns, rows)
+
+
+def _letters(name: str) -> str:
+    """A column's name without what LaTeX does not allow in a command.
+
+    >>> _letters("hd95_mm"), _letters("boundary_iou")
+    ('hdmm', 'boundaryiou')
+    """
+    return "".join(character for character in name if character.isalpha())
+
+
+EXPORTS = {"nnunet": Export("nnunet_summary.json", nnunet_text), "latex": Export("latex.csv", latex_text)}

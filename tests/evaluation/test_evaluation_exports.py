@@ -1,0 +1,143 @@
+"""Lesion numbers as input, one pair of files, and the formats of others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_iou.cli import main
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request, RequestError
+from monai_iou.files import read_csv
+from monai_iou.metrics import lesion_scores
+
+SHAPE = (12, 11, 10)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 2.0, 1.5, 1.0])), path)
+    return path
+
+
+def touching_lesions(shift: int) -> np.ndarray:
+    """Two lesions that touch each other, one apart, and one of a number beyond what labels may have."""
+    numbers = np.zeros(SHAPE, np.int16)
+    numbers[1 + shift : 4 + shift, 2:5, 2:5] = 7
+    numbers[4 + shift : 7 + shift, 2:5, 2:5] = 3
+    numbers[1:4, 7:10, 6:9] = 900
+    return numbers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(3):
+        save(tmp_path / "references" / f"c{i}.nii.gz", touching_lesions(0))
+        save(tmp_path / "predictions" / f"c{i}.nii.gz", touching_lesions(i % 2))
+    return tmp_path
+
+
+def evaluated(folder: Path, **options: Any) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    output = folder / f"out{len(list(folder.glob('out*')))}"
+    evaluate_folders(Request(folder / "predictions", folder / "references", output, **options))
+    return read_csv(output / "cases.csv"), json.loads((output / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_numbered_lesions_stay_apart_where_they_touch(folder: Path) -> None:
+    rows, summary = evaluated(folder, instances=True)
+    for i, row in enumerate(rows):
+        prediction, reference = touching_lesions(i % 2), touching_lesions(0)
+        found = lesion_scores(prediction, reference, instances=True, spacing=(1.0, 2.0, 1.5))
+        assert (int(row["lesion_tp"]), int(row["lesion_fp"]), int(row["lesion_fn"])) == (found.tp, found.fp, found.fn)
+        assert float(row["pq"]) == found.pq
+        assert found.tp + found.fn == 3
+        both, either = ((f(prediction > 0, reference > 0)).sum() for f in (np.logical_and, np.logical_or))
+        assert float(row["iou"]) == both / either
+    assert summary["options"]["lesion_rule"] == "found: IoU of at least 0.5, one to one; lesions as numbered"
+    assert [row["label"] for row in rows] == ["1"] * 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("labels", (1,)), ("regions", {"a": (1,)}), ("ignore", 2), ("like", "isles22")]
+)
+def test_numbers_are_not_labels(folder: Path, option: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=rf"Expected `--instances` without `--{option}`, as files then hold lesion"):
+        evaluated(folder, instances=True, **{option: value})
+
+
+def test_a_slice_and_an_empty_prediction_have_numbered_lesions_too(tmp_path: Path) -> None:
+    save(tmp_path / "references" / "a.nii.gz", touching_lesions(0)[:, :, 2:3])
+    save(tmp_path / "predictions" / "a.nii.gz", touching_lesions(0)[:, :, 2:3])
+    save(tmp_path / "references" / "b.nii.gz", touching_lesions(0))
+    save(tmp_path / "predictions" / "b.nii.gz", np.zeros(SHAPE, np.uint8))
+    rows, _ = evaluated(tmp_path, instances=True)
+    assert [(row["lesion_tp"], row["lesion_fn"]) for row in rows] == [("2", "0"), ("0", "3")]
+
+
+def test_one_pair_of_files_is_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = (touching_lesions(0) > 0).astype(np.uint8)
+    prediction = save(tmp_path / "mine" / "result.nii.gz", np.roll(mask, 1, axis=0))
+    reference = save(tmp_path / "theirs" / "scan_07.nii.gz", mask)
+    assert main(["evaluate", "-p", str(prediction), "-r", str(reference), "-o", str(tmp_path / "out")]) == 0
+    assert "Evaluated 1 of 1 cases." in capsys.readouterr().out
+    (row,) = read_csv(tmp_path / "out" / "cases.csv")
+    assert row["case"] == "scan_07"
+    assert float(row["iou"]) == (mask & np.roll(mask, 1, axis=0)).sum() / (mask | np.roll(mask, 1, axis=0)).sum()
+
+
+def test_a_file_and_a_folder_are_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save(tmp_path / "a.nii.gz", np.ones(SHAPE, np.uint8))
+    assert main(["evaluate", "-p", str(file), "-r", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert f"Expected `--predictions` to be a folder of volumes, but got `{file}`" in capsys.readouterr().err
+
+
+def test_the_export_has_the_layout_of_nnunet(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for i in range(3):
+        for kind in ("references", "predictions"):
+            arrays[kind, i] = rng.integers(0, 2 if i == 1 else 3, SHAPE).astype(np.uint8)
+            save(tmp_path / kind / f"c{i}.nii.gz", arrays[kind, i])
+    evaluated(tmp_path, export=("nnunet", "latex"))
+    found = json.loads((tmp_path / "out0" / "nnunet_summary.json").read_text(encoding="utf-8"))
+    assert list(found) == ["foreground_mean", "mean", "metric_per_case"]
+    dices: dict[int, list[float]] = {1: [], 2: []}
+    for i, case in enumerate(found["metric_per_case"]):
+        assert case["prediction_file"] == str(tmp_path / "predictions" / f"c{i}.nii.gz")
+        for label in (1, 2):
+            p, t = (arrays[kind, i] == label for kind in ("predictions", "references"))
+            counts = {"TP": p & t, "FP": p & ~t, "FN": ~p & t, "TN": ~p & ~t, "n_pred": p, "n_ref": t}
+            metrics = case["metrics"][str(label)]
+            for name, mask in counts.items():
+                assert metrics[name] == mask.sum()
+            if not (p | t).any():
+                assert math.isnan(metrics["Dice"])
+                assert math.isnan(metrics["IoU"])
+                continue
+            assert metrics["Dice"] == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()))
+            dices[label].append(metrics["Dice"])
+    means = {label: np.mean(values) for label, values in dices.items()}
+    assert {int(label): mean["Dice"] for label, mean in found["mean"].items()} == pytest.approx(means)
+    assert found["foreground_mean"]["Dice"] == pytest.approx(np.mean(list(means.values())))
+
+    with (tmp_path / "out0" / "latex.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["label"] for row in rows] == ["1", "2"]
+    assert all(name.isalpha() for name in rows[0])
+    assert float(rows[0]["dice"]) == pytest.approx(means[1], abs=1e-4)
+    assert rows[0]["dicelow"] == ""  # three cases have no interval
+
+
+def test_an_export_of_an_earlier_evaluation_does_not_stay(folder: Path) -> None:
+    request = Request(folder / "predictions", folder / "references", folder / "out", instances=True, export=("nnunet",))
+    evaluate_folders(request)
+    assert (folder / "out" / "nnunet_summary.json").is_file()
+    evaluate_folders(Request(folder / "predictions", folder / "references", folder / "out", instances=True))
+    assert not (folder / "out" / "nnunet_summary.json").exists()
