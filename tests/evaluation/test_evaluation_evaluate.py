@@ -130,8 +130,12 @@ def test_the_tables_are_written_where_every_case_fails(request_, broken, labels)
         assert f"{broken}/{row['case']}.nii.gz` to be a readable volume" in row["reason"]
     summary = json.loads((request_.output / "summary.json").read_text(encoding="utf-8"))
     assert summary["cases"] == {"paired": 4, "evaluated": 0, "failed": 4, "reused": 0}
-    assert set(summary["dataset"].values()) == {None}
-    assert all(scores["iou"]["mean"] is None for scores in summary["labels"].values())
+    assert set(summary["dataset_defined"].values()) == {None}
+    assert all(scores["iou"]["mean_defined"] is None for scores in summary["labels"].values())
+    # What is missing counts as the worst score, where a reference says what there was to find.
+    worst = 0.0 if broken == "predictions" else None
+    assert summary["dataset"]["iou_i"] == worst
+    assert all(scores["iou"]["mean"] == worst for scores in summary["labels"].values())
     report = (request_.output / "report.html").read_text(encoding="utf-8")
     assert "readable volume" in report
     assert done.notes == []
