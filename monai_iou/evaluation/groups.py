@@ -57,6 +57,8 @@ def with_dataset_labels(request: Request) -> Request:
 
     That is the value to ignore and, if neither labels nor regions are named, the regions.
     """
+    if request.instances:  # the files hold lesion numbers, which no scheme of labels is about
+        return request
     found = _dataset(request.references)
     try:
         scheme = read_label_scheme(found, request.references)
