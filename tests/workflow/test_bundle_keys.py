@@ -21,7 +21,17 @@ from monai_iou.workflow.postprocessing import (
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
 
-OWN_PLACES = {"bundle_root", "device", "rank", "start_epoch", "start_step", "world_size", "plan", "model_files"}
+OWN_PLACES = {
+    "bundle_root",
+    "device",
+    "rank",
+    "start_epoch",
+    "start_step",
+    "world_size",
+    "plan",
+    "model_files",
+    "scored",
+}
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
