@@ -48,7 +48,11 @@ def write_gradient(place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p:
         return
     if two:  # the first row takes the slope of the background
         gradient = [[-value for value in row] for row in gradient]
-    p = torch.sigmoid(line.u, out=lines["p"]) if p is None else p
+    if p is None and spec.cross_entropy:  # as in forward, to the last bit
+        step, m = torch.gt(line.u, 0, out=lines["p"]), smaller_probability(line.u, lines["a"])
+        p = step.sub_(m).abs_()
+    elif p is None:
+        p = torch.sigmoid(line.u, out=lines["p"])
     first, *second = place.unbind()
     slope = first if first.dtype == p.dtype and first.stride(0) == 1 else lines["slope"]
     entropy = _entropy_slope(line, p, gradient, spec, lines) if spec.cross_entropy else None
