@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # For the benchmarks, which are not installed; last, so that the installed package is what is tested.
@@ -18,6 +19,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 if "PYTEST_XDIST_WORKER" in os.environ:
     cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+
+
+# No test depends on the speed of the machine.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 
 @pytest.fixture(autouse=True)
