@@ -9,8 +9,9 @@ from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.size_rules import Decision
 
-__all__ = ["label_decisions", "loss_decision", "unequal_classes"]
+__all__ = ["CROSS_ENTROPY_WEIGHT", "label_decisions", "loss_decision", "unequal_classes"]
 
+CROSS_ENTROPY_WEIGHT = 1 / 3  # beside IoU: the study `compound` of docs/results.md
 MIN_COMPONENTS_FOR_INSTANCE, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 
@@ -68,7 +69,7 @@ def loss_decision(plan: Plan, fingerprint: Fingerprint, weights: list[float]) ->
 def _chosen_loss(plan: Plan, fingerprint: Fingerprint, weights: list[float]) -> Decision:
     region = {"include_background": False, **_label_options(plan, region=True), "batch": True, "sync_batch": True}
     entropy = {key: value for key, value in _label_options(plan, region=False).items() if key != "softmax"}
-    compound = {"_target_": "monai_iou.IoUCELoss", **region}
+    compound = {"_target_": "monai_iou.IoUCELoss", **region, "lambda_ce": CROSS_ENTROPY_WEIGHT}
     main = max(fingerprint.classes, key=lambda label: label.components_a_case)
     if unequal_classes(fingerprint):
         shares = [label.fraction for label in fingerprint.classes if label.cases]

@@ -15,15 +15,17 @@ from torch import nn
 
 from monai_iou.losses.attention import AttentionSupervisionLoss, ContextAttentionLoss
 from monai_iou.losses.instance import InstanceIoULoss
+from monai_iou.losses.iou_ce import IoUCELoss
 from monai_iou.losses.multi_scale import MultiScaleLoss, needs_hard_labels
 from monai_iou.networks import AttentionMapUnet
+from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.architecture import NETWORKS, switch, with_network
 from monai_iou.workflow.flat import SliceNetwork
 from monai_iou.workflow.labelled import PartlyLabelledLoss
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
-__all__ = ["NETWORKS", "build_loss", "build_network"]
+__all__ = ["NETWORKS", "build_loss", "build_network", "default_loss"]
 
 SCALES = 3  # outputs with deep supervision: coarser ones hold too few voxels of a small lesion
 
@@ -103,6 +105,25 @@ def _segresnet_options(plan: Plan, deep: bool) -> dict[str, Any]:
         "norm": "INSTANCE",
         "dsdepth": max(1, min(SCALES, halvings)) if deep else 1,
     }
+
+
+def default_loss(**options: Any) -> IoUCELoss:
+    """Return the loss of the bundle: IoUCELoss with the weight of the cross-entropy that the study chose.
+
+    A function and not `lambda_ce` in the config, so that `--loss::_target_ monai_iou.IoULoss` changes the loss alone.
+
+    Args:
+        options: arguments of IoUCELoss; `lambda_ce` is 1/3 by default (the study `compound` of docs/results.md).
+
+    Raises:
+        TypeError, ValueError: as `IoUCELoss`.
+
+    Example:
+        >>> from monai_iou.workflow.variants import default_loss
+        >>> [round(weight, 2) for weight in default_loss(softmax=True).weights]
+        [1.0, 0.33]
+    """
+    return IoUCELoss(**{"lambda_ce": CROSS_ENTROPY_WEIGHT, **options})
 
 
 def build_loss(

@@ -183,6 +183,7 @@ def test_one_lesion_a_case_takes_the_compound() -> None:
         "softmax": True,
         "batch": True,
         "sync_batch": True,
+        "lambda_ce": 1 / 3,
     }
 
 
