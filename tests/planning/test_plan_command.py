@@ -158,7 +158,7 @@ def test_the_plan_trains_without_a_hand_edit(pet_run: Path) -> None:
 def test_the_plan_merges_with_evaluation_and_inference(pet_run: Path) -> None:
     places = {"bundle_root": str(pet_run / "bundle"), "dataset_dir": str(pet_run / "data")}
     workflow = run_workflow(pet_run / "bundle", ["train", "plan", "evaluate"], places)
-    assert 0 <= workflow.evaluator.state.metrics["test_mean_iou"] <= 1
+    assert 0 <= workflow.evaluator.state.metrics["val_mean_iou"] <= 1
     content = json.loads((pet_run / "data" / "dataset.json").read_text())
     content["test"] = [pair["image"] for pair in content["training"]]
     (pet_run / "data" / "dataset.json").write_text(json.dumps(content))
