@@ -12,6 +12,7 @@ from .options import (
     FOLDER,
     check_folders,
     check_tables,
+    is_file,
     label_list,
     output_option,
     region_list,
@@ -167,7 +168,7 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
     not done yet. Exit code 1 if a case failed.
     """
-    single = all(options[name].is_file() for name in ("predictions", "references"))
+    single = all(is_file(options[name]) for name in ("predictions", "references"))
     folders = ("images", "probabilities") if single else ("predictions", "references", "images", "probabilities")
     check_folders({f"--{name}": options[name] for name in folders})
     check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})

@@ -13,6 +13,7 @@ __all__ = [
     "FOLDER",
     "check_folders",
     "check_tables",
+    "is_file",
     "is_folder",
     "label_list",
     "output_option",
@@ -99,3 +100,8 @@ def check_tables(tables: Mapping[str, Path | None]) -> None:
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder's, whatever its length."""
     return os.path.isdir(path)  # noqa: PTH112 - unlike Path's it is False for a name that is too long
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file's, whatever its length."""
+    return os.path.isfile(path)  # noqa: PTH113 - see `is_folder`

@@ -194,9 +194,9 @@ def test_other_grids_are_refused_or_resampled_with_a_note(tmp_path):
 
 
 def test_an_image_is_not_a_label_map(tmp_path):
-    image = save(tmp_path / "image.nii", np.arange(1000, dtype=np.int16).reshape(10, 10, 10), np.eye(4))
-    labels = save(tmp_path / "labels.nii", np.ones((10, 10, 10), np.uint8), np.eye(4))
-    with pytest.raises(VolumeError, match="to be a label map, but got 1000 different values: pass labels, not images"):
+    image = save(tmp_path / "image.nii", np.arange(1331, dtype=np.int16).reshape(11, 11, 11), np.eye(4))
+    labels = save(tmp_path / "labels.nii", np.ones((11, 11, 11), np.uint8), np.eye(4))
+    with pytest.raises(VolumeError, match="to be a label map, but got 1331 different values: pass labels, not images"):
         evaluate_files("c", labels, image, Settings())
     assert "to be a label map" in evaluate_files("c", image, labels, Settings())["problem"]
 
