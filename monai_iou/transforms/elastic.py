@@ -152,8 +152,10 @@ class RandCoarseElasticd(RandomizableTransform, MapTransform):
         noise = torch.as_tensor(self.R.standard_normal((3, *nodes)).astype(np.float32)).to(device)
         field = smooth_field(noise, size, sigma, spread)
         scale = torch.tensor([2 / max(length - 1, 1) for length in size], device=device)
-        identity = F.affine_grid(torch.eye(3, 4, device=device)[None], [1, 1, *size], align_corners=True)
-        return identity.add_((field * scale.view(3, 1, 1, 1)).flip(0).movedim(0, -1))
+        # An axis of one voxel, as in 2D data, has its only voxel at 0.
+        axes = [torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in size]
+        identity = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        return identity.add_(field * scale.view(3, 1, 1, 1)).flip(0).movedim(0, -1)[None]
 
 
 def _checked_range(name: str, values: Sequence[float]) -> tuple[float, float]:

@@ -148,7 +148,7 @@ class LabelClassesd(MapTransform):
         order = np.argsort(self.values, kind="stable")
         ascending = torch.as_tensor(np.asarray(self.values, dtype=np.int64)[order])
         whole = torch.as_tensor(label).as_subclass(torch.Tensor)
-        place = torch.searchsorted(ascending, whole.to(torch.int64)).clamp(max=len(ascending) - 1)
+        place = torch.searchsorted(ascending, whole.to(torch.int64).contiguous()).clamp(max=len(ascending) - 1)
         wrong = ascending[place] != whole
         if bool(wrong.any()):
             name = label.meta.get("filename_or_obj", "the label") if isinstance(label, MetaTensor) else "the label"

@@ -80,3 +80,13 @@ def test_without_luck_nothing_changes_and_wrong_arguments_are_named() -> None:
         RandCoarseElasticd("image", (5, 3), (20, 80))
     with pytest.raises(ValueError, match=r"^Expected `image` to have the shape \(C, X, Y, Z\), but got \(1, 6, 6\)"):
         RandCoarseElasticd("image", (3, 5), (20, 80), prob=1.0)({"image": torch.rand(1, 6, 6)})
+
+
+def test_an_axis_of_one_voxel_stays() -> None:
+    image = torch.rand(1, 24, 20, 1)
+    transform = RandCoarseElasticd(["image"], sigma_range=(3, 5), magnitude_range=(100, 200), prob=1.0)
+    moved = transform.set_random_state(0)({"image": image})["image"]
+    assert moved.shape == image.shape
+    assert not torch.equal(torch.as_tensor(moved), image)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
