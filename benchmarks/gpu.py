@@ -60,7 +60,11 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     training = [python, "-m", "benchmarks.training", "--patch", "48", "48", "32", "--output", str(folder / "training")]
     training += ["--epochs", "2", "--steps", "2"] if quick else []
     return [
-        Part("Tests", [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 0.4),
+        Part(
+            "Tests",
+            [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow", *tests],
+            0.4,
+        ),
         Part("Losses", losses, 0.35),
         Part("A short training", training, 0.25),
     ]
