@@ -47,6 +47,8 @@ class IoUHandler(IgniteMetricHandler):
     1.0
     """
 
+    _metric_type: type[IoUMetric] = IoUMetric
+
     def __init__(
         self,
         include_background: bool = True,
@@ -58,7 +60,7 @@ class IoUHandler(IgniteMetricHandler):
         num_classes: int | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        metric = IoUMetric(
+        metric = self._metric_type(
             include_background=include_background,
             reduction=reduction,
             ignore_empty=ignore_empty,
@@ -68,7 +70,15 @@ class IoUHandler(IgniteMetricHandler):
         super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
 
 
-class DiceHandler(IgniteMetricHandler):
+class _DiceOfIoU(IoUMetric):
+    """`IoUMetric` with each score as Dice."""
+
+    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        iou = super()._scores(rows)
+        return 2 * iou / (1 + iou)
+
+
+class DiceHandler(IoUHandler):
     """Dice, 2 I / (P + T), over the same cases and by the same rule for absent classes as `IoUHandler`.
 
     It is 2 IoU / (1 + IoU) of each image and class, averaged after that. MONAI's `MeanDice` leaves out images whose
@@ -92,33 +102,7 @@ class DiceHandler(IgniteMetricHandler):
     0.6667
     """
 
-    def __init__(
-        self,
-        include_background: bool = True,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        output_transform: Callable[[Any], Any] = _identity,
-        save_details: bool = True,
-        *,
-        ignore_empty: IgnoreEmpty = "both",
-        num_classes: int | None = None,
-        ignore_index: int | None = None,
-    ) -> None:
-        metric = _DiceOfIoU(
-            include_background=include_background,
-            reduction=reduction,
-            ignore_empty=ignore_empty,
-            num_classes=num_classes,
-            ignore_index=ignore_index,
-        )
-        super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
-
-
-class _DiceOfIoU(IoUMetric):
-    """`IoUMetric` with each score as Dice."""
-
-    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
-        iou = super()._scores(rows)
-        return 2 * iou / (1 + iou)
+    _metric_type = _DiceOfIoU
 
 
 class LesionIoUHandler(IgniteMetricHandler):
