@@ -76,7 +76,7 @@ class SelfChecks:
         self._refused[device] = fault
         message = (
             f"Expected the Triton kernel to compute {spec} on {device} as the reference does, but {fault}: the kernel "
-            "'tiled' is used on this device, which is slower and right. See monai_iou.kernel_report()."
+            "'tiled' is used on this device, which is slower but correct. See monai_iou.kernel_report()."
         )
         warnings.warn(message, stacklevel=2)
 

@@ -21,7 +21,7 @@ from monai_iou.workflow.running import run_configs
 __all__ = ["Prediction", "Predictions", "TrainedModels", "check_new", "find_models", "plan_predictions", "run_all"]
 
 BESIDE = "mask"  # behind an image's name, where its mask lies beside it
-NETWORK_KEYS = ("network", "deep_supervision", "attention", "network_def")
+OWN_NETWORK = "network_def"  # the other keys of the network are stored with the weights
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainedModels:
     Attributes:
         files: a `model.pt` for each model.
         config: the bundle's inference.json.
-        network: the keys that decide what network the weights fit, as the training resolved them.
+        network: the key `network_def` as the training resolved it; it may be the user's own network.
     """
 
     files: tuple[Path, ...]
@@ -144,12 +144,12 @@ def _chosen(run: Path, found: Mapping[int, Path], folds: str) -> list[Path]:
 
 
 def _network_keys(ckpt_dir: Path) -> dict[str, Any]:
-    """The network's keys in the resolved config that a training keeps."""
+    """The definition of the network in the resolved config that a training keeps; it may be the user's own."""
     for folder in (ckpt_dir.parent, ckpt_dir.parent / "eval"):
         path = folder / "config.json"
         if path.is_file():
             config = json.loads(path.read_text(encoding="utf-8"))
-            return {key: config[key] for key in NETWORK_KEYS if key in config}
+            return {OWN_NETWORK: config[OWN_NETWORK]} if OWN_NETWORK in config else {}
     return {}
 
 

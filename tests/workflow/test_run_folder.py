@@ -18,6 +18,7 @@ from bundle_runs import overrides
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.demo import run_workflow
 from monai_iou.files import read_csv
+from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
 from monai_iou.workflow.bars import start_above_log, stop_above_log
 from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.run_folder import RunFolderHandler
@@ -40,7 +41,7 @@ def test_the_table_has_every_epoch_of_all_parts_once(run: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {"seconds", "learning_rate", "train_loss", "train_loss_iou", "train_loss_cross_entropy"} <= rows[0].keys()
     for row in rows:
-        total = float(row["train_loss_iou"]) + float(row["train_loss_cross_entropy"])
+        total = float(row["train_loss_iou"]) + CROSS_ENTROPY_WEIGHT * float(row["train_loss_cross_entropy"])
         assert float(row["train_loss"]) == pytest.approx(total, rel=1e-5)
     assert [bool(row["val_mean_iou"]) for row in rows] == [True, True, False]
     assert float(rows[0]["val_mean_dice"]) >= float(rows[0]["val_mean_iou"]) >= 0
