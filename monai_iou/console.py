@@ -64,10 +64,10 @@ def print_evaluation(done: Evaluation, output: Path) -> None:
         distance = scores["hd95_mm"]
         if distance["n_penalty"] != distance["n_defined"]:
             say(f"Label {label}: mean HD95 {_both(distance, 2, ' mm')}")
-    for label, found in list(done.summary["probabilities"].items())[:MANY_LABELS]:
-        if found["best_iou"] is not None:
-            best = f"{found['best_iou']:.3f} at {found['best_threshold']:g}"
-            say(f"Label {label}: best mean IoU {best}, {found['iou_at_half']:.3f} at 0.5, ECE {found['ece']:.4f}")
+    for label, maps in list(done.summary["probabilities"].items())[:MANY_LABELS]:
+        if maps["best_iou"] is not None:
+            best = f"{maps['best_iou']:.3f} at {maps['best_threshold']:g}"
+            say(f"Label {label}: best mean IoU {best}, {maps['iou_at_half']:.3f} at 0.5, ECE {maps['ece']:.4f}")
     if len(labels) > MANY_LABELS:
         say(f"... and {len(labels) - MANY_LABELS} more labels: see the report.")
     say(f"Report: {output / 'report.html'}")

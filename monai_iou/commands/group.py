@@ -47,8 +47,8 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
     """Read the version from the package's text: importing the package takes seconds."""
     if value and not context.resilient_parsing:
         text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
-        found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
-        click.echo(f"monai-iou {found[1] if found else 'of unknown version'}")
+        version = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+        click.echo(f"monai-iou {version[1] if version else 'of unknown version'}")
         context.exit()
 
 

@@ -28,7 +28,7 @@ def known_keys(configs: Sequence[Path]) -> set[str]:
     The files are read as they lie: importing the package to ask for them takes seconds.
     """
     shipped = next(path for path in (PACKAGE / CONFIG, PACKAGE.parent / CONFIG) if path.is_file())
-    found: set[str] = set()
+    keys: set[str] = set()
     for path in (shipped, *configs):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -37,8 +37,8 @@ def known_keys(configs: Sequence[Path]) -> set[str]:
                 f"Expected `--config` to be a JSON file of the bundle's keys, but got `{path}` ({error}): correct it."
             )
             raise click.UsageError(message) from error
-        found |= {_root(key.lstrip("+~")) for key in content} if isinstance(content, dict) else set()
-    return found
+        keys |= {_root(key.lstrip("+~")) for key in content} if isinstance(content, dict) else set()
+    return keys
 
 
 def read_keys(words: Sequence[str], known: Collection[str], options: Collection[str]) -> dict[str, Any]:

@@ -202,11 +202,11 @@ def _check_grid(label: Volume, image: Volume) -> None:
             logger.warning("%s and %s: %s.", label.path, image.path, note)
         return
     if label.grid.shape != image.grid.shape:
-        found = f"shapes {'x'.join(map(str, label.grid.shape))} and {'x'.join(map(str, image.grid.shape))}"
+        shapes = f"shapes {'x'.join(map(str, label.grid.shape))} and {'x'.join(map(str, image.grid.shape))}"
     else:
-        found = f"affines that differ by up to {distance_voxels(label.grid, image.grid):.3g} voxels"
+        shapes = f"affines that differ by up to {distance_voxels(label.grid, image.grid):.3g} voxels"
     message = (
-        f"Expected {label.path} to lie on the grid of {image.path}, but they have {found}: "
+        f"Expected {label.path} to lie on the grid of {image.path}, but they have {shapes}: "
         "resample the label onto the image's grid."
     )
     raise DatasetError(message)

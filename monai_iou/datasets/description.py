@@ -32,8 +32,8 @@ def read_description(path: Path, kind: type = dict) -> Any:
         content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        found = f"{error.object[error.start : error.end]!r}, half of a character"
-        raise _refusal(path, "to hold text", found, "write the name anew") from error
+        bad_bytes = f"{error.object[error.start : error.end]!r}, half of a character"
+        raise _refusal(path, "to hold text", bad_bytes, "write the name anew") from error
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
@@ -48,25 +48,25 @@ def read_description(path: Path, kind: type = dict) -> Any:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in unique:
             message = f"the key {key!r} comes twice"
             raise ValueError(message)
-        found[key] = value
-    return found
+        unique[key] = value
+    return unique
 
 
 def read_modalities(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     """Read the channels' names from `modality`, or nnU-Net's `channel_names`."""
     key = "modality" if "modality" in content or "channel_names" not in content else "channel_names"
-    found = content.get(key)
-    channels = sorted(found, key=lambda name: (len(name), name)) if isinstance(found, dict) else []
+    modalities = content.get(key)
+    channels = sorted(modalities, key=lambda name: (len(name), name)) if isinstance(modalities, dict) else []
     if not channels or channels != [str(channel) for channel in range(len(channels))]:
         expected = f'`{key}` in {path} to name the channels by number, as {{"0": "CT"}}'
-        message = f"Expected {expected}, but got {_short(found)}: correct it."
+        message = f"Expected {expected}, but got {_short(modalities)}: correct it."
         raise DatasetError(message)
-    return tuple(str(found[name]) for name in channels)  # type: ignore[index]
+    return tuple(str(modalities[name]) for name in channels)  # type: ignore[index]
 
 
 def read_label_scheme(content: Mapping[str, Any], path: Path) -> LabelScheme:
@@ -76,17 +76,17 @@ def read_label_scheme(content: Mapping[str, Any], path: Path) -> LabelScheme:
         DatasetError: they name no background and one more value, two of them are one number, or a value is negative
             or beyond 64 bits.
     """
-    found = content.get("labels")
-    if isinstance(found, dict) and any(_is_value(value) for value in found.values()):
-        pairs = [(str(name), _values(path, name, value)) for name, value in found.items()]
-    elif isinstance(found, dict) and all(re.fullmatch(r"\s*[+-]?\d+\s*", str(key)) for key in found):
-        pairs = [(str(name), (int(value),)) for value, name in found.items()]
+    labels = content.get("labels")
+    if isinstance(labels, dict) and any(_is_value(value) for value in labels.values()):
+        pairs = [(str(name), _values(path, name, value)) for name, value in labels.items()]
+    elif isinstance(labels, dict) and all(re.fullmatch(r"\s*[+-]?\d+\s*", str(key)) for key in labels):
+        pairs = [(str(name), (int(value),)) for value, name in labels.items()]
     else:
         pairs = []
     singles = [(values[0], name) for name, values in pairs if len(values) == 1]
     values = [value for value, _ in singles]
     if len(pairs) < 2 or 0 not in values or min(values) < 0:
-        shown = "a negative value, which no class can have" if values and min(values) < 0 else _short(found)
+        shown = "a negative value, which no class can have" if values and min(values) < 0 else _short(labels)
         message = (
             f"Expected `labels` in {path} to name the background 0 and at least one more value, as "
             f'{{"0": "background", "1": "lesion"}}, but got {shown}: correct it.'
@@ -140,17 +140,17 @@ def _is_soft(content: Mapping[str, Any], path: Path, ignore: int | None) -> bool
     if not isinstance(soft, bool):
         raise _refusal(path, "to have true or false as `soft_labels`", _short(soft), "correct it")
     if soft and ignore is not None:
-        found = f"the label value {ignore} for it"
-        raise _refusal(path, "to have no `ignore` with `soft_labels`, whose files hold no values", found, "remove one")
+        reason = f"the label value {ignore} for it"
+        raise _refusal(path, "to have no `ignore` with `soft_labels`, whose files hold no values", reason, "remove one")
     return soft
 
 
-def _named_regions(found: object, path: Path, named: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+def _named_regions(entries: object, path: Path, named: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
     """The key `regions`: name -> values, beside `labels` that name the values one by one."""
-    if not isinstance(found, dict) or not found or not all(map(_is_value, found.values())):
+    if not isinstance(entries, dict) or not entries or not all(map(_is_value, entries.values())):
         expected = 'to map names to lists of label values in `regions`, as {"whole": [1, 2]}'
-        raise _refusal(path, expected, _short(found), "correct it")
-    regions = {str(name): _values(path, name, values) for name, values in found.items()}
+        raise _refusal(path, expected, _short(entries), "correct it")
+    regions = {str(name): _values(path, name, values) for name, values in entries.items()}
     unknown = next((value for values in regions.values() for value in values if value not in named or not value), None)
     if unknown is not None:
         raise _refusal(path, "to make `regions` of foreground values that `labels` names", str(unknown), "correct one")
@@ -173,11 +173,11 @@ def _region_order(content: Mapping[str, Any], path: Path, regions: Mapping[str, 
     return tuple(order)
 
 
-def read_labelled(found: object, scheme: LabelScheme, where: str) -> tuple[int, ...] | None:
+def read_labelled(entries: object, scheme: LabelScheme, where: str) -> tuple[int, ...] | None:
     """Read a case's `labelled`: the classes that were annotated in it, by name or value.
 
     Args:
-        found: what dataset.json says, None if it says nothing.
+        entries: the value of the key `labelled` in dataset.json, None if it says nothing.
         scheme: of the labels.
         where: for the error.
 
@@ -192,13 +192,13 @@ def read_labelled(found: object, scheme: LabelScheme, where: str) -> tuple[int, 
         >>> read_labelled(["liver"], scheme, "c"), read_labelled([5, "liver"], scheme, "c")
         ((1,), None)
     """
-    if found is None:
+    if entries is None:
         return None
     names = {name: number for number, (name, _) in enumerate(scheme.classes, start=1)}
     known: dict[Any, int] = {**names, "background": 0, 0: 0, "0": 0, scheme.labels[0]: 0}
     for number, (_, values) in enumerate(() if scheme.regions else scheme.classes, start=1):
         known |= {values[0]: number, str(values[0]): number}
-    given = found if isinstance(found, list) else [found]
+    given = entries if isinstance(entries, list) else [entries]
     for name in given:
         if not isinstance(name, (str, int)) or isinstance(name, bool) or name not in known:
             listed = ", ".join(names)
@@ -237,8 +237,8 @@ def _check_range(path: Path, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> No
         raise _refusal(path, f"to name at most {MOST_CLASSES} labels", str(len(pairs)), "merge some of them")
 
 
-def _refusal(path: Path, expected: str, found: str, remedy: str) -> DatasetError:
-    return DatasetError(f"Expected {path} {expected}, but got {found}: {remedy}.")
+def _refusal(path: Path, expected: str, value: str, remedy: str) -> DatasetError:
+    return DatasetError(f"Expected {path} {expected}, but got {value}: {remedy}.")
 
 
 def _short(value: object) -> str:

@@ -58,8 +58,8 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
 
 def find_pair(root: Path) -> tuple[Path, Path] | None:
     """Return the folders of images and of labels of a dataset without dataset.json, None if there are none."""
-    found = ((root / images, root / labels) for images, labels in PAIRS)
-    return next((pair for pair in found if pair[0].is_dir() and pair[1].is_dir()), None)
+    pairs = ((root / images, root / labels) for images, labels in PAIRS)
+    return next((pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()), None)
 
 
 def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
@@ -98,10 +98,10 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
     except VolumeError as error:
         raise DatasetError(str(error)) from error
     if not 1 < len(values) <= MOST_CLASSES or min(values) < 0:
-        found = f"{len(values)} values from {min(values)} to {max(values)}"
+        value_range = f"{len(values)} values from {min(values)} to {max(values)}"
         message = (
-            f"Expected {labels} to hold label maps with 0 and at least one more value, but got {found}: correct the "
-            "labels, or name their values in a dataset.json."
+            f"Expected {labels} to hold label maps with 0 and at least one more value, but got {value_range}: "
+            "correct the labels, or name their values in a dataset.json."
         )
         raise DatasetError(message)
     channels = header.shape[3] if header is not None and len(header.shape) == 4 else 1
@@ -128,8 +128,8 @@ def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tup
         unknown = next((name for side in sides for name in side or () if name not in names), None)
         both = next((name for name in sides[0] or () if name in (sides[1] or ())), None)
         if unknown is not None or both is not None:
-            found = f"{unknown}, which is none" if both is None else f"{both} on both sides"
-            message = f"Expected {path} to name cases of {root}, each on one side, but got {found}: correct it."
+            problem = f"{unknown}, which is none" if both is None else f"{both} on both sides"
+            message = f"Expected {path} to name cases of {root}, each on one side, but got {problem}: correct it."
             raise DatasetError(message)
         folds.append((tuple(sides[0] or ()), tuple(sides[1] or ())))
     return tuple(folds)

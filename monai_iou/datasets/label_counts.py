@@ -67,8 +67,8 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     root = Path(folder)
     files = sorted(volumes_below(root)) if root.is_dir() else []
     if not files:
-        found = "it holds none" if root.is_dir() else "there is no such folder"
-        message = f"Expected `{root}` to be a folder of label files, but {found}: give the folder that holds them."
+        problem = "it holds none" if root.is_dir() else "there is no such folder"
+        message = f"Expected `{root}` to be a folder of label files, but {problem}: give the folder that holds them."
         raise ValueError(message)
     named, ignore = _values_of_dataset(root)
     allowed = tuple(sorted(set(values))) if values else named
@@ -99,9 +99,9 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
 
 def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     """Return voxels and components of each label value."""
-    found, counts = np.unique(labels, return_counts=True)
+    values, counts = np.unique(labels, return_counts=True)
     result = {}
-    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         result[value] = (count, label_components(labels == value, None)[1] if value != 0 else 0)
     return result
 

@@ -65,8 +65,8 @@ def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[
     """Read the list `test`, of paths or of objects with an image; errors as `read_pairs`."""
     entries = content.get("test") or []
     if not isinstance(entries, list):
-        found = f"{entries!r:.200}"
-        message = f"Expected `test` in {root / 'dataset.json'} to be a list of images, but got {found}: correct it."
+        value = f"{entries!r:.200}"
+        message = f"Expected `test` in {root / 'dataset.json'} to be a list of images, but got {value}: correct it."
         raise DatasetError(message)
     named = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_images(root, each, "the image in `test`", channels) for each in named]
@@ -75,15 +75,15 @@ def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[
 
 def read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
     """Read `patient_groups`: patient -> fragments of file names."""
-    found = content.get("patient_groups") or {}
-    lists = list(found.values()) if isinstance(found, dict) else [None]
+    groups = content.get("patient_groups") or {}
+    lists = list(groups.values()) if isinstance(groups, dict) else [None]
     if not all(isinstance(parts, list) and all(isinstance(part, str) and part for part in parts) for parts in lists):
         message = (
             f'Expected `patient_groups` in {path} to name parts of file names for each patient, as {{"P1": ["P1_"]}}, '
-            f"but got {found!r:.200}: correct or remove it."
+            f"but got {groups!r:.200}: correct or remove it."
         )
         raise DatasetError(message)
-    return dict(found)
+    return dict(groups)
 
 
 def read_labelled_map(
@@ -94,15 +94,15 @@ def read_labelled_map(
     Raises:
         DatasetError: it is something else, or names a class that there is not.
     """
-    found = content.get("labelled", {})
-    if not isinstance(found, dict):
+    labelled = content.get("labelled", {})
+    if not isinstance(labelled, dict):
         expected = f'`labelled` in {root / "dataset.json"} to map names of cases to classes, as {{"c1": ["liver"]}}'
-        message = f"Expected {expected}, but got {found!r:.200}: correct it."
+        message = f"Expected {expected}, but got {labelled!r:.200}: correct it."
         raise DatasetError(message)
     where = f"in {root / 'dataset.json'}"
     return tuple(
-        replace(case, labelled=read_labelled(found[case.name], scheme, f"{case.name} {where}"))
-        if case.name in found
+        replace(case, labelled=read_labelled(labelled[case.name], scheme, f"{case.name} {where}"))
+        if case.name in labelled
         else case
         for case in cases
     )
@@ -181,9 +181,9 @@ def _inside(root: Path, relative: object, what: str) -> Path:
     if not path.name.lower().endswith(EXTENSIONS):
         message = f"Expected {what} to be .nii, .nii.gz, .mha or .nrrd, but got {path}: convert it to NIfTI."
         raise DatasetError(message)
-    found = find_spelling(path)
-    if found is None or not found.is_file():
-        state = "there is no such file" if found is None or not found.exists() else "it is no file"
+    existing = find_spelling(path)
+    if existing is None or not existing.is_file():
+        state = "there is no such file" if existing is None or not existing.exists() else "it is no file"
         message = f"Expected {what} at {path}, but {state}: add it or remove the entry from dataset.json."
         raise DatasetError(message)
-    return found
+    return existing

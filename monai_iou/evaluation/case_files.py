@@ -134,9 +134,9 @@ def _scores(
     rows, lesions, pictures = [], [], {}
     whole = settings.rules.like is not None
     for pair in mask_pairs(array, reference.array, structures, settings.ignore, whole):
-        row, found = score_pair(pair, reference.grid, voxels, settings.rules, numbers)
+        row, pair_lesions = score_pair(pair, reference.grid, voxels, settings.rules, numbers)
         rows.append({"case": case, **row})
-        lesions += [{"case": case, **lesion} for lesion in found]
+        lesions += [{"case": case, **lesion} for lesion in pair_lesions]
         picture = take_picture(pair, reference.grid)
         if picture is not None:
             pictures[pair.structure.name] = picture

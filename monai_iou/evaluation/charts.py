@@ -111,9 +111,9 @@ def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
         title: the axis label.
     """
     bins: dict[int, list[bool]] = {}
-    for volume, found in lesions:
+    for volume, detected in lesions:
         # Volumes are products of spacings: the added share keeps 10 mm^3 out of the bin below 10.
-        bins.setdefault(math.floor(math.log10(max(volume, 1e-3) * (1 + 1e-9))), []).append(found)
+        bins.setdefault(math.floor(math.log10(max(volume, 1e-3) * (1 + 1e-9))), []).append(detected)
     height = 260
     y = Axis(0.0, 1.0, height - BOTTOM, TOP)
     parts = [_y_axis(y, "Share of lesions found")]

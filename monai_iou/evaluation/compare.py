@@ -70,15 +70,15 @@ def compare_folders(
         raise UnknownMetricError(message)
     decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
     chosen = [decisive, *(metric for metric in metrics if metric != decisive)]
-    found = read_evaluated(folders)
+    evaluated = read_evaluated(folders)
     out.prepare(output)
-    rows = [row for pair in itertools.combinations(found, 2) for row in _compare(*pair, chosen)]
+    rows = [row for pair in itertools.combinations(evaluated, 2) for row in _compare(*pair, chosen)]
     _correct(rows, decisive)
-    ranking = rank_folders(found, decisive) if len(found) > 2 else []
+    ranking = rank_folders(evaluated, decisive) if len(evaluated) > 2 else []
     texts = {
         "comparison.csv": out.table_text(COLUMNS_OUT, rows),
-        "paired.csv": out.csv_text(_paired_table(found, decisive)),
-        "comparison.html": comparison_page(rows, found, ranking, decisive),
+        "paired.csv": out.csv_text(_paired_table(evaluated, decisive)),
+        "comparison.html": comparison_page(rows, evaluated, ranking, decisive),
     }
     if ranking:
         texts["ranking.csv"] = out.table_text(RANKING_COLUMNS, ranking)
@@ -136,13 +136,14 @@ def _better(row: dict[str, Any]) -> str:
     return "other" if (row["difference"] > 0) != (COLUMNS[row["metric"]].better == "lower") else "baseline"
 
 
-def _paired_table(found: Sequence[Evaluated], metric: str) -> list[list[Any]]:
+def _paired_table(evaluated: Sequence[Evaluated], metric: str) -> list[list[Any]]:
     """The primary scores: a row per case and label, a column per folder; empty where a folder did not evaluate it."""
-    table: list[list[Any]] = [["case", "label", *(one.name for one in found)]]
-    for key in sorted({key for one in found for key in one.scores}):
-        knows = next(one for one in found if key in one.scores)
+    table: list[list[Any]] = [["case", "label", *(one.name for one in evaluated)]]
+    for key in sorted({key for one in evaluated for key in one.scores}):
+        knows = next(one for one in evaluated if key in one.scores)
         cells = [
-            score_of(one, knows, key, metric) if key in one.scores or key[0] in one.failed else None for one in found
+            score_of(one, knows, key, metric) if key in one.scores or key[0] in one.failed else None
+            for one in evaluated
         ]
         table.append([*key, *cells])
     return table

@@ -17,18 +17,18 @@ CHANGED_MOST = 10
 
 
 def comparison_page(
-    rows: Sequence[dict[str, Any]], found: Sequence[Evaluated], ranking: Sequence[Mapping[str, Any]], primary: str
+    rows: Sequence[dict[str, Any]], evaluated: Sequence[Evaluated], ranking: Sequence[Mapping[str, Any]], primary: str
 ) -> str:
     """The whole page as text.
 
     Args:
         rows: of comparison.csv.
-        found: the folders.
+        evaluated: the folders.
         ranking: of ranking.csv; empty for two folders.
         primary: the metric that decides.
     """
     groups = []
-    for first, second in itertools.combinations(found, 2):
+    for first, second in itertools.combinations(evaluated, 2):
         pair = [row for row in rows if (row["baseline"], row["other"]) == (str(first.folder), str(second.folder))]
         labels = list(dict.fromkeys(row["label"] for row in pair))
         group = {
@@ -40,13 +40,13 @@ def comparison_page(
         }
         groups.append(group)
     context = {
-        "folders": [{"name": one.name, "path": str(one.folder)} for one in found],
+        "folders": [{"name": one.name, "path": str(one.folder)} for one in evaluated],
         "groups": groups,
         "ranking": [
             {**row, "mean": number(row["mean"]), "share": f"{100 * row['share_first']:.0f} %"} for row in ranking
         ],
         "primary": COLUMNS[primary].title,
-        "unit": "patients" if any(one.patients for one in found) else "cases",
+        "unit": "patients" if any(one.patients for one in evaluated) else "cases",
     }
     return render("comparison.html", context)
 

@@ -205,12 +205,12 @@ def _maps(
     """Count the probability maps of the evaluated cases; a case without a usable map is noted."""
     request = evaluation.request
     references = {pair.case: pair.reference for pair in evaluation.pairs}
-    found = find_maps(folder, [record["case"] for record in evaluation.records])
+    maps = find_maps(folder, [record["case"] for record in evaluation.records])
     tasks: dict[str, tuple[Any, ...]] = {}
     for record in evaluation.records:
         case = record["case"]
-        if case in found:
-            files = {name: path.absolute() for name, path in found[case].items()}
+        if case in maps:
+            files = {name: path.absolute() for name, path in maps[case].items()}
             rest = evaluation.structures, request.ignore, request.rules
             tasks[case] = (files, _absolute(references[case]), *rest)
         else:

@@ -59,9 +59,9 @@ def with_dataset_labels(request: Request) -> Request:
     """
     if request.instances:  # the files hold lesion numbers, which no scheme of labels is about
         return request
-    found = _dataset(request.references)
+    dataset = _dataset(request.references)
     try:
-        scheme = read_label_scheme(found, request.references)
+        scheme = read_label_scheme(dataset, request.references)
     except ValueError:  # an extra, as the rest of the file
         return request
     named = {*request.labels, *(value for values in request.regions.values() for value in values)}
@@ -144,24 +144,24 @@ def _from_file(cases: Sequence[str], file: Path) -> dict[str, str]:
 
 def _by_parts(cases: Sequence[str], groups: Mapping[str, Any], source: Path) -> dict[str, str]:
     """The patient whose list holds the case's name or a part of it."""
-    found: dict[str, str] = {}
+    patients: dict[str, str] = {}
     for patient, parts in groups.items():
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) and part for part in parts):
             raise _unusable(source, f"{parts!r} for {patient}")
         for case in cases:
             if any(part in case for part in parts):
-                if case in found:
+                if case in patients:
                     message = (
-                        f"Expected every case to be of one patient, but `{source}` gives `{case}` to {found[case]} and "
-                        f"{patient}: name longer parts of the cases' names."
+                        f"Expected every case to be of one patient, but `{source}` gives `{case}` to {patients[case]} "
+                        f"and {patient}: name longer parts of the cases' names."
                     )
                     raise RequestError(message)
-                found[case] = str(patient)
-    return found
+                patients[case] = str(patient)
+    return patients
 
 
-def _unusable(file: Path, found: str) -> RequestError:
+def _unusable(file: Path, content: str) -> RequestError:
     return RequestError(
         f"Expected `{file}` to be a CSV with the columns case and patient, or JSON that maps patients to lists of "
-        f"cases, but got {found}: correct it."
+        f"cases, but got {content}: correct it."
     )

@@ -37,8 +37,8 @@ def probability_charts(scores: Mapping[str, Any]) -> dict[str, str]:
 
 def _points(x: Sequence[float | None], y: Sequence[float | None], notes: Sequence[str] = ()) -> list[Point]:
     texts = notes or [""] * len(x)
-    found = []
+    points = []
     for a, b, text in zip(x, y, texts, strict=True):
         if a is not None and b is not None:
-            found.append(Point(a, b, text or f"{b:.3f} at {a:.3f}"))
-    return found
+            points.append(Point(a, b, text or f"{b:.3f} at {a:.3f}"))
+    return points

@@ -84,8 +84,8 @@ def _boxes(labels: NDArray[Any]) -> _Boxes | None:
     part = bounding_box(turned != 0)
     if not all(side.stop for side in part):
         return {}
-    found = find_objects(np.ascontiguousarray(turned[part], dtype=np.int32))
-    boxes = {value: _moved(box, part) for value, box in enumerate(found, start=1) if box is not None}
+    objects = find_objects(np.ascontiguousarray(turned[part], dtype=np.int32))
+    boxes = {value: _moved(box, part) for value, box in enumerate(objects, start=1) if box is not None}
     return {value: box[::-1] for value, box in boxes.items()} if turned is not labels else boxes
 
 
@@ -97,10 +97,10 @@ def _box_of(structure: Structure, boxes: Sequence[_Boxes | None]) -> tuple[slice
     """The box of a structure in both label maps: the whole volume if it is unknown, one voxel if it is in none."""
     if any(known is None for known in boxes):
         return (slice(None),) * 3
-    found = [known[value] for known in boxes if known is not None for value in structure.values if value in known]
-    if not found:
+    slices = [known[value] for known in boxes if known is not None for value in structure.values if value in known]
+    if not slices:
         return (slice(0, 1),) * 3
-    return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*found, strict=True))
+    return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*slices, strict=True))
 
 
 def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:

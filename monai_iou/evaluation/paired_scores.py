@@ -54,9 +54,9 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
         CompareError: one holds no readable cases.csv, or two do not share labels or cases.
     """
     names = short_names(folders)
-    found = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
-    first = found[0]
-    for other in found[1:]:
+    evaluated = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    first = evaluated[0]
+    for other in evaluated[1:]:
         if not set(first.labels) & set(other.labels):
             message = (
                 f"Expected the same labels in `{first.folder}` and `{other.folder}`, but got {_listed(first.labels)} "
@@ -69,7 +69,7 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
                 "evaluate the same cases."
             )
             raise CompareError(message)
-    return found
+    return evaluated
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

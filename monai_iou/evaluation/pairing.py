@@ -58,18 +58,18 @@ def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
     if not folder.is_dir():
         message = f"Expected `{argument}` to be a folder of volumes, but got `{folder}`: check the path."
         raise PairingError(message)
-    found: dict[str, Path] = {}
+    volumes: dict[str, Path] = {}
     for path in volumes_below(folder):
         # Composed, so that a file from a Mac (NFD) pairs with one from elsewhere (NFC).
         name = unicodedata.normalize("NFC", path.parent.relative_to(folder).joinpath(case_name(path)).as_posix())
-        if name in found:
-            message = f"Expected one file per case, but got `{found[name]}` and `{path}`: keep one, or use `--pairs`."
+        if name in volumes:
+            message = f"Expected one file per case, but got `{volumes[name]}` and `{path}`: keep one, or use `--pairs`."
             raise PairingError(message)
-        found[name] = path
-    if not found:
+        volumes[name] = path
+    if not volumes:
         message = f"Expected volumes in `{folder}`, but got none: .nii, .nii.gz, .mha, .mhd, .nrrd or DICOM folders."
         raise PairingError(message)
-    return dict(sorted(found.items()))
+    return dict(sorted(volumes.items()))
 
 
 def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:

@@ -23,8 +23,8 @@ def penalised(row: Mapping[str, Any], challenge: Challenge | None = None) -> dic
         challenge: whose columns take the challenge's own penalties.
 
     >>> row = dict.fromkeys(COLUMNS, math.nan) | {"reference_ml": 2.0, "prediction_ml": 0.0, "diagonal_mm": 300.0}
-    >>> found = penalised(row)
-    >>> found["hd95_mm"], found["precision"], found["relative_volume_error"]
+    >>> row_with_penalty = penalised(row)
+    >>> row_with_penalty["hd95_mm"], row_with_penalty["precision"], row_with_penalty["relative_volume_error"]
     (300.0, 0.0, nan)
     """
     result = dict(row)

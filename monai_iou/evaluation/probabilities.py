@@ -49,7 +49,7 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
         if not archives:
             raise
         volumes = {}
-    known, found = set(cases), {}
+    known, maps = set(cases), {}
     for case in cases:
         whole = archives.get(case, volumes.get(case))
         parts = {
@@ -58,14 +58,14 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
             if name.startswith(f"{case}_") and name not in known
         }
         if whole is not None or parts:
-            found[case] = parts if whole is None else {"": whole}
-    if not found:
+            maps[case] = parts if whole is None else {"": whole}
+    if not maps:
         message = (
             f"Expected probability maps in `{folder}` named as the cases, such as {cases[0]}.npz or {cases[0]}.nii.gz, "
             "but got none: rename them."
         )
         raise PairingError(message)
-    return found
+    return maps
 
 
 def count_maps(
@@ -108,11 +108,11 @@ def _histogram(
         probability, mask = probability[~ignored], mask[~ignored]
     voxels = torch.from_numpy(np.ascontiguousarray(probability, dtype=np.float32).reshape(1, 1, -1))
     inside = torch.from_numpy(np.ascontiguousarray(mask).astype(np.uint8).reshape(1, 1, -1))
-    found = probability_histograms(voxels, inside, activation=None, resolution=RESOLUTION)
-    if undefined := int(found.undefined.sum()):
+    histograms = probability_histograms(voxels, inside, activation=None, resolution=RESOLUTION)
+    if undefined := int(histograms.undefined.sum()):
         message = f"Expected probabilities, but got NaN in {undefined} voxels: find out where they come from."
         raise ValueError(message)
-    counts: NDArray[np.int64] = found.counts[0, 0].numpy()
+    counts: NDArray[np.int64] = histograms.counts[0, 0].numpy()
     return counts
 
 
@@ -135,8 +135,8 @@ def _lesions(
         )
         overlaps = find_overlaps(maps.reference, maps.prediction, maps.reference_count, maps.prediction_count)
         matching = match_components(overlaps, rule)
-        found = len(matching.pairs)
-        points.append([found, int(np.count_nonzero(~matching.right)), maps.reference_count - found])
+        detected = len(matching.pairs)
+        points.append([detected, int(np.count_nonzero(~matching.right)), maps.reference_count - detected])
     return points
 
 

@@ -15,11 +15,11 @@ from monai_iou.evaluation.statistics import draws, unit_indices
 RANKING_COLUMNS = ("label", "folder", "metric", "n", "mean", "rank", "rank_low", "rank_high", "share_first")
 
 
-def rank_folders(found: Sequence[Evaluated], metric: str) -> list[dict[str, Any]]:
+def rank_folders(evaluated: Sequence[Evaluated], metric: str) -> list[dict[str, Any]]:
     """Rank the folders by their mean over the cases that all have, for each label.
 
     Args:
-        found: three or more folders.
+        evaluated: three or more folders.
         metric: the primary metric.
 
     Returns:
@@ -27,19 +27,21 @@ def rank_folders(found: Sequence[Evaluated], metric: str) -> list[dict[str, Any]
         2000 resamples of the patients in which it is first. Ties share the better rank.
     """
     rows = []
-    for label in found[0].labels:
-        keys = [key for key in found[0].scores if key[1] == label and all(key in one.scores for one in found)]
-        scores = np.array([[score_of(one, one, key, metric) for one in found] for key in keys]).reshape(-1, len(found))
+    for label in evaluated[0].labels:
+        keys = [key for key in evaluated[0].scores if key[1] == label and all(key in one.scores for one in evaluated)]
+        scores = np.array([[score_of(one, one, key, metric) for one in evaluated] for key in keys]).reshape(
+            -1, len(evaluated)
+        )
         kept = np.isfinite(scores).all(axis=1)
         if not kept.any():
             continue
-        units = [found[0].patient(case) for (case, _), there in zip(keys, kept, strict=True) if there]
-        rows += _ranked(found, label, metric, scores[kept], units)
+        units = [evaluated[0].patient(case) for (case, _), there in zip(keys, kept, strict=True) if there]
+        rows += _ranked(evaluated, label, metric, scores[kept], units)
     return rows
 
 
 def _ranked(
-    found: Sequence[Evaluated], label: str, metric: str, scores: NDArray[np.float64], units: Sequence[str]
+    evaluated: Sequence[Evaluated], label: str, metric: str, scores: NDArray[np.float64], units: Sequence[str]
 ) -> list[dict[str, Any]]:
     sign = 1 if COLUMNS[metric].better == "lower" else -1
     which = unit_indices(len(units), units)
@@ -61,7 +63,7 @@ def _ranked(
             "rank_high": float(np.percentile(ranks[:, i], 97.5)),
             "share_first": float((ranks[:, i] == 1).mean()),
         }
-        for i, one in enumerate(found)
+        for i, one in enumerate(evaluated)
     ]
     return sorted(rows, key=lambda row: row["rank"])
 

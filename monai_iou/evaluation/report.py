@@ -99,8 +99,8 @@ def _tiles(evaluation: Evaluation, titles: Mapping[str, str]) -> list[dict[str, 
 
 def _lesion_tile(lesions: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
     status = [row["status"] for row in lesions if row["label"] == name]
-    found, missed, false = (status.count(kind) for kind in ("tp", "fn", "fp"))
-    return {"what": "Lesions found", "value": f"{found} of {found + missed}", "note": f"{false} false positives"}
+    detected, missed, false = (status.count(kind) for kind in ("tp", "fn", "fp"))
+    return {"what": "Lesions found", "value": f"{detected} of {detected + missed}", "note": f"{false} false positives"}
 
 
 def _missing(score: Mapping[str, Any]) -> str:
@@ -185,7 +185,7 @@ def _label(
     name: str, title: str, rows: Sequence[Mapping[str, Any]], lesions: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The charts of one label: lesions found by volume, and agreement of volumes."""
-    found = [
+    detection = [
         (row["volume_ml"] * 1000, row["status"] == "tp")
         for row in lesions
         if row["label"] == name and row["kind"] == "reference"
@@ -201,14 +201,14 @@ def _label(
     ]
     return {
         "title": title,
-        "recall": charts.recall_chart(found, "Lesion volume, mm³"),
-        "found": sum(hit for _, hit in found),
-        "total": len(found),
+        "recall": charts.recall_chart(detection, "Lesion volume, mm³"),
+        "found": sum(hit for _, hit in detection),
+        "total": len(detection),
         "agreement": charts.bland_altman(points),
     }
 
 
-def _maps(found: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
+def _maps(maps: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
     """The figures of the probability maps, for each label."""
     names = ("best_threshold", "best_iou", "iou_at_half", "average_precision", "ece", "ace")
     return [
@@ -219,7 +219,7 @@ def _maps(found: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> 
             "froc": scores["froc"]["sensitivity_at"],
             "svgs": probability_charts(scores),
         }
-        for name, scores in found.items()
+        for name, scores in maps.items()
     ]
 
 

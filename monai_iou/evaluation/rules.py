@@ -89,9 +89,9 @@ def split_width(text: str) -> tuple[float, str]:
     >>> split_width("2mm"), split_width("0.5 %")
     ((2.0, 'mm'), (0.5, '%'))
     """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(mm|%)\s*", text)
-    number = float(found[1]) if found and found[1].count(".") < 2 and found[1] != "." else 0.0
-    if found is None or not number > 0:
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(mm|%)\s*", text)
+    number = float(match[1]) if match and match[1].count(".") < 2 and match[1] != "." else 0.0
+    if match is None or not number > 0:
         message = f"Expected `--boundary` to be a width such as 2mm or 2%, but got {text}: correct it."
         raise ValueError(message)
-    return number, found[2]
+    return number, match[2]

@@ -66,9 +66,9 @@ def evaluate_case(
     rows: list[dict[str, Any]] = []
     lesions: list[dict[str, Any]] = []
     for pair in mask_pairs(prediction, reference, structures, ignore, rules.like is not None):
-        row, found = score_pair(pair, grid, counted_voxels(reference, ignore), rules)
+        row, pair_lesions = score_pair(pair, grid, counted_voxels(reference, ignore), rules)
         rows.append(row)
-        lesions += found
+        lesions += pair_lesions
     return rows, lesions
 
 
@@ -123,7 +123,7 @@ def score_pair(
     # The lesions' volumes are of voxels with right angles, and of a slice of 1 mm.
     volume = grid.voxel_ml * 1000 / math.prod(spacing)
     first = np.delete(pair.offset, plane) + crop.offset
-    rows = [_lesion_row(found, volume, first, plane, grid) for found in lesion.lesions]
+    rows = [_lesion_row(lesion_score, volume, first, plane, grid) for lesion_score in lesion.lesions]
     return row, [{"label": pair.structure.name, **lesion} for lesion in rows]
 
 

@@ -39,8 +39,8 @@ def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str,
         `n`, `undefined`, `units`, `mean`, `mean_interval`, `sd` (with n - 1), `median`, `median_interval`, `quartiles`,
         `min` and `max`; None if no value is defined, and None instead of intervals for fewer than `MIN_UNITS` patients.
 
-    >>> found = describe([0.5, 0.7, float("nan")])
-    >>> found["mean"], round(found["sd"], 4), np.round(found["quartiles"], 4).tolist(), found["mean_interval"]
+    >>> summary = describe([0.5, 0.7, float("nan")])
+    >>> summary["mean"], round(summary["sd"], 4), np.round(summary["quartiles"], 4).tolist(), summary["mean_interval"]
     (0.6, 0.1414, [0.55, 0.65], None)
     """
     every = np.asarray(values, dtype=float).ravel()

@@ -64,8 +64,10 @@ def _at_thresholds(histograms: np.ndarray) -> np.ndarray:
 
 def _froc(lesions: np.ndarray) -> dict[str, Any]:
     """The operating points, from true positives, false positives and false negatives, (cases, points, 3)."""
-    found, false, missed = lesions.sum(0).T
-    sensitivity = [_finite(ratio(int(tp), int(tp + fn), empty=math.nan)) for tp, fn in zip(found, missed, strict=True)]
+    detected, false, missed = lesions.sum(0).T
+    sensitivity = [
+        _finite(ratio(int(tp), int(tp + fn), empty=math.nan)) for tp, fn in zip(detected, missed, strict=True)
+    ]
     rates = [float(fp) / len(lesions) for fp in false]
 
     def best(rate: float) -> float | None:

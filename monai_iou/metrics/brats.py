@@ -58,7 +58,7 @@ def brats_mets(
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
 
     >>> reference = np.zeros((9, 9, 9), dtype=bool); reference[1:3, 1:3, 1:3] = reference[6:8, 6:8, 6:8] = True
-    >>> found = brats_mets(reference & (np.arange(9) < 5), reference)
+    >>> scores = brats_mets(reference & (np.arange(9) < 5), reference)
     >>> found["LesionWise_Score_Dice"], found["LesionWise_Score_HD95"]
     (0.5, 187.0)
     """
@@ -77,11 +77,11 @@ def brats_mets(
     large = [lesion for lesion, volume in zip(lesions, volumes, strict=True) if volume > min_volume_mm3]
     counted = float(len(large) + false_positives)
     distances = sum(hd for _, hd, _ in large) + _PENALTY_MM * false_positives
-    found = sum(hit for _, _, hit in large)
+    detected = sum(hit for _, _, hit in large)
     return {
-        "Num_TP": float(found),
+        "Num_TP": float(detected),
         "Num_FP": float(false_positives),
-        "Num_FN": float(len(large) - found),
+        "Num_FN": float(len(large) - detected),
         **_brats_whole(p, r, crop.prediction, crop.reference, size),
         "LesionWise_Score_Dice": scores.ratio(sum(dice for dice, _, _ in large), counted, empty=1.0),
         "LesionWise_Score_HD95": scores.ratio(distances, counted, empty=0.0),

@@ -139,7 +139,7 @@ def _msseg_found(overlaps: Overlaps, alpha: float = 0.10, beta: float = 0.70, ga
     """Return the number of reference lesions that are found by MSSEG's rule."""
     inside = np.bincount(overlaps.prediction, weights=overlaps.intersection, minlength=len(overlaps.prediction_sizes))
     outside = scores.ratio(overlaps.prediction_sizes - inside, overlaps.prediction_sizes)
-    found = 0
+    detected = 0
     for lesion, voxels in enumerate(overlaps.reference_sizes):
         own = overlaps.reference == lesion
         shares = overlaps.intersection[own]
@@ -148,8 +148,8 @@ def _msseg_found(overlaps: Overlaps, alpha: float = 0.10, beta: float = 0.70, ga
             continue
         order = np.argsort(-shares, kind="stable")
         before = (np.cumsum(shares[order]) - shares[order]) / covered
-        found += not (outside[overlaps.prediction[own][order]][before < gamma] > beta).any()
-    return found
+        detected += not (outside[overlaps.prediction[own][order]][before < gamma] > beta).any()
+    return detected
 
 
 def _exchanged(overlaps: Overlaps) -> Overlaps:

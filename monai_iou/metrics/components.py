@@ -58,11 +58,11 @@ def find_overlaps(
     beside = prediction.reshape(-1)[first]
     both = beside > 0
     pair = (inside[0][both].astype(np.int64) - 1) * prediction_count + (beside[both].astype(np.int64) - 1)
-    found, intersection = np.unique(pair, return_counts=True)
+    pairs, intersection = np.unique(pair, return_counts=True)
     columns = max(prediction_count, 1)
     return Overlaps(
-        reference=found // columns,
-        prediction=found % columns,
+        reference=pairs // columns,
+        prediction=pairs % columns,
         intersection=intersection.astype(np.int64),
         reference_sizes=np.bincount(inside[0], minlength=reference_count + 1)[1:],
         prediction_sizes=np.bincount(inside[1], minlength=prediction_count + 1)[1:],

@@ -149,8 +149,8 @@ def recall_by_volume(
 
     >>> from monai_iou.metrics import lesion_scores
     >>> reference = np.zeros((4, 9), dtype=bool); reference[1, 1] = reference[1:3, 4:8] = True
-    >>> found = lesion_scores(reference & (np.arange(9) > 2), reference, spacing=10).lesions
-    >>> [(b.low_ml, b.count, b.recall) for b in recall_by_volume(found, edges_ml=(0, 0.5, 5))]
+    >>> scores = lesion_scores(reference & (np.arange(9) > 2), reference, spacing=10).lesions
+    >>> [(b.low_ml, b.count, b.recall) for b in recall_by_volume(scores, edges_ml=(0, 0.5, 5))]
     [(0, 1, 0.0), (0.5, 1, 1.0)]
     """
     if len(edges_ml) < 2 or not (np.diff(np.asarray(edges_ml, dtype=float)) > 0).all():

@@ -150,9 +150,9 @@ def split_images(batch: Any, name: str) -> list[torch.Tensor]:
         expected = "have shape (B, C, *S)"
     for image in images:
         if not 2 <= image.ndim <= 4:
-            found = tuple(image.shape) if isinstance(batch, (list, tuple)) else tuple(batch.shape)
+            shape = tuple(image.shape) if isinstance(batch, (list, tuple)) else tuple(batch.shape)
             message = (
-                f"Expected `{name}` to {expected} with 1 to 3 spatial dimensions, but got {found}: add the batch or "
+                f"Expected `{name}` to {expected} with 1 to 3 spatial dimensions, but got {shape}: add the batch or "
                 "the channel dimension."
             )
             raise ValueError(message)

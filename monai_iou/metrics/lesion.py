@@ -39,10 +39,10 @@ class LesionScores(DetectionScores):
     """Scores of the connected components of one structure in one case, as returned by `lesion_scores`.
 
     >>> reference = np.array([[1, 1, 1, 0, 0, 0, 1]]); prediction = np.array([[1, 1, 0, 0, 1, 0, 0]])
-    >>> found = lesion_scores(prediction, reference)
-    >>> found.tp, found.fp, found.fn, found.recall_any, round(found.at("any").sq, 3)
+    >>> scores = lesion_scores(prediction, reference)
+    >>> scores.tp, scores.fp, scores.fn, scores.recall_any, round(scores.at("any").sq, 3)
     (1, 1, 1, 0.5, 0.667)
-    >>> [(lesion.outcome, lesion.centroid_voxel) for lesion in found.lesions]
+    >>> [(lesion.outcome, lesion.centroid_voxel) for lesion in scores.lesions]
     [('tp', (0.0, 1.0)), ('fn', (0.0, 6.0)), ('fp', (0.0, 4.0))]
     """
 
@@ -92,8 +92,8 @@ class LesionScores(DetectionScores):
                 "give the IoU from which on a pair counts."
             )
             raise ValueError(message)
-        found = [self.at(value) for value in t]
-        f1, recall, pq = (np.array([getattr(s, name) for s in found]) for name in ("f1", "recall", "pq"))
+        scores = [self.at(value) for value in t]
+        f1, recall, pq = (np.array([getattr(s, name) for s in scores]) for name in ("f1", "recall", "pq"))
         width = t[-1] - t[0]
         areas = [float(((y[1:] + y[:-1]) / 2 * np.diff(t)).sum() / width) for y in (f1, pq)]
         return LesionCurve(t, f1, recall, pq, *areas)
@@ -150,10 +150,10 @@ def lesion_scores(
 
     >>> reference = np.zeros((8, 8), dtype=bool); reference[1:3, 1:3] = True; reference[6, 6] = True
     >>> prediction = np.zeros((8, 8), dtype=bool); prediction[1:3, 1:4] = True
-    >>> found = lesion_scores(prediction, reference)
-    >>> found.tp, found.fp, found.fn, round(found.sq, 3), round(found.pq, 3), round(found.cc_iou, 3)
+    >>> scores = lesion_scores(prediction, reference)
+    >>> scores.tp, scores.fp, scores.fn, round(scores.sq, 3), round(scores.pq, 3), round(scores.cc_iou, 3)
     (1, 0, 1, 0.667, 0.444, 0.333)
-    >>> str(found.rule)
+    >>> str(scores.rule)
     'IoU of at least 0.5, one to one'
     """
     rule = lesion_rule(match, threshold, strict, pairing)

@@ -107,9 +107,9 @@ def _lesion_numbers(image: ArrayLike, name: str) -> _IntMap:
     whole = np.rint(values) if values.dtype.kind == "f" else values
     wrong = values[~((values == whole) & (values >= 0))]
     if wrong.size or values.ndim not in (2, 3):
-        found = f"{wrong.flat[0]:g}" if wrong.size else f"shape {values.shape}"
+        problem = f"{wrong.flat[0]:g}" if wrong.size else f"shape {values.shape}"
         message = (
-            f"Expected `{name}` to hold lesion numbers, 0 for none, in 2 or 3 dimensions, but got {found}: with "
+            f"Expected `{name}` to hold lesion numbers, 0 for none, in 2 or 3 dimensions, but got {problem}: with "
             "instances=False pass a mask."
         )
         raise ValueError(message)

@@ -131,9 +131,9 @@ def match_components(overlaps: Overlaps, rule: LesionRule) -> Matching:
         right[overlaps.prediction[pairs]] = True
         return Matching(pairs, right)
     if rule.measure == "overlap":
-        found = rule.reached(_covered(overlaps.reference, overlaps.intersection, overlaps.reference_sizes))
+        detected = rule.reached(_covered(overlaps.reference, overlaps.intersection, overlaps.reference_sizes))
         right = rule.reached(_covered(overlaps.prediction, overlaps.intersection, overlaps.prediction_sizes))
-        return Matching(_best_pairs(overlaps, np.flatnonzero(found[overlaps.reference])), right)
+        return Matching(_best_pairs(overlaps, np.flatnonzero(detected[overlaps.reference])), right)
     candidates = np.flatnonzero(rule.reached(shares))
     right[overlaps.prediction[candidates]] = True
     return Matching(_best_pairs(overlaps, candidates), right)

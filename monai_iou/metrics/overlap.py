@@ -146,8 +146,8 @@ def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 
 class OverlapScores:
     """Voxel overlap and volumes of one structure, with I, P and T voxels in both masks, prediction and reference.
 
-    >>> found = overlap_scores(np.array([1, 1, 0]), np.array([0, 1, 1]), spacing=10)
-    >>> round(found.iou, 3), found.dice, found.reference_ml, found.volume_error_ml
+    >>> scores = overlap_scores(np.array([1, 1, 0]), np.array([0, 1, 1]), spacing=10)
+    >>> round(scores.iou, 3), scores.dice, scores.reference_ml, scores.volume_error_ml
     (0.333, 0.5, 0.02, 0.0)
     """
 
@@ -244,8 +244,8 @@ def overlap_scores(
         TypeError: an input is neither an array nor a tensor.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
 
-    >>> found = overlap_scores(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]), spacing=(10, 10))
-    >>> round(found.iou, 3), found.precision, found.recall, found.prediction_ml
+    >>> scores = overlap_scores(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]), spacing=(10, 10))
+    >>> round(scores.iou, 3), scores.precision, scores.recall, scores.prediction_ml
     (0.333, 0.5, 0.5, 0.2)
     """
     p, r = mask_pair(prediction, reference)

@@ -32,8 +32,8 @@ class SurfaceScores:
     """Surface distances of one structure.
 
     >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
-    >>> found = surface_scores(np.roll(reference, 1, axis=0), reference, tolerances=(0.5, 1.0))
-    >>> found.hd95_mm, round(found.assd_mm, 3), [round(value, 3) for value in found.nsd]
+    >>> scores = surface_scores(np.roll(reference, 1, axis=0), reference, tolerances=(0.5, 1.0))
+    >>> scores.hd95_mm, round(scores.assd_mm, 3), [round(value, 3) for value in scores.nsd]
     (1.0, 0.5, [0.5, 1.0])
     """
 

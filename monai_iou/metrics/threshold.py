@@ -100,8 +100,8 @@ class ThresholdIoUMetric(ProbabilityMetric):
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         node = round(self.threshold * self.resolution)
-        both, found, true = (number[..., node] for number in _counts(rows))
-        return iou_from_counts(both, found, true, self.ignore_empty)
+        both, predicted, true = (number[..., node] for number in _counts(rows))
+        return iou_from_counts(both, predicted, true, self.ignore_empty)
 
     def curves(self) -> ThresholdCurves:
         """Return the scores of all images of all ranks at every threshold; every rank must call it.
@@ -110,10 +110,10 @@ class ThresholdIoUMetric(ProbabilityMetric):
             ValueError: no rank has scored an image yet.
         """
         rows = self._all_rows()
-        both, found, true = _counts(rows)
-        iou = iou_from_counts(both, found, true, self.ignore_empty).nanmean(0)
+        both, predicted, true = _counts(rows)
+        iou = iou_from_counts(both, predicted, true, self.ignore_empty).nanmean(0)
         nothing = 1.0 if self.ignore_empty is False else math.nan
-        dice = scores.dice(both, found, true, empty=nothing)
+        dice = scores.dice(both, predicted, true, empty=nothing)
         if self.ignore_empty is True:
             dice = dice.masked_fill(true == 0, math.nan)
         pooled = _counts(rows.nansum(0))
@@ -143,7 +143,7 @@ def _best(iou: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     return (largest * (1 - (thresholds - 0.5).abs())).argmax(1)
 
 
-def _average_precision(both: torch.Tensor, found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def _average_precision(both: torch.Tensor, predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     recall = scores.ratio(both, true, empty=math.nan)
     steps = recall - torch.cat([recall[..., 1:], torch.zeros_like(recall[..., :1])], dim=-1)
-    return (steps * scores.ratio(both, found, empty=0.0)).sum(-1)
+    return (steps * scores.ratio(both, predicted, empty=0.0)).sum(-1)

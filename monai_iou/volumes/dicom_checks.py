@@ -68,18 +68,18 @@ def _content(file: Path) -> Iterator[mmap.mmap]:
 def check_spacing(path: Path, file: Path, information: Any) -> None:
     """Refuse zero, missing and invalid spacing by the DICOM element, because ITK replaces it by 1."""
     texts = [tag_text(information, tag) for tag in SPACING_TAGS]
-    found = next((text for text in texts if text), "")
-    if not found and tag_text(information, FRAMES):  # of several frames: in a sequence, which ITK does not show
-        found = _nested_spacing(file)
-    elif not found and not tag_text(information, BITS):
+    spacing = next((text for text in texts if text), "")
+    if not spacing and tag_text(information, FRAMES):  # of several frames: in a sequence, which ITK does not show
+        spacing = _nested_spacing(file)
+    elif not spacing and not tag_text(information, BITS):
         return  # not DICOM
     try:
-        values = [float(word) for word in found.split("\\")]
+        values = [float(word) for word in spacing.split("\\")]
     except ValueError:
         values = [0.0]
     if not all(np.isfinite(value) and value > 0 for value in values):
         remedy = "correct the pixel spacing in its header"
-        raise refusal(path, "have a positive spacing", repr(found) if found else "none", remedy)
+        raise refusal(path, "have a positive spacing", repr(spacing) if spacing else "none", remedy)
 
 
 def _nested_spacing(file: Path) -> str:
@@ -123,8 +123,8 @@ def _check_alike(folder: Path, slices: Sequence[Any]) -> None:
             ("direction", each.GetDirection(), first.GetDirection()),
         ):
             if not np.allclose(own, other, rtol=1e-3, atol=1e-3):
-                found = f"{what} {_text(other)} and {_text(own)}"
-                raise refusal(folder, "hold slices of one size, spacing and direction", found, "separate them")
+                difference = f"{what} {_text(other)} and {_text(own)}"
+                raise refusal(folder, "hold slices of one size, spacing and direction", difference, "separate them")
 
 
 def _check_upright(folder: Path, first: Any, places: NDArray[np.float64]) -> None:

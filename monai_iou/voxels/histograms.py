@@ -41,8 +41,8 @@ class ErrorHistograms:
     Example:
         >>> import torch
         >>> from monai_iou.voxels.passes import error_histograms
-        >>> found = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
-        >>> histograms = error_histograms(found, torch.tensor([[[1, 0, 0, 0]]]), activation=None, bins=1)
+        >>> prediction = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> histograms = error_histograms(prediction, torch.tensor([[[1, 0, 0, 0]]]), activation=None, bins=1)
         >>> histograms.background, histograms.foreground  # one false positive; errors 1, 3/4 and 0
         (tensor([[[1, 0, 2]]]), tensor([[[0, 0, 1]]]))
         >>> (histograms + histograms).foreground

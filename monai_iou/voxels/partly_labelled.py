@@ -73,8 +73,8 @@ def merge_unlabelled(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[
 def _holds(away: Tensor, labels: Tensor) -> Tensor:
     """Return which voxels of a label map (B, 1, *S) have a class of `away`, (B, C, 1, ...) bool."""
     classes = labels.long().clamp(0, away.shape[1] - 1)
-    found = away.flatten(1).gather(1, classes.flatten(1)).view(labels.shape)
-    return found & (classes == labels)  # other values are not classes
+    is_away = away.flatten(1).gather(1, classes.flatten(1)).view(labels.shape)
+    return is_away & (classes == labels)  # other values are not classes
 
 
 def blank_unlabelled(target: Tensor, labelled: Tensor) -> Tensor:

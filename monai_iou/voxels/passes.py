@@ -58,8 +58,8 @@ def run_passes(
         for merged in {spec.activation == "softmax" for spec in specs}:
             chosen = [index for index, spec in enumerate(specs) if (spec.activation == "softmax") == merged]
             tensors = left_labelled(input, target, specs[chosen[0]], labelled)
-            found = run_passes(*tensors, [specs[index] for index in chosen], ignore_index)
-            readings |= {index: reading.only(labelled) for index, reading in zip(chosen, found, strict=True)}
+            results = run_passes(*tensors, [specs[index] for index in chosen], ignore_index)
+            readings |= {index: reading.only(labelled) for index, reading in zip(chosen, results, strict=True)}
         return [readings[index] for index in range(len(specs))]
     voxels = flatten_voxels(input, target, ignore_index)
     for spec, members in shared_readings(specs, voxels):

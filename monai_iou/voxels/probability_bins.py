@@ -32,8 +32,8 @@ class ProbabilityHistograms:
     Example:
         >>> import torch
         >>> from monai_iou.voxels.probability_bins import probability_histograms
-        >>> found = torch.tensor([[[1.0, 0.9, 0.2, 0.0]]])
-        >>> probability_histograms(found, torch.tensor([[[1, 0, 1, 0]]]), activation=None, resolution=2).counts
+        >>> prediction = torch.tensor([[[1.0, 0.9, 0.2, 0.0]]])
+        >>> probability_histograms(prediction, torch.tensor([[[1, 0, 1, 0]]]), activation=None, resolution=2).counts
         tensor([[[[1, 0, 1],
                   [1, 0, 1]]]])
     """

@@ -109,12 +109,12 @@ def find_fault(kernel: Kernel, voxels: Voxels, spec: PassSpec) -> str | None:
     exact = _on_cpu(sample)
     rows, gradient = _sums_and_gradient(kernel, sample, spec)
     true_rows, true_gradient = _sums_and_gradient(reference.compute_sums, exact, spec)
-    for name, found, true, limit in (
+    for name, computed, true, limit in (
         ("sum", rows, true_rows, _OF_ROWS),
         ("gradient", gradient, true_gradient, _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)),
     ):
         scale = max(1.0, float(true.abs().max()))
-        error = float((found.cpu().double() - true).abs().max())
+        error = float((computed.cpu().double() - true).abs().max())
         if not error <= limit * scale:  # NaN is a fault
             return f"its largest error of a {name} is {error / scale:.1e} (allowed: {limit:.0e})"
     return None

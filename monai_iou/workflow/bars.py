@@ -19,10 +19,10 @@ def start_above_log(bar: Any) -> None:
     Args:
         bar: `rich.progress.Progress` on stderr, not yet started.
     """
-    found = [handler for handler in _handlers() if _is_terminal(handler)]
-    _streams[id(bar)] = [(handler, handler.stream) for handler in found]
+    handlers = [handler for handler in _handlers() if _is_terminal(handler)]
+    _streams[id(bar)] = [(handler, handler.stream) for handler in handlers]
     bar.start()
-    for handler in found:
+    for handler in handlers:
         handler.setStream(sys.stderr)
 
 

@@ -135,15 +135,15 @@ def _seal(path: Path) -> None:
 
 
 def _digest(path: Path, size: int) -> bytes:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         while size > 0:
             block = stream.read(min(size, 1 << 20))
             if not block:
                 break
-            found.update(block)
+            digest.update(block)
             size -= len(block)
-    return found.hexdigest().encode()
+    return digest.hexdigest().encode()
 
 
 def _is_sound_zip(path: Path) -> bool:

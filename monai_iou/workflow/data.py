@@ -170,8 +170,8 @@ class BundleCases:
         """Every file that belongs to the folder, by what it is: what no run may write over."""
         with exit_with_message():
             if self._images is not None or not is_dataset(self.dataset_dir):
-                found = self._to_segment() if self._images is not None or self.dataset_dir.is_dir() else []
-                return {"the images": [path for case in found for path in case.images]}
+                images = self._to_segment() if self._images is not None or self.dataset_dir.is_dir() else []
+                return {"the images": [path for case in images for path in case.images]}
             folder = self.folder
             cases = [*folder.labelled, *folder.evaluation, *folder.test]
             return {

@@ -177,11 +177,11 @@ def _randomizable(value: Any, seen: set[int]) -> list[Any]:
         return []
     seen.add(id(value))
     if isinstance(value, (list, tuple)):
-        return [found for each in value for found in _randomizable(each, seen)]
+        return [transform for each in value for transform in _randomizable(each, seen)]
     if hasattr(value, "set_random_state"):
         return [value]
     parts = vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, (type, torch.Tensor)) else ()
-    return [found for each in parts for found in _randomizable(each, seen)]
+    return [transform for each in parts for transform in _randomizable(each, seen)]
 
 
 def _with_failure(batches: Iterator[Any]) -> Iterator[Any]:

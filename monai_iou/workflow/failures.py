@@ -190,13 +190,13 @@ class StepGuard:
         return flags[0]
 
     def _report(self, engine: Any, loss: float) -> None:
-        found = [(loss, self._names(engine.state.batch))] if not math.isfinite(loss) else []
+        not_finite = [(loss, self._names(engine.state.batch))] if not math.isfinite(loss) else []
         if is_distributed():
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, found)
-            found = [entry for entries in gathered for entry in entries]
-        value = found[0][0]
-        files = " and ".join(dict.fromkeys(name for _, names in found for name in names)) or "files without a name"
+            dist.all_gather_object(gathered, not_finite)
+            not_finite = [entry for entries in gathered for entry in entries]
+        value = not_finite[0][0]
+        files = " and ".join(dict.fromkeys(name for _, names in not_finite for name in names)) or "files without a name"
         message = (
             f"Expected a finite loss, but got {value} in epoch {engine.state.epoch} on the batch of {files}: look at "
             "these files, lower `learning_rate` or set `amp` to false; the files in `ckpt_dir` are still those of the "

@@ -61,8 +61,8 @@ def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
     Raises:
         DatasetError: a path is not there, a folder holds no image, or a channel's file is missing.
     """
-    found = [path for given in paths for path in _volumes(given)]
-    groups = list(dict.fromkeys(tuple(_channel_files(path, channels)) for path in found))
+    images = [path for given in paths for path in _volumes(given)]
+    groups = list(dict.fromkeys(tuple(_channel_files(path, channels)) for path in images))
     names = names_of([_without_number(files) for files in groups])
     cases = [Case(name, first, None, tuple(others)) for name, (first, *others) in zip(names, groups, strict=True)]
     check_names(cases, "the images")
@@ -74,14 +74,14 @@ def _volumes(path: Path) -> list[Path]:
         message = f"Expected an image or a folder of images, but there is no {path}: check the path."
         raise DatasetError(message)
     if path.is_dir() and not is_volume(path):
-        found = list(volumes_below(path, deep=False))
-        if not found:
+        volumes = list(volumes_below(path, deep=False))
+        if not volumes:
             message = (
                 f"Expected {path} to hold images (.nii.gz, .nii, .mha, .nrrd or DICOM series), but it has none: name "
                 "the folder that does."
             )
             raise DatasetError(message)
-        return found
+        return volumes
     return [path]
 
 

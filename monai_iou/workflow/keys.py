@@ -51,14 +51,14 @@ def _mistyped(config: dict[str, Any], known: set[str]) -> dict[str, str]:
         {'epoch': 'epochs'}
     """
     text = json.dumps(config, default=str)
-    found = {}
+    mistyped = {}
     for name in config:
         if name in known or name.startswith("_") or re.search(rf"@{re.escape(name)}\b", text):
             continue
         near = difflib.get_close_matches(name, sorted(known), 1, LIKENESS)
         if near:
-            found[name] = near[0]
-    return found
+            mistyped[name] = near[0]
+    return mistyped
 
 
 def calling_workflow() -> Any:

@@ -155,10 +155,10 @@ class MaskWriter(ImageWriter):
             image.set_sform(affine, 1)
             image.header.set_xyzt_units("mm")
             return image
-        found, raw = header
+        image_shape, raw = header
         # Channels lie on the image's fourth axis; a mask has none, only axes of length one.
-        shape = tuple(n if axis < 3 else 1 for axis, n in enumerate(found.shape))
-        array = array.reshape(shape if found.shape[3:] == shape[3:] else shape[:3])
+        shape = tuple(n if axis < 3 else 1 for axis, n in enumerate(image_shape.shape))
+        array = array.reshape(shape if image_shape.shape[3:] == shape[3:] else shape[:3])
         raw = raw.copy()
         raw.set_data_dtype(array.dtype)
         for name in ("cal_min", "cal_max", "intent_code", "scl_slope", "scl_inter"):

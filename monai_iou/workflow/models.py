@@ -49,12 +49,12 @@ def model_files(models: object, ckpt_dir: str) -> list[str]:
     """
     if optional(models) is None:
         return [f"{ckpt_dir}/model.pt"]
-    found = _as_list(models)
-    if not found:
+    paths = _as_list(models)
+    if not paths:
         with exit_with_message():
             message = f"Expected `models` to be null or a list of folders, but got {models!r}: write \"['a','b']\"."
             raise ValueError(message)
-    return [path if path.endswith(".pt") else f"{path}/model.pt" for path in found]
+    return [path if path.endswith(".pt") else f"{path}/model.pt" for path in paths]
 
 
 def _as_list(models: object) -> list[str]:
@@ -140,10 +140,10 @@ def _check_same_plans(files: Sequence[str]) -> None:
     first, *others = [load_plan(Path(path).with_suffix(".json")) for path in files]
     for path, plan in zip(files[1:], others, strict=True):
         for name in SAME_IN_ALL:
-            expected, found = getattr(first, name), getattr(plan, name)
-            if expected != found:
+            expected, other = getattr(first, name), getattr(plan, name)
+            if expected != other:
                 message = (
-                    f"Expected {path} to be planned as {files[0]}, but their `{name}` is {found} and {expected}: train "
+                    f"Expected {path} to be planned as {files[0]}, but their `{name}` is {other} and {expected}: train "
                     "the models of an ensemble on one dataset, with the same `pixdim` and `patch_size`."
                 )
                 raise DatasetError(message)

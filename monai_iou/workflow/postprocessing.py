@@ -204,10 +204,10 @@ def _predicted(
         torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs),
     ):
         logits = evaluator.inferer(image, network)
-    found = compact_prediction(logits[0].float().softmax(0))
+    prediction = compact_prediction(logits[0].float().softmax(0))
     if plan is None:
-        return found, np.asarray(item["label"])[0]
-    scored = ScoredLabelsd(["pred", "label"], plan)({"pred": torch.as_tensor(found)[None], "label": item["label"]})
+        return prediction, np.asarray(item["label"])[0]
+    scored = ScoredLabelsd(["pred", "label"], plan)({"pred": torch.as_tensor(prediction)[None], "label": item["label"]})
     return np.asarray(scored["pred"])[0], np.asarray(scored["label"])[0]
 
 
@@ -241,8 +241,11 @@ def tune(
     best, before = nothing, 0.0
     best_score = -np.inf
     for threshold in (None, *(THRESHOLDS if classes == 2 else ())):
-        maps = [found if classes > 2 else found > (0.5 if threshold is None else threshold) for found, _ in cases]
-        labels = [(found, label) for found, (_, label) in zip(maps, cases, strict=True)]
+        maps = [
+            prediction if classes > 2 else prediction > (0.5 if threshold is None else threshold)
+            for prediction, _ in cases
+        ]
+        labels = [(prediction, label) for prediction, (_, label) in zip(maps, cases, strict=True)]
         candidates = [_class_scores(labels, value) for value in range(1, classes)]
         if threshold is None:
             before = best_score = _mean([scores[0] for _, scores in candidates])
@@ -269,7 +272,7 @@ def _best_size(scores: NDArray[Any]) -> int:
 
 def _class_scores(maps: Sequence[tuple[NDArray[Any], NDArray[Any]]], value: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return smallest sizes in voxels to try, 0 first, and the IoU (sizes, cases) with each of them."""
-    counted = [_components(found == value, label == value) for found, label in maps]
+    counted = [_components(prediction == value, label == value) for prediction, label in maps]
     present = np.unique(np.concatenate([sizes for sizes, _, _ in counted]))
     # A limit at a component's own size keeps it; one past the largest would remove everything.
     wanted = np.concatenate([[0], present[1:]])
@@ -282,9 +285,9 @@ def _class_scores(maps: Sequence[tuple[NDArray[Any], NDArray[Any]]], value: int)
     return wanted, scores
 
 
-def _components(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any], int]:
+def _components(prediction: NDArray[np.bool_], true: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Return each component's size, its overlap with the reference, and the reference's size, in voxels."""
-    components, count = label_components(found, CONNECTIVITY)
+    components, count = label_components(prediction, CONNECTIVITY)
     flat = components.ravel()
     sizes = np.bincount(flat, minlength=count + 1)[1:]
     overlaps = np.bincount(flat[true.ravel()], minlength=count + 1)[1:]

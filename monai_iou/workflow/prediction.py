@@ -112,8 +112,8 @@ def find_models(run: Path, folds: str | None = None) -> TrainedModels:
         DatasetError: there are no such models; the message says what to do.
     """
     single = next((path for path in (run / "models" / "model.pt", run / "model.pt") if path.is_file()), None)
-    found = {int(path.parent.parent.name[4:]): path for path in run.glob("fold[0-9]*/models/model.pt")}
-    files = [single] if folds is None and single is not None else _chosen(run, found, folds or "all")
+    trained = {int(path.parent.parent.name[4:]): path for path in run.glob("fold[0-9]*/models/model.pt")}
+    files = [single] if folds is None and single is not None else _chosen(run, trained, folds or "all")
     if not files:
         message = (
             f"Expected {run} to hold a trained model (models/model.pt, or fold0/models/model.pt), but it has none: "
@@ -128,19 +128,19 @@ def _config(bundle: Path) -> Path:
     return bundle / "configs" / "inference.json"
 
 
-def _chosen(run: Path, found: Mapping[int, Path], folds: str) -> list[Path]:
+def _chosen(run: Path, trained: Mapping[int, Path], folds: str) -> list[Path]:
     if folds == "all":
-        return [found[fold] for fold in sorted(found)]
+        return [trained[fold] for fold in sorted(trained)]
     if not re.fullmatch(r"\d+(,\d+)*", folds):
         message = f"Expected `--folds` to be all or numbers of folds, but got {folds!r}: write for instance 0,1,2."
         raise DatasetError(message)
     wanted = [int(fold) for fold in folds.split(",")]
-    missing = next((fold for fold in wanted if fold not in found), None)
+    missing = next((fold for fold in wanted if fold not in trained), None)
     if missing is not None:
-        known = ", ".join(map(str, sorted(found))) or "none"
+        known = ", ".join(map(str, sorted(trained))) or "none"
         message = f"Expected {run} to hold a model of fold {missing}, but it has {known}: train it or leave it out."
         raise DatasetError(message)
-    return [found[fold] for fold in wanted]
+    return [trained[fold] for fold in wanted]
 
 
 def _network_keys(ckpt_dir: Path) -> dict[str, Any]:

@@ -51,32 +51,32 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     """
     if not stored or not current:
         return []
-    found = []
+    differences = []
     for side in ("training", "validation"):
         before, now = set(stored.get(side, ())), set(current.get(side, ()))
-        found += [f"its {side} cases lack {_some(now - before)}"] if now - before else []
-        found += [f"its {side} cases have {_some(before - now)}"] if before - now else []
+        differences += [f"its {side} cases lack {_some(now - before)}"] if now - before else []
+        differences += [f"its {side} cases have {_some(before - now)}"] if before - now else []
     old, new = stored.get("files", {}), current.get("files", {})
     changed = {case for case in old.keys() & new.keys() if old[case] != new[case]}
-    found += [f"the label or image of {_some(changed)} has changed"] if changed else []
-    found += [
+    differences += [f"the label or image of {_some(changed)} has changed"] if changed else []
+    differences += [
         f"its `{name}` was {stored[name]} and is {current[name]}"
         for name in PLANNED
         if name in stored and name in current and stored[name] != current[name]
     ]
-    return found
+    return differences
 
 
 def image_identity(case: Case) -> str:
     """Return what tells a case's image from others: a hash of its files' sizes, first MiB and last 64 KiB."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in (file for image in case.images for file in volume_files(image)):
         size = path.stat().st_size
         with path.open("rb") as stream:
-            found.update(str(size).encode() + stream.read(1 << 20))
+            digest.update(str(size).encode() + stream.read(1 << 20))
             stream.seek(max(0, size - (1 << 16)))
-            found.update(stream.read())
-    return found.hexdigest()[:16]
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
 
 
 def check_unseen(folder: SegmentationFolder, plans: Sequence[Plan]) -> None:

@@ -153,12 +153,12 @@ class RunFolderHandler:
         state = self.evaluator.state if self.evaluator is not None else None
         if state is None or state.epoch != epoch:
             return {}
-        found: dict[str, float] = {name: v for name, v in state.metrics.items() if isinstance(v, float)}
+        scores: dict[str, float] = {name: v for name, v in state.metrics.items() if isinstance(v, float)}
         for name, values in state.metric_details.items():
             table = np.asarray(torch.as_tensor(values).cpu(), dtype=np.float64)
             if len(self.labels) > 1 and table.shape[1:] == (len(self.labels),):
-                found |= {f"{name} {label}": _mean(column) for label, column in zip(self.labels, table.T, strict=True)}
-        return found
+                scores |= {f"{name} {label}": _mean(column) for label, column in zip(self.labels, table.T, strict=True)}
+        return scores
 
     def _draw(self, evaluator: Evaluator, engine: Trainer) -> None:
         for source, item in zip(evaluator.state.batch, evaluator.state.output, strict=True):

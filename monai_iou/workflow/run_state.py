@@ -60,21 +60,21 @@ class RunState:
         ['dataset was a and is b', 'keys had epochs 2']
         """
         before, now = json.loads(json.dumps(self.request)), json.loads(json.dumps(request))
-        found = [
+        lines = [
             f"{name} was {before.get(name)} and is {now.get(name)}"
             for name in [*dict.fromkeys([*before, *now])]
             if name != "keys" and before.get(name) != now.get(name)
         ]
-        return found + _key_differences(before.get("keys", {}), now.get("keys", {}))
+        return lines + _key_differences(before.get("keys", {}), now.get("keys", {}))
 
 
 def _key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = []
+    lines = []
     for name in [*dict.fromkeys([*before, *now])]:
         if name not in now:
-            found.append(f"keys had {name} {before[name]}")
+            lines.append(f"keys had {name} {before[name]}")
         elif name not in before:
-            found.append(f"keys have {name} {now[name]}")
+            lines.append(f"keys have {name} {now[name]}")
         elif before[name] != now[name]:
-            found.append(f"{name} was {before[name]} and is {now[name]}")
-    return found
+            lines.append(f"{name} was {before[name]} and is {now[name]}")
+    return lines

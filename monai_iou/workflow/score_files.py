@@ -134,8 +134,8 @@ def _statistic(operation: str, values: NDArray[np.float64]) -> float:
         warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice encountered"
         if operation in _OPERATIONS:
             return float(_OPERATIONS[operation](values)) if values.size else float("nan")
-        share, found, rest = operation.partition("percentile")
-        if not found or rest or not share.isdecimal():
+        share, is_percentile, rest = operation.partition("percentile")
+        if not is_percentile or rest or not share.isdecimal():
             known = ", ".join([*_OPERATIONS, "<number>percentile"])
             message = f"Expected `summary_ops` to be among {known}, but got {operation}: correct it."
             raise ValueError(message)

@@ -96,12 +96,12 @@ def _check_output(cases: BundleCases, settings: Settings, models: Sequence[str],
 
 
 def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
-    found = [folder / name for name in ("last_epoch.pt", "model.pt") if (folder / name).is_file()]
-    if settings.overwrite or not found or (settings.resume and found[0].name == "last_epoch.pt"):
+    checkpoints = [folder / name for name in ("last_epoch.pt", "model.pt") if (folder / name).is_file()]
+    if settings.overwrite or not checkpoints or (settings.resume and checkpoints[0].name == "last_epoch.pt"):
         return
     message = (
-        f"Expected `ckpt_dir` to be without a training, but {found[0]} is there: continue it by --resume true, replace "
-        "it by --overwrite true, or name another folder."
+        f"Expected `ckpt_dir` to be without a training, but {checkpoints[0]} is there: continue it by --resume true, "
+        "replace it by --overwrite true, or name another folder."
     )
     raise OutputError(message)
 
@@ -119,13 +119,13 @@ def _check_tuning(plan: Plan, settings: Settings) -> None:
 def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Settings) -> None:
     if not settings.resume or not path.is_file():
         return
-    found = differences(load_state(path, mmap=True).get("data", {}), cases.record(plan))
-    if found and settings.overwrite:
-        logger.warning("%s is continued on other data: %s.", path, "; ".join(found))
-    elif found:
+    changes = differences(load_state(path, mmap=True).get("data", {}), cases.record(plan))
+    if changes and settings.overwrite:
+        logger.warning("%s is continued on other data: %s.", path, "; ".join(changes))
+    elif changes:
         message = (
-            f"Expected {path} to be of a training on these data, but {'; '.join(found)}: resume with the same dataset, "
-            "split and settings, add --overwrite true to continue it on these, or name another `ckpt_dir`."
+            f"Expected {path} to be of a training on these data, but {'; '.join(changes)}: resume with the same "
+            "dataset, split and settings, add --overwrite true to continue it on these, or name another `ckpt_dir`."
         )
         raise OutputError(message)
 

@@ -21,12 +21,12 @@ def typed_text(name: str, words: Sequence[str]) -> str | None:
         >>> typed_text("output_dir", ["run", "--output_dir", "a", "--output-dir=2024_01"])
         '2024_01'
     """
-    found = None
+    text = None
     for place, word in enumerate(words):
         key, equals, value = word.partition("=")
         if key.startswith("-") and key.lstrip("-").replace("-", "_") == name:
-            found = value if equals else words[place + 1] if place + 1 < len(words) else None
-    return found
+            text = value if equals else words[place + 1] if place + 1 < len(words) else None
+    return text
 
 
 def misread(value: object, typed: str) -> bool:

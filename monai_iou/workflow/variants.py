@@ -198,10 +198,10 @@ def _check_fits(loss: nn.Module, plan: Plan) -> None:
     ignoring = [part for part in own if hasattr(part, "ignore_index")]
     indices = [getattr(part, "ignore_index", None) for part in ignoring] or [None]
     if plan.ignore_index is not None and any(index != plan.ignore_index for index in indices):
-        found = next(index for index in indices if index != plan.ignore_index)
+        unfit = next(index for index in indices if index != plan.ignore_index)
         message = (
             f"Expected `loss` to have ignore_index={plan.ignore_index}, the number of the value {plan.ignore} that "
-            f"dataset.json ignores, but got {found} in {type(loss).__name__}: write "
+            f"dataset.json ignores, but got {unfit} in {type(loss).__name__}: write "
             '"ignore_index": "$@plan.ignore_index" in it, or leave --loss out.'
         )
         raise ValueError(message)
