@@ -10,7 +10,8 @@ from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.utils.enums import MetricReduction
 
 from monai_iou.losses.weight_schedule import LossWeightSchedule
-from monai_iou.metrics.boundary import BoundaryDistance, BoundaryIoUMetric
+from monai_iou.metrics.boundary import BoundaryDistance
+from monai_iou.metrics.boundary_metric import BoundaryIoUMetric
 from monai_iou.metrics.iou import IgnoreEmpty, IoUMetric
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
 from monai_iou.metrics.lesion_rules import Pairing

@@ -27,7 +27,8 @@ voxels):
 """
 
 from monai_iou.metrics.base import reduce_scores
-from monai_iou.metrics.boundary import BoundaryIoUMetric, boundary_counts, boundary_iou
+from monai_iou.metrics.boundary import boundary_counts, boundary_iou
+from monai_iou.metrics.boundary_metric import BoundaryIoUMetric
 from monai_iou.metrics.calibration import CalibrationMetric, ReliabilityDiagram
 from monai_iou.metrics.challenges import CHALLENGES, Challenge, challenge_scores
 from monai_iou.metrics.detection import DetectionScores, Lesion, VolumeBin, recall_by_volume

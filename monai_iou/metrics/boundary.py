@@ -17,20 +17,17 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
-from monai.utils.enums import MetricReduction
 
 from monai_iou.checks import check_choice, check_ignore_empty
-from monai_iou.metrics.base import PerClassMetric
-from monai_iou.metrics.inputs import ArrayLike, ImagePair, spacing_tuple
-from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
+from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
+from monai_iou.metrics.iou import IgnoreEmpty
 from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts, voxel_indices
 
-__all__ = ["BoundaryDistance", "BoundaryIoUMetric", "boundary_counts", "boundary_iou"]
+__all__ = ["DISTANCES", "BoundaryDistance", "boundary_counts", "boundary_iou", "parse_width"]
 
 BoundaryDistance: TypeAlias = Literal["euclidean", "chessboard"]
 
-_DISTANCES = ("euclidean", "chessboard")
+DISTANCES = ("euclidean", "chessboard")
 # Up to a cube of this many steps, shifting the box by each step is faster than a distance transform of it.
 _MAX_STEPS = 300
 # From this many voxels of the box for one of the mask on, looking up the mask's voxels is faster than shifting the box.
@@ -119,8 +116,8 @@ class _Rule(NamedTuple):
 def _band_rule(
     width: float | str, distance: BoundaryDistance, shape: tuple[int, ...], spacing: tuple[float, ...]
 ) -> _Rule:
-    check_choice("distance", distance, _DISTANCES)
-    number, relative = _width(width)
+    check_choice("distance", distance, DISTANCES)
+    number, relative = parse_width(width)
     if relative:
         number *= math.hypot(*(n * s for n, s in zip(shape, spacing, strict=True)))
     limit = number * (1 + _ROUNDING)
@@ -130,7 +127,7 @@ def _band_rule(
     return _Rule(limit if distance == "euclidean" else None, reach, spacing)
 
 
-def _width(width: float | str) -> tuple[float, bool]:
+def parse_width(width: float | str) -> tuple[float, bool]:
     """The number in `width`: mm, or a share of the diagonal where the second is true."""
     relative = isinstance(width, str) and width.strip().endswith("%")
     try:
@@ -244,61 +241,3 @@ def _background(
     known = ~mask[cut] if ignored is None else ~(mask[cut] | ignored[cut])
     padding = [(max(-low, 0), max(high - length, 0)) for low, high, length in grown]
     return np.pad(known, padding, constant_values=True)
-
-
-class BoundaryIoUMetric(PerClassMetric):
-    """Boundary IoU of every image and class, (B, C); see `boundary_iou` for the definition.
-
-    Args:
-        include_background: whether class 0 is scored; a single binary map has no background to leave out. None
-            (default) leaves it out if it is a background, as in label maps and one-hot maps, but not in overlapping
-            regions.
-        reduction: name of one of MONAI's `MetricReduction`; an average over nothing is NaN.
-        get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
-        width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
-        ignore_empty: "both" (default): NaN where a class is in neither map, and 0 for a false positive. True: NaN where
-            the reference is empty. False: 1 where both maps are empty, and 0 for a false positive.
-        num_classes: number of classes, including the background; required if both inputs are label maps.
-        return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
-        ignore_index: reference label whose voxels are ignored: they belong to no band and form no boundary.
-        distance: "euclidean", or "chessboard", which the authors use.
-
-    Raises:
-        ValueError: an argument is not one of the above.
-
-    >>> metric = BoundaryIoUMetric(width=1.0, num_classes=2)
-    >>> metric(torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]]), spacing=1.0)
-    tensor([[0.3333]])
-    """
-
-    def __init__(
-        self,
-        include_background: bool | None = None,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        get_not_nans: bool = False,
-        width: float | str = 2.0,
-        ignore_empty: IgnoreEmpty = "both",
-        num_classes: int | None = None,
-        return_with_label: bool | Sequence[str] = False,
-        ignore_index: int | None = None,
-        distance: BoundaryDistance = "euclidean",
-    ) -> None:
-        super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
-        check_ignore_empty(ignore_empty)
-        check_choice("distance", distance, _DISTANCES)
-        _width(width)
-        self.width = width
-        self.distance: BoundaryDistance = distance
-        self.ignore_empty = ignore_empty
-
-    def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
-        ignored = None if pair.valid is None else ~pair.valid.cpu().numpy()
-        options: dict[str, Any] = {"width": self.width, "distance": self.distance, "ignored": ignored}
-        rows = [
-            boundary_counts(p.cpu().numpy(), r.cpu().numpy(), spacing=spacing, **options)
-            for p, r in pair.masks(first_class)
-        ]
-        return torch.tensor(rows, dtype=torch.float64, device=pair.reference.device)
-
-    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
-        return iou_from_counts(rows[..., 0], rows[..., 1], rows[..., 2], self.ignore_empty)
