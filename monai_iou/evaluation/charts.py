@@ -1,63 +1,34 @@
-"""The report's charts as SVG text: every group has its name, so that colour only helps.
-
-Colours come from the page's CSS classes, so that the charts follow light and dark.
-"""
+"""The report's charts as SVG text: every group has its name, so that colour only helps."""
 
 from __future__ import annotations
 
-import html
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from monai_iou.evaluation.columns import Column
+from monai_iou.evaluation.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    Point,
+    dots,
+    figure,
+    line,
+    marker,
+    shortened,
+    text,
+    x_axis,
+    y_axis,
+)
 
-WIDTH = 560
-LEFT, RIGHT, TOP, BOTTOM = 84, 20, 12, 44
 ROW = 58
 FEW_POINTS = 25
 NAME = 72  # characters of a name that fit above its row
-
-
-@dataclass(frozen=True)
-class Point:
-    """A value and what it is of; `note` is its tooltip."""
-
-    x: float
-    y: float
-    note: str
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A linear or logarithmic axis from `low` to `high`, drawn from pixel `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    logarithmic: bool = False
-
-    def __call__(self, value: float) -> float:
-        """The pixel of `value`."""
-        low, high = self.low, self.high
-        if self.logarithmic:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Four to eight round values, or the powers of ten."""
-        if self.logarithmic:
-            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            return [10.0**power for power in powers]
-        rough = (self.high - self.low) / 5
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough - 1e-12)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 10) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: bool) -> str:
@@ -74,17 +45,16 @@ def distribution(groups: Mapping[str, Sequence[Point]], title: str, bounded: boo
     high = 1.0 if bounded else max([*values, 1e-6]) * 1.05
     height = TOP + ROW * len(groups) + BOTTOM
     axis = Axis(0.0, high, 24, WIDTH - RIGHT)
-    parts = [_x_axis(axis, height, title)]
+    parts = [x_axis(axis, height, title)]
     for row, (name, points) in enumerate(groups.items()):
         top = TOP + ROW * row
-        parts.append(_text(24, top + 12, f"{_shortened(name, NAME)} (n = {len(points)})", "start", "name"))
+        parts.append(text(24, top + 12, f"{shortened(name, NAME)} (n = {len(points)})", "start", "name"))
         parts += _box([point.x for point in points], axis, top + 36)
-        parts += [
-            # Dots are spread by their order, the same in every run, so that equal values stay visible.
-            _marker("circle", axis(point.x), top + 36 + ((i * 7) % 13 - 6) * 1.5, point.note, "dot", 2.6)
-            for i, point in enumerate(points)
-        ]
-    return _svg(height, f"Distribution of {title} for each label", parts)
+        # Dots are spread by their order, the same in every run, so that equal values stay visible.
+        middle = float(np.median([point.x for point in points])) if points else 0.0
+        places = [(axis(p.x), top + 36 + ((i * 7) % 13 - 6) * 1.5, p.note) for i, p in enumerate(points)]
+        parts += dots(places, [abs(point.x - middle) for point in points], 2.6)
+    return figure(height, f"Distribution of {title} for each label", parts)
 
 
 def _box(values: Sequence[float], axis: Axis, middle: float) -> list[str]:
@@ -95,11 +65,11 @@ def _box(values: Sequence[float], axis: Axis, middle: float) -> list[str]:
     ends = min(v for v in values if v >= low - reach), max(v for v in values if v <= high + reach)
     width = max(axis(high) - axis(low), 1.0)
     return [
-        *(_line(axis(end), middle - 6, axis(end), middle + 6, "whisker") for end in ends),
-        _line(axis(ends[0]), middle, axis(min(low, median)), middle, "whisker"),
-        _line(axis(high), middle, axis(ends[1]), middle, "whisker"),
+        *(line(axis(end), middle - 6, axis(end), middle + 6, "whisker") for end in ends),
+        line(axis(ends[0]), middle, axis(min(low, median)), middle, "whisker"),
+        line(axis(high), middle, axis(ends[1]), middle, "whisker"),
         f'<rect class="box" x="{axis(low):.1f}" y="{middle - 12:.1f}" width="{width:.1f}" height="24"/>',
-        _line(axis(median), middle - 12, axis(median), middle + 12, "median"),
+        line(axis(median), middle - 12, axis(median), middle + 12, "median"),
     ]
 
 
@@ -116,7 +86,7 @@ def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
         bins.setdefault(math.floor(math.log10(max(volume, 1e-3) * (1 + 1e-9))), []).append(detected)
     height = 260
     y = Axis(0.0, 1.0, height - BOTTOM, TOP)
-    parts = [_y_axis(y, "Share of lesions found")]
+    parts = [y_axis(y, "Share of lesions found")]
     width = (WIDTH - LEFT - RIGHT) / max(1, len(bins))
     for i, (power, hits) in enumerate(sorted(bins.items())):
         middle = LEFT + width * (i + 0.5)
@@ -127,11 +97,11 @@ def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
             f'<rect class="bar" x="{middle - bar / 2:.1f}" y="{y(share):.1f}" width="{bar:.1f}" '
             f'height="{y(0) - y(share):.1f}"><title>{sum(hits)} of {n} lesions found</title></rect>'
         )
-        parts.append(_line(middle, y(low), middle, y(high), "whisker"))
-        parts.append(_text(middle, height - BOTTOM + 15, f"{_power(power)} to {_power(power + 1)}", "middle", "small"))
-        parts.append(_text(middle, height - BOTTOM + 28, f"{sum(hits)}/{n}", "middle", "small"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 2, title, "middle", "small"))
-    return _svg(height, "Share of lesions found by lesion volume", parts)
+        parts.append(line(middle, y(low), middle, y(high), "whisker"))
+        parts.append(text(middle, height - BOTTOM + 15, f"{_power(power)} to {_power(power + 1)}", "middle", "small"))
+        parts.append(text(middle, height - BOTTOM + 28, f"{sum(hits)}/{n}", "middle", "small"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, height - 2, title, "middle", "small"))
+    return figure(height, "Share of lesions found by lesion volume", parts)
 
 
 def bland_altman(points: Sequence[Point]) -> str:
@@ -148,13 +118,14 @@ def bland_altman(points: Sequence[Point]) -> str:
     height = 300
     largest = max([point.x for point in points] or [1.0])
     x, y = Axis(0.0, max(largest, 1e-3) * 1.05, LEFT, WIDTH - RIGHT), Axis(-reach, reach, height - BOTTOM, TOP)
-    parts = [_x_axis(x, height, "Mean of prediction and reference, ml"), _y_axis(y, "Prediction - reference, ml")]
+    parts = [x_axis(x, height, "Mean of prediction and reference, ml"), y_axis(y, "Prediction - reference, ml")]
     lines = (("mean", mean), ("+1.96 SD", mean + spread), ("-1.96 SD", mean - spread))
     for name, value in lines if limits else lines[:1]:
-        parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "median" if name == "mean" else "limit"))
-        parts.append(_text(WIDTH - RIGHT, y(value) - 4, f"{name} {value:+.3g} ml", "end", "small"))
-    parts += [_marker("circle", x(point.x), y(point.y), point.note, "dot", 4) for point in points]
-    return _svg(height, "Prediction against reference volume (Bland-Altman)", parts)
+        parts.append(line(LEFT, y(value), WIDTH - RIGHT, y(value), "median" if name == "mean" else "limit"))
+        parts.append(text(WIDTH - RIGHT, y(value) - 4, f"{name} {value:+.3g} ml", "end", "small"))
+    places = [(x(point.x), y(point.y), point.note) for point in points]
+    parts += dots(places, [abs(point.y - mean) for point in points], 4)
+    return figure(height, "Prediction against reference volume (Bland-Altman)", parts)
 
 
 def paired(points: Sequence[Point], first: str, second: str, column: Column) -> str:
@@ -171,17 +142,17 @@ def paired(points: Sequence[Point], first: str, second: str, column: Column) -> 
     height = 420
     x, y = Axis(0.0, high, LEFT, WIDTH - RIGHT), Axis(0.0, high, height - BOTTOM, TOP)
     parts = [
-        _x_axis(x, height, _shortened(f"{column.title}: {first}", NAME)),
-        _y_axis(y, _shortened(f"{column.title}: {second}", 48)),
-        _line(x(0), y(0), x(high), y(high), "limit"),
-        *(_marker("circle", x(point.x), y(point.y), point.note, "dot", 4) for point in points),
+        x_axis(x, height, shortened(f"{column.title}: {first}", NAME)),
+        y_axis(y, shortened(f"{column.title}: {second}", 48)),
+        line(x(0), y(0), x(high), y(high), "limit"),
+        *dots([(x(p.x), y(p.y), p.note) for p in points], [abs(p.y - p.x) for p in points], 4),
     ]
     better = sum((point.y > point.x) == (column.better == "higher") for point in points if point.x != point.y)
     worse = sum(point.x != point.y for point in points) - better
     parts.append(
-        _text(LEFT + 8, TOP + 14, f"{_shortened(second, 40)} is better in {better} cases, worse in {worse}", "start")
+        text(LEFT + 8, TOP + 14, f"{shortened(second, 40)} is better in {better} cases, worse in {worse}", "start")
     )
-    return _svg(height, f"{column.title} of every case in both evaluations", parts)
+    return figure(height, f"{column.title} of every case in both evaluations", parts)
 
 
 def forest(rows: Sequence[tuple[str, float, float | None, float | None, str]], title: str) -> str:
@@ -195,17 +166,17 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None, str]], t
     reach = max([*ends, 1e-6]) * 1.1
     height = TOP + 26 * len(rows) + BOTTOM
     axis = Axis(-reach, reach, 210, WIDTH - 110)
-    parts = [_x_axis(axis, height, title), _line(axis(0), TOP, axis(0), height - BOTTOM, "limit")]
+    parts = [x_axis(axis, height, title), line(axis(0), TOP, axis(0), height - BOTTOM, "limit")]
     for i, (name, mean, low, high, note) in enumerate(rows):
         middle = TOP + 26 * (i + 0.5)
-        parts.append(_text(200, middle + 4, _shortened(name, 32), "end"))
+        parts.append(text(200, middle + 4, shortened(name, 32), "end"))
         interval = ""
         if low is not None and high is not None:
-            parts.append(_line(axis(low), middle, axis(high), middle, "whisker"))
+            parts.append(line(axis(low), middle, axis(high), middle, "whisker"))
             interval = f" [{low:+.4g}, {high:+.4g}]"
-        parts.append(_marker("square", axis(mean), middle, f"{name}: {mean:+.4g}{interval}", "dot", 4))
-        parts.append(_text(WIDTH - 100, middle + 4, note, "start", "small"))
-    return _svg(height, title, parts)
+        parts.append(marker("square", axis(mean), middle, f"{name}: {mean:+.4g}{interval}", "dot", 4))
+        parts.append(text(WIDTH - 100, middle + 4, note, "start", "small"))
+    return figure(height, title, parts)
 
 
 def curve(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str, title: str) -> str:
@@ -220,15 +191,16 @@ def curve(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str, titl
     height = 300
     furthest = max([point.x for points in lines.values() for point in points] or [1.0])
     x, y = Axis(0.0, max(1.0, furthest), LEFT, WIDTH - RIGHT), Axis(0.0, 1.0, height - BOTTOM, TOP)
-    parts = [_x_axis(x, height, x_label), _y_axis(y, y_label)]
+    parts = [x_axis(x, height, x_label), y_axis(y, y_label)]
     for i, (name, points) in enumerate(lines.items()):
-        ends = itertools.pairwise(points)
-        parts += [_line(x(a.x), y(a.y), x(b.x), y(b.y), "limit" if i else "whisker") for a, b in ends]
+        # One line of many points: dashes would start anew at each piece of it.
+        places = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in points)
+        parts.append(f'<polyline class="{"limit" if i else "whisker"}" points="{places}"/>')
         if len(points) <= FEW_POINTS:
-            parts += [_marker("circle", x(point.x), y(point.y), point.note, "dot", 3) for point in points]
+            parts += [marker("circle", x(point.x), y(point.y), point.note, "dot", 3) for point in points]
         drawn = f"{name}: {'dashed' if i else 'solid'}"
-        parts.append(_text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), drawn, "end", "small"))
-    return _svg(height, title, parts)
+        parts.append(text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), drawn, "end", "small"))
+    return figure(height, title, parts)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
@@ -244,56 +216,3 @@ def _power(power: int) -> str:
         if power >= step:
             return f"{10 ** (power - step)}{unit}"
     return f"{10.0**power:g}"
-
-
-def _svg(height: float, title: str, parts: Iterable[str]) -> str:
-    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(title)}">'
-    return _markup(f"{start}{''.join(parts)}</svg>")
-
-
-def _markup(text: str) -> str:
-    """Tell the template that `text` is markup: every name and note in it has been escaped here."""
-    from markupsafe import Markup  # comes with jinja2; imported here, as jinja2 is
-
-    return Markup(text)
-
-
-def _x_axis(axis: Axis, height: float, label: str) -> str:
-    base = height - BOTTOM
-    ticks = "".join(
-        _line(axis(tick), TOP, axis(tick), base, "grid")
-        + _text(axis(tick), base + 15, f"{tick:.6g}", "middle", "small")
-        for tick in axis.ticks()
-    )
-    return ticks + _text((axis.start + axis.end) / 2, base + 34, label, "middle")
-
-
-def _y_axis(axis: Axis, label: str) -> str:
-    ticks = "".join(
-        _line(LEFT, axis(tick), WIDTH - RIGHT, axis(tick), "grid")
-        + _text(LEFT - 8, axis(tick) + 4, f"{tick:.6g}", "end", "small")
-        for tick in axis.ticks()
-    )
-    middle = (axis.start + axis.end) / 2
-    turned = f'x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})"'
-    return f"{ticks}<text {turned}>{html.escape(label)}</text>"
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
-
-
-def _marker(shape: str, x: float, y: float, note: str, kind: str, size: float) -> str:
-    title = f"<title>{html.escape(note)}</title>" if note else ""
-    if shape == "circle":
-        return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size}">{title}</circle>'
-    place = f'x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size}" height="{2 * size}"'
-    return f'<rect class="{kind}" {place}>{title}</rect>'
-
-
-def _shortened(name: str, length: int = 11) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

@@ -11,6 +11,7 @@ from monai_iou.evaluation import charts, resume
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, score_of
 from monai_iou.evaluation.rendering import number, render
+from monai_iou.evaluation.svg import Point
 from monai_iou.evaluation.thumbnails import show_picture
 
 CHANGED_MOST = 10
@@ -56,7 +57,7 @@ def _label(
 ) -> dict[str, Any]:
     chosen = [row for row in pair if row["label"] == label]
     points = [
-        charts.Point(x, y, f"{key[0]}: {number(x)} and {number(y)}")
+        Point(x, y, f"{key[0]}: {number(x)} and {number(y)}")
         for key, x, y in _scores(first, second, primary)
         if key[1] == label
     ]

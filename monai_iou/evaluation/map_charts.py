@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai_iou.evaluation.charts import Point, curve
+from monai_iou.evaluation.charts import curve
+from monai_iou.evaluation.svg import Point
 
 __all__ = ["probability_charts"]
 

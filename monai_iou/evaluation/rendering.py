@@ -31,3 +31,12 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or math.isnan(value):
         return "-"
     return "∞" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def readable(name: str) -> str:
+    r"""A name with its bytes that are no text as escape sequences, as in the tables.
+
+    >>> readable("a\udcff")
+    'a\\udcff'
+    """
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_iou.evaluation import charts
-from monai_iou.evaluation.columns import COLUMNS, Column, columns_of
+from monai_iou.evaluation.case_table import case_table
+from monai_iou.evaluation.columns import COLUMNS, columns_of
 from monai_iou.evaluation.groups import label_names
 from monai_iou.evaluation.map_charts import probability_charts
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
-from monai_iou.evaluation.rendering import number, render
+from monai_iou.evaluation.rendering import number, readable, render
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.statistics import MIN_UNITS
+from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Point
 
 __all__ = ["number", "render", "report_text"]
 
@@ -55,9 +57,10 @@ def report_text(evaluation: Evaluation) -> str:
         "missed": missed_lesions(evaluation, pictures),
         "missed_total": sum(row["status"] == "fn" for row in evaluation.lesions),
         "missed_shown": MISSED_SHOWN,
-        "columns": _table_columns(columns),
         "definitions": list(columns.values()),
-        "table": [_table_row(row, columns, viewers) for row in evaluation.rows],
+        "table": case_table(evaluation.rows, columns, viewers),
+        "many_dots": MANY_DOTS,
+        "named_dots": NAMED_DOTS,
         "options": summary["options"],
         "command": summary["command"],
         "versions": summary["versions"],
@@ -154,7 +157,7 @@ def _distributions(
             (
                 titles[label],
                 [
-                    charts.Point(row[name], 0.0, f"{row['case']}: {number(row[name], column.digits)}")
+                    Point(row[name], 0.0, f"{row['case']}: {number(row[name], column.digits)}")
                     for row in rows
                     if math.isfinite(row[name])
                 ],
@@ -178,7 +181,11 @@ def _heat(evaluation: Evaluation, titles: Mapping[str, str]) -> dict[str, Any] |
         line = values.setdefault(row["case"], [None] * len(places))
         if not math.isnan(row["iou"]):
             line[places[row["label"]]] = round(100 * row["iou"])
-    return {"cases": list(values), "labels": list(titles.values()), "values": list(values.values())}
+    return {
+        "cases": [readable(case) for case in values],
+        "labels": list(titles.values()),
+        "values": list(values.values()),
+    }
 
 
 def _label(
@@ -191,7 +198,7 @@ def _label(
         if row["label"] == name and row["kind"] == "reference"
     ]
     points = [
-        charts.Point(
+        Point(
             (row["reference_ml"] + row["prediction_ml"]) / 2,
             row["prediction_ml"] - row["reference_ml"],
             f"{row['case']}: {row['prediction_ml'] - row['reference_ml']:+.3f} ml",
@@ -221,28 +228,3 @@ def _maps(maps: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> l
         }
         for name, scores in maps.items()
     ]
-
-
-def _table_columns(columns: Mapping[str, Column]) -> list[dict[str, str]]:
-    names = [
-        {"title": "Case", "kind": "text", "definition": "Name of the case."},
-        {"title": "Label", "kind": "text", "definition": "Label value or region."},
-    ]
-    return names + [
-        {"title": column.title, "kind": "number", "definition": column.definition} for column in columns.values()
-    ]
-
-
-def _table_row(
-    row: Mapping[str, Any], columns: Mapping[str, Column], viewers: Mapping[tuple[str, str], int]
-) -> dict[str, Any]:
-    names = [{"value": row[name], "text": row[name]} for name in ("case", "label")]
-    cells = [_cell(row[name], column) for name, column in columns.items()]
-    return {"viewer": viewers.get((row["case"], row["label"])), "cells": [*names, *cells]}
-
-
-def _cell(value: float, column: Column) -> dict[str, str]:
-    undefined = math.isnan(value)
-    # JavaScript reads "Infinity", not Python's "inf".
-    plain = "" if undefined else "Infinity" if math.isinf(value) else f"{float(value):.6g}"
-    return {"value": plain, "text": number(value, column.digits)}

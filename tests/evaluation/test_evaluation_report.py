@@ -9,12 +9,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation.charts import Axis, Point, bland_altman, distribution, forest, paired, recall_chart
+from monai_iou.evaluation import case_table
+from monai_iou.evaluation.charts import bland_altman, curve, distribution, forest, paired, recall_chart
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.masks import mask_pairs
 from monai_iou.evaluation.results import Request
 from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Axis, Point
 from monai_iou.evaluation.thumbnails import MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
 
@@ -195,6 +197,27 @@ def test_charts_of_nothing_and_of_one_value_are_charts():
         assert "nan" not in chart
         assert "inf" not in chart
     assert "<title>1 of 1 lesions found</title>" in recall_chart([(10.0, True), (9.99, False)], "mm")
+
+
+def test_very_many_dots_are_one_path_and_the_far_ones_keep_their_names():
+    values = np.random.default_rng(0).random(MANY_DOTS + 50)
+    points = [Point(float(v), float(v), f"case{i}") for i, v in enumerate(values)]
+    chart = distribution({"1": points}, "IoU", True)
+    assert chart.count("<circle") == NAMED_DOTS
+    assert chart.count("h.01") == len(points) - NAMED_DOTS
+    named = {int(i) for i in re.findall(r"<title>case(\d+)</title>", chart)}
+    far = np.argsort(-np.abs(values - np.median(values)))[:NAMED_DOTS]
+    assert named == set(far.tolist())
+    assert distribution({"1": points[:MANY_DOTS]}, "IoU", True).count("<circle") == MANY_DOTS
+    assert "<polyline" in curve({"a": points}, "x", "y", "z")
+
+
+def test_names_that_are_no_text_are_escaped_and_rows_beyond_the_limit_are_the_worst(monkeypatch):
+    monkeypatch.setattr(case_table, "MOST_ROWS", 2)
+    rows = [{"case": f"{i}\udcff", "label": "1", "iou": iou} for i, iou in enumerate((0.5, float("nan"), 0.2, 0.9))]
+    table = case_table.case_table(rows, {"iou": COLUMNS["iou"]}, {("2\udcff", "1"): 4})
+    assert table["rows"] == [[4, "2\\udcff", "1", 0.2], [None, "0\\udcff", "1", 0.5]]
+    assert table["left_out"] == 2
 
 
 def test_limits_of_agreement_are_bland_and_altmans():

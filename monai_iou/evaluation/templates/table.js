@@ -1,42 +1,71 @@
-// Sorting: a click on a column's button sorts by its cells' data-value; numbers by value, empty cells last.
-document.querySelectorAll("table.sortable").forEach((table) => {
-  const body = table.tBodies[0];
-  table.querySelectorAll("th button").forEach((button) => {
-    button.addEventListener("click", () => {
-      const head = button.closest("th");
-      const column = head.cellIndex;
-      const direction = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-      table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
-      const text = head.dataset.kind === "text";
-      const rows = Array.from(body.rows, (row) => ({ row, value: row.cells[column].dataset.value }));
-      rows.sort((a, b) => {
-        const x = a.value, y = b.value;
-        if (x === "" || y === "") return x === y ? 0 : x === "" ? 1 : -1;
-        return direction * (text ? x.localeCompare(y, "en", { numeric: true }) : Number(x) - Number(y));
-      });
-      body.append(...rows.map((item) => item.row));
-    });
-  });
-});
+// The table of all cases: its rows are data, and only those near what is in sight are made, as thousands of them would
+// take seconds to open. A search in the page therefore finds the rows in sight; the filter finds all.
+const ROWS_AT_ONCE = 100;
+const caseTable = document.getElementById("case-table");
+if (caseTable) {
+  const rows = JSON.parse(document.getElementById("case-data").textContent);
+  const body = caseTable.tBodies[0], box = caseTable.closest(".scroll"), heads = Array.from(caseTable.tHead.rows[0].cells);
+  const name = document.getElementById("filter-text"), label = document.getElementById("filter-label");
+  let sorted = rows, shown = rows;
 
-// Filtering: rows whose case holds the text and whose label is the chosen one.
-const cases = document.getElementById("case-table");
-if (cases) {
-  const text = document.getElementById("filter-text"), label = document.getElementById("filter-label");
-  const filter = () => {
-    let shown = 0;
-    const wanted = text.value.toLowerCase();
-    Array.from(cases.tBodies[0].rows).forEach((row) => {
-      const fits = row.cells[0].dataset.value.toLowerCase().includes(wanted);
-      row.hidden = !(fits && (label.value === "" || row.cells[1].dataset.value === label.value));
-      shown += row.hidden ? 0 : 1;
-    });
-    document.getElementById("shown").textContent = `${shown} of ${cases.tBodies[0].rows.length} rows`;
+  const text = (value, head) => {
+    if (head.dataset.digits === undefined) return value;
+    if (value === null) return "-";
+    return typeof value === "string" ? value.replace("Infinity", "∞") : value.toFixed(Number(head.dataset.digits));
   };
-  text.addEventListener("input", filter);
-  label.addEventListener("change", filter);
-  filter();
+  const line = ([viewer, ...values]) => {
+    const row = document.createElement("tr");
+    values.forEach((value, column) => {
+      const cell = row.insertCell();
+      let place = cell;
+      if (column < 2) cell.className = "left";
+      if (column === 0 && viewer !== null) {
+        place = document.createElement("button");
+        Object.assign(place, { type: "button", className: "link" });
+        place.dataset.viewer = `view-${viewer}`;
+        cell.append(place);
+      }
+      place.textContent = text(value, heads[column]);
+    });
+    return row;
+  };
+  const more = (count) => {
+    const made = body.rows.length;
+    if (made < shown.length) body.append(...shown.slice(made, made + count).map(line));
+  };
+  const show = () => {
+    const wanted = name.value.toLowerCase();
+    shown = sorted.filter((row) => row[1].toLowerCase().includes(wanted) && (label.value === "" || row[2] === label.value));
+    body.replaceChildren();
+    box.scrollTop = 0;
+    more(ROWS_AT_ONCE);
+    document.getElementById("shown").textContent = `${shown.length} of ${rows.length} rows`;
+  };
+  box.addEventListener("scroll", () => {
+    if (box.scrollTop + 2 * box.clientHeight > box.scrollHeight) more(ROWS_AT_ONCE);
+  });
+  name.addEventListener("input", show);
+  label.addEventListener("change", show);
+
+  // Sorting: a click on a column's button sorts by it; numbers by value, undefined ones last.
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const direction = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
+    const names = new Intl.Collator("en", { numeric: true });
+    sorted = rows.slice().sort((a, b) => {
+      const x = a[column + 1], y = b[column + 1];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return direction * (head.dataset.digits === undefined ? names.compare(x, y) : Number(x) - Number(y));
+    });
+    show();
+  }));
+
+  // On paper every row is there.
+  let before = 0;
+  addEventListener("beforeprint", () => { before = body.rows.length; more(shown.length); });
+  addEventListener("afterprint", () => { while (body.rows.length > before) body.lastElementChild.remove(); });
+  show();
 }
 
 // Finding one of many labels: rows and folded groups whose name holds the text.

@@ -247,14 +247,14 @@ Array.from(viewers.values()).forEach((viewer, i) => {
   if (fold) fold.addEventListener("toggle", () => { if (fold.open) viewer.open(); });
 });
 
-// A table's row opens its picture, and a missed lesion moves the planes to it.
-document.querySelectorAll("button[data-viewer]").forEach((button) => {
-  button.addEventListener("click", async () => {
-    const viewer = viewers.get(button.dataset.viewer), fold = viewer.element.closest("details");
-    if (fold) fold.open = true;
-    await viewer.open();
-    if (button.dataset.mm) viewer.moveTo(JSON.parse(button.dataset.mm));
-    viewer.element.scrollIntoView({ block: "start" });
-    viewer.planes[0].slider.focus({ preventScroll: true });
-  });
+// A table's row opens its picture, and a missed lesion moves the planes to it. Rows are made as they come into sight.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-viewer]");
+  if (!button) return;
+  const viewer = viewers.get(button.dataset.viewer), fold = viewer.element.closest("details");
+  if (fold) fold.open = true;
+  await viewer.open();
+  if (button.dataset.mm) viewer.moveTo(JSON.parse(button.dataset.mm));
+  viewer.element.scrollIntoView({ block: "start" });
+  viewer.planes[0].slider.focus({ preventScroll: true });
 });
