@@ -59,7 +59,7 @@ def brats_mets(
 
     >>> reference = np.zeros((9, 9, 9), dtype=bool); reference[1:3, 1:3, 1:3] = reference[6:8, 6:8, 6:8] = True
     >>> scores = brats_mets(reference & (np.arange(9) < 5), reference)
-    >>> found["LesionWise_Score_Dice"], found["LesionWise_Score_HD95"]
+    >>> scores["LesionWise_Score_Dice"], scores["LesionWise_Score_HD95"]
     (0.5, 187.0)
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
