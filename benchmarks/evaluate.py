@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -279,10 +281,16 @@ def folder_of_masks(folder: Path, count: int) -> None:
 def timed_evaluation(checkout: Path, folder: Path, output: Path, workers: int) -> dict[str, float]:
     """Processor and wall seconds of one `monai-iou evaluate` by the package of a checkout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (checkout, checkout / "monai_iou/launcher")))}
+    # In an empty folder, as Python imports from the working folder before anything else.
+    place = {"env": environment, "cwd": folder, "check": True, "capture_output": True, "text": True}
+    found = subprocess.run([sys.executable, "-c", "import monai_iou; print(monai_iou.__file__)"], **place).stdout
+    if not Path(found.strip()).is_relative_to(checkout):
+        message = f"Expected the package of {checkout} to be imported, but got {found.strip()}: check PYTHONPATH."
+        raise RuntimeError(message)
     options = [f"--{kind}={folder / kind}" for kind in ("references", "predictions")]
     command = [sys.executable, "-m", "monai_iou_command", "evaluate", *options, f"--output={output}"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([*command, f"--workers={workers}"], check=True, capture_output=True, env=environment)
+    subprocess.run([*command, f"--workers={workers}"], **place)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"cpu_s": cpu, "wall_s": time.perf_counter() - start}
@@ -303,8 +311,17 @@ def many_files(count: int, workers: int, other: Path | None) -> dict[str, Any]:
     return results
 
 
+def machine() -> str:
+    """What the times were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "monai", "numpy", "scipy", "nibabel"))
+    cores, load = len(os.sched_getaffinity(0)), ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"{model}, {cores} cores, {torch.get_num_threads()} torch threads, load {load}; {versions}"
+
+
 def main() -> None:
-    """Run the three parts."""
+    """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", choices=["command", "classes", "rows", "folder"], action="append")
@@ -317,7 +334,7 @@ def main() -> None:
     options = parser.parse_args()
     # MONAI warns of its own deprecated arguments and that Voronoi regions run on the CPU.
     warnings.filterwarnings("ignore", module="monai")
-    print(f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads, torch {torch.__version__}")
+    print(machine())
     parts: dict[str, Callable[[], Any]] = {
         "command": command,
         "classes": lambda: many_classes(options.repeat),

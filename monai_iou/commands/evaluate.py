@@ -10,6 +10,7 @@ import click
 from .errors import reported
 from .options import (
     FOLDER,
+    Choice,
     check_folders,
     check_tables,
     is_file,
@@ -63,7 +64,7 @@ DISTANCES = (
 LESIONS = (
     click.option(
         "--like",
-        type=click.Choice(["brats-mets", "isles22", "autopet", "ms"]),
+        type=Choice(["brats-mets", "isles22", "autopet", "ms"]),
         help="Add the columns of this challenge, by its own rules and under its own names.",
     ),
     click.option(
@@ -75,14 +76,14 @@ LESIONS = (
     ),
     click.option(
         "--pairing",
-        type=click.Choice(["one-to-one", "many-to-one"]),
+        type=Choice(["one-to-one", "many-to-one"]),
         default="one-to-one",
         show_default=True,
         help="Whether fragments and merged lesions count as found (many-to-one).",
     ),
     click.option(
         "--connectivity",
-        type=click.Choice(["6", "18", "26"]),
+        type=Choice(["6", "18", "26"]),
         callback=lambda context, parameter, value: int(value),
         default="26",
         show_default=True,
@@ -102,14 +103,14 @@ LESIONS = (
 CASES = (
     click.option(
         "--missing",
-        type=click.Choice(["both", "exclude", "penalty"]),
+        type=Choice(["both", "exclude", "penalty"]),
         default="both",
         show_default=True,
         help="Count what is missing as the worst score in all means (both), in cases.csv too (penalty), or nowhere.",
     ),
     click.option(
         "--present",
-        type=click.Choice(["reference", "either"]),
+        type=Choice(["reference", "either"]),
         default="reference",
         show_default=True,
         help="Which labels count in a case for IoU-I and IoU-C: those of its reference, or of either mask.",
@@ -129,9 +130,7 @@ RUNNING = (
     click.option(
         "--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786."
     ),
-    click.option(
-        "--resample", type=click.Choice(["reference"]), help="Resample predictions to the grid of the reference."
-    ),
+    click.option("--resample", type=Choice(["reference"]), help="Resample predictions to the grid of the reference."),
 )
 REPORT = (
     click.option(
@@ -146,9 +145,9 @@ REPORT = (
     ),
     click.option(
         "--export",
-        type=click.Choice(["nnunet", "latex"]),
+        type=Choice(["nnunet", "panoptica", "latex"]),
         multiple=True,
-        help="Also write nnU-Net's summary, or a CSV for LaTeX; can be given twice.",
+        help="Also write nnU-Net's summary, panoptica's table or a CSV for LaTeX; can be given again.",
     ),
     click.option(
         "--pairs",

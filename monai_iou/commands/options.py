@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 __all__ = [
     "FOLDER",
+    "Choice",
     "check_folders",
     "check_tables",
     "is_file",
@@ -26,6 +28,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 FOLDER = click.Path(path_type=Path)
 
+if TYPE_CHECKING:
+    _Words = click.Choice[str]
+else:
+    _Words = click.Choice  # which takes no type before click 8.2
+
 
 def output_option(
     *names: str, help: str, default: str | None = None, metavar: str = "DIR"
@@ -33,6 +40,18 @@ def output_option(
     """`--output` of a command, with a default or required."""
     given: dict[str, Any] = {"required": True} if default is None else {"default": Path(default), "show_default": True}
     return click.option(*names, "--output", type=FOLDER, metavar=metavar, help=help, **given)
+
+
+class Choice(_Words):
+    """One of some words; the one nearest to a mistyped word is suggested."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word, or end with a usage error."""
+        if value not in self.choices:
+            near = difflib.get_close_matches(str(value), self.choices, n=1)
+            remedy = f"perhaps you meant {near[0]}" if near else "choose one"
+            self.fail(f"Expected one of {', '.join(self.choices)}, but got {value!r}: {remedy}.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def with_options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:

@@ -10,7 +10,7 @@ import click
 
 from .errors import reported
 from .lines import bundle_command
-from .options import FOLDER, output_option, with_options
+from .options import FOLDER, Choice, output_option, with_options
 
 __all__ = ["MACHINE", "plan", "write_plan"]
 
@@ -21,7 +21,7 @@ MACHINE = (
     ),
     click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
         help="Device to plan for; `auto` is a GPU if there is one.",

@@ -10,7 +10,7 @@ import click
 
 from .errors import reported
 from .lines import bundle_line
-from .options import FOLDER, is_folder, with_options
+from .options import FOLDER, Choice, is_folder, with_options
 
 __all__ = ["predict"]
 
@@ -25,7 +25,7 @@ RESULTS = (
     click.option(
         "--format",
         "ending",
-        type=click.Choice([".nii.gz", ".nii", ".mha", ".nrrd", "same"]),
+        type=Choice([".nii.gz", ".nii", ".mha", ".nrrd", "same"]),
         default=".nii.gz",
         show_default=True,
         help="Format of the masks; `same` is the image's.",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .errors import reported
-from .options import FOLDER, label_list, output_option
+from .options import FOLDER, Choice, label_list, output_option
 
 __all__ = ["class_weights"]
 
@@ -16,7 +16,7 @@ __all__ = ["class_weights"]
 @click.argument("labels_dir", type=FOLDER)
 @click.option(
     "--method",
-    type=click.Choice(["inverse", "median", "effective"]),
+    type=Choice(["inverse", "median", "effective"]),
     default="inverse",
     show_default=True,
     help="Formula of the weights; `effective` is the mildest.",

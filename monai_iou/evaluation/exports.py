@@ -1,4 +1,4 @@
-"""The scores in the formats of others: nnU-Net's summary.json, and a CSV that LaTeX reads."""
+"""The scores in the formats of others: nnU-Net's summary.json, panoptica's table, and a CSV that LaTeX reads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import table_text
+from monai_iou.scores import ratio
+from monai_iou.tables import csv_text
 
 __all__ = ["EXPORTS", "Export"]
 
@@ -64,6 +68,71 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
+def panoptica_text(evaluation: Evaluation) -> str:
+    """Return the table that panoptica's aggregator writes: a row per case, and a column per label and score.
+
+    Columns are called `LABEL-SCORE` after the keys of `PanopticaResult.to_dict()`, so that
+    `Panoptica_Statistic.from_file` reads them. Matched lesions and their IoU follow the rule of the evaluation; as
+    there, a case with lesions of which none is matched has RQ, SQ and PQ 0, standard deviations are of the population,
+    and volumes count voxels. Cases that could not be evaluated are left out.
+    """
+    rows = {(row["case"], row["label"]): row for row in evaluation.measured}
+    matched: dict[tuple[str, str], list[float]] = {}
+    for record in evaluation.records:
+        for lesion in record["lesions"]:
+            if lesion["status"] == "tp":
+                matched.setdefault((record["case"], lesion["label"]), []).append(lesion["matched_iou"])
+    # Names of groups may not hold the separator there.
+    groups = {name: name.replace("-", "_") for name in evaluation.names}
+    table: list[list[Any]] = [["subject_name", *(f"{g}-{key}" for g in groups.values() for key in PANOPTICA_KEYS)]]
+    for record in evaluation.records:
+        line = [record["case"]]
+        for name in groups:
+            key = record["case"], name
+            scores = _panoptica_scores(rows[key], matched.get(key, []))
+            line += [scores[score] for score in PANOPTICA_KEYS]
+        table.append(line)
+    return csv_text(table, separator="\t")
+
+
+PANOPTICA_KEYS = (
+    *("n_ref_instances", "n_pred_instances", "tp", "fp", "fn", "prec", "rec", "rq"),
+    *("sq", "sq_std", "pq", "sq_dsc", "sq_dsc_std", "pq_dsc"),
+    *("global_bin_volume_pred", "global_bin_volume_ref", "global_bin_dsc", "global_bin_iou"),
+)
+
+
+def _panoptica_scores(row: Mapping[str, Any], ious: Sequence[float]) -> dict[str, float]:
+    """The scores of one case and label, from its row and the IoU of each matched lesion."""
+    tp, fp, fn = (int(row[f"lesion_{kind}"]) for kind in ("tp", "fp", "fn"))
+    voxels_tp, voxels_fp, voxels_fn = (int(row[f"voxels_{kind}"]) for kind in ("tp", "fp", "fn"))
+    rq = ratio(2 * tp, 2 * tp + fp + fn, empty=math.nan)
+    iou, dice = np.array(ious), 2 * np.array(ious) / (1 + np.array(ious))
+    nothing = math.nan if math.isnan(rq) else 0.0
+    sq, sq_dsc = (float(values.mean()) if ious else nothing for values in (iou, dice))
+    sq_std, sq_dsc_std = (float(values.std()) if ious else math.nan for values in (iou, dice))
+    return {
+        "n_ref_instances": tp + fn,
+        "n_pred_instances": tp + fp,
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "prec": ratio(tp, tp + fp, empty=math.nan),
+        "rec": ratio(tp, tp + fn, empty=math.nan),
+        "rq": rq,
+        "sq": sq,
+        "sq_std": sq_std,
+        "pq": sq * rq,
+        "sq_dsc": sq_dsc,
+        "sq_dsc_std": sq_dsc_std,
+        "pq_dsc": sq_dsc * rq,
+        "global_bin_volume_pred": voxels_tp + voxels_fp,
+        "global_bin_volume_ref": voxels_tp + voxels_fn,
+        "global_bin_dsc": row["dice"],
+        "global_bin_iou": row["iou"],
+    }
+
+
 def latex_text(evaluation: Evaluation) -> str:
     r"""Return one row per label: mean, and the ends of its interval, of the usual scores.
 
@@ -91,4 +160,8 @@ def _letters(name: str) -> str:
     return "".join(character for character in name if character.isalpha())
 
 
-EXPORTS = {"nnunet": Export("nnunet_summary.json", nnunet_text), "latex": Export("latex.csv", latex_text)}
+EXPORTS = {
+    "nnunet": Export("nnunet_summary.json", nnunet_text),
+    "panoptica": Export("panoptica.tsv", panoptica_text),
+    "latex": Export("latex.csv", latex_text),
+}

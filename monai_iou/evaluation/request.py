@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 
 MISSING = ("both", "exclude", "penalty")
 PRESENT = ("reference", "either")
+EXPORTED = ("nnunet", "panoptica", "latex")
 RESULTS = ("cases.csv", "lesions.csv", "failures.csv", "summary.json", "report.html")
 
 
@@ -53,7 +55,7 @@ class Request:
         min_volume_mm3: smaller lesions are left out.
         like: challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
         instances: whether the files hold a number for each lesion instead of labels; all are then scored as label 1.
-        export: further files to write, by `monai_iou.evaluation.exports.EXPORTS`.
+        export: further files to write, of `EXPORTED`.
         probabilities: folder of probability maps, which are scored at every threshold.
         present: when a label counts in a case for IoU-I and IoU-C: "reference" where the reference contains it, as in
             the paper, or "either" where one of the two does.
@@ -143,6 +145,7 @@ def check_request(request: Request) -> None:
     """
     _check_labels(request)
     _check_numbers(request)
+    _check_choices(request)
     _check_inputs(request)
     _check_output(request)
 
@@ -198,9 +201,6 @@ def _check_numbers(request: Request) -> None:
     if request.workers < 1:
         message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
         raise RequestError(message)
-    if request.like is not None and request.like not in CHALLENGES:
-        message = f"Expected `--like` to be among {', '.join(CHALLENGES)}, but got {request.like}: choose one."
-        raise RequestError(message)
     if request.connectivity not in (6, 18, 26):
         message = f"Expected `--connectivity` to be 6, 18 or 26, but got {request.connectivity}: choose one."
         raise RequestError(message)
@@ -210,12 +210,22 @@ def _check_numbers(request: Request) -> None:
     if request.pictures not in ("all", "worst") and not request.pictures.isdecimal():
         message = f"Expected `--pictures` to be all, worst or a number, but got {request.pictures}: choose one."
         raise RequestError(message)
-    if request.present not in PRESENT:
-        message = f"Expected `--present` to be reference or either, but got {request.present}: choose one."
-        raise RequestError(message)
-    if request.missing not in MISSING:
-        message = f"Expected `--missing` to be both, exclude or penalty, but got {request.missing}: choose one."
-        raise RequestError(message)
+
+
+def _check_choices(request: Request) -> None:
+    choices: tuple[tuple[str, Sequence[str | None], Sequence[str]], ...] = (
+        ("--like", (request.like,), tuple(CHALLENGES)),
+        ("--present", (request.present,), PRESENT),
+        ("--missing", (request.missing,), MISSING),
+        ("--export", request.export, EXPORTED),
+    )
+    for option, given, known in choices:
+        wrong = next((name for name in given if name is not None and name not in known), None)
+        if wrong is not None:
+            near = difflib.get_close_matches(wrong, known, n=1)
+            remedy = f"perhaps you meant {near[0]}" if near else "choose one"
+            message = f"Expected `{option}` to be among {', '.join(known)}, but got {wrong}: {remedy}."
+            raise RequestError(message)
 
 
 def _check_inputs(request: Request) -> None:

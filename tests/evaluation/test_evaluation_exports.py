@@ -14,7 +14,8 @@ import pytest
 
 from monai_iou.cli import main
 from monai_iou.evaluation.evaluate import evaluate_folders
-from monai_iou.evaluation.request import Request, RequestError
+from monai_iou.evaluation.exports import EXPORTS, PANOPTICA_KEYS
+from monai_iou.evaluation.request import EXPORTED, Request, RequestError
 from monai_iou.files import read_csv
 from monai_iou.metrics import lesion_scores
 
@@ -133,6 +134,88 @@ def test_the_export_has_the_layout_of_nnunet(tmp_path: Path) -> None:
     assert all(name.isalpha() for name in rows[0])
     assert float(rows[0]["dice"]) == pytest.approx(means[1], abs=1e-4)
     assert rows[0]["dicelow"] == ""  # three cases have no interval
+
+
+def panoptica_scores(tp: int, predicted: int, referred: int, ious: list[float]) -> dict[str, float]:
+    """Panoptica's scores by its own definitions, from instances and the IoU of each matched pair."""
+    false, missed = predicted - tp, referred - tp
+    if not predicted + referred:
+        rq = sq = sq_dsc = math.nan
+    else:
+        rq = tp / (tp + false / 2 + missed / 2)
+        sq = sum(ious) / tp if tp else 0.0
+        sq_dsc = sum(2 * iou / (1 + iou) for iou in ious) / tp if tp else 0.0
+    spread = math.sqrt(sum((iou - sq) ** 2 for iou in ious) / tp) if tp else math.nan
+    return {
+        **{"n_ref_instances": referred, "n_pred_instances": predicted, "tp": tp, "fp": false, "fn": missed},
+        **{"prec": tp / predicted if predicted else math.nan, "rec": tp / referred if referred else math.nan},
+        **{"rq": rq, "sq": sq, "pq": sq * rq, "sq_std": spread, "sq_dsc": sq_dsc, "pq_dsc": sq_dsc * rq},
+    }
+
+
+def test_the_export_has_the_columns_of_panoptica(tmp_path: Path) -> None:
+    for i, shift in enumerate((0, 1, 3, 20, 40)):
+        reference, prediction = np.zeros((40, 12, 12), np.uint8), np.zeros((40, 12, 12), np.uint8)
+        if shift < 40:
+            reference[2:6, 2:6, 2:6] = reference[12:16, 2:6, 2:6] = 1
+            prediction[2 + shift : 6 + shift, 2:6, 2:6] = 1
+            prediction[12 + shift // 2 : 16 + shift // 2, 2:6, 2:6] = 1
+        save(tmp_path / "references" / f"c{i}.nii.gz", reference)
+        save(tmp_path / "predictions" / f"c{i}.nii.gz", prediction)
+    evaluated(tmp_path, export=("panoptica",), regions={"a-b": (1,)})
+    with (tmp_path / "out0" / "panoptica.tsv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert [row["subject_name"] for row in rows] == [f"c{i}" for i in range(5)]
+    box = 4 * 4 * 4
+    expected = [
+        panoptica_scores(2, 2, 2, [1.0, 1.0]),
+        panoptica_scores(2, 2, 2, [3 / 5, 1.0]),
+        panoptica_scores(1, 2, 2, [3 / 5]),
+        panoptica_scores(0, 1, 2, []),
+        panoptica_scores(0, 0, 0, []),
+    ]
+    for row, scores in zip(rows, expected, strict=True):
+        for name, value in scores.items():
+            cell = row[f"a_b-{name}"]
+            assert (math.nan if cell == "" else float(cell)) == pytest.approx(value, nan_ok=True), name
+    assert float(rows[1]["a_b-global_bin_volume_ref"]) == 2 * box
+    assert float(rows[1]["a_b-global_bin_iou"]) == pytest.approx((box + 48) / (3 * box - 48))
+
+
+def test_panoptica_reads_the_export_and_finds_the_same(tmp_path: Path) -> None:
+    panoptica = pytest.importorskip("panoptica", exc_type=ImportError)
+    rng = np.random.default_rng(1)
+    maps = {}
+    for i in range(3):
+        for kind in ("references", "predictions"):
+            maps[kind, i] = (rng.random(SHAPE) < 0.04).astype(np.uint8)
+        maps["predictions", i] |= maps["references", i] * (rng.random(SHAPE) < 0.8)
+        for kind in ("references", "predictions"):
+            save(tmp_path / kind / f"c{i}.nii.gz", maps[kind, i].astype(np.uint8))
+    evaluated(tmp_path, export=("panoptica",))
+    statistic = panoptica.Panoptica_Statistic.from_file(str(tmp_path / "out0" / "panoptica.tsv"))
+    evaluator = panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.SEMANTIC,
+        instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
+        instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=0.5),
+    )
+    for i in range(3):
+        theirs = evaluator.evaluate(maps["predictions", i], maps["references", i])["ungrouped"].to_dict()
+        for name in PANOPTICA_KEYS:
+            if theirs.get(name) is not None and name in statistic.metricnames:
+                assert statistic.get("1", name)[i] == pytest.approx(theirs[name], nan_ok=True), name
+
+
+def test_a_mistyped_export_is_refused_with_a_suggestion(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["-p", str(folder / "predictions"), "-r", str(folder / "references"), "-o", str(folder / "out")]
+    assert main(["evaluate", *options, "--export=panoptika"]) == 2
+    assert "Expected one of nnunet, panoptica, latex, but got 'panoptika': perhaps you meant panoptica." in (
+        capsys.readouterr().err
+    )
+    assert main(["evaluate", *options, "--export=xyz"]) == 2
+    assert "but got 'xyz': choose one." in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    assert tuple(EXPORTS) == EXPORTED
 
 
 def test_an_export_of_an_earlier_evaluation_does_not_stay(folder: Path) -> None:

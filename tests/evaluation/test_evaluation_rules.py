@@ -134,7 +134,11 @@ def test_other_widths_are_refused(text):
         ({"like": "kits"}, "Expected `--like` to be among brats-mets, isles22, autopet, ms, but got kits: choose one."),
         ({"min_volume_mm3": -1.0}, "Expected `--min-volume` to be 0 mm3 or more, but got -1.0: give a volume."),
         ({"pictures": "some"}, "Expected `--pictures` to be all, worst or a number, but got some: choose one."),
-        ({"missing": "zero"}, "Expected `--missing` to be both, exclude or penalty, but got zero: choose one."),
+        ({"missing": "zero"}, "Expected `--missing` to be among both, exclude, penalty, but got zero: choose one."),
+        (
+            {"export": ("nnunets",)},
+            "Expected `--export` to be among nnunet, panoptica, latex, but got nnunets: perhaps",
+        ),
     ],
 )
 def test_wrong_rules_are_refused_before_any_work(tmp_path: Path, options, text):

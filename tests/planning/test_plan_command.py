@@ -193,7 +193,7 @@ def test_folds_are_written_and_followed(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--memory-gb=0"], 1, "Expected `--memory-gb` to be a positive number, but got 0.0: give GiB, such as 8."),
         (["--memory-gb=0.001"], 1, "Expected memory for a training step of two patches of"),
-        (["--device=tpu"], 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--device=tpu"], 2, "Expected one of auto, cpu, cuda, but got 'tpu': perhaps you meant cpu."),
         (["--folds=1"], 1, "Expected `folds` to be an integer of at least 2, but got 1"),
         (
             ["--folds=2", "--fold=2"],
