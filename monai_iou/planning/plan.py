@@ -51,7 +51,8 @@ class Plan:
         mean_of_raters: whether the training's target is the mean of several raters' labels.
         partly_labelled: whether a class was not annotated in some case.
         spatial_dims: 3, or 2 for patches of one slice, which the network takes for images.
-        network: values of the bundle's keys `network`, `deep_supervision` and `attention`; {} until they are known.
+        network: values of the bundle's keys `network`, `deep_supervision` and `attention`, and the `definition` of the
+            user's own `network_def`; {} until they are known.
     """
 
     modalities: tuple[str, ...]
@@ -189,7 +190,7 @@ def make_plan(
         pixdim: target spacing in mm in RAS order; None takes the median over the cases.
         base_channels: number of channels of the first level.
         full_resolution: see `network_size`.
-        raters: "mean" trains on the mean of several raters' labels, "draw" on one of them that is drawn anew each time.
+        raters: "mean" trains on the mean of several raters' labels, "draw" on one of them, drawn for each epoch.
         spatial_dims: 2 trains on slices, those of one voxel or else along the axis with the longest voxels; 3 on
             volumes; None on slices if every volume is one.
 

@@ -60,7 +60,7 @@ def _check_values(plan: Plan) -> None:
         "labels": len(plan.labels) > 1 and next(iter(plan.labels)) == 0,
         "spatial_dims": plan.spatial_dims == 3 or (plan.spatial_dims == 2 and 1 in plan.patch_size),
         "regions_order": len(plan.regions_order) == len(plan.regions),
-        "network": [type(value) for value in plan.network.values()] in ([], [str, bool, bool]),
+        "network": [type(value) for value in plan.network.values()] in ([], [str, bool, bool], [str, bool, bool, dict]),
     }
     for name, right in usable.items():
         if not right:

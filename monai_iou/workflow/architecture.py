@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,11 @@ from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["NETWORKS", "switch", "with_network"]
 
-NETWORKS = ("unet", "segresnet", "dynunet", "attention_unet")
+NETWORKS = ("unet", "segresnet", "dynunet", "attention_unet", "resenc", "mednext", "swin_unetr")
+ONE_OUTPUT = ("unet", "swin_unetr")
+OWN = "own"  # the name of a network that is none of these
+
+logger = logging.getLogger(__name__)
 
 
 def with_network(
@@ -19,6 +24,7 @@ def with_network(
     network: str | None = None,
     deep_supervision: bool | str | None = None,
     attention: bool | str | None = None,
+    definition: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return a plan with its network, by the bundle's keys; that of a trained model has one already.
 
@@ -29,6 +35,10 @@ def with_network(
         deep_supervision: whether the network returns outputs at several scales in training. None selects that of a
             trained model, else false.
         attention: whether it returns its attention maps in training. None as for `deep_supervision`.
+        definition: of the user's own network, see `own_network.definition`. None selects that of a trained model, else
+            one of `NETWORKS`.
+
+    The patch of swin_unetr, which halves every axis five times, is rounded up to multiples of 32.
 
     Raises:
         ValueError: the keys do not go together, or are not those of the trained model. Under `python -m monai.bundle`
@@ -43,11 +53,30 @@ def with_network(
     given = {"network": optional(network), "deep_supervision": deep, "attention": maps}
     with exit_with_message():
         if plan.network:
-            _check_trained(given, plan.network)
+            _check_trained({**given, "network_def": definition}, plan.network)
             return plan
         name = given["network"] or ("attention_unet" if maps else "segresnet" if deep else "unet")
-        _check_network(name, bool(deep), bool(maps))
-    return replace(plan, network={"network": name, "deep_supervision": bool(deep), "attention": bool(maps)})
+        if definition is not None and _is_own(definition):
+            _check_no_name(given["network"])
+            name = OWN
+        else:
+            _check_network(name, bool(deep), bool(maps))
+    chosen = {"network": name, "deep_supervision": bool(deep), "attention": bool(maps)}
+    stored = replace(plan, network=chosen if definition is None else {**chosen, "definition": dict(definition)})
+    return _with_multiples_of_32(stored) if name == "swin_unetr" else stored
+
+
+def _with_multiples_of_32(plan: Plan) -> Plan:
+    sides = [1 if axis == plan.flat_axis else -(-side // 32) * 32 for axis, side in enumerate(plan.patch_size)]
+    if max(sides) == 32:  # its coarsest level would be one voxel, of which no mean can be taken
+        sides[int(plan.flat_axis == 0)] = 64
+    if tuple(sides) != plan.patch_size:
+        logger.info(
+            "The patch of %s becomes %s: swin_unetr takes multiples of 32, and one side of at least 64.",
+            plan.patch_size,
+            tuple(sides),
+        )
+    return replace(plan, patch_size=tuple(sides))
 
 
 def switch(value: bool | str | None, key: str) -> bool | None:
@@ -61,13 +90,28 @@ def switch(value: bool | str | None, key: str) -> bool | None:
 
 
 def _check_trained(given: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+    known = {**trained, "network_def": trained.get("definition")}
     for key, value in given.items():
-        if value is not None and value != trained[key]:
-            message = (
-                f"Expected `{key}` to be {trained[key]!r}, with which the model was trained, but got {value!r}: leave "
-                f"--{key} out, or name another model."
-            )
+        if value is not None and value != known[key]:
+            found = f"{known[key]!r}, with which the model was trained, but got {value!r}"
+            if key == "network_def":  # either may be a whole program
+                found = "that with which the model was trained, but got another one"
+            message = f"Expected `{key}` to be {found}: leave --{key} out, or name another model."
             raise ValueError(message)
+
+
+def _is_own(definition: Mapping[str, Any]) -> bool:
+    """Whether it is more than other arguments of one of `NETWORKS`."""
+    network = definition["network_def"]
+    return not isinstance(network, Mapping) or not str(network.get("_target_")).endswith(".build_network")
+
+
+def _check_no_name(name: str | None) -> None:
+    if name is not None:
+        message = (
+            f"Expected either `network` or a `network_def` of your own, but got both, `network` as {name!r}: keep one."
+        )
+        raise ValueError(message)
 
 
 def _check_network(name: str, deep: bool, maps: bool) -> None:
@@ -80,9 +124,10 @@ def _check_network(name: str, deep: bool, maps: bool) -> None:
             "maps to supervise: leave --network out."
         )
         raise ValueError(message)
-    if deep and name == "unet":
+    if deep and name in ONE_OUTPUT:
+        *others, last = (each for each in NETWORKS if each not in ONE_OUTPUT)
         message = (
-            "Expected `network` to be segresnet, dynunet or attention_unet with --deep_supervision true, but got "
-            "'unet', which has one output: leave --network out for segresnet."
+            f"Expected `network` to be {', '.join(others)} or {last} with --deep_supervision true, but got {name!r}, "
+            "which has one output: leave --network out for segresnet."
         )
         raise ValueError(message)

@@ -6,14 +6,18 @@ import difflib
 import json
 import re
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["calling_workflow", "check_keys"]
+__all__ = ["calling_parser", "calling_workflow", "check_keys"]
 
 SHIPPED = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
+BASE = "train.json"
+CHANGED_BY = {"model_files": "evaluate.json", "world_size": "multi_gpu_train.json"}  # a key that only this file has
 LIKENESS = 0.75  # of two names, from which on one may be the other mistyped
 
 
@@ -23,13 +27,15 @@ def check_keys() -> None:
     MONAI takes any key that a command line names, and a mistyped one changes nothing.
 
     Raises:
-        ValueError: nothing uses a key that is nearly one of the bundle's.
+        ValueError: nothing uses a key that is nearly one of the bundle's, or a config that changes train.json is not
+            named after it.
     """
     workflow = calling_workflow()
     if workflow is None:
         return
     config = dict(workflow.parser.get())
     with exit_with_message():
+        _check_base(config, Path(workflow.config_root_path))
         for name, meant in _mistyped(config, _known_keys()).items():
             message = (
                 f"Expected `{name}` to be a key of the bundle, but nothing uses it: write --{meant} if that was meant, "
@@ -38,9 +44,31 @@ def check_keys() -> None:
             raise ValueError(message)
 
 
+def _check_base(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError if the key `train.json` shows that a later config has nothing to change, or came too early."""
+    base = config.get(BASE)
+    if not isinstance(base, Mapping):  # of inference.json, or of another bundle
+        return
+    last = base.get("changed_by")
+    early = next((file for key, file in CHANGED_BY.items() if key in config), None) if last is None else None
+    if "note" in base and early is None:
+        return
+    name = str(early or last)
+    files = [BASE, *(["evaluate.json"] if name == "multi_gpu_evaluate.json" else []), name]
+    state = "there is none" if early is None else "it comes before that"
+    paths = ",".join(f"'{(folder / file).as_posix()}'" for file in files)
+    message = (
+        f"Expected {BASE} before {name} in --config_file, because {name} changes keys of it, but {state}: write "
+        f'--config_file "[{paths}]".'
+    )
+    raise ValueError(message)
+
+
 def _known_keys() -> set[str]:
     files = [bundle_path() / "configs" / f"{name}.json" for name in SHIPPED]
-    return {re.split("#|::", key)[0] for file in files for key in json.loads(file.read_text(encoding="utf-8"))}
+    return {
+        re.split("#|::", key.lstrip("+"))[0] for file in files for key in json.loads(file.read_text(encoding="utf-8"))
+    }
 
 
 def _mistyped(config: dict[str, Any], known: set[str]) -> dict[str, str]:
@@ -68,11 +96,22 @@ def calling_workflow() -> Any:
     """
     from monai.bundle.workflows import ConfigWorkflow
 
-    frame = sys._getframe(1)
+    return _calling(ConfigWorkflow)
+
+
+def calling_parser() -> Any:
+    """Return the ConfigParser that is resolving its config, None if there is none; not only workflows have one."""
+    from monai.bundle.config_parser import ConfigParser
+
+    return _calling(ConfigParser)
+
+
+def _calling(kind: type[Any]) -> Any:
+    frame = sys._getframe(2)
     while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return workflow
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, kind):
+            return caller
         if frame.f_back is None:
             break
         frame = frame.f_back

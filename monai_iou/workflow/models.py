@@ -142,9 +142,12 @@ def _check_same_plans(files: Sequence[str]) -> None:
         for name in SAME_IN_ALL:
             expected, other = getattr(first, name), getattr(plan, name)
             if expected != other:
+                what = f"their `{name}` is {other} and {expected}"
+                if name == "network" and "definition" in {**expected, **other}:  # it may be a whole program
+                    what = "their `network_def` differs"
                 message = (
-                    f"Expected {path} to be planned as {files[0]}, but their `{name}` is {other} and {expected}: train "
-                    "the models of an ensemble on one dataset, with the same `pixdim` and `patch_size`."
+                    f"Expected {path} to be planned as {files[0]}, but {what}: train the models of an ensemble on one "
+                    "dataset, with the same network, `pixdim` and `patch_size`."
                 )
                 raise DatasetError(message)
 

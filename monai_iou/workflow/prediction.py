@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.planning.stored import load_plan
+from monai_iou.volumes.names import PREVIEW_ENDING
 from monai_iou.workflow.images import find_images, image_cases
 from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.running import run_configs
@@ -21,7 +21,6 @@ from monai_iou.workflow.running import run_configs
 __all__ = ["Prediction", "Predictions", "TrainedModels", "check_new", "find_models", "plan_predictions", "run_all"]
 
 BESIDE = "mask"  # behind an image's name, where its mask lies beside it
-OWN_NETWORK = "network_def"  # the other keys of the network are stored with the weights
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,17 @@ class TrainedModels:
     Attributes:
         files: a `model.pt` for each model.
         config: the bundle's inference.json.
-        network: the key `network_def` as the training resolved it; it may be the user's own network.
     """
 
     files: tuple[Path, ...]
     config: Path
-    network: Mapping[str, Any]
 
     @property
     def keys(self) -> dict[str, Any]:
         """The keys that tell the bundle of the models."""
         if len(self.files) == 1:
-            return {"ckpt_dir": str(self.files[0].parent), **self.network}
-        return {"models": [str(path.parent) for path in self.files], **self.network}
+            return {"ckpt_dir": str(self.files[0].parent)}
+        return {"models": [str(path.parent) for path in self.files]}
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Prediction:
     @property
     def preview(self) -> Path:
         """The file of its picture."""
-        return self._beside_mask("_preview.png")
+        return self._beside_mask(PREVIEW_ENDING)
 
     def _beside_mask(self, ending: str) -> Path:
         name = self.mask.name.removesuffix(mask_ending(self.mask.name)).removesuffix(f"_{BESIDE}")
@@ -121,7 +118,7 @@ def find_models(run: Path, folds: str | None = None) -> TrainedModels:
         )
         raise DatasetError(message)
     bundle = next((folder for folder in (run, run.parent) if _config(folder).is_file()), bundle_path())
-    return TrainedModels(tuple(files), _config(bundle), _network_keys(files[0].parent))
+    return TrainedModels(tuple(files), _config(bundle))
 
 
 def _config(bundle: Path) -> Path:
@@ -141,16 +138,6 @@ def _chosen(run: Path, trained: Mapping[int, Path], folds: str) -> list[Path]:
         message = f"Expected {run} to hold a model of fold {missing}, but it has {known}: train it or leave it out."
         raise DatasetError(message)
     return [trained[fold] for fold in wanted]
-
-
-def _network_keys(ckpt_dir: Path) -> dict[str, Any]:
-    """The definition of the network in the resolved config that a training keeps; it may be the user's own."""
-    for folder in (ckpt_dir.parent, ckpt_dir.parent / "eval"):
-        path = folder / "config.json"
-        if path.is_file():
-            config = json.loads(path.read_text(encoding="utf-8"))
-            return {OWN_NETWORK: config[OWN_NETWORK]} if OWN_NETWORK in config else {}
-    return {}
 
 
 def plan_predictions(

@@ -17,6 +17,8 @@ __all__ = ["check_held_out", "check_unseen", "data_record", "differences", "imag
 
 PLANNED = ("modalities", "labels", "regions", "ignore", "pixdim", "patch_size", "channels", "strides", "network")
 
+OWN_NETWORK = "network_def"
+
 
 def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan) -> dict[str, Any]:
     """Return what a later run must have in common: plain values, for a checkpoint.
@@ -59,12 +61,23 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     old, new = stored.get("files", {}), current.get("files", {})
     changed = {case for case in old.keys() & new.keys() if old[case] != new[case]}
     differences += [f"the label or image of {_some(changed)} has changed"] if changed else []
+    stored, current = _with_definition(stored), _with_definition(current)
     differences += [
-        f"its `{name}` was {stored[name]} and is {current[name]}"
-        for name in PLANNED
+        "its `network_def` is another one"
+        if name == OWN_NETWORK
+        else f"its `{name}` was {stored[name]} and is {current[name]}"
+        for name in (*PLANNED, OWN_NETWORK)
         if name in stored and name in current and stored[name] != current[name]
     ]
     return differences
+
+
+def _with_definition(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the definition of the user's own network, which may be a whole program, beside its name."""
+    if "network" not in record:
+        return dict(record)
+    network = dict(record["network"])
+    return {**record, OWN_NETWORK: network.pop("definition", None), "network": network}
 
 
 def image_identity(case: Case) -> str:

@@ -5,29 +5,24 @@ The keys are independent of each other: every combination trains, or is refused 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai.networks.nets.dynunet import DynUNet
-from monai.networks.nets.segresnet_ds import SegResNetDS
-from monai.networks.nets.unet import UNet
 from torch import nn
 
 from monai_iou.losses.attention import AttentionSupervisionLoss, ContextAttentionLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou_ce import IoUCELoss
 from monai_iou.losses.multi_scale import MultiScaleLoss, needs_hard_labels
-from monai_iou.networks import AttentionMapUnet
 from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.architecture import NETWORKS, switch, with_network
 from monai_iou.workflow.flat import SliceNetwork
 from monai_iou.workflow.labelled import PartlyLabelledLoss
+from monai_iou.workflow.named_networks import named_network
+from monai_iou.workflow.own_network import build_definition
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["NETWORKS", "build_loss", "build_network", "default_loss"]
-
-SCALES = 3  # outputs with deep supervision: coarser ones hold too few voxels of a small lesion
 
 
 def build_network(
@@ -37,7 +32,7 @@ def build_network(
     attention: bool | str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Return the network of a plan.
+    """Return the network of a plan: of the user's own definition, if it holds one, else of MONAI's networks.
 
     Args:
         plan: its channels, strides and patch.
@@ -57,54 +52,11 @@ def build_network(
         >>> [tuple(output.shape) for output in network(torch.zeros(1, 1, 32, 32, 32))]
         [(1, 2, 32, 32, 32), (1, 2, 16, 16, 16)]
     """
-    name, deep, maps = with_network(plan, network, deep_supervision, attention).network.values()
-    built = _built(name, plan, deep, maps, options)
+    plan = with_network(plan, network, deep_supervision, attention)
+    if "definition" in plan.network and not options:
+        return build_definition(plan)
+    built = named_network(plan, options)
     return built if plan.flat_axis is None else SliceNetwork(built, plan.flat_axis)
-
-
-def _built(name: str, plan: Plan, deep: bool, maps: bool, options: Mapping[str, Any]) -> nn.Module:
-    """Return MONAI's network, of two dimensions for a plan of slices."""
-    shared: dict[str, Any] = {
-        "spatial_dims": plan.spatial_dims,
-        "in_channels": plan.in_channels,
-        "out_channels": plan.out_channels,
-    }
-    strides: Any = [_in_plane(stride, plan) for stride in plan.strides]  # MONAI's annotation knows one number a level
-    if name == "unet":
-        return UNet(**{**shared, "channels": plan.channels, "strides": strides, "num_res_units": 2, **options})
-    if name == "segresnet":
-        return SegResNetDS(**{**shared, **_segresnet_options(plan, deep), **options})
-    # These two have a first level at full resolution by themselves.
-    extra = int(len(plan.strides) > 1 and max(plan.strides[0]) == 1)
-    channels, strides = plan.channels[extra:], strides[extra:]
-    scales = min(SCALES, len(strides)) - 1 if deep else 0
-    if name == "attention_unet":
-        own = {"channels": channels, "strides": strides, "coarse_outputs": scales, "returns_maps": maps}
-        return AttentionMapUnet(**{**shared, **own, **options})
-    own = {
-        "kernel_size": [3] * len(channels),
-        "strides": [(1,) * plan.spatial_dims, *strides],
-        "upsample_kernel_size": strides,
-        "filters": channels,
-        "deep_supervision": scales > 0,
-        "deep_supr_num": max(scales, 1),
-    }
-    return DynUNet(**{**shared, **own, **options})
-
-
-def _in_plane(sides: Sequence[int], plan: Plan) -> tuple[int, ...]:
-    return tuple(side for axis, side in enumerate(sides) if axis != plan.flat_axis)
-
-
-def _segresnet_options(plan: Plan, deep: bool) -> dict[str, Any]:
-    powers = [(side & -side).bit_length() - 1 for side in _in_plane(plan.patch_size, plan)]
-    halvings = min(sum(max(stride) > 1 for stride in plan.strides), *powers)
-    return {
-        "init_filters": plan.channels[0] if max(plan.strides[0]) > 1 else plan.channels[1],
-        "blocks_down": [1] * (1 + halvings),
-        "norm": "INSTANCE",
-        "dsdepth": max(1, min(SCALES, halvings)) if deep else 1,
-    }
 
 
 def default_loss(**options: Any) -> IoUCELoss:

@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 from monai.bundle import scripts
-from monai.networks.nets import UNet
 from places import ROOT
 
 from monai_iou.cli import cli
+from monai_iou.workflow.named_networks import NETWORKS
 
 CONFIGS = ROOT / "bundles" / "small_foreground_segmentation" / "configs"
 SHELLS = ("sh", "bash", "console")
@@ -212,7 +212,7 @@ def _check_key(name: str, value: str, config: dict[str, Any]) -> None:
 
 
 def _takes(target: str | None, argument: str) -> bool:
-    """Whether a component has an argument; the bundle's `build_network` hands its options on to the default UNet."""
+    """Whether a component has an argument; the bundle's `build_network` hands its options on to MONAI's networks."""
     if target is None:
         return False
     found = pydoc.locate(target)
@@ -220,5 +220,5 @@ def _takes(target: str | None, argument: str) -> bool:
         found = found or getattr(importlib.import_module(module), target, None)
     known = set() if found is None else set(inspect.signature(found).parameters)
     if target.endswith(".build_network"):
-        known |= set(inspect.signature(UNet).parameters)
+        known |= {name for kind, _ in NETWORKS.values() for name in inspect.signature(kind).parameters}
     return argument in known

@@ -258,9 +258,17 @@ def test_inference_with_another_network_than_training_says_so(bundle: Path, data
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, **network))
     for configs in (["inference"], ["train", "evaluate"]):
         with pytest.raises(RuntimeError) as caught:
-            run_workflow(bundle, configs, overrides(bundle, data))
-        assert "to hold the weights of `network_def`, but they do not fit" in str(causes(caught.value))
+            run_workflow(bundle, configs, overrides(bundle, data, **{"network_def#num_res_units": 2}))
+        assert "Expected `network_def` to be that with which the model was trained" in str(causes(caught.value))
     run_workflow(bundle, ["inference"], overrides(bundle, data, **network))
+    run_workflow(bundle, ["inference"], overrides(bundle, data))
+    plan = json.loads((bundle / "models" / "model.json").read_text())
+    del plan["network"]["definition"]  # as of a model of another program
+    (bundle / "models" / "model.json").write_text(json.dumps(plan))
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["inference"], overrides(bundle, data))
+    assert "to hold the weights of `network_def`, but they do not fit" in str(causes(caught.value))
+    (bundle / "models" / "model.json").write_text(json.dumps({**plan, "network": {}}))
     (bundle / "models" / "model.pt").write_bytes(b"not weights")
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["inference"], overrides(bundle, data, **network))

@@ -49,8 +49,14 @@ def test_keys_of_ones_own_are_taken(bundle: Path) -> None:
     ).initialize()  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["evaluate", "multi_gpu_train", "multi_gpu_evaluate"])
-def test_a_config_that_changes_another_names_it_when_it_is_alone(name: str) -> None:
-    path = bundle_path() / "configs" / f"{name}.json"
-    with pytest.raises(KeyError, match=r"query key: train\.json"):
-        ConfigWorkflow(config_file=str(path))
+@pytest.mark.filterwarnings("ignore:Can't merge entry:UserWarning")
+@pytest.mark.parametrize("configs", [["evaluate"], ["multi_gpu_train"], ["multi_gpu_evaluate"], ["evaluate", "train"]])
+def test_a_config_that_changes_another_names_it_when_it_is_not_there_before(configs: list[str]) -> None:
+    name = configs[0]
+    files = ["train", *(["evaluate"] if name == "multi_gpu_evaluate" else []), name]
+    paths = ",".join(f"'{(bundle_path() / 'configs' / file).as_posix()}.json'" for file in files)
+    state = "it comes before that" if len(configs) > 1 else "there is none"
+    assert sentence(bundle_path(), configs) == (
+        f"Expected train.json before {name}.json in --config_file, because {name}.json changes keys of it, but "
+        f'{state}: write --config_file "[{paths}]".'
+    )

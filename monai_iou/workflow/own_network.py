@@ -1,0 +1,203 @@
+"""The user's own network, the bundle's key `network_def`: kept with the model, and built from it again.
+
+A training stores the config of `network_def`, with every key that it refers to and the text of the user's file, as the
+`definition` in the plan's `network`. Evaluation and inference build the network from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.planning.plan import Plan
+from monai_iou.workflow.keys import calling_parser
+from monai_iou.workflow.settings import exit_with_message
+
+__all__ = ["build_definition", "check_network", "definition", "from_file"]
+
+KEY = "network_def"
+DEFAULT = {"_target_": "monai_iou.workflow.variants.build_network", "plan": "@plan"}
+FROM_FILE = "monai_iou.workflow.own_network.from_file"
+MOST_SHOWN = 300
+
+
+def definition() -> dict[str, Any] | None:
+    """Return `network_def` of the config that is being resolved, and the keys that it refers to.
+
+    Returns:
+        Key -> config, in which every `from_file` has the text of its file; None for the bundle's own network.
+
+    Raises:
+        DatasetError: a file of the user's is not there.
+    """
+    parser = calling_parser()
+    config = parser.get() if parser is not None else None
+    if not isinstance(config, Mapping) or config.get(KEY, DEFAULT) == DEFAULT:
+        return None
+    found: dict[str, Any] = {}
+    wanted = [KEY]
+    while wanted:
+        key = wanted.pop()
+        if key not in found and key in config and key != "plan":
+            with exit_with_message():
+                found[key] = _with_source(config[key])
+            wanted += re.findall(r"@(\w+)", json.dumps(found[key], default=str))
+    imports = config.get("imports", ())
+    others = [line for line in imports if "monai_iou" not in str(line)] if isinstance(imports, list) else []
+    return {**({"imports": others} if others else {}), **found}
+
+
+def _with_source(config: Any) -> Any:
+    """A copy in which each `from_file` has the file's text; only plain values, for model.json."""
+    if isinstance(config, list):
+        return [_with_source(each) for each in config]
+    if not isinstance(config, Mapping):
+        return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
+    copied = {str(name): _with_source(value) for name, value in config.items()}
+    if copied.get("_target_") == FROM_FILE and "source" not in copied:
+        path = Path(str(copied.get("file")))
+        return {**copied, "file": path.name, "source": _read(path)}
+    return copied
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        message = (
+            f"Expected `file` of `network_def` to be a Python file, but {path} cannot be read ({error}): write its "
+            "path as it is seen from the folder in which the command is run."
+        )
+        raise DatasetError(message) from error
+
+
+def from_file(file: str, name: str, source: str | None = None, **arguments: Any) -> Any:
+    r"""Make an object of a class, or call a function, of a Python file.
+
+    Args:
+        file: its path.
+        name: of the class or function.
+        source: the file's text, which a stored model brings; None reads it.
+        arguments: of the class or function.
+
+    Raises:
+        DatasetError: the file cannot be read, or has no such name. Under `python -m monai.bundle` the program ends with
+            that sentence.
+
+    Example:
+        >>> text = "from torch import nn\nclass Mine(nn.Conv3d):\n    pass"
+        >>> from_file("mine.py", "Mine", text, in_channels=1, out_channels=2, kernel_size=1)
+        Mine(1, 2, kernel_size=(1, 1, 1), stride=(1, 1, 1))
+    """
+    with exit_with_message():
+        module = _module(file, _read(Path(file)) if source is None else source)
+        made = getattr(module, str(name), None)
+        if not callable(made):
+            known = ", ".join(each for each, value in vars(module).items() if isinstance(value, type))
+            message = (
+                f"Expected `name` of `network_def` to be a class or function of {file}, but got {name!r}, and the file "
+                f"has {known or 'no class'}: correct the name."
+            )
+            raise DatasetError(message)
+    return made(**arguments)
+
+
+def _module(file: str, source: str) -> ModuleType:
+    """The file as a module, made once: classes of one file are the same for all networks of a process."""
+    name = f"own_network_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        module = ModuleType(name)
+        module.__file__ = file
+        sys.modules[name] = module  # dataclasses and pickle look for it there
+        try:
+            exec(compile(source, file, "exec"), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def build_definition(plan: Plan) -> nn.Module:
+    """Build the network that a plan holds the definition of.
+
+    Raises:
+        DatasetError: it cannot be built; the message says why. Under `python -m monai.bundle` the program ends with
+            that sentence.
+    """
+    from monai.bundle.config_parser import ConfigParser
+
+    stored = dict(plan.network)
+    content = dict(stored.pop("definition"))
+    imports = ["$import monai_iou", "$import monai_iou.workflow.variants", *content.pop("imports", [])]
+    parser = ConfigParser({**content, "imports": imports})
+    parser["plan"] = replace(plan, network=stored)
+    try:
+        network = parser.get_parsed_content(KEY)
+    except Exception as error:
+        cause = error.__cause__ or error
+        message = (
+            f"Expected the network that is stored with the model to be built again, but got {_short(cause)}: its "
+            f"`network_def` is {_short(content[KEY])}; run the command where that can be imported."
+        )
+        with exit_with_message():
+            raise DatasetError(message) from error
+    return _checked(network)
+
+
+def check_network(network: Any, plan: Plan) -> None:
+    """Check by one patch that the user's own network fits the data, before a training starts.
+
+    Args:
+        network: what `network_def` is.
+        plan: its channels and patch.
+
+    Raises:
+        DatasetError: it is no network, or gives no tensor of shape (B, classes, *patch). Under `python -m monai.bundle`
+            the program ends with that sentence.
+    """
+    patch = torch.zeros(1, plan.in_channels, *plan.patch_size)
+    expected = (1, plan.out_channels, *plan.patch_size)
+    was_training = _checked(network).training
+    try:
+        with torch.no_grad():
+            output = network.eval()(patch)
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else _short(type(output))
+    except Exception as error:
+        output, found = None, f"the error {_short(error)}"
+    network.train(was_training)
+    if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
+        flat = " and, for slices, wrap a 2D network in monai_iou.workflow.flat.SliceNetwork" * (plan.spatial_dims == 2)
+        message = (
+            f"Expected `network_def` to give a tensor of shape {expected} in evaluation for a patch of shape "
+            f"{tuple(patch.shape)}, but got {found}: set its channels and dimensions by @plan, and `patch_size` to "
+            f"what it takes{flat}."
+        )
+        with exit_with_message():
+            raise DatasetError(message)
+
+
+def _checked(network: Any) -> nn.Module:
+    if not isinstance(network, nn.Module):
+        message = (
+            f"Expected `network_def` to be a torch.nn.Module, but got {_short(type(network))}: name a class of a "
+            "network in its `_target_`."
+        )
+        with exit_with_message():
+            raise DatasetError(message)
+    return network
+
+
+def _short(value: object) -> str:
+    text = " ".join((f"{type(value).__name__}: {value}" if isinstance(value, Exception) else str(value)).split())
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -1,0 +1,186 @@
+"""The networks that a training may have: MONAI's by name, one of the user's config, and one of the user's file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import causes, overrides
+from monai.bundle import ConfigParser
+from monai.networks.nets.swin_unetr import SwinUNETR
+
+from monai_iou.bundle_files import bundle_path, copy_bundle
+from monai_iou.cli import main
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.demo import run_workflow
+from monai_iou.planning.plan import make_plan
+from monai_iou.planning.stored import load_plan
+from monai_iou.workflow.architecture import NETWORKS, with_network
+from monai_iou.workflow.models import check_models
+from monai_iou.workflow.own_network import build_definition, check_network, from_file
+from monai_iou.workflow.records import differences
+from monai_iou.workflow.variants import build_network
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+FILE = """
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass
+class Size:
+    width: int = 6
+
+
+class MyNetwork(nn.Module):
+    def __init__(self, in_channels, out_channels, width):
+        super().__init__()
+        first = nn.Conv3d(in_channels, Size(width).width, 3, padding=1)
+        self.layers = nn.Sequential(first, nn.ReLU(), nn.Conv3d(width, out_channels, 3, padding=1))
+
+    def forward(self, image):
+        return self.layers(image)
+"""
+CHANNELS = {"in_channels": "$@plan.in_channels", "out_channels": "$@plan.out_channels"}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> dict[str, Any]:
+    """An overlay with a network of a file that is there for the training only."""
+    path = tmp_path / "my_network.py"
+    path.write_text(FILE, encoding="utf-8")
+    target = "monai_iou.workflow.own_network.from_file"
+    network = {"_target_": target, "file": str(path), "name": "MyNetwork", **CHANNELS, "width": "@width"}
+    return {"width": 5, "network_def": network}
+
+
+def resolved(folder: Path, **keys: Any) -> ConfigParser:
+    """The training's config, without data."""
+    found = ConfigParser()
+    found.read_config(str(bundle_path() / "configs" / "train.json"))
+    places = {"bundle_root": str(folder), "ckpt_dir": str(folder / "models"), "dataset_dir": str(folder / "none")}
+    found.update({**places, "patch_size": [16, 16, 16], **keys})
+    return found
+
+
+def stored(folder: Path, parser: ConfigParser) -> Path:
+    """Write what a training writes of its network, and return the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = parser.get_parsed_content("plan")
+    (folder / "model.json").write_text(plan.to_json(), encoding="utf-8")
+    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    return folder / "model.pt"
+
+
+def test_a_network_of_a_file_is_built_again_from_the_model_alone(mine: dict[str, Any], tmp_path: Path) -> None:
+    model = stored(tmp_path / "models", resolved(tmp_path, **mine))
+    (tmp_path / "my_network.py").unlink()
+    plan = load_plan(model.with_suffix(".json"))
+    assert plan.network["network"] == "own"
+    network = build_network(plan)
+    assert type(network).__name__ == "MyNetwork"
+    check_models([str(model)], network)
+    check_network(network, plan)
+    moved = shutil.move(tmp_path / "models", tmp_path / "elsewhere" / "models")
+    found = ConfigParser()
+    found.read_config(str(bundle_path() / "configs" / "inference.json"))
+    found.update({"bundle_root": str(tmp_path), "ckpt_dir": str(moved), "dataset_dir": str(tmp_path / "none")})
+    assert type(found.get_parsed_content("network_def")).__name__ == "MyNetwork"
+
+
+def test_another_network_than_the_models_is_refused(mine: dict[str, Any], tmp_path: Path) -> None:
+    parser = resolved(tmp_path, **mine)
+    model = stored(tmp_path / "models", parser)
+    plan = load_plan(model.with_suffix(".json"))
+    same = resolved(tmp_path, **mine)
+    same.get_parsed_content("plan")
+    given = plan.network["definition"]
+    assert with_network(plan, definition=given) is plan
+    message = (
+        "Expected `network_def` to be that with which the model was trained, but got another one: leave --network_def "
+        "out, or name another model."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        with_network(plan, definition={**given, "width": 7})
+    with pytest.raises(ValueError, match=r"`network` to be 'own', with which the model was trained, but got 'unet'"):
+        with_network(plan, "unet")
+    other = with_network(make_plan(None, [], [16, 16, 16]), definition={**given, "width": 7})
+    assert differences({"network": plan.network}, {"network": other.network}) == ["its `network_def` is another one"]
+    assert differences({"network": plan.network}, {"network": dict(plan.network)}) == []
+    (tmp_path / "other").mkdir()
+    shutil.copy(model, tmp_path / "other" / "model.pt")
+    (tmp_path / "other" / "model.json").write_text(other.to_json(), encoding="utf-8")
+    with pytest.raises(DatasetError, match="but their `network_def` differs: train the models of an ensemble"):
+        check_models([str(model), str(tmp_path / "other" / "model.pt")], build_network(plan))
+
+
+def test_arguments_over_a_named_network_are_stored_too(tmp_path: Path) -> None:
+    parser = resolved(tmp_path, network="resenc", base_channels=4, **{"network_def#blocks_down": [1, 2, 2]})
+    model = stored(tmp_path / "models", parser)
+    plan = load_plan(model.with_suffix(".json"))
+    assert plan.network["network"] == "resenc"
+    check_models([str(model)], build_network(plan))
+
+
+def test_what_is_no_network_is_refused_in_one_sentence(mine: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"`name` of `network_def` to be a class .* has Size, MyNetwork: correct"):
+        from_file("my_network.py", "Network", FILE)
+    plan = make_plan(None, [], [16, 16, 16])
+    with pytest.raises(DatasetError, match=r"to be a torch.nn.Module, but got <class 'dict'>: name a class"):
+        check_network({}, plan)
+    wrong = from_file("my_network.py", "MyNetwork", FILE, in_channels=1, out_channels=3, width=4).train()
+    with pytest.raises(DatasetError, match=r"\(1, 2, 16, 16, 16\) .* but got a tensor of shape \(1, 3, 16, 16, 16\)"):
+        check_network(wrong, plan)
+    assert wrong.training
+    swin = SwinUNETR(1, 2, feature_size=12)
+    with pytest.raises(DatasetError, match=r"the error ValueError: .* must be divisible .* and `patch_size` to"):
+        check_network(swin, plan)
+    missing = {**mine, "network_def": {**mine["network_def"], "file": str(tmp_path / "nowhere.py")}}
+    with pytest.raises(RuntimeError) as caught:
+        resolved(tmp_path, **missing).get_parsed_content("plan")
+    assert "nowhere.py cannot be read" in str(causes(caught.value))
+    with pytest.raises(RuntimeError) as caught:
+        resolved(tmp_path, **mine, network="unet").get_parsed_content("plan")
+    assert "Expected either `network` or a `network_def` of your own" in str(causes(caught.value))
+
+
+def test_a_class_that_is_gone_is_named(tmp_path: Path) -> None:
+    plan = with_network(make_plan(None, [], [16, 16, 16]), definition={"network_def": {"_target_": "gone.Network"}})
+    with pytest.raises(DatasetError, match=r"to be built again, but got .*gone.Network.*can be imported\.$"):
+        build_definition(plan)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_patch_of_swin_unetr_is_of_multiples_of_32(flat: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    options: dict[str, Any] = {"spatial_dims": 2} if flat else {}
+    plan = with_network(make_plan(None, [], [48, 32, 16], base_channels=4, **options), "swin_unetr")
+    assert plan.patch_size == (64, 32, 1 if flat else 32)
+    assert "swin_unetr takes multiples of 32" in caplog.text
+    assert with_network(plan) == plan
+    small = with_network(make_plan(None, [], [16, 16, 16], base_channels=4, **options), "swin_unetr")
+    assert small.patch_size == (64, 32, 1 if flat else 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NETWORKS, "own"])
+def test_every_network_trains_and_predicts_from_its_folder(
+    name: str, mine: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    bundle = copy_bundle(tmp_path / "run")
+    keys = mine if name == "own" else {"network": name}
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, **keys))
+    (tmp_path / "my_network.py").unlink()
+    assert json.loads((bundle / "models" / "model.json").read_text())["network"]["network"] == name
+    scan = min((data / "imagesTs").glob("*.nii.gz"))
+    assert main(["predict", str(bundle), str(scan), "--output", str(tmp_path / "masks")]) == 0
+    assert (tmp_path / "masks" / scan.name).is_file()
+    run_workflow(bundle, ["train", "evaluate"], overrides(bundle, data))
+    assert (bundle / "eval" / "test_mean_iou_raw.csv").is_file()
