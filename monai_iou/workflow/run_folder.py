@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from collections import defaultdict
@@ -18,6 +17,7 @@ from monai_iou.files import prepare, read_csv, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.keys import calling_workflow
+from monai_iou.workflow.log_file import open_log
 from monai_iou.workflow.pictures import draw_case, save_png
 from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.versions import about_this_run
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from monai.engines.trainer import Trainer
 
 __all__ = ["RunFolderHandler", "open_run_folder"]
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_log: list[logging.FileHandler] = []  # of this process: a process trains one model at a time
 
 
 def open_run_folder(folder: str) -> None:
@@ -43,16 +40,7 @@ def open_run_folder(folder: str) -> None:
     """
     if (Path(folder) / "pictures").is_dir():
         prepare(Path(folder) / "pictures", "output_dir")  # removes what a killed run left
-    logger = logging.getLogger("monai_iou")
-    while _log:
-        handler = _log.pop()
-        logger.removeHandler(handler)
-        handler.close()
-    handler = logging.FileHandler(Path(folder) / "log.txt", encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
-    handler.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    _log.append(handler)
+    logger = open_log(Path(folder))
     about = about_this_run(sys.argv)
     for name, value in about.items():
         logger.debug("%s: %s", name, value)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.files import OutputError
+from monai_iou.workflow.log_file import log_failure
 
 __all__ = ["run_configs"]
 
@@ -47,6 +48,7 @@ def _own_sentence() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not _is_ours(cause):
             cause = cause.__cause__ or cause.__context__
+        log_failure(error if cause is None else cause)
         if cause is None or cause is error:
             raise
         raise cause from None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from monai_iou.files import OutputError
+from monai_iou.workflow.log_file import log_failure
 from monai_iou.workflow.mask_formats import MASK_ENDINGS
 from monai_iou.workflow.typed import is_bundle_command, misread, typed_text
 
@@ -51,6 +52,7 @@ def exit_with_message() -> Iterator[None]:
         yield
     except (ValueError, OutputError) as error:
         if is_bundle_command():
+            log_failure(error)
             sentence = f"monai_iou: {error}"
             raise SystemExit(sentence) from error
         raise

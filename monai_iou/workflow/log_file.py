@@ -1,0 +1,42 @@
+"""The log of a training in its folder, `log.txt`: what is said, and the sentence that ends the training early."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+__all__ = ["log_failure", "open_log"]
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing of a disk that is full: the run ends with a sentence of its own, and not for the log's sake."""
+
+
+_log: list[_LogFile] = []  # of this process: a process trains one model at a time
+
+
+def open_log(folder: Path) -> logging.Logger:
+    """Send the log of this package to `log.txt` in a folder as well, in the place of any before; return the logger."""
+    logger = logging.getLogger("monai_iou")
+    while _log:
+        handler = _log.pop()
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):  # its disk is full
+            handler.close()
+    handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    _log.append(handler)
+    return logger
+
+
+def log_failure(error: BaseException) -> None:
+    """Write the error that ends a run into `log.txt` alone: the terminal gets it anyway."""
+    sentence = str(error) or type(error).__name__
+    for handler in _log:
+        handler.handle(logging.LogRecord("monai_iou", logging.ERROR, __file__, 0, sentence, None, None))
