@@ -36,7 +36,8 @@ class BufferedLoader(ThreadDataLoader):
     batch fails ends as if it had succeeded.
 
     Before each item, every random transform of the dataset is seeded from `seed`, the epoch, the item's place in the
-    epoch and the rank. The order of the items is drawn from `seed` and the epoch.
+    epoch and the rank. The order of the items is drawn from `seed` and the epoch. A transform with a method
+    `set_epoch_seed` is told a seed that is the same for a whole epoch.
 
     Args:
         dataset: items by their index. One without indices (an `IterableDataset`) is passed on as it is.
@@ -123,21 +124,22 @@ def derive_seed(*numbers: int) -> int:
 
 
 class _Order(Sampler[Any]):
-    """The indices of one epoch, each with the seed of its place."""
+    """The indices of one epoch, each with the seed of its place and that of the epoch."""
 
     def __init__(self, sampler: Sampler[int], seed: int) -> None:
         self.sampler, self.seed = sampler, int(seed)
-        self._drawn: list[tuple[int, int]] | None = None
+        self._drawn: list[tuple[int, int, int]] | None = None
 
     def draw(self, epoch: int, skip: int = 0) -> None:
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
+        of_epoch = derive_seed(self.seed, epoch)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, epoch))
+            torch.manual_seed(of_epoch)
             indices = list(self.sampler)
         rank = dist.get_rank() if is_distributed() else 0
         places = enumerate(indices[skip:], start=skip)
-        self._drawn = [(index, derive_seed(self.seed, epoch, place, rank)) for place, index in places]
+        self._drawn = [(index, derive_seed(self.seed, epoch, place, rank), of_epoch) for place, index in places]
 
     def __iter__(self) -> Iterator[Any]:
         if self._drawn is None:
@@ -153,35 +155,39 @@ class _Seeded(torch.utils.data.Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self._random = _randomizable(dataset, set())
+        self._random = list(_outermost(dataset, "set_random_state", set()))
+        self._by_epoch = [each for part in self._random for each in _outermost(part, "set_epoch_seed", set())]
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, tuple):
             return self.dataset[key]
-        index, seed = key
+        index, seed, of_epoch = key
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # for transforms that draw from the global generator
         if get_worker_info() is not None:  # in the training's own process torch's generator is that of the steps
             torch.manual_seed(seed)
         for place, each in enumerate(self._random, start=1):  # none draws the global generator's numbers
             each.set_random_state(seed=(seed + place) % MAX_SEED)
+        for each in self._by_epoch:
+            each.set_epoch_seed(of_epoch)
         return self.dataset[index]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
 
-def _randomizable(value: Any, seen: set[int]) -> list[Any]:
-    """Return what has a random state in a dataset, the outermost of nested ones, as MONAI's `set_rnd` finds it."""
+def _outermost(value: Any, method: str, seen: set[int]) -> Iterator[Any]:
+    """Yield what has a method in a dataset, the outermost of nested ones, as MONAI's `set_rnd` finds it."""
     if id(value) in seen:
-        return []
+        return
     seen.add(id(value))
-    if isinstance(value, (list, tuple)):
-        return [transform for each in value for transform in _randomizable(each, seen)]
-    if hasattr(value, "set_random_state"):
-        return [value]
-    parts = vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, (type, torch.Tensor)) else ()
-    return [transform for each in parts for transform in _randomizable(each, seen)]
+    if hasattr(value, method):
+        yield value
+        return
+    plain = isinstance(value, (type, torch.Tensor)) or not hasattr(value, "__dict__")
+    parts = value if isinstance(value, (list, tuple)) else () if plain else vars(value).values()
+    for each in parts:
+        yield from _outermost(each, method, seen)
 
 
 def _with_failure(batches: Iterator[Any]) -> Iterator[Any]:

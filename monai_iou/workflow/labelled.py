@@ -28,7 +28,7 @@ def case_items(cases: Sequence[Case], folder: SegmentationFolder) -> list[dict[s
 
 
 def draws_raters(cases: Any) -> bool:
-    """Return whether each crop is of one rater's label instead of the mean of all, for a `BundleCases`."""
+    """Return whether an epoch has one rater's label of a case instead of the mean of all, for a `BundleCases`."""
     return cases.raters == "draw" and is_dataset(cases.dataset_dir) and bool(cases.folder.has_raters)
 
 

@@ -19,6 +19,7 @@ from monai.transforms.transform import MapTransform, Randomizable
 from torch import Tensor
 
 from monai_iou.planning.plan import Plan
+from monai_iou.workflow.dataloader import derive_seed
 
 __all__ = ["DrawnRaterd", "LabelTargetsd", "ScoredLabelsd", "has_maps"]
 
@@ -75,26 +76,42 @@ class LabelTargetsd(MapTransform):
 class DrawnRaterd(Randomizable, MapTransform):
     """Draw one of several raters' labels, each with the same chance, and make the target of it.
 
+    Of a case, one rater is drawn for each epoch: what is told by `set_epoch_seed`, which the training's loader calls,
+    and the case's name decide. Without it, each call draws.
+
     Args:
         keys: labels, see the module; all get the same rater.
         plan: what the labels are.
+        name_key: name of the item's case.
         allow_missing_keys: do not fail where a key is absent.
     """
 
-    def __init__(self, keys: KeysCollection, plan: Plan, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, plan: Plan, name_key: str = "case", allow_missing_keys: bool = False
+    ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.targets = LabelTargetsd(keys, plan, allow_missing_keys)
+        self.name_key = name_key
         self.rater = 0
+        self._epoch_seed: int | None = None
 
-    def randomize(self, data: int) -> None:
-        """Draw one of so many raters."""
-        self.rater = int(self.R.randint(data))
+    def set_epoch_seed(self, seed: int) -> None:
+        """Draw by the seed of an epoch from now on."""
+        self._epoch_seed = seed
+
+    def randomize(self, data: tuple[int, str]) -> None:
+        """Draw one of so many raters for the case of this name."""
+        count, name = data
+        if self._epoch_seed is None:
+            self.rater = int(self.R.randint(count))
+        else:
+            self.rater = derive_seed(self._epoch_seed, *name.encode()) % count
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the target of one rater."""
         items = dict(data)
         for key in self.key_iterator(items):
-            self.randomize(len(items[key]))
+            self.randomize((len(items[key]), str(items.get(self.name_key, ""))))
             items[key] = items[key][self.rater : self.rater + 1]
         return self.targets(items)
 

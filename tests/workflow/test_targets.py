@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import CacheDataset
 from monai.data.meta_tensor import MetaTensor
 from monai.metrics.meandice import DiceMetric
+from monai.transforms import Compose
+from torch.utils.data import ConcatDataset
 
 from monai_iou import IoUCELoss, IoUMetric, RandCropByLesionsd
 from monai_iou.planning.plan import Plan
 from monai_iou.transforms.crops_dictionary import LesionIndicesd
+from monai_iou.workflow.dataloader import BufferedLoader
 from monai_iou.workflow.loading import LabelClassesd, label_dtype
 from monai_iou.workflow.masks import ClassValuesd
 from monai_iou.workflow.postprocessing import LabelsFromProbabilitiesd
@@ -84,6 +88,29 @@ def test_one_rater_is_drawn_and_all_of_them_in_time() -> None:
     found = [draw({"label": classes})["label"] for _ in range(30)]
     matches = [[torch.equal(each, one) for one in expected].index(True) for each in found]
     assert set(matches) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_a_case_one_rater_is_drawn_for_each_epoch(workers: int) -> None:
+    raters, used = 3, plan()
+    items = [{"case": f"c{case}", "label": torch.arange(raters).view(raters, 1, 1)} for case in range(4)]
+    cached = CacheDataset(items, Compose([DrawnRaterd("label", used)]), progress=False)
+    loader = BufferedLoader(ConcatDataset([cached] * 3), shuffle=True, batch_size=2, num_workers=workers)
+
+    def drawn(epoch: int) -> dict[str, set[int]]:
+        loader.begin(epoch)
+        found: dict[str, set[int]] = {}
+        for batch in loader:
+            for case, label in zip(batch["case"], batch["label"], strict=True):
+                found.setdefault(case, set()).add(int(label))
+        return found
+
+    epochs = [drawn(epoch) for epoch in range(1, 9 if workers == 0 else 3)]
+    assert all(len(raters) == 1 for epoch in epochs for raters in epoch.values()), "one, however often it is taken"
+    assert drawn(2) == epochs[1], "a resumed epoch has the same"
+    if workers == 0:
+        assert len({tuple(sorted((case, *rater) for case, rater in epoch.items())) for epoch in epochs}) > 4
+        assert all(set.union(*(epoch[f"c{case}"] for epoch in epochs)) == {0, 1, 2} for case in range(4))
 
 
 def test_shares_leave_the_rest_to_the_background() -> None:
