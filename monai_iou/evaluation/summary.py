@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -58,6 +60,24 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "patients": evaluation.patients,
         "inputs": {record["case"]: record["inputs"] for record in evaluation.records},
     }
+
+
+def part_of(evaluation: Evaluation, cases: Collection[str]) -> Evaluation:
+    """The evaluation of some of its cases, with a summary of their own; nothing is written.
+
+    Args:
+        evaluation: of all cases.
+        cases: names of those that are kept.
+    """
+    kept = set(cases)
+    records, missing, failures, maps = (
+        [each for each in rows if each.get("case") in kept]
+        for rows in (evaluation.records, evaluation.missing, evaluation.failures, evaluation.maps)
+    )
+    pairs = [pair for pair in evaluation.pairs if pair.case in kept]
+    part = replace(evaluation, records=records, missing=missing, failures=failures, maps=maps, pairs=pairs)
+    part.summary = summarise(part)
+    return part
 
 
 def _label(evaluation: Evaluation, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def write_summary(
         "scores": _scores(evaluation),
         "score_names": SCORES,
         "viewers": shown or [],
-        "report": evaluation is not None,
+        "cases": evaluation and len(evaluation.records),
+        "report": evaluation and os.path.relpath(evaluation.request.output / "report.html", folder),
         "about": config.pop("about", {}),
         "keys": {name: json.dumps(value) for name, value in config.items() if not isinstance(value, (dict, list))},
     }

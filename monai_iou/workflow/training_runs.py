@@ -20,6 +20,7 @@ from monai_iou.datasets.folder import read_folder
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Progress, Request
 from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.summary import part_of
 from monai_iou.files import OutputError, check_outputs, prepare, write_csv, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.prediction import find_models
@@ -188,15 +189,22 @@ class TrainingRun:
             if self.folds:
                 self._write_ensemble()
             scores = self._score(tell, progress)
-            for training in self.trainings:
-                if (training.folder / "epochs.csv").is_file():
-                    write_summary(training.folder, evaluation=scores)
+            self._write_summaries(scores)
             return scores
 
     @property
     def masks(self) -> Path:
         """Folder of the masks of all held-out cases."""
         return self.folder / SCORES / "masks"
+
+    def _write_summaries(self, scores: Evaluation | None) -> None:
+        """Each training's page, with the scores of the cases that this training held out."""
+        everyone = (self.fold_folders or [self.folder]) if scores is not None else []
+        for folder in everyone or [training.folder for training in self.trainings]:
+            state = RunState.read(folder)
+            if state is not None and (folder / "epochs.csv").is_file():
+                cases = [item["case"] for item in state.facts.get("held_out", ())]
+                write_summary(folder, evaluation=None if scores is None else part_of(scores, cases))
 
     def _write_ensemble(self) -> None:
         """The list of the models, as a config that inference takes after its own."""

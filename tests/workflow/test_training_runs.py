@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+from layouts import plain_pair
 
 from monai_iou.files import OutputError, read_csv
 from monai_iou.workflow.run_state import RunState
@@ -90,6 +93,41 @@ def test_folds_may_be_jobs_of_their_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((tmp_path / "configs" / "ensemble.json").read_text())["models"] == [
         f"$@bundle_root + '/fold{fold}/models'" for fold in (0, 1)
     ]
+
+
+def test_each_folds_page_has_its_own_scores_and_the_report_those_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, run = plain_pair(tmp_path / "data"), tmp_path / "run"
+    (run / "configs").mkdir(parents=True)
+
+    def train(self: Training) -> None:
+        case = f"c{self.folder.name[-1]}"
+        make_started(self, "trained")
+        (self.folder / "epochs.csv").write_text("epoch,loss\n1,0.5\n")
+        held = [{"case": case, **{kind: str(dataset / f"{kind}s" / f"{case}.nii.gz") for kind in ("image", "label")}}]
+        self.state.finish("trained", held_out=held, labels=[1, 2, 3])
+
+    def predict(self: Training, masks: Path) -> None:
+        (item,) = self.state.facts["held_out"]
+        label = nib.load(item["label"])
+        nothing = nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine)
+        masks.mkdir(parents=True, exist_ok=True)
+        nib.save(label if item["case"] == "c0" else nothing, masks / f"{item['case']}.nii.gz")
+        self.state.finish("predicted")
+
+    monkeypatch.setattr(Training, "train", train)
+    monkeypatch.setattr(Training, "predict", predict)
+    folds = run_of(run, folds=2)
+    scores = TrainingRun(run, dataset, folds.trainings, 2).run(lambda _: None, lambda _: None)
+    assert scores is not None
+    assert [scores.summary["labels"][name]["iou"]["mean"] for name in scores.names] == [0.5] * 3
+    for fold, expected in enumerate(("1.000", "0.000")):
+        page = (run / f"fold{fold}" / "summary.html").read_text(encoding="utf-8")
+        first_cells = re.findall(r'<th scope="row" class="left">[^<]*</th><td>([^<]*)</td>', page)
+        assert [float(cell) for cell in first_cells] == [float(expected)] * 3
+        assert "Means over the 1 case that" in page
+        assert "report is ../validation/report.html" in page
 
 
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
