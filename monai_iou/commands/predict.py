@@ -25,7 +25,7 @@ RESULTS = (
     click.option(
         "--format",
         "ending",
-        type=Choice([".nii.gz", ".nii", ".mha", ".nrrd", "same"]),
+        type=Choice([".nii.gz", ".nii", ".mha", ".nrrd", ".png", "same"]),
         default=".nii.gz",
         show_default=True,
         help="Format of the masks; `same` is the image's.",
@@ -49,9 +49,9 @@ MODELS = (
 def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: str, **options: Any) -> int:
     """Segment images with the model in RUN, the folder that `monai-iou train` wrote.
 
-    IMAGES are files (NIfTI, MetaImage, NRRD), folders of them, and folders of the slices of a DICOM series. Where the
-    channels of an image are files of their own, they are called NAME_0000, NAME_0001, ...; name one of them or their
-    folder. A mask lies on exactly the grid of its image. No file is replaced without --overwrite.
+    IMAGES are files (NIfTI, MetaImage, NRRD, PNG), folders of them, and folders of the slices of a DICOM series. Where
+    the channels of an image are files of their own, they are called NAME_0000, NAME_0001, ...; name one of them or
+    their folder. A mask lies on exactly the grid of its image. No file is replaced without --overwrite.
     """
     _check_paths(run, images)
     from monai_iou.console import say

@@ -10,7 +10,8 @@ from typing import Any
 from monai_iou.datasets.cases import Case, DatasetError, values_of
 from monai_iou.datasets.description import MOST_CLASSES, read_description
 from monai_iou.datasets.scheme import LabelScheme
-from monai_iou.volumes.names import case_name, is_hidden, volumes_below
+from monai_iou.volumes.names import PNG_EXTENSION, case_name, is_hidden, is_png, volumes_below
+from monai_iou.volumes.png import png_channels
 from monai_iou.volumes.reading import VolumeError, read_header, read_labels
 
 __all__ = ["find_pair", "read_found_cases", "read_plain_cases", "read_plain_scheme", "read_splits"]
@@ -40,6 +41,8 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
     cases = []
     for name in dict.fromkeys(match[1] for file in files if (match := pattern.fullmatch(file))):
         wanted = [f"{name}_{channel:04d}{ending}" for channel in range(channels)]
+        if ending == PNG_EXTENSION and wanted[0] in files and wanted[-1] not in files:
+            wanted = wanted[:1]  # colours in one file
         missing = next((file for file in wanted if file not in files), None)
         if missing is not None:
             message = (
@@ -94,7 +97,7 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
     try:
         for case in cases:
             values.update(values_of(read_labels(case.label or case.image).array))
-        header = read_header(cases[0].image) if cases else None
+        channels = _channels(cases[0].image) if cases else 1
     except VolumeError as error:
         raise DatasetError(str(error)) from error
     if not 1 < len(values) <= MOST_CLASSES or min(values) < 0:
@@ -104,9 +107,15 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
             "correct the labels, or name their values in a dataset.json."
         )
         raise DatasetError(message)
-    channels = header.shape[3] if header is not None and len(header.shape) == 4 else 1
     names = tuple(f"channel {channel}" for channel in range(channels)) if channels > 1 else ("image",)
     return names, LabelScheme({value: "background" if value == 0 else str(value) for value in sorted(values)})
+
+
+def _channels(image: Path) -> int:
+    if is_png(image):
+        return png_channels(image)
+    header = read_header(image)
+    return header.shape[3] if header is not None and len(header.shape) == 4 else 1
 
 
 def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:

@@ -179,7 +179,7 @@ def _inside(root: Path, relative: object, what: str) -> Path:
         )
         raise DatasetError(message)
     if not path.name.lower().endswith(EXTENSIONS):
-        message = f"Expected {what} to be .nii, .nii.gz, .mha or .nrrd, but got {path}: convert it to NIfTI."
+        message = f"Expected {what} to be .nii, .nii.gz, .mha, .nrrd or .png, but got {path}: convert it to NIfTI."
         raise DatasetError(message)
     existing = find_spelling(path)
     if existing is None or not existing.is_file():

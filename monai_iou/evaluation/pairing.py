@@ -67,7 +67,7 @@ def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
             raise PairingError(message)
         volumes[name] = path
     if not volumes:
-        message = f"Expected volumes in `{folder}`, but got none: .nii, .nii.gz, .mha, .mhd, .nrrd or DICOM folders."
+        message = f"Expected volumes in `{folder}`, but got none: NIfTI, MetaImage, NRRD, PNG or DICOM folders."
         raise PairingError(message)
     return dict(sorted(volumes.items()))
 

@@ -12,7 +12,9 @@ NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 PAIR_EXTENSIONS = (".hdr.gz", ".hdr")
 METAIMAGE_EXTENSIONS = (".mha", ".mhd")
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
-EXTENSIONS = NIFTI_EXTENSIONS + PAIR_EXTENSIONS + METAIMAGE_EXTENSIONS + NRRD_EXTENSIONS
+PNG_EXTENSION = ".png"
+EXTENSIONS = (*NIFTI_EXTENSIONS, *PAIR_EXTENSIONS, *METAIMAGE_EXTENSIONS, *NRRD_EXTENSIONS, PNG_EXTENSION)
+PREVIEW_ENDING = "_preview.png"  # of the pictures that `monai-iou predict` draws beside its masks
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
 # Number of files of a folder to inspect before deciding that it contains no DICOM slices.
 LOOKED_INTO = 32
@@ -46,7 +48,12 @@ def is_volume(path: Path) -> bool:
         return False
     if path.is_dir():
         return next(dicom_slices(path, LOOKED_INTO), None) is not None
-    return path.name.lower().endswith(EXTENSIONS)
+    return path.name.lower().endswith(EXTENSIONS) and not path.name.endswith(PREVIEW_ENDING)
+
+
+def is_png(path: Path) -> bool:
+    """Return whether a path has the name of a PNG picture."""
+    return path.name.lower().endswith(PNG_EXTENSION)
 
 
 def dicom_slices(folder: Path, most: int | None = None) -> Iterator[Path]:
@@ -85,13 +92,16 @@ def volumes_below(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     """Yield every volume below a folder: files with the names of volumes, and folders of DICOM slices.
 
     The entries of each folder are sorted. Hidden entries are skipped. Links to folders are followed, except those that
-    lead back to a folder that contains them.
+    lead back to a folder that contains them. PNG pictures count only where all volumes are PNG: beside others they are
+    screenshots.
 
     Args:
         folder: the folder to search; it is not regarded as a folder of slices itself.
         deep: whether to search subfolders as well.
     """
-    yield from _below(folder, deep, (_identity(folder),))
+    found = list(_below(folder, deep, (_identity(folder),)))
+    pictures_only = all(is_png(path) for path in found)
+    yield from (path for path in found if pictures_only or not is_png(path))
 
 
 def _below(folder: Path, deep: bool, above: tuple[object, ...]) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Reading volumes for training, planning, evaluation and inference, with grids in RAS millimetres.
 
-NIfTI, MetaImage and NRRD are read by this package, which verifies every checksum, length and range. DICOM and formats
-that only ITK supports are read by SimpleITK.
+NIfTI, MetaImage and NRRD are read by this package, which verifies every checksum, length and range; so are the
+checksums of PNG. DICOM and formats that only ITK supports are read by SimpleITK.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from monai_iou.volumes.names import (
     case_name,
     dicom_slices,
     is_dicom,
+    is_png,
     is_volume,
 )
 from monai_iou.volumes.nifti import read_nifti_header
 from monai_iou.volumes.nrrd import read_nrrd_header
 from monai_iou.volumes.payload import AGAIN, check_claims, stored_numbers
+from monai_iou.volumes.png import read_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +80,7 @@ class Volume:
 
 
 def read_header(path: Path | str) -> Header | None:
-    """Read the header of a file without its voxels; return None for DICOM and formats that only ITK reads.
+    """Read the header of a file without its voxels; return None for DICOM, PNG and formats that only ITK reads.
 
     Raises:
         VolumeError: if the header is damaged, claims more voxels than the file can hold, or has no valid geometry.
@@ -98,7 +100,8 @@ def read_volume(path: Path | str) -> Volume:
     """Read one 3D volume, with the scaling of its header applied and its lengths in mm.
 
     Args:
-        path: a NIfTI, MetaImage or NRRD file, any other file that SimpleITK reads, or a folder with one DICOM series.
+        path: a NIfTI, MetaImage, NRRD or PNG file, any other file that SimpleITK reads, or a folder with one DICOM
+            series.
 
     Returns:
         The volume, with an array of shape (X, Y, Z). A 2D image becomes a volume with one slice; axes of length 1 after
@@ -167,7 +170,7 @@ def read_labels(path: Path | str) -> Volume:
             represent exactly.
     """
     remedy = "write one value per class instead of one-hot channels, or each volume to its own file"
-    volume = _read_single(Path(path), "hold one label map", remedy)
+    volume = _read_single(Path(path), "hold one label map", remedy, as_labels=True)
     return Volume(whole_labels(volume.array, volume.path), volume.grid, volume.path, volume.notes)
 
 
@@ -202,16 +205,18 @@ def volume_files(path: Path | str) -> list[Path]:
     return [path] if header is None else list(dict.fromkeys((path, *header.files)))
 
 
-def _read_single(path: Path, expected: str, remedy: str) -> Volume:
-    array, affine, notes = _read(path)
+def _read_single(path: Path, expected: str, remedy: str, *, as_labels: bool = False) -> Volume:
+    array, affine, notes = _read(path, as_labels=as_labels)
     if array.size == 0 or any(size != 1 for size in array.shape[3:]):
         raise refusal(path, expected, f"shape {'x'.join(map(str, array.shape))}", remedy)
     return _volume(array.reshape(_three(array.shape)), affine, path, notes)
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...]]:
+def _read(path: Path, *, as_labels: bool = False) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...]]:
     """Return the values of a file in its own axis order, the affine, and notes."""
     with _one_sentence(path):
+        if is_png(path) and not path.is_dir():
+            return read_png(path, as_labels=as_labels)
         header = None if path.is_dir() else read_header(path)
         if header is None:
             return (*_by_itk(path), ())

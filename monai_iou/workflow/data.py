@@ -21,10 +21,11 @@ from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases,
 from monai_iou.datasets.naming import check_names, names_root
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.planning.stored import load_plan
-from monai_iou.volumes.names import case_name, volumes_below
+from monai_iou.volumes.names import PNG_EXTENSION, case_name, volumes_below
 from monai_iou.workflow.images import image_cases
 from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.labelled import case_items
+from monai_iou.workflow.mask_formats import check_fits_png
 from monai_iou.workflow.models import report_missing_plan
 from monai_iou.workflow.records import check_held_out, check_unseen, data_record, image_identity
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
@@ -151,7 +152,7 @@ class BundleCases:
             if not cases:
                 message = (
                     f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "
-                    "`test` images nor .nii.gz, .nii, .mha, .nrrd or DICOM: set `dataset_dir` to a folder that has."
+                    "`test` images nor .nii.gz, .nii, .mha, .nrrd, .png or DICOM: name a folder that has."
                 )
                 raise DatasetError(message)
             return [replace(case, label=None).as_item() for case in cases]
@@ -210,11 +211,14 @@ class BundleCases:
     def _mask_names(self) -> tuple[str, dict[Path, str]]:
         return self.mask_root, {case.image: case.name for case in self._to_segment()}
 
-    def check_inference(self, plan: Plan) -> None:
+    def check_inference(self, plan: Plan, mask_format: str = ".nii.gz") -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.
 
+        Args:
+            plan, mask_format: of the model and of the masks.
+
         Raises:
-            DatasetError: an image is damaged, or has other channels than the model was trained on.
+            DatasetError: an image is damaged, has other channels than the model, or a mask that the format cannot hold.
         """
         cases = [replace(case, label=None) for case in self._to_segment()] if self.inference else []
 
@@ -222,6 +226,8 @@ class BundleCases:
             facts = check_case(case, plan.scheme, plan.modalities, "the trained model")
             usual = float(np.prod(plan.pixdim)) ** (1 / 3)
             check_voxel_size(case.image, facts.spacing, usual, "those that the model was trained on")
+            if mask_format == PNG_EXTENSION:
+                check_fits_png(case.image, facts.shape, plan.label_values)
 
         with exit_with_message():
             logger.info("Checking %d images%s", len(cases), "" if self._images else f" of {self.dataset_dir}")
@@ -269,12 +275,8 @@ class BundleCases:
             facts = dict(zip(self.folder.labelled, self.folder.training_facts, strict=True))
             training, _ = self._split
             trained = [facts[case] for case in training]
-            options: dict[str, Any] = {
-                "raters": self.raters,
-                "spatial_dims": self.spatial_dims,
-                "full_resolution": whole,
-            }
-            plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, **options)
+            options: dict[str, Any] = {"raters": self.raters, "spatial_dims": self.spatial_dims}
+            plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole, **options)
             images = tuple(map_cases(image_identity, training))
             return replace(plan, trained=tuple(case.name for case in training), trained_images=images)
 

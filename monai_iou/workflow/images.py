@@ -10,7 +10,7 @@ from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.naming import check_names, names_of
-from monai_iou.volumes.names import case_name, is_volume, volumes_below
+from monai_iou.volumes.names import case_name, is_png, is_volume, volumes_below
 
 __all__ = ["find_images", "image_cases"]
 
@@ -77,8 +77,8 @@ def _volumes(path: Path) -> list[Path]:
         volumes = list(volumes_below(path, deep=False))
         if not volumes:
             message = (
-                f"Expected {path} to hold images (.nii.gz, .nii, .mha, .nrrd or DICOM series), but it has none: name "
-                "the folder that does."
+                f"Expected {path} to hold images (.nii.gz, .nii, .mha, .nrrd, .png or DICOM series), but it has none: "
+                "name the folder that does."
             )
             raise DatasetError(message)
         return volumes
@@ -93,6 +93,8 @@ def _channel_files(path: Path, channels: int) -> list[Path]:
     ending = path.name[len(case_name(path)) :]
     files = [path.with_name(f"{match[1]}_{number:04d}{ending}") for number in range(channels)]
     missing = next((file for file in files if not file.exists()), None)
+    if missing is not None and is_png(path) and match[2] == "0000":
+        return [path]  # colours in one file
     if missing is not None:
         message = (
             f"Expected a file for each of the {channels} channels that the model was trained on beside {path}, but "

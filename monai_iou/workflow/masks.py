@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from monai_iou.files import OutputError, replaced_file
 from monai_iou.volumes.grid import Grid, same_grid, spatial_grid
 from monai_iou.volumes.header import Header, VolumeError
-from monai_iou.volumes.names import NIFTI_EXTENSIONS
+from monai_iou.volumes.names import NIFTI_EXTENSIONS, PNG_EXTENSION
 from monai_iou.volumes.nifti import load_raw_header
+from monai_iou.volumes.png import write_png
 from monai_iou.volumes.reading import read_header
 from monai_iou.workflow.mask_formats import ITK_ENDINGS, mask_ending, write_with_itk
 from monai_iou.workflow.settings import exit_with_message
@@ -88,7 +89,7 @@ class ClassValuesd(MapTransform):
 
 
 class MaskWriter(ImageWriter):
-    """MONAI writer of masks, for `SaveImaged(writer=...)`: NIfTI, or MetaImage and NRRD where the name ends so.
+    """MONAI writer of masks, for `SaveImaged(writer=...)`: NIfTI, or MetaImage, NRRD or PNG where the name ends so.
 
     If the image was NIfTI, the mask carries its header: qform and sform with their codes, units and trailing axes, so
     that programs that read one or the other put the mask where they put the image. For other images both forms hold
@@ -125,7 +126,10 @@ class MaskWriter(ImageWriter):
         ending = mask_ending(path.name)
         try:
             with replaced_file(path, ending) as temporary:
-                if ending in ITK_ENDINGS:
+                if ending == PNG_EXTENSION:
+                    with exit_with_message():
+                        write_png(self._array(), temporary)
+                elif ending in ITK_ENDINGS:
                     write_with_itk(self._array(), self._affine(), temporary)
                 else:
                     self._image().to_filename(temporary)

@@ -83,7 +83,7 @@ def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: 
             check_outputs({f"the mask of {case}": path for case, path in masks.items()}, cases.files)
         else:
             _check_output(cases, settings, models, write=False)
-    cases.check_inference(plan)
+    cases.check_inference(plan, settings.mask_format)
     with exit_with_message():
         prepare(Path(settings.output_dir), "output_dir")
 

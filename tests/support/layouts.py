@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
 SHAPE = (20, 18, 12)
 AFFINE = np.diag([-1.0, -1.0, 1.5, 1.0])
@@ -202,6 +203,36 @@ def flat(root: Path) -> Path:
     return describe(root, content)
 
 
+def as_png(root: Path, colours: bool = False) -> None:
+    """Replace every volume by a picture of its middle slice; images of two channels become colours if asked for."""
+    for path in [*root.glob("images*/*.nii.gz"), *root.glob("labels*/*.nii.gz")]:
+        pixels = np.asanyarray(nib.load(path).dataobj)[:, :, SHAPE[2] // 2].T
+        if path.parent.name.startswith("images"):
+            pixels = (40 * (pixels + 1)).clip(0, 255).astype(np.uint8)
+            pixels = np.stack([pixels, 255 - pixels, pixels // 2], -1) if colours else pixels
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path.with_name(path.name.replace(".nii.gz", ".png")))
+        path.unlink()
+
+
+def png_decathlon(root: Path) -> Path:
+    content = decathlon(root)
+    as_png(root)
+    return describe(root, json.loads(json.dumps(content).replace(".nii.gz", ".png")))
+
+
+def png_plain(root: Path) -> Path:
+    as_png(plain_pair(root), colours=True)
+    return root
+
+
+def png_nnunet(root: Path) -> Path:
+    """Colours in one file, as nnU-Net's own reader of pictures takes them."""
+    content = nnunet(root, channels=1)
+    as_png(root, colours=True)
+    names = {str(number): name for number, name in enumerate(("red", "green", "blue"))}
+    return describe(root, {**content, "channel_names": names, "file_ending": ".png"})
+
+
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "byte-order mark": bom,
     "list of images": file_per_channel,
@@ -220,4 +251,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "several raters": several_raters,
     "soft": soft,
     "2D": flat,
+    "PNG": png_decathlon,
+    "PNG plain pair": png_plain,
+    "PNG nnU-Net": png_nnunet,
 }

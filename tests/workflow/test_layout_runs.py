@@ -13,6 +13,7 @@ import pytest
 from layouts import LAYOUTS, TESTING, decathlon_regions, nnunet_regions
 
 from monai_iou.bundle_files import copy_bundle
+from monai_iou.cli import main
 from monai_iou.datasets.folder import read_folder
 from monai_iou.demo import run_workflow
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -20,6 +21,7 @@ from monai_iou.evaluation.request import Request
 from monai_iou.planning.fingerprint import compute_fingerprint
 from monai_iou.planning.hardware import Machine
 from monai_iou.planning.rules import propose
+from monai_iou.volumes.reading import read_labels
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.settings import Settings
 
@@ -76,6 +78,16 @@ def check_masks(masks: dict[str, np.ndarray], plan: dict[str, Any]) -> None:
     assert any(mask.any() for mask in masks.values())
 
 
+def check_png(bundle: Path, data: Path, masks: dict[str, np.ndarray]) -> None:
+    """Masks in the images' own format hold what those in NIfTI hold."""
+    images = data / ("imagesTs" if (data / "imagesTs").is_dir() else "images")
+    output = bundle / "pictures_of_masks"
+    assert main(["predict", str(bundle), str(images), "--output", str(output), "--format", "same", "--preview"]) == 0
+    assert {path.name for path in output.glob("*.png")} >= {f"{name}.png" for name in masks}
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(read_labels(output / f"{name}.png").array, mask)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_ends_in_masks_and_scores(layout: str, tmp_path: Path) -> None:
@@ -84,6 +96,8 @@ def test_every_layout_ends_in_masks_and_scores(layout: str, tmp_path: Path) -> N
     plan = json.loads((bundle / "models" / "model.json").read_text())
     assert len(masks) == (TESTING if read_folder(data).evaluation else 3)
     check_masks(masks, plan)
+    if layout.startswith("PNG"):
+        check_png(bundle, data, masks)
     (table,) = (bundle / "scores").glob("*_mean_iou_raw.csv")
     header, *rows = table.read_text().splitlines()
     names = [name for name, _ in read_folder(data).scheme.classes]
@@ -110,7 +124,7 @@ def test_nnunets_folder_gives_the_masks_of_its_decathlon_twin(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_one_rater_is_drawn_for_each_crop(tmp_path: Path) -> None:
+def test_one_rater_is_drawn_in_each_epoch(tmp_path: Path) -> None:
     data = LAYOUTS["several raters"](tmp_path / "data")
     run(data, tmp_path / "bundle", raters="draw", loss={"_target_": "monai_iou.IoUCELoss", "softmax": True})
     plan = json.loads((tmp_path / "bundle" / "models" / "model.json").read_text())

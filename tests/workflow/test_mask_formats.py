@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.volumes.reading import read_labels
-from monai_iou.workflow.mask_formats import ITK_ENDINGS, write_with_itk
+from monai_iou.workflow.mask_formats import ITK_ENDINGS, check_fits_png, write_with_itk
 
 
 @pytest.mark.parametrize("ending", ITK_ENDINGS)
@@ -23,6 +24,15 @@ def test_written_and_read_again(tmp_path: Path, ending: str, dtype: type[np.gene
     found = read_labels(tmp_path / f"mask{ending}")
     assert np.array_equal(found.array, array)
     np.testing.assert_allclose(found.grid.affine, affine, atol=1e-6)
+
+
+def test_masks_that_no_png_can_hold_are_refused_before_any_work() -> None:
+    check_fits_png(Path("a.png"), (5, 4, 1), [0, 65535])
+    message = r"^Expected a mask of one slice with values up to 65535 for a PNG, but got {} for a.nii: take .+\.$"
+    with pytest.raises(DatasetError, match=message.format("shape 5x4x3")):
+        check_fits_png(Path("a.nii"), (5, 4, 3), [0, 1])
+    with pytest.raises(DatasetError, match=message.format("the value 65536")):
+        check_fits_png(Path("a.nii"), (5, 4, 1), [0, 65536])
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
