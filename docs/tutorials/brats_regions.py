@@ -1,0 +1,112 @@
+# %% [markdown]
+# # BraTS: regions that overlap
+#
+# The label files of BraTS hold oedema, necrosis and enhancing tumour. The challenge scores the whole tumour, the core
+# and the enhancing part, each a union of these values. Two keys of `dataset.json` say so, and everything follows from
+# them: sigmoid outputs, losses, the sampling of patches, scores, and masks that are written back in the values of the
+# files. Everything is written to a new temporary folder; the data are generated here.
+
+# %%
+import json
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from monai_iou.cli import main
+from monai_iou.files import read_csv
+
+folder = Path(tempfile.mkdtemp(prefix="brats_regions_"))
+data = folder / "data"
+
+
+def run(*words: object) -> None:
+    """Run a command as in a shell, and stop if it fails."""
+    if main([str(word) for word in words]) != 0:
+        message = f"the command {words[0]} failed"
+        raise SystemExit(message)
+
+
+def save(array: np.ndarray, name: str) -> str:
+    """Write a volume and return its name."""
+    path = data / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+    return name
+
+
+# %% [markdown]
+# ## The data
+#
+# Four sequences per case, each a file, whose names end in `_0000` to `_0003`; values 1, 2 and 3 in the labels.
+
+# %%
+SEQUENCES = ("flair", "t1", "t1ce", "t2")
+generator = np.random.default_rng(0)
+cases = []
+for number in range(5):
+    centre = generator.uniform(9, 15, size=3)
+    distance = np.linalg.norm(np.moveaxis(np.indices((24, 24, 24)), 0, -1) - centre, axis=-1)
+    label = sum((distance < radius).astype(np.uint8) for radius in (7, 5, 3))
+    noise = generator.normal(0, 0.3, (len(SEQUENCES), *label.shape)).astype(np.float32)
+    images = [save(noise[k] + (label > k % 3), f"images/c{number}_{k:04d}.nii.gz") for k in range(len(SEQUENCES))]
+    cases.append({"image": images, "label": save(label, f"labels/c{number}.nii.gz")})
+description = {
+    "modality": {str(k): name for k, name in enumerate(SEQUENCES)},
+    "labels": {"0": "background", "1": "oedema", "2": "necrosis", "3": "enhancing"},
+    "regions": {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]},
+    "regions_class_order": [1, 2, 3],
+    "training": cases[:4],
+    "test_labelled": cases[4:],
+}
+(data / "dataset.json").write_text(json.dumps(description))
+
+# %% [markdown]
+# ## Train
+#
+# The validation scores are those of the three regions. The keys behind `--epochs` make this tiny; leave them out for
+# your own data.
+
+# %%
+model = folder / "model"
+tiny = (
+    "--patch_size",
+    "[16, 16, 16]",
+    "--base_channels",
+    4,
+    "--batch_size",
+    2,
+    "--num_samples",
+    1,
+    "--case_repeats",
+    1,
+)
+run("train", data, "--output", model, "--epochs", 2, "--val_fraction", 0.3, *tiny)
+rows = read_csv(model / "validation" / "cases.csv")
+assert {row["label"] for row in rows} == {"whole", "core", "enhancing"}
+
+# %% [markdown]
+# ## Predict
+#
+# A region whose probability exceeds one half is written as its value of `regions_class_order`, later regions over
+# earlier ones: the mask has the values of the label files. One of the four files stands for all of its case.
+
+# %%
+run("predict", model, data / cases[4]["image"][0], "--output", folder / "masks")
+mask = np.asanyarray(nib.load(folder / "masks" / "c4.nii.gz").dataobj)
+assert set(np.unique(mask)) <= {0, 1, 2, 3}
+
+# %% [markdown]
+# ## Score
+#
+# The regions are named here. Where the references lie in `labelsTr` or `labelsTs` of the dataset, `monai-iou
+# evaluate` takes them from its dataset.json.
+
+# %%
+scores = folder / "scores"
+regions = "whole=1+2+3,core=2+3,enhancing=3"
+pair = ("--predictions", folder / "masks" / "c4.nii.gz", "--references", data / cases[4]["label"])
+run("evaluate", *pair, "--output", scores, "--regions", regions)
+for row in read_csv(scores / "cases.csv"):
+    print(row["case"], row["label"], row["iou"], row["lesion_f1"])
