@@ -51,7 +51,7 @@ def read_png(path: Path, *, as_labels: bool = False) -> tuple[NDArray[Any], NDAr
     channels = 1 if kind in (GREY, GREY + 4) or as_labels else 3
     with room_for(path, 4 * width * height * channels * max(1, depth // 8), (width, height)):
         found = _by_itk(path) if depth == 16 and kind != GREY else _by_pillow(path, depth, as_labels=as_labels)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if found.ndim == 3 and found.shape[2] in (2, 4):
         colours, opaque = found[..., :-1], bool((found[..., -1] == np.iinfo(found.dtype).max).all())
         found = colours[..., 0] if colours.shape[2] == 1 else colours
