@@ -214,9 +214,6 @@ class BundleCases:
     def check_inference(self, plan: Plan, mask_format: str = ".nii.gz") -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.
 
-        Args:
-            plan, mask_format: of the model and of the masks.
-
         Raises:
             DatasetError: an image is damaged, has other channels than the model, or a mask that the format cannot hold.
         """
