@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from gloo_ranks import leave_group
+from gloo_ranks import leave_group, run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,7 +57,7 @@ def _work(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_on_the_joined_batch(ranks: int, tmp_path: Path) -> None:
-    mp.spawn(_work, args=(ranks, str(tmp_path)), nprocs=ranks)
+    run_ranks(_work, ranks, ranks, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
     for name, make in LOSSES.items():
         for shards in SHARDS[ranks]:

@@ -130,7 +130,7 @@ def test_a_cluster_that_loses_a_worker_loses_no_case(cluster, tmp_path, monkeypa
 def both_work(address: str, folder: Path) -> None:
     marks = folder / "marks"
     marks.mkdir()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     with runner(scheduler=address) as run:
         while len({path.name.split("-")[1] for path in marks.iterdir()}) < 2:
             assert time.monotonic() < deadline, "the second worker never came"
@@ -248,7 +248,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     marks.mkdir()
     support = Path(__file__).parent
     with subprocess.Popen([sys.executable, "script.py", str(support), str(marks)], cwd=tmp_path) as parent:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (workers := [int(path.name) for path in marks.iterdir()]):
             assert time.monotonic() < deadline, "no worker started"
             time.sleep(0.1)

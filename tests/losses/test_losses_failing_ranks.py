@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
-from gloo_ranks import leave_group
+from gloo_ranks import leave_group, run_ranks
 from loss_ranks import JOIN, free_port, join_group, make_losses
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def fail_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
 
 
 def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
-    mp.spawn(fail_on_one_rank, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    run_ranks(fail_on_one_rank, 2, 2, free_port(), str(tmp_path))
     waiting, wrong = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert set(waiting) == set(wrong)
     assert len(wrong) > 20

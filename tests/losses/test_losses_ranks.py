@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
-from gloo_ranks import leave_group
+from gloo_ranks import leave_group, run_ranks
 from loss_ranks import free_port, join_group, make_losses
 from torch import Tensor, nn
 
@@ -48,7 +47,7 @@ def train_share(rank: int, world: int, shares: list[int], port: int, folder: str
 
 def test_ranks_train_as_one_process(tmp_path: Path) -> None:
     shares = [2, 0, 1]
-    mp.spawn(train_share, args=(len(shares), shares, free_port(), str(tmp_path)), nprocs=len(shares))
+    run_ranks(train_share, len(shares), len(shares), shares, free_port(), str(tmp_path))
     images, labels = make_batch()
     for name, loss in make_losses().items():
         value, gradients = step(make_network(), loss, images, labels)
@@ -81,7 +80,7 @@ def share_a_crop(rank: int, world: int, port: int, folder: str) -> None:
 
 
 def test_a_rank_with_an_empty_crop(tmp_path: Path) -> None:
-    mp.spawn(share_a_crop, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    run_ranks(share_a_crop, 2, 2, free_port(), str(tmp_path))
     logits, precomputed = make_crops()
     for activation in ("softmax", "sigmoid"):
         value = InstanceIoULoss(batch=True, **{activation: True})(logits, precomputed)

@@ -1,7 +1,4 @@
-"""Lovasz losses: against the paper's definition, against each other, and what they promise.
-
-MONAI is imported where it is used, so that the ranks of a spawned test start without it.
-"""
+"""Lovasz losses: against the paper's definition, against each other, and what they promise."""
 
 from __future__ import annotations
 
@@ -17,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from gloo_ranks import leave_group
+from gloo_ranks import leave_group, run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -288,8 +287,6 @@ def test_targets_of_every_kind_agree(bins, batch):
         other, other_slope = gradient(loss, logits, target)
         assert torch.equal(other, value)
         assert torch.equal(other_slope, slope)
-    from monai.data import MetaTensor
-
     plain = loss(MetaTensor(logits.detach()), MetaTensor(labels))
     assert type(plain) is Tensor
     assert torch.equal(plain, value)
@@ -490,7 +487,7 @@ def train_share(rank: int, world: int, shares: list[list[int]], port: int, folde
 @pytest.mark.parametrize("shares", [[[0, 1, 2, 4], [3]], pytest.param([[0, 2], [], [4, 1, 3]], marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_on_the_joined_batch(shares, tmp_path):
     world = len(shares)
-    mp.spawn(train_share, args=(world, shares, free_port(), str(tmp_path)), nprocs=world)
+    run_ranks(train_share, world, world, shares, free_port(), str(tmp_path))
     for name in RANK_LOSSES:
         images, labels = rank_case(name)
         value, slopes = step(name, network(), images, labels, sync=True)  # no ranks: sync does nothing
@@ -534,9 +531,6 @@ def test_works_inside_torch_compile(name):
 
 
 def test_under_monai():
-    from monai.bundle import ConfigParser
-    from monai.losses import DeepSupervisionLoss
-
     logits, labels = case(2, 3, 16, 16)
     config = {"loss": {"_target_": "LovaszSoftmaxLoss", "softmax": True, "to_onehot_y": True}}
     loss = ConfigParser(config).get_parsed_content("loss")

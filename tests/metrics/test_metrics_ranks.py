@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from gloo_ranks import leave_group
+from gloo_ranks import leave_group, run_ranks
 
 from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
 
@@ -52,7 +51,7 @@ WORLD = 3
 
 
 def test_ranks_equal_one_process(tmp_path):
-    mp.spawn(score_shares, args=(WORLD, ROUNDS, free_port(), str(tmp_path)), nprocs=WORLD)
+    run_ranks(score_shares, WORLD, WORLD, ROUNDS, free_port(), str(tmp_path))
     for rank in range(WORLD):
         for shares, result in zip(ROUNDS, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             alone = IoUMetric(False, "mean_batch", num_classes=3)

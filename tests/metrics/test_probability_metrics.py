@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from gloo_ranks import leave_group
+from gloo_ranks import leave_group, run_ranks
 from monai.networks.utils import one_hot
 
 from monai_iou import CalibrationMetric, ThresholdIoUMetric
@@ -250,7 +249,7 @@ def test_two_ranks_equal_one_process(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    mp.spawn(score_shares, args=(2, port, str(tmp_path)), nprocs=2)
+    run_ranks(score_shares, 2, 2, port, str(tmp_path))
     logits, labels = images(8, count=3)
     alone = ThresholdIoUMetric(activation="softmax"), CalibrationMetric(activation="softmax")
     for metric in alone:

@@ -44,7 +44,7 @@ def bundle_command(bundle: Path, configs: list[str], overrides: dict[str, Any], 
     return command
 
 
-def run_command(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_command(command: list[str], timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run it with one thread per process, so that a busy machine does not stall it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

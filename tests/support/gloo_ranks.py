@@ -1,12 +1,24 @@
-"""What the tests that spawn gloo ranks share."""
+"""What the tests that start gloo ranks share."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+
+def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Run `work(rank, *arguments)` in that many processes; an error in one of them is raised here.
+
+    The processes are forked from a server that has imported the package once: importing MONAI takes seconds per rank.
+    """
+    multiprocessing.set_forkserver_preload(["monai_iou", "monai_iou.metrics"])
+    start_processes(work, arguments, ranks, start_method="forkserver")
 
 
 def leave_group() -> NoReturn:

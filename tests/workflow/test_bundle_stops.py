@@ -256,7 +256,7 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
 
 
 def wait_for_epoch(process: subprocess.Popen[str], bundle: Path, epoch: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while last_epoch(bundle / "models" / "last_epoch.pt") < epoch:
         assert process.poll() is None, process.communicate()
         if time.monotonic() > deadline:
