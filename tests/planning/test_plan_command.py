@@ -131,39 +131,46 @@ def test_the_documents_example_is_what_the_command_decides(tmp_path: Path) -> No
     assert lines[start : start + len(rows) + 1] == [*expected, "```"]
 
 
-@pytest.fixture(scope="session")
-def pet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data, a plan, a bundle trained by it through MONAI's command, its scores and masks."""
-    root = tmp_path_factory.mktemp("pet")
+def planned_bundle(root: Path) -> tuple[Path, Path]:
+    """A folder of data, and a bundle with a plan for it."""
     data, bundle = pet_folder(root / "data"), copy_bundle(root / "bundle")
     assert (
         main(["plan", str(data), f"--output={bundle / 'configs' / 'plan.json'}", "--device=cpu", "--memory-gb=2"]) == 0
     )
-    places = {"dataset_dir": str(data)}
-    done = run_command(bundle_command(bundle, ["train", "plan"], {**places, "epochs": 2, "val_interval": 1}))
-    assert done.returncode == 0, done.stderr[-2000:]
-    return root
+    return data, bundle
 
 
-@pytest.mark.slow
-def test_the_plan_trains_without_a_hand_edit(pet_run: Path) -> None:
-    stored = json.loads((pet_run / "bundle" / "models" / "model.json").read_text())
-    planned = json.loads((pet_run / "bundle" / "configs" / "plan.json").read_text())
+def check_trained(bundle: Path, epoch: int) -> None:
+    stored = json.loads((bundle / "models" / "model.json").read_text())
+    planned = json.loads((bundle / "configs" / "plan.json").read_text())
     assert stored["patch_size"] == planned["patch_size"]
     assert stored["pixdim"] == planned["pixdim"]
     assert stored["labels"] == {"0": "background", "5": "@lesion"}
-    assert torch.load(pet_run / "bundle" / "models" / "last_epoch.pt", weights_only=True)["epoch"] == 2
+    assert torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)["epoch"] == epoch
 
 
-def test_the_plan_merges_with_evaluation_and_inference(pet_run: Path) -> None:
-    places = {"bundle_root": str(pet_run / "bundle"), "dataset_dir": str(pet_run / "data")}
-    workflow = run_workflow(pet_run / "bundle", ["train", "plan", "evaluate"], places)
+@pytest.mark.slow
+def test_the_plan_trains_by_monais_command_without_a_hand_edit(tmp_path: Path) -> None:
+    data, bundle = planned_bundle(tmp_path)
+    changes = {"dataset_dir": str(data), "epochs": 2, "val_interval": 1}
+    done = run_command(bundle_command(bundle, ["train", "plan"], changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_trained(bundle, epoch=2)
+
+
+def test_the_plan_merges_with_training_evaluation_and_inference(tmp_path: Path) -> None:
+    data, bundle = planned_bundle(tmp_path)
+    places = {"bundle_root": str(bundle), "dataset_dir": str(data)}
+    short = {"epochs": 1, "val_interval": 1, "case_repeats": 1, "pictures": 0}
+    run_workflow(bundle, ["train", "plan"], {**places, **short})
+    check_trained(bundle, epoch=1)
+    workflow = run_workflow(bundle, ["train", "plan", "evaluate"], places)
     assert 0 <= workflow.evaluator.state.metrics["val_mean_iou"] <= 1
-    content = json.loads((pet_run / "data" / "dataset.json").read_text())
+    content = json.loads((data / "dataset.json").read_text())
     content["test"] = [pair["image"] for pair in content["training"]]
-    (pet_run / "data" / "dataset.json").write_text(json.dumps(content))
-    masks = pet_run / "masks"
-    run_workflow(pet_run / "bundle", ["inference", "plan"], {**places, "output_dir": str(masks)})
+    (data / "dataset.json").write_text(json.dumps(content))
+    masks = tmp_path / "masks"
+    run_workflow(bundle, ["inference", "plan"], {**places, "output_dir": str(masks)})
     for index in range(4):
         mask = nib.load(masks / f"patient{index}" / "image.nii.gz")
         assert mask.shape == (20, 20, 12)

@@ -54,15 +54,29 @@ def decide(*args: Any, machine: Machine = CPU, **options: Any) -> Proposal:
     return propose(*dataset(*args, **options), machine)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
+any_dataset_and_machine = given(
     shape=st.tuples(*[st.integers(4, 400)] * 3),
     spacing=st.tuples(*[st.floats(0.3, 8)] * 3),
     cases=st.integers(1, 40),
     memory=st.floats(0.5, 40),
     device=st.sampled_from(["cpu", "cuda"]),
 )
-def test_every_plan_fits_and_is_the_plan_that_training_makes(
+
+
+@settings(max_examples=6, deadline=None)
+@any_dataset_and_machine
+def test_every_plan_fits_and_is_the_plan_that_training_makes(**drawn: Any) -> None:
+    check_plan(**drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@any_dataset_and_machine
+def test_a_hundred_plans_fit(**drawn: Any) -> None:
+    check_plan(**drawn)
+
+
+def check_plan(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], cases: int, memory: float, device: str
 ) -> None:
     folder, found = dataset([[[3]]] * cases, shape, spacing)
