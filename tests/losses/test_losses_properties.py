@@ -135,7 +135,7 @@ def test_all_ignored_is_finite_with_zero_gradient(case: Case) -> None:
 
 
 @over(EXACT)
-@pytest.mark.parametrize("kernel", ["reference", "auto"])
+@pytest.mark.parametrize("kernel", [pytest.param("reference", marks=pytest.mark.slow), "auto"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_gradcheck(case: Case, kernel: str, activation: str) -> None:
     logits, labels = pair((2, 3, 3, 4), dtype=torch.float64)

@@ -231,10 +231,9 @@ def test_bad_files_are_found_before_anything_is_written(tmp_path: Path, bundle: 
 
 
 def test_evaluation_without_a_model_says_what_to_do(bundle: Path, data: Path) -> None:
-    done = run_command(bundle_command(bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data)}))
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "model.pt, but there is no such file: train first or set `ckpt_dir`." in done.stderr
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data)})
+    assert "model.pt, but there is no such file: train first or set `ckpt_dir`." in str(causes(caught.value))
 
 
 def test_weights_without_their_plan_are_refused(bundle: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -212,11 +212,12 @@ def test_no_damage_of_a_checkpoint_gives_another_error(tmp_path: Path) -> None:
     assert refused > 50
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_the_signals_code(bundle: Path, data: Path) -> None:
     process = start(bundle_command(bundle, ["train"], overrides(bundle, data, epochs=100000, val_interval=7)))
     wait_for_epoch(process, bundle, 3)
     process.send_signal(signal.SIGTERM)
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate(timeout=300)
     assert process.returncode == 143, errors
     assert "SIGTERM: stopped in epoch" in shown
     assert "Traceback" not in errors
@@ -238,7 +239,7 @@ def test_a_signal_to_one_rank_ends_all(bundle: Path, data: Path) -> None:
     ranks = [pid for pid in workers if b"monai.bundle" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGTERM)
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert shown.count("SIGTERM: stopped in epoch") == 1, shown + errors
     assert "exitcode  : 143" in errors

@@ -138,6 +138,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("loss", OVERRIDES.values(), ids=OVERRIDES.keys())
+# The losses of each kind; the others take the same way through the bundle.
+OFTEN = ("cross_entropy", "focal_tversky", "instance_on_the_fly")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [pytest.param(loss, id=name, marks=[] if name in OFTEN else pytest.mark.slow) for name, loss in OVERRIDES.items()],
+)
 def test_each_loss_trains_by_one_override(loss: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     assert_falling(train(dataset, tmp_path, [], loss=loss))

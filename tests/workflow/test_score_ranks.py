@@ -16,7 +16,8 @@ from monai_iou.workflow.score_files import CaseScoresSaver
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
 
-@pytest.mark.parametrize("cases", [pytest.param(3, id="uneven", marks=pytest.mark.slow), pytest.param(1, id="fewer")])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [pytest.param(3, id="uneven"), pytest.param(1, id="fewer")])
 def test_two_ranks_give_the_scores_of_one_process(cases: int, folds: Path, data: Path, tmp_path: Path) -> None:
     content = json.loads((data / "dataset.json").read_text())
     folder = tmp_path / "dataset"
