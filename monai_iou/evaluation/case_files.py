@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.evaluation.masks import counted_voxels, mask_pairs
+from monai_iou.evaluation.probabilities import count_maps
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import diagonal_mm, score_pair
 from monai_iou.evaluation.thumbnails import take_picture
@@ -51,6 +52,7 @@ def evaluate_files(
     settings: Settings,
     hashes: Mapping[str, str | None] | None = None,
     problem: str | None = None,
+    maps: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Read one pair and score it.
 
@@ -64,9 +66,11 @@ def evaluate_files(
         settings: how to score.
         hashes: of the two files, where they are known already.
         problem: why there is no prediction.
+        maps: the files of its probability maps, where they are to be counted too.
 
     Returns:
-        The case's record: plain values that go to JSON and back unchanged.
+        The case's record: plain values that go to JSON and back unchanged; and `maps`, what was counted in them or why
+        they could not be, None if they were not asked for.
 
     Raises:
         VolumeError: the reference cannot be read, or holds so many values that it is an image.
@@ -100,7 +104,16 @@ def evaluate_files(
         "diagonal_mm": diagonal_mm(referred.grid),
         **_scores(case, array, referred, structures, settings, numbers),
         "notes": notes,
+        "maps": None if maps is None or problem else _maps(maps, referred, hashes["reference"], settings),
     }
+
+
+def _maps(files: Mapping[str, Path], reference: Volume, digest: str | None, settings: Settings) -> dict[str, Any]:
+    """What is counted in the probability maps; their faults are their own, not the case's."""
+    try:
+        return count_maps(files, reference, digest, settings.structures, settings.ignore, settings.rules)
+    except (ValueError, OSError, MemoryError) as error:
+        return {"problem": describe_error(error)}
 
 
 def _read(reference: Path, settings: Settings) -> tuple[Volume, list[NDArray[Any]] | None]:

@@ -13,8 +13,8 @@ from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
 from monai_iou.evaluation.exports import EXPORTS
 from monai_iou.evaluation.groups import patients_of, with_dataset_labels, without_unlabelled
+from monai_iou.evaluation.map_records import MapRecords
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
-from monai_iou.evaluation.probabilities import count_maps, find_maps
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Progress, Request, RequestError, check_request
 from monai_iou.evaluation.results import Evaluation
@@ -60,10 +60,12 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     out.prepare(request.output)
     with folder_lock(request.output, "an evaluation"), runner(request.workers, request.scheduler) as run:
         replaced = _replaced(request)
-        evaluation = _evaluate(run, request, pairs, progress)
+        named = request.named_structures
+        settings = Settings(named or None, request.ignore, request.resample, request.rules)
+        maps = MapRecords(request, settings, [pair.case for pair in pairs])
+        evaluation = _evaluate(run, request, settings, pairs, maps, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
-        if request.probabilities is not None:
-            evaluation.maps = _maps(run, request.probabilities, evaluation, progress)
+        evaluation.maps = maps.finish(run, evaluation, progress)
         evaluation.run_notes += [*run.notes, *replaced]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
@@ -99,12 +101,17 @@ def _write(evaluation: Evaluation) -> None:
             (output / export.file).unlink(missing_ok=True)
 
 
-def _evaluate(run: Runner, request: Request, pairs: Sequence[Pair], progress: Callable[[Progress], None]) -> Evaluation:
-    named = request.named_structures
-    settings = Settings(named or None, request.ignore, request.resample, request.rules)
-    records, failures, reused = _records(run, request, settings, pairs, progress)
+def _evaluate(
+    run: Runner,
+    request: Request,
+    settings: Settings,
+    pairs: Sequence[Pair],
+    maps: MapRecords,
+    progress: Callable[[Progress], None],
+) -> Evaluation:
+    records, failures, reused = _records(run, request, settings, pairs, maps, progress)
     known = {value for record in records.values() for value in record["reference_values"]}
-    structures = named or structures_of(known, request.ignore)
+    structures = settings.structures or structures_of(known, request.ignore)
     if not structures:
         if not failures and all(record["problem"] is None for record in records.values()):
             message = f"Expected labels in `{request.references}`, but got background only: name them with `--labels`."
@@ -129,7 +136,12 @@ def _evaluate(run: Runner, request: Request, pairs: Sequence[Pair], progress: Ca
 
 
 def _records(
-    run: Runner, request: Request, settings: Settings, pairs: Sequence[Pair], progress: Callable[[Progress], None]
+    run: Runner,
+    request: Request,
+    settings: Settings,
+    pairs: Sequence[Pair],
+    maps: MapRecords,
+    progress: Callable[[Progress], None],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
     """The records of all cases with a readable reference, the others' reasons, and how many records are old ones."""
     fingerprint = resume.settings_hash(settings)
@@ -142,16 +154,19 @@ def _records(
             continue
         old = resume.read(request.output, pair.case)
         hashes = _hashes(pair, pair.reference) if old is not None else None
+        if hashes is not None:
+            maps.reuse(pair.case, hashes["reference"])
         if old is not None and old["fingerprint"] == fingerprint and old["inputs"] == hashes:
             records[pair.case] = {**old, "problem": pair.problem}
         else:
             files = _absolute(pair.prediction), _absolute(pair.reference)
-            tasks[pair.case] = (pair.case, *files, settings, hashes, pair.problem)
+            tasks[pair.case] = (pair.case, *files, settings, hashes, pair.problem, maps.wanted(pair.case))
     reused, total = len(records), len(records) + len(tasks)
     for done, (case, result) in enumerate(run(evaluate_files, tasks), start=1):
         if isinstance(result, TaskError):
             failures[case] = request.as_typed(result.reason)
         else:
+            maps.keep(case, result.pop("maps"))
             records[case] = {**result, "fingerprint": fingerprint}
             records[case]["problem"] = result["problem"] and request.as_typed(result["problem"])
             if result["problem"] is None or tasks[case][1] is None:  # what failed is tried again
@@ -197,33 +212,6 @@ def _refuse_unnamed(
         else outcome
         for case, outcome in outcomes.items()
     }
-
-
-def _maps(
-    run: Runner, folder: Path, evaluation: Evaluation, progress: Callable[[Progress], None]
-) -> list[dict[str, Any]]:
-    """Count the probability maps of the evaluated cases; a case without a usable map is noted."""
-    request = evaluation.request
-    references = {pair.case: pair.reference for pair in evaluation.pairs}
-    maps = find_maps(folder, [record["case"] for record in evaluation.records])
-    tasks: dict[str, tuple[Any, ...]] = {}
-    for record in evaluation.records:
-        case = record["case"]
-        if case in maps:
-            files = {name: path.absolute() for name, path in maps[case].items()}
-            rest = evaluation.structures, request.ignore, request.rules
-            tasks[case] = (files, _absolute(references[case]), *rest)
-        else:
-            evaluation.run_notes.append(f"{case}: there is no probability map of this name in {folder}.")
-    counted: dict[str, dict[str, Any]] = {}
-    for done, (case, result) in enumerate(run(count_maps, tasks), start=1):
-        problem = request.as_typed(result.reason) if isinstance(result, TaskError) else None
-        if problem is None:
-            counted[case] = result
-        else:
-            evaluation.run_notes.append(f"{case}: its probabilities are left out. {problem}")
-        progress(Progress("cases", done, len(tasks), case, problem))
-    return [counted[case] for case in tasks if case in counted]  # in one order, whatever the workers
 
 
 def _absolute(path: Path | None) -> Path | None:

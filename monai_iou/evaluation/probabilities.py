@@ -22,10 +22,10 @@ from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import lesion_rule, match_components
 from monai_iou.volumes.grid import align
-from monai_iou.volumes.reading import Volume, read_channels, read_labels, read_volume
+from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
 
-__all__ = ["OPERATING_POINTS", "RESOLUTION", "count_maps", "find_maps"]
+__all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "find_maps", "hash_maps"]
 
 RESOLUTION = 4000  # nodes of the histograms: the thresholds and the bins of calibration are among them
 OPERATING_POINTS = tuple(i / 10 for i in range(1, 10))
@@ -68,37 +68,61 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
     return maps
 
 
-def count_maps(
+def hash_maps(files: Mapping[str, Path]) -> dict[str, str]:
+    """Hashes of the files of a case, by what `find_maps` calls them after a slash, which is in no structure's name.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return {f"/{name}": file_hash(path) for name, path in files.items()}
+
+
+def count_files(
     files: Mapping[str, Path], reference: Path, structures: Sequence[Structure], ignore: int | None, rules: Rules
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
+    """Read the reference of one case, and count its maps; see `count_maps`."""
+    digest = file_hash(reference)
+    return count_maps(files, read_labels(reference), digest, structures, ignore, rules)
+
+
+def count_maps(
+    files: Mapping[str, Path],
+    reference: Volume,
+    digest: str | None,
+    structures: Sequence[Structure] | None,
+    ignore: int | None,
+    rules: Rules,
+) -> dict[str, Any]:
     """Count the voxels and lesions of one case by their probability.
 
     Args:
         files: see `find_maps`.
         reference: the label map.
-        structures: what is scored.
+        digest: hash of its file.
+        structures: what is scored; None for every label value that has a channel or a file of its own.
         ignore: reference voxels of this value are left out.
         rules: the rules of scoring; those of lesions are used.
 
     Returns:
-        For each structure `histogram`, (2, `RESOLUTION` + 1) numbers of voxels outside and inside of it, and `lesions`,
-        for each of `OPERATING_POINTS` the numbers of true positives, false positives and false negatives.
+        `counts`: for each structure `histogram`, (2, `RESOLUTION` + 1) numbers of voxels outside and inside of it, and
+        `lesions`, for each of `OPERATING_POINTS` the numbers of true positives, false positives and false negatives;
+        `independent`: whether the channels were chosen by value alone; `inputs`: the hashes of all files.
 
     Raises:
         ValueError: a file cannot be read, lies on another grid, or has other channels than the structures ask for.
     """
-    labels = read_labels(reference)
-    ignored = None if ignore is None else labels.array == ignore
+    inputs = {"": digest, **hash_maps(files)}
+    ignored = None if ignore is None else reference.array == ignore
     counted = {}
-    for structure, probability in _read_maps(files, labels, structures).items():
-        mask = mask_of(labels.array, structure.values)
+    for structure, probability in _read_maps(files, reference, structures).items():
+        mask = mask_of(reference.array, structure.values)
         if ignored is not None:
             mask, probability = mask & ~ignored, np.where(ignored, 0, probability)
         counted[structure.name] = {
             "histogram": _histogram(probability, mask, ignored),
-            "lesions": _lesions(probability, mask, labels.grid.spacing, rules),
+            "lesions": _lesions(probability, mask, reference.grid.spacing, rules),
         }
-    return counted
+    return {"counts": counted, "independent": structures is None, "inputs": inputs}
 
 
 def _histogram(
@@ -123,6 +147,8 @@ def _lesions(
     plane = tuple(axis for axis, size in enumerate(mask.shape) if size == 1)[:1]
     inside, size = mask.squeeze(plane), tuple(np.delete(spacing, plane))
     map_of = np.asarray(probability).squeeze(plane)
+    if not inside.any() and not (map_of >= OPERATING_POINTS[0]).any():
+        return [[0, 0, 0] for _ in OPERATING_POINTS]
     rule = lesion_rule(rules.match, pairing=rules.pairing)
     points = []
     for threshold in OPERATING_POINTS:
@@ -141,9 +167,11 @@ def _lesions(
 
 
 def _read_maps(
-    files: Mapping[str, Path], reference: Volume, structures: Sequence[Structure]
+    files: Mapping[str, Path], reference: Volume, structures: Sequence[Structure] | None
 ) -> dict[Structure, NDArray[Any]]:
     if "" not in files:
+        if structures is None:
+            structures = [Structure(name, (int(name),)) for name in files if name.isdecimal() and int(name)]
         missing = [structure.name for structure in structures if structure.name not in files]
         if missing:
             path = next(iter(files.values()))
@@ -156,6 +184,8 @@ def _read_maps(
         return {structure: align(v.array, v.grid, reference.grid) for structure, v in volumes.items()}
     path = files[""]
     channels = _archive(path, reference) if path.suffix == ".npz" else _channels(path, reference)
+    if structures is None:
+        structures = [Structure(str(value), (value,)) for value in range(1, max(2, len(channels)))]
     return {s: channels[numbers].sum(axis=0) for s, numbers in _channel_numbers(path, len(channels), structures)}
 
 

@@ -2,7 +2,8 @@
 
 They lie in the folder `finished` of the output, one file per case: a line with the record and a line with its pictures,
 each with a checksum, so that a damaged or older record is made again and never read as something else. A record names
-what it depends on: the hashes of both files and a fingerprint of the options.
+what it depends on: the hashes of both files and a fingerprint of the options. What was counted in a case's probability
+maps lies beside it, so that maps can be added or replaced later.
 """
 
 from __future__ import annotations
@@ -53,6 +54,23 @@ def read_picture(output: Path, case: str, label: str) -> dict[str, Any] | None:
     return picture if isinstance(picture, dict) else None
 
 
+def write_maps(output: Path, case: str, content: Mapping[str, Any]) -> None:
+    """Keep the counts of a case's probability maps.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    path = _path(output, case, ".maps")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(path, _line(content))
+
+
+def read_maps(output: Path, case: str) -> dict[str, Any] | None:
+    """The counts of a case's probability maps, or None if there are none that are whole."""
+    content = _content(_path(output, case, ".maps"), 0)
+    return content if content is not None and content.get("case") == case else None
+
+
 def _line(content: Mapping[str, Any]) -> str:
     # Python's own NaN and Infinity, unlike summary.json: only this module reads these files.
     text = json.dumps(content)
@@ -73,7 +91,7 @@ def _content(path: Path, number: int) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _path(output: Path, case: str) -> Path:
+def _path(output: Path, case: str, kind: str = "") -> Path:
     # Case names are relative paths of any length and alphabet; their hash is a file name everywhere.
     name = hashlib.sha256(case.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return output / "finished" / f"{name}.jsonl"
+    return output / "finished" / f"{name}{kind}.jsonl"

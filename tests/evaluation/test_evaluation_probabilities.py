@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import pytest
 from scipy import ndimage
 
 from monai_iou.cli import main
+from monai_iou.evaluation import case_files, map_records
+from monai_iou.evaluation import probabilities as reading
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.pairing import PairingError
-from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_maps
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
 
@@ -119,8 +123,8 @@ def test_every_layout_and_number_of_workers_gives_the_same(folder: Path, tmp_pat
 def test_regions_are_sums_of_channels(folder: Path, tmp_path: Path) -> None:
     label, probabilities = made_case(0)
     whole = Structure("whole", (1, 2))
-    counted = count_maps({"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz", [whole], None, Rules())
-    histogram = counted["whole"]["histogram"]
+    counted = count_files({"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz", [whole], None, Rules())
+    histogram = counted["counts"]["whole"]["histogram"]
     assert histogram.sum() == label.size
     assert histogram[1].sum() == (label > 0).sum()
     nodes = np.arange(4001) / 4000
@@ -130,8 +134,8 @@ def test_regions_are_sums_of_channels(folder: Path, tmp_path: Path) -> None:
 def test_ignored_voxels_count_nowhere(folder: Path) -> None:
     files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
     label, _ = made_case(0)
-    counted = count_maps(files, reference, [Structure("1", (1,))], 2, Rules())
-    assert counted["1"]["histogram"].sum() == (label != 2).sum()
+    counted = count_files(files, reference, [Structure("1", (1,))], 2, Rules())
+    assert counted["counts"]["1"]["histogram"].sum() == (label != 2).sum()
 
 
 def test_maps_that_cannot_be_used_are_noted_and_none_at_all_is_an_error(folder: Path, tmp_path: Path) -> None:
@@ -157,3 +161,94 @@ def test_the_command_prints_the_best_threshold(
     options = [f"--{kind}={folder / kind}" for kind in ("predictions", "references")]
     assert main(["evaluate", *options, f"--output={tmp_path / 'out'}", f"--probabilities={folder / 'npz'}"]) == 0
     assert "Label 1: best mean IoU" in capsys.readouterr().out
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What was read and hashed, by folder and name."""
+    seen: dict[str, list[str]] = {"read": [], "hash": []}
+    readers = {"read": ("read_labels", "_archive", "read_volume", "read_channels"), "hash": ("file_hash",)}
+    for kind, names in readers.items():
+        for module in (case_files, reading):
+            for name in names:
+                if hasattr(module, name):
+                    original = getattr(module, name)
+
+                    def spy(path: Any, *rest: Any, kind: str = kind, original: Any = original) -> Any:
+                        one = path[0] if isinstance(path, list) else path
+                        seen[kind].append(f"{one.parent.name}/{one.name}")
+                        return original(path, *rest)
+
+                    monkeypatch.setattr(module, name, spy)
+    return seen
+
+
+def every_file(layout: str) -> list[str]:
+    masks = [f"{kind}/c{i}.nii.gz" for kind in ("predictions", "references") for i in range(CASES)]
+    names = [f"c{i}_{v}.nii.gz" for i in range(CASES) for v in (1, 2)] if layout == "files" else []
+    names = names or [f"c{i}.{'npz' if layout == 'npz' else 'nii.gz'}" for i in range(CASES)]
+    return sorted([*masks, *(f"{layout}/{name}" for name in names)])
+
+
+@pytest.mark.parametrize("layout", ["npz", "channels", "files"])
+@pytest.mark.parametrize("labels", [(), (1, 2)])
+def test_every_file_is_read_once_and_nothing_to_do_is_hashing(
+    folder: Path, tmp_path: Path, calls: dict[str, list[str]], layout: str, labels: tuple[int, ...]
+) -> None:
+    first = evaluated(folder, tmp_path / "out", layout, labels=labels)
+    assert sorted(calls["read"]) == sorted(calls["hash"]) == every_file(layout)
+    calls["read"].clear()
+    calls["hash"].clear()
+    again = evaluated(folder, tmp_path / "out", layout, labels=labels)
+    assert calls["read"] == []
+    assert sorted(calls["hash"]) == every_file(layout)
+    assert again["probabilities"] == first["probabilities"]
+
+
+def test_maps_that_are_added_or_replaced_leave_the_scores_as_they_are(
+    folder: Path, tmp_path: Path, calls: dict[str, list[str]]
+) -> None:
+    evaluate_folders(Request(folder / "predictions", folder / "references", tmp_path / "out"))
+    calls["read"].clear()
+    fresh = evaluated(folder, tmp_path / "fresh", "npz")["probabilities"]
+    calls["read"].clear()
+    assert evaluated(folder, tmp_path / "out", "npz")["probabilities"] == fresh
+    assert sorted(calls["read"]) == [name for name in every_file("npz") if not name.startswith("predictions")]
+    calls["read"].clear()
+    evaluated(folder, tmp_path / "out", "npz", match="any")  # another rule: all is scored anew, and read once
+    assert sorted(calls["read"]) == every_file("npz")
+    maps = tmp_path / "npz"
+    shutil.copytree(folder / "npz", maps)
+    request = Request(folder / "predictions", folder / "references", tmp_path / "fresh", probabilities=maps)
+    calls["read"].clear()
+    evaluate_folders(request)  # the same bytes in another folder
+    assert calls["read"] == []
+    (maps / "c0.npz").write_bytes((maps / "c1.npz").read_bytes())
+    changed = evaluate_folders(request).summary["probabilities"]
+    assert sorted(calls["read"]) == ["npz/c0.npz", "references/c0.nii.gz"]
+    assert changed != fresh
+
+
+def test_channels_in_the_order_of_labels_that_nobody_named(folder: Path, tmp_path: Path) -> None:
+    """Labels 3 and 7 with three channels: which goes with which is known when all references were read."""
+    renamed = np.array([0, 3, 7], np.uint8)
+    for i in range(CASES):
+        label, _ = made_case(i)
+        if i == 1:
+            label[label == 2] = 0  # a case without the second label
+        for kind in ("references", "predictions"):
+            save(tmp_path / kind / f"c{i}.nii.gz", renamed[label])
+    request = Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "a", probabilities=folder / "npz")
+    unnamed = evaluate_folders(request)
+    named = evaluate_folders(replace(request, output=tmp_path / "b", labels=(3, 7)))
+    assert len(unnamed.maps) == len(named.maps) == CASES
+    assert unnamed.summary["probabilities"] == named.summary["probabilities"]
+    assert evaluate_folders(request).summary["probabilities"] == named.summary["probabilities"]
+
+
+def test_counts_are_kept_whole(folder: Path) -> None:
+    files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
+    count = count_files(files, reference, [Structure("1", (1,))], None, Rules())["counts"]["1"]
+    kept = json.loads(json.dumps(map_records._sparse(count)))
+    assert kept["lesions"] == count["lesions"]
+    np.testing.assert_array_equal(map_records._dense(kept)["histogram"], count["histogram"])

@@ -1,0 +1,128 @@
+"""The counts of probability maps, kept case by case beside the records of the scores, and made where they are not yet.
+
+A case that is scored anew has its maps counted in the same task, so that its reference is read once. Counts that are
+kept need hashing only. What is left over is counted at the end: maps that were added to finished cases, and maps whose
+channels go by the order of labels that nobody named, which are known only when all references were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_iou.evaluation import resume
+from monai_iou.evaluation.case_files import Settings
+from monai_iou.evaluation.probabilities import RESOLUTION, count_files, find_maps, hash_maps
+from monai_iou.evaluation.request import Progress, Request
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.workers import Runner, TaskError
+
+__all__ = ["MapRecords"]
+
+
+class MapRecords:
+    """What is known of the probability maps of each case.
+
+    Args:
+        request: of the evaluation; without `probabilities` there are no maps.
+        settings: of its tasks.
+        cases: names of all cases.
+
+    Raises:
+        PairingError: the folder of maps has none of any case.
+    """
+
+    def __init__(self, request: Request, settings: Settings, cases: Sequence[str]) -> None:
+        self._output = request.output
+        self._settings = settings
+        self._folder = request.probabilities
+        self._files = {} if self._folder is None else find_maps(self._folder, cases)
+        self._fingerprint = resume.settings_hash(settings)
+        self._found: dict[str, Mapping[str, Any]] = {}
+        self._problems: dict[str, str] = {}
+
+    def reuse(self, case: str, reference: str | None) -> None:
+        """Take the counts of an earlier run, if neither the maps nor the reference, given by its hash, have changed."""
+        kept = resume.read_maps(self._output, case) if case in self._files else None
+        if kept is None or kept["fingerprint"] != self._fingerprint or kept["inputs"][""] != reference:
+            return
+        try:
+            inputs = {"": reference, **hash_maps(self._files[case])}
+        except OSError:
+            return  # the task that reads the file says why
+        if kept["inputs"] == inputs:
+            self._found[case] = {**kept, "counts": {name: _dense(count) for name, count in kept["counts"].items()}}
+
+    def wanted(self, case: str) -> dict[str, Path] | None:
+        """The files of a case whose maps are to be counted, or None."""
+        if case in self._found or case not in self._files:
+            return None
+        return {name: path.absolute() for name, path in self._files[case].items()}
+
+    def keep(self, case: str, counted: Mapping[str, Any] | None) -> None:
+        """Keep what a task counted, or why it could not."""
+        if counted is None:
+            return
+        if "problem" in counted:
+            self._problems[case] = counted["problem"]
+            return
+        self._found[case] = counted
+        counts = {name: _sparse(count) for name, count in counted["counts"].items()}
+        kept = {**counted, "case": case, "counts": counts, "fingerprint": self._fingerprint}
+        resume.write_maps(self._output, case, kept)
+
+    def finish(self, run: Runner, evaluation: Evaluation, progress: Callable[[Progress], None]) -> list[dict[str, Any]]:
+        """Count what is left over, and return the counts of all evaluated cases; a case without them is noted."""
+        request, structures = evaluation.request, evaluation.structures
+        names = [structure.name for structure in structures]
+        references = {pair.case: pair.reference for pair in evaluation.pairs}
+        cases = [record["case"] for record in evaluation.records] if self._files else []
+        tasks: dict[str, tuple[Any, ...]] = {}
+        for case in cases:
+            reference = references[case]
+            if reference is not None and case in self._files and not self._fits(case, names):
+                files = {name: path.absolute() for name, path in self._files[case].items()}
+                rest = structures, self._settings.ignore, self._settings.rules
+                tasks[case] = (files, reference.absolute(), *rest)
+        for done, (case, result) in enumerate(run(count_files, tasks) if tasks else (), start=1):
+            problem = result.reason if isinstance(result, TaskError) else None
+            self._found.pop(case, None)
+            self.keep(case, result if problem is None else {"problem": problem})
+            progress(Progress("cases", done, len(tasks), case, problem and request.as_typed(problem)))
+        evaluation.run_notes += [
+            f"{case}: there is no probability map of this name in {self._folder}."
+            for case in cases
+            if case not in self._files
+        ]
+        evaluation.run_notes += [
+            f"{case}: its probabilities are left out. {request.as_typed(self._problems[case])}"
+            for case in cases
+            if case in self._problems
+        ]
+        return [self._found[case]["counts"] for case in cases if case in self._found]
+
+    def _fits(self, case: str, names: Sequence[str]) -> bool:
+        """Whether nothing is left to do: the counts are of these structures, or cannot be made."""
+        if case in self._problems:
+            return True
+        found = self._found.get(case)
+        if found is None or not found["counts"].keys() >= set(names):
+            return False
+        return bool(found["independent"]) or list(found["counts"]) == list(names)
+
+
+def _sparse(count: Mapping[str, Any]) -> dict[str, Any]:
+    """A count with its histograms as the places and numbers of what is not 0: most nodes of a sure model are."""
+    rows = [(np.flatnonzero(row), row) for row in count["histogram"]]
+    return {**count, "histogram": [[places.tolist(), row[places].tolist()] for places, row in rows]}
+
+
+def _dense(count: Mapping[str, Any]) -> dict[str, Any]:
+    histogram: NDArray[np.int64] = np.zeros((2, RESOLUTION + 1), np.int64)
+    for row, (places, numbers) in zip(histogram, count["histogram"], strict=True):
+        row[places] = numbers
+    return {**count, "histogram": histogram}
