@@ -35,8 +35,14 @@ def open_log(folder: Path) -> logging.Logger:
     return logger
 
 
-def log_failure(error: BaseException) -> None:
-    """Write the error that ends a run into `log.txt` alone: the terminal gets it anyway."""
+def log_failure(error: BaseException, cause: BaseException | None = None) -> None:
+    """Write the error that ends a run into `log.txt` alone: the terminal gets it anyway.
+
+    Args:
+        error: its sentence is written.
+        cause: its traceback is written too.
+    """
     sentence = str(error) or type(error).__name__
+    traced = None if cause is None else (type(cause), cause, cause.__traceback__)
     for handler in _log:
-        handler.handle(logging.LogRecord("monai_iou", logging.ERROR, __file__, 0, sentence, None, None))
+        handler.handle(logging.LogRecord("monai_iou", logging.ERROR, __file__, 0, sentence, None, traced))

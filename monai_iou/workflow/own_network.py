@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import linecache
 import re
 import sys
 from collections.abc import Mapping
@@ -118,10 +119,12 @@ def _module(file: str, source: str) -> ModuleType:
     name = f"own_network_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         module = ModuleType(name)
-        module.__file__ = file
+        module.__file__ = f"{file} as {name}"
         sys.modules[name] = module  # dataclasses and pickle look for it there
+        # TorchScript and tracebacks read the lines, also where the file is gone.
+        linecache.cache[module.__file__] = (len(source), None, source.splitlines(keepends=True), module.__file__)
         try:
-            exec(compile(source, file, "exec"), module.__dict__)
+            exec(compile(source, module.__file__, "exec"), module.__dict__)
         except BaseException:
             del sys.modules[name]
             raise

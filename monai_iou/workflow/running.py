@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.files import OutputError
+from monai_iou.workflow.config_errors import chain, explained
 from monai_iou.workflow.log_file import log_failure
 
 __all__ = ["run_configs"]
@@ -29,6 +30,7 @@ def run_configs(files: Sequence[Path], overrides: Mapping[str, Any], kind: str =
     Raises:
         ValueError: the run ended with a sentence of this package, which MONAI buries under errors of its own.
         OutputError: likewise.
+        ConfigError: it ended with an error of other libraries or of a config.
     """
     from monai.bundle.workflows import ConfigWorkflow
 
@@ -45,13 +47,15 @@ def _own_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not _is_ours(cause):
-            cause = cause.__cause__ or cause.__context__
-        log_failure(error if cause is None else cause)
-        if cause is None or cause is error:
+        own = next((each for each in chain(error) if _is_ours(each)), None)
+        if own is None:
+            told = explained(error)
+            log_failure(told, error)
+            raise told from error
+        log_failure(own)
+        if own is error:
             raise
-        raise cause from None
+        raise own from None
 
 
 def _is_ours(error: BaseException) -> bool:

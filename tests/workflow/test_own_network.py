@@ -88,6 +88,8 @@ def test_a_network_of_a_file_is_built_again_from_the_model_alone(mine: dict[str,
     assert type(network).__name__ == "MyNetwork"
     check_models([str(model)], network)
     check_network(network, plan)
+    image = torch.rand(1, 1, *plan.patch_size)
+    torch.testing.assert_close(torch.jit.script(network.eval())(image), network(image))
     moved = shutil.move(tmp_path / "models", tmp_path / "elsewhere" / "models")
     found = ConfigParser()
     found.read_config(str(bundle_path() / "configs" / "inference.json"))

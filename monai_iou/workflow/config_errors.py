@@ -1,0 +1,68 @@
+"""Errors of a user's config in one sentence: MONAI buries them under its own, and names no cause."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["ConfigError", "chain", "explained"]
+
+COMPONENT = re.compile(r"Failed to instantiate component '([^']+)' with keywords: ([^\n\\]*)")
+EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression:\s*(.+)", re.DOTALL)
+NOT_FOUND = re.compile(r"Cannot locate class or function path: '([^']+)'")
+OUR_RUN = "monai_iou.workflow.failures.run"  # the expression in which everything of a training happens
+MOST_SHOWN = 200
+
+
+class ConfigError(RuntimeError):
+    """A config cannot be run; the message says in one sentence what in it, and why."""
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, and so on to the root."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def explained(error: BaseException) -> ConfigError:
+    """Return an error of this package's kind for one that MONAI, torch or a user's own code raised in a run."""
+    causes = list(chain(error))
+    missing = next((match for each in causes if (match := NOT_FOUND.search(str(each)))), None)
+    if missing is not None:
+        return ConfigError(_not_found(missing[1]))
+    root = f"{type(causes[-1]).__name__}: {_one_line(str(causes[-1]))}{_place(causes[-1])}"
+    for each in reversed(causes):
+        if match := COMPONENT.search(str(each)):
+            arguments = match[2].replace(",", ", ") or "no arguments"
+            return ConfigError(f"Expected {match[1]} to take {arguments}, but got {root}: correct its keys.")
+        if (match := EXPRESSION.search(str(each))) and OUR_RUN not in match[1]:
+            expression = _one_line(match[1]).strip("()\"'")
+            return ConfigError(f"Expected the config's {expression} to have a value, but got {root}: correct it.")
+    return ConfigError(f"Expected the run to go on, but got {root}: its log.txt has the traceback.")
+
+
+def _not_found(name: str) -> str:
+    module, _, attribute = name.rpartition(".")
+    try:
+        near = difflib.get_close_matches(attribute, dir(importlib.import_module(module)), n=1)
+    except (ImportError, ValueError):
+        near = []
+    remedy = f"perhaps you meant {module}.{near[0]}" if near else "correct its name, or install its package"
+    return f"Expected `_target_` to name a class or function, but {name} cannot be found: {remedy}."
+
+
+def _place(error: BaseException) -> str:
+    """The line that raised an error, of any file but those of MONAI's and torch's libraries."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
