@@ -75,7 +75,9 @@ class MapRecords:
         kept = {**counted, "case": case, "counts": counts, "fingerprint": self._fingerprint}
         resume.write_maps(self._output, case, kept)
 
-    def finish(self, run: Runner, evaluation: Evaluation, progress: Callable[[Progress], None]) -> list[dict[str, Any]]:
+    def finish(
+        self, run: Runner, evaluation: Evaluation, progress: Callable[[Progress], None]
+    ) -> dict[str, dict[str, Any]]:
         """Count what is left over, and return the counts of all evaluated cases; a case without them is noted."""
         request, structures = evaluation.request, evaluation.structures
         names = [structure.name for structure in structures]
@@ -103,7 +105,7 @@ class MapRecords:
             for case in cases
             if case in self._problems
         ]
-        return [self._found[case]["counts"] for case in cases if case in self._found]
+        return {case: self._found[case]["counts"] for case in cases if case in self._found}
 
     def _fits(self, case: str, names: Sequence[str]) -> bool:
         """Whether nothing is left to do: the counts are of these structures, or cannot be made."""

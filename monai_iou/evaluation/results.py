@@ -33,7 +33,7 @@ class Evaluation:
         reused: number of records taken from an earlier run.
         patients: the patient of every case; None if every case is a patient of its own.
         run_notes: notes for the reader about how the evaluation was run.
-        maps: what `count_maps` counted in the probability maps of each case that has them.
+        maps: by case, what `count_maps` counted in the probability maps of each structure.
         summary: content of summary.json.
         rows: rows of cases.csv; with penalties if they were requested.
         measured: rows of the evaluated cases with the measured scores.
@@ -50,7 +50,7 @@ class Evaluation:
     patients: dict[str, str] | None = None
     run_notes: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
-    maps: list[dict[str, Any]] = field(default_factory=list)
+    maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(init=False)
     measured: list[dict[str, Any]] = field(init=False)
     missing_rows: list[dict[str, Any]] = field(init=False)

@@ -32,7 +32,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "labels": {name: _label(evaluation, name) for name in evaluation.names},
         "dataset": dataset_scores(evaluation.averaged, evaluation.patients, request.present),
         "dataset_defined": dataset_scores(evaluation.measured, evaluation.patients, request.present),
-        "probabilities": {name: summarise_maps(evaluation.maps, name) for name in evaluation.names if evaluation.maps},
+        "probabilities": {
+            name: summarise_maps(list(evaluation.maps.values()), name) for name in evaluation.names if evaluation.maps
+        },
         "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
         "failures": evaluation.failures,
         "notes": evaluation.notes,
@@ -70,10 +72,11 @@ def part_of(evaluation: Evaluation, cases: Collection[str]) -> Evaluation:
         cases: names of those that are kept.
     """
     kept = set(cases)
-    records, missing, failures, maps = (
+    records, missing, failures = (
         [each for each in rows if each.get("case") in kept]
-        for rows in (evaluation.records, evaluation.missing, evaluation.failures, evaluation.maps)
+        for rows in (evaluation.records, evaluation.missing, evaluation.failures)
     )
+    maps = {case: counted for case, counted in evaluation.maps.items() if case in kept}
     pairs = [pair for pair in evaluation.pairs if pair.case in kept]
     part = replace(evaluation, records=records, missing=missing, failures=failures, maps=maps, pairs=pairs)
     part.summary = summarise(part)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from pathlib import Path
 
 import nibabel
@@ -11,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.penalties import penalised
+from monai_iou.evaluation.report import HEADLINE
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Structure
 from monai_iou.evaluation.scoring import evaluate_case
@@ -142,13 +146,52 @@ def test_patients_are_the_unit(folders):
 
 
 def test_an_empty_prediction_never_improves_a_mean(folders):
-    """The default means of all columns that rank methods, with one more prediction made empty."""
-    before = evaluated(folders)[0]["labels"]["1"]
+    """All means of columns that rank methods, in summary, report and comparison, with one more prediction emptied."""
+    before = evaluated(folders)[0]
     nothing = nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), GRID.affine)
     nibabel.save(nothing, folders / "predictions" / "case3.nii.gz")
-    after = evaluated(folders)[0]["labels"]["1"]
+    after = evaluated(folders)[0]
+    compare_folders([folders / "out0", folders / "out1"], folders / "compared")
+    differences = {row["metric"]: row for row in read_csv(folders / "compared" / "comparison.csv")}
     for name, column in COLUMNS.items():
-        if column.better == "higher":
-            assert after[name]["mean"] <= before[name]["mean"], name
-        elif column.better == "lower":
-            assert after[name]["mean"] >= before[name]["mean"], name
+        if column.better:
+            sign = 1 if column.better == "higher" else -1
+            for mean in ("mean", "mean_penalty"):
+                assert sign * after["labels"]["1"][name][mean] <= sign * before["labels"]["1"][name][mean], (name, mean)
+            if name in differences:
+                assert sign * float(differences[name]["difference"]) <= 0, name
+    assert {"iou", "dice", "hd95_mm", "nsd", "precision"} <= differences.keys()
+    for name, value in after["dataset"].items():
+        if value is not None:
+            assert value <= before["dataset"][name], name
+    assert after["dataset"]["iou_d"] < before["dataset"]["iou_d"]
+    page = (folders / "out1" / "report.html").read_text(encoding="utf-8")
+    shown = re.search(r'<th scope="row" class="left">1</th>(.*?)</tr>', page, re.DOTALL)
+    assert shown is not None
+    means = re.findall(r"<td>([\d.]+)<small>", shown[1])
+    for mean, name in zip(means, HEADLINE, strict=True):
+        assert mean == f"{after['labels']['1'][name]['mean']:.{COLUMNS[name].digits}f}"
+    assert f"IoU {after['labels']['1']['iou']['mean']:.3f}" in page
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of memory")
+def test_tiny_voxels_are_evaluated_in_little_memory(tmp_path):
+    """24^3 masks with voxels of 5 um: bands and margins in mm are hundreds of voxels wide, but never allocated."""
+    rng = np.random.default_rng(0)
+    for kind in ("references", "predictions"):
+        array = np.zeros((24, 24, 24), np.uint8)
+        array[4:18, 5:19, 6:20] = 1
+        array[rng.random(array.shape) < 0.05] = 2
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([0.005, 0.005, 0.005, 1.0])), tmp_path / kind / "a.nii.gz")
+    evaluate_folders(Request(tmp_path / "references", tmp_path / "references", tmp_path / "warm"))  # imports
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_kb()
+    evaluated(tmp_path, like="brats-mets", images=tmp_path / "references")
+    assert peak_kb() - before < 200_000
+
+
+def peak_kb() -> int:
+    """The peak of this process's memory since it was last reset."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    return int(status["VmHWM"].split()[0])
