@@ -45,7 +45,7 @@ class VolumeReader(ImageReader):
     def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
         """Read the volume and describe where it lies."""
         try:
-            volume = self._volume(img)
+            volume = self.volume(img)
         except VolumeError as error:
             raise DatasetError(str(error)) from error
         array = volume.array
@@ -61,7 +61,8 @@ class VolumeReader(ImageReader):
         }
         return array, {str(key): value for key, value in meta.items()}
 
-    def _volume(self, paths: Sequence[Path]) -> Volume:
+    def volume(self, paths: Sequence[Path]) -> Volume:
+        """Read the files as one volume, with the channels first."""
         volume = read_channels(paths)
         check_intensities(volume)
         return Volume(volume.array.astype(np.float32), volume.grid, volume.path)
@@ -82,7 +83,8 @@ class LabelReader(VolumeReader):
         super().__init__(**kwargs)
         self.soft = soft
 
-    def _volume(self, paths: Sequence[Path]) -> Volume:
+    def volume(self, paths: Sequence[Path]) -> Volume:
+        """Read the files as one volume, with the channels first."""
         volumes = [read_shares(path) if self.soft else read_labels(path) for path in paths]
         first = volumes[0]
         if len(volumes) == 1:

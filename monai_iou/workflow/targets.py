@@ -21,7 +21,7 @@ from torch import Tensor
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.dataloader import derive_seed
 
-__all__ = ["DrawnRaterd", "LabelTargetsd", "ScoredLabelsd", "has_maps"]
+__all__ = ["DrawnRaterd", "LabelTargetsd", "ScoredLabelsd", "hard_labels", "has_maps", "ignored_voxels"]
 
 
 def has_maps(plan: Plan) -> bool:
@@ -30,9 +30,10 @@ def has_maps(plan: Plan) -> bool:
 
 
 class LabelTargetsd(MapTransform):
-    """Turn a label into the training's target; of several raters' labels into their mean.
+    """Turn a label into the training's target; of several raters' labels into their mean, or their majority.
 
-    The mean is over the raters that do not ignore a voxel.
+    The mean is over the raters that do not ignore a voxel. The majority, for validation beside a training on one rater
+    at a time, is what most of them see there.
 
     Args:
         keys: labels, see the module.
@@ -63,14 +64,15 @@ class LabelTargetsd(MapTransform):
         plan = self.plan
         if plan.soft_labels:
             return _with_background(label.to(torch.float32).clamp(0, 1), plan)
-        if not has_maps(plan):
-            return label[:1]
+        if not has_maps(plan) and len(label) == 1:
+            return label
         maps = [_class_maps(label[rater], plan) for rater in range(len(label))]
-        if not plan.soft:
+        if not plan.soft and len(label) == 1:
             return maps[0]
         total = torch.stack(maps).sum(0, dtype=torch.float32)
         speakers = torch.stack([each.any(0) for each in maps]).sum(0)
-        return total / speakers.clamp_min(1)
+        mean = total / speakers.clamp_min(1)
+        return mean if plan.soft else _majority(mean, speakers > 0, plan)
 
 
 class DrawnRaterd(Randomizable, MapTransform):
@@ -146,19 +148,14 @@ class ScoredLabelsd(MapTransform):
         items = dict(data)
         *predictions, key = self.keys
         label = _plain(items[key])
-        ignored = _ignored(label, self.plan)
-        label = self._hard(label)
+        ignored = ignored_voxels(label, self.plan)
+        label = hard_labels(label, self.plan)
         if ignored is not None:
             label = torch.where(ignored, 0, label)
             for name in predictions:
                 items[name] = _like(items[name], torch.where(ignored.to(items[name].device), 0, _plain(items[name])))
         items[key] = _like(items[key], self._annotated(label, items.get(self.labelled_key)))
         return items
-
-    def _hard(self, label: Tensor) -> Tensor:
-        if len(label) == 1:
-            return label
-        return label.argmax(0, keepdim=True) if self.plan.exclusive else (label >= 0.5).to(torch.uint8)
 
     def _annotated(self, label: Tensor, labelled: Any) -> Tensor:
         known = torch.ones(0) if labelled is None else torch.as_tensor(np.asarray(labelled)).bool().flatten()
@@ -168,6 +165,22 @@ class ScoredLabelsd(MapTransform):
         maps = label if len(label) > 1 else label == classes.view(-1, *[1] * (label.ndim - 1))
         where = known.to(label.device).view(-1, *[1] * (label.ndim - 1))
         return torch.where(where, maps.to(torch.float32), torch.nan)
+
+
+def hard_labels(label: Tensor, plan: Plan) -> Tensor:
+    """Return a target as whole numbers: a map of classes (1, *S), or of regions maps (C, *S) of 0 and 1."""
+    if len(label) == 1:
+        return label
+    return label.argmax(0, keepdim=True) if plan.exclusive else (label >= 0.5).to(torch.uint8)
+
+
+def _majority(mean: Tensor, spoken: Tensor, plan: Plan) -> Tensor:
+    """Return the target of several raters' mean (C, *S), ignored where nobody has spoken."""
+    hard = hard_labels(mean, plan)
+    if plan.exclusive:
+        return torch.where(spoken, hard, len(plan.labels)).to(torch.int32)
+    background = spoken & ~hard[1:].bool().any(0)
+    return torch.cat([background[None].to(torch.uint8), hard[1:]])
 
 
 def _class_maps(classes: Tensor, plan: Plan) -> Tensor:
@@ -187,7 +200,8 @@ def _with_background(shares: Tensor, plan: Plan) -> Tensor:
     return torch.cat([1 - taken, shares])
 
 
-def _ignored(label: Tensor, plan: Plan) -> Tensor | None:
+def ignored_voxels(label: Tensor, plan: Plan) -> Tensor | None:
+    """Return where a target (1, *S) or (C, *S) has ignored voxels, (1, *S); None if none can be ignored."""
     if plan.ignore_index is None:
         return None
     return label == plan.ignore_index if len(label) == 1 else (label == 0).all(0, keepdim=True)

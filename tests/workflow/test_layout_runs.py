@@ -18,6 +18,7 @@ from monai_iou.datasets.folder import read_folder
 from monai_iou.demo import run_workflow
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
+from monai_iou.files import read_csv
 from monai_iou.planning.fingerprint import compute_fingerprint
 from monai_iou.planning.hardware import Machine
 from monai_iou.planning.rules import propose
@@ -109,6 +110,18 @@ def test_every_layout_ends_in_masks_and_scores(layout: str, tmp_path: Path) -> N
     if layout != "soft":  # whose references are no label maps
         found = evaluate_folders(Request(bundle / "predictions", references, tmp_path / "evaluation"))
         assert {row["case"] for row in found.rows} == set(masks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["several raters", "soft", "partly labelled", "PNG nnU-Net", "atlas ids"])
+def test_one_command_ends_in_scores_of_the_held_out_cases(layout: str, tmp_path: Path) -> None:
+    data, folder = LAYOUTS[layout](tmp_path / "data"), tmp_path / "run"
+    small = {**SMALL, "keep_weights": "last", "case_repeats": 1}
+    keys = [word for name, value in small.items() if name != "val_interval" for word in (f"--{name}", str(value))]
+    assert main(["train", str(data), "--output", str(folder), *keys, "--val_fraction", "0.34"]) == 0
+    rows = read_csv(folder / "validation" / "cases.csv")
+    assert {row["label"] for row in rows} == {str(value) for value in list(read_folder(data).labels)[1:]}
+    assert "Scores of the held-out cases" in (folder / "summary.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

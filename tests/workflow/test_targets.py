@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,12 @@ from torch.utils.data import ConcatDataset
 from monai_iou import IoUCELoss, IoUMetric, RandCropByLesionsd
 from monai_iou.planning.plan import Plan
 from monai_iou.transforms.crops_dictionary import LesionIndicesd
+from monai_iou.volumes.reading import read_labels
 from monai_iou.workflow.dataloader import BufferedLoader
 from monai_iou.workflow.loading import LabelClassesd, label_dtype
 from monai_iou.workflow.masks import ClassValuesd
 from monai_iou.workflow.postprocessing import LabelsFromProbabilitiesd
+from monai_iou.workflow.references import write_reference
 from monai_iou.workflow.targets import DrawnRaterd, LabelTargetsd, ScoredLabelsd, has_maps
 
 LABELS = {0: "background", 1: "oedema", 2: "core", 7: "enhancing"}
@@ -88,6 +92,44 @@ def test_one_rater_is_drawn_and_all_of_them_in_time() -> None:
     found = [draw({"label": classes})["label"] for _ in range(30)]
     matches = [[torch.equal(each, one) for one in expected].index(True) for each in found]
     assert set(matches) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("used", [plan(ignore=9), regions(ignore=9), plan(), regions()])
+def test_what_is_scored_beside_one_rater_at_a_time_is_the_majority(used: Plan) -> None:
+    label = values(raters=3, ignore=used.ignore is not None)
+    classes = LabelClassesd("label", used.label_values, used.ignore)({"label": label})["label"]
+    found = ScoredLabelsd(["label"], used)({"label": LabelTargetsd("label", used).target(classes)})["label"]
+    for place in np.ndindex(SHAPE):
+        spoken = [int(label[(rater, *place)]) for rater in range(3) if int(label[(rater, *place)]) != used.ignore]
+        if used.exclusive:
+            shares = [spoken.count(value) for value in used.label_values]
+            expected = shares.index(max(shares)) if spoken else 0
+            assert int(found[(0, *place)]) == expected
+        elif spoken:
+            shares = [np.mean([value in members for value in spoken]) for _, members in used.scheme.classes]
+            assert found[(slice(1, None), *place)].tolist() == [int(share >= 0.5) for share in shares]
+
+
+@pytest.mark.parametrize("used", [plan(ignore=9, mean_of_raters=True), regions(ignore=9), plan(soft_labels=True)])
+def test_a_reference_is_written_for_what_is_no_label_map(used: Plan, tmp_path: Path) -> None:
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])
+    shares = np.random.default_rng(1).dirichlet([1, 1, 1, 1], SHAPE).astype(np.float32)
+    arrays = (
+        [shares[..., 1:]] if used.soft_labels else [values(seed, 1)[0].numpy().astype(np.uint8) for seed in range(3)]
+    )
+    files = [tmp_path / f"{k}.nii.gz" for k in range(len(arrays))]
+    for file, array in zip(files, arrays, strict=True):
+        nib.save(nib.Nifti1Image(array, affine), file)
+    write_reference(files, used, tmp_path / "references" / "case.nii.gz")
+    found = read_labels(tmp_path / "references" / "case.nii.gz")
+    np.testing.assert_allclose(found.grid.affine, affine)
+    if used.soft_labels:
+        np.testing.assert_array_equal(found.array, np.array(used.label_values)[shares.argmax(-1)])
+        return
+    whole = np.stack(arrays)
+    agreed = (whole == whole[0]).all(0)
+    np.testing.assert_array_equal(found.array[agreed], whole[0][agreed])
+    assert set(np.unique(found.array)) <= {*used.label_values, 9}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
