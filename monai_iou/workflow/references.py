@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from monai_iou.datasets.folder import SegmentationFolder
+from monai_iou.files import write_json
 from monai_iou.planning.plan import Plan
+from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.loading import LabelClassesd, LabelReader
 from monai_iou.workflow.masks import ClassValuesd, MaskWriter, mask_dtype
 from monai_iou.workflow.targets import LabelTargetsd, hard_labels, ignored_voxels
 
-__all__ = ["write_reference"]
+__all__ = ["with_label_maps", "write_reference"]
+
+
+def with_label_maps(
+    items: Sequence[Mapping[str, Any]], folder: SegmentationFolder, models: Path, output: Path
+) -> list[dict[str, Any]]:
+    """Return cases with one label map each as label; where one of them has none, they are written for all.
+
+    Args:
+        items: with their `case` and `label`.
+        folder: the dataset.
+        models: of a training on it.
+        output: folder for the label maps.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    if not folder.soft and all(isinstance(item["label"], str) for item in items):
+        return [dict(item) for item in items]
+    plan, written = load_plan(models / "model.json"), []
+    for item in items:
+        files = item["label"] if isinstance(item["label"], list) else [item["label"]]
+        path = output / f"{item['case']}.nii.gz"
+        write_reference([Path(file) for file in files], plan, path)
+        written.append({**item, "label": str(path)})
+    if folder.is_partly_labelled:  # which the dataset.json of the references says
+        names = {case.name: [folder.scheme.classes[k - 1][0] for k in case.labelled or ()] for case in folder.labelled
+                 if case.labelled is not None}  # fmt: skip
+        kinds = {"regions": folder.regions, "regions_class_order": folder.regions_order} if folder.regions else {}
+        write_json(output / "dataset.json", {"labels": folder.labels, **kinds, "labelled": names})
+    return written
 
 
 def write_reference(labels: Sequence[Path], plan: Plan, path: Path) -> None:

@@ -23,9 +23,8 @@ from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.summary import part_of
 from monai_iou.files import OutputError, check_outputs, prepare, write_csv, write_json
 from monai_iou.locks import folder_lock
-from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.prediction import find_models
-from monai_iou.workflow.references import write_reference
+from monai_iou.workflow.references import with_label_maps
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.running import run_configs
@@ -93,7 +92,8 @@ class Training:
         self.state.write()
         workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan"))
-        held_out = cases.validation if workflow.parser.get("val_fraction") or cases.folds else []
+        items = cases.validation if workflow.parser.get("val_fraction") or cases.folds else []
+        held_out = [{name: item[name] for name in ("case", "image", "label")} for item in items]
         self.state.finish("trained", held_out=held_out, labels=list(plan.label_values[1:]))
         del workflow, cases
         gc.collect()
@@ -221,26 +221,15 @@ class TrainingRun:
             numbers = ", ".join(map(str, missing))
             tell(f"Not scored yet: the report follows when fold {numbers} is trained as well.")
             return None
-        soft = read_folder(self.dataset).soft
-        held_out = [(item, state.folder) for state in states if state for item in state.facts["held_out"]]
-        items = [self._with_label_map(item, folder, soft=soft) for item, folder in held_out]
+        items = [item for state in states if state is not None for item in state.facts["held_out"]]
         if not items:
             return None
         tell(f"Scoring the {len(items)} cases that were held out")
         return evaluate_folders(self._request(items, states[0]), progress)
 
-    def _with_label_map(self, item: Mapping[str, Any], training: Path, *, soft: bool) -> Mapping[str, Any]:
-        """A held-out case whose label is one label map: of several raters or of shares it is written."""
-        label = item["label"]
-        if not soft and not isinstance(label, list):
-            return item
-        path = self.folder / SCORES / "references" / f"{item['case']}.nii.gz"
-        files = [Path(each) for each in (label if isinstance(label, list) else [label])]
-        write_reference(files, load_plan(training / "models" / "model.json"), path)
-        return {**item, "label": str(path)}
-
     def _request(self, items: Sequence[Mapping[str, Any]], state: RunState | None) -> Request:
         folder = read_folder(self.dataset)
+        items = with_label_maps(items, folder, self.trainings[0].folder / "models", self.folder / SCORES / "references")
         pairs = self.folder / SCORES / "pairs.csv"
         rows = [
             {
