@@ -8,8 +8,11 @@ nobody waits until the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -21,23 +24,69 @@ _Result = TypeVar("_Result")
 _MAX_THREADS = 8  # beyond, they wait for Python's lock
 
 
+class _Helpers:
+    """Threads that stay from call to call, as starting them takes longer than some of the work they do."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: no thread survives the fork of a worker process, and the lock may have been taken then."""
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[[], None], threads: int) -> list[Future[None]]:
+        """Let so many threads run `work`."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_MAX_THREADS - 1, "monai_iou")
+            return [self._pool.submit(work) for _ in range(threads)]
+
+
+_helpers = _Helpers()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.forget)
+
+
 def in_threads(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
-    """Return the results of `work` on all tasks, in order, by as many threads as torch would use; no gradients."""
+    """Return the results of `work` on all tasks, in order, by as many threads as torch would use; no gradients.
+
+    The calling thread is one of them, and takes all tasks if the helpers are busy with another call's.
+    """
     allowed = torch.get_num_threads()
     threads = min(allowed, _MAX_THREADS, len(tasks))
+    left, results = deque(enumerate(tasks)), dict[int, _Result]()
 
-    def without_graph(task: _Task) -> _Result:
-        with torch.no_grad():  # a thread starts with gradients on
-            return work(task)
+    def take_tasks() -> None:
+        if threads > 1:
+            torch.set_num_threads(1)
+        try:
+            with torch.no_grad():  # a thread starts with gradients on
+                for index, task in _taken(left):
+                    results[index] = work(task)
+        finally:
+            left.clear()  # after an error no other task begins
 
-    if threads <= 1:
-        return [without_graph(task) for task in tasks]
+    helpers = _helpers.submit(take_tasks, threads - 1) if threads > 1 else []
     try:
-        # A pool of its own for each call: a kept one would not survive the fork of a worker process.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(without_graph, tasks))
+        take_tasks()
     finally:
-        torch.set_num_threads(allowed)  # what the pool set is also the default of threads born later
+        errors = [None if helper.cancel() else helper.exception() for helper in helpers]
+        if threads > 1:
+            torch.set_num_threads(allowed)  # what a helper set is also the default of threads born later
+    for error in filter(None, errors):
+        raise error
+    return [results[index] for index in range(len(tasks))]
+
+
+def _taken(left: deque[_Task]) -> Iterator[_Task]:
+    """Take what is left, one at a time, while other threads do."""
+    while True:
+        try:
+            task = left.popleft()
+        except IndexError:
+            return
+        yield task
 
 
 Result = TypeVar("Result")
@@ -63,9 +112,9 @@ def tile_tasks(logits: Tensor, size: int) -> list[Task]:
     return in_runs([(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)])
 
 
-def in_runs(tiles: list[_Tile]) -> list[list[_Tile]]:
+def in_runs(tiles: list[_Tile], length: int = _TILES_PER_TASK) -> list[list[_Tile]]:
     """Return tiles in runs that are worth handing to a thread."""
-    return [tiles[start : start + _TILES_PER_TASK] for start in range(0, len(tiles), _TILES_PER_TASK)]
+    return [tiles[start : start + length] for start in range(0, len(tiles), length)]
 
 
 def run_tasks(work: Callable[[_Tile], Result], logits: Tensor, tasks: list[_Tile]) -> list[Result]:

@@ -1,0 +1,91 @@
+"""Threads share the tiles of a volume: every task once, results in order, errors passed on, and forks survived."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from monai_iou.voxels.tiling import in_threads
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> Iterator[None]:
+    allowed = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(allowed)
+
+
+def test_results_come_in_the_order_of_the_tasks_and_each_task_is_done_once() -> None:
+    done: list[int] = []
+
+    def work(task: int) -> int:
+        time.sleep(0.001 * (task % 3))
+        done.append(task)
+        return task * task
+
+    assert in_threads(work, range(50)) == [task * task for task in range(50)]
+    assert sorted(done) == list(range(50))
+    assert in_threads(work, []) == []
+
+
+def test_the_caller_and_helpers_work_at_once_each_on_one_thread_without_gradients() -> None:
+    together = threading.Barrier(4)
+
+    def work(_: int) -> tuple[int, int, bool]:
+        together.wait(30)
+        return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+
+    for _ in range(2):
+        names, threads, gradients = zip(*in_threads(work, range(4)), strict=True)
+        assert len(set(names)) == 4
+        assert threading.get_ident() in names
+        assert set(threads) == {1}
+        assert set(gradients) == {False}
+        assert torch.get_num_threads() == 4
+        assert torch.is_grad_enabled()
+
+
+def test_the_error_of_a_task_is_raised_and_the_rest_is_left() -> None:
+    begun: list[int] = []
+
+    def work(task: int) -> None:
+        begun.append(task)
+        time.sleep(0.01)
+        if task == 2:
+            message = "the third task"
+            raise ArithmeticError(message)
+
+    with pytest.raises(ArithmeticError, match="the third task"):
+        in_threads(work, range(1000))
+    assert len(begun) < 1000
+    assert torch.get_num_threads() == 4
+    assert in_threads(str, range(3)) == ["0", "1", "2"]
+
+
+def test_tasks_that_share_tasks_themselves_do_not_wait_for_each_other() -> None:
+    def outer(task: int) -> list[int]:
+        torch.set_num_threads(4)  # so that the inner call asks for helpers, who are all busy
+        return in_threads(lambda inner: 10 * task + inner, range(6))
+
+    assert in_threads(outer, range(20)) == [[10 * task + inner for inner in range(6)] for task in range(20)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    """Data loaders fork, and the threads of their parent do not exist in them."""
+    in_threads(str, range(8))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if in_threads(str, range(8)) == [str(task) for task in range(8)] else 1)
+    deadline = time.monotonic() + 60
+    while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
+        assert time.monotonic() < deadline, "the forked process waits for threads that it does not have"
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(status[1]) == 0
