@@ -39,6 +39,7 @@ from monai_iou.voxels.spec import (
 )
 
 SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
+SIZE_OF_REGIONS = 2 * SIZE  # without a cross-entropy, which needs a second temporary
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
@@ -47,9 +48,9 @@ Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for e
 class Lines:
     """Temporaries of one thread by name, allocated when they are first asked for."""
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, logits: Tensor, size: int) -> None:
         self.dtype = sum_dtype(logits)
-        self.length = self._size = min(SIZE, logits.shape[2])
+        self.length = self._size = min(size, logits.shape[2])
         self._lines: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -58,6 +59,11 @@ class Lines:
             self._lines[name] = torch.empty(self._size, dtype=self.dtype)
         line = self._lines[name]
         return line if self.length == self._size else line[: self.length]
+
+
+def tile_size(spec: PassSpec) -> int:
+    """Return the voxels of a tile, the same for any number of threads, so that the sums are."""
+    return SIZE if spec.cross_entropy else SIZE_OF_REGIONS
 
 
 @dataclass(frozen=True)
@@ -121,11 +127,13 @@ def takes(line: Line, spec: PassSpec, classes: int) -> bool:
 def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows, bool]:
     """Return the statistics of a tile, and whether its probabilities have been written to `p`."""
     line, classes = read_line(tile, lines), tile.logits.shape[0]
-    if not takes(line, spec, classes):
+    if not (spec.cross_entropy or takes(line, spec, classes)):
         return _general_sums(tile, spec), False
     rows = [[0.0] * classes for _ in range(ROWS)]
     if spec.cross_entropy:
         inside, outside = _entropies(line, spec, p, lines, two=classes == 2)
+        if not math.isfinite(inside + outside):  # as :func:`takes` would have said, at no reading of its own
+            return _general_sums(tile, spec), False
         if classes == 2:
             rows[CROSS_ENTROPY] = [outside, inside]
         elif spec.split:
@@ -209,11 +217,26 @@ def _entropies(line: Line, spec: PassSpec, p: Tensor, lines: Lines, *, two: bool
     if line.valid is not None:
         wrong.mul_(line.valid)
         m.mul_(line.valid)
-    tail = torch.log1p(m.neg_(), out=m)
     if not two:
-        return torch.dot(line.u, wrong).item() - tail.sum().item(), 0.0
+        return torch.dot(line.u, wrong).item() - _sum_of_log_complements(m), 0.0
+    tail = torch.log1p(m.neg_(), out=m)
     loss = torch.addcmul(tail.neg_(), line.u, wrong, out=tail)
     return torch.dot(loss, line.y).item(), torch.dot(loss, line.others(wrong)).item()
+
+
+def _sum_of_log_complements(m: Tensor) -> float:
+    """Return the sum of ln(1 - m), m at most 1/2; `m` is overwritten.
+
+    A logarithm costs more than all the rest. As ln(1 - a) + ln(1 - b) = ln(1 - (a + b - a b)), one serves four voxels,
+    whose product is at least 1/16, so that no digits are lost.
+    """
+    total = 0.0
+    for _ in range(2):
+        half = m.shape[0] // 2
+        a, b, odd = m[:half], m[half : 2 * half], m[2 * half :]
+        total += odd.neg().log1p_().sum().item() if odd.shape[0] else 0.0
+        m = b.addcmul_(a, b, value=-1).add_(a)
+    return total + torch.log1p(m.neg_(), out=m).sum().item()
 
 
 def smoothed(y: Tensor, spec: PassSpec, out: Tensor) -> Tensor:

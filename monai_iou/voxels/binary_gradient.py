@@ -60,9 +60,9 @@ def write_gradient(place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p:
         region = _region_slope(line, p, gradient, spec, lines["a"])
         torch.ops.aten.sigmoid_backward.grad_input(region, p, grad_input=slope)
         if entropy is not None:
-            slope.add_(entropy)
+            slope.add_(entropy[0], alpha=entropy[1])
     elif entropy is not None:
-        slope.copy_(entropy)
+        torch.mul(*entropy, out=slope)
     if line.valid is not None:
         slope.mul_(line.valid)
     if slope is not first:
@@ -95,18 +95,18 @@ def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.tensor(value, dtype=like.dtype)
 
 
-def _entropy_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, lines: Lines) -> Tensor:
-    """Return the cross-entropy's part of dL/du."""
+def _entropy_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, lines: Lines) -> tuple[Tensor, float]:
+    """Return the cross-entropy's part of dL/du but for a factor, and the factor."""
     of_class = gradient[CROSS_ENTROPY][-1]
     apart = spec.split and len(gradient[CROSS_ENTROPY]) == 1
     of_others = gradient[BACKGROUND_ENTROPY if apart else CROSS_ENTROPY][0]
     y = smoothed(line.y, spec, lines["smooth"]) if spec.label_smoothing else line.y
     if spec.focal:
-        return _focal_slope(line, p, y, (of_class, of_others), spec.focal, lines)
+        return _focal_slope(line, p, y, (of_class, of_others), spec.focal, lines), 1.0
     if of_class == of_others:
-        return torch.sub(p, y, out=lines["b"]).mul_(of_class)
+        return torch.sub(p, y, out=lines["b"]), of_class
     slope = torch.mul(p, of_class - of_others, out=lines["b"]).sub_(of_class).mul_(y)  # g_B p (1 - y) - g_E q y
-    return slope.add_(p, alpha=of_others)
+    return slope.add_(p, alpha=of_others), 1.0
 
 
 def _focal_slope(line: Line, p: Tensor, y: Tensor, gradient: tuple[float, float], gamma: float, lines: Lines) -> Tensor:

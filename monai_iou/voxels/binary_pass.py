@@ -21,6 +21,8 @@ from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.tiling import in_runs, run_tasks
 
+_TILES_PER_TASK = 2  # few enough that the last thread to end is not waited for
+
 
 def covers(voxels: Voxels, spec: PassSpec) -> bool:
     """Return whether this pass computes what `spec` asks for."""
@@ -38,20 +40,21 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 
 def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[list[bool]]]:
     """Return the statistics (7, B, C), and of each tile whether `kept` holds its probabilities, in its last class."""
-    images = voxels.tiles(binary.SIZE)
+    size = binary.tile_size(spec)
+    images = voxels.tiles(size)
     tiles: list[tuple[Tile, Tensor | None]] = []
     for image, parts in enumerate(images):
-        places: Iterable[Tensor | None] = itertools.repeat(None) if kept is None else kept[image].split(binary.SIZE, -1)
+        places: Iterable[Tensor | None] = itertools.repeat(None) if kept is None else kept[image, -1].split(size)
         tiles += zip(parts, places, strict=False)
 
     def work(task: list[tuple[Tile, Tensor | None]]) -> list[tuple[binary.Rows, bool]]:
-        lines, found = binary.Lines(voxels.logits), []
+        lines, found = binary.Lines(voxels.logits, size), []
         for tile, place in task:
             lines.length = tile.logits.shape[1]
-            found.append(binary.add_tile(tile, spec, lines["p"] if place is None else place[-1], lines))
+            found.append(binary.add_tile(tile, spec, lines["p"] if place is None else place, lines))
         return found
 
-    found = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles)) for pair in task]
+    found = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
     lengths = [len(tiles) for tiles in images]
     rows = torch.tensor([rows for rows, _ in found], dtype=total_dtype(voxels.logits)).split(lengths)
     known = iter([known and kept is not None for _, known in found])
@@ -60,20 +63,21 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
 
 def _write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, known: list[list[bool]]) -> None:
     """Write the gradient into `out`, which holds the probabilities of the tiles that are `known`."""
+    size = binary.tile_size(spec)
     pulls = gradient.squeeze(-1).transpose(0, 1).tolist()
     tiles = [
         (pull, *part)
-        for pull, image, place, is_known in zip(pulls, voxels.tiles(binary.SIZE), out.unbind(), known, strict=True)
-        for part in zip(image, place.split(binary.SIZE, -1), is_known, strict=True)
+        for pull, image, place, is_known in zip(pulls, voxels.tiles(size), out.unbind(), known, strict=True)
+        for part in zip(image, place.split(size, -1), is_known, strict=True)
     ]
 
     def work(task: list[tuple[binary.Rows, Tile, Tensor, bool]]) -> None:
-        lines = binary.Lines(out)
+        lines = binary.Lines(out, size)
         for pull, tile, place, is_known in task:
             lines.length = place.shape[1]
             binary_gradient.write_gradient(place, pull, tile, spec, place[-1] if is_known else None, lines)
 
-    run_tasks(work, out, in_runs(tiles))
+    run_tasks(work, out, in_runs(tiles, _TILES_PER_TASK))
 
 
 class _BinarySums(torch.autograd.Function):
