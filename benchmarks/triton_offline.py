@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from monai_iou.voxels import triton_kernels
+from monai_iou.voxels import triton_kernels, triton_programs
 
 ARCHITECTURES = (80, 90, 100)
 FLOATS = {"bf16": 2, "fp32": 4}
@@ -68,7 +68,7 @@ def compiled(kernel: Any, arch: int, logits: str, labels: str, options: dict[str
     }
     given = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, given, aligned)
-    warps = triton_kernels._WARPS
+    warps = triton_kernels.WARPS
     result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     ptx = result.asm["ptx"]
     registers, spilled = _assembled(ptx)
@@ -106,7 +106,7 @@ def row(arch: int, classes: int, logits: str, loss: str) -> str:
     labels = "fp32" if options["MAPS"] else "u8"
     of_labels = 4 * block if options["MAPS"] else 1
     parts = []
-    for kernel, rows in ((triton_kernels._forward, 6), (triton_kernels._backward, 7)):
+    for kernel, rows in ((triton_programs.add_sums, 6), (triton_programs.write_gradient, 7)):
         parts.append(compiled(kernel, arch, logits, labels, {**options, "ROWS": rows}))
     forward, backward = parts
     of_logits = FLOATS[logits] * block

@@ -19,7 +19,7 @@ import monai_iou
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "bundles").rglob("*.md"))]
 # Loaded by path, or importing packages that only their users have.
-ELSEWHERE = ("monai_iou.launcher", "monai_iou.integrations.", "monai_iou.voxels.triton_kernels")
+ELSEWHERE = ("monai_iou.launcher", "monai_iou.integrations.", "monai_iou.voxels.triton_")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(monai_iou.__path__, "monai_iou.", onerror=lambda name: None)

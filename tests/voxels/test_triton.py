@@ -219,7 +219,7 @@ import json, re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from monai_iou.voxels import triton_kernels
+from monai_iou.voxels import triton_kernels, triton_programs
 
 POINTERS = {"x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS"}
 FIXED = {"x_voxel": 1, "y_voxel": 1, "mask_voxel": 1, "out_voxel": 1, "ROWS": 6}
@@ -236,11 +236,11 @@ def compiled(kernel, logits, labels, wide, **options):
         if name not in constants and name != "C"
     }
     source = ASTSource(kernel, signature, {n: v for n, v in constants.items() if n in kernel.arg_names}, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": triton_kernels._WARPS}).asm
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": triton_kernels.WARPS}).asm
 
 found = []
 for case in json.loads(CASES):
-    for kernel in (triton_kernels._forward, triton_kernels._backward):
+    for kernel in (triton_programs.add_sums, triton_programs.write_gradient):
         asm = compiled(kernel, **case)
         found.append({
             "products": re.findall(r"arith\\.muli .*: (tensor<[^>]*i32>|i32) ", asm["ttir"]),

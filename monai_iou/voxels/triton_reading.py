@@ -1,0 +1,84 @@
+"""What a program of the Triton kernel reads: logits, labels or maps, and a softmax's largest logit and norm."""
+
+# Triton reads the bodies of its kernels by rules of its own; their arguments have no Python types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED: tl.constexpr):
+    """Return (CLASSES, VOXELS) in float32, 0 at ignored voxels."""
+    # Ignored voxels are read with the others and cleared after: a mask with holes would split the wide loads.
+    offsets = classes[:, None].to(tl.int64) * class_stride + voxels[None, :] * voxel_stride
+    values = tl.load(pointer + offsets, mask=(classes[:, None] < C) & exists[None, :], other=0.0).to(tl.float32)
+    if HAS_IGNORED:
+        values = tl.where(inside[None, :], values, 0.0)
+    return values
+
+
+@triton.jit
+def taking_part(
+    y, mask, voxels, label_stride, mask_stride, exists,
+    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Return the labels (VOXELS,), zeros where maps are given, and which voxels are not ignored."""
+    inside = exists
+    if MASK:
+        inside = inside & (tl.load(mask + voxels * mask_stride, mask=exists, other=0) != 0)
+    label = voxels.to(tl.int32) * 0
+    if not MAPS:
+        label = tl.load(y + voxels * label_stride, mask=exists, other=0).to(tl.int32)
+        if IGNORE is not None:
+            inside = inside & (label != IGNORE)
+    return label, inside
+
+
+@triton.jit
+def targets(
+    label, y, classes, voxels, class_stride, voxel_stride, C, exists, inside,
+    MAPS: tl.constexpr, HAS_IGNORED: tl.constexpr
+):  # fmt: skip
+    """Return targets (CLASSES, VOXELS), 0 at ignored voxels."""
+    if MAPS:
+        target = load(y, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
+    else:
+        target = tl.where((label[None, :] == classes[:, None]) & inside[None, :], 1.0, 0.0)
+    return target
+
+
+@triton.jit
+def _take_block(peak, rest, part, real):
+    """Take a block of classes into the largest logit and `rest`, the others' exp(x - peak) added up.
+
+    The softmax's norm is 1 + rest; it is never formed, because a confident voxel's rest has no digit in it.
+    """
+    part = tl.where(real[:, None], part, -float("inf"))
+    top = tl.max(part, 0)
+    is_top = part >= top[None, :]
+    ties = tl.sum(is_top.to(tl.float32), 0) - 1.0
+    below = tl.sum(tl.where(is_top, 0.0, tl.exp(part - top[None, :])), 0) + ties
+    first = peak >= top
+    higher_rest = tl.where(first, rest, below)
+    lower_rest = tl.where(first, below, rest)
+    gap = tl.where(peak == top, 0.0, tl.abs(peak - top))  # both may be -inf
+    return tl.maximum(peak, top), higher_rest + (1.0 + lower_rest) * tl.exp(-gap)
+
+
+@triton.jit
+def softmax_norm(
+    part, x, voxels, class_stride, voxel_stride, C, exists, inside,
+    HAS_IGNORED: tl.constexpr, CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
+):  # fmt: skip
+    """Return peak and rest; `part` is the first block of classes."""
+    peak = tl.full((VOXELS,), -float("inf"), tl.float32)
+    classes = tl.arange(0, CLASSES)
+    peak, rest = _take_block(peak, tl.full((VOXELS,), -1.0, tl.float32), part, classes < C)
+    for block in range(1, BLOCKS):
+        classes = block * CLASSES + tl.arange(0, CLASSES)
+        part = load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
+        peak, rest = _take_block(peak, rest, part, classes < C)
+    return peak, tl.where(peak == float("inf"), float("nan"), rest)  # +inf makes all classes NaN
