@@ -32,5 +32,5 @@ def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
 
 def split_regions(target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions (B, F, *S) from 1."""
-    regions = target.as_subclass(Tensor)[:, 1:].long()
-    return target[:, :1], torch.where(regions >= FIRST_REGION, regions - FIRST_REGION + 1, 0)
+    regions = target.as_subclass(Tensor)[:, 1:].to(torch.int32, copy=True)
+    return target[:, :1], regions.sub_(FIRST_REGION - 1).clamp_min_(0)

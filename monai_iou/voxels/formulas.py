@@ -186,7 +186,7 @@ def reduce_map(values: Tensor, groups: Tensor | None, regions: int, dtype: torch
     """Sum (..., C, N) over voxels, a region of `groups` (..., 1 or C, N) at a time: (..., C, R)."""
     if groups is None:
         return values.sum(-1, keepdim=True, dtype=dtype)
-    shape = torch.broadcast_shapes(values.shape, groups.shape)
+    shape = (*values.shape[:-2], max(values.shape[-2], groups.shape[-2]), values.shape[-1])
     out = torch.zeros((*shape[:-1], regions), dtype=dtype, device=values.device)
     return out.scatter_add(-1, groups.long().expand(shape), values.to(dtype).expand(shape))
 

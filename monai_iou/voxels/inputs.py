@@ -103,6 +103,17 @@ def _finite(values: Tensor, valid: Tensor) -> Tensor:
     return values if surely_finite(values) else torch.where(valid, values, 0)
 
 
+def counted_regions(groups: Tensor, num_groups: int | None) -> tuple[Tensor, int, Tensor | None]:
+    """Return region numbers in range, how many there are, and which voxels (B, N) are in a region, None if all are."""
+    regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
+    regions = max(regions, 1)
+    if groups.device.type == "cpu" and groups.numel() and not torch.compiler.is_compiling():
+        low, high = groups.aminmax()
+        if low >= 0 and high < regions:
+            return groups, regions, None
+    return groups.clamp(0, regions - 1), regions, ((groups >= 0) & (groups < regions)).all(1)
+
+
 def plain(tensor: Tensor) -> Tensor:
     """Drop MONAI's MetaTensor, whose bookkeeping costs time in every operation."""
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)

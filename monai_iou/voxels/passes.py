@@ -13,7 +13,7 @@ from monai_iou.voxels import in_place
 from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins, largest_error
 from monai_iou.voxels.error_gradient import error_spec, read_errors
 from monai_iou.voxels.histograms import ErrorHistograms, check_constant_maps, check_hard_maps, check_probabilities
-from monai_iou.voxels.inputs import Voxels, plain, sum_dtype
+from monai_iou.voxels.inputs import Voxels, counted_regions, plain, sum_dtype
 from monai_iou.voxels.kernels import chosen_kernel, pick_kernel
 from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
 from monai_iou.voxels.partly_labelled import blank_unlabelled, merge_unlabelled
@@ -173,12 +173,8 @@ def flatten_voxels(
     keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
     regions = 1
     if groups is not None:
-        groups = plain(checks.check_groups(groups, input))
-        regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
-        regions = max(regions, 1)
-        inside = ((groups >= 0) & (groups < regions)).all(1)
-        keep = inside if keep is None else keep & inside
-        groups = groups.clamp(0, regions - 1)
+        groups, regions, inside = counted_regions(plain(checks.check_groups(groups, input)), num_groups)
+        keep = inside if keep is None else keep if inside is None else keep & inside
     logits = plain(input).flatten(2)
     target = plain(target).flatten(2)
     if target.dtype in _BARE_UNSIGNED:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import binary_pass, huge_pages, in_place
+from monai_iou.voxels import binary_pass, binary_regions, huge_pages, in_place
 from monai_iou.voxels.formulas import count_valid, reduce_map, sums_entropy, tile_gradient, tile_maps
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
@@ -125,5 +125,7 @@ def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
         spec = replace(spec, overlap="product")  # of a hard label y and p in [0, 1], min(p, y) = p y
     if binary_pass.covers(voxels, spec):
         return binary_pass.compute_sums(voxels, spec)
+    if binary_regions.covers(voxels, spec):
+        return binary_regions.compute_sums(voxels)
     result: Tensor = _TiledSums.apply(voxels.logits, voxels, spec)
     return result
