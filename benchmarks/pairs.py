@@ -2,12 +2,14 @@
 
 A turn calls the peer and then ours, forward and backward. Both ratios are medians over the turns, ours taking one: of
 the time that passed, and of the CPU time of this process, which does not count what other processes do. Run it with
-OMP_NUM_THREADS=1 for the CPU time of one thread. `benchmarks.losses` measures memory and all the losses.
+OMP_NUM_THREADS=1 for the CPU time of one thread. Peak memory, ours and the peer's, is in multiples of the logits, with
+one thread, as `benchmarks.losses` measures it; that command has all the losses.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -18,6 +20,7 @@ import torch
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 from torch import Tensor
 
+from benchmarks.losses import peak_memory
 from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss
 
 WARM_UP = 2
@@ -70,16 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     versions = f"torch {torch.__version__}, MONAI {monai.__version__}, Python {platform.python_version()}"
-    print(f"{versions}, float32, {torch.get_num_threads()} threads, {options.turns} turns\n")
-    print("| logits | loss | x MONAI | smallest and largest | x MONAI by CPU time |\n| --- | --- | --- | --- | --- |")
+    busy = f"{options.turns} turns, load {os.getloadavg()[0]:.1f}"
+    print(f"{versions}, float32, {torch.get_num_threads()} threads, {busy}\n")
+    print("| logits | loss | x MONAI | smallest and largest | x MONAI by CPU time | peak memory |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for size in options.sizes:
         classes, side = (int(part) for part in size.split("x"))
         logits, labels = sample(classes, side)
         for name, (ours, peer) in pairs(classes).items():
+            own_peak, peer_peak = (peak_memory(loss, "auto", logits, labels) for loss in (ours, peer))
             wall, processor = zip(*measure(ours, peer, logits, labels, options.turns), strict=True)
             print(
                 f"| 1x{classes}x{side}^3 | {name} | {statistics.median(wall):.2f} | {min(wall):.2f}, {max(wall):.2f} | "
-                f"{statistics.median(processor):.2f} |",
+                f"{statistics.median(processor):.2f} | "
+                f"{own_peak:.2f} / {peer_peak:.2f} |",
                 flush=True,
             )
 

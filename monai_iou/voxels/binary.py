@@ -39,7 +39,7 @@ from monai_iou.voxels.spec import (
 )
 
 SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
-SIZE_OF_REGIONS = 2 * SIZE  # without a cross-entropy, which needs a second temporary
+SIZE_OF_ONE = 2 * SIZE  # of one class without a cross-entropy, which needs a single temporary
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
@@ -61,9 +61,9 @@ class Lines:
         return line if self.length == self._size else line[: self.length]
 
 
-def tile_size(spec: PassSpec) -> int:
+def tile_size(spec: PassSpec, classes: int) -> int:
     """Return the voxels of a tile, the same for any number of threads, so that the sums are."""
-    return SIZE if spec.cross_entropy else SIZE_OF_REGIONS
+    return SIZE if spec.cross_entropy or classes == 2 else SIZE_OF_ONE
 
 
 @dataclass(frozen=True)

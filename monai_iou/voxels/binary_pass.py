@@ -40,7 +40,7 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 
 def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[list[bool]]]:
     """Return the statistics (7, B, C), and of each tile whether `kept` holds its probabilities, in its last class."""
-    size = binary.tile_size(spec)
+    size = binary.tile_size(spec, voxels.logits.shape[1])
     images = voxels.tiles(size)
     tiles: list[tuple[Tile, Tensor | None]] = []
     for image, parts in enumerate(images):
@@ -63,7 +63,7 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
 
 def _write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, known: list[list[bool]]) -> None:
     """Write the gradient into `out`, which holds the probabilities of the tiles that are `known`."""
-    size = binary.tile_size(spec)
+    size = binary.tile_size(spec, out.shape[1])
     pulls = gradient.squeeze(-1).transpose(0, 1).tolist()
     tiles = [
         (pull, *part)

@@ -71,7 +71,7 @@ def assert_exact(voxels: Voxels, spec: PassSpec) -> None:
 @pytest.fixture
 def short_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary, "SIZE", 9)
-    monkeypatch.setattr(binary, "SIZE_OF_REGIONS", 10)
+    monkeypatch.setattr(binary, "SIZE_OF_ONE", 10)
 
 
 @pytest.mark.usefixtures("short_tiles")
