@@ -119,10 +119,15 @@ def bland_altman(points: Sequence[Point]) -> str:
     largest = max([point.x for point in points] or [1.0])
     x, y = Axis(0.0, max(largest, 1e-3) * 1.05, LEFT, WIDTH - RIGHT), Axis(-reach, reach, height - BOTTOM, TOP)
     parts = [x_axis(x, height, "Mean of prediction and reference, ml"), y_axis(y, "Prediction - reference, ml")]
-    lines = (("mean", mean), ("+1.96 SD", mean + spread), ("-1.96 SD", mean - spread))
-    for name, value in lines if limits else lines[:1]:
-        parts.append(line(LEFT, y(value), WIDTH - RIGHT, y(value), "median" if name == "mean" else "limit"))
-        parts.append(text(WIDTH - RIGHT, y(value) - 4, f"{name} {value:+.3g} ml", "end", "small"))
+    # Each text has a place of its own beside its line, as the lines may lie on each other.
+    lines = (
+        ("mean", mean, "median", LEFT + 4, -4, "start"),
+        ("+1.96 SD", mean + spread, "limit", WIDTH - RIGHT, -4, "end"),
+        ("-1.96 SD", mean - spread, "limit", WIDTH - RIGHT, 12, "end"),
+    )
+    for name, value, kind, place, shift, anchor in lines if limits else lines[:1]:
+        parts.append(line(LEFT, y(value), WIDTH - RIGHT, y(value), kind))
+        parts.append(text(place, y(value) + shift, f"{name} {value:+.3g} ml", anchor, "small"))
     places = [(x(point.x), y(point.y), point.note) for point in points]
     parts += dots(places, [abs(point.y - mean) for point in points], 4)
     return figure(height, "Prediction against reference volume (Bland-Altman)", parts)
@@ -149,10 +154,9 @@ def paired(points: Sequence[Point], first: str, second: str, column: Column) -> 
     ]
     better = sum((point.y > point.x) == (column.better == "higher") for point in points if point.x != point.y)
     worse = sum(point.x != point.y for point in points) - better
-    parts.append(
-        text(LEFT + 8, TOP + 14, f"{shortened(second, 40)} is better in {better} cases, worse in {worse}", "start")
-    )
-    return figure(height, f"{column.title} of every case in both evaluations", parts)
+    counted = f"{shortened(second, 40)} is better in {better} cases, worse in {worse}"
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, height + 8, counted, "middle", "small"))
+    return figure(height + 14, f"{column.title} of every case in both evaluations", parts)
 
 
 def forest(rows: Sequence[tuple[str, float, float | None, float | None, str]], title: str) -> str:
@@ -192,15 +196,15 @@ def curve(lines: Mapping[str, Sequence[Point]], x_label: str, y_label: str, titl
     furthest = max([point.x for points in lines.values() for point in points] or [1.0])
     x, y = Axis(0.0, max(1.0, furthest), LEFT, WIDTH - RIGHT), Axis(0.0, 1.0, height - BOTTOM, TOP)
     parts = [x_axis(x, height, x_label), y_axis(y, y_label)]
-    for i, (name, points) in enumerate(lines.items()):
+    for i, points in enumerate(lines.values()):
         # One line of many points: dashes would start anew at each piece of it.
         places = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in points)
         parts.append(f'<polyline class="{"limit" if i else "whisker"}" points="{places}"/>')
         if len(points) <= FEW_POINTS:
             parts += [marker("circle", x(point.x), y(point.y), point.note, "dot", 3) for point in points]
-        drawn = f"{name}: {'dashed' if i else 'solid'}"
-        parts.append(text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), drawn, "end", "small"))
-    return figure(height, title, parts)
+    drawn = ", ".join(f"{name}: {'dashed' if i else 'solid'}" for i, name in enumerate(lines))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, height + 8, drawn, "middle", "small"))
+    return figure(height + 14, title, parts)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from monai_iou.evaluation import charts, resume
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, score_of
 from monai_iou.evaluation.rendering import number, render
-from monai_iou.evaluation.svg import Point
+from monai_iou.evaluation.svg import Point, shortened
 from monai_iou.evaluation.thumbnails import show_picture
 
 CHANGED_MOST = 10
@@ -113,7 +113,7 @@ def _forests(rows: Sequence[dict[str, Any]], other: str, baseline: str) -> list[
             for row in rows
             if COLUMNS[row["metric"]].bounded == bounded and row["difference"] is not None
         ]
-        plots += [charts.forest(lines, f"{other} - {baseline}, {unit}")] if lines else []
+        plots += [charts.forest(lines, f"{shortened(other, 20)} - {shortened(baseline, 20)}, {unit}")] if lines else []
     return plots
 
 

@@ -196,7 +196,7 @@ def test_page_sorts_filters_scrolls_and_shows_slices(report, tmp_path):
     assert found["down"][0] == "descending"
     assert [float(value) for value in found["down"][1]] == sorted(map(float, ascending), reverse=True)
     assert found["filtered"] == [["beta", "beta"], "2 of 8 rows"]
-    assert found["labelled"] == ["2"] * 4
+    assert found["labelled"] == ["2 (oedema)"] * 4
     assert found["sticky"] == [True, True]
     assert found["title"] == "Segmentation evaluation: 4 cases"
     assert found["wide"] is True
@@ -276,9 +276,9 @@ def test_sixty_two_labels_are_usable(tmp_path):
 
 def test_the_comparison_opens_both_pictures(report, tmp_path):
     folder = report.parents[1]
-    request = Request(folder / "references", folder / "references", tmp_path / "perfect")
-    evaluate_folders(request)
-    compare_folders([folder / "out", tmp_path / "perfect"], tmp_path / "comparison")
+    perfect = tmp_path / f"perfect_{LONG}"
+    evaluate_folders(Request(folder / "references", folder / "references", perfect))
+    compare_folders([folder / "out", perfect], tmp_path / "comparison")
     script = """
     const item = document.querySelector('details.picture');
     item.open = true;
@@ -287,13 +287,15 @@ def test_the_comparison_opens_both_pictures(report, tmp_path):
     found.views = Array.from(views, (view) => view.dataset.ready);
     found.headings = Array.from(item.querySelectorAll('h4'), (h) => h.textContent);
     found.table = document.querySelector('table thead').textContent;
+    found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
     """
     found, console = run_in_browser(tmp_path / "comparison" / "comparison.html", tmp_path, READY + script)
     assert found["problems"] == []
     assert "rror" not in console
     assert found["views"] == ["yes", "yes"]
-    assert found["headings"] == ["out", "perfect"]
-    assert "outperfectDifference" in "".join(found["table"].split())
+    assert found["headings"] == ["out", perfect.name]
+    assert found["wide"] is True
+    assert f"out{perfect.name}Difference" in "".join(found["table"].split())
 
 
 @pytest.mark.parametrize("page", ["report", "comparison"])

@@ -6,10 +6,11 @@ if (caseTable) {
   const rows = JSON.parse(document.getElementById("case-data").textContent);
   const body = caseTable.tBodies[0], box = caseTable.closest(".scroll"), heads = Array.from(caseTable.tHead.rows[0].cells);
   const name = document.getElementById("filter-text"), label = document.getElementById("filter-label");
+  const titles = new Map(Array.from(label.options, (option) => [option.value, option.text]));
   let sorted = rows, shown = rows;
 
   const text = (value, head) => {
-    if (head.dataset.digits === undefined) return value;
+    if (head.dataset.digits === undefined) return head === heads[1] ? titles.get(value) : value;
     if (value === null) return "-";
     return typeof value === "string" ? value.replace("Infinity", "∞") : value.toFixed(Number(head.dataset.digits));
   };
