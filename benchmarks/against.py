@@ -1,6 +1,6 @@
 """Time the usual passes and the reading of files against another checkout of this project, in turns.
 
-    python -m benchmarks.against CHECKOUT [--turns 15] [--size 96]
+    python -m benchmarks.against CHECKOUT [--turns 15] [--size 96] [--only TEXT]
 
 `CHECKOUT` is a folder with another version, such as one made by `git worktree add ../old 127b4c6`. Each version runs in
 a process of its own that stays up; the two take turns, so that other work on the machine hits both alike. The figure is
@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="folder of the other version, which holds `monai_iou`")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--only", default="", help="a part of the names of the tasks to run, such as 'read'")
     parser.add_argument("--size", type=int, default=96, help="voxels along each axis")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -117,7 +118,7 @@ def main() -> None:
         write_files(folder)
         other = Version(arguments.checkout, arguments.size, folder)
         ours = Version(Path(__file__).parents[1], arguments.size, folder)
-        for task in ours.tasks:
+        for task in (task for task in ours.tasks if arguments.only in task):
             times = [(other.seconds(task), ours.seconds(task)) for _ in range(arguments.turns)]
             theirs_ms, ours_ms = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
             ratio = statistics.median(b / a for a, b in times)
