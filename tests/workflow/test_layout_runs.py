@@ -113,14 +113,16 @@ def test_every_layout_ends_in_masks_and_scores(layout: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["several raters", "soft", "partly labelled", "PNG nnU-Net", "atlas ids"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_command_ends_in_scores_of_the_held_out_cases(layout: str, tmp_path: Path) -> None:
     data, folder = LAYOUTS[layout](tmp_path / "data"), tmp_path / "run"
     small = {**SMALL, "keep_weights": "last", "case_repeats": 1}
     keys = [word for name, value in small.items() if name != "val_interval" for word in (f"--{name}", str(value))]
     assert main(["train", str(data), "--output", str(folder), *keys, "--val_fraction", "0.34"]) == 0
     rows = read_csv(folder / "validation" / "cases.csv")
-    assert {row["label"] for row in rows} == {str(value) for value in list(read_folder(data).labels)[1:]}
+    scheme = read_folder(data).scheme
+    names = {name if scheme.regions else str(values[0]) for name, values in scheme.classes}
+    assert {row["label"] for row in rows} == names
     assert "Scores of the held-out cases" in (folder / "summary.html").read_text(encoding="utf-8")
 
 
