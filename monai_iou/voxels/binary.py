@@ -40,6 +40,7 @@ from monai_iou.voxels.spec import (
 
 SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
 SIZE_OF_ONE = 2 * SIZE  # of one class without a cross-entropy, which needs a single temporary
+SIZE_OF_FOCAL = SIZE // 2  # with twice the temporaries
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
@@ -63,6 +64,8 @@ class Lines:
 
 def tile_size(spec: PassSpec, classes: int) -> int:
     """Return the voxels of a tile, the same for any number of threads, so that the sums are."""
+    if spec.focal:
+        return SIZE_OF_FOCAL
     return SIZE if spec.cross_entropy or classes == 2 else SIZE_OF_ONE
 
 
