@@ -79,7 +79,7 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
         (["--images=nowhere"], 2, "Expected `--images` to be a folder of volumes, but got `nowhere`: check the path."),
         (["--labels=1", "--regions=a=1"], 2, "Expected either `--labels` or `--regions`, but got both: keep one."),
         (["--workers=0"], 2, "Expected `--workers` to be 1 or more"),
-        (["--resample=prediction"], 2, "'prediction' is not 'reference'"),
+        (["--resample=prediction"], 2, "Expected reference, but got 'prediction': "),
         (["--pairs=absent.csv"], 2, "Expected `--pairs` to be a file, but got `absent.csv`: check the path."),
         (["--groups=absent.csv"], 2, "Expected `--groups` to be a file, but got `absent.csv`: check the path."),
         (["--predictions=" + "x" * 300], 2, "Expected `--predictions` to be a folder of volumes, but got `xxx"),

@@ -89,6 +89,15 @@ LESIONS = (
         show_default=True,
         help="Neighbours of a voxel that belong to its lesion.",
     ),
+    click.option("--strict", is_flag=True, help="The threshold of --match must be exceeded, as in panoptic quality."),
+    click.option(
+        "--dilation",
+        type=int,
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Count components of the reference that join when dilated N times as one lesion (BraTS).",
+    ),
     click.option("--instances", is_flag=True, help="The files hold a number for each lesion, instead of labels."),
     click.option(
         "--min-volume",

@@ -48,9 +48,10 @@ class Choice(_Words):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the word, or end with a usage error."""
         if value not in self.choices:
-            near = difflib.get_close_matches(str(value), self.choices, n=1)
+            near = [] if str(value).isdecimal() else difflib.get_close_matches(str(value), self.choices, n=1)
             remedy = f"perhaps you meant {near[0]}" if near else "choose one"
-            self.fail(f"Expected one of {', '.join(self.choices)}, but got {value!r}: {remedy}.", param, ctx)
+            known = f"{'one of ' if len(self.choices) > 1 else ''}{', '.join(self.choices)}"
+            self.fail(f"Expected {known}, but got {value!r}: {remedy}.", param, ctx)
         return super().convert(value, param, ctx)
 
 

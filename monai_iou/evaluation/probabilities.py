@@ -20,7 +20,7 @@ from monai_iou.evaluation.pairing import PairingError, find_volumes
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
-from monai_iou.metrics.lesion_rules import lesion_rule, match_components
+from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import align
 from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
@@ -149,7 +149,6 @@ def _lesions(
     map_of = np.asarray(probability).squeeze(plane)
     if not inside.any() and not (map_of >= OPERATING_POINTS[0]).any():
         return [[0, 0, 0] for _ in OPERATING_POINTS]
-    rule = lesion_rule(rules.match, pairing=rules.pairing)
     points = []
     for threshold in OPERATING_POINTS:
         maps = lesion_maps(
@@ -158,9 +157,10 @@ def _lesions(
             size,
             connectivity=rules.neighbours(len(size)),
             min_volume_mm3=rules.min_volume_mm3,
+            dilation=rules.dilation,
         )
         overlaps = find_overlaps(maps.reference, maps.prediction, maps.reference_count, maps.prediction_count)
-        matching = match_components(overlaps, rule)
+        matching = match_components(overlaps, rules.lesion_rule)
         detected = len(matching.pairs)
         points.append([detected, int(np.count_nonzero(~matching.right)), maps.reference_count - detected])
     return points

@@ -50,7 +50,13 @@ def report_text(evaluation: Evaluation) -> str:
         "least_units": MIN_UNITS,
         "distributions": _distributions(by_label, titles),
         "heat": _heat(evaluation, titles),
-        "labels": [_label(name, titles[name], by_label[name], evaluation.lesions) for name in titles],
+        "labels": [
+            {
+                **_label(name, titles[name], by_label[name], evaluation.lesions),
+                "curve": _f1_chart(summary["lesion_f1_curves"][name]),
+            }
+            for name in titles
+        ],
         "maps": _maps(summary["probabilities"], titles),
         "rule": summary["options"]["lesion_rule"],
         "pictures": pictures,
@@ -213,6 +219,15 @@ def _label(
         "total": len(detection),
         "agreement": charts.bland_altman(points),
     }
+
+
+def _f1_chart(found: Mapping[str, Any]) -> str | None:
+    """The F1 of lesions by the threshold from which on a lesion counts as found."""
+    if found["f1"] is None:
+        return None
+    points = [Point(x, y, f"{y:.3f} from {x:g} on") for x, y in zip(found["thresholds"], found["f1"], strict=True)]
+    measure = "IoU" if found["measure"] == "iou" else "Covered share"
+    return charts.curve({"mean F1": points}, f"{measure} from which on a lesion is found", "Lesion F1", "Lesion F1")
 
 
 def _maps(maps: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:

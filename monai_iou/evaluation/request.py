@@ -57,6 +57,8 @@ class Request:
         instances: whether the files hold a number for each lesion instead of labels; all are then scored as label 1.
         export: further files to write, of `EXPORTED`.
         probabilities: folder of probability maps, which are scored at every threshold.
+        strict: whether the threshold of `match` must be exceeded, as in the panoptic quality of Kirillov et al.
+        dilation: reference components that join when dilated so many times count as one lesion.
         present: when a label counts in a case for IoU-I and IoU-C: "reference" where the reference contains it, as in
             the paper, or "either" where one of the two does.
     """
@@ -88,6 +90,8 @@ class Request:
     probabilities: Path | None = None
     instances: bool = False
     export: tuple[str, ...] = ()
+    strict: bool = False
+    dilation: int = 0
 
     @property
     def rules(self) -> Rules:
@@ -102,6 +106,8 @@ class Request:
             self.min_volume_mm3,
             self.like,
             self.instances,
+            self.strict,
+            self.dilation,
         )
 
     @property
@@ -157,6 +163,7 @@ def _check_labels(request: Request) -> None:
         "--like": request.like,
         "--ignore": request.ignore is not None,
         "--probabilities": request.probabilities,
+        "--dilation": request.dilation,
     }
     beside = next((name for name, given in others.items() if given), None)
     if request.instances and beside is not None:
@@ -200,6 +207,9 @@ def _check_numbers(request: Request) -> None:
         raise RequestError(str(error)) from error
     if request.workers < 1:
         message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
+        raise RequestError(message)
+    if isinstance(request.dilation, bool) or request.dilation < 0:
+        message = f"Expected `--dilation` to be 0 or more, but got {request.dilation}: BraTS-METS takes 1."
         raise RequestError(message)
     if request.connectivity not in (6, 18, 26):
         message = f"Expected `--connectivity` to be 6, 18 or 26, but got {request.connectivity}: choose one."

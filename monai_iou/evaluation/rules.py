@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from monai_iou.metrics import CHALLENGES, Challenge
-from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
+from monai_iou.metrics.lesion_rules import LesionRule, Pairing, lesion_rule
 
 __all__ = ["Rules", "Structure", "split_width"]
 
@@ -37,6 +37,8 @@ class Rules:
         min_volume_mm3: smaller lesions are left out.
         like: challenge whose columns are added by its own rule: a key of `monai_iou.metrics.CHALLENGES`.
         instances: whether the maps hold a number for each lesion, so that no components are looked for.
+        strict: whether a threshold of `match` must be exceeded, not only reached.
+        dilation: reference components that join when dilated so many times are one lesion, as in BraTS.
     """
 
     tolerance: float = 1.0
@@ -48,6 +50,8 @@ class Rules:
     min_volume_mm3: float = 0.0
     like: str | None = None
     instances: bool = False
+    strict: bool = False
+    dilation: int = 0
 
     @property
     def challenge(self) -> Challenge | None:
@@ -62,9 +66,14 @@ class Rules:
         'found: any overlap, one to one; components of 26 neighbours'
         """
         least = f" of {self.min_volume_mm3:g} mm³ or more" if self.min_volume_mm3 else ""
-        rule = lesion_rule(self.match, pairing=self.pairing)
         lesions = "lesions as numbered" if self.instances else f"components of {self.connectivity} neighbours"
-        return f"found: {rule}; {lesions}{least}"
+        joined = f", joined by {self.dilation} dilation{'s' if self.dilation > 1 else ''}" if self.dilation else ""
+        return f"found: {self.lesion_rule}; {lesions}{joined}{least}"
+
+    @property
+    def lesion_rule(self) -> LesionRule:
+        """The rule by which components match."""
+        return lesion_rule(self.match, strict=self.strict, pairing=self.pairing)
 
     def neighbours(self, dimensions: int) -> int:
         """The connectivity in an image of so many dimensions."""

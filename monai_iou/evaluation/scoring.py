@@ -25,7 +25,10 @@ from monai_iou.metrics.overlap import Crop
 from monai_iou.scores import union
 from monai_iou.volumes.grid import Grid
 
-__all__ = ["diagonal_mm", "evaluate_case", "score_pair"]
+__all__ = ["CURVE", "diagonal_mm", "evaluate_case", "score_pair"]
+
+# Thresholds at which the lesions' F1 is kept; at 0 one shared voxel is asked for.
+CURVE = tuple(i / 10 for i in range(11))
 
 Rows: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
@@ -52,7 +55,8 @@ def evaluate_case(
         rules: all rules of scoring; replaces `tolerance`.
 
     Returns:
-        One row per structure (`label`, the columns `SCORE_COLUMNS`, and the voxel counts `intersection` and `union`),
+        One row per structure (`label`, the columns `SCORE_COLUMNS`, the voxel counts `intersection` and
+        `union`, and `f1_curve`, the F1 of lesions at each threshold of `CURVE`),
         and one row per lesion: each component of the reference (`tp` or `fn`) and each unmatched component of the
         prediction (`fp`). Undefined scores, such as all scores if both masks are empty, are NaN.
 
@@ -103,6 +107,8 @@ def score_pair(
         pairing=rules.pairing,
         connectivity=rules.neighbours(len(spacing)),
         min_volume_mm3=rules.min_volume_mm3,
+        strict=rules.strict,
+        dilation=rules.dilation,
     )
     surface = surface_scores(*masks, tolerances=(rules.tolerance_of(pair.structure),), spacing=spacing)
     row = {
@@ -117,6 +123,7 @@ def score_pair(
         "lesion_fn": lesion.fn,
         "lesion_f1": lesion.f1,
         **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou")},
+        "f1_curve": lesion.curve(CURVE).f1.tolist(),
     }
     if rules.like is not None:
         row |= challenge_scores(rules.like, pair.prediction, pair.reference, spacing=grid.spacing)

@@ -8,9 +8,12 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.penalties import with_and_without
 from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.scoring import CURVE
 from monai_iou.evaluation.statistics import MIN_UNITS, dataset_scores, describe
 from monai_iou.evaluation.thresholds import summarise_maps
 
@@ -30,6 +33,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "reused": evaluation.reused,
         },
         "labels": {name: _label(evaluation, name) for name in evaluation.names},
+        "lesion_f1_curves": {name: _f1_curve(evaluation, name) for name in evaluation.names},
         "dataset": dataset_scores(evaluation.averaged, evaluation.patients, request.present),
         "dataset_defined": dataset_scores(evaluation.measured, evaluation.patients, request.present),
         "probabilities": {
@@ -81,6 +85,16 @@ def part_of(evaluation: Evaluation, cases: Collection[str]) -> Evaluation:
     part = replace(evaluation, records=records, missing=missing, failures=failures, maps=maps, pairs=pairs)
     part.summary = summarise(part)
     return part
+
+
+def _f1_curve(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """The mean F1 of lesions at each threshold over the cases with lesions, and the area under it."""
+    curves = [row["f1_curve"] for row in evaluation.averaged if row["label"] == name]
+    counted = [curve for curve in curves if not math.isnan(curve[0])]
+    means = np.mean(counted, axis=0) if counted else np.zeros(2)
+    measure = "overlap" if evaluation.request.match.startswith("overlap") else "iou"
+    area = float((means[1:] + means[:-1]).mean() / 2) if counted else None
+    return {"measure": measure, "thresholds": list(CURVE), "f1": means.tolist() if counted else None, "area": area}
 
 
 def _label(evaluation: Evaluation, name: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from monai_iou.cli import main
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.evaluation.rules import Rules, Structure, split_width
@@ -50,6 +52,49 @@ def test_lesion_columns_follow_the_rule(options):
     assert (row["lesion_tp"], row["lesion_fp"], row["lesion_fn"]) == (expected.tp, expected.fp, expected.fn)
     assert row["lesion_f1"] == expected.f1
     assert row["lesion_f1"] != evaluate_case(prediction, reference, GRID, ONE)[0][0]["lesion_f1"]
+
+
+def test_exact_halves_and_near_components_are_the_users_choice(tmp_path):
+    reference = np.zeros((12, 10, 8), np.uint8)
+    reference[1:3, 1, 1] = 1
+    reference[6:8, 5, 5] = reference[9, 5, 5] = 1
+    prediction = np.zeros_like(reference)
+    prediction[1, 1, 1] = prediction[6:10, 5, 5] = 1
+    for kind, array in (("references", reference), ("predictions", prediction)):
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii.gz")
+    found = {}
+    for name, options in (("default", []), ("strict", ["--strict"]), ("joined", ["--strict", "--dilation=1"])):
+        paths = [f"--{kind}={tmp_path / kind}" for kind in ("references", "predictions")]
+        assert main(["evaluate", *paths, f"--output={tmp_path / name}", *options]) == 0
+        row = read_csv(tmp_path / name / "cases.csv")[0]
+        rule = json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))["options"]["lesion_rule"]
+        found[name] = [*(int(row[f"lesion_{kind}"]) for kind in ("tp", "fp", "fn")), rule]
+    assert found["default"] == [2, 0, 1, "found: IoU of at least 0.5, one to one; components of 26 neighbours"]
+    assert found["strict"] == [0, 2, 3, "found: IoU above 0.5, one to one; components of 26 neighbours"]
+    assert found["joined"][:3] == [1, 1, 1]
+    assert found["joined"][3].endswith("components of 26 neighbours, joined by 1 dilation")
+
+
+def test_the_curve_of_f1_is_the_mean_of_the_cases(tmp_path):
+    prediction, reference = masks()
+    cases = {"a": (prediction, reference), "b": (reference, reference), "c": (0 * prediction, 0 * reference)}
+    for name, pair in cases.items():
+        for kind, array in zip(("predictions", "references"), pair, strict=True):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, GRID.affine), tmp_path / kind / f"{name}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(reference, GRID.affine), tmp_path / "references" / "missing.nii.gz")
+    request = Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out")
+    found = evaluate_folders(request).summary["lesion_f1_curves"]["1"]
+    curve = lesion_scores(prediction, reference, spacing=SPACING).curve()
+    expected = (curve.f1 + 1.0 + 0.0) / 3  # nothing to find in c; without a prediction nothing is found
+    assert found["thresholds"] == pytest.approx(curve.thresholds)
+    assert found["f1"] == pytest.approx(expected)
+    assert found["area"] == pytest.approx(np.trapezoid(expected, curve.thresholds))
+    assert "Lesion F1 by threshold" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert evaluate_folders(request).summary["lesion_f1_curves"]["1"] == found
+    excluded = evaluate_folders(replace(request, missing="exclude")).summary["lesion_f1_curves"]["1"]
+    assert excluded["f1"] == pytest.approx((curve.f1 + 1.0) / 2)
 
 
 def test_a_slice_has_fewer_neighbours():
@@ -132,6 +177,7 @@ def test_other_widths_are_refused(text):
         ({"match": "dice:0.5"}, 'Expected `match` to be "any", "iou:0.5" or "overlap:0.25", but got'),
         ({"connectivity": 8}, "Expected `--connectivity` to be 6, 18 or 26, but got 8: choose one."),
         ({"like": "kits"}, "Expected `--like` to be among brats-mets, isles22, autopet, ms, but got kits: choose one."),
+        ({"dilation": -1}, "Expected `--dilation` to be 0 or more, but got -1: BraTS-METS takes 1."),
         ({"min_volume_mm3": -1.0}, "Expected `--min-volume` to be 0 mm3 or more, but got -1.0: give a volume."),
         ({"pictures": "some"}, "Expected `--pictures` to be all, worst or a number, but got some: choose one."),
         ({"missing": "zero"}, "Expected `--missing` to be among both, exclude, penalty, but got zero: choose one."),
