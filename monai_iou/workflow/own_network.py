@@ -93,8 +93,8 @@ def from_file(file: str, name: str, source: str | None = None, **arguments: Any)
         arguments: of the class or function.
 
     Raises:
-        DatasetError: the file cannot be read, or has no such name. Under `python -m monai.bundle` the program ends with
-            that sentence.
+        DatasetError: the file cannot be read or run, or has no such name. Under `python -m monai.bundle` the program
+            ends with that sentence.
 
     Example:
         >>> text = "from torch import nn\nclass Mine(nn.Conv3d):\n    pass"
@@ -125,9 +125,11 @@ def _module(file: str, source: str) -> ModuleType:
         linecache.cache[module.__file__] = (len(source), None, source.splitlines(keepends=True), module.__file__)
         try:
             exec(compile(source, module.__file__, "exec"), module.__dict__)
-        except BaseException:
+        except Exception as error:
             del sys.modules[name]
-            raise
+            line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            message = f"Expected `file` of `network_def`, {file}, to run, but got {_short(error)}{line}: correct it."
+            raise DatasetError(message) from error
     return sys.modules[name]
 
 

@@ -134,6 +134,10 @@ def test_arguments_over_a_named_network_are_stored_too(tmp_path: Path) -> None:
 def test_what_is_no_network_is_refused_in_one_sentence(mine: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"`name` of `network_def` to be a class .* has Size, MyNetwork: correct"):
         from_file("my_network.py", "Network", FILE)
+    with pytest.raises(DatasetError, match=r"my_network.py, to run, but got SyntaxError: .* in line 2: correct it\.$"):
+        from_file("my_network.py", "Network", "import torch\nclass Network(:")
+    with pytest.raises(DatasetError, match=r"to run, but got ModuleNotFoundError: No module named 'my_blocks'"):
+        from_file("my_network.py", "Network", "import my_blocks")
     plan = make_plan(None, [], [16, 16, 16])
     with pytest.raises(DatasetError, match=r"to be a torch.nn.Module, but got <class 'dict'>: name a class"):
         check_network({}, plan)
