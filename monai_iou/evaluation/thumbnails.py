@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.masks import MaskPair
 from monai_iou.volumes.grid import Grid, reorient, resample
-from monai_iou.volumes.reading import read_volume
+from monai_iou.volumes.reading import read_channels
 
 MARGIN_MM = 12.0
 # Bounds a crop to 2 million voxels, about 1 MB of PNG.
@@ -98,7 +98,7 @@ def show_picture(picture: Mapping[str, Any], image: Path | None) -> dict[str, An
 
     Args:
         picture: of `take_picture`.
-        image: the image to show below the contours, on any grid, or None.
+        image: the image to show below the contours, on any grid, or None; of several channels the first is shown.
 
     Returns:
         `shape`, `spacing`, `columns` of the mosaics, `masks` and `image` as PNG data URIs, `window` (the grey values
@@ -122,8 +122,8 @@ def show_picture(picture: Mapping[str, Any], image: Path | None) -> dict[str, An
         "affine": picture["affine"],
     }
     if image is not None:
-        volume = read_volume(image)
-        grey, window = _grey(resample(volume.array.astype(np.float32), volume.grid, grid, order=1))
+        volume = read_channels([image])
+        grey, window = _grey(resample(volume.array[0].astype(np.float32), volume.grid, grid, order=1))
         shown |= {"image": _data_uri(_mosaic(grey, columns)), "window": window}
     return shown
 

@@ -171,6 +171,8 @@ def test_image_values_come_back_through_the_window(tmp_path):
     tiles = [sheet[k // crop["columns"] * y :, k % crop["columns"] * x :][:y, :x].T for k in range(z)]
     seen = low + np.stack(tiles, axis=-1) / 255 * (high - low)
     assert np.abs(seen - np.clip(values, low, high)).max() <= (high - low) / 255
+    nibabel.save(nibabel.Nifti1Image(np.stack([values, -values], -1), np.eye(4)), tmp_path / "channels.nii")
+    assert show_picture(picture, tmp_path / "channels.nii") == crop  # the first of several channels
 
 
 def test_ticks_are_round_and_inside():
