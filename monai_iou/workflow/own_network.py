@@ -22,6 +22,7 @@ from torch import nn
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
+from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.keys import calling_parser
 from monai_iou.workflow.settings import exit_with_message
 
@@ -170,22 +171,26 @@ def check_network(network: Any, plan: Plan) -> None:
     Raises:
         DatasetError: it is no network, or gives no tensor of shape (B, classes, *patch). Under `python -m monai.bundle`
             the program ends with that sentence.
+        TrainingError: the patch does not fit into memory.
     """
     patch = torch.zeros(1, plan.in_channels, *plan.patch_size)
     expected = (1, plan.out_channels, *plan.patch_size)
     was_training = _checked(network).training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), explain_out_of_memory():
             output = network.eval()(patch)
-        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else _short(type(output))
+        is_tensor = isinstance(output, torch.Tensor)
+        result = f"a tensor of shape {tuple(output.shape)}" if is_tensor else _short(type(output))
+    except TrainingError:
+        raise
     except Exception as error:
-        output, found = None, f"the error {_short(error)}"
+        output, result = None, f"the error {_short(error)}"
     network.train(was_training)
     if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
         flat = " and, for slices, wrap a 2D network in monai_iou.workflow.flat.SliceNetwork" * (plan.spatial_dims == 2)
         message = (
             f"Expected `network_def` to give a tensor of shape {expected} in evaluation for a patch of shape "
-            f"{tuple(patch.shape)}, but got {found}: set its channels and dimensions by @plan, and `patch_size` to "
+            f"{tuple(patch.shape)}, but got {result}: set its channels and dimensions by @plan, and `patch_size` to "
             f"what it takes{flat}."
         )
         with exit_with_message():
