@@ -142,3 +142,10 @@ def test_thick_slices_turn_in_their_plane() -> None:
         (1, 2),
         (2, 1),
     }
+
+
+def test_the_rule_of_intensities_keeps_its_earlier_name() -> None:
+    from monai_iou import planning
+    from monai_iou.planning.intensity import intensity_rule
+
+    assert planning._intensity is intensity_rule
