@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, run_in_browser
 from bundle_runs import SMALL, run_command
+from matplotlib.image import imread
 from scipy import ndimage
 
 from monai_iou import demo
@@ -56,6 +58,25 @@ def test_demo_scores_and_masks(result: demo.DemoResult) -> None:
     assert any(score.untrained_iou != score.iou for score in result.scores)
     assert sorted(path.name for path in result.masks.iterdir()) == ["phantom_03.nii.gz", "phantom_04.nii.gz"]
     assert result.mean_iou == pytest.approx(np.mean([score.iou for score in result.scores]))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
+def test_report_curves_and_summary_open_in_a_browser(result: demo.DemoResult, tmp_path: Path) -> None:
+    curves = result.curves
+    assert imread(curves).std() > 0.05, "something is drawn"
+    look = """
+    found.heading = document.querySelector('h1').textContent;
+    const pictures = Array.from(document.images);
+    await Promise.all(pictures.map((picture) => picture.decode()));
+    found.widths = pictures.map((picture) => picture.naturalWidth);
+    """
+    for page, heading in ((result.report, "valuation"), (curves.with_name("summary.html"), "Training")):
+        content, console = run_in_browser(page, tmp_path, look)
+        assert content["problems"] == []
+        assert heading in str(content["heading"])
+        assert "Refused" not in console
+        if page.name == "summary.html":  # its first picture is that of the curves
+            assert content["widths"][0] == imread(curves).shape[1]
 
 
 def test_demo_prints_the_command_that_does_the_same(result: demo.DemoResult, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import nibabel
 import numpy as np
 import pytest
+from browser import CHROMIUM, chromium, run_in_browser
 
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare import compare_folders
@@ -17,13 +18,8 @@ from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Request
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PDFTOTEXT = shutil.which("pdftotext")
 EVIL = "<script>document.title='owned'</script>"
-OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run --enable-logging=stderr --virtual-time-budget=10000"
-)
 LONG = "a_case_with_a_name_of_site_and_scanner_and_date_that_is_longer_than_any_column_ought_to_be"
 NAMES = ["alpha", "beta", "gamma", EVIL, LONG]
 
@@ -54,42 +50,6 @@ def report(tmp_path_factory) -> Path:
     request = Request(folder / "predictions", folder / "references", folder / "out", images=folder / "images")
     evaluate_folders(request)
     return folder / "out" / "report.html"
-
-
-def chromium(page: Path, tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    return subprocess.run(
-        [CHROMIUM, *OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
-
-
-def run_in_browser(report: Path, tmp_path: Path, script: str) -> tuple[dict[str, object], str]:
-    """Open the page with a script appended that leaves its findings in a <pre>; findings and console errors."""
-    probe = (
-        "<script>const problems = [];"
-        "addEventListener('error', (e) => problems.push(String(e.message)));"
-        "addEventListener('unhandledrejection', (e) => problems.push(String(e.reason)));"
-        "addEventListener('securitypolicyviolation', (e) => problems.push(e.blockedURI));</script>"
-    )
-    finish = (
-        "<script>(async () => { const found = {};"
-        f"{script}"
-        "found.problems = problems; const out = document.createElement('pre'); out.id = 'found';"
-        "out.textContent = JSON.stringify(found); document.body.append(out); })();</script>"
-    )
-    page = report.read_text(encoding="utf-8").replace("<head>", f"<head>{probe}").replace("</body>", f"{finish}</body>")
-    probed = tmp_path / "probed.html"
-    probed.write_text(page, encoding="utf-8")
-    done = chromium(probed, tmp_path, "--dump-dom")
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stdout[-2000:]
-    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(text), console
 
 
 READY = """
