@@ -99,9 +99,9 @@ def volumes_below(folder: Path, *, deep: bool = True) -> Iterator[Path]:
         folder: the folder to search; it is not regarded as a folder of slices itself.
         deep: whether to search subfolders as well.
     """
-    found = list(_below(folder, deep, (_identity(folder),)))
-    pictures_only = all(is_png(path) for path in found)
-    yield from (path for path in found if pictures_only or not is_png(path))
+    paths = list(_below(folder, deep, (_identity(folder),)))
+    pictures_only = all(is_png(path) for path in paths)
+    yield from (path for path in paths if pictures_only or not is_png(path))
 
 
 def _below(folder: Path, deep: bool, above: tuple[object, ...]) -> Iterator[Path]:

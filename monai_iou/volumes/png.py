@@ -50,13 +50,13 @@ def read_png(path: Path, *, as_labels: bool = False) -> tuple[NDArray[Any], NDAr
     width, height, depth, kind = _checked(path)
     channels = 1 if kind in (GREY, GREY + 4) or as_labels else 3
     with room_for(path, 4 * width * height * channels * max(1, depth // 8), (width, height)):
-        found = _by_itk(path) if depth == 16 and kind != GREY else _by_pillow(path, depth, as_labels=as_labels)
+        pixels = _by_itk(path) if depth == 16 and kind != GREY else _by_pillow(path, depth, as_labels=as_labels)
     notes: tuple[str, ...] = ()
-    if found.ndim == 3 and found.shape[2] in (2, 4):
-        colours, opaque = found[..., :-1], bool((found[..., -1] == np.iinfo(found.dtype).max).all())
-        found = colours[..., 0] if colours.shape[2] == 1 else colours
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        colours, opaque = pixels[..., :-1], bool((pixels[..., -1] == np.iinfo(pixels.dtype).max).all())
+        pixels = colours[..., 0] if colours.shape[2] == 1 else colours
         notes = () if opaque else (f"{path}: its transparency is left out.",)
-    return np.ascontiguousarray(np.swapaxes(found, 0, 1)[:, :, None]), PNG_AFFINE.copy(), notes
+    return np.ascontiguousarray(np.swapaxes(pixels, 0, 1)[:, :, None]), PNG_AFFINE.copy(), notes
 
 
 def write_png(array: NDArray[Any], path: Path) -> None:

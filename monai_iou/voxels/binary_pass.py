@@ -48,16 +48,16 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
         tiles += zip(parts, places, strict=False)
 
     def work(task: list[tuple[Tile, Tensor | None]]) -> list[tuple[binary.Rows, bool]]:
-        lines, found = binary.Lines(voxels.logits, size), []
+        lines, rows_of_tiles = binary.Lines(voxels.logits, size), []
         for tile, place in task:
             lines.length = tile.logits.shape[1]
-            found.append(binary.add_tile(tile, spec, lines["p"] if place is None else place, lines))
-        return found
+            rows_of_tiles.append(binary.add_tile(tile, spec, lines["p"] if place is None else place, lines))
+        return rows_of_tiles
 
-    found = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
+    tile_results = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
     lengths = [len(tiles) for tiles in images]
-    rows = torch.tensor([rows for rows, _ in found], dtype=total_dtype(voxels.logits)).split(lengths)
-    known = iter([known and kept is not None for _, known in found])
+    rows = torch.tensor([rows for rows, _ in tile_results], dtype=total_dtype(voxels.logits)).split(lengths)
+    known = iter([known and kept is not None for _, known in tile_results])
     return torch.stack([part.sum(0) for part in rows], 1), [[next(known) for _ in range(n)] for n in lengths]
 
 
