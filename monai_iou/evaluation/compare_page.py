@@ -63,7 +63,7 @@ def _label(
     ]
     plots = [charts.paired(points, first.name, second.name, COLUMNS[primary])] if points else []
     return {
-        "label": label,
+        "label": first.titles.get(label, label),
         "rows": [_texts(row, first.name, second.name) for row in chosen],
         "plots": [*plots, *_forests(chosen, second.name, first.name)],
     }
@@ -84,7 +84,7 @@ def _changed(first: Evaluated, second: Evaluated, metric: str) -> list[dict[str,
     return [
         {
             "case": case,
-            "label": label,
+            "label": first.titles.get(label, label),
             "scores": (number(x), number(y)),
             "difference": f"{y - x:+.3f}",
             "views": [

@@ -52,6 +52,12 @@ def label_names(references: Path) -> dict[str, str]:
     return names
 
 
+def label_titles(request: Request, names: Sequence[str]) -> dict[str, str]:
+    """How a page calls each structure: by its name, and a label by its value with its name in dataset.json."""
+    known = {} if request.regions else label_names(request.references)
+    return {name: f"{name} ({known[name]})" if known.get(name, name) != name else name for name in names}
+
+
 def with_dataset_labels(request: Request) -> Request:
     """The request with what the dataset.json of the references says of labels, where the options say nothing.
 

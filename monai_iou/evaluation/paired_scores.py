@@ -29,6 +29,7 @@ class Evaluated:
         scores: by case and label, with penalties for what is undefined although there was something to find.
         failed: the cases of failures.csv.
         patients: the patient of every case, where the evaluation knew them.
+        titles: how the report calls each label, where it has another name than its value.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Evaluated:
     scores: Scores
     failed: frozenset[str]
     patients: Mapping[str, str]
+    titles: Mapping[str, str]
 
     def patient(self, case: str) -> str:
         """The patient of a case; its own where nobody is named."""
@@ -121,7 +123,7 @@ def _read(folder: Path, name: str) -> Evaluated:
             f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
         )
         raise CompareError(message) from error
-    return Evaluated(folder, name, scores, _failed(folder), _patients(folder))
+    return Evaluated(folder, name, scores, _failed(folder), *(_texts_of(folder, key) for key in ("patients", "titles")))
 
 
 def _failed(folder: Path) -> frozenset[str]:
@@ -131,12 +133,13 @@ def _failed(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _patients(folder: Path) -> Mapping[str, str]:
+def _texts_of(folder: Path, key: str) -> Mapping[str, str]:
+    """A table of texts in summary.json; empty where it has none."""
     try:
-        patients = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["patients"]
+        texts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[key]
     except (OSError, KeyError, ValueError, TypeError):
         return {}
-    return {str(case): str(patient) for case, patient in patients.items()} if isinstance(patients, dict) else {}
+    return {str(name): str(text) for name, text in texts.items()} if isinstance(texts, dict) else {}
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from monai_iou.evaluation import charts
 from monai_iou.evaluation.case_table import case_table
 from monai_iou.evaluation.columns import COLUMNS, columns_of
-from monai_iou.evaluation.groups import label_names
 from monai_iou.evaluation.map_charts import probability_charts
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
 from monai_iou.evaluation.rendering import number, readable, render
@@ -33,7 +32,7 @@ def report_text(evaluation: Evaluation) -> str:
         evaluation: with its summary.
     """
     summary = evaluation.summary
-    titles = _titles(evaluation)
+    titles = summary["titles"]
     pictures = shown_pictures(evaluation)
     viewers = {(picture["case"], picture["label"]): i for i, picture in enumerate(pictures)}
     by_label = {name: [row for row in evaluation.rows if row["label"] == name] for name in titles}
@@ -72,12 +71,6 @@ def report_text(evaluation: Evaluation) -> str:
         "versions": summary["versions"],
     }
     return render("report.html", context)
-
-
-def _titles(evaluation: Evaluation) -> dict[str, str]:
-    """How each structure is called: its name, and for a label what dataset.json calls it."""
-    names = {} if evaluation.request.regions else label_names(evaluation.request.references)
-    return {name: f"{name} ({names[name]})" if names.get(name, name) != name else name for name in evaluation.names}
 
 
 def _tiles(evaluation: Evaluation, titles: Mapping[str, str]) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_iou.evaluation.columns import columns_of
+from monai_iou.evaluation.groups import label_titles
 from monai_iou.evaluation.penalties import with_and_without
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.scoring import CURVE
@@ -33,6 +34,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "reused": evaluation.reused,
         },
         "labels": {name: _label(evaluation, name) for name in evaluation.names},
+        "titles": label_titles(request, evaluation.names),
         "lesion_f1_curves": {name: _f1_curve(evaluation, name) for name in evaluation.names},
         "dataset": dataset_scores(evaluation.averaged, evaluation.patients, request.present),
         "dataset_defined": dataset_scores(evaluation.measured, evaluation.patients, request.present),

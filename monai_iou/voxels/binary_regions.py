@@ -64,8 +64,8 @@ def _tile_sums(logits: Tensor, cells: Tensor, bins: int, p: Tensor | None) -> Te
     inside = torch.bincount(cells, p.double(), bins)
     outside = counts - inside
     few = SMALLEST_SHARE * counts.view(-1, 2)
-    found = outside.view(-1, 2)
-    if bool((found[:, 0] < few[:, 0]).any() | (found.sum(1) < few.sum(1)).any()):
+    of_labels = outside.view(-1, 2)
+    if bool((of_labels[:, 0] < few[:, 0]).any() | (of_labels.sum(1) < few.sum(1)).any()):
         outside = torch.bincount(cells, u.neg_().sigmoid_().double(), bins)
     return torch.stack([counts, inside, outside])
 

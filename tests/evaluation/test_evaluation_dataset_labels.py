@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
 
@@ -75,3 +76,16 @@ def test_a_class_that_a_case_lacks_is_not_scored_there(tmp_path: Path, labelled:
     again = scores(tmp_path)
     assert again["1"] == found["1"], "taken from the finished cases"
     assert np.isnan(again["2"])
+
+
+def test_report_and_comparison_call_labels_by_their_names(tmp_path: Path) -> None:
+    folders(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2})
+    for out in ("out", "other"):
+        evaluate_folders(Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / out, labels=(1, 2)))
+    compare_folders([tmp_path / "out", tmp_path / "other"], tmp_path / "comparison")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["titles"] == {"1": "1 (liver)", "2": "2 (tumour)"}
+    for page in (tmp_path / "out" / "report.html", tmp_path / "comparison" / "comparison.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "1 (liver)" in text
+        assert "2 (tumour)" in text

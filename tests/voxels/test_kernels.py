@@ -81,7 +81,7 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
     torch.testing.assert_close(found[1].double(), expected[1].double(), rtol=gradient, atol=gradient * scale)
 
 
-# Every two of the three switches in all their combinations; all eight are for gradcheck, in test_tiled_gradients.py.
+# Every two of the three switches in all their combinations; all eight are slow.
 PAIRWISE = [(False, False, False), (False, True, True), (True, False, True), (True, True, False)]
 
 
@@ -94,8 +94,15 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny_tiles")
 @pytest.mark.parametrize("spec", [*SPECS, *CORE[-3:]], ids=str)
-def test_tiled_equals_reference_in_every_branch(spec: PassSpec) -> None:
-    for ignore, soft, groups in PAIRWISE:
+@pytest.mark.parametrize(
+    "switches",
+    [
+        pytest.param(PAIRWISE, id="pairwise"),
+        pytest.param(list(itertools.product((False, True), repeat=3)), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_tiled_equals_reference_in_every_branch(switches: list[tuple[bool, bool, bool]], spec: PassSpec) -> None:
+    for ignore, soft, groups in switches:
         voxels = case((2, 3, 5, 3), spec, ignore=ignore, soft=soft, groups=groups)
         assert_close(run(tiled.compute_sums, voxels, spec), run(reference_sums, voxels, spec), torch.float64)
 

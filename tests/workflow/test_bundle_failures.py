@@ -230,6 +230,14 @@ def test_bad_files_are_found_before_anything_is_written(tmp_path: Path, bundle: 
     assert not (bundle / "eval").exists()
 
 
+@pytest.mark.slow
+def test_the_command_without_a_model_ends_with_one_sentence(bundle: Path, data: Path) -> None:
+    done = run_command(bundle_command(bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data)}))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "model.pt, but there is no such file: train first or set `ckpt_dir`." in done.stderr
+
+
 def test_evaluation_without_a_model_says_what_to_do(bundle: Path, data: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data)})
