@@ -112,7 +112,7 @@ def _maps(files: Mapping[str, Path], reference: Volume, digest: str | None, sett
     """What is counted in the probability maps; their faults are their own, not the case's."""
     try:
         return count_maps(files, reference, digest, settings.structures, settings.ignore, settings.rules)
-    except (ValueError, OSError, MemoryError) as error:
+    except Exception as error:  # of whatever kind: the libraries raise errors of any type for damaged files
         return {"problem": describe_error(error)}
 
 

@@ -93,6 +93,7 @@ class MapRecords:
         for done, (case, result) in enumerate(run(count_files, tasks) if tasks else (), start=1):
             problem = result.reason if isinstance(result, TaskError) else None
             self._found.pop(case, None)
+            self._problems.pop(case, None)
             self.keep(case, result if problem is None else {"problem": problem})
             progress(Progress("cases", done, len(tasks), case, problem and request.as_typed(problem)))
         evaluation.run_notes += [
@@ -109,8 +110,8 @@ class MapRecords:
 
     def _fits(self, case: str, names: Sequence[str]) -> bool:
         """Whether nothing is left to do: the counts are of these structures, or cannot be made."""
-        if case in self._problems:
-            return True
+        if case in self._problems:  # perhaps those of a map that no label of the references asks for
+            return self._settings.structures is not None
         found = self._found.get(case)
         if found is None or not found["counts"].keys() >= set(names):
             return False

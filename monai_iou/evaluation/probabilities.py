@@ -7,6 +7,8 @@ Lesions depend on where voxels lie, so that they are counted at a few thresholds
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,10 +199,11 @@ def _channels(path: Path, reference: Volume) -> NDArray[Any]:
 def _archive(path: Path, reference: Volume) -> NDArray[Any]:
     """The channels of an archive; its axes are those of the reference's file in reversed order, as in nnU-Net."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here: NumPy leaves a file open that turns out to be no archive.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             key = next((key for key in (*_KEYS, *content.files) if key in content.files), "")
             array: NDArray[Any] = np.asarray(content[key], dtype=np.float32) if key else np.zeros(0)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         message = f"Expected `{path}` to be an archive of probabilities, but got {error}: write it again."
         raise ValueError(message) from error
     shape = reference.array.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,16 +139,29 @@ def test_ignored_voxels_count_nowhere(folder: Path) -> None:
     assert counted["counts"]["1"]["histogram"].sum() == (label != 2).sum()
 
 
-def test_maps_that_cannot_be_used_are_noted_and_none_at_all_is_an_error(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"broken",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:2000] + bytes(100) + content[2100:],
+    ],
+    ids=["no archive", "half an archive", "wrong bytes"],
+)
+def test_maps_that_cannot_be_used_are_noted_and_none_at_all_is_an_error(
+    damage: Callable[[bytes], bytes], folder: Path, tmp_path: Path
+) -> None:
     maps = tmp_path / "maps"
     maps.mkdir()
     request = Request(folder / "predictions", folder / "references", tmp_path / "out", probabilities=maps)
     with pytest.raises(PairingError, match=r"Expected volumes in `.*maps`, but got none"):
         evaluate_folders(request)
     (maps / "c0.npz").write_bytes((folder / "npz" / "c0.npz").read_bytes())
-    (maps / "c1.npz").write_bytes(b"broken")
+    (maps / "c1.npz").write_bytes(damage((folder / "npz" / "c1.npz").read_bytes()))
     np.savez(maps / "c2.npz", probabilities=np.zeros((3, 4, 4, 4), np.float32))
-    summary = json.loads(json.dumps(evaluate_folders(request).summary))
+    done = evaluate_folders(request)
+    assert done.failures == [], "the scores of the masks are there"
+    summary = json.loads(json.dumps(done.summary))
     assert summary["probabilities"]["1"]["cases"] == 1
     notes = "\n".join(summary["notes"])
     assert "c1: its probabilities are left out. Expected `" in notes
@@ -227,6 +241,18 @@ def test_maps_that_are_added_or_replaced_leave_the_scores_as_they_are(
     changed = evaluate_folders(request).summary["probabilities"]
     assert sorted(calls["read"]) == ["npz/c0.npz", "references/c0.nii.gz"]
     assert changed != fresh
+
+
+def test_a_map_of_a_label_that_nobody_scores_does_no_harm(folder: Path, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    shutil.copytree(folder / "files", maps)
+    fresh = evaluated(folder, tmp_path / "a", "files")["probabilities"]
+    image = nibabel.load(folder / "references" / "c0.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), maps / "c0_5.nii.gz")
+    request = Request(folder / "predictions", folder / "references", tmp_path / "b", probabilities=maps)
+    summary = evaluate_folders(request).summary
+    assert summary["probabilities"] == fresh
+    assert not any("c0" in note for note in summary["notes"])
 
 
 def test_channels_in_the_order_of_labels_that_nobody_named(folder: Path, tmp_path: Path) -> None:
