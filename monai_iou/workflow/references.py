@@ -65,8 +65,10 @@ def write_reference(labels: Sequence[Path], plan: Plan, path: Path) -> None:
     array = volume.array if volume.array.ndim == 4 else volume.array[None]
     classes = LabelClassesd("label", plan.label_values, plan.ignore, plan.soft_labels)
     target = LabelTargetsd("label", plan).target(classes({"label": torch.as_tensor(array)})["label"])
-    values = ClassValuesd("label", plan.label_values, plan.regions_order)({"label": hard_labels(target, plan)})["label"]
-    ignored = ignored_voxels(target, plan)
+    ignored, hard = ignored_voxels(target, plan), hard_labels(target, plan)
+    if ignored is not None:  # numbered behind the classes
+        hard = torch.where(ignored, 0, hard)
+    values = ClassValuesd("label", plan.label_values, plan.regions_order)({"label": hard})["label"]
     if ignored is not None:
         values[ignored] = int(plan.ignore or 0)
     writer = MaskWriter(mask_dtype([*plan.label_values, *([] if plan.ignore is None else [plan.ignore])]))

@@ -110,7 +110,9 @@ def test_what_is_scored_beside_one_rater_at_a_time_is_the_majority(used: Plan) -
             assert found[(slice(1, None), *place)].tolist() == [int(share >= 0.5) for share in shares]
 
 
-@pytest.mark.parametrize("used", [plan(ignore=9, mean_of_raters=True), regions(ignore=9), plan(soft_labels=True)])
+@pytest.mark.parametrize(
+    "used", [plan(ignore=9, mean_of_raters=True), plan(ignore=9), regions(ignore=9), plan(soft_labels=True)]
+)
 def test_a_reference_is_written_for_what_is_no_label_map(used: Plan, tmp_path: Path) -> None:
     affine = np.diag([-1.0, 1.0, 2.0, 1.0])
     shares = np.random.default_rng(1).dirichlet([1, 1, 1, 1], SHAPE).astype(np.float32)
