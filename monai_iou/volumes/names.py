@@ -14,6 +14,7 @@ METAIMAGE_EXTENSIONS = (".mha", ".mhd")
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 PNG_EXTENSION = ".png"
 EXTENSIONS = (*NIFTI_EXTENSIONS, *PAIR_EXTENSIONS, *METAIMAGE_EXTENSIONS, *NRRD_EXTENSIONS, PNG_EXTENSION)
+PROBABILITIES = "_probabilities."  # in the names of the maps that `monai-iou predict` writes beside its masks
 PREVIEW_ENDING = "_preview.png"  # of the pictures that `monai-iou predict` draws beside its masks
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
 # Number of files of a folder to inspect before deciding that it contains no DICOM slices.
@@ -92,16 +93,14 @@ def volumes_below(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     """Yield every volume below a folder: files with the names of volumes, and folders of DICOM slices.
 
     The entries of each folder are sorted. Hidden entries are skipped. Links to folders are followed, except those that
-    lead back to a folder that contains them. PNG pictures count only where all volumes are PNG: beside others they are
-    screenshots.
+    lead back to a folder that contains them. PNG pictures count only where all volumes of their folder are PNG, apart
+    from probability maps: beside others they are screenshots.
 
     Args:
         folder: the folder to search; it is not regarded as a folder of slices itself.
         deep: whether to search subfolders as well.
     """
-    paths = list(_below(folder, deep, (_identity(folder),)))
-    pictures_only = all(is_png(path) for path in paths)
-    yield from (path for path in paths if pictures_only or not is_png(path))
+    yield from _below(folder, deep, (_identity(folder),))
 
 
 def _below(folder: Path, deep: bool, above: tuple[object, ...]) -> Iterator[Path]:
@@ -109,12 +108,11 @@ def _below(folder: Path, deep: bool, above: tuple[object, ...]) -> Iterator[Path
         entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry))
     except OSError:
         return
-    folders = []
-    for entry in entries:
-        if entry.is_dir():
-            folders.append(entry)
-        elif is_volume(entry):
-            yield entry
+    folders = [entry for entry in entries if entry.is_dir()]
+    files = [entry for entry in entries if entry not in folders and is_volume(entry)]
+    others = [*(entry for entry in folders if is_volume(entry)), *files]
+    pictures_only = all(is_png(entry) or PROBABILITIES in entry.name for entry in others)
+    yield from (entry for entry in files if pictures_only or not is_png(entry))
     for entry in folders:
         identity = _identity(entry)
         if identity in above:

@@ -22,6 +22,7 @@ PNG_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, COLOURS, PALETTE = 0, 2, 3  # of the header's colour type; 4 more with transparency
 MOST_STORED = 65535
+LARGEST_OF_PILLOW = 170_000_000  # pixels: of more than 178 956 970 it raises an error, as against an attack
 
 
 def png_channels(path: Path) -> int:
@@ -50,7 +51,9 @@ def read_png(path: Path, *, as_labels: bool = False) -> tuple[NDArray[Any], NDAr
     width, height, depth, kind = _checked(path)
     channels = 1 if kind in (GREY, GREY + 4) or as_labels else 3
     with room_for(path, 4 * width * height * channels * max(1, depth // 8), (width, height)):
-        pixels = _by_itk(path) if depth == 16 and kind != GREY else _by_pillow(path, depth, as_labels=as_labels)
+        is_large = width * height > LARGEST_OF_PILLOW and depth == 8 and kind in (GREY, COLOURS, COLOURS + 4)
+        by_itk = is_large or (depth == 16 and kind != GREY)
+        pixels = _by_itk(path) if by_itk else _by_pillow(path, depth, as_labels=as_labels)
     notes: tuple[str, ...] = ()
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         colours, opaque = pixels[..., :-1], bool((pixels[..., -1] == np.iinfo(pixels.dtype).max).all())
@@ -126,7 +129,7 @@ def _by_pillow(path: Path, depth: int, *, as_labels: bool) -> NDArray[Any]:
 
 
 def _by_itk(path: Path) -> NDArray[Any]:
-    """Colours and transparency of 16 bits, of which Pillow would drop 8."""
+    """Colours and transparency of 16 bits, of which Pillow would drop 8, and pictures that it takes for an attack."""
     import SimpleITK
 
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK
 from PIL import Image
 
+from monai_iou.volumes import png
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.volumes.png import png_channels, read_png, write_png
 from monai_iou.volumes.reading import VolumeError, read_channels, read_labels, read_volume
@@ -123,5 +124,26 @@ def test_pictures_beside_volumes_are_no_volumes(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "b_preview.png"):
         Image.fromarray(pixels()).save(tmp_path / name)
     assert [path.name for path in volumes_below(tmp_path)] == ["a.png", "b.png"]
-    (tmp_path / "c.nii.gz").touch()
-    assert [path.name for path in volumes_below(tmp_path)] == ["c.nii.gz"]
+    (tmp_path / "a_probabilities.nii.gz").touch()
+    assert [path.name for path in volumes_below(tmp_path)] == ["a.png", "a_probabilities.nii.gz", "b.png"]
+    deeper = tmp_path / "deeper"
+    deeper.mkdir()
+    for name in ("c.nii.gz", "c.png"):
+        (deeper / name).touch()
+    names = [path.name for path in volumes_below(tmp_path)]
+    assert names == ["a.png", "a_probabilities.nii.gz", "b.png", "c.nii.gz"], "each folder by itself"
+
+
+@pytest.mark.parametrize("channels", [0, 3, 4])
+def test_pictures_that_are_too_large_for_pillow_are_read_all_the_same(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels(channels=channels)).save(path)
+    array, _, notes = read_png(path)
+    monkeypatch.setattr(png, "LARGEST_OF_PILLOW", 4)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("Pillow was asked"))
+    again, _, same_notes = read_png(path)
+    np.testing.assert_array_equal(again, array)
+    assert again.dtype == array.dtype
+    assert same_notes == notes
