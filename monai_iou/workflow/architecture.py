@@ -14,6 +14,7 @@ __all__ = ["NETWORKS", "switch", "with_network"]
 
 NETWORKS = ("unet", "segresnet", "dynunet", "attention_unet", "resenc", "mednext", "swin_unetr")
 ONE_OUTPUT = ("unet", "swin_unetr")
+BUILD_NETWORK = "monai_iou.workflow.variants.build_network"  # which builds all of them
 OWN = "own"  # the name of a network that is none of these
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _check_trained(given: Mapping[str, Any], trained: Mapping[str, Any]) -> None
 def _is_own(definition: Mapping[str, Any]) -> bool:
     """Whether it is more than other arguments of one of `NETWORKS`."""
     network = definition["network_def"]
-    return not isinstance(network, Mapping) or not str(network.get("_target_")).endswith(".build_network")
+    return not isinstance(network, Mapping) or network.get("_target_") != BUILD_NETWORK
 
 
 def _check_no_name(name: str | None) -> None:

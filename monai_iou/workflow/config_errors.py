@@ -14,7 +14,7 @@ __all__ = ["ConfigError", "chain", "explained"]
 COMPONENT = re.compile(r"Failed to instantiate component '([^']+)' with keywords: ([^\n\\]*)")
 EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression:\s*(.+)", re.DOTALL)
 NOT_FOUND = re.compile(r"Cannot locate class or function path: '([^']+)'")
-OUR_RUN = "monai_iou.workflow.failures.run"  # the expression in which everything of a training happens
+OURS = "$monai_iou.workflow."  # of an expression of the shipped configs, which is not the user's to correct
 MOST_SHOWN = 200
 
 
@@ -30,8 +30,13 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def explained(error: BaseException) -> ConfigError:
-    """Return an error of this package's kind for one that MONAI, torch or a user's own code raised in a run."""
+def explained(error: BaseException, remedy: str) -> ConfigError:
+    """Return an error of this package's kind for one that MONAI, torch or a user's own code raised in a run.
+
+    Args:
+        error: it.
+        remedy: what to do about one that no config is to blame for.
+    """
     causes = list(chain(error))
     missing = next((match for each in causes if (match := NOT_FOUND.search(str(each)))), None)
     if missing is not None:
@@ -41,10 +46,16 @@ def explained(error: BaseException) -> ConfigError:
         if match := COMPONENT.search(str(each)):
             arguments = match[2].replace(",", ", ") or "no arguments"
             return ConfigError(f"Expected {match[1]} to take {arguments}, but got {root}: correct its keys.")
-        if (match := EXPRESSION.search(str(each))) and OUR_RUN not in match[1]:
-            expression = _one_line(match[1]).strip("()\"'")
+        if (match := EXPRESSION.search(str(each))) and OURS not in match[1]:
+            expression = _expression(match[1])
             return ConfigError(f"Expected the config's {expression} to have a value, but got {root}: correct it.")
-    return ConfigError(f"Expected the run to go on, but got {root}: its log.txt has the traceback.")
+    return ConfigError(f"Expected the run to go on, but got {root}: {remedy}.")
+
+
+def _expression(text: str) -> str:
+    """An expression as MONAI quotes it, in quotation marks and for a long one in parentheses too."""
+    line = _one_line(text)
+    return (line[1:-1] if line.startswith("(") and line.endswith(")") else line).strip("\"'")
 
 
 def _not_found(name: str) -> str:

@@ -22,6 +22,7 @@ from monai_iou.datasets.cases import DatasetError
 from monai_iou.distributed import is_distributed
 from monai_iou.files import OutputError
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.config_errors import chain
 from monai_iou.workflow.settings import exit_with_message
 
 __all__ = [
@@ -88,7 +89,7 @@ def run(engine: Any, folder: str | None = None) -> None:
 
 def _raise_own_sentence(error: Exception) -> None:
     """Raise what was said inside a transform, which MONAI buries under its own errors, also by a worker process."""
-    for cause in _causes(error):
+    for cause in chain(error):
         if isinstance(cause, (TrainingError, DatasetError, OutputError)):
             if cause is error and "Original Traceback" not in str(cause):
                 with exit_with_message():  # it came as it is, from a file that is not in the cache
@@ -235,14 +236,14 @@ def explain_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if any(text in str(cause) for cause in _causes(error) for text in NO_SHARED_MEMORY):
+        if any(text in str(cause) for cause in chain(error) for text in NO_SHARED_MEMORY):
             message = (
                 "Expected shared memory (/dev/shm) for the batches of the worker processes, but it is full: lower "
                 "`num_workers` (0 needs none), or give the container more (docker run --shm-size=1g)."
             )
             with exit_with_message():
                 raise TrainingError(message) from error
-        if not any(_is_out_of_memory(cause) for cause in _causes(error)):
+        if not any(_is_out_of_memory(cause) for cause in chain(error)):
             raise
         message = (
             "Expected the run to fit into memory, but it ran out of it: lower `patch_size`, `batch_size`, "
@@ -264,7 +265,7 @@ def disk_full(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         # torch's own writer buries the system's error under one of its format.
-        if not any(isinstance(cause, OSError) and cause.errno in FULL_DISK for cause in _causes(error)):
+        if not any(isinstance(cause, OSError) and cause.errno in FULL_DISK for cause in chain(error)):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         kept = "the earlier file is kept; " if path.is_file() else ""
@@ -274,10 +275,3 @@ def disk_full(path: Path) -> Iterator[None]:
         )
         with exit_with_message():
             raise TrainingError(message) from error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__

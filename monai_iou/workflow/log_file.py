@@ -6,7 +6,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-__all__ = ["log_failure", "open_log"]
+__all__ = ["has_log", "log_failure", "open_log"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -33,6 +33,11 @@ def open_log(folder: Path) -> logging.Logger:
     logger.addHandler(handler)
     _log.append(handler)
     return logger
+
+
+def has_log() -> bool:
+    """Whether a run of this process writes a `log.txt`."""
+    return bool(_log)
 
 
 def log_failure(error: BaseException, cause: BaseException | None = None) -> None:

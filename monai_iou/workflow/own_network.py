@@ -6,6 +6,7 @@ A training stores the config of `network_def`, with every key that it refers to 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import linecache
@@ -22,14 +23,15 @@ from torch import nn
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
+from monai_iou.workflow.architecture import BUILD_NETWORK
 from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.keys import calling_parser
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["build_definition", "check_network", "definition", "from_file"]
+__all__ = ["build_definition", "check_network", "definition", "encoded", "from_file"]
 
 KEY = "network_def"
-DEFAULT = {"_target_": "monai_iou.workflow.variants.build_network", "plan": "@plan"}
+DEFAULT = {"_target_": BUILD_NETWORK, "plan": "@plan"}
 FROM_FILE = "monai_iou.workflow.own_network.from_file"
 MOST_SHOWN = 300
 
@@ -69,8 +71,13 @@ def _with_source(config: Any) -> Any:
     copied = {str(name): _with_source(value) for name, value in config.items()}
     if copied.get("_target_") == FROM_FILE and "source" not in copied:
         path = Path(str(copied.get("file")))
-        return {**copied, "file": path.name, "source": _read(path)}
+        return {**copied, "file": path.name, "source": encoded(_read(path))}
     return copied
+
+
+def encoded(text: str) -> str:
+    """Return a program in base64: MONAI's parser would take a part such as `@x` or `%#x` for a reference to a key."""
+    return base64.b64encode(text.encode()).decode("ascii")
 
 
 def _read(path: Path) -> str:
@@ -90,7 +97,7 @@ def from_file(file: str, name: str, source: str | None = None, **arguments: Any)
     Args:
         file: its path.
         name: of the class or function.
-        source: the file's text, which a stored model brings; None reads it.
+        source: the file's text, `encoded`, which a stored model brings; None reads it.
         arguments: of the class or function.
 
     Raises:
@@ -99,11 +106,11 @@ def from_file(file: str, name: str, source: str | None = None, **arguments: Any)
 
     Example:
         >>> text = "from torch import nn\nclass Mine(nn.Conv3d):\n    pass"
-        >>> from_file("mine.py", "Mine", text, in_channels=1, out_channels=2, kernel_size=1)
+        >>> from_file("mine.py", "Mine", encoded(text), in_channels=1, out_channels=2, kernel_size=1)
         Mine(1, 2, kernel_size=(1, 1, 1), stride=(1, 1, 1))
     """
     with exit_with_message():
-        module = _module(file, _read(Path(file)) if source is None else source)
+        module = _module(file, _read(Path(file)) if source is None else base64.b64decode(source).decode())
         made = getattr(module, str(name), None)
         if not callable(made):
             known = ", ".join(each for each, value in vars(module).items() if isinstance(value, type))
@@ -161,24 +168,25 @@ def build_definition(plan: Plan) -> nn.Module:
     return _checked(network)
 
 
-def check_network(network: Any, plan: Plan) -> None:
+def check_network(network: Any, plan: Plan, device: torch.device | str = "cpu") -> None:
     """Check by one patch that the user's own network fits the data, before a training starts.
 
     Args:
         network: what `network_def` is.
         plan: its channels and patch.
+        device: where the training runs it; the network is moved there.
 
     Raises:
         DatasetError: it is no network, or gives no tensor of shape (B, classes, *patch). Under `python -m monai.bundle`
             the program ends with that sentence.
         TrainingError: the patch does not fit into memory.
     """
-    patch = torch.zeros(1, plan.in_channels, *plan.patch_size)
+    patch = torch.zeros(1, plan.in_channels, *plan.patch_size, device=device)
     expected = (1, plan.out_channels, *plan.patch_size)
     was_training = _checked(network).training
     try:
         with torch.no_grad(), explain_out_of_memory():
-            output = network.eval()(patch)
+            output = network.to(device).eval()(patch)
         is_tensor = isinstance(output, torch.Tensor)
         result = f"a tensor of shape {tuple(output.shape)}" if is_tensor else _short(type(output))
     except TrainingError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai_iou.files import OutputError
 from monai_iou.workflow.config_errors import chain, explained
-from monai_iou.workflow.log_file import log_failure
+from monai_iou.workflow.log_file import has_log, log_failure
 
 __all__ = ["run_configs"]
 
@@ -49,7 +49,9 @@ def _own_sentence() -> Iterator[None]:
     except Exception as error:
         own = next((each for each in chain(error) if _is_ours(each)), None)
         if own is None:
-            told = explained(error)
+            if not has_log():  # where else would the traceback be?
+                logging.getLogger("monai_iou").exception("The run ended with an error.")
+            told = explained(error, f"{'its log.txt has the traceback' if has_log() else 'the traceback stands above'}")
             log_failure(told, error)
             raise told from error
         log_failure(own)

@@ -39,6 +39,11 @@ def test_each_kind_of_mistake_is_named(tmp_path: Path) -> None:
     assert "unexpected keyword argument 'out'" in told
     told = sentence(tmp_path, width=3, run=["$@width / 0"])
     assert "to have a value, but got ZeroDivisionError: division by zero" in told
+    told = sentence(
+        tmp_path, imports=["$import monai_iou.workflow.failures"], run=["$monai_iou.workflow.failures.run(1)"]
+    )
+    assert told.startswith("Expected the run to go on, but got ")
+    assert told.endswith(": its log.txt has the traceback."), "our own expressions are not the user's to correct"
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert "Traceback (most recent call last)" in log
     assert told in log

@@ -22,7 +22,7 @@ from monai_iou.planning.plan import make_plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.architecture import NETWORKS, with_network
 from monai_iou.workflow.models import check_models
-from monai_iou.workflow.own_network import build_definition, check_network, from_file
+from monai_iou.workflow.own_network import build_definition, check_network, encoded, from_file
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.variants import build_network
 
@@ -47,7 +47,11 @@ class MyNetwork(nn.Module):
 
     def forward(self, image):
         return self.layers(image)
+
+    def extra_repr(self):
+        return f"{7:#x}" + " with @width and %#width"  # which MONAI's parser must leave alone
 """
+FILE_SAYS = "0x7 with @width and %#width"
 CHANNELS = {"in_channels": "$@plan.in_channels", "out_channels": "$@plan.out_channels"}
 
 
@@ -86,6 +90,7 @@ def test_a_network_of_a_file_is_built_again_from_the_model_alone(mine: dict[str,
     assert plan.network["network"] == "own"
     network = build_network(plan)
     assert type(network).__name__ == "MyNetwork"
+    assert network.extra_repr() == FILE_SAYS
     check_models([str(model)], network)
     check_network(network, plan)
     image = torch.rand(1, 1, *plan.patch_size)
@@ -133,15 +138,15 @@ def test_arguments_over_a_named_network_are_stored_too(tmp_path: Path) -> None:
 
 def test_what_is_no_network_is_refused_in_one_sentence(mine: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"`name` of `network_def` to be a class .* has Size, MyNetwork: correct"):
-        from_file("my_network.py", "Network", FILE)
+        from_file("my_network.py", "Network", encoded(FILE))
     with pytest.raises(DatasetError, match=r"my_network.py, to run, but got SyntaxError: .* in line 2: correct it\.$"):
-        from_file("my_network.py", "Network", "import torch\nclass Network(:")
+        from_file("my_network.py", "Network", encoded("import torch\nclass Network(:"))
     with pytest.raises(DatasetError, match=r"to run, but got ModuleNotFoundError: No module named 'my_blocks'"):
-        from_file("my_network.py", "Network", "import my_blocks")
+        from_file("my_network.py", "Network", encoded("import my_blocks"))
     plan = make_plan(None, [], [16, 16, 16])
     with pytest.raises(DatasetError, match=r"to be a torch.nn.Module, but got <class 'dict'>: name a class"):
         check_network({}, plan)
-    wrong = from_file("my_network.py", "MyNetwork", FILE, in_channels=1, out_channels=3, width=4).train()
+    wrong = from_file("my_network.py", "MyNetwork", encoded(FILE), in_channels=1, out_channels=3, width=4).train()
     with pytest.raises(DatasetError, match=r"\(1, 2, 16, 16, 16\) .* but got a tensor of shape \(1, 3, 16, 16, 16\)"):
         check_network(wrong, plan)
     assert wrong.training
