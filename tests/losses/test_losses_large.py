@@ -86,17 +86,18 @@ def test_the_gradient_of_eight_voxels_in_a_large_volume_keeps_its_digits(
         assert leaf.grad[place].item() == pytest.approx(by_p * p * (1 - p), rel=1e-4)
 
 
-@pytest.fixture(scope="module")
-def half_volume() -> tuple[Tensor, Tensor]:
+@pytest.fixture(scope="module", params=[64, pytest.param(128, marks=pytest.mark.slow)])
+def half_volume(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     """Return float16 logits of three classes, some of them large, and labels with a handful of lesions.
 
     The 64^3 voxels are four times as many as float16 can count.
     """
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 3, 64, 64, 64, generator=generator)
+    edges = (request.param,) * 3
+    logits = torch.randn(1, 3, *edges, generator=generator)
     logits[:, 0] += 3
     logits[..., :4] *= 3000  # up to 10^4
-    labels = torch.zeros(1, 1, 64, 64, 64, dtype=torch.uint8)
+    labels = torch.zeros(1, 1, *edges, dtype=torch.uint8)
     for corner, size, label in (((30, 30, 30), 2, 1), ((5, 45, 50), 5, 1), ((50, 15, 10), 4, 2), ((2, 2, 0), 3, 2)):
         labels[(0, 0, *(slice(start, start + size) for start in corner))] = label
     return logits.half(), labels

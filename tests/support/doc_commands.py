@@ -128,7 +128,8 @@ def _check_ours(words: Sequence[str], whole: bool) -> None:
     """Let click parse the command line, without running the command."""
     if not words or words[0] in ("--help", "-h"):
         return
-    command = cli.get_command(click.Context(cli), words[0])
+    group = click.Context(cli, **cli.context_settings)
+    command = cli.get_command(group, words[0])
     if command is None:
         message = f"monai-iou has no command {words[0]}"
         raise LookupError(message)
@@ -137,7 +138,7 @@ def _check_ours(words: Sequence[str], whole: bool) -> None:
         known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         _check_known({word for word in arguments if word.startswith("--")}, known | {"--help"})
         return
-    command.make_context(words[0], arguments)
+    command.make_context(words[0], arguments, parent=group)
 
 
 def _check_known(names: set[str], known: set[str]) -> None:
