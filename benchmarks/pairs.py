@@ -3,8 +3,7 @@
 A turn calls the peer and then ours, forward and backward. Both ratios are medians over the turns, ours taking one: of
 the time that passed, and of the CPU time of this process, which does not count what other processes do. Run it with
 OMP_NUM_THREADS=1 for the CPU time of one thread. Peak memory, ours and the peer's, is in multiples of the logits, with
-one thread, as `benchmarks.losses` measures it; that command has all the losses. A second thread adds its temporaries:
-of 1x1x128^3 at most 0.13, of 1x2x128^3 0.10.
+one thread, as `benchmarks.losses` measures it; that command has all the losses. A second thread adds its temporaries.
 """
 
 from __future__ import annotations

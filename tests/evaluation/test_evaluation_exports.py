@@ -199,6 +199,7 @@ def test_panoptica_reads_the_export_and_finds_the_same(tmp_path: Path) -> None:
         instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
         instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=0.5),
     )
+    assert set(PANOPTICA_KEYS) & set(statistic.metricnames) >= {"tp", "fp", "fn", "rq", "sq", "pq"}
     for i in range(3):
         theirs = evaluator.evaluate(maps["predictions", i], maps["references", i])["ungrouped"].to_dict()
         for name in PANOPTICA_KEYS:
@@ -215,7 +216,7 @@ def test_a_mistyped_export_is_refused_with_a_suggestion(folder: Path, capsys: py
     assert main(["evaluate", *options, "--export=xyz"]) == 2
     assert "but got 'xyz': choose one." in capsys.readouterr().err
     assert not (folder / "out").exists()
-    assert tuple(EXPORTS) == EXPORTED
+    assert tuple(EXPORTS) == EXPORTED, "the same words as in the command, in their order"
 
 
 def test_an_export_of_an_earlier_evaluation_does_not_stay(folder: Path) -> None:
