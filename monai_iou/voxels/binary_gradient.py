@@ -28,6 +28,10 @@ from monai_iou.voxels.spec import (
     PassSpec,
 )
 
+# A share below which little is left of a sum: of a class in no voxel, the slope of the intersection, 1 / smoothing,
+# must cancel.
+CANCELS = 1 / 16
+
 
 def write_gradient(place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p: Tensor | None, lines: Lines) -> None:
     """Write d loss / d logits of a tile into `place` (C, n).
@@ -86,6 +90,8 @@ def _region_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, out: Te
     if spec.overlap == "min_max" and not two:  # [p < y], half of it at a tie
         torch.sub(line.y, p, out=out).sign_()
         torch.sub(_scalar(constant + of_class / 2, p), out, alpha=-of_class / 2, out=out)
+    elif abs(constant + of_class) < CANCELS * abs(constant):  # slower, and exact at a label of 0 or 1
+        torch.lerp(_scalar(constant, p), _scalar(constant + of_class, p), line.y, out=out)
     else:
         torch.sub(_scalar(constant, p), line.y, alpha=-of_class, out=out)
     return out.add_(p, alpha=linear) if linear else out

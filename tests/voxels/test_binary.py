@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_iou import IoUCELoss, voxel_sums
+from monai_iou import IoUCELoss, LogIoULoss, use_kernel, voxel_sums
 from monai_iou.voxels import binary, binary_pass, in_place, tiled
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
@@ -166,3 +166,20 @@ def test_loss_and_gradient_agree_with_a_wide_layout() -> None:
     for logits in (plain, wide):
         IoUCELoss(softmax=True)(logits, labels).backward()
     torch.testing.assert_close(wide.grad, plain.grad)
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+@pytest.mark.parametrize("soft_label", [False, True])
+def test_an_absent_class_leaves_the_gradient_its_digits(foreground: bool, soft_label: bool) -> None:
+    """Its intersection has the slope 1 / smoothing in LogIoULoss, which no voxel must feel, not even by rounding."""
+    logits = torch.randn(1, 2, 1000, generator=torch.Generator().manual_seed(0))
+    labels = torch.full((1, 1, 1000), int(foreground))
+    target = torch.cat([1 - labels, labels], 1).float() if soft_label else labels
+    gradients = []
+    for kernel, dtype in (("reference", torch.float64), ("tiled", torch.float32)):
+        leaf = logits.to(dtype).requires_grad_()
+        with use_kernel(kernel):
+            LogIoULoss(softmax=True, soft_label=soft_label)(leaf, target.to(dtype) if soft_label else target).backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad.double())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)
