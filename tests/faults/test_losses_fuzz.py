@@ -65,6 +65,9 @@ def spoiled(logits: Tensor, labels: Tensor, value: float, seed: int) -> Tensor |
     return logits
 
 
+STEEP = 1.0  # a root this steep is near a perfect score, where rounding decides its slope
+
+
 @every_loss
 @EXAMPLES
 @given(drawn=inputs(), kernel=st.sampled_from(KERNELS[:2]))
@@ -83,10 +86,11 @@ def test_every_kernel_gives_what_the_reference_gives_in_double_precision(case: C
     limit_of_value = max(limit, (4 * torch.finfo(torch.float32).eps) ** power)
     torch.testing.assert_close(value.double(), true, atol=limit_of_value, rtol=limit)
     # Sorted errors that are equal but for rounding have several subgradients.
-    has_one_gradient = power == 1.0 and case.options.get("bins", 0) is not None
-    if case.exact and has_one_gradient:
-        largest = max(float(slope.abs().max()), 1e-3)
-        assert float((gradient.double() - slope).abs().max()) <= 5 * limit * largest
+    has_one_gradient = case.options.get("bins", 0) is not None
+    largest = max(float(slope.abs().max()), 1e-3)
+    if case.exact and has_one_gradient and (power == 1.0 or largest < STEEP):
+        allowed = 5 * limit if power == 1.0 else 0.1  # of a score that is nearly perfect, a root has few digits
+        assert float((gradient.double() - slope).abs().max()) <= allowed * largest
 
 
 @every_loss
