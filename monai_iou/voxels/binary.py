@@ -41,6 +41,7 @@ from monai_iou.voxels.spec import (
 SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
 SIZE_OF_ONE = 2 * SIZE  # of one class without a cross-entropy, which needs a single temporary
 SIZE_OF_FOCAL = SIZE // 2  # with twice the temporaries
+SMALLEST_MEAN = 1 / 1024  # of the background's probability: a smaller 1 - p has lost three digits where p is kept
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
@@ -128,7 +129,7 @@ def takes(line: Line, spec: PassSpec, classes: int) -> bool:
 
 
 def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows, bool]:
-    """Return the statistics of a tile, and whether its probabilities have been written to `p`."""
+    """Return the statistics of a tile, and whether `p` holds its probabilities as the gradient needs them."""
     line, classes = read_line(tile, lines), tile.logits.shape[0]
     if not (spec.cross_entropy or takes(line, spec, classes)):
         return _general_sums(tile, spec), False
@@ -149,9 +150,10 @@ def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows,
     rows[TARGET] = _volumes(tile, line, spec, lines)
     if line.valid is not None:
         p.mul_(line.valid)
-    if spec.overlap is not None:
-        _add_region(rows, line, spec, p, lines)
-    return rows, True
+    if spec.overlap is None:
+        return rows, True
+    background = _add_region(rows, line, spec, p, lines)
+    return rows, classes == 1 or background >= SMALLEST_MEAN * rows[COUNT][0]
 
 
 def _general_sums(tile: Tile, spec: PassSpec) -> Rows:
@@ -174,8 +176,8 @@ def _volumes(tile: Tile, line: Line, spec: PassSpec, lines: Lines) -> list[float
     return [torch.eq(tile.labels[0], 0, out=lines["a"]).sum().item(), y.sum().item()]
 
 
-def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines) -> None:
-    """Write I, P and Q of the class, and of the background if there are two."""
+def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines) -> float:
+    """Write I, P and Q of the class, and of the background if there are two; return the sum of 1 - p, 0 if not."""
     two, squares = len(rows[COUNT]) == 2, spec.power == 2 or spec.confidence
     if spec.overlap == "min_max" and not two:
         both = torch.minimum(p, line.y, out=lines["a"]).sum().item()
@@ -184,7 +186,7 @@ def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines)
     whole, square = p.sum().item(), torch.dot(p, p).item() if squares else 0.0
     _write_region(rows, -1, both, whole, square, spec)
     if not two:
-        return
+        return 0.0
     both, whole = both + rows[COUNT][0] - whole - rows[TARGET][1], rows[COUNT][0] - whole
     if squares or both < SMALLEST_SHARE * rows[COUNT][0]:
         q = torch.sigmoid(torch.neg(line.u, out=lines["b"]), out=lines["b"])
@@ -193,6 +195,7 @@ def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines)
         both, whole = torch.dot(q, line.others(lines["a"])).item(), q.sum().item()
         square = torch.dot(q, q).item() if squares else 0.0
     _write_region(rows, 0, both, whole, square, spec)
+    return whole
 
 
 def _write_region(rows: Rows, index: int, both: float, whole: float, square: float, spec: PassSpec) -> None:

@@ -33,7 +33,9 @@ from monai_iou.voxels.spec import (
 CANCELS = 1 / 16
 
 
-def write_gradient(place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p: Tensor | None, lines: Lines) -> None:
+def write_gradient(
+    place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p: Tensor | None, lines: Lines, *, by_smaller: bool
+) -> None:
     """Write d loss / d logits of a tile into `place` (C, n).
 
     Args:
@@ -43,6 +45,7 @@ def write_gradient(place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p:
         spec: as in forward.
         p: the probabilities (n,), if they have been kept.
         lines: temporaries.
+        by_smaller: whether to take p (1 - p) from the smaller of the two, as :func:`binary.add_tile` said.
     """
     line, two = read_line(tile, lines, with_logits=p is None or spec.focal > 0), place.shape[0] == 2
     if p is None and not takes(line, spec, place.shape[0]):
@@ -57,12 +60,13 @@ def write_gradient(place: Tensor, gradient: Rows, tile: Tile, spec: PassSpec, p:
         p = step.sub_(m).abs_()
     elif p is None:
         p = torch.sigmoid(line.u, out=lines["p"])
+    factor = smaller_probability(line.u, lines["m"]) if by_smaller else p
     first, *second = place.unbind()
     slope = first if first.dtype == p.dtype and first.stride(0) == 1 else lines["slope"]
     entropy = _entropy_slope(line, p, gradient, spec, lines) if spec.cross_entropy else None
     if spec.overlap is not None:
         region = _region_slope(line, p, gradient, spec, lines["a"])
-        torch.ops.aten.sigmoid_backward.grad_input(region, p, grad_input=slope)
+        torch.ops.aten.sigmoid_backward.grad_input(region, factor, grad_input=slope)
         if entropy is not None:
             slope.add_(entropy[0], alpha=entropy[1])
     elif entropy is not None:

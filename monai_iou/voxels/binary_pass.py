@@ -39,7 +39,7 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 
 
 def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[list[bool]]]:
-    """Return the statistics (7, B, C), and of each tile whether `kept` holds its probabilities, in its last class."""
+    """Return the statistics (7, B, C), and of each tile whether p in the last class of `kept` serves the gradient."""
     size = binary.tile_size(spec, voxels.logits.shape[1])
     images = voxels.tiles(size)
     tiles: list[tuple[Tile, Tensor | None]] = []
@@ -57,25 +57,28 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
     tile_results = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
     lengths = [len(tiles) for tiles in images]
     rows = torch.tensor([rows for rows, _ in tile_results], dtype=total_dtype(voxels.logits)).split(lengths)
-    known = iter([known and kept is not None for _, known in tile_results])
-    return torch.stack([part.sum(0) for part in rows], 1), [[next(known) for _ in range(n)] for n in lengths]
+    serve = iter([serves for _, serves in tile_results])
+    return torch.stack([part.sum(0) for part in rows], 1), [[next(serve) for _ in range(n)] for n in lengths]
 
 
-def _write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, known: list[list[bool]]) -> None:
-    """Write the gradient into `out`, which holds the probabilities of the tiles that are `known`."""
+def _write_gradient(
+    out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, serve: list[list[bool]], *, kept: bool
+) -> None:
+    """Write the gradient into `out`, which holds the probabilities of the tiles if they are `kept`."""
     size = binary.tile_size(spec, out.shape[1])
     pulls = gradient.squeeze(-1).transpose(0, 1).tolist()
     tiles = [
         (pull, *part)
-        for pull, image, place, is_known in zip(pulls, voxels.tiles(size), out.unbind(), known, strict=True)
-        for part in zip(image, place.split(size, -1), is_known, strict=True)
+        for pull, image, place, serves in zip(pulls, voxels.tiles(size), out.unbind(), serve, strict=True)
+        for part in zip(image, place.split(size, -1), serves, strict=True)
     ]
 
     def work(task: list[tuple[binary.Rows, Tile, Tensor, bool]]) -> None:
         lines = binary.Lines(out, size)
-        for pull, tile, place, is_known in task:
+        for pull, tile, place, serves in task:
             lines.length = place.shape[1]
-            binary_gradient.write_gradient(place, pull, tile, spec, place[-1] if is_known else None, lines)
+            p = place[-1] if kept and serves else None
+            binary_gradient.write_gradient(place, pull, tile, spec, p, lines, by_smaller=not serves)
 
     run_tasks(work, out, in_runs(tiles, _TILES_PER_TASK))
 
@@ -85,7 +88,7 @@ class _BinarySums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         keeps = ctx.needs_input_grad[0] and logits.dtype == sum_dtype(logits)
         ctx.kept = huge_pages.empty_like(logits) if keeps else None
-        total, ctx.known = _sums(voxels, spec, ctx.kept)
+        total, ctx.serve = _sums(voxels, spec, ctx.kept)
         ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
         # Wrong labels may wrap round here; their error follows the sums, and no backward does.
         ctx.save_for_backward(logits, narrowed(voxels.labels, logits.shape[1]), voxels.maps, voxels.valid)
@@ -96,11 +99,9 @@ class _BinarySums(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, maps, valid = ctx.saved_tensors
         voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
-        out, ctx.kept = ctx.kept, None
-        known = ctx.known
-        if out is None:
-            out, known = huge_pages.empty_like(logits), [[False] * len(image) for image in known]
-        _write_gradient(out, gradient, voxels, ctx.spec, known)
+        kept, ctx.kept = ctx.kept, None
+        out = huge_pages.empty_like(logits) if kept is None else kept
+        _write_gradient(out, gradient, voxels, ctx.spec, ctx.serve, kept=kept is not None)
         return out, None, None
 
 

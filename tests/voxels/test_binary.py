@@ -183,3 +183,17 @@ def test_an_absent_class_leaves_the_gradient_its_digits(foreground: bool, soft_l
         assert leaf.grad is not None
         gradients.append(leaf.grad.double())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)
+
+
+def test_a_nearly_absent_background_leaves_the_gradient_its_digits() -> None:
+    logits = torch.zeros(1, 2, 500)
+    logits[0, 1] = torch.linspace(13, 16, 500)
+    labels = torch.ones(1, 1, 500, dtype=torch.long)
+    gradients = []
+    for kernel, dtype in (("reference", torch.float64), ("tiled", torch.float32)):
+        leaf = logits.to(dtype).requires_grad_()
+        with use_kernel(kernel):
+            LogIoULoss(softmax=True)(leaf, labels).backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad.double())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=0)
