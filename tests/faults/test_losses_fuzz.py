@@ -65,7 +65,7 @@ def spoiled(logits: Tensor, labels: Tensor, value: float, seed: int) -> Tensor |
     return logits
 
 
-STEEP = 1.0  # a root this steep is near a perfect score, where rounding decides its slope
+STEEP = 1.0  # a root this steep, or this near to 0, is of a nearly perfect score, where rounding decides its slope
 
 
 @every_loss
@@ -88,7 +88,7 @@ def test_every_kernel_gives_what_the_reference_gives_in_double_precision(case: C
     # Sorted errors that are equal but for rounding have several subgradients.
     has_one_gradient = case.options.get("bins", 0) is not None
     largest = max(float(slope.abs().max()), 1e-3)
-    if case.exact and has_one_gradient and (power == 1.0 or largest < STEEP):
+    if case.exact and has_one_gradient and (power == 1.0 or (largest < STEEP and true > 10 * limit_of_value)):
         allowed = 5 * limit if power == 1.0 else 0.1  # of a score that is nearly perfect, a root has few digits
         assert float((gradient.double() - slope).abs().max()) <= allowed * largest
 
