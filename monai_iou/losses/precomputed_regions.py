@@ -26,11 +26,14 @@ def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
     values = target.as_subclass(Tensor)
     if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
         values = values.long()  # torch has no minimum of these types
+    corner = (slice(None), slice(1, None), *[slice(1)] * (values.ndim - 2))
+    if bool((values[corner] > 1).any()):  # the usual case, at no reading of the whole
+        return True
     low, high = values.aminmax() if values.numel() else (0, 1)
     return bool(high > 1 or (may_be_empty and low == high == 0))
 
 
 def split_regions(target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions (B, F, *S) from 1."""
-    regions = target.as_subclass(Tensor)[:, 1:].to(torch.int32, copy=True)
-    return target[:, :1], regions.sub_(FIRST_REGION - 1).clamp_min_(0)
+    regions = target.as_subclass(Tensor)[:, 1:].to(torch.int32)
+    return target[:, :1], regions.clamp_min(FIRST_REGION - 1).sub_(FIRST_REGION - 1)

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels.formulas import tile_maps
-from monai_iou.voxels.inputs import Tile, sum_dtype
+from monai_iou.voxels.inputs import Tile
+from monai_iou.voxels.lines import Lines, sum_of
 from monai_iou.voxels.spec import (
     BACKGROUND_ENTROPY,
     CONFIDENCE,
@@ -37,6 +38,7 @@ from monai_iou.voxels.spec import (
     TARGET,
     PassSpec,
 )
+from monai_iou.voxels.tiling import one_thread
 
 SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
 SIZE_OF_ONE = 2 * SIZE  # of one class without a cross-entropy, which needs a single temporary
@@ -45,22 +47,6 @@ SMALLEST_MEAN = 1 / 1024  # of the background's probability: a smaller 1 - p has
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
-
-
-class Lines:
-    """Temporaries of one thread by name, allocated when they are first asked for."""
-
-    def __init__(self, logits: Tensor, size: int) -> None:
-        self.dtype = sum_dtype(logits)
-        self.length = self._size = min(size, logits.shape[2])
-        self._lines: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return a line of `length` voxels, with whatever was written to it last."""
-        if name not in self._lines:
-            self._lines[name] = torch.empty(self._size, dtype=self.dtype)
-        line = self._lines[name]
-        return line if self.length == self._size else line[: self.length]
 
 
 def tile_size(spec: PassSpec, classes: int) -> int:
@@ -146,7 +132,7 @@ def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows,
             rows[CROSS_ENTROPY] = [inside + outside]
     else:
         torch.sigmoid(line.u, out=p)
-    rows[COUNT] = [float(lines.length) if line.valid is None else line.valid.sum().item()] * classes
+    rows[COUNT] = [float(lines.length) if line.valid is None else sum_of(line.valid)] * classes
     rows[TARGET] = _volumes(tile, line, spec, lines)
     if line.valid is not None:
         p.mul_(line.valid)
@@ -160,8 +146,9 @@ def _general_sums(tile: Tile, spec: PassSpec) -> Rows:
     """Return the statistics of a tile by the general formulas."""
     logits, target, valid = tile.read(tile.classes.dtype)
     rows = [[0.0] * logits.shape[0] for _ in range(ROWS)]
-    for row, values in tile_maps(logits, target, valid, None, spec):
-        rows[row] = values.sum(-1).tolist()
+    with one_thread():
+        for row, values in tile_maps(logits, target, valid, None, spec):
+            rows[row] = values.sum(-1).tolist()
     rows[COUNT] = [logits.shape[1] if valid is None else valid.sum().item()] * logits.shape[0]
     return rows
 
@@ -170,20 +157,20 @@ def _volumes(tile: Tile, line: Line, spec: PassSpec, lines: Lines) -> list[float
     """Return T of the classes. Voxels whose labels are not classes are missing in both."""
     y = line.y
     if tile.labels is None:
-        return [(torch.dot(y, y) if spec.power == 2 else y.sum()).item()]
+        return [sum_of(y, y) if spec.power == 2 else sum_of(y)]
     if is_whole(tile):  # y^2 - y is 0 of the labels 0 and 1, and at least 2 of other whole numbers
-        return [lines.length - torch.dot(y, y).item(), y.sum().item()]
-    return [torch.eq(tile.labels[0], 0, out=lines["a"]).sum().item(), y.sum().item()]
+        return [lines.length - sum_of(y, y), sum_of(y)]
+    return [sum_of(torch.eq(tile.labels[0], 0, out=lines["a"])), sum_of(y)]
 
 
 def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines) -> float:
     """Write I, P and Q of the class, and of the background if there are two; return the sum of 1 - p, 0 if not."""
     two, squares = len(rows[COUNT]) == 2, spec.power == 2 or spec.confidence
     if spec.overlap == "min_max" and not two:
-        both = torch.minimum(p, line.y, out=lines["a"]).sum().item()
+        both = sum_of(torch.minimum(p, line.y, out=lines["a"]))
     else:  # of a hard label the smaller of p and y is their product
-        both = torch.dot(p, line.y).item()
-    whole, square = p.sum().item(), torch.dot(p, p).item() if squares else 0.0
+        both = sum_of(p, line.y)
+    whole, square = sum_of(p), sum_of(p, p) if squares else 0.0
     _write_region(rows, -1, both, whole, square, spec)
     if not two:
         return 0.0
@@ -192,8 +179,8 @@ def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines)
         q = torch.sigmoid(torch.neg(line.u, out=lines["b"]), out=lines["b"])
         if line.valid is not None:
             q.mul_(line.valid)
-        both, whole = torch.dot(q, line.others(lines["a"])).item(), q.sum().item()
-        square = torch.dot(q, q).item() if squares else 0.0
+        both, whole = sum_of(q, line.others(lines["a"])), sum_of(q)
+        square = sum_of(q, q) if squares else 0.0
     _write_region(rows, 0, both, whole, square, spec)
     return whole
 
@@ -224,10 +211,10 @@ def _entropies(line: Line, spec: PassSpec, p: Tensor, lines: Lines, *, two: bool
         wrong.mul_(line.valid)
         m.mul_(line.valid)
     if not two:
-        return torch.dot(line.u, wrong).item() - _sum_of_log_complements(m), 0.0
+        return sum_of(line.u, wrong) - _sum_of_log_complements(m), 0.0
     tail = torch.log1p(m.neg_(), out=m)
     loss = torch.addcmul(tail.neg_(), line.u, wrong, out=tail)
-    return torch.dot(loss, line.y).item(), torch.dot(loss, line.others(wrong)).item()
+    return sum_of(loss, line.y), sum_of(loss, line.others(wrong))
 
 
 def _sum_of_log_complements(m: Tensor) -> float:
@@ -240,9 +227,9 @@ def _sum_of_log_complements(m: Tensor) -> float:
     for _ in range(2):
         half = m.shape[0] // 2
         a, b, odd = m[:half], m[half : 2 * half], m[2 * half :]
-        total += odd.neg().log1p_().sum().item() if odd.shape[0] else 0.0
+        total += sum_of(odd.neg().log1p_()) if odd.shape[0] else 0.0
         m = b.addcmul_(a, b, value=-1).add_(a)
-    return total + torch.log1p(m.neg_(), out=m).sum().item()
+    return total + sum_of(torch.log1p(m.neg_(), out=m))
 
 
 def smoothed(y: Tensor, spec: PassSpec, out: Tensor) -> Tensor:
@@ -265,8 +252,8 @@ def _parted_entropies(
     smooth = smoothed(line.y, spec, lines["smooth"]) if spec.label_smoothing else line.y
     loss = torch.sub(tail, torch.clamp_max(line.u, 0, out=lines["c"]), out=lines["c"])
     multiply_power(loss, q, spec.focal)
-    inside = torch.dot(loss if line.valid is None else loss.mul_(line.valid), smooth).item()
+    inside = sum_of(loss if line.valid is None else loss.mul_(line.valid), smooth)
     loss = multiply_power(torch.clamp_min(line.u, 0, out=loss).add_(tail), p, spec.focal)
     if line.valid is not None:
         loss.mul_(line.valid)
-    return inside, torch.dot(loss, torch.sub(1, smooth, out=tail)).item()
+    return inside, sum_of(loss, torch.sub(1, smooth, out=tail))

@@ -13,12 +13,15 @@ g_B being that of the entropy of the other class, or of the part of the voxels o
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from monai_iou.voxels.binary import Line, Lines, Rows, multiply_power, read_line, smaller_probability, smoothed, takes
+from monai_iou.voxels.binary import Line, Rows, multiply_power, read_line, smaller_probability, smoothed, takes
 from monai_iou.voxels.formulas import tile_gradient
 from monai_iou.voxels.inputs import Tile
+from monai_iou.voxels.lines import Lines
 from monai_iou.voxels.spec import (
     BACKGROUND_ENTROPY,
     CONFIDENCE,
@@ -93,16 +96,18 @@ def _region_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, out: Te
         of_class += of_other
     if spec.overlap == "min_max" and not two:  # [p < y], half of it at a tie
         torch.sub(line.y, p, out=out).sign_()
-        torch.sub(_scalar(constant + of_class / 2, p), out, alpha=-of_class / 2, out=out)
+        torch.sub(_scalar(constant + of_class / 2, p.dtype), out, alpha=-of_class / 2, out=out)
     elif abs(constant + of_class) < CANCELS * abs(constant):  # slower, and exact at a label of 0 or 1
-        torch.lerp(_scalar(constant, p), _scalar(constant + of_class, p), line.y, out=out)
+        torch.lerp(_scalar(constant, p.dtype), _scalar(constant + of_class, p.dtype), line.y, out=out)
     else:
-        torch.sub(_scalar(constant, p), line.y, alpha=-of_class, out=out)
+        torch.sub(_scalar(constant, p.dtype), line.y, alpha=-of_class, out=out)
     return out.add_(p, alpha=linear) if linear else out
 
 
-def _scalar(value: float, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=like.dtype)
+@functools.lru_cache(maxsize=16)
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """Return a number that all tiles of an image share."""
+    return torch.tensor(value, dtype=dtype)
 
 
 def _entropy_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, lines: Lines) -> tuple[Tensor, float]:

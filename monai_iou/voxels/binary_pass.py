@@ -17,9 +17,10 @@ from torch import Tensor
 from monai_iou.voxels import binary, binary_gradient, huge_pages
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
+from monai_iou.voxels.lines import Spare
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.tiling import in_runs, run_tasks
+from monai_iou.voxels.tiling import in_runs, run_large_tasks
 
 _TILES_PER_TASK = 2  # few enough that the last thread to end is not waited for
 
@@ -47,14 +48,17 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
         places: Iterable[Tensor | None] = itertools.repeat(None) if kept is None else kept[image, -1].split(size)
         tiles += zip(parts, places, strict=False)
 
+    spare = Spare(voxels.logits, size)
+
     def work(task: list[tuple[Tile, Tensor | None]]) -> list[tuple[binary.Rows, bool]]:
-        lines, rows_of_tiles = binary.Lines(voxels.logits, size), []
-        for tile, place in task:
-            lines.length = tile.logits.shape[1]
-            rows_of_tiles.append(binary.add_tile(tile, spec, lines["p"] if place is None else place, lines))
+        rows_of_tiles = []
+        with spare.lines() as lines:
+            for tile, place in task:
+                lines.length = tile.logits.shape[1]
+                rows_of_tiles.append(binary.add_tile(tile, spec, lines["p"] if place is None else place, lines))
         return rows_of_tiles
 
-    tile_results = [pair for task in run_tasks(work, voxels.logits, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
+    tile_results = [pair for task in run_large_tasks(work, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
     lengths = [len(tiles) for tiles in images]
     rows = torch.tensor([rows for rows, _ in tile_results], dtype=total_dtype(voxels.logits)).split(lengths)
     serve = iter([serves for _, serves in tile_results])
@@ -73,14 +77,16 @@ def _write_gradient(
         for part in zip(image, place.split(size, -1), serves, strict=True)
     ]
 
-    def work(task: list[tuple[binary.Rows, Tile, Tensor, bool]]) -> None:
-        lines = binary.Lines(out, size)
-        for pull, tile, place, serves in task:
-            lines.length = place.shape[1]
-            p = place[-1] if kept and serves else None
-            binary_gradient.write_gradient(place, pull, tile, spec, p, lines, by_smaller=not serves)
+    spare = Spare(out, size)
 
-    run_tasks(work, out, in_runs(tiles, _TILES_PER_TASK))
+    def work(task: list[tuple[binary.Rows, Tile, Tensor, bool]]) -> None:
+        with spare.lines() as lines:
+            for pull, tile, place, serves in task:
+                lines.length = place.shape[1]
+                p = place[-1] if kept and serves else None
+                binary_gradient.write_gradient(place, pull, tile, spec, p, lines, by_smaller=not serves)
+
+    run_large_tasks(work, in_runs(tiles, _TILES_PER_TASK))
 
 
 class _BinarySums(torch.autograd.Function):

@@ -9,27 +9,32 @@ and adds up p and q = 1 - p, so that
     dL/du = p q a,  a = g_P1 - g_P0 - g_I0 + y (g_I1 + g_I0)                    a table with a number for each cell
     dL/dx_1 = dL/du,  dL/dx_0 = -dL/du
 
-The sum of q is a difference where it is large; where it is small in a tile it is added up by itself.
+Along the last axis a region goes on for some tens of voxels. So a tile is summed by runs of one region, and the voxels
+with y = 1, of which there are few, by themselves; the rest of a region is a difference. Where runs are short or that
+difference is small, and where q is, which is a difference as well, each cell is added up voxel by voxel.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages
 from monai_iou.voxels.binary import SIZE, SMALLEST_SHARE
 from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
-from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import COUNT, INTERSECTION, PREDICTION, ROWS, TARGET, PassSpec
 from monai_iou.voxels.tiling import run_tasks, tile_tasks
 
+_SHORTEST_RUN = 8  # voxels on average: shorter runs cost more than their voxels
+
 
 def covers(voxels: Voxels, spec: PassSpec) -> bool:
-    """Return whether this pass computes what `spec` asks for: every label is 0 or 1, and every logit finite."""
+    """Return whether this pass may compute what `spec` asks for; labels and logits themselves are looked at later."""
     logits, labels, groups = voxels.logits, voxels.labels, voxels.groups
     return (
         spec == PassSpec("softmax", "product")
@@ -41,33 +46,56 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
         and logits.device.type == "cpu"
         and logits.dtype == sum_dtype(logits)
         and logits.numel() > 0
-        and all(0 <= int(bound) <= 1 for bound in labels.aminmax())
-        and bool(logits.detach().sum().isfinite())
     )
-
-
-def _cells(labels: Tensor, groups: Tensor) -> Tensor:
-    """Return 2 g + y of the voxels of a tile."""
-    wide = groups if groups.element_size() >= 4 else groups.int()
-    return torch.add(labels, wide, alpha=2)
 
 
 def _margin(logits: Tensor) -> Tensor:
     return logits[1] - logits[0]
 
 
-def _tile_sums(logits: Tensor, cells: Tensor, bins: int, p: Tensor | None) -> Tensor:
-    """Return the count and the sums of p and of q for each cell, (3, bins) in float64; write the probabilities."""
-    u = _margin(logits)
-    p = u.sigmoid() if p is None else torch.sigmoid(u, out=p)
-    counts = torch.bincount(cells, minlength=bins).double()
-    inside = torch.bincount(cells, p.double(), bins)
-    outside = counts - inside
-    few = SMALLEST_SHARE * counts.view(-1, 2)
-    of_labels = outside.view(-1, 2)
-    if bool((of_labels[:, 0] < few[:, 0]).any() | (of_labels.sum(1) < few.sum(1)).any()):
-        outside = torch.bincount(cells, u.neg_().sigmoid_().double(), bins)
-    return torch.stack([counts, inside, outside])
+def _tile_sums(u: Tensor, p: Tensor, inside: Tensor, groups: Tensor, regions: int) -> Tensor:
+    """Return the count and the sums of p and of q for each cell, (3, 2 R) in float64.
+
+    Args:
+        u: logits of class 1 against class 0, (n,).
+        p: their probabilities.
+        inside: whether the label is 1.
+        groups: region numbers.
+        regions: their number R.
+    """
+    by_runs = _sums_of_runs(p, inside, groups, regions)
+    if by_runs is not None and _keep_digits(*by_runs):
+        count, of_p = by_runs
+        return torch.stack([count, of_p, count - of_p])
+    cells = torch.add(inside, groups.long(), alpha=2)
+    count = torch.bincount(cells, minlength=2 * regions).double()
+    of_p = torch.bincount(cells, p.double(), 2 * regions)
+    return torch.stack([count, of_p, torch.bincount(cells, torch.sigmoid(-u).double(), 2 * regions)])
+
+
+def _sums_of_runs(p: Tensor, inside: Tensor, groups: Tensor, regions: int) -> tuple[Tensor, Tensor] | None:
+    """Return the count and the sum of p for each cell, (2 R,) in float64; None if runs of one region are short."""
+    starts = np.flatnonzero(torch.ne(groups[1:], groups[:-1]).numpy()) + 1
+    if _SHORTEST_RUN * len(starts) > len(groups):
+        return None
+    starts = np.concatenate([[0], starts])
+    values, numbers, ones = p.numpy(), groups.numpy(), np.flatnonzero(inside.numpy())
+    of_runs, of_ones = numbers[starts], numbers[ones]
+    count = np.bincount(of_runs, np.diff(starts, append=len(numbers)), regions)
+    of_p = np.bincount(of_runs, np.add.reduceat(values, starts), regions)
+    ones_count = np.bincount(of_ones, minlength=regions)
+    ones_of_p = np.bincount(of_ones, values[ones], regions)
+    cells = np.stack([[count - ones_count, ones_count], [of_p - ones_of_p, ones_of_p]]).swapaxes(1, 2)
+    first, second = torch.from_numpy(cells.reshape(2, -1))
+    return first, second
+
+
+def _keep_digits(count: Tensor, of_p: Tensor) -> bool:
+    """Return whether no sum that is a difference is much smaller than what it is a difference of, (2 R,) each."""
+    of_q = (count - of_p).view(-1, 2)
+    few, of_region = SMALLEST_SHARE * count.view(-1, 2), SMALLEST_SHARE * of_p.view(-1, 2).sum(1)
+    lost = (of_q[:, 0] < few[:, 0]) | (of_q[:, 0] < of_region) | (of_q.sum(1) < few.sum(1))
+    return not bool(lost.any())
 
 
 def _rows(cells: Tensor) -> Tensor:
@@ -82,59 +110,79 @@ def _rows(cells: Tensor) -> Tensor:
 
 
 def _slopes(gradient: Tensor) -> Tensor:
-    """Return a of every cell, (B, 2 R)."""
+    """Return a of every cell, (2, B, R): of labels 0 and 1."""
     (background, lesion), (of_other, of_class) = (gradient[row].unbind(1) for row in (INTERSECTION, PREDICTION))
     constant = of_class - of_other - background
-    return torch.stack([constant, constant + lesion + background], -1).flatten(1)
-
-
-class _RegionSums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, voxels: Voxels) -> Tensor:
-        labels, groups = voxels.labels, voxels.groups
-        assert labels is not None
-        assert groups is not None
-        ctx.kept = kept = huge_pages.empty_like(logits) if ctx.needs_input_grad[0] else None
-        tasks = _tiles(logits)
-
-        def work(task: tuple[int, slice]) -> Tensor:
-            image, part = task
-            cells = _cells(labels[image, part], groups[image, 0, part])
-            place = None if kept is None else kept[image, 1, part]
-            return _tile_sums(logits[image, :, part], cells, 2 * voxels.regions, place)
-
-        total = torch.zeros((len(logits), 3, 2 * voxels.regions), dtype=total_dtype(logits))
-        for (image, _), sums in zip(tasks, run_tasks(work, logits, tasks), strict=True):
-            total[image] += sums
-        # Every label is a class here, so that a byte holds it.
-        ctx.save_for_backward(logits, narrowed(labels, 2), groups)
-        return _rows(total)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, labels, groups = ctx.saved_tensors
-        kept, ctx.kept = ctx.kept, None  # the memory becomes the gradient; a further backward computes p again
-        out = huge_pages.empty_like(logits) if kept is None else kept
-        slopes = _slopes(gradient).to(logits.dtype)
-
-        def work(task: tuple[int, slice]) -> None:
-            image, part = task
-            of_background, place = out[image, :, part].unbind()
-            p = torch.sigmoid(_margin(logits[image, :, part])) if kept is None else place
-            slope = slopes[image].index_select(0, _cells(labels[image, part], groups[image, 0, part]))
-            torch.ops.aten.sigmoid_backward.grad_input(slope, p, grad_input=place)
-            torch.neg(place, out=of_background)
-
-        run_tasks(work, logits, _tiles(logits))
-        return out, None
+    return torch.stack([constant, constant + lesion + background])
 
 
 def _tiles(logits: Tensor) -> list[tuple[int, slice]]:
     return [tile for run in tile_tasks(logits, SIZE) for tile in run]
 
 
-def compute_sums(voxels: Voxels) -> Tensor:
-    """Return the statistics (7, B, 2, R) of `voxels`."""
-    result: Tensor = _RegionSums.apply(voxels.logits, voxels)
+def _sums(voxels: Voxels, inside: Tensor, kept: Tensor | None) -> Tensor | None:
+    """Return the sums of the cells, (B, 3, 2 R), and write which labels are 1; None if the numbers are others."""
+    logits, labels, groups = voxels.logits.detach(), voxels.labels, voxels.groups
+    assert labels is not None
+    assert groups is not None
+    tasks = _tiles(logits)
+
+    def work(task: tuple[int, slice]) -> Tensor | None:
+        image, part = task
+        low, high = labels[image, part].aminmax()
+        u = _margin(logits[image, :, part])
+        if not (low >= 0 and high <= 1 and math.isfinite(u.sum().item())):
+            return None
+        p = u.sigmoid() if kept is None else torch.sigmoid(u, out=kept[image, 1, part])
+        ones = torch.ne(labels[image, part], 0, out=inside[image, part])
+        return _tile_sums(u, p, ones, groups[image, 0, part], voxels.regions)
+
+    total = torch.zeros((len(logits), 3, 2 * voxels.regions), dtype=total_dtype(logits))
+    for (image, _), sums in zip(tasks, run_tasks(work, logits, tasks), strict=True):
+        if sums is None:
+            return None
+        total[image] += sums
+    return total
+
+
+class _RegionSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, voxels: Voxels, inside: Tensor, total: Tensor, kept: Tensor | None) -> Tensor:
+        ctx.kept = kept
+        ctx.save_for_backward(logits, inside, voxels.groups)
+        return _rows(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, inside, groups = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None  # the memory becomes the gradient; a further backward computes p again
+        out = huge_pages.empty_like(logits) if kept is None else kept
+        of_zeros, of_ones = _slopes(gradient).to(logits.dtype)
+
+        def work(task: tuple[int, slice]) -> None:
+            image, part = task
+            of_background, place = out[image, :, part].unbind()
+            p = torch.sigmoid(_margin(logits[image, :, part])) if kept is None else place
+            numbers = groups[image, 0, part]
+            slope = of_zeros[image].index_select(0, numbers if numbers.element_size() >= 4 else numbers.int())
+            ones = np.flatnonzero(inside[image, part].numpy())
+            slope.numpy()[ones] = of_ones[image].numpy()[numbers.numpy()[ones]]
+            torch.ops.aten.sigmoid_backward.grad_input(slope, p, grad_input=place)
+            torch.neg(place, out=of_background)
+
+        run_tasks(work, logits, _tiles(logits))
+        return out, None, None, None, None
+
+
+def compute_sums(voxels: Voxels) -> Tensor | None:
+    """Return the statistics (7, B, 2, R) of `voxels`; None if a label is not 0 or 1, or a logit is not finite."""
+    assert voxels.labels is not None
+    needs_gradient = torch.is_grad_enabled() and voxels.logits.requires_grad
+    kept = huge_pages.empty_like(voxels.logits) if needs_gradient else None
+    inside = torch.empty(voxels.labels.shape, dtype=torch.bool)
+    total = _sums(voxels, inside, kept)
+    if total is None:
+        return None
+    result: Tensor = _RegionSums.apply(voxels.logits, voxels, inside, total, kept)
     return result

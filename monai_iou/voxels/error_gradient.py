@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_iou.voxels import huge_pages, in_place
+from monai_iou.voxels import binary_errors, huge_pages, in_place
 from monai_iou.voxels.error_bins import ErrorSpace, ErrorSpec, ErrorTile, numbered_tiles, tile_errors, tile_voxels
 from monai_iou.voxels.histograms import ErrorHistograms, count_errors_and_sums
 from monai_iou.voxels.inputs import Tile, Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
+from monai_iou.voxels.single_backward import refuse_second_derivative
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.tiling import in_runs, run_tasks
 
@@ -102,12 +103,7 @@ class _ErrorPass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_rows: Tensor, slopes: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():  # of create_graph=True; a missing second derivative would pass for a zero
-            message = (
-                "Expected a backward pass without create_graph=True, because a Lovasz loss with bins has no second "
-                "derivative: take bins=None."
-            )
-            raise RuntimeError(message)
+        refuse_second_derivative()
         logits, labels, maps, valid, limit = ctx.saved_tensors
         voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
         out = huge_pages.empty_like(logits)
@@ -126,6 +122,10 @@ def read_errors(voxels: Voxels, spec: PassSpec, limit: Tensor) -> tuple[Tensor, 
 
     Differentiable: the statistics as they are, the histograms by :func:`with_slopes`.
     """
+    if binary_errors.covers(voxels, spec):
+        found = binary_errors.read(voxels, error_spec(spec).cells, limit)
+        if found is not None:
+            return found
     rows, slopes, counts = _ErrorPass.apply(voxels.logits, voxels, spec, limit)
     return rows, ErrorHistograms(counts, limit, slopes if slopes.requires_grad else None)
 

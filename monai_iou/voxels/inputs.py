@@ -105,12 +105,14 @@ def _finite(values: Tensor, valid: Tensor) -> Tensor:
 
 def counted_regions(groups: Tensor, num_groups: int | None) -> tuple[Tensor, int, Tensor | None]:
     """Return region numbers in range, how many there are, and which voxels (B, N) are in a region, None if all are."""
-    regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
-    regions = max(regions, 1)
     if groups.device.type == "cpu" and groups.numel() and not torch.compiler.is_compiling():
-        low, high = groups.aminmax()
+        low, high = (int(bound) for bound in groups.aminmax())
+        regions = max(high + 1 if num_groups is None else num_groups, 1)
         if low >= 0 and high < regions:
             return groups, regions, None
+    else:
+        regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
+        regions = max(regions, 1)
     return groups.clamp(0, regions - 1), regions, ((groups >= 0) & (groups < regions)).all(1)
 
 

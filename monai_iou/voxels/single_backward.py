@@ -15,6 +15,19 @@ _MESSAGE = (
 )
 
 
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError inside the `backward` of a Lovasz loss that is asked for a graph, by create_graph=True.
+
+    A second derivative that is missing would pass for a zero.
+    """
+    if torch.is_grad_enabled():
+        message = (
+            "Expected a backward pass without create_graph=True, because a Lovasz loss with bins has no second "
+            "derivative: take bins=None."
+        )
+        raise RuntimeError(message)
+
+
 class _NoDerivative(torch.autograd.Function):
     """The identity; what flows back through it raises."""
 

@@ -125,7 +125,8 @@ def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
         spec = replace(spec, overlap="product")  # of a hard label y and p in [0, 1], min(p, y) = p y
     if binary_pass.covers(voxels, spec):
         return binary_pass.compute_sums(voxels, spec)
-    if binary_regions.covers(voxels, spec):
-        return binary_regions.compute_sums(voxels)
+    sums = binary_regions.compute_sums(voxels) if binary_regions.covers(voxels, spec) else None
+    if sums is not None:
+        return sums
     result: Tensor = _TiledSums.apply(voxels.logits, voxels, spec)
     return result

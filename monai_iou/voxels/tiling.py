@@ -3,7 +3,11 @@
 torch splits every operation among threads and waits for all of them at its end. For thousands of small operations
 while data loaders are busy, which keep a thread from its core for milliseconds, that is thousands of waits for the
 scheduler: seconds for one loss, seen on two busy cores. Here a thread takes a part and does all operations on it alone;
-nobody waits until the end.
+nobody waits until the end (:func:`run_tasks`).
+
+On a machine with nothing else to do it is the other way round: torch's threads, which keep a core for some milliseconds
+after each operation in the hope of the next, get in the way of ours. So passes of few and large operations ask the
+system which of the two it is (:func:`run_large_tasks`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,6 +28,8 @@ _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 _MAX_THREADS = 8  # beyond, they wait for Python's lock
+_LOAD = Path("/proc/loadavg")  # its fourth field: threads that run or would, of all threads
+_CORES = os.cpu_count() or 1
 
 
 class _Helpers:
@@ -29,9 +37,11 @@ class _Helpers:
 
     def __init__(self) -> None:
         self.forget()
+        self.forked = False
 
     def forget(self) -> None:
         """Begin anew: no thread survives the fork of a worker process, and the lock may have been taken then."""
+        self.forked = True
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -89,6 +99,29 @@ def _taken(left: deque[_Task]) -> Iterator[_Task]:
         yield task
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: a sum that is split has other last digits than the same sum in one piece."""
+    allowed = torch.get_num_threads()
+    if allowed == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(allowed)
+
+
+def cores_suffice() -> bool:
+    """Return whether no thread of the machine waits for a core at this moment; False where the system does not say."""
+    try:
+        running = int(_LOAD.read_bytes().split()[3].partition(b"/")[0])
+    except (OSError, IndexError, ValueError):
+        return False
+    return running <= _CORES
+
+
 Result = TypeVar("Result")
 _Tile = TypeVar("_Tile")
 Task = list[tuple[int, slice]]  # tiles, as (image, voxels)
@@ -120,3 +153,19 @@ def in_runs(tiles: list[_Tile], length: int = _TILES_PER_TASK) -> list[list[_Til
 def run_tasks(work: Callable[[_Tile], Result], logits: Tensor, tasks: list[_Tile]) -> list[Result]:
     """Return the results of `work`, in order; threads share it on a CPU."""
     return in_threads(work, tasks) if logits.device.type == "cpu" else [work(task) for task in tasks]
+
+
+def run_large_tasks(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
+    """Return the results of `work`, in order, whose operations are worth splitting; no gradients, on a CPU.
+
+    The calling thread does one task after another, each operation split by torch, until a thread of this or another
+    process waits for a core; then threads share what is left. So that the result is the same either way, `work` must
+    sum in :func:`one_thread`. A forked process has no threads of torch's to split anything.
+    """
+    results: list[_Result] = []
+    with torch.no_grad():
+        for task in tasks:
+            if torch.get_num_threads() == 1 or _helpers.forked or not cores_suffice():
+                break
+            results.append(work(task))
+    return results + in_threads(work, tasks[len(results) :])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import IoUCELoss, LogIoULoss, use_kernel, voxel_sums
-from monai_iou.voxels import binary, binary_pass, in_place, tiled
+from monai_iou.voxels import binary, binary_pass, in_place, tiled, tiling
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import compute_sums as reference_sums
@@ -197,3 +197,24 @@ def test_a_nearly_absent_background_leaves_the_gradient_its_digits() -> None:
         assert leaf.grad is not None
         gradients.append(leaf.grad.double())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("voxels", [150_001, 1 << 19])
+def test_sums_and_gradient_are_the_same_to_the_last_bit_for_any_number_of_threads(
+    dtype: torch.dtype, voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether torch splits the operations, or threads share the tiles."""
+    specs = [PassSpec("sigmoid"), PassSpec("sigmoid", "min_max"), PassSpec(cross_entropy=True), PassSpec(power=2)]
+    allowed = torch.get_num_threads()
+    for spec, kind in zip(specs, ("clean", "clean", "ignored", "float labels"), strict=True):
+        read, found = case(spec, kind, dtype, voxels), []
+        for threads, free in ((1, True), (2, True), (2, False)):
+            monkeypatch.setattr(tiling, "cores_suffice", lambda free=free: free)
+            torch.set_num_threads(threads)
+            try:
+                found.append(run(binary_pass.compute_sums, read, spec))
+            finally:
+                torch.set_num_threads(allowed)
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=0, atol=0)

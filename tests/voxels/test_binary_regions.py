@@ -20,13 +20,13 @@ REGIONS = 5
 SPEC = PassSpec()
 
 
-def case(labels: torch.dtype, groups: torch.dtype, dtype: torch.dtype = torch.float64, seed: int = 0) -> Voxels:
-    """Three images with two empty regions."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (3, 1, 5, 13)
-    logits = torch.randn(3, 2, 5, 13, generator=generator, dtype=torch.float64) * 4
+def case(labels: torch.dtype, groups: torch.dtype, dtype: torch.dtype = torch.float64, run: int = 1) -> Voxels:
+    """Three images with two empty regions; the others go on for `run` voxels at least."""
+    generator = torch.Generator().manual_seed(run)
+    shape = (3, 1, 5, 13 * run)
+    logits = torch.randn(3, 2, 5, 13 * run, generator=generator, dtype=torch.float64) * 4
     target = torch.randint(0, 2, shape, generator=generator).to(labels)
-    regions = torch.randint(0, REGIONS, shape, generator=generator).to(groups)
+    regions = torch.randint(0, REGIONS, (3, 1, 5, 13), generator=generator).repeat_interleave(run, -1).to(groups)
     return flatten_voxels(logits.to(dtype), target, None, None, regions, REGIONS + 2)
 
 
@@ -45,15 +45,40 @@ def exact(voxels: Voxels) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("groups", [torch.int32, torch.int64, torch.uint8])
 @pytest.mark.parametrize("labels", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(("run_length", "size"), [(1, 11), (40, 301), (40, 1 << 17)])
 def test_sums_and_gradients_are_the_specification(
-    labels: torch.dtype, groups: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    labels: torch.dtype, groups: torch.dtype, run_length: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary_regions, "SIZE", 11)
+    """Whatever the length of the runs of a region, and wherever the tiles cut them."""
+    monkeypatch.setattr(binary_regions, "SIZE", size)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        voxels = case(labels, groups, dtype)
+        voxels = case(labels, groups, dtype, run_length)
         assert binary_regions.covers(voxels, SPEC)
         torch.testing.assert_close(run(tiled.compute_sums, voxels), exact(voxels), rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(run(tiled.compute_sums, voxels, 3), exact(voxels), rtol=tolerance, atol=tolerance)
+
+
+def test_long_runs_are_summed_as_runs_and_short_ones_are_not() -> None:
+    for run_length, by_runs in ((1, False), (40, True)):
+        voxels = case(torch.int64, torch.int32, run=run_length)
+        assert voxels.labels is not None
+        assert voxels.groups is not None
+        inside, groups = voxels.labels[0].bool(), voxels.groups[0, 0]
+        p = voxels.logits[0].softmax(0)[1]
+        sums = binary_regions._sums_of_runs(p, inside, groups, voxels.regions)
+        assert (sums is not None) == by_runs
+
+
+def test_a_few_voxels_beside_large_lesions_keep_their_digits() -> None:
+    """The background's share of a region that a lesion all but fills is no difference of float32 sums."""
+    labels = torch.ones(1, 1, 1 << 18, dtype=torch.long)
+    labels[..., 1000:1003] = 0
+    logits = torch.zeros(1, 2, 1 << 18)
+    logits[0, 1] = 8 + torch.rand(1 << 18, generator=torch.Generator().manual_seed(0))
+    logits[0, 1, 1000:1003] = torch.tensor([-2.0, 0.0, 2.0])
+    voxels = flatten_voxels(logits, labels, None, None, torch.zeros_like(labels), 1)
+    expected = reference_sums(replace(voxels, logits=logits.double()), SPEC)
+    torch.testing.assert_close(tiled.compute_sums(voxels, SPEC), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("lesion", [0, 1])
@@ -77,12 +102,12 @@ def test_other_labels_and_logits_take_the_general_path() -> None:
     plain = case(torch.int64, torch.int32)
     infinite = plain.logits.clone()
     infinite[0, 1, 3] = torch.inf
-    assert not binary_regions.covers(replace(plain, logits=infinite), SPEC)
+    assert binary_regions.compute_sums(replace(plain, logits=infinite)) is None
     for value in (-1, 2, 255):
         assert plain.labels is not None
         labels = plain.labels.clone()
         labels[1, 7] = value
-        assert not binary_regions.covers(replace(plain, labels=labels), SPEC)
+        assert binary_regions.compute_sums(replace(plain, labels=labels)) is None
     assert not binary_regions.covers(plain, replace(SPEC, cross_entropy=True))
     assert not binary_regions.covers(replace(plain, groups=None, regions=1), SPEC)
     outside = torch.full((3, 1, 5, 13), -1)
