@@ -42,10 +42,13 @@ from monai_iou.voxels.tiling import one_thread
 
 SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
 SIZE_OF_ONE = 2 * SIZE  # of one class without a cross-entropy, which needs a single temporary
+SIZE_WITH_ENTROPY = SIZE + SIZE // 2  # of one class: torch splits a logarithm of a quarter of it, but not of less
 SIZE_OF_FOCAL = SIZE // 2  # with twice the temporaries
 SMALLEST_MEAN = 1 / 1024  # of the background's probability: a smaller 1 - p has lost three digits where p is kept
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
+Term = tuple[Tensor, Tensor | None]  # what is summed (n,), and what it is multiplied by
+Terms = list[Term]
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
 
 
@@ -53,7 +56,7 @@ def tile_size(spec: PassSpec, classes: int) -> int:
     """Return the voxels of a tile, the same for any number of threads, so that the sums are."""
     if spec.focal:
         return SIZE_OF_FOCAL
-    return SIZE if spec.cross_entropy or classes == 2 else SIZE_OF_ONE
+    return SIZE if classes == 2 else SIZE_WITH_ENTROPY if spec.cross_entropy else SIZE_OF_ONE
 
 
 @dataclass(frozen=True)
@@ -119,27 +122,30 @@ def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows,
     line, classes = read_line(tile, lines), tile.logits.shape[0]
     if not (spec.cross_entropy or takes(line, spec, classes)):
         return _general_sums(tile, spec), False
-    rows = [[0.0] * classes for _ in range(ROWS)]
+    entropies: tuple[Terms, Terms] = ([], [])
     if spec.cross_entropy:
-        inside, outside = _entropies(line, spec, p, lines, two=classes == 2)
-        if not math.isfinite(inside + outside):  # as :func:`takes` would have said, at no reading of its own
-            return _general_sums(tile, spec), False
-        if classes == 2:
-            rows[CROSS_ENTROPY] = [outside, inside]
-        elif spec.split:
-            rows[CROSS_ENTROPY], rows[BACKGROUND_ENTROPY] = [inside], [outside]
-        else:
-            rows[CROSS_ENTROPY] = [inside + outside]
+        entropies = _entropies(line, spec, p, lines, two=classes == 2)
     else:
         torch.sigmoid(line.u, out=p)
-    rows[COUNT] = [float(lines.length) if line.valid is None else sum_of(line.valid)] * classes
-    rows[TARGET] = _volumes(tile, line, spec, lines)
     if line.valid is not None:
         p.mul_(line.valid)
-    if spec.overlap is None:
-        return rows, True
-    background = _add_region(rows, line, spec, p, lines)
-    return rows, classes == 1 or background >= SMALLEST_MEAN * rows[COUNT][0]
+    smaller = None
+    if spec.overlap == "min_max" and classes == 1:  # of a hard label the smaller of p and y is their product
+        smaller = torch.minimum(p, line.y, out=lines["smaller"])
+    with one_thread():  # at once for all sums: torch takes its time to change the number
+        inside, outside = (sum(sum_of(*term) for term in terms) for terms in entropies)
+        if not math.isfinite(inside + outside):  # as :func:`takes` would have said, at no reading of its own
+            return _general_sums(tile, spec), False
+        rows = [[0.0] * classes for _ in range(ROWS)]
+        if classes == 2:
+            rows[CROSS_ENTROPY] = [outside, inside]
+        else:
+            rows[CROSS_ENTROPY], rows[BACKGROUND_ENTROPY] = [inside], [outside]
+        rows[COUNT] = [float(lines.length) if line.valid is None else sum_of(line.valid)] * classes
+        rows[TARGET] = _volumes(tile, line, spec, lines)
+        background = 0.0 if spec.overlap is None else _add_region(rows, line, spec, p, smaller, lines)
+    enough = classes == 1 or spec.overlap is None or background >= SMALLEST_MEAN * rows[COUNT][0]
+    return rows, enough
 
 
 def _general_sums(tile: Tile, spec: PassSpec) -> Rows:
@@ -163,13 +169,10 @@ def _volumes(tile: Tile, line: Line, spec: PassSpec, lines: Lines) -> list[float
     return [sum_of(torch.eq(tile.labels[0], 0, out=lines["a"])), sum_of(y)]
 
 
-def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, lines: Lines) -> float:
+def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, smaller: Tensor | None, lines: Lines) -> float:
     """Write I, P and Q of the class, and of the background if there are two; return the sum of 1 - p, 0 if not."""
     two, squares = len(rows[COUNT]) == 2, spec.power == 2 or spec.confidence
-    if spec.overlap == "min_max" and not two:
-        both = sum_of(torch.minimum(p, line.y, out=lines["a"]))
-    else:  # of a hard label the smaller of p and y is their product
-        both = sum_of(p, line.y)
+    both = sum_of(p, line.y) if smaller is None else sum_of(smaller)
     whole, square = sum_of(p), sum_of(p, p) if squares else 0.0
     _write_region(rows, -1, both, whole, square, spec)
     if not two:
@@ -196,8 +199,8 @@ def smaller_probability(u: Tensor, out: Tensor) -> Tensor:
     return torch.sigmoid(torch.abs(u, out=out).neg_(), out=out)
 
 
-def _entropies(line: Line, spec: PassSpec, p: Tensor, lines: Lines, *, two: bool) -> tuple[float, float]:
-    """Write p, and return the cross-entropy of the class and of the others.
+def _entropies(line: Line, spec: PassSpec, p: Tensor, lines: Lines, *, two: bool) -> tuple[Terms, Terms]:
+    """Write p, and return the terms of the cross-entropy of the class and of the others.
 
     One channel whose two parts nobody asks for apart has both in the first.
     """
@@ -205,31 +208,33 @@ def _entropies(line: Line, spec: PassSpec, p: Tensor, lines: Lines, *, two: bool
     torch.sub(step, m, out=p).abs_()
     if spec.focal or spec.label_smoothing or (spec.split and not two):
         q = torch.sub(1, step, out=step).sub_(m).abs_()
-        return _parted_entropies(line, spec, p, q, torch.log1p(m.neg_(), out=m).neg_(), lines)
+        inside, outside = _parted_entropies(line, spec, p, q, torch.log1p(m.neg_(), out=m).neg_(), lines)
+        return ([inside], [outside]) if two or spec.split else ([inside, outside], [])
     wrong = step.sub_(line.y)
     if line.valid is not None:
         wrong.mul_(line.valid)
         m.mul_(line.valid)
     if not two:
-        return sum_of(line.u, wrong) - _sum_of_log_complements(m), 0.0
+        return [(line.u, wrong), *_log_complements(m)], []
     tail = torch.log1p(m.neg_(), out=m)
     loss = torch.addcmul(tail.neg_(), line.u, wrong, out=tail)
-    return sum_of(loss, line.y), sum_of(loss, line.others(wrong))
+    return [(loss, line.y)], [(loss, line.others(wrong))]
 
 
-def _sum_of_log_complements(m: Tensor) -> float:
-    """Return the sum of ln(1 - m), m at most 1/2; `m` is overwritten.
+def _log_complements(m: Tensor) -> Terms:
+    """Return terms of the sum of -ln(1 - m), m at most 1/2; `m` is overwritten.
 
     A logarithm costs more than all the rest. As ln(1 - a) + ln(1 - b) = ln(1 - (a + b - a b)), one serves four voxels,
     whose product is at least 1/16, so that no digits are lost.
     """
-    total = 0.0
+    terms: Terms = []
     for _ in range(2):
         half = m.shape[0] // 2
         a, b, odd = m[:half], m[half : 2 * half], m[2 * half :]
-        total += sum_of(odd.neg().log1p_()) if odd.shape[0] else 0.0
+        if odd.shape[0]:
+            terms.append((odd.neg().log1p_().neg_(), None))
         m = b.addcmul_(a, b, value=-1).add_(a)
-    return total + sum_of(torch.log1p(m.neg_(), out=m))
+    return [*terms, (torch.log1p(m.neg_(), out=m).neg_(), None)]
 
 
 def smoothed(y: Tensor, spec: PassSpec, out: Tensor) -> Tensor:
@@ -247,13 +252,13 @@ def multiply_power(values: Tensor, base: Tensor, exponent: float) -> Tensor:
 
 def _parted_entropies(
     line: Line, spec: PassSpec, p: Tensor, q: Tensor, tail: Tensor, lines: Lines
-) -> tuple[float, float]:
-    """Return the sums of -y' q^gamma ln p and of -(1 - y') p^gamma ln q."""
+) -> tuple[Term, Term]:
+    """Return the terms -y' q^gamma ln p and -(1 - y') p^gamma ln q; `q` and `tail` are overwritten."""
     smooth = smoothed(line.y, spec, lines["smooth"]) if spec.label_smoothing else line.y
-    loss = torch.sub(tail, torch.clamp_max(line.u, 0, out=lines["c"]), out=lines["c"])
-    multiply_power(loss, q, spec.focal)
-    inside = sum_of(loss if line.valid is None else loss.mul_(line.valid), smooth)
-    loss = multiply_power(torch.clamp_min(line.u, 0, out=loss).add_(tail), p, spec.focal)
+    inside = torch.sub(tail, torch.clamp_max(line.u, 0, out=lines["c"]), out=lines["c"])
+    multiply_power(inside, q, spec.focal)
+    outside = multiply_power(torch.clamp_min(line.u, 0, out=q).add_(tail), p, spec.focal)
     if line.valid is not None:
-        loss.mul_(line.valid)
-    return inside, sum_of(loss, torch.sub(1, smooth, out=tail))
+        inside.mul_(line.valid)
+        outside.mul_(line.valid)
+    return (inside, smooth), (outside, torch.sub(1, smooth, out=tail))

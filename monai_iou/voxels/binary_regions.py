@@ -10,8 +10,8 @@ and adds up p and q = 1 - p, so that
     dL/dx_1 = dL/du,  dL/dx_0 = -dL/du
 
 Along the last axis a region goes on for some tens of voxels. So a tile is summed by runs of one region, and the voxels
-with y = 1, of which there are few, by themselves; the rest of a region is a difference. Where runs are short or that
-difference is small, and where q is, which is a difference as well, each cell is added up voxel by voxel.
+with y = 1, of which there are few, by themselves; the others of a region and q are differences. Where runs are short,
+and wherever a difference would be small, each cell is added up voxel by voxel.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _margin(logits: Tensor) -> Tensor:
     return logits[1] - logits[0]
 
 
-def _tile_sums(u: Tensor, p: Tensor, inside: Tensor, groups: Tensor, regions: int) -> Tensor:
+def _cell_sums(u: Tensor, p: Tensor, inside: Tensor, groups: Tensor, regions: int) -> Tensor:
     """Return the count and the sums of p and of q for each cell, (3, 2 R) in float64.
 
     Args:
@@ -63,38 +63,35 @@ def _tile_sums(u: Tensor, p: Tensor, inside: Tensor, groups: Tensor, regions: in
         groups: region numbers.
         regions: their number R.
     """
-    by_runs = _sums_of_runs(p, inside, groups, regions)
-    if by_runs is not None and _keep_digits(*by_runs):
-        count, of_p = by_runs
-        return torch.stack([count, of_p, count - of_p])
     cells = torch.add(inside, groups.long(), alpha=2)
     count = torch.bincount(cells, minlength=2 * regions).double()
     of_p = torch.bincount(cells, p.double(), 2 * regions)
     return torch.stack([count, of_p, torch.bincount(cells, torch.sigmoid(-u).double(), 2 * regions)])
 
 
-def _sums_of_runs(p: Tensor, inside: Tensor, groups: Tensor, regions: int) -> tuple[Tensor, Tensor] | None:
-    """Return the count and the sum of p for each cell, (2 R,) in float64; None if runs of one region are short."""
-    starts = np.flatnonzero(torch.ne(groups[1:], groups[:-1]).numpy()) + 1
-    if _SHORTEST_RUN * len(starts) > len(groups):
+def _run_sums(p: Tensor, inside: Tensor, groups: Tensor, regions: int) -> Tensor | None:
+    """Return what :func:`_cell_sums` returns, q as a difference; None if runs of one region are short."""
+    values, numbers, ones = p.numpy(), groups.numpy(), np.flatnonzero(inside.numpy())
+    starts = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+    if _SHORTEST_RUN * len(starts) > len(numbers):
         return None
     starts = np.concatenate([[0], starts])
-    values, numbers, ones = p.numpy(), groups.numpy(), np.flatnonzero(inside.numpy())
     of_runs, of_ones = numbers[starts], numbers[ones]
     count = np.bincount(of_runs, np.diff(starts, append=len(numbers)), regions)
     of_p = np.bincount(of_runs, np.add.reduceat(values, starts), regions)
     ones_count = np.bincount(of_ones, minlength=regions)
     ones_of_p = np.bincount(of_ones, values[ones], regions)
-    cells = np.stack([[count - ones_count, ones_count], [of_p - ones_of_p, ones_of_p]]).swapaxes(1, 2)
-    first, second = torch.from_numpy(cells.reshape(2, -1))
-    return first, second
+    zeros_of_p = np.where(count == ones_count, 0, of_p - ones_of_p)
+    cells = np.stack([[count - ones_count, ones_count], [zeros_of_p, ones_of_p]]).swapaxes(1, 2).reshape(2, -1)
+    return torch.from_numpy(np.concatenate([cells, cells[:1] - cells[1:]]))
 
 
-def _keep_digits(count: Tensor, of_p: Tensor) -> bool:
-    """Return whether no sum that is a difference is much smaller than what it is a difference of, (2 R,) each."""
-    of_q = (count - of_p).view(-1, 2)
-    few, of_region = SMALLEST_SHARE * count.view(-1, 2), SMALLEST_SHARE * of_p.view(-1, 2).sum(1)
-    lost = (of_q[:, 0] < few[:, 0]) | (of_q[:, 0] < of_region) | (of_q.sum(1) < few.sum(1))
+def _keep_digits(total: Tensor) -> bool:
+    """Return whether no sum of (B, 3, 2 R) that is a difference is much smaller than what it is a difference of."""
+    count, of_p, of_q = total.unflatten(-1, (-1, 2)).unbind(1)
+    background, region = of_q[..., 0], of_q.sum(-1)
+    lost = (background < SMALLEST_SHARE * count[..., 0]) | (region < SMALLEST_SHARE * count.sum(-1))
+    lost |= (background < SMALLEST_SHARE * of_p.sum(-1)) & (count[..., 0] > 0)
     return not bool(lost.any())
 
 
@@ -120,8 +117,15 @@ def _tiles(logits: Tensor) -> list[tuple[int, slice]]:
     return [tile for run in tile_tasks(logits, SIZE) for tile in run]
 
 
-def _sums(voxels: Voxels, inside: Tensor, kept: Tensor | None) -> Tensor | None:
-    """Return the sums of the cells, (B, 3, 2 R), and write which labels are 1; None if the numbers are others."""
+def _sums(voxels: Voxels, inside: Tensor, kept: Tensor | None, *, by_runs: bool) -> Tensor | None:
+    """Return the sums of the cells, (B, 3, 2 R), and write which labels are 1; None if the numbers are others.
+
+    Args:
+        voxels: what :func:`covers` approves of.
+        inside: where to write whether the label is 1, (B, N) bool.
+        kept: where to write the probabilities of class 1, (B, 2, N), or None.
+        by_runs: whether to take runs of one region at once where they are long.
+    """
     logits, labels, groups = voxels.logits.detach(), voxels.labels, voxels.groups
     assert labels is not None
     assert groups is not None
@@ -134,15 +138,16 @@ def _sums(voxels: Voxels, inside: Tensor, kept: Tensor | None) -> Tensor | None:
         if not (low >= 0 and high <= 1 and math.isfinite(u.sum().item())):
             return None
         p = u.sigmoid() if kept is None else torch.sigmoid(u, out=kept[image, 1, part])
-        ones = torch.ne(labels[image, part], 0, out=inside[image, part])
-        return _tile_sums(u, p, ones, groups[image, 0, part], voxels.regions)
+        tile = p, torch.ne(labels[image, part], 0, out=inside[image, part]), groups[image, 0, part], voxels.regions
+        sums = _run_sums(*tile) if by_runs else None
+        return _cell_sums(u, *tile) if sums is None else sums
 
     total = torch.zeros((len(logits), 3, 2 * voxels.regions), dtype=total_dtype(logits))
     for (image, _), sums in zip(tasks, run_tasks(work, logits, tasks), strict=True):
         if sums is None:
             return None
         total[image] += sums
-    return total
+    return total if not by_runs or _keep_digits(total) else _sums(voxels, inside, kept, by_runs=False)
 
 
 class _RegionSums(torch.autograd.Function):
@@ -181,7 +186,7 @@ def compute_sums(voxels: Voxels) -> Tensor | None:
     needs_gradient = torch.is_grad_enabled() and voxels.logits.requires_grad
     kept = huge_pages.empty_like(voxels.logits) if needs_gradient else None
     inside = torch.empty(voxels.labels.shape, dtype=torch.bool)
-    total = _sums(voxels, inside, kept)
+    total = _sums(voxels, inside, kept, by_runs=True)
     if total is None:
         return None
     result: Tensor = _RegionSums.apply(voxels.logits, voxels, inside, total, kept)

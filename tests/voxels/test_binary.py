@@ -72,6 +72,7 @@ def assert_exact(voxels: Voxels, spec: PassSpec) -> None:
 def short_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary, "SIZE", 9)
     monkeypatch.setattr(binary, "SIZE_OF_ONE", 10)
+    monkeypatch.setattr(binary, "SIZE_WITH_ENTROPY", 11)
     monkeypatch.setattr(binary, "SIZE_OF_FOCAL", 8)
 
 

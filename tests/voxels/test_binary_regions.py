@@ -65,8 +65,16 @@ def test_long_runs_are_summed_as_runs_and_short_ones_are_not() -> None:
         assert voxels.groups is not None
         inside, groups = voxels.labels[0].bool(), voxels.groups[0, 0]
         p = voxels.logits[0].softmax(0)[1]
-        sums = binary_regions._sums_of_runs(p, inside, groups, voxels.regions)
+        sums = binary_regions._run_sums(p, inside, groups, voxels.regions)
         assert (sums is not None) == by_runs
+
+
+def test_a_region_of_one_label_has_nothing_of_the_other() -> None:
+    labels = (torch.arange(4000) >= 1500).long().view(1, 1, -1)
+    logits = torch.randn(1, 2, 4000, generator=torch.Generator().manual_seed(0))
+    voxels = flatten_voxels(logits, labels, None, None, labels + 1, 3)
+    sums = tiled.compute_sums(voxels, SPEC)
+    torch.testing.assert_close(sums, reference_sums(replace(voxels, logits=logits.double()), SPEC), rtol=1e-5, atol=0)
 
 
 def test_a_few_voxels_beside_large_lesions_keep_their_digits() -> None:
