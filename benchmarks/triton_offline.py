@@ -1,9 +1,10 @@
 """What the compiler says of the Triton kernel where there is no GPU: `python -m benchmarks.triton_offline [--arch 90]`.
 
 Each specialisation is compiled for GPUs that may be absent. From ptxas come registers, spills and shared memory; the
-global loads and stores in the PTX, each by its width and the threads of a program, give the bytes that a voxel asks
-for. The floor is what no kernel can do without: forward reads logits and labels once, backward reads both once more and
-writes the gradient. This bounds the memory traffic from the kernel's side; it is no time, and says nothing of a cache.
+global loads and stores in the PTX, each by its width, the threads of a program and how often its loop runs, give the
+bytes that a voxel asks for. The floor is what no kernel can do without: forward reads logits and labels once, backward
+reads both once more and writes the gradient. This bounds the memory traffic from the kernel's side; it is no time, and
+says nothing of a cache.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from monai_iou.voxels import triton_kernels, triton_programs
+from monai_iou.voxels.spec import ROWS
 
 ARCHITECTURES = (80, 90, 100)
 FLOATS = {"bf16": 2, "fp32": 4}
-LABELS = {"u8": 1}
+LABELS = {"u8": 1, "i64": 8, "fp32": 4}
 _POINTERS = {"x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS"}
-_SUMS = ("sums", "counts", "gradient")
+_SUMS = ("sums", "gradient")
 _FIXED = {"x_voxel": 1, "y_voxel": 1, "mask_voxel": 1, "out_voxel": 1}
+_LABEL = re.compile(r"^(\$L__BB\d+_\d+):")
+_BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L__BB\d+_\d+);")
 _ACCESS = re.compile(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b")
 BASE: dict[str, Any] = {
     "ACTIVATION": 0, "OVERLAP": 0, "POWER": 1.0, "ENTROPY": False, "FOCAL": 0.0, "KEEP": 1.0, "SHARE": 0.0,
@@ -39,7 +43,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "IoU + CE, ignored voxels": {"ENTROPY": True, "IGNORE": 255},
     "IoU + focal": {"ENTROPY": True, "FOCAL": 2.0},
     "IoU, sigmoid": {"ACTIVATION": 1},
-    "soft labels": {"OVERLAP": 1, "MAPS": True},
+    "IoU + CE, int64 labels, ignored voxels": {"ENTROPY": True, "IGNORE": -100, "y": "i64"},
+    "soft labels": {"OVERLAP": 1, "MAPS": True, "y": "fp32"},
 }
 
 
@@ -52,14 +57,17 @@ class Compiled:
     shared: int
     loaded: float
     stored: float
+    asm: dict[str, str]
 
 
-def compiled(kernel: Any, arch: int, logits: str, labels: str, options: dict[str, Any]) -> Compiled:
+def compiled(
+    kernel: Any, arch: int, logits: str, labels: str, options: dict[str, Any], integer: str = "i32"
+) -> Compiled:
     """Compile a kernel for an architecture and read the compiler's report."""
     constants = {**_FIXED, **options}
     signature = {}
     for name in kernel.arg_names:
-        kind = _POINTERS.get(name, "*fp32" if name in _SUMS else "i32")
+        kind = _POINTERS.get(name, "*fp32" if name in _SUMS else integer)
         signature[name] = "constexpr" if name in constants else kind.replace("LOGITS", logits).replace("LABELS", labels)
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -72,13 +80,23 @@ def compiled(kernel: Any, arch: int, logits: str, labels: str, options: dict[str
     result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     ptx = result.asm["ptx"]
     registers, spilled = _assembled(ptx)
+    moved = _moved(ptx, options["CHUNKS"])
+    each = 32 * warps / (options["VOXELS"] * options["CHUNKS"])  # threads of a voxel
+    return Compiled(registers, spilled, result.metadata.shared, moved["ld"] * each, moved["st"] * each, result.asm)
+
+
+def _moved(ptx: str, chunks: int) -> dict[str, int]:
+    """Return the bytes that a thread loads and stores; a program's only loop runs once for each chunk of voxels."""
+    lines = ptx.splitlines()
+    places = {found[1]: number for number, line in enumerate(lines) if (found := _LABEL.match(line))}
+    branches = [(number, found[1]) for number, line in enumerate(lines) if (found := _BRANCH.search(line))]
+    loops = [range(places[label], number) for number, label in branches if places[label] < number]
     moved = {"ld": 0, "st": 0}
-    for kind, width, bits in _ACCESS.findall(ptx):
-        moved[kind] += int(width or 1) * int(bits) // 8
-    threads_per_voxel = 32 * warps / options["VOXELS"]
-    return Compiled(
-        registers, spilled, result.metadata.shared, moved["ld"] * threads_per_voxel, moved["st"] * threads_per_voxel
-    )
+    for number, line in enumerate(lines):
+        times = chunks if any(number in loop for loop in loops) else 1
+        for kind, width, bits in _ACCESS.findall(line):
+            moved[kind] += times * int(width or 1) * int(bits) // 8
+    return moved
 
 
 def _assembled(ptx: str) -> tuple[int, int]:
@@ -100,16 +118,15 @@ def _assembled(ptx: str) -> tuple[int, int]:
 
 def row(arch: int, classes: int, logits: str, loss: str) -> str:
     """Compile forward and backward of one loss and return its line of the table."""
-    block = min(triton_kernels.CLASS_BLOCK, triton.next_power_of_2(classes))
-    size = {"CLASSES": block, "BLOCKS": triton.cdiv(classes, block), "VOXELS": min(triton_kernels.TILE // block, 1024)}
-    options = {**BASE, **LOSSES[loss], **size}
-    labels = "fp32" if options["MAPS"] else "u8"
-    of_labels = 4 * block if options["MAPS"] else 1
-    parts = []
-    for kernel, rows in ((triton_programs.add_sums, 6), (triton_programs.write_gradient, 7)):
-        parts.append(compiled(kernel, arch, logits, labels, {**options, "ROWS": rows}))
+    options = {**BASE, **LOSSES[loss]}
+    labels = options.pop("y", "u8")
+    width = max(FLOATS[logits], LABELS[labels]) if options["MAPS"] else FLOATS[logits]
+    options |= {**triton_kernels.blocks(classes, width), "ROWS": ROWS}
+    of_labels = LABELS[labels] * (classes if options["MAPS"] else 1)
+    kernels = (triton_programs.add_sums, triton_programs.write_gradient)
+    parts = [compiled(kernel, arch, logits, labels, options) for kernel in kernels]
     forward, backward = parts
-    of_logits = FLOATS[logits] * block
+    of_logits = FLOATS[logits] * classes
     floor = 3 * of_logits + 2 * of_labels
     moved = forward.loaded + forward.stored + backward.loaded + backward.stored
     return (

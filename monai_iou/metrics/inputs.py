@@ -17,7 +17,8 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from monai_iou.spacing import image_spacings, spacing_tuple
-from monai_iou.voxels.labels import equals, valid_voxels
+from monai_iou.voxels.compact_labels import equals
+from monai_iou.voxels.labels import valid_voxels
 
 __all__ = ["ArrayLike", "ImagePair", "annotated", "as_plain_tensor", "check_binary", "check_labels", "image_spacings"]
 __all__ += ["labelled_rows", "pair_images", "rounded", "spacing_tuple", "split_images"]

@@ -21,8 +21,9 @@ import torch.fx.experimental._config
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages, tiled
+from monai_iou.voxels.compact_labels import IGNORED
 from monai_iou.voxels.formulas import Probabilities, class_probabilities, class_slopes, statistics
-from monai_iou.voxels.inputs import IGNORED, Voxels, total_dtype
+from monai_iou.voxels.inputs import Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
@@ -243,6 +244,7 @@ class _CompiledSums(torch.autograd.Function):
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (7, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
+    voxels = voxels.compact()
     if not covers(voxels):
         return tiled.compute_sums(voxels, spec)
     result: Tensor = _CompiledSums.apply(voxels.logits, voxels, spec)

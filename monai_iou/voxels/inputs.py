@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = {torch.uint8: 255, torch.int16: -1}  # the stored label of an ignored voxel
+from monai_iou.voxels.compact_labels import IGNORED, compact_labels
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Voxels:
         has_ignored: whether labels hold marks of ignored voxels.
         groups: integer region numbers, (B, 1, N), or (B, C, N) where each class has its own; or None.
         regions: number R of regions, 1 without `groups`.
+        as_given: whether labels are still what the user passed, values of any kind in any dtype: ignored where they are
+            `ignore_index` or `valid` is False. Kernels that read them otherwise begin with :meth:`compact`.
+        ignore_index: label of ignored voxels of labels as given.
     """
 
     logits: Tensor
@@ -34,9 +37,19 @@ class Voxels:
     has_ignored: bool
     groups: Tensor | None
     regions: int
+    as_given: bool = False
+    ignore_index: int | None = None
+
+    def compact(self) -> Voxels:
+        """Return the same voxels with labels in the kernels' form."""
+        if not self.as_given or self.labels is None:
+            return self
+        labels, has_ignored = compact_labels(self.labels, self.logits.shape[1], self.ignore_index, self.valid)
+        return Voxels(self.logits, labels, None, None, has_ignored, self.groups, self.regions)
 
     def tile(self, image: int | slice, voxels: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return :meth:`Tile.read` of a part: (..., C, n), (..., C, n) and (..., 1, n)."""
+        assert not self.as_given
         sides = (self.labels, self.valid)
         labels, valid = (None if side is None else side[image, voxels].unsqueeze(-2) for side in sides)
         maps = None if self.maps is None else self.maps[image, :, voxels]

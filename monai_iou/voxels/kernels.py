@@ -89,6 +89,16 @@ def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
     return tiled.compute_sums
 
 
+def takes_labels_as_given(voxels: Voxels) -> bool:
+    """Return whether the kernel for this input may be Triton's, which reads labels in the dtype they have."""
+    if torch.compiler.is_compiling() or voxels.groups is not None:
+        return False
+    name, device = chosen_kernel(), voxels.logits.device
+    return name == "triton" or (
+        name == "auto" and device.type in _CHECKED_DEVICES and _has_triton() and _checks.reason(device) is None
+    )
+
+
 def kernel_report() -> dict[str, str]:
     """Return, for the CPU and every CUDA device, which kernel the losses use there and why.
 

@@ -1,4 +1,4 @@
-"""Label maps in the kernels' form: ignored voxels marked, wrong values found at no cost of a pass."""
+"""Which voxels take part, and wrong values of a target, which are found at no cost of a pass."""
 
 from __future__ import annotations
 
@@ -10,81 +10,15 @@ import torch
 from torch import Tensor
 
 from monai_iou.checks import label_error, map_error
+from monai_iou.voxels.compact_labels import compact_dtype, equals
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.spec import COUNT, TARGET
-from monai_iou.voxels.tiling import in_threads
-
-_BYTE_CLASSES = 254  # 254 marks a value that is not a class, 255 an ignored voxel
-_PART = 1 << 16  # voxels at a time on a CPU, so that intermediate results stay in its cache
-
-
-def equals(labels: Tensor, value: int) -> Tensor:
-    """Return labels == value; a value beyond the dtype of the labels equals none, where torch would let it wrap."""
-    if not labels.is_floating_point():
-        low, high = (
-            (0, 1) if labels.dtype == torch.bool else (torch.iinfo(labels.dtype).min, torch.iinfo(labels.dtype).max)
-        )
-        if not low <= value <= high:
-            return torch.zeros_like(labels, dtype=torch.bool)
-    return labels == value
-
-
-def compact_labels(labels: Tensor, classes: int, ignore_index: int | None, keep: Tensor | None) -> tuple[Tensor, bool]:
-    """Return labels (B, N) in the kernels' form and whether ignored voxels are marked in them.
-
-    With nothing to ignore, a CPU takes them as they are: its kernels widen a part at a time, which costs less than a
-    copy of all. Otherwise they become uint8 (int16 above 254 classes). A value that is not a class stays or becomes a
-    number that is not a class either; :func:`report_bad_values` finds it by the sums.
-    """
-    dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
-    has_ignored = ignore_index is not None or keep is not None
-    if not has_ignored and (labels.dtype == dtype or (labels.device.type == "cpu" and labels.dtype != torch.float64)):
-        return labels, False
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return _compacted(labels, classes, dtype, ignore_index, keep), has_ignored
-    compact = torch.empty(labels.shape, dtype=dtype, device=labels.device)
-
-    def fill(task: tuple[int, slice]) -> None:
-        image, part = task
-        kept = None if keep is None else keep[image, part]
-        compact[image, part] = _compacted(labels[image, part], classes, dtype, ignore_index, kept)
-
-    starts = range(0, labels.shape[1], _PART)
-    in_threads(fill, [(image, slice(start, start + _PART)) for image in range(labels.shape[0]) for start in starts])
-    return compact, has_ignored
 
 
 def narrowed(labels: Tensor | None, classes: int) -> Tensor | None:
     """Return labels, all of them classes, as kept for backward: one byte per voxel, two above 254 classes."""
-    dtype = torch.uint8 if classes <= _BYTE_CLASSES else torch.int16
+    dtype = compact_dtype(classes)
     return labels if labels is None or labels.element_size() <= dtype.itemsize else labels.to(dtype)
-
-
-def _compacted(
-    labels: Tensor, classes: int, dtype: torch.dtype, ignore_index: int | None, keep: Tensor | None
-) -> Tensor:
-    compact = labels.to(dtype)
-    if not _surely_clean(labels, compact):
-        changed = compact != labels  # wrapped round, fractional or NaN
-        reserved = (compact >= _BYTE_CLASSES) if dtype == torch.uint8 else (compact < 0)
-        compact = compact.masked_fill(changed | reserved, classes)
-    # Every bit set is the mark, in both dtypes; a CPU does this ten times as fast as masked_fill.
-    if ignore_index is not None:
-        compact = compact | equals(labels, ignore_index).to(dtype).neg_()
-    if keep is not None:
-        compact = compact | (~keep).to(dtype).neg_()
-    return compact
-
-
-def _surely_clean(labels: Tensor, compact: Tensor) -> bool:
-    """Return whether no value changed or is reserved, where that is cheap to know: not on a GPU, which would wait."""
-    if labels.dtype == torch.bool:
-        return True
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or compact.numel() == 0:
-        return False
-    low, high = (int(value) for value in compact.aminmax())
-    inside = low >= 0 and (high < _BYTE_CLASSES or compact.dtype != torch.uint8)
-    return inside and torch.equal(compact.to(labels.dtype), labels)
 
 
 def valid_voxels(target: Tensor, ignore_index: int | None) -> Tensor | None:

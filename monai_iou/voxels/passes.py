@@ -14,8 +14,8 @@ from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins, largest_error
 from monai_iou.voxels.error_gradient import error_spec, read_errors
 from monai_iou.voxels.histograms import ErrorHistograms, check_constant_maps, check_hard_maps, check_probabilities
 from monai_iou.voxels.inputs import Voxels, counted_regions, plain, sum_dtype
-from monai_iou.voxels.kernels import chosen_kernel, pick_kernel
-from monai_iou.voxels.labels import compact_labels, report_bad_values, valid_voxels
+from monai_iou.voxels.kernels import chosen_kernel, pick_kernel, takes_labels_as_given
+from monai_iou.voxels.labels import report_bad_values, valid_voxels
 from monai_iou.voxels.partly_labelled import blank_unlabelled, merge_unlabelled
 from monai_iou.voxels.sorted_errors import sorted_extension
 from monai_iou.voxels.spec import PassSpec, checked_spec, joined
@@ -61,7 +61,7 @@ def run_passes(
             results = run_passes(*tensors, [specs[index] for index in chosen], ignore_index)
             readings |= {index: reading.only(labelled) for index, reading in zip(chosen, results, strict=True)}
         return [readings[index] for index in range(len(specs))]
-    voxels = flatten_voxels(input, target, ignore_index)
+    voxels = read_voxels(input, target, ignore_index)
     for spec, members in shared_readings(specs, voxels):
         reading = _read(voxels, target, spec, ignore_index)
         readings |= dict.fromkeys(members, reading)
@@ -98,6 +98,7 @@ def _read(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | No
     if spec.bins is None:
         rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
         return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), None)
+    voxels = voxels.compact()
     check_constant_maps(voxels)
     check_hard_maps(voxels, target)
     if spec.activation is None:
@@ -155,9 +156,22 @@ def run_pass(
     num_groups: int | None = None,
 ) -> VoxelSums:
     """Return the sums (B, C, R) of checked tensors, by region."""
-    voxels = flatten_voxels(input, target, ignore_index, mask, groups, num_groups)
+    voxels = read_voxels(input, target, ignore_index, mask, groups, num_groups)
     rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
     return VoxelSums(rows.to(sum_dtype(input)))
+
+
+def read_voxels(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int | None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+) -> Voxels:
+    """Return :func:`flatten_voxels`, but labels as they were given where a kernel may be used that takes them so."""
+    voxels = _flat_voxels(input, target, ignore_index, mask, groups, num_groups)
+    return voxels if takes_labels_as_given(voxels) else voxels.compact()
 
 
 def flatten_voxels(
@@ -169,6 +183,17 @@ def flatten_voxels(
     num_groups: int | None = None,
 ) -> Voxels:
     """Bring checked tensors into the kernels' form: plain, flat, labels compact, ignored voxels marked."""
+    return _flat_voxels(input, target, ignore_index, mask, groups, num_groups).compact()
+
+
+def _flat_voxels(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int | None,
+    mask: Tensor | None,
+    groups: Tensor | None,
+    num_groups: int | None,
+) -> Voxels:
     ignore_index = checks.check_ignore_index(ignore_index)
     keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
     regions = 1
@@ -180,8 +205,8 @@ def flatten_voxels(
     if target.dtype in _BARE_UNSIGNED:
         target = target.long()
     if logits.shape[1] > 1 and target.shape[1] == 1:
-        labels, has_ignored = compact_labels(target[:, 0], logits.shape[1], ignore_index, keep)
-        return Voxels(logits, labels, None, None, has_ignored, groups, regions)
+        has_ignored = keep is not None or ignore_index is not None
+        return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)
     valid = valid_voxels(target, ignore_index)
     valid = keep if valid is None else valid[:, 0] if keep is None else valid[:, 0] & keep
     return Voxels(logits, None, target, valid, False, groups, regions)

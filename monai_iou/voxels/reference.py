@@ -12,6 +12,7 @@ from monai_iou.voxels.spec import COUNT, ROWS, PassSpec
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (7, B, C, R) by autograd: the specification of every other kernel."""
+    voxels = voxels.compact()
     precise = total_dtype(voxels.logits)
     logits, target, valid = voxels.tile(slice(None), slice(None), sum_dtype(voxels.logits))
     rows: list[Tensor | None] = [None] * ROWS

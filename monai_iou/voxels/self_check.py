@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import reference
-from monai_iou.voxels.inputs import IGNORED, Voxels
+from monai_iou.voxels.compact_labels import IGNORED, fits
+from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.spec import PassSpec
 
 Kernel = Callable[[Voxels, PassSpec], Tensor]
 
-_VOXELS = 272  # no multiple of a program's voxels, but of 16 as usual volumes are, whose compiled form is then the same
+# More than a program reads and no multiple of it, but of 16 as usual volumes are, whose compiled form is then the same.
+_VOXELS = 3 * 1024 + 272
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
 
@@ -85,7 +87,7 @@ def _kind(voxels: Voxels, spec: PassSpec) -> Any:
     """Return what the compiled form depends on."""
     target = voxels.maps if voxels.labels is None else voxels.labels
     assert target is not None
-    ignores = voxels.has_ignored, voxels.valid is None
+    ignores = voxels.has_ignored, voxels.valid is None, voxels.as_given, voxels.ignore_index
     return spec, voxels.logits.dtype, voxels.logits.shape[1], voxels.labels is None, target.dtype, *ignores
 
 
@@ -128,10 +130,7 @@ def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:
     values = values.sigmoid() * 0.98 + 0.01 if spec.activation is None else values
     labels = maps = valid = None
     if voxels.labels is not None:
-        labels = torch.randint(0, classes, (1, _VOXELS), generator=generator).to(voxels.labels.dtype)
-        if voxels.has_ignored:
-            labels[:, ::5] = IGNORED[labels.dtype]
-        labels = labels.to(logits.device)
+        labels = _sample_labels(voxels, generator).to(logits.device)
     else:
         assert voxels.maps is not None
         drawn = torch.rand(1, classes, _VOXELS, generator=generator)
@@ -139,7 +138,23 @@ def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:
         maps = (drawn if soft else drawn > 0.5).to(voxels.maps.dtype).to(logits.device)
     if voxels.valid is not None:
         valid = (torch.rand(1, _VOXELS, generator=generator) > 0.2).to(logits.device)
-    return Voxels(values.to(logits.dtype).to(logits.device), labels, maps, valid, voxels.has_ignored, None, 1)
+    values = values.to(logits.dtype).to(logits.device)
+    return replace(voxels, logits=values, labels=labels, maps=maps, valid=valid, groups=None, regions=1)
+
+
+def _sample_labels(voxels: Voxels, generator: torch.Generator) -> Tensor:
+    """Return random class numbers, some of them ignored where that happens, one of them wrong where it can be."""
+    assert voxels.labels is not None
+    classes = voxels.logits.shape[1]
+    labels = torch.randint(0, classes, (1, _VOXELS), generator=generator).to(voxels.labels.dtype)
+    if voxels.as_given:
+        if fits(labels.dtype, classes):
+            labels[:, 1] = classes
+        if voxels.ignore_index is not None and fits(labels.dtype, voxels.ignore_index):
+            labels[:, ::5] = voxels.ignore_index
+    elif voxels.has_ignored:
+        labels[:, ::5] = IGNORED[labels.dtype]
+    return labels
 
 
 def _on_cpu(sample: Voxels) -> Voxels:

@@ -121,6 +121,7 @@ class _TiledSums(torch.autograd.Function):
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (7, B, C, R) of `voxels`."""
+    voxels = voxels.compact()
     if spec.overlap == "min_max" and spec.activation is not None and voxels.labels is not None:
         spec = replace(spec, overlap="product")  # of a hard label y and p in [0, 1], min(p, y) = p y
     if binary_pass.covers(voxels, spec):

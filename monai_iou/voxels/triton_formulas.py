@@ -78,24 +78,41 @@ def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.const
 
 
 @triton.jit
+def pulls_of(
+    gradient, classes, C, OVERLAP: tl.constexpr, ENTROPY: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """Return d loss / d (I, P, E, Q, entropy of the background) of a block of classes; zeros where nobody asks."""
+    real = classes < C
+    none = tl.zeros_like(classes).to(tl.float32)
+    of_overlap, of_size, of_entropy, of_confidence, of_background = none, none, none, none, none
+    if OVERLAP != 2:
+        of_overlap = tl.load(gradient + classes, mask=real, other=0.0)
+        of_size = tl.load(gradient + C + classes, mask=real, other=0.0)
+        if CONFIDENT:
+            of_confidence = tl.load(gradient + 4 * C + classes, mask=real, other=0.0)
+    if ENTROPY:
+        of_entropy = tl.load(gradient + 3 * C + classes, mask=real, other=0.0)
+        if SPLIT:
+            of_background = tl.load(gradient + 6 * C + classes, mask=real, other=0.0)
+    return of_overlap, of_size, of_entropy, of_confidence, of_background
+
+
+@triton.jit
 def slope_of(
-    x, target, peak, rest, gradient, classes, C,
+    x, target, peak, rest, real, of_overlap, of_size, of_entropy, of_confidence, of_background,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Return p and h of the derivation."""
-    real = classes < C
+    """Return p and h of the derivation, given what :func:`pulls_of` returns."""
     p, q, log_p, log_q = probability(x, real, peak, rest, ACTIVATION, ENTROPY)
     slope = p * 0
     if OVERLAP != 2:
         region = target
         if OVERLAP == 1:
             region = tl.where(p < target, 1.0, 0.0) + tl.where(p == target, 0.5, 0.0)
-        slope = region * tl.load(gradient + classes, mask=real, other=0.0)[:, None]
-        slope += POWER * power(p, POWER - 1) * tl.load(gradient + C + classes, mask=real, other=0.0)[:, None]
+        slope = region * of_overlap[:, None] + POWER * power(p, POWER - 1) * of_size[:, None]
         if CONFIDENT:
-            pull = tl.load(gradient + 4 * C + classes, mask=real, other=0.0)[:, None]
-            slope += (POWER + 1) * power(p, POWER) * pull
+            slope += (POWER + 1) * power(p, POWER) * of_confidence[:, None]
         if ACTIVATION == 0:
             slope *= p
         if ACTIVATION == 1:
@@ -108,7 +125,7 @@ def slope_of(
             entropy = soft * focal_factor(log_q, FOCAL) * (FOCAL * p * finite_p - q)
             others = (1.0 - soft) * focal_factor(log_p, FOCAL) * (p - FOCAL * q * finite_q)
             if SPLIT:
-                slope += others * tl.load(gradient + 6 * C + classes, mask=real, other=0.0)[:, None]
+                slope += others * of_background[:, None]
             else:
                 entropy += others
         else:
@@ -118,5 +135,5 @@ def slope_of(
                 entropy = soft * (FOCAL * p * finite_p - q) * power(q, FOCAL - 1)
             if ACTIVATION == 2:
                 entropy = tl.where(p > 1e-30, entropy / tl.maximum(p, 1e-30), 0.0)
-        slope += entropy * tl.load(gradient + 3 * C + classes, mask=real, other=0.0)[:, None]
+        slope += entropy * of_entropy[:, None]
     return p, tl.where(real[:, None], slope, 0.0)

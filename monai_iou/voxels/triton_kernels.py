@@ -9,16 +9,17 @@ import triton
 from torch import Tensor
 
 from monai_iou.voxels import tiled
-from monai_iou.voxels.inputs import IGNORED, Voxels
+from monai_iou.voxels.compact_labels import IGNORED, fits
+from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.single_backward import once_differentiable
-from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
+from monai_iou.voxels.spec import ROWS, PassSpec
 from monai_iou.voxels.triton_programs import add_sums, write_gradient
 
 MAX_CLASSES = 256
 MAX_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis
 CLASS_BLOCK = 16
-TILE = 4096  # elements (classes x voxels) in the registers of a program
-WARPS = 8
+WARPS = 4
+_OF_THREAD = 16  # voxels, so that what a program reads and writes once (gradient of the sums, sums) weighs little
 _ACTIVATIONS = {"softmax": 0, "sigmoid": 1, None: 2}
 _OVERLAPS = {"product": 0, "min_max": 1, None: 2}
 
@@ -35,11 +36,36 @@ def covers(voxels: Voxels) -> bool:
     )
 
 
-def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
-    classes = voxels.logits.shape[1]
-    smoothing = spec.label_smoothing
+def blocks(classes: int, width: int) -> dict[str, int]:
+    """Return how a program divides its work, for logits (and maps) of `width` bytes.
+
+    A thread reads `RUN` voxels in a row, at most 16 bytes of a class, and has all classes of a block of them in its
+    registers: 16 to 32 numbers, above which they spill.
+    """
     block = min(CLASS_BLOCK, triton.next_power_of_2(classes))
-    ignores = voxels.labels is not None and voxels.has_ignored
+    run = max(2, min(16 // width, 16 // block))
+    count = triton.cdiv(classes, block)
+    chunks = _OF_THREAD // run if count == 1 else 1
+    return {"CLASSES": block, "BLOCKS": count, "RUN": run, "VOXELS": 32 * WARPS * run, "CHUNKS": chunks}
+
+
+def _mark(voxels: Voxels) -> float | None:
+    """Return the label of ignored voxels as a number of the labels' dtype; None if there is none."""
+    labels = voxels.labels
+    if labels is None or not voxels.has_ignored:
+        return None
+    if not voxels.as_given:
+        return IGNORED[labels.dtype]
+    if voxels.ignore_index is None or not fits(labels.dtype, voxels.ignore_index):
+        return None
+    if labels.is_floating_point():
+        return float(torch.tensor(voxels.ignore_index, dtype=labels.dtype))  # rounded as the labels were
+    return voxels.ignore_index
+
+
+def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
+    classes, smoothing = voxels.logits.shape[1], spec.label_smoothing
+    width = max(part.element_size() for part in (voxels.logits, voxels.maps) if part is not None)
     return {
         "ACTIVATION": _ACTIVATIONS[spec.activation],
         "OVERLAP": _OVERLAPS[spec.overlap],
@@ -51,13 +77,17 @@ def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
         "CONFIDENT": spec.confidence,
         "SPLIT": spec.split,
         "MAPS": voxels.labels is None,
-        "IGNORE": IGNORED[voxels.labels.dtype] if ignores and voxels.labels is not None else None,
+        "IGNORE": _mark(voxels),
         "MASK": voxels.valid is not None,
-        "CLASSES": block,
-        "BLOCKS": triton.cdiv(classes, block),
-        "VOXELS": min(TILE // block, 1024),
+        "ROWS": ROWS,
         "num_warps": WARPS,
+        **blocks(classes, width),
     }
+
+
+def _programs(count: int, options: dict[str, Any]) -> int:
+    programs: int = triton.cdiv(count, options["VOXELS"] * options["CHUNKS"])
+    return programs
 
 
 def _inputs(voxels: Voxels) -> tuple[list[Tensor], list[int]]:
@@ -77,32 +107,30 @@ class _TritonSums(torch.autograd.Function):
         batch, classes, count = logits.shape
         options = _options(voxels, spec)
         tensors, strides = _inputs(voxels)
-        programs, rows = triton.cdiv(count, options["VOXELS"]), spec.rows()
-        sums = torch.empty((batch, programs, len(rows), classes), dtype=torch.float32, device=logits.device)
-        counts = torch.empty((batch, programs, 1), dtype=torch.float32, device=logits.device)
+        programs = _programs(count, options)
+        sums = torch.empty((batch, programs, ROWS, classes), dtype=torch.float32, device=logits.device)
         with torch.cuda.device_of(logits):
-            add_sums[(programs, batch)](*tensors, sums, counts, count, classes, *strides, ROWS=len(rows), **options)
-        ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
+            add_sums[(programs, batch)](*tensors, sums, count, classes, *strides, **options)
+        ctx.spec, ctx.marks = spec, (voxels.has_ignored, voxels.as_given, voxels.ignore_index)
         ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid)
-        totals = dict(zip(rows, sums.sum(1, dtype=torch.float64).unbind(1), strict=True))
-        totals[COUNT] = counts.sum(1, dtype=torch.float64).expand(batch, classes)
-        unasked = torch.zeros_like(totals[TARGET])
-        return torch.stack([totals.get(row, unasked) for row in range(ROWS)]).unsqueeze(-1)
+        return sums.sum(1, dtype=torch.float64).transpose(0, 1).unsqueeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, maps, valid = ctx.saved_tensors
         batch, classes, count = logits.shape
-        voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
+        has_ignored, as_given, ignore_index = ctx.marks
+        voxels = Voxels(logits, labels, maps, valid, has_ignored, None, 1, as_given, ignore_index)
         gradient = gradient.squeeze(-1).transpose(0, 1).to(torch.float32).contiguous()
         options = _options(voxels, ctx.spec)
         tensors, strides = _inputs(voxels)
         out = torch.empty_like(logits)
-        programs = triton.cdiv(count, options["VOXELS"])
         with torch.cuda.device_of(logits):
             strides += out.stride()
-            write_gradient[(programs, batch)](*tensors, gradient, out, count, classes, *strides, ROWS=ROWS, **options)
+            write_gradient[(_programs(count, options), batch)](
+                *tensors, gradient, out, count, classes, *strides, **options
+            )
         return out, None, None
 
 

@@ -27,75 +27,99 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from monai_iou.voxels.triton_formulas import focal_factor, power, probability, slope_of, times_log
-from monai_iou.voxels.triton_reading import load, softmax_norm, taking_part, targets
+from monai_iou.voxels.triton_formulas import focal_factor, power, probability, pulls_of, slope_of, times_log
+from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_part, targets
+
+
+@triton.jit
+def _in_row(row: tl.constexpr, values):
+    """Return (8, CLASSES): the sums of `values` (CLASSES, VOXELS) over the voxels in a row, zeros in the others."""
+    return tl.where((tl.arange(0, 8) == row)[:, None], tl.sum(values, 1)[None, :], 0.0)
+
+
+@triton.jit
+def _sums_of(
+    part, target, share, real, peak, rest,
+    ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
+    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of a block of classes and voxels, (8, CLASSES): the rows of `spec.py`, and one of zeros."""
+    p, q, log_p, log_q = probability(part, real, peak, rest, ACTIVATION, ENTROPY)
+    share = share[None, :]
+    kept = p * share
+    rows = _in_row(2, power(target, POWER)) + _in_row(5, kept * 0 + share)
+    if OVERLAP != 2:
+        both = kept * target
+        if OVERLAP == 1:
+            both = tl.minimum(kept, target)
+        rows += _in_row(0, both) + _in_row(1, power(kept, POWER))
+    if ENTROPY:
+        soft = KEEP * target + SHARE
+        if ACTIVATION == 1:
+            entropy = -times_log(soft, log_p * focal_factor(log_q, FOCAL))
+            others = -times_log(1.0 - soft, log_q * focal_factor(log_p, FOCAL))
+            if SPLIT:
+                rows += _in_row(6, others * share)
+            else:
+                entropy += others
+        else:
+            entropy = -times_log(soft, log_p * power(tl.maximum(q, 1e-30), FOCAL))
+        rows += _in_row(3, entropy * share)
+    if CONFIDENT:
+        rows += _in_row(4, kept * power(kept, POWER))
+    return rows
+
+
+@triton.jit
+def _store_rows(sums, rows, classes, C, ROWS: tl.constexpr):
+    number = tl.arange(0, 8)[:, None]
+    tl.store(sums + number * C + classes[None, :], rows, mask=(number < ROWS) & (classes < C)[None, :])
 
 
 @triton.jit
 def add_sums(
-    x, y, mask, sums, counts, N, C,
+    x, y, mask, sums, N, C,
     x_image, x_class, x_voxel, y_image, y_class, y_voxel, mask_image, mask_voxel,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
-    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
-    CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr, ROWS: tl.constexpr,
+    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    BLOCKS: tl.constexpr, VOXELS: tl.constexpr, RUN: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Write the sums of the rows asked for, (rows, C), and the count of the voxels that are not ignored."""
+    """Write the sums of a program's voxels, (ROWS, C); rows that nobody asks for are zeros."""
     program = tl.program_id(0).to(tl.int64)
     image = tl.program_id(1).to(tl.int64)
-    voxels = program * VOXELS + tl.arange(0, VOXELS)
     x += image * x_image
     y += image * y_image
     mask += image * mask_image
-    exists = voxels < N
+    sums += (image * tl.num_programs(0) + program) * ROWS * C
     HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
-    label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
-    share = inside.to(tl.float32)[None, :]
-    part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-    peak = tl.zeros((VOXELS,), tl.float32)
-    rest = peak
-    if ACTIVATION == 0:
-        peak, rest = softmax_norm(
-            part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
-        )
-    place = image * tl.num_programs(0) + program
-    tl.store(counts + place, tl.sum(inside.to(tl.float32)))
-    sums += place * ROWS * C
-    for block in range(BLOCKS):
-        classes = block * CLASSES + tl.arange(0, CLASSES)
-        real = classes < C
-        row = sums + classes
-        if BLOCKS > 1:
-            part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-        target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
-        p, q, log_p, log_q = probability(part, real, peak, rest, ACTIVATION, ENTROPY)
-        kept = p * share
-        if OVERLAP != 2:
-            both = kept * target
-            if OVERLAP == 1:
-                both = tl.minimum(kept, target)
-            tl.store(row, tl.sum(both, 1), mask=real)
-            tl.store(row + C, tl.sum(power(kept, POWER), 1), mask=real)
-            row += 2 * C
-        tl.store(row, tl.sum(power(target, POWER), 1), mask=real)
-        row += C
-        if ENTROPY:
-            soft = KEEP * target + SHARE
-            if ACTIVATION == 1:
-                entropy = -times_log(soft, log_p * focal_factor(log_q, FOCAL))
-                others = -times_log(1.0 - soft, log_q * focal_factor(log_p, FOCAL))
-                if SPLIT:
-                    tl.store(row + C, tl.sum(others * share, 1), mask=real)
-                else:
-                    entropy += others
+    rows = tl.zeros((8, CLASSES), tl.float32)
+    start = program * VOXELS * CHUNKS
+    end = tl.minimum(start + VOXELS * CHUNKS, N)
+    while start < end:
+        voxels, exists = places(start, N, VOXELS, RUN)
+        label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
+        part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
+        peak = tl.zeros((VOXELS,), tl.float32)
+        rest = peak
+        if ACTIVATION == 0:
+            peak, rest = softmax_norm(
+                part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
+            )
+        for block in range(BLOCKS):
+            classes = block * CLASSES + tl.arange(0, CLASSES)
+            if BLOCKS > 1:
+                part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
+            target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
+            found = _sums_of(part, target, inside.to(tl.float32), classes < C, peak, rest,
+                             ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
+            if BLOCKS > 1:
+                _store_rows(sums, found, classes, C, ROWS)
             else:
-                entropy = -times_log(soft, log_p * power(tl.maximum(q, 1e-30), FOCAL))
-            tl.store(row, tl.sum(entropy * share, 1), mask=real)
-            row += C
-            if SPLIT:
-                row += C
-        if CONFIDENT:
-            tl.store(row, tl.sum(kept * power(kept, POWER), 1), mask=real)
+                rows += found
+        start += VOXELS
+    if BLOCKS == 1:
+        _store_rows(sums, rows, tl.arange(0, CLASSES), C, ROWS)
 
 
 @triton.jit
@@ -105,48 +129,64 @@ def write_gradient(
     out_image, out_class, out_voxel,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
-    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
-    CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr, ROWS: tl.constexpr,
+    MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    BLOCKS: tl.constexpr, VOXELS: tl.constexpr, RUN: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Write d loss / d logits; `gradient` holds d loss / d statistics, (ROWS, C) of each image."""
     image = tl.program_id(1).to(tl.int64)
-    voxels = tl.program_id(0).to(tl.int64) * VOXELS + tl.arange(0, VOXELS)
     x += image * x_image
     y += image * y_image
     mask += image * mask_image
     out += image * out_image
     gradient += image * ROWS * C
-    exists = voxels < N
     HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
-    label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, exists, MAPS, IGNORE, MASK)
-    part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-    peak = tl.zeros((VOXELS,), tl.float32)
-    rest = peak
-    total = peak
-    p = part
-    slope = part
-    if ACTIVATION == 0:
-        peak, rest = softmax_norm(
-            part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
-        )
+    overlap, size, cross, confidence, background = pulls_of(
+        gradient, tl.arange(0, CLASSES), C, OVERLAP, ENTROPY, CONFIDENT, SPLIT
+    )
+    start = tl.program_id(0).to(tl.int64) * VOXELS * CHUNKS
+    end = tl.minimum(start + VOXELS * CHUNKS, N)
+    while start < end:
+        voxels, exists = places(start, N, VOXELS, RUN)
+        label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
+        part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
+        peak = tl.zeros((VOXELS,), tl.float32)
+        rest = peak
+        total = peak
+        p = part
+        slope = part
+        if ACTIVATION == 0:
+            peak, rest = softmax_norm(
+                part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
+            )
+            for block in range(BLOCKS):
+                classes = block * CLASSES + tl.arange(0, CLASSES)
+                if BLOCKS > 1:
+                    part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
+                    overlap, size, cross, confidence, background = pulls_of(
+                        gradient, classes, C, OVERLAP, ENTROPY, CONFIDENT, SPLIT
+                    )
+                target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
+                p, slope = slope_of(
+                    part, target, peak, rest, classes < C, overlap, size, cross, confidence, background,
+                    ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT,
+                )  # fmt: skip
+                total += tl.sum(slope, 0)
         for block in range(BLOCKS):
             classes = block * CLASSES + tl.arange(0, CLASSES)
             if BLOCKS > 1:
                 part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-            target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
-            p, slope = slope_of(part, target, peak, rest, gradient, classes, C,
-                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
-            total += tl.sum(slope, 0)
-    for block in range(BLOCKS):
-        classes = block * CLASSES + tl.arange(0, CLASSES)
-        if BLOCKS > 1:
-            part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-        if BLOCKS > 1 or ACTIVATION != 0:
-            target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
-            p, slope = slope_of(part, target, peak, rest, gradient, classes, C,
-                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
-        if ACTIVATION == 0:
-            slope -= p * total[None, :]
-        slope = tl.where(inside[None, :], slope, 0.0)
-        offsets = classes[:, None].to(tl.int64) * out_class + voxels[None, :] * out_voxel
-        tl.store(out + offsets, slope.to(out.dtype.element_ty), mask=(classes[:, None] < C) & exists[None, :])
+                overlap, size, cross, confidence, background = pulls_of(
+                    gradient, classes, C, OVERLAP, ENTROPY, CONFIDENT, SPLIT
+                )
+            if BLOCKS > 1 or ACTIVATION != 0:
+                target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
+                p, slope = slope_of(
+                    part, target, peak, rest, classes < C, overlap, size, cross, confidence, background,
+                    ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT,
+                )  # fmt: skip
+            if ACTIVATION == 0:
+                slope -= p * total[None, :]
+            slope = tl.where(inside[None, :], slope, 0.0)
+            offsets = classes[:, None].to(tl.int64) * out_class + voxels[None, :] * out_voxel
+            tl.store(out + offsets, slope.to(out.dtype.element_ty), mask=(classes[:, None] < C) & exists[None, :])
+        start += VOXELS

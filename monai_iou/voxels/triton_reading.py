@@ -21,19 +21,38 @@ def load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside
 
 
 @triton.jit
+def places(start, N, VOXELS: tl.constexpr, RUN: tl.constexpr):
+    """Return the numbers of the voxels from `start`, and which of them exist; a thread takes `RUN` in a row."""
+    # As many voxels as threads times runs: so a thread has all classes of its voxels, and no two ask for one label.
+    voxels = tl.max_contiguous(tl.multiple_of(start + tl.arange(0, VOXELS), RUN), RUN)
+    return voxels, voxels < N
+
+
+@triton.jit
+def _class_of(value, C):
+    """Return class numbers in int32; -1 stands for a value that is out of range, fractional or NaN."""
+    if value.dtype.is_floating() and value.dtype.primitive_bitwidth < 32:
+        value = value.to(tl.float32)
+    in_range = (value >= 0) & (value < C)
+    number = tl.where(in_range, value, 0).to(tl.int32)  # cleared first: nothing wraps round
+    return tl.where(in_range & (number.to(value.dtype) == value), number, -1)
+
+
+@triton.jit
 def taking_part(
-    y, mask, voxels, label_stride, mask_stride, exists,
+    y, mask, voxels, label_stride, mask_stride, C, exists,
     MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Return the labels (VOXELS,), zeros where maps are given, and which voxels are not ignored."""
+    """Return the class numbers (VOXELS,), zeros where maps are given, and which voxels are not ignored."""
     inside = exists
     if MASK:
         inside = inside & (tl.load(mask + voxels * mask_stride, mask=exists, other=0) != 0)
     label = voxels.to(tl.int32) * 0
     if not MAPS:
-        label = tl.load(y + voxels * label_stride, mask=exists, other=0).to(tl.int32)
+        value = tl.load(y + voxels * label_stride, mask=exists, other=0)
         if IGNORE is not None:
-            inside = inside & (label != IGNORE)
+            inside = inside & (value != IGNORE)
+        label = _class_of(value, C)
     return label, inside
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monai_iou import IoULoss, VoxelSums, use_kernel, voxel_sums
-from monai_iou.voxels.labels import compact_labels
+from monai_iou.voxels.compact_labels import compact_labels
 
 
 def volume(seed: int = 0, images: int = 2, classes: int = 3) -> tuple[Tensor, Tensor]:
