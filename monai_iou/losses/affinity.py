@@ -12,7 +12,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
-from monai_iou.voxels.labels import equals
+from monai_iou.voxels.compact_labels import equals
 
 
 class AffinityLoss(_Loss):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.voxels.labels import equals, valid_voxels
+from monai_iou.voxels.compact_labels import equals
+from monai_iou.voxels.labels import valid_voxels
 
 DOWNSAMPLINGS = ("area", "max", "nearest")
 

@@ -12,17 +12,15 @@ from monai_iou import checks
 from monai_iou.voxels import in_place
 from monai_iou.voxels.error_bins import DEFAULT_BINS, check_bins, largest_error
 from monai_iou.voxels.error_gradient import error_spec, read_errors
+from monai_iou.voxels.flat_voxels import flat_voxels
 from monai_iou.voxels.histograms import ErrorHistograms, check_constant_maps, check_hard_maps, check_probabilities
-from monai_iou.voxels.inputs import Voxels, counted_regions, plain, sum_dtype
+from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.kernels import chosen_kernel, pick_kernel, takes_labels_as_given
-from monai_iou.voxels.labels import report_bad_values, valid_voxels
+from monai_iou.voxels.labels import report_bad_values
 from monai_iou.voxels.partly_labelled import blank_unlabelled, merge_unlabelled
 from monai_iou.voxels.sorted_errors import sorted_extension
 from monai_iou.voxels.spec import PassSpec, checked_spec, joined
 from monai_iou.voxels.sums import VoxelSums
-
-# torch stores these but computes next to nothing in them.
-_BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def read_voxels(
     num_groups: int | None = None,
 ) -> Voxels:
     """Return :func:`flatten_voxels`, but labels as they were given where a kernel may be used that takes them so."""
-    voxels = _flat_voxels(input, target, ignore_index, mask, groups, num_groups)
+    voxels = flat_voxels(input, target, ignore_index, mask, groups, num_groups)
     return voxels if takes_labels_as_given(voxels) else voxels.compact()
 
 
@@ -183,33 +181,7 @@ def flatten_voxels(
     num_groups: int | None = None,
 ) -> Voxels:
     """Bring checked tensors into the kernels' form: plain, flat, labels compact, ignored voxels marked."""
-    return _flat_voxels(input, target, ignore_index, mask, groups, num_groups).compact()
-
-
-def _flat_voxels(
-    input: Tensor,
-    target: Tensor,
-    ignore_index: int | None,
-    mask: Tensor | None,
-    groups: Tensor | None,
-    num_groups: int | None,
-) -> Voxels:
-    ignore_index = checks.check_ignore_index(ignore_index)
-    keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
-    regions = 1
-    if groups is not None:
-        groups, regions, inside = counted_regions(plain(checks.check_groups(groups, input)), num_groups)
-        keep = inside if keep is None else keep if inside is None else keep & inside
-    logits = plain(input).flatten(2)
-    target = plain(target).flatten(2)
-    if target.dtype in _BARE_UNSIGNED:
-        target = target.long()
-    if logits.shape[1] > 1 and target.shape[1] == 1:
-        has_ignored = keep is not None or ignore_index is not None
-        return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)
-    valid = valid_voxels(target, ignore_index)
-    valid = keep if valid is None else valid[:, 0] if keep is None else valid[:, 0] & keep
-    return Voxels(logits, None, target, valid, False, groups, regions)
+    return flat_voxels(input, target, ignore_index, mask, groups, num_groups).compact()
 
 
 def voxel_sums(

@@ -1,8 +1,10 @@
 """The Triton kernel: one read of logits and labels for the sums, one read and one write for the gradient.
 
-A program handles `VOXELS` voxels of one image. It walks over the classes in blocks, first for the softmax's largest
-logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache, or in registers if
-one block holds all classes. Of a voxel with logits x_c and label y_c it needs
+A program handles `CHUNKS` times `VOXELS` voxels of one image. It walks over the classes in blocks, first for the
+softmax's largest logit and norm (online: one walk), then for the sums; the second walk finds the logits in the cache.
+Up to 16 classes there is one block: a thread holds all logits of its voxels in registers, so logits and labels are
+asked for once, and sums over the classes need no other thread. Labels come in any dtype; ignored voxels and values that
+are no class are found here, so nothing has to be copied before. Of a voxel with logits x_c and label y_c it needs
 
 .. code-block:: text
 

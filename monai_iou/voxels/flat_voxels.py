@@ -1,0 +1,40 @@
+"""Checked tensors as flat voxels: a target is a label map or per-class maps, ignored voxels are known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monai_iou import checks
+from monai_iou.voxels.inputs import Voxels, counted_regions, plain
+from monai_iou.voxels.labels import valid_voxels
+
+# torch stores these but computes next to nothing in them.
+_BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def flat_voxels(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int | None,
+    mask: Tensor | None,
+    groups: Tensor | None,
+    num_groups: int | None,
+) -> Voxels:
+    """Bring checked tensors into one plain, flat form; labels stay as they were given."""
+    ignore_index = checks.check_ignore_index(ignore_index)
+    keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
+    regions = 1
+    if groups is not None:
+        groups, regions, inside = counted_regions(plain(checks.check_groups(groups, input)), num_groups)
+        keep = inside if keep is None else keep if inside is None else keep & inside
+    logits = plain(input).flatten(2)
+    target = plain(target).flatten(2)
+    if target.dtype in _BARE_UNSIGNED:
+        target = target.long()
+    if logits.shape[1] > 1 and target.shape[1] == 1:
+        has_ignored = keep is not None or ignore_index is not None
+        return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)
+    valid = valid_voxels(target, ignore_index)
+    valid = keep if valid is None else valid[:, 0] if keep is None else valid[:, 0] & keep
+    return Voxels(logits, None, target, valid, False, groups, regions)
