@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=list(STUDIES), metavar="NAME")
     parser.add_argument("--list", action="store_true", help="name the studies and how many of their runs are done")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="data, losses, samplers, seeds or folds")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="data, losses, samplers, seed=N, fold=N")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, of one thread each")
     parser.add_argument("--quick", action="store_true", help="a few epochs of one seed; kept apart from the results")
     parser.add_argument("--results", type=Path, help="folder of the tables; docs/results, or OUTPUT with --quick")

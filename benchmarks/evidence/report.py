@@ -124,7 +124,8 @@ def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
         f"{every('threads')} thread on {every('device')}, load {every('load')}, {hours:.1f} hours of CPU time in all"
     )
     versions = f"torch {every('torch')}, MONAI {every('monai')}, Python {every('python')}, commit {every('commit')}"
-    trained = f"{every('epochs')} epochs, {every('steps')} steps, {every('cases')} test cases a run"
+    epochs = f"{every('epochs')} epochs, " if any(row["epochs"] for row in runs) else ""
+    trained = f"{epochs}{every('steps')} steps, {every('cases')} test cases a run"
     return f"{trained}; {machine}; {versions}.{warning}"
 
 

@@ -20,8 +20,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.evidence.choices import LOSSES
+from benchmarks.evidence.contestants import CONTESTANTS, Budget
 from benchmarks.evidence.datasets import ROOT, build, patient_of
-from benchmarks.evidence.studies import Run, overrides
+from benchmarks.evidence.studies import Run, minutes_of, overrides
 from benchmarks.evidence.tables import add_run, locked, missing
 from benchmarks.losses_train import losses_of_iterations, training_weights
 from benchmarks.training import processor
@@ -64,17 +65,22 @@ def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
     data = build(run.data, run.fold, output / "data", quick=quick)
     folder = output / run.folder
     shutil.rmtree(folder, ignore_errors=True)  # what a kill left
-    start = time.perf_counter()
-    steps = train(run, data, folder, quick=quick)
-    trained = time.perf_counter()
-    segment(run, data, folder)
+    start, minutes = time.perf_counter(), minutes_of(run, quick=quick)
+    if minutes:
+        steps, epochs = CONTESTANTS[run.loss](data, folder, Budget(minutes, run.seed)), None
+        trained = start + 60 * minutes
+    else:
+        steps, epochs = train(run, data, folder, quick=quick), overrides(run, quick=quick)["epochs"]
+        trained = time.perf_counter()
+        segment(run, data, folder)
     cases = score(data, folder / "masks")
+    used = os.times()
     seconds = {
         "train_seconds": trained - start,
-        "evaluate_seconds": time.perf_counter() - trained,
-        "cpu_seconds": time.process_time(),  # what the wall times would be if nothing else ran
+        "evaluate_seconds": time.perf_counter() - trained,  # and what comes before a training of so many minutes
+        # What the wall times would be if nothing else ran.
+        "cpu_seconds": used.user + used.system + used.children_user + used.children_system,
     }
-    epochs = overrides(run, quick=quick)["epochs"]
     add_run(results, run, {**summary(steps, epochs, cases), **rounded(seconds, 1), **circumstances()}, cases)
     shutil.rmtree(folder)
 
@@ -160,9 +166,9 @@ def score_masks(prediction: Any, reference: Any, spacing: Sequence[float]) -> di
     }
 
 
-def summary(steps: Sequence[float], epochs: int, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means over the cases, and what the losses were in the first and last epoch."""
-    length = max(1, len(steps) // epochs)
+def summary(steps: Sequence[float], epochs: int | None, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the means over the cases, and what the losses were in the first and last epoch, or tenth of the steps."""
+    length = max(1, len(steps) // (epochs or 10))
     means = {name: fmean(row[name] for row in cases if not math.isnan(row[name])) for name in SCORES}
     losses = {"first_loss": fmean(steps[:length]), "last_loss": fmean(steps[-length:])}
     count = len({row["case"] for row in cases})

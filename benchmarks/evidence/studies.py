@@ -11,12 +11,16 @@ from benchmarks.evidence.choices import LOSSES, SAMPLERS, Overrides
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its builder in `datasets.py` with arguments, the bundle's settings on it, its folds."""
+    """A data set: its builder in `datasets.py` with arguments, the bundle's settings on it, its folds.
+
+    With `minutes`, a run is one of `contestants.py` that trains for so long, and not the bundle by overrides.
+    """
 
     builder: str
     arguments: Overrides = field(default_factory=dict)
     settings: Overrides = field(default_factory=dict)
     folds: int = 1
+    minutes: float | None = None
 
 
 PILOT = {"patch_size": [48, 48, 32], "epochs": 60}
@@ -38,6 +42,7 @@ DATA: dict[str, Data] = {
     "task904, 8": Data("task904", {"training": 8}, {**HIPPOCAMPUS, "epochs": 300}),
     "task904, 32": Data("task904", {"training": 32}, {**HIPPOCAMPUS, "epochs": 75}),
     "task904, 208": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "epochs": 12}),
+    **{f"task904, {minutes} min": Data("task904", {"training": 208}, minutes=minutes) for minutes in (5, 30)},
 }
 
 
@@ -58,6 +63,11 @@ class Run:
         return (self.data, self.loss, self.sampler, self.seed, self.fold)
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What `--only` may name it by."""
+        return (self.data, self.loss, self.sampler, f"seed={self.seed}", f"fold={self.fold}")
+
+    @property
     def folder(self) -> str:
         """A file name for it."""
         return "-".join(map(str, self.key)).replace(" ", "_").replace("/", "_")
@@ -70,7 +80,7 @@ class Study:
     Attributes:
         baseline: the (loss, sampler) that the others are compared with.
         primary: the one score that decides, a column of the table of cases.
-        quick: what `--quick` changes: `epochs` of every run, and `data` to those named.
+        quick: what `--quick` changes: `epochs` or `minutes` of every run, and `data` to those named.
     """
 
     name: str
@@ -167,6 +177,16 @@ STUDIES: dict[str, Study] = {
             quick={"epochs": 1, "data": ("task901",)},
         ),
         Study(
+            "minutes",
+            "How good is the best-known training of each package after the same number of minutes?",
+            ("task904, 5 min", "task904, 30 min"),
+            ("ours", "bare loop", "nnU-Net, batch of 2"),
+            samplers=("own",),
+            baseline=("bare loop", "own"),
+            primary="dice",
+            quick={"minutes": 0.5, "data": ("task904, 5 min",)},
+        ),
+        Study(
             "choices",
             "How much does each of the other settings change the result?",
             ("unequal",),
@@ -205,12 +225,24 @@ def overrides(run: Run, *, quick: bool = False) -> dict[str, Any]:
     return {**chosen, "val_interval": chosen["epochs"]}
 
 
+def minutes_of(run: Run, *, quick: bool = False) -> float | None:
+    """Return how long this run trains if its data set says so, otherwise None."""
+    minutes = DATA[run.data].minutes
+    return STUDIES[run.study].quick["minutes"] if minutes and quick else minutes
+
+
 def select(runs: Iterable[Run], words: Iterable[str]) -> list[Run]:
-    """Return the runs of which a part is one of the words; all of them without words.
+    """Return the runs that have one of the words in each of their parts that the words name; all of them without words.
 
     >>> runs = STUDIES["compound"].runs()
     >>> {run.loss for run in select(runs, ["iou"])}, len(select(runs, []))
     ({'iou'}, 27)
+    >>> [(run.loss, run.seed) for run in select(runs, ["iou", "dice", "seed=1"])]
+    [('iou', 1), ('dice', 1)]
     """
-    wanted = set(words)
-    return [run for run in runs if not wanted or wanted & {str(part) for part in run.key}]
+    runs = list(runs)
+    named = [set(words) & {run.words[part] for run in runs} for part in range(5)]
+    unknown = set(words) - {word for words in named for word in words}
+    return (
+        [] if unknown else [run for run in runs if all(not n or w in n for n, w in zip(named, run.words, strict=True))]
+    )
