@@ -35,6 +35,9 @@ FULL_RESOLUTION_STEPS = 1800
 MIN_STEPS = 20  # below, the weights are hardly those of a trained network
 VALIDATION_SHARE, MAX_VALIDATIONS = 0.05, 10
 EPOCHS = 20  # about so many, so that a stop loses little and the last epoch ends near the limit
+# Nine passes over the cases scored higher without random changes than with them (docs/results.md, study `short`); with
+# weak ones, the score fell after 20 to 30 passes (docs/results/hippocampus-cpu.md).
+FEW_PASSES, UNCHANGED = 15, {"augmentation": 0.0}
 AVERAGED_SHARE = 1 / 30  # of the steps, over which the weights are averaged, as in a plan without a limit
 
 
@@ -166,7 +169,14 @@ def _within(proposal: Proposal, budget: _Budget, wanted: int) -> Proposal:
         f"cases and a validation they end after about {ends:.1f} of {budget.minutes:g} minutes"
     )
     length = Decision("length", f"{epochs} epochs, validation every {interval}", reason, keys)
-    return _replaced(proposal, length, _averaged(proposal, steps))
+    shorter = _replaced(proposal, length, _averaged(proposal, steps))
+    passes = epochs * repeats
+    return replace(shorter, decisions=(*shorter.decisions, _unchanged(passes))) if passes <= FEW_PASSES else shorter
+
+
+def _unchanged(passes: int) -> Decision:
+    reason = f"each case is seen about {passes} times, too few for the network to learn it by heart"
+    return Decision("augmentation", "images are not changed at random, but for patches and flips", reason, UNCHANGED)
 
 
 def _averaged(proposal: Proposal, steps: int) -> Decision:

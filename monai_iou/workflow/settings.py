@@ -81,8 +81,8 @@ class Settings(SimpleNamespace):
 
     Args:
         given: key -> value. Switches are true or false; paths are text; `amp_dtype` is float16 or bfloat16;
-            `learning_rate` is a positive number; `ema_decay` is None or a number between 0 and 1; every other
-            key is a positive integer, `num_workers` also 0.
+            `learning_rate` is a positive number; `augmentation` is a number from 0 to 1; `ema_decay` is None or a
+            number between 0 and 1; every other key is a positive integer, `num_workers` also 0.
 
     Raises:
         ValueError: one of them is something else.
@@ -177,6 +177,8 @@ def _kind(name: str, value: object) -> tuple[str, bool]:
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if name == "learning_rate":
         return "a positive number", 0 < number < math.inf
+    if name == "augmentation":
+        return "a number from 0 to 1", 0 <= number <= 1
     if name == "ema_decay":
         return "null or a number between 0 and 1", optional(value) is None or 0 < number < 1
     least = 0 if name == "num_workers" else 1

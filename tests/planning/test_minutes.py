@@ -16,7 +16,7 @@ from monai_iou.datasets.folder import SegmentationFolder, read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.planning.fingerprint import Fingerprint, compute_fingerprint
 from monai_iou.planning.hardware import GIB, Machine
-from monai_iou.planning.minutes import FULL_RESOLUTION_STEPS, RESERVE, propose_within
+from monai_iou.planning.minutes import FEW_PASSES, FULL_RESOLUTION_STEPS, RESERVE, propose_within
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.planning.rules import Proposal, propose
 from monai_iou.planning.timing import Timing, measure_timing
@@ -100,6 +100,15 @@ def test_the_weights_are_averaged_over_the_same_share_of_a_shorter_training(meas
     steps, _ = duration(short, Timing(5, 0.1, 0.1, 0.1))
     assert 1 / (1 - short.config["ema_decay"]) == pytest.approx(steps / 30, rel=0.1)
     assert short.config["keep_weights"] == "last"
+
+
+def test_a_training_that_sees_each_case_rarely_does_not_change_it(measured: Measured) -> None:
+    timing = Timing(5, 0.1, 0.1, 0.1)
+    for minutes in (0.2, 0.5, 1, 2, 4):
+        found = within(minutes, measured, timing)
+        passes = found.config["epochs"] * found.config["case_repeats"]
+        assert found.config.get("augmentation", 1.0) == (0.0 if passes <= FEW_PASSES else 1.0)
+    assert "augmentation" not in propose(*measured, CPU).config
 
 
 @pytest.mark.parametrize("minutes", [0.0, -3.0, math.inf, math.nan])
