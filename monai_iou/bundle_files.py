@@ -9,10 +9,11 @@ from pathlib import Path
 
 from monai_iou.files import TEMPORARY_PREFIX
 
-__all__ = ["BUNDLE_NAME", "bundle_path", "copy_bundle"]
+__all__ = ["BUNDLE_NAME", "TRAINED_MODELS", "bundle_path", "copy_bundle", "trained_model_path"]
 
 
 BUNDLE_NAME = "small_foreground_segmentation"
+TRAINED_MODELS = ("hippocampus_mr",)  # each has a README.md with its data, licence and scores
 
 
 def bundle_path() -> Path:
@@ -27,6 +28,25 @@ def bundle_path() -> Path:
             return folder / BUNDLE_NAME
     message = f"Expected the bundle `{BUNDLE_NAME}` in `{package}`, but it was not found: install monai-iou again."
     raise FileNotFoundError(message)
+
+
+def trained_model_path(name: str) -> Path | None:
+    """Return the folder of a trained model that is shipped with the package, None if `name` is not one of them.
+
+    Args:
+        name: one of `TRAINED_MODELS`.
+
+    Raises:
+        FileNotFoundError: if the installation is incomplete.
+
+    Example:
+        >>> from monai_iou.bundle_files import trained_model_path
+        >>> (trained_model_path("hippocampus_mr") / "models" / "model.pt").is_file()
+        True
+        >>> trained_model_path("liver_ct") is None
+        True
+    """
+    return bundle_path().parent / name if name in TRAINED_MODELS else None
 
 
 def copy_bundle(destination: str | os.PathLike[str]) -> Path:

@@ -14,6 +14,7 @@ from .options import FOLDER, Choice, is_folder, with_options
 
 __all__ = ["predict"]
 
+SHIPPED_MODELS = ("hippocampus_mr",)  # TRAINED_MODELS of bundle_files.py, which a wrong line need not import
 RESULTS = (
     click.option(
         "-o",
@@ -49,10 +50,13 @@ MODELS = (
 def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: str, **options: Any) -> int:
     """Segment images with the model in RUN, the folder that `monai-iou train` wrote.
 
+    RUN may also be `hippocampus_mr`, the trained model that is shipped with the package.
+
     IMAGES are files (NIfTI, MetaImage, NRRD, PNG), folders of them, and folders of the slices of a DICOM series. Where
     the channels of an image are files of their own, they are called NAME_0000, NAME_0001, ...; name one of them or
     their folder. A mask lies on exactly the grid of its image. No file is replaced without --overwrite.
     """
+    run = _model_folder(run)
     _check_paths(run, images)
     from monai_iou.console import say
     from monai_iou.workflow.prediction import check_new, find_models, plan_predictions, run_all
@@ -81,10 +85,22 @@ def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: st
     return 0
 
 
+def _model_folder(run: Path) -> Path:
+    """Return the folder of a shipped model if RUN is its name and no folder; a folder of the user's comes first."""
+    if is_folder(run) or str(run) not in SHIPPED_MODELS:
+        return run
+    from monai_iou.bundle_files import trained_model_path
+
+    return trained_model_path(str(run)) or run
+
+
 def _check_paths(run: Path, images: tuple[Path, ...]) -> None:
     """Name a wrong path before anything that takes seconds is imported."""
     if not is_folder(run):
-        message = f"Expected RUN to be the folder of a training, but got `{run}`: check the path."
+        message = (
+            "Expected RUN to be the folder of a training or the name of a shipped model "
+            f"({', '.join(SHIPPED_MODELS)}), but got `{run}`: check the path."
+        )
         raise click.UsageError(message)
     missing = next((path for path in images if not os.path.exists(path)), None)  # noqa: PTH110 - any length of name
     if missing is not None:
