@@ -1,0 +1,128 @@
+"""Time an epoch of the shipped bundle against another checkout of this project, in turns.
+
+    python -m benchmarks.epoch CHECKOUT --data TaskNNN [--turns 5] [--keys '{"patch_size": [40, 56, 40]}']
+
+`CHECKOUT` is a folder with another version, such as one made by `git worktree add ../old 127b4c6`. Each version trains
+its own bundle in a process of its own, with the same keys, one thread and no validation; the two take turns by the
+epoch, and the first epoch is left out. The figure is the CPU time of an epoch in seconds, so that other work on the
+machine counts little. The ratio is the median of theirs to ours within each turn: above 1, ours is faster. With
+`--batches`, only the preparation of the epoch's batches is timed. With `--other-keys` on this checkout, it shows what a
+key costs, such as '{"instance": true}'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Runs in both versions, so that it uses only what both have.
+WORKER = """
+import json, os, sys, time, warnings
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever else is printed belongs to the log
+warnings.filterwarnings("ignore")
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+import monai_iou
+folder, checkout, batches, keys = json.loads(sys.argv[1])
+config = checkout + "/bundles/small_foreground_segmentation/configs/train.json"
+workflow = ConfigWorkflow(config_file=config, workflow_type="train", logging_file=False, **keys,
+    bundle_root=folder, ckpt_dir=folder + "/models", output_dir=folder + "/eval", epochs=1000, val_fraction=0)
+workflow.initialize()
+trainer = workflow.parser.get_parsed_content("train#trainer")
+loader = workflow.parser.get_parsed_content("train#dataloader")
+trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.interrupt())
+print(json.dumps([monai_iou.__file__, len(loader)]), file=answers, flush=True)
+for line in sys.stdin:
+    start = time.process_time()
+    if batches:
+        for _ in loader:
+            pass
+    else:
+        trainer.run()
+    print(time.process_time() - start, file=answers, flush=True)
+"""
+
+
+class Version:
+    """A process that trains the bundle of one checkout, an epoch at a time."""
+
+    def __init__(self, checkout: Path, folder: Path, keys: dict[str, object], *, batches: bool) -> None:
+        checkout = checkout.resolve()
+        folder.mkdir()
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        given = json.dumps([str(folder), str(checkout), batches, keys])
+        with (folder / "log.txt").open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", WORKER, given],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                cwd=folder,
+            )
+        file, self.steps = json.loads(self._answer(folder))
+        self._folder = folder
+        if not Path(file).is_relative_to(checkout):
+            message = f"Expected the package of {checkout}, but got {file}: give the folder that holds `monai_iou`."
+            raise SystemExit(message)
+
+    def epoch(self) -> float:
+        """CPU time of the next epoch."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return float(self._answer(self._folder))
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self, folder: Path) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            log = (folder / "log.txt").read_text(encoding="utf-8")[-2000:]
+            message = f"The process of one version ended with the code {self._process.wait()}:\n{log}"
+            raise SystemExit(message)
+        return line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the medians and the ratio as a row of a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, help="folder of the other version, which holds `monai_iou`")
+    parser.add_argument("--data", type=Path, required=True, help="a folder in the Decathlon layout")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--keys", type=json.loads, default={}, metavar="JSON", help="keys of the bundle for both")
+    parser.add_argument("--other-keys", type=json.loads, default={}, metavar="JSON", help="more keys of the other")
+    parser.add_argument("--batches", action="store_true", help="time the preparation of the batches alone")
+    options = parser.parse_args(arguments)
+    keys = {**options.keys, "dataset_dir": str(options.data.resolve())}
+    with tempfile.TemporaryDirectory() as name:
+        other = Version(options.checkout, Path(name) / "other", {**keys, **options.other_keys}, batches=options.batches)
+        ours = Version(Path(__file__).parents[1], Path(name) / "ours", keys, batches=options.batches)
+        times = [(other.epoch(), ours.epoch()) for _ in range(options.turns + 1)][1:]
+        other.end()
+        ours.end()
+    ratios = [theirs / own for theirs, own in times]
+    theirs, own = (statistics.median(column) for column in zip(*times, strict=True))
+    print(
+        "| data | steps | other s | ours s | x faster | smallest and largest |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    print(
+        f"| {options.data.name} | {ours.steps} | {theirs:.2f} | {own:.2f} | {statistics.median(ratios):.2f} | "
+        f"{min(ratios):.2f}, {max(ratios):.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
