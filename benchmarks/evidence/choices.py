@@ -75,6 +75,8 @@ LOSSES: dict[str, Overrides] = {
     "nearest labels": {"deep_supervision": True, "downsample": "nearest"},
     "no flips": {**_iou_ce(THIRD), "flip_prob": 0.0},
     "attention": {"attention": True},
+    "augmentation 0.3": {**_iou_ce(THIRD), "augmentation": 0.3},
+    "augmentation 0": {**_iou_ce(THIRD), "augmentation": 0.0},
 }
 
 

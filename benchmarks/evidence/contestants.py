@@ -152,9 +152,8 @@ def nnunet(data: Path, folder: Path, budget: Budget) -> list[float]:
     plans["continue_training"] = False  # what its command adds
     trainer = nnUNetTrainer(plans, configuration, "all", dataset, torch.device("cpu"))
     threads = torch.get_num_threads()
-    os.environ["nnUNet_n_proc_DA"] = (
-        "0"  # in this process: nnU-Net's planning wants 1, and takes it for torch's threads
-    )
+    # In this process; nnU-Net's planning takes the number for torch's threads as well.
+    os.environ.update({"nnUNet_n_proc_DA": "0"})
     trainer.on_train_start()
     torch.set_num_threads(threads)
     trainer.network.train()

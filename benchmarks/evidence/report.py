@@ -71,7 +71,8 @@ def table(study: Study, results: Path) -> str:
         seeds = ", ".join(f"{value:.3f}" for value in one.table.mean(axis=1))
         cells = [*_names(study, choice), seeds, f"{one.mean:.3f}", _number(one.spread)]
         cells += [_number(found[choice].mean) for found in others.values()]
-        lines.append("| " + " | ".join([*cells, *_difference(comparisons.get(choice))]) + " |")
+        word = "baseline" if choice[1:] == study.baseline else "no baseline yet"
+        lines.append("| " + " | ".join([*cells, *_difference(comparisons.get(choice), word)]) + " |")
     return "\n".join(lines)
 
 
@@ -85,9 +86,9 @@ def _names(study: Study, choice: Choice) -> list[str]:
     return [name for name, shown in zip(choice, kept, strict=True) if shown]
 
 
-def _difference(one: Comparison | None) -> list[str]:
+def _difference(one: Comparison | None, otherwise: str) -> list[str]:
     if one is None:
-        return ["baseline", "", "", ""]
+        return [otherwise, "", "", ""]
     low, high = one.interval
     p = "" if one.p_holm is None else f"{one.p_holm:.3f}"
     return [f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})", f"{one.effect:+.2f}", p, one.verdict]

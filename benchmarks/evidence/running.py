@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.evidence.choices import LOSSES
 from benchmarks.evidence.contestants import CONTESTANTS, Budget
 from benchmarks.evidence.datasets import ROOT, build, patient_of
-from benchmarks.evidence.studies import Run, minutes_of, overrides
+from benchmarks.evidence.studies import DATA, Run, overrides
 from benchmarks.evidence.tables import add_run, locked, missing
 from benchmarks.losses_train import losses_of_iterations, training_weights
 from benchmarks.training import processor
@@ -65,7 +65,7 @@ def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
     data = build(run.data, run.fold, output / "data", quick=quick)
     folder = output / run.folder
     shutil.rmtree(folder, ignore_errors=True)  # what a kill left
-    start, minutes = time.perf_counter(), minutes_of(run, quick=quick)
+    start, minutes = time.perf_counter(), DATA[run.data].minutes
     if minutes:
         steps, epochs = CONTESTANTS[run.loss](data, folder, Budget(minutes, run.seed)), None
         trained = start + 60 * minutes

@@ -56,7 +56,7 @@ def test_a_study_makes_every_choice_with_a_seed_before_the_next_seed(study) -> N
     assert all(made == seeds[0] for made in seeds)
     assert study.baseline[0] in study.losses
     assert study.baseline[1] in study.samplers
-    assert set(study.quick.get("data", study.data)) <= set(study.data) <= set(DATA)
+    assert {*study.quick.get("data", ()), *study.data} <= set(DATA)
     assert study.primary in CASE_COLUMNS
 
 
@@ -199,16 +199,19 @@ def test_a_quick_run_tests_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}")
-def test_a_fold_of_the_scans_leaves_one_patient_out(tmp_path: Path) -> None:
+def test_a_fold_of_the_scans_leaves_two_patients_out(tmp_path: Path) -> None:
     from benchmarks.evidence.datasets import patient_of
     from monai_iou.datasets.folder import read_folder
 
-    folder = read_folder(build("task901", 0, tmp_path))
-    tested, trained = ({patient_of(case.name) for case in part} for part in (folder.evaluation, folder.training))
-    assert tested == {"mslesseg_P14"}
-    assert len(folder.evaluation) == len(folder.test) == 3
-    assert len(trained) == DATA["task901"].folds - 1
-    assert not tested & trained
+    held_out = []
+    for fold in range(DATA["task901"].folds):
+        folder = read_folder(build("task901", fold, tmp_path))
+        tested, trained = ({patient_of(case.name) for case in part} for part in (folder.evaluation, folder.training))
+        assert len(folder.evaluation) == len(folder.test) == 8 - len(folder.training)
+        assert (len(tested), len(trained)) == (2, 4)
+        assert not tested & trained
+        held_out += tested
+    assert len(set(held_out)) == 6
 
 
 @pytest.mark.real_data
@@ -292,6 +295,13 @@ def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
     assert filled.endswith("<!-- end -->\nAfter.\n")
     assert "old" not in filled
     assert fill(filled, tmp_path) == filled
+
+
+def test_a_choice_is_not_called_the_baseline_where_the_baseline_is_missing(tmp_path: Path) -> None:
+    add_run(tmp_path, RUN, SUMMARY, [CASE])
+    assert "| iou | 0.500 | 0.500 |  | 0.667 | 1.000 | no baseline yet |  |  |  |" in block(
+        STUDIES["compound"], tmp_path
+    )
 
 
 def test_the_picture_has_a_circle_a_seed_and_a_whisker_a_difference(tmp_path: Path) -> None:
