@@ -35,9 +35,9 @@ FULL_RESOLUTION_STEPS = 1800
 MIN_STEPS = 20  # below, the weights are hardly those of a trained network
 VALIDATION_SHARE, MAX_VALIDATIONS = 0.05, 10
 EPOCHS = 20  # about so many, so that a stop loses little and the last epoch ends near the limit
-# Nine passes over the cases scored higher without random changes than with them (docs/results.md, study `short`); with
-# weak ones, the score fell after 20 to 30 passes (docs/results/hippocampus-cpu.md).
-FEW_PASSES, UNCHANGED = 15, {"augmentation": 0.0}
+# Nine to 18 passes over the cases scored higher without random changes than with them (docs/results.md, studies `short`
+# and `minutes`); with weak ones, the score fell after 20 to 30 passes (docs/results/hippocampus-cpu.md).
+FEW_PASSES, UNCHANGED = 20, {"augmentation": 0.0}
 AVERAGED_SHARE = 1 / 30  # of the steps, over which the weights are averaged, as in a plan without a limit
 
 
