@@ -17,9 +17,9 @@ def flat_voxels(
     input: Tensor,
     target: Tensor,
     ignore_index: int | None,
-    mask: Tensor | None,
-    groups: Tensor | None,
-    num_groups: int | None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
 ) -> Voxels:
     """Bring checked tensors into one plain, flat form; labels stay as they were given."""
     ignore_index = checks.check_ignore_index(ignore_index)

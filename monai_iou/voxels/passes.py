@@ -59,7 +59,7 @@ def run_passes(
             results = run_passes(*tensors, [specs[index] for index in chosen], ignore_index)
             readings |= {index: reading.only(labelled) for index, reading in zip(chosen, results, strict=True)}
         return [readings[index] for index in range(len(specs))]
-    voxels = read_voxels(input, target, ignore_index)
+    voxels = suited(flat_voxels(input, target, ignore_index))
     for spec, members in shared_readings(specs, voxels):
         reading = _read(voxels, target, spec, ignore_index)
         readings |= dict.fromkeys(members, reading)
@@ -154,21 +154,13 @@ def run_pass(
     num_groups: int | None = None,
 ) -> VoxelSums:
     """Return the sums (B, C, R) of checked tensors, by region."""
-    voxels = read_voxels(input, target, ignore_index, mask, groups, num_groups)
+    voxels = suited(flat_voxels(input, target, ignore_index, mask, groups, num_groups))
     rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
     return VoxelSums(rows.to(sum_dtype(input)))
 
 
-def read_voxels(
-    input: Tensor,
-    target: Tensor,
-    ignore_index: int | None,
-    mask: Tensor | None = None,
-    groups: Tensor | None = None,
-    num_groups: int | None = None,
-) -> Voxels:
-    """Return :func:`flatten_voxels`, but labels as they were given where a kernel may be used that takes them so."""
-    voxels = flat_voxels(input, target, ignore_index, mask, groups, num_groups)
+def suited(voxels: Voxels) -> Voxels:
+    """Return the voxels with compact labels, or as they were given where a kernel may be used that takes them so."""
     return voxels if takes_labels_as_given(voxels) else voxels.compact()
 
 

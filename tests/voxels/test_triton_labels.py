@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from monai_iou import IoUCELoss, use_kernel
-from monai_iou.voxels import compact_labels, kernels, passes, reference, tiled
+from monai_iou.voxels import compact_labels, kernels, reference, tiled
+from monai_iou.voxels.flat_voxels import flat_voxels
 from monai_iou.voxels.inputs import Voxels
-from monai_iou.voxels.passes import flatten_voxels, read_voxels
+from monai_iou.voxels.passes import flatten_voxels, suited
 from monai_iou.voxels.self_check import SelfChecks
 from monai_iou.voxels.spec import COUNT, TARGET, PassSpec
 
@@ -46,7 +47,7 @@ def given(dtype: torch.dtype, ignored: int | None, mask: Tensor | None = None) -
     wide = torch.zeros(2, 1, 35, 2, dtype=dtype, device=DEVICE)
     wide[..., 0] = labels.flatten(2)
     with use_kernel("triton"):
-        voxels = read_voxels(logits, labels, ignored, None if mask is None else mask.to(DEVICE))
+        voxels = suited(flat_voxels(logits, labels, ignored, None if mask is None else mask.to(DEVICE)))
     assert voxels.as_given
     return replace(voxels, labels=wide[:, 0, :, 0])
 
@@ -144,13 +145,13 @@ def test_wrong_values_are_named_as_by_the_tiled_kernel(dtype: torch.dtype, value
 
 def test_labels_are_compacted_at_once_where_no_kernel_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = case(ignored=100)
-    assert not read_voxels(logits.cpu(), labels.cpu(), 100).as_given
+    assert not suited(flat_voxels(logits.cpu(), labels.cpu(), 100)).as_given
     monkeypatch.setattr(kernels, "_CHECKED_DEVICES", {"cpu"})
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
     checks = SelfChecks(lambda: tiled.compute_sums)
     monkeypatch.setattr(kernels, "_checks", checks)
-    assert read_voxels(logits.cpu(), labels.cpu(), 100).as_given
+    assert suited(flat_voxels(logits.cpu(), labels.cpu(), 100)).as_given
     with use_kernel("tiled"):
-        assert not read_voxels(logits.cpu(), labels.cpu(), 100).as_given
+        assert not suited(flat_voxels(logits.cpu(), labels.cpu(), 100)).as_given
     checks._refused[torch.device("cpu")] = "it was wrong"
-    assert not passes.read_voxels(logits.cpu(), labels.cpu(), 100).as_given
+    assert not suited(flat_voxels(logits.cpu(), labels.cpu(), 100)).as_given
