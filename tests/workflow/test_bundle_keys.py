@@ -17,6 +17,7 @@ from monai_iou.demo import run_workflow
 from monai_iou.workflow.postprocessing import (
     Postprocessing,
 )
+from monai_iou.workflow.settings import Settings
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -151,6 +152,37 @@ def test_a_mixed_precision_that_is_none(bundle: Path, data: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["train"], overrides(bundle, data, amp_dtype="float8"))
     assert message in str(causes(caught.value))
+
+
+# -- the random transforms
+
+
+def probabilities(data: Path, augmentation: float) -> dict[str, float]:
+    """The probability of each random transform behind the patches; of the deformation, its weight."""
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_path() / "configs" / "train.json"))
+    parser.update({"dataset_dir": str(data), "bundle_root": str(bundle_path()), "augmentation": augmentation})
+    transforms = parser.get_parsed_content("train#random_transforms")
+    chances = {type(item).__name__: item.prob for item in transforms if hasattr(item, "prob")}
+    (one_of,) = (item for item in transforms if type(item).__name__ == "OneOf")
+    return {**chances, "OneOf": one_of.weights[0]}
+
+
+def test_augmentation_multiplies_the_probability_of_every_random_transform_but_flips(data: Path) -> None:
+    usual, half, none = (probabilities(data, share) for share in (1.0, 0.5, 0.0))
+    assert len(usual) == 9
+    flip = usual.pop("RandFlipd")
+    assert half.pop("RandFlipd") == none.pop("RandFlipd") == flip > 0
+    assert {name: chance for name, chance in usual.items() if chance} == usual
+    assert half == pytest.approx({name: chance / 2 for name, chance in usual.items()})
+    assert set(none.values()) == {0.0}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, "half", float("nan"), None])
+def test_augmentation_is_a_share(value: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"Expected `augmentation` to be a number from 0 to 1, but got .*: leave --aug"
+    ):
+        Settings(augmentation=value)
 
 
 # -- the device
