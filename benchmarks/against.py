@@ -11,15 +11,12 @@ ratio is the median of the ratios within each turn.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.reading import FILES, write_files
+from benchmarks.versions import Version
 
 # Runs in both versions, so that it uses only what both have; where a module moved, the newer place comes first.
 WORKER = """
@@ -62,47 +59,13 @@ for file in files:
     tasks[f"read {file}"] = lambda file=file: read_volume(__import__("pathlib").Path(folder) / file)
 for run in tasks.values():
     run()
-print(json.dumps([monai_iou.__file__, *tasks]), flush=True)
+print(json.dumps([monai_iou.__file__, *tasks]), file=answers, flush=True)
 for line in sys.stdin:
     run = tasks[line.rstrip("\\n")]
     start = time.process_time()
     run()
-    print(time.process_time() - start, flush=True)
+    print(time.process_time() - start, file=answers, flush=True)
 """
-
-
-class Version:
-    """A process that runs the tasks with the package of one checkout."""
-
-    def __init__(self, checkout: Path, size: int, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", WORKER, str(size), str(folder), ",".join(FILES)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
-        )
-        file, *self.tasks = json.loads(self._answer())
-        if not Path(file).is_relative_to(checkout.resolve()):
-            message = f"Expected the package of {checkout}, but got {file}: give the folder that holds `monai_iou`."
-            raise SystemExit(message)
-
-    def seconds(self, task: str) -> float:
-        """CPU time of one call."""
-        assert self._process.stdin is not None
-        print(task, file=self._process.stdin, flush=True)
-        return float(self._answer())
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            message = f"The process of one version ended with the code {self._process.wait()}: its error stands above."
-            raise SystemExit(message)
-        return line
 
 
 def main() -> None:
@@ -116,9 +79,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder)
-        other = Version(arguments.checkout, arguments.size, folder)
-        ours = Version(Path(__file__).parents[1], arguments.size, folder)
-        for task in (task for task in ours.tasks if arguments.only in task):
+        given = [str(arguments.size), str(folder), ",".join(FILES)]
+        other = Version(arguments.checkout, WORKER, given, folder)
+        ours = Version(Path(__file__).parents[1], WORKER, given, folder)
+        for task in (task for task in ours.about if arguments.only in task):
             times = [(other.seconds(task), ours.seconds(task)) for _ in range(arguments.turns)]
             theirs_ms, ours_ms = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
             ratio = statistics.median(b / a for a, b in times)

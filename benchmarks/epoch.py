@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.versions import Version
+
 # Runs in both versions, so that it uses only what both have.
 WORKER = """
-import json, os, sys, time, warnings
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever else is printed belongs to the log
+import json, sys, time, warnings
 warnings.filterwarnings("ignore")
 import torch
 from ignite.engine import Events
@@ -51,49 +48,11 @@ for line in sys.stdin:
 """
 
 
-class Version:
-    """A process that trains the bundle of one checkout, an epoch at a time."""
-
-    def __init__(self, checkout: Path, folder: Path, keys: dict[str, object], *, batches: bool) -> None:
-        checkout = checkout.resolve()
-        folder.mkdir()
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        given = json.dumps([str(folder), str(checkout), batches, keys])
-        with (folder / "log.txt").open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", WORKER, given],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-                cwd=folder,
-            )
-        file, self.steps = json.loads(self._answer(folder))
-        self._folder = folder
-        if not Path(file).is_relative_to(checkout):
-            message = f"Expected the package of {checkout}, but got {file}: give the folder that holds `monai_iou`."
-            raise SystemExit(message)
-
-    def epoch(self) -> float:
-        """CPU time of the next epoch."""
-        assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
-        return float(self._answer(self._folder))
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self, folder: Path) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            log = (folder / "log.txt").read_text(encoding="utf-8")[-2000:]
-            message = f"The process of one version ended with the code {self._process.wait()}:\n{log}"
-            raise SystemExit(message)
-        return line
+def trained(checkout: Path, folder: Path, keys: dict[str, object], *, batches: bool) -> Version:
+    """Return a process that trains the bundle of one checkout, an epoch at a time."""
+    folder.mkdir()
+    given = json.dumps([str(folder), str(checkout.resolve()), batches, keys])
+    return Version(checkout, WORKER, [given], folder)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,9 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     keys = {**options.keys, "dataset_dir": str(options.data.resolve())}
     with tempfile.TemporaryDirectory() as name:
-        other = Version(options.checkout, Path(name) / "other", {**keys, **options.other_keys}, batches=options.batches)
-        ours = Version(Path(__file__).parents[1], Path(name) / "ours", keys, batches=options.batches)
-        times = [(other.epoch(), ours.epoch()) for _ in range(options.turns + 1)][1:]
+        other = trained(options.checkout, Path(name) / "other", {**keys, **options.other_keys}, batches=options.batches)
+        ours = trained(Path(__file__).parents[1], Path(name) / "ours", keys, batches=options.batches)
+        times = [(other.seconds(), ours.seconds()) for _ in range(options.turns + 1)][1:]
         other.end()
         ours.end()
     ratios = [theirs / own for theirs, own in times]
@@ -119,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         "| data | steps | other s | ours s | x faster | smallest and largest |\n| --- | --- | --- | --- | --- | --- |"
     )
     print(
-        f"| {options.data.name} | {ours.steps} | {theirs:.2f} | {own:.2f} | {statistics.median(ratios):.2f} | "
+        f"| {options.data.name} | {ours.about[0]} | {theirs:.2f} | {own:.2f} | {statistics.median(ratios):.2f} | "
         f"{min(ratios):.2f}, {max(ratios):.2f} |"
     )
 

@@ -7,8 +7,7 @@ Each returns the loss of every step, and writes a mask for every test image. The
 - the bare loop: reading and caching the cases, and the steps.
 - nnU-Net: the steps alone. Fingerprint, plan and preprocessing come before, and its online validation is left out. Its
   learning rate falls to 0 over the minutes as it otherwise does over the epochs. Its plan for the hippocampus has nine
-  patches a step, of which one CPU core makes 66 in half an hour; with two patches, the fewest that it plans for, it
-  makes 300.
+  patches a step, which take one CPU core long; it is given two, the fewest that it plans for.
 """
 
 from __future__ import annotations
