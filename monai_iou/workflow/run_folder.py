@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolderHandler", "open_run_folder"]
 
+# Drawing the curves takes as long as several steps of a small network.
+SECONDS_BETWEEN_CURVES = 30.0
+
 
 def open_run_folder(folder: str) -> None:
     """Write `config.json`, the resolved config of the run that calls this, and send its log to `log.txt` as well.
@@ -52,10 +55,10 @@ def open_run_folder(folder: str) -> None:
 
 
 class RunFolderHandler:
-    """Write `epochs.csv` after each epoch, and after each validation `progress.png` and pictures of a few cases.
+    """Write `epochs.csv` after each epoch, `progress.png` twice a minute, and pictures of a few cases.
 
-    The pictures show the first cases of the validation data with the contours of prediction and reference, in
-    `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach it after the
+    The pictures are drawn after each validation. They show the first cases of the validation data with the contours of
+    prediction and reference, in `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach it after the
     `ValidationHandler` and before the `CheckpointHandler`: an epoch that is to be done again gets its row again.
 
     Args:
@@ -88,6 +91,7 @@ class RunFolderHandler:
         self._sums: dict[str, float] = defaultdict(float)
         self._steps = 0
         self._start = time.monotonic()
+        self._next_curves = -np.inf
 
     def attach(self, engine: Trainer) -> None:
         """Register on the trainer and its evaluator; only rank 0 writes."""
@@ -124,8 +128,12 @@ class RunFolderHandler:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         self.folder.mkdir(parents=True, exist_ok=True)  # others, who run the trainer alone, may not have made it
         write_csv(self.folder / "epochs.csv", columns, rows)
-        if self.pictures and (self.evaluator is None or self.evaluator.state.epoch == epoch):
-            save_png(draw_curves(rows), self.folder / "progress.png")
+        if self.pictures and time.monotonic() >= self._next_curves:
+            self._draw_curves(rows)
+            self._next_curves = time.monotonic() + SECONDS_BETWEEN_CURVES
+
+    def _draw_curves(self, rows: Sequence[dict[str, Any]]) -> None:
+        save_png(draw_curves(rows), self.folder / "progress.png")
 
     def _earlier(self, epoch: int) -> list[dict[str, Any]]:
         """The rows of the epochs before, also of the part of the training that was resumed."""
@@ -168,6 +176,8 @@ class RunFolderHandler:
 
     def _completed(self, engine: Trainer) -> None:
         if self.pictures:
+            if self._rows:
+                self._draw_curves(self._rows)
             write_summary(self.folder, {case: picture_name(case) for case in self.cases})
 
 

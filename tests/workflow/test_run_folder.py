@@ -19,6 +19,7 @@ from monai_iou.bundle_files import copy_bundle
 from monai_iou.demo import run_workflow
 from monai_iou.files import read_csv
 from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
+from monai_iou.workflow import run_folder
 from monai_iou.workflow.bars import start_above_log, stop_above_log
 from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.run_folder import RunFolderHandler
@@ -107,6 +108,28 @@ def test_per_class_columns_and_undefined_scores(tmp_path: Path) -> None:
 )
 def test_curves_of_any_table(rows: list[dict[str, Any]]) -> None:
     assert draw_curves(rows).shape == (650, 1300, 3)
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(60.0, [1, 4]), (0.0, [1, 2, 3, 4, 4])])
+def test_short_epochs_do_not_wait_for_their_curves(
+    seconds: float, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ignite.engine import Engine
+
+    counts: list[int] = []
+
+    def count(rows: list[dict[str, Any]]) -> np.ndarray:
+        counts.append(len(rows))
+        return np.zeros((4, 4, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(run_folder, "draw_curves", count)
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CURVES", seconds)
+    engine = Engine(lambda *_: {"loss": 1.0})
+    engine.state.rank = 0
+    RunFolderHandler(str(tmp_path), torch.optim.SGD([torch.zeros(1)], 0.1), torch.nn.MSELoss()).attach(engine)  # type: ignore[arg-type]
+    engine.run([0], max_epochs=4)
+    assert counts == drawn
+    assert len(read_csv(tmp_path / "epochs.csv")) == 4
 
 
 def test_log_lines_go_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
