@@ -63,7 +63,8 @@ def _mark(voxels: Voxels) -> float | None:
     return voxels.ignore_index
 
 
-def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
+def program_options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
+    """Return the constants that a program is compiled with."""
     classes, smoothing = voxels.logits.shape[1], spec.label_smoothing
     width = max(part.element_size() for part in (voxels.logits, voxels.maps) if part is not None)
     return {
@@ -85,12 +86,13 @@ def _options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
     }
 
 
-def _programs(count: int, options: dict[str, Any]) -> int:
+def program_count(count: int, options: dict[str, Any]) -> int:
+    """Return how many programs share the `count` voxels of an image."""
     programs: int = triton.cdiv(count, options["VOXELS"] * options["CHUNKS"])
     return programs
 
 
-def _inputs(voxels: Voxels) -> tuple[list[Tensor], list[int]]:
+def program_inputs(voxels: Voxels) -> tuple[list[Tensor], list[int]]:
     """Return logits, targets and mask as the kernels take them, and their strides."""
     logits = voxels.logits
     target = voxels.maps if voxels.labels is None else voxels.labels.unsqueeze(1)
@@ -105,9 +107,9 @@ class _TritonSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, count = logits.shape
-        options = _options(voxels, spec)
-        tensors, strides = _inputs(voxels)
-        programs = _programs(count, options)
+        options = program_options(voxels, spec)
+        tensors, strides = program_inputs(voxels)
+        programs = program_count(count, options)
         sums = torch.empty((batch, programs, ROWS, classes), dtype=torch.float32, device=logits.device)
         with torch.cuda.device_of(logits):
             add_sums[(programs, batch)](*tensors, sums, count, classes, *strides, **options)
@@ -123,12 +125,12 @@ class _TritonSums(torch.autograd.Function):
         has_ignored, as_given, ignore_index = ctx.marks
         voxels = Voxels(logits, labels, maps, valid, has_ignored, None, 1, as_given, ignore_index)
         gradient = gradient.squeeze(-1).transpose(0, 1).to(torch.float32).contiguous()
-        options = _options(voxels, ctx.spec)
-        tensors, strides = _inputs(voxels)
+        options = program_options(voxels, ctx.spec)
+        tensors, strides = program_inputs(voxels)
         out = torch.empty_like(logits)
         with torch.cuda.device_of(logits):
             strides += out.stride()
-            write_gradient[(_programs(count, options), batch)](
+            write_gradient[(program_count(count, options), batch)](
                 *tensors, gradient, out, count, classes, *strides, **options
             )
         return out, None, None
