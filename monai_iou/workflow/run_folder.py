@@ -58,8 +58,9 @@ class RunFolderHandler:
     """Write `epochs.csv` after each epoch, `progress.png` twice a minute, and pictures of a few cases.
 
     The pictures are drawn after each validation. They show the first cases of the validation data with the contours of
-    prediction and reference, in `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach it after the
-    `ValidationHandler` and before the `CheckpointHandler`: an epoch that is to be done again gets its row again.
+    prediction and reference, in `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach
+    it after the `ValidationHandler` and before the `CheckpointHandler`: an epoch that is to be done again gets its row
+    again.
 
     Args:
         folder: of the run.

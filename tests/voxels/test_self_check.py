@@ -149,7 +149,7 @@ def test_tritons_kernel_passes_and_a_spoilt_one_does_not(monkeypatch: pytest.Mon
     from monai_iou.voxels import triton_kernels
 
     assert find_fault(triton_kernels.compute_sums, voxels(), SPEC) is None
-    monkeypatch.setattr(triton_kernels, "_options", _half_of_the_labels(triton_kernels._options))
+    monkeypatch.setattr(triton_kernels, "program_options", _half_of_the_labels(triton_kernels.program_options))
     assert find_fault(triton_kernels.compute_sums, voxels(), SPEC) is not None
 
 
