@@ -78,22 +78,73 @@ def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.const
 
 
 @triton.jit
+def values_of(
+    x, target, share, real, peak, rest,
+    ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
+    FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Return what each voxel adds to the seven rows of `spec.py`, in their order; zeros where nobody asks.
+
+    `share`, 1 or 0, broadcasts against the logits `x` (CLASSES, VOXELS); targets are 0 where it is.
+    """
+    p, q, log_p, log_q = probability(x, real, peak, rest, ACTIVATION, ENTROPY)
+    kept = p * share
+    none = tl.zeros_like(kept)
+    both, size, entropy, confidence, background = none, none, none, none, none
+    if OVERLAP != 2:
+        both = kept * target
+        if OVERLAP == 1:
+            both = tl.minimum(kept, target)
+        size = power(kept, POWER)
+    if ENTROPY:
+        soft = KEEP * target + SHARE
+        if ACTIVATION == 1:
+            entropy = -times_log(soft, log_p * focal_factor(log_q, FOCAL))
+            others = -times_log(1.0 - soft, log_q * focal_factor(log_p, FOCAL))
+            if SPLIT:
+                background = others * share
+            else:
+                entropy += others
+        else:
+            entropy = -times_log(soft, log_p * power(tl.maximum(q, 1e-30), FOCAL))
+        entropy *= share
+    if CONFIDENT:
+        confidence = kept * power(kept, POWER)
+    volume = power(target, POWER)
+    return both, size, volume, entropy, confidence, volume * 0 + share, background
+
+
+@triton.jit
 def pulls_of(
     gradient, classes, C, OVERLAP: tl.constexpr, ENTROPY: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr
 ):  # fmt: skip
-    """Return d loss / d (I, P, E, Q, entropy of the background) of a block of classes; zeros where nobody asks."""
-    real = classes < C
-    none = tl.zeros_like(classes).to(tl.float32)
+    """Return :func:`pulls_at` of a block of classes without regions, (CLASSES, 1) each."""
+    overlap, size, entropy, confidence, background = pulls_at(
+        gradient, classes, classes < C, C, OVERLAP, ENTROPY, CONFIDENT, SPLIT
+    )  # in one dimension: (CLASSES, 1) would be loaded once for each voxel of a thread
+    return overlap[:, None], size[:, None], entropy[:, None], confidence[:, None], background[:, None]
+
+
+@triton.jit
+def pulls_at(
+    gradient, places, real, of_row,
+    OVERLAP: tl.constexpr, ENTROPY: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """Return d loss / d (I, P, E, Q, entropy of the background) at `places` of a row; zeros where nobody asks.
+
+    `of_row` is the distance between rows; what is returned has the shape of `places`.
+    """
+    none = tl.zeros_like(places).to(tl.float32)
     of_overlap, of_size, of_entropy, of_confidence, of_background = none, none, none, none, none
     if OVERLAP != 2:
-        of_overlap = tl.load(gradient + classes, mask=real, other=0.0)
-        of_size = tl.load(gradient + C + classes, mask=real, other=0.0)
+        of_overlap = tl.load(gradient + places, mask=real, other=0.0)
+        of_size = tl.load(gradient + of_row + places, mask=real, other=0.0)
         if CONFIDENT:
-            of_confidence = tl.load(gradient + 4 * C + classes, mask=real, other=0.0)
+            of_confidence = tl.load(gradient + 4 * of_row + places, mask=real, other=0.0)
     if ENTROPY:
-        of_entropy = tl.load(gradient + 3 * C + classes, mask=real, other=0.0)
+        of_entropy = tl.load(gradient + 3 * of_row + places, mask=real, other=0.0)
         if SPLIT:
-            of_background = tl.load(gradient + 6 * C + classes, mask=real, other=0.0)
+            of_background = tl.load(gradient + 6 * of_row + places, mask=real, other=0.0)
     return of_overlap, of_size, of_entropy, of_confidence, of_background
 
 
@@ -103,16 +154,16 @@ def slope_of(
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Return p and h of the derivation, given what :func:`pulls_of` returns."""
+    """Return p and h of the derivation, given what :func:`pulls_of` or, voxel by voxel, :func:`pulls_at` returns."""
     p, q, log_p, log_q = probability(x, real, peak, rest, ACTIVATION, ENTROPY)
     slope = p * 0
     if OVERLAP != 2:
         region = target
         if OVERLAP == 1:
             region = tl.where(p < target, 1.0, 0.0) + tl.where(p == target, 0.5, 0.0)
-        slope = region * of_overlap[:, None] + POWER * power(p, POWER - 1) * of_size[:, None]
+        slope = region * of_overlap + POWER * power(p, POWER - 1) * of_size
         if CONFIDENT:
-            slope += (POWER + 1) * power(p, POWER) * of_confidence[:, None]
+            slope += (POWER + 1) * power(p, POWER) * of_confidence
         if ACTIVATION == 0:
             slope *= p
         if ACTIVATION == 1:
@@ -125,7 +176,7 @@ def slope_of(
             entropy = soft * focal_factor(log_q, FOCAL) * (FOCAL * p * finite_p - q)
             others = (1.0 - soft) * focal_factor(log_p, FOCAL) * (p - FOCAL * q * finite_q)
             if SPLIT:
-                slope += others * of_background[:, None]
+                slope += others * of_background
             else:
                 entropy += others
         else:
@@ -135,5 +186,5 @@ def slope_of(
                 entropy = soft * (FOCAL * p * finite_p - q) * power(q, FOCAL - 1)
             if ACTIVATION == 2:
                 entropy = tl.where(p > 1e-30, entropy / tl.maximum(p, 1e-30), 0.0)
-        slope += entropy * of_entropy[:, None]
+        slope += entropy * of_entropy
     return p, tl.where(real[:, None], slope, 0.0)

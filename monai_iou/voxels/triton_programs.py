@@ -29,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from monai_iou.voxels.triton_formulas import focal_factor, power, probability, pulls_of, slope_of, times_log
+from monai_iou.voxels.triton_formulas import pulls_of, slope_of, values_of
 from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_part, targets
 
 
@@ -46,29 +46,19 @@ def _sums_of(
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Return the sums of a block of classes and voxels, (8, CLASSES): the rows of `spec.py`, and one of zeros."""
-    p, q, log_p, log_q = probability(part, real, peak, rest, ACTIVATION, ENTROPY)
     share = share[None, :]
-    kept = p * share
-    rows = _in_row(2, power(target, POWER)) + _in_row(5, kept * 0 + share)
+    both, size, volume, entropy, confidence, counted, background = values_of(
+        part, target, share, real, peak, rest, ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT
+    )
+    rows = _in_row(2, volume) + _in_row(5, counted)
     if OVERLAP != 2:
-        both = kept * target
-        if OVERLAP == 1:
-            both = tl.minimum(kept, target)
-        rows += _in_row(0, both) + _in_row(1, power(kept, POWER))
+        rows += _in_row(0, both) + _in_row(1, size)
     if ENTROPY:
-        soft = KEEP * target + SHARE
-        if ACTIVATION == 1:
-            entropy = -times_log(soft, log_p * focal_factor(log_q, FOCAL))
-            others = -times_log(1.0 - soft, log_q * focal_factor(log_p, FOCAL))
-            if SPLIT:
-                rows += _in_row(6, others * share)
-            else:
-                entropy += others
-        else:
-            entropy = -times_log(soft, log_p * power(tl.maximum(q, 1e-30), FOCAL))
-        rows += _in_row(3, entropy * share)
+        rows += _in_row(3, entropy)
+    if SPLIT:
+        rows += _in_row(6, background)
     if CONFIDENT:
-        rows += _in_row(4, kept * power(kept, POWER))
+        rows += _in_row(4, confidence)
     return rows
 
 
