@@ -3,7 +3,8 @@
 Each specialisation is compiled for GPUs that may be absent. From ptxas come registers, spills and shared memory; the
 global loads and stores in the PTX, each by its width, the threads of a program and how often its loop runs, give the
 bytes that a voxel asks for. The floor is what no kernel can do without: forward reads logits and labels once, backward
-reads both once more and writes the gradient. This bounds the memory traffic from the kernel's side; it is no time, and
+reads both once more and writes the gradient. Tables of a Lovasz loss, which a cache holds, are among the bytes, and
+atomic additions to them are not. This bounds the memory traffic from the kernel's side; it is no time, and
 says nothing of a cache.
 """
 
@@ -21,14 +22,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from monai_iou.voxels import triton_kernels, triton_programs
+from monai_iou.voxels import triton_error_pass, triton_errors, triton_kernels, triton_programs
+from monai_iou.voxels.error_bins import DEFAULT_BINS
 from monai_iou.voxels.spec import ROWS
 
 ARCHITECTURES = (80, 90, 100)
 FLOATS = {"bf16": 2, "fp32": 4}
 LABELS = {"u8": 1, "i64": 8, "fp32": 4}
-_POINTERS = {"x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS"}
-_SUMS = ("sums", "gradient")
+_POINTERS = {"x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS", "counts": "*i32"}
+_FLOATS = ("sums", "gradient", "limit", "starts", "rises")
 _FIXED = {"x_voxel": 1, "y_voxel": 1, "mask_voxel": 1, "out_voxel": 1}
 _LABEL = re.compile(r"^(\$L__BB\d+_\d+):")
 _BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L__BB\d+_\d+);")
@@ -45,7 +47,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "IoU, sigmoid": {"ACTIVATION": 1},
     "IoU + CE, int64 labels, ignored voxels": {"ENTROPY": True, "IGNORE": -100, "y": "i64"},
     "soft labels": {"OVERLAP": 1, "MAPS": True, "y": "fp32"},
+    "Lovasz": {"OVERLAP": 2, "CELLS": 2 * DEFAULT_BINS + 2, "SUMS": False},
+    "Lovasz + IoU + CE": {"ENTROPY": True, "CELLS": 2 * DEFAULT_BINS + 2, "SUMS": True},
 }
+SUMS = (triton_programs.add_sums, triton_programs.write_gradient)
+ERRORS = (triton_errors.count_errors, triton_errors.write_error_gradient)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def compiled(
     constants = {**_FIXED, **options}
     signature = {}
     for name in kernel.arg_names:
-        kind = _POINTERS.get(name, "*fp32" if name in _SUMS else integer)
+        kind = _POINTERS.get(name, "*fp32" if name in _FLOATS else integer)
         signature[name] = "constexpr" if name in constants else kind.replace("LOGITS", logits).replace("LABELS", labels)
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -122,9 +128,9 @@ def row(arch: int, classes: int, logits: str, loss: str) -> str:
     labels = options.pop("y", "u8")
     width = max(FLOATS[logits], LABELS[labels]) if options["MAPS"] else FLOATS[logits]
     options |= {**triton_kernels.blocks(classes, width), "ROWS": ROWS}
+    options |= triton_error_pass.blocks(options) if "CELLS" in options else {}
     of_labels = LABELS[labels] * (classes if options["MAPS"] else 1)
-    kernels = (triton_programs.add_sums, triton_programs.write_gradient)
-    parts = [compiled(kernel, arch, logits, labels, options) for kernel in kernels]
+    parts = [compiled(kernel, arch, logits, labels, options) for kernel in (ERRORS if "CELLS" in options else SUMS)]
     forward, backward = parts
     of_logits = FLOATS[logits] * classes
     floor = 3 * of_logits + 2 * of_labels
@@ -140,13 +146,14 @@ def main() -> None:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, action="append", choices=ARCHITECTURES, help="may be repeated")
+    parser.add_argument("--loss", action="append", choices=list(LOSSES), metavar="NAME", help="may be repeated")
     parser.add_argument("--classes", type=int, action="append", help="a power of two up to 16; may be repeated")
     options = parser.parse_args()
     print(f"Triton {triton.__version__}; forward, backward; bytes of a voxel, both together\n")
     print("| GPU | loss | classes | logits | registers | bytes spilled | shared bytes | bytes | floor | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for arch in options.arch or ARCHITECTURES:
-        for loss in LOSSES:
+        for loss in options.loss or LOSSES:
             for classes in options.classes or (2, 16):
                 for logits in FLOATS:
                     print(row(arch, classes, logits, loss), flush=True)

@@ -19,6 +19,8 @@ tensor of zeros, `ErrorHistograms.slopes`, whose gradient is the table of dL/dp.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,29 +88,44 @@ def with_slopes(value: Tensor, histograms: ErrorHistograms) -> Tensor:
     return result
 
 
+@dataclass(frozen=True)
+class ErrorKernel:
+    """What reads the voxels, once each way.
+
+    Attributes:
+        count: returns the histograms up to a limit, (1, 1) or (B, 1), and the statistics (7, B, C, 1).
+        write_gradient: writes d loss / d logits from the tables of dL/dp by cell and d loss / d statistics.
+    """
+
+    count: Callable[[Voxels, PassSpec, Tensor], tuple[ErrorHistograms, Tensor]]
+    write_gradient: Callable[[Tensor, Voxels, PassSpec, Tensor, Tensor, Tensor], None]
+
+
 class _ErrorPass(torch.autograd.Function):
     """Statistics (7, B, C, 1), histograms, and the zeros whose gradient is dL/dp by cell: one reading each way."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec, limit: Tensor
+        ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec, limit: Tensor, kernel: ErrorKernel
     ) -> tuple[Tensor, Tensor, Tensor]:
-        histograms, rows = count_errors_and_sums(voxels, error_spec(spec), limit, spec)
-        ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
-        labels = narrowed(voxels.labels, logits.shape[1])
+        histograms, rows = kernel.count(voxels, spec, limit)
+        ctx.spec, ctx.kernel, ctx.marks = spec, kernel, (voxels.has_ignored, voxels.as_given, voxels.ignore_index)
+        labels = voxels.labels if voxels.as_given else narrowed(voxels.labels, logits.shape[1])
         ctx.save_for_backward(logits, labels, voxels.maps, voxels.valid, limit)
         ctx.mark_non_differentiable(histograms.counts)
         slopes = limit.new_zeros((2, *histograms.counts.shape)) if ctx.needs_input_grad[0] else limit.new_zeros(0)
         return rows, slopes, histograms.counts
 
     @staticmethod
-    def backward(ctx: Any, of_rows: Tensor, slopes: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, of_rows: Tensor, slopes: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         refuse_second_derivative()
         logits, labels, maps, valid, limit = ctx.saved_tensors
-        voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
+        has_ignored, as_given, ignore_index = ctx.marks
+        voxels = Voxels(logits, labels, maps, valid, has_ignored, None, 1, as_given, ignore_index)
         out = huge_pages.empty_like(logits)
-        _write_gradient(out, voxels, ctx.spec, limit.expand(len(logits), 1), slopes, of_rows.to(limit.dtype))
-        return out, None, None, None
+        limits = limit.expand(len(logits), 1)
+        ctx.kernel.write_gradient(out, voxels, ctx.spec, limits, slopes, of_rows.to(limit.dtype))
+        return out, None, None, None, None
 
 
 def error_spec(spec: PassSpec) -> ErrorSpec:
@@ -117,17 +134,24 @@ def error_spec(spec: PassSpec) -> ErrorSpec:
     return ErrorSpec(spec.activation, spec.bins)
 
 
-def read_errors(voxels: Voxels, spec: PassSpec, limit: Tensor) -> tuple[Tensor, ErrorHistograms]:
+def read_errors(
+    voxels: Voxels, spec: PassSpec, limit: Tensor, kernel: ErrorKernel | None = None
+) -> tuple[Tensor, ErrorHistograms]:
     """Return the statistics (7, B, C, 1) and the histograms of errors up to `limit`, (1, 1) or (B, 1).
 
-    Differentiable: the statistics as they are, the histograms by :func:`with_slopes`.
+    Differentiable: the statistics as they are, the histograms by :func:`with_slopes`. Without `kernel`, torch reads the
+    voxels a tile at a time; they then have to be compact.
     """
-    if binary_errors.covers(voxels, spec):
+    if kernel is None and binary_errors.covers(voxels, spec):
         found = binary_errors.read(voxels, error_spec(spec).cells, limit)
         if found is not None:
             return found
-    rows, slopes, counts = _ErrorPass.apply(voxels.logits, voxels, spec, limit)
+    rows, slopes, counts = _ErrorPass.apply(voxels.logits, voxels, spec, limit, kernel or TILED)
     return rows, ErrorHistograms(counts, limit, slopes if slopes.requires_grad else None)
+
+
+def _count(voxels: Voxels, spec: PassSpec, limit: Tensor) -> tuple[ErrorHistograms, Tensor]:
+    return count_errors_and_sums(voxels, error_spec(spec), limit, spec)
 
 
 def _write_gradient(
@@ -157,6 +181,9 @@ def _write_gradient(
             place.copy_(slope)
 
     run_tasks(work, logits, in_runs(tiles))
+
+
+TILED = ErrorKernel(_count, _write_gradient)
 
 
 def _logit_gradient(tile: ErrorTile, slope: Tensor, line: Tensor, spec: ErrorSpec) -> Tensor:

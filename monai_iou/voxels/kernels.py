@@ -12,6 +12,7 @@ import torch
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import compiled, reference, tiled
+from monai_iou.voxels.error_gradient import ErrorKernel
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.self_check import Kernel, SelfChecks
 from monai_iou.voxels.spec import PassSpec
@@ -39,7 +40,7 @@ def use_kernel(name: str) -> Iterator[None]:
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
               that it does not cover (`groups`, float64, above 16 classes, fewer than 4096 voxels) take "tiled";
             - "triton": one read and one write of the logits, on CUDA, unchecked. Inputs that it does not cover
-              (`groups`, float64, above 256 classes) take "tiled".
+              (`groups`, float64, above 256 classes; histograms of errors above 16 classes) take "tiled".
 
     Raises:
         ValueError: if `name` is none of them.
@@ -80,13 +81,27 @@ def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
     if name == "reference" or wants_target_gradient:
         return reference.compute_sums
     if name == "triton":
-        return _pick_triton(voxels)
+        _check_triton(voxels)
+        return _load_triton()
     if name == "compiled":
         _check_compiled(voxels)
         return compiled.compute_sums
     if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES and voxels.groups is None:
         return _checks.kernel(voxels, spec) or tiled.compute_sums
     return tiled.compute_sums
+
+
+def pick_error_kernel(voxels: Voxels, spec: PassSpec) -> ErrorKernel | None:
+    """Return Triton's kernel of errors if this input takes it; None if torch counts them, a tile at a time."""
+    if torch.compiler.is_compiling():
+        return None
+    name = chosen_kernel()
+    if name == "triton":
+        _check_triton(voxels)
+        return _load_triton_errors()
+    if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES:
+        return _checks.error_kernel(voxels, spec)
+    return None
 
 
 def takes_labels_as_given(voxels: Voxels) -> bool:
@@ -151,7 +166,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _pick_triton(voxels: Voxels) -> Kernel:
+def _check_triton(voxels: Voxels) -> None:
     if not _has_triton():
         message = "Expected Triton for the kernel 'triton', but it is not installed: install it or choose 'auto'."
         raise RuntimeError(message)
@@ -159,7 +174,6 @@ def _pick_triton(voxels: Voxels) -> Kernel:
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         message = f"Expected a CUDA tensor for the kernel 'triton', but got one on {device}: choose 'auto'."
         raise RuntimeError(message)
-    return _load_triton()
 
 
 def _load_triton() -> Kernel:
@@ -171,5 +185,12 @@ def _load_triton() -> Kernel:
     return triton_kernels.compute_sums
 
 
+def _load_triton_errors() -> ErrorKernel:
+    _load_triton()
+    from monai_iou.voxels import triton_error_pass  # noqa: PLC0415 - it needs Triton
+
+    return triton_error_pass.KERNEL
+
+
 _CHECKED_DEVICES = {"cuda"}  # where "auto" takes Triton's kernel after a check
-_checks = SelfChecks(_load_triton)
+_checks = SelfChecks(_load_triton, _load_triton_errors)

@@ -15,7 +15,7 @@ from monai_iou.voxels.error_gradient import error_spec, read_errors
 from monai_iou.voxels.flat_voxels import flat_voxels
 from monai_iou.voxels.histograms import ErrorHistograms, check_constant_maps, check_hard_maps, check_probabilities
 from monai_iou.voxels.inputs import Voxels, sum_dtype
-from monai_iou.voxels.kernels import chosen_kernel, pick_kernel, takes_labels_as_given
+from monai_iou.voxels.kernels import chosen_kernel, pick_error_kernel, pick_kernel, takes_labels_as_given
 from monai_iou.voxels.labels import report_bad_values
 from monai_iou.voxels.partly_labelled import blank_unlabelled, merge_unlabelled
 from monai_iou.voxels.sorted_errors import sorted_extension
@@ -89,24 +89,25 @@ def shared_readings(specs: Sequence[PassSpec], voxels: Voxels) -> list[tuple[Pas
 
 def _at_once(spec: PassSpec) -> bool:
     """Return whether one reading gives all of `spec`: together with histograms, one kernel gives the usual sums."""
-    return spec.bins is None or (in_place.is_usual(spec) and chosen_kernel() in ("auto", "tiled"))
+    return spec.bins is None or (in_place.is_usual(spec) and chosen_kernel() in ("auto", "tiled", "triton"))
 
 
 def _read(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | None) -> Reading:
     if spec.bins is None:
         rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
         return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), None)
-    voxels = voxels.compact()
     check_constant_maps(voxels)
     check_hard_maps(voxels, target)
     if spec.activation is None:
-        check_probabilities(voxels)
+        check_probabilities(voxels.compact())
     return error_reading(voxels, target, spec, ignore_index, voxels.logits.new_ones((1, 1)))
 
 
 def error_reading(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | None, limit: Tensor) -> Reading:
     """Return the histograms of errors up to `limit`, (1, 1) or (B, 1), of voxels with hard labels, and the sums."""
-    rows, errors = read_errors(voxels, spec, limit.to(sum_dtype(voxels.logits)))
+    kernel = pick_error_kernel(voxels, spec)
+    voxels = voxels.compact() if kernel is None else voxels
+    rows, errors = read_errors(voxels, spec, limit.to(sum_dtype(voxels.logits)), kernel)
     if voxels.labels is not None:  # maps have been checked
         rows = report_bad_values(rows, target, voxels, ignore_index)
     return Reading(VoxelSums(rows.squeeze(-1).to(sum_dtype(voxels.logits))), errors)

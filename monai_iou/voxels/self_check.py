@@ -13,20 +13,23 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from monai_iou.voxels import reference
 from monai_iou.voxels.compact_labels import IGNORED, fits
-from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.error_gradient import TILED, ErrorKernel, error_spec
+from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.spec import PassSpec
 
 Kernel = Callable[[Voxels, PassSpec], Tensor]
+_Kernel = TypeVar("_Kernel")
 
 # More than a program reads and no multiple of it, but of 16 as usual volumes are, whose compiled form is then the same.
 _VOXELS = 3 * 1024 + 272
+_LARGEST_ERROR = 16.0  # of the hinge on such voxels
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
 
@@ -36,16 +39,28 @@ class SelfChecks:
 
     Args:
         load: returns the kernel; raises where there is none.
+        load_errors: the same for the kernel of errors.
     """
 
-    def __init__(self, load: Callable[[], Kernel]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Kernel], load_errors: Callable[[], ErrorKernel] | None = None) -> None:
+        self._load, self._load_errors = load, load_errors
         self._passed: dict[torch.device, set[Any]] = {}
         self._refused: dict[torch.device, str] = {}
         self._lock = threading.Lock()
 
     def kernel(self, voxels: Voxels, spec: PassSpec) -> Kernel | None:
         """Return the kernel if it computes `spec` right for this kind of input, else None."""
+        return self._checked(self._load, find_fault, voxels, spec)
+
+    def error_kernel(self, voxels: Voxels, spec: PassSpec) -> ErrorKernel | None:
+        """Return the kernel of errors if it computes `spec` right for this kind of input, else None."""
+        assert self._load_errors is not None
+        return self._checked(self._load_errors, find_error_fault, voxels, spec)
+
+    def _checked(
+        self, load: Callable[[], _Kernel], find: Callable[[_Kernel, Voxels, PassSpec], str | None],
+        voxels: Voxels, spec: PassSpec,
+    ) -> _Kernel | None:  # fmt: skip
         device = voxels.logits.device
         if device in self._refused:
             return None
@@ -54,8 +69,8 @@ class SelfChecks:
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return None  # nothing can be compared while a graph is captured, and nothing is said of later calls
             with self._lock:
-                self._check(voxels, spec, key)
-        return None if device in self._refused else self._load()
+                self._check(lambda: find(load(), voxels, spec), device, spec, key)
+        return None if device in self._refused else load()
 
     def reason(self, device: torch.device) -> str | None:
         """Return why the kernel is not used on a device; None if it is, or if nobody has asked yet."""
@@ -65,11 +80,10 @@ class SelfChecks:
         """Return how many kinds of input have been checked on a device."""
         return len(self._passed.get(device, ()))
 
-    def _check(self, voxels: Voxels, spec: PassSpec, key: Any) -> None:
-        device = voxels.logits.device
+    def _check(self, find: Callable[[], str | None], device: torch.device, spec: PassSpec, key: Any) -> None:
         try:
             with _apart(device):
-                fault = find_fault(self._load(), voxels, spec)
+                fault = find()
         except Exception as error:  # whatever a compiler or a driver raises, the training goes on
             fault = f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         if fault is None:
@@ -111,15 +125,55 @@ def find_fault(kernel: Kernel, voxels: Voxels, spec: PassSpec) -> str | None:
     exact = _on_cpu(sample)
     rows, gradient = _sums_and_gradient(kernel, sample, spec)
     true_rows, true_gradient = _sums_and_gradient(reference.compute_sums, exact, spec)
-    for name, computed, true, limit in (
-        ("sum", rows, true_rows, _OF_ROWS),
-        ("gradient", gradient, true_gradient, _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)),
-    ):
-        scale = max(1.0, float(true.abs().max()))
-        error = float((computed.cpu().double() - true).abs().max())
-        if not error <= limit * scale:  # NaN is a fault
-            return f"its largest error of a {name} is {error / scale:.1e} (allowed: {limit:.0e})"
-    return None
+    of_gradient = _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)
+    return _difference("sum", rows, true_rows, _OF_ROWS) or _difference(
+        "gradient", gradient, true_gradient, of_gradient
+    )
+
+
+def _difference(name: str, computed: Tensor, true: Tensor, limit: float) -> str | None:
+    """Return how far a value is from the true one, if too far."""
+    scale = max(1.0, float(true.abs().max()))
+    error = float((computed.cpu().double() - true).abs().max())
+    if error <= limit * scale:  # NaN is a fault
+        return None
+    return f"its largest error of a {name} is {error / scale:.1e} (allowed: {limit:.0e})"
+
+
+def find_error_fault(kernel: ErrorKernel, voxels: Voxels, spec: PassSpec) -> str | None:
+    """Return in which way `kernel` differs from torch's tiles on random voxels of the kind of `voxels`, or None.
+
+    An error at the edge of a cell may fall to either side; so mean errors and volumes are compared, and the gradient of
+    tables that are continuous from cell to cell.
+    """
+    sample = _hard(_sample(voxels, spec))
+    found = _errors_and_gradient(kernel, sample, spec)
+    true = _errors_and_gradient(TILED, _on_cpu(sample).compact(), spec)
+    limits = (_OF_ROWS, _OF_ROWS, _OF_ROWS, _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS))
+    names = ("sum", "volume", "mean error", "gradient")
+    faults = (_difference(*parts) for parts in zip(names, found, true, limits, strict=True))
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _hard(sample: Voxels) -> Voxels:
+    return sample if sample.maps is None else replace(sample, maps=(sample.maps > 0.5).to(sample.maps.dtype))
+
+
+def _errors_and_gradient(kernel: ErrorKernel, sample: Voxels, spec: PassSpec) -> tuple[Tensor, ...]:
+    """Return statistics, volumes (C, 2) by side, mean places of the errors (C, 2), and a gradient."""
+    logits, cells = sample.logits, error_spec(spec).cells
+    limit = torch.full((1, 1), _LARGEST_ERROR, dtype=sum_dtype(logits), device=logits.device)
+    histograms, rows = kernel.count(sample, spec, limit)
+    counts = histograms.counts[0].double()
+    volumes = counts.sum(-1)
+    places = torch.linspace(0, 1, cells, dtype=torch.float64, device=counts.device)
+    means = (counts * places).sum(-1) / volumes.clamp_min(1)
+    starts = places.expand(1, *counts.shape).to(limit.dtype)
+    out = torch.empty_like(logits)
+    pulls = torch.linspace(-1, 1, rows.numel(), dtype=limit.dtype, device=limit.device).view(rows.shape)
+    rises = torch.full_like(starts, 1 / (cells - 1))
+    kernel.write_gradient(out, sample, spec, limit, torch.stack([starts, rises]), pulls)
+    return rows, volumes, means, out
 
 
 def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:

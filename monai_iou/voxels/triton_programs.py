@@ -40,7 +40,7 @@ def _in_row(row: tl.constexpr, values):
 
 
 @triton.jit
-def _sums_of(
+def sums_of(
     part, target, share, real, peak, rest,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
@@ -63,7 +63,8 @@ def _sums_of(
 
 
 @triton.jit
-def _store_rows(sums, rows, classes, C, ROWS: tl.constexpr):
+def store_rows(sums, rows, classes, C, ROWS: tl.constexpr):
+    """Write a program's sums to its place, (ROWS, C)."""
     number = tl.arange(0, 8)[:, None]
     tl.store(sums + number * C + classes[None, :], rows, mask=(number < ROWS) & (classes < C)[None, :])
 
@@ -103,15 +104,15 @@ def add_sums(
             if BLOCKS > 1:
                 part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
             target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
-            found = _sums_of(part, target, inside.to(tl.float32), classes < C, peak, rest,
+            found = sums_of(part, target, inside.to(tl.float32), classes < C, peak, rest,
                              ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
             if BLOCKS > 1:
-                _store_rows(sums, found, classes, C, ROWS)
+                store_rows(sums, found, classes, C, ROWS)
             else:
                 rows += found
         start += VOXELS
     if BLOCKS == 1:
-        _store_rows(sums, rows, tl.arange(0, CLASSES), C, ROWS)
+        store_rows(sums, rows, tl.arange(0, CLASSES), C, ROWS)
 
 
 @triton.jit

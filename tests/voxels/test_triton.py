@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -217,8 +218,8 @@ def test_losses_with_ignored_voxels_only() -> None:
 # A program apart: under TRITON_INTERPRET=1 the kernels of a process cannot be compiled.
 COMPILE = """
 import json, re
-from benchmarks.triton_offline import BASE, compiled
-from monai_iou.voxels import triton_kernels, triton_programs
+from benchmarks.triton_offline import BASE, ERRORS, SUMS, compiled
+from monai_iou.voxels import triton_error_pass, triton_kernels
 from monai_iou.voxels.spec import ROWS
 
 found = []
@@ -226,11 +227,12 @@ for case in json.loads(CASES):
     logits, labels, classes, wide = (case.pop(name) for name in ("logits", "labels", "classes", "wide"))
     size = triton_kernels.blocks(classes, 4 if "fp32" in (logits, labels) else 2)
     options = {**BASE, "ROWS": ROWS, **size, **case}
-    for kernel in (triton_programs.add_sums, triton_programs.write_gradient):
+    options |= triton_error_pass.blocks(options) if "CELLS" in case else {}
+    for kernel in ERRORS if "CELLS" in case else SUMS:
         report = compiled(kernel, 90, logits, labels, options, "i64" if wide else "i32")
         found.append({
             "products": re.findall(r"arith\\.muli .*: (tensor<[^>]*i32>|i32) ", report.asm["ttir"]),
-            "atomics": len(re.findall(r"\\b(?:atom|red)\\.", report.asm["ptx"])),
+            "atomics": re.findall(r"\\b(?:atom|red)\\.[\\w.:]*", report.asm["ptx"]),
             "spilled": report.spilled, "loaded": report.loaded, "stored": report.stored,
         })
 print(json.dumps(found))
@@ -263,9 +265,24 @@ def test_it_compiles_for_a_gpu_with_64_bit_offsets_and_no_atomics() -> None:
         {"classes": 2, "ACTIVATION": 1, "SPLIT": True, "labels": "bf16", "MASK": True},
     ]
     for index, result in enumerate(compile_for_gpu(*cases)):
-        assert result["atomics"] == 0
+        assert result["atomics"] == []
         assert result["spilled"] <= (0 if cases[index // 2].get("classes") != 128 else 16)
         assert set(result["products"]) <= {"i32", "tensor<8x1xi32>"}, "no product of a whole tile is 32 bits wide"
+
+
+def test_errors_are_counted_by_atomic_additions_of_whole_numbers() -> None:
+    cases: list[dict[str, object]] = [
+        {"CELLS": 4098, "SUMS": False, "OVERLAP": 2, "ENTROPY": False, "IGNORE": 255, "classes": 2},
+        {"CELLS": 4098, "SUMS": True, "labels": "i64", "IGNORE": -100, "wide": True, "classes": 4},
+        {"CELLS": 130, "SUMS": True, "classes": 16},
+        {"CELLS": 66, "SUMS": False, "OVERLAP": 2, "ENTROPY": False, "ACTIVATION": 3, "classes": 1, "MAPS": True},
+    ]
+    results = compile_for_gpu(*cases)
+    for case, forward, backward in zip(cases, results[::2], results[1::2], strict=True):
+        assert forward["atomics"]
+        assert all(re.search(r"\.add\.[su]32$", name) for name in forward["atomics"])
+        assert backward["atomics"] == []
+        assert forward["spilled"] + backward["spilled"] <= (24 if case["classes"] == 16 else 0)
 
 
 def test_logits_and_labels_are_asked_for_once() -> None:
