@@ -48,7 +48,7 @@ CONFIGS = (
 )
 AGAIN = (
     click.option("--resume", is_flag=True, help="Continue the training in RUN, also with other keys or more epochs."),
-    click.option("--overwrite", is_flag=True, help="Replace the training in RUN."),
+    click.option("--overwrite", is_flag=True, help="Replace the training in RUN; beside --resume: on changed data."),
 )
 
 
@@ -103,9 +103,8 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> 
             f"Expected `--fold` to be below `--folds {options['folds']}`, but got {options['fold']}: count from 0."
         )
         raise click.UsageError(message)
-    if options["resume"] and options["overwrite"]:
-        message = "Expected either `--resume` or `--overwrite`, but got both: keep one."
-        raise click.UsageError(message)
+    if options["resume"] and options["overwrite"]:  # as of the bundle: continue, whatever has changed
+        keys = {**keys, "overwrite": True}
     if options["epochs"] is None:
         return keys
     if options["minutes"] is not None:

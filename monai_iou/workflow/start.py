@@ -125,7 +125,8 @@ def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Setti
     elif changes:
         message = (
             f"Expected {path} to be of a training on these data, but {'; '.join(changes)}: resume with the same "
-            "dataset, split and settings, add --overwrite true to continue it on these, or name another `ckpt_dir`."
+            "dataset, split and settings, set `overwrite` as well as `resume` to continue it on these, or name another "
+            "folder."
         )
         raise OutputError(message)
 

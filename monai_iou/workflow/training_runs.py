@@ -143,17 +143,18 @@ class TrainingRun:
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse to replace a training, and remove what is to be replaced.
 
-        An unfinished run that is started again by the same command goes on.
+        An unfinished run that is started again by the same command goes on. To `resume` and to `overwrite` means to
+        continue, although the data have changed.
 
         Raises:
             OutputError: the folder holds a finished training, or one that asked for something else.
         """
+        if resume:
+            return
         if overwrite:
             for training in self.trainings:
                 _remove(training.folder)
             _remove(self.folder, (SCORES, ENSEMBLE))
-            return
-        if resume:
             return
         for training in self.trainings:
             if not training.has_started:

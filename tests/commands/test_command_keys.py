@@ -69,7 +69,6 @@ def test_a_line_can_be_pasted() -> None:
         (["train", ".", "--epoch", "1"], "perhaps you meant --epochs"),
         (["train", ".", "--fold", "1"], "Expected `--folds` to be given with `--fold 1`"),
         (["train", ".", "--folds", "3", "--fold", "3"], "count from 0"),
-        (["train", ".", "--resume", "--overwrite"], "keep one"),
         (["train", ".", "--config", "no.json"], "Expected `--config` to be a file, but got `no.json`"),
         (["predict", "nowhere", "scan.nii.gz"], "Expected RUN to be the folder of a training"),
     ],

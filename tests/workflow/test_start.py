@@ -60,6 +60,7 @@ def test_an_earlier_training_is_not_replaced(bundle: Path, data: Path) -> None:
     found = sentence(["train"], {**given, "resume": True, "split_seed": 3, "val_fraction": 0.5, "epochs": 2}, bundle)
     assert found.startswith(f"Expected {bundle}/models/last_epoch.pt to be of a training on these data, but its ")
     assert "validation cases lack" in found
+    assert found.endswith("set `overwrite` as well as `resume` to continue it on these, or name another folder.")
     found = sentence(["train"], {**given, "resume": True, "pixdim": [2.0, 2.0, 2.0], "epochs": 2}, bundle)
     assert "its `pixdim` was [" in found
     run_workflow(bundle, ["train"], {**given, "resume": True, "epochs": 2})

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from layouts import plain_pair
 
+from monai_iou.commands import train as train_command
 from monai_iou.files import OutputError, read_csv
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
@@ -47,9 +48,17 @@ def test_a_finished_training_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=re.escape("continue it by --resume, replace it by --overwrite, or name")):
         run_of(tmp_path).check(resume=False, overwrite=False)
     run_of(tmp_path).check(resume=True, overwrite=False)
+    run_of(tmp_path).check(resume=True, overwrite=True)
     assert (tmp_path / "models" / "model.pt").exists()
     run_of(tmp_path).check(resume=False, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_to_resume_and_to_overwrite_reaches_the_bundle(tmp_path: Path) -> None:
+    for words, expected in (["--resume"], {}), (["--resume", "--overwrite"], {"overwrite": True}):
+        with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
+            options = {name: value for name, value in context.params.items() if name != "dataset"}
+            assert train_command._keys(context, tmp_path, options) == expected
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
