@@ -3,8 +3,9 @@
 Each specialisation is compiled for GPUs that may be absent. From ptxas come registers, spills and shared memory; the
 global loads and stores in the PTX, each by its width, the threads of a program and how often its loop runs, give the
 bytes that a voxel asks for. The floor is what no kernel can do without: forward reads logits and labels once, backward
-reads both once more and writes the gradient. Tables of a Lovasz loss, which a cache holds, are among the bytes, and
-atomic additions to them are not. This bounds the memory traffic from the kernel's side; it is no time, and
+reads both once more and writes the gradient; with instance cells, groups are read as often as labels. Tables of a
+Lovasz loss and of cells, which a cache holds, are among the bytes (a part of a program's voxels is taken to lie in two
+cells), and atomic additions to them are not. This bounds the memory traffic from the kernel's side; it is no time, and
 says nothing of a cache.
 """
 
@@ -22,16 +23,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from monai_iou.voxels import triton_error_pass, triton_errors, triton_kernels, triton_programs
+from monai_iou.voxels import triton_error_pass, triton_errors, triton_kernels, triton_programs, triton_regions
 from monai_iou.voxels.error_bins import DEFAULT_BINS
 from monai_iou.voxels.spec import ROWS
 
 ARCHITECTURES = (80, 90, 100)
 FLOATS = {"bf16": 2, "fp32": 4}
 LABELS = {"u8": 1, "i64": 8, "fp32": 4}
-_POINTERS = {"x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS", "counts": "*i32"}
+_GROUPS = 4  # bytes of a region number
+_REGIONS = 2  # in which the voxels lie that a program holds at a time
+_POINTERS = {
+    "x": "*LOGITS", "mask": "*LOGITS", "out": "*LOGITS", "y": "*LABELS", "counts": "*i32", "groups": "*i32",
+}  # fmt: skip
 _FLOATS = ("sums", "gradient", "limit", "starts", "rises")
-_FIXED = {"x_voxel": 1, "y_voxel": 1, "mask_voxel": 1, "out_voxel": 1}
+_FIXED = {"x_voxel": 1, "y_voxel": 1, "mask_voxel": 1, "out_voxel": 1, "group_voxel": 1}
 _LABEL = re.compile(r"^(\$L__BB\d+_\d+):")
 _BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L__BB\d+_\d+);")
 _ACCESS = re.compile(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b")
@@ -49,9 +54,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "soft labels": {"OVERLAP": 1, "MAPS": True, "y": "fp32"},
     "Lovasz": {"OVERLAP": 2, "CELLS": 2 * DEFAULT_BINS + 2, "SUMS": False},
     "Lovasz + IoU + CE": {"ENTROPY": True, "CELLS": 2 * DEFAULT_BINS + 2, "SUMS": True},
+    "IoU, cells": {"EACH": False, "JOINT": False},
+    "IoU + CE, cells": {"ENTROPY": True, "EACH": False, "JOINT": False},
+    "IoU + CE, cells of each class": {"ENTROPY": True, "EACH": True, "JOINT": True},
 }
 SUMS = (triton_programs.add_sums, triton_programs.write_gradient)
 ERRORS = (triton_errors.count_errors, triton_errors.write_error_gradient)
+REGIONS = (triton_regions.add_region_sums, triton_regions.write_region_gradient)
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def compiled(
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name not in constants and name != "C"
+        if name not in constants and name not in ("C", "R")
     }
     given = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, given, aligned)
@@ -92,14 +101,19 @@ def compiled(
 
 
 def _moved(ptx: str, chunks: int) -> dict[str, int]:
-    """Return the bytes that a thread loads and stores; a program's only loop runs once for each chunk of voxels."""
+    """Return the bytes that a thread loads and stores; a program's loop runs once for each chunk of voxels.
+
+    With regions there is a loop over them within it.
+    """
     lines = ptx.splitlines()
     places = {found[1]: number for number, line in enumerate(lines) if (found := _LABEL.match(line))}
     branches = [(number, found[1]) for number, line in enumerate(lines) if (found := _BRANCH.search(line))]
-    loops = [range(places[label], number) for number, label in branches if places[label] < number]
+    ends = {places[label]: number for number, label in branches if places[label] < number}  # the last that goes back
+    loops = [range(*bounds) for bounds in ends.items()]
     moved = {"ld": 0, "st": 0}
     for number, line in enumerate(lines):
-        times = chunks if any(number in loop for loop in loops) else 1
+        depth = sum(number in loop for loop in loops)
+        times = (1, chunks, chunks * _REGIONS)[depth]
         for kind, width, bits in _ACCESS.findall(line):
             moved[kind] += times * int(width or 1) * int(bits) // 8
     return moved
@@ -122,18 +136,25 @@ def _assembled(ptx: str) -> tuple[int, int]:
     return int(registers[1]), sum(map(int, spills))
 
 
-def row(arch: int, classes: int, logits: str, loss: str) -> str:
-    """Compile forward and backward of one loss and return its line of the table."""
+def both_passes(arch: int, classes: int, logits: str, loss: str) -> tuple[Compiled, Compiled, int]:
+    """Compile forward and backward of one loss; return them and the floor of their bytes."""
     options = {**BASE, **LOSSES[loss]}
     labels = options.pop("y", "u8")
     width = max(FLOATS[logits], LABELS[labels]) if options["MAPS"] else FLOATS[logits]
     options |= {**triton_kernels.blocks(classes, width), "ROWS": ROWS}
     options |= triton_error_pass.blocks(options) if "CELLS" in options else {}
     of_labels = LABELS[labels] * (classes if options["MAPS"] else 1)
-    parts = [compiled(kernel, arch, logits, labels, options) for kernel in (ERRORS if "CELLS" in options else SUMS)]
-    forward, backward = parts
-    of_logits = FLOATS[logits] * classes
-    floor = 3 * of_logits + 2 * of_labels
+    of_groups, kernels = 0, ERRORS if "CELLS" in options else SUMS
+    if "EACH" in options:
+        options |= {**triton_kernels.region_blocks(classes, width), "CHUNKS": 1}  # each part adds to the table
+        of_groups, kernels = _GROUPS * (classes if options["EACH"] else 1), REGIONS
+    forward, backward = (compiled(kernel, arch, logits, labels, options) for kernel in kernels)
+    return forward, backward, 3 * FLOATS[logits] * classes + 2 * (of_labels + of_groups)
+
+
+def row(arch: int, classes: int, logits: str, loss: str) -> str:
+    """Compile forward and backward of one loss and return its line of the table."""
+    forward, backward, floor = both_passes(arch, classes, logits, loss)
     moved = forward.loaded + forward.stored + backward.loaded + backward.stored
     return (
         f"| sm_{arch} | {loss} | {classes} | {logits} | {forward.registers}, {backward.registers} | "

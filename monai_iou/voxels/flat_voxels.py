@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.voxels.inputs import Voxels, counted_regions, plain
+from monai_iou.voxels.inputs import Voxels, both_kept, count_regions, in_regions, plain
 from monai_iou.voxels.labels import valid_voxels
 
 # torch stores these but computes next to nothing in them.
@@ -21,13 +21,13 @@ def flat_voxels(
     groups: Tensor | None = None,
     num_groups: int | None = None,
 ) -> Voxels:
-    """Bring checked tensors into one plain, flat form; labels stay as they were given."""
+    """Bring checked tensors into one plain, flat form; labels, and groups with them, stay as they were given."""
     ignore_index = checks.check_ignore_index(ignore_index)
     keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
     regions = 1
     if groups is not None:
-        groups, regions, inside = counted_regions(plain(checks.check_groups(groups, input)), num_groups)
-        keep = inside if keep is None else keep if inside is None else keep & inside
+        groups = plain(checks.check_groups(groups, input))
+        regions = count_regions(groups, num_groups)
     logits = plain(input).flatten(2)
     target = plain(target).flatten(2)
     if target.dtype in _BARE_UNSIGNED:
@@ -35,6 +35,9 @@ def flat_voxels(
     if logits.shape[1] > 1 and target.shape[1] == 1:
         has_ignored = keep is not None or ignore_index is not None
         return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)
+    if groups is not None:
+        groups, inside = in_regions(groups, regions)
+        keep = both_kept(keep, inside)
     valid = valid_voxels(target, ignore_index)
-    valid = keep if valid is None else valid[:, 0] if keep is None else valid[:, 0] & keep
+    valid = both_kept(None if valid is None else valid[:, 0], keep)
     return Voxels(logits, None, target, valid, False, groups, regions)

@@ -23,7 +23,8 @@ class Voxels:
         valid: (B, N) bool, False at ignored voxels; None if no voxel is ignored. With labels, ignored voxels are
             marked in them (:data:`IGNORED`) if `has_ignored`, labels are uint8 or int16, and `valid` is None.
         has_ignored: whether labels hold marks of ignored voxels.
-        groups: integer region numbers, (B, 1, N), or (B, C, N) where each class has its own; or None.
+        groups: integer region numbers, (B, 1, N), or (B, C, N) where each class has its own; or None. With labels as
+            given, voxels whose number is out of range are ignored; otherwise all numbers are in range.
         regions: number R of regions, 1 without `groups`.
         as_given: whether labels are still what the user passed, values of any kind in any dtype: ignored where they are
             `ignore_index` or `valid` is False. Kernels that read them otherwise begin with :meth:`compact`.
@@ -44,8 +45,12 @@ class Voxels:
         """Return the same voxels with labels in the kernels' form."""
         if not self.as_given or self.labels is None:
             return self
-        labels, has_ignored = compact_labels(self.labels, self.logits.shape[1], self.ignore_index, self.valid)
-        return Voxels(self.logits, labels, None, None, has_ignored, self.groups, self.regions)
+        groups, keep = self.groups, self.valid
+        if groups is not None:
+            groups, inside = in_regions(groups, self.regions)
+            keep = both_kept(keep, inside)
+        labels, has_ignored = compact_labels(self.labels, self.logits.shape[1], self.ignore_index, keep)
+        return Voxels(self.logits, labels, None, None, has_ignored, groups, self.regions)
 
     def tile(self, image: int | slice, voxels: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return :meth:`Tile.read` of a part: (..., C, n), (..., C, n) and (..., 1, n)."""
@@ -116,17 +121,25 @@ def _finite(values: Tensor, valid: Tensor) -> Tensor:
     return values if surely_finite(values) else torch.where(valid, values, 0)
 
 
-def counted_regions(groups: Tensor, num_groups: int | None) -> tuple[Tensor, int, Tensor | None]:
-    """Return region numbers in range, how many there are, and which voxels (B, N) are in a region, None if all are."""
+def count_regions(groups: Tensor, num_groups: int | None) -> int:
+    """Return how many regions there are; without `num_groups`, a GPU is waited for."""
+    if num_groups is None:
+        num_groups = int(groups.max()) + 1 if groups.numel() else 1
+    return max(num_groups, 1)
+
+
+def in_regions(groups: Tensor, regions: int) -> tuple[Tensor, Tensor | None]:
+    """Return region numbers in range, and which voxels (B, N) are in a region, None if all are."""
     if groups.device.type == "cpu" and groups.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in groups.aminmax())
-        regions = max(high + 1 if num_groups is None else num_groups, 1)
         if low >= 0 and high < regions:
-            return groups, regions, None
-    else:
-        regions = num_groups if num_groups is not None else int(groups.max()) + 1 if groups.numel() else 1
-        regions = max(regions, 1)
-    return groups.clamp(0, regions - 1), regions, ((groups >= 0) & (groups < regions)).all(1)
+            return groups, None
+    return groups.clamp(0, regions - 1), ((groups >= 0) & (groups < regions)).all(1)
+
+
+def both_kept(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return which voxels both masks keep; None keeps all."""
+    return second if first is None else first if second is None else first & second
 
 
 def plain(tensor: Tensor) -> Tensor:

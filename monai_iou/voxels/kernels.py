@@ -40,7 +40,8 @@ def use_kernel(name: str) -> Iterator[None]:
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
               that it does not cover (`groups`, float64, above 16 classes, fewer than 4096 voxels) take "tiled";
             - "triton": one read and one write of the logits, on CUDA, unchecked. Inputs that it does not cover
-              (`groups`, float64, above 256 classes; histograms of errors above 16 classes) take "tiled".
+              (float64; above 256 classes, or above 16 with `groups` or histograms of errors; thousands of regions) take
+              "tiled".
 
     Raises:
         ValueError: if `name` is none of them.
@@ -86,7 +87,7 @@ def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
     if name == "compiled":
         _check_compiled(voxels)
         return compiled.compute_sums
-    if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES and voxels.groups is None:
+    if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES:
         return _checks.kernel(voxels, spec) or tiled.compute_sums
     return tiled.compute_sums
 
@@ -106,7 +107,7 @@ def pick_error_kernel(voxels: Voxels, spec: PassSpec) -> ErrorKernel | None:
 
 def takes_labels_as_given(voxels: Voxels) -> bool:
     """Return whether the kernel for this input may be Triton's, which reads labels in the dtype they have."""
-    if torch.compiler.is_compiling() or voxels.groups is not None:
+    if torch.compiler.is_compiling():
         return False
     name, device = chosen_kernel(), voxels.logits.device
     return name == "triton" or (
@@ -118,8 +119,8 @@ def kernel_report() -> dict[str, str]:
     """Return, for the CPU and every CUDA device, which kernel the losses use there and why.
 
     The answer is about this moment: "triton" is checked against the reference at a loss's first call on a device, for
-    its specification, dtype, class count and kind of target; if a check fails, the device keeps to "tiled" from then
-    on. A choice by :func:`use_kernel` or `MONAI_IOU_KERNEL` is not checked.
+    its specification, dtype, class count, kind of target and kind of regions; if a check fails, the device keeps to
+    "tiled" from then on. A choice by :func:`use_kernel` or `MONAI_IOU_KERNEL` is not checked.
 
     Returns:
         A sentence for each device, by the device's name.

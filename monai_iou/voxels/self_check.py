@@ -1,9 +1,10 @@
 """Whether a kernel may be trusted on a device: it is compared with the reference there before its first use.
 
 A kernel that was compiled for a device is only as right as the compiler, the driver and the device. So "auto" asks here
-once for each device, specification, dtype, class count and kind of target: the sums and the gradient of a few random
-voxels have to agree with the reference in float64. What is compiled for that is what the loss needs next, so the check
-costs little more than the first call would. After one failure the device keeps to `tiled`, and a warning says why.
+once for each device, specification, dtype, class count, kind of target and kind of regions: the sums and the gradient
+of a few random voxels have to agree with the reference in float64. What is compiled for that is what the loss needs
+next, so the check costs little more than the first call would. After one failure the device keeps to `tiled`, and a
+warning says why.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _Kernel = TypeVar("_Kernel")
 # More than a program reads and no multiple of it, but of 16 as usual volumes are, whose compiled form is then the same.
 _VOXELS = 3 * 1024 + 272
 _LARGEST_ERROR = 16.0  # of the hinge on such voxels
+_REGIONS = 5
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
 
@@ -102,7 +104,8 @@ def _kind(voxels: Voxels, spec: PassSpec) -> Any:
     target = voxels.maps if voxels.labels is None else voxels.labels
     assert target is not None
     ignores = voxels.has_ignored, voxels.valid is None, voxels.as_given, voxels.ignore_index
-    return spec, voxels.logits.dtype, voxels.logits.shape[1], voxels.labels is None, target.dtype, *ignores
+    regions = None if voxels.groups is None else (voxels.groups.dtype, voxels.groups.shape[1])
+    return spec, voxels.logits.dtype, voxels.logits.shape[1], voxels.labels is None, target.dtype, *ignores, regions
 
 
 @contextlib.contextmanager
@@ -193,7 +196,20 @@ def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:
     if voxels.valid is not None:
         valid = (torch.rand(1, _VOXELS, generator=generator) > 0.2).to(logits.device)
     values = values.to(logits.dtype).to(logits.device)
-    return replace(voxels, logits=values, labels=labels, maps=maps, valid=valid, groups=None, regions=1)
+    groups, regions = _sample_groups(voxels, generator)
+    return replace(voxels, logits=values, labels=labels, maps=maps, valid=valid, groups=groups, regions=regions)
+
+
+def _sample_groups(voxels: Voxels, generator: torch.Generator) -> tuple[Tensor | None, int]:
+    """Return random regions, most of them contiguous, some voxels in none where that can be, and how many there are."""
+    if voxels.groups is None:
+        return None, 1
+    dtype, shape = voxels.groups.dtype, (1, voxels.groups.shape[1], _VOXELS)
+    numbers = torch.arange(_VOXELS).div(_VOXELS / _REGIONS).long().expand(shape).clone()
+    numbers[..., ::3] = torch.randint(0, _REGIONS, numbers[..., ::3].shape, generator=generator)
+    if voxels.as_given:
+        numbers[..., ::7] = -1 if dtype.is_signed else _REGIONS
+    return numbers.to(dtype).to(voxels.logits.device), _REGIONS
 
 
 def _sample_labels(voxels: Voxels, generator: torch.Generator) -> Tensor:
@@ -212,8 +228,9 @@ def _sample_labels(voxels: Voxels, generator: torch.Generator) -> Tensor:
 
 
 def _on_cpu(sample: Voxels) -> Voxels:
-    labels, maps, valid = (None if part is None else part.cpu() for part in (sample.labels, sample.maps, sample.valid))
-    return replace(sample, logits=sample.logits.cpu().double(), labels=labels, maps=maps, valid=valid)
+    parts = sample.labels, sample.maps, sample.valid, sample.groups
+    labels, maps, valid, groups = (None if part is None else part.cpu() for part in parts)
+    return replace(sample, logits=sample.logits.cpu().double(), labels=labels, maps=maps, valid=valid, groups=groups)
 
 
 def _sums_and_gradient(kernel: Kernel, sample: Voxels, spec: PassSpec) -> tuple[Tensor, Tensor]:

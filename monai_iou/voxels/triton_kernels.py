@@ -10,16 +10,21 @@ from torch import Tensor
 
 from monai_iou.voxels import tiled
 from monai_iou.voxels.compact_labels import IGNORED, fits
+from monai_iou.voxels.formulas import sums_entropy
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import ROWS, PassSpec
 from monai_iou.voxels.triton_programs import add_sums, write_gradient
+from monai_iou.voxels.triton_regions import add_region_sums, write_region_gradient
 
 MAX_CLASSES = 256
 MAX_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis
 CLASS_BLOCK = 16
 WARPS = 4
 _OF_THREAD = 16  # voxels, so that what a program reads and writes once (gradient of the sums, sums) weighs little
+_TABLES = 1 << 26  # bytes of all programs' tables of regions
+_MOST, _FEWEST = 256, 32  # programs of an image with regions, if it has as many parts
+_PARTS = 256  # of a program's voxels at most: each is a rounding of a table's entries
 _ACTIVATIONS = {"softmax": 0, "sigmoid": 1, None: 2}
 _OVERLAPS = {"product": 0, "min_max": 1, None: 2}
 
@@ -32,7 +37,7 @@ def covers(voxels: Voxels) -> bool:
         and logits.shape[0] <= MAX_IMAGES
         and logits.shape[1] <= MAX_CLASSES
         and logits.numel() > 0
-        and voxels.groups is None
+        and (voxels.groups is None or region_programs(voxels) > 0)
     )
 
 
@@ -63,10 +68,14 @@ def _mark(voxels: Voxels) -> float | None:
     return voxels.ignore_index
 
 
+def _width(voxels: Voxels) -> int:
+    """Return the bytes of a logit, or of a map's value if that is wider."""
+    return max(part.element_size() for part in (voxels.logits, voxels.maps) if part is not None)
+
+
 def program_options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
     """Return the constants that a program is compiled with."""
     classes, smoothing = voxels.logits.shape[1], spec.label_smoothing
-    width = max(part.element_size() for part in (voxels.logits, voxels.maps) if part is not None)
     return {
         "ACTIVATION": _ACTIVATIONS[spec.activation],
         "OVERLAP": _OVERLAPS[spec.overlap],
@@ -82,7 +91,7 @@ def program_options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
         "MASK": voxels.valid is not None,
         "ROWS": ROWS,
         "num_warps": WARPS,
-        **blocks(classes, width),
+        **blocks(classes, _width(voxels)),
     }
 
 
@@ -136,9 +145,77 @@ class _TritonSums(torch.autograd.Function):
         return out, None, None
 
 
+def region_blocks(classes: int, width: int) -> dict[str, int]:
+    """Return how a program with regions divides its work: as :func:`blocks`, but with one block and half its largest.
+
+    What every voxel adds to the sums is kept while the regions are walked over, besides its logits.
+    """
+    sizes = blocks(classes, width)
+    run = min(sizes["RUN"], 16 // sizes["CLASSES"])
+    return {"CLASSES": sizes["CLASSES"], "RUN": run, "VOXELS": 32 * WARPS * run}
+
+
+def region_programs(voxels: Voxels) -> int:
+    """Return how many programs, each with a table of all regions, share an image; 0 if there are too many regions."""
+    batch, classes, count = voxels.logits.shape
+    if classes > CLASS_BLOCK:
+        return 0
+    parts = triton.cdiv(count, region_blocks(classes, _width(voxels))["VOXELS"])
+    room = _TABLES // (4 * ROWS * batch * classes * voxels.regions)
+    longest: int = triton.cdiv(parts, _PARTS)
+    programs = min(max(_MOST, longest), parts, room)
+    return programs if programs >= max(longest, min(_FEWEST, parts)) else 0
+
+
+def _region_options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
+    assert voxels.groups is not None
+    options = program_options(voxels, spec) | region_blocks(voxels.logits.shape[1], _width(voxels))
+    del options["BLOCKS"], options["CHUNKS"]
+    return {**options, "EACH": voxels.groups.shape[1] > 1, "JOINT": sums_entropy(voxels.groups, spec)}
+
+
+class _TritonRegionSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
+        batch, classes, count = logits.shape
+        groups, options = voxels.groups, _region_options(voxels, spec)
+        assert groups is not None
+        tensors, strides = program_inputs(voxels)
+        parts = triton.cdiv(count, options["VOXELS"])
+        span = triton.cdiv(parts, region_programs(voxels)) * options["VOXELS"]
+        grid = (triton.cdiv(count, span), batch)
+        sums = torch.zeros((batch, grid[0], ROWS, classes, voxels.regions), dtype=torch.float32, device=logits.device)
+        with torch.cuda.device_of(logits):
+            strides += groups.stride()
+            add_region_sums[grid](*tensors, groups, sums, count, classes, voxels.regions, span, *strides, **options)
+        ctx.spec, ctx.regions = spec, voxels.regions
+        ctx.marks = voxels.has_ignored, voxels.as_given, voxels.ignore_index
+        ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid, groups)
+        return sums.sum(1, dtype=torch.float64).transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, maps, valid, groups = ctx.saved_tensors
+        batch, classes, count = logits.shape
+        has_ignored, as_given, ignore_index = ctx.marks
+        voxels = Voxels(logits, labels, maps, valid, has_ignored, groups, ctx.regions, as_given, ignore_index)
+        gradient = gradient.transpose(0, 1).to(torch.float32).contiguous()
+        options = _region_options(voxels, ctx.spec)
+        tensors, strides = program_inputs(voxels)
+        out = torch.empty_like(logits)
+        with torch.cuda.device_of(logits):
+            strides += [*groups.stride(), *out.stride()]
+            write_region_gradient[(triton.cdiv(count, options["VOXELS"]), batch)](
+                *tensors, groups, gradient, out, count, classes, ctx.regions, *strides, **options
+            )
+        return out, None, None
+
+
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
-    """Return the statistics (7, B, C, 1) of `voxels`; by the tiled kernel where this one does not apply."""
+    """Return the statistics (7, B, C, R) of `voxels`; by the tiled kernel where this one does not apply."""
     if not covers(voxels):
         return tiled.compute_sums(voxels, spec)
-    result: Tensor = _TritonSums.apply(voxels.logits, voxels, spec)
+    kernel = _TritonSums if voxels.groups is None else _TritonRegionSums
+    result: Tensor = kernel.apply(voxels.logits, voxels, spec)
     return result

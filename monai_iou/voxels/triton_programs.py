@@ -34,7 +34,7 @@ from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_p
 
 
 @triton.jit
-def _in_row(row: tl.constexpr, values):
+def in_row(row: tl.constexpr, values):
     """Return (8, CLASSES): the sums of `values` (CLASSES, VOXELS) over the voxels in a row, zeros in the others."""
     return tl.where((tl.arange(0, 8) == row)[:, None], tl.sum(values, 1)[None, :], 0.0)
 
@@ -50,15 +50,15 @@ def sums_of(
     both, size, volume, entropy, confidence, counted, background = values_of(
         part, target, share, real, peak, rest, ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT
     )
-    rows = _in_row(2, volume) + _in_row(5, counted)
+    rows = in_row(2, volume) + in_row(5, counted)
     if OVERLAP != 2:
-        rows += _in_row(0, both) + _in_row(1, size)
+        rows += in_row(0, both) + in_row(1, size)
     if ENTROPY:
-        rows += _in_row(3, entropy)
+        rows += in_row(3, entropy)
     if SPLIT:
-        rows += _in_row(6, background)
+        rows += in_row(6, background)
     if CONFIDENT:
-        rows += _in_row(4, confidence)
+        rows += in_row(4, confidence)
     return rows
 
 

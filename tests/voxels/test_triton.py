@@ -191,12 +191,10 @@ def test_what_it_does_not_cover_goes_to_tiled(monkeypatch: pytest.MonkeyPatch) -
 
     spec = PassSpec(cross_entropy=True)
     logits, labels = torch.randn(2, 3, 11), torch.randint(0, 3, (2, 1, 11))
-    groups = torch.randint(-1, 2, labels.shape)
     plain = flatten_voxels(logits, labels, None)
-    grouped = flatten_voxels(logits, labels, None, None, groups, 2)
     wide = flatten_voxels(torch.randn(1, 257, 4), torch.randint(0, 257, (1, 1, 4)), None)
     assert triton_kernels.covers(plain)
-    for voxels in (grouped, replace(plain, logits=logits.double()), wide, flatten_voxels(logits[:0], labels[:0], None)):
+    for voxels in (replace(plain, logits=logits.double()), wide, flatten_voxels(logits[:0], labels[:0], None)):
         assert not triton_kernels.covers(voxels)
         torch.testing.assert_close(triton_kernels.compute_sums(voxels, spec), tiled.compute_sums(voxels, spec))
     monkeypatch.setattr(triton_kernels, "MAX_IMAGES", 1)
