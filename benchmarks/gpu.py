@@ -53,8 +53,8 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     """Return the parts of the report."""
     python = sys.executable
     tests = ["tests/voxels/test_self_check.py"] if device == "cpu" else ["tests/voxels/test_cuda.py"]
-    names = () if device == "cpu" else ("triton", "triton_labels", "triton_slopes", "triton_errors", "self_check")
-    tests += [f"tests/voxels/test_{name}.py" for name in names]
+    names = ("triton", "triton_labels", "triton_slopes", "triton_errors", "triton_regions", "self_check")
+    tests += [] if device == "cpu" else [f"tests/voxels/test_{name}.py" for name in names]
     losses = [python, "-m", "benchmarks.losses", "--device", device, "--output", str(folder / "losses")]
     losses += ["--size", "2x32", "--dtype", "float32"] if quick else ["--size", "2x128", "--size", "14x96"]
     losses += ["--only", "Dice", "--only", "IoU"]
