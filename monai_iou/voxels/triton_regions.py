@@ -55,7 +55,7 @@ def _add_rows(sums, region, rows, C, R, ROWS: tl.constexpr, CLASSES: tl.constexp
     tl.store(own, tl.load(own, mask=real, other=0.0) + rows, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # another number in every batch must not compile anew
 def add_region_sums(
     x, y, mask, groups, sums, N, C, R, span,
     x_image, x_class, x_voxel, y_image, y_class, y_voxel, mask_image, mask_voxel,
@@ -113,7 +113,7 @@ def add_region_sums(
         start += VOXELS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # another number in every batch must not compile anew
 def write_region_gradient(
     x, y, mask, groups, gradient, out, N, C, R,
     x_image, x_class, x_voxel, y_image, y_class, y_voxel, mask_image, mask_voxel,
