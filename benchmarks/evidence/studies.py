@@ -34,6 +34,9 @@ SHARES = (3.0, 1.0, 0.3, 0.1, 0.03)  # % of the voxels
 DATA: dict[str, Data] = {
     "phantoms": Data("phantoms", {"training": 12, "evaluation": 24}, PILOT),
     "unequal": Data("phantoms", {"training": 12, "evaluation": 24, "lesions": "unequal"}, SMALL),
+    "unequal, 720 steps": Data(
+        "phantoms", {"training": 12, "evaluation": 24, "lesions": "unequal"}, {**SMALL, "epochs": 120}
+    ),
     "shapes": Data("shapes", {}, {**SMALL, "patch_size": [48, 48, 48], "epochs": 30}),
     **{
         f"{share:g} %": Data("phantoms", {"training": 12, "evaluation": 24, "foreground": share / 100}, SMALL)
@@ -150,6 +153,16 @@ STUDIES: dict[str, Study] = {
             ("dice+ce", "iou+ce/3", "instance"),
             samplers=("voxels", "q=1/2", "q=0", "q=1/3", "q=1", "q=1/2, centred", "q=1, centred"),
             baseline=("dice+ce", "voxels"),
+            primary="lesion_f1",
+            quick={"epochs": 1},
+        ),
+        Study(
+            "longer",
+            "Does the loss of lesions find small ones with either sampling if it is trained for longer?",
+            ("unequal, 720 steps",),
+            ("instance",),
+            samplers=("voxels", "q=1/2"),
+            baseline=("instance", "voxels"),
             primary="lesion_f1",
             quick={"epochs": 1},
         ),
