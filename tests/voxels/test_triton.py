@@ -276,11 +276,11 @@ def test_errors_are_counted_by_atomic_additions_of_whole_numbers() -> None:
         {"CELLS": 66, "SUMS": False, "OVERLAP": 2, "ENTROPY": False, "ACTIVATION": 3, "classes": 1, "MAPS": True},
     ]
     results = compile_for_gpu(*cases)
-    for case, forward, backward in zip(cases, results[::2], results[1::2], strict=True):
+    for forward, backward in zip(results[::2], results[1::2], strict=True):
         assert forward["atomics"]
         assert all(re.search(r"\.add\.[su]32$", name) for name in forward["atomics"])
         assert backward["atomics"] == []
-        assert forward["spilled"] + backward["spilled"] <= (24 if case["classes"] == 16 else 0)
+        assert forward["spilled"] + backward["spilled"] == 0
 
 
 def test_logits_and_labels_are_asked_for_once() -> None:
