@@ -136,7 +136,7 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
             folder if number is None else folder / f"fold{number}",
             configs,
             {"dataset_dir": str(dataset), **own, **keys},
-            {**asked, "fold": number, "keys": dict(keys)},
+            {**asked, "fold": number, "keys": {name: value for name, value in keys.items() if name != "overwrite"}},
             about,
         )
 

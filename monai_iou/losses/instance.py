@@ -226,7 +226,9 @@ class InstanceIoULoss(_Loss):
         for kind in self._shares():
             cells = self._cells(kind, input, label, precomputed, classes, pairs)
             groups = groups_of(cells, classes, channels)
-            sums = run_pass(activated, label, spec if both is None else both, loss.ignore_index, groups=groups)
+            known = None if cells.sizes is None else cells.sizes.shape[2]
+            wanted = spec if both is None else both
+            sums = run_pass(activated, label, wanted, loss.ignore_index, groups=groups, num_groups=known)
             if both is not None and whole is None:
                 whole = sums.over_groups()
                 whole = whole if pairs is None else whole.only(pairs)

@@ -19,6 +19,7 @@ from monai_iou.voxels.spec import PassSpec
 
 KERNELS = ("auto", "reference", "tiled", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "MONAI_IOU_KERNEL"
+ERROR_CLASSES = 16  # that one block of Triton's programs of errors holds
 
 _chosen: ContextVar[str | None] = ContextVar("monai_iou_kernel", default=None)
 
@@ -97,10 +98,11 @@ def pick_error_kernel(voxels: Voxels, spec: PassSpec) -> ErrorKernel | None:
     if torch.compiler.is_compiling():
         return None
     name = chosen_kernel()
+    covered = voxels.logits.shape[1] <= ERROR_CLASSES and voxels.logits.dtype != torch.float64
     if name == "triton":
         _check_triton(voxels)
-        return _load_triton_errors()
-    if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES:
+        return _load_triton_errors() if covered else None
+    if name == "auto" and covered and voxels.logits.device.type in _CHECKED_DEVICES:
         return _checks.error_kernel(voxels, spec)
     return None
 

@@ -31,7 +31,10 @@ _Kernel = TypeVar("_Kernel")
 # More than a program reads and no multiple of it, but of 16 as usual volumes are, whose compiled form is then the same.
 _VOXELS = 3 * 1024 + 272
 _LARGEST_ERROR = 16.0  # of the hinge on such voxels
+_IMAGES = 2  # so that the way from one to the next is checked
 _REGIONS = 5
+_OF_CELL = 0.1  # of the width of a cell
+_SMALLEST = 1e-6  # gradient that errors are taken relative to
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
 
@@ -129,14 +132,14 @@ def find_fault(kernel: Kernel, voxels: Voxels, spec: PassSpec) -> str | None:
     rows, gradient = _sums_and_gradient(kernel, sample, spec)
     true_rows, true_gradient = _sums_and_gradient(reference.compute_sums, exact, spec)
     of_gradient = _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)
-    return _difference("sum", rows, true_rows, _OF_ROWS) or _difference(
-        "gradient", gradient, true_gradient, of_gradient
+    return _difference("sum", rows, true_rows, _OF_ROWS, 1.0) or _difference(
+        "gradient", gradient, true_gradient, of_gradient, _SMALLEST
     )
 
 
-def _difference(name: str, computed: Tensor, true: Tensor, limit: float) -> str | None:
-    """Return how far a value is from the true one, if too far."""
-    scale = max(1.0, float(true.abs().max()))
+def _difference(name: str, computed: Tensor, true: Tensor, limit: float, least: float) -> str | None:
+    """Return how far values are from the true ones if that is more than `limit` times the largest, at least `least`."""
+    scale = max(least, float(true.abs().max()))
     error = float((computed.cpu().double() - true).abs().max())
     if error <= limit * scale:  # NaN is a fault
         return None
@@ -146,15 +149,17 @@ def _difference(name: str, computed: Tensor, true: Tensor, limit: float) -> str 
 def find_error_fault(kernel: ErrorKernel, voxels: Voxels, spec: PassSpec) -> str | None:
     """Return in which way `kernel` differs from torch's tiles on random voxels of the kind of `voxels`, or None.
 
-    An error at the edge of a cell may fall to either side; so mean errors and volumes are compared, and the gradient of
-    tables that are continuous from cell to cell.
+    An error at the edge of a cell may fall to either side; so the mean cells of the errors and volumes are compared,
+    and the gradient of tables that are continuous from cell to cell.
     """
     sample = _hard(_sample(voxels, spec))
     found = _errors_and_gradient(kernel, sample, spec)
     true = _errors_and_gradient(TILED, _on_cpu(sample).compact(), spec)
-    limits = (_OF_ROWS, _OF_ROWS, _OF_ROWS, _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS))
-    names = ("sum", "volume", "mean error", "gradient")
-    faults = (_difference(*parts) for parts in zip(names, found, true, limits, strict=True))
+    of_cells = _OF_CELL / error_spec(spec).cells
+    of_gradient = _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)
+    limits = (_OF_ROWS, 1.0), (_OF_ROWS, 1.0), (of_cells, 1.0), (of_gradient, _SMALLEST)
+    names = ("sum", "volume", "mean cell", "gradient")
+    faults = (_difference(*parts, *limit) for *parts, limit in zip(names, found, true, limits, strict=True))
     return next((fault for fault in faults if fault is not None), None)
 
 
@@ -163,15 +168,15 @@ def _hard(sample: Voxels) -> Voxels:
 
 
 def _errors_and_gradient(kernel: ErrorKernel, sample: Voxels, spec: PassSpec) -> tuple[Tensor, ...]:
-    """Return statistics, volumes (C, 2) by side, mean places of the errors (C, 2), and a gradient."""
+    """Return statistics, volumes (B, C, 2) by side, mean cells of the errors from 0 to 1 (B, C, 2), and a gradient."""
     logits, cells = sample.logits, error_spec(spec).cells
     limit = torch.full((1, 1), _LARGEST_ERROR, dtype=sum_dtype(logits), device=logits.device)
     histograms, rows = kernel.count(sample, spec, limit)
-    counts = histograms.counts[0].double()
+    counts = histograms.counts.double()
     volumes = counts.sum(-1)
     places = torch.linspace(0, 1, cells, dtype=torch.float64, device=counts.device)
     means = (counts * places).sum(-1) / volumes.clamp_min(1)
-    starts = places.expand(1, *counts.shape).to(limit.dtype)
+    starts = places.expand(counts.shape).to(limit.dtype).contiguous()
     out = torch.empty_like(logits)
     pulls = torch.linspace(-1, 1, rows.numel(), dtype=limit.dtype, device=limit.device).view(rows.shape)
     rises = torch.full_like(starts, 1 / (cells - 1))
@@ -183,18 +188,18 @@ def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:
     """Return a few random voxels of the kind of `voxels`, on its device."""
     generator = torch.Generator().manual_seed(0)
     logits, classes = voxels.logits, voxels.logits.shape[1]
-    values = torch.randn(1, classes, _VOXELS, generator=generator) * 3
+    values = torch.randn(_IMAGES, classes, _VOXELS, generator=generator) * 3
     values = values.sigmoid() * 0.98 + 0.01 if spec.activation is None else values
     labels = maps = valid = None
     if voxels.labels is not None:
         labels = _sample_labels(voxels, generator).to(logits.device)
     else:
         assert voxels.maps is not None
-        drawn = torch.rand(1, classes, _VOXELS, generator=generator)
+        drawn = torch.rand(_IMAGES, classes, _VOXELS, generator=generator)
         soft = voxels.maps.dtype.is_floating_point
         maps = (drawn if soft else drawn > 0.5).to(voxels.maps.dtype).to(logits.device)
     if voxels.valid is not None:
-        valid = (torch.rand(1, _VOXELS, generator=generator) > 0.2).to(logits.device)
+        valid = (torch.rand(_IMAGES, _VOXELS, generator=generator) > 0.2).to(logits.device)
     values = values.to(logits.dtype).to(logits.device)
     groups, regions = _sample_groups(voxels, generator)
     return replace(voxels, logits=values, labels=labels, maps=maps, valid=valid, groups=groups, regions=regions)
@@ -204,7 +209,7 @@ def _sample_groups(voxels: Voxels, generator: torch.Generator) -> tuple[Tensor |
     """Return random regions, most of them contiguous, some voxels in none where that can be, and how many there are."""
     if voxels.groups is None:
         return None, 1
-    dtype, shape = voxels.groups.dtype, (1, voxels.groups.shape[1], _VOXELS)
+    dtype, shape = voxels.groups.dtype, (_IMAGES, voxels.groups.shape[1], _VOXELS)
     numbers = torch.arange(_VOXELS).div(_VOXELS / _REGIONS).long().expand(shape).clone()
     numbers[..., ::3] = torch.randint(0, _REGIONS, numbers[..., ::3].shape, generator=generator)
     if voxels.as_given:
@@ -216,7 +221,7 @@ def _sample_labels(voxels: Voxels, generator: torch.Generator) -> Tensor:
     """Return random class numbers, some of them ignored where that happens, one of them wrong where it can be."""
     assert voxels.labels is not None
     classes = voxels.logits.shape[1]
-    labels = torch.randint(0, classes, (1, _VOXELS), generator=generator).to(voxels.labels.dtype)
+    labels = torch.randint(0, classes, (_IMAGES, _VOXELS), generator=generator).to(voxels.labels.dtype)
     if voxels.as_given:
         if fits(labels.dtype, classes):
             labels[:, 1] = classes

@@ -32,11 +32,11 @@ class _NoDerivative(torch.autograd.Function):
     """The identity; what flows back through it raises."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError(_MESSAGE)
 
 
@@ -53,7 +53,9 @@ def once_differentiable(backward: Callable[..., tuple[Tensor | None, ...]]) -> C
             gradient, *others = backward(ctx, *gradients)
             assert gradient is not None
         if torch.is_grad_enabled():  # of create_graph=True
-            gradient = _NoDerivative.apply(gradient.requires_grad_())
+            # It depends on these: without them, torch would leave it out of a derivative by the input alone.
+            causes = [each for each in (*ctx.saved_tensors, *gradients) if each is not None and each.requires_grad]
+            gradient = _NoDerivative.apply(gradient.requires_grad_(), *causes)
         return gradient, *others
 
     return guarded

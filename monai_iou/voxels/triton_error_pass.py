@@ -21,7 +21,7 @@ _HINGE = 3
 
 
 def covers(voxels: Voxels) -> bool:
-    """Return whether these programs handle the input: all classes of a voxel have to fit one block."""
+    """Return whether these programs handle an input of no more classes than fit one block."""
     return triton_kernels.covers(voxels) and voxels.logits.shape[1] <= triton_kernels.CLASS_BLOCK
 
 

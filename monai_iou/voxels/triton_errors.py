@@ -29,16 +29,16 @@ from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_p
 
 @triton.jit
 def _place_of(x, target, real, peak, rest, limit, ACTIVATION: tl.constexpr, CELLS: tl.constexpr):
-    """Return which voxels are of the class, their place among the cells, and d error / d x but for its sign.
+    """Return which voxels are of the class, their place among the cells, and a factor of the gradient.
 
-    The derivative is that by p where there is an activation other than the hinge.
+    The factor is p of a softmax, dp/dx of a sigmoid, and 1 or 0 of the hinge, where the error is above 0 or not.
     """
     own = target > 0.5
-    slope = x * 0 + 1.0
+    factor = x * 0 + 1.0
     if ACTIVATION == 3:
         error = 1.0 - tl.where(own, x, -x)
         none = tl.where(error == error, 0.0, error)
-        slope = tl.where(error > 0, 1.0, none)
+        factor = tl.where(error > 0, 1.0, 0.0)
         u = 1.0 - tl.where(error > 0, error, none) / limit
         u = tl.where(u < 0, 0.0, u)
     else:
@@ -46,11 +46,11 @@ def _place_of(x, target, real, peak, rest, limit, ACTIVATION: tl.constexpr, CELL
         u = tl.abs(tl.where(own, p, q))
         u = tl.where(u > 1, 1.0, u)  # a softmax in half precision may go beyond
         if ACTIVATION == 0:
-            slope = p
+            factor = p
         if ACTIVATION == 1:
-            slope = p * q
+            factor = p * q
     place = tl.sqrt_rn(u) * (CELLS - 2) + 0.5
-    return own, tl.where(place == place, place, CELLS - 0.5), slope
+    return own, tl.where(place == place, place, CELLS - 0.5), factor
 
 
 @triton.jit

@@ -25,6 +25,7 @@ _OF_THREAD = 16  # voxels, so that what a program reads and writes once (gradien
 _TABLES = 1 << 26  # bytes of all programs' tables of regions
 _MOST, _FEWEST = 256, 32  # programs of an image with regions, if it has as many parts
 _PARTS = 256  # of a program's voxels at most: each is a rounding of a table's entries
+_LEAST_PARTS = 4  # of a program, so that its table is worth its memory; the self-check adds to an entry several times
 _ACTIVATIONS = {"softmax": 0, "sigmoid": 1, None: 2}
 _OVERLAPS = {"product": 0, "min_max": 1, None: 2}
 
@@ -163,8 +164,9 @@ def region_programs(voxels: Voxels) -> int:
     parts = triton.cdiv(count, region_blocks(classes, _width(voxels))["VOXELS"])
     room = _TABLES // (4 * ROWS * batch * classes * voxels.regions)
     longest: int = triton.cdiv(parts, _PARTS)
-    programs = min(max(_MOST, longest), parts, room)
-    return programs if programs >= max(longest, min(_FEWEST, parts)) else 0
+    wanted: int = triton.cdiv(parts, _LEAST_PARTS)
+    programs = min(max(_MOST, longest), wanted, room)
+    return programs if programs >= max(longest, min(_FEWEST, wanted)) else 0
 
 
 def _region_options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def open_run_folder(folder: str) -> None:
 
 
 class RunFolderHandler:
-    """Write `epochs.csv` after each epoch, `progress.png` twice a minute, and pictures of a few cases.
+    """Write `epochs.csv` after each epoch, `progress.png` at most twice a minute, and pictures of a few cases.
 
     The pictures are drawn after each validation. They show the first cases of the validation data with the contours of
     prediction and reference, in `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach

@@ -97,7 +97,8 @@ def _check_output(cases: BundleCases, settings: Settings, models: Sequence[str],
 
 def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
     checkpoints = [folder / name for name in ("last_epoch.pt", "model.pt") if (folder / name).is_file()]
-    if settings.overwrite or not checkpoints or (settings.resume and checkpoints[0].name == "last_epoch.pt"):
+    continues = settings.resume and checkpoints and checkpoints[0].name == "last_epoch.pt"
+    if not checkpoints or continues or (settings.overwrite and not settings.resume):
         return
     message = (
         f"Expected `ckpt_dir` to be without a training, but {checkpoints[0]} is there: continue it by --resume true, "

@@ -64,7 +64,8 @@ class Training:
     def bundle_keys(self) -> dict[str, Any]:
         """The keys of the run as it is to be started now."""
         places = {"ckpt_dir": str(self.folder / "models"), "output_dir": str(self.folder)}
-        resume = {"resume": True} if (self.folder / "models" / "last_epoch.pt").is_file() else {}
+        resumes = (self.folder / "models" / "last_epoch.pt").is_file() or self.keys.get("overwrite", False)
+        resume = {"resume": True} if resumes else {}
         return {**self.keys, **places, **resume}
 
     @property
@@ -150,6 +151,8 @@ class TrainingRun:
             OutputError: the folder holds a finished training, or one that asked for something else.
         """
         if resume:
+            for training in self.trainings if overwrite else ():
+                training.state.done = []
             return
         if overwrite:
             for training in self.trainings:

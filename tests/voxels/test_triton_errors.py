@@ -86,6 +86,26 @@ def test_undefined_and_infinite_logits() -> None:
     assert int(results[0].undefined.sum()) == 6
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("loss", [LovaszSoftmaxLoss(softmax=True), LovaszHingeLoss()], ids=["softmax", "hinge"])
+def test_gradients_of_undefined_logits(loss: nn.Module) -> None:
+    logits, labels = case((1, 3 if isinstance(loss, LovaszSoftmaxLoss) else 1, 12))
+    logits[0, 0, 2], logits[0, 0, 5] = torch.nan, -torch.inf
+    gradients = []
+    for kernel in ("triton", "tiled"):
+        leaf = logits.detach().requires_grad_()
+        with use_kernel(kernel):
+            loss(leaf, labels).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, equal_nan=True)
+
+
+def test_the_block_of_classes_is_the_one_that_the_choice_assumes() -> None:
+    from monai_iou.voxels import triton_kernels
+
+    assert kernels.ERROR_CLASSES == triton_kernels.CLASS_BLOCK
+
+
 def test_wrong_labels_are_named() -> None:
     logits, labels = case((1, 3, 12))
     labels[0, 0, 5] = 7
@@ -135,7 +155,7 @@ def test_losses_and_gradients_are_those_of_torch(loss: nn.Module, shape: tuple[i
     torch.testing.assert_close(gradients[0], gradients[2], rtol=0, atol=limit)
 
 
-def test_one_image_of_a_channels_last_batch_is_read_where_it_is() -> None:
+def test_a_channels_last_batch_gives_the_same_gradient() -> None:
     logits, labels = case((2, 3, 4, 5, 6))
     strided = logits.to(memory_format=torch.channels_last_3d)
     gradients = []
@@ -151,6 +171,7 @@ def flat(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, ignore: int
     return flat_voxels(*case(shape, dtype), ignore)
 
 
+LOVASZ = PassSpec("softmax", overlap=None, bins=2048)
 KINDS = {
     "softmax": (PassSpec("softmax", overlap=None, bins=64), (1, 3, 9), None),
     "beside IoU and cross-entropy": (PassSpec("softmax", cross_entropy=True, bins=64), (1, 3, 9), 1),
@@ -188,10 +209,10 @@ def plain(out: Tensor, *arguments: Any) -> None:
 
 @pytest.mark.parametrize(
     ("count", "write", "fault"),
-    [(lost, plain, "volume"), (moved, plain, "mean error"), (TILED.count, halved, "gradient")],
+    [(lost, plain, "volume"), (moved, plain, "mean cell"), (TILED.count, halved, "gradient")],
 )
 def test_the_self_check_refuses_a_wrong_kernel(
-    count: Callable[..., Any], write: Callable[..., None], fault: str, monkeypatch: pytest.MonkeyPatch
+    count: Callable[..., Any], write: Callable[..., None], fault: str
 ) -> None:
     wrong = ErrorKernel(lambda voxels, *rest: count(voxels.compact(), *rest), write)
     checks = SelfChecks(kernels._load_triton, lambda: wrong)
@@ -208,5 +229,9 @@ def test_auto_takes_the_kernel_of_errors_after_its_check(monkeypatch: pytest.Mon
     logits, labels = case((1, 3, 30))
     found = LovaszSoftmaxLoss(softmax=True)(logits, labels)
     assert kernels._checks.passed(logits.device) == 1
+    voxels = flat_voxels(logits, labels, None)
+    assert kernels.pick_error_kernel(voxels, LOVASZ) is kernels._load_triton_errors()
+    assert kernels.pick_error_kernel(replace(voxels, logits=logits.double().flatten(2)), LOVASZ) is None
+    assert kernels.pick_error_kernel(flat((1, 17, 9)), LOVASZ) is None
     with use_kernel("tiled"):
         torch.testing.assert_close(found, LovaszSoftmaxLoss(softmax=True)(logits, labels))

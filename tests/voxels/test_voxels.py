@@ -148,6 +148,18 @@ def test_a_missing_second_derivative_does_not_pass_for_zero(kernel: str) -> None
         gradient.square().sum().backward()
 
 
+@pytest.mark.parametrize(("kernel", "channels"), [("tiled", 1), ("tiled", 2), ("tiled", 3), ("compiled", 3)])
+def test_nor_does_it_where_the_derivative_is_asked_for_by_the_input_alone(kernel: str, channels: int) -> None:
+    leaf = torch.randn(1, channels, 128, 64).requires_grad_()
+    labels = torch.randint(0, 2, (1, 1, 128, 64))
+    with use_kernel(kernel):
+        loss = IoULoss(sigmoid=channels == 1, softmax=channels > 1)(leaf, labels)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    penalty = gradient.square().sum() + leaf.square().sum()
+    with pytest.raises(RuntimeError, match=r"^Expected one derivative"):
+        torch.autograd.grad(penalty, leaf)
+
+
 INTEGRAL = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64]
 
 

@@ -48,7 +48,9 @@ def test_a_finished_training_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=re.escape("continue it by --resume, replace it by --overwrite, or name")):
         run_of(tmp_path).check(resume=False, overwrite=False)
     run_of(tmp_path).check(resume=True, overwrite=False)
-    run_of(tmp_path).check(resume=True, overwrite=True)
+    run = run_of(tmp_path)
+    run.check(resume=True, overwrite=True)
+    assert not any(run.trainings[0].is_done(stage) for stage in STAGES), "the data may have changed"
     assert (tmp_path / "models" / "model.pt").exists()
     run_of(tmp_path).check(resume=False, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == []
