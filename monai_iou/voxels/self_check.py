@@ -155,12 +155,18 @@ def find_error_fault(kernel: ErrorKernel, voxels: Voxels, spec: PassSpec) -> str
     sample = _hard(_sample(voxels, spec))
     found = _errors_and_gradient(kernel, sample, spec)
     true = _errors_and_gradient(TILED, _on_cpu(sample).compact(), spec)
-    of_cells = _OF_CELL / error_spec(spec).cells
     of_gradient = _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)
-    limits = (_OF_ROWS, 1.0), (_OF_ROWS, 1.0), (of_cells, 1.0), (of_gradient, _SMALLEST)
-    names = ("sum", "volume", "mean cell", "gradient")
-    faults = (_difference(*parts, *limit) for *parts, limit in zip(names, found, true, limits, strict=True))
-    return next((fault for fault in faults if fault is not None), None)
+    kinds = [
+        ("sum", _OF_ROWS, 1.0),
+        ("volume", _OF_ROWS, 1.0),
+        ("mean cell", _OF_CELL / error_spec(spec).cells, 1.0),
+        ("gradient", of_gradient, _SMALLEST),
+    ]
+    for (name, limit, least), computed, exact in zip(kinds, found, true, strict=True):
+        fault = _difference(name, computed, exact, limit, least)
+        if fault is not None:
+            return fault
+    return None
 
 
 def _hard(sample: Voxels) -> Voxels:
