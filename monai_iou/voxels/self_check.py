@@ -176,7 +176,7 @@ def _hard(sample: Voxels) -> Voxels:
 def _errors_and_gradient(kernel: ErrorKernel, sample: Voxels, spec: PassSpec) -> tuple[Tensor, ...]:
     """Return statistics, volumes (B, C, 2) by side, mean cells of the errors from 0 to 1 (B, C, 2), and a gradient."""
     logits, cells = sample.logits, error_spec(spec).cells
-    limit = torch.full((1, 1), _LARGEST_ERROR, dtype=sum_dtype(logits), device=logits.device)
+    limit = torch.full((len(logits), 1), _LARGEST_ERROR, dtype=sum_dtype(logits), device=logits.device)
     histograms, rows = kernel.count(sample, spec, limit)
     counts = histograms.counts.double()
     volumes = counts.sum(-1)
