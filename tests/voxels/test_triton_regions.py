@@ -131,6 +131,7 @@ def test_programs_that_walk_over_several_parts(most: int, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(triton_kernels, "_MOST", most)
     monkeypatch.setattr(triton_kernels, "_FEWEST", 1)
+    monkeypatch.setattr(triton_kernels, "_LEAST_PARTS", 1)
     logits, labels, _ = case(2, (2100,), each=False)
     groups = torch.stack([torch.arange(2100) // 500, torch.arange(2100) // 1200]).unsqueeze(1)
     voxels = flat_voxels(logits, labels, None, None, groups, 5)
