@@ -67,7 +67,7 @@ def test_report_curves_and_summary_open_in_a_browser(result: demo.DemoResult, tm
     look = """
     found.heading = document.querySelector('h1').textContent;
     const pictures = Array.from(document.images);
-    await Promise.all(pictures.map((picture) => picture.decode()));
+    if (document.readyState !== 'complete') await new Promise((resolve) => addEventListener('load', resolve));
     found.widths = pictures.map((picture) => picture.naturalWidth);
     """
     for page, heading in ((result.report, "valuation"), (curves.with_name("summary.html"), "Training")):
