@@ -99,7 +99,8 @@ def _read(voxels: Voxels, target: Tensor, spec: PassSpec, ignore_index: int | No
     check_constant_maps(voxels)
     check_hard_maps(voxels, target)
     if spec.activation is None:
-        check_probabilities(voxels.compact())
+        voxels = voxels.compact()
+        check_probabilities(voxels)
     return error_reading(voxels, target, spec, ignore_index, voxels.logits.new_ones((1, 1)))
 
 

@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 
 from monai_iou.voxels.triton_formulas import probability, pulls_of, slope_of
-from monai_iou.voxels.triton_programs import store_rows, sums_of
-from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_part, targets
+from monai_iou.voxels.triton_programs import store_gradient, store_rows, sums_of
+from monai_iou.voxels.triton_reading import places, read_logits, taking_part, targets
 
 
 @triton.jit
@@ -84,13 +84,9 @@ def count_errors(
     while start < end:
         voxels, exists = places(start, N, VOXELS, RUN)
         label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
-        part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-        peak = tl.zeros((VOXELS,), tl.float32)
-        rest = peak
-        if ACTIVATION == 0:
-            peak, rest = softmax_norm(
-                part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
-            )
+        part, peak, rest = read_logits(
+            x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, ACTIVATION, CLASSES, BLOCKS, VOXELS
+        )
         target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
         own, place, _ = _place_of(part, target, real, peak, rest, largest, ACTIVATION, CELLS)
         cell = place.to(tl.int32)
@@ -143,13 +139,9 @@ def write_error_gradient(
     while start < end:
         voxels, exists = places(start, N, VOXELS, RUN)
         label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
-        part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-        peak = tl.zeros((VOXELS,), tl.float32)
-        rest = peak
-        if ACTIVATION == 0:
-            peak, rest = softmax_norm(
-                part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
-            )
+        part, peak, rest = read_logits(
+            x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, ACTIVATION, CLASSES, BLOCKS, VOXELS
+        )
         target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
         own, place, factor = _place_of(part, target, real, peak, rest, largest, ACTIVATION, CELLS)
         counted = real[:, None] & inside[None, :]
@@ -166,7 +158,5 @@ def write_error_gradient(
             slope += other
         if ACTIVATION == 0:  # the factor is p
             slope -= factor * tl.sum(slope, 0)[None, :]
-        slope = tl.where(inside[None, :], slope, 0.0)
-        offsets = classes[:, None].to(tl.int64) * out_class + voxels[None, :] * out_voxel
-        tl.store(out + offsets, slope.to(out.dtype.element_ty), mask=real[:, None] & exists[None, :])
+        store_gradient(out, slope, classes, voxels, out_class, out_voxel, C, exists, inside)
         start += VOXELS

@@ -30,13 +30,31 @@ import triton
 import triton.language as tl
 
 from monai_iou.voxels.triton_formulas import pulls_of, slope_of, values_of
-from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_part, targets
+from monai_iou.voxels.triton_reading import load, places, read_logits, taking_part, targets
 
 
 @triton.jit
-def in_row(row: tl.constexpr, values):
+def _in_row(row: tl.constexpr, values):
     """Return (8, CLASSES): the sums of `values` (CLASSES, VOXELS) over the voxels in a row, zeros in the others."""
     return tl.where((tl.arange(0, 8) == row)[:, None], tl.sum(values, 1)[None, :], 0.0)
+
+
+@triton.jit
+def rows_of(
+    both, size, volume, entropy, confidence, counted, background,
+    OVERLAP: tl.constexpr, ENTROPY: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Return (8, CLASSES), the sums over the voxels of what :func:`values_of` returns, and a row of zeros."""
+    rows = _in_row(2, volume) + _in_row(5, counted)
+    if OVERLAP != 2:
+        rows += _in_row(0, both) + _in_row(1, size)
+    if ENTROPY:
+        rows += _in_row(3, entropy)
+    if SPLIT:
+        rows += _in_row(6, background)
+    if CONFIDENT:
+        rows += _in_row(4, confidence)
+    return rows
 
 
 @triton.jit
@@ -50,16 +68,7 @@ def sums_of(
     both, size, volume, entropy, confidence, counted, background = values_of(
         part, target, share, real, peak, rest, ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT
     )
-    rows = in_row(2, volume) + in_row(5, counted)
-    if OVERLAP != 2:
-        rows += in_row(0, both) + in_row(1, size)
-    if ENTROPY:
-        rows += in_row(3, entropy)
-    if SPLIT:
-        rows += in_row(6, background)
-    if CONFIDENT:
-        rows += in_row(4, confidence)
-    return rows
+    return rows_of(both, size, volume, entropy, confidence, counted, background, OVERLAP, ENTROPY, CONFIDENT, SPLIT)
 
 
 @triton.jit
@@ -67,6 +76,14 @@ def store_rows(sums, rows, classes, C, ROWS: tl.constexpr):
     """Write a program's sums to its place, (ROWS, C)."""
     number = tl.arange(0, 8)[:, None]
     tl.store(sums + number * C + classes[None, :], rows, mask=(number < ROWS) & (classes < C)[None, :])
+
+
+@triton.jit
+def store_gradient(out, slope, classes, voxels, class_stride, voxel_stride, C, exists, inside):
+    """Write d loss / d logits (CLASSES, VOXELS) in the dtype of the logits, 0 at ignored voxels."""
+    slope = tl.where(inside[None, :], slope, 0.0)
+    offsets = classes[:, None].to(tl.int64) * class_stride + voxels[None, :] * voxel_stride
+    tl.store(out + offsets, slope.to(out.dtype.element_ty), mask=(classes[:, None] < C) & exists[None, :])
 
 
 @triton.jit
@@ -92,13 +109,9 @@ def add_sums(
     while start < end:
         voxels, exists = places(start, N, VOXELS, RUN)
         label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
-        part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-        peak = tl.zeros((VOXELS,), tl.float32)
-        rest = peak
-        if ACTIVATION == 0:
-            peak, rest = softmax_norm(
-                part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
-            )
+        part, peak, rest = read_logits(
+            x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, ACTIVATION, CLASSES, BLOCKS, VOXELS
+        )
         for block in range(BLOCKS):
             classes = block * CLASSES + tl.arange(0, CLASSES)
             if BLOCKS > 1:
@@ -141,16 +154,13 @@ def write_gradient(
     while start < end:
         voxels, exists = places(start, N, VOXELS, RUN)
         label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
-        part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
-        peak = tl.zeros((VOXELS,), tl.float32)
-        rest = peak
-        total = peak
+        part, peak, rest = read_logits(
+            x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, ACTIVATION, CLASSES, BLOCKS, VOXELS
+        )
+        total = tl.zeros((VOXELS,), tl.float32)
         p = part
         slope = part
         if ACTIVATION == 0:
-            peak, rest = softmax_norm(
-                part, x, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
-            )
             for block in range(BLOCKS):
                 classes = block * CLASSES + tl.arange(0, CLASSES)
                 if BLOCKS > 1:
@@ -179,7 +189,5 @@ def write_gradient(
                 )  # fmt: skip
             if ACTIVATION == 0:
                 slope -= p * total[None, :]
-            slope = tl.where(inside[None, :], slope, 0.0)
-            offsets = classes[:, None].to(tl.int64) * out_class + voxels[None, :] * out_voxel
-            tl.store(out + offsets, slope.to(out.dtype.element_ty), mask=(classes[:, None] < C) & exists[None, :])
+            store_gradient(out, slope, classes, voxels, out_class, out_voxel, C, exists, inside)
         start += VOXELS

@@ -1,4 +1,4 @@
-"""What a program of the Triton kernel reads: logits, labels or maps, and a softmax's largest logit and norm."""
+"""What a program of the Triton kernels reads: logits, labels or maps, and a softmax's largest logit and norm."""
 
 # Triton reads the bodies of its kernels by rules of its own; their arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -101,3 +101,20 @@ def softmax_norm(
         part = load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
         peak, rest = _take_block(peak, rest, part, classes < C)
     return peak, tl.where(peak == float("inf"), float("nan"), rest)  # +inf makes all classes NaN
+
+
+@triton.jit
+def read_logits(
+    x, voxels, class_stride, voxel_stride, C, exists, inside,
+    HAS_IGNORED: tl.constexpr, ACTIVATION: tl.constexpr, CLASSES: tl.constexpr, BLOCKS: tl.constexpr,
+    VOXELS: tl.constexpr,
+):  # fmt: skip
+    """Return the first block of logits, and a softmax's peak and rest; zeros where there is none."""
+    part = load(x, tl.arange(0, CLASSES), voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
+    peak = tl.zeros((VOXELS,), tl.float32)
+    rest = peak
+    if ACTIVATION == 0:
+        peak, rest = softmax_norm(
+            part, x, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED, CLASSES, BLOCKS, VOXELS
+        )
+    return part, peak, rest

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 
 from monai_iou.voxels.triton_formulas import pulls_at, slope_of, values_of
-from monai_iou.voxels.triton_programs import in_row
-from monai_iou.voxels.triton_reading import load, places, softmax_norm, taking_part, targets
+from monai_iou.voxels.triton_programs import rows_of, store_gradient
+from monai_iou.voxels.triton_reading import places, read_logits, taking_part, targets
 
 
 @triton.jit
@@ -80,11 +80,9 @@ def add_region_sums(
         voxels, exists = places(start, N, VOXELS, RUN)
         label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
         number, inside = _regions_of(groups, voxels, group_class, group_voxel, C, R, exists, inside, EACH, CLASSES)
-        part = load(x, tl.arange(0, CLASSES), voxels, x_class, x_voxel, C, exists, inside, True)
-        peak = tl.zeros((VOXELS,), tl.float32)
-        rest = peak
-        if ACTIVATION == 0:
-            peak, rest = softmax_norm(part, x, voxels, x_class, x_voxel, C, exists, inside, True, CLASSES, 1, VOXELS)
+        part, peak, rest = read_logits(
+            x, voxels, x_class, x_voxel, C, exists, inside, True, ACTIVATION, CLASSES, 1, VOXELS
+        )
         target = targets(
             label, y, tl.arange(0, CLASSES), voxels, y_class, y_voxel, C, exists, inside, MAPS, True
         )  # fmt: skip
@@ -98,15 +96,11 @@ def add_region_sums(
         region = tl.min(tl.min(waiting, 1), 0)
         while region < R:
             here = waiting == region
-            rows = in_row(2, tl.where(here, volume, 0.0)) + in_row(5, tl.where(here, counted, 0.0))
-            if OVERLAP != 2:
-                rows += in_row(0, tl.where(here, both, 0.0)) + in_row(1, tl.where(here, size, 0.0))
-            if ENTROPY:
-                rows += in_row(3, tl.where(here, entropy, 0.0))
-            if SPLIT:
-                rows += in_row(6, tl.where(here, background, 0.0))
-            if CONFIDENT:
-                rows += in_row(4, tl.where(here, confidence, 0.0))
+            rows = rows_of(
+                tl.where(here, both, 0.0), tl.where(here, size, 0.0), tl.where(here, volume, 0.0),
+                tl.where(here, entropy, 0.0), tl.where(here, confidence, 0.0), tl.where(here, counted, 0.0),
+                tl.where(here, background, 0.0), OVERLAP, ENTROPY, CONFIDENT, SPLIT,
+            )  # fmt: skip
             _add_rows(sums, region, rows, C, R, ROWS, CLASSES)
             waiting = tl.where(here, R, waiting)
             region = tl.min(tl.min(waiting, 1), 0)
@@ -135,11 +129,7 @@ def write_region_gradient(
     voxels, exists = places(tl.program_id(0).to(tl.int64) * VOXELS, N, VOXELS, RUN)
     label, inside = taking_part(y, mask, voxels, y_voxel, mask_voxel, C, exists, MAPS, IGNORE, MASK)
     number, inside = _regions_of(groups, voxels, group_class, group_voxel, C, R, exists, inside, EACH, CLASSES)
-    part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, True)
-    peak = tl.zeros((VOXELS,), tl.float32)
-    rest = peak
-    if ACTIVATION == 0:
-        peak, rest = softmax_norm(part, x, voxels, x_class, x_voxel, C, exists, inside, True, CLASSES, 1, VOXELS)
+    part, peak, rest = read_logits(x, voxels, x_class, x_voxel, C, exists, inside, True, ACTIVATION, CLASSES, 1, VOXELS)
     target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, True)
     real = (classes < C)[:, None] & inside[None, :]
     overlap, size, cross, confidence, background = pulls_at(
@@ -153,6 +143,4 @@ def write_region_gradient(
     )  # fmt: skip
     if ACTIVATION == 0:
         slope -= p * tl.sum(slope, 0)[None, :]
-    slope = tl.where(inside[None, :], slope, 0.0)
-    offsets = classes[:, None].to(tl.int64) * out_class + voxels[None, :] * out_voxel
-    tl.store(out + offsets, slope.to(out.dtype.element_ty), mask=(classes[:, None] < C) & exists[None, :])
+    store_gradient(out, slope, classes, voxels, out_class, out_voxel, C, exists, inside)

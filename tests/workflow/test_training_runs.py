@@ -60,7 +60,11 @@ def test_to_resume_and_to_overwrite_reaches_the_bundle(tmp_path: Path) -> None:
     for words, expected in (["--resume"], {}), (["--resume", "--overwrite"], {"overwrite": True}):
         with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
             options = {name: value for name, value in context.params.items() if name != "dataset"}
-            assert train_command._keys(context, tmp_path, options) == expected
+            keys = train_command._keys(context, tmp_path, options)
+            assert keys == expected
+            (training,) = train_command._run(tmp_path, tmp_path, keys, options).trainings
+            assert training.request["keys"] == {}, "the same command goes on from there"
+            assert training.bundle_keys.get("resume", False) is ("--overwrite" in words)
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
