@@ -33,6 +33,26 @@ def _compound(name: str, **options: Any) -> Overrides:
     return {"loss": {"_target_": "monai_iou.CompoundLoss", "losses": [_ours(name, **options), CROSS_ENTROPY]}}
 
 
+# As docs/bundle.md adds it.
+COPIED_LESIONS = {
+    "copy_source": {
+        "_target_": "monai_iou.workflow.caching.cached_dataset",
+        "data": "$@cases.training",
+        "transform": {"_target_": "Compose", "transforms": "@train#deterministic_transforms"},
+        "cache_rate": "@cache_rate",
+        "num_workers": "@cache_workers",
+        "cache_dir": "$@settings.cache_dir",
+    },
+    "copying": {
+        "_target_": "monai_iou.RandCopyLesionsd",
+        "keys": ["image", "label"],
+        "label_key": "label",
+        "source": "@copy_source",
+        "prob": 0.5,
+    },
+    "train#preprocessing#transforms": "$@train#deterministic_transforms + [@copying] + @train#random_transforms",
+}
+
 # Everything that a row's column `loss` may name. An entry may override more than the loss.
 LOSSES: dict[str, Overrides] = {
     "iou+ce": _iou_ce(1.0),
@@ -73,6 +93,8 @@ LOSSES: dict[str, Overrides] = {
     "area labels": {"deep_supervision": True, "downsample": "area"},
     "max labels": {"deep_supervision": True, "downsample": "max"},
     "nearest labels": {"deep_supervision": True, "downsample": "nearest"},
+    "each image alone": {"loss": _ours("IoUCELoss", lambda_ce=THIRD, batch=False)},
+    "copied lesions": {**_iou_ce(THIRD), **COPIED_LESIONS},
     "no flips": {**_iou_ce(THIRD), "flip_prob": 0.0},
     "attention": {"attention": True},
     "augmentation 0.3": {**_iou_ce(THIRD), "augmentation": 0.3},

@@ -23,7 +23,7 @@ from benchmarks.evidence.choices import LOSSES
 from benchmarks.evidence.contestants import CONTESTANTS, Budget
 from benchmarks.evidence.datasets import ROOT, build, patient_of
 from benchmarks.evidence.studies import DATA, Run, overrides
-from benchmarks.evidence.tables import add_run, locked, missing
+from benchmarks.evidence.tables import add_run, copy_runs_of_other_studies, locked, missing
 from benchmarks.losses_train import losses_of_iterations, training_weights
 from benchmarks.training import processor
 
@@ -36,6 +36,8 @@ EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 
 def run_all(runs: Sequence[Run], jobs: int, results: Path, output: Path, *, quick: bool) -> int:
     """Make the runs that are missing, each in a process of one thread; return how many failed."""
+    if not quick:  # studies differ in what they make quick
+        copy_runs_of_other_studies(results, runs)
     todo = missing(results, runs)
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     with ThreadPoolExecutor(jobs) as pool:

@@ -236,6 +236,8 @@ STUDIES: dict[str, Study] = {
                 "nearest labels",
                 "lovasz+ce",
                 "lovasz+ce sorted",
+                "each image alone",
+                "copied lesions",
                 "no flips",
                 "attention",
             ),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.studies import Run
+from benchmarks.evidence.studies import STUDIES, Run
 
 KEY = ("data", "loss", "sampler", "seed", "fold")
 RUN_COLUMNS = (
@@ -88,6 +88,16 @@ def missing(results: Path, runs: Iterable[Run]) -> list[Run]:
     runs = list(runs)
     done = {study: {key_of(row) for row in runs_of(results, study)} for study in {run.study for run in runs}}
     return [run for run in runs if run.key not in done[run.study]]
+
+
+def copy_runs_of_other_studies(results: Path, runs: Iterable[Run]) -> None:
+    """Append the runs that another study has made, with the same overrides: only the study's name would differ."""
+    todo = missing(results, runs)
+    for study in STUDIES:
+        made = {key_of(row): row for row in runs_of(results, study)}
+        cases = cases_of(results, study) if any(run.key in made for run in todo) else []
+        for run in missing(results, [run for run in todo if run.key in made]):
+            add_run(results, run, made[run.key], [row for row in cases if key_of(row) == run.key])
 
 
 def add_run(results: Path, run: Run, summary: Row, cases: Iterable[Row]) -> None:

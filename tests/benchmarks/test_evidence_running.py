@@ -30,6 +30,7 @@ from benchmarks.evidence.tables import (
     add_run,
     append,
     cases_of,
+    copy_runs_of_other_studies,
     locked,
     missing,
     read,
@@ -74,7 +75,8 @@ def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
     config = json.loads((bundle_path() / "configs" / "train.json").read_text())
     chosen = overrides(Run("compound", "phantoms", loss, "voxels", 3, 0))
     assert chosen["seed"] == 3
-    assert {key.partition("#")[0] for key in chosen} - {"planned"} <= set(config)
+    new = {key.partition("#")[0] for key in chosen} - set(config) - {"planned"}
+    assert all(f"@{key}" in json.dumps(chosen) for key in new), "a key that nothing reads would change nothing"
 
 
 def test_inference_knows_the_keys_of_the_network() -> None:
@@ -144,6 +146,18 @@ def test_a_run_whose_row_is_missing_is_made_again_and_its_cases_count_once(tmp_p
     assert [row["iou"] for row in cases_of(tmp_path, "compound")] == ["0.75"]
     assert len(runs_of(tmp_path, "compound")) == 1
     assert set(runs) - set(missing(tmp_path, runs)) == {RUN}
+
+
+def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
+    run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
+    assert overrides(run) == overrides(other)
+    add_run(tmp_path, other, SUMMARY, [CASE, {**CASE, "case": "d"}])
+    add_run(tmp_path, Run("sampler", "unequal", "iou+ce/3", "q=1/2", 1, 0), SUMMARY, [CASE])
+    for _ in range(2):
+        copy_runs_of_other_studies(tmp_path, [run])
+        assert runs_of(tmp_path, "choices") == runs_of(tmp_path, "sampler")[:1]
+        assert cases_of(tmp_path, "choices") == cases_of(tmp_path, "sampler")[:2]
+    assert missing(tmp_path, [run]) == []
 
 
 def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:
