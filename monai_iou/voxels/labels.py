@@ -83,15 +83,15 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
     """Raise ValueError if the target holds values that are not labels; return `rows`.
 
     On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call. Inside
-    torch.compile they become NaN, and no error is raised.
+    torch.compile and in a CUDA graph they become NaN, and no error is raised.
     """
-    compiling = torch.compiler.is_compiling()
-    if not compiling:
+    is_recorded = torch.compiler.is_compiling() or _is_captured(rows.device)
+    if not is_recorded:
         _late_checks.raise_arrived()
     bad = found_bad_values(rows, voxels)
     if bad is None:
         return rows
-    if compiling:
+    if is_recorded:
         return torch.where(bad, float("nan"), rows)
 
     def error() -> ValueError:
@@ -104,6 +104,11 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
     if bool(bad):
         raise error()
     return rows
+
+
+def _is_captured(device: torch.device) -> bool:
+    """Return whether the work becomes part of a CUDA graph, in which no event may be asked for its answer."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:

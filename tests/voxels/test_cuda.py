@@ -137,6 +137,42 @@ def test_peak_memory_is_the_gradient_and_little_more(
     assert torch.cuda.max_memory_allocated() - before <= 1.15 * logits.nbytes + tiles
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "loss", [IoULoss(softmax=True), IoUCELoss(softmax=True, batch=True), LovaszSoftmaxLoss(softmax=True)], ids=str
+)
+def test_a_captured_step_follows_its_inputs(kernel: str, loss: torch.nn.Module) -> None:
+    logits = torch.randn(2, 3, 20, 20, 20, device="cuda", requires_grad=True)
+    labels = torch.randint(0, 3, (2, 1, 20, 20, 20), device="cuda")
+
+    def step() -> tuple[Tensor, Tensor]:
+        value = loss(logits, labels)
+        return value, torch.autograd.grad(value, logits)[0]
+
+    with use_kernel(kernel):
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(warm_up)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        for wrong in (False, True):
+            with torch.no_grad():
+                logits.copy_(torch.randn_like(logits))
+                labels.copy_(torch.randint_like(labels, 3))
+                labels[0, 0, 0, 0, 0] = 7 if wrong else 0
+            graph.replay()
+            torch.cuda.synchronize()
+            if wrong:
+                assert math.isnan(captured[0].item())
+            else:
+                for found, expected in zip(captured, step(), strict=True):
+                    torch.testing.assert_close(found, expected)
+
+
 def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path) -> None:
     from monai.bundle import ConfigWorkflow
 
