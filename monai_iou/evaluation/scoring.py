@@ -14,6 +14,7 @@ from monai_iou.evaluation.masks import MaskPair, counted_voxels, mask_pairs
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.metrics import (
     Lesion,
+    LesionScores,
     boundary_iou,
     challenge_scores,
     crop_to_union,
@@ -99,17 +100,8 @@ def score_pair(
     width = rules.boundary_mm(np.delete(grid.shape, plane).tolist(), spacing)
     crop = crop_to_union(*whole)
     masks = crop.prediction, crop.reference
-    lesion = lesion_scores(
-        *(masks if numbers is None else [_cut(array[pair.box].squeeze(plane), crop) for array in numbers]),
-        instances=numbers is not None,
-        spacing=spacing,
-        match=rules.match,
-        pairing=rules.pairing,
-        connectivity=rules.neighbours(len(spacing)),
-        min_volume_mm3=rules.min_volume_mm3,
-        strict=rules.strict,
-        dilation=rules.dilation,
-    )
+    numbered = None if numbers is None else [_cut(array[pair.box].squeeze(plane), crop) for array in numbers]
+    lesion = _lesions(masks, numbered, spacing, rules)
     surface = surface_scores(*masks, tolerances=(rules.tolerance_of(pair.structure),), spacing=spacing)
     row = {
         "label": pair.structure.name,
@@ -132,6 +124,23 @@ def score_pair(
     first = np.delete(pair.offset, plane) + crop.offset
     rows = [_lesion_row(lesion_score, volume, first, plane, grid) for lesion_score in lesion.lesions]
     return row, [{"label": pair.structure.name, **lesion} for lesion in rows]
+
+
+def _lesions(
+    masks: Sequence[NDArray[Any]], numbers: Sequence[NDArray[Any]] | None, spacing: Sequence[float], rules: Rules
+) -> LesionScores:
+    """The lesions of prediction and reference: those that are numbered, or else the components of the masks."""
+    return lesion_scores(
+        *(masks if numbers is None else numbers),
+        instances=numbers is not None,
+        spacing=spacing,
+        match=rules.match,
+        pairing=rules.pairing,
+        connectivity=rules.neighbours(len(spacing)),
+        min_volume_mm3=rules.min_volume_mm3,
+        strict=rules.strict,
+        dilation=rules.dilation,
+    )
 
 
 def _cut(numbers: NDArray[Any], crop: Crop) -> NDArray[Any]:

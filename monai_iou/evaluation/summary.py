@@ -44,29 +44,35 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
         "failures": evaluation.failures,
         "notes": evaluation.notes,
-        "options": {
-            "predictions": str(request.predictions),
-            "references": str(request.references),
-            "probabilities": None if request.probabilities is None else str(request.probabilities),
-            "structures": {structure.name: list(structure.values) for structure in evaluation.structures},
-            "ignore": request.ignore,
-            "tolerance_mm": request.tolerance,
-            "tolerances_mm": dict(request.tolerances),
-            "boundary": request.boundary,
-            "missing": request.missing,
-            "present": request.present,
-            "lesion_rule": request.rules.in_words,
-            "like": request.like,
-            "like_rule": None if request.rules.challenge is None else request.rules.challenge.rule,
-            "intervals": f"95 % percentile bootstrap over cases or patients; null below {MIN_UNITS} of them",
-            "unit": "case" if evaluation.patients is None else "patient",
-            "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
-            "resample": "reference" if request.resample else None,
-        },
+        "options": _options(evaluation),
         "command": list(request.command),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "patients": evaluation.patients,
         "inputs": {record["case"]: record["inputs"] for record in evaluation.records},
+    }
+
+
+def _options(evaluation: Evaluation) -> dict[str, Any]:
+    """What the scores depend on, as the command's options name it."""
+    request = evaluation.request
+    return {
+        "predictions": str(request.predictions),
+        "references": str(request.references),
+        "probabilities": None if request.probabilities is None else str(request.probabilities),
+        "structures": {structure.name: list(structure.values) for structure in evaluation.structures},
+        "ignore": request.ignore,
+        "tolerance_mm": request.tolerance,
+        "tolerances_mm": dict(request.tolerances),
+        "boundary": request.boundary,
+        "missing": request.missing,
+        "present": request.present,
+        "lesion_rule": request.rules.in_words,
+        "like": request.like,
+        "like_rule": None if request.rules.challenge is None else request.rules.challenge.rule,
+        "intervals": f"95 % percentile bootstrap over cases or patients; null below {MIN_UNITS} of them",
+        "unit": "case" if evaluation.patients is None else "patient",
+        "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
+        "resample": "reference" if request.resample else None,
     }
 
 

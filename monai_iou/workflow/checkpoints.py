@@ -129,38 +129,12 @@ class CheckpointHandler:
             engine.fire_event(Events.EPOCH_COMPLETED)
 
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
-        try:
-            inner_module(self.network).load_state_dict(state["model"])
-            self.average.load_state_dict(state.get("average", {}))
-            _load_averages(self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            message = (
-                f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
-                "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or set "
-                "--resume false."
-            )
-            raise ValueError(message) from error
+        self._restore_weights(state, path)
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
-        engine.state.epoch = state["epoch"]
-        # The number of batches may have changed since: count in this run's epochs.
-        length = int(engine.state.epoch_length or 0)
-        if state.get("epoch_length", length) != length:
-            logger.warning(
-                "%s counts epochs of %d steps, this run epochs of %d: its `epochs` are of another length.",
-                path, state["epoch_length"], length,
-            )  # fmt: skip
-        engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
-        self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
-        is_same = (
-            self.cases is None
-            or self.plan is None
-            or not differences(state.get("data", {}), self.cases.record(self.plan))
-        )
-        if self.evaluator is not None and is_same:  # a score of other cases says nothing of these
-            self.evaluator.state.best_metric = state["best_metric"]
-            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        self._restore_position(engine, state, path)
+        self._restore_best_score(state)
         self._has_model = (self.folder / "model.pt").is_file()
         self._is_final = state.get("final", False)
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
@@ -178,6 +152,41 @@ class CheckpointHandler:
             if state["best_metric_epoch"] > 0
             else "",
         )
+
+    def _restore_weights(self, state: Mapping[str, Any], path: Path) -> None:
+        try:
+            inner_module(self.network).load_state_dict(state["model"])
+            self.average.load_state_dict(state.get("average", {}))
+            _load_averages(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            message = (
+                f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
+                "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or set "
+                "--resume false."
+            )
+            raise ValueError(message) from error
+
+    def _restore_position(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
+        """Go to the epoch and step of the checkpoint, and the learning rate with them."""
+        engine.state.epoch = state["epoch"]
+        # The number of batches may have changed since: count in this run's epochs.
+        length = int(engine.state.epoch_length or 0)
+        if state.get("epoch_length", length) != length:
+            logger.warning(
+                "%s counts epochs of %d steps, this run epochs of %d: its `epochs` are of another length.",
+                path, state["epoch_length"], length,
+            )  # fmt: skip
+        engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
+        self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
+
+    def _restore_best_score(self, state: Mapping[str, Any]) -> None:
+        """Take the score to beat over, unless it is of other cases, of which it says nothing."""
+        cases, plan = self.cases, self.plan
+        if cases is not None and plan is not None and differences(state.get("data", {}), cases.record(plan)):
+            return
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
 
     def _restore_schedule(self, step: int, state: dict[str, Any]) -> None:
         if isinstance(self.lr_scheduler, PolynomialDecay):
