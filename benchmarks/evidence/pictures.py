@@ -39,23 +39,23 @@ def draw(lines: Sequence[Line], score: str, baseline: str) -> str:
         baseline: what the differences are from.
     """
     height = TOP + ROW * len(lines) + BOTTOM
-    values = [value for line in lines for value in line.seeds]
+    values = [value for each in lines for value in each.seeds]
     scale = Scale(min(values), max(values), *LEFT)
     parts = [_axis(scale, height, f"{score}, a circle per seed, their mean as a bar")]
-    reach = max([abs(value) for line in lines for value in line.difference or ()] + [1e-3])
+    reach = max([abs(value) for each in lines for value in each.difference or ()] + [1e-3])
     other = Scale(-reach, reach, *RIGHT)
     parts += [_axis(other, height, f"difference from {baseline}"), _upright(other(0), height, "zero")]
-    for index, line in enumerate(lines):
+    for index, each in enumerate(lines):
         middle = TOP + ROW * (index + 0.5)
-        parts.append(f'<text x="{NAMES}" y="{middle + 4:.1f}" text-anchor="end">{html.escape(line.name)}</text>')
-        parts += [f'<circle class="seed" cx="{scale(v):.1f}" cy="{middle:.1f}" r="4"/>' for v in line.seeds]
-        mean = scale(sum(line.seeds) / len(line.seeds))
-        parts.append(_line(mean, middle - 7, mean, middle + 7, "mean"))
-        if line.difference is not None:
-            centre, low, high = (other(value) for value in line.difference)
-            parts.append(_line(low, middle, high, middle, "whisker"))
+        parts.append(f'<text x="{NAMES}" y="{middle + 4:.1f}" text-anchor="end">{html.escape(each.name)}</text>')
+        parts += [f'<circle class="seed" cx="{scale(v):.1f}" cy="{middle:.1f}" r="4"/>' for v in each.seeds]
+        mean = scale(sum(each.seeds) / len(each.seeds))
+        parts.append(line(mean, middle - 7, mean, middle + 7, "mean"))
+        if each.difference is not None:
+            centre, low, high = (other(value) for value in each.difference)
+            parts.append(line(low, middle, high, middle, "whisker"))
             parts.append(f'<circle class="dot" cx="{centre:.1f}" cy="{middle:.1f}" r="4"/>')
-    return _svg(height, parts)
+    return svg(height, parts)
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,24 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Return two to five round values."""
-        span = self.high - self.low or 0.02
+        """Return two to five round values; one if the axis has no length."""
+        span = self.high - self.low
+        if not span:
+            return [self.low]
         power = 10.0 ** math.floor(math.log10(span / 3))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 3 - 1e-12)
+        steps = [factor * power for factor in (10, 5, 2, 1)]
+        return next(found for found in map(self._multiples, steps) if len(found) > 1)
+
+    def _multiples(self, step: float) -> list[float]:
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(index * step, 10) for index in range(first, last + 1)] or [self.low]
+        return [round(index * step, 10) for index in range(first, last + 1)]
 
 
 def _axis(scale: Scale, height: float, title: str) -> str:
     floor = height - BOTTOM + 4
-    parts = [_line(scale.start, floor, scale.end, floor, "axis")]
+    parts = [line(scale.start, floor, scale.end, floor, "axis")]
     for tick in scale.ticks():
-        parts.append(_line(scale(tick), floor, scale(tick), floor + 4, "axis"))
+        parts.append(line(scale(tick), floor, scale(tick), floor + 4, "axis"))
         parts.append(f'<text x="{scale(tick):.1f}" y="{floor + 18:.1f}" text-anchor="middle">{tick:g}</text>')
     parts.append(
         f'<text x="{(scale.start + scale.end) / 2:.1f}" y="20" text-anchor="middle">{html.escape(title)}</text>'
@@ -95,14 +100,16 @@ def _axis(scale: Scale, height: float, title: str) -> str:
 
 
 def _upright(x: float, height: float, kind: str) -> str:
-    return _line(x, TOP, x, height - BOTTOM, kind)
+    return line(x, TOP, x, height - BOTTOM, kind)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """Return a line between two points, of a class of the style."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _svg(height: float, parts: Iterable[str]) -> str:
+def svg(height: float, parts: Iterable[str]) -> str:
+    """Return a picture of the width of a page."""
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
     )

@@ -16,8 +16,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.evidence.curves import Point, draw_curves
 from benchmarks.evidence.pictures import Line, draw
-from benchmarks.evidence.statistics import FEWEST_SEEDS, Choice, Comparison, Scores, compare, scores_of
+from benchmarks.evidence.statistics import FEWEST_SEEDS, Choice, Comparison, Scores, compare, interval_of, scores_of
 from benchmarks.evidence.studies import STUDIES, Study
 from benchmarks.evidence.tables import cases_of, runs_of
 
@@ -43,6 +44,8 @@ def block(study: Study, results: Path) -> str:
         return f"{study.question} Not run yet ({len(planned)} runs):\n\n{command}"
     text = f"{study.question} {done} of {len(planned)} runs are done.\n\n{command}\n{table(study, results)}\n"
     text += f"\n![{study.question}](results/{study.name}.svg)\n"
+    if study.amounts:
+        text += f"\n![The scores over the share of foreground](results/{study.name}-curves.svg)\n"
     return text + f"\n{circumstances(runs)}\n"
 
 
@@ -109,6 +112,29 @@ def picture(study: Study, results: Path) -> str:
     return draw(lines, TITLES[study.primary], study.baseline[0])
 
 
+def curves(study: Study, results: Path) -> str:
+    """Return the scores over the study's amounts as SVG text."""
+    panels: dict[str, dict[str, list[Point]]] = {}
+    for name in ("iou", "lesion_f1"):
+        scores = scores_of(cases_of(results, study.name), name)
+        panel = panels[TITLES[name]] = {}
+        for loss in study.losses:
+            found = [
+                Point(amount, scores[choice].mean, *interval_of(scores[choice].table))
+                for data, amount in sorted(zip(study.data, study.amounts, strict=True), key=lambda pair: pair[1])
+                if (choice := (data, loss, study.samplers[0])) in scores and scores[choice].table.size
+            ]
+            if found:
+                panel[loss] = found
+    return draw_curves(panels, "foreground, % of the voxels")
+
+
+def pictures(study: Study, results: Path) -> dict[str, str]:
+    """Return the pictures of a study that has rows, by the names of their files."""
+    drawn = {f"{study.name}.svg": picture(study, results)}
+    return drawn | ({f"{study.name}-curves.svg": curves(study, results)} if study.amounts else {})
+
+
 def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
     """Return what the runs shared, in one paragraph."""
 
@@ -118,8 +144,10 @@ def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
     seeds: dict[Choice, set[str]] = {(row["data"], row["loss"], row["sampler"]): set() for row in runs}
     for row in runs:
         seeds[row["data"], row["loss"], row["sampler"]].add(row["seed"])
-    fewest = min(map(len, seeds.values()))
-    warning = "" if fewest >= FEWEST_SEEDS else f" **Fewer than {FEWEST_SEEDS} seeds: nothing here decides anything.**"
+    few = [len(found) < FEWEST_SEEDS for found in seeds.values()]
+    warning = f" **Fewer than {FEWEST_SEEDS} seeds: nothing here decides anything.**" if all(few) else ""
+    if any(few) and not all(few):
+        warning = f" **Rows with fewer than {FEWEST_SEEDS} seeds decide nothing.**"
     hours = sum(float(row["cpu_seconds"]) for row in runs) / 3600
     machine = (
         f"{every('threads')} thread on {every('device')}, load {every('load')}, {hours:.1f} hours of CPU time in all"
@@ -141,7 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for study in STUDIES.values():
         if runs_of(options.results, study.name):
-            (options.results / f"{study.name}.svg").write_text(picture(study, options.results), encoding="utf-8")
+            for name, text in pictures(study, options.results).items():
+                (options.results / name).write_text(text, encoding="utf-8")
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), options.results), encoding="utf-8")
     return 0
 

@@ -143,9 +143,8 @@ def compare(scores: Mapping[Choice, Scores], baselines: Mapping[str, Choice]) ->
 
 def comparison(choice: Choice, baseline: Choice, table: Table) -> Comparison:
     """Return the comparison that a table of differences, seeds x patients, makes."""
-    means = resampled_means(table)
     size = standard_deviation_of_patients(table)
-    low, high = (float(value) for value in np.quantile(means, [0.025, 0.975]))
+    low, high = interval_of(table)
     scaled = [value / size if size else math.nan for value in (float(table.mean()), low, high)]
     return Comparison(
         choice,
@@ -157,6 +156,12 @@ def comparison(choice: Choice, baseline: Choice, table: Table) -> Comparison:
         (scaled[1], scaled[2]),
         p_value(table),
     )
+
+
+def interval_of(table: Table) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of a table, seeds x patients."""
+    low, high = np.quantile(resampled_means(table), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def standard_deviation_of_patients(table: Table) -> float:

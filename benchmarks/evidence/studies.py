@@ -89,6 +89,7 @@ class Study:
     Attributes:
         baseline: the (loss, sampler) that the others are compared with.
         primary: the one score that decides, a column of the table of cases.
+        amounts: of the foreground in each of `data`, in %: the scores are drawn over it.
         quick: what `--quick` changes: `epochs` of every run, and `data` to those named.
     """
 
@@ -100,6 +101,7 @@ class Study:
     samplers: tuple[str, ...] = ("voxels",)
     seeds: tuple[int, ...] = (0, 1, 2)
     primary: str = "iou"
+    amounts: tuple[float, ...] = ()
     quick: Overrides = field(default_factory=lambda: {"epochs": 3})
 
     def runs(self, *, quick: bool = False) -> list[Run]:
@@ -183,6 +185,7 @@ STUDIES: dict[str, Study] = {
             ("ce", "weighted ce", "dice+ce", "iou", "iou+ce/3", "lovasz+ce", "generalised iou", "instance"),
             samplers=("q=1/2",),
             baseline=("ce", "q=1/2"),
+            amounts=SHARES,
             quick={"epochs": 1, "data": ("0.03 %",)},
         ),
         Study(

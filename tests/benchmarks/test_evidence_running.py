@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import doctest
 import importlib
 import json
@@ -14,19 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from places import DATA as REAL
-from places import DOCS, ROOT
+from places import ROOT
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence.choices import LOSSES, SAMPLERS
 from benchmarks.evidence.datasets import BUILDERS, build
-from benchmarks.evidence.pictures import Line, Scale, draw
-from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, fill, picture
 from benchmarks.evidence.running import NETWORK, score_masks, summary
 from benchmarks.evidence.shapes import Contrast, make_image
 from benchmarks.evidence.studies import DATA, STUDIES, Data, Run, overrides
 from benchmarks.evidence.tables import (
     CASE_COLUMNS,
-    RUN_COLUMNS,
     add_run,
     append,
     cases_of,
@@ -274,97 +270,3 @@ def test_the_list_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixt
     assert command.main(["--list", "--results", str(tmp_path)]) == 0
     assert "1 of 27 runs" in capsys.readouterr().out
     assert command.main(["--study", "compound", "--only", "nothing", "--results", str(tmp_path)]) == 2
-
-
-def tables(folder: Path, seeds: int = 3) -> None:
-    """Write a study of which the second choice is better by 0.1."""
-    shared = dict.fromkeys(RUN_COLUMNS[5:], "1")
-    for loss, shift in (("dice+ce", 0.0), ("iou+ce/3", 0.1)):
-        for seed in range(seeds):
-            cases = [{**CASE, "case": name, "patient": name, "iou": 0.5 + shift + 0.01 * seed} for name in "xyz"]
-            add_run(folder, Run("compound", "phantoms", loss, "voxels", seed, 0), {**shared, "commit": "abc"}, cases)
-
-
-def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Path) -> None:
-    tables(tmp_path, 3)
-    text = block(STUDIES["compound"], tmp_path)
-    assert "6 of 27 runs are done" in text
-    assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | baseline |  |  |  |" in text
-    assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 |" in text
-    assert "+0.100 (+0.100 to +0.100)" in text
-    assert "better" in text
-    assert "Fewer than" not in text
-    tables(tmp_path / "two", 2)
-    text = block(STUDIES["compound"], tmp_path / "two")
-    assert "too few seeds" in text
-    assert "Fewer than 3 seeds" in text
-
-
-def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
-    page = "Before.\n<!-- study: compound -->\nold\n<!-- end -->\nAfter.\n"
-    filled = fill(page, tmp_path)
-    assert "Not run yet (27 runs)" in filled
-    assert "python -m benchmarks.evidence --study compound" in filled
-    assert filled.startswith("Before.\n")
-    assert filled.endswith("<!-- end -->\nAfter.\n")
-    assert "old" not in filled
-    assert fill(filled, tmp_path) == filled
-
-
-def test_a_choice_is_not_called_the_baseline_where_the_baseline_is_missing(tmp_path: Path) -> None:
-    add_run(tmp_path, RUN, SUMMARY, [CASE])
-    assert "| iou | 0.500 | 0.500 |  | 0.667 | 1.000 | no baseline yet |  |  |  |" in block(
-        STUDIES["compound"], tmp_path
-    )
-
-
-def test_the_picture_has_a_circle_a_seed_and_a_whisker_a_difference(tmp_path: Path) -> None:
-    import xml.etree.ElementTree as ElementTree
-
-    tables(tmp_path)
-    text = picture(STUDIES["compound"], tmp_path)
-    ElementTree.fromstring(text)
-    assert text.count('class="seed"') == 6
-    assert text.count('class="whisker"') == text.count('class="dot"') == 1
-    assert ">iou+ce/3</text>" in text
-    ElementTree.fromstring(draw([Line("a < b & c", [0.5])], "IoU", "a"))
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.61, 0.72), (-0.031, 0.031), (0.5, 0.5)])
-def test_ticks_lie_on_the_axis(low: float, high: float) -> None:
-    scale = Scale(low, high, 100, 300)
-    assert 1 <= len(scale.ticks()) <= 8
-    assert all(100 <= scale(tick) <= 300 for tick in scale.ticks())
-    assert scale(low) < scale(high) or low == high
-
-
-def test_the_page_of_results_and_its_pictures_are_those_of_the_tables() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert fill(text, RESULTS) == text, "run: python -m benchmarks.evidence.report"
-    assert {name for name in STUDIES if f"<!-- study: {name} -->" in text} == set(STUDIES)
-    drawn = {study.name for study in STUDIES.values() if runs_of(RESULTS, study.name)}
-    for name in drawn:
-        assert (RESULTS / f"{name}.svg").read_text(encoding="utf-8") == picture(STUDIES[name], RESULTS), name
-    assert {path.stem for path in (DOCS / "results").glob("*.svg")} == drawn
-
-
-def test_the_committed_tables_hold_planned_runs_from_a_clean_commit_with_all_their_cases() -> None:
-    for study in STUDIES.values():
-        rows = runs_of(RESULTS, study.name)
-        planned = {run.key for run in study.runs()}
-        for row in rows:
-            key = (row["data"], row["loss"], row["sampler"], int(row["seed"]), int(row["fold"]))
-            assert key in planned, key
-            assert not row["commit"].endswith("+"), "made with files that were not committed"
-            cases = [
-                case
-                for case in cases_of(RESULTS, study.name)
-                if [case[k] for k in row if k in case][:5] == [*map(str, key)]
-            ]
-            assert len({case["case"] for case in cases}) == int(row["cases"])
-            defined = [float(case["iou"]) for case in cases if case["iou"] != "nan"]
-            assert float(row["iou"]) == pytest.approx(sum(defined) / len(defined), abs=1e-5)
-        if rows:
-            with (RESULTS / f"{study.name}.csv").open(newline="") as stream:
-                assert tuple(next(csv.reader(stream))) == RUN_COLUMNS
-            assert circumstances(rows)

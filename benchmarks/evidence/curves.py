@@ -1,0 +1,82 @@
+"""The picture of a study over an amount, as SVG text: a curve with a band for each choice, a panel for each score."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.evidence.pictures import Scale, line, svg
+
+# Okabe and Ito's colours, which people who see few colours can tell apart.
+COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#8c8c00")
+TOP, FLOOR, HEIGHT = 40, 300, 400
+PANELS = ((50, 370), (425, 745))
+LEGEND_COLUMNS, LEGEND_TOP, LEGEND_ROW = 4, 352, 22
+
+
+@dataclass(frozen=True)
+class Point:
+    """The mean of one choice at an amount (above 0), and its 95 % interval."""
+
+    amount: float
+    mean: float
+    low: float
+    high: float
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Point]]], axis: str) -> str:
+    """Draw two scores over the amounts, on a logarithmic axis.
+
+    Args:
+        panels: title of a panel -> name of a choice -> its points by rising amount; scores from 0 to 1.
+        axis: what the amounts are.
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    amounts = sorted({p.amount for curves in panels.values() for points in curves.values() for p in points})
+    parts = []
+    for (title, curves), (start, end) in zip(panels.items(), PANELS, strict=True):
+        across = Scale(math.log10(amounts[0]), math.log10(amounts[-1]), start, end)
+        up = Scale(0.0, 1.0, FLOOR, TOP)
+        parts += _axes(title, axis, amounts, across, up)
+        for name, points in curves.items():
+            places = [(across(math.log10(p.amount)), *(up(v) for v in (p.mean, p.low, p.high))) for p in points]
+            parts += _curve(places, COLOURS[names.index(name)])
+    for index, name in enumerate(names):
+        x = PANELS[0][0] + 175 * (index % LEGEND_COLUMNS)
+        y = LEGEND_TOP + LEGEND_ROW * (index // LEGEND_COLUMNS)
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="14" height="10" fill="{COLOURS[index]}"/>')
+        parts.append(f'<text x="{x + 20}" y="{y}">{html.escape(name)}</text>')
+    return svg(HEIGHT, parts)
+
+
+def _axes(title: str, axis: str, amounts: Sequence[float], across: Scale, up: Scale) -> list[str]:
+    start, end = across.start, across.end
+    parts = [line(start, FLOOR, end, FLOOR, "axis"), line(start, FLOOR, start, TOP, "axis")]
+    parts.append(f'<text x="{(start + end) / 2:.1f}" y="24" text-anchor="middle">{html.escape(title)}</text>')
+    parts.append(f'<text x="{(start + end) / 2:.1f}" y="{FLOOR + 34}" text-anchor="middle">{html.escape(axis)}</text>')
+    for amount in amounts:
+        x = across(math.log10(amount))
+        parts += [line(x, FLOOR, x, FLOOR + 4, "axis"), _centred(f"{amount:g}", x, FLOOR + 18)]
+    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        y = up(tick)
+        parts += [line(start - 4, y, start, y, "axis"), _centred(f"{tick:g}", start - 16, y + 4)]
+    return parts
+
+
+def _curve(places: Sequence[tuple[float, float, float, float]], colour: str) -> list[str]:
+    """Return a band, a line and dots through (x, mean, low, high) in pixels."""
+    edge = [(x, low) for x, _, low, _ in places] + [(x, high) for x, _, _, high in reversed(places)]
+    band = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+    middle = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y, _, _ in places]
+    return [
+        f'<polygon class="band" points="{band}" fill="{colour}" fill-opacity="0.12"/>',
+        f'<polyline class="curve" points="{middle}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
+        *dots,
+    ]
+
+
+def _centred(text: str, x: float, y: float) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>'

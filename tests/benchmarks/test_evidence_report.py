@@ -1,0 +1,141 @@
+"""The page of results: tables and pictures of the studies' rows."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from places import DOCS
+
+from benchmarks.evidence.pictures import Line, Scale, draw
+from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curves, fill, picture, pictures
+from benchmarks.evidence.studies import STUDIES, Run
+from benchmarks.evidence.tables import RUN_COLUMNS, add_run, cases_of, runs_of
+
+RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
+CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0}
+SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
+
+
+def tables(folder: Path, seeds: int = 3) -> None:
+    """Write a study of which the second choice is better by 0.1."""
+    shared = dict.fromkeys(RUN_COLUMNS[5:], "1")
+    for loss, shift in (("dice+ce", 0.0), ("iou+ce/3", 0.1)):
+        for seed in range(seeds):
+            cases = [{**CASE, "case": name, "patient": name, "iou": 0.5 + shift + 0.01 * seed} for name in "xyz"]
+            add_run(folder, Run("compound", "phantoms", loss, "voxels", seed, 0), {**shared, "commit": "abc"}, cases)
+
+
+def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Path) -> None:
+    tables(tmp_path, 3)
+    text = block(STUDIES["compound"], tmp_path)
+    assert "6 of 27 runs are done" in text
+    assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | baseline |  |  |  |" in text
+    assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 |" in text
+    assert "+0.100 (+0.100 to +0.100)" in text
+    assert "better" in text
+    assert "Fewer than" not in text
+    tables(tmp_path / "two", 2)
+    text = block(STUDIES["compound"], tmp_path / "two")
+    assert "too few seeds" in text
+    assert "Fewer than 3 seeds" in text
+
+
+def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
+    page = "Before.\n<!-- study: compound -->\nold\n<!-- end -->\nAfter.\n"
+    filled = fill(page, tmp_path)
+    assert "Not run yet (27 runs)" in filled
+    assert "python -m benchmarks.evidence --study compound" in filled
+    assert filled.startswith("Before.\n")
+    assert filled.endswith("<!-- end -->\nAfter.\n")
+    assert "old" not in filled
+    assert fill(filled, tmp_path) == filled
+
+
+def test_a_choice_is_not_called_the_baseline_where_the_baseline_is_missing(tmp_path: Path) -> None:
+    add_run(tmp_path, RUN, SUMMARY, [CASE])
+    assert "| iou | 0.500 | 0.500 |  | 0.667 | 1.000 | no baseline yet |  |  |  |" in block(
+        STUDIES["compound"], tmp_path
+    )
+
+
+def test_the_picture_has_a_circle_a_seed_and_a_whisker_a_difference(tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    tables(tmp_path)
+    text = picture(STUDIES["compound"], tmp_path)
+    ElementTree.fromstring(text)
+    assert text.count('class="seed"') == 6
+    assert text.count('class="whisker"') == text.count('class="dot"') == 1
+    assert ">iou+ce/3</text>" in text
+    ElementTree.fromstring(draw([Line("a < b & c", [0.5])], "IoU", "a"))
+
+
+def test_the_curves_have_a_point_an_amount_and_a_band_of_the_interval(tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    study = STUDIES["imbalance"]
+    for seed in (0, 1):
+        for data, iou in (("3 %", 0.8), ("0.03 %", 0.4)):
+            for loss in ("ce", "dice+ce")[: 2 - seed]:
+                cases = [{**CASE, "case": name, "patient": name, "iou": iou + 0.1 * seed} for name in "xyz"]
+                add_run(tmp_path, Run("imbalance", data, loss, "q=1/2", seed, 0), SUMMARY, cases)
+    picture = ElementTree.fromstring(curves(study, tmp_path))
+    lines = [tag for tag in picture.iter() if tag.get("class") == "curve"]
+    bands = [tag for tag in picture.iter() if tag.get("class") == "band"]
+    assert len(lines) == len(bands) == 4  # two losses in two panels
+    left, up = ([float(place.split(",")[i]) for place in lines[0].get("points", "").split()] for i in (0, 1))
+    assert left == sorted(left)  # from 0.03 % to 3 %
+    assert len(left) == 2
+    top, floor = 40, 300  # of scores of 1 and 0, with a margin of a twentieth
+    assert up == pytest.approx([floor - (floor - top) * (value + 0.05) / 1.1 for value in (0.45, 0.85)], abs=0.06)
+    band = [float(place.split(",")[1]) for place in bands[0].get("points", "").split()]
+    assert band[0] > up[0] > band[3]
+    assert band[1] > up[1] > band[2]  # low, then high backwards
+    flat = [float(place.split(",")[1]) for place in bands[1].get("points", "").split()]
+    assert flat[0] == flat[3]  # one seed and equal patients leave nothing to draw
+    names = [tag.text for tag in picture.iter() if tag.tag.endswith("text")]
+    assert {"IoU", "lesion F1", "ce", "dice+ce", "0.03", "3"} <= set(names)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.61, 0.72), (-0.031, 0.031), (0.016, 0.906), (0.5, 0.5)])
+def test_ticks_lie_on_the_axis(low: float, high: float) -> None:
+    scale = Scale(low, high, 100, 300)
+    assert 2 <= len(scale.ticks()) <= 5 or low == high
+    assert all(100 <= scale(tick) <= 300 for tick in scale.ticks())
+    assert scale(low) < scale(high) or low == high
+
+
+def test_the_page_of_results_and_its_pictures_are_those_of_the_tables() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert fill(text, RESULTS) == text, "run: python -m benchmarks.evidence.report"
+    assert {name for name in STUDIES if f"<!-- study: {name} -->" in text} == set(STUDIES)
+    drawn: dict[str, str] = {}
+    for study in STUDIES.values():
+        if runs_of(RESULTS, study.name):
+            drawn |= pictures(study, RESULTS)
+    assert {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "results").glob("*.svg")} == drawn
+    assert all(f"(results/{name})" in text for name in drawn)
+
+
+def test_the_committed_tables_hold_planned_runs_from_a_clean_commit_with_all_their_cases() -> None:
+    for study in STUDIES.values():
+        rows = runs_of(RESULTS, study.name)
+        planned = {run.key for run in study.runs()}
+        for row in rows:
+            key = (row["data"], row["loss"], row["sampler"], int(row["seed"]), int(row["fold"]))
+            assert key in planned, key
+            assert not row["commit"].endswith("+"), "made with files that were not committed"
+            cases = [
+                case
+                for case in cases_of(RESULTS, study.name)
+                if [case[k] for k in row if k in case][:5] == [*map(str, key)]
+            ]
+            assert len({case["case"] for case in cases}) == int(row["cases"])
+            defined = [float(case["iou"]) for case in cases if case["iou"] != "nan"]
+            assert float(row["iou"]) == pytest.approx(sum(defined) / len(defined), abs=1e-5)
+        if rows:
+            with (RESULTS / f"{study.name}.csv").open(newline="") as stream:
+                assert tuple(next(csv.reader(stream))) == RUN_COLUMNS
+            assert circumstances(rows)
