@@ -33,7 +33,7 @@ def _compound(name: str, **options: Any) -> Overrides:
     return {"loss": {"_target_": "monai_iou.CompoundLoss", "losses": [_ours(name, **options), CROSS_ENTROPY]}}
 
 
-# As docs/bundle.md adds it.
+# As in docs/bundle.md, for the losses that need no cells.
 COPIED_LESIONS = {
     "copy_source": {
         "_target_": "monai_iou.workflow.caching.cached_dataset",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.evidence.pictures import Scale, line, svg
 
-# Okabe and Ito's colours, which people who see few colours can tell apart.
+# Seven of Okabe and Ito's colours, which people who see few colours can tell apart, and a dark yellow.
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#8c8c00")
 TOP, FLOOR, HEIGHT = 40, 300, 400
 PANELS = ((50, 370), (425, 745))
@@ -70,10 +70,12 @@ def _curve(places: Sequence[tuple[float, float, float, float]], colour: str) -> 
     edge = [(x, low) for x, _, low, _ in places] + [(x, high) for x, _, _, high in reversed(places)]
     band = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
     middle = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+    ends = [line(x, low, x, high, "end") for x, _, low, high in places]
     dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y, _, _ in places]
     return [
         f'<polygon class="band" points="{band}" fill="{colour}" fill-opacity="0.12"/>',
         f'<polyline class="curve" points="{middle}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
+        f'<g stroke="{colour}" stroke-opacity="0.5">{"".join(ends)}</g>',
         *dots,
     ]
 

@@ -20,7 +20,7 @@ from benchmarks.evidence.curves import Point, draw_curves
 from benchmarks.evidence.pictures import Line, draw
 from benchmarks.evidence.statistics import FEWEST_SEEDS, Choice, Comparison, Scores, compare, interval_of, scores_of
 from benchmarks.evidence.studies import STUDIES, Study
-from benchmarks.evidence.tables import cases_of, runs_of
+from benchmarks.evidence.tables import cases_of, key_of, runs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "results.md"
@@ -39,7 +39,7 @@ def block(study: Study, results: Path) -> str:
     runs = runs_of(results, study.name)
     planned = study.runs()
     command = f"```sh\npython -m benchmarks.evidence --study {study.name}\n```\n"
-    done = sum(run.key in {_key(row) for row in runs} for run in planned)
+    done = sum(run.key in {key_of(row) for row in runs} for run in planned)
     if not runs:
         return f"{study.question} Not run yet ({len(planned)} runs):\n\n{command}"
     text = f"{study.question} {done} of {len(planned)} runs are done.\n\n{command}\n{table(study, results)}\n"
@@ -47,10 +47,6 @@ def block(study: Study, results: Path) -> str:
     if study.amounts:
         text += f"\n![The scores over the share of foreground](results/{study.name}-curves.svg)\n"
     return text + f"\n{circumstances(runs)}\n"
-
-
-def _key(row: Mapping[str, str]) -> tuple[str, str, str, int, int]:
-    return (row["data"], row["loss"], row["sampler"], int(row["seed"]), int(row["fold"]))
 
 
 def analysed(study: Study, results: Path) -> tuple[dict[Choice, Scores], dict[Choice, Comparison]]:
@@ -94,7 +90,8 @@ def _difference(one: Comparison | None, otherwise: str) -> list[str]:
         return [otherwise, "", "", ""]
     low, high = one.interval
     p = "" if one.p_holm is None else f"{one.p_holm:.3f}"
-    return [f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})", f"{one.effect:+.2f}", p, one.verdict]
+    effect = "" if math.isnan(one.effect) else f"{one.effect:+.2f}"
+    return [f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})", effect, p, one.verdict]
 
 
 def _number(value: float) -> str:

@@ -36,7 +36,7 @@ EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 
 def run_all(runs: Sequence[Run], jobs: int, results: Path, output: Path, *, quick: bool) -> int:
     """Make the runs that are missing, each in a process of one thread; return how many failed."""
-    if not quick:  # studies differ in what they make quick
+    if not quick:  # a quick run has other epochs in each study
         copy_runs_of_other_studies(results, runs)
     todo = missing(results, runs)
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)

@@ -24,7 +24,7 @@ class Data:
 
 
 PILOT = {"patch_size": [48, 48, 32], "epochs": 60}
-# For the studies of many choices: half the channels and half the patches a step, so that a run takes few minutes.
+# For the studies of many choices: half the channels and half the patches a step, so that a run takes a few minutes.
 SMALL = {**PILOT, "base_channels": 8, "num_samples": 1}
 
 HIPPOCAMPUS = {"patch_size": [40, 56, 40], "base_channels": 8, "batch_size": 4, "flip_prob": 0.0}

@@ -91,13 +91,18 @@ def missing(results: Path, runs: Iterable[Run]) -> list[Run]:
 
 
 def copy_runs_of_other_studies(results: Path, runs: Iterable[Run]) -> None:
-    """Append the runs that another study has made, with the same overrides: only the study's name would differ."""
+    """Append the runs that another study has made by the same overrides, with all their cases and from a clean commit.
+
+    The commit may be an older one; the rows name it.
+    """
     todo = missing(results, runs)
     for study in STUDIES:
-        made = {key_of(row): row for row in runs_of(results, study)}
+        made = {key_of(row): row for row in runs_of(results, study) if not row["commit"].endswith("+")}
         cases = cases_of(results, study) if any(run.key in made for run in todo) else []
         for run in missing(results, [run for run in todo if run.key in made]):
-            add_run(results, run, made[run.key], [row for row in cases if key_of(row) == run.key])
+            own = [row for row in cases if key_of(row) == run.key]
+            if len({row["case"] for row in own}) == int(made[run.key]["cases"]):
+                add_run(results, run, made[run.key], own)
 
 
 def add_run(results: Path, run: Run, summary: Row, cases: Iterable[Row]) -> None:

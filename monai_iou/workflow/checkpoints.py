@@ -180,7 +180,7 @@ class CheckpointHandler:
         self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
 
     def _restore_best_score(self, state: Mapping[str, Any]) -> None:
-        """Take the score to beat over, unless it is of other cases, of which it says nothing."""
+        """Take over the score to beat, unless it was measured on other cases and so says nothing of these."""
         cases, plan = self.cases, self.plan
         if cases is not None and plan is not None and differences(state.get("data", {}), cases.record(plan)):
             return

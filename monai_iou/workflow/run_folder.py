@@ -92,7 +92,8 @@ class RunFolderHandler:
         self._sums: dict[str, float] = defaultdict(float)
         self._steps = 0
         self._start = time.monotonic()
-        self._next_curves, self._drawn = -np.inf, 0
+        self._next_curves = -np.inf
+        self._drawn: dict[str, Any] | None = None
 
     def attach(self, engine: Trainer) -> None:
         """Register on the trainer and its evaluator; only rank 0 writes."""
@@ -135,7 +136,7 @@ class RunFolderHandler:
 
     def _draw_curves(self, rows: Sequence[dict[str, Any]]) -> None:
         save_png(draw_curves(rows), self.folder / "progress.png")
-        self._drawn = rows[-1]["epoch"]
+        self._drawn = rows[-1]
 
     def _earlier(self, epoch: int) -> list[dict[str, Any]]:
         """The rows of the epochs before, also of the part of the training that was resumed."""
@@ -178,7 +179,7 @@ class RunFolderHandler:
 
     def _completed(self, engine: Trainer) -> None:
         if self.pictures:
-            if self._rows and self._rows[-1]["epoch"] != self._drawn:
+            if self._rows and self._rows[-1] is not self._drawn:
                 self._draw_curves(self._rows)
             write_summary(self.folder, {case: picture_name(case) for case in self.cases})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from places import DOCS
 
+from benchmarks.evidence.curves import COLOURS
 from benchmarks.evidence.pictures import Line, Scale, draw
 from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curves, fill, picture, pictures
 from benchmarks.evidence.studies import STUDIES, Run
@@ -33,7 +34,7 @@ def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Pat
     assert "6 of 27 runs are done" in text
     assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | baseline |  |  |  |" in text
     assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 |" in text
-    assert "+0.100 (+0.100 to +0.100)" in text
+    assert "| +0.100 (+0.100 to +0.100) |  | 0.000 | better |" in text  # no effect without a spread of patients
     assert "better" in text
     assert "Fewer than" not in text
     tables(tmp_path / "two", 2)
@@ -97,6 +98,13 @@ def test_the_curves_have_a_point_an_amount_and_a_band_of_the_interval(tmp_path: 
     assert flat[0] == flat[3]  # one seed and equal patients leave nothing to draw
     names = [tag.text for tag in picture.iter() if tag.tag.endswith("text")]
     assert {"IoU", "lesion F1", "ce", "dice+ce", "0.03", "3"} <= set(names)
+
+
+def test_every_curve_has_a_colour_and_every_amount_a_data_set() -> None:
+    for study in STUDIES.values():
+        if study.amounts:
+            assert len(study.losses) <= len(COLOURS)
+            assert len(study.amounts) == len(study.data)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.61, 0.72), (-0.031, 0.031), (0.016, 0.906), (0.5, 0.5)])

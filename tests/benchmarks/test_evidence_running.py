@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from places import DATA as REAL
 from places import ROOT
 
 from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import running
 from benchmarks.evidence.choices import LOSSES, SAMPLERS
 from benchmarks.evidence.datasets import BUILDERS, build
 from benchmarks.evidence.running import NETWORK, score_masks, summary
@@ -72,7 +74,9 @@ def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
     chosen = overrides(Run("compound", "phantoms", loss, "voxels", 3, 0))
     assert chosen["seed"] == 3
     new = {key.partition("#")[0] for key in chosen} - set(config) - {"planned"}
-    assert all(f"@{key}" in json.dumps(chosen) for key in new), "a key that nothing reads would change nothing"
+    assert all(re.search(rf"@{key}\b", json.dumps(chosen)) for key in new), (
+        "a key that nothing reads would change nothing"
+    )
 
 
 def test_inference_knows_the_keys_of_the_network() -> None:
@@ -147,13 +151,30 @@ def test_a_run_whose_row_is_missing_is_made_again_and_its_cases_count_once(tmp_p
 def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
     run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
     assert overrides(run) == overrides(other)
-    add_run(tmp_path, other, SUMMARY, [CASE, {**CASE, "case": "d"}])
-    add_run(tmp_path, Run("sampler", "unequal", "iou+ce/3", "q=1/2", 1, 0), SUMMARY, [CASE])
+    summary = {**SUMMARY, "cases": 2, "commit": "abc"}
+    for number, broken in enumerate([{**summary, "commit": "abc+"}, {**summary, "cases": 3}]):
+        add_run(tmp_path / f"{number}", other, broken, [CASE, {**CASE, "case": "d"}])
+        copy_runs_of_other_studies(tmp_path / f"{number}", [run])
+        assert missing(tmp_path / f"{number}", [run]) == [run]
+    add_run(tmp_path, other, summary, [CASE, {**CASE, "case": "d"}])
+    add_run(tmp_path, Run("sampler", "unequal", "iou+ce/3", "q=1/2", 1, 0), {**summary, "cases": 1}, [CASE])
     for _ in range(2):
         copy_runs_of_other_studies(tmp_path, [run])
         assert runs_of(tmp_path, "choices") == runs_of(tmp_path, "sampler")[:1]
         assert cases_of(tmp_path, "choices") == cases_of(tmp_path, "sampler")[:2]
     assert missing(tmp_path, [run]) == []
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_another_study_made_is_copied_but_for_quick_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
+    add_run(tmp_path, other, {**SUMMARY, "cases": 1, "commit": "abc"}, [CASE])
+    asked: list[Run] = []
+    monkeypatch.setattr(running, "_in_a_process", lambda run, *_, **__: asked.append(run) or True)
+    assert running.run_all([run], 1, tmp_path, tmp_path, quick=quick) == 0
+    assert asked == ([run] if quick else [])
 
 
 def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:

@@ -139,7 +139,13 @@ def test_peak_memory_is_the_gradient_and_little_more(
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
-    "loss", [IoULoss(softmax=True), IoUCELoss(softmax=True, batch=True), LovaszSoftmaxLoss(softmax=True)], ids=str
+    "loss",
+    [
+        IoULoss(softmax=True, ignore_index=2),
+        IoUCELoss(softmax=True, batch=True, weight=[1.0, 2.0, 3.0]).cuda() if torch.cuda.is_available() else None,
+        LovaszSoftmaxLoss(softmax=True),
+    ],
+    ids=["ignored", "weights", "Lovasz"],
 )
 def test_a_captured_step_follows_its_inputs(kernel: str, loss: torch.nn.Module) -> None:
     logits = torch.randn(2, 3, 20, 20, 20, device="cuda", requires_grad=True)

@@ -152,9 +152,11 @@ def test_on_a_gpu_wrong_labels_are_asked_about_late(monkeypatch: pytest.MonkeyPa
     assert report_bad_values(wrong.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor).isnan().all()
     assert torch.equal(report_bad_values(right.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor), right)
     event.arrived = captured = True  # a graph asks for no answer, not even for those that have arrived, and sends none
+    waiting = list(label_checks._late_checks._questions)
     for rows in (wrong, right):
         found = report_bad_values(rows.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor)
         assert torch.equal(found, rows) if rows is right else found.isnan().all()
+    assert list(label_checks._late_checks._questions) == waiting
     captured = False
     with pytest.raises(ValueError, match=r"labels 0 to 1 .* but got 9: "):
         report_bad_values(right, labels, voxels, None)

@@ -130,6 +130,8 @@ def test_short_epochs_do_not_wait_for_their_curves(
     engine.run([0], max_epochs=4)
     assert counts == drawn
     assert len(read_csv(tmp_path / "epochs.csv")) == 4
+    engine.run([0], max_epochs=4)  # again from the first epoch: its last curves are new ones
+    assert counts == [*drawn, *(drawn if seconds == 0 else [4])]
 
 
 def test_log_lines_go_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
