@@ -106,8 +106,9 @@ class Training:
             return
         images = [{name: item[name] for name in ("case", "image")} for item in held_out]
         models = find_models(self.folder)
+        device = {name: value for name, value in self.keys.items() if name == "device"}
         run_configs([self.configs[0].with_name("inference.json")],
-                    {"images": images, **models.keys, "output_dir": str(masks)}, "inference")  # fmt: skip
+                    {"images": images, **models.keys, **device, "output_dir": str(masks)}, "inference")  # fmt: skip
         self.state.finish("predicted")
         gc.collect()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from layouts import plain_pair
 
 from monai_iou.commands import train as train_command
 from monai_iou.files import OutputError, read_csv
+from monai_iou.workflow import training_runs
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
 
@@ -65,6 +67,24 @@ def test_to_resume_and_to_overwrite_reaches_the_bundle(tmp_path: Path) -> None:
             (training,) = train_command._run(tmp_path, tmp_path, keys, options).trainings
             assert training.request["keys"] == {}, "the same command goes on from there"
             assert training.bundle_keys.get("resume", False) is ("--overwrite" in words)
+
+
+def test_the_device_that_is_planned_for_is_that_of_training_and_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(training_runs, "run_configs", lambda _, keys, *__: given.append(keys))
+    for words, expected in (["--device", "cpu"], "cpu"), ([], None):
+        with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
+            options = {name: value for name, value in context.params.items() if name != "dataset"}
+            keys = train_command._keys(context, tmp_path, options)
+            (training,) = train_command._run(tmp_path, tmp_path, keys, options).trainings
+        assert training.bundle_keys.get("device") == expected
+        make_started(training, "trained")
+        training.state.facts["held_out"] = [{"case": "c", "image": "i", "label": "l"}]
+        training.predict(tmp_path / "masks")
+        assert given.pop().get("device") == expected
+        shutil.rmtree(tmp_path / "models")
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
