@@ -89,7 +89,7 @@ def _difference(one: Comparison | None, otherwise: str) -> list[str]:
     if one is None:
         return [otherwise, "", "", ""]
     low, high = one.interval
-    p = "" if one.p_holm is None else f"{one.p_holm:.3f}"
+    p = "" if one.p_holm is None else f"{one.p_holm:.3f}" if one.p_holm >= 0.0005 else "below 0.001"
     effect = "" if math.isnan(one.effect) else f"{one.effect:+.2f}"
     return [f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})", effect, p, one.verdict]
 
