@@ -97,6 +97,8 @@ LOSSES: dict[str, Overrides] = {
     "copied lesions": {**_iou_ce(THIRD), **COPIED_LESIONS},
     "no flips": {**_iou_ce(THIRD), "flip_prob": 0.0},
     "attention": {"attention": True},
+    # The other levels of the network stay as they are.
+    "full resolution": {"full_resolution": True, "base_channels": 4},
     "augmentation 0.3": {**_iou_ce(THIRD), "augmentation": 0.3},
     "augmentation 0": {**_iou_ce(THIRD), "augmentation": 0.0},
 }

@@ -243,6 +243,7 @@ STUDIES: dict[str, Study] = {
                 "copied lesions",
                 "no flips",
                 "attention",
+                "full resolution",
             ),
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
