@@ -2,6 +2,7 @@
 
     python -m benchmarks.evidence.report
     python -m benchmarks.evidence.report --study compound --results runs/evidence-quick    # print one study's table
+    python -m benchmarks.evidence.report --study imbalance --volumes    # how much each seed marked and what it cost
 
 The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` and `<!-- end -->` is not.
 A study without a row is named there with its command.
@@ -98,6 +99,21 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}"
 
 
+def volumes(study: Study, results: Path) -> str:
+    """Return, for every run, the marked volume in multiples of the reference's, over all cases, and its CPU time."""
+    sums: dict[tuple[str, str, str, int, int], list[int]] = {}
+    for row in cases_of(results, study.name):
+        both = sums.setdefault(key_of(row), [0, 0])
+        both[0] += int(row["predicted_voxels"])
+        both[1] += int(row["reference_voxels"])
+    lines = ["| data | loss | crops | seed | fold | marked / reference | CPU seconds |", "| --- " * 7 + "|"]
+    for row in runs_of(results, study.name):
+        marked, reference = sums[key_of(row)]
+        cells = [*map(str, key_of(row)), f"{marked / reference:.2f}", row["cpu_seconds"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def picture(study: Study, results: Path) -> str:
     """Return the study's picture as SVG text."""
     scores, comparisons = analysed(study, results)
@@ -159,10 +175,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the page and the pictures, or print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=list(STUDIES), metavar="NAME", help="print its table and write nothing")
+    parser.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume and CPU time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
+    if options.volumes and not options.study:
+        parser.error("--volumes needs --study NAME")
     if options.study:
-        print(table(STUDIES[options.study], options.results))
+        print((volumes if options.volumes else table)(STUDIES[options.study], options.results))
         return 0
     for study in STUDIES.values():
         if runs_of(options.results, study.name):

@@ -24,7 +24,7 @@ MACHINE = (
         type=Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
-        help="Device to plan for; `auto` is a GPU if there is one. With `train`, `cpu` is also where it runs.",
+        help="Device to plan for; `auto` is a GPU if there is one. `monai-iou train --device cpu` trains there too.",
     ),
 )
 

@@ -10,7 +10,7 @@ from places import DOCS
 
 from benchmarks.evidence.curves import COLOURS
 from benchmarks.evidence.pictures import Line, Scale, draw
-from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curves, fill, picture, pictures
+from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curves, fill, main, picture, pictures
 from benchmarks.evidence.studies import STUDIES, Run
 from benchmarks.evidence.tables import RUN_COLUMNS, add_run, cases_of, runs_of
 
@@ -41,6 +41,18 @@ def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Pat
     text = block(STUDIES["compound"], tmp_path / "two")
     assert "too few seeds" in text
     assert "Fewer than 3 seeds" in text
+
+
+def test_marked_volumes_are_added_over_the_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        {**CASE, "case": name, "predicted_voxels": marked, "reference_voxels": 10}
+        for name, marked in (("a", 3), ("b", 4))
+    ]
+    add_run(tmp_path, RUN, SUMMARY, cases)
+    assert main(["--study", "compound", "--volumes", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("| phantoms | iou | voxels | 0 | 0 | 0.35 | 90 |\n")
+    with pytest.raises(SystemExit):
+        main(["--volumes"])
 
 
 def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from places import DATA as REAL
-from places import ROOT
+from places import DOCS, ROOT
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import running
-from benchmarks.evidence.choices import LOSSES, SAMPLERS
+from benchmarks.evidence.choices import COPIED_LESIONS, LOSSES, SAMPLERS
 from benchmarks.evidence.datasets import BUILDERS, build
 from benchmarks.evidence.running import NETWORK, score_masks, summary
 from benchmarks.evidence.shapes import Contrast, make_image
@@ -77,6 +77,16 @@ def test_overrides_change_keys_that_the_bundle_has(loss: str) -> None:
     assert all(re.search(rf"@{key}\b", json.dumps(chosen)) for key in new), (
         "a key that nothing reads would change nothing"
     )
+
+
+def test_copied_lesions_are_those_of_the_page() -> None:
+    text = (DOCS / "bundle.md").read_text(encoding="utf-8")
+    (page,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if "copying" in block]
+    page["copying"]["prob"] = page.pop("copy_lesions")
+    order = "train#preprocessing#transforms"
+    cells = "([@component_regions] if monai_iou.workflow.settings.is_true(@instance, 'instance') else []) + "
+    page[order] = page[order].replace(cells, "")
+    assert page == COPIED_LESIONS
 
 
 def test_inference_knows_the_keys_of_the_network() -> None:
