@@ -5,9 +5,9 @@
     python -m benchmarks.evidence --study compound --only dice+ce iou+ce/3 --jobs 2
     python -m benchmarks.evidence --list
 
-Every run is the shipped bundle by overrides, in a process of its own with one thread. Its rows are appended to
-RESULTS/NAME.csv and RESULTS/NAME-cases.csv once it is done; a kill loses the run that was being made, and the same
-command goes on with what is missing. Exit code 1 if a run failed.
+Every run is the shipped bundle by overrides, in a process of its own, with one thread unless its data name more. Its
+rows are appended to RESULTS/NAME.csv and RESULTS/NAME-cases.csv once it is done; a kill loses the run that was being
+made, and the same command goes on with what is missing. Exit code 1 if a run failed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--study", choices=list(STUDIES), metavar="NAME")
     parser.add_argument("--list", action="store_true", help="name the studies and how many of their runs are done")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="data, losses, samplers, seed=N, fold=N")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, of one thread each")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="a few epochs of one seed; kept apart from the results")
     parser.add_argument("--results", type=Path, help="folder of the tables; docs/results, or OUTPUT with --quick")
     parser.add_argument("--output", type=Path, help="for data, logs and weights; runs/evidence, or runs/evidence-quick")

@@ -8,6 +8,7 @@ Each returns the loss of every step, and writes a mask for every test image. The
 - nnU-Net: the steps alone. Fingerprint, plan and preprocessing come before, and its online validation is left out. Its
   learning rate falls to 0 over the minutes as it otherwise does over the epochs. Its plan for the hippocampus has nine
   patches a step, which take one CPU core long; it is given two, the fewest that it plans for.
+- nnU-Net with our trainer: the same with `nnUNetTrainerIoU`, whose loss is IoU and cross-entropy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -124,33 +126,26 @@ def _write_masks(network: Any, data: Path, images: list[str], masks: Path) -> No
         nib.save(nib.Nifti1Image(mask, affine), masks / Path(image).name)
 
 
-def nnunet(data: Path, folder: Path, budget: Budget) -> list[float]:
-    """Let nnU-Net plan and preprocess, make its steps for the minutes, and predict as it does after a training."""
-    number, configuration = 904, "3d_fullres"
-    folders = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
-    os.environ.update({**folders, "nnUNet_compile": "f", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"})
-    name = f"Dataset{number}_Peer"
-    _write_raw_dataset(data, folder / "raw" / name)
-    prepare = (
-        "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
-    )
-    words = ["-d", str(number), "-c", configuration, "-np", "1", "-npfp", "1"]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", prepare, *words], check=True)
+def nnunet(data: Path, folder: Path, budget: Budget, *, iou: bool = False) -> list[float]:
+    """Let nnU-Net plan and preprocess, make its steps for the minutes, and predict as it does after a training.
+
+    With `iou`, the trainer is `nnUNetTrainerIoU` and not nnU-Net's own.
+    """
+    plans, dataset = _prepare(data, folder)
+    plans["configurations"][CONFIGURATION]["batch_size"] = 2
+    plans["continue_training"] = False  # what its command adds
 
     import numpy as np
     import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from monai_iou.integrations.nnunet import nnUNetTrainerIoU
 
     random.seed(budget.seed)
     np.random.seed(budget.seed)  # noqa: NPY002 - nnU-Net draws from it
     torch.manual_seed(budget.seed)
-    preprocessed = folder / "preprocessed" / name
-    plans, dataset = (json.loads((preprocessed / file).read_text()) for file in ("nnUNetPlans.json", "dataset.json"))
-    plans["configurations"][configuration]["batch_size"] = 2
-    plans["continue_training"] = False  # what its command adds
-    trainer = nnUNetTrainer(plans, configuration, "all", dataset, torch.device("cpu"))
     threads = torch.get_num_threads()
+    trainer = (nnUNetTrainerIoU if iou else nnUNetTrainer)(plans, CONFIGURATION, "all", dataset, torch.device("cpu"))
     # In this process; nnU-Net's planning takes the number for torch's threads as well.
     os.environ.update({"nnUNet_n_proc_DA": "0"})
     trainer.on_train_start()
@@ -160,16 +155,45 @@ def nnunet(data: Path, folder: Path, budget: Budget) -> list[float]:
     for share in budget.shares(time.monotonic()):
         trainer.optimizer.param_groups[0]["lr"] = trainer.initial_lr * (1 - share) ** 0.9
         losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+    _predict(trainer, data, folder)
+    return losses
+
+
+CONFIGURATION = "3d_fullres"
+DATASET = 904, "Dataset904_Peer"
+
+
+def _prepare(data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run nnU-Net's planning and preprocessing; return its plans and its dataset.json."""
+    number, name = DATASET
+    folders = {f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")}
+    os.environ.update({**folders, "nnUNet_compile": "f", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"})
+    _write_raw_dataset(data, folder / "raw" / name)
+    prepare = (
+        "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
+    )
+    words = ["-d", str(number), "-c", CONFIGURATION, "-np", "1", "-npfp", "1"]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", prepare, *words], check=True)
+    preprocessed = folder / "preprocessed" / name
+    plans, dataset = (json.loads((preprocessed / file).read_text()) for file in ("nnUNetPlans.json", "dataset.json"))
+    return plans, dataset
+
+
+def _predict(trainer: Any, data: Path, folder: Path) -> None:
+    """Write masks of the test images with nnU-Net's predictor."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
     trainer.set_deep_supervision_enabled(False)
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
-    managers = (trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()], dataset)
+    managers = trainer.plans_manager, trainer.configuration_manager
+    weights, network = [trainer.network.state_dict()], trainer.network.eval()
     axes = trainer.inference_allowed_mirroring_axes
-    predictor.manual_initialization(trainer.network.eval(), *managers, "nnUNetTrainer", axes)
+    predictor.manual_initialization(network, *managers, weights, trainer.dataset_json, "nnUNetTrainer", axes)
+    _, name = DATASET
     images = [[str(folder / "raw" / name / "imagesTs" / f"{_stem(image)}_0000.nii.gz")] for image in _tested(data)]
     outputs = [str(folder / "masks" / _stem(image)) for image in _tested(data)]
     (folder / "masks").mkdir()
     predictor.predict_from_files_sequential(images, outputs)
-    return losses
 
 
 def _tested(data: Path) -> list[str]:
@@ -200,4 +224,9 @@ def _write_raw_dataset(data: Path, raw: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
 
 
-CONTESTANTS: dict[str, Contestant] = {"ours": ours, "bare loop": bare_loop, "nnU-Net, batch of 2": nnunet}
+CONTESTANTS: dict[str, Contestant] = {
+    "ours": ours,
+    "bare loop": bare_loop,
+    "nnU-Net, batch of 2": nnunet,
+    "nnU-Net, IoU, batch of 2": partial(nnunet, iou=True),
+}

@@ -154,6 +154,10 @@ def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
     def every(column: str) -> str:
         return ", ".join(sorted({row[column] for row in runs}))
 
+    def numbers(column: str) -> str:
+        values = sorted({row[column] for row in runs if row[column]}, key=float)
+        return " to ".join(dict.fromkeys((values[0], values[-1]))) if values else ""
+
     seeds: dict[Choice, set[str]] = {(row["data"], row["loss"], row["sampler"]): set() for row in runs}
     for row in runs:
         seeds[row["data"], row["loss"], row["sampler"]].add(row["seed"])
@@ -162,12 +166,11 @@ def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
     if any(few) and not all(few):
         warning = f" **Rows with fewer than {FEWEST_SEEDS} seeds decide nothing.**"
     hours = sum(float(row["cpu_seconds"]) for row in runs) / 3600
-    machine = (
-        f"{every('threads')} thread on {every('device')}, load {every('load')}, {hours:.1f} hours of CPU time in all"
-    )
+    threads = f"{numbers('threads')} thread" + ("" if numbers("threads") == "1" else "s")
+    machine = f"{threads} on {every('device')}, load {numbers('load')}, {hours:.1f} hours of CPU time in all"
     versions = f"torch {every('torch')}, MONAI {every('monai')}, Python {every('python')}, commit {every('commit')}"
-    epochs = f"{every('epochs')} epochs, " if any(row["epochs"] for row in runs) else ""
-    trained = f"{epochs}{every('steps')} steps, {every('cases')} test cases a run"
+    epochs = f"{numbers('epochs')} epochs, " if any(row["epochs"] for row in runs) else ""
+    trained = f"{epochs}{numbers('steps')} steps, {numbers('cases')} test cases a run"
     return f"{trained}; {machine}; {versions}.{warning}"
 
 

@@ -35,7 +35,7 @@ EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 
 
 def run_all(runs: Sequence[Run], jobs: int, results: Path, output: Path, *, quick: bool) -> int:
-    """Make the runs that are missing, each in a process of one thread; return how many failed."""
+    """Make the runs that are missing, each in a process of its own; return how many failed."""
     if not quick:  # a quick run has other epochs in each study
         copy_runs_of_other_studies(results, runs)
     todo = missing(results, runs)
@@ -46,13 +46,13 @@ def run_all(runs: Sequence[Run], jobs: int, results: Path, output: Path, *, quic
 
 def _in_a_process(run: Run, results: Path, output: Path, *, quick: bool) -> bool:
     task = {"run": asdict(run), "results": str(results), "output": str(output), "quick": quick}
-    log = output / f"{run.folder}.log"
+    log, threads = output / f"{run.folder}.log", str(DATA[run.data].threads)
     start = time.monotonic()
     with log.open("a") as stream:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.evidence.running", json.dumps(task)],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": threads, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": threads},
             stdout=stream,
             stderr=subprocess.STDOUT,
             check=False,

@@ -13,7 +13,8 @@ from benchmarks.evidence.choices import LOSSES, SAMPLERS, Overrides
 class Data:
     """A data set: its builder in `datasets.py` with arguments, the bundle's settings on it, its folds.
 
-    With `minutes`, a run is one of `contestants.py` that trains for so long, and not the bundle by overrides.
+    With `minutes`, a run is one of `contestants.py` that trains for so long on so many threads, and not the bundle by
+    overrides.
     """
 
     builder: str
@@ -21,6 +22,7 @@ class Data:
     settings: Overrides = field(default_factory=dict)
     folds: int = 1
     minutes: float | None = None
+    threads: int = 1
 
 
 PILOT = {"patch_size": [48, 48, 32], "epochs": 60}
@@ -51,6 +53,7 @@ DATA: dict[str, Data] = {
     # About the steps of `--minutes 5` on two slow cores, with the network that it plans.
     "task904, 468 steps": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "base_channels": 16, "epochs": 9} | CROPS),
     **{f"task904, {minutes} min": Data("task904", {"training": 208}, minutes=minutes) for minutes in (10, 30)},
+    "task904, 30 min, 2 threads": Data("task904", {"training": 208}, minutes=30, threads=2),
     "task904, 8, 1.5 min": Data("task904", {"training": 8}, minutes=1.5),
 }
 
@@ -219,8 +222,8 @@ STUDIES: dict[str, Study] = {
         Study(
             "minutes",
             "How good is the best-known training of each package after the same number of minutes?",
-            ("task904, 10 min", "task904, 30 min"),
-            ("ours", "bare loop", "nnU-Net, batch of 2"),
+            ("task904, 10 min", "task904, 30 min", "task904, 30 min, 2 threads"),
+            ("ours", "bare loop", "nnU-Net, batch of 2", "nnU-Net, IoU, batch of 2"),
             samplers=("own",),
             baseline=("bare loop", "own"),
             primary="dice",

@@ -187,6 +187,19 @@ def test_what_another_study_made_is_copied_but_for_quick_runs(
     assert asked == ([run] if quick else [])
 
 
+def test_a_run_has_the_threads_that_its_data_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def start(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[bytes]:
+        found.append((env["OMP_NUM_THREADS"], env["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"]))
+        return subprocess.CompletedProcess([], 0)
+
+    monkeypatch.setattr(running.subprocess, "run", start)
+    runs = [RUN, Run("minutes", "task904, 30 min, 2 threads", "ours", "own", 0, 0)]
+    assert running.run_all(runs, 1, tmp_path, tmp_path, quick=True) == 0
+    assert found == [("1", "1"), ("2", "2")]
+
+
 def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:
     with locked(tmp_path / "x.lock") as first, locked(tmp_path / "x.lock", wait=False) as second:
         assert (first, second) == (True, False)
