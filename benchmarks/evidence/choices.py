@@ -53,6 +53,25 @@ COPIED_LESIONS = {
     "train#preprocessing#transforms": "$@train#deterministic_transforms + [@copying] + @train#random_transforms",
 }
 
+# Patches as MONAI's `RandCropByPosNegLabeld` draws them.
+AROUND_VOXELS: Overrides = {
+    "train#random_transforms#0": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "DeleteItemsd", "keys": ["label_lesions"]},
+            {
+                "_target_": "RandCropByPosNegLabeld",
+                "keys": ["image", "label"],
+                "label_key": "label",
+                "spatial_size": "$@plan.patch_size",
+                "pos": "@positive_crops",
+                "neg": "@negative_crops",
+                "num_samples": "@num_samples",
+            },
+        ],
+    }
+}
+
 # Everything that a row's column `loss` may name. An entry may override more than the loss.
 LOSSES: dict[str, Overrides] = {
     "iou+ce": _iou_ce(1.0),
@@ -72,10 +91,20 @@ LOSSES: dict[str, Overrides] = {
     "instance": {"instance": True},
     "planned": {"planned": True},  # what `monai-iou plan` writes for the data, but for the epochs
     "monai tutorial": {
-        # MONAI's spleen tutorial: DiceCELoss as it comes, Adam at 1e-4, batch normalisation, no flips.
+        # As MONAI's spleen tutorial: DiceCELoss as it comes, Adam at a constant 1e-4, batch normalisation, and no
+        # random transforms but patches around voxels. The network has the levels and channels of the others.
         "loss": {"_target_": "DiceCELoss", **MONAI_REGION},
         "optimizer#_target_": "torch.optim.Adam",
         "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "lr_scheduler": {
+            "_target_": "torch.optim.lr_scheduler.ConstantLR",
+            "optimizer": "@optimizer",
+            "factor": 1.0,
+            "total_iters": 1,
+        },
+        "augmentation": 0.0,
+        **AROUND_VOXELS,
         "network_def": {
             "_target_": "UNet",
             "spatial_dims": 3,
@@ -102,6 +131,9 @@ LOSSES: dict[str, Overrides] = {
     "augmentation 0.3": {**_iou_ce(THIRD), "augmentation": 0.3},
     "augmentation 0": {**_iou_ce(THIRD), "augmentation": 0.0},
 }
+RATES = (0.0005, 0.001, 0.004)  # beside the bundle's 0.002
+RATED = ("iou+ce/3", "dice+ce", "iou")
+LOSSES |= {f"{loss}, rate {rate:g}": {**LOSSES[loss], "learning_rate": rate} for loss in RATED for rate in RATES}
 
 
 def _by_size(exponent: float, jitter: float) -> Overrides:
@@ -111,23 +143,7 @@ def _by_size(exponent: float, jitter: float) -> Overrides:
 # What the column `sampler` may name: crops around a foreground voxel, as MONAI's, or around components drawn by their
 # size to the power of q, with the voxel in the middle of the patch or anywhere in its middle half.
 SAMPLERS: dict[str, Overrides] = {
-    "voxels": {
-        "train#random_transforms#0": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "DeleteItemsd", "keys": ["label_lesions"]},
-                {
-                    "_target_": "RandCropByPosNegLabeld",
-                    "keys": ["image", "label"],
-                    "label_key": "label",
-                    "spatial_size": "$@plan.patch_size",
-                    "pos": "@positive_crops",
-                    "neg": "@negative_crops",
-                    "num_samples": "@num_samples",
-                },
-            ],
-        }
-    },
+    "voxels": AROUND_VOXELS,
     "q=1, centred": _by_size(1.0, 0.0),
     "q=1": _by_size(1.0, 0.5),
     "q=1/2, centred": _by_size(0.5, 0.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,15 @@ LEGEND_COLUMNS, LEGEND_TOP, LEGEND_ROW = 4, 352, 22
 
 @dataclass(frozen=True)
 class Point:
-    """The mean of one choice at an amount (above 0), and its 95 % interval."""
+    """The mean of one choice at an amount (above 0), and its 95 % interval; None for too few seeds to have one."""
 
     amount: float
     mean: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
 
 
 def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Point]]], axis: str) -> str:
-    """Draw two scores over the amounts, on a logarithmic axis.
+    """Draw two scores over the amounts, on a logarithmic axis; a point without an interval is a hollow circle.
 
     Args:
         panels: title of a panel -> name of a choice -> its points by rising amount; scores from 0 to 1.
@@ -41,8 +41,7 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Point]]], axis: str) 
         up = Scale(0.0, 1.0, FLOOR, TOP)
         parts += _axes(title, axis, amounts, across, up)
         for name, points in curves.items():
-            places = [(across(math.log10(p.amount)), *(up(v) for v in (p.mean, p.low, p.high))) for p in points]
-            parts += _curve(places, COLOURS[names.index(name)])
+            parts += _curve(points, across, up, COLOURS[names.index(name)])
     for index, name in enumerate(names):
         x = PANELS[0][0] + 175 * (index % LEGEND_COLUMNS)
         y = LEGEND_TOP + LEGEND_ROW * (index // LEGEND_COLUMNS)
@@ -65,19 +64,25 @@ def _axes(title: str, axis: str, amounts: Sequence[float], across: Scale, up: Sc
     return parts
 
 
-def _curve(places: Sequence[tuple[float, float, float, float]], colour: str) -> list[str]:
-    """Return a band, a line and dots through (x, mean, low, high) in pixels."""
-    edge = [(x, low) for x, _, low, _ in places] + [(x, high) for x, _, _, high in reversed(places)]
-    band = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
-    middle = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
-    ends = [line(x, low, x, high, "end") for x, _, low, high in places]
-    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y, _, _ in places]
-    return [
-        f'<polygon class="band" points="{band}" fill="{colour}" fill-opacity="0.12"/>',
-        f'<polyline class="curve" points="{middle}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
-        f'<g stroke="{colour}" stroke-opacity="0.5">{"".join(ends)}</g>',
-        *dots,
-    ]
+def _curve(points: Sequence[Point], across: Scale, up: Scale, colour: str) -> list[str]:
+    """Return bands where there are intervals, a line, and circles: filled where there is an interval."""
+    lefts = [across(math.log10(point.amount)) for point in points]
+    parts = []
+    for known, group in itertools.groupby(zip(lefts, points, strict=True), lambda pair: pair[1].interval is not None):
+        edges = [(x, *map(up, point.interval)) for x, point in group if point.interval]
+        outline = [(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]
+        band = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
+        ends = "".join(line(x, low, x, high, "end") for x, low, high in edges)
+        if known:
+            parts.append(f'<polygon class="band" points="{band}" fill="{colour}" fill-opacity="0.12"/>')
+            parts.append(f'<g stroke="{colour}" stroke-opacity="0.5">{ends}</g>')
+    places = [(x, up(point.mean)) for x, point in zip(lefts, points, strict=True)]
+    middle = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    parts.append(f'<polyline class="curve" points="{middle}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+    for (x, y), point in zip(places, points, strict=True):
+        fill = colour if point.interval else "#fff"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{fill}" stroke="{colour}"/>')
+    return parts
 
 
 def _centred(text: str, x: float, y: float) -> str:

@@ -3,6 +3,7 @@
     python -m benchmarks.evidence.report
     python -m benchmarks.evidence.report --study compound --results runs/evidence-quick    # print one study's table
     python -m benchmarks.evidence.report --study imbalance --volumes    # how much each seed marked and what it cost
+    python -m benchmarks.evidence.report --study real --patients        # the score of each patient
 
 The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` and `<!-- end -->` is not.
 A study without a row is named there with its command.
@@ -55,29 +56,46 @@ def analysed(study: Study, results: Path) -> tuple[dict[Choice, Scores], dict[Ch
     found = scores_of(cases_of(results, study.name), study.primary)
     order = [(data, loss, sampler) for data in study.data for sampler in study.samplers for loss in study.losses]
     scores = {choice: found[choice] for choice in order if choice in found and found[choice].table.size}
-    comparisons = compare(scores, {data: (data, *study.baseline) for data in study.data})
+    comparisons = compare(scores, {data: (data, *study.baseline) for data in study.data}, len(order) - len(study.data))
     return scores, {one.choice: one for one in comparisons}
 
 
 def table(study: Study, results: Path) -> str:
     """Return the study's table as Markdown; the primary score decides, the others are shown."""
     scores, comparisons = analysed(study, results)
-    others = {name: scores_of(cases_of(results, study.name), name) for name in TITLES if name != study.primary}
+    cases = cases_of(results, study.name)
+    others = {name: scores_of(cases, name) for name in TITLES if name != study.primary}
+    lesions = _lesions(cases)
     title = TITLES[study.primary]
     heads = [*_columns(study), f"{title} of each seed", "mean", "spread of seeds", *(TITLES[name] for name in others)]
+    heads += ["lesions found", "false lesions per case"] if study.primary != "dice" else []
     heads += [f"{title} - baseline (95 %)", "effect", "p, Holm", "verdict"]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for choice, one in scores.items():
         seeds = ", ".join(f"{value:.3f}" for value in one.table.mean(axis=1))
         cells = [*_names(study, choice), seeds, f"{one.mean:.3f}", _number(one.spread)]
         cells += [_number(found[choice].mean) for found in others.values()]
+        cells += lesions[choice] if study.primary != "dice" else []
         word = "baseline" if choice[1:] == study.baseline else "no baseline yet"
         lines.append("| " + " | ".join([*cells, *_difference(comparisons.get(choice), word)]) + " |")
     return "\n".join(lines)
 
 
+def _lesions(cases: Sequence[Mapping[str, str]]) -> dict[Choice, list[str]]:
+    """Return, for every choice, the share of the reference's lesions that were found, and the false ones per case."""
+    sums: dict[Choice, list[int]] = {}
+    for row in cases:
+        one = sums.setdefault((row["data"], row["loss"], row["sampler"]), [0, 0, 0, 0])
+        for index, value in enumerate((row["found"], row["lesions"], row["invented"], 1)):
+            one[index] += int(value)
+    return {
+        choice: [f"{100 * found / lesions:.0f} %" if lesions else "", f"{false / count:.1f}"]
+        for choice, (found, lesions, false, count) in sums.items()
+    }
+
+
 def _columns(study: Study) -> list[str]:
-    many = {"data": len(study.data) > 1, "loss": True, "crops": len(study.samplers) > 1}
+    many = {"data": len(study.data) > 1, "choice": True, "crops": len(study.samplers) > 1}
     return [name for name, shown in many.items() if shown]
 
 
@@ -91,7 +109,8 @@ def _difference(one: Comparison | None, otherwise: str) -> list[str]:
         return [otherwise, "", "", ""]
     low, high = one.interval
     p = "" if one.p_holm is None else f"{one.p_holm:.3f}" if one.p_holm >= 0.0005 else "below 0.001"
-    effect = "" if math.isnan(one.effect) else f"{one.effect:+.2f}"
+    start, end = one.effect_interval
+    effect = "" if math.isnan(one.effect) else f"{one.effect:+.2f} ({start:+.2f} to {end:+.2f})"
     return [f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})", effect, p, one.verdict]
 
 
@@ -114,6 +133,15 @@ def volumes(study: Study, results: Path) -> str:
     return "\n".join(lines)
 
 
+def patients(study: Study, results: Path) -> str:
+    """Return the study's score of every patient, the mean over the seeds."""
+    lines = ["| data | choice | crops | patient | " + TITLES[study.primary] + " |", "| --- " * 5 + "|"]
+    for choice, one in analysed(study, results)[0].items():
+        for name, value in zip(one.patients, one.table.mean(axis=0), strict=True):
+            lines.append("| " + " | ".join([*choice, name, f"{value:.3f}"]) + " |")
+    return "\n".join(lines)
+
+
 def picture(study: Study, results: Path) -> str:
     """Return the study's picture as SVG text."""
     scores, comparisons = analysed(study, results)
@@ -133,13 +161,18 @@ def curves(study: Study, results: Path) -> str:
         panel = panels[TITLES[name]] = {}
         for loss in study.losses:
             found = [
-                Point(amount, scores[choice].mean, *interval_of(scores[choice].table))
+                Point(amount, scores[choice].mean, _band(scores[choice]))
                 for data, amount in sorted(zip(study.data, study.amounts, strict=True), key=lambda pair: pair[1])
                 if (choice := (data, loss, study.samplers[0])) in scores and scores[choice].table.size
             ]
             if found:
                 panel[loss] = found
     return draw_curves(panels, "foreground, % of the voxels")
+
+
+def _band(scores: Scores) -> tuple[float, float] | None:
+    """Return the interval of the mean, none for few seeds: it would leave out how they differ."""
+    return interval_of(scores.table) if len(scores.seeds) >= FEWEST_SEEDS else None
 
 
 def pictures(study: Study, results: Path) -> dict[str, str]:
@@ -178,13 +211,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the page and the pictures, or print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=list(STUDIES), metavar="NAME", help="print its table and write nothing")
-    parser.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume and CPU time")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume and CPU time")
+    kind.add_argument("--patients", action="store_true", help="with --study: each patient's score")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    if options.volumes and not options.study:
-        parser.error("--volumes needs --study NAME")
+    if (options.volumes or options.patients) and not options.study:
+        parser.error("--volumes and --patients need --study NAME")
     if options.study:
-        print((volumes if options.volumes else table)(STUDIES[options.study], options.results))
+        shown = volumes if options.volumes else patients if options.patients else table
+        print(shown(STUDIES[options.study], options.results))
         return 0
     for study in STUDIES.values():
         if runs_of(options.results, study.name):

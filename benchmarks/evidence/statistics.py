@@ -3,16 +3,20 @@
 A choice has a score for every pair of a seed and a patient, d_sp is its difference from the baseline's, and both ways
 vary: a training again with another seed, another patient. So neither seeds nor patients alone are the sample.
 
-The interval is a hierarchical bootstrap: seeds and patients are drawn with replacement, n - 1 of n, which makes the
-variance of the mean unbiased (Rao and Wu, JASA 1988); n of n would make it too small by (n - 1) / n, a third for three
-seeds. Percentiles do not know how few seeds stand behind them, though: where the seeds differ more than the patients,
-intervals from three seeds cover the truth in four studies of five and not in 95 % of them (the tests measure it). The
-test takes the number of seeds into account. Its variance of the mean is that of the two-way table of d_sp,
+The interval is a two-way bootstrap: seeds and patients are drawn with replacement, n - 1 of n, which makes the variance
+of a mean of seeds alone, or of patients alone, unbiased (Rao and Wu, JASA 1988); n of n would make it too small by
+(n - 1) / n, a third for three seeds. What is neither of the seed nor of the patient counts more than once, so that an
+interval is too wide where nothing else varies. Percentiles do not know how few seeds stand behind them, though: where
+the seeds differ more than the patients, intervals from three seeds cover the truth in four studies of five and not in
+95 % of them (the tests measure it). The test takes the number of seeds into account. Its variance of the mean is that
+of the two-way table of d_sp,
 
-    V = (MS_seeds + MS_patients - MS_rest) / (S P), at least MS_rest / (S P)
+    V = (MS_seeds + MS_patients - MS_rest) / (S P),   MS_seeds and MS_patients at least MS_rest,
 
-and Student's t with Satterthwaite's degrees of freedom. A choice is called better or worse only where the interval
-excludes 0 and the test agrees after Holm's correction over the study's comparisons.
+and Student's t with Satterthwaite's degrees of freedom. Mean squares below that of the rest are raised to it and keep
+their few degrees of freedom: the test errs on the side of no decision, and does not jump where a score changes little.
+A choice is called better or worse only where the interval excludes 0 and the test agrees after Holm's correction over
+all comparisons that the study plans, so that no verdict falls when the others are made.
 """
 
 from __future__ import annotations
@@ -123,12 +127,15 @@ def differences(first: Scores, second: Scores) -> Table:
     return np.asarray(parts[1] - parts[0])
 
 
-def compare(scores: Mapping[Choice, Scores], baselines: Mapping[str, Choice]) -> list[Comparison]:
+def compare(
+    scores: Mapping[Choice, Scores], baselines: Mapping[str, Choice], planned: int | None = None
+) -> list[Comparison]:
     """Compare every choice with its data's baseline, and correct the p-values over all of them.
 
     Args:
         scores: from `scores_of`.
         baselines: data -> the choice to compare with; data whose baseline has no scores is left out.
+        planned: how many comparisons the study will make; those without a p-value yet count with p = 1.
     """
     found = []
     for choice, second in scores.items():
@@ -137,7 +144,8 @@ def compare(scores: Mapping[Choice, Scores], baselines: Mapping[str, Choice]) ->
             table = differences(scores[baseline], second)
             if table.size:
                 found.append(comparison(choice, baseline, table))
-    corrected = holm([one.p for one in found])
+    waiting = [1.0] * max(0, (planned or 0) - sum(one.p is not None for one in found))
+    corrected = holm([*(one.p for one in found), *waiting])[: len(found)]
     return [Comparison(**{**vars(one), "p_holm": p}) for one, p in zip(found, corrected, strict=True)]
 
 
@@ -196,17 +204,13 @@ def p_value(table: Table) -> float | None:
         return None
     mean, by_seed, by_patient = table.mean(), table.mean(axis=1), table.mean(axis=0)
     rest = table - by_seed[:, None] - by_patient[None] + mean
-    squares = (
-        patients * float(by_seed.var(ddof=1)),
-        seeds * float(by_patient.var(ddof=1)),
-        float((rest**2).sum()) / ((seeds - 1) * (patients - 1)),
-    )
     freedom = (seeds - 1, patients - 1, (seeds - 1) * (patients - 1))
-    excess = squares[0] + squares[1] - squares[2]
-    variance = max(excess, squares[2]) / (seeds * patients)
-    if variance < 1e-30:
+    of_rest = float((rest**2).sum()) / freedom[2]
+    of_seeds = max(patients * float(by_seed.var(ddof=1)), of_rest)
+    of_patients = max(seeds * float(by_patient.var(ddof=1)), of_rest)
+    squares = of_seeds + of_patients - of_rest
+    if squares / (seeds * patients) < 1e-30:
         return float(abs(mean) < 1e-15)
-    spread = sum(square**2 / degrees for square, degrees in zip(squares, freedom, strict=True))
-    # Below the rest's own variance there is no effect of seeds or patients, and its degrees of freedom hold.
-    degrees = excess**2 / spread if excess > squares[2] else float(freedom[2])
-    return float(2 * t.sf(abs(float(mean)) / math.sqrt(variance), max(degrees, 1.0)))
+    parts = zip((of_seeds, of_patients, of_rest), freedom, strict=True)
+    degrees = squares**2 / sum(square**2 / degrees for square, degrees in parts)
+    return float(2 * t.sf(abs(float(mean)) / math.sqrt(squares / (seeds * patients)), max(degrees, 1.0)))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.evidence.choices import LOSSES, SAMPLERS, Overrides
+from benchmarks.evidence.choices import LOSSES, RATED, RATES, SAMPLERS, Overrides
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ STUDIES: dict[str, Study] = {
                 "dice",
                 "dice+ce/10",
             ),
-            baseline=("dice+ce", "voxels"),
+            baseline=("iou+ce/3", "voxels"),
         ),
         Study(
             "sampler",
@@ -187,9 +187,18 @@ STUDIES: dict[str, Study] = {
             tuple(f"{share:g} %" for share in SHARES),
             ("ce", "weighted ce", "dice+ce", "iou", "iou+ce/3", "lovasz+ce", "generalised iou", "instance"),
             samplers=("q=1/2",),
-            baseline=("ce", "q=1/2"),
+            baseline=("iou+ce/3", "q=1/2"),
             amounts=SHARES,
             quick={"epochs": 1, "data": ("0.03 %",)},
+        ),
+        Study(
+            "rates",
+            "Does the order of the losses depend on the learning rate?",
+            ("0.1 %",),
+            (*RATED, *(f"{loss}, rate {rate:g}" for loss in RATED for rate in RATES)),
+            samplers=("q=1/2",),
+            baseline=("iou+ce/3", "q=1/2"),
+            quick={"epochs": 1},
         ),
         Study(
             "real",
@@ -197,7 +206,7 @@ STUDIES: dict[str, Study] = {
             ("task901", "task902", "task904, 8", "task904, 32", "task904, 208"),
             ("dice+ce", "iou+ce/3", "dice+ce as it comes", "iou", "planned"),
             samplers=("q=1/2",),
-            baseline=("dice+ce", "q=1/2"),
+            baseline=("iou+ce/3", "q=1/2"),
             quick={"epochs": 1, "data": ("task904, 8",)},
         ),
         Study(
@@ -206,7 +215,7 @@ STUDIES: dict[str, Study] = {
             ("task901", "task904, 208"),
             ("monai tutorial", "dice+ce", "iou+ce/3"),
             samplers=("q=1/2",),
-            baseline=("monai tutorial", "q=1/2"),
+            baseline=("iou+ce/3", "q=1/2"),
             quick={"epochs": 1, "data": ("task901",)},
         ),
         Study(
@@ -225,7 +234,7 @@ STUDIES: dict[str, Study] = {
             ("task904, 10 min", "task904, 30 min", "task904, 30 min, 2 threads"),
             ("ours", "bare loop", "nnU-Net, batch of 2", "nnU-Net, IoU, batch of 2"),
             samplers=("own",),
-            baseline=("bare loop", "own"),
+            baseline=("ours", "own"),
             primary="dice",
             quick={"data": ("task904, 8, 1.5 min",)},
         ),

@@ -10,17 +10,18 @@ from places import DOCS
 
 from benchmarks.evidence.curves import COLOURS
 from benchmarks.evidence.pictures import Line, Scale, draw
-from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curves, fill, main, picture, pictures
+from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curves, fill, main, picture, pictures, table
 from benchmarks.evidence.studies import STUDIES, Run
 from benchmarks.evidence.tables import RUN_COLUMNS, add_run, cases_of, runs_of
 
 RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
-CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0}
+LESIONS = {"lesions": 4, "found": 3, "invented": 1}
+CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0, **LESIONS}
 SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
 
 
 def tables(folder: Path, seeds: int = 3) -> None:
-    """Write a study of which the second choice is better by 0.1."""
+    """Write a study whose second choice, the baseline, is better by 0.1."""
     shared = dict.fromkeys(RUN_COLUMNS[5:], "1")
     for loss, shift in (("dice+ce", 0.0), ("iou+ce/3", 0.1)):
         for seed in range(seeds):
@@ -32,10 +33,9 @@ def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Pat
     tables(tmp_path, 3)
     text = block(STUDIES["compound"], tmp_path)
     assert "6 of 27 runs are done" in text
-    assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | baseline |  |  |  |" in text
-    assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 |" in text
-    assert "| +0.100 (+0.100 to +0.100) |  | below 0.001 | better |" in text  # no effect without a spread of patients
-    assert "better" in text
+    assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | -0.100 (" in text
+    assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | baseline |  |  |  |" in text
+    assert "| -0.100 (-0.100 to -0.100) |  | below 0.001 | worse |" in text  # no effect without a spread of patients
     assert "Fewer than" not in text
     tables(tmp_path / "two", 2)
     text = block(STUDIES["compound"], tmp_path / "two")
@@ -55,6 +55,16 @@ def test_marked_volumes_are_added_over_the_cases(tmp_path: Path, capsys: pytest.
         main(["--volumes"])
 
 
+def test_the_score_of_a_patient_is_the_mean_over_seeds_and_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, scores in ((0, (0.2, 0.4)), (1, (0.6, 0.8))):
+        cases = [{**CASE, "case": str(score), "iou": score} for score in scores]
+        add_run(tmp_path, Run("compound", "phantoms", "iou", "voxels", seed, 0), SUMMARY, cases)
+    assert main(["--study", "compound", "--patients", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["| --- " * 5 + "|", "| phantoms | iou | voxels | p | 0.500 |"]
+
+
 def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
     page = "Before.\n<!-- study: compound -->\nold\n<!-- end -->\nAfter.\n"
     filled = fill(page, tmp_path)
@@ -68,9 +78,16 @@ def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
 
 def test_a_choice_is_not_called_the_baseline_where_the_baseline_is_missing(tmp_path: Path) -> None:
     add_run(tmp_path, RUN, SUMMARY, [CASE])
-    assert "| iou | 0.500 | 0.500 |  | 0.667 | 1.000 | no baseline yet |  |  |  |" in block(
-        STUDIES["compound"], tmp_path
-    )
+    line = "| iou | 0.500 | 0.500 |  | 0.667 | 1.000 | 75 % | 1.0 | no baseline yet |  |  |  |"
+    assert line in block(STUDIES["compound"], tmp_path)
+
+
+def test_shares_of_lesions_are_of_all_cases_and_left_out_where_dice_decides(tmp_path: Path) -> None:
+    cases = [{**CASE, "case": "a"}, {**CASE, "case": "b", "lesions": 0, "found": 0, "invented": 4}]
+    add_run(tmp_path, RUN, SUMMARY, cases)
+    assert "| 75 % | 2.5 |" in table(STUDIES["compound"], tmp_path)
+    add_run(tmp_path, Run("minutes", "task904, 10 min", "ours", "own", 0, 0), SUMMARY, [CASE])
+    assert "lesions found" not in table(STUDIES["minutes"], tmp_path)
 
 
 def test_the_picture_has_a_circle_a_seed_and_a_whisker_a_difference(tmp_path: Path) -> None:
@@ -89,25 +106,26 @@ def test_the_curves_have_a_point_an_amount_and_a_band_of_the_interval(tmp_path: 
     import xml.etree.ElementTree as ElementTree
 
     study = STUDIES["imbalance"]
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         for data, iou in (("3 %", 0.8), ("0.03 %", 0.4)):
-            for loss in ("ce", "dice+ce")[: 2 - seed]:
+            for loss in ("ce", "dice+ce")[: 2 - seed // 2]:
                 cases = [{**CASE, "case": name, "patient": name, "iou": iou + 0.1 * seed} for name in "xyz"]
                 add_run(tmp_path, Run("imbalance", data, loss, "q=1/2", seed, 0), SUMMARY, cases)
     picture = ElementTree.fromstring(curves(study, tmp_path))
     lines = [tag for tag in picture.iter() if tag.get("class") == "curve"]
     bands = [tag for tag in picture.iter() if tag.get("class") == "band"]
-    assert len(lines) == len(bands) == 4  # two losses in two panels
+    assert len(lines) == 4  # two losses in two panels
+    assert len(bands) == 2  # one of them with two seeds, which are too few for a band
+    circles = [tag.get("fill") for tag in picture.iter() if tag.tag.endswith("circle")]
+    assert circles == 2 * [COLOURS[0], COLOURS[0], "#fff", "#fff"]
     left, up = ([float(place.split(",")[i]) for place in lines[0].get("points", "").split()] for i in (0, 1))
     assert left == sorted(left)  # from 0.03 % to 3 %
     assert len(left) == 2
     top, floor = 40, 300  # of scores of 1 and 0, with a margin of a twentieth
-    assert up == pytest.approx([floor - (floor - top) * (value + 0.05) / 1.1 for value in (0.45, 0.85)], abs=0.06)
+    assert up == pytest.approx([floor - (floor - top) * (value + 0.05) / 1.1 for value in (0.5, 0.9)], abs=0.06)
     band = [float(place.split(",")[1]) for place in bands[0].get("points", "").split()]
     assert band[0] > up[0] > band[3]
     assert band[1] > up[1] > band[2]  # low, then high backwards
-    flat = [float(place.split(",")[1]) for place in bands[1].get("points", "").split()]
-    assert flat[0] == flat[3]  # one seed and equal patients leave nothing to draw
     names = [tag.text for tag in picture.iter() if tag.tag.endswith("text")]
     assert {"IoU", "lesion F1", "ce", "dice+ce", "0.03", "3"} <= set(names)
 
