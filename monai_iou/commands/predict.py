@@ -33,7 +33,7 @@ RESULTS = (
     ),
     click.option("--save-probabilities", is_flag=True, help="Also write the probabilities of all classes, as NIfTI."),
     click.option("--preview", is_flag=True, help="Also write a picture of each mask over its image."),
-    click.option("--overwrite", is_flag=True, help="Replace masks that are there."),
+    click.option("--overwrite", is_flag=True, help="Replace results that are there, but never an image."),
 )
 MODELS = (
     click.option(
@@ -54,30 +54,33 @@ def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: st
 
     IMAGES are files (NIfTI, MetaImage, NRRD, PNG), folders of them, and folders of the slices of a DICOM series. Where
     the channels of an image are files of their own, they are called NAME_0000, NAME_0001, ...; name one of them or
-    their folder. A mask lies on exactly the grid of its image. No file is replaced without --overwrite.
+    their folder. In a folder, NAME_mask and NAME_probabilities beside NAME are no images but results. A mask lies on
+    exactly the grid of its image. No file is replaced without --overwrite.
     """
     run = _model_folder(run)
     _check_paths(run, images)
     from monai_iou.console import say
-    from monai_iou.workflow.prediction import check_new, find_models, plan_predictions, run_all
+    from monai_iou.workflow.prediction import find_models, plan_predictions, run_all
     from monai_iou.workflow.previews import write_preview
+    from monai_iou.workflow.result_files import check_new
 
+    wanted = {"probabilities": options["save_probabilities"], "preview": options["preview"]}
     keys = {"save_probabilities": True} if options["save_probabilities"] else {}
     keys |= {"tta_flips": True} if options["tta"] else {}
     with reported():
         models = find_models(run, options["folds"])
-        runs = plan_predictions(models, images, output, ending)
+        runs = plan_predictions(models, images, output, ending, **wanted)
         items = [item for each in runs for item in each.items]
         if not options["overwrite"]:
-            check_new(item.mask for item in items)
+            check_new(path for item in items for path in item.files.values())
         for each in runs:
             click.echo(bundle_line([str(models.config)], each.keys(keys)))
 
         def done(item: Any) -> None:
             say(f"Written: {item.mask}")
-            if options["save_probabilities"]:
+            if item.probabilities is not None:
                 say(f"Written: {item.probabilities}")
-            if options["preview"]:
+            if item.preview is not None:
                 write_preview(item.case.images, item.mask, item.preview)
                 say(f"Written: {item.preview}")
 

@@ -10,7 +10,7 @@ from typing import Any
 from monai_iou.datasets.cases import Case, DatasetError, values_of
 from monai_iou.datasets.description import MOST_CLASSES, read_description
 from monai_iou.datasets.scheme import LabelScheme
-from monai_iou.volumes.names import PNG_EXTENSION, case_name, is_hidden, is_png, volumes_below
+from monai_iou.volumes.names import PNG_EXTENSION, RESULTS, case_name, is_hidden, is_png, volumes_below
 from monai_iou.volumes.png import png_channels
 from monai_iou.volumes.reading import VolumeError, read_header, read_labels
 
@@ -73,7 +73,7 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
     """
     masks = {case_name(path): path for path in volumes_below(labels, deep=False)}
     cases = []
-    for path in volumes_below(images, deep=False):
+    for path in volumes_below(images, deep=False, without=RESULTS):
         name = case_name(path)
         name = name if name in masks else name.removesuffix("_0000")
         if name not in masks:

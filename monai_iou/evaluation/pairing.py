@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_iou.files import read_csv
-from monai_iou.volumes.names import case_name, find_spelling, volumes_below
+from monai_iou.volumes.names import PROBABILITIES, case_name, find_spelling, volumes_below
 
 
 class PairingError(ValueError):
@@ -53,13 +54,16 @@ def pair_folders(predictions: Path, references: Path) -> list[Pair]:
     return [Pair(name, predicted.get(name), found_references.get(name)) for name in names]
 
 
-def find_volumes(folder: Path, argument: str) -> dict[str, Path]:
-    """Every volume below `folder`, by relative name without the extension, sorted; errors name `argument`."""
+def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABILITIES,)) -> dict[str, Path]:
+    """Every volume below `folder`, by relative name without the extension, sorted; errors name `argument`.
+
+    `without` as for `volumes_below`.
+    """
     if not folder.is_dir():
         message = f"Expected `{argument}` to be a folder of volumes, but got `{folder}`: check the path."
         raise PairingError(message)
     volumes: dict[str, Path] = {}
-    for path in volumes_below(folder):
+    for path in volumes_below(folder, without=without):
         # Composed, so that a file from a Mac (NFD) pairs with one from elsewhere (NFC).
         name = unicodedata.normalize("NFC", path.parent.relative_to(folder).joinpath(case_name(path)).as_posix())
         if name in volumes:

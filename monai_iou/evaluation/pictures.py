@@ -12,6 +12,7 @@ from monai_iou.evaluation.pairing import PairingError, find_volumes
 from monai_iou.evaluation.rendering import number
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.thumbnails import show_picture
+from monai_iou.volumes.names import RESULTS
 from monai_iou.volumes.reading import VolumeError
 
 WORST_SHOWN = 5
@@ -60,7 +61,7 @@ def _chosen(evaluation: Evaluation) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _images(folder: Path | None) -> tuple[dict[str, Path], str]:
     try:
-        return (find_volumes(folder, "--images") if folder is not None else {}), ""
+        return (find_volumes(folder, "--images", RESULTS) if folder is not None else {}), ""
     except PairingError as error:
         return {}, str(error)
 

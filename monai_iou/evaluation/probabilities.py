@@ -24,6 +24,7 @@ from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import align
+from monai_iou.volumes.names import PROBABILITIES, RESULTS
 from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
 
@@ -37,8 +38,11 @@ _KEYS = ("probabilities", "softmax")  # of nnU-Net v2 and v1
 def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Return the probability files of each case, by the structure's name, or by "" for one file with all channels.
 
+    Where a case has `CASE_probabilities` or an archive, the other volumes of the folder are taken for masks.
+
     Args:
-        folder: folder with `CASE.npz` of nnU-Net, `CASE.nii.gz` with a channel for each class, or `CASE_LABEL.nii.gz`.
+        folder: folder with `CASE_probabilities.nii.gz` of `monai-iou predict`, `CASE.npz` of nnU-Net, `CASE.nii.gz`
+            with a channel for each class, or `CASE_LABEL.nii.gz`.
         cases: names of the cases.
 
     Raises:
@@ -46,18 +50,21 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
     """
     archives = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.npz"))}
     try:
-        volumes = find_volumes(folder, "--probabilities")
+        volumes = find_volumes(folder, "--probabilities", without=())
     except PairingError:
         if not archives:
             raise
         volumes = {}
     known, maps = set(cases), {}
+    ours = {case: volumes[name] for case in cases if (name := f"{case}_{PROBABILITIES}") in volumes}
+    whole_maps = {case: archives[case] for case in cases if case in archives} | ours or volumes
+    results = {f"{case}_{kind}" for case in cases for kind in RESULTS}
     for case in cases:
-        whole = archives.get(case, volumes.get(case))
+        whole = whole_maps.get(case)
         parts = {
             name[len(case) + 1 :]: path
             for name, path in volumes.items()
-            if name.startswith(f"{case}_") and name not in known
+            if name.startswith(f"{case}_") and name not in known and name not in results
         }
         if whole is not None or parts:
             maps[case] = parts if whole is None else {"": whole}

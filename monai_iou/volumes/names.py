@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
@@ -14,8 +14,10 @@ METAIMAGE_EXTENSIONS = (".mha", ".mhd")
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 PNG_EXTENSION = ".png"
 EXTENSIONS = (*NIFTI_EXTENSIONS, *PAIR_EXTENSIONS, *METAIMAGE_EXTENSIONS, *NRRD_EXTENSIONS, PNG_EXTENSION)
-PROBABILITIES = "_probabilities."  # in the names of the maps that `monai-iou predict` writes beside its masks
-PREVIEW_ENDING = "_preview.png"  # of the pictures that `monai-iou predict` draws beside its masks
+# Behind an image's name and an underscore: what `monai-iou predict` writes beside it.
+MASK, PROBABILITIES, PREVIEW = "mask", "probabilities", "preview"
+RESULTS = (MASK, PROBABILITIES)  # those that are volumes
+PREVIEW_ENDING = f"_{PREVIEW}.png"
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
 # Number of files of a folder to inspect before deciding that it contains no DICOM slices.
 LOOKED_INTO = 32
@@ -89,30 +91,52 @@ def is_dicom(path: Path) -> bool:
     return start[:2] in _FIRST_GROUPS and start[3:4] == b"\0" and (explicit or implicit)
 
 
-def volumes_below(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+def results_among(volumes: Iterable[Path], kinds: Sequence[str] = RESULTS) -> set[Path]:
+    """Return the files that have the names of results for others: `a_mask.nii.gz` beside `a.mha` or `a_0000.mha`.
+
+    Args:
+        volumes: files, and folders of DICOM slices; each may be the image and none but a file the result.
+        kinds: of `RESULTS`; the pictures of masks are found in any case.
+    """
+    named = [(path, case_name(path)) for path in volumes]
+    images = {(path.parent, image) for path, name in named for image in (name, name.removesuffix("_0000"))}
+
+    def is_result(path: Path, name: str) -> bool:
+        image, _, kind = name.rpartition("_")
+        known = kind in kinds or path.name.endswith(PREVIEW_ENDING)
+        return known and image != "" and (path.parent, image) in images and not path.is_dir()
+
+    return {path for path, name in named if is_result(path, name)}
+
+
+def volumes_below(folder: Path, *, deep: bool = True, without: Sequence[str] = (PROBABILITIES,)) -> Iterator[Path]:
     """Yield every volume below a folder: files with the names of volumes, and folders of DICOM slices.
 
     The entries of each folder are sorted. Hidden entries are skipped. Links to folders are followed, except those that
     lead back to a folder that contains them. PNG pictures count only where all volumes of their folder are PNG, apart
-    from probability maps: beside others they are screenshots.
+    from probability maps and what is left out: beside others they are screenshots.
 
     Args:
         folder: the folder to search; it is not regarded as a folder of slices itself.
         deep: whether to search subfolders as well.
+        without: kinds of results that are left out where the volume that they are of lies beside them. Who looks for
+            images leaves out all `RESULTS`.
     """
-    yield from _below(folder, deep, (_identity(folder),))
+    yield from _below(folder, deep, without, (_identity(folder),))
 
 
-def _below(folder: Path, deep: bool, above: tuple[object, ...]) -> Iterator[Path]:
+def _below(folder: Path, deep: bool, without: Sequence[str], above: tuple[object, ...]) -> Iterator[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry))
     except OSError:
         return
     folders = [entry for entry in entries if entry.is_dir()]
     files = [entry for entry in entries if entry not in folders and is_volume(entry)]
-    others = [*(entry for entry in folders if is_volume(entry)), *files]
-    pictures_only = all(is_png(entry) or PROBABILITIES in entry.name for entry in others)
-    yield from (entry for entry in files if pictures_only or not is_png(entry))
+    volumes = [*(entry for entry in folders if is_volume(entry)), *files]
+    results = results_among(volumes, without)
+    maps = f"_{PROBABILITIES}"
+    pictures_only = all(is_png(e) or case_name(e).endswith(maps) for e in volumes if e not in results)
+    yield from (e for e in files if e not in results and (pictures_only or not is_png(e)))
     for entry in folders:
         identity = _identity(entry)
         if identity in above:
@@ -120,7 +144,7 @@ def _below(folder: Path, deep: bool, above: tuple[object, ...]) -> Iterator[Path
         if is_volume(entry):
             yield entry
         elif deep:
-            yield from _below(entry, deep, (*above, identity))
+            yield from _below(entry, deep, without, (*above, identity))
 
 
 def _identity(folder: Path) -> object:

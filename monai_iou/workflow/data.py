@@ -7,7 +7,7 @@ plan. It opens nothing before it is asked, so that a config without its data sti
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +18,17 @@ import numpy as np
 from monai_iou.datasets.case_volumes import check_case
 from monai_iou.datasets.cases import Case, DatasetError, check_voxel_size
 from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
-from monai_iou.datasets.naming import check_names, names_root
+from monai_iou.datasets.naming import check_names
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.planning.stored import load_plan
-from monai_iou.volumes.names import PNG_EXTENSION, case_name, volumes_below
+from monai_iou.volumes.names import PNG_EXTENSION, RESULTS, case_name, volumes_below
 from monai_iou.workflow.images import image_cases
 from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.labelled import case_items
 from monai_iou.workflow.mask_formats import check_fits_png
 from monai_iou.workflow.models import report_missing_plan
 from monai_iou.workflow.records import check_held_out, check_unseen, data_record, image_identity
+from monai_iou.workflow.result_files import result_file
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["BundleCases", "bundle_root"]
@@ -146,7 +147,7 @@ class BundleCases:
 
     @property
     def inference(self) -> list[dict[str, Any]]:
-        """Items to segment: `test`, else `test_labelled`; without dataset.json every NIfTI file of the folder."""
+        """Items to segment: `test`, else `test_labelled`; without dataset.json every image of the folder."""
         with exit_with_message():
             cases = self._to_segment()
             if not cases:
@@ -162,7 +163,7 @@ class BundleCases:
             return image_cases(self._images)
         if (self.dataset_dir / "dataset.json").exists():
             return self.folder.test
-        cases = [Case(case_name(path), path) for path in volumes_below(self.dataset_dir, deep=False)]
+        cases = [Case(case_name(path), path) for path in volumes_below(self.dataset_dir, deep=False, without=RESULTS)]
         check_names(cases, str(self.dataset_dir))
         return cases
 
@@ -181,35 +182,19 @@ class BundleCases:
                 "the labels": [path for case in cases for path in case.labels],
             }
 
-    @property
-    def mask_root(self) -> str:
-        """Folder below which the masks repeat the images' folders, "" if the images' own names are enough.
-
-        Also "" without images: MONAI Label and MONAI Deploy bring theirs later, and a run without any ends by itself.
-        """
-        with exit_with_message():
-            cases = self._to_segment()
-        return str(names_root([case.image for case in cases]) or "") if cases else ""
-
-    def mask_name(self, meta: Mapping[str, Any] | None, saver: object = None) -> dict[str, Any]:
-        """Name a mask after its case, for SaveImaged's `output_name_formatter`: `c.NII.GZ` gives c."""
-        file = Path(str((meta or {}).get("filename_or_obj", "image")))
-        root, names = self._mask_names
-        # MONAI takes an extension off, of names with other dots too.
-        return {"subject": str(Path(root) / f"{names.get(file, case_name(file))}.nii.gz")}
-
     def result_path(self, image: Path, folder: str, suffix: str, ending: str) -> Path:
         """Return where the mask of an image goes, or another result with the suffix behind its case's name."""
-        name = self._mask_names[1].get(image, case_name(image))
-        return Path(folder) / f"{name}{'_' if suffix else ''}{suffix}{ending}"
+        return result_file(Path(folder), self._case_names.get(image, case_name(image)), suffix, ending)
 
-    def mask_files(self, folder: str, suffix: str, ending: str) -> dict[str, Path]:
-        """Return where inference writes the mask of each case."""
-        return {case.name: self.result_path(case.image, folder, suffix, ending) for case in self._to_segment()}
+    def result_files(self, folder: str, suffix: str, ending: str) -> dict[str, Path]:
+        """Return where inference writes the mask of each case, or another result, see `result_path`."""
+        return {name: self.result_path(image, folder, suffix, ending) for image, name in self._case_names.items()}
 
     @cached_property
-    def _mask_names(self) -> tuple[str, dict[Path, str]]:
-        return self.mask_root, {case.image: case.name for case in self._to_segment()}
+    def _case_names(self) -> dict[Path, str]:
+        """Of the images to segment; none where MONAI Label and MONAI Deploy bring theirs later."""
+        with exit_with_message():
+            return {case.image: case.name for case in self._to_segment()}
 
     def check_inference(self, plan: Plan, mask_format: str = ".nii.gz") -> None:
         """Read every image of `inference` before the first is segmented, so that a bad one cannot end a long run.

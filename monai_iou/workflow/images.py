@@ -10,7 +10,7 @@ from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.naming import check_names, names_of
-from monai_iou.volumes.names import case_name, is_png, is_volume, volumes_below
+from monai_iou.volumes.names import RESULTS, case_name, is_png, is_volume, results_among, volumes_below
 
 __all__ = ["find_images", "image_cases"]
 
@@ -52,16 +52,24 @@ def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
 
     Args:
         paths: files, folders of images, and folders of the slices of a DICOM series. The files of the channels of one
-            image are called `NAME_0000`, `NAME_0001`, ...; one of them stands for all that lie beside it.
+            image are called `NAME_0000`, `NAME_0001`, ...; one of them stands for all that lie beside it. Of a folder,
+            `NAME_mask` and `NAME_probabilities` beside NAME are results, and no images.
         channels: of the model.
 
     Returns:
         A case for each image, without its label, named so that no two have one name.
 
     Raises:
-        DatasetError: a path is not there, a folder holds no image, or a channel's file is missing.
+        DatasetError: a path is not there, a folder holds no image, a channel's file is missing, or a file that is named
+            has the name of a result for another one.
     """
     images = [path for given in paths for path in _volumes(given)]
+    for result in sorted(results_among(images)):  # `scans/*` names them as well
+        message = (
+            f"Expected images, but got {result}, which has the name of a result for another image of this command: "
+            "leave it out, or name it in a command of its own."
+        )
+        raise DatasetError(message)
     groups = list(dict.fromkeys(tuple(_channel_files(path, channels)) for path in images))
     names = names_of([_without_number(files) for files in groups])
     cases = [Case(name, first, None, tuple(others)) for name, (first, *others) in zip(names, groups, strict=True)]
@@ -74,7 +82,7 @@ def _volumes(path: Path) -> list[Path]:
         message = f"Expected an image or a folder of images, but there is no {path}: check the path."
         raise DatasetError(message)
     if path.is_dir() and not is_volume(path):
-        volumes = list(volumes_below(path, deep=False))
+        volumes = list(volumes_below(path, deep=False, without=RESULTS))
         if not volumes:
             message = (
                 f"Expected {path} to hold images (.nii.gz, .nii, .mha, .nrrd, .png or DICOM series), but it has none: "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data.image_writer import ImageWriter
 from monai.data.meta_tensor import MetaTensor
+from monai.transforms.io.dictionary import SaveImaged
 from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 
@@ -24,7 +25,10 @@ from monai_iou.volumes.reading import read_header
 from monai_iou.workflow.mask_formats import ITK_ENDINGS, mask_ending, write_with_itk
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["ClassValuesd", "MaskWriter", "mask_dtype"]
+if TYPE_CHECKING:
+    from monai_iou.workflow.data import BundleCases
+
+__all__ = ["ClassValuesd", "MaskWriter", "SaveImageMaskd", "mask_dtype"]
 
 # What other programs read too, smallest first; 64 bits only where nothing else holds the values.
 DTYPES = (np.uint8, np.uint16, np.int32, np.uint32, np.int64)
@@ -89,7 +93,7 @@ class ClassValuesd(MapTransform):
 
 
 class MaskWriter(ImageWriter):
-    """MONAI writer of masks, for `SaveImaged(writer=...)`: NIfTI, or MetaImage, NRRD or PNG where the name ends so.
+    """MONAI writer of masks: NIfTI, or MetaImage, NRRD or PNG where the name ends so.
 
     If the image was NIfTI, the mask carries its header: qform and sform with their codes, units and trailing axes, so
     that programs that read one or the other put the mask where they put the image. For other images both forms hold
@@ -121,10 +125,11 @@ class MaskWriter(ImageWriter):
         self.source = Path(str(name)) if name else None
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
-        """Write the mask."""
+        """Write the mask, and make its folder if there is none."""
         path = Path(filename)
         ending = mask_ending(path.name)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with replaced_file(path, ending) as temporary:
                 if ending == PNG_EXTENSION:
                     with exit_with_message():
@@ -182,3 +187,50 @@ class MaskWriter(ImageWriter):
         if header is None or not same_grid(spatial_grid(header.shape, header.affine), grid):
             return None
         return header, raw
+
+
+class SaveImageMaskd(SaveImaged):
+    """Write masks by `MaskWriter` to the files that their cases give.
+
+    MONAI's own transform takes the folders out of a case's name unless it is told one root of all images, and raises an
+    error without its cause where a file cannot be written. Still, this is a `SaveImaged`, and called so: MONAI Label
+    leaves out what is one, MONAI Deploy what has `SaveImage` in its name, and both write results themselves.
+
+    Args:
+        keys: masks of shape (1, X, Y, Z), MetaTensors on the image's grid.
+        cases: name the files.
+        output_dir: folder of the files.
+        output_postfix: text behind the names of the masks, after an underscore.
+        output_ext: ending of the names, which decides the format.
+        output_dtype: integer type of the masks.
+        allow_missing_keys: do not fail where a key is absent.
+
+    Raises:
+        OutputError: a file cannot be written; under `python -m monai.bundle` the program ends with that sentence.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        cases: BundleCases,
+        output_dir: str,
+        output_postfix: str = "",
+        output_ext: str = ".nii.gz",
+        output_dtype: Any = np.uint8,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys, writer=MaskWriter)
+        self.cases, self.output_dtype = cases, output_dtype
+        self.place = (output_dir, output_postfix, output_ext)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files and return the item as it is."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            meta = items[key].meta
+            image = Path(str(meta.get("filename_or_obj", "image")))
+            writer = MaskWriter(self.output_dtype)
+            writer.set_data_array(items[key])
+            writer.set_metadata(meta)
+            writer.write(self.cases.result_path(image, *self.place))
+        return items

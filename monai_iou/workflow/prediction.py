@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.files import OutputError, check_outputs, prepare
+from monai_iou.files import check_outputs, prepare
 from monai_iou.planning.stored import load_plan
-from monai_iou.volumes.names import PREVIEW_ENDING
+from monai_iou.volumes.names import MASK, PREVIEW, PROBABILITIES
 from monai_iou.workflow.images import find_images, image_cases
 from monai_iou.workflow.mask_formats import mask_ending
+from monai_iou.workflow.result_files import check_results, result_file
 from monai_iou.workflow.running import run_configs
 
-__all__ = ["Prediction", "Predictions", "TrainedModels", "check_new", "find_models", "plan_predictions", "run_all"]
-
-BESIDE = "mask"  # behind an image's name, where its mask lies beside it
+__all__ = ["Prediction", "Predictions", "TrainedModels", "find_models", "plan_predictions", "run_all"]
 
 
 @dataclass(frozen=True)
@@ -45,24 +43,25 @@ class TrainedModels:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image and the file that its mask goes to."""
+    """One image and the files that its results go to.
+
+    Attributes:
+        case: the image.
+        mask: its file.
+        probabilities: their file, None where nobody asked for them.
+        preview: the file of its picture, None likewise.
+    """
 
     case: Case
     mask: Path
+    probabilities: Path | None = None
+    preview: Path | None = None
 
     @property
-    def probabilities(self) -> Path:
-        """The file of its probabilities."""
-        return self._beside_mask("_probabilities.nii.gz")
-
-    @property
-    def preview(self) -> Path:
-        """The file of its picture."""
-        return self._beside_mask(PREVIEW_ENDING)
-
-    def _beside_mask(self, ending: str) -> Path:
-        name = self.mask.name.removesuffix(mask_ending(self.mask.name)).removesuffix(f"_{BESIDE}")
-        return self.mask.with_name(name + ending)
+    def files(self) -> dict[str, Path]:
+        """Every file of the results, by what it is."""
+        named = {"mask": self.mask, "probabilities": self.probabilities, "preview": self.preview}
+        return {f"the {what} of {self.case.name}": path for what, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,15 @@ def _chosen(run: Path, trained: Mapping[int, Path], folds: str) -> list[Path]:
 
 
 def plan_predictions(
-    models: TrainedModels, images: Sequence[Path], output: Path | None, ending: str
+    models: TrainedModels,
+    images: Sequence[Path],
+    output: Path | None,
+    ending: str,
+    *,
+    probabilities: bool = False,
+    preview: bool = False,
 ) -> list[Predictions]:
-    """Decide where each mask goes.
+    """Decide where each mask goes, and what is to lie beside it.
 
     Args:
         models: decide how many channels an image has.
@@ -151,13 +156,15 @@ def plan_predictions(
         output: folder of the masks, called as the images; None puts each beside its image, with `_mask` behind its
             name.
         ending: of the masks' names, which decides their format; "same" takes the image's, where it can be written.
+        probabilities: whether they are to be written.
+        preview: whether a picture is to be written.
 
     Returns:
         A run for each folder and format.
 
     Raises:
         DatasetError: an image is missing.
-        OutputError: a mask would replace an image.
+        OutputError: a result would replace an image, or another result.
     """
     plan = load_plan(models.files[0].with_suffix(".json"))
     cases = find_images(images, plan.in_channels)
@@ -166,12 +173,18 @@ def plan_predictions(
         folder = output if output is not None else case.image.parent
         wanted = mask_ending(case.image.name) if ending == "same" else ending
         groups.setdefault((folder, wanted), []).append(case)
-    suffix = "" if output is not None else BESIDE
+    suffix = "" if output is not None else MASK
     runs = []
     for (folder, wanted), members in groups.items():
-        named = [_named(case, beside=output is None) for case in members]
-        paths = [folder / f"{case.name}{'_' if suffix else ''}{suffix}{wanted}" for case in named]
-        items = tuple(Prediction(case, path) for case, path in zip(named, paths, strict=True))
+        items = tuple(
+            Prediction(
+                case,
+                result_file(folder, case.name, suffix, wanted),
+                result_file(folder, case.name, PROBABILITIES, ".nii.gz") if probabilities else None,
+                result_file(folder, case.name, PREVIEW, ".png") if preview else None,
+            )
+            for case in (_named(case, beside=output is None) for case in members)
+        )
         runs.append(Predictions(models, folder, suffix, wanted, items))
     _check(runs)
     return runs
@@ -183,29 +196,13 @@ def _named(case: Case, *, beside: bool) -> Case:
 
 
 def _check(runs: Sequence[Predictions]) -> None:
-    images = [path for run in runs for item in run.items for path in item.case.images]
+    images = {"the images": [path for run in runs for item in run.items for path in item.case.images]}
+    for run in runs:
+        if not run.suffix:
+            check_outputs({"--output": run.output}, images)
+    check_results([named for run in runs for item in run.items for named in item.files.items()], images)
     for run in runs:
         prepare(run.output)
-        if run.suffix:
-            masks = {f"the mask of {item.case.name}": item.mask for item in run.items}
-            check_outputs(masks, {"the images": images})
-        else:
-            check_outputs({"--output": run.output}, {"the images": images})
-
-
-def check_new(paths: Iterable[Path]) -> None:
-    """Refuse to replace a file: a mask that lies there may be somebody's work.
-
-    Raises:
-        OutputError: one is there.
-    """
-    for path in paths:
-        if os.path.lexists(path):
-            message = (
-                f"Expected no file at {path}, where a result is to be written, but there is one: add --overwrite to "
-                "replace it, or name another folder by --output."
-            )
-            raise OutputError(message)
 
 
 def run_all(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_iou.files import OutputError
 from monai_iou.volumes.grid import Grid
 from monai_iou.volumes.reading import read_channels, read_labels
 from monai_iou.workflow.pictures import draw_case, save_png
@@ -21,11 +22,20 @@ def write_preview(images: Sequence[Path], mask: Path, path: Path) -> None:
 
     Raises:
         VolumeError: a file cannot be read.
+        OutputError: the picture cannot be written.
     """
     image, labels = read_channels(images), read_labels(mask)
     array, spacing = _in_patient_axes(image.array[0], image.grid)
     drawn, _ = _in_patient_axes(labels.array, labels.grid)
-    save_png(draw_case(array.astype(np.float32), drawn, spacing=spacing, title=mask.name), path)
+    picture = draw_case(array.astype(np.float32), drawn, spacing=spacing, title=mask.name)
+    try:
+        save_png(picture, path)
+    except OSError as error:
+        message = (
+            f"Expected to write the picture `{path}`, but got the error '{error.strerror or error}': free space or "
+            "choose another folder."
+        )
+        raise OutputError(message) from error
 
 
 def _in_patient_axes(array: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], tuple[float, ...]]:

@@ -12,6 +12,7 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 
 from monai_iou.files import OutputError, replaced_file
+from monai_iou.volumes.names import PROBABILITIES
 from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SaveProbabilitiesd(MapTransform):
         for key in self.key_iterator(items):
             meta = items[key].meta
             image = Path(str(meta.get("filename_or_obj", "image")))
-            path = self.cases.result_path(image, self.output_dir, "probabilities", ".nii.gz")
+            path = self.cases.result_path(image, self.output_dir, PROBABILITIES, ".nii.gz")
             values = items[key].detach().cpu().as_subclass(torch.Tensor).to(torch.float32).numpy()
             _write(np.moveaxis(values, 0, -1), np.asarray(meta["affine"], dtype=np.float64), path)
         return items

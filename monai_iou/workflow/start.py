@@ -13,10 +13,12 @@ import torch.distributed as dist
 from monai_iou.distributed import is_distributed
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.planning.plan import Plan
+from monai_iou.volumes.names import PROBABILITIES
 from monai_iou.workflow.checkpoint_files import load_state
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.records import differences
+from monai_iou.workflow.result_files import check_results
 from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.settings import Settings, exit_with_message
 from monai_iou.workflow.targets import has_maps
@@ -78,11 +80,14 @@ def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: 
         DatasetError: an image cannot be segmented.
     """
     with exit_with_message():
-        if getattr(settings, "mask_suffix", ""):  # beside the images, under names of their own
-            masks = cases.mask_files(settings.output_dir, settings.mask_suffix, settings.mask_format)
-            check_outputs({f"the mask of {case}": path for case, path in masks.items()}, cases.files)
-        else:
+        if not settings.mask_suffix:  # else the masks may lie beside the images, under names of their own
             _check_output(cases, settings, models, write=False)
+        masks = cases.result_files(settings.output_dir, settings.mask_suffix, settings.mask_format)
+        results = [(f"the mask of {case}", path) for case, path in masks.items()]
+        if settings.save_probabilities:
+            maps = cases.result_files(settings.output_dir, PROBABILITIES, ".nii.gz")
+            results += [(f"the probabilities of {case}", path) for case, path in maps.items()]
+        check_results(results, cases.files)
     cases.check_inference(plan, settings.mask_format)
     with exit_with_message():
         prepare(Path(settings.output_dir), "output_dir")

@@ -19,7 +19,7 @@ from monai_iou.evaluation import case_files, map_records
 from monai_iou.evaluation import probabilities as reading
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.pairing import PairingError
-from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files, find_maps
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
 
@@ -278,3 +278,35 @@ def test_counts_are_kept_whole(folder: Path) -> None:
     kept = json.loads(json.dumps(map_records._sparse(count)))
     assert kept["lesions"] == count["lesions"]
     np.testing.assert_array_equal(map_records._dense(kept)["histogram"], count["histogram"])
+
+
+@pytest.mark.parametrize("mask", ["{}.nii.gz", "{}_mask.mha", "{}_mask.nii.gz"])
+def test_the_maps_of_predict_are_found_beside_its_masks(mask: str, tmp_path: Path) -> None:
+    cases = ["a", "a_b", "p1/c"]
+    for case in cases:
+        for name in (f"{case}.nii.gz", mask.format(case), f"{case}_probabilities.nii.gz"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    maps = {case: {"": tmp_path / f"{case}_probabilities.nii.gz"} for case in cases}
+    assert find_maps(tmp_path, cases) == maps
+    (tmp_path / "a_b_probabilities.nii.gz").unlink()
+    del maps["a_b"]
+    assert find_maps(tmp_path, cases) == maps, "the mask is not a map where another case has one"
+
+
+def test_nnunets_masks_are_no_maps_where_an_archive_is_missing(tmp_path: Path) -> None:
+    for name in ("a.npz", "a.nii.gz", "b.nii.gz"):
+        (tmp_path / name).touch()
+    assert find_maps(tmp_path, ["a", "b"]) == {"a": {"": tmp_path / "a.npz"}}
+
+
+def test_maps_of_predict_are_no_predictions(folder: Path, tmp_path: Path) -> None:
+    """Masks and maps in one folder: that of `monai-iou predict --save-probabilities -o DIR`."""
+    both = Path(shutil.copytree(folder / "predictions", tmp_path / "both"))
+    for path in (folder / "channels").iterdir():
+        shutil.copy(path, both / path.name.replace(".nii", "_probabilities.nii"))
+    apart = evaluated(folder, tmp_path / "apart", "channels")
+    found = evaluate_folders(Request(both, folder / "references", tmp_path / "together", probabilities=both))
+    assert found.failures == []
+    together = json.loads((tmp_path / "together" / "summary.json").read_text(encoding="utf-8"))
+    assert together["probabilities"] == apart["probabilities"]

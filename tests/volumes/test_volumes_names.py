@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_volumes_reading import write_dicom
 
-from monai_iou.volumes.names import case_name, find_spelling, is_volume, volumes_below
+from monai_iou.volumes.names import RESULTS, case_name, find_spelling, is_volume, results_among, volumes_below
 from monai_iou.volumes.reading import VolumeError, file_hash, read_volume
 
 JUNK = b"\0\5\x16\7" + bytes(4000)  # what macOS keeps in ._x
@@ -117,3 +117,33 @@ def test_other_files_are_no_dicom(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"")
     (tmp_path / "d").write_bytes(b"\x08\0 text that begins as a group of DICOM does")
     assert not is_volume(tmp_path)
+
+
+def test_results_beside_their_image_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.mha", "a_mask.nii.gz", "a_probabilities.nii.gz", "a_preview.png", "a_mask_mask.nrrd"):
+        touch(tmp_path / name)
+    for name in ("b_0000.nii", "b_0001.nii", "b_mask.nii", "mask.nii", "_mask.mha"):
+        touch(tmp_path / name)
+    for name in ("c_mask.nii.gz", "d_probabilities.nii", "deep/c.nii.gz", "deep/d.nii.gz"):
+        touch(tmp_path / name)
+    images = ["_mask.mha", "a.mha", "b_0000.nii", "b_0001.nii", "c_mask.nii.gz", "d_probabilities.nii", "mask.nii"]
+    found = [path.name for path in volumes_below(tmp_path, deep=False, without=RESULTS)]
+    assert found == images, "what has no image beside it is an image, whatever its name"
+    masks = [name for name in names(tmp_path) if not name.startswith("deep/")]
+    assert masks == sorted([*images, "a_mask.nii.gz", "a_mask_mask.nrrd", "b_mask.nii"]), "evaluation scores masks"
+    named = [tmp_path / name for name in ("a.mha", "a_preview.png", "a_mask.nii.gz", "deep/c.nii.gz", "c_mask.nii.gz")]
+    assert results_among(named) == {tmp_path / "a_preview.png", tmp_path / "a_mask.nii.gz"}
+
+
+def test_a_series_has_results_and_is_none(tmp_path: Path) -> None:
+    for name in ("s1", "s1_mask"):
+        write_dicom(tmp_path / name, np.ones((3, 4, 5), np.uint8))
+    touch(tmp_path / "s1_mask.nii.gz")
+    touch(tmp_path / "s1_probabilities.nii.gz")
+    assert list(volumes_below(tmp_path, without=RESULTS)) == [tmp_path / "s1", tmp_path / "s1_mask"]
+
+
+def test_pictures_are_images_still_when_their_masks_lie_beside_them(tmp_path: Path) -> None:
+    for name in ("a.png", "a_mask.nii.gz", "a_probabilities.nii.gz", "b.png"):
+        touch(tmp_path / name)
+    assert [path.name for path in volumes_below(tmp_path, without=RESULTS)] == ["a.png", "b.png"]

@@ -69,3 +69,16 @@ def test_the_bundles_key_names_what_the_command_found(tmp_path: Path) -> None:
 def test_what_is_no_list_of_images_is_refused(images: object) -> None:
     with pytest.raises(DatasetError, match=r"^Expected "):
         image_cases(images)
+
+
+def test_results_of_a_folder_are_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "a_mask.mha", "a_probabilities.nii.gz", "b_mask.nii.gz", "c_0000.nii", "c_mask.nii.gz")
+    assert [case.name for case in find_images([tmp_path], 1)] == ["a", "b_mask", "c"]
+    assert [case.name for case in find_images([tmp_path / "a_mask.mha"], 1)] == ["a_mask"], "one that is named alone"
+
+
+@pytest.mark.parametrize("result", ["a_mask.mha", "a_probabilities.nii.gz", "a_preview.png"])
+def test_an_image_and_its_result_are_not_segmented_by_one_command(tmp_path: Path, result: str) -> None:
+    touch(tmp_path, "a.nii.gz", result)
+    with pytest.raises(DatasetError, match=rf"but got .*/{result}, which has the name of a result for another image"):
+        find_images(sorted(tmp_path.iterdir()), 1)

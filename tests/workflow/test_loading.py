@@ -96,7 +96,7 @@ def test_inference_lists_every_format_and_passes_over_hidden_files(tmp_path: Pat
         (tmp_path / name).write_bytes(b"")
     cases = BundleCases(str(tmp_path))
     assert [item["case"] for item in cases.inference] == ["a", "b", "c", "d"]
-    assert cases.mask_name({"filename_or_obj": str(tmp_path / "c.NII.GZ")}) == {"subject": "c.nii.gz"}
+    assert cases.result_path(tmp_path / "c.NII.GZ", "out", "", ".mha") == Path("out/c.mha")
 
 
 def test_inference_refuses_a_damaged_image_before_the_first_mask(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
 
 from monai_iou.files import OutputError
 from monai_iou.workflow import masks
+from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.loading import VolumeReader
-from monai_iou.workflow.masks import ClassValuesd, MaskWriter, mask_dtype
+from monai_iou.workflow.masks import ClassValuesd, SaveImageMaskd, mask_dtype
 
 TURNED = np.eye(4)
 TURNED[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
@@ -25,8 +26,8 @@ def written(image: Path, folder: Path, values: np.ndarray | None = None, dtype: 
     item = EnsureChannelFirstd("x")(LoadImaged("x", reader=VolumeReader)({"x": image}))
     x = item["x"]
     mask = torch.ones(1, *x.shape[1:]) if values is None else torch.from_numpy(values)[None]
-    SaveImaged("x", output_dir=folder, output_postfix="", separate_folder=False, writer=MaskWriter, output_dtype=dtype,
-               resample=False, print_log=False)({"x": MetaTensor(mask, meta=x.meta)})  # fmt: skip
+    cases = BundleCases(str(image.parent), images=[str(image)])
+    SaveImageMaskd("x", cases, str(folder), output_dtype=dtype)({"x": MetaTensor(mask, meta=x.meta)})
     (path,) = folder.glob("*.nii.gz")
     return path
 
@@ -106,3 +107,21 @@ def test_a_mask_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         writer.write(tmp_path / "out" / "m.nii.gz")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("postfix", "file"), [("", "p1/image.mha"), ("mask", "p1/image_mask.mha")])
+def test_a_mask_goes_where_the_name_of_its_case_says(tmp_path: Path, postfix: str, file: str) -> None:
+    """Also for a single case, whose image's own name would tell it apart from the others."""
+    image = tmp_path / "p1" / "image.nii.gz"
+    image.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4)), image)
+    cases = BundleCases(str(tmp_path), images=[{"case": "p1/image", "image": str(image)}])
+    saver = SaveImageMaskd("x", cases, str(tmp_path / "out"), postfix, ".mha")
+    saver({"x": MetaTensor(torch.ones(1, 5, 6, 7), meta={"affine": torch.eye(4), "filename_or_obj": str(image)})})
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / file]
+
+
+def test_programs_that_save_results_themselves_leave_this_transform_out() -> None:
+    """MONAI Label asks for the class, MONAI Deploy for the name."""
+    assert issubclass(SaveImageMaskd, SaveImaged)
+    assert "SaveImage" in SaveImageMaskd.__name__

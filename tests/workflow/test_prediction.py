@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from monai_iou.cli import main
+from monai_iou.files import OutputError
 from monai_iou.volumes.reading import read_channels, read_labels, read_volume
 from monai_iou.workflow.mask_formats import write_with_itk
-from monai_iou.workflow.prediction import find_models
+from monai_iou.workflow.prediction import TrainedModels, find_models, plan_predictions
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,122 @@ def test_the_models_of_chosen_folds(folds: Path, tmp_path: Path) -> None:
         find_models(tmp_path, "2")
     with pytest.raises(ValueError, match="all or numbers of folds"):
         find_models(tmp_path, "first")
+
+
+def scans(folder: Path, scan: Path, *names: str) -> list[Path]:
+    """Copies of a scan."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scan, folder / name)
+    return [folder / name for name in names]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_names_with_folders_keep_them_when_each_format_has_one_image(
+    folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first,) = scans(tmp_path, scan, "p1/image.nii.gz")
+    volume = read_volume(scan)
+    second = tmp_path / "p2" / "image.mha"
+    second.parent.mkdir()
+    write_with_itk(volume.array.astype(np.float32), volume.grid.affine, second)
+    assert predict(folds / "fold0", first, second, "-o", tmp_path / "out", "--format", "same") == 0
+    assert files(tmp_path / "out") == ["p1/image.nii.gz", "p2/image.mha"]
+    printed = capsys.readouterr().out
+    assert all(f"Written: {tmp_path / 'out' / name}\n" in printed for name in files(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("wanted", [(), ("--save-probabilities",)])
+def test_a_full_disk_is_one_sentence_and_finished_masks_stay(
+    wanted: tuple[str, ...],
+    folds: Path,
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = scans(tmp_path, scan, "a.nii.gz", "b.nii.gz")
+    write, calls = nib.Nifti1Image.to_filename, []
+
+    def full(self: nib.Nifti1Image, name: Path) -> None:
+        calls.append(name)
+        if len(calls) <= len(images[:1]) + len(wanted):
+            write(self, name)
+            return
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", full)
+    assert predict(folds / "fold0", *images, "-o", tmp_path / "out", *wanted) == 1
+    error = capsys.readouterr().err
+    kind = "probabilities" if wanted else "mask"
+    assert f"Expected to write the {kind} `{tmp_path}/out/b" in error
+    assert "but got the error 'No space left on device': free space or choose another folder." in error
+    assert "Traceback" not in error
+    assert "writer libraries" not in error
+    assert files(tmp_path / "out") == ["a.nii.gz", *(["a_probabilities.nii.gz"] if wanted else [])]
+    assert read_labels(tmp_path / "out" / "a.nii.gz").array.shape == read_volume(scan).array.shape
+
+
+def test_a_second_run_takes_no_result_for_an_image(folds: Path, scan: Path, tmp_path: Path) -> None:
+    scans(tmp_path, scan, "a.nii.gz")
+    assert predict(folds / "fold0", tmp_path, "--save-probabilities", "--format", ".mha") == 0
+    assert predict(folds / "fold0", tmp_path, "--save-probabilities", "--overwrite") == 0
+    assert files(tmp_path) == ["a.nii.gz", "a_mask.mha", "a_mask.nii.gz", "a_probabilities.nii.gz"]
+
+
+@pytest.fixture
+def models(folds: Path) -> TrainedModels:
+    return find_models(folds / "fold0")
+
+
+@pytest.mark.parametrize("result", ["a_mask.nii.gz", "a_probabilities.nii.gz", "a_preview.png"])
+def test_no_result_of_any_kind_is_replaced(
+    result: str, folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans(tmp_path, scan, "a.nii.gz")
+    (tmp_path / result).write_text("mine")
+    words = (folds / "fold0", tmp_path / "a.nii.gz", "--save-probabilities", "--preview")
+    assert predict(*words) == 1
+    assert f"Expected no file at {tmp_path / result}, where a result is to be written" in capsys.readouterr().err
+    assert files(tmp_path) == sorted(["a.nii.gz", result])
+    assert (tmp_path / result).read_text() == "mine"
+
+
+def test_no_scan_is_replaced_in_a_folder_of_its_case(models: TrainedModels, scan: Path, tmp_path: Path) -> None:
+    """The folder of the masks holds no scan itself, but they would go to p1 and p2 below it."""
+    paths = scans(tmp_path, scan, "p1/image.nii.gz", "p2/image.nii.gz")
+    with pytest.raises(OutputError, match=r"mask of p1/image` to be apart from the images, but .* would be both read"):
+        plan_predictions(models, paths, tmp_path, ".nii.gz")
+
+
+@pytest.mark.parametrize("result", ["a_mask.nii.gz", "a_probabilities.nii.gz", "a_preview.png"])
+def test_no_scan_is_replaced_by_a_result_of_any_kind(
+    result: str, models: TrainedModels, scan: Path, tmp_path: Path
+) -> None:
+    paths = scans(tmp_path, scan, "a.nii.gz", "d/b.nii.gz")
+    (tmp_path / result).symlink_to(paths[1])
+    with pytest.raises(OutputError, match=r"to be apart from the images, but .* both read and written"):
+        plan_predictions(models, paths, None, ".nii.gz", probabilities=True, preview=True)
+
+
+def test_two_results_do_not_share_a_file(models: TrainedModels, scan: Path, tmp_path: Path) -> None:
+    paths = scans(tmp_path, scan, "d/a.nii.gz", "e/a_probabilities.nii.gz")
+    assert plan_predictions(models, paths, tmp_path / "out", ".nii.gz")
+    expected = r"the probabilities of a and the mask of a_probabilities would both be `.*/out/a_probabilities\.nii\.gz`"
+    with pytest.raises(OutputError, match=expected):
+        plan_predictions(models, paths, tmp_path / "out", ".nii.gz", probabilities=True)
+
+
+def test_results_are_called_as_the_image_whatever_it_is_called(
+    models: TrainedModels, scan: Path, tmp_path: Path
+) -> None:
+    (image,) = scans(tmp_path, scan, "x_mask.nii.gz")
+    for output, mask in ((tmp_path / "out", "x_mask.mha"), (None, "x_mask_mask.mha")):
+        (run,) = plan_predictions(models, [image], output, ".mha", probabilities=True, preview=True)
+        (item,) = run.items
+        expected = [mask, "x_mask_probabilities.nii.gz", "x_mask_preview.png"]
+        assert [path.name for path in item.files.values()] == expected

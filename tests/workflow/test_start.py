@@ -173,3 +173,16 @@ def test_commands_do_not_replace_files_of_others(data: Path, tmp_path: Path, cap
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     for _ in range(2):  # its own file is replaced
         assert main(["class-weights", str(folder / "labelsTr"), "--output", str(folder / "weights.json")]) == 0
+
+
+@pytest.mark.parametrize("image", ["p1/image.nii.gz", "p1/image_probabilities.nii.gz"])
+def test_results_in_folders_of_their_cases_are_not_written_over_scans(image: str, tmp_path: Path) -> None:
+    """The output folder holds no image itself, but a folder below it does."""
+    scan = tmp_path / image
+    scan.parent.mkdir()
+    scan.touch()
+    named = [{"case": "p1/image", "image": str(scan)}]
+    given = {"images": named, "mask_suffix": "", "mask_format": ".nii.gz", "save_probabilities": True}
+    chosen = settings(tmp_path, **{**given, "output_dir": str(tmp_path)})
+    with pytest.raises(OutputError, match=r"of p1/image` to be apart from the images, but .* both read and written"):
+        start.check_inference(BundleCases(str(tmp_path), images=named), None, chosen, [])  # type: ignore[arg-type]

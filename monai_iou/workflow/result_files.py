@@ -1,0 +1,67 @@
+"""The files of inference's results: how they are called, and what none of them may replace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from monai_iou.files import OutputError, check_outputs
+
+__all__ = ["check_new", "check_results", "result_file"]
+
+
+def result_file(folder: Path, case: str, suffix: str, ending: str) -> Path:
+    """Return the file of a result; the folders in a case's name are folders below `folder`.
+
+    Args:
+        folder: of the results.
+        case: name of the case.
+        suffix: what kind of result it is, "" for none.
+        ending: of the format.
+
+    Example:
+        >>> result_file(Path("out"), "p1/image", "mask", ".mha").as_posix()
+        'out/p1/image_mask.mha'
+        >>> result_file(Path("out"), "a.b", "", ".nii.gz").as_posix()
+        'out/a.b.nii.gz'
+    """
+    return folder / f"{case}{'_' if suffix else ''}{suffix}{ending}"
+
+
+def check_results(results: Iterable[tuple[str, Path]], inputs: Mapping[str, Iterable[Path]]) -> None:
+    """Check, before any work, that each result has a file of its own, and that this file is not an input.
+
+    Args:
+        results: what each is, and its file.
+        inputs: see `check_outputs`.
+
+    Raises:
+        OutputError: two results have one file, or a result would replace an input.
+    """
+    known: dict[Path, str] = {}
+    for what, path in results:
+        other = known.setdefault(path, what)
+        if other != what:
+            message = (
+                f"Expected every result to have a file of its own, but {other} and {what} would both be `{path}`: "
+                "segment the two images into different folders."
+            )
+            raise OutputError(message)
+    # Only a file that is there can be an input; most results are not, and every one is compared with every input.
+    check_outputs({what: path for path, what in known.items() if os.path.lexists(path)}, inputs)
+
+
+def check_new(paths: Iterable[Path]) -> None:
+    """Refuse to replace a file: a result that lies there may be somebody's work.
+
+    Raises:
+        OutputError: one is there.
+    """
+    for path in paths:
+        if os.path.lexists(path):
+            message = (
+                f"Expected no file at {path}, where a result is to be written, but there is one: add --overwrite to "
+                "replace it, or name another folder by --output."
+            )
+            raise OutputError(message)
