@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,22 @@ from typing import Any
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.scheme import LabelScheme
 
-__all__ = ["read_description", "read_label_scheme", "read_labelled", "read_modalities"]
+__all__ = ["description_places", "read_description", "read_label_scheme", "read_labelled", "read_modalities"]
 
 LARGEST_FILE = 64 * 2**20
 MOST_CLASSES = 1000
 MOST_SHOWN = 200  # characters of a value in a message
 IGNORE = "ignore"
+
+
+def description_places(folder: Path) -> list[Path]:
+    """Return where the dataset.json of a folder of labels may lie: in the folder or above it.
+
+    A folder that is a link counts as it is written first, and then as the folder that it leads to.
+    """
+    written, followed = Path(os.path.normpath(folder.absolute())), folder.resolve()
+    places = (written, written.parent, followed, followed.parent)
+    return [place / "dataset.json" for place in dict.fromkeys(places)]
 
 
 def read_description(path: Path, kind: type = dict) -> Any:

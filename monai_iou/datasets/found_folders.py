@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,13 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
     """Pair images and labels by their names; `c_0000` pairs with c too.
 
     Raises:
-        DatasetError: an image has no label, or a label no image.
+        DatasetError: an image has no label, a label no image, or two of one folder have the same name.
     """
-    masks = {case_name(path): path for path in volumes_below(labels, deep=False)}
+    masks = _by_name(volumes_below(labels, deep=False), lambda name: name)
+    scans = volumes_below(images, deep=False, without=RESULTS)
+    found = _by_name(scans, lambda name: name if name in masks else name.removesuffix("_0000"))
     cases = []
-    for path in volumes_below(images, deep=False, without=RESULTS):
-        name = case_name(path)
-        name = name if name in masks else name.removesuffix("_0000")
+    for name, path in found.items():
         if name not in masks:
             message = f"Expected a label for {path} in {labels}, but there is none called {name}: add or rename it."
             raise DatasetError(message)
@@ -85,6 +85,16 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
         message = f"Expected an image for {label} in {images}, but there is none of its name: add or rename it."
         raise DatasetError(message)
     return tuple(cases)
+
+
+def _by_name(files: Iterable[Path], rename: Callable[[str], str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in files:
+        other = named.setdefault(rename(case_name(path)), path)
+        if other is not path:
+            message = f"Expected one file per case, but got {other} and {path}: keep one of them."
+            raise DatasetError(message)
+    return named
 
 
 def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str, ...], LabelScheme]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou.components import label_components
-from monai_iou.datasets.description import read_description, read_label_scheme
+from monai_iou.datasets.description import description_places, read_description, read_label_scheme
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.volumes.reading import read_labels
 
@@ -61,8 +61,8 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
         The counts.
 
     Raises:
-        ValueError: if there is no such folder or no file in it, a file is not a label map, or a label is not among
-            `values`.
+        ValueError: if there is no such folder or no file in it, two files are the same case, a file is not a label map,
+            or a label is not among `values`.
     """
     root = Path(folder)
     files = sorted(volumes_below(root)) if root.is_dir() else []
@@ -70,6 +70,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
         problem = "it holds none" if root.is_dir() else "there is no such folder"
         message = f"Expected `{root}` to be a folder of label files, but {problem}: give the folder that holds them."
         raise ValueError(message)
+    _check_names(files)
     named, ignore = _values_of_dataset(root)
     allowed = tuple(sorted(set(values))) if values else named
     rows = []
@@ -97,6 +98,16 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     return LabelCounts(known, tuple(case_name(path.relative_to(root)) for path in files), voxels, components)
 
 
+def _check_names(files: Sequence[Path]) -> None:
+    """Refuse to count a case twice, such as `a.nii` beside `a.nii.gz`."""
+    known: dict[Path, Path] = {}
+    for path in files:
+        other = known.setdefault(path.parent / case_name(path), path)
+        if other is not path:
+            message = f"Expected one file per case, but got `{other}` and `{path}`: keep one of them."
+            raise ValueError(message)
+
+
 def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     """Return voxels and components of each label value."""
     values, counts = np.unique(labels, return_counts=True)
@@ -108,8 +119,8 @@ def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
 
 def _values_of_dataset(folder: Path) -> tuple[tuple[int, ...], int | None]:
     """The label values that `dataset.json` next to the folder names, () without it, and the ignored one, if any."""
-    path = folder.resolve().parent / "dataset.json"
-    if not path.is_file():
+    path = next((path for path in description_places(folder) if path.is_file()), None)
+    if path is None:
         return (), None
     scheme = read_label_scheme(read_description(path), path)
     return tuple(scheme.labels), scheme.ignore

@@ -14,7 +14,7 @@ from monai_iou.datasets.naming import check_names, names_of
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import EXTENSIONS, find_spelling
 
-__all__ = ["read_groups", "read_images", "read_labelled_map", "read_pairs"]
+__all__ = ["case_names", "read_groups", "read_images", "read_labelled_map", "read_pairs"]
 
 
 def read_pairs(
@@ -114,10 +114,9 @@ def _cases(
     labelled: Sequence[tuple[int, ...] | None],
     where: str,
 ) -> tuple[Case, ...]:
-    names = names_of([files[0] for files in images])
     cases = tuple(
-        Case(_without_channel(name, files), files[0], next(iter(maps), None), files[1:], maps[1:], classes)
-        for name, files, maps, classes in zip(names, images, labels, labelled, strict=True)
+        Case(name, files[0], next(iter(maps), None), files[1:], maps[1:], classes)
+        for name, files, maps, classes in zip(case_names(images), images, labels, labelled, strict=True)
     )
     check_names(cases, where)
     return cases
@@ -136,9 +135,14 @@ def _labels(root: Path, named: object, what: str) -> tuple[Path, ...]:
     return tuple(_inside(root, each, what) for each in named)
 
 
-def _without_channel(name: str, files: tuple[Path, ...]) -> str:
-    """`c_0000`, the first of several files of one image, is the case c."""
-    return name.removesuffix("_0000") if len(files) > 1 else name
+def case_names(images: Sequence[Sequence[Path]]) -> list[str]:
+    """Return the names of cases; `c_0000`, the first of several files of one image, is the case c.
+
+    Args:
+        images: the files of each case.
+    """
+    names = names_of([files[0] for files in images])
+    return [name.removesuffix("_0000") if len(files) > 1 else name for name, files in zip(names, images, strict=True)]
 
 
 def _images(root: Path, named: object, what: str, channels: int) -> tuple[Path, ...]:

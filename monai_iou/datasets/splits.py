@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from monai_iou.datasets.cases import Case
 
-__all__ = ["check_folds", "count_patients", "fold_cases", "patient_of", "split_cases"]
+__all__ = ["check_folds", "count_patients", "fold_cases", "group_of", "patient_of", "split_cases"]
 
 
 def split_cases(
@@ -139,14 +140,31 @@ def _sides(cases: Sequence[Case], held_out: set[Case]) -> tuple[list[Case], list
 
 def patient_of(case: Case, groups: Mapping[str, Sequence[str]]) -> str:
     """Return the patient of a case: its group, or itself where no group claims it."""
+    patient = group_of(case.name, groups)
+    return f"case {case.name}" if patient is None else f"group {patient}"
+
+
+def group_of(name: str, groups: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the patient to whom the name of a case belongs: the first with a part of it, None if nobody has one.
+
+    Args:
+        name: of the case.
+        groups: patient -> parts of names. A part that begins or ends with a number matches this whole
+            number only.
+
+    Example:
+        >>> group_of("P14_a", {"P1": ["P1"], "P14": ["P14"]}), group_of("P2_a", {"P1": ["P1"]})
+        ('P14', None)
+    """
+    composed = unicodedata.normalize("NFC", name)
     for patient, fragments in groups.items():
-        if any(re.search(_fragment_pattern(fragment), case.name) for fragment in fragments):
-            return f"group {patient}"
-    return f"case {case.name}"
+        if any(re.search(_fragment_pattern(fragment), composed) for fragment in fragments):
+            return patient
+    return None
 
 
 def _fragment_pattern(fragment: str) -> str:
     # A number ends where its digits end, so that "P1" does not claim "P14".
     before = r"(?<!\d)" if fragment[:1].isdigit() else ""
     after = r"(?!\d)" if fragment[-1:].isdigit() else ""
-    return before + re.escape(fragment) + after
+    return before + re.escape(unicodedata.normalize("NFC", fragment)) + after

@@ -12,6 +12,7 @@ import numpy as np
 from monai_iou import files as out
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare_page import comparison_page
+from monai_iou.evaluation.earlier import check_marks
 from monai_iou.evaluation.paired_scores import CompareError, Evaluated, paired_keys, read_evaluated, score_of
 from monai_iou.evaluation.ranking import RANKING_COLUMNS, rank_folders
 from monai_iou.evaluation.statistics import holm, paired_test
@@ -28,6 +29,12 @@ COLUMNS_OUT = (
     "low", "high", "p", "p_holm", "better",
 )  # fmt: skip
 SIGNIFICANT = 0.05
+MARKS = {
+    "comparison.csv": b"baseline,other,label,",
+    "paired.csv": b"case,label,",
+    "comparison.html": b"<title>Comparison: ",
+    "ranking.csv": ",".join(RANKING_COLUMNS).encode(),
+}
 
 
 class UnknownMetricError(CompareError):
@@ -57,7 +64,7 @@ def compare_folders(
 
     Raises:
         CompareError: fewer than two folders, no cases.csv in one, an unknown metric, or no label or case in common.
-        OutputError: the output folder cannot be written.
+        OutputError: the output folder cannot be written, or a file of something else would be replaced.
     """
     if len(folders) < 2:
         message = (
@@ -71,6 +78,7 @@ def compare_folders(
     decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
     chosen = [decisive, *(metric for metric in metrics if metric != decisive)]
     evaluated = read_evaluated(folders)
+    check_marks(output, MARKS, "a comparison")
     out.prepare(output)
     rows = [row for pair in itertools.combinations(evaluated, 2) for row in _compare(*pair, chosen)]
     _correct(rows, decisive)
@@ -83,6 +91,8 @@ def compare_folders(
     if ranking:
         texts["ranking.csv"] = out.table_text(RANKING_COLUMNS, ranking)
     out.write_texts({output / name: text for name, text in texts.items()})
+    if not ranking:  # of an earlier comparison of more folders
+        (output / "ranking.csv").unlink(missing_ok=True)
     return rows
 
 

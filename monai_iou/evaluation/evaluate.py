@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from monai_iou import files as out
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
+from monai_iou.evaluation.earlier import check_earlier, earlier_exports, replaced_note
 from monai_iou.evaluation.exports import EXPORTS
 from monai_iou.evaluation.groups import patients_of, with_dataset_labels, without_unlabelled
 from monai_iou.evaluation.map_records import MapRecords
@@ -45,7 +45,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         The evaluation, with the content of the files that were written.
 
     Raises:
-        RequestError: options contradict each other or are out of range.
+        RequestError: options contradict each other or are out of range, or a file of something else would be replaced.
         PairingError: the folders or the CSV of pairs cannot be used.
         OutputError: the output folder cannot be written.
         SchedulerError: the Dask cluster cannot be used.
@@ -54,12 +54,13 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     if request.workers > 1:
         end_unguarded_child()
     check_request(request)
+    check_earlier(request)
     request = with_dataset_labels(request)
     pairs = _pairs(request)
-    patients = patients_of([pair.case for pair in pairs], request.references, request.groups)
+    patients = patients_of(pairs, request)
     out.prepare(request.output)
     with folder_lock(request.output, "an evaluation"), runner(request.workers, request.scheduler) as run:
-        replaced = _replaced(request)
+        replaced = replaced_note(request)
         named = request.named_structures
         settings = Settings(named or None, request.ignore, request.resample, request.rules)
         maps = MapRecords(request, settings, [pair.case for pair in pairs])
@@ -70,18 +71,6 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation
-
-
-def _replaced(request: Request) -> list[str]:
-    """A note if the folder holds an evaluation of other folders, whose results are about to be replaced."""
-    try:
-        options = json.loads((request.output / "summary.json").read_text(encoding="utf-8"))["options"]
-        earlier = [str(options[name]) for name in ("predictions", "references")]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    if [Path(name).absolute() for name in earlier] == [request.predictions.absolute(), request.references.absolute()]:
-        return []
-    return [f"This folder held the evaluation of {earlier[0]} against {earlier[1]}, which this one has replaced."]
 
 
 def _write(evaluation: Evaluation) -> None:
@@ -95,10 +84,10 @@ def _write(evaluation: Evaluation) -> None:
     texts = {name: out.table_text(columns, rows) for name, (columns, rows) in tables.items()}
     texts |= {"summary.json": summary, "report.html": report_text(evaluation)}
     texts |= {EXPORTS[kind].file: EXPORTS[kind].text(evaluation) for kind in evaluation.request.export}
+    stale = [name for name in earlier_exports(output) if name not in texts]
     out.write_texts({output / name: text for name, text in texts.items()})
-    for export in EXPORTS.values():  # of an earlier evaluation
-        if export.file not in texts:
-            (output / export.file).unlink(missing_ok=True)
+    for name in stale:
+        (output / name).unlink(missing_ok=True)
 
 
 def _evaluate(
@@ -121,7 +110,7 @@ def _evaluate(
         records = {}
     allowed = known | {value for structure in structures for value in structure.values}
     records.update(_refuse_unnamed(run, settings, pairs, records, allowed))
-    records = without_unlabelled(records, request.references)
+    records = without_unlabelled(records, pairs, request)
     failures |= {case: record["problem"] for case, record in records.items() if record["problem"]}
     ordered = [records[pair.case] for pair in pairs if pair.case in records]
     return Evaluation(

@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.description import read_label_scheme, read_labelled
+from monai_iou.datasets.splits import group_of
+from monai_iou.evaluation.described import Description, composed, description_of
+from monai_iou.evaluation.pairing import Pair, name_of_file
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import read_csv
-from monai_iou.volumes.names import case_name
+
+SHOWN = 3  # names in a message
 
 
-def patients_of(cases: Sequence[str], references: Path, file: Path | None) -> dict[str, str]:
+def patients_of(pairs: Sequence[Pair], request: Request) -> dict[str, str]:
     """The patient of every case; a case that is named nowhere is a patient of its own.
 
     Args:
-        cases: their names.
-        references: folder of the references; without `file`, `patient_groups` of its dataset.json or of the one in the
-            folder above counts.
-        file: a CSV with the columns case and patient, or JSON that maps cases to patients or patients to parts of
-            their cases' names.
+        pairs: the cases.
+        request: with `groups`, a CSV with the columns case and patient, or JSON that maps cases to patients or patients
+            to parts of their cases' names. Without it, `patient_groups` of dataset.json counts, by the rule of a
+            training.
 
     Raises:
-        RequestError: the file cannot be read as one of these, or gives a case two patients.
+        RequestError: the file cannot be read as one of these, names none of the cases, or gives one two patients.
     """
-    if file is None:
-        groups = _dataset(references).get("patient_groups")
-        named = _by_parts(cases, groups, references) if isinstance(groups, dict) else {}
+    cases = [pair.case for pair in pairs]
+    if request.groups is not None:
+        named = _from_file(cases, request.groups)
     else:
-        named = _from_file(cases, file)
+        dataset = description_of(request)
+        groups = dataset.content.get("patient_groups")
+        names = {pair.case: dataset.names_of(pair) for pair in pairs} if isinstance(groups, dict) else {}
+        named = _by_parts(names, groups, dataset.path) if isinstance(groups, dict) else {}
     return {case: named.get(case, f"case {case}") for case in cases}
 
 
-def label_names(references: Path) -> dict[str, str]:
-    """Names of label values in the dataset.json next to or above the references, in either layout; none without it.
+def label_names(dataset: Description) -> dict[str, str]:
+    """Names of label values in dataset.json, in either layout.
 
     Decathlon maps values to names; nnU-Net maps names to values, or to lists of them, which are regions.
     """
-    labels = _dataset(references).get("labels")
+    labels = dataset.content.get("labels")
     if not isinstance(labels, dict):
         return {}
     names: dict[str, str] = {}
@@ -54,7 +60,7 @@ def label_names(references: Path) -> dict[str, str]:
 
 def label_titles(request: Request, names: Sequence[str]) -> dict[str, str]:
     """How a page calls each structure: by its name, and a label by its value with its name in dataset.json."""
-    known = {} if request.regions else label_names(request.references)
+    known = {} if request.regions else label_names(description_of(request))
     return {name: f"{name} ({known[name]})" if known.get(name, name) != name else name for name in names}
 
 
@@ -65,9 +71,9 @@ def with_dataset_labels(request: Request) -> Request:
     """
     if request.instances:  # the files hold lesion numbers, which no scheme of labels is about
         return request
-    dataset = _dataset(request.references)
+    dataset = description_of(request)
     try:
-        scheme = read_label_scheme(dataset, request.references)
+        scheme = read_label_scheme(dataset.content, dataset.path)
     except ValueError:  # an extra, as the rest of the file
         return request
     named = {*request.labels, *(value for values in request.regions.values() for value in values)}
@@ -76,12 +82,14 @@ def with_dataset_labels(request: Request) -> Request:
     return replace(request, ignore=ignore, regions=regions)
 
 
-def without_unlabelled(records: Mapping[str, dict[str, Any]], references: Path) -> dict[str, dict[str, Any]]:
-    """The records without the scores of classes that the dataset.json of the references says were not annotated.
+def without_unlabelled(
+    records: Mapping[str, dict[str, Any]], pairs: Sequence[Pair], request: Request
+) -> dict[str, dict[str, Any]]:
+    """The records without the scores of classes that dataset.json says were not annotated.
 
     What is predicted of such a class in such a case is neither right nor wrong.
     """
-    lacking = _lacking(_dataset(references), references)
+    lacking = _lacking(description_of(request), pairs)
     return {
         case: record
         if case not in lacking
@@ -93,48 +101,32 @@ def without_unlabelled(records: Mapping[str, dict[str, Any]], references: Path) 
     }
 
 
-def _lacking(content: Mapping[str, Any], references: Path) -> dict[str, set[str]]:
+def _lacking(dataset: Description, pairs: Sequence[Pair]) -> dict[str, set[str]]:
     """Name of a case -> names of the structures that were not annotated in it."""
-    whole = content.get("labelled")
-    named = dict(whole) if isinstance(whole, dict) else {}
-    for key in ("training", "validation", "test_labelled"):
-        for entry in content.get(key) or []:
-            if isinstance(entry, dict) and "labelled" in entry and isinstance(entry.get("label"), str):
-                named[case_name(Path(entry["label"]))] = entry["labelled"]
+    named = dataset.labelled
     try:
-        scheme = read_label_scheme(content, references) if named else None
-        read = {case: read_labelled(classes, scheme, case) for case, classes in named.items()} if scheme else {}
+        scheme = read_label_scheme(dataset.content, dataset.path) if named else None
+        read = {name: read_labelled(classes, scheme, name) for name, classes in named.items()} if scheme else {}
     except ValueError:  # an extra, as the rest of the file
         return {}
     structures = {} if scheme is None else dict(enumerate(scheme.classes, start=1))
     names = {n: name if scheme and scheme.regions else str(values[0]) for n, (name, values) in structures.items()}
+    found = {pair.case: next((read[n] for n in dataset.names_of(pair) if n in read), None) for pair in pairs if read}
     return {
         case: {name for number, name in names.items() if number not in labelled}
-        for case, labelled in read.items()
+        for case, labelled in found.items()
         if labelled is not None
     }
-
-
-def _dataset(references: Path) -> dict[str, Any]:
-    """The content of dataset.json; it is an extra, so that a damaged one is as good as none."""
-    for path in (references / "dataset.json", references.absolute().parent / "dataset.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(content, dict):
-            return content
-    return {}
 
 
 def _from_file(cases: Sequence[str], file: Path) -> dict[str, str]:
     try:
         if file.suffix.lower() != ".json":
             rows = read_csv(file)
-            columns = set(rows[0]) if rows else set()
+            columns = {name for row in rows for name in row}  # a row may be short
             if not {"case", "patient"} <= columns:
                 raise _unusable(file, f"the columns {', '.join(sorted(columns)) or 'nothing'}")
-            return {row["case"]: row["patient"] for row in rows if row["patient"]}
+            return _by_name(cases, ((row.get("case", ""), row.get("patient", "")) for row in rows), file)
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, RequestError):
@@ -144,26 +136,47 @@ def _from_file(cases: Sequence[str], file: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise _unusable(file, type(content).__name__)
     if all(isinstance(value, (str, int)) for value in content.values()):
-        return {str(case): str(patient) for case, patient in content.items()}
-    return _by_parts(cases, content, file)
+        return _by_name(cases, ((case, str(patient)) for case, patient in content.items()), file)
+    named = _by_parts({case: (case,) for case in cases}, content, file)
+    if not named:
+        raise _strange(cases, [part for parts in content.values() for part in parts], file)
+    return named
 
 
-def _by_parts(cases: Sequence[str], groups: Mapping[str, Any], source: Path) -> dict[str, str]:
-    """The patient whose list holds the case's name or a part of it."""
+def _by_name(cases: Sequence[str], rows: Iterable[tuple[str, str]], source: Path) -> dict[str, str]:
+    """The patients of the cases from rows that name both; a case may be named with the extension of its file."""
+    known = {composed(case): case for case in cases}
     patients: dict[str, str] = {}
+    strange: list[str] = []
+    for written, patient in ((composed(case.strip()), patient.strip()) for case, patient in rows):
+        case = known.get(written) or known.get(name_of_file(written), "")
+        if not case:
+            strange += [written] if written else []
+        elif patient and patients.setdefault(case, patient) != patient:
+            message = (
+                f"Expected every case to be of one patient, but `{source}` gives `{case}` to {patients[case]} and "
+                f"{patient}: remove one row."
+            )
+            raise RequestError(message)
+    if strange and not patients:
+        raise _strange(cases, strange, source)
+    return patients
+
+
+def _by_parts(names: Mapping[str, Sequence[str]], groups: Mapping[str, Any], source: Path) -> dict[str, str]:
+    """The patient who has one of the names of a case, by the rule of a training."""
     for patient, parts in groups.items():
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) and part for part in parts):
             raise _unusable(source, f"{parts!r} for {patient}")
-        for case in cases:
-            if any(part in case for part in parts):
-                if case in patients:
-                    message = (
-                        f"Expected every case to be of one patient, but `{source}` gives `{case}` to {patients[case]} "
-                        f"and {patient}: name longer parts of the cases' names."
-                    )
-                    raise RequestError(message)
-                patients[case] = str(patient)
-    return patients
+    found = {case: [group_of(name, groups) for name in own] for case, own in names.items()}
+    return {case: next(filter(None, claims)) for case, claims in found.items() if any(claims)}
+
+
+def _strange(cases: Sequence[str], named: Sequence[str], source: Path) -> RequestError:
+    return RequestError(
+        f"Expected `{source}` to name cases that are evaluated, such as {cases[0]}, but got "
+        f"{', '.join(named[:SHOWN]) or 'none'}: name the cases as cases.csv does."
+    )
 
 
 def _unusable(file: Path, content: str) -> RequestError:

@@ -89,7 +89,7 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
     except (OSError, ValueError) as error:
         message = f"Expected `--pairs` to be a CSV file in UTF-8, but got `{path}` ({error}): check the path."
         raise PairingError(message) from error
-    columns = set(rows[0]) if rows else set()
+    columns = {name for row in rows for name in row}  # a row may be short
     if not {"prediction", "reference"} <= columns:
         message = (
             f"Expected `{path}` to have the columns prediction and reference and at least one row, but got "
@@ -102,7 +102,7 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         if not named:
             message = f"Expected every row of `{path}` to name a file, but got empty cells in row {line}: remove it."
             raise PairingError(message)
-        name = (row.get("case") or "").strip() or Path(named).parent.joinpath(case_name(Path(named))).as_posix()
+        name = (row.get("case") or "").strip() or name_of_file(named)
         if name in pairs:
             message = f"Expected every row of `{path}` to name a case of its own, but got `{name}` again: rename it."
             raise PairingError(message)
@@ -112,6 +112,15 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
             _existing(references, row.get("reference")),
         )
     return list(pairs.values())
+
+
+def name_of_file(named: str) -> str:
+    """Return the name of a case from a relative path of its file.
+
+    >>> name_of_file("site/c1.nii.gz")
+    'site/c1'
+    """
+    return Path(named).parent.joinpath(case_name(Path(named))).as_posix()
 
 
 def _existing(folder: Path, name: str | None) -> Path | None:

@@ -61,6 +61,8 @@ class Request:
         dilation: reference components that join when dilated so many times count as one lesion.
         present: when a label counts in a case for IoU-I and IoU-C: "reference" where the reference contains it, as in
             the paper, or "either" where one of the two does.
+        dataset: folder whose dataset.json names labels, patients and what was annotated; None takes the dataset.json
+            beside or above the references.
     """
 
     predictions: Path
@@ -92,6 +94,7 @@ class Request:
     export: tuple[str, ...] = ()
     strict: bool = False
     dilation: int = 0
+    dataset: Path | None = None
 
     @property
     def rules(self) -> Rules:
@@ -261,10 +264,3 @@ def _check_output(request: Request) -> None:
             check_outputs({"--output": output / name}, listed)
     except OutputError as error:
         raise RequestError(str(error)) from error
-    cases = output / "cases.csv"
-    if cases.is_file() and not cases.read_bytes()[:32].startswith(b"case,label,"):
-        message = (
-            f"Expected `--output` to be a folder for results, but `{cases}` there was not written by an evaluation and "
-            "would be replaced: name another folder."
-        )
-        raise RequestError(message)

@@ -73,6 +73,7 @@ def _options(evaluation: Evaluation) -> dict[str, Any]:
         "unit": "case" if evaluation.patients is None else "patient",
         "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
         "resample": "reference" if request.resample else None,
+        "export": list(request.export),
     }
 
 

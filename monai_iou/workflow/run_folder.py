@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from monai_iou.files import prepare, read_csv, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
@@ -163,9 +164,9 @@ class RunFolderHandler:
         for source, item in zip(evaluator.state.batch, evaluator.state.output, strict=True):
             case = source.get("case")
             if case in self.cases:
-                image, prediction, label = (torch.as_tensor(item[name]).cpu()[0] for name in ("image", "pred", "label"))
+                image, prediction, label = (torch.as_tensor(item[name]).cpu() for name in ("image", "pred", "label"))
                 picture = draw_case(
-                    image.float().numpy(), prediction.round().long().numpy(), label.round().long().numpy(),
+                    image[0].float().numpy(), class_numbers(prediction), class_numbers(label),
                     spacing=self.spacing, title=f"{case}, epoch {engine.state.epoch}",
                 )  # fmt: skip
                 save_png(picture, self.folder / "pictures" / picture_name(case))
@@ -191,6 +192,22 @@ def picture_name(case: str) -> str:
     'p1_image.png'
     """
     return f"{case.replace('/', '_')}.png"
+
+
+def class_numbers(maps: torch.Tensor) -> NDArray[np.int64]:
+    """Return one map of class numbers: of overlapping regions the last, 0 where nobody annotated.
+
+    Args:
+        maps: class numbers (1, *S), or a map of each class (C, *S), the background first.
+
+    Example:
+        >>> class_numbers(torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1]])).tolist()
+        [0, 1, 2]
+    """
+    if len(maps) == 1:
+        return maps[0].round().long().numpy()
+    numbers = torch.arange(len(maps)).view(-1, *[1] * (maps.ndim - 1))
+    return (numbers * maps.nan_to_num().round().long()).amax(0).numpy()
 
 
 def _mean(column: np.ndarray) -> float:

@@ -239,7 +239,7 @@ class TrainingRun:
         rows = [
             {
                 "prediction": f"{item['case']}.nii.gz",
-                "reference": Path(item["label"]).resolve(),
+                "reference": Path(item["label"]).absolute(),  # links are kept: what they lead to may have any name
                 "case": item["case"],
             }
             for item in items
@@ -247,7 +247,7 @@ class TrainingRun:
         write_csv(pairs, ("prediction", "reference", "case"), rows)
         return Request(
             self.masks,
-            Path(os.path.commonpath([str(Path(item["label"]).resolve().parent) for item in items])),
+            Path(os.path.commonpath([Path(item["label"]).absolute().parent for item in items])),
             self.folder / SCORES,
             labels=() if folder.regions or state is None else tuple(state.facts["labels"]),
             regions=folder.regions,
@@ -255,6 +255,7 @@ class TrainingRun:
             images=_common_folder([item["image"] for item in items]),
             pairs=pairs,
             command=("monai-iou", "train", str(self.dataset)),
+            dataset=folder.root,
         )
 
 

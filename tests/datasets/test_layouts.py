@@ -334,3 +334,52 @@ def test_names_of_ct(name: str) -> None:
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_names_of_others(name: str) -> None:
     assert not is_ct(name)
+
+
+@pytest.mark.parametrize(
+    ("folder", "first", "second"),
+    [
+        ("labels", "a.nii", "a.nii.gz"),
+        ("labels", "a.mha", "a.nii.gz"),
+        ("images", "a.nii", "a.nii.gz"),
+        ("images", "a.nii.gz", "a_0000.nii.gz"),
+    ],
+)
+def test_two_files_of_one_name_in_a_plain_pair_are_named(folder: str, first: str, second: str, tmp_path: Path) -> None:
+    for kind, array in (("images", np.ones(SHAPE, np.float32)), ("labels", label(1))):
+        save(tmp_path / kind / "a.nii.gz", array)
+    assert [case.name for case in read_folder(tmp_path).training] == ["a"]
+    for name in (first, second):
+        (tmp_path / folder / name).touch()
+    with pytest.raises(DatasetError) as caught:
+        read_folder(tmp_path)
+    files = " and ".join(str(tmp_path / folder / name) for name in (first, second))
+    expected = f"Expected one file per case, but got {files}: keep one of them."
+    assert str(caught.value) == expected
+
+
+def test_a_label_is_not_counted_twice(tmp_path: Path) -> None:
+    for name in ("p0/a.nii.gz", "p1/a.nii.gz", "p0/b.nii"):
+        save(tmp_path / name, label(1))
+    assert len(count_label_files(tmp_path).cases) == 3
+    save(tmp_path / "p0/a.nii", label(1))
+    expected = f"Expected one file per case, but got `{tmp_path / 'p0/a.nii'}` and `{tmp_path / 'p0/a.nii.gz'}`: keep"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        count_label_files(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["labelsTr", "link", ".", "../labelsTr"])
+def test_the_description_of_counted_labels_is_beside_them_as_they_are_named(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`labelsTr` is a link into a store of labels, and `link` a link to it."""
+    save(tmp_path / "store" / "abc" / "c.nii.gz", label(1))
+    (tmp_path / "data").mkdir()
+    describe(tmp_path / "data", labels={"background": 0, "one": 1, "two": 2}, channel_names={"0": "T1"})
+    (tmp_path / "data/labelsTr").symlink_to(tmp_path / "store" / "abc")
+    (tmp_path / "data/imagesTr").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/labelsTr")
+    inside = {"labelsTr": "data", "link": "data", ".": "data/labelsTr", "../labelsTr": "data/imagesTr"}[named]
+    monkeypatch.chdir(tmp_path / inside)
+    values = count_label_files(named).values
+    assert values == ((0, 1) if named == "." else (0, 1, 2))  # a system says of `.` only where the link leads

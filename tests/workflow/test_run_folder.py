@@ -8,17 +8,20 @@ import logging
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bundle_runs import overrides
+from monai.bundle import ConfigParser
 
-from monai_iou.bundle_files import copy_bundle
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.demo import run_workflow
 from monai_iou.files import read_csv
 from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
+from monai_iou.planning.plan import Plan
 from monai_iou.workflow import run_folder
 from monai_iou.workflow.bars import start_above_log, stop_above_log
 from monai_iou.workflow.curves import draw_curves
@@ -96,6 +99,49 @@ def test_per_class_columns_and_undefined_scores(tmp_path: Path) -> None:
     assert found["val_mean_iou liver"] == pytest.approx(0.6)
     assert np.isnan(found["val_mean_iou tumour"])
     assert handler._scores(5) == {}
+
+
+def plan_of_regions() -> Plan:
+    """The example of docs/bundle.md."""
+    labels = {0: "background", 1: "oedema", 2: "necrosis", 3: "enhancing"}
+    regions = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    return Plan((), labels, (), (), (), (), (), regions=regions, regions_order=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("plan", "names"),
+    [
+        (plan_of_regions(), ["whole", "core", "enhancing"]),
+        (Plan((), {0: "background", 5: "tumour", 2: "liver"}, (), (), (), (), (), ignore=9), ["tumour", "liver"]),
+    ],
+)
+def test_columns_are_named_as_the_networks_classes(plan: Plan, names: list[str]) -> None:
+    train = json.loads((bundle_path() / "configs" / "train.json").read_text(encoding="utf-8"))
+    (handler,) = (each for each in train["train"]["handlers"] if each["_target_"].endswith("RunFolderHandler"))
+    parser = ConfigParser({"plan": plan, "labels": handler["labels"]})
+    assert parser.get_parsed_content("labels") == names
+
+
+def test_pictures_of_regions_show_the_last_region_of_each_voxel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(run_folder, "draw_case", lambda _, *maps, **__: drawn.extend(maps) or np.zeros((4, 4, 3)))
+    monkeypatch.setattr(run_folder, "save_png", lambda *_: None)
+    monkeypatch.setattr(RunFolderHandler, "_to_tensorboard", lambda *_: None)
+    values = torch.randint(0, 4, (4, 5, 6), generator=torch.Generator().manual_seed(0))
+    regions = torch.stack([values == 0, values > 0, values > 1, values > 2]).float()
+    unknown = torch.stack([values == 0, values > 0, torch.full_like(values, torch.nan, dtype=torch.float)]).float()
+    handler = RunFolderHandler(
+        str(tmp_path), torch.optim.SGD([torch.zeros(1)], 0.1), torch.nn.MSELoss(), cases=["c"], spacing=(1, 1, 1)
+    )
+    for prediction, label in ((regions, regions.to(torch.uint8)), (values[None], unknown)):
+        output = [{"image": torch.zeros(2, 4, 5, 6), "pred": prediction, "label": label}]
+        state = SimpleNamespace(batch=[{"case": "c"}], output=output)
+        handler._draw(SimpleNamespace(state=state), SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
+    expected = [values, values, values, (values > 0).long()]
+    for found, each in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(found, each.numpy())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""Which cases are of one patient: by a file, or by dataset.json, where the rule is that of a training."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monai_iou.datasets.cases import Case
+from monai_iou.datasets.splits import patient_of
+from monai_iou.evaluation.groups import patients_of
+from monai_iou.evaluation.pairing import Pair
+from monai_iou.evaluation.request import Request, RequestError
+
+
+def pairs_of(*cases: str, references: Path = Path("labelsTr")) -> list[Pair]:
+    return [Pair(case, None, references / f"{case}.nii.gz") for case in cases]
+
+
+def described(root: Path, **content: Any) -> Request:
+    (root / "labelsTr").mkdir(exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    return Request(root, root / "labelsTr", root / "out")
+
+
+def listed(root: Path, text: str, *cases: str, name: str = "patients.csv") -> dict[str, str]:
+    (root / name).write_text(text, encoding="utf-8")
+    return patients_of(pairs_of(*cases), Request(root, root, root / "out", groups=root / name))
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ({"P1": ["P1"], "P14": ["P14"]}, ["P1", "P14", "case P2_a"]),
+        ({"P1": ["P1"]}, ["P1", "case P14_a", "case P2_a"]),
+        ({"1": ["1"], "2": ["2_a", "2"]}, ["1", "case P14_a", "2"]),
+        ({"first": ["P"], "second": ["P14"]}, ["first", "first", "first"]),
+        ({}, ["case P1_a", "case P14_a", "case P2_a"]),
+    ],
+)
+def test_numbers_are_whole_and_the_first_group_wins(
+    groups: dict[str, list[str]], expected: list[str], tmp_path: Path
+) -> None:
+    cases = ["P1_a", "P14_a", "P2_a"]
+    found = patients_of(pairs_of(*cases), described(tmp_path, patient_groups=groups))
+    assert [found[case] for case in cases] == expected
+    if groups:
+        as_file = listed(tmp_path, json.dumps(groups), *cases, name="groups.json")
+        assert as_file == found
+
+
+@given(
+    groups=st.dictionaries(
+        st.sampled_from(["A", "B", "C"]), st.lists(st.text("P19_", min_size=1, max_size=3), min_size=1, max_size=2)
+    ),
+    cases=st.lists(st.text("P19_a", min_size=1, max_size=6), min_size=1, max_size=6, unique=True),
+)
+@settings(max_examples=100, deadline=None)
+def test_patients_are_those_of_a_training(
+    groups: dict[str, list[str]], cases: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = patients_of(pairs_of(*cases), described(tmp_path_factory.getbasetemp(), patient_groups=groups))
+    trained = {case: patient_of(Case(case, Path(case)), groups) for case in cases}
+    assert {case: f"group {p}" if p in groups else p for case, p in found.items()} == trained
+
+
+def test_a_name_from_a_mac_is_the_same_name(tmp_path: Path) -> None:
+    apart, one = (unicodedata.normalize(form, "Müller_1") for form in ("NFD", "NFC"))
+    assert apart != one
+    for case, part in ((one, apart), (apart, one)):
+        assert patients_of(pairs_of(case), described(tmp_path, patient_groups={"M": [part]})) == {case: "M"}
+        assert listed(tmp_path, f"case,patient\n{part},M\n", case) == {case: "M"}
+
+
+def test_references_named_otherwise_than_their_images_have_the_patients_of_the_training(tmp_path: Path) -> None:
+    training = [{"image": f"imagesTr/P{i}_t1.nii.gz", "label": f"labelsTr/scan{i}.nii.gz"} for i in (1, 14)]
+    request = described(tmp_path, training=training, patient_groups={"one": ["P1"], "other": ["P14"]})
+    there = pairs_of("scan1", "scan14", references=tmp_path / "labelsTr")
+    copies = pairs_of("scan1", "scan14", references=tmp_path / "elsewhere")
+    for pairs in (there, copies):
+        assert patients_of(pairs, request) == {"scan1": "one", "scan14": "other"}
+    (tmp_path / "link").symlink_to(tmp_path / "labelsTr")
+    through = Request(tmp_path, tmp_path / "link", tmp_path / "out")
+    assert patients_of(pairs_of("scan1", references=tmp_path / "link"), through) == {"scan1": "one"}
+
+
+def test_a_short_row_is_an_empty_cell(tmp_path: Path) -> None:
+    for rows in ("a\nb,P\n", "b,P\na\n"):
+        assert listed(tmp_path, f"case,patient\n{rows}", "a", "b") == {"a": "case a", "b": "P"}
+
+
+def test_cases_may_be_named_as_their_files(tmp_path: Path) -> None:
+    found = listed(tmp_path, "case,patient\nsite/a.nii.gz,P\n b.mha ,P\nnot evaluated,Q\n", "site/a", "b")
+    assert found == {"site/a": "P", "b": "P"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("g.csv", "case,patient\na,P\na,Q\n", "gives `a` to P and Q: remove one row."),
+        ("g.csv", "case,patient\na,P\na.nii.gz,Q\n", "gives `a` to P and Q: remove one row."),
+        ("g.csv", "case,patient\nx,P\ny,P\n", "to name cases that are evaluated, such as a, but got x, y: name the"),
+        ("g.json", '{"x": "P"}', "to name cases that are evaluated, such as a, but got x: name the cases as"),
+        ("g.json", '{"P": ["x"]}', "to name cases that are evaluated, such as a, but got x: name the cases as"),
+        ("g.csv", "case\na\n", "to be a CSV with the columns case and patient, or JSON that maps"),
+    ],
+)
+def test_a_file_that_gives_no_patients_is_refused(name: str, text: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=re.escape(expected)):
+        listed(tmp_path, text, "a", "b", name=name)
+
+
+@pytest.mark.parametrize("content", [{"training": 5}, {"training": [None, {"image": 3}]}, {"validation": {"a": 1}}])
+def test_lists_that_are_no_lists_say_nothing(content: dict[str, Any], tmp_path: Path) -> None:
+    request = described(tmp_path, patient_groups={"P": ["a"]}, **content)
+    assert patients_of(pairs_of("a"), request) == {"a": "P"}

@@ -1,0 +1,116 @@
+"""How `monai-iou train` scores what it held out: by the files as dataset.json names them, whatever links lead to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import NAMES, decathlon, describe, make_case, save
+
+from monai_iou.datasets.folder import read_folder
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.training_runs import STAGES, Training, TrainingRun
+
+LABELS = [1, 2, 3]
+
+
+def score(dataset: Path, run: Path, names: list[str] | None = None) -> Evaluation:
+    """The scores of a training that held out these cases, all by default, and has found nothing in any."""
+    cases = [case for case in read_folder(dataset).training if names is None or case.name in names]
+    for case in cases:
+        save(run / "validation" / "masks" / f"{case.name}.nii.gz", np.zeros_like(make_case(0)[1]))
+    training = Training(run, (), {}, {})
+    held_out = [case.as_item() for case in cases]
+    RunState(run, {}, list(STAGES), {"held_out": held_out, "labels": LABELS}).write()
+    scores = TrainingRun(run, dataset, (training,)).run(lambda _: None, lambda _: None)
+    assert scores is not None
+    return scores
+
+
+def into_store(file: Path, store: Path) -> None:
+    """Replace a file by a link to its content, as Hugging Face and DVC do: the target has no extension."""
+    target = store / hashlib.sha256(file.read_bytes()).hexdigest()
+    store.mkdir(parents=True, exist_ok=True)
+    shutil.move(file, target)
+    file.symlink_to(target)
+
+
+def test_labels_that_link_to_a_content_store_are_scored_as_files(tmp_path: Path) -> None:
+    content = decathlon(tmp_path / "plain", patient_groups={"P": ["c0", "c1"]})
+    content["training"][2]["labelled"] = ["oedema"]
+    described = describe(tmp_path / "plain", content)
+    shutil.copytree(described, tmp_path / "linked")
+    for file in (tmp_path / "linked").rglob("*.*"):
+        into_store(file, tmp_path / "blobs")
+    plain, linked = (score(tmp_path / name, tmp_path / f"run of {name}") for name in ("plain", "linked"))
+    assert plain.failures == linked.failures == []
+    assert str(plain.rows) == str(linked.rows)  # as text, where NaN is what it is
+    assert plain.patients == linked.patients == {"c0": "P", "c1": "P", "c2": "case c2"}
+    assert plain.summary["titles"] == linked.summary["titles"] == {str(v): f"{v} ({NAMES[str(v)]})" for v in LABELS}
+    lacking = [row["label"] for row in linked.rows if row["case"] == "c2" and np.isnan(row["iou"])]
+    assert lacking == ["2", "3"]
+
+
+def test_links_into_two_folders_of_which_one_holds_the_run(tmp_path: Path) -> None:
+    dataset = describe(tmp_path / "data", decathlon(tmp_path / "data"))
+    for i, store in enumerate(("one", "two", "two")):
+        into_store(dataset / f"labelsTr/c{i}.nii.gz", tmp_path / "disk" / store)
+    scores = score(dataset, tmp_path / "disk" / "run")
+    assert (len(scores.records), scores.failures) == (3, [])
+
+
+def test_one_held_out_case_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    channels, label = make_case(0)
+    entries: list[dict[str, Any]] = []
+    for patient in ("p0", "p1"):
+        entry = {"image": f"imagesTr/{patient}/scan.nii.gz", "label": f"labelsTr/{patient}/scan.nii.gz"}
+        save(tmp_path / "data" / entry["image"], channels[0])
+        save(tmp_path / "data" / entry["label"], label)
+        entries.append({**entry, "labelled": [1] if patient == "p0" else [1, 2, 3]})
+    describe(tmp_path / "data", {"modality": {"0": "T1"}, "labels": NAMES, "training": entries})
+    scores = score(tmp_path / "data", tmp_path / "run", ["p0/scan"])
+    assert [np.isnan(row["iou"]) for row in scores.rows] == [False, True, True]
+    both = score(tmp_path / "data", tmp_path / "another run")
+    assert [np.isnan(row["iou"]) for row in both.rows] == [False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["of the entry", "of the dataset"])
+def test_annotated_classes_and_patients_of_images_that_are_not_named_as_their_labels(
+    whole: bool, tmp_path: Path
+) -> None:
+    content = decathlon(tmp_path)
+    for i, entry in enumerate(content["training"]):
+        for kind, ending in (("image", f"/c{i}_t1.nii.gz"), ("label", f"/c{i}_seg.nii.gz")):
+            shutil.move(tmp_path / entry[kind], new := (tmp_path / entry[kind]).with_name(ending[1:]))
+            entry[kind] = str(new.relative_to(tmp_path))
+    content["patient_groups"] = {"P": ["c0_t1", "c1_t1"]}
+    content |= {"labelled": {"c0_t1": ["core"]}} if whole else {}
+    content["training"][0] |= {} if whole else {"labelled": ["core"]}
+    scores = score(describe(tmp_path, content), tmp_path.with_name("run"))
+    assert scores.patients == {"c0_t1": "P", "c1_t1": "P", "c2_t1": "case c2_t1"}
+    found = {(row["case"], row["label"]) for row in scores.rows if not np.isnan(row["iou"])}
+    assert found == {("c0_t1", "2")} | {(f"c{i}_t1", str(value)) for i in (1, 2) for value in LABELS}
+
+
+def test_patients_and_classes_of_cases_with_several_raters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = decathlon(tmp_path / "data", patient_groups={"P": ["c0", "c1"]})
+    content["training"][0] |= {"label": [content["training"][0]["label"]] * 2, "labelled": ["core"]}
+    dataset = describe(tmp_path / "data", content)
+    written = tmp_path / "run/validation/references"
+
+    def with_label_maps(items: list[dict[str, Any]], *_: object) -> list[dict[str, Any]]:
+        for item in items:
+            save(written / f"{item['case']}.nii.gz", make_case(int(item["case"][1:]))[1])
+        return [{**item, "label": str(written / f"{item['case']}.nii.gz")} for item in items]
+
+    monkeypatch.setattr("monai_iou.workflow.training_runs.with_label_maps", with_label_maps)
+    scores = score(dataset, tmp_path / "run")
+    assert scores.patients == {"c0": "P", "c1": "P", "c2": "case c2"}
+    assert [row["label"] for row in scores.rows if row["case"] == "c0" and not np.isnan(row["iou"])] == ["2"]
+    assert json.loads((tmp_path / "run/validation/summary.json").read_text())["options"]["patients"] == 2
