@@ -150,6 +150,7 @@ STUDIES: dict[str, Study] = {
                 "dice+ce/10",
             ),
             baseline=("iou+ce/3", "voxels"),
+            seeds=(0, 1, 2, 3, 4),
         ),
         Study(
             "sampler",
@@ -285,7 +286,7 @@ def select(runs: Iterable[Run], words: Iterable[str]) -> list[Run]:
 
     >>> runs = STUDIES["compound"].runs()
     >>> {run.loss for run in select(runs, ["iou"])}, len(select(runs, []))
-    ({'iou'}, 27)
+    ({'iou'}, 45)
     >>> [(run.loss, run.seed) for run in select(runs, ["iou", "dice", "seed=1"])]
     [('iou', 1), ('dice', 1)]
     """

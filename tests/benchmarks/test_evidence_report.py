@@ -32,7 +32,7 @@ def tables(folder: Path, seeds: int = 3) -> None:
 def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Path) -> None:
     tables(tmp_path, 3)
     text = block(STUDIES["compound"], tmp_path)
-    assert "6 of 27 runs are done" in text
+    assert "6 of 45 runs are done" in text
     assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | -0.100 (" in text
     assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | baseline |  |  |  |" in text
     assert "| -0.100 (-0.100 to -0.100) |  | below 0.001 | worse |" in text  # no effect without a spread of patients
@@ -68,7 +68,7 @@ def test_the_score_of_a_patient_is_the_mean_over_seeds_and_cases(
 def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
     page = "Before.\n<!-- study: compound -->\nold\n<!-- end -->\nAfter.\n"
     filled = fill(page, tmp_path)
-    assert "Not run yet (27 runs)" in filled
+    assert "Not run yet (45 runs)" in filled
     assert "python -m benchmarks.evidence --study compound" in filled
     assert filled.startswith("Before.\n")
     assert filled.endswith("<!-- end -->\nAfter.\n")

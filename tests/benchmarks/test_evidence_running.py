@@ -312,5 +312,5 @@ def test_wrong_arguments_end_with_status_2(arguments: list[str], status: int) ->
 def test_the_list_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_run(tmp_path, RUN, SUMMARY, [CASE])
     assert command.main(["--list", "--results", str(tmp_path)]) == 0
-    assert "1 of 27 runs" in capsys.readouterr().out
+    assert "1 of 45 runs" in capsys.readouterr().out
     assert command.main(["--study", "compound", "--only", "nothing", "--results", str(tmp_path)]) == 2
