@@ -15,6 +15,7 @@ from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
+from monai_iou.workflow.literal import with_literal_paths
 
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]
 
@@ -125,7 +126,7 @@ def run_workflow(bundle: Path, configs: Sequence[str], overrides: Mapping[str, A
     workflow = ConfigWorkflow(
         config_file=[str(bundle / "configs" / f"{name}.json") for name in configs],
         workflow_type="inference" if configs[0] == "inference" else "train",
-        **overrides,
+        **with_literal_paths(overrides),
     )
     workflow.initialize()
     workflow.run()

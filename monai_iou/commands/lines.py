@@ -21,8 +21,11 @@ def bundle_line(configs: Sequence[str], keys: Mapping[str, Any]) -> str:
     >>> print(bundle_line(["train.json", "plan.json"], {"dataset_dir": "my data", "patch_size": [8, 8]}))
     python -m monai.bundle run --config_file "['train.json','plan.json']" --dataset_dir 'my data' --patch_size "[8, 8]"
     """
-    files = list(configs) if len(configs) > 1 else configs[0]
-    options = " ".join(f"--{name} {words(value)}" for name, value in keys.items())
+    from monai_iou.workflow.literal import with_literal_paths
+
+    # Of a single path the command line would cut off what follows a `#`.
+    files = list(configs) if len(configs) > 1 or "#" in configs[0] else configs[0]
+    options = " ".join(f"--{name} {words(value)}" for name, value in with_literal_paths(keys).items())
     return f"python -m monai.bundle run --config_file {words(files)} {options}".rstrip()
 
 

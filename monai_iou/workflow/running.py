@@ -11,6 +11,7 @@ from typing import Any
 
 from monai_iou.files import OutputError
 from monai_iou.workflow.config_errors import chain, explained
+from monai_iou.workflow.literal import with_literal_paths
 from monai_iou.workflow.log_file import has_log, log_failure
 
 __all__ = ["run_configs"]
@@ -24,7 +25,7 @@ def run_configs(files: Sequence[Path], overrides: Mapping[str, Any], kind: str =
 
     Args:
         files: the configs, later ones over earlier ones.
-        overrides: key -> value, over all configs.
+        overrides: key -> value, over all configs. Paths are taken as they are, whatever signs they hold.
         kind: MONAI's `workflow_type`, "train" or "inference".
 
     Raises:
@@ -35,7 +36,8 @@ def run_configs(files: Sequence[Path], overrides: Mapping[str, Any], kind: str =
     from monai.bundle.workflows import ConfigWorkflow
 
     with _without_notices(), _own_sentence():
-        workflow = ConfigWorkflow(config_file=[str(path) for path in files], workflow_type=kind, **overrides)
+        keys = with_literal_paths(overrides)
+        workflow = ConfigWorkflow(config_file=[str(path) for path in files], workflow_type=kind, **keys)
         workflow.initialize()
         workflow.run()
         workflow.finalize()
