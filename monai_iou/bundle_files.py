@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from monai_iou.files import TEMPORARY_PREFIX
 __all__ = ["BUNDLE_NAME", "TRAINED_MODELS", "bundle_path", "copy_bundle", "trained_model_path"]
 
 
+OWN_PREFIX = ".monai_iou"  # of temporary files and locks
 BUNDLE_NAME = "small_foreground_segmentation"
 TRAINED_MODELS = ("hippocampus_mr",)  # each has a README.md with its data, licence and scores
 
@@ -69,30 +71,49 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
         ...     (copy_bundle(f"{folder}/mine") / "configs" / "train.json").is_file()
         True
     """
+    _check_vacant(destination)
     target = Path(destination).resolve()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        message = f"Expected `{destination}` to be a new or empty folder, but it exists: name another one."
-        raise ValueError(message)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
     try:
-        # The bundle of a checkout may contain results of a training, which must not be copied.
-        shutil.copytree(
-            bundle_path(),
-            partial,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"),
-        )
-        if target.exists():
-            target.rmdir()
-        partial.chmod(0o777 & ~_umask())  # a temporary folder is readable by its owner only
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        # Inside the folder: it may be mounted, its parent may be read-only, and the user's shell may stand in it.
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target) as partial:
+            # The bundle of a checkout may contain results of a training, which must not be copied.
+            shutil.copytree(
+                bundle_path(),
+                partial,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"),
+            )
+            Path(partial).chmod(0o700)  # as an installation may be read-only
+            _move_children(Path(partial), target)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+        raise
     return target
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _check_vacant(folder: str | os.PathLike[str]) -> None:
+    """Check that a folder does not exist yet or is empty, but for temporary files and the lock of this package.
+
+    Raises:
+        ValueError: it is a file or holds something.
+    """
+    path = Path(folder)
+    if path.exists() and not (path.is_dir() and all(each.name.startswith(OWN_PREFIX) for each in path.iterdir())):
+        message = f"Expected `{folder}` to be a new or empty folder, but it exists: name another one."
+        raise ValueError(message)
+
+
+def _move_children(source: Path, target: Path) -> None:
+    """Move all files and folders, the configs last: whoever finds them finds a complete bundle."""
+    moved: list[Path] = []
+    try:
+        for child in sorted(source.iterdir(), key=lambda path: path.name == "configs"):
+            moved.append(child.rename(target / child.name))
+    except BaseException:
+        for path in moved:
+            path.rename(source / path.name)
+        raise

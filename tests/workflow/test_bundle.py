@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -248,3 +249,41 @@ def test_copy_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="new or empty folder"):
         copy_bundle(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_existing_folder_is_filled_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "mounted"
+    target.mkdir()
+    before = target.stat().st_ino
+    monkeypatch.chdir(target)
+    copy_bundle(".")
+    assert (Path.cwd() / "configs" / "train.json").is_file()
+    assert target.stat().st_ino == before
+    assert {path.name for path in target.iterdir()} == {"LICENSE", "configs", "docs"}
+
+
+@pytest.mark.parametrize("step", ["copytree", "rename"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_copy_that_fails_leaves_nothing(
+    step: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "run", Path.rename
+    if exists:
+        target.mkdir()
+
+    def fail_at_the_configs(self: Path, other: Path) -> Path:
+        if self.name == "configs":
+            raise OSError(28, "No space left on device")
+        return rename(self, other)
+
+    def fail(source: Path, partial: str, **_: object) -> None:
+        (Path(partial) / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    if step == "rename":
+        monkeypatch.setattr(Path, "rename", fail_at_the_configs)
+    else:
+        monkeypatch.setattr(shutil, "copytree", fail)
+    with pytest.raises(OSError, match="No space"):
+        copy_bundle(target)
+    assert list(tmp_path.rglob("*")) == ([target] if exists else [])
