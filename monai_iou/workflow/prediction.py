@@ -20,6 +20,8 @@ from monai_iou.workflow.running import run_configs
 
 __all__ = ["Prediction", "Predictions", "TrainedModels", "find_models", "plan_predictions", "run_all"]
 
+FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
+
 
 @dataclass(frozen=True)
 class TrainedModels:
@@ -108,7 +110,8 @@ def find_models(run: Path, folds: str | None = None) -> TrainedModels:
         DatasetError: there are no such models; the message says what to do.
     """
     single = next((path for path in (run / "models" / "model.pt", run / "model.pt") if path.is_file()), None)
-    trained = {int(path.parent.parent.name[4:]): path for path in run.glob("fold[0-9]*/models/model.pt")}
+    found = [(FOLD.fullmatch(path.parents[1].name), path) for path in run.glob("fold*/models/model.pt")]
+    trained = {int(match[1]): path for match, path in found if match is not None}
     files = [single] if folds is None and single is not None else _chosen(run, trained, folds or "all")
     if not files:
         message = (

@@ -99,6 +99,23 @@ def test_the_models_of_chosen_folds(folds: Path, tmp_path: Path) -> None:
         find_models(tmp_path, "2")
     with pytest.raises(ValueError, match="all or numbers of folds"):
         find_models(tmp_path, "first")
+    for name in ("fold0_2", "fold0_old", "fold01", "fold2x", "fold"):
+        shutil.copytree(folds / "fold0", tmp_path / name / "models")
+    assert [path.parent.parent.name for path in find_models(tmp_path).files] == ["fold0", "fold1", "fold10"]
+
+
+def test_images_and_runs_of_any_name(folds: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("$run#1")
+    shutil.copytree(folds / "fold0", run / "models")
+    names = ["a#1", "$b", "@c", "%d"]
+    for name in names:
+        shutil.copy(scan, f"{name}.nii.gz")
+    assert predict(run, *(f"{name}.nii.gz" for name in names)) == 0
+    masks = [read_labels(tmp_path / f"{name}_mask.nii.gz").array for name in names]
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    assert predict(run, "a#1.nii.gz", "--output", "@masks#2") == 0
+    assert (tmp_path / "@masks#2" / "a#1.nii.gz").is_file()
 
 
 def scans(folder: Path, scan: Path, *names: str) -> list[Path]:
