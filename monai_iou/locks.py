@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_NAME", "folder_lock"]
+__all__ = ["LOCK_NAME", "folder_lock", "is_locked"]
 
 LOCK_NAME = ".monai_iou.lock"
+SECONDS_BETWEEN_TRIES = 0.2
 _held: set[tuple[int, int]] = set()  # the system does not stop a process from locking its own file again
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
+def folder_lock(
+    folder: Path, purpose: str, wait_for: Collection[str] = (), tell: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
     """Lock a folder for one run; the lock file is removed at the end.
 
     The lock is held by the operating system and ends with the process, so that a killed run blocks no other. Worker
@@ -35,6 +39,8 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
     Args:
         folder: the existing folder to which the run writes.
         purpose: what the run does, such as "training", for the error message of a second run.
+        wait_for: purposes of other processes that are soon done: while one of them holds the lock, wait.
+        tell: called once with a line that says whom it waits for.
 
     Raises:
         OutputError: if another run holds the lock, with its process, machine and start time in the message, or if the
@@ -48,7 +54,16 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
         ['.monai_iou.lock']
     """
     path = folder / LOCK_NAME
-    descriptor = _acquire(path, purpose)
+    descriptor = _try(path, purpose)
+    waits = False
+    while descriptor is None:
+        if not _is_short(path, wait_for):
+            raise _refusal(path)
+        if not waits:
+            tell(f"Waiting for {folder}: {_user(path)}.")
+        waits = True
+        time.sleep(SECONDS_BETWEEN_TRIES)
+        descriptor = _try(path, purpose)
     status = os.fstat(descriptor)
     _held.add((status.st_dev, status.st_ino))
     try:
@@ -60,13 +75,26 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
         _held.discard((status.st_dev, status.st_ino))
 
 
-def _acquire(path: Path, purpose: str) -> int:
+def is_locked(folder: Path) -> bool:
+    """Return whether a run, of this process or another, holds the lock of a folder."""
+    path = folder / LOCK_NAME
+    if _is_held_here(path) or not path.exists():
+        return _is_held_here(path)
+    try:
+        with folder_lock(folder, "a check"):
+            return False
+    except OutputError:
+        return True
+
+
+def _try(path: Path, purpose: str) -> int | None:
+    """Lock the file and return its descriptor, None if another run holds it."""
     while True:
         descriptor = None if _is_held_here(path) else _open(path)
         if descriptor is None or not _lock(descriptor, path):
             if descriptor is not None:
                 os.close(descriptor)
-            raise _refusal(path)
+            return None
         if _is_file_of(descriptor, path):  # otherwise its holder removed it after we opened it and before we locked it
             _write_holder(descriptor, purpose)
             return descriptor
@@ -133,14 +161,25 @@ def _holder(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _refusal(path: Path) -> OutputError:
+def _is_short(path: Path, wait_for: Collection[str]) -> bool:
+    """Whether the lock's holder is to be waited for, or has just let it go or not yet written who it is."""
+    if not wait_for or _is_held_here(path):
+        return False
+    holder = _holder(path)
+    return not holder or holder.get("purpose") in wait_for
+
+
+def _user(path: Path) -> str:
     holder = {} if _is_held_here(path) else _holder(path)
-    other = "another run is using it"
-    if holder:
-        other = "{purpose} by process {process} on {host} has been using it since {since}".format_map(_Known(holder))
+    if not holder:
+        return "another run is using it"
+    return "{purpose} by process {process} on {host} has been using it since {since}".format_map(_Known(holder))
+
+
+def _refusal(path: Path) -> OutputError:
     message = (
-        f"Expected `{path.parent}` to be used by one run at a time, but {other}: wait until that run has ended, or "
-        "name another folder."
+        f"Expected `{path.parent}` to be used by one run at a time, but {_user(path)}: wait until that run has ended, "
+        "or name another folder."
     )
     return OutputError(message)
 

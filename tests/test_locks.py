@@ -15,7 +15,7 @@ from light_import import LIGHT_IMPORT
 
 from monai_iou import locks
 from monai_iou.files import OutputError
-from monai_iou.locks import LOCK_NAME, folder_lock
+from monai_iou.locks import LOCK_NAME, folder_lock, is_locked
 
 HOLD = f"""
 {LIGHT_IMPORT}
@@ -82,6 +82,25 @@ def test_a_killed_holder_blocks_nobody_even_if_its_children_live(tmp_path: Path)
         for stream in (process.stdin, process.stdout):
             assert stream is not None
             stream.close()
+
+
+def test_a_short_holder_is_waited_for(tmp_path: Path) -> None:
+    process, told = hold(tmp_path), list[str]()
+
+    def end_when_told(line: str) -> None:
+        told.append(line)
+        end(process)
+
+    assert is_locked(tmp_path)
+    with pytest.raises(OutputError, match="training by process"), folder_lock(tmp_path, "planning", ["planning"]):
+        pass
+    with folder_lock(tmp_path, "planning", ["training"], end_when_told):
+        assert is_locked(tmp_path)
+        with pytest.raises(OutputError), folder_lock(tmp_path, "planning", ["planning"]):
+            pass  # waiting for itself it would wait forever
+    assert not is_locked(tmp_path)
+    (line,) = told
+    assert line.startswith(f"Waiting for {tmp_path}: training by process {process.pid} on ")
 
 
 def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:

@@ -61,7 +61,12 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, *
 
 
 def write_plan(
-    dataset_dir: Path, output: Path, folds: int | None, fold: int | None, machine: Mapping[str, Any]
+    dataset_dir: Path,
+    output: Path,
+    folds: int | None,
+    fold: int | None,
+    machine: Mapping[str, Any],
+    asked: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the plan for a dataset and show it.
 
@@ -71,6 +76,7 @@ def write_plan(
         folds: number of folds, None for one split.
         fold: the fold to validate on.
         machine: what the options in `MACHINE` gave, and `minutes`, None without a limit.
+        asked: stored in the plan's report, by which a later command knows what it was made for.
 
     Raises:
         ValueError: the dataset cannot be planned for.
@@ -100,5 +106,8 @@ def write_plan(
     measured = folder, fingerprint, hardware, folds, fold or 0
     minutes = machine["minutes"]
     proposal = propose(*measured) if minutes is None else propose_within(minutes, *measured)
-    write_json(output, proposal.as_json(fingerprint, hardware))
+    content = proposal.as_json(fingerprint, hardware)
+    if asked is not None:
+        content["plan_report"]["asked"] = dict(asked)
+    write_json(output, content)
     print_tables(plan_tables(folder, fingerprint, proposal))

@@ -65,25 +65,39 @@ def train(context: click.Context, /, dataset: Path, output: Path | None, **optio
     """
     keys = _keys(context, dataset, options)
     run_folder = output if output is not None else Path(f"{dataset.resolve().name}_run")
-    from monai_iou.console import progress, say
-    from monai_iou.workflow.training_runs import open_folder
+    from monai_iou.console import say
+    from monai_iou.workflow.run_preparation import plan_request, prepared
 
+    resume, overwrite = options["resume"], options["overwrite"]
     with reported():
         run = _run(run_folder, dataset, keys, options)
-        run.check(resume=options["resume"], overwrite=options["overwrite"])
-        open_folder(run_folder, dataset)
-        _plan(run, options)
-        for training in run.trainings:
-            if not training.is_done("trained"):
-                click.echo(bundle_line([path.as_posix() for path in training.configs], training.bundle_keys))
-        try:
-            with progress() as show:
-                scores = run.run(say, show)
-        except SystemExit:
-            say(f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *sys.argv[1:]])}", error=True)
-            raise
+        asked = plan_request(run, options)
+
+        def plan(path: Path) -> None:
+            write_plan(dataset, path, run.folds, None, {**options, "minutes": asked["minutes"]}, asked)
+
+        with prepared(run, asked, plan, say, resume=resume, overwrite=overwrite):
+            scores = _train(run)
     _tell_results(run, scores)
     return 0
+
+
+def _train(run: TrainingRun) -> Evaluation | None:
+    """Do the trainings in a folder that is prepared for them."""
+    from monai_iou.console import progress, say
+    from monai_iou.workflow.training_runs import PLAN
+
+    click.echo(f"Plan: {run.folder / PLAN}")
+    for training in run.trainings:
+        if not training.is_done("trained"):
+            click.echo(bundle_line([path.as_posix() for path in training.configs], training.bundle_keys))
+    try:
+        with progress() as show:
+            return run.run(say, show)
+    except SystemExit:
+        words = sys.argv[1:] if "--resume" in sys.argv else [word for word in sys.argv[1:] if word != "--overwrite"]
+        say(f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *words])}", error=True)
+        raise
 
 
 def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +142,8 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
         "dataset": str(dataset.resolve()),
         "folds": folds,
         "minutes": options["minutes"],
+        "memory_gb": options["memory_gb"],
+        "device": None if options["device"] == "auto" else options["device"],
         "configs": [str(path) for path in options["configs"]],
     }
     about = about_this_run(("monai-iou", *sys.argv[1:]))
@@ -137,22 +153,12 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
         return Training(
             folder if number is None else folder / f"fold{number}",
             configs,
-            {"dataset_dir": str(dataset), **own, **keys},
+            {"dataset_dir": str(dataset.absolute()), **own, **keys},
             {**asked, "fold": number, "keys": {name: value for name, value in keys.items() if name != "overwrite"}},
             about,
         )
 
     return TrainingRun(folder, dataset, tuple(training(number) for number in chosen), folds)
-
-
-def _plan(run: TrainingRun, options: Mapping[str, Any]) -> None:
-    from monai_iou.workflow.training_runs import PLAN
-
-    path = run.folder / PLAN
-    if not path.is_file():
-        minutes = options["minutes"] and options["minutes"] / len(run.trainings)
-        write_plan(run.dataset, path, run.folds, None, {**options, "minutes": minutes})
-    click.echo(f"Plan: {path}")
 
 
 def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:
@@ -167,3 +173,9 @@ def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:
                 say(f"{'Curves' if name.endswith('png') else 'Summary'}: {training.folder / name}")
     say("Next, masks of your own images:")
     click.echo(f"monai-iou predict {shlex.quote(str(run.folder))} YOUR_IMAGES")
+    if scores is not None and scores.failures:
+        message = (
+            f"Expected all {len(scores.pairs)} held-out cases to be scored, but {len(scores.failures)} could not be: "
+            f"{scores.request.output / 'failures.csv'} has the reasons."
+        )
+        raise click.ClickException(message)

@@ -6,40 +6,38 @@ cross-validation, the masks of all folds are scored together: every case once, b
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.folder import read_folder
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Progress, Request
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.summary import part_of
-from monai_iou.files import OutputError, check_outputs, prepare, write_csv, write_json
-from monai_iou.locks import folder_lock
-from monai_iou.workflow.prediction import find_models
+from monai_iou.files import OutputError, write_csv, write_json
+from monai_iou.locks import folder_lock, is_locked
+from monai_iou.workflow.prediction import FOLD, find_models
 from monai_iou.workflow.references import with_label_maps
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.running import run_configs
 
-__all__ = ["Training", "TrainingRun", "open_folder"]
+__all__ = ["Training", "TrainingRun", "mask_files"]
 
 PLAN = "configs/plan.json"
 ENSEMBLE = "configs/ensemble.json"
 SCORES = "validation"
 STAGES = ("trained", "predicted")
-# What a training writes into its folder: what --overwrite removes.
-WRITTEN = (
-    "models", "tensorboard", "pictures", SCORES, "run.json", "config.json", "log.txt", "epochs.csv", "progress.png",
-    "summary.html", PLAN, ENSEMBLE,
-)  # fmt: skip
+CHECKPOINTS = ("last_epoch.pt", "model.pt")
+# What holds a run's folder. Jobs that train one fold each hold it only while they plan and score, one after another.
+TRAINING, PLANNING, SCORING = "training", "planning", "scoring"
+SHORT = (PLANNING, SCORING)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Training:
     @property
     def has_started(self) -> bool:
         """Whether the folder holds a training."""
-        return any((self.folder / "models" / name).is_file() for name in ("last_epoch.pt", "model.pt"))
+        return _has_checkpoint(self.folder)
 
     @cached_property
     def state(self) -> RunState:
@@ -81,6 +79,10 @@ class Training:
     def is_done(self, stage: str) -> bool:
         """Whether a stage is complete, of this very request."""
         return stage in self.state.done and not self.state.differences(self.request)
+
+    def is_predicted(self, masks: Path) -> bool:
+        """Whether the masks of the cases that were held out are done, and still there."""
+        return self.is_done("predicted") and _has_masks(self.state, masks)
 
     def train(self) -> None:
         """Train, or go on with it, and note which cases it held out."""
@@ -102,7 +104,7 @@ class Training:
     def predict(self, masks: Path) -> None:
         """Write the masks of the cases that were held out."""
         held_out = self.state.facts["held_out"]
-        if self.is_done("predicted") or not held_out:
+        if self.is_predicted(masks) or not held_out:
             return
         images = [{name: item[name] for name in ("case", "image")} for item in held_out]
         models = find_models(self.folder)
@@ -135,15 +137,38 @@ class TrainingRun:
         return [self.folder / f"fold{fold}" for fold in range(self.folds or 0)]
 
     @property
+    def is_job(self) -> bool:
+        """Whether this command trains some of the folds, and other commands the others, perhaps now."""
+        return self.folds is not None and len(self.trainings) < self.folds
+
+    @property
+    def own_folders(self) -> list[Path]:
+        """The folders of the trainings, where these are not the run's folder itself."""
+        return [training.folder for training in self.trainings if training.folder != self.folder]
+
+    @property
+    def others_started(self) -> bool:
+        """Whether the run's folder holds trainings, stopped or running, that are not of this command."""
+        own = [training.folder for training in self.trainings]
+        folds = [path for path in self.folder.glob("fold*") if FOLD.fullmatch(path.name)]
+        others = [path for path in (self.folder, *folds) if path not in own]
+        return any(_has_checkpoint(path) or (path != self.folder and is_locked(path)) for path in others)
+
+    @property
+    def any_started(self) -> bool:
+        """Whether the run's folder holds a training, of this command or of another."""
+        return self.others_started or any(training.has_started for training in self.trainings)
+
+    @property
     def is_finished(self) -> bool:
         """Whether everything that the command asks for is done."""
         return (
-            all(training.is_done(stage) for training in self.trainings for stage in STAGES)
+            all(training.is_done("trained") and training.is_predicted(self.masks) for training in self.trainings)
             and (self.folder / SCORES / "report.html").is_file()
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse to replace a training, and remove what is to be replaced.
+        """Refuse to replace a training; nothing is changed.
 
         An unfinished run that is started again by the same command goes on. To `resume` and to `overwrite` means to
         continue, although the data have changed.
@@ -156,9 +181,6 @@ class TrainingRun:
                 training.state.done = []
             return
         if overwrite:
-            for training in self.trainings:
-                _remove(training.folder)
-            _remove(self.folder, (SCORES, ENSEMBLE))
             return
         for training in self.trainings:
             if not training.has_started:
@@ -174,7 +196,7 @@ class TrainingRun:
                 raise OutputError(message)
 
     def run(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
-        """Do what is not done yet.
+        """Do what is not done yet; the caller holds the folders.
 
         Args:
             tell: called with a line before each stage.
@@ -183,16 +205,15 @@ class TrainingRun:
         Returns:
             The scores over all held-out cases, None if some are still to be trained elsewhere or none is held out.
         """
-        held = self.folder if len(self.trainings) != 1 else self.trainings[0].folder  # folds may be jobs side by side
-        held.mkdir(parents=True, exist_ok=True)
-        with folder_lock(held, "training"):
-            for number, training in enumerate(self.trainings, start=1):
-                if training.is_done("predicted"):
-                    tell(f"Done before: {training.folder}")
-                    continue
-                tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
-                training.train()
-                training.predict(self.masks)
+        for number, training in enumerate(self.trainings, start=1):
+            if training.is_done("trained") and training.is_predicted(self.masks):
+                tell(f"Done before: {training.folder}")
+                continue
+            tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
+            training.train()
+            training.predict(self.masks)
+        alone = folder_lock(self.folder, SCORING, SHORT, tell) if self.is_job else contextlib.nullcontext()
+        with alone:
             if self.folds:
                 self._write_ensemble()
             scores = self._score(tell, progress)
@@ -221,7 +242,7 @@ class TrainingRun:
 
     def _score(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
         states = [RunState.read(path) for path in (self.fold_folders or [self.folder])]
-        missing = [number for number, state in enumerate(states) if state is None or "predicted" not in state.done]
+        missing = [number for number, state in enumerate(states) if not _has_masks(state, self.masks)]
         if missing and self.folds:
             numbers = ", ".join(map(str, missing))
             tell(f"Not scored yet: the report follows when fold {numbers} is trained as well.")
@@ -236,12 +257,9 @@ class TrainingRun:
         folder = read_folder(self.dataset)
         items = with_label_maps(items, folder, self.trainings[0].folder / "models", self.folder / SCORES / "references")
         pairs = self.folder / SCORES / "pairs.csv"
+        # Links are kept: what they lead to may have any name.
         rows = [
-            {
-                "prediction": f"{item['case']}.nii.gz",
-                "reference": Path(item["label"]).absolute(),  # links are kept: what they lead to may have any name
-                "case": item["case"],
-            }
+            {"prediction": f"{item['case']}.nii.gz", "reference": Path(item["label"]).absolute(), "case": item["case"]}
             for item in items
         ]
         write_csv(pairs, ("prediction", "reference", "case"), rows)
@@ -266,23 +284,14 @@ def _common_folder(images: Sequence[Any]) -> Path | None:
     return folders.pop() if len(folders) == 1 else None
 
 
-def open_folder(folder: Path, dataset: Path) -> None:
-    """Make the run folder, a copy of the bundle, or take one that is there.
-
-    Raises:
-        OutputError: the folder holds something else, or is the dataset's.
-        ValueError: likewise.
-    """
-    check_outputs({"--output": folder}, {"the dataset": [dataset / "dataset.json", dataset]})
-    if not (folder / "configs" / "train.json").is_file():
-        copy_bundle(folder)
-    prepare(folder)
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "models" / name).is_file() for name in CHECKPOINTS)
 
 
-def _remove(folder: Path, names: Sequence[str] = WRITTEN) -> None:
-    for name in names:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _has_masks(state: RunState | None, masks: Path) -> bool:
+    return state is not None and "predicted" in state.done and all(path.is_file() for path in mask_files(state, masks))
+
+
+def mask_files(state: RunState, masks: Path) -> list[Path]:
+    """The masks of the cases that a training held out, in the folder of all masks."""
+    return [masks / f"{item['case']}.nii.gz" for item in state.facts.get("held_out", ())]

@@ -1,0 +1,109 @@
+"""`--overwrite` of `monai-iou train`: earlier results are set aside, and removed only once there are new ones.
+
+A training that ends before its first checkpoint, because its data or keys are wrong or the memory is full, gives them
+back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from monai_iou.locks import folder_lock
+from monai_iou.workflow.run_state import STATE_NAME, RunState
+from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun, mask_files
+
+__all__ = ["recover", "replaced"]
+
+ASIDE = ".monai_iou-replaced"
+LOG = "log.txt"
+# What a training writes into its folder.
+WRITTEN = (
+    "models", "tensorboard", "pictures", STATE_NAME, "config.json", LOG, "epochs.csv", "progress.png", "summary.html",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def replaced(run: TrainingRun) -> Iterator[None]:
+    """Set aside what a run is to replace: of a single fold, its own results and masks, and the report of all folds.
+
+    The plan is among it unless another training in the folder follows it. The caller holds the run's folders.
+
+    Raises:
+        OutputError: a training that this command did not start is using one of the models' folders.
+    """
+    for models in (training.folder / "models" for training in run.trainings):
+        if models.is_dir():
+            with folder_lock(models, "replacement"):
+                pass
+    for path in [*_results(run), *_scores(run)]:
+        target = _aside(run) / path.relative_to(run.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    try:
+        yield
+    finally:
+        recover(run)
+
+
+def recover(run: TrainingRun) -> None:
+    """Remove what was set aside if a training of the run has a checkpoint, else put it back; a killed run did not."""
+    aside = _aside(run)
+    if not aside.is_dir():
+        return
+    if not any(training.has_started for training in run.trainings):
+        logs = _logs(run)
+        for path in _results(run):
+            _remove(path)
+        _put_back(aside, run.folder)
+        for path, text in logs.items():  # a traceback that the user was told of
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(text)
+    shutil.rmtree(aside)
+
+
+def _aside(run: TrainingRun) -> Path:
+    return (run.trainings[0].folder if run.is_job else run.folder) / ASIDE
+
+
+def _results(run: TrainingRun) -> list[Path]:
+    """The files and folders that a run's trainings have written, and what they follow and others do not."""
+    places = [training.folder / name for training in run.trainings for name in WRITTEN]
+    shared = [ENSEMBLE] if run.others_started else [ENSEMBLE, PLAN]
+    return [path for path in (*places, *(run.folder / name for name in shared)) if os.path.lexists(path)]
+
+
+def _scores(run: TrainingRun) -> list[Path]:
+    """The masks of the cases that the run held out, and all that was computed of the masks."""
+    scores = run.folder / SCORES
+    if not run.is_job:
+        return [scores] if os.path.lexists(scores) else []
+    states = [RunState.read(training.folder) for training in run.trainings]
+    masks = [path for state in states if state is not None for path in mask_files(state, run.masks)]
+    others = [path for path in scores.glob("*") if path != run.masks]
+    return [path for path in (*masks, *others) if os.path.lexists(path)]
+
+
+def _logs(run: TrainingRun) -> dict[Path, str]:
+    paths = [training.folder / LOG for training in run.trainings]
+    return {path: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()}
+
+
+def _put_back(aside: Path, folder: Path) -> None:
+    """Move what lies in a folder to where it was, except where a job beside this one has written anew."""
+    for path in aside.iterdir():
+        target = folder / path.name
+        if not os.path.lexists(target):
+            path.rename(target)
+        elif target.is_dir() and path.is_dir() and not path.is_symlink():
+            _put_back(path, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

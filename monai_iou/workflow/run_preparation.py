@@ -1,0 +1,141 @@
+"""What `monai-iou train` does before it trains: it locks its folders, copies the bundle, and plans.
+
+Jobs that train one fold each may start at the same moment: one of them copies and plans, and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_iou.bundle_files import copy_bundle
+from monai_iou.datasets.folder import read_folder
+from monai_iou.files import OutputError, check_outputs, prepare
+from monai_iou.locks import folder_lock
+from monai_iou.workflow.literal import literal
+from monai_iou.workflow.replacement import recover, replaced
+from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, TrainingRun
+
+__all__ = ["is_run", "plan_request", "prepared"]
+
+OPTIONS = ("minutes", "memory_gb", "device")  # that a command line may leave out
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds the configs of this package's bundle, complete; other bundles have a train.json too."""
+    try:
+        return "monai_iou" in (folder / "configs" / "train.json").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def prepared(
+    run: TrainingRun,
+    asked: Mapping[str, Any],
+    plan: Callable[[Path], None],
+    tell: Callable[[str], None],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[None]:
+    """Make the run folder or take one that is there, plan, and hold it while the trainings run.
+
+    Args:
+        run: the trainings.
+        asked: see `plan_request`.
+        plan: writes the plan to a file.
+        tell: called with a line where the user must wait, or an option has no effect.
+        resume: go on with trainings, by whatever plan they have.
+        overwrite: replace the trainings; beside `resume`, nothing is replaced.
+
+    Raises:
+        OutputError: the folder holds something else, is the dataset's or another run's, or has another plan.
+        ValueError: likewise, or the dataset cannot be used; nothing in the folder has changed then.
+    """
+    check_outputs({"--output": run.folder}, {"the dataset": [run.dataset / "dataset.json", run.dataset]})
+    run.check(resume=resume, overwrite=overwrite)
+    read_folder(run.dataset)
+    prepare(run.folder)
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as preparing:
+        lock = folder_lock(run.folder, PLANNING if run.is_job else TRAINING, SHORT, tell)
+        (preparing if run.is_job else held).enter_context(lock)
+        if not is_run(run.folder):
+            copy_bundle(run.folder)
+        for folder in run.own_folders:
+            folder.mkdir(exist_ok=True)
+            held.enter_context(folder_lock(folder, TRAINING))
+        recover(run)
+        run.check(resume=resume, overwrite=overwrite)  # again, as another command may have ended meanwhile
+        if overwrite and not resume:
+            held.enter_context(replaced(run))
+        if _is_to_be_planned(run, asked, tell, resume=resume):
+            plan(run.folder / PLAN)
+        preparing.close()
+        yield
+
+
+def plan_request(run: TrainingRun, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a plan is made for, to be stored with it.
+
+    Args:
+        run: its dataset, folds, and number of trainings, which share `minutes`.
+        options: `minutes`, `device` and `memory_gb` of the command line.
+    """
+    return {
+        "dataset": literal(str(run.dataset.resolve())),
+        "folds": run.folds,
+        "minutes": options["minutes"] and options["minutes"] / len(run.trainings),
+        "memory_gb": options["memory_gb"],
+        "device": None if options["device"] == "auto" else options["device"],
+    }
+
+
+def _is_to_be_planned(run: TrainingRun, asked: Mapping[str, Any], tell: Callable[[str], None], *, resume: bool) -> bool:
+    """Whether the plan is to be made, or made again because none of the trainings has begun by it.
+
+    Raises:
+        OutputError: a training has begun, and the command asks for another plan.
+    """
+    path = run.folder / PLAN
+    if not path.is_file():
+        return True
+    started = run.any_started
+    before = _stored_request(path, started=started)
+    given = [name for name in OPTIONS if asked[name] is not None]
+    if before is None:
+        if given:
+            words = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            tell(f"Note: {path} was made by another command and is kept, without regard to {words}.")
+        return False
+    # A training resumes on another device too, and the bundle compares its data.
+    fixed = [name for name in given if name != "device"] if resume else ["dataset", "folds", *given]
+    different = [name for name in (fixed if started else asked) if asked[name] != before.get(name)]
+    if started and different:
+        raise OutputError(_refusal(path, [_change(name, before, asked) for name in different]))
+    return bool(different)
+
+
+def _change(name: str, before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    shown = "minutes for each training" if name == "minutes" else name
+    return f"{shown} was {before.get(name)} and is {asked[name]}"
+
+
+def _refusal(path: Path, different: Sequence[str]) -> str:
+    return (
+        f"Expected {path}, which a training there follows, to be the plan that is asked for, but its "
+        f"{'; '.join(different)}: leave the option out, train longer by --epochs, replace all trainings there by "
+        "--overwrite, or name another folder by --output."
+    )
+
+
+def _stored_request(path: Path, *, started: bool) -> dict[str, Any] | None:
+    """What a plan was made for, the device as it was found if one has trained there; None for a plan of the user's."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))["plan_report"]
+        return {**report["asked"], **({"device": report["device"]} if started else {})}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

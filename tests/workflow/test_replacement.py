@@ -1,0 +1,243 @@
+"""`--overwrite`: what is replaced, what is not, and that nothing is lost if no new training comes of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from layouts import plain_pair
+from light_import import LIGHT_IMPORT
+
+from monai_iou.cli import main
+from monai_iou.commands import train as train_command
+from monai_iou.files import OutputError
+from monai_iou.workflow.replacement import ASIDE, recover, replaced
+from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.training_runs import PLAN, SCORES, Training, TrainingRun
+
+WRITTEN = ("models/model.pt", "models/last_epoch.pt", "tensorboard/events", "pictures/c0.png", "config.json", "log.txt",
+           "epochs.csv", "progress.png", "summary.html")  # fmt: skip
+KEPT = ("configs/train.json", "notes.txt", "fold0_old/models/model.pt")
+
+
+def fill(folder: Path, names: tuple[str, ...], text: str = "old") -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def run_of(folder: Path, folds: int | None = None, fold: int | None = None) -> TrainingRun:
+    numbers = [None] if folds is None else range(folds) if fold is None else [fold]
+    folders = [folder if number is None else folder / f"fold{number}" for number in numbers]
+    return TrainingRun(folder, Path("d"), tuple(Training(each, (), {}, {"keys": {}}) for each in folders), folds)
+
+
+def finished(folder: Path, folds: int | None = None) -> TrainingRun:
+    """A run that is complete; training K held out cK."""
+    run = run_of(folder, folds)
+    for number, training in enumerate(run.trainings):
+        fill(training.folder, WRITTEN)
+        item = {"case": f"c{number}", "image": "i", "label": "l"}
+        RunState(training.folder, {"keys": {}}, ["trained", "predicted"], {"held_out": [item]}).write()
+        fill(run.masks, (f"c{number}.nii.gz",))
+    fill(folder, (*KEPT, PLAN, f"{SCORES}/report.html", f"{SCORES}/finished/c0.json"))
+    return run_of(folder, folds)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_a_whole_run_is_replaced_once_it_has_a_checkpoint(folds: int | None, tmp_path: Path) -> None:
+    run = finished(tmp_path, folds)
+    assert all(training.has_started for training in run.trainings)
+    with replaced(run):
+        assert not run.any_started
+        shown = {name for name in content(tmp_path) if ASIDE not in name}
+        assert shown == set(KEPT)
+        fill(run.trainings[0].folder, ("models/last_epoch.pt", "run.json"), "new")
+    new = Path(run.trainings[0].folder.relative_to(tmp_path))
+    assert content(tmp_path) == {
+        **dict.fromkeys(KEPT, "old"),
+        **{str(new / name): "new" for name in ("models/last_epoch.pt", "run.json")},
+    }
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_without_a_new_checkpoint_everything_comes_back(folds: int | None, tmp_path: Path) -> None:
+    run = finished(tmp_path, folds)
+    before = content(tmp_path)
+    log = run.trainings[0].folder / "log.txt"
+    with replaced(run):
+        fill(run.trainings[0].folder, ("log.txt", "run.json", "tensorboard/new", "models/.partial"), "new")
+        fill(tmp_path, (PLAN,), "new")
+    assert content(tmp_path) == {**before, str(log.relative_to(tmp_path)): "oldnew"}, "the log tells why"
+
+
+def test_a_run_that_was_killed_meanwhile_is_recovered(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    before = content(tmp_path)
+    killed = replaced(run)
+    killed.__enter__()
+    assert not run.any_started
+    recover(run_of(tmp_path))
+    assert content(tmp_path) == before
+    killed = replaced(run)
+    killed.__enter__()
+    fill(tmp_path, ("models/last_epoch.pt",), "new")
+    recover(run_of(tmp_path))
+    assert content(tmp_path)["models/last_epoch.pt"] == "new"
+    assert not (tmp_path / ASIDE).exists()
+
+
+def test_a_fold_takes_only_its_own_masks_with_it(tmp_path: Path) -> None:
+    finished(tmp_path, 3)
+    before = content(tmp_path)
+    one = run_of(tmp_path, 3, 1)
+    own = {name for name in before if name.startswith("fold1/")}
+    scores = {f"{SCORES}/masks/c1.nii.gz", f"{SCORES}/report.html", f"{SCORES}/finished/c0.json"}
+    with replaced(one):
+        assert {name for name in content(tmp_path) if ASIDE not in name} == before.keys() - own - scores
+    assert content(tmp_path) == before
+    with replaced(one):
+        fill(one.trainings[0].folder, ("models/last_epoch.pt",), "new")
+    assert content(tmp_path).keys() == before.keys() - own - scores | {"fold1/models/last_epoch.pt"}
+    others = [RunState.read(tmp_path / f"fold{fold}") for fold in (0, 2)]
+    assert all(state is not None and "predicted" in state.done for state in others)
+
+
+def test_models_that_another_command_trains_are_not_replaced(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    before = content(tmp_path)
+    code = f"""
+{LIGHT_IMPORT}
+import sys
+from pathlib import Path
+from monai_iou.locks import folder_lock
+with folder_lock(Path(sys.argv[1]), "training"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "models")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match=f"training by process {other.pid} on"), replaced(run):
+            pass
+        assert other.stdin is not None
+        other.stdin.close()
+    assert content(tmp_path) == before
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return plain_pair(tmp_path / "data")
+
+
+@pytest.fixture
+def run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three folds that a command has trained, by trainings that do nothing but hold out a case."""
+
+    def train(self: Training) -> None:
+        if self.is_done("trained"):
+            return
+        fill(self.folder, ("models/model.pt",), "new")
+        case = f"c{self.folder.name[-1]}"
+        held = [{"case": case, **{kind: str(dataset / f"{kind}s" / f"{case}.nii.gz") for kind in ("image", "label")}}]
+        self.state.finish("trained", held_out=held, labels=[1, 2, 3])
+
+    def predict(self: Training, masks: Path) -> None:
+        if self.is_predicted(masks):
+            return
+        (item,) = self.state.facts["held_out"]
+        masks.mkdir(parents=True, exist_ok=True)
+        (masks / f"{item['case']}.nii.gz").write_bytes(Path(item["label"]).read_bytes())
+        self.state.finish("predicted")
+
+    monkeypatch.setattr(Training, "train", train)
+    monkeypatch.setattr(Training, "predict", predict)
+    monkeypatch.setattr(train_command, "write_plan", lambda _, path, *__: path.write_text("{}"))
+    assert main(["train", str(dataset), "--output", str(tmp_path / "run"), "--folds", "3"]) == 0
+    return tmp_path / "run"
+
+
+def ious(run: Path) -> dict[str, str]:
+    lines = (run / SCORES / "cases.csv").read_text().splitlines()[1:]
+    return {line.split(",")[0]: line.split(",")[2] for line in lines}
+
+
+def test_a_fold_that_is_trained_again_is_scored_beside_the_others(
+    run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perfect = {f"c{case}": "1.0" for case in range(3)}
+    assert ious(run) == perfect
+    command = ["train", str(dataset), "--output", str(run), "--folds", "3"]
+    assert main([*command, "--fold", "0", "--overwrite"]) == 0
+    assert ious(run) == perfect
+    assert "Failed" not in capsys.readouterr().err
+
+
+def test_masks_that_are_lost_are_made_again_and_never_scored_as_missing(
+    run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(dataset), "--output", str(run), "--folds", "3"]
+    for case in ("c1", "c2"):
+        (run / SCORES / "masks" / f"{case}.nii.gz").unlink()
+    capsys.readouterr()
+    assert main([*command, "--fold", "2"]) == 0
+    assert "Not scored yet: the report follows when fold 1 is trained as well." in capsys.readouterr().out
+    assert main(command) == 0
+    assert ious(run) == {f"c{case}": "1.0" for case in range(3)}
+
+
+def test_a_case_that_cannot_be_scored_ends_the_command_with_one(
+    run: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_another_grid(self: Training, masks: Path) -> None:
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4)), masks / f"c{self.folder.name[-1]}.nii.gz")
+        self.state.finish("predicted")
+
+    monkeypatch.setattr(Training, "predict", write_another_grid)
+    assert main(["train", str(dataset), "--output", str(run), "--folds", "3", "--fold", "0", "--overwrite"]) == 1
+    error = capsys.readouterr().err
+    message = f"Expected all 3 held-out cases to be scored, but 1 could not be: {run / SCORES / 'failures.csv'} has the"
+    assert message in " ".join(error.split())
+
+
+@pytest.mark.parametrize("fault", ["dataset", "plan", "training"])
+def test_a_finished_run_outlives_a_replacement_that_fails(
+    fault: str, run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        message = "Expected more memory, but got less: buy some."
+        raise ValueError(message)
+
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    if fault == "dataset":
+        (dataset / "labels" / "c1.nii.gz").unlink()
+    elif fault == "plan":
+        monkeypatch.setattr(train_command, "write_plan", fail)
+    else:
+        monkeypatch.setattr(Training, "train", fail)
+    assert main(["train", str(dataset), "--output", str(run), "--folds", "3", "--overwrite"]) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_that_goes_on_does_not_overwrite(
+    run: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Training) -> None:
+        fill(self.folder, ("models/last_epoch.pt",), "new")
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Training, "train", stop)
+    words = ["train", str(dataset), "--output", str(run), "--folds", "3", "--overwrite"]
+    monkeypatch.setattr(sys, "argv", ["monai-iou", *words])
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"goes on from there: monai-iou train {dataset} --output {run} --folds 3\n" in capsys.readouterr().err

@@ -1,0 +1,233 @@
+"""Before a training: whose folder it is, one copy and one plan for all jobs, and a plan that is the one asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forked_runs import finish, fork
+from layouts import plain_pair
+
+from monai_iou.bundle_files import copy_bundle
+from monai_iou.files import OutputError, write_json
+from monai_iou.locks import folder_lock
+from monai_iou.workflow.run_preparation import is_run, plan_request, prepared
+from monai_iou.workflow.training_runs import PLAN, Training, TrainingRun
+
+OPTIONS: dict[str, Any] = {"minutes": None, "memory_gb": None, "device": "auto"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plain_pair(tmp_path_factory.mktemp("dataset") / "data")
+
+
+def run_of(folder: Path, dataset: Path, folds: int | None = None, fold: int | None = None) -> TrainingRun:
+    asked = {"dataset": str(dataset), "keys": {}}
+    numbers = [None] if folds is None else range(folds) if fold is None else [fold]
+    folders = [folder if number is None else folder / f"fold{number}" for number in numbers]
+    return TrainingRun(folder, dataset, tuple(Training(each, (), {}, asked) for each in folders), folds)
+
+
+def make_started(training: Training) -> None:
+    (training.folder / "models").mkdir(parents=True)
+    (training.folder / "models" / "last_epoch.pt").touch()
+    training.state.write()
+
+
+class Planner:
+    """Writes plans that hold what was asked, and counts them."""
+
+    def __init__(self, run: TrainingRun, **options: Any) -> None:
+        self.run, self.asked, self.plans, self.told = run, plan_request(run, {**OPTIONS, **options}), 0, list[str]()
+
+    def prepare(self, **how: Any) -> int:
+        """Prepare the run as a command does, and return how often that planned."""
+        before = self.plans
+        with prepared(self.run, self.asked, self._plan, self.told.append, **how):
+            assert (self.run.folder / PLAN).is_file()
+        return self.plans - before
+
+    def _plan(self, path: Path) -> None:
+        write_json(path, {"plan_report": {"asked": self.asked, "device": self.asked["device"] or "cpu"}})
+        self.plans += 1
+
+
+def test_a_plan_is_made_again_for_other_options_until_a_training_follows_it(dataset: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", dataset)
+    assert Planner(run).prepare() == 1
+    assert Planner(run).prepare() == 0
+    other = run_of(tmp_path / "run", plain_pair(tmp_path / "other"))
+    for planner in (
+        Planner(run, memory_gb=4.0), Planner(run, minutes=60.0), Planner(run, device="cpu"), Planner(other),
+        Planner(run_of(tmp_path / "run", dataset, folds=2)),
+    ):  # fmt: skip
+        assert planner.prepare() == 1
+        assert planner.prepare() == 0
+    assert Planner(run, minutes=60.0).prepare() == 1
+    make_started(run.trainings[0])
+    assert Planner(run, minutes=60.0).prepare() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"minutes": 120.0}, "minutes for each training was 60.0 and is 120.0: leave the option out"),
+        ({"memory_gb": 4.0}, "memory_gb was None and is 4.0: leave the option out"),
+        ({"minutes": 1.0, "memory_gb": 4.0}, "was 60.0 and is 1.0; memory_gb was None and is 4.0: leave"),
+    ],
+)
+def test_a_plan_that_a_training_follows_is_not_changed(
+    dataset: Path, tmp_path: Path, change: dict[str, float], told: str
+) -> None:
+    run = run_of(tmp_path / "run", dataset)
+    Planner(run, minutes=60.0).prepare()
+    make_started(run.trainings[0])
+    before = (run.folder / PLAN).read_bytes()
+    for resume in (True, False):
+        with pytest.raises(OutputError, match=told):
+            Planner(run, **{"minutes": 60.0, **change}).prepare(resume=resume)
+    assert (run.folder / PLAN).read_bytes() == before
+    for options in ({}, {"device": "cpu"}):
+        assert Planner(run, **options).prepare(resume=True) == 0
+
+
+def test_folds_of_other_commands_follow_the_first_plan(dataset: Path, tmp_path: Path) -> None:
+    first, second = (run_of(tmp_path / "run", dataset, folds=2, fold=fold) for fold in (0, 1))
+    assert Planner(first, minutes=10.0).prepare() == 1
+    make_started(first.trainings[0])
+    assert Planner(second).prepare() == 0
+    assert Planner(second, minutes=10.0).prepare() == 0
+    with pytest.raises(OutputError, match=r"minutes for each training was 10\.0 and is 20\.0"):
+        Planner(second, minutes=20.0).prepare()
+    with pytest.raises(OutputError, match="folds was 2 and is 3"):
+        Planner(run_of(tmp_path / "run", dataset, folds=3)).prepare()
+    # A job that has no checkpoint yet follows the plan as well.
+    (first.trainings[0].folder / "models" / "last_epoch.pt").unlink()
+    with (
+        folder_lock(first.trainings[0].folder, "training"),
+        pytest.raises(OutputError, match=r"was 10\.0 and is 20\.0"),
+    ):
+        Planner(second, minutes=20.0).prepare()
+    assert Planner(second, minutes=20.0).prepare() == 1
+
+
+def test_overwriting_plans_again_unless_others_follow_the_plan(dataset: Path, tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "run", dataset, folds=2)
+    Planner(whole, minutes=20.0).prepare()
+    for training in whole.trainings:
+        make_started(training)
+    one = run_of(tmp_path / "run", dataset, folds=2, fold=1)
+    assert Planner(one).prepare(overwrite=True) == 0
+    with pytest.raises(OutputError, match=r"minutes for each training was 10\.0 and is 1\.0"):
+        Planner(one, minutes=1.0).prepare(overwrite=True)
+    again = Planner(whole, minutes=2.0)
+    with prepared(whole, again.asked, again._plan, print, overwrite=True):
+        make_started(whole.trainings[0])
+    assert again.plans == 1
+    assert json.loads((whole.folder / PLAN).read_text())["plan_report"]["asked"]["minutes"] == 1.0
+
+
+def test_a_plan_of_the_users_own_is_kept_and_said_to_be(dataset: Path, tmp_path: Path) -> None:
+    run = run_of(copy_bundle(tmp_path / "run"), dataset)
+    write_json(run.folder / PLAN, {"plan_report": {}, "epochs": 7})
+    quiet, told = Planner(run), Planner(run, minutes=5.0, memory_gb=2.0)
+    assert (quiet.prepare(), told.prepare(), quiet.told) == (0, 0, [])
+    assert told.told == [
+        f"Note: {run.folder / PLAN} was made by another command and is kept, without regard to --minutes and "
+        "--memory-gb."
+    ]
+    assert json.loads((run.folder / PLAN).read_text())["epochs"] == 7
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_things_is_refused_and_left_as_it_was(dataset: Path, tmp_path: Path, overwrite: bool) -> None:
+    mine = tmp_path / "mine"
+    for name in ("models/model.pth", "pictures/cat.png", "log.txt", "configs/train.json"):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text('{"imports": ["of another bundle"]}')
+    before = content(mine)
+    assert not is_run(mine)
+    with pytest.raises(ValueError, match="to be a new or empty folder"):
+        Planner(run_of(mine, dataset)).prepare(overwrite=overwrite)
+    assert content(mine) == before
+
+
+def test_the_dataset_is_never_the_run_folder(tmp_path: Path) -> None:
+    data = plain_pair(tmp_path / "data")
+    (data / "validation").mkdir()
+    (data / "validation" / "scan.nii.gz").write_bytes(b"mine")
+    before = content(data)
+    for folder in (data, data / "validation"):
+        with pytest.raises(OutputError, match="to be apart from the dataset"):
+            Planner(run_of(folder, data)).prepare(overwrite=True)
+    assert content(data) == before
+
+
+def test_a_dataset_that_cannot_be_used_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dataset\.json to exist"):
+        Planner(run_of(tmp_path / "run", tmp_path / "nothing")).prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_filled(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    before = run.stat().st_ino
+    monkeypatch.chdir(run)
+    assert Planner(run_of(Path(), dataset)).prepare() == 1
+    assert is_run(Path.cwd()), "the shell's folder is still the run's"
+    assert run.stat().st_ino == before
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_jobs_that_start_together_copy_and_plan_once(dataset: Path, tmp_path: Path) -> None:
+    run, plans = tmp_path / "run", tmp_path / "plans"
+
+    def job(fold: int) -> Callable[[], None]:
+        def start() -> None:
+            planner = Planner(run_of(run, dataset, folds=4, fold=fold))
+
+            def plan(path: Path) -> None:
+                time.sleep(0.5)
+                with plans.open("a") as stream:
+                    stream.write(f"{os.getpid()}\n")
+                planner._plan(path)
+
+            with prepared(planner.run, planner.asked, plan, print):
+                assert is_run(run)
+                time.sleep(0.5)
+
+        return start
+
+    children = [fork(job(fold), tmp_path / "log") for fold in range(4)]
+    assert [finish(child) for child in children] == [0] * 4, (tmp_path / "log").read_text()
+    assert len(plans.read_text().splitlines()) == 1
+    assert "planning by process" in (tmp_path / "log").read_text()
+    assert list(run.rglob(".monai_iou*")) == []
+
+
+def test_two_commands_for_the_same_trainings_do_not_run_together(dataset: Path, tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "run", dataset, folds=2)
+    first, second = (run_of(tmp_path / "run", dataset, folds=2, fold=fold) for fold in (0, 1))
+    one = Planner(first)
+    with prepared(first, one.asked, one._plan, print):
+        for planner in (Planner(first), Planner(whole)):
+            with pytest.raises(OutputError, match="fold0` to be used by one run at a time"):
+                planner.prepare()
+        Planner(second).prepare()
+    all_folds = Planner(whole)
+    with prepared(whole, all_folds.asked, all_folds._plan, print):
+        for planner in (Planner(first), Planner(replace(whole, folds=None))):
+            with pytest.raises(OutputError, match="to be used by one run at a time"):
+                planner.prepare()
