@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from monai_iou.locks import folder_lock
@@ -50,19 +51,25 @@ def replaced(run: TrainingRun) -> Iterator[None]:
 
 
 def recover(run: TrainingRun) -> None:
-    """Remove what was set aside if a training of the run has a checkpoint, else put it back; a killed run did not."""
-    aside = _aside(run)
-    if not aside.is_dir():
-        return
-    if not any(training.has_started for training in run.trainings):
-        logs = _logs(run)
-        for path in _results(run):
-            _remove(path)
-        _put_back(aside, run.folder)
-        for path, text in logs.items():  # a traceback that the user was told of
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(text)
-    shutil.rmtree(aside)
+    """Remove what was set aside if a training of the run has a checkpoint, else put it back; a killed run did not.
+
+    That run may have been one of a single fold, and this one of all.
+    """
+    for part in (run, *(replace(run, trainings=(training,)) for training in run.trainings)):
+        aside = _aside(part)
+        if aside.is_dir() and not any(training.has_started for training in part.trainings):
+            _put_all_back(part, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_all_back(run: TrainingRun, aside: Path) -> None:
+    logs = _logs(run)
+    for path in _results(run):
+        _remove(path)
+    _put_back(aside, run.folder)
+    for path, text in logs.items():  # a traceback that the user was told of
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
 
 
 def _aside(run: TrainingRun) -> Path:

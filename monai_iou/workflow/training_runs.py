@@ -212,8 +212,9 @@ class TrainingRun:
             tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
             training.train()
             training.predict(self.masks)
-        alone = folder_lock(self.folder, SCORING, SHORT, tell) if self.is_job else contextlib.nullcontext()
-        with alone:
+        # Whoever is about to train all folds finds this one in use, and lets the folder go.
+        others = (*SHORT, TRAINING)
+        with folder_lock(self.folder, SCORING, others, tell) if self.is_job else contextlib.nullcontext():
             if self.folds:
                 self._write_ensemble()
             scores = self._score(tell, progress)

@@ -95,6 +95,15 @@ def test_a_run_that_was_killed_meanwhile_is_recovered(tmp_path: Path) -> None:
     assert not (tmp_path / ASIDE).exists()
 
 
+def test_a_fold_that_was_killed_is_recovered_by_the_command_for_all(tmp_path: Path) -> None:
+    whole, one = finished(tmp_path, 3), run_of(tmp_path, 3, 1)
+    before = content(tmp_path)
+    killed = replaced(one)
+    killed.__enter__()
+    recover(whole)
+    assert content(tmp_path) == before
+
+
 def test_a_fold_takes_only_its_own_masks_with_it(tmp_path: Path) -> None:
     finished(tmp_path, 3)
     before = content(tmp_path)
