@@ -27,7 +27,7 @@ from monai_iou import kernel_report
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 9 * 60  # seconds of all parts together
-_TAIL = 4000  # characters of output that are kept
+_TAIL = 40  # lines that are shown of an output without a table, or of a part that did not pass
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(part: Part, seconds: float) -> Outcome:
         text = error.stdout or b""
         output = text.decode(errors="replace") if isinstance(text, bytes) else text
         status = f"stopped after its {seconds:.0f} s"
-    return Outcome(part, status, time.perf_counter() - start, output[-_TAIL:])
+    return Outcome(part, status, time.perf_counter() - start, output)
 
 
 def report(outcomes: list[Outcome], device: str, name: str, quick: bool) -> str:
@@ -107,14 +107,17 @@ def report(outcomes: list[Outcome], device: str, name: str, quick: bool) -> str:
     ]
     for outcome in outcomes:
         command = " ".join(["python", *outcome.part.command[1:]])
-        lines += ["", f"## {outcome.part.title}", "", f"`{command}`", "", *_shown(outcome.output)]
+        lines += ["", f"## {outcome.part.title}", "", f"`{command}`", "", *_shown(outcome)]
     return "\n".join(lines) + "\n"
 
 
-def _shown(output: str) -> list[str]:
-    """Return tables as they are and everything else as a block of code."""
-    rows = [line for line in output.splitlines() if line.startswith("|")]
-    return rows or ["```text", *output.splitlines()[-40:], "```"]
+def _shown(outcome: Outcome) -> list[str]:
+    """Return tables as they are and, without one or if the part did not pass, the end of the output as code."""
+    lines = outcome.output.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    if rows and outcome.status == "passed":
+        return rows
+    return [*rows, *([""] if rows else []), "```text", *lines[-_TAIL:], "```"]
 
 
 def device_name(device: str) -> str:
