@@ -142,7 +142,7 @@ class RegionLoss(SumsLoss):
         sums = self.pooled(sums, self.batch)
         terms, counted = self.with_empty_rule(self.class_terms(sums), sums)
         if sums.partly_labelled:
-            terms, counted = self.only_labelled(terms, counted, sums.count > 0)
+            terms, counted = self.only_labelled(terms, counted, sums.annotated)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
@@ -152,10 +152,9 @@ class RegionLoss(SumsLoss):
         """Apply the rule `empty` to the terms of absent classes; also return which terms count (None means all)."""
         if self.empty == "smooth":
             return terms, None
-        present = sums.target > 0
         if self.empty == "skip":
-            return torch.where(present | terms.isnan(), terms, 0), present
-        return torch.where(present, terms, suppression(sums, self.power)), None
+            return torch.where(sums.present | terms.isnan(), terms, 0), sums.present
+        return torch.where(sums.present, terms, suppression(sums, self.power)), None
 
     def only_labelled(self, terms: Tensor, counted: Tensor | None, labelled: Tensor) -> tuple[Tensor, Tensor]:
         """Set the terms of classes that were not annotated to 0; also return which terms count."""

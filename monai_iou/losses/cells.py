@@ -59,7 +59,7 @@ def find_cells(
     table = np.zeros((*masks.shape[:2], max((len(row) for row in sizes), default=0) or 1))
     for place, row in zip(np.ndindex(masks.shape[:2]), sizes, strict=True):
         table[place][: len(row)] = row
-    return Cells(torch.as_tensor(numbers), torch.as_tensor(table))
+    return Cells(torch.from_numpy(numbers), torch.from_numpy(table))
 
 
 def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray[np.bool_]:
@@ -212,7 +212,7 @@ def total_and_weight(
         blob: whether the voxels outside of all cells count as a part of every cell.
     """
     inside = VoxelSums(sums.rows[..., 1:])
-    present = (inside.target if cells.sizes is None else inside.count) > 0
+    present = inside.present if cells.sizes is None else inside.annotated
     volume = (inside.target if cells.sizes is None else cells.sizes[..., 1:]).detach()
     if blob:
         inside = VoxelSums(inside.rows + sums.rows[..., :1])

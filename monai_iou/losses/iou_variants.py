@@ -236,17 +236,16 @@ class GeneralizedIoULoss(RegionLoss):
             checks.check_weight_length(self.class_weight, weights.shape[1], self.include_background)
             weights = weights * self.class_weight.to(weights)
         if self.empty != "smooth":
-            weights = torch.where(sums.target > 0, weights, 0)
+            weights = torch.where(sums.present, weights, 0)
         return 1 - scores.generalized_iou(sums, weights, self.smooth_nr, self.smooth_dr).unsqueeze(1)
 
     def with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:
         """Return the terms of the images and which of them count; see the class for the effect of absent classes."""
-        present = sums.target > 0
-        any_present = present.any(1, keepdim=True)
+        any_present = sums.present.any(1, keepdim=True)
         if self.empty == "skip":
             return torch.where(any_present | terms.isnan(), terms, 0), any_present
         if self.empty == "suppress":
-            shares = torch.where(present, torch.where(any_present, terms, 0), suppression(sums, self.power))
-            number = (sums.count > 0).sum(1, keepdim=True).clamp_min(1) if sums.partly_labelled else shares.shape[1]
+            shares = torch.where(sums.present, torch.where(any_present, terms, 0), suppression(sums, self.power))
+            number = sums.annotated.sum(1, keepdim=True).clamp_min(1) if sums.partly_labelled else shares.shape[1]
             return shares.sum(1, keepdim=True) / number, None
         return terms, None

@@ -41,7 +41,8 @@ class LovaszSoftmaxLoss(LovaszLoss):
         softmax: apply a softmax to the input. If neither is set, the input holds probabilities.
         other_act: another activation to apply; it needs memory for one more copy of the input.
         reduction: "mean" over the classes of each image, then over the images; "sum"; or "none", which returns the
-            terms in the shape (B, C, 1, ...), or (C, 1, ...) with `batch`. An image that contains no class counts as 0.
+            terms in the shape (B, C, 1, ...), or (C, 1, ...) with `batch`. An image that contains no class counts as 0;
+            one in which no class was annotated (`labelled`) does not count.
         batch: treat the batch as one image.
         weight: one number, or one number per scored class, by which the terms are multiplied, as in MONAI.
         ignore_index: label of the voxels that have no effect on value and gradient. For per-class maps, these are the
@@ -161,7 +162,7 @@ class LovaszSoftmaxLoss(LovaszLoss):
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)
-        return self.reduced(terms, counted, space)
+        return self.reduced(terms, counted, space, labelled)
 
 
 class LovaszHingeLoss(LovaszLoss):

@@ -68,10 +68,13 @@ class LovaszLoss(PassLoss):
             errors, sums = errors_over_ranks(errors), sums_over_ranks(sums)
         # Where labels are wrong, volumes are NaN, and so must be the values.
         values = (scores.lovasz(errors) + 0 * sums.target).to(sums.target.dtype)
-        return values, sums.target, sums.count > 0 if sums.partly_labelled else None
+        return values, sums.target, sums.annotated if sums.partly_labelled else None
 
-    def reduced(self, terms: Tensor, counted: Tensor | None, space: int) -> Tensor:
-        """Apply `reduction` to terms (B, C) or (1, C); the mean runs over the counted terms of each image first."""
+    def reduced(self, terms: Tensor, counted: Tensor | None, space: int, labelled: Tensor | None = None) -> Tensor:
+        """Apply `reduction` to terms (B, C) or (1, C); the mean runs over the counted terms of each image first.
+
+        Images in which no class was annotated, by `labelled`, (B, C) bool, are left out of the mean.
+        """
         if self.reduction == "sum":
             return terms.sum()
         if self.reduction == "none":
@@ -79,4 +82,6 @@ class LovaszLoss(PassLoss):
         if counted is None:
             counted = torch.ones_like(terms, dtype=torch.bool)
         images = terms.sum(1) / counted.sum(1).clamp_min(1)
+        if labelled is not None:
+            return images.sum() / labelled.any(1).sum().clamp_min(1)
         return images.sum() / max(1, len(images))

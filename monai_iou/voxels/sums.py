@@ -86,6 +86,16 @@ class VoxelSums:
         return self.rows[COUNT]
 
     @property
+    def present(self) -> Tensor:
+        """Which classes the reference has, bool; NaN, which wrong labels leave on a GPU, shows in what counts."""
+        return ~(self.target <= 0)
+
+    @property
+    def annotated(self) -> Tensor:
+        """Which classes were annotated, bool: all whose count is not 0, so that NaN shows here as well."""
+        return ~(self.count <= 0)
+
+    @property
     def union(self) -> Tensor:
         """U = P + T - I."""
         return union(self.intersection, self.prediction, self.target)

@@ -34,6 +34,7 @@ from monai_iou import (
     use_kernel,
     voxel_sums,
 )
+from monai_iou.voxels import passes, sorted_errors
 
 NAN, INF = math.nan, math.inf
 REGION: list[Callable[..., nn.Module]] = [
@@ -301,3 +302,51 @@ def test_functional_derivatives_by_the_reference_kernel() -> None:
         torch.testing.assert_close(torch.func.grad(lambda x: loss(x, labels))(logits), expected)
     exact = LovaszSoftmaxLoss(bins=None, softmax=True)
     assert torch.func.grad(lambda x: exact(x, labels))(logits).isfinite().all()
+
+
+LABELLED = [[True, True, False], [True, False, True]]
+INSTANCE: list[Callable[..., nn.Module]] = [
+    lambda **o: InstanceIoULoss(lambda_global=0, **o),
+    lambda **o: InstanceIoULoss("blob", lambda_global=0, cell_weight="inverse", **o),
+    lambda **o: InstanceIoULoss(lambda_global=0, term=IoULoss(empty="skip"), **o),
+    lambda **o: InstanceIoULoss(lambda_global=0, cells="both", term=WeightedCrossEntropyLoss(), **o),
+]
+
+
+@pytest.fixture
+def wrong_labels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the sums be what wrong labels leave of them on a GPU, where the error follows later."""
+
+    def nothing(rows: Tensor, *_: object) -> Tensor:
+        return rows * NAN
+
+    monkeypatch.setattr(passes, "report_bad_values", nothing)
+    monkeypatch.setattr(sorted_errors, "report_bad_values", nothing)
+
+
+@pytest.mark.usefixtures("wrong_labels_on_a_gpu")
+@pytest.mark.parametrize("make", [*LOSSES, *INSTANCE])
+@pytest.mark.parametrize("labelled", [None, LABELLED])
+def test_wrong_labels_make_the_loss_nan(make: Callable[..., nn.Module], labelled: list[list[bool]] | None) -> None:
+    logits, labels = case()
+    for act in ("softmax", "sigmoid"):
+        assert is_nan(make(**{act: True})(logits, labels, labelled))
+
+
+@pytest.mark.usefixtures("wrong_labels_on_a_gpu")
+@pytest.mark.parametrize("empty", ["smooth", "skip", "suppress"])
+@pytest.mark.parametrize("average", ["pairs", "images", "classes"])
+@pytest.mark.parametrize("make", REGION)
+def test_wrong_labels_show_through_every_mean(make: Callable[..., nn.Module], average: str, empty: str) -> None:
+    logits, labels = case()
+    for labelled in (None, LABELLED):
+        for batch in (False, True):
+            loss = make(softmax=True, empty=empty, average=average, batch=batch)
+            assert is_nan(loss(logits, labels, labelled))
+
+
+def test_sums_that_are_nan_are_not_taken_for_classes_without_annotation() -> None:
+    sums = VoxelSums(torch.full((7, 1, 2), NAN), partly_labelled=True)
+    assert sums.annotated.all()
+    assert sums.present.all()
+    assert is_nan(IoULoss(softmax=True).score(sums, 3))

@@ -261,3 +261,18 @@ def test_attention_is_supervised_only_where_every_class_was_annotated() -> None:
     maps = [torch.rand(2, 1, *logits.shape[2:])]
     with pytest.raises(ValueError, match="Expected `labelled` to be None with ContextAttentionLoss, which cannot"):
         loss((logits, maps), labels, LABELLED)
+
+
+@pytest.mark.parametrize("classes", ["present", "all"])
+@pytest.mark.parametrize("bins", [64, None])
+@pytest.mark.parametrize("act", ["softmax", "sigmoid"])
+def test_an_image_without_annotation_leaves_the_mean_of_lovasz(act: str, bins: int | None, classes: str) -> None:
+    logits, labels = case()
+    loss = LovaszSoftmaxLoss(classes, bins, **{act: True})
+    found = gradient(lambda leaf: loss(leaf, labels, [[True] * 4, [False] * 4, [False] * 4]), logits)
+    expected = gradient(lambda leaf: loss(leaf[:1], labels[:1]), logits)
+    torch.testing.assert_close(found, expected)
+    only_background = [[True] * 4, [True, False, False, False], [False] * 4]
+    without = LovaszSoftmaxLoss(classes, bins, include_background=False, sigmoid=True)
+    torch.testing.assert_close(without(logits, labels, only_background), without(logits[:1], labels[:1]))
+    assert loss(logits, labels, torch.zeros_like(LABELLED)) == 0
