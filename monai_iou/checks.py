@@ -163,6 +163,16 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(message)
 
 
+def check_device(name: str, value: Tensor, input: Tensor) -> None:
+    """Raise ValueError unless `value` is on the device of `input`."""
+    if value.device != input.device:
+        message = (
+            f"Expected `{name}` on {input.device}, the device of `input`, but got {value.device}: move it with "
+            f"{name}.to(input.device)."
+        )
+        raise ValueError(message)
+
+
 def check_input(input: Tensor) -> None:
     """Raise TypeError or ValueError unless `input` is a float tensor (B, C, *S) with 1 to 3 spatial dimensions."""
     if isinstance(input, (list, tuple)):
@@ -190,7 +200,7 @@ def check_input(input: Tensor) -> None:
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
-    """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for an `input` (B, C, *S)."""
+    """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for an `input` (B, C, *S) there."""
     check_tensor("target", target)
     if target.is_complex():
         message = f"Expected `target` to hold labels, but got {target.dtype}: pass integers, booleans or fractions."
@@ -198,6 +208,7 @@ def check_target(input: Tensor, target: Tensor) -> None:
     classes = input.shape[1]
     fits = target.ndim == input.ndim and target.shape[0] == input.shape[0] and target.shape[2:] == input.shape[2:]
     if fits and target.shape[1] in (1, classes):
+        check_device("target", target, input)
         return
     space = tuple(input.shape[2:])
     remedy = "pass both with the same batch and on the same grid"
@@ -226,7 +237,7 @@ def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, st
 
 
 def check_groups(groups: Tensor, input: Tensor) -> Tensor:
-    """Return region maps with flattened space; raise unless they are integer and (B, 1, *S) or (B, C, *S)."""
+    """Return region maps with flattened space; raise unless they fit `input` and are integer, with 1 or C channels."""
     if isinstance(groups, Tensor) and groups.shape == input.shape:
         check_side_map("groups", groups[:, :1], input, integer=True)
         return groups.flatten(2)
@@ -234,7 +245,7 @@ def check_groups(groups: Tensor, input: Tensor) -> Tensor:
 
 
 def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
-    """Return a mask or region map flattened to (B, N); raise unless its shape is (B, 1, *S) and its dtype suits."""
+    """Return a mask or region map (B, 1, *S) flattened to (B, N); raise unless shape, device and dtype suit."""
     expected = (input.shape[0], 1, *input.shape[2:])
     check_tensor(name, value)
     if tuple(value.shape) != expected:
@@ -243,46 +254,11 @@ def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) ->
             "single channel."
         )
         raise ValueError(message)
+    check_device(name, value, input)
     if integer and (value.is_floating_point() or value.dtype == torch.bool or value.is_complex()):
         message = f"Expected `{name}` to hold integer region numbers, but got {value.dtype}: convert it with .long()."
         raise TypeError(message)
     return value.flatten(1)
-
-
-def label_error(target: Tensor, classes: int, ignore_index: int | None) -> ValueError:
-    """Return the error for the first value of a label map that is not a class."""
-    values = target.detach().flatten()
-    values = values if values.is_floating_point() else values.long()
-    bad = ~((values >= 0) & (values < classes) & (values == values.round() if values.is_floating_point() else True))
-    if ignore_index is not None:
-        bad = bad & (values != ignore_index)
-    value = values[bad][0].item()
-    remedy = "map the labels to consecutive classes, or set `ignore_index` to the value to leave out"
-    if not math.isfinite(value):
-        remedy = "replace it by the number of a class"
-    elif isinstance(value, float) and value != round(value):
-        remedy = f"give a soft target one channel per class, shape (B, {classes}, *S)"
-    elif isinstance(value, float):
-        value = int(value)
-    message = (
-        f"Expected `target` to hold the labels 0 to {classes - 1} of an input with {classes} channels, "
-        f"but got {value}: {remedy}."
-    )
-    return ValueError(message)
-
-
-def map_error(target: Tensor, ignore_index: int | None = None) -> ValueError:
-    """Return the error for per-class maps with a value outside 0 to 1; a single map may also hold `ignore_index`."""
-    values = target.detach().flatten()
-    bad = ~((values >= 0) & (values <= 1))
-    if ignore_index is not None and target.shape[1] == 1:
-        bad = bad & (values != ignore_index)
-    value = values[bad][0].item()
-    message = (
-        f"Expected `target` to hold per-class values between 0 and 1, but got {value}: pass a map of class numbers as "
-        "one channel, shape (B, 1, *S), with an input that has one channel per class."
-    )
-    return ValueError(message)
 
 
 def check_positions(name: str, size: Sequence[int]) -> int:

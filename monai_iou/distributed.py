@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 
@@ -10,8 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from monai_iou.voxels import VoxelSums
+from monai_iou.voxels import VoxelSums, late_checks
 from monai_iou.voxels.histograms import ErrorHistograms
+
+# Blocks of this process on a GPU whose answers are not waited for, so that its queue of work does not run dry.
+_PENDING = 2
 
 
 def is_distributed() -> bool:
@@ -23,15 +27,19 @@ def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:
     """Return a context that raises on every rank if an error occurs inside the `with` block on one of them.
 
     Without it, that rank would stop while the others wait for its part of the sums. The block must not contain
-    collective calls. The context costs one sum of a single number over the ranks. It has no effect without `sync`, in a
-    single process, or on a GPU, where wrong labels make the sums NaN instead of raising an error.
+    collective calls. The context costs one sum of a single number over the ranks. It has no effect without `sync` and
+    in a single process.
+
+    On a GPU nothing waits for the check of the labels: wrong labels of one rank make the sums of all ranks NaN, and all
+    ranks raise the error when they enter the third block after it. Other errors are raised on their rank alone. Inside
+    torch.compile and in a CUDA graph no error follows.
 
     Args:
         sync: whether the ranks must agree; then every rank must enter the same number of such blocks.
         input: the input of the loss, on the device of the sums.
 
     Raises:
-        ValueError: on all other ranks, if the block raises an error on one rank.
+        ValueError: on all other ranks, if the block raises an error on one rank; on a GPU, for an earlier block.
 
     Example:
         >>> from monai_iou.distributed import fails_together
@@ -39,9 +47,21 @@ def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:
         ...     "checks of the input"
         'checks of the input'
     """
-    if not (sync and is_distributed()) or (isinstance(input, Tensor) and input.device.type == "cuda"):
+    if not (sync and is_distributed()):
         return nullcontext()
-    return _FailsTogether()
+    if not (isinstance(input, Tensor) and late_checks.answers_late(input)):
+        return _FailsTogether()
+    if torch.compiler.is_compiling() or late_checks.is_captured(input):
+        return nullcontext()
+    return _fails_later(input.device)
+
+
+def _of_another_rank() -> ValueError:
+    message = (
+        "Expected the input and target of every rank to be valid with sync_batch=True, but got an error on another "
+        "rank: see the message of that rank."
+    )
+    return ValueError(message)
 
 
 class _FailsTogether(AbstractContextManager[None]):
@@ -50,14 +70,31 @@ class _FailsTogether(AbstractContextManager[None]):
     ) -> None:
         if error is not None and not isinstance(error, Exception):
             return  # after an interrupt, do not wait for other ranks
-        failures = torch.tensor([float(error is not None)])
+        failures = torch.tensor([float(error is not None)], device="cpu")
         dist.all_reduce(failures)
         if error is None and failures.item():
-            message = (
-                "Expected the input and target of every rank to be valid with sync_batch=True, but got an error on "
-                "another rank: see the message of that rank."
-            )
-            raise ValueError(message)
+            raise _of_another_rank()
+
+
+@contextmanager
+def _fails_later(device: torch.device) -> Iterator[None]:
+    """Ask with all ranks whether the labels of the block are wrong on one of them; raise the error of an earlier block.
+
+    Every rank gets the same answers and raises in the same call, so that none is left waiting for another's sums.
+    """
+    late_checks.shared.raise_settled(_PENDING)
+    with late_checks.collected() as asked:
+        yield
+    failures = torch.zeros((), dtype=torch.float32, device=device)
+    for bad, _ in asked:
+        failures += bad
+    dist.all_reduce(failures)
+
+    def error() -> ValueError:
+        own = (error() for bad, error in asked if bool(bad))
+        return next(own, None) or _of_another_rank()
+
+    late_checks.shared.ask(failures > 0, error)
 
 
 class _SumOverRanks(torch.autograd.Function):

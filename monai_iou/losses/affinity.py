@@ -137,6 +137,7 @@ class AffinityLoss(_Loss):
                 f"but got {tuple(target.shape)}: convert per-class maps with argmax(1, keepdim=True)."
             )
             raise ValueError(message)
+        checks.check_device("target", target, input)
         space, positions = tuple(target.shape[2:]), input.shape[1]
         checks.check_positions("input", (positions,))
         factor = round((math.prod(space) / positions) ** (1 / len(space))) if positions else 0

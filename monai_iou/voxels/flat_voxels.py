@@ -13,6 +13,10 @@ from monai_iou.voxels.labels import valid_voxels
 _BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
+def _computable(values: Tensor) -> Tensor:
+    return values.long() if values.dtype in _BARE_UNSIGNED else values
+
+
 def flat_voxels(
     input: Tensor,
     target: Tensor,
@@ -23,15 +27,15 @@ def flat_voxels(
 ) -> Voxels:
     """Bring checked tensors into one plain, flat form; labels, and groups with them, stay as they were given."""
     ignore_index = checks.check_ignore_index(ignore_index)
-    keep = None if mask is None else checks.check_side_map("mask", mask, input, integer=False) != 0
+    keep = None
+    if mask is not None:
+        keep = _computable(plain(checks.check_side_map("mask", mask, input, integer=False))) != 0
     regions = 1
     if groups is not None:
-        groups = plain(checks.check_groups(groups, input))
+        groups = _computable(plain(checks.check_groups(groups, input)))
         regions = count_regions(groups, num_groups)
     logits = plain(input).flatten(2)
-    target = plain(target).flatten(2)
-    if target.dtype in _BARE_UNSIGNED:
-        target = target.long()
+    target = _computable(plain(target).flatten(2))
     if logits.shape[1] > 1 and target.shape[1] == 1:
         has_ignored = keep is not None or ignore_index is not None
         return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)

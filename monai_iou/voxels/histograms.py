@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_iou import checks
 from monai_iou.voxels import in_place
 from monai_iou.voxels.error_bins import (
     ErrorSpace,
@@ -21,6 +20,7 @@ from monai_iou.voxels.error_bins import (
     tile_voxels,
 )
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.label_errors import map_error
 from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
 from monai_iou.voxels.tiling import in_runs, run_tasks
 
@@ -159,7 +159,7 @@ def check_hard_maps(voxels: Voxels, target: Tensor) -> None:
             continue
         value = maps[soft][0].item()
         if not 0 <= value <= 1:
-            raise checks.map_error(target)
+            raise map_error(target, voxels.valid)
         message = (
             f"Expected `target` to hold hard per-class maps of 0 and 1, but got {value}: the Lovasz extension is "
             "defined for hard labels; threshold the maps, or take IoULoss(soft_label=True)."

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from monai_iou.checks import label_error, map_error
-from monai_iou.voxels.compact_labels import compact_dtype, equals
-from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels import late_checks
+from monai_iou.voxels.compact_labels import IGNORED, compact_dtype, equals
+from monai_iou.voxels.inputs import Voxels, both_kept, in_regions, plain
+from monai_iou.voxels.label_errors import label_error, map_error
 from monai_iou.voxels.spec import COUNT, TARGET
 
 
@@ -38,77 +37,51 @@ def valid_voxels(target: Tensor, ignore_index: int | None) -> Tensor | None:
     return (target != 0).any(1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class _Question:
-    """A check whose answer is on its way from the GPU."""
-
-    answer: Tensor
-    arrival: torch.cuda.Event
-    error: Callable[[], ValueError]
-
-
-class LateChecks:
-    """Checks of a GPU's labels that nothing waits for: their queue of work would run dry.
-
-    What is wrong becomes NaN at once; the error is raised by the first check that begins after the answer's arrival.
-    """
-
-    def __init__(self, new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event, *, pinned: bool = True) -> None:
-        self._new_event = new_event
-        self._pinned = pinned  # memory that a GPU writes to while the CPU goes on
-        self._questions: deque[_Question] = deque()
-
-    def raise_arrived(self) -> None:
-        """Raise the error of the oldest check that has been answered by "wrong"; the others are dropped with it."""
-        while self._questions and self._questions[0].arrival.query():
-            question = self._questions.popleft()
-            if bool(question.answer):
-                self._questions.clear()
-                raise question.error()
-
-    def ask(self, bad: Tensor, rows: Tensor, error: Callable[[], ValueError]) -> Tensor:
-        """Send `bad` on its way to the CPU; return `rows`, NaN if it holds."""
-        answer = torch.empty((), dtype=torch.bool, pin_memory=self._pinned)
-        answer.copy_(bad, non_blocking=True)
-        arrival = self._new_event()
-        arrival.record()
-        self._questions.append(_Question(answer, arrival, error))
-        return torch.where(bad, float("nan"), rows)
-
-
-_late_checks = LateChecks()
-
-
 def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
     """Raise ValueError if the target holds values that are not labels; return `rows`.
 
     On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call. Inside
     torch.compile and in a CUDA graph they become NaN, and no error is raised.
     """
-    is_recorded = torch.compiler.is_compiling() or _is_captured(rows.device)
+    is_recorded = torch.compiler.is_compiling() or late_checks.is_captured(rows)
     if not is_recorded:
-        _late_checks.raise_arrived()
+        late_checks.raise_arrived()
     bad = found_bad_values(rows, voxels)
     if bad is None:
         return rows
     if is_recorded:
         return torch.where(bad, float("nan"), rows)
-
-    def error() -> ValueError:
-        if voxels.labels is None:
-            return map_error(target, ignore_index)
-        return label_error(target, voxels.logits.shape[1], ignore_index)
-
-    if rows.device.type == "cuda":
-        return _late_checks.ask(bad, rows, error)
+    error = _error_of(target, voxels, ignore_index)
+    if late_checks.answers_late(rows):
+        late_checks.ask(bad, error)
+        return torch.where(bad, float("nan"), rows)
     if bool(bad):
         raise error()
     return rows
 
 
-def _is_captured(device: torch.device) -> bool:
-    """Return whether the work becomes part of a CUDA graph, in which no event may be asked for its answer."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def _error_of(target: Tensor, voxels: Voxels, ignore_index: int | None) -> Callable[[], ValueError]:
+    """Return what makes the error.
+
+    It may be kept for long, so it holds no logits: the whole graph of the network would stay with them.
+    """
+    target, classes = plain(target).detach(), voxels.logits.shape[1]
+    are_maps, kept = voxels.labels is None, _kept_voxels(voxels)
+
+    def error() -> ValueError:
+        return map_error(target, kept()) if are_maps else label_error(target, classes, ignore_index, kept())
+
+    return error
+
+
+def _kept_voxels(voxels: Voxels) -> Callable[[], Tensor | None]:
+    """Return what finds the voxels that count, (B, N) bool, None if all do: it is asked only after an error."""
+    labels, valid, regions = voxels.labels, voxels.valid, voxels.regions
+    groups = voxels.groups if voxels.as_given else None
+    if labels is not None and voxels.has_ignored and not voxels.as_given:
+        marked = labels.detach()
+        return lambda: marked != IGNORED[marked.dtype]
+    return lambda: both_kept(valid, None if groups is None else in_regions(groups, regions)[1])
 
 
 def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:

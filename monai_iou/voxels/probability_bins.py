@@ -15,6 +15,7 @@ from monai_iou import checks
 from monai_iou.voxels.error_bins import ErrorSpec
 from monai_iou.voxels.histograms import check_hard_maps, check_probabilities, count_errors_and_sums
 from monai_iou.voxels.inputs import sum_dtype
+from monai_iou.voxels.label_errors import label_error
 from monai_iou.voxels.passes import flatten_voxels
 
 MAX_RESOLUTION = 1 << 14
@@ -88,7 +89,7 @@ def probability_histograms(
     spec = ErrorSpec(activation, check_resolution(resolution) // 2, even=True)
     counts = count_errors_and_sums(voxels, spec, limit, None)[0].counts
     if voxels.labels is not None and bool((counts[:, :, 1].sum((1, 2)) != counts[:, 0].sum((1, 2))).any()):
-        raise checks.label_error(target, input.shape[1], ignore_index)
+        raise label_error(target, input.shape[1], ignore_index)
     undefined = counts[..., -1].sum(-1)
     # The errors of voxels outside the class are p itself: node j of 1 - e is the probability 1 - j / M.
     return ProbabilityHistograms(torch.stack([counts[:, :, 0, :-1].flip(-1), counts[:, :, 1, :-1]], dim=2), undefined)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from gloo_ranks import leave_group, run_ranks
@@ -11,6 +12,8 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from monai_iou import CompoundLoss, InstanceIoULoss, LovaszHingeLoss, LovaszSoftmaxLoss, WeightedCrossEntropyLoss
+from monai_iou.voxels import late_checks
+from monai_iou.voxels.late_checks import LateChecks
 
 
 def every_loss() -> dict[str, nn.Module]:
@@ -33,10 +36,10 @@ def targets() -> dict[str, Tensor]:
 
 def outcome(loss: nn.Module, logits: Tensor, target: Tensor) -> str:
     try:
-        loss(logits, target)
+        value = loss(logits, target)
     except (ValueError, RuntimeError) as error:  # the latter is MONAI's
         return str(error)
-    return "no error"
+    return "finite" if value.isfinite() else "nan"
 
 
 def fail_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
@@ -67,3 +70,49 @@ def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
     for name, sentence in wrong.items():
         own = "but got 7" if name.endswith("value") else "but got (1, 1, 6, 5)"
         assert own in sentence, name
+
+
+class Event:
+    """Stands in for torch.cuda.Event: every answer is there."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+def stand_in_for_a_gpu() -> None:
+    """Let this process check labels as it does on a GPU."""
+    late_checks.answers_late = lambda _: True
+    late_checks._alone, late_checks.shared = (LateChecks(lambda: cast("Any", Event()), pinned=False) for _ in range(2))
+
+
+def fail_late_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
+    join_group(rank, world, port)
+    stand_in_for_a_gpu()
+    logits = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
+    right = torch.zeros(1, 1, 6, 6, dtype=torch.long)
+    right[0, 0, 1:3, 1:3] = 1
+    found = {}
+    for name, loss in every_loss().items():
+        if name != "instance_with_monais":  # MONAI's loss looks at the labels itself
+            first = outcome(loss, logits, targets()["value"] if rank == 1 else right)
+            found[name] = [first, *(outcome(loss, logits, right) for _ in range(5))]
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    leave_group()
+
+
+def test_on_gpus_every_rank_ends_in_the_same_later_call(tmp_path: Path) -> None:
+    run_ranks(fail_late_on_one_rank, 2, 2, free_port(), str(tmp_path))
+    waiting, wrong = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert set(waiting) == set(wrong)
+    assert len(wrong) > 10
+    for name, theirs in waiting.items():
+        own = wrong[name]
+        assert theirs[0] == own[0] == "nan", name
+        (call,) = (step for step, result in enumerate(own) if "but got 7" in result)
+        assert theirs[call].endswith("but got an error on another rank: see the message of that rank."), name
+        for results in (theirs, own):
+            assert [result for step, result in enumerate(results) if step not in (0, call)] == ["finite"] * 4, name

@@ -10,7 +10,7 @@ from loss_cases import CASES, Case, gradient, one_hot, over, pair
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
-from monai_iou import IoULoss, LovaszHingeLoss, MultiScaleLoss
+from monai_iou import AffinityLoss, IoULoss, LovaszHingeLoss, MultiScaleLoss, voxel_sums
 
 
 def hinge(**options: Any) -> nn.Module:
@@ -89,3 +89,27 @@ def test_one_channel_keeps_the_promises(case: Case) -> None:
     ignoring = case(sigmoid=True, ignore_index=255)
     torch.testing.assert_close(ignoring(logits, labels), value)
     assert (gradient(ignoring, logits, torch.full_like(labels, 255)) == 0).all()
+
+
+@over(SEVERAL)
+def test_a_target_on_another_device_is_named(case: Case) -> None:
+    logits, labels = pair()
+    with pytest.raises(ValueError, match=r"^Expected `target` on cpu, the device of") as raised:
+        case(softmax=True)(logits, labels.to("meta"))
+    assert str(raised.value).endswith("of `input`, but got meta: move it with target.to(input.device).")
+
+
+@pytest.mark.parametrize("name", ["mask", "groups"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mask_and_regions_on_another_device_are_named(name: str, channels: int) -> None:
+    logits, labels = pair()
+    side = torch.zeros(len(labels), channels if name == "groups" else 1, *labels.shape[2:], dtype=torch.long)
+    with pytest.raises(
+        ValueError, match=rf"^Expected `{name}` on cpu, the device of `input`, but got meta: move it with"
+    ):
+        voxel_sums(logits, labels, **{name: side.to("meta")})  # type: ignore[arg-type]
+
+
+def test_an_affinity_and_its_labels_on_two_devices_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^Expected `target` on cpu, the device of `input`, but got meta: "):
+        AffinityLoss(size=[2, 2])(torch.rand(1, 4, 4), torch.zeros(1, 1, 4, 4, device="meta"))

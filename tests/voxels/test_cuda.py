@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_iou import IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
-from monai_iou.voxels import labels as label_checks
+from monai_iou.voxels import late_checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -32,7 +32,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 @pytest.fixture(autouse=True)
 def _no_answer_on_its_way() -> None:
     torch.cuda.synchronize()
-    label_checks._late_checks._questions.clear()
+    late_checks._alone._questions.clear()
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, cast
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from monai_iou import IoULoss
-from monai_iou.voxels import labels as label_checks
-from monai_iou.voxels.labels import LateChecks, report_bad_values
-from monai_iou.voxels.passes import flatten_voxels
-from monai_iou.voxels.spec import COUNT, TARGET
+from monai_iou import IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
+from monai_iou.voxels.label_errors import label_error, map_error
 
 LOGITS = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([[[0, 0, 0, 1, 1, 1, 1, 1]]])
@@ -95,69 +91,40 @@ def test_nan_at_ignored_voxels_does_not_reach_another_activation(per_class: bool
     assert not logits.grad[..., 0].any()
 
 
-class Event:
-    """Stands in for torch.cuda.Event: arrives when told to."""
-
-    def __init__(self) -> None:
-        self.recorded = self.arrived = False
-
-    def record(self) -> None:
-        self.recorded = True
-
-    def query(self) -> bool:
-        return self.arrived
-
-
-def test_late_checks_give_nan_at_once_and_the_error_after_its_arrival() -> None:
-    events: list[Event] = []
-
-    def new_event() -> Any:
-        events.append(Event())
-        return events[-1]
-
-    checks, rows = LateChecks(new_event, pinned=False), torch.arange(6.0)
-    questions = ((False, "first"), (True, "second"), (True, "third"))
-    answers = [checks.ask(torch.tensor(bad), rows, partial(ValueError, text)) for bad, text in questions]
-    assert torch.equal(answers[0], rows)
-    assert answers[1].isnan().all()
-    assert answers[2].isnan().all()
-    assert [event.recorded for event in events] == [True, True, True]
-    checks.raise_arrived()  # nothing has arrived
-    events[2].arrived = True
-    checks.raise_arrived()  # answers are read in their order
-    events[0].arrived = True
-    checks.raise_arrived()  # the first was right
-    events[1].arrived = True
-    with pytest.raises(ValueError, match=r"^second$"):
-        checks.raise_arrived()
-    checks.raise_arrived()  # later questions of the same run are dropped with it
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+def test_the_message_names_a_value_that_counts(dtype: torch.dtype) -> None:
+    labels, mask = torch.tensor([[[255, 0, 7, 1]]], dtype=dtype), torch.tensor([[[0, 1, 1, 1]]])
+    logits = torch.zeros(1, 2, 4)
+    for kernel in ("reference", "tiled"):
+        with use_kernel(kernel), pytest.raises(ValueError, match=r"labels 0 to 1 .* but got 7: "):
+            voxel_sums(logits, labels, mask=mask)
+        regions = torch.tensor([[[-1, 0, 0, 1]]])
+        with use_kernel(kernel), pytest.raises(ValueError, match=r"labels 0 to 1 .* but got 7: "):
+            voxel_sums(logits, labels, groups=regions, num_groups=2)
 
 
-def test_on_a_gpu_wrong_labels_are_asked_about_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch of a GPU, on rows that say they lie on one."""
+def test_the_message_of_maps_names_a_value_that_counts() -> None:
+    maps = torch.tensor([[[9.0, 0, 7, 1], [0.0, 1, 0, 0]]])
+    with pytest.raises(ValueError, match=r"between 0 and 1, but got 7\.0: "):
+        voxel_sums(torch.zeros(1, 2, 4), maps, activation="sigmoid", mask=torch.tensor([[[0, 1, 1, 1]]]))
+    one = torch.tensor([[[255.0, 7, 1]]])
+    with pytest.raises(ValueError, match=r"between 0 and 1, but got 7\.0: "):
+        LovaszSoftmaxLoss(sigmoid=True, ignore_index=255)(torch.zeros(1, 1, 3), one)
 
-    class Rows(Tensor):
-        device = torch.device("cuda")
 
-    event, captured = Event(), False
-    monkeypatch.setattr(label_checks, "_late_checks", LateChecks(lambda: cast("Any", event), pinned=False))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
-    labels = LABELS.clone()
-    labels[0, 0, 0] = 9
-    voxels = flatten_voxels(LOGITS, labels, None)
-    right = torch.zeros(7, 1, 2, 1, dtype=torch.float64)
-    right[COUNT], right[TARGET] = 8, 4
-    wrong = right.clone()
-    wrong[TARGET, 0, 0] = 3
-    assert report_bad_values(wrong.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor).isnan().all()
-    assert torch.equal(report_bad_values(right.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor), right)
-    event.arrived = captured = True  # a graph asks for no answer, not even for those that have arrived, and sends none
-    waiting = list(label_checks._late_checks._questions)
-    for rows in (wrong, right):
-        found = report_bad_values(rows.as_subclass(Rows), labels, voxels, None).as_subclass(Tensor)
-        assert torch.equal(found, rows) if rows is right else found.isnan().all()
-    assert list(label_checks._late_checks._questions) == waiting
-    captured = False
-    with pytest.raises(ValueError, match=r"labels 0 to 1 .* but got 9: "):
-        report_bad_values(right, labels, voxels, None)
-    assert torch.equal(report_bad_values(right, labels, voxels, None), right)
+def test_an_overwritten_target_has_an_error_of_its_own() -> None:
+    for error in (label_error(torch.zeros(1, 1, 4, dtype=torch.long), 2, None), map_error(torch.zeros(1, 2, 4))):
+        assert re.fullmatch(
+            r"Expected `target` of an earlier call to hold .*, but got another value, which has been overwritten "
+            r"since: check the labels before they are passed, or give every call a tensor of its own\.",
+            str(error),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_regions_and_masks_of_every_unsigned_dtype(dtype: torch.dtype) -> None:
+    regions = torch.tensor([[[0, 0, 2, 2, 1, 1, 0, 2]]])
+    expected = voxel_sums(LOGITS, LABELS, groups=regions, mask=regions).rows
+    for count in (None, 3):
+        found = voxel_sums(LOGITS, LABELS, groups=regions.to(dtype), num_groups=count, mask=regions.to(dtype))
+        assert torch.equal(found.rows, expected)

@@ -1,0 +1,71 @@
+"""The errors for targets whose values are not labels: they name the first wrong value that counts, and the remedy."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def label_error(labels: Tensor, classes: int, ignore_index: int | None, kept: Tensor | None = None) -> ValueError:
+    """Return the error for the first value of a label map that is not a class.
+
+    Args:
+        labels: label map, (B, 1, *S) or (B, N).
+        classes: number C of classes.
+        ignore_index: label of ignored voxels.
+        kept: which voxels count, bool of as many voxels; None if all do.
+    """
+    values = labels.detach().flatten()
+    values = values if values.is_floating_point() else values.long()
+    bad = ~((values >= 0) & (values < classes) & (values == values.round() if values.is_floating_point() else True))
+    if ignore_index is not None:
+        bad = bad & (values != ignore_index)
+    value = _first(values, bad, kept)
+    remedy = "map the labels to consecutive classes, or set `ignore_index` to the value to leave out"
+    if value is None:
+        return _overwritten(f"the labels 0 to {classes - 1}")
+    if not math.isfinite(value):
+        remedy = "replace it by the number of a class"
+    elif isinstance(value, float) and value != round(value):
+        remedy = f"give a soft target one channel per class, shape (B, {classes}, *S)"
+    elif isinstance(value, float):
+        value = int(value)
+    message = (
+        f"Expected `target` to hold the labels 0 to {classes - 1} of an input with {classes} channels, "
+        f"but got {value}: {remedy}."
+    )
+    return ValueError(message)
+
+
+def map_error(maps: Tensor, kept: Tensor | None = None) -> ValueError:
+    """Return the error for per-class maps with a value outside 0 to 1.
+
+    Args:
+        maps: (B, C, *S).
+        kept: which voxels count, (B, N) bool; None if all do.
+    """
+    values = maps.detach().flatten(2)
+    kept = None if kept is None else kept.unsqueeze(1).expand(values.shape)
+    value = _first(values, ~((values >= 0) & (values <= 1)), kept)
+    if value is None:
+        return _overwritten("per-class values between 0 and 1")
+    message = (
+        f"Expected `target` to hold per-class values between 0 and 1, but got {value}: pass a map of class numbers as "
+        "one channel, shape (B, 1, *S), with an input that has one channel per class."
+    )
+    return ValueError(message)
+
+
+def _first(values: Tensor, bad: Tensor, kept: Tensor | None) -> float | None:
+    """Return the first bad value that counts; None if there is none any more."""
+    found = values[bad if kept is None else bad & kept.reshape(bad.shape)]
+    return found[0].item() if found.numel() else None
+
+
+def _overwritten(expected: str) -> ValueError:
+    message = (
+        f"Expected `target` of an earlier call to hold {expected}, but got another value, which has been overwritten "
+        "since: check the labels before they are passed, or give every call a tensor of its own."
+    )
+    return ValueError(message)
