@@ -19,7 +19,8 @@ from monai_iou.voxels.spec import PassSpec
 
 KERNELS = ("auto", "reference", "tiled", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "MONAI_IOU_KERNEL"
-ERROR_CLASSES = 16  # that one block of Triton's programs of errors holds
+# That Triton's programs take: without regions and histograms of errors, and with one of them.
+MOST_CLASSES, BLOCK_CLASSES = 256, 16
 
 _chosen: ContextVar[str | None] = ContextVar("monai_iou_kernel", default=None)
 
@@ -83,12 +84,13 @@ def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
     if name == "reference" or wants_target_gradient:
         return reference.compute_sums
     if name == "triton":
-        _check_triton(voxels)
+        _check_choice(name, voxels.logits.device)
         return _load_triton()
     if name == "compiled":
-        _check_compiled(voxels)
+        _check_choice(name, voxels.logits.device)
         return compiled.compute_sums
-    if name == "auto" and voxels.logits.device.type in _CHECKED_DEVICES:
+    covered = _is_covered(voxels, MOST_CLASSES if voxels.groups is None else BLOCK_CLASSES)
+    if name == "auto" and covered and voxels.logits.device.type in _CHECKED_DEVICES:
         return _checks.kernel(voxels, spec) or tiled.compute_sums
     return tiled.compute_sums
 
@@ -98,13 +100,18 @@ def pick_error_kernel(voxels: Voxels, spec: PassSpec) -> ErrorKernel | None:
     if torch.compiler.is_compiling():
         return None
     name = chosen_kernel()
-    covered = voxels.logits.shape[1] <= ERROR_CLASSES and voxels.logits.dtype != torch.float64
+    covered = _is_covered(voxels, BLOCK_CLASSES)
     if name == "triton":
-        _check_triton(voxels)
+        _check_choice(name, voxels.logits.device)
         return _load_triton_errors() if covered else None
     if name == "auto" and covered and voxels.logits.device.type in _CHECKED_DEVICES:
         return _checks.error_kernel(voxels, spec)
     return None
+
+
+def _is_covered(voxels: Voxels, classes: int) -> bool:
+    """Return whether Triton's programs take an input; what they leave to others says nothing of them."""
+    return voxels.logits.shape[1] <= classes and voxels.logits.dtype != torch.float64
 
 
 def takes_labels_as_given(voxels: Voxels) -> bool:
@@ -138,6 +145,9 @@ def kernel_report() -> dict[str, str]:
 
 def _reported(device: torch.device) -> str:
     name = chosen_kernel()
+    hindrance = _hindrance(name, device)
+    if hindrance is not None:
+        return f"none: {name}, chosen by use_kernel or {ENVIRONMENT_VARIABLE}, cannot run here. {hindrance}"
     if name != "auto":
         return f"{name}: chosen by use_kernel or {ENVIRONMENT_VARIABLE}."
     if device.type not in _CHECKED_DEVICES:
@@ -152,31 +162,33 @@ def _reported(device: torch.device) -> str:
     passed = _checks.passed(device)
     if passed:
         return f"triton: it agreed with the reference in {passed} of {passed} checks on this device."
-    return "triton: if it agrees with the reference at the first loss on this device; nothing has been checked yet."
-
-
-def _check_compiled(voxels: Voxels) -> None:
-    device = voxels.logits.device.type
-    if device != "cpu":
-        message = f"Expected a CPU tensor for the kernel 'compiled', but got one on {device}: choose 'auto'."
-        raise RuntimeError(message)
-    if not compiled.is_available():
-        message = "Expected a C++ compiler for the kernel 'compiled', but found none: install g++ or choose 'auto'."
-        raise RuntimeError(message)
+    return (
+        "triton: if it agrees with the reference at the first loss on this device that it covers; nothing has been "
+        "checked yet."
+    )
 
 
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _check_triton(voxels: Voxels) -> None:
-    if not _has_triton():
-        message = "Expected Triton for the kernel 'triton', but it is not installed: install it or choose 'auto'."
-        raise RuntimeError(message)
-    device = voxels.logits.device.type
-    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        message = f"Expected a CUDA tensor for the kernel 'triton', but got one on {device}: choose 'auto'."
-        raise RuntimeError(message)
+def _hindrance(name: str, device: torch.device) -> str | None:
+    """Return why a chosen kernel cannot run on a device, or None if it can."""
+    if name == "compiled" and device.type != "cpu":
+        return f"Expected a CPU tensor for the kernel 'compiled', but got one on {device.type}: choose 'auto'."
+    if name == "compiled" and not compiled.is_available():
+        return "Expected a C++ compiler for the kernel 'compiled', but found none: install g++ or choose 'auto'."
+    if name == "triton" and not _has_triton():
+        return "Expected Triton for the kernel 'triton', but it is not installed: install it or choose 'auto'."
+    if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Expected a CUDA tensor for the kernel 'triton', but got one on {device.type}: choose 'auto'."
+    return None
+
+
+def _check_choice(name: str, device: torch.device) -> None:
+    hindrance = _hindrance(name, device)
+    if hindrance is not None:
+        raise RuntimeError(hindrance)
 
 
 def _load_triton() -> Kernel:

@@ -5,6 +5,9 @@ once for each device, specification, dtype, class count, kind of target and kind
 of a few random voxels have to agree with the reference in float64. What is compiled for that is what the loss needs
 next, so the check costs little more than the first call would. After one failure the device keeps to `tiled`, and a
 warning says why.
+
+A check runs in a thread of its own. What the caller's thread is in the midst of (a default device, hooks for saved
+tensors, torch.func, autocast, inference mode) says nothing of the kernel, and would only make the check fail.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import reference
+from monai_iou.voxels import late_checks, reference
 from monai_iou.voxels.compact_labels import IGNORED, fits
 from monai_iou.voxels.error_gradient import TILED, ErrorKernel, error_spec
 from monai_iou.voxels.inputs import Voxels, sum_dtype
@@ -36,6 +40,7 @@ _REGIONS = 5
 _OF_CELL = 0.1  # of the width of a cell
 _SMALLEST = 1e-6  # gradient that errors are taken relative to
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
+_DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # random numbers, wherever they go
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
 
 
@@ -71,11 +76,11 @@ class SelfChecks:
             return None
         key = _kind(voxels, spec)
         if key not in self._passed.get(device, ()):
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if late_checks.is_captured(voxels.logits):
                 return None  # nothing can be compared while a graph is captured, and nothing is said of later calls
             with self._lock:
                 self._check(lambda: find(load(), voxels, spec), device, spec, key)
-        return None if device in self._refused else load()
+        return load() if key in self._passed.get(device, ()) else None
 
     def reason(self, device: torch.device) -> str | None:
         """Return why the kernel is not used on a device; None if it is, or if nobody has asked yet."""
@@ -87,9 +92,10 @@ class SelfChecks:
 
     def _check(self, find: Callable[[], str | None], device: torch.device, spec: PassSpec, key: Any) -> None:
         try:
-            with _apart(device):
-                fault = find()
+            fault = _apart(find, device)
         except Exception as error:  # whatever a compiler or a driver raises, the training goes on
+            if isinstance(error, torch.OutOfMemoryError):
+                return  # it says nothing of the kernel: a later call checks again
             fault = f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         if fault is None:
             self._passed.setdefault(device, set()).add(key)
@@ -111,11 +117,24 @@ def _kind(voxels: Voxels, spec: PassSpec) -> Any:
     return spec, voxels.logits.dtype, voxels.logits.shape[1], voxels.labels is None, target.dtype, *ignores, regions
 
 
+def _apart(find: Callable[[], str | None], device: torch.device) -> str | None:
+    """Let a check run as it would by itself, whatever modes the calling thread is in."""
+
+    def work() -> str | None:
+        with _on(device):
+            return find()
+
+    with ThreadPoolExecutor(1, "monai_iou_check") as thread:
+        return thread.submit(work).result()
+
+
 @contextlib.contextmanager
-def _apart(device: torch.device) -> Iterator[None]:
-    """Let a check run as it would by itself, whatever mode the caller is in."""
-    mode = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
-    with torch.inference_mode(False), torch.enable_grad():
+def _on(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    mode = torch.cuda.get_sync_debug_mode()  # of the whole process, not of a thread
+    with torch.cuda.device(device):
         if mode:
             torch.cuda.set_sync_debug_mode(0)
         try:
@@ -192,20 +211,20 @@ def _errors_and_gradient(kernel: ErrorKernel, sample: Voxels, spec: PassSpec) ->
 
 def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:
     """Return a few random voxels of the kind of `voxels`, on its device."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     logits, classes = voxels.logits, voxels.logits.shape[1]
-    values = torch.randn(_IMAGES, classes, _VOXELS, generator=generator) * 3
+    values = torch.randn(_IMAGES, classes, _VOXELS, generator=generator, **_DRAWN) * 3
     values = values.sigmoid() * 0.98 + 0.01 if spec.activation is None else values
     labels = maps = valid = None
     if voxels.labels is not None:
         labels = _sample_labels(voxels, generator).to(logits.device)
     else:
         assert voxels.maps is not None
-        drawn = torch.rand(_IMAGES, classes, _VOXELS, generator=generator)
+        drawn = torch.rand(_IMAGES, classes, _VOXELS, generator=generator, **_DRAWN)
         soft = voxels.maps.dtype.is_floating_point
         maps = (drawn if soft else drawn > 0.5).to(voxels.maps.dtype).to(logits.device)
     if voxels.valid is not None:
-        valid = (torch.rand(_IMAGES, _VOXELS, generator=generator) > 0.2).to(logits.device)
+        valid = (torch.rand(_IMAGES, _VOXELS, generator=generator, **_DRAWN) > 0.2).to(logits.device)
     values = values.to(logits.dtype).to(logits.device)
     groups, regions = _sample_groups(voxels, generator)
     return replace(voxels, logits=values, labels=labels, maps=maps, valid=valid, groups=groups, regions=regions)
@@ -216,8 +235,8 @@ def _sample_groups(voxels: Voxels, generator: torch.Generator) -> tuple[Tensor |
     if voxels.groups is None:
         return None, 1
     dtype, shape = voxels.groups.dtype, (_IMAGES, voxels.groups.shape[1], _VOXELS)
-    numbers = torch.arange(_VOXELS).div(_VOXELS / _REGIONS).long().expand(shape).clone()
-    numbers[..., ::3] = torch.randint(0, _REGIONS, numbers[..., ::3].shape, generator=generator)
+    numbers = (torch.arange(_VOXELS, device="cpu") * _REGIONS // _VOXELS).expand(shape).clone()
+    numbers[..., ::3] = torch.randint(0, _REGIONS, numbers[..., ::3].shape, generator=generator, device="cpu")
     if voxels.as_given:
         numbers[..., ::7] = -1 if dtype.is_signed else _REGIONS
     return numbers.to(dtype).to(voxels.logits.device), _REGIONS
@@ -227,7 +246,7 @@ def _sample_labels(voxels: Voxels, generator: torch.Generator) -> Tensor:
     """Return random class numbers, some of them ignored where that happens, one of them wrong where it can be."""
     assert voxels.labels is not None
     classes = voxels.logits.shape[1]
-    labels = torch.randint(0, classes, (_IMAGES, _VOXELS), generator=generator).to(voxels.labels.dtype)
+    labels = torch.randint(0, classes, (_IMAGES, _VOXELS), generator=generator, device="cpu").to(voxels.labels.dtype)
     if voxels.as_given:
         if fits(labels.dtype, classes):
             labels[:, 1] = classes
@@ -247,6 +266,6 @@ def _on_cpu(sample: Voxels) -> Voxels:
 def _sums_and_gradient(kernel: Kernel, sample: Voxels, spec: PassSpec) -> tuple[Tensor, Tensor]:
     leaf = sample.logits.detach().clone().requires_grad_()
     rows = kernel(replace(sample, logits=leaf), spec)
-    pull = torch.linspace(-1, 1, rows.numel(), dtype=torch.float64).view(rows.shape)
+    pull = torch.linspace(-1, 1, rows.numel(), dtype=torch.float64, device="cpu").view(rows.shape)
     (gradient,) = torch.autograd.grad(rows, leaf, pull.to(rows))
     return rows.detach(), gradient

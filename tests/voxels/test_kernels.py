@@ -185,6 +185,13 @@ def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -
         kernels.pick_kernel(voxels, PassSpec())
     with kernels.use_kernel("triton"), pytest.raises(RuntimeError, match=r"^Expected Triton .* not installed"):
         kernels.pick_kernel(voxels, PassSpec())
+    for name in ("compiled", "triton"):
+        with kernels.use_kernel(name):
+            sentence = kernels.kernel_report()["cpu"]
+            assert sentence.startswith(f"none: {name}, chosen by use_kernel or MONAI_IOU_KERNEL, cannot run here. ")
+            with pytest.raises(RuntimeError) as raised:
+                kernels.pick_kernel(voxels, PassSpec())
+            assert sentence.endswith(str(raised.value))
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
     assert kernels.pick_kernel(voxels, PassSpec()) is reference_sums
     with kernels.use_kernel("auto"):
@@ -194,6 +201,24 @@ def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -
         kernels.use_kernel("fast"),
     ):
         pass
+
+
+def test_the_report_says_where_a_choice_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(compiled, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with kernels.use_kernel("compiled"):
+        report = kernels.kernel_report()
+    assert report["cpu"] == "compiled: chosen by use_kernel or MONAI_IOU_KERNEL."
+    assert report["cuda:0"] == (
+        "none: compiled, chosen by use_kernel or MONAI_IOU_KERNEL, cannot run here. Expected a CPU tensor for the "
+        "kernel 'compiled', but got one on cuda: choose 'auto'."
+    )
+    with kernels.use_kernel("triton"):
+        report = kernels.kernel_report()
+    assert report["cpu"].endswith("Expected a CUDA tensor for the kernel 'triton', but got one on cpu: choose 'auto'.")
+    assert report["cuda:0"] == "triton: chosen by use_kernel or MONAI_IOU_KERNEL."
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from monai_iou import IoUCELoss, kernel_report, use_kernel
 from monai_iou.voxels import kernels, reference, tiled
+from monai_iou.voxels.flat_voxels import flat_voxels
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.self_check import Kernel, SelfChecks, find_fault
@@ -127,6 +130,74 @@ def test_the_check_neither_draws_nor_depends_on_the_mode(monkeypatch: pytest.Mon
     with torch.inference_mode():
         assert kernels.pick_kernel(part, SPEC) is kernel
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def refuse(tensor: Tensor) -> Tensor:
+    message = "the caller's hook has no room for the check's tensors"
+    raise RuntimeError(message)
+
+
+def differentiated(part: Voxels) -> None:
+    """Pick the kernel in the midst of torch.func's transformation of something else."""
+
+    def picks(x: Tensor) -> Tensor:
+        kernels.pick_kernel(part, SPEC)
+        return x.sum()
+
+    torch.func.grad(picks)(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        lambda: torch.device("meta"),
+        lambda: torch.autograd.graph.saved_tensors_hooks(refuse, refuse),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.no_grad,
+        torch.inference_mode,
+    ],
+    ids=["default device", "hooks for saved tensors", "autocast", "no gradient", "inference"],
+)
+def test_the_caller_is_in_a_mode(mode: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checks, part = checked_by(kernel, monkeypatch), voxels()
+    with mode():
+        assert kernels.pick_kernel(part, SPEC) is kernel
+    assert (kernel.calls, checks.passed(CPU)) == (1, 1)
+
+
+def test_the_caller_is_being_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checks = checked_by(kernel, monkeypatch)
+    differentiated(voxels())
+    assert (kernel.calls, checks.passed(CPU)) == (1, 1)
+
+
+def test_a_full_device_is_checked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, is_full = Counted(), True
+
+    def short(part: Voxels, spec: PassSpec) -> Tensor:
+        if is_full:
+            message = "CUDA out of memory. Tried to allocate 2.00 MiB."
+            raise torch.OutOfMemoryError(message)
+        return kernel(part, spec)
+
+    checked_by(short, monkeypatch)
+    assert kernels.pick_kernel(voxels(), SPEC) is tiled.compute_sums
+    assert kernel_report()["cpu"].startswith("triton: if it agrees")
+    is_full = False
+    assert kernels.pick_kernel(voxels(), SPEC) is short
+
+
+def test_what_the_kernel_leaves_to_others_is_no_check_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checks = checked_by(kernel, monkeypatch)
+    regions = torch.zeros(1, 1, 50, dtype=torch.long)
+    with_regions = flat_voxels(torch.randn(1, 17, 50), torch.zeros(1, 1, 50), None, None, regions, 1)
+    for part in (voxels(dtype=torch.float64), voxels(classes=300), with_regions):
+        assert kernels.pick_kernel(part, SPEC) is tiled.compute_sums
+    assert (kernel.calls, checks.passed(CPU)) == (0, 0)
+    assert kernel_report()["cpu"].startswith("triton: if it agrees")
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -103,7 +103,8 @@ def test_gradients_of_undefined_logits(loss: nn.Module) -> None:
 def test_the_block_of_classes_is_the_one_that_the_choice_assumes() -> None:
     from monai_iou.voxels import triton_kernels
 
-    assert kernels.ERROR_CLASSES == triton_kernels.CLASS_BLOCK
+    assert kernels.BLOCK_CLASSES == triton_kernels.CLASS_BLOCK
+    assert kernels.MOST_CLASSES == triton_kernels.MAX_CLASSES
 
 
 def test_wrong_labels_are_named() -> None:
