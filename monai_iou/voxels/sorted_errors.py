@@ -14,16 +14,27 @@ from monai_iou.voxels.spec import COUNT, ROWS, TARGET
 def lovasz_extension(errors: Tensor, foreground: Tensor) -> Tensor:
     """Return the Lovasz extension of the Jaccard loss at `errors` (N,), exactly, by sorting; `foreground` is 0 or 1.
 
-    Differentiable; equal errors are taken in the order that the sort leaves them in.
+    Differentiable; equal errors are taken in the order that the sort leaves them in. Of n errors of which f lie in the
+    class's G voxels, J = n / (G + n - f); its steps are small differences of numbers near 1, which need float64.
     """
     if errors.numel() == 0:
         return errors.sum()
     errors, order = errors.sort(descending=True)
-    foreground = foreground[order]
-    union = foreground.sum() + (1 - foreground).cumsum(0)
-    jaccard = 1 - (foreground.sum() - foreground.cumsum(0)) / union
-    steps = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    steps = _steps(foreground[order].to(total_dtype(errors))).to(errors.dtype)
     return (errors * steps).sum()  # a product of vectors would be rounded under autocast
+
+
+def _steps(foreground: Tensor) -> Tensor:
+    """Return by how much each voxel raises J."""
+    missed = foreground.sum() - foreground.cumsum(0)
+    number = torch.arange(1, len(foreground) + 1, dtype=foreground.dtype, device=foreground.device)
+    jaccard = number / missed.add_(number)
+    return jaccard.diff(prepend=jaccard.new_zeros(1))
+
+
+def volumes(classes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sums over voxels of maps (B, C, N), (B, C); a class at a time, whose wider copy is all it takes."""
+    return torch.stack([values.sum(-1, dtype=dtype) for values in classes.unbind(1)], 1)
 
 
 def sorted_extension(
@@ -31,8 +42,9 @@ def sorted_extension(
 ) -> tuple[Tensor, Tensor]:
     """Return the values and the classes' volumes, (B, C), or (1, C) over the batch, exactly."""
     logits, classes, valid = voxels.tile(slice(None), slice(None), sum_dtype(voxels.logits))
-    volume = classes.sum(-1)
-    count = torch.full_like(volume, classes.shape[-1]) if valid is None else valid.sum(-1).expand_as(volume)
+    precise = total_dtype(voxels.logits)
+    volume = volumes(classes, precise)
+    count = torch.full_like(volume, classes.shape[-1]) if valid is None else volumes(valid, precise).expand_as(volume)
     volume = _reported(volume, count, target, voxels, ignore_index)
     errors = errors_of(logits, classes, activation)[1]
     if batch:
@@ -49,9 +61,9 @@ def sorted_extension(
 
 
 def _reported(volume: Tensor, count: Tensor, target: Tensor, voxels: Voxels, ignore_index: int | None) -> Tensor:
-    """Return `volume` (B, C) in float64, NaN or with an error where the labels hold values that are not classes."""
+    """Return `volume` (B, C), NaN or with an error where the labels hold values that are not classes."""
     if voxels.labels is None:
-        return volume.to(total_dtype(voxels.logits))  # maps are checked before
-    rows = torch.zeros((ROWS, *volume.shape, 1), dtype=total_dtype(voxels.logits), device=volume.device)
+        return volume  # maps are checked before
+    rows = volume.new_zeros((ROWS, *volume.shape, 1))
     rows[TARGET], rows[COUNT] = volume.unsqueeze(-1), count.unsqueeze(-1)
     return report_bad_values(rows, target, voxels, ignore_index)[TARGET, ..., 0]

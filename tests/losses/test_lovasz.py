@@ -26,7 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.scores import lovasz
+from monai_iou.voxels import sorted_errors
 from monai_iou.voxels.passes import error_histograms
+from monai_iou.voxels.sorted_errors import lovasz_extension
 
 BINS = [64, None]
 
@@ -658,3 +660,28 @@ def test_wrong_labels_behind_ignored_ones_are_found():
     for bins in BINS:
         with pytest.raises(ValueError, match="but got 5"):
             LovaszSoftmaxLoss(bins=bins, softmax=True, ignore_index=255)(torch.zeros(1, 2, 4), labels)
+
+
+@pytest.mark.parametrize("volume", [1, 30, 5000])
+def test_sorting_in_float32_loses_no_digits_of_the_gradient(volume: int) -> None:
+    """Against the steps of J in closed form, which are differences of no large numbers."""
+    count = 100_000
+    generator = torch.Generator().manual_seed(volume)
+    order = torch.randperm(count, generator=generator)
+    errors = ((1 + order.double()) / (1 + count)).float().requires_grad_()
+    foreground = torch.zeros(count)
+    foreground[torch.randperm(count, generator=generator)[:volume]] = 1
+    (found,) = torch.autograd.grad(lovasz_extension(errors, foreground), errors)
+    falling = order.argsort(descending=True)
+    inside = foreground.double()[falling]
+    f, b = inside.cumsum(0) - inside, (1 - inside).cumsum(0) - (1 - inside)
+    steps = torch.where(inside == 1, 1 / (volume + b), (volume - f) / ((volume + b) * (volume + b + 1)))
+    torch.testing.assert_close(found[falling].double(), steps, rtol=1e-4, atol=0)
+
+
+def test_right_labels_of_more_voxels_than_float32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sorted_errors, "lovasz_extension", lambda errors, foreground: errors[0] + foreground[0])
+    labels = torch.zeros(1, 1, 2**24 + 3, dtype=torch.uint8)
+    labels[..., 5] = 1
+    logits = torch.zeros(1, 2, 1).expand(1, 2, labels.shape[2])
+    assert LovaszSoftmaxLoss("all", bins=None, softmax=True)(logits, labels) == 1
