@@ -44,7 +44,7 @@ def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
         >>> dilate(torch.tensor([[[0, 0, 0, 1, 0, 0]]]) > 0, distance=2.0, spacing=[1.5]).int()
         tensor([[[0, 0, 1, 1, 1, 0]]], dtype=torch.int32)
     """
-    squared = torch.where(mask, 0.0, torch.inf)
+    squared = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.inf)
     for axis, size in enumerate(spacing, 2):
         reach = min(int(distance / size + 1e-6), mask.shape[axis] - 1)
         nearest = squared.clone()
@@ -128,7 +128,7 @@ class ContextAttentionLoss(_Loss):
         weights = [1 / max(len(maps), 1)] * len(maps) if self.weights is None else self.weights
         _check_maps(maps, target, len(weights))
         foreground = self._context(target)
-        total = torch.zeros((), device=foreground.device)
+        total = foreground.new_zeros(())
         for weight, values in zip(weights, maps, strict=True):
             size = values.shape[2:]
             pooled = foreground
@@ -234,7 +234,7 @@ class AttentionSupervisionLoss(_Loss):
                 and some classes were not annotated.
         """
         if isinstance(input, Tensor):
-            alone = torch.as_tensor(call_loss(self.loss, input, target, labelled)).as_subclass(Tensor)
+            alone = call_loss(self.loss, input, target, labelled)
             self.last_terms = {"segmentation": alone.detach()}
             return alone
         if not isinstance(input, (tuple, list)) or len(input) != 2:
@@ -245,7 +245,7 @@ class AttentionSupervisionLoss(_Loss):
             raise ValueError(message)
         channels = (input[0] if isinstance(input[0], Tensor) else input[0][0]).shape[1]
         label = without_regions(self.loss, target, channels)
-        values = call_loss(self.attention, input[1], label, labelled), call_loss(self.loss, input[0], target, labelled)
-        attention, segmentation = (torch.as_tensor(value).as_subclass(Tensor) for value in values)
+        attention = call_loss(self.attention, input[1], label, labelled)
+        segmentation = call_loss(self.loss, input[0], target, labelled)
         self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
         return segmentation + self.lambda_attention * attention

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
@@ -105,8 +104,7 @@ class CompoundLoss(_Loss):
                 values[index] = term.score_reading(readings[index], input.ndim - 2)
             else:
                 known = labelled if pairs is None else pairs
-                # MONAI's losses return a MetaTensor for a MetaTensor; a loss has no use for the metadata.
-                values[index] = torch.as_tensor(call_loss(term, input, target, known)).as_subclass(Tensor)
+                values[index] = call_loss(term, input, target, known)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms

@@ -195,8 +195,7 @@ class InstanceIoULoss(_Loss):
             return self.region_loss.score(sums, input.ndim - 2)
         loss = self.region_loss if self.global_loss is None else self.global_loss
         with fails_together(self.region_loss.sync_batch, input):  # a loss of MONAI's would fail on one rank alone
-            whole = torch.as_tensor(call_loss(loss, input, label, pairs))
-        return whole.as_subclass(Tensor)
+            return call_loss(loss, input, label, pairs)
 
     def carries_regions(self, target: Tensor, channels: int) -> bool:
         """Return whether the target of an input with `channels` channels contains precomputed regions."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
@@ -113,7 +112,7 @@ class MultiScaleLoss(_Loss):
     def _term(self, output: Tensor, target: Tensor, pairs: Tensor | None) -> Tensor:
         size = output.shape[2:]
         if size == target.shape[2:]:
-            return torch.as_tensor(call_loss(self.loss, output, target, pairs)).as_subclass(Tensor)
+            return call_loss(self.loss, output, target, pairs)
         if len(size) != target.ndim - 2 or any(map(int.__gt__, size, target.shape[2:])):
             message = (
                 f"Expected every output of `input` to be no larger than the target {tuple(target.shape)}, "
@@ -122,7 +121,7 @@ class MultiScaleLoss(_Loss):
             raise ValueError(message)
         label = without_regions(self.loss, target, output.shape[1])  # at a coarser scale they are computed on the fly
         coarse = pool_labels(label, size, output.shape[1], self.downsample, self.ignore_index)
-        return torch.as_tensor(call_loss(self.soft_loss, output, coarse, pairs)).as_subclass(Tensor)
+        return call_loss(self.soft_loss, output, coarse, pairs)
 
     def _weights(self, scales: int) -> list[float]:
         if self.weights is None:

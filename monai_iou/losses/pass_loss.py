@@ -46,7 +46,7 @@ def warn_of_logits(input: Tensor, target: Tensor, ignore_index: int | None) -> N
 
 
 def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -> Tensor:
-    """Return loss(input, target), leaving out the classes that were not annotated.
+    """Return loss(input, target) as a plain tensor, leaving out the classes that were not annotated.
 
     Args:
         loss: any loss of an input and a target.
@@ -57,18 +57,20 @@ def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -
     Raises:
         ValueError: if `labelled` is given and the loss does not accept it: it would count such classes as absent.
     """
-    value: Tensor
     if labelled is None:
-        value = loss(input, target)
-        return value
+        return _plain_value(loss(input, target))
     if "labelled" not in inspect.signature(loss.forward).parameters:
         message = (
             f"Expected `labelled` to be None with {type(loss).__name__}, which cannot leave classes out, but got a "
             "tensor: use a loss that accepts `labelled`, such as IoUCELoss."
         )
         raise ValueError(message)
-    value = loss(input, target, labelled)
-    return value
+    return _plain_value(loss(input, target, labelled))
+
+
+def _plain_value(value: Any) -> Tensor:
+    """Return the value of any loss without metadata: MONAI's losses return a MetaTensor for a MetaTensor."""
+    return plain(value) if isinstance(value, Tensor) else torch.as_tensor(value)
 
 
 class PassLoss(_Loss):

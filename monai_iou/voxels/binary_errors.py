@@ -107,7 +107,7 @@ def _count(voxels: Voxels, cells: int, kept: Tensor | None) -> Counts | None:
             return None if found is None else torch.bincount(found[1].int(), minlength=2 * cells)
 
     parts = _parts(voxels, kept)
-    counts = torch.zeros((len(voxels.logits), 2 * cells), dtype=torch.int64)
+    counts = torch.zeros((len(voxels.logits), 2 * cells), dtype=torch.int64, device="cpu")
     for part, share in zip(parts, in_threads(work, parts), strict=True):
         if share is None:
             return None
@@ -196,6 +196,6 @@ def read(voxels: Voxels, cells: int, limit: Tensor) -> tuple[Tensor, ErrorHistog
     of_classes = _of_classes(counts, logits.shape[1])
     slopes = _BinaryErrors.apply(logits, voxels, of_classes, kept) if needs_gradient else None
     histograms = ErrorHistograms(of_classes, limit, slopes)
-    rows = torch.zeros((ROWS, *of_classes.shape[:2]), dtype=total_dtype(logits))
+    rows = torch.zeros((ROWS, *of_classes.shape[:2]), dtype=total_dtype(logits), device="cpu")
     rows[TARGET], rows[COUNT] = histograms.volume, of_classes.sum((2, 3))
     return rows.unsqueeze(-1), histograms

@@ -53,7 +53,7 @@ def write_gradient(
     line, two = read_line(tile, lines, with_logits=p is None or spec.focal > 0), place.shape[0] == 2
     if p is None and not takes(line, spec, place.shape[0]):
         logits, target, valid = tile.read(tile.classes.dtype)
-        pull = torch.tensor(gradient, dtype=logits.dtype).unsqueeze(-1)
+        pull = torch.tensor(gradient, dtype=logits.dtype, device="cpu").unsqueeze(-1)
         place.copy_(tile_gradient(logits, target, valid, pull, spec))
         return
     if two:  # the first row takes the slope of the background
@@ -107,7 +107,7 @@ def _region_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, out: Te
 @functools.lru_cache(maxsize=16)
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     """Return a number that all tiles of an image share."""
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def _entropy_slope(line: Line, p: Tensor, gradient: Rows, spec: PassSpec, lines: Lines) -> tuple[Tensor, float]:

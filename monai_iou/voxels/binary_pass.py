@@ -60,7 +60,9 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
 
     tile_results = [pair for task in run_large_tasks(work, in_runs(tiles, _TILES_PER_TASK)) for pair in task]
     lengths = [len(tiles) for tiles in images]
-    rows = torch.tensor([rows for rows, _ in tile_results], dtype=total_dtype(voxels.logits)).split(lengths)
+    rows = torch.tensor([rows for rows, _ in tile_results], dtype=total_dtype(voxels.logits), device="cpu").split(
+        lengths
+    )
     serve = iter([serves for _, serves in tile_results])
     return torch.stack([part.sum(0) for part in rows], 1), [[next(serve) for _ in range(n)] for n in lengths]
 

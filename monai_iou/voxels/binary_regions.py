@@ -142,7 +142,7 @@ def _sums(voxels: Voxels, inside: Tensor, kept: Tensor | None, *, by_runs: bool)
         sums = _run_sums(*tile) if by_runs else None
         return _cell_sums(u, *tile) if sums is None else sums
 
-    total = torch.zeros((len(logits), 3, 2 * voxels.regions), dtype=total_dtype(logits))
+    total = torch.zeros((len(logits), 3, 2 * voxels.regions), dtype=total_dtype(logits), device="cpu")
     for (image, _), sums in zip(tasks, run_tasks(work, logits, tasks), strict=True):
         if sums is None:
             return None
@@ -185,7 +185,7 @@ def compute_sums(voxels: Voxels) -> Tensor | None:
     assert voxels.labels is not None
     needs_gradient = torch.is_grad_enabled() and voxels.logits.requires_grad
     kept = huge_pages.empty_like(voxels.logits) if needs_gradient else None
-    inside = torch.empty(voxels.labels.shape, dtype=torch.bool)
+    inside = torch.empty(voxels.labels.shape, dtype=torch.bool, device="cpu")
     total = _sums(voxels, inside, kept, by_runs=True)
     if total is None:
         return None

@@ -211,7 +211,7 @@ class _CompiledSums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, count = logits.shape
         function = _compiled(_forward, *_key(voxels, spec))
-        total = torch.zeros((ROWS, batch, classes, 1), dtype=total_dtype(logits))
+        total = torch.zeros((ROWS, batch, classes, 1), dtype=total_dtype(logits), device="cpu")
         rows = spec.rows()
 
         for image, part in _chunks(voxels):

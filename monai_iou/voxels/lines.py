@@ -22,7 +22,7 @@ class Lines:
     def __getitem__(self, name: str) -> Tensor:
         """Return a line of `length` voxels, with whatever was written to it last."""
         if name not in self._lines:
-            self._lines[name] = torch.empty(self._size, dtype=self.dtype)
+            self._lines[name] = torch.empty(self._size, dtype=self.dtype, device="cpu")
         line = self._lines[name]
         return line if self.length == self._size else line[: self.length]
 

@@ -26,7 +26,7 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
         ValueError: if it has another shape.
     """
     if labelled is not None:
-        pairs = torch.as_tensor(labelled)
+        pairs = torch.as_tensor(labelled, device=input.device)
         if pairs.dtype != torch.bool:
             message = f"Expected `labelled` to be bool, but got {pairs.dtype}: True where a class was annotated."
             raise TypeError(message)
@@ -36,7 +36,7 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
                 "per image and class."
             )
             raise ValueError(message)
-        return pairs.to(input.device)
+        return pairs
     maps = plain(target)
     if maps.device.type != "cpu" or torch.compiler.is_compiling():
         return None

@@ -57,7 +57,7 @@ def _sums_in_place(voxels: Voxels, spec: PassSpec) -> Tensor:
         return rows
 
     tasks = in_runs([tile for tiles in images for tile in tiles])
-    empty = torch.zeros((0, ROWS, logits.shape[1]), device=logits.device)
+    empty = torch.zeros((0, ROWS, logits.shape[1]), dtype=sum_dtype(logits), device=logits.device)
     rows = torch.cat([empty, *run_tasks(work, logits, tasks)]).split([len(tiles) for tiles in images])
     return torch.stack([part.sum(0, dtype=total_dtype(logits)) for part in rows], 1)
 

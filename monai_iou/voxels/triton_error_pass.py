@@ -56,7 +56,8 @@ def count(voxels: Voxels, spec: PassSpec, limit: Tensor) -> tuple[ErrorHistogram
     cells = options["CELLS"]
     tables = max(1, min(programs, _MAX_TABLES, _MAX_BYTES // (8 * batch * classes * cells)))
     counts = torch.zeros((batch, tables, classes, 2, cells), dtype=torch.int32, device=logits.device)
-    rows = torch.empty((batch, programs if spec.has_sums else 1, ROWS, classes), device=logits.device)
+    shape = (batch, programs if spec.has_sums else 1, ROWS, classes)
+    rows = torch.empty(shape, dtype=torch.float32, device=logits.device)
     tensors, strides = triton_kernels.program_inputs(voxels)
     with torch.cuda.device_of(logits):
         count_errors[(programs, batch)](

@@ -65,7 +65,7 @@ def _mark(voxels: Voxels) -> float | None:
     if voxels.ignore_index is None or not fits(labels.dtype, voxels.ignore_index):
         return None
     if labels.is_floating_point():
-        return float(torch.tensor(voxels.ignore_index, dtype=labels.dtype))  # rounded as the labels were
+        return float(torch.tensor(voxels.ignore_index, dtype=labels.dtype, device="cpu"))  # rounded as the labels were
     return voxels.ignore_index
 
 
