@@ -26,7 +26,7 @@ from torch import Tensor
 
 from monai_iou.voxels.formulas import tile_maps
 from monai_iou.voxels.inputs import Tile
-from monai_iou.voxels.lines import Lines, sum_of
+from monai_iou.voxels.lines import Lines, sum_of, sum_of_products, sum_of_squares
 from monai_iou.voxels.spec import (
     BACKGROUND_ENTROPY,
     CONFIDENCE,
@@ -47,7 +47,7 @@ SIZE_OF_FOCAL = SIZE // 2  # with twice the temporaries
 SMALLEST_MEAN = 1 / 1024  # of the background's probability: a smaller 1 - p has lost three digits where p is kept
 SMALLEST_SHARE = 1 / 16  # of a tile's voxels: of a smaller background a difference would lose more than a digit
 
-Term = tuple[Tensor, Tensor | None]  # what is summed (n,), and what it is multiplied by
+Term = tuple[Tensor, Tensor | None]  # what is summed (n,), a temporary, and what it is multiplied by
 Terms = list[Term]
 Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for each class
 
@@ -133,7 +133,7 @@ def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows,
     if spec.overlap == "min_max" and classes == 1:  # of a hard label the smaller of p and y is their product
         smaller = torch.minimum(p, line.y, out=lines["smaller"])
     with one_thread():  # at once for all sums: torch takes its time to change the number
-        inside, outside = (sum(sum_of(*term) for term in terms) for terms in entropies)
+        outside, inside = (sum(_summed(term) for term in terms) for terms in reversed(entropies))
         if not math.isfinite(inside + outside):  # as :func:`takes` would have said, at no reading of its own
             return _general_sums(tile, spec), False
         rows = [[0.0] * classes for _ in range(ROWS)]
@@ -146,6 +146,11 @@ def add_tile(tile: Tile, spec: PassSpec, p: Tensor, lines: Lines) -> tuple[Rows,
         background = 0.0 if spec.overlap is None else _add_region(rows, line, spec, p, smaller, lines)
     enough = classes == 1 or spec.overlap is None or background >= SMALLEST_MEAN * rows[COUNT][0]
     return rows, enough
+
+
+def _summed(term: Term) -> float:
+    values, factors = term
+    return sum_of(values) if factors is None else sum_of_products(values, factors, out=values)
 
 
 def _general_sums(tile: Tile, spec: PassSpec) -> Rows:
@@ -163,17 +168,17 @@ def _volumes(tile: Tile, line: Line, spec: PassSpec, lines: Lines) -> list[float
     """Return T of the classes. Voxels whose labels are not classes are missing in both."""
     y = line.y
     if tile.labels is None:
-        return [sum_of(y, y) if spec.power == 2 else sum_of(y)]
+        return [sum_of_products(y, y, out=lines["a"]) if spec.power == 2 else sum_of(y)]
     if is_whole(tile):  # y^2 - y is 0 of the labels 0 and 1, and at least 2 of other whole numbers
-        return [lines.length - sum_of(y, y), sum_of(y)]
+        return [lines.length - sum_of_squares(y), sum_of(y)]
     return [sum_of(torch.eq(tile.labels[0], 0, out=lines["a"])), sum_of(y)]
 
 
 def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, smaller: Tensor | None, lines: Lines) -> float:
     """Write I, P and Q of the class, and of the background if there are two; return the sum of 1 - p, 0 if not."""
     two, squares = len(rows[COUNT]) == 2, spec.power == 2 or spec.confidence
-    both = sum_of(p, line.y) if smaller is None else sum_of(smaller)
-    whole, square = sum_of(p), sum_of(p, p) if squares else 0.0
+    both = sum_of_products(p, line.y, out=lines["a"]) if smaller is None else sum_of(smaller)
+    whole, square = sum_of(p), sum_of_products(p, p, out=lines["a"]) if squares else 0.0
     _write_region(rows, -1, both, whole, square, spec)
     if not two:
         return 0.0
@@ -182,8 +187,9 @@ def _add_region(rows: Rows, line: Line, spec: PassSpec, p: Tensor, smaller: Tens
         q = torch.sigmoid(torch.neg(line.u, out=lines["b"]), out=lines["b"])
         if line.valid is not None:
             q.mul_(line.valid)
-        both, whole = sum_of(q, line.others(lines["a"])), sum_of(q)
-        square = sum_of(q, q) if squares else 0.0
+        others = line.others(lines["a"])
+        both, whole = sum_of_products(q, others, out=others), sum_of(q)
+        square = sum_of_products(q, q, out=q) if squares else 0.0
     _write_region(rows, 0, both, whole, square, spec)
     return whole
 
@@ -215,10 +221,10 @@ def _entropies(line: Line, spec: PassSpec, p: Tensor, lines: Lines, *, two: bool
         wrong.mul_(line.valid)
         m.mul_(line.valid)
     if not two:
-        return [(line.u, wrong), *_log_complements(m)], []
+        return [(wrong, line.u), *_log_complements(m)], []
     tail = torch.log1p(m.neg_(), out=m)
     loss = torch.addcmul(tail.neg_(), line.u, wrong, out=tail)
-    return [(loss, line.y)], [(loss, line.others(wrong))]
+    return [(loss, line.y)], [(line.others(wrong), loss)]  # the latter is summed first, the former overwrites the loss
 
 
 def _log_complements(m: Tensor) -> Terms:

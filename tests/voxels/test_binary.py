@@ -219,3 +219,25 @@ def test_sums_and_gradient_are_the_same_to_the_last_bit_for_any_number_of_thread
                 torch.set_num_threads(allowed)
         for other in found[1:]:
             torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, -4.6, 0.3])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_equal_voxels_keep_their_digits(channels: int, value: float) -> None:
+    """What is added to a large sum is rounded alike each time, if one after another is added."""
+    count = 1 << 19
+    logits = torch.zeros(1, channels, count)
+    logits[:, -1] = value
+    for label in (0, 1):
+        target = torch.full((1, 1, count), label, dtype=torch.uint8 if channels == 2 else torch.float32)
+        for power in (1.0, 2.0):
+            sums = voxel_sums(logits, target, power=power, cross_entropy=True)
+            one = voxel_sums(logits[..., :1].double(), target[..., :1], power=power, cross_entropy=True)
+            torch.testing.assert_close(sums.rows.double(), one.rows * count, rtol=1e-6, atol=0)
+    if channels == 1:
+        soft = torch.full((1, 1, count), 0.3)
+        found, one = (
+            voxel_sums(part, soft[..., : part.shape[2]].to(part), power=2.0)
+            for part in (logits, logits[..., :1].double())
+        )
+        torch.testing.assert_close(found.rows.double(), one.rows * count, rtol=1e-6, atol=0)
