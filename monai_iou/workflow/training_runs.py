@@ -35,9 +35,9 @@ ENSEMBLE = "configs/ensemble.json"
 SCORES = "validation"
 STAGES = ("trained", "predicted")
 CHECKPOINTS = ("last_epoch.pt", "model.pt")
-# What holds a run's folder. Jobs that train one fold each hold it only while they plan and score, one after another.
-TRAINING, PLANNING, SCORING = "training", "planning", "scoring"
-SHORT = (PLANNING, SCORING)
+# What holds a run's folder. Jobs that train one fold each do not while they train; the rest they do one after another.
+TRAINING, PLANNING, PREDICTING, SCORING = "training", "planning", "prediction", "scoring"
+SHORT = (PLANNING, PREDICTING, SCORING)
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,8 @@ class TrainingRun:
     @property
     def is_finished(self) -> bool:
         """Whether everything that the command asks for is done."""
-        return (
-            all(training.is_done("trained") and training.is_predicted(self.masks) for training in self.trainings)
-            and (self.folder / SCORES / "report.html").is_file()
-        )
+        done = all(training.is_done("trained") and training.is_predicted(self.masks) for training in self.trainings)
+        return done and (self.folder / SCORES / "report.html").is_file()
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse to replace a training; nothing is changed.
@@ -211,15 +209,19 @@ class TrainingRun:
                 continue
             tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
             training.train()
-            training.predict(self.masks)
-        # Whoever is about to train all folds finds this one in use, and lets the folder go.
-        others = (*SHORT, TRAINING)
-        with folder_lock(self.folder, SCORING, others, tell) if self.is_job else contextlib.nullcontext():
+            with self._turn(PREDICTING, tell):
+                training.predict(self.masks)
+        with self._turn(SCORING, tell):
             if self.folds:
                 self._write_ensemble()
             scores = self._score(tell, progress)
             self._write_summaries(scores)
             return scores
+
+    def _turn(self, purpose: str, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder for what all folds share; whoever is about to train them all finds one in use and leaves."""
+        lock = folder_lock(self.folder, purpose, (*SHORT, TRAINING), tell)
+        return lock if self.is_job else contextlib.nullcontext()
 
     @property
     def masks(self) -> Path:
@@ -245,8 +247,7 @@ class TrainingRun:
         states = [RunState.read(path) for path in (self.fold_folders or [self.folder])]
         missing = [number for number, state in enumerate(states) if not _has_masks(state, self.masks)]
         if missing and self.folds:
-            numbers = ", ".join(map(str, missing))
-            tell(f"Not scored yet: the report follows when fold {numbers} is trained as well.")
+            tell(f"Not scored yet: the report follows when fold {', '.join(map(str, missing))} is trained as well.")
             return None
         items = [item for state in states if state is not None for item in state.facts["held_out"]]
         if not items:

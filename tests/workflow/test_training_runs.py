@@ -16,10 +16,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from forked_runs import finish, fork
 from layouts import plain_pair
 
 from monai_iou.commands import train as train_command
+from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import OutputError, read_csv
+from monai_iou.locks import folder_lock
 from monai_iou.workflow import training_runs
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
@@ -128,6 +131,31 @@ def test_folds_may_be_jobs_of_their_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((tmp_path / "configs" / "ensemble.json").read_text())["models"] == [
         f"$@bundle_root + '/fold{fold}/models'" for fold in (0, 1)
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_jobs_that_end_together_predict_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    whole, log = run_of(tmp_path, folds=3), tmp_path / "log"
+
+    def train(self: Training) -> None:
+        make_started(self)
+        self.state.finish("trained", held_out=[], labels=[1])
+
+    def predict(self: Training, masks: Path) -> None:
+        masks.mkdir(parents=True, exist_ok=True)
+        with folder_lock(masks, "evaluation"):  # as the bundle does
+            time.sleep(0.3)
+        self.state.finish("predicted")
+
+    def job(training: Training) -> Evaluation | None:
+        return TrainingRun(tmp_path, Path("d"), (training,), 3).run(print, lambda _: None)
+
+    monkeypatch.setattr(Training, "train", train)
+    monkeypatch.setattr(Training, "predict", predict)
+    children = [fork(lambda training=training: job(training), log) for training in whole.trainings]
+    assert [finish(child) for child in children] == [0] * 3, log.read_text()
+    assert "prediction by process" in log.read_text()
 
 
 def test_each_folds_page_has_its_own_scores_and_the_report_those_of_all(
