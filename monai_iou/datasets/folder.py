@@ -34,6 +34,7 @@ from monai_iou.datasets.lists import read_groups, read_images, read_labelled_map
 from monai_iou.datasets.naming import check_names
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.datasets.splits import check_folds, count_patients, fold_cases, split_cases
+from monai_iou.volumes.names import composed
 
 __all__ = ["SegmentationFolder", "is_dataset", "map_cases", "read_folder"]
 
@@ -248,7 +249,7 @@ def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder
 def _check_labelled_names(content: Mapping[str, object], cases: Iterable[Case], path: Path) -> None:
     named = content.get("labelled")
     known = {case.name for case in cases}
-    unknown = next((name for name in named if name not in known), None) if isinstance(named, dict) else None
+    unknown = next((name for name in named if composed(name) not in known), None) if isinstance(named, dict) else None
     if unknown is not None:
         message = f"Expected `labelled` in {path} to name cases with labels, but got {unknown}: correct the name."
         raise DatasetError(message)

@@ -10,7 +10,16 @@ from typing import Any
 from monai_iou.datasets.cases import Case, DatasetError, values_of
 from monai_iou.datasets.description import MOST_CLASSES, read_description
 from monai_iou.datasets.scheme import LabelScheme
-from monai_iou.volumes.names import PNG_EXTENSION, RESULTS, case_name, is_hidden, is_png, volumes_below
+from monai_iou.volumes.names import (
+    PNG_EXTENSION,
+    RESULTS,
+    case_name,
+    composed,
+    find_spelling,
+    is_hidden,
+    is_png,
+    volumes_below,
+)
 from monai_iou.volumes.png import png_channels
 from monai_iou.volumes.reading import VolumeError, read_header, read_labels
 
@@ -50,12 +59,13 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
                 "there: add it, or correct `channel_names` in dataset.json."
             )
             raise DatasetError(message)
-        label = labels / f"{name}{ending}"
-        if part == "Tr" and not label.is_file():
-            message = f"Expected the label of {name} at {label}, but there is no such file: add it or move the image."
+        label = find_spelling(labels / f"{name}{ending}")
+        if part == "Tr" and (label is None or not label.is_file()):
+            place = label or labels / f"{name}{ending}"
+            message = f"Expected the label of {name} at {place}, but there is no such file: add it or move the image."
             raise DatasetError(message)
         first, *others = (files[file] for file in wanted)
-        cases.append(Case(name, first, label if label.is_file() else None, tuple(others)))
+        cases.append(Case(composed(name), first, label if label and label.is_file() else None, tuple(others)))
     return tuple(cases)
 
 
@@ -144,11 +154,12 @@ def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tup
         if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
             message = f'Expected {path} to hold folds with "train" and "val", but got {fold!r:.200}: correct it.'
             raise DatasetError(message)
-        unknown = next((name for side in sides for name in side or () if name not in names), None)
-        both = next((name for name in sides[0] or () if name in (sides[1] or ())), None)
+        training, validation = (tuple(composed(name) for name in side or ()) for side in sides)
+        unknown = next((name for name in (*training, *validation) if name not in names), None)
+        both = next((name for name in training if name in validation), None)
         if unknown is not None or both is not None:
             problem = f"{unknown}, which is none" if both is None else f"{both} on both sides"
             message = f"Expected {path} to name cases of {root}, each on one side, but got {problem}: correct it."
             raise DatasetError(message)
-        folds.append((tuple(sides[0] or ()), tuple(sides[1] or ())))
+        folds.append((training, validation))
     return tuple(folds)

@@ -12,7 +12,7 @@ from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.description import read_labelled
 from monai_iou.datasets.naming import check_names, names_of
 from monai_iou.datasets.scheme import LabelScheme
-from monai_iou.volumes.names import EXTENSIONS, find_spelling
+from monai_iou.volumes.names import EXTENSIONS, composed, find_spelling
 
 __all__ = ["case_names", "read_groups", "read_images", "read_labelled_map", "read_pairs"]
 
@@ -99,6 +99,7 @@ def read_labelled_map(
         expected = f'`labelled` in {root / "dataset.json"} to map names of cases to classes, as {{"c1": ["liver"]}}'
         message = f"Expected {expected}, but got {labelled!r:.200}: correct it."
         raise DatasetError(message)
+    labelled = {composed(name): classes for name, classes in labelled.items()}
     where = f"in {root / 'dataset.json'}"
     return tuple(
         replace(case, labelled=read_labelled(labelled[case.name], scheme, f"{case.name} {where}"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.volumes.names import case_name
+from monai_iou.volumes.names import case_name, composed
 
 __all__ = ["check_names", "names_of", "names_root"]
 
@@ -34,7 +34,7 @@ def names_of(images: Sequence[Path]) -> list[str]:
     root = names_root(images)
     if root is None:
         return [case_name(image) for image in images]
-    return [(image.parent.relative_to(root) / case_name(image)).as_posix() for image in images]
+    return [composed((image.parent.relative_to(root) / case_name(image)).as_posix()) for image in images]
 
 
 def check_names(cases: Iterable[Case], where: str) -> None:

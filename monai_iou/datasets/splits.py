@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from monai_iou.datasets.cases import Case
+from monai_iou.volumes.names import composed
 
 __all__ = ["check_folds", "count_patients", "fold_cases", "group_of", "patient_of", "split_cases"]
 
@@ -156,9 +156,8 @@ def group_of(name: str, groups: Mapping[str, Sequence[str]]) -> str | None:
         >>> group_of("P14_a", {"P1": ["P1"], "P14": ["P14"]}), group_of("P2_a", {"P1": ["P1"]})
         ('P14', None)
     """
-    composed = unicodedata.normalize("NFC", name)
     for patient, fragments in groups.items():
-        if any(re.search(_fragment_pattern(fragment), composed) for fragment in fragments):
+        if any(re.search(_fragment_pattern(fragment), composed(name)) for fragment in fragments):
             return patient
     return None
 
@@ -167,4 +166,4 @@ def _fragment_pattern(fragment: str) -> str:
     # A number ends where its digits end, so that "P1" does not claim "P14".
     before = r"(?<!\d)" if fragment[:1].isdigit() else ""
     after = r"(?!\d)" if fragment[-1:].isdigit() else ""
-    return before + re.escape(unicodedata.normalize("NFC", fragment)) + after
+    return before + re.escape(composed(fragment)) + after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,9 @@ from monai_iou.datasets.lists import case_names
 from monai_iou.datasets.naming import names_of
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.request import Request
+from monai_iou.volumes.names import composed
 
-__all__ = ["Description", "composed", "description_of"]
+__all__ = ["Description", "description_of"]
 
 LISTS = ("training", "validation", "test_labelled")
 
@@ -97,8 +97,3 @@ def _files(root: Path, named: object) -> list[Path]:
 def _place(file: Path) -> str:
     """A file by the folder that it lies in, whatever links lead to the folder; a link to the file itself is kept."""
     return composed(str(file.parent.resolve() / file.name))
-
-
-def composed(name: str) -> str:
-    """Return a name in the Unicode form in which cases are called, whatever system wrote it."""
-    return unicodedata.normalize("NFC", name)

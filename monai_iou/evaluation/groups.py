@@ -10,10 +10,11 @@ from typing import Any
 
 from monai_iou.datasets.description import read_label_scheme, read_labelled
 from monai_iou.datasets.splits import group_of
-from monai_iou.evaluation.described import Description, composed, description_of
+from monai_iou.evaluation.described import Description, description_of
 from monai_iou.evaluation.pairing import Pair, name_of_file
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import read_csv
+from monai_iou.volumes.names import composed
 
 SHOWN = 3  # names in a message
 
@@ -95,6 +96,7 @@ def without_unlabelled(
         if case not in lacking
         else {
             **record,
+            "not_annotated": sorted(lacking[case]),
             **{key: [row for row in record[key] if row["label"] not in lacking[case]] for key in ("rows", "lesions")},
         }
         for case, record in records.items()

@@ -106,7 +106,12 @@ class MapRecords:
             for case in cases
             if case in self._problems
         ]
-        return {case: self._found[case]["counts"] for case in cases if case in self._found}
+        lacking = {record["case"]: record.get("not_annotated", ()) for record in evaluation.records}
+        return {
+            case: {name: count for name, count in self._found[case]["counts"].items() if name not in lacking[case]}
+            for case in cases
+            if case in self._found
+        }
 
     def _fits(self, case: str, names: Sequence[str]) -> bool:
         """Whether nothing is left to do: the counts are of these structures, or cannot be made."""

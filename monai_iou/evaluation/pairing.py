@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_iou.files import read_csv
-from monai_iou.volumes.names import PROBABILITIES, case_name, find_spelling, volumes_below
+from monai_iou.volumes.names import PROBABILITIES, case_name, composed, find_spelling, volumes_below
 
 
 class PairingError(ValueError):
@@ -65,7 +64,7 @@ def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABIL
     volumes: dict[str, Path] = {}
     for path in volumes_below(folder, without=without):
         # Composed, so that a file from a Mac (NFD) pairs with one from elsewhere (NFC).
-        name = unicodedata.normalize("NFC", path.parent.relative_to(folder).joinpath(case_name(path)).as_posix())
+        name = composed(path.parent.relative_to(folder).joinpath(case_name(path)).as_posix())
         if name in volumes:
             message = f"Expected one file per case, but got `{volumes[name]}` and `{path}`: keep one, or use `--pairs`."
             raise PairingError(message)

@@ -24,7 +24,7 @@ from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import align
-from monai_iou.volumes.names import PROBABILITIES, RESULTS
+from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed
 from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
 
@@ -48,7 +48,8 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
     Raises:
         PairingError: the folder does not exist or has no file of any case.
     """
-    archives = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.npz"))}
+    found = sorted(folder.rglob("*.npz"))
+    archives = {composed(path.relative_to(folder).with_suffix("").as_posix()): path for path in found}
     try:
         volumes = find_volumes(folder, "--probabilities", without=())
     except PairingError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from monai_iou.evaluation.penalties import penalised
 from monai_iou.evaluation.request import Progress, Request, RequestError
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import evaluate_case
+from monai_iou.metrics import Challenge
 from monai_iou.volumes.grid import Grid
 
 __all__ = ["FAILURE_COLUMNS", "Evaluation", "Progress", "Request", "RequestError"]
@@ -57,14 +59,16 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Give every case a row for every structure."""
-        absent = {structure.name: _absent(structure, self.request.rules) for structure in self.structures}
+        rules = self.request.rules
+        absent = {structure.name: _absent(structure, rules) for structure in self.structures}
         self.measured, self.missing_rows = (
-            [row for record in records for row in _complete(record, absent)] for records in (self.records, self.missing)
+            [row for record in records for row in _complete(record, absent, rules.challenge)]
+            for records in (self.records, self.missing)
         )
         self.rows = self.measured
         if self.request.missing == "penalty":
             order = {pair.case: i for i, pair in enumerate(self.pairs)}
-            every = [penalised(row, self.request.rules.challenge) for row in (*self.measured, *self.missing_rows)]
+            every = [penalised(row, rules.challenge) for row in (*self.measured, *self.missing_rows)]
             self.rows = sorted(every, key=lambda row: order[row["case"]])  # stable: labels keep their order
 
     @property
@@ -107,11 +111,18 @@ def _absent(structure: Structure, rules: Rules) -> dict[str, Any]:
     return rows[0]
 
 
-def _complete(record: Mapping[str, Any], absent: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _complete(
+    record: Mapping[str, Any], absent: Mapping[str, Mapping[str, Any]], challenge: Challenge | None
+) -> list[dict[str, Any]]:
+    """The rows of a case for all structures, those that it lacks as in neither label map."""
     known = {row["label"]: row for row in record["rows"]}
+    unknown = record.get("not_annotated", ())
     everywhere = {
         "case": record["case"],
         "voxels_tn": record["voxels"],
         "diagonal_mm": record["diagonal_mm"],
     }
-    return [dict(known[name]) if name in known else {**row, **everywhere} for name, row in absent.items()]
+    # A challenge scores what is in neither map as right, but of this structure nobody knows whether it is there.
+    undefined = dict.fromkeys(challenge.columns if challenge is not None else (), math.nan)
+    others = {name: {**row, **(undefined if name in unknown else {}), **everywhere} for name, row in absent.items()}
+    return [dict(known.get(name, row)) for name, row in others.items()]

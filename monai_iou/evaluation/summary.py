@@ -39,7 +39,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "dataset": dataset_scores(evaluation.averaged, evaluation.patients, request.present),
         "dataset_defined": dataset_scores(evaluation.measured, evaluation.patients, request.present),
         "probabilities": {
-            name: summarise_maps(list(evaluation.maps.values()), name) for name in evaluation.names if evaluation.maps
+            name: summarise_maps(counted, name)
+            for name in evaluation.names
+            if (counted := [maps for maps in evaluation.maps.values() if name in maps])
         },
         "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
         "failures": evaluation.failures,

@@ -32,12 +32,21 @@ def case_name(path: Path) -> str:
     >>> case_name(Path("site.2/case_1.nii.gz")), case_name(Path("c.NII.GZ"))
     ('case_1', 'c')
     """
-    name = unicodedata.normalize("NFC", path.name)
+    name = composed(path.name)
     lower = path.name.lower()
     for extension in _ALL_EXTENSIONS:
         if lower.endswith(extension) and len(lower) > len(extension):
             return name[: -len(extension)]
     return name
+
+
+def composed(name: str) -> str:
+    r"""Return a name in the composed Unicode form (NFC), in which names are compared whatever system wrote them.
+
+    >>> composed("u\N{COMBINING DIAERESIS}") == "\N{LATIN SMALL LETTER U WITH DIAERESIS}"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def is_hidden(path: Path) -> bool:
@@ -168,7 +177,6 @@ def find_spelling(path: Path) -> Path | None:
         if os.path.lexists(other):
             return other
     try:
-        wanted = unicodedata.normalize("NFC", path.name)
-        return next((e for e in path.parent.iterdir() if unicodedata.normalize("NFC", e.name) == wanted), None)
+        return next((e for e in path.parent.iterdir() if composed(e.name) == composed(path.name)), None)
     except OSError:
         return None

@@ -383,3 +383,32 @@ def test_the_description_of_counted_labels_is_beside_them_as_they_are_named(
     monkeypatch.chdir(tmp_path / inside)
     values = count_label_files(named).values
     assert values == ((0, 1) if named == "." else (0, 1, 2))  # a system says of `.` only where the link leads
+
+
+def test_names_of_cases_are_the_same_whatever_system_wrote_them(tmp_path: Path) -> None:
+    apart, one = (unicodedata.normalize(form, "M\u00fcller") for form in ("NFD", "NFC"))
+    for names, folder in (((apart, one), tmp_path / "apart"), ((one, apart), tmp_path / "one")):
+        on_disk, written = names
+        for part in ("imagesTr", "labelsTr"):
+            number = "_0000" if part == "imagesTr" else ""
+            for name in (on_disk, "b"):
+                save(folder / part / f"{name}{number}.nii.gz", label(1).astype(np.float32 if number else np.uint8))
+        labels = {"background": 0, "one": 1, "two": 2}
+        describe(folder, channel_names={"0": "T1"}, labels=labels, labelled={written: ["one"]}, file_ending=".nii.gz")
+        splits = [{"train": [written], "val": ["b"]}, {"train": ["b"], "val": [written]}]
+        (folder / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
+        read = read_folder(folder)
+        assert {case.name: case.labelled for case in read.training} == {one: (1,), "b": None}
+        assert read.splits == (((one,), ("b",)), (("b",), (one,)))
+        entries = [
+            {"image": f"imagesTr/{case}/scan.nii.gz", "label": f"imagesTr/{case}/seg.nii.gz"} for case in (on_disk, "b")
+        ]
+        for entry in entries:
+            save(folder / "listed" / entry["image"], label(1).astype(np.float32))
+            save(folder / "listed" / entry["label"], label(1))
+        describe(
+            folder / "listed", modality={"0": "T1"}, labels={"0": "background", "1": "one", "2": "two"},
+            training=entries, labelled={f"{written}/scan": ["one"]},
+        )  # fmt: skip
+        listed = read_folder(folder / "listed").training
+        assert {case.name: case.labelled for case in listed} == {f"{one}/scan": (1,), "b/scan": None}

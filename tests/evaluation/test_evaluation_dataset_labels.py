@@ -13,6 +13,7 @@ import pytest
 from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
+from monai_iou.metrics import CHALLENGES
 
 SHAPE = (6, 7, 8)
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
@@ -76,6 +77,45 @@ def test_a_class_that_a_case_lacks_is_not_scored_there(tmp_path: Path, labelled:
     again = scores(tmp_path)
     assert again["1"] == found["1"], "taken from the finished cases"
     assert np.isnan(again["2"])
+
+
+def test_one_pair_of_files_is_described_as_its_folder(tmp_path: Path) -> None:
+    labels = {"0": "background", "1": "one", "2": "two", "9": "ignore"}
+    maps = folders(tmp_path, labels=labels, labelled={"a": ["one"]})
+    request = Request(tmp_path / "predictions/a.nii.gz", tmp_path / "labelsTr/a.nii.gz", tmp_path / "out")
+    found = {row["label"]: row["iou"] for row in evaluate_folders(request).rows}
+    assert found["1"] == pytest.approx(expected(*maps, [1]))
+    assert np.isnan(found["2"])
+
+
+@pytest.mark.parametrize("like", ["isles22", "brats-mets", "autopet"])
+def test_a_class_that_a_case_lacks_is_in_no_column_of_a_challenge(like: str, tmp_path: Path) -> None:
+    folders(tmp_path, labels={"0": "background", "1": "one", "2": "two", "9": "ignore"}, labelled={"a": ["one"]})
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", like=like)
+    done = evaluate_folders(request)
+    rows = {row["label"]: row for row in done.rows}
+    columns = CHALLENGES[like].columns
+    assert all(np.isnan(rows["2"][name]) for name in columns)
+    assert not any(np.isnan(rows["1"][name]) for name in columns)
+    assert all(done.summary["labels"]["2"][name]["mean"] is None for name in columns)
+
+
+def test_a_class_that_a_case_lacks_is_not_counted_in_its_probabilities(tmp_path: Path) -> None:
+    content = {"labels": {"0": "background", "1": "one", "2": "two", "9": "ignore"}}
+    folders(tmp_path, **content)
+    maps = np.random.default_rng(0).dirichlet([1, 1, 1], SHAPE).astype(np.float32)
+    (tmp_path / "maps").mkdir()
+    for case in "ab":
+        nib.save(nib.Nifti1Image(maps, np.eye(4)), tmp_path / "maps" / f"{case}.nii.gz")
+        for kind in ("labelsTr", "predictions"):
+            (tmp_path / kind / f"{case}.nii.gz").write_bytes((tmp_path / kind / "a.nii.gz").read_bytes())
+    for labelled, counts in (({}, {"1": 2, "2": 2}), ({"b": [1]}, {"1": 2, "2": 1}), ({"a": [1], "b": [1]}, {"1": 2})):
+        (tmp_path / "dataset.json").write_text(json.dumps({**content, "labelled": labelled}))
+        request = Request(
+            tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", probabilities=tmp_path / "maps"
+        )
+        found = evaluate_folders(request).summary["probabilities"]
+        assert {label: scores["cases"] for label, scores in found.items()} == counts
 
 
 def test_report_and_comparison_call_labels_by_their_names(tmp_path: Path) -> None:
