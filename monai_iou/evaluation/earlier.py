@@ -48,7 +48,8 @@ def check_earlier(request: Request) -> None:
     Raises:
         RequestError: a file that it would replace was not written by an evaluation.
     """
-    known = earlier_exports(request.output)
+    unlisted = "export" not in (_options(request.output) or {"export": []})  # by an earlier version
+    known = [export.file for export in EXPORTS.values()] if unlisted else earlier_exports(request.output)
     exported = [EXPORTS[kind].file for kind in request.export if EXPORTS[kind].file not in known]
     try:
         check_marks(request.output, MARKS, "an evaluation")

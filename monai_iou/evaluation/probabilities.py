@@ -59,7 +59,7 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
     known, maps = set(cases), {}
     ours = {case: volumes[name] for case in cases if (name := f"{case}_{PROBABILITIES}") in volumes}
     whole_maps = {case: archives[case] for case in cases if case in archives} | ours or volumes
-    results = {f"{case}_{kind}" for case in cases for kind in RESULTS}
+    results = {f"{case}_{kind}" for case in cases for kind in RESULTS} if ours else set()
     for case in cases:
         whole = whole_maps.get(case)
         parts = {

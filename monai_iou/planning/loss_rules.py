@@ -11,7 +11,7 @@ from monai_iou.planning.size_rules import Decision
 
 __all__ = ["CROSS_ENTROPY_WEIGHT", "label_decisions", "loss_decision", "unequal_classes"]
 
-CROSS_ENTROPY_WEIGHT = 1 / 3  # beside IoU: an opinion, as the study `compound` of docs/results.md found no better weight
+CROSS_ENTROPY_WEIGHT = 1 / 3  # beside IoU: an opinion; the study `compound` of docs/results.md found no better one
 MIN_COMPONENTS_FOR_INSTANCE, UNEQUAL_SIZES, UNEQUAL_CLASSES = 3, 4.0, 10.0
 
 

@@ -7,7 +7,8 @@ plan. It opens nothing before it is asked, so that a config without its data sti
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -181,6 +182,17 @@ class BundleCases:
                 "the images": [path for case in cases for path in case.images],
                 "the labels": [path for case in cases for path in case.labels],
             }
+
+    @property
+    def mask_root(self) -> str:
+        """Folder below which `SaveImaged` repeats folders: of copies of the bundle from before `SaveImageMaskd`."""
+        return str(Path(os.sep).absolute()) if self._case_names else ""
+
+    def mask_name(self, meta: Mapping[str, Any] | None, saver: object = None) -> dict[str, Any]:
+        """Name a mask after its case, for the `output_name_formatter` of the same copies."""
+        file = Path(str((meta or {}).get("filename_or_obj", "image")))
+        # MONAI takes an extension off, of names with other dots too.
+        return {"subject": str(Path(self.mask_root) / f"{self._case_names.get(file, case_name(file))}.nii.gz")}
 
     def result_path(self, image: Path, folder: str, suffix: str, ending: str) -> Path:
         """Return where the mask of an image goes, or another result with the suffix behind its case's name."""

@@ -69,6 +69,15 @@ def test_a_folder_or_a_link_that_leads_nowhere_is_not_replaced(masks: Path, tmp_
             evaluate(masks, tmp_path / name)
 
 
+def test_exports_of_results_from_before_they_were_listed_are_replaced(masks: Path, tmp_path: Path) -> None:
+    evaluate(masks, tmp_path, export=("panoptica", "latex"))
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    del summary["options"]["export"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    evaluate(masks, tmp_path, export=("panoptica",))
+    assert texts(tmp_path).keys() == {*RESULTS, EXPORTS["panoptica"].file, EXPORTS["latex"].file}
+
+
 def test_exports_are_those_of_the_last_evaluation(masks: Path, tmp_path: Path) -> None:
     for export in (("panoptica", "latex"), ("latex",), (), ("nnunet",), ("nnunet",)):
         evaluate(masks, tmp_path, export=export)

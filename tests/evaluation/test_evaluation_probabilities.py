@@ -294,6 +294,13 @@ def test_the_maps_of_predict_are_found_beside_its_masks(mask: str, tmp_path: Pat
     assert find_maps(tmp_path, cases) == maps, "the mask is not a map where another case has one"
 
 
+def test_a_structure_may_be_called_mask(tmp_path: Path) -> None:
+    for name in ("a_mask", "a_core"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    parts = {"core": tmp_path / "a_core.nii.gz", "mask": tmp_path / "a_mask.nii.gz"}
+    assert find_maps(tmp_path, ["a"]) == {"a": parts}
+
+
 def test_nnunets_masks_are_no_maps_where_an_archive_is_missing(tmp_path: Path) -> None:
     for name in ("a.npz", "a.nii.gz", "b.nii.gz"):
         (tmp_path / name).touch()

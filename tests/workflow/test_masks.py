@@ -121,6 +121,29 @@ def test_a_mask_goes_where_the_name_of_its_case_says(tmp_path: Path, postfix: st
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / file]
 
 
+@pytest.mark.parametrize(("case", "file"), [("p1/image", "p1/image.mha"), ("b.1", "b.1.mha")])
+def test_configs_from_before_this_transform_still_name_their_masks(tmp_path: Path, case: str, file: str) -> None:
+    """As copies of the bundle hold them: MONAI's own transform with the root and the names of `BundleCases`."""
+    image = tmp_path / "p1" / "image.nii.gz"
+    image.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4)), image)
+    cases = BundleCases(str(tmp_path), images=[{"case": case, "image": str(image)}])
+    saver = SaveImaged(
+        "x",
+        output_dir=str(tmp_path / "out"),
+        data_root_dir=cases.mask_root,
+        output_postfix="",
+        output_ext=".mha",
+        output_name_formatter=cases.mask_name,
+        writer="monai_iou.workflow.masks.MaskWriter",
+        separate_folder=False,
+        resample=False,
+        print_log=False,
+    )
+    saver({"x": MetaTensor(torch.ones(1, 5, 6, 7), meta={"affine": torch.eye(4), "filename_or_obj": str(image)})})
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / file]
+
+
 def test_programs_that_save_results_themselves_leave_this_transform_out() -> None:
     """MONAI Label asks for the class, MONAI Deploy for the name."""
     assert issubclass(SaveImageMaskd, SaveImaged)
