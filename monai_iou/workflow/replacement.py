@@ -7,12 +7,14 @@ back.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.run_state import STATE_NAME, RunState
 from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun, mask_files
@@ -20,6 +22,7 @@ from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun
 __all__ = ["recover", "replaced"]
 
 ASIDE = ".monai_iou-replaced"
+COMPLETE = "complete.json"  # in it, once everything is set aside: the folders of the trainings that are replaced
 LOG = "log.txt"
 # What a training writes into its folder.
 WRITTEN = (
@@ -34,42 +37,82 @@ def replaced(run: TrainingRun) -> Iterator[None]:
     The plan is among it unless another training in the folder follows it. The caller holds the run's folders.
 
     Raises:
-        OutputError: a training that this command did not start is using one of the models' folders.
+        OutputError: a training that this command did not start is using one of the models' folders, or the
+            results cannot be set aside.
     """
     for models in (training.folder / "models" for training in run.trainings):
         if models.is_dir():
             with folder_lock(models, "replacement"):
                 pass
-    for path in [*_results(run), *_scores(run)]:
-        target = _aside(run) / path.relative_to(run.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
+    aside = _aside(run)
+    if aside.exists():
+        message = (
+            f"Expected {aside} not to exist, but it holds results of an earlier --overwrite that could not be put "
+            "back: move them to another place."
+        )
+        raise OutputError(message)
     try:
+        _set_aside(run, aside)
         yield
     finally:
-        recover(run)
+        _recover(run, aside)
 
 
 def recover(run: TrainingRun) -> None:
-    """Remove what was set aside if a training of the run has a checkpoint, else put it back; a killed run did not.
+    """Undo or complete the replacements of commands that were killed, in the folders of the run and its trainings.
 
-    That run may have been one of a single fold, and this one of all.
+    If the new trainings have a checkpoint, what was set aside is removed; otherwise it is put back. The caller holds
+    the run's folders.
     """
-    for part in (run, *(replace(run, trainings=(training,)) for training in run.trainings)):
-        aside = _aside(part)
-        if aside.is_dir() and not any(training.has_started for training in part.trainings):
-            _put_all_back(part, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    for folder in dict.fromkeys((run.folder, *run.own_folders)):
+        _recover(run, folder / ASIDE)
+
+
+def _set_aside(run: TrainingRun, aside: Path) -> None:
+    try:
+        for path in [*_results(run), *_scores(run)]:
+            target = aside / path.relative_to(run.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    except OSError as error:  # such as a fold's folder that is a link to another file system
+        message = (
+            f"Expected to set {path} aside in {aside}, but got the error '{error.strerror}', and everything is where "
+            "it was: name another folder by --output, or remove the earlier results yourself."
+        )
+        raise OutputError(message) from error
+    aside.mkdir(exist_ok=True)
+    write_json(aside / COMPLETE, [str(training.folder.relative_to(run.folder)) for training in run.trainings])
+
+
+def _recover(run: TrainingRun, aside: Path) -> None:
+    if not aside.is_dir():
+        return
+    complete = aside / COMPLETE
+    if complete.is_file():
+        folders = [run.folder / name for name in json.loads(complete.read_text(encoding="utf-8"))]
+        earlier = replace(run, trainings=tuple(replace(run.trainings[0], folder=folder) for folder in folders))
+        if any(training.has_started for training in earlier.trainings):
+            with contextlib.suppress(OSError):  # the next command tries again
+                for path in aside.iterdir():
+                    if path != complete:  # it goes last, so that the next command knows that the rest is to go
+                        _remove(path)
+                shutil.rmtree(aside)
+        else:
+            _put_all_back(earlier, aside)
+    else:  # the command was killed while it set the results aside, or put them back: nothing is new
+        _put_back(aside, run.folder)
 
 
 def _put_all_back(run: TrainingRun, aside: Path) -> None:
     logs = _logs(run)
     for path in _results(run):
         _remove(path)
+    (aside / COMPLETE).unlink()  # from here on, the results in the folder are the earlier ones
     _put_back(aside, run.folder)
     for path, text in logs.items():  # a traceback that the user was told of
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _aside(run: TrainingRun) -> Path:
@@ -101,12 +144,14 @@ def _logs(run: TrainingRun) -> dict[Path, str]:
 
 def _put_back(aside: Path, folder: Path) -> None:
     """Move what lies in a folder to where it was, except where a job beside this one has written anew."""
-    for path in aside.iterdir():
+    for path in list(aside.iterdir()):
         target = folder / path.name
         if not os.path.lexists(target):
             path.rename(target)
         elif target.is_dir() and path.is_dir() and not path.is_symlink():
             _put_back(path, target)
+    with contextlib.suppress(OSError):  # what has no place stays
+        aside.rmdir()
 
 
 def _remove(path: Path) -> None:

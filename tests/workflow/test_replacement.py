@@ -15,6 +15,7 @@ from light_import import LIGHT_IMPORT
 from monai_iou.cli import main
 from monai_iou.commands import train as train_command
 from monai_iou.files import OutputError
+from monai_iou.workflow import replacement
 from monai_iou.workflow.replacement import ASIDE, recover, replaced
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.training_runs import PLAN, SCORES, Training, TrainingRun
@@ -101,6 +102,131 @@ def test_a_fold_that_was_killed_is_recovered_by_the_command_for_all(tmp_path: Pa
     killed = replaced(one)
     killed.__enter__()
     recover(whole)
+    assert content(tmp_path) == before
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: the test goes on as the next command would."""
+
+
+def fail_after(count: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the renames into the folder of what is set aside fail after the first ones; later renames work again."""
+    rename, left = Path.rename, [None] * count
+
+    def fail(self: Path, target: Path) -> Path:
+        if ASIDE in str(target):
+            if not left:
+                raise error
+            left.pop()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 12, 28])
+@pytest.mark.parametrize("fold", [None, 1])
+def test_results_that_cannot_be_set_aside_stay(
+    count: int, fold: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(tmp_path, 3)
+    run = run_of(tmp_path, 3, fold)
+    before = content(tmp_path)
+    fail_after(min(count, 11) if fold else count, OSError(18, "Invalid cross-device link"), monkeypatch)
+    with pytest.raises(OutputError, match="'Invalid cross-device link', and everything is where it was"), replaced(run):
+        raise AssertionError
+    assert content(tmp_path) == before
+    recover(run)
+    assert content(tmp_path) == before
+    assert list(tmp_path.rglob(ASIDE)) == []
+
+
+@pytest.mark.parametrize("count", [1, 9, 12, 28])
+@pytest.mark.parametrize("by", [None, 2])
+def test_a_command_that_was_killed_while_it_set_results_aside_loses_none(
+    count: int, by: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(tmp_path, 3)
+    before = content(tmp_path)
+    with monkeypatch.context() as patch:
+        fail_after(count, Killed(), patch)
+        patch.setattr(replacement, "_recover", lambda *_: None)
+        with pytest.raises(Killed), replaced(run):
+            raise AssertionError
+    assert content(tmp_path) != before
+    recover(run_of(tmp_path, 3, by))
+    assert content(tmp_path) == before
+    assert not (tmp_path / ASIDE).exists()
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_a_command_that_was_killed_while_it_put_results_back_loses_none(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(tmp_path, 3)
+    before = content(tmp_path)
+    killed = replaced(run)
+    killed.__enter__()
+    rename, left = Path.rename, [None] * count
+
+    def fail(self: Path, target: Path) -> Path:
+        if not left:
+            raise Killed
+        left.pop()
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(Killed):
+            recover(run)
+    recover(run_of(tmp_path, 3))
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("next_command", [(3, 1), (2, None), (None, None)])
+def test_any_next_command_recovers_a_whole_run_that_was_killed(
+    started: bool, next_command: tuple[int | None, int | None], tmp_path: Path
+) -> None:
+    run = finished(tmp_path, 3)
+    before = content(tmp_path)
+    killed = replaced(run)
+    killed.__enter__()
+    if started:
+        fill(run.trainings[2].folder, ("models/last_epoch.pt",), "new")
+    recover(run_of(tmp_path, *next_command))
+    assert not (tmp_path / ASIDE).exists()
+    expected = {**dict.fromkeys(KEPT, "old"), "fold2/models/last_epoch.pt": "new"} if started else before
+    assert content(tmp_path) == expected
+
+
+def test_a_removal_that_was_killed_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished(tmp_path, 3)
+    killed = replaced(run)
+    killed.__enter__()
+    fill(run.trainings[0].folder, ("models/last_epoch.pt",), "new")
+    remove, left = replacement._remove, [None]
+
+    def fail(path: Path) -> None:
+        if not left:
+            raise Killed
+        left.pop()
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacement, "_remove", fail)
+        with pytest.raises(Killed):
+            recover(run)
+    recover(run_of(tmp_path, 3))
+    assert content(tmp_path) == {**dict.fromkeys(KEPT, "old"), "fold0/models/last_epoch.pt": "new"}
+
+
+def test_what_could_not_be_put_back_is_neither_removed_nor_replaced(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    fill(tmp_path, (f"{ASIDE}/models/model.pt",), "older")
+    before = content(tmp_path)
+    recover(run)
+    with pytest.raises(OutputError, match=f"Expected .*{ASIDE} not to exist"), replaced(run):
+        raise AssertionError
     assert content(tmp_path) == before
 
 
