@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
                 dirs_exist_ok=True,
                 ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"),
             )
-            Path(partial).chmod(0o700)  # as an installation may be read-only
+            _make_editable(Path(partial))
             _move_children(Path(partial), target)
     except BaseException:
         if is_new:
@@ -105,6 +106,15 @@ def _check_vacant(folder: str | os.PathLike[str]) -> None:
     if path.exists() and not (path.is_dir() and all(each.name.startswith(OWN_PREFIX) for each in path.iterdir())):
         message = f"Expected `{folder}` to be a new or empty folder, but it exists: name another one."
         raise ValueError(message)
+
+
+def _make_editable(folder: Path) -> None:
+    """Let the owner write to every file and folder: an installation may be read-only, and so is then its copy.
+
+    A folder that its owner cannot write to cannot be moved to another one either.
+    """
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | (stat.S_IRWXU if path.is_dir() else stat.S_IWUSR))
 
 
 def _move_children(source: Path, target: Path) -> None:
