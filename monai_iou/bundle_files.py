@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
 import stat
 import tempfile
 from pathlib import Path
 
-from monai_iou.files import TEMPORARY_PREFIX
+from monai_iou.files import remove_stale, temporary_name
 
 __all__ = ["BUNDLE_NAME", "TRAINED_MODELS", "bundle_path", "copy_bundle", "trained_model_path"]
 
 
 OWN_PREFIX = ".monai_iou"  # of temporary files and locks
+LAST = "configs"  # of a bundle to appear in a new folder
 BUNDLE_NAME = "small_foreground_segmentation"
 TRAINED_MODELS = ("hippocampus_mr",)  # each has a README.md with its data, licence and scores
 
@@ -55,8 +57,10 @@ def trained_model_path(name: str) -> Path | None:
 def copy_bundle(destination: str | os.PathLike[str]) -> Path:
     """Copy the shipped bundle to a folder where it can be edited; a failed copy leaves no files behind.
 
+    A copy whose process was killed is completed by the next one.
+
     Args:
-        destination: a folder that does not exist yet or is empty.
+        destination: a folder that does not exist yet or is empty, or holds a part of the bundle that was not changed.
 
     Returns:
         The folder of the new bundle.
@@ -76,18 +80,19 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
     target = Path(destination).resolve()
     is_new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
+    remove_stale(target)
     try:
         # Inside the folder: it may be mounted, its parent may be read-only, and the user's shell may stand in it.
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target) as partial:
+        with tempfile.TemporaryDirectory(prefix=temporary_name(), dir=target) as temporary:
+            partial = Path(temporary) / BUNDLE_NAME  # so that the date of the temporary folder remains its own
             # The bundle of a checkout may contain results of a training, which must not be copied.
             shutil.copytree(
                 bundle_path(),
                 partial,
-                dirs_exist_ok=True,
                 ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"),
             )
-            _make_editable(Path(partial))
-            _move_children(Path(partial), target)
+            _make_editable(partial)
+            _move_children(partial, target)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
@@ -97,15 +102,28 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
 
 
 def _check_vacant(folder: str | os.PathLike[str]) -> None:
-    """Check that a folder does not exist yet or is empty, but for temporary files and the lock of this package.
+    """Check that a folder does not exist yet or is empty, but for this package's own files and a copy that was killed.
 
     Raises:
-        ValueError: it is a file or holds something.
+        ValueError: it is a file or holds something else.
     """
     path = Path(folder)
-    if path.exists() and not (path.is_dir() and all(each.name.startswith(OWN_PREFIX) for each in path.iterdir())):
+    if path.exists() and not (path.is_dir() and all(_is_own(each) for each in path.iterdir())):
         message = f"Expected `{folder}` to be a new or empty folder, but it exists: name another one."
         raise ValueError(message)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path is a temporary file or lock, or what a killed copy moved before the configs, unchanged."""
+    return path.name.startswith(OWN_PREFIX) or (path.name != LAST and _is_same(path, bundle_path() / path.name))
+
+
+def _is_same(path: Path, original: Path) -> bool:
+    """Whether two files, or two folders in all of their files, have the same content."""
+    if original.is_file():
+        return path.is_file() and filecmp.cmp(path, original, shallow=False)
+    names, others = ({each.relative_to(root) for each in root.rglob("*")} for root in (path, original))
+    return original.is_dir() and names == others and all(_is_same(path / name, original / name) for name in names)
 
 
 def _make_editable(folder: Path) -> None:
@@ -118,11 +136,12 @@ def _make_editable(folder: Path) -> None:
 
 
 def _move_children(source: Path, target: Path) -> None:
-    """Move all files and folders, the configs last: whoever finds them finds a complete bundle."""
+    """Move what is not there yet, the configs last: whoever finds them finds a complete bundle."""
     moved: list[Path] = []
     try:
-        for child in sorted(source.iterdir(), key=lambda path: path.name == "configs"):
-            moved.append(child.rename(target / child.name))
+        for child in sorted(source.iterdir(), key=lambda path: path.name == LAST):
+            if not (target / child.name).exists():  # otherwise a copy that was killed had moved it
+                moved.append(child.rename(target / child.name))
     except BaseException:
         for path in moved:
             path.rename(source / path.name)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ __all__ = [
     "json_text",
     "prepare",
     "read_csv",
+    "remove_stale",
     "replaced_file",
     "table_text",
     "temporary_file",
+    "temporary_name",
     "write_csv",
     "write_json",
     "write_text",
@@ -59,7 +62,7 @@ def prepare(folder: Path, option: str = "--output") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_file(folder) as path:
             _write_through(path, b"\0" * TRIAL_BYTES)
-        _remove_stale(folder)
+        remove_stale(folder)
     except OSError as error:
         message = (
             f"Expected `{option}` to be a folder that can be written, but got `{folder}` "
@@ -82,7 +85,7 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
     Raises:
         OSError: if the file cannot be created.
     """
-    path = folder / f"{TEMPORARY_PREFIX}{_machine()}-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
+    path = folder / f"{temporary_name()}{secrets.token_hex(8)}{suffix}"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
     try:
         yield path
@@ -117,14 +120,19 @@ def _write_through(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _remove_stale(folder: Path) -> None:
-    """Remove temporary files of processes that have ended, and files of other machines that are over a day old."""
+def temporary_name() -> str:
+    """Return the beginning of the names of this process's temporary files and folders."""
+    return f"{TEMPORARY_PREFIX}{_machine()}-{os.getpid()}-"
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove temporary files and folders of processes that have ended, and those of other machines after a day."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*-*-*"):
         machine, process = path.name.removeprefix(TEMPORARY_PREFIX).split("-")[:2]
         with contextlib.suppress(OSError, ValueError):
             here = machine == _machine()
             if not is_running(int(process)) if here else time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def is_running(process: int) -> bool:

@@ -276,8 +276,9 @@ def test_a_copy_that_fails_leaves_nothing(
             raise OSError(28, "No space left on device")
         return rename(self, other)
 
-    def fail(source: Path, partial: str, **_: object) -> None:
-        (Path(partial) / "half").touch()
+    def fail(source: Path, partial: Path, **_: object) -> None:
+        partial.mkdir()
+        (partial / "half").touch()
         raise OSError(28, "No space left on device")
 
     if step == "rename":
