@@ -17,6 +17,7 @@ from pathlib import Path
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.run_state import STATE_NAME, RunState
+from monai_iou.workflow.stored_plan import command_report
 from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun, mask_files
 
 __all__ = ["recover", "replaced"]
@@ -34,7 +35,8 @@ WRITTEN = (
 def replaced(run: TrainingRun) -> Iterator[None]:
     """Set aside what a run is to replace: of a single fold, its own results and masks, and the report of all folds.
 
-    The plan is among it unless another training in the folder follows it. The caller holds the run's folders.
+    The plan is among it unless another training in the folder follows it, or it is the user's own. The caller holds
+    the run's folders.
 
     Raises:
         OutputError: a training that this command did not start is using one of the models' folders, or the
@@ -122,7 +124,8 @@ def _aside(run: TrainingRun) -> Path:
 def _results(run: TrainingRun) -> list[Path]:
     """The files and folders that a run's trainings have written, and what they follow and others do not."""
     places = [training.folder / name for training in run.trainings for name in WRITTEN]
-    shared = [ENSEMBLE] if run.others_started else [ENSEMBLE, PLAN]
+    keeps_plan = run.others_started or command_report(run.folder / PLAN) is None
+    shared = [ENSEMBLE] if keeps_plan else [ENSEMBLE, PLAN]
     return [path for path in (*places, *(run.folder / name for name in shared)) if os.path.lexists(path)]
 
 

@@ -6,7 +6,6 @@ Jobs that train one fold each may start at the same moment: one of them copies a
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.literal import literal
 from monai_iou.workflow.replacement import recover, replaced
+from monai_iou.workflow.stored_plan import command_report
 from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, TrainingRun
 
 __all__ = ["is_run", "plan_request", "prepared"]
@@ -134,8 +134,7 @@ def _refusal(path: Path, different: Sequence[str]) -> str:
 
 def _stored_request(path: Path, *, started: bool) -> dict[str, Any] | None:
     """What a plan was made for, the device as it was found if one has trained there; None for a plan of the user's."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))["plan_report"]
-        return {**report["asked"], **({"device": report["device"]} if started else {})}
-    except (OSError, ValueError, KeyError, TypeError):
+    report = command_report(path)
+    if report is None:
         return None
+    return {**report["asked"], **({"device": report.get("device")} if started else {})}

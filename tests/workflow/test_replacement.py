@@ -14,7 +14,7 @@ from light_import import LIGHT_IMPORT
 
 from monai_iou.cli import main
 from monai_iou.commands import train as train_command
-from monai_iou.files import OutputError
+from monai_iou.files import OutputError, write_json
 from monai_iou.workflow import replacement
 from monai_iou.workflow.replacement import ASIDE, recover, replaced
 from monai_iou.workflow.run_state import RunState
@@ -22,6 +22,7 @@ from monai_iou.workflow.training_runs import PLAN, SCORES, Training, TrainingRun
 
 WRITTEN = ("models/model.pt", "models/last_epoch.pt", "tensorboard/events", "pictures/c0.png", "config.json", "log.txt",
            "epochs.csv", "progress.png", "summary.html")  # fmt: skip
+REPORT = '{"plan_report": {"asked": {}}}'  # of a plan that the command made
 KEPT = ("configs/train.json", "notes.txt", "fold0_old/models/model.pt")
 
 
@@ -45,7 +46,8 @@ def finished(folder: Path, folds: int | None = None) -> TrainingRun:
         item = {"case": f"c{number}", "image": "i", "label": "l"}
         RunState(training.folder, {"keys": {}}, ["trained", "predicted"], {"held_out": [item]}).write()
         fill(run.masks, (f"c{number}.nii.gz",))
-    fill(folder, (*KEPT, PLAN, f"{SCORES}/report.html", f"{SCORES}/finished/c0.json"))
+    fill(folder, (PLAN,), REPORT)
+    fill(folder, (*KEPT, f"{SCORES}/report.html", f"{SCORES}/finished/c0.json"))
     return run_of(folder, folds)
 
 
@@ -76,8 +78,19 @@ def test_without_a_new_checkpoint_everything_comes_back(folds: int | None, tmp_p
     log = run.trainings[0].folder / "log.txt"
     with replaced(run):
         fill(run.trainings[0].folder, ("log.txt", "run.json", "tensorboard/new", "models/.partial"), "new")
-        fill(tmp_path, (PLAN,), "new")
+        fill(tmp_path, (PLAN,), f"{REPORT} ")
     assert content(tmp_path) == {**before, str(log.relative_to(tmp_path)): "oldnew"}, "the log tells why"
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("plan", ['{"plan_report": {}, "epochs": 7}', '{"epochs": 7}', "no JSON"])
+def test_a_plan_of_the_users_own_is_kept(started: bool, plan: str, tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    fill(tmp_path, (PLAN,), plan)
+    with replaced(run):
+        assert (tmp_path / PLAN).read_text() == plan
+        fill(tmp_path, ("models/last_epoch.pt",) if started else (), "new")
+    assert (tmp_path / PLAN).read_text() == plan
 
 
 def test_a_run_that_was_killed_meanwhile_is_recovered(tmp_path: Path) -> None:
@@ -294,9 +307,12 @@ def run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (masks / f"{item['case']}.nii.gz").write_bytes(Path(item["label"]).read_bytes())
         self.state.finish("predicted")
 
+    def plan(_: Path, path: Path, *options: object) -> None:
+        write_json(path, {"plan_report": {"asked": options[-1], "device": "cpu"}})
+
     monkeypatch.setattr(Training, "train", train)
     monkeypatch.setattr(Training, "predict", predict)
-    monkeypatch.setattr(train_command, "write_plan", lambda _, path, *__: path.write_text("{}"))
+    monkeypatch.setattr(train_command, "write_plan", plan)
     assert main(["train", str(dataset), "--output", str(tmp_path / "run"), "--folds", "3"]) == 0
     return tmp_path / "run"
 
