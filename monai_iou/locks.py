@@ -22,7 +22,10 @@ except ImportError:  # Windows
 __all__ = ["LOCK_NAME", "folder_lock", "is_locked"]
 
 LOCK_NAME = ".monai_iou.lock"
+CHECK = "a check"
 SECONDS_BETWEEN_TRIES = 0.2
+BRIEF_SECONDS = 10.0  # for a check, or until a holder has written who it is, which it cannot on a full disk
+REMINDER_SECONDS = 300.0
 _held: set[tuple[int, int]] = set()  # the system does not stop a process from locking its own file again
 
 
@@ -40,7 +43,7 @@ def folder_lock(
         folder: the existing folder to which the run writes.
         purpose: what the run does, such as "training", for the error message of a second run.
         wait_for: purposes of other processes that are soon done: while one of them holds the lock, wait.
-        tell: called once with a line that says whom it waits for.
+        tell: called with a line that says whom it waits for, and once more, with a remedy, after some minutes.
 
     Raises:
         OutputError: if another run holds the lock, with its process, machine and start time in the message, or if the
@@ -54,24 +57,13 @@ def folder_lock(
         ['.monai_iou.lock']
     """
     path = folder / LOCK_NAME
-    descriptor = _try(path, purpose)
-    waits = False
-    while descriptor is None:
-        if not _is_short(path, wait_for):
-            raise _refusal(path)
-        if not waits:
-            tell(f"Waiting for {folder}: {_user(path)}.")
-        waits = True
-        time.sleep(SECONDS_BETWEEN_TRIES)
-        descriptor = _try(path, purpose)
+    descriptor = _wait(path, purpose, wait_for, tell)
     status = os.fstat(descriptor)
     _held.add((status.st_dev, status.st_ino))
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is still locked, so that no other run locks a file that is about to be removed
-        os.close(descriptor)
+        _release(descriptor, path)
         _held.discard((status.st_dev, status.st_ino))
 
 
@@ -81,10 +73,40 @@ def is_locked(folder: Path) -> bool:
     if _is_held_here(path) or not path.exists():
         return _is_held_here(path)
     try:
-        with folder_lock(folder, "a check"):
+        with folder_lock(folder, CHECK):
             return False
     except OutputError:
         return True
+
+
+def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[str], None]) -> int:
+    """Lock the file, once all holders that are to be waited for have let it go, and return its descriptor."""
+    began = known = time.monotonic()
+    notices = [(REMINDER_SECONDS, "Still waiting", f" If that process is dead, delete `{path}`."), (0.0, "Waiting", "")]
+    while (descriptor := _try(path, purpose)) is None:
+        now, brief = time.monotonic(), _is_brief(path)
+        known = known if brief else now
+        is_short = now - known < BRIEF_SECONDS if brief else _holder(path).get("purpose") in wait_for
+        if _is_held_here(path) or not is_short:
+            raise _refusal(path)
+        if not brief and notices and now - began >= notices[-1][0]:
+            _, start, remedy = notices.pop()
+            tell(f"{start} for {path.parent}: {_user(path)}.{remedy}")
+        time.sleep(SECONDS_BETWEEN_TRIES)
+    return descriptor
+
+
+def _release(descriptor: int, path: Path) -> None:
+    if fcntl is None:
+        # Windows removes no open file, not even for its owner. Another run may have it open at this moment, so that it
+        # stays: an empty one is nobody's.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        path.unlink()  # while it is still locked, so that no other run locks a file that is about to be removed
+    if fcntl is not None:
+        os.close(descriptor)
 
 
 def _try(path: Path, purpose: str) -> int | None:
@@ -126,8 +148,11 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 def _is_abandoned(path: Path) -> bool:
+    """Whether the lock file, which this process does not hold, names no running process."""
     holder = _holder(path)
-    return not holder or (holder.get("host") == socket.gethostname() and not is_running(int(holder.get("process", 0))))
+    process = holder.get("process", 0)
+    is_here = holder.get("host") == socket.gethostname()
+    return not holder or (is_here and (process == os.getpid() or not is_running(int(process))))
 
 
 def _is_held_here(path: Path) -> bool:
@@ -161,12 +186,9 @@ def _holder(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_short(path: Path, wait_for: Collection[str]) -> bool:
-    """Whether the lock's holder is to be waited for, or has just let it go or not yet written who it is."""
-    if not wait_for or _is_held_here(path):
-        return False
-    holder = _holder(path)
-    return not holder or holder.get("purpose") in wait_for
+def _is_brief(path: Path) -> bool:
+    """Whether the holder only looks, or has just let the lock go or not yet written who it is."""
+    return _is_abandoned(path) or _holder(path).get("purpose") == CHECK
 
 
 def _user(path: Path) -> str:

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from light_import import LIGHT_IMPORT
@@ -124,11 +126,14 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with folder_lock(tmp_path, "training"):
         text = (tmp_path / LOCK_NAME).read_text()
-        # as another process sees it
-        monkeypatch.setattr(locks, "_held", set())
-        with pytest.raises(OutputError, match=f"training by process {os.getpid()} on"), folder_lock(tmp_path, "x"):
-            pass
     lock = tmp_path / LOCK_NAME
+    lock.write_text(text.replace(str(os.getpid()), str(os.getppid())))  # a process that is running
+    with pytest.raises(OutputError, match=f"training by process {os.getppid()} on"), folder_lock(tmp_path, "x"):
+        pass
+    lock.write_text(text)  # this process has released the lock, but could not remove the file
+    Clock(monkeypatch, second_1=not_expected)
+    with folder_lock(tmp_path, "training", ["training"]):
+        pass
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     lock.write_text(text.replace(str(os.getpid()), str(dead.pid)))
@@ -138,6 +143,101 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lock.write_text(elsewhere)
     with pytest.raises(OutputError, match="on elsewhere has been using it since"), folder_lock(tmp_path, "training"):
         pass
+
+
+def not_expected(*_: object) -> None:
+    pytest.fail("waits for nobody")
+
+
+def test_a_system_that_removes_no_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def refuse_if_open(self: Path, missing_ok: bool = False) -> None:
+        if any(each.samefile(self) for each in open_files()):
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(locks, "is_running", lambda _: True)  # as on Windows
+    Clock(monkeypatch, second_1=not_expected)
+    monkeypatch.setattr(Path, "unlink", refuse_if_open)
+    with folder_lock(tmp_path, "training"), pytest.raises(OutputError), folder_lock(tmp_path, "planning"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with folder_lock(tmp_path, "training"):
+        reader = os.open(tmp_path / LOCK_NAME, os.O_RDONLY)
+    assert (tmp_path / LOCK_NAME).read_text() == "", "it names nobody"
+    os.close(reader)
+
+
+def open_files() -> list[Path]:
+    return [each for each in Path("/proc/self/fd").iterdir() if each.exists()]
+
+
+class Clock:
+    """A time at which a second passes in each sleep, with something to do in the sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **steps: Callable[[], None]) -> None:
+        self.seconds, self.steps = 0, steps
+        clock = SimpleNamespace(monotonic=lambda: float(self.seconds), sleep=self.sleep)
+        monkeypatch.setattr(locks, "time", clock)
+
+    def sleep(self, _: float) -> None:
+        self.seconds += 1
+        self.steps.get(f"second_{self.seconds}", lambda: None)()
+
+
+@pytest.mark.parametrize("wait_for", [[], ["training"]])
+def test_a_holder_without_a_name_is_waited_for_for_some_seconds(
+    wait_for: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = hold(tmp_path)
+    (tmp_path / LOCK_NAME).write_text("")
+    clock = Clock(monkeypatch, second_100=not_expected)
+    with pytest.raises(OutputError, match="but another run is using it"), folder_lock(tmp_path, "planning", wait_for):
+        pass
+    assert clock.seconds == locks.BRIEF_SECONDS
+    end(process)
+
+
+def test_the_seconds_for_a_name_begin_when_the_name_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, lock = hold(tmp_path), tmp_path / LOCK_NAME
+    text = lock.read_text()
+    clock = Clock(
+        monkeypatch,
+        second_100=lambda: write(lock, ""),
+        second_105=lambda: write(lock, text),
+        second_110=lambda: end(process),
+    )
+    with folder_lock(tmp_path, "planning", ["training"]):
+        assert clock.seconds == 110
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def test_a_long_wait_is_told_again_once_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, told = hold(tmp_path), list[tuple[int, str]]()
+    clock = Clock(monkeypatch, second_1000=lambda: end(process))
+    with folder_lock(tmp_path, "planning", ["training"], lambda line: told.append((clock.seconds, line))):
+        pass
+    (first, line), (second, reminder) = told
+    assert (first, second) == (0, locks.REMINDER_SECONDS)
+    assert reminder == f"Still w{line[1:]} If that process is dead, delete `{tmp_path / LOCK_NAME}`."
+
+
+def test_a_check_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, lock = hold(tmp_path), tmp_path / LOCK_NAME
+    lock.write_text(lock.read_text().replace("training", locks.CHECK))
+    clock, told = Clock(monkeypatch, second_2=lambda: end(process)), list[str]()
+    with folder_lock(tmp_path, "training", tell=told.append):
+        assert clock.seconds == 2
+    assert told == [], "it is not worth a line"
+    process = hold(tmp_path)
+    lock.write_text(lock.read_text().replace("training", locks.CHECK))
+    Clock(monkeypatch, second_2=lambda: end(process))
+    assert not is_locked(tmp_path), "two checks at once find nobody"
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
