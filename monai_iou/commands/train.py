@@ -95,9 +95,18 @@ def _train(run: TrainingRun) -> Evaluation | None:
         with progress() as show:
             return run.run(say, show)
     except SystemExit:
-        words = sys.argv[1:] if "--resume" in sys.argv else [word for word in sys.argv[1:] if word != "--overwrite"]
-        say(f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *words])}", error=True)
+        say(_how_to_go_on(run, sys.argv[1:]), error=True)
         raise
+
+
+def _how_to_go_on(run: TrainingRun, words: Sequence[str]) -> str:
+    """Say what was lost and how to go on, after a command with these words was stopped."""
+    replaces = "--overwrite" in words and "--resume" not in words
+    if replaces and not any(training.has_started for training in run.trainings):
+        command = shlex.join(["monai-iou", *words])
+        return f"Stopped before the first checkpoint: any earlier results are back. To replace them, start: {command}"
+    kept = [word for word in words if not (replaces and word == "--overwrite")]
+    return f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *kept])}"
 
 
 def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from monai_iou.files import write_json
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "has_masks", "mask_files", "what_is_missing"]
 
 STATE_NAME = "run.json"
+LATER = ("memory_gb", "device")  # options that the requests of earlier versions lack, whatever was given
 
 
 @dataclass
@@ -60,12 +61,39 @@ class RunState:
         ['dataset was a and is b', 'keys had epochs 2']
         """
         before, now = json.loads(json.dumps(self.request)), json.loads(json.dumps(request))
+        for name in LATER:
+            if name not in before:
+                now.pop(name, None)
+                if name not in before.get("keys", {}):  # nor was the option passed on to the bundle
+                    now.get("keys", {}).pop(name, None)
         lines = [
             f"{name} was {before.get(name)} and is {now.get(name)}"
             for name in [*dict.fromkeys([*before, *now])]
             if name != "keys" and before.get(name) != now.get(name)
         ]
         return lines + _key_differences(before.get("keys", {}), now.get("keys", {}))
+
+
+def mask_files(state: RunState, masks: Path) -> list[Path]:
+    """Return the masks of the cases that a training held out, in the folder of all masks."""
+    return [masks / f"{item['case']}.nii.gz" for item in state.facts.get("held_out", ())]
+
+
+def has_masks(state: RunState | None, masks: Path) -> bool:
+    """Return whether a training's masks are complete and still there."""
+    return state is not None and "predicted" in state.done and all(path.is_file() for path in mask_files(state, masks))
+
+
+def what_is_missing(states: Sequence[RunState | None], folds: Sequence[int]) -> str:
+    """Return when folds whose masks are not complete will have them, as the end of a sentence.
+
+    >>> what_is_missing([None, RunState(Path(), {}, ["trained"])], [0, 1])
+    'fold 0 is trained as well and fold 1 has its masks: start its command again unless it is running'
+    """
+    trained = [fold for fold in folds if "trained" in getattr(states[fold], "done", ())]
+    parts = {"is trained as well": [fold for fold in folds if fold not in trained], "has its masks": trained}
+    what = " and ".join(f"fold {', '.join(map(str, some))} {end}" for end, some in parts.items() if some)
+    return f"{what}: start its command again unless it is running" if trained else what
 
 
 def _key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

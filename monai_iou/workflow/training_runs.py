@@ -24,11 +24,11 @@ from monai_iou.files import OutputError, write_csv, write_json
 from monai_iou.locks import folder_lock, is_locked
 from monai_iou.workflow.prediction import FOLD, find_models
 from monai_iou.workflow.references import with_label_maps
-from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.run_state import RunState, has_masks, what_is_missing
 from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.running import run_configs
 
-__all__ = ["Training", "TrainingRun", "mask_files"]
+__all__ = ["Training", "TrainingRun"]
 
 PLAN = "configs/plan.json"
 ENSEMBLE = "configs/ensemble.json"
@@ -76,13 +76,17 @@ class Training:
         """What is done of it."""
         return RunState.read(self.folder) or RunState(self.folder, dict(self.request), about=dict(self.about))
 
+    def read_again(self) -> None:
+        """Forget the state, which another command may have changed."""
+        self.__dict__.pop("state", None)
+
     def is_done(self, stage: str) -> bool:
         """Whether a stage is complete, of this very request."""
         return stage in self.state.done and not self.state.differences(self.request)
 
     def is_predicted(self, masks: Path) -> bool:
         """Whether the masks of the cases that were held out are done, and still there."""
-        return self.is_done("predicted") and _has_masks(self.state, masks)
+        return self.is_done("predicted") and has_masks(self.state, masks)
 
     def train(self) -> None:
         """Train, or go on with it, and note which cases it held out."""
@@ -174,6 +178,8 @@ class TrainingRun:
         Raises:
             OutputError: the folder holds a finished training, or one that asked for something else.
         """
+        for training in self.trainings:
+            training.read_again()
         if resume:
             for training in self.trainings if overwrite else ():
                 training.state.done = []
@@ -219,7 +225,11 @@ class TrainingRun:
             return scores
 
     def _turn(self, purpose: str, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
-        """Hold the folder for what all folds share; whoever is about to train them all finds one in use and leaves."""
+        """Hold the run's folder while a job writes what all folds share.
+
+        The job waits for whoever holds it, who is soon done: another job, or a command that is to train all folds and
+        ends because this fold is in use.
+        """
         lock = folder_lock(self.folder, purpose, (*SHORT, TRAINING), tell)
         return lock if self.is_job else contextlib.nullcontext()
 
@@ -245,9 +255,9 @@ class TrainingRun:
 
     def _score(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
         states = [RunState.read(path) for path in (self.fold_folders or [self.folder])]
-        missing = [number for number, state in enumerate(states) if not _has_masks(state, self.masks)]
+        missing = [number for number, state in enumerate(states) if not has_masks(state, self.masks)]
         if missing and self.folds:
-            tell(f"Not scored yet: the report follows when fold {', '.join(map(str, missing))} is trained as well.")
+            tell(f"Not scored yet: the report follows when {what_is_missing(states, missing)}.")
             return None
         items = [item for state in states if state is not None for item in state.facts["held_out"]]
         if not items:
@@ -288,12 +298,3 @@ def _common_folder(images: Sequence[Any]) -> Path | None:
 
 def _has_checkpoint(folder: Path) -> bool:
     return any((folder / "models" / name).is_file() for name in CHECKPOINTS)
-
-
-def _has_masks(state: RunState | None, masks: Path) -> bool:
-    return state is not None and "predicted" in state.done and all(path.is_file() for path in mask_files(state, masks))
-
-
-def mask_files(state: RunState, masks: Path) -> list[Path]:
-    """The masks of the cases that a training held out, in the folder of all masks."""
-    return [masks / f"{item['case']}.nii.gz" for item in state.facts.get("held_out", ())]

@@ -341,7 +341,10 @@ def test_masks_that_are_lost_are_made_again_and_never_scored_as_missing(
         (run / SCORES / "masks" / f"{case}.nii.gz").unlink()
     capsys.readouterr()
     assert main([*command, "--fold", "2"]) == 0
-    assert "Not scored yet: the report follows when fold 1 is trained as well." in capsys.readouterr().out
+    assert (
+        "report follows when fold 1 has its masks: start its command again unless it is running."
+        in capsys.readouterr().out
+    )
     assert main(command) == 0
     assert ious(run) == {f"c{case}": "1.0" for case in range(3)}
 
@@ -379,11 +382,12 @@ def test_a_finished_run_outlives_a_replacement_that_fails(
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("started", [False, True])
 def test_the_command_that_goes_on_does_not_overwrite(
-    run: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    started: bool, run: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(self: Training) -> None:
-        fill(self.folder, ("models/last_epoch.pt",), "new")
+        fill(self.folder, ("models/last_epoch.pt",) if started else (), "new")
         raise SystemExit(143)
 
     monkeypatch.setattr(Training, "train", stop)
@@ -391,4 +395,11 @@ def test_the_command_that_goes_on_does_not_overwrite(
     monkeypatch.setattr(sys, "argv", ["monai-iou", *words])
     with pytest.raises(SystemExit):
         main(words)
-    assert f"goes on from there: monai-iou train {dataset} --output {run} --folds 3\n" in capsys.readouterr().err
+    command = f"monai-iou train {dataset} --output {run} --folds 3"
+    told = capsys.readouterr().err
+    if started:
+        assert f"Stopped. The same command goes on from there: {command}\n" in told
+    else:
+        words = "Stopped before the first checkpoint: any earlier results are back. To replace them, start: "
+        assert f"{words}{command} --overwrite\n" in told
+    assert (run / "fold2" / "models" / "model.pt").exists() is not started, "that is so"

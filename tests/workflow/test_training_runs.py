@@ -61,6 +61,16 @@ def test_a_finished_training_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "models" / "model.pt").exists(), "a check removes nothing"
 
 
+def test_a_check_sees_what_another_command_did_since_the_last_one(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    make_started(run.trainings[0], "trained")
+    run.check(resume=False, overwrite=False)
+    shutil.rmtree(tmp_path / "models")
+    make_finished(tmp_path)
+    with pytest.raises(OutputError, match="to be without a training, but it has one: continue"):
+        run.check(resume=False, overwrite=False)
+
+
 def test_to_resume_and_to_overwrite_reaches_the_bundle(tmp_path: Path) -> None:
     for words, expected in (["--resume"], {}), (["--resume", "--overwrite"], {"overwrite": True}):
         with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
@@ -191,6 +201,19 @@ def test_each_folds_page_has_its_own_scores_and_the_report_those_of_all(
         assert [float(cell) for cell in first_cells] == [float(expected)] * 3
         assert "Means over the 1 case that" in page
         assert "report is ../validation/report.html" in page
+
+
+def test_options_that_an_earlier_version_did_not_note_are_not_compared(tmp_path: Path) -> None:
+    earlier = {"dataset": "d", "folds": None, "minutes": None, "configs": [], "fold": None, "keys": {"epochs": 2}}
+    now = {**earlier, "memory_gb": 4.0, "device": "cpu", "keys": {"epochs": 2, "device": "cpu"}}
+    assert RunState(tmp_path, earlier).differences(now) == []
+    assert RunState(tmp_path, earlier).differences({**now, "minutes": 3.0}) == ["minutes was None and is 3.0"]
+    noted = {**earlier, "memory_gb": None, "device": None}
+    assert RunState(tmp_path, noted).differences(now) == [
+        "memory_gb was None and is 4.0",
+        "device was None and is cpu",
+        "keys have device cpu",
+    ]
 
 
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
