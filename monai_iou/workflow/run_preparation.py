@@ -72,7 +72,7 @@ def prepared(
         run.check(resume=resume, overwrite=overwrite)  # again, as another command may have ended meanwhile
         if overwrite and not resume:
             held.enter_context(replaced(run))
-        if _is_to_be_planned(run, asked, tell, resume=resume):
+        if _is_to_be_planned(run, asked, tell, resume=resume, overwrite=overwrite):
             plan(run.folder / PLAN)
         preparing.close()
         yield
@@ -94,7 +94,9 @@ def plan_request(run: TrainingRun, options: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _is_to_be_planned(run: TrainingRun, asked: Mapping[str, Any], tell: Callable[[str], None], *, resume: bool) -> bool:
+def _is_to_be_planned(
+    run: TrainingRun, asked: Mapping[str, Any], tell: Callable[[str], None], *, resume: bool, overwrite: bool
+) -> bool:
     """Whether the plan is to be made, or made again because none of the trainings has begun by it.
 
     Raises:
@@ -115,20 +117,32 @@ def _is_to_be_planned(run: TrainingRun, asked: Mapping[str, Any], tell: Callable
     fixed = [name for name in given if name != "device"] if resume else ["dataset", "folds", *given]
     different = [name for name in (fixed if started else asked) if asked[name] != before.get(name)]
     if started and different:
-        raise OutputError(_refusal(path, [_change(name, before, asked) for name in different]))
+        raise OutputError(_refusal(run, [_change(name, before, asked) for name in different], overwrite=overwrite))
     return bool(different)
 
 
 def _change(name: str, before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    if name == "folds":
+        return f"{_folds(asked[name])} instead of {_folds(before.get(name))}"
     shown = "minutes for each training" if name == "minutes" else name
-    return f"{shown} was {before.get(name)} and is {asked[name]}"
+    return f"{shown} {asked[name]} instead of {before.get(name)}"
 
 
-def _refusal(path: Path, different: Sequence[str]) -> str:
+def _folds(count: int | None) -> str:
+    return "a single training" if count is None else f"{count} folds"
+
+
+def _refusal(run: TrainingRun, different: Sequence[str], *, overwrite: bool) -> str:
+    if run.is_job:
+        remedy = "replace all folds by --overwrite without --fold"
+    elif overwrite:  # what is left are not this command's trainings
+        remedy = f"remove the other trainings in {run.folder}"
+    else:
+        remedy = "replace all trainings there by --overwrite"
     return (
-        f"Expected {path}, which a training there follows, to be the plan that is asked for, but its "
-        f"{'; '.join(different)}: leave the option out, train longer by --epochs, replace all trainings there by "
-        "--overwrite, or name another folder by --output."
+        f"Expected the plan {run.folder / PLAN}, which a training there follows, to be what is asked for, but got "
+        f"{'; '.join(different)}: leave the option out, train longer by --epochs, {remedy}, or name another folder by "
+        "--output."
     )
 
 

@@ -225,11 +225,8 @@ class TrainingRun:
             return scores
 
     def _turn(self, purpose: str, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
-        """Hold the run's folder while a job writes what all folds share.
-
-        The job waits for whoever holds it, who is soon done: another job, or a command that is to train all folds and
-        ends because this fold is in use.
-        """
+        """Hold the run's folder while a job writes what all folds share."""
+        # A command that is to train all folds ends soon, because this fold is in use.
         lock = folder_lock(self.folder, purpose, (*SHORT, TRAINING), tell)
         return lock if self.is_job else contextlib.nullcontext()
 

@@ -17,6 +17,7 @@ from layouts import plain_pair
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.replacement import replaced
 from monai_iou.workflow.run_preparation import is_run, plan_request, prepared
 from monai_iou.workflow.training_runs import PLAN, Training, TrainingRun
 
@@ -78,9 +79,9 @@ def test_a_plan_is_made_again_for_other_options_until_a_training_follows_it(data
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"minutes": 120.0}, "minutes for each training was 60.0 and is 120.0: leave the option out"),
-        ({"memory_gb": 4.0}, "memory_gb was None and is 4.0: leave the option out"),
-        ({"minutes": 1.0, "memory_gb": 4.0}, "was 60.0 and is 1.0; memory_gb was None and is 4.0: leave"),
+        ({"minutes": 120.0}, "minutes for each training 120.0 instead of 60.0: leave the option out"),
+        ({"memory_gb": 4.0}, "memory_gb 4.0 instead of None: leave the option out"),
+        ({"minutes": 1.0, "memory_gb": 4.0}, "1.0 instead of 60.0; memory_gb 4.0 instead of None: leave"),
     ],
 )
 def test_a_plan_that_a_training_follows_is_not_changed(
@@ -104,15 +105,15 @@ def test_folds_of_other_commands_follow_the_first_plan(dataset: Path, tmp_path: 
     make_started(first.trainings[0])
     assert Planner(second).prepare() == 0
     assert Planner(second, minutes=10.0).prepare() == 0
-    with pytest.raises(OutputError, match=r"minutes for each training was 10\.0 and is 20\.0"):
+    with pytest.raises(OutputError, match=r"minutes for each training 20\.0 instead of 10\.0"):
         Planner(second, minutes=20.0).prepare()
-    with pytest.raises(OutputError, match="folds was 2 and is 3"):
+    with pytest.raises(OutputError, match="but got 3 folds instead of 2 folds: leave"):
         Planner(run_of(tmp_path / "run", dataset, folds=3)).prepare()
     # A job that has no checkpoint yet follows the plan as well.
     (first.trainings[0].folder / "models" / "last_epoch.pt").unlink()
     with (
         folder_lock(first.trainings[0].folder, "training"),
-        pytest.raises(OutputError, match=r"was 10\.0 and is 20\.0"),
+        pytest.raises(OutputError, match=r"20\.0 instead of 10\.0"),
     ):
         Planner(second, minutes=20.0).prepare()
     assert Planner(second, minutes=20.0).prepare() == 1
@@ -125,13 +126,43 @@ def test_overwriting_plans_again_unless_others_follow_the_plan(dataset: Path, tm
         make_started(training)
     one = run_of(tmp_path / "run", dataset, folds=2, fold=1)
     assert Planner(one).prepare(overwrite=True) == 0
-    with pytest.raises(OutputError, match=r"minutes for each training was 10\.0 and is 1\.0"):
+    with pytest.raises(
+        OutputError,
+        match=r"minutes for each training 1\.0 instead of 10\.0.*replace all folds by --overwrite without --fold,",
+    ):
         Planner(one, minutes=1.0).prepare(overwrite=True)
     again = Planner(whole, minutes=2.0)
     with prepared(whole, again.asked, again._plan, print, overwrite=True):
         make_started(whole.trainings[0])
     assert again.plans == 1
     assert json.loads((whole.folder / PLAN).read_text())["plan_report"]["asked"]["minutes"] == 1.0
+
+
+def test_what_a_refusal_advises_has_not_been_done_already(dataset: Path, tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "run", dataset, folds=3)
+    Planner(whole).prepare()
+    for training in whole.trainings:
+        make_started(training)
+    fewer, single = (Planner(run_of(tmp_path / "run", dataset, folds)) for folds in (2, None))
+    with pytest.raises(OutputError, match=r"got 2 folds instead of 3 folds: .* replace all trainings there by --over"):
+        fewer.prepare()
+    with pytest.raises(OutputError, match=f"remove the other trainings in {whole.folder}, or name another folder"):
+        fewer.prepare(overwrite=True)
+    with pytest.raises(OutputError, match="got a single training instead of 3 folds"):
+        single.prepare()
+    assert whole.any_started
+
+
+def test_a_job_recovers_the_whole_run_whose_replacement_was_killed(dataset: Path, tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "run", dataset, folds=2)
+    Planner(whole).prepare()
+    for training in whole.trainings:
+        make_started(training)
+    killed = replaced(whole)
+    killed.__enter__()
+    assert not whole.any_started
+    assert Planner(run_of(tmp_path / "run", dataset, folds=2, fold=1)).prepare() == 0, "the plan is back as well"
+    assert all(training.has_started for training in whole.trainings)
 
 
 def test_a_plan_of_the_users_own_is_kept_and_said_to_be(dataset: Path, tmp_path: Path) -> None:
