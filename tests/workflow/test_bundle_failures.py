@@ -150,15 +150,34 @@ def test_a_score_of_nothing_is_never_the_best(current: float, best: float, expec
     assert is_better(current, best) is expected
 
 
+# Registered first, so that it runs last; only in the ranks, and where the system names threads.
+NAME_THREADS = """
+import atexit, os
+from pathlib import Path
+
+def name_threads():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print("threads at the end:", [name for name in names if "gloo" in name or "nccl" in name], flush=True)
+
+if "RANK" in os.environ:
+    atexit.register(name_threads)
+"""
+
+
 @pytest.mark.parametrize(
     "val_fraction", [pytest.param(0.3, id="two cases", marks=pytest.mark.slow), pytest.param(0.1, id="one case")]
 )
-def test_two_ranks_run_the_multi_gpu_config_as_it_is(bundle: Path, data: Path, val_fraction: float) -> None:
+def test_two_ranks_run_the_multi_gpu_config_as_it_is(
+    bundle: Path, data: Path, val_fraction: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NAME_THREADS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     settings = overrides(bundle, data, val_fraction=val_fraction, case_repeats=2)
     done = run_command(bundle_command(bundle, ["train", "multi_gpu_train"], settings, *launcher))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("epoch 2/2 ") == 1, "rank 0 alone reports"
+    assert done.stdout.count("threads at the end: []") == 2, "a thread of the process group could abort a rank"
     models = bundle / "models"
     trained = {0.3: 2, 0.1: 3}[val_fraction]
     steps = torch.load(models / "last_epoch.pt", weights_only=True)["epoch_length"]
