@@ -48,8 +48,10 @@ def check_earlier(request: Request) -> None:
     Raises:
         RequestError: a file that it would replace was not written by an evaluation.
     """
-    unlisted = "export" not in (_options(request.output) or {"export": []})  # by an earlier version
-    known = [export.file for export in EXPORTS.values()] if unlisted else earlier_exports(request.output)
+    options = _options(request.output)
+    known = earlier_exports(request.output)
+    if options and "export" not in options:  # an earlier version did not list them
+        known = [export.file for export in EXPORTS.values()]
     exported = [EXPORTS[kind].file for kind in request.export if EXPORTS[kind].file not in known]
     try:
         check_marks(request.output, MARKS, "an evaluation")
