@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,15 @@ def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[s
     began = known = time.monotonic()
     notices = [(REMINDER_SECONDS, "Still waiting", f" If that process is dead, delete `{path}`."), (0.0, "Waiting", "")]
     while (descriptor := _try(path, purpose)) is None:
-        now, brief = time.monotonic(), _is_brief(path)
+        holder = _holder(path)  # read once, because it may let the lock go at any moment
+        now, brief = time.monotonic(), _is_brief(holder)
         known = known if brief else now
-        is_short = now - known < BRIEF_SECONDS if brief else _holder(path).get("purpose") in wait_for
+        is_short = now - known < BRIEF_SECONDS if brief else holder.get("purpose") in wait_for
         if _is_held_here(path) or not is_short:
-            raise _refusal(path)
+            raise _refusal(path, holder)
         if not brief and notices and now - began >= notices[-1][0]:
             _, start, remedy = notices.pop()
-            tell(f"{start} for {path.parent}: {_user(path)}.{remedy}")
+            tell(f"{start} for {path.parent}: {_user(path, holder)}.{remedy}")
         time.sleep(SECONDS_BETWEEN_TRIES)
     return descriptor
 
@@ -137,19 +138,18 @@ def _open(path: Path) -> int:
 def _lock(descriptor: int, path: Path) -> bool:
     """Lock the open file; return whether this process now holds the lock."""
     if fcntl is None:
-        return _is_abandoned(path)
+        return _is_abandoned(_holder(path))
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:  # a file system without locks
-        return _is_abandoned(path)
+        return _is_abandoned(_holder(path))
     return True
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether the lock file, which this process does not hold, names no running process."""
-    holder = _holder(path)
+def _is_abandoned(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder, as a lock file that this process does not hold names it, is no running process."""
     process = holder.get("process", 0)
     is_here = holder.get("host") == socket.gethostname()
     return not holder or (is_here and (process == os.getpid() or not is_running(int(process))))
@@ -186,22 +186,21 @@ def _holder(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_brief(path: Path) -> bool:
+def _is_brief(holder: Mapping[str, Any]) -> bool:
     """Whether the holder only looks, or has just let the lock go or not yet written who it is."""
-    return _is_abandoned(path) or _holder(path).get("purpose") == CHECK
+    return _is_abandoned(holder) or holder.get("purpose") == CHECK
 
 
-def _user(path: Path) -> str:
-    holder = {} if _is_held_here(path) else _holder(path)
-    if not holder:
+def _user(path: Path, holder: Mapping[str, Any]) -> str:
+    if _is_held_here(path) or not holder:
         return "another run is using it"
     return "{purpose} by process {process} on {host} has been using it since {since}".format_map(_Known(holder))
 
 
-def _refusal(path: Path) -> OutputError:
+def _refusal(path: Path, holder: Mapping[str, Any]) -> OutputError:
     message = (
-        f"Expected `{path.parent}` to be used by one run at a time, but {_user(path)}: wait until that run has ended, "
-        "or name another folder."
+        f"Expected `{path.parent}` to be used by one run at a time, but {_user(path, holder)}: wait until that run has "
+        "ended, or name another folder."
     )
     return OutputError(message)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from light_import import LIGHT_IMPORT
@@ -225,6 +226,26 @@ def test_a_long_wait_is_told_again_once_with_a_remedy(tmp_path: Path, monkeypatc
     (first, line), (second, reminder) = told
     assert (first, second) == (0, locks.REMINDER_SECONDS)
     assert reminder == f"Still w{line[1:]} If that process is dead, delete `{tmp_path / LOCK_NAME}`."
+
+
+def test_a_holder_that_lets_go_while_it_is_looked_up_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder is gone as soon as it has been found to be running."""
+    process, is_brief, told = hold(tmp_path), locks._is_brief, list[str]()
+    Clock(monkeypatch, second_10=not_expected)
+
+    def decide_and_end(*arguments: Any) -> bool:
+        decision = is_brief(*arguments)
+        if process.poll() is None:
+            end(process)
+        return decision
+
+    monkeypatch.setattr(locks, "_is_brief", decide_and_end)
+    with folder_lock(tmp_path, "planning", ["training"], told.append):
+        pass
+    assert len(told) == 1
+    assert f"training by process {process.pid}" in told[0]
 
 
 def test_a_check_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
