@@ -115,6 +115,17 @@ def check_ignore_index(ignore_index: Any) -> int | None:
     raise TypeError(message)
 
 
+def check_count(name: str, value: Any, remedy: str) -> int:
+    """Return `value` as an int; raise TypeError unless it is an integer, and ValueError unless it is at least 1."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        message = f"Expected `{name}` to be an integer, but got {type(value).__name__}: {remedy}."
+        raise TypeError(message)
+    if value < 1:
+        message = f"Expected `{name}` to be at least 1, but got {value}: {remedy}."
+        raise ValueError(message)
+    return int(value)
+
+
 def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weight") -> Tensor | None:
     """Return `weight` as a scalar or one-dimensional float tensor, or None.
 

@@ -31,10 +31,12 @@ class Cells:
             and 0 outside of all cells.
         sizes: (B, F, R), the number of voxels of each component, with 0 for number 0; None if the sums of the target
             in the cells give these sizes.
+        known: R, or more; None if it has to be read from the numbers.
     """
 
     numbers: Tensor
     sizes: Tensor | None = None
+    known: int | None = None
 
 
 def find_cells(
@@ -59,7 +61,7 @@ def find_cells(
     table = np.zeros((*masks.shape[:2], max((len(row) for row in sizes), default=0) or 1))
     for place, row in zip(np.ndindex(masks.shape[:2]), sizes, strict=True):
         table[place][: len(row)] = row
-    return Cells(torch.from_numpy(numbers), torch.from_numpy(table))
+    return Cells(torch.from_numpy(numbers), torch.from_numpy(table), table.shape[2])
 
 
 def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray[np.bool_]:
@@ -84,7 +86,7 @@ def class_map(label: Tensor, index: int, channels: int) -> Tensor:
     """Return the map (B, 1, *S) of one class from a label map or per-class maps."""
     if label.shape[1] == 1 and channels > 1:
         return (label == index).float()
-    return label[:, [index]].float()
+    return label[:, index : index + 1].float()
 
 
 def groups_of(cells: Cells, classes: Sequence[int], channels: int) -> Tensor:
@@ -93,8 +95,17 @@ def groups_of(cells: Cells, classes: Sequence[int], channels: int) -> Tensor:
     if len(classes) in (1, channels):
         return numbers
     groups = numbers.new_zeros((len(numbers), channels, *numbers.shape[2:]))
-    groups[:, list(classes)] = numbers
+    groups[:, span(classes)] = numbers
     return groups
+
+
+def span(classes: Sequence[int]) -> slice:
+    """Return successive classes as a slice, which no GPU is waited for, unlike a list of indices.
+
+    >>> span([1, 2, 3])
+    slice(1, 4, None)
+    """
+    return slice(classes[0], classes[-1] + 1)
 
 
 def sums_of_classes(sums: VoxelSums, classes: Sequence[int], *, exclusive: bool) -> VoxelSums:
@@ -105,12 +116,11 @@ def sums_of_classes(sums: VoxelSums, classes: Sequence[int], *, exclusive: bool)
         classes: the F foreground classes.
         exclusive: whether classes are mutually exclusive; then the cross-entropy of a cell includes all classes.
     """
-    rows = sums.rows[:, :, list(classes)]
+    rows = sums.rows[:, :, span(classes)]
     # If all classes share one region map, the pass returned the cross-entropy of each class by itself.
     if exclusive and len(classes) == 1 and sums.rows.shape[2] > 1:
-        rows = rows.index_copy(
-            0, torch.tensor([CROSS_ENTROPY], device=rows.device), sums.rows[CROSS_ENTROPY].sum(1, keepdim=True)[None]
-        )
+        entropy = sums.rows[CROSS_ENTROPY].sum(1, keepdim=True)[None]
+        rows = torch.cat([rows[:CROSS_ENTROPY], entropy, rows[CROSS_ENTROPY + 1 :]])
     return VoxelSums(rows)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from monai_iou.components import FIRST_REGION
+from monai_iou.voxels.labels import raised_or_marked
+from monai_iou.voxels.sums import VoxelSums
 
 
 def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
@@ -37,3 +39,23 @@ def split_regions(target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions (B, F, *S) from 1."""
     regions = target.as_subclass(Tensor)[:, 1:].to(torch.int32)
     return target[:, :1], regions.clamp_min(FIRST_REGION - 1).sub_(FIRST_REGION - 1)
+
+
+def check_numbers(sums: VoxelSums, regions: Tensor, largest: int) -> VoxelSums:
+    """Return the sums in the regions; they are NaN where a number above `largest` is found without waiting for it.
+
+    Raises:
+        ValueError: if a number is above `largest`; on a GPU it is raised by a later call.
+    """
+    if not regions.numel():
+        return sums
+    highest = regions.amax()
+
+    def error() -> ValueError:
+        message = (
+            f"Expected no more than max_regions={largest} precomputed regions of a class in an image, but the target "
+            f"holds region {int(highest)}: raise `max_regions`, or leave it out to have the regions counted."
+        )
+        return ValueError(message)
+
+    return VoxelSums(raised_or_marked(sums.rows, highest > largest, lambda: error))

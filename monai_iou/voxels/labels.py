@@ -43,15 +43,24 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
     On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call. Inside
     torch.compile and in a CUDA graph they become NaN, and no error is raised.
     """
-    is_recorded = torch.compiler.is_compiling() or late_checks.is_captured(rows)
-    if not is_recorded:
+    if not _is_recorded(rows):
         late_checks.raise_arrived()
     bad = found_bad_values(rows, voxels)
-    if bad is None:
-        return rows
-    if is_recorded:
+    return rows if bad is None else raised_or_marked(rows, bad, lambda: _error_of(target, voxels, ignore_index))
+
+
+def _is_recorded(rows: Tensor) -> bool:
+    return torch.compiler.is_compiling() or late_checks.is_captured(rows)
+
+
+def raised_or_marked(rows: Tensor, bad: Tensor, error_of: Callable[[], Callable[[], ValueError]]) -> Tensor:
+    """Raise an error if `bad`, one bool, holds; return `rows`, which are NaN where the answer is not waited for.
+
+    `error_of` returns what makes the error, and is not asked where no error can follow.
+    """
+    if _is_recorded(rows):
         return torch.where(bad, float("nan"), rows)
-    error = _error_of(target, voxels, ignore_index)
+    error = error_of()
     if late_checks.answers_late(rows):
         late_checks.ask(bad, error)
         return torch.where(bad, float("nan"), rows)

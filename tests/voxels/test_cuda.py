@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 
-from monai_iou import IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
+from monai_iou import InstanceIoULoss, IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.voxels import late_checks
@@ -144,12 +144,14 @@ def test_peak_memory_is_the_gradient_and_little_more(
         IoULoss(softmax=True, ignore_index=2),
         IoUCELoss(softmax=True, batch=True, weight=[1.0, 2.0, 3.0]).cuda() if torch.cuda.is_available() else None,
         LovaszSoftmaxLoss(softmax=True),
+        InstanceIoULoss(softmax=True, max_regions=4),
     ],
-    ids=["ignored", "weights", "Lovasz"],
+    ids=["ignored", "weights", "Lovasz", "regions"],
 )
 def test_a_captured_step_follows_its_inputs(kernel: str, loss: torch.nn.Module) -> None:
     logits = torch.randn(2, 3, 20, 20, 20, device="cuda", requires_grad=True)
-    labels = torch.randint(0, 3, (2, 1, 20, 20, 20), device="cuda")
+    channels = 3 if isinstance(loss, InstanceIoULoss) else 1  # a label map, and the regions of two classes
+    labels = torch.randint(0, 3, (2, channels, 20, 20, 20), device="cuda")
 
     def step() -> tuple[Tensor, Tensor]:
         value = loss(logits, labels)
