@@ -1,9 +1,9 @@
 """Everything that a GPU is to show, by one command: `python -m benchmarks.gpu [--device cpu --quick]`.
 
-Runs the tests that need the device, the benchmark of losses and a short training of the bundle, each with a share of
-the time limit, and writes docs/results/gpu-NAME.md. A part that fails or runs out of its time is recorded as that, with
-the end of its output; the others go on. With `--device cpu --quick` the same parts run in their smallest form, to try
-the command where there is no GPU; the report says so.
+Runs the tests that need the device, the benchmark of losses, a short training of the bundle and steps of its network
+with and without torch.compile, each with a share of the time limit, and writes docs/results/gpu-NAME.md. A part that
+fails or runs out of its time is recorded as that, with the end of its output; the others go on. With `--device cpu
+--quick` the same parts run in their smallest form, to try the command where there is no GPU; the report says so.
 """
 
 from __future__ import annotations
@@ -60,14 +60,17 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     losses += ["--only", "Dice", "--only", "IoU"]
     training = [python, "-m", "benchmarks.training", "--patch", "48", "48", "32", "--output", str(folder / "training")]
     training += ["--epochs", "2", "--steps", "2"] if quick else []
+    network = [python, "-m", "benchmarks.network", "--device", device]
+    network += ["--patch", "32", "32", "32", "--channels", "4", "--batch", "1", "--turns", "1"] if quick else []
     return [
         Part(
             "Tests",
             [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow", *tests],
-            0.4,
+            0.35,
         ),
-        Part("Losses", losses, 0.35),
-        Part("A short training", training, 0.25),
+        Part("Losses", losses, 0.3),
+        Part("A short training", training, 0.2),
+        Part("A step of the network", network, 0.15),
     ]
 
 

@@ -1,0 +1,123 @@
+"""Time a step of the bundle's network in each memory format, with and without torch.compile.
+
+    python -m benchmarks.network                                # the GPU if there is one, otherwise the CPU
+    python -m benchmarks.network --patch 48 48 32 --channels 8 --turns 11
+    OMP_NUM_THREADS=1 python -m benchmarks.network --device cpu
+
+A step is forward, the bundle's loss, backward and the optimizer's step, on random patches; on a GPU with mixed
+precision, as the bundle has it. The forms take turns, and a figure is the median of a form's turns. "x the first" is
+the median over the turns of the first form's time by this one's: above 1, this form is faster. The first two steps of
+each form are left out; the very first, in which torch.compile compiles, has a column of its own. Prints a Markdown
+table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from monai.bundle import ConfigParser
+
+from monai_iou.bundle_files import bundle_path
+from monai_iou.datasets.phantoms import write_phantom_dataset
+
+WARM_UP = 2
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
+Step = Callable[[], None]
+
+
+def bundle(options: argparse.Namespace, dataset: Path) -> ConfigParser:
+    """Return the training config of the bundle with the patch and the channels asked for."""
+    config = ConfigParser()
+    config.read_config(str(bundle_path() / "configs" / "train.json"))
+    config.update(
+        {
+            "dataset_dir": str(dataset),
+            "ckpt_dir": str(dataset / "models"),
+            "device": options.device,
+            "patch_size": options.patch,
+            "base_channels": options.channels,
+        }
+    )
+    return config
+
+
+def make_step(config: ConfigParser, memory_format: torch.memory_format, options: argparse.Namespace, name: str) -> Step:
+    """Return a training step of the bundle's network, loss and optimizer on random patches."""
+    config.update({"memory_format": memory_format})
+    config.parse(reset=True)
+    network: Any = config.get_parsed_content("net")
+    loss, optimizer = config.get_parsed_content("loss"), config.get_parsed_content("optimizer")
+    if "compiled" in name:
+        network = torch.compile(network)
+    shape = (options.batch, 1, *options.patch)
+    image = torch.randn(shape, device=options.device)
+    label = (torch.rand(shape, device=options.device) < 0.01).to(torch.uint8)
+    scaler = torch.amp.GradScaler(enabled=options.device == "cuda")
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.float16, enabled=options.device == "cuda"):
+            value = loss(network(image), label)
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def seconds(step: Step, clock: Callable[[], float]) -> float:
+    """Return how long a step takes."""
+    start = clock()
+    step()
+    return clock() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row for each form."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64], metavar="N")
+    parser.add_argument("--channels", type=int, default=16, help="of the first level (default: 16)")
+    parser.add_argument("--batch", type=int, default=4, help="patches of a step (default: 4)")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time, for a machine with other work")
+    options = parser.parse_args(arguments)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_phantom_dataset(Path(folder), training=2, evaluation=0, shape=(32, 32, 32))
+        config = bundle(options, dataset)
+        names = [f"{name}{how}" for how in ("", ", compiled") for name in FORMATS]
+        steps = {name: make_step(config, FORMATS[name.partition(",")[0]], options, name) for name in names}
+    first = {name: seconds(step, time.perf_counter) for name, step in steps.items()}
+    turns = [{name: seconds(step, clock) for name, step in steps.items()} for _ in range(options.turns + WARM_UP - 1)]
+    kept = turns[WARM_UP - 1 :]
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(
+        f"torch {torch.__version__}, MONAI {monai.__version__}, Python {platform.python_version()}, {where}, "
+        f"{options.batch} patches of {'x'.join(map(str, options.patch))}, {options.channels} channels, "
+        f"{options.turns} turns, {'CPU time' if options.cpu_time else 'time passed'}, load {os.getloadavg()[0]:.1f}\n"
+    )
+    print("| form | step ms | x the first | smallest and largest | first step s |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in names:
+        ratios = [turn[names[0]] / turn[name] for turn in kept]
+        milliseconds = statistics.median(turn[name] for turn in kept) * 1e3
+        spread = f"{min(ratios):.2f}, {max(ratios):.2f}"
+        print(f"| {name} | {milliseconds:.0f} | {statistics.median(ratios):.2f} | {spread} | {first[name]:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
