@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.studies import DATA
+from benchmarks.evidence.data import DATA
 from benchmarks.evidence.tables import locked
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence.report
     python -m benchmarks.evidence.report --study compound --results runs/evidence-quick    # print one study's table
-    python -m benchmarks.evidence.report --study imbalance --volumes    # how much each seed marked and what it cost
+    python -m benchmarks.evidence.report --study imbalance --volumes    # what each run marked and cost
     python -m benchmarks.evidence.report --study real --patients        # the score of each patient
 
 The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` and `<!-- end -->` is not.
@@ -65,7 +65,7 @@ def table(study: Study, results: Path) -> str:
     scores, comparisons = analysed(study, results)
     cases = cases_of(results, study.name)
     others = {name: scores_of(cases, name) for name in TITLES if name != study.primary}
-    lesions = _lesions(cases)
+    lesions = _lesions(cases, scores)
     title = TITLES[study.primary]
     heads = [*_columns(study), f"{title} of each seed", "mean", "spread of seeds", *(TITLES[name] for name in others)]
     heads += ["lesions found", "false lesions per case"] if study.primary != "dice" else []
@@ -81,11 +81,17 @@ def table(study: Study, results: Path) -> str:
     return "\n".join(lines)
 
 
-def _lesions(cases: Sequence[Mapping[str, str]]) -> dict[Choice, list[str]]:
-    """Return, for every choice, the share of the reference's lesions that were found, and the false ones per case."""
+def _lesions(cases: Sequence[Mapping[str, str]], scores: Mapping[Choice, Scores]) -> dict[Choice, list[str]]:
+    """Return, for every choice, the share of the reference's lesions that were found, and the false ones per case.
+
+    They are of the seeds that the scores are of.
+    """
     sums: dict[Choice, list[int]] = {}
     for row in cases:
-        one = sums.setdefault((row["data"], row["loss"], row["sampler"]), [0, 0, 0, 0])
+        choice = (row["data"], row["loss"], row["sampler"])
+        if choice not in scores or int(row["seed"]) not in scores[choice].seeds:
+            continue
+        one = sums.setdefault(choice, [0, 0, 0, 0])
         for index, value in enumerate((row["found"], row["lesions"], row["invented"], 1)):
             one[index] += int(value)
     return {
@@ -119,26 +125,31 @@ def _number(value: float) -> str:
 
 
 def volumes(study: Study, results: Path) -> str:
-    """Return, for every run, the marked volume in multiples of the reference's, over all cases, and its CPU time."""
+    """Return, for every run, the marked volume in multiples of the reference's, over all cases, its steps and times."""
     sums: dict[tuple[str, str, str, int, int], list[int]] = {}
     for row in cases_of(results, study.name):
         both = sums.setdefault(key_of(row), [0, 0])
         both[0] += int(row["predicted_voxels"])
         both[1] += int(row["reference_voxels"])
-    lines = ["| data | loss | crops | seed | fold | marked / reference | CPU seconds |", "| --- " * 7 + "|"]
+    heads = ["data", "loss", "crops", "seed", "fold", "marked / reference", "steps", "CPU s", "training s", "other s"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for row in runs_of(results, study.name):
         marked, reference = sums[key_of(row)]
-        cells = [*map(str, key_of(row)), f"{marked / reference:.2f}", row["cpu_seconds"]]
+        times = [row[name] for name in ("steps", "cpu_seconds", "train_seconds", "evaluate_seconds")]
+        cells = [*map(str, key_of(row)), f"{marked / reference:.2f}", *times]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def patients(study: Study, results: Path) -> str:
-    """Return the study's score of every patient, the mean over the seeds."""
-    lines = ["| data | choice | crops | patient | " + TITLES[study.primary] + " |", "| --- " * 5 + "|"]
+    """Return the study's score of every patient, with each seed and their mean."""
+    title = TITLES[study.primary]
+    heads = f"| data | choice | crops | patient | {title} of each seed | mean |"
+    lines = [heads, "| --- " * 6 + "|"]
     for choice, one in analysed(study, results)[0].items():
-        for name, value in zip(one.patients, one.table.mean(axis=0), strict=True):
-            lines.append("| " + " | ".join([*choice, name, f"{value:.3f}"]) + " |")
+        for name, values in zip(one.patients, one.table.T, strict=True):
+            cells = [*choice, name, ", ".join(f"{value:.3f}" for value in values), f"{values.mean():.3f}"]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -212,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=list(STUDIES), metavar="NAME", help="print its table and write nothing")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume and CPU time")
+    kind.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume, steps, times")
     kind.add_argument("--patients", action="store_true", help="with --study: each patient's score")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)

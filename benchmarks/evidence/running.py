@@ -21,8 +21,9 @@ from typing import Any
 
 from benchmarks.evidence.choices import LOSSES
 from benchmarks.evidence.contestants import CONTESTANTS, Budget
+from benchmarks.evidence.data import DATA
 from benchmarks.evidence.datasets import ROOT, build, patient_of
-from benchmarks.evidence.studies import DATA, Run, overrides
+from benchmarks.evidence.studies import Run, overrides
 from benchmarks.evidence.tables import add_run, copy_runs_of_other_studies, locked, missing
 from benchmarks.losses_train import losses_of_iterations, training_weights
 from benchmarks.training import processor
@@ -67,10 +68,10 @@ def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
     data = build(run.data, run.fold, output / "data", quick=quick)
     folder = output / run.folder
     shutil.rmtree(folder, ignore_errors=True)  # what a kill left
-    start, minutes = time.perf_counter(), DATA[run.data].minutes
+    start, minutes, made_by = time.perf_counter(), DATA[run.data].minutes, commit()
     if minutes:
         steps, epochs = CONTESTANTS[run.loss](data, folder, Budget(minutes, run.seed)), None
-        trained = start + 60 * minutes
+        trained = time.perf_counter()  # and segmented: a contestant does both, and prepares what it trains on
     else:
         steps, epochs = train(run, data, folder, quick=quick), overrides(run, quick=quick)["epochs"]
         trained = time.perf_counter()
@@ -79,11 +80,15 @@ def make_run(run: Run, results: Path, output: Path, *, quick: bool) -> None:
     used = os.times()
     seconds = {
         "train_seconds": trained - start,
-        "evaluate_seconds": time.perf_counter() - trained,  # and what comes before a training of so many minutes
+        "evaluate_seconds": time.perf_counter() - trained,
         # What the wall times would be if nothing else ran.
         "cpu_seconds": used.user + used.system + used.children_user + used.children_system,
     }
-    add_run(results, run, {**summary(steps, epochs, cases), **rounded(seconds, 1), **circumstances()}, cases)
+    if commit() != made_by:
+        message = f"Expected {run.folder} to be made by one commit, but {made_by} became {commit()}: make it again."
+        raise RuntimeError(message)
+    about = {**circumstances(), "commit": made_by}
+    add_run(results, run, {**summary(steps, epochs, cases), **rounded(seconds, 1), **about}, cases)
     shutil.rmtree(folder)
 
 
@@ -192,7 +197,6 @@ def circumstances() -> dict[str, Any]:
         "torch": torch.__version__,
         "monai": monai.__version__,
         "monai_iou": monai_iou.__version__,
-        "commit": commit(),
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

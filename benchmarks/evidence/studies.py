@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.evidence.choices import LOSSES, RATED, RATES, SAMPLERS, Overrides
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set: its builder in `datasets.py` with arguments, the bundle's settings on it, its folds.
-
-    With `minutes`, a run is one of `contestants.py` that trains for so long on so many threads, and not the bundle by
-    overrides.
-    """
-
-    builder: str
-    arguments: Overrides = field(default_factory=dict)
-    settings: Overrides = field(default_factory=dict)
-    folds: int = 1
-    minutes: float | None = None
-    threads: int = 1
-
-
-PILOT = {"patch_size": [48, 48, 32], "epochs": 60}
-# For the studies of many choices: half the channels and half the patches a step, so that a run takes a few minutes.
-SMALL = {**PILOT, "base_channels": 8, "num_samples": 1}
-
-HIPPOCAMPUS = {"patch_size": [40, 56, 40], "base_channels": 8, "batch_size": 4, "flip_prob": 0.0}
-CROPS = {"num_samples": 1, "positive_crops": 1, "negative_crops": 1}  # as planned where a patch holds a volume
-SHARES = (3.0, 1.0, 0.3, 0.1, 0.03)  # % of the voxels
-
-DATA: dict[str, Data] = {
-    "phantoms": Data("phantoms", {"training": 12, "evaluation": 24}, PILOT),
-    "unequal": Data("phantoms", {"training": 12, "evaluation": 24, "lesions": "unequal"}, SMALL),
-    "unequal, 720 steps": Data(
-        "phantoms", {"training": 12, "evaluation": 24, "lesions": "unequal"}, {**SMALL, "epochs": 120}
-    ),
-    "shapes": Data("shapes", {}, {**SMALL, "patch_size": [48, 48, 48], "epochs": 30}),
-    **{
-        f"{share:g} %": Data("phantoms", {"training": 12, "evaluation": 24, "foreground": share / 100}, SMALL)
-        for share in SHARES
-    },
-    "task901": Data("task901", {}, {"patch_size": [48, 48, 48], "epochs": 30, "case_repeats": 2}, folds=3),
-    "task902": Data("task902", {}, {"patch_size": [64, 64, 32], "epochs": 60}, folds=3),
-    # About 600 steps whatever the number of volumes.
-    "task904, 8": Data("task904", {"training": 8}, {**HIPPOCAMPUS, "epochs": 300}),
-    "task904, 32": Data("task904", {"training": 32}, {**HIPPOCAMPUS, "epochs": 75}),
-    "task904, 208": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "epochs": 12}),
-    # About the steps of `--minutes 5` on two slow cores, with the network that it plans.
-    "task904, 468 steps": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "base_channels": 16, "epochs": 9} | CROPS),
-    **{f"task904, {minutes} min": Data("task904", {"training": 208}, minutes=minutes) for minutes in (10, 30)},
-    "task904, 30 min, 2 threads": Data("task904", {"training": 208}, minutes=30, threads=2),
-    "task904, 8, 1.5 min": Data("task904", {"training": 8}, minutes=1.5),
-}
+from benchmarks.evidence.data import DATA, SHARES
 
 
 @dataclass(frozen=True)
@@ -92,6 +46,7 @@ class Study:
     Attributes:
         baseline: the (loss, sampler) that the others are compared with.
         primary: the one score that decides, a column of the table of cases.
+        more_seeds: seeds beside `seeds` of single data or losses, where three leave the answer open.
         amounts: of the foreground in each of `data`, in %: the scores are drawn over it.
         quick: what `--quick` changes: `epochs` of every run, and `data` to those named.
     """
@@ -103,6 +58,7 @@ class Study:
     baseline: tuple[str, str]
     samplers: tuple[str, ...] = ("voxels",)
     seeds: tuple[int, ...] = (0, 1, 2)
+    more_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     primary: str = "iou"
     amounts: tuple[float, ...] = ()
     quick: Overrides = field(default_factory=lambda: {"epochs": 3})
@@ -116,11 +72,12 @@ class Study:
             return self._quick_runs()
         return [
             Run(self.name, name, loss, sampler, seed, fold)
-            for seed in self.seeds
+            for seed in sorted({*self.seeds, *(seed for more in self.more_seeds.values() for seed in more)})
             for name in self.data
             for fold in range(DATA[name].folds)
             for sampler in self.samplers
             for loss in self.losses
+            if seed in (*self.seeds, *self.more_seeds.get(name, ()), *self.more_seeds.get(loss, ()))
         ]
 
     def _quick_runs(self) -> list[Run]:
@@ -169,6 +126,7 @@ STUDIES: dict[str, Study] = {
             ("dice+ce", "iou+ce/3", "instance"),
             samplers=("q=1/2", "voxels"),
             baseline=("dice+ce", "q=1/2"),
+            more_seeds={"instance": (3, 4), "dice+ce": (3, 4)},
             primary="lesion_f1",
             quick={"epochs": 1},
         ),
@@ -189,6 +147,7 @@ STUDIES: dict[str, Study] = {
             ("ce", "weighted ce", "dice+ce", "iou", "iou+ce/3", "lovasz+ce", "generalised iou", "instance"),
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
+            more_seeds={"0.03 %": (3, 4)},
             amounts=SHARES,
             quick={"epochs": 1, "data": ("0.03 %",)},
         ),
@@ -279,6 +238,17 @@ def overrides(run: Run, *, quick: bool = False) -> dict[str, Any]:
     if quick:
         chosen["epochs"] = STUDIES[run.study].quick["epochs"]
     return {**chosen, "val_interval": chosen["epochs"]}
+
+
+def settings(run: Run) -> str:
+    """Return what a run was told to do, as a short hash: a row with another one was made by other settings."""
+    data = DATA[run.data]
+    told = {} if data.minutes else overrides(run)
+    made = {
+        name: value for name, value in asdict(data).items() if name in ("builder", "arguments", "minutes", "threads")
+    }
+    text = json.dumps([made, told, run.loss if data.minutes else ""], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def select(runs: Iterable[Run], words: Iterable[str]) -> list[Run]:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.studies import STUDIES, Run
+from benchmarks.evidence.studies import STUDIES, Run, settings
 
 KEY = ("data", "loss", "sampler", "seed", "fold")
 RUN_COLUMNS = (
     *KEY, "cases", "iou", "dice", "lesion_f1", "first_loss", "last_loss", "epochs", "steps", "train_seconds",
     "evaluate_seconds", "cpu_seconds", "threads", "device", "load", "python", "torch", "monai", "monai_iou", "commit",
-    "finished",
+    "finished", "settings",
 )  # fmt: skip
 CASE_COLUMNS = (
     *KEY, "patient", "case", "label", "iou", "dice", "lesion_f1", "lesions", "found", "invented", "missed",
@@ -84,10 +84,13 @@ def cases_of(results: Path, study: str) -> list[dict[str, str]]:
 
 
 def missing(results: Path, runs: Iterable[Run]) -> list[Run]:
-    """Return the runs that no table has yet."""
+    """Return the runs that no table has yet, or only as other settings made them."""
     runs = list(runs)
-    done = {study: {key_of(row) for row in runs_of(results, study)} for study in {run.study for run in runs}}
-    return [run for run in runs if run.key not in done[run.study]]
+    done = {
+        study: {(key_of(row), row["settings"]) for row in runs_of(results, study)}
+        for study in {run.study for run in runs}
+    }
+    return [run for run in runs if (run.key, settings(run)) not in done[run.study]]
 
 
 def copy_runs_of_other_studies(results: Path, runs: Iterable[Run]) -> None:
@@ -98,8 +101,9 @@ def copy_runs_of_other_studies(results: Path, runs: Iterable[Run]) -> None:
     todo = missing(results, runs)
     for study in STUDIES:
         made = {key_of(row): row for row in runs_of(results, study) if not row["commit"].endswith("+")}
-        cases = cases_of(results, study) if any(run.key in made for run in todo) else []
-        for run in missing(results, [run for run in todo if run.key in made]):
+        same = [run for run in todo if run.key in made and made[run.key]["settings"] == settings(run)]
+        cases = cases_of(results, study) if same else []
+        for run in missing(results, same):
             own = [row for row in cases if key_of(row) == run.key]
             if len({row["case"] for row in own}) == int(made[run.key]["cases"]):
                 add_run(results, run, made[run.key], own)
@@ -109,4 +113,4 @@ def add_run(results: Path, run: Run, summary: Row, cases: Iterable[Row]) -> None
     """Append a finished run: its cases first, so that a run in NAME.csv has them all."""
     key = dict(zip(KEY, run.key, strict=True))
     append(results / f"{run.study}-cases.csv", CASE_COLUMNS, [{**key, **row} for row in cases])
-    append(results / f"{run.study}.csv", RUN_COLUMNS, [{**key, **summary}])
+    append(results / f"{run.study}.csv", RUN_COLUMNS, [{**key, **summary, "settings": settings(run)}])

@@ -17,7 +17,7 @@ from benchmarks.evidence.tables import RUN_COLUMNS, add_run, cases_of, runs_of
 RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
 LESIONS = {"lesions": 4, "found": 3, "invented": 1}
 CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0, **LESIONS}
-SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
+SUMMARY = {"iou": 0.5, "epochs": 60, "steps": 8, "cpu_seconds": 90, "train_seconds": 70, "evaluate_seconds": 15}
 
 
 def tables(folder: Path, seeds: int = 3) -> None:
@@ -50,7 +50,7 @@ def test_marked_volumes_are_added_over_the_cases(tmp_path: Path, capsys: pytest.
     ]
     add_run(tmp_path, RUN, SUMMARY, cases)
     assert main(["--study", "compound", "--volumes", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.endswith("| phantoms | iou | voxels | 0 | 0 | 0.35 | 90 |\n")
+    assert capsys.readouterr().out.endswith("| phantoms | iou | voxels | 0 | 0 | 0.35 | 8 | 90 | 70 | 15 |\n")
     with pytest.raises(SystemExit):
         main(["--volumes"])
 
@@ -62,7 +62,10 @@ def test_the_score_of_a_patient_is_the_mean_over_seeds_and_cases(
         cases = [{**CASE, "case": str(score), "iou": score} for score in scores]
         add_run(tmp_path, Run("compound", "phantoms", "iou", "voxels", seed, 0), SUMMARY, cases)
     assert main(["--study", "compound", "--patients", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["| --- " * 5 + "|", "| phantoms | iou | voxels | p | 0.500 |"]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "| --- " * 6 + "|",
+        "| phantoms | iou | voxels | p | 0.300, 0.700 | 0.500 |",
+    ]
 
 
 def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:

@@ -8,31 +8,25 @@ import json
 import math
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from places import DATA as REAL
-from places import DOCS, ROOT
+from places import DOCS
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import running
 from benchmarks.evidence.choices import COPIED_LESIONS, LOSSES, SAMPLERS
+from benchmarks.evidence.data import DATA, Data
 from benchmarks.evidence.datasets import BUILDERS, build
 from benchmarks.evidence.running import NETWORK, score_masks, summary
 from benchmarks.evidence.shapes import Contrast, make_image
-from benchmarks.evidence.studies import DATA, STUDIES, Data, Run, overrides
+from benchmarks.evidence.studies import STUDIES, Run, Study, overrides
 from benchmarks.evidence.tables import (
     CASE_COLUMNS,
     add_run,
-    append,
-    cases_of,
-    copy_runs_of_other_studies,
-    locked,
     missing,
-    read,
-    runs_of,
 )
 from monai_iou.bundle_files import bundle_path
 
@@ -57,6 +51,17 @@ def test_a_study_makes_every_choice_with_a_seed_before_the_next_seed(study) -> N
     assert study.baseline[1] in study.samplers
     assert {*study.quick.get("data", ()), *study.data} <= set(DATA)
     assert study.primary in CASE_COLUMNS
+
+
+def test_single_data_and_losses_may_have_more_seeds() -> None:
+    study = Study(
+        "x", "?", ("0.1 %", "0.03 %"), ("iou", "ce"), ("iou", "voxels"), more_seeds={"0.03 %": (3,), "ce": (4,)}
+    )
+    later = [(run.data, run.loss, run.seed) for run in study.runs() if run.seed > 2]
+    assert later == [("0.03 %", "iou", 3), ("0.03 %", "ce", 3), ("0.1 %", "ce", 4), ("0.03 %", "ce", 4)]
+    for known in STUDIES.values():
+        assert set(known.more_seeds) <= {*known.data, *known.losses}
+        assert not {seed for more in known.more_seeds.values() for seed in more} & set(known.seeds)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
@@ -121,58 +126,16 @@ def test_the_losses_of_the_study_of_weights_are_what_their_names_say() -> None:
             torch.testing.assert_close(loss(logits, labels), term + weight * entropy, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_are_appended_behind_the_last_whole_line(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "table.csv"
-    append(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
-    with path.open("a") as stream:
-        stream.write("2,half of a li")
-    append(path, ("a", "b"), [{"a": 3}])
-    assert path.read_text() == 'a,b\n1,"x, y"\n3,\n'
-    path.write_text("a,b")  # killed within the heading
-    assert read(path) == []
-    append(path, ("a", "b"), [{"a": 4, "b": 5}])
-    assert read(path) == [{"a": "4", "b": "5"}]
-
-
-def test_processes_that_append_at_once_lose_no_row(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from benchmarks.evidence.tables import append\n"
-        "for i in range(40): append(Path(sys.argv[1]), ('who', 'i'), [{'who': sys.argv[2], 'i': i}])"
-    )
-    path = tmp_path / "table.csv"
-    words = [sys.executable, "-c", code, str(path)]
-    processes = [subprocess.Popen([*words, name], cwd=ROOT) for name in "ab"]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert sorted((row["who"], int(row["i"])) for row in read(path)) == [(who, i) for who in "ab" for i in range(40)]
-
-
-def test_a_run_whose_row_is_missing_is_made_again_and_its_cases_count_once(tmp_path: Path) -> None:
-    runs = STUDIES["compound"].runs()
-    assert missing(tmp_path, runs) == runs
-    append(tmp_path / "compound-cases.csv", CASE_COLUMNS, [{**dict(zip(CASE_COLUMNS, RUN.key, strict=False)), **CASE}])
-    assert cases_of(tmp_path, "compound") == []  # killed between the two tables
-    assert RUN in missing(tmp_path, runs)
-    add_run(tmp_path, RUN, SUMMARY, [{**CASE, "iou": 0.75}])
-    assert [row["iou"] for row in cases_of(tmp_path, "compound")] == ["0.75"]
-    assert len(runs_of(tmp_path, "compound")) == 1
-    assert set(runs) - set(missing(tmp_path, runs)) == {RUN}
-
-
-def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
-    run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
-    assert overrides(run) == overrides(other)
-    summary = {**SUMMARY, "cases": 2, "commit": "abc"}
-    for number, broken in enumerate([{**summary, "commit": "abc+"}, {**summary, "cases": 3}]):
-        add_run(tmp_path / f"{number}", other, broken, [CASE, {**CASE, "case": "d"}])
-        copy_runs_of_other_studies(tmp_path / f"{number}", [run])
-        assert missing(tmp_path / f"{number}", [run]) == [run]
-    add_run(tmp_path, other, summary, [CASE, {**CASE, "case": "d"}])
-    add_run(tmp_path, Run("sampler", "unequal", "iou+ce/3", "q=1/2", 1, 0), {**summary, "cases": 1}, [CASE])
-    for _ in range(2):
-        copy_runs_of_other_studies(tmp_path, [run])
-        assert runs_of(tmp_path, "choices") == runs_of(tmp_path, "sampler")[:1]
-        assert cases_of(tmp_path, "choices") == cases_of(tmp_path, "sampler")[:2]
-    assert missing(tmp_path, [run]) == []
+def test_a_checkout_that_moves_during_a_run_costs_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = iter(["abc", "def", "def"])
+    monkeypatch.setattr(running, "commit", lambda: next(commits))
+    monkeypatch.setattr(running, "build", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(running, "train", lambda *_, **__: [1.0])
+    monkeypatch.setattr(running, "segment", lambda *_: None)
+    monkeypatch.setattr(running, "score", lambda *_: [CASE])
+    with pytest.raises(RuntimeError, match="to be made by one commit, but abc became def: make it again"):
+        running.make_run(RUN, tmp_path, tmp_path / "output", quick=False)
+    assert missing(tmp_path, [RUN]) == [RUN]
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -198,13 +161,6 @@ def test_a_run_has_the_threads_that_its_data_name(tmp_path: Path, monkeypatch: p
     runs = [RUN, Run("minutes", "task904, 30 min, 2 threads", "ours", "own", 0, 0)]
     assert running.run_all(runs, 1, tmp_path, tmp_path, quick=True) == 0
     assert found == [("1", "1"), ("2", "2")]
-
-
-def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:
-    with locked(tmp_path / "x.lock") as first, locked(tmp_path / "x.lock", wait=False) as second:
-        assert (first, second) == (True, False)
-    with locked(tmp_path / "x.lock", wait=False) as third:
-        assert third
 
 
 def test_scores_of_masks_against_counts_by_hand() -> None:
@@ -307,10 +263,3 @@ def test_wrong_arguments_end_with_status_2(arguments: list[str], status: int) ->
     with pytest.raises(SystemExit) as stop:
         command.main(arguments)
     assert stop.value.code == status
-
-
-def test_the_list_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    add_run(tmp_path, RUN, SUMMARY, [CASE])
-    assert command.main(["--list", "--results", str(tmp_path)]) == 0
-    assert "1 of 45 runs" in capsys.readouterr().out
-    assert command.main(["--study", "compound", "--only", "nothing", "--results", str(tmp_path)]) == 2

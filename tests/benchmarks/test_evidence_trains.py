@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.evidence import running
 from benchmarks.evidence.choices import LOSSES, SAMPLERS
-from benchmarks.evidence.studies import DATA, Run
+from benchmarks.evidence.data import DATA
+from benchmarks.evidence.studies import Run
 from benchmarks.evidence.tables import cases_of, runs_of
 
 TINY = replace(

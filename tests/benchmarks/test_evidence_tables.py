@@ -1,0 +1,114 @@
+"""The tables of the studies: rows are appended whole, and a run counts if the same settings made it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence.data import DATA
+from benchmarks.evidence.studies import STUDIES, Run, overrides, settings
+from benchmarks.evidence.tables import (
+    CASE_COLUMNS,
+    add_run,
+    append,
+    cases_of,
+    copy_runs_of_other_studies,
+    locked,
+    missing,
+    read,
+    runs_of,
+)
+
+RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
+CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0}
+SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
+
+
+def test_rows_are_appended_behind_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "table.csv"
+    append(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
+    with path.open("a") as stream:
+        stream.write("2,half of a li")
+    append(path, ("a", "b"), [{"a": 3}])
+    assert path.read_text() == 'a,b\n1,"x, y"\n3,\n'
+    path.write_text("a,b")  # killed within the heading
+    assert read(path) == []
+    append(path, ("a", "b"), [{"a": 4, "b": 5}])
+    assert read(path) == [{"a": "4", "b": "5"}]
+
+
+def test_processes_that_append_at_once_lose_no_row(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.evidence.tables import append\n"
+        "for i in range(40): append(Path(sys.argv[1]), ('who', 'i'), [{'who': sys.argv[2], 'i': i}])"
+    )
+    path = tmp_path / "table.csv"
+    words = [sys.executable, "-c", code, str(path)]
+    processes = [subprocess.Popen([*words, name], cwd=ROOT) for name in "ab"]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert sorted((row["who"], int(row["i"])) for row in read(path)) == [(who, i) for who in "ab" for i in range(40)]
+
+
+def test_a_run_whose_row_is_missing_is_made_again_and_its_cases_count_once(tmp_path: Path) -> None:
+    runs = STUDIES["compound"].runs()
+    assert missing(tmp_path, runs) == runs
+    append(tmp_path / "compound-cases.csv", CASE_COLUMNS, [{**dict(zip(CASE_COLUMNS, RUN.key, strict=False)), **CASE}])
+    assert cases_of(tmp_path, "compound") == []  # killed between the two tables
+    assert RUN in missing(tmp_path, runs)
+    add_run(tmp_path, RUN, SUMMARY, [{**CASE, "iou": 0.75}])
+    assert [row["iou"] for row in cases_of(tmp_path, "compound")] == ["0.75"]
+    assert len(runs_of(tmp_path, "compound")) == 1
+    assert set(runs) - set(missing(tmp_path, runs)) == {RUN}
+
+
+def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
+    run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
+    assert overrides(run) == overrides(other)
+    summary = {**SUMMARY, "cases": 2, "commit": "abc"}
+    for number, broken in enumerate([{**summary, "commit": "abc+"}, {**summary, "cases": 3}]):
+        add_run(tmp_path / f"{number}", other, broken, [CASE, {**CASE, "case": "d"}])
+        copy_runs_of_other_studies(tmp_path / f"{number}", [run])
+        assert missing(tmp_path / f"{number}", [run]) == [run]
+    add_run(tmp_path, other, summary, [CASE, {**CASE, "case": "d"}])
+    add_run(tmp_path, Run("sampler", "unequal", "iou+ce/3", "q=1/2", 1, 0), {**summary, "cases": 1}, [CASE])
+    for _ in range(2):
+        copy_runs_of_other_studies(tmp_path, [run])
+        assert runs_of(tmp_path, "choices") == runs_of(tmp_path, "sampler")[:1]
+        assert cases_of(tmp_path, "choices") == cases_of(tmp_path, "sampler")[:2]
+    assert missing(tmp_path, [run]) == []
+
+
+def test_a_run_by_other_settings_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
+    add_run(tmp_path, other, {**SUMMARY, "cases": 1, "commit": "abc"}, [CASE])
+    assert missing(tmp_path, [other]) == []
+    told = settings(run)
+    for name in ("arguments", "settings"):
+        changed = {**getattr(DATA["unequal"], name), ("training" if name == "arguments" else "epochs"): 7}
+        monkeypatch.setitem(DATA, "unequal", replace(DATA["unequal"], **{name: changed}))
+        assert settings(run) != told
+        assert missing(tmp_path, [other]) == [other]
+        copy_runs_of_other_studies(tmp_path, [run])
+        assert missing(tmp_path, [run]) == [run]
+        monkeypatch.undo()
+    assert settings(run) == told == settings(other)
+
+
+def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:
+    with locked(tmp_path / "x.lock") as first, locked(tmp_path / "x.lock", wait=False) as second:
+        assert (first, second) == (True, False)
+    with locked(tmp_path / "x.lock", wait=False) as third:
+        assert third
+
+
+def test_the_list_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(tmp_path, RUN, SUMMARY, [CASE])
+    assert command.main(["--list", "--results", str(tmp_path)]) == 0
+    assert "1 of 45 runs" in capsys.readouterr().out
+    assert command.main(["--study", "compound", "--only", "nothing", "--results", str(tmp_path)]) == 2
