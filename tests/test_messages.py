@@ -60,6 +60,12 @@ def test_messages_name_a_remedy_and_end_in_a_period(path: Path) -> None:
     assert faults(path.read_text(encoding="utf-8")) == []
 
 
+def test_no_text_installs_the_package_from_pypi() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bundles").rglob("*.md")]
+    from_pypi = re.compile(r"pip install [^&`\n]*monai[-_]iou")  # where it is not
+    assert [str(path) for path in (*MODULES, *pages) if from_pypi.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_package_has_messages() -> None:
     assert sum(len(list(messages(path.read_text(encoding="utf-8")))) for path in MODULES) > 200
 

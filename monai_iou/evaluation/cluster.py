@@ -46,7 +46,7 @@ def dask_client(address: str) -> Iterator[Any]:
     except ImportError as error:
         message = (
             "Expected Dask for `--scheduler`, but it is not installed: "
-            'pip install "monai-iou[cluster]", here and on the workers.'
+            "run `pip install '.[cluster]'` in a clone of the repository, here and on the workers."
         )
         raise SchedulerError(message) from error
     _greet(address)

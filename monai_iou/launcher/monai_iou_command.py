@@ -20,7 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: `sys.argv[1:]`) and return its exit code."""
     package = importlib.util.find_spec("monai_iou")  # finds a top-level package without running it
     if package is None or package.origin is None:
-        message = "Expected the package `monai_iou` beside its command, but it is not installed: pip install monai-iou."
+        message = (
+            "Expected the package `monai_iou` beside its command, but it is not installed: run `pip install .` in a "
+            "clone of the repository."
+        )
         raise ImportError(message)
     folder = Path(package.origin).with_name("commands")
     spec = importlib.util.spec_from_file_location(

@@ -68,14 +68,14 @@ def test_scheduler_without_dask_names_the_command(monkeypatch):
         pass
     assert str(error.value) == (
         "Expected Dask for `--scheduler`, but it is not installed: "
-        'pip install "monai-iou[cluster]", here and on the workers.'
+        "run `pip install '.[cluster]'` in a clone of the repository, here and on the workers."
     )
 
 
 @pytest.fixture
 def cluster(tmp_path):
     """A Dask scheduler and two workers of one thread each, as processes on loopback."""
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[cluster]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -148,7 +148,7 @@ def save_cases(folder: Path, count: int) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[cluster]'")
     monkeypatch.setattr("monai_iou.evaluation.cluster.CONNECT_SECONDS", 1)
     message = r"Dask scheduler at `tcp://127\.0\.0\.1:9`, but got no answer: start"
     with pytest.raises(SchedulerError, match=message), runner(scheduler="tcp://127.0.0.1:9"):
@@ -192,7 +192,7 @@ def answering(speak) -> Iterator[str]:
     ],
 )
 def test_what_is_no_scheduler_is_named_in_time(monkeypatch, speak, text):
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[cluster]'")
     monkeypatch.setattr("monai_iou.evaluation.cluster.CONNECT_SECONDS", 1)
     with answering(speak) as address:
         with pytest.raises(SchedulerError) as error, runner(scheduler=address):
@@ -205,7 +205,7 @@ def test_what_is_no_scheduler_is_named_in_time(monkeypatch, speak, text):
     "address", ["tls://host:8786", "ucx://host:8786", "http://host", "host", "tcp://host:x", "", "a b"]
 )
 def test_other_addresses_are_refused(address):
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install monai-iou[cluster]")
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[cluster]'")
     with (
         pytest.raises(SchedulerError, match="to be an address such as tcp://host:8786, but got"),
         runner(scheduler=address),
