@@ -182,8 +182,10 @@ def test_command_fails_in_one_sentence_and_leaves_nothing(
     error = capsys.readouterr().err
     assert re.fullmatch(r"Error: Expected `.*broken.nii.gz` to be a readable volume, but got .*\n", error)
     assert not output.exists()
-    assert main(["class-weights", str(tmp_path / "none"), "--output", str(output)]) == 1
-    assert "there is no such folder" in capsys.readouterr().err
+    assert main(["class-weights", str(tmp_path / "none"), "--output", str(output)]) == 2
+    assert "Expected LABELS_DIR to be a folder of label files, but got `" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="to be a folder of label files, but there is no such folder"):
+        count_label_files(tmp_path / "none")
     assert main(["class-weights", str(folder), "--method", "log"]) == 2
 
 

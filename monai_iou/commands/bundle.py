@@ -8,7 +8,7 @@ import click
 
 from .errors import reported
 from .lines import bundle_command
-from .options import FOLDER
+from .options import FOLDER, check_folder
 
 __all__ = ["describe", "init"]
 
@@ -34,6 +34,7 @@ def describe(bundle: Path) -> int:
     The shipped configs/metadata.json names one channel and one label. The model zoo's checks, MONAI Label and MONAI
     Deploy read that file.
     """
+    check_folder("DIR", bundle, "the folder of a trained bundle")
     from monai_iou.workflow.metadata import describe_model
 
     with reported():

@@ -13,6 +13,7 @@ import click
 __all__ = [
     "FOLDER",
     "Choice",
+    "check_folder",
     "check_folders",
     "check_tables",
     "is_file",
@@ -101,12 +102,18 @@ def tolerance_in_mm(context: click.Context, parameter: click.Parameter, value: s
         raise click.BadParameter(message) from error
 
 
-def check_folders(folders: Mapping[str, Path | None]) -> None:
+def check_folder(name: str, path: Path, content: str) -> None:
     """Name a wrong path before anything that takes seconds is imported."""
+    if not is_folder(path):
+        message = f"Expected {name} to be {content}, but got `{path}`: check the path."
+        raise click.UsageError(message)
+
+
+def check_folders(folders: Mapping[str, Path | None]) -> None:
+    """Check the folders of volumes that options name."""
     for option, path in folders.items():
-        if path is not None and not is_folder(path):
-            message = f"Expected `{option}` to be a folder of volumes, but got `{path}`: check the path."
-            raise click.UsageError(message)
+        if path is not None:
+            check_folder(f"`{option}`", path, "a folder of volumes")
 
 
 def check_tables(tables: Mapping[str, Path | None]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from .errors import reported
 from .lines import bundle_command
-from .options import FOLDER, Choice, output_option, with_options
+from .options import FOLDER, Choice, check_folder, output_option, with_options
 
 __all__ = ["MACHINE", "plan", "write_plan"]
 
@@ -52,6 +52,7 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, *
     if fold is not None and folds is None:
         message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
         raise click.UsageError(message)
+    check_folder("DATASET_DIR", dataset_dir, "a folder of labelled volumes")
     with reported():
         write_plan(dataset_dir, output, folds, fold, machine)
     click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")

@@ -13,7 +13,7 @@ import click
 from .errors import reported
 from .keys import known_keys, read_keys
 from .lines import bundle_line
-from .options import FOLDER, check_tables, is_folder, with_options
+from .options import FOLDER, check_folder, check_tables, with_options
 from .plan import MACHINE, write_plan
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> 
     for path in options["configs"]:
         check_tables({"--config": path})
     keys = read_keys(context.args, known_keys(options["configs"]), [name[2:] for name in names])
-    if not is_folder(dataset):
-        message = f"Expected DATASET to be a folder of labelled volumes, but got `{dataset}`: check the path."
-        raise click.UsageError(message)
+    check_folder("DATASET", dataset, "a folder of labelled volumes")
     if options["fold"] is not None and options["folds"] is None:
         message = f"Expected `--folds` to be given with `--fold {options['fold']}`, but it is not: add --folds 5."
         raise click.UsageError(message)

@@ -70,6 +70,9 @@ def test_a_line_can_be_pasted() -> None:
         (["train", ".", "--fold", "1"], "Expected `--folds` to be given with `--fold 1`"),
         (["train", ".", "--folds", "3", "--fold", "3"], "count from 0"),
         (["train", ".", "--config", "no.json"], "Expected `--config` to be a file, but got `no.json`"),
+        (["plan", "nowhere"], "Expected DATASET_DIR to be a folder of labelled volumes, but got `nowhere`"),
+        (["class-weights", "nowhere"], "Expected LABELS_DIR to be a folder of label files, but got `nowhere`"),
+        (["describe", "nowhere"], "Expected DIR to be the folder of a trained bundle, but got `nowhere`"),
         (["predict", "nowhere", "scan.nii.gz"], "Expected RUN to be the folder of a training"),
     ],
 )
