@@ -18,11 +18,12 @@ from monai_iou.spacing import image_spacings
 class ComponentRegionsd(MapTransform):
     """Append to a label map the Voronoi regions of its components, for :class:`monai_iou.InstanceIoULoss`.
 
-    One channel for each foreground class: at every voxel the number of the region it lies in, from 2, the same for all
-    voxels that are nearest in mm to the same component of that class; 2 everywhere if there is none. The channels are
-    part of the label, so that crops, flips and other spatial transforms (with nearest interpolation) keep them in step;
-    computed once, before random transforms, they also know components that a crop leaves out. Voxel sizes are those of
-    a MetaTensor, so put the transform after `Spacingd` and before `EnsureTyped(track_meta=False)`.
+    Each foreground class gets one channel, which holds the region number of every voxel. Numbers start at 2; all voxels
+    that are nearest, in mm, to the same component of the class have the same number, and without a component every
+    voxel has 2. The channels are part of the label, so that crops, flips and other spatial transforms (with nearest
+    interpolation) change them alike. Compute them once, before the random transforms: they then also contain the
+    components that a crop leaves out. Voxel sizes are those of a MetaTensor, so put the transform after `Spacingd` and
+    before `EnsureTyped(track_meta=False)`.
 
     Args:
         keys: label maps (1, *S) with class numbers from 0, the background.
