@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the medians and the ratio as a row of a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="folder of the other version, which holds `monai_iou`")
-    parser.add_argument("--data", type=Path, required=True, help="a folder in the Decathlon layout")
+    parser.add_argument("--data", type=Path, required=True, help="a dataset folder")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--keys", type=json.loads, default={}, metavar="JSON", help="keys of the bundle for both")
     parser.add_argument("--other-keys", type=json.loads, default={}, metavar="JSON", help="more keys of the other")

@@ -218,7 +218,7 @@ def save(path: Path, shared: Mapping[str, Any], results: list[Result]) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder in the Decathlon layout")
+    parser.add_argument("--data", type=Path, required=True, help="a dataset folder")
     parser.add_argument("--epochs", type=int, default=100, help="at least 2")
     parser.add_argument("--output", type=Path, default=Path("runs/losses_train"))
     parser.add_argument("--only", nargs="+", choices=list(LOSSES), default=list(LOSSES), metavar="LOSS")

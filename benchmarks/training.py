@@ -320,7 +320,7 @@ def quiet(log: Path) -> Iterator[None]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder in the Decathlon layout; the demo's volumes by default")
+    parser.add_argument("--data", type=Path, help="a dataset folder; the demo's volumes by default")
     parser.add_argument("--epochs", type=int, default=11, help="at least 2; the first is left out")
     parser.add_argument("--steps", type=int, default=30, help=f"behind the first {WARM_UP_STEPS}")
     parser.add_argument("--output", type=Path, default=Path("runs/training"))

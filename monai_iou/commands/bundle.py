@@ -21,7 +21,7 @@ def init(folder: Path) -> int:
 
     with reported():
         target = copy_bundle(folder)
-    click.echo(f"Copied the bundle to {target}. Train it on a folder in the Decathlon layout:")
+    click.echo(f"Copied the bundle to {target}. Train it on a dataset folder:")
     click.echo(bundle_command([(target / "configs" / "train.json").as_posix()], "YOUR_FOLDER"))
     return 0
 

@@ -24,7 +24,8 @@ MACHINE = (
         type=Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
-        help="Device to plan for; `auto` is a GPU if there is one. `monai-iou train --device cpu` trains there too.",
+        help="Device to plan for; `auto` is a GPU if there is one. With `cpu`, `monai-iou train` also trains on the "
+        "CPU.",
     ),
 )
 
@@ -45,7 +46,8 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, *
     """Decide from a dataset how to train on it, and give the reason for each decision.
 
     Spacing, patch, batch, crops, loss and length are decided from the training cases of DATASET_DIR, a folder in the
-    Decathlon layout. The cases of test_labelled are not read.
+    layout of the Decathlon or of nnU-Net v2, or one with the folders `images` and `labels`. The cases of test_labelled
+    are not read.
 
     Writes a config that `monai.bundle run` merges after train.json.
     """

@@ -1,4 +1,4 @@
-"""What the bundle's configs ask for: their root, switches, and the data.
+"""The root of the bundle and its cases, as the configs ask for them.
 
 `BundleCases` is the one object that the configs create from `dataset_dir`: lists of items for MONAI's datasets, and the
 plan. It opens nothing before it is asked, so that a config without its data still gives its network.
@@ -48,10 +48,10 @@ def bundle_root() -> str:
 
 
 class BundleCases:
-    """The cases of a Decathlon-layout folder as the bundle's configs need them.
+    """The cases of a dataset folder in any of the supported layouts, as the bundle's configs need them.
 
     Args:
-        dataset_dir: the folder; for inference also any folder of NIfTI images.
+        dataset_dir: the folder; for inference also any folder of images.
         val_fraction: part of `training` that is held out to choose the best checkpoint, see `split_cases`.
         split_seed: seed of that split, or of the folds.
         folds: number of folds of a cross-validation; validation is then fold `fold` instead of a fraction.
