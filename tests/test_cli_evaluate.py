@@ -192,7 +192,7 @@ def test_compare_prints_and_writes_the_differences(folders, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"comparison.csv", "paired.csv", "comparison.html"}
     for arguments, text in (
         (["a"], "Expected two or more evaluated folders, but got 1"),
-        (["a", "absent"], f"Expected an evaluated folder, but got `{tmp_path / 'absent'}`"),
+        (["a", "absent"], f"Expected an output folder of `monai-iou evaluate`, but got `{tmp_path / 'absent'}`"),
         (["a", "b", "--primary=speed"], "Expected metrics among iou, dice"),
     ):
         paths = [str(tmp_path / name) if "--" not in name else name for name in arguments]

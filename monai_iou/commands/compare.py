@@ -33,7 +33,7 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None, primar
         raise click.UsageError(message)
     for folder in folders:
         if not is_folder(folder):
-            message = f"Expected an evaluated folder, but got `{folder}`: check the path."
+            message = f"Expected an output folder of `monai-iou evaluate`, but got `{folder}`: check the path."
             raise click.UsageError(message)
     from monai_iou.console import print_comparison
     from monai_iou.evaluation.compare import METRICS, UnknownMetricError, compare_folders

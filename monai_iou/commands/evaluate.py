@@ -26,10 +26,20 @@ __all__ = ["evaluate"]
 
 FILES = (
     click.option(
-        "-p", "--predictions", required=True, type=FOLDER, metavar="DIR", help="Folder of predicted label maps, or one."
+        "-p",
+        "--predictions",
+        required=True,
+        type=FOLDER,
+        metavar="DIR",
+        help="Folder of predicted label maps, or a single file.",
     ),
     click.option(
-        "-r", "--references", required=True, type=FOLDER, metavar="DIR", help="Folder of reference label maps, or one."
+        "-r",
+        "--references",
+        required=True,
+        type=FOLDER,
+        metavar="DIR",
+        help="Folder of reference label maps, or a single file.",
     ),
     output_option("-o", help="Folder for the tables and the report."),
 )
@@ -106,7 +116,7 @@ LESIONS = (
         default=0.0,
         show_default=True,
         metavar="MM3",
-        help="Leave out smaller lesions.",
+        help="Ignore lesions below this volume in mm3.",
     ),
 )
 CASES = (
@@ -115,7 +125,8 @@ CASES = (
         type=Choice(["both", "exclude", "penalty"]),
         default="both",
         show_default=True,
-        help="Count what is missing as the worst score in all means (both), in cases.csv too (penalty), or nowhere.",
+        help="How undefined scores and missing predictions count: as the worst score in the means (both), also in "
+        "cases.csv (penalty), or not at all (exclude).",
     ),
     click.option(
         "--present",
@@ -130,7 +141,7 @@ CASES = (
         metavar="DIR",
         help="Folder of probability maps (nnU-Net's npz, or NIfTI), to score at every threshold.",
     ),
-    click.option("--groups", type=FOLDER, metavar="FILE", help="Which cases are of one patient (CSV or JSON)."),
+    click.option("--groups", type=FOLDER, metavar="FILE", help="CSV or JSON file that assigns the cases to patients."),
 )
 RUNNING = (
     click.option(
@@ -156,13 +167,13 @@ REPORT = (
         "--export",
         type=Choice(["nnunet", "panoptica", "latex"]),
         multiple=True,
-        help="Also write nnU-Net's summary, panoptica's table or a CSV for LaTeX; can be given again.",
+        help="Also write nnU-Net's summary, panoptica's table or a CSV for LaTeX; may be repeated.",
     ),
     click.option(
         "--pairs",
         type=FOLDER,
         metavar="CSV",
-        help="Table of pairs: columns prediction, reference and, if wanted, case.",
+        help="Table of pairs: columns prediction, reference and, optionally, case.",
     ),
 )
 
@@ -172,9 +183,11 @@ REPORT = (
 def evaluate(**options: Any) -> int:
     """Score a folder of predictions against references.
 
-    Files pair by relative name without the extension. NIfTI, MetaImage, NRRD and folders of DICOM slices are read.
-    Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. Started again, it does only what is
-    not done yet. Exit code 1 if a case failed.
+    A prediction and a reference form a pair if their relative names agree, without the extension. NIfTI, MetaImage,
+    NRRD, PNG and folders of DICOM slices are read.
+
+    Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. If the command is repeated, finished
+    cases are not scored again unless their files or the options have changed. Exit code 1 if a case failed.
     """
     single = all(is_file(options[name]) for name in ("predictions", "references"))
     folders = ("images", "probabilities") if single else ("predictions", "references", "images", "probabilities")

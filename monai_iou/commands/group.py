@@ -71,7 +71,7 @@ def _console() -> ModuleType:
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
 )
 def cli() -> None:
-    """IoU losses, metrics and a bundle for MONAI: demo, plan, train, evaluate, compare."""
+    """Train models for small structures with MONAI, and predict, evaluate and compare segmentations."""
 
 
 for _command in (demo, init, plan, train, predict, evaluate, compare, class_weights, describe):

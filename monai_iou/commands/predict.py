@@ -21,7 +21,7 @@ RESULTS = (
         "--output",
         type=FOLDER,
         metavar="DIR",
-        help="Folder for the masks, called as the images. Default: each beside its image, as NAME_mask.",
+        help="Folder for the masks, which get the names of their images. Default: each beside its image, as NAME_mask.",
     ),
     click.option(
         "--format",
@@ -33,7 +33,7 @@ RESULTS = (
     ),
     click.option("--save-probabilities", is_flag=True, help="Also write the probabilities of all classes, as NIfTI."),
     click.option("--preview", is_flag=True, help="Also write a picture of each mask over its image."),
-    click.option("--overwrite", is_flag=True, help="Replace results that are there, but never an image."),
+    click.option("--overwrite", is_flag=True, help="Replace existing results, but never an image."),
 )
 MODELS = (
     click.option(
@@ -54,8 +54,9 @@ def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: st
 
     IMAGES are files (NIfTI, MetaImage, NRRD, PNG), folders of them, and folders of the slices of a DICOM series. Where
     the channels of an image are files of their own, they are called NAME_0000, NAME_0001, ...; name one of them or
-    their folder. In a folder, NAME_mask and NAME_probabilities beside NAME are no images but results. A mask lies on
-    exactly the grid of its image. No file is replaced without --overwrite.
+    their folder. In a folder, NAME_mask and NAME_probabilities beside NAME are treated as results and are not
+    segmented. A mask lies on exactly the grid of its image. Existing results are replaced only with --overwrite; images
+    never are.
     """
     run = _model_folder(run)
     _check_paths(run, images)

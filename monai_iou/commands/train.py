@@ -48,7 +48,11 @@ CONFIGS = (
 )
 AGAIN = (
     click.option("--resume", is_flag=True, help="Continue the training in RUN, also with other keys or more epochs."),
-    click.option("--overwrite", is_flag=True, help="Replace the training in RUN; beside --resume: on changed data."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace the training in RUN; together with --resume, continue it although the data have changed.",
+    ),
 )
 
 

@@ -165,7 +165,7 @@ def _path(name: str, value: Any) -> str | None:
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             pass  # whoever reads or writes there says so
         except (OSError, ValueError) as error:  # too long a name, a loop of links, a zero byte
-            message = f"Expected `{name}` to be a path that can be, but got {str(value)!r} ({error}): name another one."
+            message = f"Expected `{name}` to be a valid path, but got {str(value)!r} ({error}): name another one."
             raise ValueError(message) from error
     return str(value)
 
