@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monai_iou.evaluation.columns import COLUMNS
-from monai_iou.evaluation.penalties import penalised
+from monai_iou.evaluation.penalties import empty_prediction, penalised
 from monai_iou.files import read_csv
 
 Scores = dict[tuple[str, str], dict[str, float]]
@@ -99,10 +99,7 @@ def score_of(evaluated: Evaluated, other: Evaluated, key: tuple[str, str], metri
     """A score; of a failed case that of an empty prediction, for which the other folder knows the reference."""
     if key in evaluated.scores:
         return evaluated.scores[key][metric]
-    known = other.scores[key]
-    nothing = dict.fromkeys(COLUMNS, math.nan)
-    missing = {**nothing, **{name: known[name] for name in ("reference_ml", "diagonal_mm")}, "prediction_ml": 0.0}
-    return float(penalised(missing)[metric])
+    return float(penalised(empty_prediction(other.scores[key]))[metric])
 
 
 def _has(evaluated: Evaluated, key: tuple[str, str]) -> bool:

@@ -2,7 +2,9 @@
 
 A score is undefined where a mask is empty: a distance has nothing to run to, a precision no prediction to judge. Where
 the structure is in one of the two masks, the penalty is the image's diagonal for a distance and 0 for a score. Where it
-is in neither there is nothing to find, and the score stays undefined.
+is in neither there is nothing to find, and the score stays undefined. So do scores of lesions where none is counted on
+either side (all are smaller than asked for), the boundary IoU of two masks whose boundaries are both ignored, and
+everything about a structure that was not annotated.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from typing import Any
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.metrics import Challenge
 
+OF_LESIONS = ("lesion_f1", "pq", "sq", "rq", "cc_iou")
+
 
 def penalised(row: Mapping[str, Any], challenge: Challenge | None = None) -> dict[str, Any]:
     """A row of cases.csv with a penalty for every score that is undefined because one mask is empty.
 
     Args:
-        row: the columns of cases.csv, with `reference_ml`, `prediction_ml` and `diagonal_mm`.
+        row: the columns of cases.csv, with `reference_ml`, `prediction_ml`, `diagonal_mm` and the numbers of lesions.
         challenge: whose columns take the challenge's own penalties.
 
     >>> row = dict.fromkeys(COLUMNS, math.nan) | {"reference_ml": 2.0, "prediction_ml": 0.0, "diagonal_mm": 300.0}
@@ -28,19 +32,38 @@ def penalised(row: Mapping[str, Any], challenge: Challenge | None = None) -> dic
     (300.0, 0.0, nan)
     """
     result = dict(row)
-    if not (row["reference_ml"] or row["prediction_ml"]):
+    if not (row["reference_ml"] > 0 or row["prediction_ml"] > 0):  # NaN where nobody annotated the structure
         return result
     for name, column in COLUMNS.items():
-        if not math.isnan(row[name]) or not column.better:
-            continue
-        if column.better == "lower":
-            result[name] = row["diagonal_mm"]
-        elif row["reference_ml"] or name != "recall":  # without a reference there is nothing to recall
-            result[name] = 0.0
-    for name, worst in challenge.missing.items() if challenge is not None else ():
-        if math.isnan(result[name]):
-            result[name] = worst
+        if column.better and math.isnan(row[name]) and _is_missed(name, row):
+            result[name] = row["diagonal_mm"] if column.better == "lower" else 0.0
+    if challenge is not None:
+        no_lesions = all(math.isnan(row[name]) for name in challenge.of_lesions)
+        for name, worst in challenge.missing.items():
+            if math.isnan(row[name]) and not (no_lesions and name in challenge.of_lesions):
+                result[name] = worst
     return result
+
+
+def _is_missed(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a score is undefined because something is missing, and not because there is nothing to find."""
+    if name in OF_LESIONS:
+        return bool(row["lesion_tp"] + row["lesion_fp"] + row["lesion_fn"] > 0)
+    if name == "boundary_iou":  # bands may be empty although the masks are not, where their boundaries are ignored
+        return not (row["reference_ml"] > 0 and row["prediction_ml"] > 0)
+    return bool(name != "recall" or row["reference_ml"] > 0)
+
+
+def empty_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that an empty prediction would have, from one of the same reference.
+
+    >>> row = dict.fromkeys(COLUMNS, 1.0) | {"lesion_tp": 2.0}
+    >>> penalised(empty_prediction(row))["pq"], empty_prediction(row)["lesion_fn"]
+    (0.0, 3.0)
+    """
+    known = {name: row[name] for name in ("reference_ml", "diagonal_mm")}
+    lesions = {"lesion_tp": 0.0, "lesion_fp": 0.0, "lesion_fn": row["lesion_tp"] + row["lesion_fn"]}
+    return {**dict.fromkeys(COLUMNS, math.nan), **known, **lesions, "prediction_ml": 0.0}
 
 
 def with_and_without(

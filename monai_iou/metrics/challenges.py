@@ -182,6 +182,8 @@ class Challenge:
     """The organisers' names of the scores."""
     missing: dict[str, float]
     """Values of the columns for a missing case, if the challenge or its formula defines them."""
+    of_lesions: tuple[str, ...] = ()
+    """The columns that are all undefined where neither map contains a lesion of the size that the challenge counts."""
 
 
 CHALLENGES: dict[str, Challenge] = {
@@ -223,6 +225,7 @@ CHALLENGES: dict[str, Challenge] = {
         score=ms,
         columns=("Dice", "SensL", "PPVL", "F1_score", "LTPR", "LFPR"),
         missing={"Dice": 0.0, "SensL": 0.0, "PPVL": 0.0, "F1_score": 0.0, "LTPR": 0.0},
+        of_lesions=("SensL", "PPVL", "F1_score"),
     ),
 }  # fmt: skip
 

@@ -18,9 +18,10 @@ from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.penalties import penalised
 from monai_iou.evaluation.report import HEADLINE
 from monai_iou.evaluation.request import Request
-from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.files import read_csv
+from monai_iou.metrics import CHALLENGES
 from monai_iou.volumes.grid import Grid
 
 SHAPE, SPACING = (14, 12, 10), (1.0, 2.0, 1.5)
@@ -61,6 +62,93 @@ def test_what_is_in_neither_mask_stays_undefined():
     false = penalised(evaluate_case(blobs(2), nothing, GRID, ONE)[0][0])
     assert (false["iou"], false["hd95_mm"]) == (0.0, pytest.approx(DIAGONAL))
     assert math.isnan(false["recall"])
+
+
+def box(start: tuple[int, int, int], size: int) -> np.ndarray:
+    volume = np.zeros(SHAPE, np.uint8)
+    volume[tuple(slice(a, a + size) for a in start)] = 1
+    return volume
+
+
+SMALL, LARGE = box((1, 1, 1), 1), box((6, 5, 4), 3)  # 3 mm3 and 81 mm3
+NOTHING = np.zeros_like(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        (SMALL, SMALL, math.nan),
+        (NOTHING, SMALL, math.nan),
+        (SMALL, NOTHING, math.nan),
+        (NOTHING, LARGE, 0.0),
+        (LARGE, NOTHING, 0.0),
+        (SMALL, LARGE, 0.0),
+        (LARGE, LARGE, 1.0),
+    ],
+)
+def test_scores_of_lesions_are_of_those_that_are_counted(prediction, reference, expected):
+    """Where all lesions are left out by their size, a perfect prediction missed none, and is not the worst."""
+    row = evaluate_case(prediction, reference, GRID, ONE, rules=Rules(min_volume_mm3=10))[0][0]
+    found = penalised(row)
+    assert [found[name] for name in ("lesion_f1", "pq", "sq", "rq", "cc_iou")] == pytest.approx(
+        [expected] * 5, nan_ok=True
+    )
+    assert found["iou"] == float(prediction is reference)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        (SMALL, SMALL, {"SensL": math.nan, "PPVL": math.nan, "F1_score": math.nan, "LTPR": 1.0, "Dice": 1.0}),
+        (NOTHING, SMALL, {"SensL": math.nan, "PPVL": math.nan, "F1_score": math.nan, "LTPR": 0.0, "Dice": 0.0}),
+        (SMALL, LARGE, {"SensL": 0.0, "PPVL": 0.0, "F1_score": 0.0, "LTPR": 0.0, "Dice": 0.0}),
+        (NOTHING, LARGE, {"SensL": 0.0, "PPVL": 0.0, "F1_score": 0.0, "LTPR": 0.0, "Dice": 0.0}),
+        (box((1, 1, 1), 3), LARGE, {"SensL": 0.0, "PPVL": 0.0, "F1_score": 0.0, "LTPR": 0.0, "Dice": 0.0}),
+        (LARGE, LARGE, {"SensL": 1.0, "PPVL": 1.0, "F1_score": 1.0, "LTPR": 1.0, "Dice": 1.0}),
+    ],
+)
+def test_lesions_that_a_challenge_leaves_out_are_not_missed(prediction, reference, expected):
+    """MSSEG counts lesions above 3 mm3; a speck in the prediction makes no missed lesion nothing to find."""
+    row = evaluate_case(prediction, reference, GRID, ONE, rules=Rules(like="ms"))[0][0]
+    found = penalised(row, CHALLENGES["ms"])
+    assert {name: found[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_boundary_that_is_ignored_is_not_missed():
+    """An ignored ring as wide as the band leaves no boundary of either mask, however well they agree."""
+    core = box((4, 4, 3), 3)
+    labels = np.where(core == 1, 1, 255 * np.pad(np.ones((9, 9, 8)), ((1, 4), (1, 2), (1, 1)))).astype(np.uint8)
+    hollow = core.copy()
+    hollow[5, 5, 4] = 0
+    same, holed, empty = (
+        penalised(evaluate_case(prediction, labels, GRID, ONE, ignore=255)[0][0])
+        for prediction in (core, hollow, NOTHING)
+    )
+    assert math.isnan(same["boundary_iou"])
+    assert (same["iou"], same["nsd"], same["hd95_mm"], same["assd_mm"], same["pq"]) == (1.0, 1.0, 0.0, 0.0, 1.0)
+    assert holed["boundary_iou"] == empty["boundary_iou"] == 0.0
+    assert all(math.isfinite(holed[name]) for name, column in COLUMNS.items() if column.better)
+
+
+def test_a_structure_that_was_not_annotated_gets_no_penalty():
+    row = penalised({**dict.fromkeys((*COLUMNS, *CHALLENGES["ms"].columns), math.nan)}, CHALLENGES["ms"])
+    assert all(math.isnan(value) for value in row.values())
+
+
+def test_a_failed_case_misses_the_lesions_that_the_other_folder_counted(tmp_path):
+    """What `compare` takes for the score of a case that failed in one folder: that of an empty prediction."""
+    for i, reference in enumerate((LARGE, LARGE, SMALL)):
+        for kind in ("references", "predictions", "fewer"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            if (kind, i == 0) != ("fewer", False):
+                nibabel.save(nibabel.Nifti1Image(reference, GRID.affine), tmp_path / kind / f"case{i}.nii.gz")
+    for kind in ("predictions", "fewer"):
+        evaluate_folders(Request(tmp_path / kind, tmp_path / "references", tmp_path / f"o-{kind}", min_volume_mm3=10))
+    compared = compare_folders([tmp_path / "o-predictions", tmp_path / "o-fewer"], tmp_path / "compared")
+    rows = {row["metric"]: row for row in compared}
+    for name in ("lesion_f1", "pq", "sq", "cc_iou"):
+        assert (rows[name]["n"], rows[name]["left_out"], rows[name]["other_mean"]) == (2, 1, 0.5), name
+    assert (rows["iou"]["n"], rows["iou"]["other_mean"]) == (3, pytest.approx(1 / 3))
 
 
 @pytest.fixture
