@@ -158,7 +158,8 @@ def _records(
             maps.keep(case, result.pop("maps"))
             records[case] = {**result, "fingerprint": fingerprint}
             records[case]["problem"] = result["problem"] and request.as_typed(result["problem"])
-            if result["problem"] is None or tasks[case][1] is None:  # what failed is tried again
+            read = result["problem"] is None and result["inputs"]["prediction"] is not None
+            if read or tasks[case][1] is None:  # what failed is tried again
                 resume.write(request.output, records[case])
             del records[case]["pictures"]
         problem = failures.get(case) or records[case]["problem"]
@@ -167,10 +168,13 @@ def _records(
 
 
 def _hashes(pair: Pair, reference: Path) -> dict[str, str | None] | None:
+    """The hashes of a case's files; None if one cannot be read, which is the case's failure, told by its task."""
     try:
-        return hash_files(pair.prediction, reference)
+        hashes = hash_files(pair.prediction, reference)
     except OSError:
-        return None  # a file that cannot be read is the case's failure, told by its task
+        return None
+    # Of an unreadable prediction the hash is None, as in the record of a case that had no prediction at all.
+    return hashes if (hashes["prediction"] is None) == (pair.prediction is None) else None
 
 
 def _refuse_unnamed(

@@ -1,0 +1,63 @@
+"""Which record of an earlier run a case may be taken from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_iou.evaluation import case_files
+from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.request import Request
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    """Two cases; of `b` there is no prediction yet."""
+    mask = np.zeros((9, 8, 7), np.uint8)
+    mask[2:5, 2:5, 2:5] = 1
+    for name in ("references/a", "references/b", "predictions/a"):
+        path = tmp_path / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), path)
+    return Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out")
+
+
+def test_a_prediction_that_cannot_be_read_is_not_one_that_was_missing(request_: Request) -> None:
+    """Neither has a hash; the record of the missing one must not become a success."""
+    path = request_.predictions / "b.nii.gz"
+    (missing,) = evaluate_folders(request_).failures
+    assert missing["reason"].startswith("Expected a prediction for the reference")
+    path.symlink_to(request_.output / "nowhere.nii.gz")
+    for _ in range(2):
+        done = evaluate_folders(request_)
+        (unreadable,) = done.failures
+        assert unreadable["reason"].startswith(f"Expected `{path}` to be a volume, but got no such file")
+        assert [row["case"] for row in done.rows] == ["a"]
+        assert done.reused == 1
+    path.unlink()
+    done = evaluate_folders(request_)
+    assert (done.failures, done.reused) == ([missing], 2)
+
+
+def test_a_prediction_that_was_read_but_not_hashed_is_not_kept_as_missing(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount may come back between the two readings; without the file there must be no score of it later."""
+    path = request_.predictions / "b.nii.gz"
+    path.write_bytes((request_.predictions / "a.nii.gz").read_bytes())
+    original = case_files.file_hash
+
+    def hashed(file: Path) -> str:
+        if file == path:
+            raise OSError
+        return original(file)
+
+    monkeypatch.setattr(case_files, "file_hash", hashed)
+    assert [row["iou"] for row in evaluate_folders(request_).rows] == [1.0, 1.0]
+    path.unlink()
+    done = evaluate_folders(request_)
+    assert [failure["case"] for failure in done.failures] == ["b"]
+    assert done.summary["labels"]["1"]["iou"]["mean_penalty"] == 0.5
