@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from monai_iou.evaluation.masks import mask_of
 from monai_iou.evaluation.pairing import PairingError, find_volumes
 from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.evaluation.scoring import lesion_volume_scale
 from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
-from monai_iou.volumes.grid import align
+from monai_iou.volumes.grid import Grid, align
 from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed
 from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
@@ -130,7 +131,7 @@ def count_maps(
             mask, probability = mask & ~ignored, np.where(ignored, 0, probability)
         counted[structure.name] = {
             "histogram": _histogram(probability, mask, ignored),
-            "lesions": _lesions(probability, mask, reference.grid.spacing, rules),
+            "lesions": _lesions(probability, mask, reference.grid, rules),
         }
     return {"counts": counted, "independent": structures is None, "inputs": inputs}
 
@@ -150,12 +151,10 @@ def _histogram(
     return counts
 
 
-def _lesions(
-    probability: NDArray[Any], mask: NDArray[np.bool_], spacing: Sequence[float], rules: Rules
-) -> list[list[int]]:
+def _lesions(probability: NDArray[Any], mask: NDArray[np.bool_], grid: Grid, rules: Rules) -> list[list[int]]:
     """Return the true positives, false positives and false negatives at each operating point."""
     plane = tuple(axis for axis, size in enumerate(mask.shape) if size == 1)[:1]
-    inside, size = mask.squeeze(plane), tuple(np.delete(spacing, plane))
+    inside, size = mask.squeeze(plane), tuple(np.delete(grid.spacing, plane))
     map_of = np.asarray(probability).squeeze(plane)
     if not inside.any() and not (map_of >= OPERATING_POINTS[0]).any():
         return [[0, 0, 0] for _ in OPERATING_POINTS]
@@ -166,7 +165,7 @@ def _lesions(
             inside,
             size,
             connectivity=rules.neighbours(len(size)),
-            min_volume_mm3=rules.min_volume_mm3,
+            min_volume_mm3=rules.min_volume_mm3 / lesion_volume_scale(grid, size),
             dilation=rules.dilation,
         )
         overlaps = find_overlaps(maps.reference, maps.prediction, maps.reference_count, maps.prediction_count)

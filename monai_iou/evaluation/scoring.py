@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +27,7 @@ from monai_iou.metrics.overlap import Crop
 from monai_iou.scores import union
 from monai_iou.volumes.grid import Grid
 
-__all__ = ["CURVE", "diagonal_mm", "evaluate_case", "score_pair"]
+__all__ = ["CURVE", "diagonal_mm", "evaluate_case", "lesion_volume_scale", "score_pair"]
 
 # Thresholds at which the lesions' F1 is kept; at 0 one shared voxel is asked for.
 CURVE = tuple(i / 10 for i in range(11))
@@ -101,7 +102,8 @@ def score_pair(
     crop = crop_to_union(*whole)
     masks = crop.prediction, crop.reference
     numbered = None if numbers is None else [_cut(array[pair.box].squeeze(plane), crop) for array in numbers]
-    lesion = _lesions(masks, numbered, spacing, rules)
+    volume = lesion_volume_scale(grid, spacing)
+    lesion = _lesions(masks, numbered, spacing, replace(rules, min_volume_mm3=rules.min_volume_mm3 / volume))
     surface = surface_scores(*masks, tolerances=(rules.tolerance_of(pair.structure),), spacing=spacing)
     row = {
         "label": pair.structure.name,
@@ -119,11 +121,19 @@ def score_pair(
     }
     if rules.like is not None:
         row |= challenge_scores(rules.like, pair.prediction, pair.reference, spacing=grid.spacing)
-    # The lesions' volumes are of voxels with right angles, and of a slice of 1 mm.
-    volume = grid.voxel_ml * 1000 / math.prod(spacing)
     first = np.delete(pair.offset, plane) + crop.offset
     rows = [_lesion_row(lesion_score, volume, first, plane, grid) for lesion_score in lesion.lesions]
     return row, [{"label": pair.structure.name, **lesion} for lesion in rows]
+
+
+def lesion_volume_scale(grid: Grid, spacing: Sequence[float]) -> float:
+    """Return what the volumes of lesions are to be multiplied by: they are of voxels with right angles, 1 mm thick.
+
+    Args:
+        grid: of the whole volume; in a slice, the voxels have its thickness.
+        spacing: what the lesions are scored with: of a slice, the spacing in its plane.
+    """
+    return grid.voxel_ml * 1000 / math.prod(spacing)
 
 
 def _lesions(

@@ -12,7 +12,8 @@ from monai.metrics import compute_hausdorff_distance, compute_iou, compute_surfa
 
 from monai_iou.evaluation.case_files import Settings, evaluate_files
 from monai_iou.evaluation.columns import CASE_COLUMNS, LESION_COLUMNS, SCORE_COLUMNS
-from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files
+from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.volumes.grid import Grid
 from monai_iou.volumes.reading import VolumeError
@@ -132,6 +133,33 @@ def test_one_slice_is_scored_as_an_image_with_its_thickness():
     assert rows[0]["reference_ml"] == pytest.approx(16 * 10 / 1000)
     assert lesions[0]["volume_ml"] == pytest.approx(16 * 10 / 1000)
     assert lesions[0]["centroid_z_mm"] == 7.0
+
+
+TILTED = np.diag([1.0, 1.0, 3.0, 1.0])
+TILTED[1:3, 2] = 3.0 * np.sin(np.radians(20)), 3.0 * np.cos(np.radians(20))
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "volume"),
+    [
+        ((9, 9, 1), np.diag([1.0, 1.0, 5.0, 1.0]), 20.0),
+        ((9, 9, 1), np.diag([1.0, 1.0, 0.25, 1.0]), 1.0),
+        ((1, 9, 9), np.diag([5.0, 0.5, 2.0, 1.0]), 20.0),
+        ((9, 9, 9), TILTED, 24 * np.cos(np.radians(20))),
+    ],
+)
+def test_the_smallest_volume_is_in_mm3_of_the_voxels(tmp_path, shape, affine, volume):
+    """Slices are scored in 2D and sheared grids as if they were not, in masks and in probability maps alike."""
+    reference = np.zeros(shape, np.uint8)
+    reference[tuple(slice(2, 4) if size > 1 else slice(None) for size in shape)] = 1
+    save(tmp_path / "r.nii", reference, affine)
+    for least, kept in ((0.0, 1), (0.99 * volume, 1), (volume, 1), (1.01 * volume, 0)):
+        rules = Rules(min_volume_mm3=least)
+        rows, lesions = evaluate_case(reference, reference, Grid(shape, affine), ONE, rules=rules)
+        assert rows[0]["lesion_tp"] == len(lesions) == kept, least
+        assert [lesion["volume_ml"] for lesion in lesions] == pytest.approx([volume / 1000] * kept)
+        counted = count_files({"1": tmp_path / "r.nii"}, tmp_path / "r.nii", ONE, None, rules)
+        assert counted["counts"]["1"]["lesions"] == [[kept, 0, 0]] * len(OPERATING_POINTS), least
 
 
 def test_a_tilted_gantry_changes_volumes_and_is_noted(tmp_path):
