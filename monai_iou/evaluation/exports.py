@@ -56,8 +56,13 @@ _METRICS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
 
 def _nnunet_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     tp, fp, fn, tn = (int(row[f"voxels_{name}"]) for name in ("tp", "fp", "fn", "tn"))
-    scores = {"Dice": row["dice"], "IoU": row["iou"]}
+    scores = {"Dice": _dice(tp, fp, fn), "IoU": row["iou"]}
     return {**scores, "FN": fn, "FP": fp, "TN": tn, "TP": tp, "n_pred": tp + fp, "n_ref": tp + fn}
+
+
+def _dice(tp: float, fp: float, fn: float) -> float:
+    """Of voxels: the column of this name may be that of a challenge, which is 1 where both masks are empty."""
+    return ratio(2 * tp, 2 * tp + fp + fn, empty=math.nan)
 
 
 def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -74,7 +79,8 @@ def panoptica_text(evaluation: Evaluation) -> str:
     Columns are called `LABEL-SCORE` after the keys of `PanopticaResult.to_dict()`, so that
     `Panoptica_Statistic.from_file` reads them. Matched lesions and their IoU follow the rule of the evaluation; as
     there, a case with lesions of which none is matched has RQ, SQ and PQ 0, standard deviations are of the population,
-    and volumes count voxels. Cases that could not be evaluated are left out.
+    volumes count voxels, and the fragments that many-to-one pairing gives to one lesion are one predicted instance.
+    Cases that could not be evaluated are left out.
     """
     rows = {(row["case"], row["label"]): row for row in evaluation.measured}
     matched: dict[tuple[str, str], list[float]] = {}
@@ -128,7 +134,7 @@ def _panoptica_scores(row: Mapping[str, Any], ious: Sequence[float]) -> dict[str
         "pq_dsc": sq_dsc * rq,
         "global_bin_volume_pred": voxels_tp + voxels_fp,
         "global_bin_volume_ref": voxels_tp + voxels_fn,
-        "global_bin_dsc": row["dice"],
+        "global_bin_dsc": _dice(voxels_tp, voxels_fp, voxels_fn),
         "global_bin_iou": row["iou"],
     }
 

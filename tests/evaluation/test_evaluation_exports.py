@@ -182,6 +182,40 @@ def test_the_export_has_the_columns_of_panoptica(tmp_path: Path) -> None:
     assert float(rows[1]["a_b-global_bin_iou"]) == pytest.approx((box + 48) / (3 * box - 48))
 
 
+def test_the_dice_of_the_exports_is_nans_where_both_masks_are_empty(tmp_path: Path) -> None:
+    """The column of ISLES'22 is 1 there, and is called as ours; the formats of others have their own rule."""
+    for i, shift in ((0, 1), (1, 0)):
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[2:4, 2:4, 2:4] = 1 - i
+        save(tmp_path / "references" / f"c{i}.nii.gz", mask)
+        save(tmp_path / "predictions" / f"c{i}.nii.gz", np.roll(mask, shift, axis=0))
+    for options in ({}, {"like": "isles22"}):
+        rows, _ = evaluated(tmp_path, export=("nnunet", "panoptica"), **options)
+        out = tmp_path / f"out{len(list(tmp_path.glob('out*'))) - 1}"
+        assert rows[1]["dice"] == ("1.0" if options else "")
+        found = json.loads((out / "nnunet_summary.json").read_text(encoding="utf-8"))
+        assert math.isnan(found["metric_per_case"][1]["metrics"]["1"]["Dice"])
+        assert (found["mean"]["1"]["Dice"], found["mean"]["1"]["IoU"]) == (0.5, pytest.approx(1 / 3))
+        with (out / "panoptica.tsv").open(encoding="utf-8", newline="") as stream:
+            cells = [row["1-global_bin_dsc"] for row in csv.DictReader(stream, delimiter="\t")]
+        assert cells == ["0.5", ""]
+
+
+def test_fragments_of_a_lesion_are_one_instance_as_in_panoptica(tmp_path: Path) -> None:
+    """Panoptica 2.1.7 with `NaiveThresholdMatching(matching_threshold=0.01, allow_many_to_one=True)` says the same."""
+    reference = np.zeros((20, 20, 20), np.uint8)
+    reference[2:18, 4:8, 4:8] = 1
+    prediction = reference.copy()
+    prediction[[5, 9, 13]] = 0
+    save(tmp_path / "references" / "c.nii.gz", reference)
+    save(tmp_path / "predictions" / "c.nii.gz", prediction)
+    evaluated(tmp_path, export=("panoptica",), match="any", pairing="many-to-one")
+    with (tmp_path / "out0" / "panoptica.tsv").open(encoding="utf-8", newline="") as stream:
+        (row,) = csv.DictReader(stream, delimiter="\t")
+    expected = {"n_ref_instances": 1, "n_pred_instances": 1, "tp": 1, "fp": 0, "fn": 0, "prec": 1, "rec": 1, "rq": 1}
+    assert {name: float(row[f"1-{name}"]) for name in expected} == expected
+
+
 def test_panoptica_reads_the_export_and_finds_the_same(tmp_path: Path) -> None:
     panoptica = pytest.importorskip("panoptica", exc_type=ImportError)
     rng = np.random.default_rng(1)
