@@ -32,7 +32,8 @@ def nnunet_text(evaluation: Evaluation) -> str:
     """Return what `nnUNetv2_evaluate_folder` writes: metrics per case, their means per label and of the foreground.
 
     As there, a score without a voxel in either mask is NaN and left out of its label's mean, and a region is named by
-    the list of its values. Cases that could not be evaluated are left out.
+    the list of its values. Cases that could not be evaluated are left out, and of a structure that was not annotated in
+    a case, all metrics and counts are NaN.
     """
     names = {s.name: str(s.values if len(s.values) > 1 else s.values[0]) for s in evaluation.structures}
     rows = {(row["case"], row["label"]): row for row in evaluation.measured}
@@ -55,9 +56,14 @@ _METRICS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
 
 
 def _nnunet_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    tp, fp, fn, tn = (int(row[f"voxels_{name}"]) for name in ("tp", "fp", "fn", "tn"))
+    tp, fp, fn, tn = (_count(row, f"voxels_{name}") for name in ("tp", "fp", "fn", "tn"))
     scores = {"Dice": _dice(tp, fp, fn), "IoU": row["iou"]}
     return {**scores, "FN": fn, "FP": fp, "TN": tn, "TP": tp, "n_pred": tp + fp, "n_ref": tp + fn}
+
+
+def _count(row: Mapping[str, Any], column: str) -> float:
+    """A number of voxels or lesions; NaN where the structure was not annotated."""
+    return math.nan if math.isnan(row[column]) else int(row[column])
 
 
 def _dice(tp: float, fp: float, fn: float) -> float:
@@ -80,7 +86,7 @@ def panoptica_text(evaluation: Evaluation) -> str:
     `Panoptica_Statistic.from_file` reads them. Matched lesions and their IoU follow the rule of the evaluation; as
     there, a case with lesions of which none is matched has RQ, SQ and PQ 0, standard deviations are of the population,
     volumes count voxels, and the fragments that many-to-one pairing gives to one lesion are one predicted instance.
-    Cases that could not be evaluated are left out.
+    Cases that could not be evaluated are left out; the cells of a structure that was not annotated are empty.
     """
     rows = {(row["case"], row["label"]): row for row in evaluation.measured}
     matched: dict[tuple[str, str], list[float]] = {}
@@ -110,8 +116,8 @@ PANOPTICA_KEYS = (
 
 def _panoptica_scores(row: Mapping[str, Any], ious: Sequence[float]) -> dict[str, float]:
     """The scores of one case and label, from its row and the IoU of each matched lesion."""
-    tp, fp, fn = (int(row[f"lesion_{kind}"]) for kind in ("tp", "fp", "fn"))
-    voxels_tp, voxels_fp, voxels_fn = (int(row[f"voxels_{kind}"]) for kind in ("tp", "fp", "fn"))
+    tp, fp, fn = (_count(row, f"lesion_{kind}") for kind in ("tp", "fp", "fn"))
+    voxels_tp, voxels_fp, voxels_fn = (_count(row, f"voxels_{kind}") for kind in ("tp", "fp", "fn"))
     rq = ratio(2 * tp, 2 * tp + fp + fn, empty=math.nan)
     iou, dice = np.array(ious), 2 * np.array(ious) / (1 + np.array(ious))
     nothing = math.nan if math.isnan(rq) else 0.0

@@ -203,7 +203,7 @@ def _label(
             f"{row['case']}: {row['prediction_ml'] - row['reference_ml']:+.3f} ml",
         )
         for row in rows
-        if row["reference_ml"] or row["prediction_ml"]
+        if row["reference_ml"] > 0 or row["prediction_ml"] > 0
     ]
     return {
         "title": title,

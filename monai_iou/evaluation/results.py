@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.evaluation.columns import FAILURE_COLUMNS
+from monai_iou.evaluation.columns import FAILURE_COLUMNS, columns_of
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.penalties import penalised
 from monai_iou.evaluation.request import Progress, Request, RequestError
@@ -93,9 +93,15 @@ class Evaluation:
     @property
     def notes(self) -> list[str]:
         """Notes that the reader should see before the scores."""
-        held = {row["label"] for row in (*self.measured, *self.missing_rows) if row["reference_ml"]}
+        held = {row["label"] for row in self.with_missing if row["reference_ml"] > 0}
+        known = {row["label"] for row in self.with_missing if not math.isnan(row["reference_ml"])}
         absent = [name for name in self.names if name not in held] if self.rows else []
-        notes = [f"{name}: no reference holds it, so that only false positives count." for name in absent]
+        notes = [
+            f"{name}: no reference holds it, so that only false positives count."
+            if name in known
+            else f"{name}: it was annotated in no case and has no scores."
+            for name in absent
+        ]
         return [*self.run_notes, *notes, *(note for record in self.records for note in record["notes"])]
 
     @property
@@ -114,7 +120,7 @@ def _absent(structure: Structure, rules: Rules) -> dict[str, Any]:
 def _complete(
     record: Mapping[str, Any], absent: Mapping[str, Mapping[str, Any]], challenge: Challenge | None
 ) -> list[dict[str, Any]]:
-    """The rows of a case for all structures, those that it lacks as in neither label map."""
+    """The rows of a case for all structures: those that it lacks as in neither map, unannotated ones without scores."""
     known = {row["label"]: row for row in record["rows"]}
     unknown = record.get("not_annotated", ())
     everywhere = {
@@ -122,7 +128,7 @@ def _complete(
         "voxels_tn": record["voxels"],
         "diagonal_mm": record["diagonal_mm"],
     }
-    # A challenge scores what is in neither map as right, but of this structure nobody knows whether it is there.
-    undefined = dict.fromkeys(challenge.columns if challenge is not None else (), math.nan)
-    others = {name: {**row, **(undefined if name in unknown else {}), **everywhere} for name, row in absent.items()}
+    # What is in neither map is right, but of this structure nobody knows whether it is there: not even 0 is known.
+    undefined = dict.fromkeys(columns_of(challenge), math.nan)
+    others = {name: {**row, **everywhere, **(undefined if name in unknown else {})} for name, row in absent.items()}
     return [dict(known.get(name, row)) for name, row in others.items()]

@@ -201,7 +201,8 @@ def dataset_scores(
     """
     names = list(dict.fromkeys(row["case"] for row in rows))
     labels = len({row["label"] for row in rows})
-    counts = np.array([[row[name] for name in ("intersection", "union", "voxels_fn")] for row in rows], dtype=np.int64)
+    read = [[row[name] for name in ("intersection", "union", "voxels_fn")] for row in rows]
+    counts = np.nan_to_num(np.array(read, dtype=float)).astype(np.int64)  # NaN was not annotated, and counts nowhere
     intersection, union, missed = counts.reshape(len(names), labels, 3).transpose(2, 0, 1)
     counted = union > 0 if present == "either" else intersection + missed > 0
     defined = np.where(counted, ratio(intersection, union, empty=np.nan), np.nan)

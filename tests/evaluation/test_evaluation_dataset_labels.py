@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
+from monai_iou.files import read_csv
 from monai_iou.metrics import CHALLENGES
 
 SHAPE = (6, 7, 8)
@@ -98,6 +103,61 @@ def test_a_class_that_a_case_lacks_is_in_no_column_of_a_challenge(like: str, tmp
     assert all(np.isnan(rows["2"][name]) for name in columns)
     assert not any(np.isnan(rows["1"][name]) for name in columns)
     assert all(done.summary["labels"]["2"][name]["mean"] is None for name in columns)
+
+
+def partly_annotated(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Three cases of two classes: `b` and `c` were not annotated for class 2, and of `c` there is no prediction."""
+    labels = {"background": 0, "one": 1, "two": 2}
+    reference, prediction = folders(root, labels=labels, labelled={"b": [1], "c": [1]})
+    for case in "bc":
+        array = np.where(reference == 2, 0, reference).astype(np.uint8)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), root / "labelsTr" / f"{case}.nii.gz")
+    (root / "predictions" / "b.nii.gz").write_bytes((root / "predictions" / "a.nii.gz").read_bytes())
+    return reference, prediction
+
+
+@pytest.mark.parametrize("options", [{}, {"like": "isles22"}, {"missing": "penalty"}, {"present": "either"}])
+def test_a_class_that_a_case_lacks_is_in_no_mean(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Volumes and counts of what nobody annotated are unknown, and not 0."""
+    partly_annotated(tmp_path)
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", labels=(1, 2), **options)
+    done = evaluate_folders(request)
+    columns = columns_of(request.rules.challenge)
+    rows = {(row["case"], row["label"]): row for row in done.rows}
+    assert all(math.isnan(rows["b", "2"][name]) for name in columns)
+    for name in columns:
+        assert done.summary["labels"]["2"][name]["mean"] == pytest.approx(rows["a", "2"][name], nan_ok=True), name
+    for row in read_csv(tmp_path / "out" / "cases.csv"):
+        if row["label"] == "2" and row["case"] != "a":
+            assert {row[name] for name in columns} == {""}
+    assert "nan ml" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    alone = evaluate_folders(Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "2", labels=(2,)))
+    for name in ("dataset", "dataset_defined"):
+        assert alone.summary[name]["iou_d"] == pytest.approx(rows["a", "2"]["iou"])
+
+
+def test_a_class_that_a_case_lacks_is_unknown_in_the_exports(tmp_path: Path) -> None:
+    reference, prediction = partly_annotated(tmp_path)
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", labels=(1, 2))
+    evaluate_folders(replace(request, export=("nnunet", "panoptica")))
+    found = json.loads((tmp_path / "out" / "nnunet_summary.json").read_text(encoding="utf-8"))
+    known, unknown = (case["metrics"]["2"] for case in found["metric_per_case"])
+    assert all(math.isnan(value) for value in unknown.values())
+    assert found["mean"]["2"] == known
+    assert (known["n_ref"], known["n_pred"]) == ((reference == 2).sum(), (prediction == 2).sum())
+    with (tmp_path / "out" / "panoptica.tsv").open(encoding="utf-8", newline="") as stream:
+        first, second = csv.DictReader(stream, delimiter="\t")
+    assert {cell for name, cell in second.items() if name.startswith("2-")} == {""}
+    assert first["2-global_bin_volume_pred"] == str((prediction == 2).sum())
+
+
+def test_what_no_case_was_annotated_for_is_noted_as_such(tmp_path: Path) -> None:
+    folders(tmp_path, labels={"background": 0, "one": 1, "two": 2}, labelled={"a": [1]})
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", labels=(1, 2, 3))
+    assert evaluate_folders(request).notes == [
+        "2: it was annotated in no case and has no scores.",
+        "3: no reference holds it, so that only false positives count.",
+    ]
 
 
 def test_a_class_that_a_case_lacks_is_not_counted_in_its_probabilities(tmp_path: Path) -> None:
