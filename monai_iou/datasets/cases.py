@@ -40,6 +40,7 @@ class Case:
         channels: files of the other channels, if each channel has its own file.
         raters: files of the labels of further raters, if several have annotated the case.
         labelled: numbers from 1 of the classes that were annotated; None for all.
+        root: folder of the dataset that the case is listed in; None for an image by itself.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     channels: tuple[Path, ...] = ()
     raters: tuple[Path, ...] = ()
     labelled: tuple[int, ...] | None = None
+    root: Path | None = None
 
     @property
     def images(self) -> tuple[Path, ...]:

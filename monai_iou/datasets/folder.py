@@ -63,6 +63,7 @@ class SegmentationFolder:
         layout: what the folder was taken for.
     """
 
+        listing: what lists the training cases: a key of dataset.json, or a folder.
     root: Path
     modalities: tuple[str, ...]
     labels: dict[int, str]
@@ -79,6 +80,7 @@ class SegmentationFolder:
     layout: str = "Decathlon"
 
     @property
+    listing: str = "`training`"
     def scheme(self) -> LabelScheme:
         """What the labels mean."""
         return LabelScheme(self.labels, self.regions, self.regions_order, self.ignore, self.soft)
@@ -141,10 +143,7 @@ class SegmentationFolder:
     def need_training(self) -> None:
         """Raise DatasetError if `training` is empty."""
         if not self.training:
-            message = (
-                f"Expected `training` in {self.root / 'dataset.json'} to list images with labels, "
-                "but it is empty: add at least one pair."
-            )
+            message = f"Expected {self.listing} to hold images with labels, but it has none: add at least one pair."
             raise DatasetError(message)
 
     def need_foreground(self, facts: Sequence[CaseFacts]) -> None:
@@ -152,8 +151,8 @@ class SegmentationFolder:
         if not any(case.foreground.shape[1] for case in facts):
             names = ", ".join(name for name, _ in self.scheme.classes)
             message = (
-                f"Expected the labels of `training` in {self.root / 'dataset.json'} to have foreground, but all "
-                f"{len(facts)} are empty: add cases with voxels of {names}."
+                f"Expected the labels of {self.listing} to have foreground, but all {len(facts)} are empty: add cases "
+                f"with voxels of {names}."
             )
             raise DatasetError(message)
 
@@ -233,6 +232,7 @@ def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder
         root=root,
         modalities=modalities,
         labels=scheme.labels,
+        listing=f"`training` in {path}",
         training=training,
         evaluation=tuple(case for case in test if case.label is not None),
         test=test,
@@ -258,6 +258,7 @@ def _check_labelled_names(content: Mapping[str, object], cases: Iterable[Case], 
 def _read_plain(root: Path) -> SegmentationFolder:
     pair = find_pair(root)
     if pair is None:
+        listing=str(root / "imagesTr"),
         message = (
             f"Expected {root / 'dataset.json'} to exist, but it does not: set `dataset_dir` to a folder in the "
             "Decathlon's or nnU-Net v2's layout, or to one with the folders images and labels."
@@ -266,7 +267,7 @@ def _read_plain(root: Path) -> SegmentationFolder:
     training = read_plain_cases(*pair)
     modalities, scheme = read_plain_scheme(training, pair[1])
     layout = f"a pair of folders, {pair[0].name} and {pair[1].name}, without a description"
-    return SegmentationFolder(root, modalities, scheme.labels, training, (), (), layout=layout)
+    return SegmentationFolder(root, modalities, scheme.labels, training, (), (), layout=layout, listing=str(pair[0]))
 
 
 def map_cases(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:

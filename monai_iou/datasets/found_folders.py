@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from monai_iou.volumes.names import (
 from monai_iou.volumes.png import png_channels
 from monai_iou.volumes.reading import VolumeError, read_header, read_labels
 
-__all__ = ["find_pair", "read_found_cases", "read_plain_cases", "read_plain_scheme", "read_splits"]
+__all__ = ["SPLITS", "find_pair", "read_found_cases", "read_plain_cases", "read_plain_scheme", "read_splits"]
 
 PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"), ("images", "masks"), ("imgs", "masks"))
 SPLITS = "splits_final.json"
@@ -39,34 +39,67 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
         channels: number of channels; each case has the files `CASE_0000` and on.
 
     Raises:
-        DatasetError: a channel's file or a training label is missing.
+        DatasetError: a channel's file or a training label is missing, or a volume of the folders belongs to no case.
     """
-    ending = content.get("file_ending", ".nii.gz")
+    ending = str(content.get("file_ending", ".nii.gz"))
     folder, labels = root / f"images{part}", root / f"labels{part}"
-    if not folder.is_dir():
-        return ()
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(str(ending))}")
-    files = {entry.name: entry for entry in sorted(folder.iterdir()) if not is_hidden(entry)}
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = {entry.name: entry for entry in entries if not is_hidden(entry)}
+    pattern = _image_pattern(ending)
     cases = []
     for name in dict.fromkeys(match[1] for file in files if (match := pattern.fullmatch(file))):
-        wanted = [f"{name}_{channel:04d}{ending}" for channel in range(channels)]
-        if ending == PNG_EXTENSION and wanted[0] in files and wanted[-1] not in files:
-            wanted = wanted[:1]  # colours in one file
-        missing = next((file for file in wanted if file not in files), None)
-        if missing is not None:
-            message = (
-                f"Expected {folder} to have a file for each of {channels} channels of {name}, but {missing} is not "
-                "there: add it, or correct `channel_names` in dataset.json."
-            )
-            raise DatasetError(message)
+        first, *others = _channel_files(files, name, ending, channels)
         label = find_spelling(labels / f"{name}{ending}")
         if part == "Tr" and (label is None or not label.is_file()):
             place = label or labels / f"{name}{ending}"
             message = f"Expected the label of {name} at {place}, but there is no such file: add it or move the image."
             raise DatasetError(message)
-        first, *others = (files[file] for file in wanted)
-        cases.append(Case(composed(name), first, label if label and label.is_file() else None, tuple(others)))
+        label = label if label and label.is_file() else None
+        cases.append(Case(composed(name), first, label, tuple(others), root=root))
+    _check_all_used(cases, folder, labels, ending, channels)
     return tuple(cases)
+
+
+def _image_pattern(ending: str) -> re.Pattern[str]:
+    return re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+
+
+def _channel_files(files: Mapping[str, Path], name: str, ending: str, channels: int) -> list[Path]:
+    wanted = [f"{name}_{channel:04d}{ending}" for channel in range(channels)]
+    if ending == PNG_EXTENSION and wanted[0] in files and wanted[-1] not in files:
+        wanted = wanted[:1]  # colours in one file
+    missing = next((file for file in wanted if file not in files), None)
+    if missing is not None:
+        message = (
+            f"Expected {next(iter(files.values())).parent} to have a file for each of {channels} channels of {name}, "
+            f"but {missing} is not there: add it, or correct `channel_names` in dataset.json."
+        )
+        raise DatasetError(message)
+    return [files[file] for file in wanted]
+
+
+def _check_all_used(cases: Sequence[Case], images: Path, labels: Path, ending: str, channels: int) -> None:
+    """Raise DatasetError for a volume of the two folders that no case has: nobody leaves one out by its name."""
+    used = {composed(str(path)) for case in cases for path in (*case.images, *case.labels)}
+    found = [*volumes_below(images, deep=False, without=RESULTS), *volumes_below(labels, deep=False)]
+    lost = next((path for path in found if composed(str(path)) not in used), None)
+    if lost is None:
+        return
+    number = "_0000" if lost.parent == images else ""
+    if not (_image_pattern(ending).fullmatch(lost.name) if number else lost.name.endswith(ending)):
+        message = (
+            f"Expected {lost} to be called CASE{number}{ending}, as `file_ending` in dataset.json says, but it is not: "
+            "correct `file_ending`, or rename or move the file."
+        )
+    elif number:
+        message = (
+            f"Expected {images} to have one file for each of {channels} channels of a case, but {lost.name} is there "
+            "too: name its channel in `channel_names` in dataset.json, or move the file."
+        )
+    else:
+        name = lost.name.removesuffix(ending)
+        message = f"Expected an image for {lost} at {images / name}_0000{ending}, but there is none: add or move one."
+    raise DatasetError(message)
 
 
 def find_pair(root: Path) -> tuple[Path, Path] | None:

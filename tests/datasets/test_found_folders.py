@@ -1,0 +1,84 @@
+"""nnU-Net's folders: every volume in them belongs to a case, or is refused in one sentence that says why."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.folder import read_folder
+
+
+def nnunet(root: Path, *files: str, **content: Any) -> Path:
+    """Two training cases of one channel and a test image, and more files; all are empty, as none is opened."""
+    usual = ("imagesTr/a_0000", "labelsTr/a", "imagesTr/b_0000", "labelsTr/b", "imagesTs/c_0000")
+    for name in (*(f"{name}.nii.gz" for name in usual), *files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    described = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps({**described, **content}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "labelsTr/d.nii.gz",
+            "Expected an image for {root}/labelsTr/d.nii.gz at {root}/imagesTr/d_0000.nii.gz, but there is none: add "
+            "or move one.",
+        ),
+        (
+            "labelsTs/d.nii.gz",
+            "Expected an image for {root}/labelsTs/d.nii.gz at {root}/imagesTs/d_0000.nii.gz, but there is none: add "
+            "or move one.",
+        ),
+        (
+            "imagesTr/a_0001.nii.gz",
+            "Expected {root}/imagesTr to have one file for each of 1 channels of a case, but a_0001.nii.gz is there "
+            "too: name its channel in `channel_names` in dataset.json, or move the file.",
+        ),
+        ("imagesTs/c_0001.nii.gz", "Expected {root}/imagesTs to have one file for each of 1 channels of a case, but"),
+        (
+            "imagesTr/d_0000.nii",
+            "Expected {root}/imagesTr/d_0000.nii to be called CASE_0000.nii.gz, as `file_ending` in dataset.json says, "
+            "but it is not: correct `file_ending`, or rename or move the file.",
+        ),
+        ("imagesTr/d.nii.gz", "Expected {root}/imagesTr/d.nii.gz to be called CASE_0000.nii.gz, as `file_ending` in"),
+        ("imagesTr/d_0000.NII.GZ", "Expected {root}/imagesTr/d_0000.NII.GZ to be called CASE_0000.nii.gz, as"),
+        ("labelsTr/a.mha", "Expected {root}/labelsTr/a.mha to be called CASE.nii.gz, as `file_ending` in dataset.json"),
+    ],
+)
+def test_a_volume_of_no_case_is_refused(file: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"^{re.escape(message.format(root=tmp_path))}"):
+        read_folder(nnunet(tmp_path, file))
+
+
+@pytest.mark.parametrize("ending", [".nii", "nii.gz", ".mha", ".png", None])
+def test_an_ending_that_no_file_has_is_named(ending: str | None, tmp_path: Path) -> None:
+    message = f"{tmp_path}/imagesTr/a_0000.nii.gz to be called CASE_0000{ending}, as `file_ending` in dataset.json says"
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        read_folder(nnunet(tmp_path, file_ending=ending))
+
+
+def test_files_that_are_no_volumes_of_the_dataset_are_passed_over(tmp_path: Path) -> None:
+    others = ["imagesTr/._d_0000.nii.gz", "labelsTr/.d.nii.gz", "imagesTr/notes.txt", "labelsTr/a.png"]
+    results = ["imagesTs/c_mask.nii.gz", "imagesTs/c_probabilities.nii.gz", "imagesTs/c_preview.png"]
+    folder = read_folder(nnunet(tmp_path, *others, *results, "left_out/d_0000.nii.gz", "labelsTs/c.nii.gz"))
+    assert [case.name for case in folder.training] == ["a", "b"]
+    assert [case.name for case in folder.test] == [case.name for case in folder.evaluation] == ["c"]
+
+
+def test_folders_without_training_cases_are_named(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTr/b_0000", "labelsTr/b"):
+        (tmp_path / f"{name}.nii.gz").unlink()
+    folder = read_folder(tmp_path)  # there may be images to segment only
+    assert [case.name for case in folder.test] == ["c"]
+    message = f"Expected {tmp_path}/imagesTr to hold images with labels, but it has none: add at least one pair."
+    with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):
+        folder.need_training()
