@@ -99,8 +99,9 @@ def write_plan(
     check_replaceable(output, "plan_report")
     hardware = detect_hardware(machine["device"], machine["memory_gb"])
     folder = read_folder(dataset_dir)
-    if folds is not None:  # before minutes of reading
+    if folds is not None:
         check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
+    folder.split(0.1, 0, folds, fold or 0)  # refuses sides that part a patient before minutes of reading
     prepare(output.parent)
     with progress() as show:
         fingerprint = compute_fingerprint(

@@ -2,7 +2,7 @@
 
 Three formats are read. The Medical Segmentation Decathlon's: `dataset.json` with `training` (pairs of image and label),
 `modality` and `labels`, and optionally `validation` (pairs), `test` (images), `test_labelled` (pairs) and
-`patient_groups` (patient -> fragments of file names); an image may be a list of files, one per channel. nnU-Net v2's
+`patient_groups` (patient -> parts of file names); an image may be a list of files, one per channel. nnU-Net v2's
 raw data: `channel_names`, `labels` (name -> value or values), and the files of `imagesTr`, `labelsTr`, `imagesTs`. And
 two folders of images and labels without any description.
 """
@@ -24,6 +24,7 @@ from monai_iou.datasets.case_volumes import check_case
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_voxel_size
 from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
 from monai_iou.datasets.found_folders import (
+    SPLITS,
     find_pair,
     read_found_cases,
     read_plain_cases,
@@ -32,6 +33,7 @@ from monai_iou.datasets.found_folders import (
 )
 from monai_iou.datasets.lists import read_groups, read_images, read_labelled_map, read_pairs
 from monai_iou.datasets.naming import check_names
+from monai_iou.datasets.patients import check_sides
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.datasets.splits import check_folds, count_patients, fold_cases, split_cases
 from monai_iou.volumes.names import composed
@@ -53,7 +55,7 @@ class SegmentationFolder:
         labels: label value -> name, 0 first (the background).
         training, evaluation: labelled cases (`training` and `test_labelled` of dataset.json).
         test: images to segment (`test`, else those of `test_labelled`).
-        patient_groups: patient -> fragments of file names that belong to this patient.
+        patient_groups: patient -> parts of file names that belong to this patient, see `group_of`.
         validation: labelled cases to validate on (`validation`), empty if they are split off `training`.
         splits: names of the training and of the validation cases of each fold (nnU-Net's splits_final.json).
         regions: name -> label values of overlapping classes, empty without any.
@@ -61,9 +63,9 @@ class SegmentationFolder:
         ignore: value of voxels that count neither way, None without one.
         soft: whether label files hold shares of the classes instead of values.
         layout: what the folder was taken for.
+        listing: what lists the training cases: a key of dataset.json, or a folder.
     """
 
-        listing: what lists the training cases: a key of dataset.json, or a folder.
     root: Path
     modalities: tuple[str, ...]
     labels: dict[int, str]
@@ -78,9 +80,9 @@ class SegmentationFolder:
     ignore: int | None = None
     soft: bool = False
     layout: str = "Decathlon"
+    listing: str = "`training`"
 
     @property
-    listing: str = "`training`"
     def scheme(self) -> LabelScheme:
         """What the labels mean."""
         return LabelScheme(self.labels, self.regions, self.regions_order, self.ignore, self.soft)
@@ -116,16 +118,28 @@ class SegmentationFolder:
 
         Raises:
             ValueError: see `split_cases` and `fold_cases`.
+            DatasetError: splits_final.json or the list `validation` parts the cases of a patient.
         """
         if folds is not None:
             check_folds(folds, fold, count_patients(self.labelled, self.patient_groups))
             if len(self.splits) != folds:
                 return fold_cases(self.labelled, folds, fold, seed, self.patient_groups)
-            sides = self.splits[fold]
-            return tuple([case for case in self.labelled if case.name in side] for side in sides)  # type: ignore[return-value]
+            return self._given_folds()[fold]
         if self.validation and fraction:
+            where = f"`training` and `validation` of {self.root / 'dataset.json'}"
+            check_sides(self.training, self.validation, self.patient_groups, where)
             return list(self.training), list(self.validation)
         return split_cases(self.labelled, fraction, seed, self.patient_groups)
+
+    def _given_folds(self) -> list[tuple[list[Case], list[Case]]]:
+        """The folds of splits_final.json, checked together: the last is not refused when the first is trained."""
+        folds = []
+        for number, (trained, held_out) in enumerate(self.splits):
+            training = [case for case in self.labelled if case.name in trained]
+            validation = [case for case in self.labelled if case.name in held_out]
+            check_sides(training, validation, self.patient_groups, f"fold {number} of {self.root / SPLITS}")
+            folds.append((training, validation))
+        return folds
 
     @cached_property
     def training_facts(self) -> tuple[CaseFacts, ...]:
@@ -141,7 +155,7 @@ class SegmentationFolder:
         return facts
 
     def need_training(self) -> None:
-        """Raise DatasetError if `training` is empty."""
+        """Raise DatasetError if there is no training case."""
         if not self.training:
             message = f"Expected {self.listing} to hold images with labels, but it has none: add at least one pair."
             raise DatasetError(message)
@@ -202,14 +216,15 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
     check_names([*training, *validation], f"`training` and `validation` of {path}")
     evaluation = read_pairs(content, "test_labelled", root, channels, scheme, required=False)
     _check_labelled_names(content, (*training, *validation, *evaluation), path)
+    test = read_images(content, root, channels)
     return SegmentationFolder(
         root=root,
         modalities=modalities,
         labels=scheme.labels,
         training=training,
         evaluation=evaluation,
-        test=read_images(content, root, channels) or evaluation,
-        patient_groups=read_groups(content, path),
+        test=test or evaluation,
+        patient_groups=read_groups(content, path, [*training, *validation, *evaluation, *test]),
         validation=validation,
         splits=read_splits(root, {case.name for case in training}),
         regions=scheme.regions,
@@ -217,6 +232,7 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
         ignore=scheme.ignore,
         soft=scheme.soft,
         layout="a folder in the Medical Segmentation Decathlon's layout",
+        listing=f"`training` in {path}",
     )
 
 
@@ -232,17 +248,17 @@ def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder
         root=root,
         modalities=modalities,
         labels=scheme.labels,
-        listing=f"`training` in {path}",
         training=training,
         evaluation=tuple(case for case in test if case.label is not None),
         test=test,
-        patient_groups=read_groups(content, path),
+        patient_groups=read_groups(content, path, [*training, *test]),
         splits=read_splits(root, {case.name for case in training}),
         regions=scheme.regions,
         regions_order=scheme.order,
         ignore=scheme.ignore,
         soft=scheme.soft,
         layout="nnU-Net v2's raw data",
+        listing=str(root / "imagesTr"),
     )
 
 
@@ -258,7 +274,6 @@ def _check_labelled_names(content: Mapping[str, object], cases: Iterable[Case], 
 def _read_plain(root: Path) -> SegmentationFolder:
     pair = find_pair(root)
     if pair is None:
-        listing=str(root / "imagesTr"),
         message = (
             f"Expected {root / 'dataset.json'} to exist, but it does not: set `dataset_dir` to a folder in the "
             "Decathlon's or nnU-Net v2's layout, or to one with the folders images and labels."

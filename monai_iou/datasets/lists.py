@@ -11,6 +11,7 @@ from typing import Any
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.description import read_labelled
 from monai_iou.datasets.naming import check_names, names_of
+from monai_iou.datasets.patients import check_groups
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import EXTENSIONS, composed, find_spelling
 
@@ -56,9 +57,7 @@ def read_pairs(
         labels.append(_labels(root, entry["label"], f"the label of {images[-1][0].name}"))
         where = f"{images[-1][0].name} in {root / 'dataset.json'}"
         labelled.append(read_labelled(entry.get("labelled"), scheme, where))
-    return read_labelled_map(
-        content, _cases(images, labels, labelled, f"`{key}` of {root / 'dataset.json'}"), scheme, root
-    )
+    return read_labelled_map(content, _cases(images, labels, labelled, key, root), scheme, root)
 
 
 def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[Case, ...]:
@@ -70,11 +69,20 @@ def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[
         raise DatasetError(message)
     named = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_images(root, each, "the image in `test`", channels) for each in named]
-    return _cases(images, [()] * len(images), [None] * len(images), f"`test` of {root / 'dataset.json'}")
+    return _cases(images, [()] * len(images), [None] * len(images), "test", root)
 
 
-def read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
-    """Read `patient_groups`: patient -> fragments of file names."""
+def read_groups(content: Mapping[str, Any], path: Path, cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Read `patient_groups`: patient -> parts of names or paths, see `group_of`.
+
+    Args:
+        content: of dataset.json.
+        path: of it.
+        cases: of all lists.
+
+    Raises:
+        DatasetError: it is something else, or a part of it claims no case, see `check_groups`.
+    """
     groups = content.get("patient_groups") or {}
     lists = list(groups.values()) if isinstance(groups, dict) else [None]
     if not all(isinstance(parts, list) and all(isinstance(part, str) and part for part in parts) for parts in lists):
@@ -83,6 +91,7 @@ def read_groups(content: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
             f"but got {groups!r:.200}: correct or remove it."
         )
         raise DatasetError(message)
+    check_groups(groups, cases, path)
     return dict(groups)
 
 
@@ -113,13 +122,14 @@ def _cases(
     images: Sequence[tuple[Path, ...]],
     labels: Sequence[tuple[Path, ...]],
     labelled: Sequence[tuple[int, ...] | None],
-    where: str,
+    key: str,
+    root: Path,
 ) -> tuple[Case, ...]:
     cases = tuple(
-        Case(name, files[0], next(iter(maps), None), files[1:], maps[1:], classes)
+        Case(name, files[0], next(iter(maps), None), files[1:], maps[1:], classes, root)
         for name, files, maps, classes in zip(case_names(images), images, labels, labelled, strict=True)
     )
-    check_names(cases, where)
+    check_names(cases, f"`{key}` of {root / 'dataset.json'}")
     return cases
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from monai_iou.datasets.cases import Case
-from monai_iou.volumes.names import composed
+from monai_iou.datasets.patients import patient_of
 
-__all__ = ["check_folds", "count_patients", "fold_cases", "group_of", "patient_of", "split_cases"]
+__all__ = ["check_folds", "count_patients", "fold_cases", "split_cases"]
 
 
 def split_cases(
@@ -22,7 +21,7 @@ def split_cases(
         cases: the cases.
         fraction: fraction of the cases to validate on, in [0, 1); at least one patient if it is not 0.
         seed: seed of the split.
-        patient_groups: patient -> parts of file names.
+        patient_groups: patient -> parts of file names, see `group_of`.
 
     Returns:
         (training, validation) in the order of `cases`. If there is only one patient, its cases are used for both.
@@ -72,7 +71,7 @@ def fold_cases(
         folds: number of folds, from 2 to the number of patients.
         fold: the fold to validate on, counted from 0.
         seed: seed of the folds.
-        patient_groups: patient -> parts of file names.
+        patient_groups: patient -> parts of file names, see `group_of`.
 
     Returns:
         (training, validation) in the order of `cases`.
@@ -136,34 +135,3 @@ def _by_patient(cases: Sequence[Case], groups: Mapping[str, Sequence[str]] | Non
 
 def _sides(cases: Sequence[Case], held_out: set[Case]) -> tuple[list[Case], list[Case]]:
     return [case for case in cases if case not in held_out], [case for case in cases if case in held_out]
-
-
-def patient_of(case: Case, groups: Mapping[str, Sequence[str]]) -> str:
-    """Return the patient of a case: its group, or itself where no group claims it."""
-    patient = group_of(case.name, groups)
-    return f"case {case.name}" if patient is None else f"group {patient}"
-
-
-def group_of(name: str, groups: Mapping[str, Sequence[str]]) -> str | None:
-    """Return the patient to whom the name of a case belongs: the first with a part of it, None if nobody has one.
-
-    Args:
-        name: of the case.
-        groups: patient -> parts of names. A part that begins or ends with a number matches this whole
-            number only.
-
-    Example:
-        >>> group_of("P14_a", {"P1": ["P1"], "P14": ["P14"]}), group_of("P2_a", {"P1": ["P1"]})
-        ('P14', None)
-    """
-    for patient, fragments in groups.items():
-        if any(re.search(_fragment_pattern(fragment), composed(name)) for fragment in fragments):
-            return patient
-    return None
-
-
-def _fragment_pattern(fragment: str) -> str:
-    # A number ends where its digits end, so that "P1" does not claim "P14".
-    before = r"(?<!\d)" if fragment[:1].isdigit() else ""
-    after = r"(?!\d)" if fragment[-1:].isdigit() else ""
-    return before + re.escape(composed(fragment)) + after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 from monai_iou.datasets.description import description_places
 from monai_iou.datasets.lists import case_names
 from monai_iou.datasets.naming import names_of
+from monai_iou.datasets.patients import group_of, paths_in
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.request import Request
-from monai_iou.volumes.names import composed
+from monai_iou.volumes.names import case_name, composed, volumes_below
 
 __all__ = ["Description", "description_of"]
 
@@ -42,17 +43,30 @@ class Description:
         names = (listed, pair.case, self._names_of_labels.get(pair.case))
         return tuple(dict.fromkeys(composed(name) for name in names if name is not None))
 
+    def patient_of(self, pair: Pair, groups: Mapping[str, Sequence[str]]) -> str | None:
+        """The patient to whom one of the names of a case belongs, by the rule of a training; None if nobody."""
+        paths = self._paths_of(pair)
+        return next(filter(None, (group_of(name, groups, paths) for name in self.names_of(pair))), None)
+
+    def _paths_of(self, pair: Pair) -> tuple[str, ...]:
+        """The paths by which the file may know a case; its own name with the extensions of its files, without any."""
+        files = [file for file in (pair.reference, pair.prediction) if file is not None]
+        own = [pair.case + composed(file.name)[len(case_name(file)) :] for file in files]
+        known = self._files_of_names
+        listed = next((known[name] for name in self.names_of(pair) if name in known), [])
+        return (*paths_in(self.path.parent, listed), *own)
+
     @property
     def labelled(self) -> dict[str, Any]:
         """Name of a case -> the classes that were annotated in it, as they are written."""
         whole = self.content.get("labelled")
-        own = {name: classes for name, _, classes in self._entries if classes is not None}
+        own = {name: classes for name, _, _, classes in self._entries if classes is not None}
         every = {**own, **(whole if isinstance(whole, dict) else {})}  # in this order for a training as well
         return {composed(name): classes for name, classes in every.items()}
 
     @cached_property
-    def _entries(self) -> list[tuple[str, list[Path], Any]]:
-        """The name, the label files and the annotated classes of each case that is listed."""
+    def _entries(self) -> list[tuple[str, list[Path], list[Path], Any]]:
+        """The name, the images, the label files and the annotated classes of each case that is listed."""
         root, found = self.path.parent, []
         for key in LISTS:
             listed = self.content.get(key)
@@ -60,18 +74,24 @@ class Description:
             files = [(_files(root, entry.get("image")), _files(root, entry.get("label"))) for entry in entries]
             whole = [i for i, (images, labels) in enumerate(files) if images and labels]
             names = case_names([files[i][0] for i in whole])
-            found += [(name, files[i][1], entries[i].get("labelled")) for name, i in zip(names, whole, strict=True)]
+            found += [(name, *files[i], entries[i].get("labelled")) for name, i in zip(names, whole, strict=True)]
         return found
 
     @cached_property
     def _names_of_files(self) -> dict[str, str]:
-        return {_place(file): name for name, labels, _ in self._entries for file in labels}
+        return {_place(file): name for name, _, labels, _ in self._entries for file in labels}
 
     @cached_property
     def _names_of_labels(self) -> dict[str, str]:
         """The same by the labels' names, for references that are copies of the labels."""
-        labels = names_of([labels[0] for _, labels, _ in self._entries])
-        return {label: name for label, (name, _, _) in zip(labels, self._entries, strict=True)}
+        labels = names_of([labels[0] for _, _, labels, _ in self._entries])
+        return {label: name for label, (name, *_) in zip(labels, self._entries, strict=True)}
+
+    @cached_property
+    def _files_of_names(self) -> dict[str, list[Path]]:
+        """The files of each case by its name, those of nnU-Net's folders too."""
+        listed = {name: [*images, *labels] for name, images, labels, _ in self._entries}
+        return {**dict(_nnunet_files(self.path.parent, self.content)), **listed}
 
 
 def description_of(request: Request) -> Description:
@@ -87,6 +107,18 @@ def description_of(request: Request) -> Description:
         if isinstance(content, dict):
             return Description(path, content)
     return Description(places[0], {})
+
+
+def _nnunet_files(root: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
+    """The name and the files of each case of nnU-Net's raw data, which lists none."""
+    channels = content.get("channel_names")
+    if "training" in content or not isinstance(channels, dict):
+        return
+    for part in ("Tr", "Ts"):
+        for label in volumes_below(root / f"labels{part}", deep=False):
+            name, file = case_name(label), composed(label.name)
+            files = [f"{name}_{channel:04d}{file[len(name) :]}" for channel in range(len(channels))]
+            yield name, [*(root / f"images{part}" / image for image in files), label]
 
 
 def _files(root: Path, named: object) -> list[Path]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.description import read_label_scheme, read_labelled
-from monai_iou.datasets.splits import group_of
 from monai_iou.evaluation.described import Description, description_of
 from monai_iou.evaluation.pairing import Pair, name_of_file
 from monai_iou.evaluation.request import Request, RequestError
@@ -31,15 +30,13 @@ def patients_of(pairs: Sequence[Pair], request: Request) -> dict[str, str]:
     Raises:
         RequestError: the file cannot be read as one of these, names none of the cases, or gives one two patients.
     """
-    cases = [pair.case for pair in pairs]
     if request.groups is not None:
-        named = _from_file(cases, request.groups)
+        named = _from_file(pairs, request.groups)
     else:
         dataset = description_of(request)
         groups = dataset.content.get("patient_groups")
-        names = {pair.case: dataset.names_of(pair) for pair in pairs} if isinstance(groups, dict) else {}
-        named = _by_parts(names, groups, dataset.path) if isinstance(groups, dict) else {}
-    return {case: named.get(case, f"case {case}") for case in cases}
+        named = _by_parts(pairs, groups, dataset) if isinstance(groups, dict) else {}
+    return {pair.case: named.get(pair.case, f"case {pair.case}") for pair in pairs}
 
 
 def label_names(dataset: Description) -> dict[str, str]:
@@ -121,7 +118,8 @@ def _lacking(dataset: Description, pairs: Sequence[Pair]) -> dict[str, set[str]]
     }
 
 
-def _from_file(cases: Sequence[str], file: Path) -> dict[str, str]:
+def _from_file(pairs: Sequence[Pair], file: Path) -> dict[str, str]:
+    cases = [pair.case for pair in pairs]
     try:
         if file.suffix.lower() != ".json":
             rows = read_csv(file)
@@ -134,12 +132,13 @@ def _from_file(cases: Sequence[str], file: Path) -> dict[str, str]:
         if isinstance(error, RequestError):
             raise
         raise _unusable(file, " ".join(str(error).split())) from error
-    content = content.get("patient_groups", content) if isinstance(content, dict) else content
+    whole = content if isinstance(content, dict) and "patient_groups" in content else {}
+    content = whole.get("patient_groups", content)
     if not isinstance(content, dict):
         raise _unusable(file, type(content).__name__)
     if all(isinstance(value, (str, int)) for value in content.values()):
         return _by_name(cases, ((case, str(patient)) for case, patient in content.items()), file)
-    named = _by_parts({case: (case,) for case in cases}, content, file)
+    named = _by_parts(pairs, content, Description(file, whole))
     if not named:
         raise _strange(cases, [part for parts in content.values() for part in parts], file)
     return named
@@ -165,13 +164,13 @@ def _by_name(cases: Sequence[str], rows: Iterable[tuple[str, str]], source: Path
     return patients
 
 
-def _by_parts(names: Mapping[str, Sequence[str]], groups: Mapping[str, Any], source: Path) -> dict[str, str]:
-    """The patient who has one of the names of a case, by the rule of a training."""
+def _by_parts(pairs: Sequence[Pair], groups: Mapping[str, Any], dataset: Description) -> dict[str, str]:
+    """The patient who has a part of a name or path of a case, by the rule of a training."""
     for patient, parts in groups.items():
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) and part for part in parts):
-            raise _unusable(source, f"{parts!r} for {patient}")
-    found = {case: [group_of(name, groups) for name in own] for case, own in names.items()}
-    return {case: next(filter(None, claims)) for case, claims in found.items() if any(claims)}
+            raise _unusable(dataset.path, f"{parts!r} for {patient}")
+    found = {pair.case: dataset.patient_of(pair, groups) for pair in pairs}
+    return {case: patient for case, patient in found.items() if patient is not None}
 
 
 def _strange(cases: Sequence[str], named: Sequence[str], source: Path) -> RequestError:

@@ -287,8 +287,10 @@ class BundleCases:
         with exit_with_message():
             folder = self.folder
             logger.info("Checking %d training cases of %s", len(folder.labelled), folder.root)
-            _ = folder.training_facts
+            folder.need_training()
+            # Before minutes of reading.
             training, validation = folder.split(self.val_fraction, self.split_seed, self.folds, self.fold)
+            _ = folder.training_facts
             if set(training) & set(validation):
                 logger.warning("%s has one patient: it is validated on what it is trained on.", folder.root)
             return training, validation

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
-from monai_iou.datasets.splits import patient_of
+from monai_iou.datasets.patients import patient_of
 from monai_iou.planning.plan import Plan
 from monai_iou.volumes.reading import volume_files
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_iou.datasets.cases import Case
-from monai_iou.datasets.splits import patient_of
+from monai_iou.datasets.patients import patient_of
 from monai_iou.evaluation.groups import patients_of
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.request import Request, RequestError
