@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
@@ -18,6 +19,8 @@ __all__ = ["check_held_out", "check_unseen", "data_record", "differences", "imag
 PLANNED = ("modalities", "labels", "regions", "ignore", "pixdim", "patch_size", "channels", "strides", "network")
 
 OWN_NETWORK = "network_def"
+
+BLOCK, BLOCKS = 1 << 20, 64  # few blocks, because a disk may need as long to go to one as to read it
 
 
 def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan) -> dict[str, Any]:
@@ -81,15 +84,45 @@ def _with_definition(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_identity(case: Case) -> str:
-    """Return what tells a case's image from others: a hash of its files' sizes, first MiB and last 64 KiB."""
+    """Return what tells a case's image from others: one hash, or two with a hyphen between them.
+
+    The first is of the files' sizes, first MiB and last 64 KiB, where gzip has the checksum of all that it holds. Other
+    files may have only a header and zeros there: the second is of all that they hold or, so that network disks need
+    not read large volumes twice, of 64 MiB in blocks that are spread evenly over each.
+    """
+    files = [file for image in case.images for file in volume_files(image)]
+    plain = [file for file in files if file.suffix.lower() != ".gz"]
+    return _hash(files, _read_ends) + (f"-{_hash(plain, _read_spread)}" if plain else "")
+
+
+def _hash(files: Sequence[Path], read: Callable[[BinaryIO, int], Iterable[bytes]]) -> str:
     digest = hashlib.sha256()
-    for path in (file for image in case.images for file in volume_files(image)):
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            digest.update(str(size).encode() + stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 16)))
-            digest.update(stream.read())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            for block in read(stream, size):
+                digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _read_ends(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    yield stream.read(1 << 20)
+    stream.seek(max(0, size - (1 << 16)))
+    yield stream.read()
+
+
+def _read_spread(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    step = max(BLOCK, (size - BLOCK) / (BLOCKS - 1))
+    for number in range(BLOCKS):
+        stream.seek(int(number * step))
+        yield stream.read(BLOCK)
+
+
+def _is_known(case: Case, known: Collection[str]) -> bool:
+    """Whether an image is in a record; those of earlier versions have the first hash of every image alone."""
+    identity = image_identity(case)
+    return identity in known or identity.partition("-")[0] in known
 
 
 def check_unseen(folder: SegmentationFolder, plans: Sequence[Plan]) -> None:
@@ -145,22 +178,21 @@ def seen_cases(
         whose patient has a case among them.
     """
     known = {identity for plan in plans for identity in plan.trained_images}
-    trained = [case for plan in plans for case in training if _is_trained(case, plan)]
+    is_trained = map_cases(lambda case: any(_is_trained(case, plan) for plan in plans), training)
+    trained = [case for case, yes in zip(training, is_trained, strict=True) if yes]
     paths = {path.resolve() for case in trained for path in case.images}
     patients = {patient_of(case, patient_groups) for case in trained if _has_group(case, patient_groups)}
-    return [
-        case
-        for case in cases
-        if any(path.resolve() in paths for path in case.images)
-        or patient_of(case, patient_groups) in patients
-        or (known and image_identity(case) in known)
-    ]
+
+    def is_seen(case: Case) -> bool:
+        same = any(path.resolve() in paths for path in case.images) or patient_of(case, patient_groups) in patients
+        return same or (bool(known) and _is_known(case, known))
+
+    return [case for case, seen in zip(cases, map_cases(is_seen, cases), strict=True) if seen]
 
 
 def _is_trained(case: Case, plan: Plan) -> bool:
     # Another dataset may have cases of the same names.
-    same = not plan.trained_images or image_identity(case) in plan.trained_images
-    return case.name in plan.trained and same
+    return case.name in plan.trained and (not plan.trained_images or _is_known(case, plan.trained_images))
 
 
 def _has_group(case: Case, groups: Mapping[str, Sequence[str]]) -> bool:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from monai.transforms import Compose, Lambdad
 
 from monai_iou.datasets.cases import Case, DatasetError
+from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.caching import cached_dataset
@@ -38,6 +44,62 @@ def test_the_plan_knows_the_images_that_were_trained_on(data: Path) -> None:
     images = sorted((data / "imagesTr").iterdir())
     assert sorted(plan(data).trained_images) == sorted(image_identity(Case("", image)) for image in images)
     assert len(plan(data, val_fraction=0.3).trained_images) == 2
+
+
+def skull_stripped(path: Path, seed: int, extension: str = ".nii", slices: int = 155) -> Case:
+    """An image of noise within zeros, as wide as BraTS has them."""
+    array = np.zeros((240, 240, slices), np.int16)
+    inside = np.random.default_rng(seed).integers(0, 500, (120, 120, slices - 65))
+    array[60:180, 60:180, 30 : slices - 35] = inside
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path.with_name(f"{path.name}{seed}{extension}"))
+    return Case(str(seed), path.with_name(f"{path.name}{seed}{extension}"))
+
+
+@pytest.mark.parametrize(("extension", "slices"), [(".nii", 155), (".nii.gz", 155), (".nii", 700)])
+def test_images_that_differ_in_their_middle_are_told_apart(extension: str, slices: int, tmp_path: Path) -> None:
+    one, other = (skull_stripped(tmp_path / "im", seed, extension, slices) for seed in (0, 1))
+    assert image_identity(one) != image_identity(other)
+    shutil.copy(one.image, tmp_path / f"copy{extension}")
+    assert image_identity(one) == image_identity(Case("copy", tmp_path / f"copy{extension}"))
+
+
+def test_any_change_of_an_uncompressed_image_is_seen_and_of_a_large_one_every_block(tmp_path: Path) -> None:
+    file = tmp_path / "a.nii"
+    for size, step in ((1000, 100), ((64 << 20) - 1, 5 << 20), (100 << 20, (100 << 20) // 63)):
+        with file.open("wb") as stream:
+            stream.truncate(size)
+        known = {image_identity(Case("a", file))}
+        for place in {*range(0, size - 1, step), size - 1}:
+            with file.open("r+b") as stream:
+                stream.seek(place)
+                stream.write(bytes([place % 251 + 1]))
+            known.add(image_identity(Case("a", file)))
+        assert len(known) == 1 + len({*range(0, size - 1, step), size - 1})
+
+
+def test_the_images_of_earlier_records_are_known(data: Path) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    (data / "imagesTr" / "plain.nii").write_bytes(
+        gzip.decompress((data / content["training"][0]["image"]).read_bytes())
+    )
+    content["training"][0]["image"] = "imagesTr/plain.nii"
+    describe(data, training=content["training"])
+    made = plan(data)
+    assert [identity.count("-") for identity in made.trained_images] == [1, 0, 0]
+    earlier = replace(made, trained_images=tuple(identity.split("-")[0] for identity in made.trained_images))
+    assert earlier.trained_images[1:] == made.trained_images[1:] == tuple(map(ends, read_folder(data).training[1:]))
+    assert earlier.trained_images[0] == ends(read_folder(data).training[0])
+    describe(data, test_labelled=content["training"])
+    for known in (made, earlier):
+        with pytest.raises(DatasetError, match="phantom_01, phantom_02, plain of `test_labelled`"):
+            BundleCases(str(data), val_fraction=0).evaluation_on(None, [known])
+
+
+def ends(case: Case) -> str:
+    """The identity that earlier versions stored."""
+    content = case.image.read_bytes()
+    whole = str(len(content)).encode() + content[: 1 << 20] + content[max(0, len(content) - (1 << 16)) :]
+    return hashlib.sha256(whole).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("how", ["same entry", "link", "copy", "patient", "hard link"])
