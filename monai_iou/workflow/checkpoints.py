@@ -135,8 +135,9 @@ class CheckpointHandler:
             scaler.load_state_dict(state["scaler"])
         self._restore_position(engine, state, path)
         self._restore_best_score(state)
-        self._has_model = (self.folder / "model.pt").is_file()
         self._is_final = state.get("final", False)
+        # A file alone may be of an earlier training in this folder, or the final weights of fewer epochs.
+        self._has_model = (self._is_final or self._has_best) and (self.folder / "model.pt").is_file()
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
             self.plan = replace(
                 self.plan,
@@ -262,15 +263,18 @@ class CheckpointHandler:
         with exit_with_message():
             raise TrainingError(message)
 
+    @property
+    def _has_best(self) -> bool:
+        """Whether there is a score to beat, and so weights that a validation of this training chose."""
+        return self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0
+
     def _completed(self, engine: Trainer) -> None:
         if engine.state.rank != 0:
             return
-        if self.keep == "last" and not self._is_final:
+        if not self._has_model or (self.keep == "last" and not self._is_final):
             self._write_model()
             self._is_final = True
             self._write_state(engine, validated=True)
-        elif not self._has_model:
-            self._write_model()
 
     def _write_model(self) -> None:
         self._check_weights()

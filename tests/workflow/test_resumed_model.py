@@ -1,0 +1,89 @@
+"""`model.pt` after a resumed training: the weights that it chose, not those that an earlier part has left there."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import overrides
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.demo import run_workflow
+
+pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+# Four steps an epoch, or three.
+NO_SCORE: list[dict[str, Any]] = [{"val_fraction": 0}, {"val_interval": 9}]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_dataset(tmp_path_factory.mktemp("data"), training=4, evaluation=2, shape=(32, 32, 24))
+
+
+def settings(bundle: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    return overrides(bundle, data, **{"batch_size": 1, "val_fraction": 0.25, "overwrite": False, **changes})
+
+
+def train(bundle: Path, data: Path, **changes: Any) -> None:
+    run_workflow(bundle, ["train"], settings(bundle, data, **changes))
+
+
+def stop_at(step: int, bundle: Path, data: Path, **changes: Any) -> None:
+    """Train until SIGTERM comes in a step."""
+    config = str(bundle / "configs" / "train.json")
+    made = ConfigWorkflow(config_file=config, workflow_type="train", **settings(bundle, data, **changes))
+    made.initialize()
+    trainer = made.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=step), lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        made.run()
+
+
+def has_final_weights(bundle: Path, epoch: int) -> bool:
+    last, model = (torch.load(bundle / "models" / name, weights_only=True) for name in ("last_epoch.pt", "model.pt"))
+    assert last["epoch"] == epoch
+    return all(torch.equal(model[name], weights) for name, weights in last["model"].items())
+
+
+@pytest.mark.parametrize("keys", NO_SCORE, ids=str)
+def test_a_training_without_a_score_stores_the_final_weights_also_when_it_is_made_longer(
+    keys: dict[str, Any], bundle: Path, data: Path
+) -> None:
+    train(bundle, data, epochs=1, **keys)
+    assert has_final_weights(bundle, 1)
+    model = bundle / "models" / "model.pt"
+    before = model.stat().st_mtime_ns
+    train(bundle, data, epochs=1, resume=True, **keys)
+    assert model.stat().st_mtime_ns == before, "nothing was left to do"
+    train(bundle, data, epochs=2, resume=True, **keys)
+    assert has_final_weights(bundle, 2)
+    stop_at(10, bundle, data, epochs=4, resume=True, **keys)
+    train(bundle, data, epochs=4, resume=True, **keys)
+    assert has_final_weights(bundle, 4)
+
+
+@pytest.mark.parametrize("keys", NO_SCORE, ids=str)
+def test_a_model_that_was_to_be_replaced_is_not_kept(keys: dict[str, Any], bundle: Path, data: Path) -> None:
+    train(bundle, data, epochs=1, seed=1)
+    stop_at(5, bundle, data, epochs=2, overwrite=True, **keys)
+    assert not has_final_weights(bundle, 1), "the earlier training's"
+    train(bundle, data, epochs=2, resume=True, **keys)
+    assert has_final_weights(bundle, 2)
+
+
+def test_a_score_on_other_cases_keeps_no_model(bundle: Path, data: Path) -> None:
+    train(bundle, data, epochs=1)
+    train(bundle, data, epochs=2, resume=True, overwrite=True, val_fraction=0)
+    assert has_final_weights(bundle, 2)
+
+
+def test_the_best_weights_are_kept_when_a_training_is_made_longer(bundle: Path, data: Path) -> None:
+    train(bundle, data, epochs=1)
+    best = (bundle / "models" / "model.pt").read_bytes()
+    train(bundle, data, epochs=2, val_interval=9, resume=True)
+    assert (bundle / "models" / "model.pt").read_bytes() == best
