@@ -17,14 +17,20 @@ PROBABILITY_ROUNDING = 1e-7
 
 
 def probabilities_of(logits: Tensor, sigmoid: bool) -> Tensor:
-    """Return probabilities (B, C, *S) of logits."""
-    return logits.sigmoid() if sigmoid else logits.softmax(1)
+    """Return probabilities (B, C, *S) of logits, in float32; NaN where a logit is NaN or infinite."""
+    logits = logits.float()
+    probabilities = logits.sigmoid() if sigmoid else logits.softmax(1)
+    # An infinite logit has a probability of 0 or 1, which would hide in a mean that the network's output is unusable.
+    return torch.where(logits.isfinite(), probabilities, torch.nan)
 
 
 def mean_logits(probabilities: Any, sigmoid: bool) -> Tensor:
-    """Return logits whose sigmoid or softmax is the probabilities."""
+    """Return finite logits whose sigmoid or softmax is the probabilities; NaN stays NaN."""
     # Clamped, because a probability that rounds to 0 or 1 has no finite logit.
-    logits: Tensor = probabilities.logit(PROBABILITY_ROUNDING) if sigmoid else probabilities.log()
+    if sigmoid:
+        logits: Tensor = probabilities.logit(PROBABILITY_ROUNDING)
+    else:
+        logits = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
     return logits
 
 
@@ -32,7 +38,8 @@ class MeanProbabilityInferer(SlidingWindowInferer):
     """MONAI's sliding window; several models and flipped views give the mean of their probabilities.
 
     The result stands for logits: the logarithm of the mean, whose softmax is the mean itself; with `sigmoid`, the logit
-    of the mean. One model without flips gives its own logits, exactly as MONAI's class.
+    of the mean. It is finite however sure the models are, and NaN where one of their outputs is NaN or infinite. One
+    model without flips gives its own logits, exactly as MONAI's class.
 
     Args:
         args, kwargs: as for `monai.inferers.SlidingWindowInferer`.
@@ -60,7 +67,7 @@ class MeanProbabilityInferer(SlidingWindowInferer):
         total: Any = 0
         for member, view in itertools.product(members, views):
             logits: Any = super().__call__(inputs.flip(view) if view else inputs, member, *args, **kwargs)
-            probabilities = probabilities_of(logits.float(), self.sigmoid)
+            probabilities = probabilities_of(logits, self.sigmoid)
             total = total + (probabilities.flip(view) if view else probabilities)
         return mean_logits(total / (len(views) * len(members)), self.sigmoid)
 
@@ -110,8 +117,8 @@ class Ensemble(torch.nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what stands for the logits of the members' mean probabilities for a patch."""
-        logits = [member(image).float() for member in self.members]
-        return mean_logits(sum(probabilities_of(each, self.sigmoid) for each in logits) / len(logits), self.sigmoid)
+        total: Any = sum(probabilities_of(member(image), self.sigmoid) for member in self.members)
+        return mean_logits(total / len(self.members), self.sigmoid)
 
 
 class _Renormalized(torch.nn.Module):

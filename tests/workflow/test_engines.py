@@ -111,6 +111,30 @@ def test_no_mask_and_no_score_of_a_case_that_overflows(data: Path, tmp_path: Pat
     assert [Path(row["filename"]).name for row in rows] == ["phantom_04.nii.gz"]
 
 
+class Sure(torch.nn.Module):
+    """A network whose classes are hundreds of logits apart, as after a long training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv3d(1, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layer(image) * 0 + torch.cat([-image, image], 1) * 1000
+
+
+def test_a_network_that_is_sure_in_every_view_writes_masks_and_scores(data: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path / "bundle")
+    network = {"network_def": {"_target_": "test_engines.Sure"}, "load_pretrain": False, "tta_flips": True}
+    given = {**overrides(bundle, data, output_dir=str(tmp_path / "scores")), **network}
+    run_workflow(bundle, ["train", "evaluate"], given)
+    for name in ("overwrite", "epochs", "val_interval", "val_fraction", "batch_size", "num_samples", "pictures"):
+        del given[name]
+    run_workflow(bundle, ["inference"], {**given, "output_dir": str(tmp_path / "masks")})
+    assert len(list((tmp_path / "masks").iterdir())) == 2
+    with (tmp_path / "scores" / "test_mean_iou_raw.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 2
+
+
 def test_weights_that_are_not_finite_end_inference_and_evaluation(data: Path, tmp_path: Path) -> None:
     bundle = copy_bundle(tmp_path / "bundle")
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
