@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["intensity_rule", "is_ct"]
+__all__ = ["intensity_rule", "is_ct", "shared_intensity"]
 
 CT_PERCENTILES = (0.5, 99.5)
 # Cone-beam, non-contrast, contrast-enhanced, low-dose, high-resolution, multi-detector, photon-counting and others, and
@@ -41,3 +41,25 @@ def intensity_rule(modality: str, samples: Sequence[np.ndarray]) -> dict[str, An
     clipped = np.clip(values, lower, upper).astype(np.float64)
     std = max(float(clipped.std()), 1e-3)
     return {"kind": "ct", "lower": float(lower), "upper": float(upper), "mean": float(clipped.mean()), "std": std}
+
+
+def shared_intensity(intensities: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return how images are normalised once for several models: as for the first, with a window that holds all windows.
+
+    Args:
+        intensities: of each model, see `Plan.intensity`, of the same kinds.
+
+    Example:
+        >>> windows = [(0.0, 100.0), (-50.0, 90.0)]
+        >>> rules = [[{"kind": "ct", "lower": low, "upper": high, "mean": low, "std": 1.0}] for low, high in windows]
+        >>> shared_intensity(rules)
+        [{'kind': 'ct', 'lower': -50.0, 'upper': 100.0, 'mean': 0.0, 'std': 1.0}]
+    """
+    shared = []
+    for first, *others in zip(*intensities, strict=True):
+        rule = dict(first)
+        if rule["kind"] == "ct":
+            rule["lower"] = min(own["lower"] for own in (first, *others))
+            rule["upper"] = max(own["upper"] for own in (first, *others))
+        shared.append(rule)
+    return shared

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor
+
+from monai_iou.planning.intensity import shared_intensity
 
 __all__ = ["Ensemble", "MeanProbabilityInferer"]
 
@@ -61,15 +64,19 @@ class MeanProbabilityInferer(SlidingWindowInferer):
         """Return the logits (B, C, *S) of images (B, channels, *S)."""
         axes = range(2, inputs.ndim) if self.flips else range(0)
         views = [view for count in range(len(axes) + 1) for view in itertools.combinations(axes, count)]
-        members = list(network.members) if isinstance(network, Ensemble) else [network]
-        if len(views) == len(members) == 1:
-            return super().__call__(inputs, members[0], *args, **kwargs)
+        count = len(network.members) if isinstance(network, Ensemble) else 1
+        # The whole image is converted, not its windows: what is padded has to be 0 for each of the models.
+        members = network.with_images(inputs) if isinstance(network, Ensemble) else [(network, inputs)]
+        if len(views) == count == 1:
+            ((member, image),) = members
+            return super().__call__(image, member, *args, **kwargs)
         total: Any = 0
-        for member, view in itertools.product(members, views):
-            logits: Any = super().__call__(inputs.flip(view) if view else inputs, member, *args, **kwargs)
-            probabilities = probabilities_of(logits, self.sigmoid)
-            total = total + (probabilities.flip(view) if view else probabilities)
-        return mean_logits(total / (len(views) * len(members)), self.sigmoid)
+        for member, image in members:
+            for view in views:
+                logits: Any = super().__call__(image.flip(view) if view else image, member, *args, **kwargs)
+                probabilities = probabilities_of(logits, self.sigmoid)
+                total = total + (probabilities.flip(view) if view else probabilities)
+        return mean_logits(total / (len(views) * count), self.sigmoid)
 
 
 class Ensemble(torch.nn.Module):
@@ -77,9 +84,9 @@ class Ensemble(torch.nn.Module):
 
     Args:
         networks: with their weights.
-        intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`; images come
-            normalised as the first one's. CT windows differ a little between folds: images are converted from
-            one to the other.
+        intensities: how each one's images were normalised, as in `monai_iou.planning.Plan`. CT windows differ a
+            little between folds: images come normalised by `shared_intensity`, which loses nothing that one of the
+            networks knows, and are converted for each network.
         sigmoid: whether each class has its own probability instead of a share of one.
 
     Example:
@@ -96,10 +103,9 @@ class Ensemble(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.sigmoid = sigmoid
-        self.members = torch.nn.ModuleList(
-            network if list(own) == list(intensities[0]) else _Renormalized(network, intensities[0], own)
-            for network, own in zip(networks, intensities, strict=True)
-        )
+        given = shared_intensity(intensities)
+        self.members = torch.nn.ModuleList(networks)
+        self._rules = [None if list(own) == given else list(zip(given, own, strict=True)) for own in intensities]
 
     @classmethod
     def of_weights(
@@ -115,30 +121,26 @@ class Ensemble(torch.nn.Module):
             member.load_state_dict(own)
         return cls(networks, intensities, sigmoid)
 
+    def with_images(self, image: Tensor) -> Iterator[tuple[torch.nn.Module, Tensor]]:
+        """Yield each network and images (B, channels, *S), normalised as in its own training."""
+        for member, rules in zip(self.members, self._rules, strict=True):
+            yield member, image if rules is None else _renormalized(image, rules)
+
     def forward(self, image: Tensor) -> Tensor:
         """Return what stands for the logits of the members' mean probabilities for a patch."""
-        total: Any = sum(probabilities_of(member(image), self.sigmoid) for member in self.members)
+        total: Any = sum(probabilities_of(member(own), self.sigmoid) for member, own in self.with_images(image))
         return mean_logits(total / len(self.members), self.sigmoid)
 
 
-class _Renormalized(torch.nn.Module):
-    """A network that gets its images normalised by one rule and was trained on another."""
+def _renormalized(image: Tensor, rules: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Tensor:
+    """Return images that were normalised by the first rule of each channel as they are by the second."""
+    same = {"lower": -math.inf, "upper": math.inf, "mean": 0.0, "std": 1.0}
 
-    def __init__(
-        self, network: torch.nn.Module, given: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]
-    ) -> None:
-        super().__init__()
-        self.network, self.rules = network, list(zip(given, own, strict=True))
+    def of_channels(place: int, name: str) -> Tensor:
+        numbers = [(pair[place] if pair[place]["kind"] == "ct" else same)[name] for pair in rules]
+        return torch.tensor(numbers, device=image.device).view(-1, *[1] * (image.ndim - 2))
 
-    def forward(self, image: Tensor) -> Tensor:
-        channels = [_moved(channel, *rules) for channel, rules in zip(image.unbind(1), self.rules, strict=True)]
-        result: Tensor = self.network(torch.stack(channels, 1))
-        return result
-
-
-def _moved(channel: Tensor, given: Mapping[str, Any], own: Mapping[str, Any]) -> Tensor:
-    if given["kind"] != "ct":
-        return channel
-    number = channel * given["std"] + given["mean"]
-    moved: Tensor = (number.clamp(own["lower"], own["upper"]) - own["mean"]) / own["std"]
+    numbers = image.float() * of_channels(0, "std") + of_channels(0, "mean")
+    clipped = numbers.clamp(of_channels(1, "lower"), of_channels(1, "upper"))
+    moved: Tensor = ((clipped - of_channels(1, "mean")) / of_channels(1, "std")).to(image.dtype)
     return moved

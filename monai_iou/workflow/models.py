@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from monai_iou.datasets.cases import DatasetError
+from monai_iou.planning.intensity import shared_intensity
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
@@ -19,6 +20,7 @@ from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = [
     "check_models",
+    "image_intensity",
     "load_network",
     "load_plans",
     "load_weights",
@@ -30,7 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SAME_IN_ALL = ("modalities", "labels", "regions", "pixdim", "patch_size", "network")
+SAME_IN_ALL = ("modalities", "labels", "regions", "pixdim", "patch_size", "network", "intensity")
 
 
 def model_files(models: object, ckpt_dir: str) -> list[str]:
@@ -114,6 +116,23 @@ def load_plans(files: Sequence[str], plan: Plan) -> list[Plan]:
         return [load_plan(path) for path in paths if path.is_file()] if len(paths) > 1 else [plan]
 
 
+def image_intensity(files: Sequence[str], plan: Plan) -> list[dict[str, Any]]:
+    """Return how images are normalised for the models, which `load_network` gives each its own normalisation of.
+
+    Args:
+        files: see `load_plans`.
+        plan: of the first model.
+    """
+    plans = load_plans(files, plan)
+    # Others than the first are refused if they do not fit it, but this may be asked for before.
+    fitting = [each.intensity for each in plans if _kinds(each) == _kinds(plan)]
+    return shared_intensity(fitting or [plan.intensity])
+
+
+def _kinds(plan: Plan) -> list[str]:
+    return [rule["kind"] for rule in plan.intensity]
+
+
 def report_missing_plan(path: Path, dataset_dir: Path | None) -> None:
     """Say that there is no stored plan; raise DatasetError if there is a model that it belongs to.
 
@@ -141,6 +160,8 @@ def _check_same_plans(files: Sequence[str]) -> None:
     for path, plan in zip(files[1:], others, strict=True):
         for name in SAME_IN_ALL:
             expected, other = getattr(first, name), getattr(plan, name)
+            if name == "intensity":  # windows of CT may differ
+                expected, other = _kinds(first), _kinds(plan)
             if expected != other:
                 what = f"their `{name}` is {other} and {expected}"
                 if name == "network" and "definition" in {**expected, **other}:  # it may be a whole program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
 
+from monai_iou.planning.intensity import shared_intensity
+from monai_iou.transforms import NormalizeModalitiesd
 from monai_iou.workflow.inferers import Ensemble, MeanProbabilityInferer
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -94,11 +97,57 @@ def test_an_output_that_is_not_finite_stays_so_in_a_mean(value: float, sigmoid: 
         assert bad_voxels.nonzero().tolist() == [[0, 1, 2, 3]]
 
 
-def test_a_model_of_another_ct_window_gets_its_own_normalisation() -> None:
-    first = {"kind": "ct", "lower": -200.0, "upper": 300.0, "mean": 40.0, "std": 80.0}
-    second = {"kind": "ct", "lower": -150.0, "upper": 250.0, "mean": 30.0, "std": 60.0}
-    numbers, members = torch.empty(1, 1, 5, 5, 5).uniform_(-200, 300), networks(2)
-    given, own = ((numbers.clamp(r["lower"], r["upper"]) - r["mean"]) / r["std"] for r in (first, second))
-    found = Ensemble(members, [[first], [second]])(given).exp()
-    expected = (members[0](given).softmax(1) + members[1](own).softmax(1)) / 2
-    torch.testing.assert_close(found, expected)
+FIRST = {"kind": "ct", "lower": 0.0, "upper": 100.0, "mean": 40.0, "std": 20.0}
+SECOND = {"kind": "ct", "lower": -50.0, "upper": 150.0, "mean": 50.0, "std": 40.0}
+THIRD = {"kind": "ct", "lower": 20.0, "upper": 90.0, "mean": 60.0, "std": 15.0}
+
+
+def normalized(image: torch.Tensor, *rules: Any) -> torch.Tensor:
+    """Images as the bundle's transform normalises them."""
+    return torch.stack([NormalizeModalitiesd("image", rules)({"image": each})["image"] for each in image])
+
+
+class Seen(torch.nn.Module):
+    """A network that keeps the images it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[torch.Tensor] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.images.append(image)
+        return torch.cat([image[:, :1], -image[:, -1:]], 1)
+
+
+@pytest.mark.parametrize("windows", list(itertools.permutations([FIRST, SECOND, THIRD])))
+def test_each_model_of_an_ensemble_gets_its_own_ct_normalisation(windows: tuple[dict[str, Any], ...]) -> None:
+    # 140 HU is above the first window, and -40 HU below it; the second channel is MR.
+    image = torch.empty(1, 2, 5, 5, 5).uniform_(-300, 400)
+    image[0, :, 0, 0, 0], image[0, :, 0, 0, 1] = 140, -40
+    zscore = {"kind": "zscore"}
+    rules = [[window, zscore] for window in windows]
+    given = normalized(image, *shared_intensity(rules))
+    members = [Seen() for _ in rules]
+    ensemble = Ensemble(members, rules)
+    # The window is larger than the image: what is added around it is 0 for each model, as in its training.
+    padded = MeanProbabilityInferer(roi_size=(8, 8, 8))(given, ensemble)
+    ensemble(given)
+    expected: Any = 0
+    for member, own in zip(members, rules, strict=True):
+        alone = normalized(image, *own)
+        torch.testing.assert_close(member.images[1], alone)
+        (seen,) = member.images[:1]
+        assert seen.shape == (1, 2, 8, 8, 8)
+        torch.testing.assert_close(seen[:, :, 1:6, 1:6, 1:6], alone)
+        assert (seen[:, :, 6:] == 0).all()
+        if own[0] is SECOND:
+            torch.testing.assert_close(alone[0, 0, 0, 0, :2], torch.tensor([2.25, -2.25]))
+        logits = MeanProbabilityInferer(roi_size=(8, 8, 8))(alone, Seen())
+        expected = expected + logits.softmax(1) / len(rules)
+    torch.testing.assert_close(padded.softmax(1), expected)
+
+
+def test_models_of_one_normalisation_get_the_images_as_they_are() -> None:
+    image, members = torch.randn(1, 1, 4, 4, 4), [Seen(), Seen()]
+    Ensemble(members, [[FIRST], [dict(FIRST)]])(image)
+    assert all(member.images[0] is image for member in members)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bundle_runs import causes, check_masks, overrides
+from monai.bundle import ConfigParser
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.demo import run_workflow
@@ -30,9 +31,32 @@ def test_the_folds_masks_are_those_of_their_mean(folds: Path, data: Path, tmp_pa
     assert isinstance(network, Ensemble)
     for member, path in zip(network.members, model_files(models, ""), strict=True):
         weights = torch.load(path, weights_only=True)
-        state = {name.removeprefix("network."): value for name, value in member.state_dict().items()}
-        assert all(torch.equal(state[name], value) for name, value in weights.items())
+        assert all(torch.equal(member.state_dict()[name], value) for name, value in weights.items())
     check_masks(tmp_path, data)
+
+
+@pytest.mark.parametrize("configs", [["inference"], ["train", "evaluate"]], ids=str)
+def test_each_model_sees_the_images_as_it_does_alone(configs: list[str], folds: Path, data: Path) -> None:
+    names = [str(folds / "fold0"), str(folds / "fold1")]
+    windows = [json.loads((Path(name) / "model.json").read_text())["intensity"][0] for name in names]
+    assert len({(window["lower"], window["upper"]) for window in windows}) == 2
+
+    def seen(models: list[str]) -> list[torch.Tensor]:
+        parser = ConfigParser()
+        parser.read_config([str(folds / "configs" / f"{name}.json") for name in configs])
+        parser.update({"bundle_root": str(folds), "dataset_dir": str(data), "models": models})
+        part = "validate#" if "evaluate" in configs else ""
+        cases = parser.get_parsed_content(f"{part}dataset")
+        engine = parser.get_parsed_content(f"{part}evaluator")
+        image = cases[0]["image"][None]
+        if len(models) == 1:
+            return [image]
+        return [own for _, own in engine.network.with_images(image)]
+
+    for together, name in zip(seen(names), names, strict=True):
+        (alone,) = seen([name])
+        torch.testing.assert_close(together, alone)
+        assert alone.max() > 0
 
 
 @pytest.mark.parametrize(
@@ -40,6 +64,7 @@ def test_the_folds_masks_are_those_of_their_mean(folds: Path, data: Path, tmp_pa
     [
         ({"pixdim": [2.0, 2.0, 2.0]}, r"their `pixdim` is \(2.0, 2.0, 2.0\) and \(1.0, 1.0, 1.5\)"),
         ({"labels": {"0": "background", "2": "tumour"}}, "their `labels` is"),
+        ({"intensity": [{"kind": "zscore"}]}, r"their `intensity` is \['zscore'\] and \['ct'\]: train"),
         (None, "fold1/model.pt, but there is no such file"),
     ],
 )
