@@ -17,11 +17,9 @@ from monai_iou.volumes.names import (
     composed,
     find_spelling,
     is_hidden,
-    is_png,
     volumes_below,
 )
-from monai_iou.volumes.png import png_channels
-from monai_iou.volumes.reading import VolumeError, read_header, read_labels
+from monai_iou.volumes.reading import VolumeError, channel_count, read_labels
 
 __all__ = ["SPLITS", "find_pair", "read_found_cases", "read_plain_cases", "read_plain_scheme", "read_splits"]
 
@@ -150,7 +148,7 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
     try:
         for case in cases:
             values.update(values_of(read_labels(case.label or case.image).array))
-        channels = _channels(cases[0].image) if cases else 1
+        channels = channel_count(cases[0].image) if cases else 1
     except VolumeError as error:
         raise DatasetError(str(error)) from error
     if not 1 < len(values) <= MOST_CLASSES or min(values) < 0:
@@ -162,13 +160,6 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
         raise DatasetError(message)
     names = tuple(f"channel {channel}" for channel in range(channels)) if channels > 1 else ("image",)
     return names, LabelScheme({value: "background" if value == 0 else str(value) for value in sorted(values)})
-
-
-def _channels(image: Path) -> int:
-    if is_png(image):
-        return png_channels(image)
-    header = read_header(image)
-    return header.shape[3] if header is not None and len(header.shape) == 4 else 1
 
 
 def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:

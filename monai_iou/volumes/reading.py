@@ -37,7 +37,7 @@ from monai_iou.volumes.names import (
 from monai_iou.volumes.nifti import read_nifti_header
 from monai_iou.volumes.nrrd import read_nrrd_header
 from monai_iou.volumes.payload import AGAIN, check_claims, stored_numbers
-from monai_iou.volumes.png import read_png
+from monai_iou.volumes.png import png_channels, read_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ __all__ = [
     "Volume",
     "VolumeError",
     "case_name",
+    "channel_count",
     "file_hash",
     "is_volume",
     "read_channels",
@@ -154,6 +155,18 @@ def read_channels(paths: Sequence[Path | str]) -> Volume:
         raise refusal(first, "hold one image with its channels along the fourth axis", f"shape {shape}", remedy)
     array = np.moveaxis(array.reshape((*_three(array.shape), *(sizes or (1,)))), -1, 0)
     return _volume(array, affine, first, notes)
+
+
+def channel_count(path: Path) -> int:
+    """Return how many channels `read_channels` finds in a file, by its header; 1 for DICOM and what only ITK reads.
+
+    Raises:
+        VolumeError: if the header is damaged.
+    """
+    if is_png(path) and not path.is_dir():
+        return png_channels(path)
+    header = None if path.is_dir() else read_header(path)
+    return 1 if header is None else next((size for size in header.shape[3:] if size != 1), 1)
 
 
 def read_labels(path: Path | str) -> Volume:

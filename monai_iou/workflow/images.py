@@ -11,6 +11,7 @@ from typing import Any
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.naming import check_names, names_of
 from monai_iou.volumes.names import RESULTS, case_name, is_png, is_volume, results_among, volumes_below
+from monai_iou.volumes.reading import VolumeError, channel_count
 
 __all__ = ["find_images", "image_cases"]
 
@@ -52,7 +53,8 @@ def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
 
     Args:
         paths: files, folders of images, and folders of the slices of a DICOM series. The files of the channels of one
-            image are called `NAME_0000`, `NAME_0001`, ...; one of them stands for all that lie beside it. Of a folder,
+            image are called `NAME_0000`, `NAME_0001`, ...; one of them stands for all that lie beside it. A file of
+            several channels is an image of its own, whatever it is called. Of a folder,
             `NAME_mask` and `NAME_probabilities` beside NAME are results, and no images.
         channels: of the model.
 
@@ -96,20 +98,28 @@ def _volumes(path: Path) -> list[Path]:
 def _channel_files(path: Path, channels: int) -> list[Path]:
     """The files of the image to which a file belongs: itself, or with its siblings."""
     match = CHANNEL.fullmatch(case_name(path))
-    if channels == 1 or match is None or path.is_dir():
+    if channels == 1 or match is None or path.is_dir() or _has_channels(path):
         return [path]
     ending = path.name[len(case_name(path)) :]
     files = [path.with_name(f"{match[1]}_{number:04d}{ending}") for number in range(channels)]
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None and is_png(path) and match[2] == "0000":
-        return [path]  # colours in one file
+        return [path]  # meant to be of colours
     if missing is not None:
         message = (
             f"Expected a file for each of the {channels} channels that the model was trained on beside {path}, but "
-            f"there is no {missing.name}: add it."
+            f"there is no {missing.name}: add it, or name an image that holds them all."
         )
         raise DatasetError(message)
     return files
+
+
+def _has_channels(path: Path) -> bool:
+    """Whether a file holds several channels, and so an image of its own, whatever its name and its neighbours."""
+    try:
+        return channel_count(path) > 1
+    except VolumeError:  # a damaged file is named when all images are read
+        return False
 
 
 def _without_number(files: Iterable[Path]) -> Path:

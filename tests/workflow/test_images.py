@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from monai_iou.datasets.cases import DatasetError
@@ -33,6 +35,37 @@ def test_one_channel_stands_for_its_siblings(tmp_path: Path) -> None:
 def test_a_missing_channel_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "p_0000.nii.gz")
     with pytest.raises(DatasetError, match=r"^Expected a file for each of the 2 .* there is no p_0001\.nii\.gz: add"):
+        find_images([tmp_path], 2)
+
+
+def write(path: Path, channels: int) -> Path:
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4, channels), np.float32), np.eye(4)), path)
+    return path
+
+
+def test_a_file_of_several_channels_is_an_image_of_its_own_whatever_its_name(tmp_path: Path) -> None:
+    for number in ("0001", "0002", "0012"):
+        write(tmp_path / f"case_{number}.nii.gz", 2)
+    files = sorted(tmp_path.iterdir())
+    for named in ([tmp_path], files, files[2:]):
+        cases = find_images(named, 2)
+        expected = files if named != files[2:] else named
+        assert [(case.image, case.channels) for case in cases] == [(file, ()) for file in expected]
+        assert [case.name for case in cases] == [case.name for case in image_cases([str(file) for file in expected])]
+    # Neighbours of all numbers do not make channels of it, and a wrong number of channels is not taken for one.
+    write(tmp_path / "case_0000.nii.gz", 2)
+    assert len(find_images([tmp_path], 2)) == 4
+    assert len(find_images([tmp_path], 3)) == 4
+
+
+def test_files_of_one_channel_beside_those_of_several_belong_together(tmp_path: Path) -> None:
+    single = [write(tmp_path / f"p_000{number}.nii.gz", 1) for number in range(2)]
+    several = write(tmp_path / "q_0001.nii.gz", 2)
+    assert [case.images for case in find_images([tmp_path], 2)] == [tuple(single), (several,)]
+    single[1].unlink()
+    with pytest.raises(
+        DatasetError, match=r"there is no p_0001\.nii\.gz: add it, or name an image that holds them all\."
+    ):
         find_images([tmp_path], 2)
 
 
