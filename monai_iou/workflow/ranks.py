@@ -1,21 +1,44 @@
-"""How the ranks of the multi_gpu configs leave their process group, so that no thread of it outlives the interpreter.
+"""How the ranks of the multi_gpu configs join their process group and leave it.
 
 A DistributedDataParallel imports `torch.distributed.nn`, whose functions keep the default group as an argument. If it
 were imported after the group was made, they would hold the group for ever, and gloo's threads with it, which could
-abort a rank that had trained to its end. So the module is imported here, before the configs make the group.
+abort a rank that had trained to its end. So the module is imported here, before the group is made.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import os
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 if dist.is_available():
-    import torch.distributed.nn  # noqa: F401
+    import torch.distributed.nn
 
-__all__ = ["leave_group"]
+__all__ = ["LONGEST_WAIT", "join_group", "leave_group"]
+
+# For a rank that works while the others wait for it: rank 0 tunes the post-processing alone, and of an evaluation's
+# volumes some are larger than others. torch would end the others after 10 minutes (NCCL) or 30 (gloo). The launcher
+# ends them at once if the rank has died.
+LONGEST_WAIT = timedelta(hours=24)
+
+
+def join_group(device: torch.device | str) -> None:
+    """Make the process group of all ranks for the device that this rank runs on, unless there is one.
+
+    Args:
+        device: as the config or the command line gives it; a GPU without a number is that of the rank's place on its
+            machine, and becomes the current one. GPUs communicate by NCCL, CPUs by gloo.
+    """
+    device = torch.device(device)
+    is_gpu = device.type == "cuda"
+    if is_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+    if not dist.is_initialized():
+        dist.init_process_group(backend="nccl" if is_gpu else "gloo", timeout=LONGEST_WAIT)
 
 
 def leave_group() -> None:
