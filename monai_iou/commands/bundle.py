@@ -29,10 +29,10 @@ def init(folder: Path) -> int:
 @click.command()
 @click.argument("bundle", type=FOLDER, metavar="DIR")
 def describe(bundle: Path) -> int:
-    """Write the trained model's channels and classes into the metadata of the bundle in DIR.
+    """Write the trained model's channels, classes and sides into the metadata of the bundle in DIR.
 
-    The shipped configs/metadata.json names one channel and one label. The model zoo's checks, MONAI Label and MONAI
-    Deploy read that file.
+    The shipped configs/metadata.json names one channel and one label, and sides that are multiples of 16. The model
+    zoo's checks, MONAI Label and MONAI Deploy read that file.
     """
     check_folder("DIR", bundle, "the folder of a trained bundle")
     from monai_iou.workflow.metadata import describe_model

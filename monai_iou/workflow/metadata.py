@@ -9,10 +9,12 @@ from typing import Any
 
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.stored import load_plan
+from monai_iou.workflow.architecture import with_network
+from monai_iou.workflow.named_networks import total_stride
 
 
 def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return `metadata` with the channels and classes of a plan; everything else is as it was.
+    """Return `metadata` with the channels, classes and sides of patches of a plan; everything else is as it was.
 
     Example:
         >>> from monai_iou.planning.plan import Plan
@@ -20,12 +22,15 @@ def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
         >>> metadata = {"network_data_format": {"inputs": {"image": {}}, "outputs": {"pred": {}}}}
         >>> with_plan(metadata, plan)["network_data_format"]["outputs"]["pred"]["channel_def"]
         {'0': 'background', '1': 'tumour'}
+        >>> with_plan(metadata, plan)["network_data_format"]["inputs"]["image"]["spatial_shape"]
+        ['2*(n+1)', '2*n', '2*n']
     """
     formats = metadata["network_data_format"]
     channels = {str(index): name for index, name in enumerate(plan.modalities)}
     classes = {str(index): name for index, name in enumerate([plan.labels[0], *plan.class_names])}
-    image = {**formats["inputs"]["image"], "num_channels": plan.in_channels, "channel_def": channels}
-    prediction = {**formats["outputs"]["pred"], "num_channels": plan.out_channels, "channel_def": classes}
+    shape = {"spatial_shape": _spatial_shape(plan)}
+    image = {**formats["inputs"]["image"], "num_channels": plan.in_channels, **shape, "channel_def": channels}
+    prediction = {**formats["outputs"]["pred"], "num_channels": plan.out_channels, **shape, "channel_def": classes}
     own = {"inputs": {**formats["inputs"], "image": image}, "outputs": {**formats["outputs"], "pred": prediction}}
     values = ", ".join(f"{value} {name}" for value, name in plan.labels.items())
     return {
@@ -36,11 +41,26 @@ def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
     }
 
 
-def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
-    """Rewrite a trained bundle's `configs/metadata.json` so that it names the channels and classes of its network.
+def _spatial_shape(plan: Plan) -> list[int | str]:
+    """Return the sides that the network takes, as MONAI's `verify_net_in_out` reads them; `n` is 1 there.
 
-    The shipped metadata is that of one channel and one foreground class. What reads a bundle's metadata (the model
-    zoo's checks, MONAI Label, MONAI Deploy) then sees those of `models/model.json`.
+    One side has two voxels at the coarsest level, because no mean can be taken of a single one. Of the user's own
+    network it is known only that it takes the patch.
+    """
+    stored = with_network(plan)
+    if "definition" in stored.network:
+        return list(plan.patch_size)
+    strides = total_stride(stored)
+    longest = max(range(3), key=lambda axis: plan.patch_size[axis] // strides[axis] - (axis == plan.flat_axis))
+    sides: list[int | str] = [f"{stride}*{'(n+1)' if axis == longest else 'n'}" for axis, stride in enumerate(strides)]
+    return [1 if axis == plan.flat_axis else side for axis, side in enumerate(sides)]
+
+
+def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
+    """Rewrite a trained bundle's `configs/metadata.json` so that it names its network's channels, classes and sides.
+
+    The shipped metadata is that of one channel, one foreground class and sides that are multiples of 16. What reads a
+    bundle's metadata (the model zoo's checks, MONAI Label, MONAI Deploy) then sees those of `models/model.json`.
 
     Args:
         bundle_root: a copy of the bundle (`monai-iou init`) that has been trained.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from monai.networks.nets.dynunet import DynUNet
@@ -15,11 +16,12 @@ from torch import nn
 from monai_iou.networks import AttentionMapUnet
 from monai_iou.planning.plan import Plan
 
-__all__ = ["named_network"]
+__all__ = ["named_network", "total_stride"]
 
 SCALES = 3  # outputs with deep supervision: coarser ones hold too few voxels of a small lesion
 # Residual blocks of each level of nnU-Net's ResEnc presets (Isensee et al. 2024, https://arxiv.org/abs/2404.09556).
 RESENC_BLOCKS = (1, 3, 4, 6, 6, 6)
+SWIN_HALVINGS = 5  # of SwinUNETR, whatever the plan
 
 Options = dict[str, Any]
 
@@ -39,6 +41,30 @@ def named_network(plan: Plan, options: Mapping[str, Any]) -> nn.Module:
     }
     network: nn.Module = kind(**{**shared, **own(plan), **options})
     return network
+
+
+def total_stride(plan: Plan) -> tuple[int, ...]:
+    """Return of what number each side of a volume must be a multiple for the network that a plan names.
+
+    Args:
+        plan: with its `network`, which is not overridden by a definition of the user's own.
+
+    Returns:
+        A number for each of the three axes, 1 along the axis of the slices.
+
+    Example:
+        >>> from monai_iou.planning.plan import make_plan
+        >>> from monai_iou.workflow.architecture import with_network
+        >>> plan = make_plan(None, [], [64, 64, 16], [1.0, 1.0, 4.0])
+        >>> [total_stride(with_network(plan, name)) for name in ("unet", "resenc", "swin_unetr")]
+        [(8, 8, 2), (8, 8, 8), (32, 32, 32)]
+    """
+    name = plan.network["network"]
+    if name in ("unet", "dynunet", "attention_unet"):
+        sides = tuple(prod(stride[axis] for stride in plan.strides) for axis in range(3))
+    else:
+        sides = (2 ** (SWIN_HALVINGS if name == "swin_unetr" else _halvings(plan)),) * 3
+    return tuple(1 if axis == plan.flat_axis else side for axis, side in enumerate(sides))
 
 
 def _unet(plan: Plan) -> Options:

@@ -20,6 +20,8 @@ from places import ROOT
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.cli import main
+from monai_iou.planning.plan import Plan, make_plan
+from monai_iou.workflow.architecture import NETWORKS, with_network
 from monai_iou.workflow.metadata import describe_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -182,6 +184,38 @@ def test_a_trained_bundle_passes_the_checks_of_shape_and_export(
         bundle_root=str(trained), **common,
     )  # fmt: skip
     assert torch.jit.load(model)(torch.rand(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+def described(bundle: Path, plan: Plan) -> list[Any]:
+    """The sides that `monai-iou describe` writes for a model with this plan, which MONAI's check has tried."""
+    (bundle / "models").mkdir(exist_ok=True)
+    (bundle / "models" / "model.json").write_text(plan.to_json())
+    formats = json.loads(describe_model(bundle).read_text())["network_data_format"]
+    places = {"meta_file": str(bundle / "configs" / "metadata.json"), "bundle_root": str(bundle)}
+    verify_net_in_out(
+        net_id="network_def", config_file=str(bundle / "configs" / "inference.json"), device="cpu", **places
+    )
+    assert formats["outputs"]["pred"]["spatial_shape"] == formats["inputs"]["image"]["spatial_shape"]
+    return list(formats["inputs"]["image"]["spatial_shape"])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_sides_of_every_network_are_what_it_takes(network: str, bundle: Path) -> None:
+    thick = with_network(make_plan(None, [], [64, 64, 12], [1.0, 1.0, 4.0], base_channels=4), network)
+    slices = with_network(make_plan(None, [], [40, 56, 1], base_channels=4, spatial_dims=2), network)
+    follows_the_plan = network in ("unet", "dynunet", "attention_unet")
+    expected = ["8*(n+1)", "8*n", "2*n"] if follows_the_plan else ["4*(n+1)", "4*n", "4*n"]
+    flat = ["8*n", "8*(n+1)", 1]
+    if network == "swin_unetr":
+        expected, flat = ["32*(n+1)", "32*n", "32*n"], ["32*(n+1)", "32*n", 1]
+    assert described(bundle, thick) == expected
+    assert described(bundle, slices) == flat
+
+
+def test_of_an_own_network_the_patch_is_known(bundle: Path) -> None:
+    own = {"network_def": {"_target_": "BasicUNet", "spatial_dims": 3, "out_channels": 2, "features": [4] * 6}}
+    plan = with_network(make_plan(None, [], [32, 48, 32], base_channels=4), definition=own)
+    assert described(bundle, plan) == list(plan.patch_size)
 
 
 def test_inference_without_weights_as_the_zoo_runs_it(shipped: Path, volumes: Path, tmp_path: Path) -> None:
