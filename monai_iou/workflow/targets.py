@@ -37,7 +37,8 @@ class LabelTargetsd(MapTransform):
 
     Args:
         keys: labels, see the module.
-        plan: what the labels are.
+        plan: what the labels are; nothing else of it is kept, so that every training whose labels mean the same finds
+            the prepared volumes of the others, see `DiskCacheDataset`.
         allow_missing_keys: do not fail where a key is absent.
 
     Example:
@@ -50,7 +51,7 @@ class LabelTargetsd(MapTransform):
 
     def __init__(self, keys: KeysCollection, plan: Plan, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.plan = plan
+        self.plan = _of_labels(plan)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with targets in place of labels."""
@@ -73,6 +74,22 @@ class LabelTargetsd(MapTransform):
         speakers = torch.stack([each.any(0) for each in maps]).sum(0)
         mean = total / speakers.clamp_min(1)
         return mean if plan.soft else _majority(mean, speakers > 0, plan)
+
+
+def _of_labels(plan: Plan) -> Plan:
+    """Return a plan that holds only what the targets depend on: not the cases, the patch or the network."""
+    return Plan(
+        modalities=(),
+        labels=dict(plan.labels),
+        pixdim=(),
+        patch_size=(),
+        channels=(),
+        strides=(),
+        intensity=(),
+        regions=dict(plan.regions),
+        soft_labels=plan.soft_labels,
+        mean_of_raters=plan.mean_of_raters,
+    )
 
 
 class DrawnRaterd(Randomizable, MapTransform):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +68,35 @@ def test_a_cache_notices_changed_files_and_settings_but_not_another_run(
     changed = next((images / "imagesTr").iterdir())
     os.utime(changed, (1, 1))
     assert len(files()) == 5
+
+
+def test_folds_and_networks_share_what_they_prepare_alike(bundle: Path, data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def prepared(**changes: Any) -> set[str]:
+        """The names of the files that a training reads."""
+        given = {"folds": 4, "fold": 0, "cache_dir": str(cache), "pixdim": [1.0, 1.0, 1.5], "num_samples": 1}
+        parser = loader(bundle, mri, **{**given, **changes})
+        before = {path: path.stat().st_mtime_ns for path in cache.glob("*.pt")}
+        for name in ("train", "validate"):
+            dataset = parser.get_parsed_content(f"{name}#dataset")
+            for index in range(len(dataset)):
+                dataset[index]
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        return {path.name for path in cache.glob("*.pt")} - {path.name for path in before}
+
+    mri = shutil.copytree(data, tmp_path / "mri")  # intensities of CT are those of the fold's training cases
+    description = json.loads((mri / "dataset.json").read_text())
+    (mri / "dataset.json").write_text(json.dumps({**description, "modality": {"0": "MRI"}}))
+    assert len(prepared()) == 4, "three are trained on and one is validated on"
+    assert len(prepared(fold=1)) == 2, "the case that was validated on, and the one that is now"
+    assert prepared(network="segresnet", deep_supervision=True) == set()
+    assert prepared(base_channels=8, seed=5, learning_rate=0.01) == set()
+    for changes in ({"pixdim": [1.0, 1.0, 2.0]}, {"patch_size": [64, 64, 64]}):
+        assert len(prepared(**changes)) == 4
+    description["labels"] = {"0": "background", "1": "lesion", "2": "other"}
+    (mri / "dataset.json").write_text(json.dumps({**description, "modality": {"0": "MRI"}}))
+    assert len(prepared()) == 4, "the labels mean something else"
 
 
 @pytest.mark.slow
