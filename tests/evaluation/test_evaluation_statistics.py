@@ -74,6 +74,16 @@ def test_whole_patients_are_swapped(n):
     assert by_patient["difference"] == pytest.approx((second - first).mean())
 
 
+@pytest.mark.parametrize("scans", [1, 2])
+def test_more_than_a_thousand_patients_are_tested(scans):
+    """2^1024, the number of ways to exchange the results of 1024 patients, is beyond a float."""
+    rng = np.random.default_rng(0)
+    number = 1024 * scans
+    first, patients = rng.random(number), [f"p{i // scans}" for i in range(number)]
+    assert paired_test(first, first + rng.normal(0.01, 0.05, number), patients)["p"] == 1 / 10_000
+    assert paired_test(first, first, patients)["p"] == 1
+
+
 def test_intervals_cover_the_mean_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     bounds = [interval(rng.beta(5, 2, 40)) for _ in range(60)]
