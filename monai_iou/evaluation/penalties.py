@@ -67,27 +67,22 @@ def empty_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_and_without(
-    measured: Sequence[Mapping[str, Any]],
-    missing: Sequence[Mapping[str, Any]],
-    column: str,
-    challenge: Challenge | None = None,
+    measured: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any]], column: str
 ) -> dict[str, Any]:
     """The mean of a column over the defined scores, and over all with the penalties.
 
     Args:
         measured: rows of the cases that were evaluated.
-        missing: rows of the cases without a usable prediction, scored as empty predictions.
+        every: rows of all cases with the penalties, those without a usable prediction as empty predictions.
         column: its name.
-        challenge: whose columns are there.
 
     Returns:
         `mean_defined`, `n_defined`, `mean_penalty` and `n_penalty`; a mean of nothing is None.
     """
-    defined = [row[column] for row in measured if math.isfinite(row[column])]
-    every = [value for row in (*measured, *missing) if math.isfinite(value := penalised(row, challenge)[column])]
+    defined, all_defined = ([row[column] for row in rows if math.isfinite(row[column])] for rows in (measured, every))
     return {
         "mean_defined": math.fsum(defined) / len(defined) if defined else None,
         "n_defined": len(defined),
-        "mean_penalty": math.fsum(every) / len(every) if every else None,
-        "n_penalty": len(every),
+        "mean_penalty": math.fsum(all_defined) / len(all_defined) if all_defined else None,
+        "n_penalty": len(all_defined),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,16 @@ class Evaluation:
         self.rows = self.measured
         if self.request.missing == "penalty":
             order = {pair.case: i for i, pair in enumerate(self.pairs)}
-            every = [penalised(row, rules.challenge) for row in (*self.measured, *self.missing_rows)]
-            self.rows = sorted(every, key=lambda row: order[row["case"]])  # stable: labels keep their order
+            self.rows = sorted(self.penalised, key=lambda row: order[row["case"]])  # stable: labels keep their order
 
     @property
     def averaged(self) -> list[dict[str, Any]]:
         """The rows that means, intervals and quartiles are taken over: with penalties unless they were excluded."""
-        if self.request.missing == "exclude":
-            return self.measured
+        return self.measured if self.request.missing == "exclude" else self.penalised
+
+    @cached_property
+    def penalised(self) -> list[dict[str, Any]]:
+        """The rows of all cases with a penalty for every score that is undefined."""
         return [penalised(row, self.request.rules.challenge) for row in self.with_missing]
 
     @property

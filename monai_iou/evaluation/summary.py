@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.groups import label_titles
 from monai_iou.evaluation.penalties import with_and_without
-from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.results import Evaluation, Request
 from monai_iou.evaluation.scoring import CURVE
 from monai_iou.evaluation.statistics import MIN_UNITS, dataset_scores, describe
 from monai_iou.evaluation.thresholds import summarise_maps
@@ -25,6 +26,7 @@ LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-compone
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """Everything summary.json holds, as plain values."""
     rows, request = evaluation.rows, evaluation.request
+    labels, curves = _labels(evaluation)
     ranked = sorted((row for row in rows if not math.isnan(row["iou"])), key=lambda row: (row["iou"], row["case"]))
     return {
         "cases": {
@@ -33,9 +35,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "failed": len(evaluation.failures),
             "reused": evaluation.reused,
         },
-        "labels": {name: _label(evaluation, name) for name in evaluation.names},
+        "labels": labels,
         "titles": label_titles(request, evaluation.names),
-        "lesion_f1_curves": {name: _f1_curve(evaluation, name) for name in evaluation.names},
+        "lesion_f1_curves": curves,
         "dataset": dataset_scores(evaluation.averaged, evaluation.patients, request.present),
         "dataset_defined": dataset_scores(evaluation.measured, evaluation.patients, request.present),
         "probabilities": {
@@ -98,28 +100,40 @@ def part_of(evaluation: Evaluation, cases: Collection[str]) -> Evaluation:
     return part
 
 
-def _f1_curve(evaluation: Evaluation, name: str) -> dict[str, Any]:
+def _labels(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The statistics and the F1 curve of every structure."""
+    averaged, measured, every = map(_by_label, (evaluation.averaged, evaluation.measured, evaluation.penalised))
+    labels = {name: _label(evaluation, averaged[name], measured[name], every[name]) for name in evaluation.names}
+    return labels, {name: _f1_curve(evaluation.request, averaged[name]) for name in evaluation.names}
+
+
+def _by_label(rows: Sequence[Mapping[str, Any]]) -> defaultdict[str, list[Mapping[str, Any]]]:
+    """The rows of each label, in one pass over all of them."""
+    found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["label"]].append(row)
+    return found
+
+
+def _f1_curve(request: Request, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean F1 of lesions at each threshold over the cases with lesions, and the area under it."""
-    curves = [row["f1_curve"] for row in evaluation.averaged if row["label"] == name]
+    curves = [row["f1_curve"] for row in rows]
     counted = [curve for curve in curves if not math.isnan(curve[0])]
     means = np.mean(counted, axis=0) if counted else np.zeros(2)
-    measure = "overlap" if evaluation.request.match.startswith("overlap") else "iou"
+    measure = "overlap" if request.match.startswith("overlap") else "iou"
     area = float((means[1:] + means[:-1]).mean() / 2) if counted else None
     return {"measure": measure, "thresholds": list(CURVE), "f1": means.tolist() if counted else None, "area": area}
 
 
-def _label(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    """The statistics of one structure, by column."""
-    rows, measured, missing = (
-        [row for row in table if row["label"] == name]
-        for table in (evaluation.averaged, evaluation.measured, evaluation.missing_rows)
-    )
-    challenge = evaluation.request.rules.challenge
-    units = None if evaluation.patients is None else [evaluation.patients[row["case"]] for row in rows]
+def _label(
+    evaluation: Evaluation,
+    averaged: Sequence[Mapping[str, Any]],
+    measured: Sequence[Mapping[str, Any]],
+    every: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The statistics of one structure, by column, from its rows in the evaluation's tables of these names."""
+    units = None if evaluation.patients is None else [evaluation.patients[row["case"]] for row in averaged]
     return {
-        column: {
-            **describe([row[column] for row in rows], units),
-            **with_and_without(measured, missing, column, challenge),
-        }
-        for column in columns_of(challenge)
+        column: {**describe([row[column] for row in averaged], units), **with_and_without(measured, every, column)}
+        for column in columns_of(evaluation.request.rules.challenge)
     }

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monai_iou.evaluation import penalties, results
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -200,6 +201,21 @@ def test_both_means_are_in_the_summary_whatever_is_asked_for(folders):
     assert default["labels"] == penalty["labels"]
     assert default["dataset"] == penalty["dataset"]
     assert default["dataset_defined"] == excluded["dataset"]
+
+
+@pytest.mark.parametrize("missing", ["both", "exclude", "penalty"])
+def test_each_row_is_penalised_once(folders, monkeypatch, missing):
+    """Once per label and column again, hundreds of labels would take minutes."""
+    rows = []
+
+    def counted(row, *options):
+        rows.append((row["case"], row["label"]))
+        return penalised(row, *options)
+
+    for module in (penalties, results):
+        monkeypatch.setattr(module, "penalised", counted)
+    evaluated(folders, missing=missing, labels=(1, 2, 3))
+    assert sorted(rows) == [(f"case{i}", label) for i in range(6) for label in "123"]
 
 
 def test_a_missing_prediction_is_an_empty_one(folders):
