@@ -13,7 +13,15 @@ from monai_iou import files as out
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare_page import comparison_page
 from monai_iou.evaluation.earlier import check_marks
-from monai_iou.evaluation.paired_scores import CompareError, Evaluated, paired_keys, read_evaluated, score_of
+from monai_iou.evaluation.paired_scores import (
+    CompareError,
+    Evaluated,
+    is_in,
+    paired_keys,
+    read_evaluated,
+    score_of,
+    scores_of,
+)
 from monai_iou.evaluation.ranking import RANKING_COLUMNS, rank_folders
 from monai_iou.evaluation.statistics import holm, paired_test
 
@@ -102,8 +110,7 @@ def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> lis
     for label in [label for label in first.labels if label in second.labels]:
         own = [key for key in keys if key[1] == label]
         for metric in metrics:
-            pairs = [(score_of(first, second, key, metric), score_of(second, first, key, metric)) for key in own]
-            values = np.array(pairs, dtype=float).reshape(-1, 2)
+            values = np.array([scores_of((first, second), key, metric) for key in own]).reshape(-1, 2)
             kept = np.isfinite(values).all(axis=1)
             units = [first.patient(case) for (case, _), there in zip(own, kept, strict=True) if there]
             test = paired_test(values[kept, 0], values[kept, 1], units)
@@ -151,9 +158,6 @@ def _paired_table(evaluated: Sequence[Evaluated], metric: str) -> list[list[Any]
     table: list[list[Any]] = [["case", "label", *(one.name for one in evaluated)]]
     for key in sorted({key for one in evaluated for key in one.scores}):
         knows = next(one for one in evaluated if key in one.scores)
-        cells = [
-            score_of(one, knows, key, metric) if key in one.scores or key[0] in one.failed else None
-            for one in evaluated
-        ]
+        cells = [score_of(one, knows, key, metric) if is_in(one, key) else None for one in evaluated]
         table.append([*key, *cells])
     return table

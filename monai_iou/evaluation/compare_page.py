@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_iou.evaluation import charts, resume
 from monai_iou.evaluation.columns import COLUMNS
-from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, score_of
+from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, scores_of
 from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.svg import Point, shortened
 from monai_iou.evaluation.thumbnails import show_picture
@@ -70,11 +70,8 @@ def _label(
 
 
 def _scores(first: Evaluated, second: Evaluated, metric: str) -> list[tuple[tuple[str, str], float, float]]:
-    pairs = [
-        (key, score_of(first, second, key, metric), score_of(second, first, key, metric))
-        for key in paired_keys(first, second)
-    ]
-    return [(key, x, y) for key, x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+    pairs = [(key, scores_of((first, second), key, metric)) for key in paired_keys(first, second)]
+    return [(key, x, y) for key, (x, y) in pairs if math.isfinite(x) and math.isfinite(y)]
 
 
 def _changed(first: Evaluated, second: Evaluated, metric: str) -> list[dict[str, Any]]:

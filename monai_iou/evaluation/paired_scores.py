@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from monai_iou.evaluation.columns import COLUMNS
@@ -28,7 +29,7 @@ class Evaluated:
         name: short and its own among the folders compared.
         scores: by case and label, with penalties for what is undefined although there was something to find.
         failed: the cases of failures.csv.
-        patients: the patient of every case, where the evaluation knew them.
+        patients: the patient of every case, where one of the evaluations that are compared knew them.
         titles: how the report calls each label, where it has another name than its value.
     """
 
@@ -43,7 +44,7 @@ class Evaluated:
         """The patient of a case; its own where nobody is named."""
         return self.patients.get(case, f"case {case}")
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """The labels in the order of the table."""
         return list(dict.fromkeys(label for _, label in self.scores))
@@ -88,11 +89,16 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [f"{folder} ({i})" for i, folder in enumerate(map(str, folders), start=1)]
 
 
-def paired_keys(first: Evaluated, second: Evaluated) -> list[tuple[str, str]]:
-    """Cases and labels that both have, or that one has and the other failed at."""
-    shared = set(first.labels) & set(second.labels)
-    every = list(dict.fromkeys((*first.scores, *second.scores)))
-    return sorted(key for key in every if key[1] in shared and _has(first, key) and _has(second, key))
+def paired_keys(*evaluated: Evaluated) -> list[tuple[str, str]]:
+    """Cases and labels that every folder has or failed at, and at least one has."""
+    every = {key for one in evaluated for key in one.scores}
+    return sorted(key for key in every if all(is_in(one, key) for one in evaluated))
+
+
+def scores_of(evaluated: Sequence[Evaluated], key: tuple[str, str], metric: str) -> list[float]:
+    """The score in each folder; the first that has one knows the reference for those that failed at the case."""
+    known = next(one for one in evaluated if key in one.scores)
+    return [score_of(one, known, key, metric) for one in evaluated]
 
 
 def score_of(evaluated: Evaluated, other: Evaluated, key: tuple[str, str], metric: str) -> float:
@@ -102,8 +108,9 @@ def score_of(evaluated: Evaluated, other: Evaluated, key: tuple[str, str], metri
     return float(penalised(empty_prediction(other.scores[key]))[metric])
 
 
-def _has(evaluated: Evaluated, key: tuple[str, str]) -> bool:
-    return key in evaluated.scores or key[0] in evaluated.failed
+def is_in(evaluated: Evaluated, key: tuple[str, str]) -> bool:
+    """Whether a folder was asked for a case and label: it has a score, or failed at the case."""
+    return key in evaluated.scores or (key[0] in evaluated.failed and key[1] in evaluated.labels)
 
 
 def _read(folder: Path, name: str) -> Evaluated:

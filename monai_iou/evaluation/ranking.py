@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.evaluation.columns import COLUMNS
-from monai_iou.evaluation.paired_scores import Evaluated, score_of
+from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, scores_of
 from monai_iou.evaluation.statistics import draws, unit_indices
 
 RANKING_COLUMNS = ("label", "folder", "metric", "n", "mean", "rank", "rank_low", "rank_high", "share_first")
 
 
 def rank_folders(evaluated: Sequence[Evaluated], metric: str) -> list[dict[str, Any]]:
-    """Rank the folders by their mean over the cases that all have, for each label.
+    """Rank the folders by their mean over the cases that all have or failed at, for each label.
+
+    A failed case counts as the worst score, as in the comparison of two folders.
 
     Args:
         evaluated: three or more folders.
@@ -27,11 +29,10 @@ def rank_folders(evaluated: Sequence[Evaluated], metric: str) -> list[dict[str, 
         2000 resamples of the patients in which it is first. Ties share the better rank.
     """
     rows = []
+    paired = paired_keys(*evaluated)
     for label in evaluated[0].labels:
-        keys = [key for key in evaluated[0].scores if key[1] == label and all(key in one.scores for one in evaluated)]
-        scores = np.array([[score_of(one, one, key, metric) for one in evaluated] for key in keys]).reshape(
-            -1, len(evaluated)
-        )
+        keys = [key for key in paired if key[1] == label]
+        scores = np.array([scores_of(evaluated, key, metric) for key in keys]).reshape(-1, len(evaluated))
         kept = np.isfinite(scores).all(axis=1)
         if not kept.any():
             continue

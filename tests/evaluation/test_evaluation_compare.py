@@ -128,6 +128,40 @@ def test_three_folders_are_ranked(tmp_path):
     assert "Ranking by mean IoU" in page
 
 
+def test_leaving_out_the_hard_cases_does_not_raise_a_rank(tmp_path):
+    """Five easy and five hard cases; the third method is as good as the others, but has none of the hard ones."""
+    hard = {"a": 0.5, "b": 0.3, "c": None}
+    folders = [
+        evaluated(tmp_path / name, {"iou": [0.7] * 5 + [score] * 5}, cases=10 if score else 5)
+        for name, score in hard.items()
+    ]
+    lost = [{"case": f"case{i}", "reason": "no prediction"} for i in range(5, 10)]
+    write_csv(folders[2] / "failures.csv", FAILURE_COLUMNS, lost)
+    for order in (folders, folders[::-1]):
+        rows = compare_folders(order, tmp_path / "out", ["iou"])
+        ranking = read_csv(tmp_path / "out" / "ranking.csv")
+        assert [(row["folder"], row["rank"], row["n"]) for row in ranking] == [
+            ("a", "1", "10"), ("b", "2", "10"), ("c", "3", "10"),
+        ]  # fmt: skip
+        means = {row["folder"]: float(row["mean"]) for row in ranking}
+        assert means == pytest.approx({"a": 0.6, "b": 0.5, "c": 0.35})
+        for row in rows:
+            assert [row["baseline_mean"], row["other_mean"]] == pytest.approx([means[name] for name in row["names"]])
+
+
+def test_a_failed_case_has_no_score_of_a_label_that_its_folder_does_not_have(tmp_path):
+    folders = [evaluated(tmp_path / name, {"iou": [0.5] * 12}) for name in "abc"]
+    for folder in folders[:2]:
+        more = (folder / "cases.csv").read_text(encoding="utf-8").replace(",1,", ",2,").split("\n", 1)[1]
+        with (folder / "cases.csv").open("a", encoding="utf-8") as stream:
+            stream.write(more)
+    write_csv(folders[2] / "failures.csv", FAILURE_COLUMNS, [{"case": "case3", "reason": "broken"}])
+    compare_folders(folders, tmp_path / "out", ["iou"])
+    paired = {(row["case"], row["label"]): row["c"] for row in read_csv(tmp_path / "out" / "paired.csv")}
+    assert (paired["case3", "1"], paired["case3", "2"]) == ("0.5", "")
+    assert {row["label"] for row in read_csv(tmp_path / "out" / "ranking.csv")} == {"1"}
+
+
 def test_names_that_tables_have_trouble_with_are_read_back(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
