@@ -152,9 +152,9 @@ def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = N
 def _sign_flip_p(sums: _Floats) -> float:
     """Share of the sign flips whose sum is at least as far from 0 as the observed one."""
     observed = abs(float(sums.sum())) * (1 - 1e-12)  # equal sums in another order differ by rounding
-    ways: float = 2.0**sums.size
+    ways = 2**sums.size  # a whole number, because a float overflows from 1024 patients on
     if ways <= PERMUTATIONS:
-        bits = np.arange(int(ways))[:, None] >> np.arange(sums.size) & 1
+        bits = np.arange(ways)[:, None] >> np.arange(sums.size) & 1
         return float((np.abs((2 * bits - 1) @ sums) >= observed).mean())
     signs = np.random.default_rng(SEED).integers(0, 2, (PERMUTATIONS, sums.size), dtype=np.int8) * 2 - 1
     return float((1 + (np.abs(signs @ sums) >= observed).sum()) / (1 + PERMUTATIONS))
