@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -27,6 +28,18 @@ def test_a_shipped_model_is_small_and_described(name: str) -> None:
     page = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
     for word in ("CC BY-SA 4.0", "Medical Segmentation Decathlon", "Dice", "not for clinical use", f"predict {name}"):
         assert word in page
+
+
+def test_the_page_of_the_bundle_shows_the_scores_of_the_shipped_model() -> None:
+    folder = trained_model_path("hippocampus_mr")
+    assert folder is not None
+    pages = (folder / "README.md", bundle_path() / "docs" / "README.md")
+    rows = [
+        re.findall(r"^\| (?:anterior|posterior|mean of both) \|.*$", page.read_text(encoding="utf-8"), re.M)
+        for page in pages
+    ]
+    assert len(rows[0]) == 3
+    assert rows[0] == rows[1]
 
 
 def test_the_command_knows_the_shipped_models() -> None:
