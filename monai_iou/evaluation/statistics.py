@@ -22,7 +22,6 @@ PERMUTATIONS = 9999
 SEED = 0
 # The percentile interval of fewer values is little more than their range: it covers the mean less often than it says.
 MIN_UNITS = 8
-NO_INTERVAL = f"no interval: fewer than {MIN_UNITS} cases or patients"
 
 Statistic = Literal["mean", "median"]
 _Floats = NDArray[np.float64]

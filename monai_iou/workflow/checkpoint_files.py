@@ -21,7 +21,7 @@ from monai_iou.files import replaced_file
 from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["UNREADABLE", "check_content", "last_epoch", "last_step", "load_state", "write_atomically"]
+__all__ = ["UNREADABLE", "check_content", "last_epoch", "load_state", "write_atomically"]
 
 
 # What torch.load raises for a file that is damaged or no checkpoint.
@@ -42,15 +42,6 @@ def last_epoch(path: str | os.PathLike[str]) -> int:
         ValueError: the file is not a checkpoint of the bundle, or damaged.
     """
     return int(load_state(Path(path), mmap=True)["epoch"]) if Path(path).is_file() else 0
-
-
-def last_step(path: str | os.PathLike[str]) -> int:
-    """Return the steps that the last checkpoint did of the epoch after that, 0 if there is none.
-
-    Raises:
-        ValueError: the file is not a checkpoint of the bundle, or damaged.
-    """
-    return int(load_state(Path(path), mmap=True).get("step", 0)) if Path(path).is_file() else 0
 
 
 def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ from places import ROOT
 from monai_iou import files
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.workflow.checkpoint_files import last_epoch, last_step, write_atomically
+from monai_iou.workflow.checkpoint_files import last_epoch, load_state, write_atomically
 from monai_iou.workflow.checkpoints import CheckpointHandler
 from monai_iou.workflow.failures import StepGuard, TrainingError, explain_out_of_memory, run, stop_signals
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_cannot_be_read(damage: str, bundle: Path, data: Path)
     sentence = (
         f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it or set --resume false."
     )
-    for read in (last_epoch, last_step):
+    for read in (last_epoch, load_state):
         with pytest.raises(ValueError, match="checkpoint of this bundle") as caught:
             read(path)
         assert str(caught.value) == sentence
