@@ -16,7 +16,7 @@ from monai_iou.volumes.names import (
     case_name,
     composed,
     find_spelling,
-    is_hidden,
+    visible_entries,
     volumes_below,
 )
 from monai_iou.volumes.reading import VolumeError, channel_count, read_labels
@@ -41,8 +41,7 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
     """
     ending = str(content.get("file_ending", ".nii.gz"))
     folder, labels = root / f"images{part}", root / f"labels{part}"
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = {entry.name: entry for entry in entries if not is_hidden(entry)}
+    files = {entry.name: entry for entry in (visible_entries(folder) if folder.is_dir() else [])}
     pattern = _image_pattern(ending)
     cases = []
     for name in dict.fromkeys(match[1] for file in files if (match := pattern.fullmatch(file))):

@@ -15,7 +15,7 @@ from monai_iou.volumes.dicom_checks import check_direction, check_length, check_
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
-from monai_iou.volumes.names import dicom_slices
+from monai_iou.volumes.names import dicom_slices, unreadable
 
 SOP_CLASS = "0008|0016"
 # These hold contours or packed frames, which ITK reads as an empty image or rejects without giving the reason.
@@ -129,8 +129,11 @@ def _plain_names(path: Path) -> Iterator[list[Path]]:
 
 def _missing_start(file: Path) -> bytes:
     """Return the bytes that GDCM needs before a file: none, the preamble, or also the group that gives the encoding."""
-    with file.open("rb") as stream:
-        start = stream.read(132)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(132)
+    except PermissionError as error:
+        raise unreadable(file, error) from error
     if start[128:] == b"DICM":
         return b""
     if start[:4] == b"DICM":

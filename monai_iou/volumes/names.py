@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from monai_iou.volumes.header import VolumeError, refusal
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 # A pair of files is listed by the name of its header; `.img` is accepted where the user names it.
@@ -24,6 +27,8 @@ LOOKED_INTO = 32
 _VALUE_TYPES = b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV"
 # Groups 2 and 8 in little-endian order: what a DICOM file without its preamble begins with.
 _FIRST_GROUPS = (b"\x02\0", b"\x08\0")
+# Folders that the operating system keeps for itself, often without the right to read them.
+_OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 def case_name(path: Path) -> str:
@@ -51,14 +56,49 @@ def composed(name: str) -> str:
 
 def is_hidden(path: Path) -> bool:
     """Return whether a file or folder is hidden, such as `.snapshot` or `._x`, the metadata of macOS."""
-    return path.name.startswith(".")
+    return path.name.startswith(".") or path.name in _OF_THE_SYSTEM
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """Return the entries of a folder that are not hidden, sorted; none if there is no such folder.
+
+    Raises:
+        VolumeError: if the folder may not be read or entered: its volumes would otherwise be missing without notice.
+    """
+    try:
+        os.stat(os.path.join(folder, "."))  # noqa: PTH116, PTH118 - fails where a folder may be listed but not entered
+        return sorted(entry for entry in folder.iterdir() if not is_hidden(entry))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder or a link to one.
+
+    Raises:
+        VolumeError: if nobody may know, because it is a link into a folder that may not be entered.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except OSError:
+        return False
+
+
+def unreadable(path: Path, error: OSError) -> VolumeError:
+    """Return the error for a file or folder that may not be read."""
+    remedy = "ask for the right to read it, or move it elsewhere"
+    return refusal(path, "be readable", f"the error '{error.strerror or error}'", remedy)
 
 
 def is_volume(path: Path) -> bool:
     """Return whether a path has the name of a volume file, or is a folder that contains DICOM slices."""
     if is_hidden(path):
         return False
-    if path.is_dir():
+    if is_folder(path):
         return next(dicom_slices(path, LOOKED_INTO), None) is not None
     return path.name.lower().endswith(EXTENSIONS) and not path.name.endswith(PREVIEW_ENDING)
 
@@ -69,26 +109,29 @@ def is_png(path: Path) -> bool:
 
 
 def dicom_slices(folder: Path, most: int | None = None) -> Iterator[Path]:
-    """Yield the DICOM files directly in a folder, sorted by name; inspect at most `most` files if it is given."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return
-    candidates = (e for e in entries if not is_hidden(e) and not e.name.lower().endswith(_ALL_EXTENSIONS))
-    for number, entry in enumerate(candidates):
-        if most is not None and number >= most:
-            return
+    """Yield the DICOM files directly in a folder, sorted by name; inspect at most `most` files if it is given.
+
+    Raises:
+        VolumeError: if the folder may not be read.
+    """
+    candidates = [e for e in visible_entries(folder) if not e.name.lower().endswith(_ALL_EXTENSIONS)]
+    for entry in candidates[:most]:
         if is_dicom(entry):
             yield entry
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, with or without the preamble that the standard requires."""
+    """Return whether a file is DICOM, with or without the preamble that the standard requires.
+
+    A file that may not be read counts as DICOM if it is called so, so that reading the series fails by its name.
+    """
     try:
         if not path.is_file():  # never opens a pipe or a device
             return False
         with path.open("rb") as stream:
             start = stream.read(132)
+    except PermissionError:
+        return path.suffix.lower() == ".dcm"
     except OSError:
         return False
     if start[128:] == b"DICM":
@@ -130,16 +173,16 @@ def volumes_below(folder: Path, *, deep: bool = True, without: Sequence[str] = (
         deep: whether to search subfolders as well.
         without: kinds of results that are left out where the volume that they are of lies beside them. Who looks for
             images leaves out all `RESULTS`.
+
+    Raises:
+        VolumeError: if a folder may not be read, whose volumes would be missing without notice.
     """
     yield from _below(folder, deep, without, (_identity(folder),))
 
 
 def _below(folder: Path, deep: bool, without: Sequence[str], above: tuple[object, ...]) -> Iterator[Path]:
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry))
-    except OSError:
-        return
-    folders = [entry for entry in entries if entry.is_dir()]
+    entries = visible_entries(folder)
+    folders = [entry for entry in entries if is_folder(entry)]
     files = [entry for entry in entries if entry not in folders and is_volume(entry)]
     volumes = [*(entry for entry in folders if is_volume(entry)), *files]
     results = results_among(volumes, without)
