@@ -15,7 +15,7 @@ from monai_iou.volumes.dicom_checks import check_direction, check_length, check_
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
-from monai_iou.volumes.names import dicom_slices, unreadable
+from monai_iou.volumes.names import DIRECTORY_CLASS, dicom_class, dicom_slices, unreadable
 
 SOP_CLASS = "0008|0016"
 # These hold contours or packed frames, which ITK reads as an empty image or rejects without giving the reason.
@@ -25,7 +25,10 @@ NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.7": "a DICOM label map segmentation",
     "1.2.840.10008.5.1.4.1.1.66.1": "a DICOM registration object",
     "1.2.840.10008.5.1.4.1.1.66.5": "a DICOM surface segmentation",
+    DIRECTORY_CLASS: "the table of contents of a CD",
 }
+# Registrations and surfaces have no pixels and may lie beside the series that they are of.
+BESIDE_A_SERIES = ("1.2.840.10008.5.1.4.1.1.66.1", "1.2.840.10008.5.1.4.1.1.66.5")
 
 
 def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -42,7 +45,8 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     with itk_is_quiet(), _plain_names(path) as files:
         if not files:
             raise refusal(path, "hold one DICOM series", "0", "name the folder that contains its slices")
-        _refuse_objects(path, dicom_kind(files[0]))
+        kind = dicom_kind(files[0])
+        _refuse_objects(path, "" if len(files) > 1 and kind in BESIDE_A_SERIES else kind)
         return read_with_itk(path, _one_series(path, files) if path.is_dir() else files)
 
 
@@ -156,16 +160,15 @@ def dicom_kind(path: Path) -> str:
     try:
         header.ReadImageInformation()
     except RuntimeError:
-        # GDCM rejects objects without pixels, but their SOP class is plain text in the first bytes.
-        with path.open("rb") as stream:
-            head = stream.read(4096)
-        return next((kind for kind in NOT_IMAGES if kind.encode() + b"\0" in head), "")
+        return dicom_class(path)  # GDCM rejects objects without pixels
     return tag_text(header, SOP_CLASS)
 
 
 def _refuse_objects(path: Path, kind: str) -> None:
     if kind in NOT_IMAGES:
         remedy = "convert it to a NIfTI or NRRD label map on the grid of the image"
+        if kind == DIRECTORY_CLASS:
+            remedy = "name the folder that contains the slices of the series"
         raise refusal(path, "hold image slices", NOT_IMAGES[kind], remedy)
 
 

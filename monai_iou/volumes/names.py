@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,11 @@ LOOKED_INTO = 32
 _VALUE_TYPES = b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV"
 # Groups 2 and 8 in little-endian order: what a DICOM file without its preamble begins with.
 _FIRST_GROUPS = (b"\x02\0", b"\x08\0")
+# The class of the object that a DICOM file holds: of the file, or of the object itself, with or without its type.
+_CLASS = re.compile(rb"(?:\x02\0\x02\0|\x08\0\x16\0)(?:UI(..)|(..)\0\0)", re.DOTALL)
+_CLASS_WITHIN = 4096
+DIRECTORY = "dicomdir"  # the table of contents of a CD, which is DICOM and no slice
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 # Folders that the operating system keeps for itself, often without the right to read them.
 _OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
@@ -111,13 +117,20 @@ def is_png(path: Path) -> bool:
 def dicom_slices(folder: Path, most: int | None = None) -> Iterator[Path]:
     """Yield the DICOM files directly in a folder, sorted by name; inspect at most `most` files if it is given.
 
+    The `DICOMDIR` of a CD is none of them.
+
     Raises:
         VolumeError: if the folder may not be read.
     """
-    candidates = [e for e in visible_entries(folder) if not e.name.lower().endswith(_ALL_EXTENSIONS)]
-    for entry in candidates[:most]:
-        if is_dicom(entry):
+    for entry in slice_candidates(folder)[:most]:
+        if is_dicom(entry) and dicom_class(entry) != DIRECTORY_CLASS:
             yield entry
+
+
+def slice_candidates(folder: Path) -> list[Path]:
+    """Return the entries of a folder that may be DICOM slices by their names, sorted; the errors of `dicom_slices`."""
+    named = ((entry, entry.name.lower()) for entry in visible_entries(folder))
+    return [entry for entry, name in named if not name.endswith(_ALL_EXTENSIONS) and name != DIRECTORY]
 
 
 def is_dicom(path: Path) -> bool:
@@ -141,6 +154,21 @@ def is_dicom(path: Path) -> bool:
     explicit = start[4:6] in _VALUE_TYPES.split()
     implicit = start[6:8] == b"\0\0" and 0 < int.from_bytes(start[4:6], "little") <= 64
     return start[:2] in _FIRST_GROUPS and start[3:4] == b"\0" and (explicit or implicit)
+
+
+def dicom_class(path: Path) -> str:
+    """Return the SOP class of a DICOM file, "" if its first bytes do not hold it: the file may be cut off there."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_CLASS_WITHIN)
+    except OSError:
+        return ""
+    for match in _CLASS.finditer(start):
+        length = int.from_bytes(match[1] or match[2], "little")
+        text = start[match.end() : match.end() + length].rstrip(b"\0 ")
+        if match.end() + length <= len(start) and re.fullmatch(rb"[0-9.]+", text):
+            return text.decode("ascii")
+    return ""
 
 
 def results_among(volumes: Iterable[Path], kinds: Sequence[str] = RESULTS) -> set[Path]:

@@ -13,6 +13,9 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+DIRECTORY = "1.2.840.10008.1.3.10"
 LONG = ("OB", "OW", "SQ", "UN", "UT")  # value representations with four bytes of length
 
 Elements = Mapping[tuple[int, int], tuple[str, Any]]
@@ -63,13 +66,25 @@ def slice_elements(pixels: np.ndarray, number: int = 0, **changes: Any) -> dict[
     }
 
 
-def write_elements(path: Path, table: Elements) -> Path:
+def write_without_pixels(path: Path, kind: str, series: str = "1.2.5") -> Path:
+    """Write an object that is no image, such as a structure set."""
+    table = slice_elements(np.zeros((1, 1), np.int16), 99, kind=kind)
+    own = {tag: value for tag, value in table.items() if tag[0] < 0x20 or tag == (0x0020, 0x000D)}
+    return write_elements(path, {**own, (0x0020, 0x000E): ("UI", series)})
+
+
+def write_directory(path: Path) -> Path:
+    """Write the table of contents of a CD, which has its class in the file's own group alone."""
+    table = {(0x0004, 0x1130): ("CS", "DISK"), (0x0004, 0x1220): ("SQ", [])}
+    return write_elements(path, table, DIRECTORY)
+
+
+def write_elements(path: Path, table: Elements, kind: str = "") -> Path:
     """Write a file with preamble and the group that names its encoding."""
-    kind = table[0x0008, 0x0016][1]
     meta = elements({
         (0x0002, 0x0001): ("OB", b"\0\1"),
-        (0x0002, 0x0002): ("UI", kind),
-        (0x0002, 0x0003): ("UI", table[0x0008, 0x0018][1]),
+        (0x0002, 0x0002): ("UI", kind or table[0x0008, 0x0016][1]),
+        (0x0002, 0x0003): ("UI", table[0x0008, 0x0018][1] if (0x0008, 0x0018) in table else "1.2.9"),
         (0x0002, 0x0010): ("UI", "1.2.840.10008.1.2.1"),
     })  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

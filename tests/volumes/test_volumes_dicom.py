@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import SECONDARY_CAPTURE, SEGMENTATION, multi_frame, slice_elements, write_elements, write_series
+from dicom_files import (
+    SECONDARY_CAPTURE,
+    SEGMENTATION,
+    multi_frame,
+    slice_elements,
+    write_directory,
+    write_elements,
+    write_series,
+)
 
 from monai_iou.volumes.reading import VolumeError, read_channels, read_labels, read_volume
 
@@ -93,6 +101,16 @@ def test_pixels_that_are_not_there_are_not_taken_from_memory(tmp_path: Path) -> 
     thumbnail = {(0x0088, 0x0200): ("SQ", [{pixels: ("OW", bytes(4))}])}
     read = read_volume(write_elements(tmp_path / "icon.dcm", {**first_slice(), **thumbnail}))
     np.testing.assert_array_equal(read.array, VOLUME[..., :1])
+
+
+def test_the_table_of_contents_of_a_cd_is_no_slice(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "cd" / "S1", VOLUME)
+    for name in ("DICOMDIR", "contents.dcm"):
+        file = write_directory(series / name)
+        refused(file, "hold image slices, but got the table of contents of a CD: name the folder that contains the")
+    np.testing.assert_array_equal(read_volume(series).array, VOLUME)
+    write_directory(tmp_path / "cd" / "DICOMDIR")
+    refused(tmp_path / "cd", "hold one DICOM series, but got 0")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import write_directory
 from test_volumes_reading import write_dicom
 
 from monai_iou.volumes.names import RESULTS, case_name, find_spelling, is_volume, results_among, volumes_below
 from monai_iou.volumes.reading import VolumeError, file_hash, read_volume
+from monai_iou.workflow.images import find_images
 
 JUNK = b"\0\5\x16\7" + bytes(4000)  # what macOS keeps in ._x
 
@@ -109,6 +111,18 @@ def test_dicom_is_known_by_its_content(tmp_path: Path, name: str, start: str) ->
     before = file_hash(folder)
     (folder / "._000.dcm").write_bytes(b"other")
     assert file_hash(folder) == before
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir", "INDEX"])
+def test_the_series_of_a_cd_are_found_below_its_table_of_contents(tmp_path: Path, name: str) -> None:
+    for series in ("S1", "disk2/S2"):
+        (tmp_path / series).parent.mkdir(exist_ok=True)
+        write_dicom(tmp_path / series, np.ones((3, 4, 5), np.uint8))
+    write_directory(tmp_path / name)
+    write_directory(tmp_path / "disk2" / name)
+    assert not is_volume(tmp_path)
+    assert names(tmp_path) == ["S1", "disk2/S2"]
+    assert [case.image for case in find_images([tmp_path], 1)] == [tmp_path / "S1"]
 
 
 def test_other_files_are_no_dicom(tmp_path: Path) -> None:
