@@ -15,9 +15,10 @@ from monai_iou.volumes.dicom_checks import check_direction, check_length, check_
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
-from monai_iou.volumes.names import DIRECTORY_CLASS, dicom_class, dicom_slices, unreadable
+from monai_iou.volumes.names import DIRECTORY_CLASS, dicom_class, dicom_slices, is_dicom, slice_candidates, unreadable
 
 SOP_CLASS = "0008|0016"
+PREAMBLE = 128  # bytes before DICM
 # These hold contours or packed frames, which ITK reads as an empty image or rejects without giving the reason.
 NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.481.3": "an RT structure set",
@@ -39,15 +40,16 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         mm.
 
     Raises:
-        VolumeError: if it is not an image, has colours or no valid spacing, or the folder contains several series or a
-            series with gaps.
+        VolumeError: if it is not an image, has colours or no valid spacing, or the folder contains several series, a
+            series with gaps, or the remains of a slice.
     """
-    with itk_is_quiet(), _plain_names(path) as files:
-        if not files:
+    with itk_is_quiet(), _plain_names(path) as links:
+        if not links:
             raise refusal(path, "hold one DICOM series", "0", "name the folder that contains its slices")
-        kind = dicom_kind(files[0])
-        _refuse_objects(path, "" if len(files) > 1 and kind in BESIDE_A_SERIES else kind)
-        return read_with_itk(path, _one_series(path, files) if path.is_dir() else files)
+        first = next(iter(links))
+        kind = dicom_kind(first)
+        _refuse_objects(path, "" if len(links) > 1 and kind in BESIDE_A_SERIES else kind)
+        return read_with_itk(path, _one_series(path, links) if path.is_dir() else [first])
 
 
 def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -103,23 +105,64 @@ def _item_bytes(information: Any) -> int:
     return next((bits // 8 for bits in (64, 32, 16) if str(bits) in text), 1)
 
 
-def _one_series(folder: Path, files: list[Path]) -> list[Path]:
-    """Return the files of the only series of a folder, in order along the normal of the slices."""
+def _one_series(folder: Path, links: dict[Path, Path]) -> list[Path]:
+    """Return the links to the slices of a folder's only series, in order along the normal of the slices."""
     import SimpleITK
 
-    plain = str(files[0].parent)
-    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(plain)
+    plain = next(iter(links)).parent
+    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(plain))
     if len(series) != 1:
-        raise refusal(folder, "hold one DICOM series", str(len(series)), "put each series into a folder of its own")
-    return [Path(name) for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(plain, series[0])]
+        remedy = "put each series into a folder of its own"
+        if not series:
+            remedy = "name the folder that contains its slices, or copy them again"
+        raise refusal(folder, "hold one DICOM series", str(len(series)), remedy)
+    names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(plain), series[0])
+    slices = [plain / Path(name).name for name in names]
+    _check_complete(folder, links, set(slices))
+    return slices
+
+
+def _check_complete(folder: Path, links: dict[Path, Path], slices: set[Path]) -> None:
+    """Refuse the remains of a slice, which GDCM leaves out without a word: an interrupted copy cuts a file anywhere.
+
+    A file of another class than the slices', such as a structure set or a report, is not among them and may stay.
+    """
+    out = [link for link in links if link not in slices]
+    classes = {dicom_class(link) for link in slices} | {""} if out else set()
+    cut = [links[link] for link in out if dicom_class(link) in classes]
+    cut += _without_content(folder, set(links.values()), {_ending(links[link]) for link in slices})
+    if cut:
+        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        problem = f"`{cut[0].name}`{more}, which cannot be read"
+        raise refusal(folder, "hold whole slices", problem, "copy it again, or take it away if it is none")
+
+
+def _without_content(folder: Path, dicom: set[Path], endings: set[str]) -> list[Path]:
+    """Return the files that are named as the slices are and are no DICOM, because they are empty or overwritten."""
+    others = [f for f in slice_candidates(folder) if f not in dicom and f.is_file() and not is_dicom(f)]
+    return [file for file in others if _ending(file) in endings and (_ending(file) or _is_blank(file))]
+
+
+def _ending(file: Path) -> str:
+    ending = file.suffix.lower()
+    return "" if ending[1:].isdigit() else ending  # of a UID or a number
+
+
+def _is_blank(file: Path) -> bool:
+    """Return whether a file is empty, begins with zeros, or may not be read; a text beside slices is something else."""
+    try:
+        with file.open("rb") as stream:
+            return not stream.read(PREAMBLE + 4).strip(b"\0")
+    except OSError:
+        return True
 
 
 @contextmanager
-def _plain_names(path: Path) -> Iterator[list[Path]]:
+def _plain_names(path: Path) -> Iterator[dict[Path, Path]]:
     """Link to the DICOM files under names that every library accepts; skip hidden files, pipes and other formats."""
     files = list(dicom_slices(path)) if path.is_dir() else [path]
     with tempfile.TemporaryDirectory(prefix="monai_iou_") as folder:
-        links = []
+        links = {}
         for number, file in enumerate(files):
             link = Path(folder) / f"{number:06d}.dcm"
             start = _missing_start(file)
@@ -127,7 +170,7 @@ def _plain_names(path: Path) -> Iterator[list[Path]]:
                 link.write_bytes(start + file.read_bytes())
             else:
                 link.symlink_to(file.resolve())
-            links.append(link)
+            links[link] = file
         yield links
 
 
@@ -135,19 +178,19 @@ def _missing_start(file: Path) -> bytes:
     """Return the bytes that GDCM needs before a file: none, the preamble, or also the group that gives the encoding."""
     try:
         with file.open("rb") as stream:
-            start = stream.read(132)
+            start = stream.read(PREAMBLE + 4)
     except PermissionError as error:
         raise unreadable(file, error) from error
-    if start[128:] == b"DICM":
+    if start[PREAMBLE:] == b"DICM":
         return b""
     if start[:4] == b"DICM":
-        return bytes(128)
+        return bytes(PREAMBLE)
     if start[:2] == b"\x02\0":
-        return bytes(128) + b"DICM"
+        return bytes(PREAMBLE) + b"DICM"
     explicit = start[4:6].isalpha() and start[4:6].isupper()
     syntax = b"1.2.840.10008.1.2.1\0" if explicit else b"1.2.840.10008.1.2\0"
     element = b"\x02\0\x10\0UI" + len(syntax).to_bytes(2, "little") + syntax
-    return bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + len(element).to_bytes(4, "little") + element
+    return bytes(PREAMBLE) + b"DICM\x02\0\0\0UL\x04\0" + len(element).to_bytes(4, "little") + element
 
 
 def dicom_kind(path: Path) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from dicom_files import (
+    REPORT,
     SECONDARY_CAPTURE,
     SEGMENTATION,
+    STRUCTURES,
     multi_frame,
     slice_elements,
     write_directory,
     write_elements,
     write_series,
+    write_without_pixels,
 )
 
 from monai_iou.volumes.reading import VolumeError, read_channels, read_labels, read_volume
@@ -103,6 +106,46 @@ def test_pixels_that_are_not_there_are_not_taken_from_memory(tmp_path: Path) -> 
     np.testing.assert_array_equal(read.array, VOLUME[..., :1])
 
 
+@pytest.mark.parametrize("name", ["0.dcm", "1.dcm", "2.dcm"])
+def test_a_slice_that_was_cut_off_anywhere_is_missed_by_its_name(tmp_path: Path, name: str) -> None:
+    folder = write_series(tmp_path / "series", VOLUME)
+    whole = (folder / name).read_bytes()
+    for length in [*range(0, len(whole), 7), len(whole) - 1]:
+        (folder / name).write_bytes(whole[:length])
+        with pytest.raises(VolumeError) as caught:
+            read_volume(folder)
+        problem = f"hold whole slices, but got `{name}`, which cannot be read: copy it again, or take it away if"
+        assert str(caught.value).startswith(f"Expected `{folder}` to {problem}"), length
+    for damaged in (bytes(len(whole)), b"<html>not found</html>"):
+        (folder / name).write_bytes(damaged)
+        refused(folder, f"hold whole slices, but got `{name}`, which cannot be read")
+    (folder / name).write_bytes(whole)
+    np.testing.assert_array_equal(read_volume(folder).array, VOLUME)
+
+
+def test_slices_without_an_ending_are_missed_too_and_a_text_beside_them_is_not(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series", VOLUME)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(folder / f"1.2.840.{number}")
+    (folder / "README").write_text("a text")
+    (folder / "notes.txt").write_bytes(b"")
+    np.testing.assert_array_equal(read_volume(folder).array, VOLUME)
+    for name in ("1.2.840.0", "1.2.840.2"):
+        (folder / name).write_bytes(b"")
+    refused(folder, "hold whole slices, but got `1.2.840.0` and 1 more, which cannot be read")
+
+
+@pytest.mark.parametrize("kind", [STRUCTURES, REPORT])
+def test_objects_without_pixels_may_lie_beside_a_series(tmp_path: Path, kind: str) -> None:
+    folder = write_series(tmp_path / "series", VOLUME)
+    write_without_pixels(folder / "RS.dcm", kind)
+    write_without_pixels(folder / "same.dcm", kind, "1.2.4")
+    np.testing.assert_array_equal(read_volume(folder).array, VOLUME)
+    other = {**first_slice(), (0x0020, 0x000E): ("UI", "1.2.6")}
+    write_elements(folder / "other.dcm", other)
+    refused(folder, "hold one DICOM series, but got 2: put each series into a folder of its own.")
+
+
 def test_the_table_of_contents_of_a_cd_is_no_slice(tmp_path: Path) -> None:
     series = write_series(tmp_path / "cd" / "S1", VOLUME)
     for name in ("DICOMDIR", "contents.dcm"):
@@ -110,7 +153,7 @@ def test_the_table_of_contents_of_a_cd_is_no_slice(tmp_path: Path) -> None:
         refused(file, "hold image slices, but got the table of contents of a CD: name the folder that contains the")
     np.testing.assert_array_equal(read_volume(series).array, VOLUME)
     write_directory(tmp_path / "cd" / "DICOMDIR")
-    refused(tmp_path / "cd", "hold one DICOM series, but got 0")
+    refused(tmp_path / "cd", "hold one DICOM series, but got 0: name the folder that contains its slices")
 
 
 @pytest.mark.parametrize(
