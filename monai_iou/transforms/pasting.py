@@ -55,13 +55,16 @@ def body_mask(image: NDArray[Any], threshold: float | None) -> NDArray[np.bool_]
     """Return the voxels (*S) where any channel of an image (C, *S) exceeds the threshold.
 
     With `threshold=None`, these are the voxels where any channel differs from the value that more than half of the
-    voxels on the faces of the volume have; all voxels if a channel has no such value.
+    voxels on the faces of the volume have; all voxels if a channel has no such value. A volume of one slice has faces
+    at the edges of the slice only.
     """
     if threshold is not None:
         return np.asarray((image > threshold).any(0))
     body = np.zeros(image.shape[1:], dtype=bool)
+    # Across an axis of length 1 both faces are the whole picture.
+    axes = [axis for axis in range(body.ndim) if body.shape[axis] > 1] or range(body.ndim)
     for channel in image:
-        faces = np.concatenate([channel.take([0, -1], axis).ravel() for axis in range(channel.ndim)])
+        faces = np.concatenate([channel.take([0, -1], axis).ravel() for axis in axes])
         common = np.median(faces)  # a value shared by more than half of the voxels is the median
         if 2 * np.count_nonzero(faces == common) <= faces.size:
             return np.ones_like(body)

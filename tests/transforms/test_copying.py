@@ -22,7 +22,7 @@ from scipy import ndimage
 from monai_iou.bundle_files import bundle_path
 from monai_iou.demo import write_phantom_dataset
 from monai_iou.transforms import LesionIndicesd, RandCopyLesionsd, RandCropByLesionsd
-from monai_iou.transforms.pasting import SCALE_LIMIT, SURROUNDINGS
+from monai_iou.transforms.pasting import SCALE_LIMIT, SURROUNDINGS, body_mask
 
 KEYS = ["image", "label"]
 Item = dict[str, Any]
@@ -329,3 +329,26 @@ def test_the_documented_overlay_of_the_bundle(tmp_path: Path) -> None:
         foreground[prob] = [int((patch["label"] > 0).sum()) for patch in cut]
     assert max(foreground[0.0]) == min(foreground[0.0])
     assert max(foreground[1.0]) > max(foreground[0.0])
+
+
+@pytest.mark.parametrize("radius", [20, 28, 30])
+@pytest.mark.parametrize("textured", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_body_in_one_slice_is_that_in_its_picture(radius: int, textured: bool, axis: int) -> None:
+    inside = (np.mgrid[-32:32, -32:32] ** 2).sum(0) < radius**2
+    picture = np.where(inside, np.random.default_rng(0).normal(5, textured, (64, 64)), 0.0).astype(np.float32)
+    image = np.expand_dims(picture[None], axis + 1)
+    np.testing.assert_array_equal(body_mask(image, None).squeeze(axis), inside)
+    np.testing.assert_array_equal(body_mask(picture[None], None), inside)
+    label = np.zeros_like(image, dtype=np.uint8)
+    label.reshape(64, 64)[30:33, 30:33] = 1
+    source = [{"image": np.where(label > 0, 9, image), "label": label}]
+    copy = RandCopyLesionsd(["image", "label"], "label", source, prob=1.0).set_random_state(0)
+    for _ in range(50):
+        pasted = np.asarray(copy({"image": image, "label": np.zeros_like(label)})["label"]).reshape(64, 64) > 0
+        assert pasted.any()
+        assert inside[pasted].all()
+
+
+def test_a_volume_of_one_voxel_has_a_body() -> None:
+    assert body_mask(np.ones((1, 1, 1, 1)), None).shape == (1, 1, 1)
