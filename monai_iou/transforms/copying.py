@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_runs
-from monai_iou.transforms.crops import as_array
 from monai_iou.transforms.crops_dictionary import POSTFIX
+from monai_iou.transforms.lesions import as_array, check_unmoved
 from monai_iou.transforms.pasting import Lesion, body_mask, foreground_mask, in_channels, paste_image, surrounded
 
 __all__ = ["RandCopyLesionsd"]
@@ -71,7 +71,8 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
 
     Raises:
         TypeError: if an argument has an unsuitable type.
-        ValueError: if an argument is out of range; when called, if a source item and the item do not match.
+        ValueError: if an argument is out of range; when called, if a source item and the item do not match, or the
+            lesions of a source item are not where `LesionIndicesd` found them.
 
     Example:
         >>> import torch
@@ -201,11 +202,14 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         runs = None if stored is None else ComponentRuns.from_item(stored)
         if runs is None or len(set(runs.classes.tolist()) - {BACKGROUND}) > 1 or runs.shape != label.shape[1:]:
             lesion_mask = foreground_mask(label, self.labels, self.ignore_index)
-            runs = component_runs(lesion_mask[None], labels=[1])
+            stored, runs = None, component_runs(lesion_mask[None], labels=[1])
         lesions = np.flatnonzero(runs.classes != BACKGROUND)
         if len(lesions) == 0:
             return None
-        voxels = runs.voxels(int(lesions[self.R.randint(len(lesions))]))
+        drawn = int(lesions[self.R.randint(len(lesions))])
+        voxels = runs.voxels(drawn)
+        if stored is not None:
+            check_unmoved(label, voxels, runs.classes[drawn].repeat(len(voxels)), self.ignore_index)
         return surrounded(voxels, self._body(source) & ~self._occupied(label), self.rim)
 
     def _occupied(self, label: NDArray[Any]) -> NDArray[np.bool_]:

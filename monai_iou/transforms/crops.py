@@ -18,42 +18,12 @@ from monai.transforms.traits import MultiSampleTrait
 from monai.transforms.transform import LazyTransform, Randomizable
 from monai.utils.enums import TransformBackends
 from monai.utils.misc import fall_back_tuple
-from numpy.typing import NDArray
 
 from monai_iou import checks
-from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
+from monai_iou.components import BACKGROUND, ComponentRuns, component_chances
+from monai_iou.transforms.lesions import check_shape, check_unmoved, find_lesions
 
-__all__ = ["RandCropByLesions", "as_array", "find_lesions"]
-
-
-def find_lesions(
-    label: NdarrayOrTensor,
-    image: NdarrayOrTensor | None = None,
-    image_threshold: float = 0.0,
-    labels: Sequence[int] | None = None,
-    connectivity: int | None = None,
-    ignore_index: int | None = None,
-) -> ComponentRuns:
-    """Return the voxels of a label's components, and of its background where the image exceeds a threshold.
-
-    Args:
-        label: label map (1, *S) or per-class maps (C, *S).
-        image: (C, *S); only voxels where any channel exceeds `image_threshold` count as background. None for no limit.
-        image_threshold: see `image`.
-        labels: as for :func:`monai_iou.components.component_runs`.
-        connectivity: as for :func:`monai_iou.components.component_runs`.
-        ignore_index: as for :func:`monai_iou.components.component_runs`.
-
-    Raises:
-        ValueError: as :func:`monai_iou.components.component_runs`.
-    """
-    inside = None if image is None else np.any(as_array(image) > image_threshold, axis=0)
-    return component_runs(as_array(label), labels, connectivity, ignore_index, inside)
-
-
-def as_array(values: NdarrayOrTensor) -> NDArray[Any]:
-    """Return an image as a NumPy array, which shares memory with a tensor on the CPU."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+__all__ = ["RandCropByLesions"]
 
 
 def window(size: int, jitter: float) -> tuple[int, int]:
@@ -99,7 +69,8 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
     Raises:
         TypeError: if an argument is not a number.
         ValueError: if an argument is out of range; when called, if the label contains a value that is not a whole
-            number, or the volume is smaller than the patch or contains no voxel on which to centre a patch.
+            number, the volume is smaller than the patch or contains no voxel on which to centre a patch, or `lesions`
+            are not where they were found.
 
     Example:
         >>> import torch
@@ -178,7 +149,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         """Draw the positions of the patches.
 
         Args:
-            label: (C, *S); not needed with `lesions`.
+            label: (C, *S); not needed with `lesions`, which are compared with it.
             lesions: the result of `LesionIndicesd` for the label; computed from `label` if None.
             image: (C, *S), see `image_threshold`; it has no effect on `lesions`.
 
@@ -187,7 +158,8 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         """
         if lesions is not None:
             runs = ComponentRuns.from_item(lesions)
-            _check_shape(label, runs.shape)
+            if label is not None:
+                check_shape(label, runs.shape)
         elif label is None:
             message = (
                 "Expected `label` or `lesions`, but got neither: pass one of them, from which the patches' positions "
@@ -197,7 +169,11 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         else:
             runs = find_lesions(label, image, self.image_threshold, self.labels, self.connectivity, self.ignore_index)
         size = self._patch_size(runs.shape)
-        starts = [self._start(number, center, runs.shape, size) for number, center in self._voxels(runs)]
+        drawn = self._voxels(runs)
+        if lesions is not None and label is not None:
+            indices, classes = np.array(drawn).T
+            check_unmoved(label, np.stack(np.unravel_index(indices, runs.shape), 1), classes, self.ignore_index)
+        starts = [self._start(index, number == BACKGROUND, runs.shape, size) for index, number in drawn]
         self.centers = [[a + side // 2 for a, side in zip(start, size, strict=True)] for start in starts]
         self._slices = [[slice(a, a + side) for a, side in zip(start, size, strict=True)] for start in starts]
 
@@ -211,8 +187,8 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
             raise ValueError(message)
         return tuple(min(int(side), length) for side, length in zip(size, shape, strict=True))
 
-    def _voxels(self, runs: ComponentRuns) -> list[tuple[int, bool]]:
-        """Draw a voxel for each patch; return its flat index, and whether the patch is centred exactly on it."""
+    def _voxels(self, runs: ComponentRuns) -> list[tuple[int, int]]:
+        """Draw a voxel for each patch; return its flat index and its class."""
         sizes = runs.sizes
         lesions = int(runs.classes[:1].tolist() == [BACKGROUND])  # if there is background, it comes first
         if len(sizes) == 0:
@@ -225,12 +201,12 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         positive = 0.0 if len(chances) == 0 else self.pos_ratio if lesions else 1.0
         drawn = []
         for _ in range(self.num_samples):
-            component, centred = 0, True
+            component = 0
             if self.R.rand() < positive:
                 place = int(np.searchsorted(chances, self.R.rand() * chances[-1], side="right"))
-                component, centred = lesions + min(place, len(chances) - 1), False
+                component = lesions + min(place, len(chances) - 1)
             number = int(runs.bounds[component]) + int(self.R.randint(int(sizes[component]), dtype=np.int64))
-            drawn.append((runs.voxel(number), centred))
+            drawn.append((runs.voxel(number), int(runs.classes[component])))
         return drawn
 
     def _start(self, index: int, centred: bool, shape: tuple[int, ...], size: tuple[int, ...]) -> list[int]:
@@ -274,15 +250,3 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
                 self.push_transform(patch, replace=True, lazy=lazy)
             patches.append(patch)
         return patches
-
-
-def _check_shape(label: NdarrayOrTensor | None, shape: tuple[int, ...]) -> None:
-    if label is None:
-        return
-    label_shape = tuple(label.peek_pending_shape() if isinstance(label, MetaTensor) else label.shape[1:])
-    if label_shape != shape:
-        message = (
-            f"Expected the label to have the shape {shape} in which its lesions were found, but got {label_shape}: put "
-            "LesionIndicesd after all transforms that change the shape."
-        )
-        raise ValueError(message)

@@ -12,7 +12,8 @@ from monai.transforms.traits import MultiSampleTrait
 from monai.transforms.transform import LazyTransform, MapTransform, Randomizable
 
 from monai_iou import checks
-from monai_iou.transforms.crops import RandCropByLesions, find_lesions
+from monai_iou.transforms.crops import RandCropByLesions
+from monai_iou.transforms.lesions import find_lesions
 
 __all__ = ["LesionIndicesd", "RandCropByLesionsd"]
 
@@ -24,7 +25,7 @@ class LesionIndicesd(MapTransform):
 
     Without this transform, the crop finds the components again at every call. The cache of a dataset, in memory or on
     disk, stores the result of all transforms before the first random one. Put this transform last among those, after
-    all transforms that change the shape of the label.
+    all transforms that move voxels (flips, resampling, crops): the crop refuses lesions that are no longer there.
 
     The result describes every voxel of every component and of the background. It needs little memory, because it stores
     runs of consecutive voxels: MONAI's `FgBgToIndicesd` stores 8 bytes per voxel, 600 MB for a whole-body CT.
@@ -81,8 +82,8 @@ class LesionIndicesd(MapTransform):
 class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleTrait):
     """Crop patches of several images that can be centred on every lesion; see `RandCropByLesions` for the sampling.
 
-    If the item contains the result of `LesionIndicesd`, it is used and removed from the item. Otherwise the components
-    are found from the label at every call.
+    If the item contains the result of `LesionIndicesd`, it is used and removed from the item; no transform between the
+    two may move voxels. Otherwise the components are found from the label at every call.
 
     Args:
         keys: keys of the images and labels to crop, (C, *S), all with the same spatial shape.
