@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = ["NETWORKS", "switch", "with_network"]
 
 NETWORKS = ("unet", "segresnet", "dynunet", "attention_unet", "resenc", "mednext", "swin_unetr")
 ONE_OUTPUT = ("unet", "swin_unetr")
+HALVING = ("segresnet", "resenc", "mednext")  # all axes alike, as often as the patch can be halved
 BUILD_NETWORK = "monai_iou.workflow.variants.build_network"  # which builds all of them
 OWN = "own"  # the name of a network that is none of these
 
@@ -39,7 +41,9 @@ def with_network(
         definition: of the user's own network, see `own_network.definition`. None selects that of a trained model, else
             one of `NETWORKS`.
 
-    The patch of swin_unetr, which halves every axis five times, is rounded up to multiples of 32.
+    The patch of a network that halves all axes alike is rounded up, so that few thick slices cost it no levels: that of
+    swin_unetr, which halves every axis five times, to multiples of 32, and that of `HALVING` to what the plan divides
+    its most halved axis by.
 
     Raises:
         ValueError: the keys do not go together, or are not those of the trained model. Under `python -m monai.bundle`
@@ -64,18 +68,31 @@ def with_network(
             _check_network(name, bool(deep), bool(maps))
     chosen = {"network": name, "deep_supervision": bool(deep), "attention": bool(maps)}
     stored = replace(plan, network=chosen if definition is None else {**chosen, "definition": dict(definition)})
-    return _with_multiples_of_32(stored) if name == "swin_unetr" else stored
+    return _with_whole_halvings(stored)
 
 
-def _with_multiples_of_32(plan: Plan) -> Plan:
-    sides = [1 if axis == plan.flat_axis else -(-side // 32) * 32 for axis, side in enumerate(plan.patch_size)]
-    if max(sides) == 32:  # its coarsest level would be one voxel, of which no mean can be taken
+def _with_whole_halvings(plan: Plan) -> Plan:
+    name = plan.network["network"]
+    if name not in (*HALVING, "swin_unetr"):
+        return plan
+    sides = list(plan.patch_size)
+    inside = [axis for axis in range(len(sides)) if axis != plan.flat_axis]
+    totals = [math.prod(stride[axis] for stride in plan.strides) for axis in inside]
+    factor = max(totals) if name in HALVING else 32
+    for axis in inside:
+        sides[axis] = -(-sides[axis] // factor) * factor
+    if name == "swin_unetr" and max(sides) == 32:
+        # Its coarsest level would be one voxel, of which no mean can be taken.
         sides[int(plan.flat_axis == 0)] = 64
     if tuple(sides) != plan.patch_size:
+        rule = f"{factor}, and one side of at least 64" if name == "swin_unetr" else f"{factor}"
         logger.info(
-            "The patch of %s becomes %s: swin_unetr takes multiples of 32, and one side of at least 64.",
+            "The patch of %s becomes %s: %s takes multiples of %s, as it halves all axes alike. unet, dynunet and "
+            "attention_unet halve each axis as its spacing allows.",
             plan.patch_size,
             tuple(sides),
+            name,
+            rule,
         )
     return replace(plan, patch_size=tuple(sides))
 

@@ -19,7 +19,8 @@ from monai_iou import (
     MultiScaleLoss,
 )
 from monai_iou.planning.plan import Plan, make_plan
-from monai_iou.workflow.architecture import ONE_OUTPUT, with_network
+from monai_iou.workflow import named_networks
+from monai_iou.workflow.architecture import HALVING, ONE_OUTPUT, with_network
 from monai_iou.workflow.variants import NETWORKS, build_loss, build_network
 
 SWITCHES = list(itertools.product((False, True), repeat=3))
@@ -73,6 +74,48 @@ def test_every_combination_makes_a_step_or_is_refused_in_one_sentence(network: s
         parts = {type(part) for part in loss.modules()}
         chosen = {InstanceIoULoss: instance, MultiScaleLoss: deep, AttentionSupervisionLoss: attention}
         assert all((kind in parts) == on for kind, on in chosen.items())
+
+
+@pytest.mark.parametrize("name", HALVING)
+@pytest.mark.parametrize("flat", [False, True], ids=["volumes", "slices"])
+@pytest.mark.parametrize("full_resolution", [False, True])
+def test_networks_that_halve_all_axes_keep_the_plans_levels_on_few_thick_slices(
+    name: str, flat: bool, full_resolution: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    size, spacing = ([32, 7, 32], [1.0, 8.0, 1.0])
+    options: dict[str, Any] = {"full_resolution": full_resolution}
+    if flat:  # slices of long pixels
+        size, spacing, options = [32, 7, 1], [1.0, 8.0, 8.0], {**options, "spatial_dims": 2}
+    before = make_plan(None, [], size, spacing, base_channels=2, **options)
+    assert before.patch_size == tuple(size)
+    plan = with_network(before, name, deep_supervision=True)
+    assert plan.patch_size == tuple(8 if side == 7 else side for side in size)
+    assert (
+        f"{plan.patch_size}: {name} takes multiples of 4, as it halves all axes alike. unet, dynunet and" in caplog.text
+    )
+    images = torch.rand(1, 1, *plan.patch_size)
+    outputs = build_network(plan)(images)
+    sides = [tuple(side for side in output.shape[2:] if side > 1) for output in outputs]
+    whole = tuple(side for side in plan.patch_size if side > 1)
+    assert sides[:2] == [whole, tuple(side // 2 for side in whole)]
+    levels = 1 + len(plan.strides) - full_resolution
+    assert levels == 3
+    kinds = {"segresnet": [1] * levels, "resenc": [1, 3, 4], "mednext": [2] * (levels - 1)}
+    found = named_networks.NETWORKS[name][1](plan)["blocks_down"]
+    assert list(found) == kinds[name]
+    # What a trained model has stored is followed as it is, also a patch from before the sides were rounded up.
+    assert with_network(plan) is plan
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*HALVING, "swin_unetr")])
+def test_networks_that_follow_the_plans_strides_keep_its_patch(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert with_network(make_plan(None, [], [32, 32, 7], [1.0, 1.0, 8.0]), name).patch_size == (32, 32, 7)
+    for equal in ([64, 64, 64], [40, 56, 40], [24, 24, 16]):
+        plan = make_plan(None, [], equal)
+        assert {with_network(plan, each).patch_size for each in (name, *HALVING)} == {plan.patch_size}
+    assert not caplog.text
 
 
 def test_switches_arrive_as_text_and_arguments_pass_through() -> None:
