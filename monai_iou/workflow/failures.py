@@ -21,8 +21,8 @@ import torch.distributed as dist
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.distributed import is_distributed
 from monai_iou.files import OutputError
-from monai_iou.locks import folder_lock
 from monai_iou.workflow.config_errors import chain
+from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message
 
 __all__ = [
@@ -111,15 +111,10 @@ def _report_failed_cases(engine: Any) -> None:
             raise TrainingError("\n".join(dict.fromkeys(failed)))
 
 
-@contextlib.contextmanager
-def _alone_in(folder: str | None, engine: Any) -> Iterator[None]:
+def _alone_in(folder: str | None, engine: Any) -> contextlib.AbstractContextManager[None]:
     if folder is None or engine.state.rank != 0:  # one rank holds it for all
-        yield
-        return
-    with contextlib.ExitStack() as held:
-        with exit_with_message():
-            held.enter_context(folder_lock(Path(folder), "training" if hasattr(engine, "optimizer") else "evaluation"))
-        yield
+        return contextlib.nullcontext()
+    return alone_in(Path(folder), "training" if hasattr(engine, "optimizer") else "evaluation")
 
 
 @contextlib.contextmanager

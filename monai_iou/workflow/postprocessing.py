@@ -28,6 +28,7 @@ from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.models import load_weights
 from monai_iou.workflow.optimization import inner_module
+from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message, optional
 from monai_iou.workflow.targets import ScoredLabelsd
 
@@ -175,21 +176,23 @@ def tune_postprocessing(
 
     Raises:
         TrainingError: the machine or the GPU ran out of memory.
+        OutputError: another run holds `ckpt_dir`.
     """
     if evaluator.state.rank != 0 or len(dataset) == 0:
         return None
-    network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
-    with exit_with_message():
-        network.load_state_dict(load_weights(str(Path(ckpt_dir) / "model.pt")))
-    with explain_out_of_memory():
-        cases = [_predicted(evaluator, network, item, plan) for item in dataset]
-        settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
     path = Path(ckpt_dir) / "postprocessing.json"
-    if after <= before:
-        path.unlink(missing_ok=True)
-        logger.info("No threshold or smallest component raises the validation IoU of %.4f.", before)
-        return None
-    write_atomically(settings.to_json(), path)
+    with alone_in(path.parent, "tuning"):
+        network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
+        with exit_with_message():
+            network.load_state_dict(load_weights(str(path.with_name("model.pt"))))
+        with explain_out_of_memory():
+            cases = [_predicted(evaluator, network, item, plan) for item in dataset]
+            settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
+        if after <= before:
+            path.unlink(missing_ok=True)
+            logger.info("No threshold or smallest component raises the validation IoU of %.4f.", before)
+            return None
+        write_atomically(settings.to_json(), path)
     logger.info("Validation IoU %.4f -> %.4f with %s: %s", before, after, settings, path)
     return settings
 

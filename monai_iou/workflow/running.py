@@ -13,6 +13,7 @@ from monai_iou.files import OutputError
 from monai_iou.workflow.config_errors import chain, explained
 from monai_iou.workflow.literal import with_literal_paths
 from monai_iou.workflow.log_file import has_log, log_failure
+from monai_iou.workflow.run_lock import release_unused
 
 __all__ = ["run_configs"]
 
@@ -35,7 +36,8 @@ def run_configs(files: Sequence[Path], overrides: Mapping[str, Any], kind: str =
     """
     from monai.bundle.workflows import ConfigWorkflow
 
-    with _without_notices(), _own_sentence():
+    with _without_notices(), _own_sentence(), contextlib.ExitStack() as ending:
+        ending.callback(release_unused)
         keys = with_literal_paths(overrides)
         workflow = ConfigWorkflow(config_file=[str(path) for path in files], workflow_type=kind, **keys)
         workflow.initialize()

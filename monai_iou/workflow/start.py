@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -20,6 +21,7 @@ from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.result_files import check_results
 from monai_iou.workflow.run_folder import open_run_folder
+from monai_iou.workflow.run_lock import locked_for_run
 from monai_iou.workflow.settings import Settings, exit_with_message
 from monai_iou.workflow.targets import has_maps
 
@@ -32,31 +34,39 @@ BATCHES_PER_WORKER = 2  # what torch's loader lets each worker prepare ahead
 
 
 def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int = 0) -> None:
-    """Check the outputs of a training, the shared memory for its workers, and that no earlier training is replaced.
+    """Check the outputs of a training and the memory for its workers, and take the folder of its checkpoints.
+
+    The folder is locked before anything is written, and stays so for the training that follows in this process, see
+    `monai_iou.workflow.failures.run`.
 
     Args:
         cases: the data; all of its files are inputs.
         plan: of the training.
         settings: `ckpt_dir`, `output_dir`, `cache_dir`, `resume`, `overwrite`, `num_workers` and the batch's size.
-        rank: of this process; one rank writes.
+        rank: of this process; one rank writes, and locks for all.
 
     Raises:
-        OutputError: a folder cannot be written, is a folder of the dataset, or holds a training that would be replaced.
+        OutputError: a folder cannot be written, is a folder of the dataset, is used by another run, or holds a training
+            that would be replaced.
         TrainingError: there is too little shared memory. Under `python -m monai.bundle` the program ends with that
             sentence.
     """
     folders = {name: Path(getattr(settings, name)) for name in ("ckpt_dir", "output_dir")}
     if settings.cache_dir is not None:
         folders["cache_dir"] = Path(settings.cache_dir)
-    with exit_with_message():
+    with exit_with_message(), contextlib.ExitStack() as locked:
         _check_tuning(plan, settings)
         check_outputs(folders, cases.files)
-        _check_nothing_is_replaced(folders["ckpt_dir"], settings)
-        _check_same_data(folders["ckpt_dir"] / "last_epoch.pt", cases, plan, settings)
         _check_shared_memory(plan, settings)
         if rank == 0:
+            prepare(folders["ckpt_dir"], "ckpt_dir")
+            locked.enter_context(locked_for_run(folders["ckpt_dir"], "training"))
+        _check_nothing_is_replaced(folders["ckpt_dir"], settings)
+        _check_same_data(folders["ckpt_dir"] / "last_epoch.pt", cases, plan, settings)
+        if rank == 0:
             for name, folder in folders.items():
-                prepare(folder, name)
+                if name != "ckpt_dir":
+                    prepare(folder, name)
             open_run_folder(settings.output_dir)
     if is_distributed():
         dist.barrier()

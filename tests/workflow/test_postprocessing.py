@@ -15,6 +15,8 @@ from monai.data import MetaTensor
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.demo import run_workflow
+from monai_iou.files import OutputError
+from monai_iou.locks import folder_lock
 from monai_iou.metrics.iou import IoUMetric
 from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.postprocessing import (
@@ -67,6 +69,11 @@ def test_tuning_that_does_not_fit_into_memory(tmp_path: Path) -> None:
     )
     item = {"image": torch.zeros(1, 4, 4, 4), "label": torch.zeros(1, 4, 4, 4)}
     with pytest.raises(TrainingError, match="fit into memory, but it ran out of it: lower `patch_size`"):
+        tune_postprocessing(evaluator, [item], (1.0, 1.0, 1.0), 2, str(tmp_path))
+    with (
+        folder_lock(tmp_path, "training"),  # of other weights, which this setting would not fit
+        pytest.raises(OutputError, match="to be used by one run at a time"),
+    ):
         tune_postprocessing(evaluator, [item], (1.0, 1.0, 1.0), 2, str(tmp_path))
 
 

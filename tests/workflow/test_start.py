@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import causes, overrides
+from bundle_runs import bundle_command, causes, overrides, run_command
 from light_import import LIGHT_IMPORT
 
 from monai_iou.cli import main
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.files import OutputError
-from monai_iou.workflow import start
+from monai_iou.locks import is_locked
+from monai_iou.workflow import failures, run_lock, start
+from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.records import differences
+from monai_iou.workflow.running import run_configs
 from monai_iou.workflow.settings import Settings
 
 
@@ -113,20 +119,78 @@ def test_masks_are_not_written_over_scans(output: str, bundle: Path, data: Path,
     assert sorted(images.iterdir()) == sorted(path for path in before if path.parent == images)
 
 
-def test_a_folder_in_use_is_refused(bundle: Path, data: Path) -> None:
-    models = bundle / "models"
-    models.mkdir()
+@contextlib.contextmanager
+def held_by_another_process(folder: Path) -> Iterator[int]:
     code = (
         f"{LIGHT_IMPORT}from pathlib import Path; from monai_iou.locks import folder_lock\n"
-        f"with folder_lock(Path({str(models)!r}), 'training'):\n    print('held', flush=True); sys.stdin.read()"
+        f"with folder_lock(Path({str(folder)!r}), 'training'):\n    print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    found = sentence(["train"], overrides(bundle, data), bundle)
-    assert f"but training by process {process.pid} on" in found
-    assert [path.name for path in models.iterdir()] == [".monai_iou.lock"]
+    yield process.pid
     process.communicate()
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_written_or_cached(bundle: Path, data: Path) -> None:
+    models, output, cache = bundle / "models", bundle / "eval", bundle / "cache"
+    for folder in (models, output, output / "tensorboard"):
+        folder.mkdir()
+    for name in ("config.json", "log.txt"):
+        (output / name).write_text("of the run that goes on")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with held_by_another_process(models) as process:
+        found = sentence(["train"], overrides(bundle, data, cache_dir=str(cache)), bundle)
+        assert f"but training by process {process} on" in found
+        assert [path.name for path in models.iterdir()] == [".monai_iou.lock"]
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert not cache.exists()
+
+
+def test_the_folder_is_held_from_the_checks_on(data: Path, tmp_path: Path) -> None:
+    cases = BundleCases(str(data))
+    plan, given = cases.plan([16, 16, 16]), settings(tmp_path)
+    models = tmp_path / "m"
+    start.check_training(cases, plan, given)
+    assert is_locked(models)
+    start.check_training(cases, plan, given)  # again in this process: what the first one prepared has failed
+    engine = SimpleNamespace(state=SimpleNamespace(rank=0), run=lambda: runs.append(is_locked(models)))
+    runs: list[bool] = []
+    failures.run(engine, str(models))
+    assert runs == [True]
+    assert not is_locked(models)
+    (models / "model.pt").touch()
+    with pytest.raises(OutputError, match="to be without a training"):
+        start.check_training(cases, plan, given)
+    assert not is_locked(models), "a check that fails holds nothing"
+
+
+def test_only_the_first_rank_locks(data: Path, tmp_path: Path) -> None:
+    cases = BundleCases(str(data))
+    plan, given = cases.plan([16, 16, 16]), settings(tmp_path)
+    start.check_training(cases, plan, given)
+    start.check_training(cases, plan, given, rank=1)
+    engine = SimpleNamespace(state=SimpleNamespace(rank=1), run=lambda: None)
+    failures.run(engine, str(tmp_path / "m"))
+    assert is_locked(tmp_path / "m"), "by the first rank"
+    run_lock.release_unused()
+    assert not is_locked(tmp_path / "m")
+
+
+def test_a_run_that_ends_before_its_training_holds_nothing(bundle: Path, data: Path) -> None:
+    given = overrides(bundle, data, **{"train#dataset": "$1 / 0"})
+    with pytest.raises(ConfigError, match="division by zero"):
+        run_configs([bundle / "configs" / "train.json"], given)
+    assert (bundle / "eval" / "config.json").is_file()
+    assert not is_locked(bundle / "models")
+    assert not list((bundle / "models").iterdir())
+
+
+def test_a_command_that_ends_before_its_training_leaves_no_lock(bundle: Path, data: Path) -> None:
+    done = run_command(bundle_command(bundle, ["train"], overrides(bundle, data, **{"train::dataset": "$1 / 0"})))
+    assert done.returncode == 1, done.stdout
+    assert "division by zero" in done.stderr
+    assert not list((bundle / "models").iterdir())
 
 
 def test_workers_without_shared_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
