@@ -41,7 +41,7 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
     """
     ending = str(content.get("file_ending", ".nii.gz"))
     folder, labels = root / f"images{part}", root / f"labels{part}"
-    files = {entry.name: entry for entry in (visible_entries(folder) if folder.is_dir() else [])}
+    files = {entry.name: entry for entry in visible_entries(folder)}
     pattern = _image_pattern(ending)
     cases = []
     for name in dict.fromkeys(match[1] for file in files if (match := pattern.fullmatch(file))):

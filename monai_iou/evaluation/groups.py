@@ -36,7 +36,12 @@ def patients_of(pairs: Sequence[Pair], request: Request) -> dict[str, str]:
         dataset = description_of(request)
         groups = dataset.content.get("patient_groups")
         named = _by_parts(pairs, groups, dataset) if isinstance(groups, dict) else {}
-    return {pair.case: named.get(pair.case, f"case {pair.case}") for pair in pairs}
+    return {pair.case: named.get(pair.case, own_patient(pair.case)) for pair in pairs}
+
+
+def own_patient(case: str) -> str:
+    """The patient of a case that is named nowhere: its own."""
+    return f"case {case}"
 
 
 def label_names(dataset: Description) -> dict[str, str]:

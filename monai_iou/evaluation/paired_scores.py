@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.groups import own_patient
 from monai_iou.evaluation.penalties import empty_prediction, penalised
 from monai_iou.files import read_csv
 
@@ -42,7 +44,7 @@ class Evaluated:
 
     def patient(self, case: str) -> str:
         """The patient of a case; its own where nobody is named."""
-        return self.patients.get(case, f"case {case}")
+        return self.patients.get(case, own_patient(case))
 
     @cached_property
     def labels(self) -> list[str]:
@@ -54,7 +56,7 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
     """Read evaluated folders.
 
     Raises:
-        CompareError: one holds no readable cases.csv, or two do not share labels or cases.
+        CompareError: one holds no readable cases.csv, or two do not share labels or cases, or name other patients.
     """
     names = short_names(folders)
     evaluated = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
@@ -72,7 +74,25 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
                 "evaluate the same cases."
             )
             raise CompareError(message)
-    return evaluated
+    patients = _patients(evaluated)
+    return [replace(one, patients=patients) for one in evaluated]
+
+
+def _patients(evaluated: Sequence[Evaluated]) -> dict[str, str]:
+    """The patient of every case that one of the folders names, so that all comparisons have the same unit."""
+    named: dict[str, tuple[str, Evaluated]] = {}
+    for one in evaluated:
+        for case, patient in one.patients.items():
+            if patient == own_patient(case):
+                continue
+            known, source = named.setdefault(case, (patient, one))
+            if known != patient:
+                message = (
+                    f"Expected every case to be of one patient, but got `{case}` of {known} in `{source.folder}` and "
+                    f"of {patient} in `{one.folder}`: evaluate both with the same `--groups`."
+                )
+                raise CompareError(message)
+    return {case: patient for case, (patient, _) in named.items()}
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -127,7 +147,9 @@ def _read(folder: Path, name: str) -> Evaluated:
             f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
         )
         raise CompareError(message) from error
-    return Evaluated(folder, name, scores, _failed(folder), *(_texts_of(folder, key) for key in ("patients", "titles")))
+    summary = _summary(folder)
+    patients, titles = (_texts(summary.get(key)) for key in ("patients", "titles"))
+    return Evaluated(folder, name, scores, _failed(folder), patients, titles)
 
 
 def _failed(folder: Path) -> frozenset[str]:
@@ -137,13 +159,18 @@ def _failed(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _texts_of(folder: Path, key: str) -> Mapping[str, str]:
-    """A table of texts in summary.json; empty where it has none."""
+def _summary(folder: Path) -> dict[str, Any]:
+    """The content of summary.json; empty where there is none that can be read."""
     try:
-        texts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[key]
-    except (OSError, KeyError, ValueError, TypeError):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return {str(name): str(text) for name, text in texts.items()} if isinstance(texts, dict) else {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _texts(table: object) -> dict[str, str]:
+    """A table of texts in summary.json; empty where an evaluation wrote none."""
+    return {str(name): str(text) for name, text in table.items()} if isinstance(table, dict) else {}
 
 
 def _listed(labels: Sequence[str]) -> str:

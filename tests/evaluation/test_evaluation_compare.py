@@ -110,6 +110,41 @@ def test_patients_of_the_evaluation_are_the_unit(tmp_path, scores):
     assert row["p"] == pytest.approx(2 / 2**4)
 
 
+def test_patients_that_any_folder_names_are_the_unit_of_all(tmp_path, scores):
+    first, second = (values.tolist() for values in scores)
+    folders = [evaluated(tmp_path / name, {"iou": v}) for name, v in zip("abc", (first, second, second), strict=True)]
+    patients = {f"case{i}": f"p{i // 3}" if i < 9 else f"case case{i}" for i in range(12)}
+    found = []
+    for named in ([0, 1, 2], [0], [1], [2], [1, 2]):
+        for i, folder in enumerate(folders):
+            write_json(folder / "summary.json", {"patients": patients if i in named else None})
+        rows = compare_folders(folders, tmp_path / "out", ["iou"])
+        page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+        assert "bootstrap intervals over patients, computed from 8 patients on" in page
+        found.append(([(row["low"], row["p"]) for row in rows], read_csv(tmp_path / "out" / "ranking.csv")))
+    assert found[0][0][0] == (None, pytest.approx(2 / 2**6))
+    assert all(each == found[0] for each in found)
+    alone = {f"case{i}": f"case case{i}" for i in range(12)}
+    for folder in folders[1:]:
+        write_json(folder / "summary.json", {"patients": alone | {"case11": "q"}})
+    both = {**patients, "case11": "q"}
+    write_json(folders[0] / "summary.json", {"patients": both})
+    assert [(row["low"], row["p"]) for row in compare_folders(folders, tmp_path / "out", ["iou"])] == found[0][0]
+
+
+def test_patients_that_contradict_each_other_are_refused(tmp_path, scores):
+    folders = [evaluated(tmp_path / name, {"iou": v.tolist()}) for name, v in zip("ab", scores, strict=True)]
+    for folder, patient in zip(folders, ("P1", "P2"), strict=True):
+        write_json(folder / "summary.json", {"patients": {"case0": "P1", "case1": patient}})
+    with pytest.raises(CompareError) as error:
+        compare_folders(folders, tmp_path / "out")
+    assert str(error.value) == (
+        f"Expected every case to be of one patient, but got `case1` of P1 in `{folders[0]}` and of P2 in "
+        f"`{folders[1]}`: evaluate both with the same `--groups`."
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_three_folders_are_ranked(tmp_path):
     rng = np.random.default_rng(5)
     base = rng.uniform(0.4, 0.6, 12)
