@@ -35,10 +35,16 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None, primar
         if not is_folder(folder):
             message = f"Expected an output folder of `monai-iou evaluate`, but got `{folder}`: check the path."
             raise click.UsageError(message)
-    from monai_iou.console import print_comparison
+    from monai_iou.console import print_comparison, say
     from monai_iou.evaluation.compare import METRICS, UnknownMetricError, compare_folders
 
     with reported(UnknownMetricError):
-        rows = compare_folders(folders, output, tuple(metrics.split(",")) if metrics else METRICS, primary)
+        rows = compare_folders(
+            folders,
+            output,
+            tuple(metrics.split(",")) if metrics else METRICS,
+            primary,
+            lambda text: say(f"Note: {text}", error=True),
+        )
     print_comparison(rows, output)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from monai_iou.evaluation.paired_scores import (
     scores_of,
 )
 from monai_iou.evaluation.ranking import RANKING_COLUMNS, rank_folders
+from monai_iou.evaluation.same_rules import check_rules
 from monai_iou.evaluation.statistics import holm, paired_test
 
 __all__ = ["CHOICES", "COLUMNS_OUT", "METRICS", "CompareError", "UnknownMetricError", "compare_folders"]
@@ -50,7 +51,11 @@ class UnknownMetricError(CompareError):
 
 
 def compare_folders(
-    folders: Sequence[Path], output: Path, metrics: Sequence[str] = METRICS, primary: str | None = None
+    folders: Sequence[Path],
+    output: Path,
+    metrics: Sequence[str] = METRICS,
+    primary: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Compare evaluated folders in pairs, on all cases that both folders should contain.
 
@@ -66,12 +71,14 @@ def compare_folders(
         output: folder for the results.
         metrics: columns of cases.csv to compare.
         primary: the metric that decides; by default IoU, or the first of `metrics` if IoU is not among them.
+        note: called for each note on the folders, which the page shows too.
 
     Returns:
         One row per pair of folders, label and metric, as in comparison.csv.
 
     Raises:
-        CompareError: fewer than two folders, no cases.csv in one, an unknown metric, or no label or case in common.
+        CompareError: fewer than two folders, no cases.csv in one, an unknown metric, no label or case in common, or
+            folders that were scored by different rules or against different references.
         OutputError: the output folder cannot be written, or a file of something else would be replaced.
     """
     if len(folders) < 2:
@@ -79,22 +86,21 @@ def compare_folders(
             f"Expected two or more evaluated folders, but got {len(folders)}: name a baseline and what to compare."
         )
         raise CompareError(message)
-    unknown = [metric for metric in (*metrics, primary or PRIMARY) if metric not in CHOICES]
-    if unknown or not metrics:
-        message = f"Expected metrics among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}: correct them."
-        raise UnknownMetricError(message)
-    decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
-    chosen = [decisive, *(metric for metric in metrics if metric != decisive)]
+    chosen = _primary_first(metrics, primary)
+    decisive = chosen[0]
     evaluated = read_evaluated(folders)
+    notes = check_rules(evaluated, chosen)
     check_marks(output, MARKS, "a comparison")
     out.prepare(output)
+    for text in notes:
+        note(text)
     rows = [row for pair in itertools.combinations(evaluated, 2) for row in _compare(*pair, chosen)]
     _correct(rows, decisive)
     ranking = rank_folders(evaluated, decisive) if len(evaluated) > 2 else []
     texts = {
         "comparison.csv": out.table_text(COLUMNS_OUT, rows),
         "paired.csv": out.csv_text(_paired_table(evaluated, decisive)),
-        "comparison.html": comparison_page(rows, evaluated, ranking, decisive),
+        "comparison.html": comparison_page(rows, evaluated, ranking, decisive, notes),
     }
     if ranking:
         texts["ranking.csv"] = out.table_text(RANKING_COLUMNS, ranking)
@@ -102,6 +108,16 @@ def compare_folders(
     if not ranking:  # of an earlier comparison of more folders
         (output / "ranking.csv").unlink(missing_ok=True)
     return rows
+
+
+def _primary_first(metrics: Sequence[str], primary: str | None) -> list[str]:
+    """The metrics to compare, the one that decides first."""
+    unknown = [metric for metric in (*metrics, primary or PRIMARY) if metric not in CHOICES]
+    if unknown or not metrics:
+        message = f"Expected metrics among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}: correct them."
+        raise UnknownMetricError(message)
+    decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
+    return [decisive, *(metric for metric in metrics if metric != decisive)]
 
 
 def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> list[dict[str, Any]]:

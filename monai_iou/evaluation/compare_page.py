@@ -18,7 +18,11 @@ CHANGED_MOST = 10
 
 
 def comparison_page(
-    rows: Sequence[dict[str, Any]], evaluated: Sequence[Evaluated], ranking: Sequence[Mapping[str, Any]], primary: str
+    rows: Sequence[dict[str, Any]],
+    evaluated: Sequence[Evaluated],
+    ranking: Sequence[Mapping[str, Any]],
+    primary: str,
+    notes: Sequence[str] = (),
 ) -> str:
     """The whole page as text.
 
@@ -27,6 +31,7 @@ def comparison_page(
         evaluated: the folders.
         ranking: of ranking.csv; empty for two folders.
         primary: the metric that decides.
+        notes: what the reader should know of the folders.
     """
     groups = []
     for first, second in itertools.combinations(evaluated, 2):
@@ -42,6 +47,7 @@ def comparison_page(
         groups.append(group)
     context = {
         "folders": [{"name": one.name, "path": str(one.folder)} for one in evaluated],
+        "notes": notes,
         "groups": groups,
         "ranking": [
             {**row, "mean": number(row["mean"]), "share": f"{100 * row['share_first']:.0f} %"} for row in ranking

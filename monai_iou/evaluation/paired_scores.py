@@ -33,6 +33,8 @@ class Evaluated:
         failed: the cases of failures.csv.
         patients: the patient of every case, where one of the evaluations that are compared knew them.
         titles: how the report calls each label, where it has another name than its value.
+        options: by what rules the scores were computed, as summary.json has them.
+        references: the hash of the reference of every case.
     """
 
     folder: Path
@@ -41,6 +43,8 @@ class Evaluated:
     failed: frozenset[str]
     patients: Mapping[str, str]
     titles: Mapping[str, str]
+    options: Mapping[str, Any]
+    references: Mapping[str, str]
 
     def patient(self, case: str) -> str:
         """The patient of a case; its own where nobody is named."""
@@ -149,7 +153,9 @@ def _read(folder: Path, name: str) -> Evaluated:
         raise CompareError(message) from error
     summary = _summary(folder)
     patients, titles = (_texts(summary.get(key)) for key in ("patients", "titles"))
-    return Evaluated(folder, name, scores, _failed(folder), patients, titles)
+    options, inputs = (_table(summary.get(key)) for key in ("options", "inputs"))
+    references = _texts({case: files.get("reference") for case, files in inputs.items() if isinstance(files, dict)})
+    return Evaluated(folder, name, scores, _failed(folder), patients, titles, options, references)
 
 
 def _failed(folder: Path) -> frozenset[str]:
@@ -162,15 +168,19 @@ def _failed(folder: Path) -> frozenset[str]:
 def _summary(folder: Path) -> dict[str, Any]:
     """The content of summary.json; empty where there is none that can be read."""
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return _table(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return {}
-    return summary if isinstance(summary, dict) else {}
 
 
-def _texts(table: object) -> dict[str, str]:
-    """A table of texts in summary.json; empty where an evaluation wrote none."""
-    return {str(name): str(text) for name, text in table.items()} if isinstance(table, dict) else {}
+def _table(content: object) -> dict[str, Any]:
+    """A table in summary.json; empty where an evaluation wrote none."""
+    return content if isinstance(content, dict) else {}
+
+
+def _texts(content: object) -> dict[str, str]:
+    """A table of texts likewise."""
+    return {str(name): str(text) for name, text in _table(content).items()}
 
 
 def _listed(labels: Sequence[str]) -> str:
