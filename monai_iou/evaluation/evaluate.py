@@ -16,7 +16,7 @@ from monai_iou.evaluation.groups import patients_of, with_dataset_labels, withou
 from monai_iou.evaluation.map_records import MapRecords
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.report import report_text
-from monai_iou.evaluation.request import Progress, Request, RequestError, check_request
+from monai_iou.evaluation.request import Progress, Request, RequestError, check_names, check_request
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.summary import summarise
 from monai_iou.evaluation.workers import Runner, TaskError, end_unguarded_child, runner
@@ -45,7 +45,8 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         The evaluation, with the content of the files that were written.
 
     Raises:
-        RequestError: options contradict each other or are out of range, or a file of something else would be replaced.
+        RequestError: options contradict each other, are out of range or name a structure that is not scored, or a file
+            of something else would be replaced.
         PairingError: the folders or the CSV of pairs cannot be used.
         OutputError: the output folder cannot be written.
         SchedulerError: the Dask cluster cannot be used.
@@ -56,6 +57,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     check_request(request)
     check_earlier(request)
     request = with_dataset_labels(request)
+    check_names(request, request.named_structures)
     pairs = _pairs(request)
     patients = patients_of(pairs, request)
     out.prepare(request.output)
@@ -101,12 +103,9 @@ def _evaluate(
     records, failures, reused = _records(run, request, settings, pairs, maps, progress)
     known = {value for record in records.values() for value in record["reference_values"]}
     structures = settings.structures or structures_of(known, request.ignore)
+    check_names(request, structures)
     if not structures:
-        if not failures and all(record["problem"] is None for record in records.values()):
-            message = f"Expected labels in `{request.references}`, but got background only: name them with `--labels`."
-            raise ValueError(message)
-        problems = {**failures, **{case: record["problem"] for case, record in records.items()}}
-        failures = {pair.case: problems.get(pair.case) or NOTHING_TO_SCORE for pair in pairs}
+        failures = _without_labels(request, pairs, records, failures)
         records = {}
     allowed = known | {value for structure in structures for value in structure.values}
     records.update(_refuse_unnamed(run, settings, pairs, records, allowed))
@@ -122,6 +121,17 @@ def _evaluate(
         structures,
         reused,
     )
+
+
+def _without_labels(
+    request: Request, pairs: Sequence[Pair], records: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]
+) -> dict[str, str]:
+    """Why each case has no score where no reference that can be read holds a label."""
+    if not failures and all(record["problem"] is None for record in records.values()):
+        message = f"Expected labels in `{request.references}`, but got background only: name them with `--labels`."
+        raise ValueError(message)
+    problems = {**failures, **{case: record["problem"] for case, record in records.items()}}
+    return {pair.case: problems.get(pair.case) or NOTHING_TO_SCORE for pair in pairs}
 
 
 def _records(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,14 +196,8 @@ def _check_numbers(request: Request) -> None:
         if not tolerance >= 0 or math.isinf(tolerance):
             message = f"Expected `--tolerance` to be 0 mm or more, but got {tolerance}: give a distance in mm."
             raise RequestError(message)
-    names = [structure.name for structure in request.named_structures]
-    unknown = next((name for name in request.tolerances if names and name not in names), None)
-    if unknown is not None:
-        message = (
-            f"Expected `--tolerance` to name structures that are scored ({', '.join(names)}), but got {unknown}: "
-            "correct its name."
-        )
-        raise RequestError(message)
+    if request.named_structures:  # otherwise dataset.json may name them
+        check_names(request, request.named_structures)
     try:
         split_width(request.boundary)
         lesion_rule(request.match, pairing=request.pairing)
@@ -223,6 +218,34 @@ def _check_numbers(request: Request) -> None:
     if request.pictures not in ("all", "worst") and not request.pictures.isdecimal():
         message = f"Expected `--pictures` to be all, worst or a number, but got {request.pictures}: choose one."
         raise RequestError(message)
+
+
+def check_names(request: Request, structures: Sequence[Structure]) -> None:
+    """Check that the tolerances are those of structures that are scored.
+
+    Args:
+        request: the request.
+        structures: what is scored; empty while only the files can say it, whose labels are whole numbers.
+
+    Raises:
+        RequestError: a name is none of theirs, so that its tolerance would be used nowhere.
+    """
+    names = [structure.name for structure in structures]
+    unknown = next((name for name in request.tolerances if not (name in names if names else _is_label(name))), None)
+    if unknown is not None:
+        scored = f"structures that are scored ({', '.join(names)})" if names else "labels, which are whole numbers"
+        otherwise = "" if request.named_structures else ", or name what is scored with `--labels` or `--regions`"
+        message = f"Expected `--tolerance` to name {scored}, but got {unknown}: correct its name{otherwise}."
+        raise RequestError(message)
+
+
+def _is_label(name: str) -> bool:
+    """Whether a structure that is found in the files can have this name.
+
+    >>> _is_label("11"), _is_label("-1"), _is_label("0"), _is_label("01"), _is_label("liver")
+    (True, True, False, False, False)
+    """
+    return re.fullmatch(r"-?[1-9][0-9]*", name) is not None
 
 
 def _check_choices(request: Request) -> None:

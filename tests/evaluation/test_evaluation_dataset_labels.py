@@ -16,7 +16,7 @@ import pytest
 from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
-from monai_iou.evaluation.request import Request
+from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import read_csv
 from monai_iou.metrics import CHALLENGES
 
@@ -59,6 +59,56 @@ def test_options_come_first(tmp_path: Path) -> None:
     assert scores(tmp_path, labels=(2,)) == {"2": pytest.approx(expected(*maps, [2]))}
     named = scores(tmp_path, labels=(1, 9))
     assert named == {"1": pytest.approx(expected(*maps, [1], None)), "9": 0}
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "message"),
+    [
+        (REGIONS, "hole", "to name structures that are scored (whole, core), but got hole: correct its name."),
+        (
+            {"background": 0, "liver": 1, "tumour": 2},
+            "liver",
+            "to name labels, which are whole numbers, but got liver: correct its name, or name what is scored with "
+            "`--labels` or `--regions`.",
+        ),
+    ],
+)
+def test_a_tolerance_that_nothing_would_use_is_refused_before_any_work(
+    tmp_path: Path, labels: dict[str, Any], name: str, message: str
+) -> None:
+    folders(tmp_path, labels=labels, regions_class_order=[1, 2])
+    with pytest.raises(RequestError) as error:
+        scores(tmp_path, tolerances={name: 3.0})
+    assert str(error.value) == f"Expected `--tolerance` {message}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tolerance_of_a_label_that_no_reference_holds_is_refused(tmp_path: Path) -> None:
+    folders(tmp_path)
+    with pytest.raises(RequestError) as error:
+        scores(tmp_path, tolerances={"11": 3.0})
+    assert str(error.value) == (
+        "Expected `--tolerance` to name structures that are scored (1, 2, 9), but got 11: correct its name, or name "
+        "what is scored with `--labels` or `--regions`."
+    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["finished"]
+    found = scores(tmp_path, tolerances={"1": 3.0})
+    results = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    with pytest.raises(RequestError):
+        scores(tmp_path, tolerances={"11": 3.0})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == results
+    assert scores(tmp_path, labels=(1, 2, 9, 11), tolerances={"11": 3.0}).keys() == found.keys() | {"11"}
+
+
+def test_a_tolerance_of_a_region_of_the_description_is_used(tmp_path: Path) -> None:
+    folders(tmp_path, labels=REGIONS, regions_class_order=[1, 2])
+    requests = [
+        Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", **options)
+        for options in ({"tolerances": {"core": 0.0}}, {"tolerance": 0.0}, {})
+    ]
+    named, every, usual = ({row["label"]: row["nsd"] for row in evaluate_folders(each).rows} for each in requests)
+    assert named == {"whole": usual["whole"], "core": every["core"]}
+    assert every["core"] < usual["core"]
 
 
 @pytest.mark.parametrize("content", [{}, {"labels": {"background": 0, "a": [1, 2]}}, {"labels": "lesion"}])
