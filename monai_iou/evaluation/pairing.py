@@ -16,22 +16,27 @@ class PairingError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """One case: its name and its two files; a missing one is None."""
+    """One case: its name and its two files; a missing one is None, and `lost` if a table of pairs names its path."""
 
     case: str
     prediction: Path | None
     reference: Path | None
+    lost: tuple[Path, ...] = ()
 
     @property
     def problem(self) -> str | None:
         """Why the pair cannot be evaluated, in one sentence; None if it can."""
-        if self.prediction is None and self.reference is None:
-            return f"Expected two files for the case `{self.case}`, but neither is there: correct their paths."
-        if self.prediction is None:
-            return f"Expected a prediction for the reference `{self.reference}`, but got none: predict this case."
-        if self.reference is None:
-            return f"Expected a reference for the prediction `{self.prediction}`, but got none: add or remove the case."
-        return None
+        if self.prediction is not None and self.reference is not None:
+            return None
+        paths = " and ".join(f"`{path}`" for path in self.lost)
+        none, remedy = (f"none at {paths}", "correct the path in `--pairs`, or ") if self.lost else ("none", "")
+        if self.reference is not None:
+            what, remedy = f"a prediction for the reference `{self.reference}`", f"{remedy}predict this case"
+        elif self.prediction is not None:
+            what, remedy = f"a reference for the prediction `{self.prediction}`", f"{remedy}add or remove the case"
+        else:
+            what, remedy = f"two files for the case `{self.case}`", f"{remedy}remove the case"
+        return f"Expected {what}, but got {none}: {remedy}."
 
 
 def pair_folders(predictions: Path, references: Path) -> list[Pair]:
@@ -78,7 +83,8 @@ def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABIL
 def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
     """Read pairs from a CSV with the columns prediction, reference and, optionally, case.
 
-    Relative paths start at the two folders. An empty cell or a file that does not exist is a missing partner.
+    Relative paths start at the two folders. An empty cell or a file that does not exist is a missing partner; the path
+    of the latter is kept for the failure of the case.
 
     Raises:
         PairingError: the file is missing, is not such a CSV, or names a case twice.
@@ -105,11 +111,7 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         if name in pairs:
             message = f"Expected every row of `{path}` to name a case of its own, but got `{name}` again: rename it."
             raise PairingError(message)
-        pairs[name] = Pair(
-            name,
-            _existing(predictions, row.get("prediction")),
-            _existing(references, row.get("reference")),
-        )
+        pairs[name] = _pair(name, _path(predictions, row.get("prediction")), _path(references, row.get("reference")))
     return list(pairs.values())
 
 
@@ -122,5 +124,13 @@ def name_of_file(named: str) -> str:
     return Path(named).parent.joinpath(case_name(Path(named))).as_posix()
 
 
-def _existing(folder: Path, name: str | None) -> Path | None:
-    return find_spelling(folder / name.strip()) if name is not None and name.strip() else None
+def _pair(case: str, prediction: Path | None, reference: Path | None) -> Pair:
+    """A case of a table, from the paths that its row names."""
+    paths = prediction, reference
+    files = [None if path is None else find_spelling(path) for path in paths]
+    lost = tuple(path for path, file in zip(paths, files, strict=True) if path is not None and file is None)
+    return Pair(case, files[0], files[1], lost)
+
+
+def _path(folder: Path, name: str | None) -> Path | None:
+    return folder / name.strip() if name is not None and name.strip() else None

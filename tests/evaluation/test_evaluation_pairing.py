@@ -65,14 +65,31 @@ def test_csv_pairs_files_of_any_name(folders, tmp_path):
         "case,prediction,reference\n"
         f"one,{predictions / 'a.mha'},site/b.nii.gz\n"
         ",site/b.nii,a.nii.gz\n"
-        "three,absent.nii,lost.nrrd\n",
+        "three,absent.nii,lost.nrrd\n"
+        "four,,lost.nrrd\n"
+        "five,extra.nii,absent.nii\n"
+        "six,absent.nii,absent.nii\n",
         encoding="utf-8-sig",  # as spreadsheets write it
     )
     pairs = read_pairs(table, predictions, references)
     assert pairs == [
         Pair("one", predictions / "a.mha", references / "site" / "b.nii.gz"),
         Pair("a", predictions / "site" / "b.nii", references / "a.nii.gz"),
-        Pair("three", None, references / "lost.nrrd"),
+        Pair("three", None, references / "lost.nrrd", (predictions / "absent.nii",)),
+        Pair("four", None, references / "lost.nrrd"),
+        Pair("five", predictions / "extra.nii", None, (references / "absent.nii",)),
+        Pair("six", None, None, (predictions / "absent.nii", references / "absent.nii")),
+    ]
+    assert [pair.problem for pair in pairs] == [
+        None,
+        None,
+        f"Expected a prediction for the reference `{references / 'lost.nrrd'}`, but got none at "
+        f"`{predictions / 'absent.nii'}`: correct the path in `--pairs`, or predict this case.",
+        f"Expected a prediction for the reference `{references / 'lost.nrrd'}`, but got none: predict this case.",
+        f"Expected a reference for the prediction `{predictions / 'extra.nii'}`, but got none at "
+        f"`{references / 'absent.nii'}`: correct the path in `--pairs`, or add or remove the case.",
+        f"Expected two files for the case `six`, but got none at `{predictions / 'absent.nii'}` and "
+        f"`{references / 'absent.nii'}`: correct the path in `--pairs`, or remove the case.",
     ]
 
 
