@@ -23,8 +23,9 @@ class WeightedCrossEntropyLoss(SumsLoss):
     :math:`T_c = \sum_v y_{cv}`. For label maps and :math:`\gamma = 0` this is
     `torch.nn.functional.cross_entropy(weight=w)`. With `sigmoid` it is the binary cross-entropy of each class,
     :math:`\sum_c w_c E_c / \sum_c w_c N` over N voxels, which equals the mean of `binary_cross_entropy_with_logits` for
-    equal weights. The focal loss is that of Lin et al. 2017 (https://arxiv.org/abs/1708.02002), summed over the classes
-    (MONAI's FocalLoss averages over them). See :class:`IoULoss` for the shapes.
+    equal weights; for probabilities of a single channel it is the mean of `binary_cross_entropy`. The focal loss is
+    that of Lin et al. 2017 (https://arxiv.org/abs/1708.02002), summed over the classes (MONAI's FocalLoss averages over
+    them). See :class:`IoULoss` for the shapes.
 
     Args:
         weight: one number per class; see :func:`monai_iou.class_weights`. A single number has no effect on the mean.
@@ -34,15 +35,15 @@ class WeightedCrossEntropyLoss(SumsLoss):
         include_background: whether the sums of class 0 are included.
         to_onehot_y: accepted for compatibility with MONAI; the shape of the target decides how it is read.
         sigmoid: whether the classes are independent (multi-label).
-        softmax: whether the classes are mutually exclusive; the default unless `sigmoid` is set. A single channel
-            always uses a sigmoid.
+        softmax: whether the classes are mutually exclusive; the default unless `sigmoid` is set. A single channel uses
+            a sigmoid instead. With False and no `sigmoid`, the input holds probabilities.
         other_act: must be None; accepted so that all losses have the same arguments.
         reduction: "mean"; "sum" for the weighted sum, without division; or "none" for the contribution of each image
             and class, (B, C, 1, ...), which add up over the classes to the mean of the image.
         ignore_index: label of ignored voxels.
-        pos_weight: with `sigmoid`, the weight of the foreground voxels of a class relative to its background voxels:
-            one number, or one per scored class, as in torch's BCEWithLogitsLoss. Values above 1 favour recall. The
-            denominator of the mean remains the number of voxels.
+        pos_weight: with `sigmoid` or one channel, the weight of the foreground voxels of a class relative to its
+            background voxels: one number, or one per scored class, as in torch's BCEWithLogitsLoss. Values above 1
+            favour recall. The denominator of the mean remains the number of voxels.
         sync_batch: add the sums over all ranks before dividing; requires `reduction="mean"`.
 
     Raises:
@@ -123,7 +124,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
 
     def _positive_weight(self, channels: int) -> Tensor | None:
         """Return the weight of foreground voxels relative to background voxels; with one channel that is `weight`."""
-        if self.activation(channels) != "sigmoid":
+        if channels > 1 and self.activation(channels) != "sigmoid":
             if self.pos_weight is not None:
                 message = (
                     "Expected `pos_weight` to be None without a sigmoid, but got weights: set sigmoid=True, or give "

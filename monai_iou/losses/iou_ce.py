@@ -33,8 +33,8 @@ class IoUCELoss(CompoundLoss):
         weight: one number, or one number per class including the background, for both terms. With
             `include_background=False` the IoU term ignores the weight of the background. With one channel, `weight` is
             the `pos_weight` of the cross-entropy, as in MONAI's DiceCELoss.
-        pos_weight: with `sigmoid`, the weight of the foreground voxels of a class relative to its background voxels in
-            the cross-entropy; see :class:`WeightedCrossEntropyLoss`.
+        pos_weight: with `sigmoid` or one channel, the weight of the foreground voxels of a class relative to its
+            background voxels in the cross-entropy; see :class:`WeightedCrossEntropyLoss`.
         *args: the arguments of :class:`IoULoss`, in its order.
         **options: the same, by name. The cross-entropy always includes class 0. If no activation is set, the input
             holds probabilities for both terms.

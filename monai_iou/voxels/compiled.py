@@ -21,8 +21,9 @@ import torch.fx.experimental._config
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages, tiled
+from monai_iou.voxels.activations import Probabilities, class_probabilities
 from monai_iou.voxels.compact_labels import IGNORED
-from monai_iou.voxels.formulas import Probabilities, class_probabilities, class_slopes, statistics
+from monai_iou.voxels.formulas import class_slopes, statistics
 from monai_iou.voxels.inputs import Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable

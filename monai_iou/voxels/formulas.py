@@ -10,8 +10,8 @@ For one image, with logits :math:`x_{cv}` of class c at voxel v, and the label :
     P_c = sum_v p_cv^q,  T_c = sum_v y_cv^q       prediction and target, q = power
     U_c = P_c + T_c - I_c                         union; for "min_max" it is sum_v max(p, y)
     E_c = sum_v y'_cv (1 - p_cv)^gamma (-ln p_cv) cross-entropy, y' = (1 - s) y + s / C, focal if gamma > 0;
-          with sigmoid the binary form, y' = (1 - s) y + s / 2, plus the same of 1 - y' and 1 - p, in
-          a row of its own if asked for
+          with sigmoid, and for probabilities of one channel, the binary form, y' = (1 - s) y + s / 2,
+          plus the same of 1 - y' and 1 - p, in a row of its own if asked for
     Q_c = sum_v p_cv^(q+1),  N = sum_v 1          confidence and voxel count
 
 Ignored voxels are excluded from every sum. U never cancels: I <= (P + T) / 2 for q from 1 to 2, so U >= (P + T) / 2.
@@ -26,6 +26,7 @@ Given g = d loss / d (I, P, E, Q), one voxel's derivative needs its own logits a
     sigmoid:  d loss / dx_c = p (1-p) a_c
               + g_E [  y'   (gamma p (1-p)^gamma ln p         - (1-p)^(gamma+1))
                      + (1-y') (p^(gamma+1) - gamma (1-p) p^gamma ln(1-p)) ]
+    p of one channel: the same divided by p (1-p)
 
 so a kernel may forget the probabilities after the sums and compute them again in backward.
 
@@ -36,14 +37,13 @@ so a kernel may forget the probabilities after the sums and compute them again i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_iou.voxels.activations import TINY, Probabilities, is_binary, probabilities
 from monai_iou.voxels.inputs import surely_finite
 from monai_iou.voxels.spec import (
     BACKGROUND_ENTROPY,
@@ -57,7 +57,6 @@ from monai_iou.voxels.spec import (
 
 Sums = TypeVar("Sums", Tensor, NDArray[Any], float)
 
-_TINY = 1e-30
 _LOWEST = -3e38  # stands for ln 0 = -inf, whose product with 0 would be NaN
 
 
@@ -70,7 +69,7 @@ def union(intersection: Sums, prediction: Sums, target: Sums) -> Sums:
 def _smoothed(target: Tensor, spec: PassSpec, classes: int) -> Tensor:
     if spec.label_smoothing == 0:
         return target
-    share = 1 / 2 if spec.activation == "sigmoid" else 1 / classes
+    share = 1 / 2 if is_binary(spec, classes) else 1 / classes
     return target * (1 - spec.label_smoothing) + spec.label_smoothing * share
 
 
@@ -78,52 +77,6 @@ def _power(value: Tensor, exponent: float) -> Tensor:
     if exponent == 1:
         return value
     return value * value if exponent == 2 else value.pow(exponent)
-
-
-def _log_sigmoids(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ln p and ln(1 - p) of p = sigmoid(x); no digits cancel in either."""
-    if logits.requires_grad:
-        return F.logsigmoid(logits), F.logsigmoid(-logits)
-    tail = logits.abs().neg_().exp_().log1p_()  # autograd fails at the kink x = 0, but a CPU is four times as fast
-    return logits.clamp_max(0).sub_(tail), logits.neg().clamp_max_(0).sub_(tail)
-
-
-@dataclass(frozen=True)
-class Probabilities:
-    """p and, where the cross-entropy needs them, ln p and (sigmoid) ln(1 - p); of `classes` classes."""
-
-    value: Tensor
-    logarithm: Tensor | None
-    complement_logarithm: Tensor | None
-    classes: int
-
-
-def probabilities(logits: Tensor, spec: PassSpec) -> Probabilities:
-    """Apply the activation to logits (..., C, N)."""
-    classes = logits.shape[-2]
-    if spec.activation != "softmax":
-        return class_probabilities(logits, spec, classes)
-    if not spec.cross_entropy:
-        return Probabilities(logits.softmax(-2), None, None, classes)
-    log_p = _log_softmax(logits)
-    return Probabilities(log_p.exp(), log_p, None, classes)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """Return ln p. The largest class is ln p = -ln(1 + rest): its digits survive where rest is tiny against 1."""
-    shifted = logits - logits.amax(-2, keepdim=True)
-    at_peak = shifted >= 0  # not so where a logit is NaN or +inf, which makes all classes NaN, as in torch's softmax
-    ties = at_peak.sum(-2, keepdim=True) - 1
-    rest = torch.where(at_peak, 0, shifted.exp()).sum(-2, keepdim=True) + ties
-    return shifted - rest.log1p()
-
-
-def class_probabilities(logits: Tensor, spec: PassSpec, classes: int) -> Probabilities:
-    """Apply an activation other than softmax, which looks at one class at a time."""
-    if spec.activation == "sigmoid":
-        log_p, log_q = _log_sigmoids(logits) if spec.cross_entropy else (None, None)
-        return Probabilities(logits.sigmoid(), log_p, log_q, classes)
-    return Probabilities(logits, logits.clamp_min(_TINY).log() if spec.cross_entropy else None, None, classes)
 
 
 def _counted_log(weight: Tensor, logarithm: Tensor) -> Tensor:
@@ -134,7 +87,7 @@ def _counted_log(weight: Tensor, logarithm: Tensor) -> Tensor:
 
 
 def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> tuple[Tensor, Tensor | None]:
-    """Return the cross-entropy of the voxels of the class and, with sigmoid, of the others."""
+    """Return the cross-entropy of the voxels of the class and, if it is binary, of the others."""
     log_p, log_q = p.logarithm, p.complement_logarithm
     assert log_p is not None
     target = _smoothed(target, spec, p.classes)
@@ -145,7 +98,7 @@ def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> tuple[Te
             own, other = own * (spec.focal * log_q).exp(), other * (spec.focal * log_p).exp()
         return -target * own, (target - 1) * other
     if spec.focal:
-        own = own * _power((-own.expm1()).clamp_min(_TINY), spec.focal)
+        own = own * _power((-own.expm1()).clamp_min(TINY), spec.focal)
     return -target * own, None
 
 
@@ -230,23 +183,34 @@ def _binary_slopes(p: Probabilities, target: Tensor, gamma: float) -> tuple[Tens
     return inside, (1 - target) * (gamma * log_p).exp_() * (p.value - gamma * q * log_q)
 
 
+def _probability_slopes(p: Probabilities, target: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return dE/dp of the two parts for probabilities of one channel; 0 where a logarithm is held at its least."""
+    log_p, log_q = p.logarithm, p.complement_logarithm
+    assert log_p is not None
+    assert log_q is not None
+    of_p, of_q = (torch.where(x <= TINY, 0, 1 / x.clamp_min(TINY)) for x in (p.value, 1 - p.value))
+    inside = target * (gamma * log_q).exp_() * (gamma * log_p * of_q - of_p)
+    return inside, (1 - target) * (gamma * log_p).exp_() * (of_q - gamma * log_q * of_p)
+
+
 def _entropy_slope(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
     """Return g_E times dE/dx before the softmax's coupling (softmax), dE/dx (sigmoid) or dE/dp (probabilities)."""
     target, gamma = _smoothed(target, spec, p.classes), spec.focal
     value, log_p, of_class = p.value, p.logarithm, gradient[CROSS_ENTROPY]
     assert log_p is not None
-    if spec.activation == "sigmoid":
-        if gamma == 0 and not spec.split:
+    if p.complement_logarithm is not None:
+        logits = spec.activation == "sigmoid"
+        if logits and gamma == 0 and not spec.split:
             return (value - target) * of_class
-        inside, outside = _binary_slopes(p, target, gamma)
+        inside, outside = (_binary_slopes if logits else _probability_slopes)(p, target, gamma)
         return inside * of_class + outside * gradient[BACKGROUND_ENTROPY if spec.split else CROSS_ENTROPY]
     if gamma == 0:
         slope = -target
     else:
-        q = (-log_p.expm1()).clamp_min_(_TINY)
+        q = (-log_p.expm1()).clamp_min_(TINY)
         slope = target * (gamma * value * log_p.clamp_min(_LOWEST) - q) * _power(q, gamma - 1)
     if spec.activation is None:
-        slope = torch.where(value <= _TINY, 0, slope / value.clamp_min(_TINY))
+        slope = torch.where(value <= TINY, 0, slope / value.clamp_min(TINY))
     return slope * of_class
 
 

@@ -213,7 +213,8 @@ def voxel_sums(
             a negative number are ignored. If each class has its own regions and `activation` is not "sigmoid", the
             cross-entropy of a region includes all of its voxels, whatever their class.
         num_groups: number R of regions; None reads it from `groups`.
-        cross_entropy: whether to compute the cross-entropy, which is 0 otherwise.
+        cross_entropy: whether to compute the cross-entropy, which is 0 otherwise. It is binary with "sigmoid", and for
+            one channel.
         gamma: focal exponent of the cross-entropy (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
         label_smoothing: share of the label that is distributed evenly over all classes, in the cross-entropy only.
         confidence: whether to compute the sum of p^(q+1), which is 0 otherwise.

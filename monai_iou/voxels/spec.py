@@ -15,7 +15,8 @@ class PassSpec:
     """What one pass computes; losses whose specifications agree share a pass.
 
     `overlap=None` leaves out intersection and prediction, for losses that are functions of the cross-entropy alone.
-    With `split`, the cross-entropy of a sigmoid comes in two rows: of the voxels of a class, and of the others.
+    With `split`, a binary cross-entropy (of a sigmoid, or of one channel) comes in two rows: of the voxels of a class,
+    and of the others.
     `bins` asks for histograms of errors of that resolution as well, for the Lovasz losses.
     """
 

@@ -24,10 +24,10 @@ class VoxelSums:
         intersection: I, sum of p y (or of min(p, y)).
         prediction: P, sum of p^q.
         target: T, sum of y^q.
-        cross_entropy: E, sum of -ln p over the voxels of the class; with a sigmoid, sum of the binary cross-entropy
-            over all voxels.
-        foreground_entropy, background_entropy: the parts of E from the voxels of the class and from the other voxels,
-            if a loss requests them (with a sigmoid only).
+        cross_entropy: E, sum of -ln p over the voxels of the class; with a sigmoid, or with one channel, sum of the
+            binary cross-entropy over all voxels.
+        foreground_entropy, background_entropy: the parts of a binary E from the voxels of the class and from the other
+            voxels, if a loss requests them.
         confidence: Q, sum of p^(q+1); 0 if it was not requested.
         count: N, number of voxels that are not ignored.
 
@@ -62,17 +62,17 @@ class VoxelSums:
 
     @property
     def cross_entropy(self) -> Tensor:
-        """E, sum of -ln p over the voxels of the class; with a sigmoid, sum of the binary cross-entropy."""
+        """E, sum of -ln p over the voxels of the class; with a sigmoid or one channel, of the binary cross-entropy."""
         return self.rows[CROSS_ENTROPY] + self.rows[BACKGROUND_ENTROPY]
 
     @property
     def foreground_entropy(self) -> Tensor:
-        """Part of E from the voxels of the class, if it was requested separately (sigmoid only); otherwise E."""
+        """Part of E from the voxels of the class, if it was requested separately; otherwise E."""
         return self.rows[CROSS_ENTROPY]
 
     @property
     def background_entropy(self) -> Tensor:
-        """Part of E from the other voxels, if it was requested separately (sigmoid only); otherwise 0."""
+        """Part of E from the other voxels, if it was requested separately; otherwise 0."""
         return self.rows[BACKGROUND_ENTROPY]
 
     @property

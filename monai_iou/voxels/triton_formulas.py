@@ -45,16 +45,20 @@ def focal_factor(log, FOCAL: tl.constexpr):
 @triton.jit
 def log1p(t):
     """Return ln(1 + t) with the digits of a small t."""
-    # 1 + t in float32 rounds a small t away. Below 1/4: 2 artanh(t / (2 + t)), whose next term is 3e-9 of the first.
+    # 1 + t in float32 rounds a small t away. Up to 1/4: 2 artanh(t / (2 + t)), whose next term is 2e-8 of the first.
     z = t / (2.0 + t)
     square = z * z
     series = 2.0 * z * (1.0 + square * (1.0 / 3 + square * (1.0 / 5 + square * (1.0 / 7))))
-    return tl.where(t < 0.25, series, tl.log(1.0 + t))
+    return tl.where(tl.abs(t) < 0.25, series, tl.log(1.0 + t))
 
 
 @triton.jit
 def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.constexpr):
-    """Return p, 1 - p, ln p and ln(1 - p), each with its digits; logarithms nobody asks for are zeros."""
+    """Return p, 1 - p, ln p and ln(1 - p), each with its digits; logarithms nobody asks for are zeros.
+
+    `ACTIVATION` is 0 for softmax, 1 for sigmoid, 2 for probabilities, and 4 for those of one channel with a
+    cross-entropy, which is binary as that of a sigmoid.
+    """
     log_p = x * 0
     log_q = log_p
     if ACTIVATION == 0:
@@ -74,6 +78,8 @@ def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.const
         q = 1.0 - x
         if ENTROPY:
             log_p = tl.where(x == x, tl.log(tl.maximum(x, 1e-30)), x)
+        if ACTIVATION == 4:
+            log_q = tl.where(q <= 1e-30, -69.07755278982137, log1p(tl.where(q <= 1e-30, 0.0, -x)))  # ln 1e-30
     return p, q, log_p, log_q
 
 
@@ -98,7 +104,7 @@ def values_of(
         size = power(kept, POWER)
     if ENTROPY:
         soft = KEEP * target + SHARE
-        if ACTIVATION == 1:
+        if ACTIVATION == 1 or ACTIVATION == 4:
             entropy = -times_log(soft, log_p * focal_factor(log_q, FOCAL))
             others = -times_log(1.0 - soft, log_q * focal_factor(log_p, FOCAL))
             if SPLIT:
@@ -175,6 +181,15 @@ def slope_of(
         if ACTIVATION == 1:
             entropy = soft * focal_factor(log_q, FOCAL) * (FOCAL * p * finite_p - q)
             others = (1.0 - soft) * focal_factor(log_p, FOCAL) * (p - FOCAL * q * finite_q)
+            if SPLIT:
+                slope += others * of_background
+            else:
+                entropy += others
+        elif ACTIVATION == 4:
+            of_p = tl.where(p <= 1e-30, 0.0, 1.0 / tl.maximum(p, 1e-30))
+            of_q = tl.where(q <= 1e-30, 0.0, 1.0 / tl.maximum(q, 1e-30))
+            entropy = soft * focal_factor(log_q, FOCAL) * (FOCAL * log_p * of_q - of_p)
+            others = (1.0 - soft) * focal_factor(log_p, FOCAL) * (of_q - FOCAL * log_q * of_p)
             if SPLIT:
                 slope += others * of_background
             else:

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from monai_iou.voxels import tiled
+from monai_iou.voxels.activations import is_binary
 from monai_iou.voxels.compact_labels import IGNORED, fits
 from monai_iou.voxels.formulas import sums_entropy
 from monai_iou.voxels.inputs import Voxels
@@ -27,6 +28,7 @@ _MOST, _FEWEST = 256, 32  # programs of an image with regions, if it has as many
 _PARTS = 256  # of a program's voxels at most: each is a rounding of a table's entries
 _LEAST_PARTS = 4  # of a program, so that its table is worth its memory; the self-check adds to an entry several times
 _ACTIVATIONS = {"softmax": 0, "sigmoid": 1, None: 2}
+_ONE_PROBABILITY = 4  # a channel's, with a cross-entropy; 3 is the hinge of `triton_error_pass.py`
 _OVERLAPS = {"product": 0, "min_max": 1, None: 2}
 
 
@@ -77,14 +79,16 @@ def _width(voxels: Voxels) -> int:
 def program_options(voxels: Voxels, spec: PassSpec) -> dict[str, Any]:
     """Return the constants that a program is compiled with."""
     classes, smoothing = voxels.logits.shape[1], spec.label_smoothing
+    binary = is_binary(spec, classes)
+    one_probability = binary and spec.activation is None and spec.cross_entropy
     return {
-        "ACTIVATION": _ACTIVATIONS[spec.activation],
+        "ACTIVATION": _ONE_PROBABILITY if one_probability else _ACTIVATIONS[spec.activation],
         "OVERLAP": _OVERLAPS[spec.overlap],
         "POWER": spec.power,
         "ENTROPY": spec.cross_entropy,
         "FOCAL": spec.focal,
         "KEEP": 1 - smoothing,
-        "SHARE": smoothing / 2 if spec.activation == "sigmoid" else smoothing / classes,
+        "SHARE": smoothing / 2 if binary else smoothing / classes,
         "CONFIDENT": spec.confidence,
         "SPLIT": spec.split,
         "MAPS": voxels.labels is None,

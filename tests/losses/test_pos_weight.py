@@ -139,7 +139,7 @@ def test_wrong_weights_are_explained() -> None:
          "Expected `weight` or `pos_weight` with one channel, but got both: keep one, because they mean the same."),
         (IoUCELoss(softmax=True, pos_weight=2.0), logits, maps,
          "Expected `pos_weight` to be None without a sigmoid, but got weights: set sigmoid=True, or give one `weight`"),
-        (IoUCELoss(pos_weight=2.0), one, label,
+        (IoUCELoss(pos_weight=2.0), logits.softmax(1), maps,
          "Expected `pos_weight` to be None without a sigmoid, but got weights: set sigmoid=True"),
     ]  # fmt: skip
     for loss, input, target, message in cases:

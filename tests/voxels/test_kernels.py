@@ -63,6 +63,11 @@ def case(
     return flatten_voxels(logits, target, None, mask, regions, 3 if groups else None)
 
 
+def rounded(voxels: Voxels) -> Voxels:
+    """The same voxels with logits that float32 holds: of a p near 1, it would leave another 1 - p."""
+    return replace(voxels, logits=voxels.logits.float().double())
+
+
 def run(kernel: kernels.Kernel, voxels: Voxels, spec: PassSpec) -> tuple[Tensor, Tensor]:
     """Return the sums and the gradient of a random projection of them."""
     leaf = voxels.logits.detach().requires_grad_()
@@ -107,6 +112,22 @@ def test_tiled_equals_reference_in_every_branch(switches: list[tuple[bool, bool,
         assert_close(run(tiled.compute_sums, voxels, spec), run(reference_sums, voxels, spec), torch.float64)
 
 
+ONE_PROBABILITY = [
+    PassSpec(None, overlap, 1.0, True, focal, smoothing, split=split)
+    for overlap, (focal, smoothing), split in itertools.product(
+        ("product", "min_max", None), ((0.0, 0.0), (2.0, 0.1), (0.5, 0.0)), (False, True)
+    )
+]
+
+
+@pytest.mark.usefixtures("tiny_tiles")
+@pytest.mark.parametrize("spec", ONE_PROBABILITY, ids=str)
+def test_tiled_equals_reference_for_probabilities_of_one_channel(spec: PassSpec) -> None:
+    for ignore, groups in itertools.product((False, True), repeat=2):
+        voxels = case((2, 1, 5, 3), spec, ignore=ignore, groups=groups)
+        assert_close(run(tiled.compute_sums, voxels, spec), run(reference_sums, voxels, spec), torch.float64)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None
     or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
@@ -115,7 +136,8 @@ def test_tiled_equals_reference_in_every_branch(switches: list[tuple[bool, bool,
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [((3, 7, 5, 1, 9), spec) for spec in SPECS]
-    + list(itertools.product([*SHAPES[:2], *SHAPES[3:5], (2, 41, 7)], CORE)),
+    + list(itertools.product([*SHAPES[:2], *SHAPES[3:5], (2, 41, 7)], CORE))
+    + [((2, 1, 6, 5), spec) for spec in ONE_PROBABILITY],
     ids=str,
 )
 def test_triton_equals_reference_in_every_branch(spec: PassSpec, shape: tuple[int, ...]) -> None:
@@ -123,7 +145,7 @@ def test_triton_equals_reference_in_every_branch(spec: PassSpec, shape: tuple[in
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for ignore, soft in itertools.product((False, True), repeat=2):
-        voxels = case(shape, spec, ignore=ignore, soft=soft)
+        voxels = rounded(case(shape, spec, ignore=ignore, soft=soft))
         exact = run(reference_sums, voxels, spec)
         single = replace(voxels, logits=voxels.logits.float().to(device))
         moved = {
@@ -157,10 +179,12 @@ def test_compiled_equals_reference(case_of: str) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", SPECS[::7], ids=str)
-def test_compiled_equals_reference_in_many_branches(spec: PassSpec) -> None:
+@pytest.mark.parametrize(
+    ("classes", "spec"), [(3, spec) for spec in SPECS[::7]] + [(1, spec) for spec in ONE_PROBABILITY[::5]], ids=str
+)
+def test_compiled_equals_reference_in_many_branches(classes: int, spec: PassSpec) -> None:
     for ignore, soft in itertools.product((False, True), repeat=2):
-        voxels = case((1, 3, 4 * compiled.LINE + 77), spec, ignore=ignore, soft=soft)
+        voxels = rounded(case((1, classes, 4 * compiled.LINE + 77), spec, ignore=ignore, soft=soft))
         exact = run(reference_sums, voxels, spec)
         assert_close(
             run(compiled.compute_sums, replace(voxels, logits=voxels.logits.float()), spec), exact, torch.float32

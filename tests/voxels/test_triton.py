@@ -261,6 +261,7 @@ def test_it_compiles_for_a_gpu_with_64_bit_offsets_and_no_atomics() -> None:
         {"ACTIVATION": 1, "logits": "fp16", "POWER": 1.5, "CONFIDENT": True, "FOCAL": 1.5, "labels": "i64"},
         {"ACTIVATION": 2, "logits": "fp32", "OVERLAP": 2, "FOCAL": 0.5, "labels": "fp64", "IGNORE": 255.0},
         {"classes": 2, "ACTIVATION": 1, "SPLIT": True, "labels": "bf16", "MASK": True},
+        {"classes": 1, "ACTIVATION": 4, "SPLIT": True, "FOCAL": 1.5, "MAPS": True, "labels": "fp32"},
     ]
     for index, result in enumerate(compile_for_gpu(*cases)):
         assert result["atomics"] == []
