@@ -62,9 +62,10 @@ if hasattr(os, "register_at_fork"):
 def in_threads(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
     """Return the results of `work` on all tasks, in order, by as many threads as torch would use; no gradients.
 
-    The calling thread is one of them, and takes all tasks if the helpers are busy with another call's.
+    The calling thread is one of them, and takes all tasks if the helpers are busy with another call's. All of them work
+    in its inference mode, outside of which nothing may write to a tensor that was made in it.
     """
-    allowed = torch.get_num_threads()
+    allowed, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     threads = min(allowed, _MAX_THREADS, len(tasks))
     left, results = deque(enumerate(tasks)), dict[int, _Result]()
 
@@ -72,7 +73,7 @@ def in_threads(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list
         if threads > 1:
             torch.set_num_threads(1)
         try:
-            with torch.no_grad():  # a thread starts with gradients on
+            with torch.inference_mode(inference), torch.no_grad():  # a thread starts with gradients on
                 for index, task in _taken(left):
                     results[index] = work(task)
         finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from monai_iou import InstanceIoULoss, IoUCELoss, IoUFocalLoss, IoULoss, LovaszSoftmaxLoss
 from monai_iou.voxels import tiling
 from monai_iou.voxels.tiling import cores_suffice, in_threads, one_thread, run_large_tasks
 
@@ -51,6 +52,49 @@ def test_the_caller_and_helpers_work_at_once_each_on_one_thread_without_gradient
         assert set(gradients) == {False}
         assert torch.get_num_threads() == 4
         assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_helpers_are_in_the_inference_mode_of_the_caller(inference: bool) -> None:
+    together = threading.Barrier(4)
+    with torch.inference_mode(inference):
+        shared = torch.zeros(4)
+
+    def work(task: int) -> tuple[bool, bool]:
+        together.wait(30)
+        shared[task] = 1
+        return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    with torch.inference_mode(inference):
+        assert set(in_threads(work, range(4))) == {(inference, False)}
+        assert torch.is_inference_mode_enabled() == inference
+    assert torch.is_grad_enabled()
+    assert shared.tolist() == [1, 1, 1, 1]
+
+
+LOSSES = [
+    IoULoss(softmax=True, ignore_index=2),
+    IoUCELoss(softmax=True),
+    IoUFocalLoss(softmax=True),
+    LovaszSoftmaxLoss(softmax=True),
+    InstanceIoULoss(softmax=True),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_losses_of_inference_mode_are_those_outside(
+    loss: torch.nn.Module, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiling, "cores_suffice", lambda: False)  # so that threads share every pass
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, classes, 48, 64, 64, generator=generator)
+    labels = (torch.rand(1, 1, 48, 64, 64, generator=generator) > 0.999).to(torch.uint8)
+    with torch.no_grad():
+        expected = loss(logits, labels)
+    for _ in range(3):  # which thread is the first to come is chance
+        with torch.inference_mode():
+            assert torch.equal(loss(logits.clone(), labels.clone()), expected)
 
 
 def test_the_error_of_a_task_is_raised_and_the_rest_is_left() -> None:
