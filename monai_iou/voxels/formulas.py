@@ -66,11 +66,16 @@ def union(intersection: Sums, prediction: Sums, target: Sums) -> Sums:
     return joined
 
 
-def _smoothed(target: Tensor, spec: PassSpec, classes: int) -> Tensor:
+def _smoothed(target: Tensor, p: Probabilities, spec: PassSpec) -> Tensor:
+    """Return y'. A softmax class that a logit of -inf excludes, and that is not the label, gets no share."""
     if spec.label_smoothing == 0:
         return target
-    share = 1 / 2 if is_binary(spec, classes) else 1 / classes
-    return target * (1 - spec.label_smoothing) + spec.label_smoothing * share
+    binary = is_binary(spec, p.classes)
+    smoothed = target * (1 - spec.label_smoothing) + spec.label_smoothing / (2 if binary else p.classes)
+    assert p.logarithm is not None
+    if binary or surely_finite(p.logarithm):
+        return smoothed
+    return torch.where((target == 0) & (p.logarithm == -torch.inf), 0, smoothed)
 
 
 def _power(value: Tensor, exponent: float) -> Tensor:
@@ -90,7 +95,7 @@ def _cross_entropy(p: Probabilities, target: Tensor, spec: PassSpec) -> tuple[Te
     """Return the cross-entropy of the voxels of the class and, if it is binary, of the others."""
     log_p, log_q = p.logarithm, p.complement_logarithm
     assert log_p is not None
-    target = _smoothed(target, spec, p.classes)
+    target = _smoothed(target, p, spec)
     own = _counted_log(target, log_p)
     if log_q is not None:
         other = _counted_log(1 - target, log_q)
@@ -195,7 +200,7 @@ def _probability_slopes(p: Probabilities, target: Tensor, gamma: float) -> tuple
 
 def _entropy_slope(p: Probabilities, target: Tensor, gradient: Tensor, spec: PassSpec) -> Tensor:
     """Return g_E times dE/dx before the softmax's coupling (softmax), dE/dx (sigmoid) or dE/dp (probabilities)."""
-    target, gamma = _smoothed(target, spec, p.classes), spec.focal
+    target, gamma = _smoothed(target, p, spec), spec.focal
     value, log_p, of_class = p.value, p.logarithm, gradient[CROSS_ENTROPY]
     assert log_p is not None
     if p.complement_logarithm is not None:

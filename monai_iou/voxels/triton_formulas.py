@@ -84,6 +84,15 @@ def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.const
 
 
 @triton.jit
+def smoothed(target, log_p, ACTIVATION: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr):
+    """Return y'; 0 of a class that a logit of -inf excludes from a softmax, and that the voxel does not have."""
+    soft = KEEP * target + SHARE
+    if ACTIVATION == 0 and SHARE != 0:
+        soft = tl.where((target == 0) & (log_p == -float("inf")), 0.0, soft)
+    return soft
+
+
+@triton.jit
 def values_of(
     x, target, share, real, peak, rest,
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
@@ -103,7 +112,7 @@ def values_of(
             both = tl.minimum(kept, target)
         size = power(kept, POWER)
     if ENTROPY:
-        soft = KEEP * target + SHARE
+        soft = smoothed(target, log_p, ACTIVATION, KEEP, SHARE)
         if ACTIVATION == 1 or ACTIVATION == 4:
             entropy = -times_log(soft, log_p * focal_factor(log_q, FOCAL))
             others = -times_log(1.0 - soft, log_q * focal_factor(log_p, FOCAL))
@@ -175,7 +184,7 @@ def slope_of(
         if ACTIVATION == 1:
             slope *= p * q
     if ENTROPY:
-        soft = KEEP * target + SHARE
+        soft = smoothed(target, log_p, ACTIVATION, KEEP, SHARE)
         finite_p = tl.maximum(log_p, -3e38)  # 0 times ln 0 is 0
         finite_q = tl.maximum(log_q, -3e38)
         if ACTIVATION == 1:

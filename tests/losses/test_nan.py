@@ -193,6 +193,24 @@ def test_a_class_ruled_out_by_minus_infinity_costs_nothing(options: dict[str, An
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_label_smoothing_gives_nothing_to_a_class_ruled_out(gamma: float, kernel: str) -> None:
+    logits, labels = case()
+    labels.clamp_max_(1)
+    logits = logits.repeat(1, 1, 20, 30)  # large enough for the compiled kernel
+    labels = labels.repeat(1, 1, 20, 30)
+    logits[:, 2] = -INF
+    leaf = logits.clone().requires_grad_()
+    loss = WeightedCrossEntropyLoss(label_smoothing=0.3, gamma=gamma)
+    with use_kernel(kernel):
+        value = loss(leaf, labels)
+    log_p, y = leaf[:, :2].log_softmax(1), F.one_hot(labels[:, 0], 2).movedim(-1, 1)
+    expected = (-(y * 0.7 + 0.1) * (1 - log_p.exp()) ** gamma * log_p).sum(1).mean()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(part, leaf)[0] for part in (value, expected)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_infinite_logits_of_a_sigmoid_are_their_limit(gamma: float, kernel: str) -> None:
     logits, labels = case()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
+from torch.autograd import gradcheck
 
 from monai_iou import (
     AttentionSupervisionLoss,
@@ -214,6 +215,38 @@ def test_instances_of_classes_that_were_not_annotated_are_no_cells(cells: str, r
         torch.testing.assert_close(other, value)
     whole, _ = gradient(lambda leaf: loss(leaf, labels, torch.ones_like(LABELLED)), logits)
     torch.testing.assert_close(whole, loss(logits, labels))
+
+
+SMOOTHED: list[Callable[..., nn.Module]] = [
+    IoUFocalLoss,
+    lambda **o: IoUCELoss(gamma=0.5, **o),
+    IoUCELoss,
+    lambda **o: InstanceIoULoss(softmax=True, term=IoUCELoss(gamma=2.0, label_smoothing=o["label_smoothing"])),
+    lambda **o: InstanceIoULoss(softmax=True, term=IoUCELoss(label_smoothing=o["label_smoothing"])),
+]
+
+
+@pytest.mark.parametrize("make", SMOOTHED)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_label_smoothing_gives_them_nothing(make: Callable[..., nn.Module], classes: int) -> None:
+    """A class that is a part of the background has p = 0: a share of the label would cost infinity."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 5, 6, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(2, 1, 5, 6, generator=generator) ** 3 * classes).long()
+    labelled = torch.ones(2, classes, dtype=torch.bool)
+    labelled[0, -1] = False
+    loss = make(softmax=True, label_smoothing=0.1)
+    by_kernel = []
+    for kernel in ("reference", "tiled"):
+        with use_kernel(kernel):
+            by_kernel.append(gradient(lambda leaf: loss(leaf, labels, labelled), logits))
+            assert gradcheck(
+                lambda leaf: loss(leaf, labels, labelled), (logits.clone().requires_grad_(),), fast_mode=True
+            )
+    torch.testing.assert_close(*by_kernel)
+    if not isinstance(loss, InstanceIoULoss):  # whose components break the graph
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(gradient(lambda leaf: compiled(leaf, labels, labelled), logits), by_kernel[0])
 
 
 def test_the_global_term_of_an_instance_loss_leaves_them_out_too() -> None:

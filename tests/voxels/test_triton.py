@@ -150,6 +150,16 @@ def test_a_confident_voxel_keeps_its_digits(dtype: torch.dtype) -> None:
 
 
 @runs_here
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")  # 0 * -inf, not taken
+@pytest.mark.parametrize("focal", [0.0, 2.0])
+def test_a_class_ruled_out_by_minus_infinity_costs_nothing(focal: float) -> None:
+    spec = PassSpec(cross_entropy=True, focal=focal, label_smoothing=0.3)
+    logits, target = random_case((2, 3, 9), spec, torch.float32, soft=False)
+    logits[:, 2] = -math.inf
+    assert_exact(logits, target.clamp_max(1), spec)
+
+
+@runs_here
 def test_strided_and_channels_last_logits_are_read_and_written_where_they_are() -> None:
     from monai_iou.voxels import triton_kernels
 
