@@ -10,7 +10,9 @@ from torch import Tensor
 
 from monai_iou import checks
 from monai_iou.voxels.compact_labels import equals
-from monai_iou.voxels.labels import valid_voxels
+from monai_iou.voxels.inputs import plain
+from monai_iou.voxels.label_errors import label_error, map_error
+from monai_iou.voxels.labels import raised_or_marked, valid_voxels
 
 DOWNSAMPLINGS = ("area", "max", "nearest")
 
@@ -38,7 +40,8 @@ def pool_labels(
         (B, C, *size) float32 for "area"; otherwise the target's number of channels and dtype.
 
     Raises:
-        ValueError: if `mode` is not one of the three.
+        ValueError: if `mode` is not one of the three; with "area", if the target holds values that are not labels. On a
+            GPU the fractions are NaN instead, and a later call raises the error.
 
     Example:
         >>> import torch
@@ -52,7 +55,7 @@ def pool_labels(
                  [0.0000, 0.7500]]])
     """
     checks.check_choice("downsample", mode, DOWNSAMPLINGS)
-    target = target.as_subclass(Tensor)
+    target = plain(target)
     if mode == "nearest":
         return F.interpolate(target.float(), size=tuple(size), mode="nearest-exact").to(target.dtype)
     is_labels = target.shape[1] == 1 and classes > 1
@@ -71,12 +74,34 @@ def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: boo
     # One class at a time: a one-hot copy of the whole volume would be several times the size of the logits.
     maps = ((target == label) if is_labels else target[:, label : label + 1] for label in range(classes))
     valid = valid_voxels(target, ignore_index)
+    wrong = _holds_wrong_values(target, classes, is_labels, valid)
+    counted = (values.float() if valid is None else torch.where(valid, values.float(), 0) for values in maps)
+    sums = torch.cat([pooled(values, size, _average) for values in counted], 1)
+    sums = raised_or_marked(sums, wrong, lambda: _error_of(target, classes, valid, ignore_index))
     if valid is None:
-        return torch.cat([pooled(values.float(), size, _average) for values in maps], 1)
+        return sums
     share = pooled(valid.float(), size, _average)
-    sums = [pooled((values * valid).float(), size, _average) for values in maps]
-    fractions = torch.cat(sums, 1) / torch.where(share > 0, share, 1)
-    return _mark_ignored(fractions, share == 0, ignore_index)
+    return _mark_ignored(sums / torch.where(share > 0, share, 1), share == 0, ignore_index)
+
+
+def _holds_wrong_values(target: Tensor, classes: int, is_labels: bool, valid: Tensor | None) -> Tensor:
+    """Return whether a value that counts is not a label, one bool; in a mean over voxels it would not show."""
+    if not is_labels:
+        values = target.float() if valid is None else torch.where(valid, target.float(), 0)
+        return ~((values >= 0) & (values <= 1)).all()
+    known = torch.zeros_like(target, dtype=torch.bool) if valid is None else ~valid
+    for label in range(classes):
+        known = known | (target == label)
+    return ~known.all()
+
+
+def _error_of(target: Tensor, classes: int, valid: Tensor | None, ignore_index: int | None) -> Callable[[], ValueError]:
+    """Return what makes the error for the first value that is not a label."""
+    target = target.detach()
+    kept = None if valid is None else valid.flatten(1)
+    if target.shape[1] == 1 and classes > 1:
+        return lambda: label_error(target, classes, ignore_index, kept)
+    return lambda: map_error(target, kept)
 
 
 def _mark_ignored(maps: Tensor, ignored: Tensor, ignore_index: int | None) -> Tensor:

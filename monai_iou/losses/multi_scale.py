@@ -113,7 +113,7 @@ class MultiScaleLoss(_Loss):
         size = output.shape[2:]
         if size == target.shape[2:]:
             return call_loss(self.loss, output, target, pairs)
-        if len(size) != target.ndim - 2 or any(map(int.__gt__, size, target.shape[2:])):
+        if len(size) != target.ndim - 2 or any(a > b for a, b in zip(size, target.shape[2:], strict=True)):
             message = (
                 f"Expected every output of `input` to be no larger than the target {tuple(target.shape)}, "
                 f"but got {tuple(output.shape)}: pass the target of the finest scale."

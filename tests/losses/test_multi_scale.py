@@ -31,6 +31,7 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
 )
 from monai_iou.losses.label_pooling import pool_labels
+from monai_iou.voxels import late_checks
 
 
 def lesions(count: int = 200, size: int = 32, seed: int = 0) -> Tensor:
@@ -99,6 +100,50 @@ def test_pooling_is_that_of_a_slow_loop(ignore: int | None, factor: int) -> None
     torch.testing.assert_close(pool_labels(labels, size, 3, "max", ignore), largest)
     maps = (labels == torch.arange(3).reshape(1, 3, 1, 1)).float()
     torch.testing.assert_close(pool_labels(maps, size, 3, "area", ignore), fractions)
+
+
+WRONG = [
+    (torch.tensor([[[0, 1, 7, 2]]]), None, "labels 0 to 2 of an input with 3 channels, but got 7: map the labels to"),
+    (torch.tensor([[[0, 255, 2, 1]], [[0, 0, 7, 0]]]), 255, "labels 0 to 2 of an input with 3 channels, but got 7"),
+    (torch.tensor([[[0, 1, 255, 2]]], dtype=torch.uint8), None, "but got 255: map .*, or set `ignore_index` to"),
+    (torch.tensor([[[0.0, 1, 1.5, 2]]]), None, "but got 1.5: give a soft target one channel per class"),
+    (torch.tensor([[[0.0, 2], [1, 0], [1, -1]]]), None, "per-class values between 0 and 1, but got 2"),
+    (torch.tensor([[[1.0, 0], [0, torch.nan], [0, 1]]]), None, "per-class values between 0 and 1, but got nan"),
+]
+
+
+@pytest.mark.parametrize(("target", "ignore", "message"), WRONG)
+def test_fractions_of_wrong_labels_are_refused(target: Tensor, ignore: int | None, message: str) -> None:
+    """They would become voxels of no class, whose fractions are 0: only the full resolution looks at labels."""
+    with pytest.raises(ValueError, match=f"^Expected `target` to hold .*{message}"):
+        pool_labels(target, [2], 3, "area", ignore)
+    output = [torch.randn(len(target), 3, target.shape[2] // 2)]
+    for loss in (IoUCELoss(softmax=True, ignore_index=ignore), monai.losses.DiceLoss(softmax=True, to_onehot_y=True)):
+        if isinstance(loss, IoUCELoss) or ignore is None:
+            with pytest.raises(ValueError, match=message):
+                MultiScaleLoss(loss)(output, target)
+
+
+def test_wrong_values_of_ignored_voxels_are_no_labels() -> None:
+    maps = torch.tensor([[[1.0, 0, 0, 0], [0, 1, torch.nan, 9], [0, 0, 1, 1]]])  # class 2 is ignored
+    assert pool_labels(maps, [2], 3, "area", 2).tolist() == [[[0.5, 0], [0.5, 0], [0, 1]]]
+
+
+def test_fractions_of_wrong_labels_are_nan_where_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.tensor([[[0, 1, 7, 2]]])
+    compiled = torch.compile(MultiScaleLoss(IoUCELoss(softmax=True)), backend="eager", fullgraph=True)
+    outputs = [torch.randn(1, 3, 2)]
+    assert compiled(outputs, labels).isnan()
+    assert compiled(outputs, labels.clamp_max(2)).isfinite()
+    monkeypatch.setattr(late_checks, "answers_late", lambda _: True)  # as on a GPU
+    with late_checks.collected() as asked:
+        assert pool_labels(labels, [2], 3).isnan().all()
+    ((bad, error),) = asked
+    assert bool(bad)
+    assert "but got 7" in str(error())
+    with late_checks.collected() as asked:
+        assert pool_labels(labels.clamp_max(2), [2], 3).isfinite().all()
+    assert not bool(asked[0][0])
 
 
 def test_pooled_maps_of_one_channel_and_of_an_ignored_class() -> None:
