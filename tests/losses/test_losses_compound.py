@@ -59,7 +59,7 @@ def test_a_compound_of_other_losses_leaves_the_checks_to_them() -> None:
 
 SHARED = [True, False, False, True, None, False, "sum", 0.5, 0.25, True, [1.0, 2.0], False, 255]
 INSTANCE = ["cells", "alpha", "term", "cell_weight"]
-INSTANCE += ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing"]
+INSTANCE += ["lambda_global", "lambda_instance", "global_loss", "connectivity", "spacing", "max_regions"]
 OWN: list[tuple[Any, dict[str, Any], list[str]]] = [
     (LogIoULoss, {"gamma": 0.5}, []),
     (FocalIoULoss, {"gamma": 0.5}, []),

@@ -231,8 +231,9 @@ def test_folds_are_checked_before_any_volume_is_read(tmp_path: Path, capsys: pyt
 
 
 def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(tmp_path / "none"), f"--output={tmp_path / 'plan.json'}"]) == 1
-    assert "to exist, but it does not: set `dataset_dir`" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "none"), f"--output={tmp_path / 'plan.json'}"]) == 2
+    none = f"Expected DATASET_DIR to be a folder of labelled volumes, but got `{tmp_path / 'none'}`: check the path."
+    assert none in capsys.readouterr().err
     data = pet_folder(tmp_path / "data")
     (data / "patient1" / "image.nii.gz").write_bytes(b"no gzip")
     assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}"]) == 1

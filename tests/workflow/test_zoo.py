@@ -204,7 +204,7 @@ def test_the_sides_of_every_network_are_what_it_takes(network: str, bundle: Path
     thick = with_network(make_plan(None, [], [64, 64, 12], [1.0, 1.0, 4.0], base_channels=4), network)
     slices = with_network(make_plan(None, [], [40, 56, 1], base_channels=4, spatial_dims=2), network)
     follows_the_plan = network in ("unet", "dynunet", "attention_unet")
-    expected = ["8*(n+1)", "8*n", "2*n"] if follows_the_plan else ["4*(n+1)", "4*n", "4*n"]
+    expected = ["8*(n+1)", "8*n", "2*n"] if follows_the_plan else ["8*(n+1)", "8*n", "8*n"]
     flat = ["8*n", "8*(n+1)", 1]
     if network == "swin_unetr":
         expected, flat = ["32*(n+1)", "32*n", "32*n"], ["32*(n+1)", "32*n", 1]
