@@ -53,7 +53,7 @@ Rows = list[list[float]]  # statistics of a tile: ROWS lists of one number for e
 
 
 def tile_size(spec: PassSpec, classes: int) -> int:
-    """Return the voxels of a tile, the same for any number of threads, so that the sums are."""
+    """Return the voxels of a tile at most, the same for any number of threads, so that the sums are."""
     if spec.focal:
         return SIZE_OF_FOCAL
     return SIZE if classes == 2 else SIZE_WITH_ENTROPY if spec.cross_entropy else SIZE_OF_ONE

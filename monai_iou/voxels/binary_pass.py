@@ -20,7 +20,7 @@ from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.lines import Spare
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import PassSpec
-from monai_iou.voxels.tiling import in_runs, run_large_tasks
+from monai_iou.voxels.tiling import in_runs, lengths_of_tiles, run_large_tasks
 
 _TILES_PER_TASK = 2  # few enough that the last thread to end is not waited for
 
@@ -42,10 +42,11 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[list[bool]]]:
     """Return the statistics (7, B, C), and of each tile whether p in the last class of `kept` serves the gradient."""
     size = binary.tile_size(spec, voxels.logits.shape[1])
-    images = voxels.tiles(size)
+    cuts = lengths_of_tiles(voxels.logits.shape[2], size)
+    images = voxels.tiles(cuts)
     tiles: list[tuple[Tile, Tensor | None]] = []
     for image, parts in enumerate(images):
-        places: Iterable[Tensor | None] = itertools.repeat(None) if kept is None else kept[image, -1].split(size)
+        places: Iterable[Tensor | None] = itertools.repeat(None) if kept is None else kept[image, -1].split(cuts)
         tiles += zip(parts, places, strict=False)
 
     spare = Spare(voxels.logits, size)
@@ -72,11 +73,12 @@ def _write_gradient(
 ) -> None:
     """Write the gradient into `out`, which holds the probabilities of the tiles if they are `kept`."""
     size = binary.tile_size(spec, out.shape[1])
+    cuts = lengths_of_tiles(out.shape[2], size)
     pulls = gradient.squeeze(-1).transpose(0, 1).tolist()
     tiles = [
         (pull, *part)
-        for pull, image, place, serves in zip(pulls, voxels.tiles(size), out.unbind(), serve, strict=True)
-        for part in zip(image, place.split(size, -1), serves, strict=True)
+        for pull, image, place, serves in zip(pulls, voxels.tiles(cuts), out.unbind(), serve, strict=True)
+        for part in zip(image, place.split(cuts, -1), serves, strict=True)
     ]
 
     spare = Spare(out, size)

@@ -61,8 +61,11 @@ class Voxels:
         tile = Tile(self.logits[image, :, voxels], labels, maps, valid, self.class_numbers(), self.has_ignored)
         return tile.read(dtype)
 
-    def tiles(self, size: int) -> list[list[Tile]]:
-        """Return every image's voxels in tiles of `size`, in order, by few calls: threads would wait for each other."""
+    def tiles(self, size: int | list[int]) -> list[list[Tile]]:
+        """Return every image's voxels in tiles of a size, or of these sizes, in order.
+
+        It is done by few calls: threads would wait for each other.
+        """
 
         def cut(part: Tensor | None) -> Sequence[Iterable[Tensor | None]]:
             if part is None:

@@ -13,6 +13,7 @@ system which of the two it is (:func:`run_large_tasks`).
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 from collections import deque
@@ -143,6 +144,9 @@ _OTHER_TILE_ELEMENTS = 1 << 22  # of a GPU: 16 MiB a temporary, and still millis
 _MAX_VOXELS = 1 << 24  # up to which float32 counts every one
 _TILES_PER_TASK = 4
 
+_SPLIT = 1 << 15  # torch gives a thread no fewer elements of an operation than this, but for its last one
+_VECTOR = 32  # of elements that torch computes at once, the most: two registers of sixteen float32
+
 
 def tile_size(logits: Tensor, factor: int = 1) -> int:
     """Return the voxels of a tile of logits (B, C, N), `factor` times as many as usual."""
@@ -154,6 +158,30 @@ def tile_tasks(logits: Tensor, size: int) -> list[Task]:
     """Return runs of tiles of `size` voxels."""
     batch, _, voxels = logits.shape
     return in_runs([(b, slice(start, start + size)) for b in range(batch) for start in range(0, voxels, size)])
+
+
+def lengths_of_tiles(voxels: int, size: int) -> list[int]:
+    """Return the lengths of tiles of at most `size` voxels, in which torch splits operations at whole vectors alone.
+
+    The elements behind the last whole vector of a thread's share are computed in another way, and may differ in the
+    last digit. So a tile that torch would split is as long as it takes for the shares of any number of threads to
+    consist of whole vectors, and what is left is a tile of its own.
+
+    >>> lengths_of_tiles(150_001, 1 << 18)
+    [149760, 241]
+    >>> lengths_of_tiles(96**3, 1 << 18)
+    [241920, 241920, 241920, 158976]
+    """
+    whole = size - size % _unit(size)
+    tiles, rest = divmod(voxels, whole)
+    last = rest % _unit(rest)
+    return [length for length in (*[whole] * tiles, rest - last, last) if length]
+
+
+def _unit(voxels: int) -> int:
+    """Return what divides the length of a tile if each thread of torch has whole vectors."""
+    shares = -(-voxels // _SPLIT)
+    return _VECTOR * math.lcm(*range(1, shares + 1)) if shares > 1 else 1
 
 
 def in_runs(tiles: list[_Tile], length: int = _TILES_PER_TASK) -> list[list[_Tile]]:

@@ -210,7 +210,7 @@ def test_sums_and_gradient_are_the_same_to_the_last_bit_for_any_number_of_thread
     allowed = torch.get_num_threads()
     for spec, kind in zip(specs, ("clean", "clean", "ignored", "float labels"), strict=True):
         read, found = case(spec, kind, dtype, voxels), []
-        for threads, free in ((1, True), (2, True), (2, False)):
+        for threads, free in ((1, True), (2, True), (3, True), (7, True), (2, False)):
             monkeypatch.setattr(tiling, "cores_suffice", lambda free=free: free)
             torch.set_num_threads(threads)
             try:
