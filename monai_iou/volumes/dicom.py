@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.volumes.dicom_checks import check_direction, check_length, check_series, check_spacing, tag_text
+from monai_iou.volumes.dicom_frames import check_frames
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
@@ -61,12 +62,7 @@ def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[
     _refuse_objects(path, tag_text(information, SOP_CLASS))
     if information.GetNumberOfComponents() > 1:
         raise one_number(path, f"{information.GetNumberOfComponents()} (colours)")
-    for file, each in zip(files, slices, strict=True):
-        check_length(path, file, each)
-        check_spacing(path, file, each)
-        check_direction(path, each)
-    if len(files) > 1:
-        check_series(path, slices)
+    _check_headers(path, files, slices)
     size = information.GetSize()
     shape = (*size[:2], len(files)) if len(files) > 1 else size
     count = int(np.prod(shape, dtype=object))
@@ -81,6 +77,16 @@ def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[
         affine = _affine(image)
         check_affine(path, affine)
         return SimpleITK.GetArrayFromImage(image).transpose(), affine
+
+
+def _check_headers(path: Path, files: list[Path], slices: list[Any]) -> None:
+    for file, each in zip(files, slices, strict=True):
+        check_length(path, file, each)
+        check_spacing(path, file, each)
+        check_direction(path, each)
+        check_frames(path, file, each)
+    if len(files) > 1:
+        check_series(path, slices)
 
 
 def _affine(image: Any) -> NDArray[np.float64]:

@@ -39,7 +39,7 @@ def check_length(path: Path, file: Path, information: Any) -> None:
     if not bits.isdigit():
         return  # not DICOM
     needed = int(np.prod(information.GetSize(), dtype=object)) * information.GetNumberOfComponents() * int(bits) // 8
-    with _content(file) as content:
+    with file_content(file) as content:
         syntax = SYNTAX.search(content, 0, 1024)
         is_raw = syntax is not None and syntax[1].strip(b"\0") in RAW_SYNTAXES
         most = _pixel_bytes(content, needed) if is_raw else len(content) * MAX_RATIO
@@ -60,7 +60,8 @@ def _pixel_bytes(content: mmap.mmap, needed: int) -> int:
 
 
 @contextmanager
-def _content(file: Path) -> Iterator[mmap.mmap]:
+def file_content(file: Path) -> Iterator[mmap.mmap]:
+    """Map a file into memory."""
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         yield content
 
@@ -83,7 +84,7 @@ def check_spacing(path: Path, file: Path, information: Any) -> None:
 
 
 def _nested_spacing(file: Path) -> str:
-    with _content(file) as content:
+    with file_content(file) as content:
         match = NESTED_SPACING.search(content)
         return match[3][: int.from_bytes(match[1] or match[2], "little")].decode().strip() if match else ""
 
@@ -106,12 +107,16 @@ def check_series(folder: Path, slices: Sequence[Any]) -> None:
     """Refuse slices that do not form a stack, because ITK takes size, spacing and direction of all from the first."""
     _check_alike(folder, slices)
     places = np.asarray([each.GetOrigin() for each in slices])
+    check_steps(folder, places, "add missing slices or remove duplicate ones")
+    check_upright(folder, slices[0], places)
+
+
+def check_steps(path: Path, places: NDArray[np.float64], remedy: str) -> None:
+    """Refuse slices at unequal distances: ITK only warns, and then puts slices at wrong positions."""
     steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
     if steps.max() > steps.min() * 1.01 + 1e-3 or steps.min() < 1e-6:
-        # ITK only warns, and then puts every slice after the gap at a wrong position.
         distances = f"distances from {steps.min():.4g} to {steps.max():.4g} mm"
-        raise refusal(folder, "hold evenly spaced slices", distances, "add missing slices or remove duplicate ones")
-    _check_upright(folder, slices[0], places)
+        raise refusal(path, "hold evenly spaced slices", distances, remedy)
 
 
 def _check_alike(folder: Path, slices: Sequence[Any]) -> None:
@@ -123,19 +128,20 @@ def _check_alike(folder: Path, slices: Sequence[Any]) -> None:
             ("direction", each.GetDirection(), first.GetDirection()),
         ):
             if not np.allclose(own, other, rtol=1e-3, atol=1e-3):
-                difference = f"{what} {_text(other)} and {_text(own)}"
+                difference = f"{what} {numbers_text(other)} and {numbers_text(own)}"
                 raise refusal(folder, "hold slices of one size, spacing and direction", difference, "separate them")
 
 
-def _check_upright(folder: Path, first: Any, places: NDArray[np.float64]) -> None:
+def check_upright(path: Path, first: Any, places: NDArray[np.float64]) -> None:
     """Refuse slices that are shifted against each other (tilted gantry), because ITK stacks them along their normal."""
     normal = np.reshape(first.GetDirection(), (3, 3))[:, 2]
     way = places[-1] - places[0]
     shift = float(np.linalg.norm(way - (way @ normal) * normal))
     if shift > MAX_TILT * min(first.GetSpacing()[:2]):
         remedy = "convert it to NIfTI by a program that corrects the tilt, such as dcm2niix"
-        raise refusal(folder, "hold slices along their normal", f"a shift of {shift:.3g} mm over the stack", remedy)
+        raise refusal(path, "hold slices along their normal", f"a shift of {shift:.3g} mm over the stack", remedy)
 
 
-def _text(values: Sequence[float]) -> str:
+def numbers_text(values: Sequence[float] | NDArray[np.float64]) -> str:
+    """Return numbers as text, such as (0.5, 0.5, 2)."""
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"

@@ -17,12 +17,17 @@ STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
 DIRECTORY = "1.2.840.10008.1.3.10"
 LONG = ("OB", "OW", "SQ", "UN", "UT")  # value representations with four bytes of length
+OPEN = 0xFFFFFFFF
+END_OF_ITEM, END_OF_SEQUENCE = struct.pack("<HHI", 0xFFFE, 0xE00D, 0), struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
 Elements = Mapping[tuple[int, int], tuple[str, Any]]
 
 
 def element(tag: tuple[int, int], kind: str, value: Any) -> bytes:
-    """One element in explicit little endian; a sequence is a list of tables."""
+    """One element in explicit little endian; a sequence is a list of tables, `SQ open` one that ends at a mark."""
+    if kind == "SQ open":
+        marked = [struct.pack("<HHI", 0xFFFE, 0xE000, OPEN) + elements(item) + END_OF_ITEM for item in value]
+        return struct.pack("<HH", *tag) + b"SQ" + struct.pack("<HI", 0, OPEN) + b"".join(marked) + END_OF_SEQUENCE
     if kind == "SQ":
         items = [elements(item) for item in value]
         content = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
@@ -100,24 +105,28 @@ def write_series(folder: Path, volume: np.ndarray, edits: Sequence[Elements] = (
     return folder
 
 
-def multi_frame(volume: np.ndarray, kind: str = ENHANCED_CT, spacing: str = "0.5\\0.75") -> Elements:
-    """The elements of an array (X, Y, Z) in one file, its geometry in sequences."""
+def multi_frame(
+    volume: np.ndarray,
+    kind: str = ENHANCED_CT,
+    spacing: str = "0.5\\0.75",
+    places: Sequence[str] | None = None,
+    sequence: str = "SQ",
+) -> Elements:
+    """The elements of an array (X, Y, Z) in one file, its geometry in sequences; `places` are those of its frames."""
+    places = [f"0\\0\\{2 * number}" for number in range(volume.shape[2])] if places is None else places
     table = slice_elements(np.ascontiguousarray(volume[..., 0].T), kind=kind)
     for tag in ((0x0020, 0x0032), (0x0020, 0x0037), (0x0028, 0x0030)):
         del table[tag]
     measures = {(0x0018, 0x0050): ("DS", "2"), (0x0018, 0x0088): ("DS", "2"), (0x0028, 0x0030): ("DS", spacing)}
     shared = {
-        (0x0020, 0x9116): ("SQ", [{(0x0020, 0x0037): ("DS", "1\\0\\0\\0\\1\\0")}]),
-        (0x0028, 0x9110): ("SQ", [measures]),
+        (0x0020, 0x9116): (sequence, [{(0x0020, 0x0037): ("DS", "1\\0\\0\\0\\1\\0")}]),
+        (0x0028, 0x9110): (sequence, [measures]),
     }
-    frames = [
-        {(0x0020, 0x9113): ("SQ", [{(0x0020, 0x0032): ("DS", f"0\\0\\{2 * number}")}])}
-        for number in range(volume.shape[2])
-    ]
+    frames = [{(0x0020, 0x9113): (sequence, [{(0x0020, 0x0032): ("DS", place)}])} for place in places]
     return {
         **table,
         (0x0028, 0x0008): ("IS", volume.shape[2]),
-        (0x5200, 0x9229): ("SQ", [shared]),
-        (0x5200, 0x9230): ("SQ", frames),
+        (0x5200, 0x9229): (sequence, [shared]),
+        (0x5200, 0x9230): (sequence, frames),
         (0x7FE0, 0x0010): ("OW", np.ascontiguousarray(volume.transpose(2, 1, 0)).tobytes()),
     }
