@@ -94,10 +94,23 @@ def _of_container() -> list[int]:
     limits = []
     for limit, usage in _CGROUP_LIMITS:
         try:
-            limits.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
+            used = int(Path(usage).read_text()) - _file_cache(Path(usage).with_name("memory.stat"))
+            limits.append(int(Path(limit).read_text()) - max(0, used))
         except (OSError, ValueError):
             continue
     return limits
+
+
+def _file_cache(statistics: Path) -> int:
+    """Return the bytes of files that a container keeps in memory until a process needs it: reading fills it with them.
+
+    The first version of the kernel's interface gives those of the containers within apart, as a total.
+    """
+    try:
+        lines = dict(line.split() for line in statistics.read_text().splitlines())
+        return sum(int(lines.get(f"total_{kind}", lines.get(kind, 0))) for kind in ("inactive_file", "active_file"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _of_process() -> list[int]:

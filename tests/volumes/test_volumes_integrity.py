@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from monai_iou.planning.hardware import detect_hardware
 from monai_iou.volumes import memory
 from monai_iou.volumes.reading import VolumeError, file_hash, read_channels, read_labels, read_volume
 
@@ -184,6 +185,42 @@ def test_a_limit_on_the_process_counts_as_its_memory() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     limit = int(done.stdout) if done.returncode == 0 else 0
     assert done.returncode != 0 or 0 < limit < 1 << 31  # torch itself may not fit into so little
+
+
+CACHED = 300 << 20
+STATISTICS = {
+    "none": ("", 0),
+    "version 2": (f"anon 1000\nfile {2 * CACHED}\ninactive_file {CACHED - 7}\nactive_file 7\n", CACHED),
+    "version 1": (
+        f"inactive_file 5\nactive_file 6\ntotal_inactive_file {CACHED - 9}\ntotal_active_file 9\n",
+        CACHED,
+    ),
+    "damaged": ("inactive_file\n", 0),
+}
+
+
+@pytest.mark.parametrize("kind", STATISTICS)
+def test_files_that_a_container_keeps_in_memory_do_not_count_as_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    statistics, cached = STATISTICS[kind]
+    limit, used = 1 << 30, (1 << 30) - (30 << 20)
+    for name, text in (("memory.max", str(limit)), ("memory.current", str(used)), ("memory.stat", statistics)):
+        (tmp_path / name).write_text(text)
+    limits = ((str(tmp_path / "memory.max"), str(tmp_path / "memory.current")),)
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", limits)
+    monkeypatch.setattr(memory, "_of_kernel", lambda: [1 << 40])
+    free = (30 << 20) + cached
+    assert memory.free_memory() == free
+    assert detect_hardware("cpu").step_bytes == free // 2
+    nibabel.save(nibabel.Nifti1Image(np.zeros((64, 1024, 1024), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    if cached:
+        assert read_volume(tmp_path / "a.nii").array.shape == (64, 1024, 1024)
+    else:
+        with pytest.raises(VolumeError, match="to fit into the free memory"):
+            read_volume(tmp_path / "a.nii")
+    (tmp_path / "memory.current").write_text("0")
+    assert memory.free_memory() == limit, "never more than the limit"
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.png"])
