@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data.meta_tensor import MetaTensor
 
 __all__ = ["image_spacings", "spacing_tuple"]
@@ -26,7 +27,7 @@ def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
         >>> spacing_tuple(0.5, 3), spacing_tuple((3.0, 1.0), 2)
         ((0.5, 0.5, 0.5), (3.0, 1.0))
     """
-    values = [1.0] if spacing is None else [float(v) for v in np.atleast_1d(np.asarray(spacing, dtype=float))]
+    values = [1.0] if spacing is None else _numbers(spacing)
     if len(values) == 1:
         values *= spatial_dims
     if len(values) != spatial_dims or not all(np.isfinite(v) and v > 0 for v in values):
@@ -38,14 +39,23 @@ def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
     return tuple(values)
 
 
+def _numbers(spacing: Any) -> list[float]:
+    """The numbers of one voxel size; none if it is something else, which fits no image."""
+    try:
+        values = np.asarray(spacing.detach().cpu() if isinstance(spacing, torch.Tensor) else spacing, dtype=float)
+    except (TypeError, ValueError):  # text, or lists of different lengths
+        return []
+    return [float(value) for value in values.ravel()] if values.ndim <= 1 else []
+
+
 def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: int) -> list[tuple[float, ...]]:
     """Return the voxel size in mm of each image of a batch.
 
     Args:
         y_pred: the predictions: a batch, or a list of images.
         y: the references: a batch, or a list of images.
-        spacing: one voxel size for all images, a list with one per image, or None for those of MetaTensors, of `y`
-            first, or else 1 mm.
+        spacing: one voxel size for all images, one per image as a list or as an array (count, spatial_dims), or None
+            for those of MetaTensors, of `y` first, or else 1 mm.
         count: number of images.
         spatial_dims: number of spatial dimensions.
 
@@ -55,7 +65,7 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
     if spacing is None:
         pixdims = _pixdims(y) or _pixdims(y_pred) or [None] * count
         return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in pixdims]
-    if isinstance(spacing, Sequence) and spacing and np.ndim(spacing[0]) == 1:
+    if _is_per_image(spacing):
         if len(spacing) != count:
             message = (
                 f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}: give "
@@ -64,6 +74,14 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
             raise ValueError(message)
         return [spacing_tuple(s, spatial_dims) for s in spacing]
     return [spacing_tuple(spacing, spatial_dims)] * count
+
+
+def _is_per_image(spacing: Any) -> bool:
+    if isinstance(spacing, (np.ndarray, torch.Tensor)):
+        return spacing.ndim == 2
+    first = spacing[0] if isinstance(spacing, Sequence) and spacing else None
+    is_size = isinstance(first, (Sequence, np.ndarray, torch.Tensor)) and not isinstance(first, str)
+    return is_size and getattr(first, "ndim", 1) == 1
 
 
 def _pixdims(batch: Any) -> list[Any] | None:
