@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
 
 class NormalizeModalitiesd(MapTransform):
@@ -43,7 +44,7 @@ class NormalizeModalitiesd(MapTransform):
         self.intensity = [dict(channel) for channel in intensity]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with its images normalised, as float32."""
+        """Return the item with its images, tensors or NumPy arrays, normalised as float32."""
         items = dict(data)
         for key in self.key_iterator(items):
             image = items[key]
@@ -53,10 +54,9 @@ class NormalizeModalitiesd(MapTransform):
                     "use images of the modalities that the model was trained on."
                 )
                 raise ValueError(message)
-            result = image.clone().float()
-            for channel, rule in zip(result, self.intensity, strict=True):
-                channel.copy_(_normalize(torch.as_tensor(channel), rule))
-            items[key] = result
+            plain = convert_to_tensor(image, dtype=torch.float32, track_meta=False)
+            result = torch.stack([_normalize(*each) for each in zip(plain, self.intensity, strict=True)])
+            items[key] = convert_to_dst_type(result, image, dtype=torch.float32)[0]
         return items
 
 

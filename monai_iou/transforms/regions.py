@@ -10,6 +10,7 @@ import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
+from monai.utils.type_conversion import convert_to_tensor
 
 from monai_iou.components import FIRST_REGION, component_regions
 from monai_iou.spacing import image_spacings
@@ -73,7 +74,7 @@ class ComponentRegionsd(MapTransform):
         if label.ndim < 2 or label.shape[0] != 1:
             message = f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: append regions once."
             raise ValueError(message)
-        plain = torch.as_tensor(label).as_subclass(torch.Tensor)
+        plain = convert_to_tensor(label, track_meta=False)
         numbers = plain[0].cpu().numpy()
         spacing = image_spacings(None, [label], self.spacing, 1, numbers.ndim)[0]
         channels = [numbers.astype(np.int32)]

@@ -128,7 +128,7 @@ class LabelsFromProbabilitiesd(MapTransform):
         """Return the item with label maps of shape (1, *S), or maps (C, *S) of regions."""
         items = dict(data)
         for key in self.key_iterator(items):
-            items[key] = self._labels(items[key])
+            items[key] = self._labels(torch.as_tensor(items[key]))  # a MetaTensor stays one
         return items
 
     def _labels(self, probabilities: torch.Tensor) -> torch.Tensor:

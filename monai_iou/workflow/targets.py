@@ -170,7 +170,8 @@ class ScoredLabelsd(MapTransform):
         if ignored is not None:
             label = torch.where(ignored, 0, label)
             for name in predictions:
-                items[name] = _like(items[name], torch.where(ignored.to(items[name].device), 0, _plain(items[name])))
+                values = _plain(items[name])
+                items[name] = _like(items[name], torch.where(ignored.to(values.device), 0, values))
         items[key] = _like(items[key], self._annotated(label, items.get(self.labelled_key)))
         return items
 
