@@ -17,6 +17,7 @@ from monai_iou.components import BACKGROUND, ComponentRuns, component_runs
 from monai_iou.transforms.crops_dictionary import POSTFIX
 from monai_iou.transforms.lesions import as_array, check_unmoved
 from monai_iou.transforms.pasting import Lesion, body_mask, foreground_mask, in_channels, paste_image, surrounded
+from monai_iou.transforms.shapes import check_same_shape
 
 __all__ = ["RandCopyLesionsd"]
 
@@ -145,7 +146,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         if not self._do_transform:
             return items
         arrays = {key: np.array(as_array(items[key])) for key in self.key_iterator(items)}
-        _check_shapes("the item", arrays)
+        check_same_shape(arrays, "the item")
         body = self._body(arrays)
         wanted = int(self.R.randint(1, self.max_lesions + 1))
         if not sum(self._paste_one(arrays, body) for _ in range(wanted)):
@@ -274,19 +275,9 @@ def _check_count(name: str, value: Any, lowest: int, remedy: str) -> int:
     return int(value)
 
 
-def _check_shapes(owner: str, arrays: Mapping[Hashable, NDArray[Any]]) -> None:
-    shapes = {str(key): values.shape[1:] for key, values in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{shape} of `{key}`" for key, shape in shapes.items())
-        message = (
-            f"Expected images of one shape in {owner}, but got {listed}: resample or pad them to the same shape first."
-        )
-        raise ValueError(message)
-
-
 def _check_fit(source: Mapping[Hashable, NDArray[Any]], arrays: Mapping[Hashable, NDArray[Any]]) -> None:
     """Raise ValueError unless a source item has the same channels and number of dimensions as the item."""
-    _check_shapes("an item of `source`", source)
+    check_same_shape(source, "an item of `source`")
     for key, values in arrays.items():
         shape = source[key].shape
         if len(shape) != values.ndim or shape[0] != len(values):

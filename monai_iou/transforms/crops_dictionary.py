@@ -14,6 +14,7 @@ from monai.transforms.transform import LazyTransform, MapTransform, Randomizable
 from monai_iou import checks
 from monai_iou.transforms.crops import RandCropByLesions
 from monai_iou.transforms.lesions import find_lesions
+from monai_iou.transforms.shapes import check_same_shape
 
 __all__ = ["LesionIndicesd", "RandCropByLesionsd"]
 
@@ -184,14 +185,7 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
         rest = {key: value for key, value in items.items() if key not in self.keys}
         patches = [{**items, **deepcopy(rest)} for _ in self.cropper.centers]
         lazy = self.lazy if lazy is None else lazy
-        shapes = {str(key): tuple(items[key].shape[1:]) for key in self.key_iterator(items)}
-        if len(set(shapes.values())) > 1:
-            listed = ", ".join(f"{shape} of `{key}`" for key, shape in shapes.items())
-            message = (
-                f"Expected images of one shape, but got {listed}: resample or pad them to the same shape before "
-                "cropping."
-            )
-            raise ValueError(message)
+        check_same_shape({key: items[key] for key in self.key_iterator(items)})
         for key in self.key_iterator(items):
             for patch, values in zip(patches, self.cropper(items[key], randomize=False, lazy=lazy), strict=True):
                 patch[key] = values

@@ -27,10 +27,13 @@ import torch.nn.functional as F
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai.utils.misc import ensure_tuple_rep
-from monai.utils.type_conversion import convert_to_dst_type
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from monai_iou.transforms.shapes import check_same_shape
+
 SPACING = 2  # voxels between nodes
+FLOAT32_WHOLE = 1 << 24  # up to here it holds all whole numbers
 _REACH = 3  # standard deviations that smoothing looks at, as MONAI does
 
 
@@ -86,13 +89,13 @@ class RandCoarseElasticd(RandomizableTransform, MapTransform):
         sigma_range: range of the smoothing's standard deviation in voxels.
         magnitude_range: range of MONAI's `magnitude`; the displacements' spread is :func:`displacement_spread`.
         prob: probability of a deformation.
-        mode: "bilinear" or "nearest", one for all keys or one for each.
+        mode: "bilinear" or "nearest", one for all keys or one for each. Whole numbers are rounded.
         padding_mode: "border", "zeros" or "reflection", as for `torch.nn.functional.grid_sample`.
         device: where to deform, and where the results are; the entries' own if None.
         allow_missing_keys: whether absent entries are passed over.
 
     Raises:
-        ValueError: if a range is not ascending and positive, or an entry is not three-dimensional.
+        ValueError: if a range is not ascending and positive, an entry is not three-dimensional, or two differ in shape.
 
     Example:
         >>> import torch
@@ -129,20 +132,25 @@ class RandCoarseElasticd(RandomizableTransform, MapTransform):
         present = [(key, mode) for key, mode in self.key_iterator(item, self.mode)]
         if not self._do_transform or not present:
             return item
-        first = item[present[0][0]]
-        if len(first.shape) != 4:
-            message = (
-                f"Expected `{present[0][0]}` to have the shape (C, X, Y, Z), but got {tuple(first.shape)}: an elastic "
-                "deformation of this kind is for 3D volumes."
-            )
-            raise ValueError(message)
-        device = torch.device(torch.as_tensor(first).device if self.device is None else self.device)
-        grid = self._grid(tuple(first.shape[1:]), device)
-        for key, mode in present:
-            values = torch.as_tensor(item[key]).as_subclass(Tensor)[None].to(device, grid.dtype)
-            moved = F.grid_sample(values, grid, mode=mode, padding_mode=self.padding_mode, align_corners=True)[0]
+        _check_shapes({key: item[key] for key, _ in present})
+        tensors = [convert_to_tensor(item[key], track_meta=False) for key, _ in present]
+        device = torch.device(tensors[0].device if self.device is None else self.device)
+        grid = self._grid(tuple(tensors[0].shape[1:]), device)
+        for (key, mode), values in zip(present, tensors, strict=True):
+            moved = self._deform(values.to(device), grid, mode)
             item[key] = convert_to_dst_type(moved, item[key], device=device)[0]
         return item
+
+    def _deform(self, values: Tensor, grid: Tensor, mode: str) -> Tensor:
+        """Return (C, X, Y, Z) read at the grid, as floating-point numbers that are whole where `values` are."""
+        whole = not values.dtype.is_floating_point
+        # An atlas has labels beyond the whole numbers of float32.
+        wide = whole and values.dtype.itemsize > 2 and values.numel() > 0
+        large = wide and max(-int(values.min()), int(values.max())) > FLOAT32_WHOLE
+        dtype = torch.float64 if large else grid.dtype
+        image, places = values[None].to(dtype), grid.to(dtype)
+        moved = F.grid_sample(image, places, mode=mode, padding_mode=self.padding_mode, align_corners=True)[0]
+        return moved.round() if whole else moved
 
     def _grid(self, size: tuple[int, ...], device: torch.device) -> Tensor:
         """Draw a field and return where each voxel is read, (1, X, Y, Z, 3) as `grid_sample` takes it."""
@@ -156,6 +164,17 @@ class RandCoarseElasticd(RandomizableTransform, MapTransform):
         axes = [torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in size]
         identity = torch.stack(torch.meshgrid(*axes, indexing="ij"))
         return identity.add_(field * scale.view(3, 1, 1, 1)).flip(0).movedim(0, -1)[None]
+
+
+def _check_shapes(images: Mapping[Hashable, Any]) -> None:
+    for key, values in images.items():
+        if len(values.shape) != 4:
+            message = (
+                f"Expected `{key}` to have the shape (C, X, Y, Z), but got {tuple(values.shape)}: an elastic "
+                "deformation of this kind is for 3D volumes."
+            )
+            raise ValueError(message)
+    check_same_shape(images)
 
 
 def _checked_range(name: str, values: Sequence[float]) -> tuple[float, float]:

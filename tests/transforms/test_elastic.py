@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
@@ -90,3 +91,43 @@ def test_an_axis_of_one_voxel_stays() -> None:
     assert not torch.equal(torch.as_tensor(moved), image)
     assert moved.min() >= 0
     assert moved.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, torch.uint8, torch.int16, torch.int64])
+def test_whole_numbers_are_rounded(dtype: Any) -> None:
+    image = torch.as_tensor(np.random.default_rng(0).integers(0, 250, (1, 32, 32, 32)))
+    exact = seeded(RandCoarseElasticd("image", (3, 5), (20, 80), prob=1.0), 0)({"image": image.float()})["image"]
+    given: Any = image.to(dtype) if isinstance(dtype, torch.dtype) else image.numpy().astype(dtype)
+    found = seeded(RandCoarseElasticd("image", (3, 5), (20, 80), prob=1.0), 0)({"image": given})["image"]
+    assert found.dtype == given.dtype
+    assert type(found) is type(given)
+    error = np.asarray(found, dtype=np.float64) - exact.double().numpy()
+    assert np.abs(error).max() <= 0.5 + 1e-4
+    assert abs(error.mean()) < 0.01
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_labels_of_an_atlas_keep_their_numbers(sign: int) -> None:
+    values = torch.tensor([0, 312782546, 312782547, 312782550]) * sign
+    label = values[torch.arange(24) // 6].expand(1, 20, 16, 24)
+    deform = seeded(RandCoarseElasticd("label", (3, 5), (100, 200), prob=1.0, mode="nearest"), 0)
+    for given in (label, label.to(torch.int32), label.numpy()):
+        moved = deform({"label": given})["label"]
+        assert set(np.unique(moved).tolist()) == set(values.tolist())
+        assert not np.array_equal(moved, given)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (1, 8, 8, 8),
+            "Expected images of one shape in an item, but got (16, 16, 16) of `image`, (8, 8, 8) of `label`: ",
+        ),
+        ((1, 16, 16), "Expected `label` to have the shape (C, X, Y, Z), but got (1, 16, 16): "),
+    ],
+)
+def test_entries_of_other_shapes_are_refused(shape: tuple[int, ...], message: str) -> None:
+    deform = RandCoarseElasticd(KEYS, (3, 5), (20, 80), prob=1.0, mode=["bilinear", "nearest"])
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        deform({"image": torch.rand(1, 16, 16, 16), "label": torch.ones(shape)})
