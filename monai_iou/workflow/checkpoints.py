@@ -137,7 +137,7 @@ class CheckpointHandler:
         self._restore_best_score(state)
         self._is_final = state.get("final", False)
         # A file alone may be of an earlier training in this folder, or the final weights of fewer epochs.
-        self._has_model = (self._is_final or self._has_best) and (self.folder / "model.pt").is_file()
+        self._has_model = (self._is_final or self._best_epoch > 0) and (self.folder / "model.pt").is_file()
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
             self.plan = replace(
                 self.plan,
@@ -223,8 +223,7 @@ class CheckpointHandler:
     def _epoch_completed(self, engine: Trainer) -> None:
         if engine.state.rank != 0:
             return
-        best = self.evaluator.state if self.evaluator is not None else None
-        if best is not None and best.best_metric_epoch == engine.state.epoch and not math.isnan(best.best_metric):
+        if self._best_epoch == engine.state.epoch:
             self._write_model()
         self._write_state(engine, validated=True)
 
@@ -264,9 +263,10 @@ class CheckpointHandler:
             raise TrainingError(message)
 
     @property
-    def _has_best(self) -> bool:
-        """Whether there is a score to beat, and so weights that a validation of this training chose."""
-        return self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0
+    def _best_epoch(self) -> int:
+        """The epoch whose weights a validation of this training chose, -1 for none: a score of NaN chooses nothing."""
+        best = self.evaluator.state if self.evaluator is not None else None
+        return -1 if best is None or math.isnan(best.best_metric) else int(best.best_metric_epoch)
 
     def _completed(self, engine: Trainer) -> None:
         if engine.state.rank != 0:

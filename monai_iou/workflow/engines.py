@@ -1,19 +1,20 @@
-"""An evaluator that refuses a case whose network output is not finite, and goes on with the others."""
+"""Evaluators that refuse a case whose network output is not finite, and go on with the others."""
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 
 from monai_iou.distributed import is_distributed
+from monai_iou.workflow.finite_outputs import is_finite, not_finite
 
-__all__ = ["CaseEvaluator"]
+__all__ = ["CaseEvaluator", "ValidationEvaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class CaseEvaluator(SupervisedEvaluator):
     Args:
         args, kwargs: as for `monai.engines.SupervisedEvaluator`.
     """
+
+    remedy = "or set `amp` to false; no mask is written and no score is given"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,35 +60,57 @@ class CaseEvaluator(SupervisedEvaluator):
         return result
 
     def _check_output(self, engine: Any) -> None:
-        prediction = engine.state.output["pred"]
-        tensors = prediction if isinstance(prediction, (list, tuple)) else [prediction]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            message = (
-                f"Expected a finite network output for {_file(engine.state.batch)}, but it has NaN or infinity: look "
-                "at its intensities, or set `amp` to false; no mask is written and no score is given."
-            )
-            raise _NotFiniteError(message)
+        if not is_finite(engine.state.output["pred"]):
+            raise _NotFiniteError(not_finite(engine.state.batch, self.remedy))
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         # Metrics, writers of scores and masks all listen to a completed iteration.
         if event_name == Events.ITERATION_COMPLETED and self._has_failed:
             return
-        if event_name in (Events.EPOCH_COMPLETED, Events.COMPLETED) and self._nothing_to_score():
+        if event_name in (Events.EPOCH_COMPLETED, Events.COMPLETED) and self._has_no_score(self._counts()):
             return
         super()._fire_event(event_name, *event_args, **event_kwargs)
 
-    def _nothing_to_score(self) -> bool:
-        """Whether some rank has failed cases alone: metrics of an empty rank would wait for the others for ever."""
+    def _counts(self) -> list[tuple[int, int]]:
+        """How many cases have failed and how many are finished, on each rank."""
         counts = [(len(self.state.failed_cases), self._finished)]
         if is_distributed():
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, counts[0])
             counts = gathered
+        return counts
+
+    def _has_no_score(self, counts: list[tuple[int, int]]) -> bool:
+        """Whether some rank has failed cases alone: metrics of an empty rank would wait for the others for ever."""
         return any(failed and not finished for failed, finished in counts)
 
 
-def _file(batch: Any) -> str:
-    image = batch.get("image") if isinstance(batch, dict) else None
-    name = getattr(image, "meta", {}).get("filename_or_obj") or (batch.get("case") if isinstance(batch, dict) else None)
-    names = name if isinstance(name, (list, tuple)) else [name]
-    return " and ".join(str(each) for each in names if each) or "a volume without a name"
+class ValidationEvaluator(CaseEvaluator):
+    """A `CaseEvaluator` for the validations of a training: one with a failed case has no score, so that none is best.
+
+    The mean over the other cases is one over other cases than before, and not to be compared: all metrics are NaN.
+
+    Args:
+        args, kwargs: as for `monai.engines.SupervisedEvaluator`.
+        key_val_metric: likewise.
+        additional_metrics: likewise.
+    """
+
+    remedy = "lower `learning_rate` or set `amp` to false; this validation gives no score and chooses no model"
+
+    def __init__(
+        self,
+        *args: Any,
+        key_val_metric: dict[str, Any] | None = None,
+        additional_metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        metrics = {"key_val_metric": key_val_metric, "additional_metrics": additional_metrics}
+        super().__init__(*args, **metrics, **kwargs)
+        self._names = [name for named in metrics.values() for name in named or {}]
+
+    def _has_no_score(self, counts: list[tuple[int, int]]) -> bool:
+        if not any(failed for failed, _ in counts):
+            return False
+        self.state.metrics, self.state.metric_details = dict.fromkeys(self._names, math.nan), {}
+        return True

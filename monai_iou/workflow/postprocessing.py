@@ -26,6 +26,7 @@ from monai_iou.planning.plan import Plan
 from monai_iou.scores import iou
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
+from monai_iou.workflow.finite_outputs import is_finite, not_finite
 from monai_iou.workflow.models import load_weights
 from monai_iou.workflow.optimization import inner_module
 from monai_iou.workflow.run_lock import alone_in
@@ -40,7 +41,6 @@ __all__ = [
     "tune",
     "tune_postprocessing",
 ]
-
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
 MAX_SIZES = 64
@@ -164,7 +164,7 @@ def tune_postprocessing(
 ) -> Postprocessing | None:
     """Tune on the validation cases with the stored weights and write `postprocessing.json` beside them.
 
-    Only rank 0 works; nothing is written where nothing raises the validation IoU.
+    Only rank 0 works; nothing is written where nothing raises the validation IoU, or an output is NaN or infinite.
 
     Args:
         evaluator: of the validation; its network gets the weights of `model.pt`.
@@ -186,7 +186,10 @@ def tune_postprocessing(
         with exit_with_message():
             network.load_state_dict(load_weights(str(path.with_name("model.pt"))))
         with explain_out_of_memory():
-            cases = [_predicted(evaluator, network, item, plan) for item in dataset]
+            predicted = [_predicted(evaluator, network, item, plan) for item in dataset]
+            cases = [case for case in predicted if case is not None]
+            if len(cases) < len(predicted):
+                return None
             settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
         if after <= before:
             path.unlink(missing_ok=True)
@@ -199,7 +202,7 @@ def tune_postprocessing(
 
 def _predicted(
     evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any], plan: Plan | None
-) -> tuple[NDArray[Any], NDArray[Any]]:
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
     image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
     with (
         torch.no_grad(),
@@ -207,6 +210,9 @@ def _predicted(
         torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs),
     ):
         logits = evaluator.inferer(image, network)
+    if not is_finite(logits):
+        logger.error(not_finite(item, "or set `amp` to false; no post-processing is tuned"))
+        return None
     prediction = compact_prediction(logits[0].float().softmax(0))
     if plan is None:
         return prediction, np.asarray(item["label"])[0]
@@ -241,8 +247,7 @@ def tune(
         over cases; a class in neither map is left out, as in `IoUMetric`.
     """
     nothing = Postprocessing(None, (0.0,) * (classes - 1))
-    best, before = nothing, 0.0
-    best_score = -np.inf
+    best, before, best_score = nothing, 0.0, -np.inf
     for threshold in (None, *(THRESHOLDS if classes == 2 else ())):
         maps = [
             prediction if classes > 2 else prediction > (0.5 if threshold is None else threshold)

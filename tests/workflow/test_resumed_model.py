@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from bundle_runs import overrides
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.workflow.checkpoint_files import write_atomically
+from monai_iou.workflow.checkpoints import CheckpointHandler
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 # Four steps an epoch, or three.
@@ -80,6 +83,30 @@ def test_a_score_on_other_cases_keeps_no_model(bundle: Path, data: Path) -> None
     train(bundle, data, epochs=1)
     train(bundle, data, epochs=2, resume=True, overwrite=True, val_fraction=0)
     assert has_final_weights(bundle, 2)
+
+
+def test_a_score_of_nothing_keeps_no_model(tmp_path: Path) -> None:
+    def run(epochs: int, *, resume: bool) -> torch.nn.Module:
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        engines = [Engine(lambda *_: [{"loss": 0.0}]) for _ in range(2)]
+        for engine in engines:
+            engine.state.rank = 0
+        trainer, evaluator = engines
+        # What MONAI notes of a first validation in which neither reference nor prediction has a lesion.
+        evaluator.state.best_metric, evaluator.state.best_metric_epoch = math.nan, 1
+        CheckpointHandler(str(tmp_path), network, optimizer, schedule, evaluator, resume=resume).attach(trainer)
+        trainer.run([0], max_epochs=epochs)
+        return network
+
+    run(1, resume=False)
+    state = torch.load(tmp_path / "last_epoch.pt", weights_only=True)
+    write_atomically({**state, "final": False}, tmp_path / "last_epoch.pt")  # as if killed before the end
+    write_atomically({"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}, tmp_path / "model.pt")
+    network = run(2, resume=True)
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], weights) for name, weights in network.state_dict().items())
 
 
 def test_the_best_weights_are_kept_when_a_training_is_made_longer(bundle: Path, data: Path) -> None:

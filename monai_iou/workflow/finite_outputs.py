@@ -1,0 +1,44 @@
+"""Whether the output of a network can be used, and the sentence on a case where it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["is_finite", "not_finite"]
+
+
+def is_finite(output: Any) -> bool:
+    """Return whether an output, a tensor or a list of them, has neither NaN nor infinity.
+
+    Example:
+        >>> is_finite(torch.zeros(2)), is_finite([torch.zeros(2), torch.tensor([0.0, float("nan")])])
+        (True, False)
+    """
+    tensors = output if isinstance(output, (list, tuple)) else [output]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def not_finite(batch: Any, remedy: str) -> str:
+    """Return what to say of a case whose output is not finite.
+
+    Args:
+        batch: an item of a dataset, or a batch of them, with its `image` or `case`.
+        remedy: what to do besides looking at the intensities, and what follows.
+
+    Example:
+        >>> not_finite({"case": ["a"]}, "or set `amp` to false; no score is given")
+        'Expected a finite network output for a, but it has NaN or infinity: look at its intensities, or set `amp` ...'
+    """
+    return (
+        f"Expected a finite network output for {_name(batch)}, but it has NaN or infinity: look at its intensities, "
+        f"{remedy}."
+    )
+
+
+def _name(batch: Any) -> str:
+    image = batch.get("image") if isinstance(batch, dict) else None
+    name = getattr(image, "meta", {}).get("filename_or_obj") or (batch.get("case") if isinstance(batch, dict) else None)
+    names = name if isinstance(name, (list, tuple)) else [name]
+    return " and ".join(str(each) for each in names if each) or "a volume without a name"
