@@ -6,48 +6,105 @@ import ast
 import difflib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["known_keys", "read_keys"]
+__all__ = [
+    "INFERENCE_SETS",
+    "TRAINING_SETS",
+    "CommandWithKeys",
+    "known_keys",
+    "own_options",
+    "read_keys",
+    "words_of_keys",
+]
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG = Path("bundles") / "small_foreground_segmentation" / "configs" / "train.json"
-# Decided by the command's own options.
-OURS = {
+CONFIGS = Path("bundles") / "small_foreground_segmentation" / "configs"
+WORDS = "monai_iou.keys"  # of a context's meta
+# Keys that a command sets itself, by what the user writes.
+TRAINING_SETS = {
     "bundle_root": "--output", "ckpt_dir": "--output", "output_dir": "--output", "dataset_dir": "DATASET",
+}  # fmt: skip
+INFERENCE_SETS = {
+    "bundle_root": "RUN", "ckpt_dir": "RUN", "models": "RUN and --folds", "model_files": "RUN and --folds",
+    "images": "IMAGES", "dataset_dir": "IMAGES", "output_dir": "--output", "mask_suffix": "--output",
+    "mask_format": "--format", "save_probabilities": "--save-probabilities", "tta_flips": "--tta",
+    # Stored with the model.
+    "patch_size": "another RUN", "pixdim": "another RUN", "base_channels": "another RUN",
+    "full_resolution": "another RUN",
 }  # fmt: skip
 
 
-def known_keys(configs: Sequence[Path]) -> set[str]:
-    """The keys of the shipped training config, and of the user's own configs.
+class CommandWithKeys(click.Command):
+    """A command that takes keys of the bundle with their values, anywhere among its own options and arguments.
+
+    Every long option that is not its own is taken for a key; a value follows it, or stands behind `=`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set the keys' words aside, for `words_of_keys`, and parse the rest."""
+        own = {name: each for each in self.get_params(ctx) if isinstance(each, click.Option) for name in each.opts}
+        left = list(args)
+        rest: list[str] = []
+        keys: list[str] = ctx.meta.setdefault(WORDS, [])
+        while left and left[0] != "--":
+            word = left.pop(0)
+            name, equals, _ = word.partition("=")
+            target = keys if name.startswith("--") and name not in own else rest
+            target.append(word)
+            takes_value = not equals and (target is keys or (word in own and not own[word].is_flag))
+            target += [left.pop(0)] if takes_value and left else []
+        return super().parse_args(ctx, [*rest, *left])
+
+
+def words_of_keys(context: click.Context) -> list[str]:
+    """The words of the keys and their values, as `read_keys` takes them."""
+    return list(context.meta.get(WORDS, ()))
+
+
+def own_options(context: click.Context) -> list[str]:
+    """The names of a command's own long options, without dashes."""
+    return [name[2:] for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+
+
+def known_keys(configs: Sequence[Path], shipped: str = "train", option: str = "--config") -> set[str]:
+    """The keys of a shipped config, and of the user's own configs.
 
     The files are read as they lie: importing the package to ask for them takes seconds.
+
+    Args:
+        configs: of the user.
+        shipped: name of the shipped config.
+        option: that names these, for the message about one that cannot be read.
     """
-    shipped = next(path for path in (PACKAGE / CONFIG, PACKAGE.parent / CONFIG) if path.is_file())
+    places = [folder / CONFIGS / f"{shipped}.json" for folder in (PACKAGE, PACKAGE.parent)]
     keys: set[str] = set()
-    for path in (shipped, *configs):
+    for path in (next(path for path in places if path.is_file()), *configs):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             message = (
-                f"Expected `--config` to be a JSON file of the bundle's keys, but got `{path}` ({error}): correct it."
+                f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({error}): correct it."
             )
             raise click.UsageError(message) from error
         keys |= {_root(key.lstrip("+~")) for key in content} if isinstance(content, dict) else set()
     return keys
 
 
-def read_keys(words: Sequence[str], known: Collection[str], options: Collection[str]) -> dict[str, Any]:
+def read_keys(
+    words: Sequence[str], known: Collection[str], options: Collection[str], sets: Mapping[str, str] = TRAINING_SETS
+) -> dict[str, Any]:
     """The keys that a command line gives beyond the command's own options.
 
     Args:
         words: what is left of the command line.
         known: keys of the bundle.
         options: names of the command's own options, without dashes.
+        sets: keys that the command sets itself, with what the user writes instead.
 
     Returns:
         Key -> value, read as MONAI's own command line reads it: Python's literals, and text.
@@ -63,7 +120,7 @@ def read_keys(words: Sequence[str], known: Collection[str], options: Collection[
             message = f"Expected options and keys with their values, but got {word!r}: write --key {word}."
             raise click.UsageError(message)
         name, equals, value = word[2:].partition("=")
-        _check(name, known, options)
+        _check(name, known, options, sets)
         if not equals and not rest:
             message = f"Expected a value after --{name}, but the command line ends: add it."
             raise click.UsageError(message)
@@ -71,10 +128,10 @@ def read_keys(words: Sequence[str], known: Collection[str], options: Collection[
     return keys
 
 
-def _check(name: str, known: Collection[str], options: Collection[str]) -> None:
+def _check(name: str, known: Collection[str], options: Collection[str], sets: Mapping[str, str]) -> None:
     root = _root(name.lstrip("+~"))
-    if root in OURS:
-        message = f"Expected a key that the command leaves to you, but it sets `{root}` itself: use {OURS[root]}."
+    if root in sets:
+        message = f"Expected a key that the command leaves to you, but it sets `{root}` itself: use {sets[root]}."
         raise click.UsageError(message)
     if root in known:
         return

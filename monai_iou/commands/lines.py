@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["bundle_command", "bundle_line", "words"]
+__all__ = ["bundle_command", "bundle_line", "options_line", "words"]
 
 
 def bundle_command(configs: Sequence[str], dataset_dir: str) -> str:
@@ -25,8 +25,16 @@ def bundle_line(configs: Sequence[str], keys: Mapping[str, Any]) -> str:
 
     # Of a single path the command line would cut off what follows a `#`.
     files = list(configs) if len(configs) > 1 or "#" in configs[0] else configs[0]
-    options = " ".join(f"--{name} {words(value)}" for name, value in with_literal_paths(keys).items())
-    return f"python -m monai.bundle run --config_file {words(files)} {options}".rstrip()
+    return f"python -m monai.bundle run --config_file {words(files)} {options_line(with_literal_paths(keys))}".rstrip()
+
+
+def options_line(keys: Mapping[str, Any]) -> str:
+    """Keys of the bundle as options, quoted for a shell.
+
+    >>> print(options_line({"amp": False, "sw_batch_size": 1}))
+    --amp false --sw_batch_size 1
+    """
+    return " ".join(f"--{name} {words(value)}" for name, value in keys.items())
 
 
 def words(value: object) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .errors import reported
+from .keys import INFERENCE_SETS, CommandWithKeys, known_keys, own_options, read_keys, words_of_keys
 from .lines import bundle_line
-from .options import FOLDER, Choice, is_folder, with_options
+from .options import FOLDER, Choice, is_file, is_folder, with_options
 
 __all__ = ["predict"]
 
@@ -43,11 +44,14 @@ MODELS = (
 )
 
 
-@click.command()
+@click.command(cls=CommandWithKeys)
 @click.argument("run", type=FOLDER)
-@click.argument("images", type=FOLDER, nargs=-1, required=True)
+@click.argument("images", type=FOLDER, nargs=-1, metavar="IMAGES...")
 @with_options(*RESULTS, *MODELS)
-def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: str, **options: Any) -> int:
+@click.pass_context
+def predict(
+    context: click.Context, /, run: Path, images: tuple[Path, ...], output: Path | None, ending: str, **options: Any
+) -> int:
     """Segment images with the model in RUN, the folder that `monai-iou train` wrote.
 
     RUN may also be `hippocampus_mr`, the trained model that is shipped with the package.
@@ -57,8 +61,11 @@ def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: st
     their folder. In a folder, NAME_mask and NAME_probabilities beside NAME are treated as results and are not
     segmented. A mask lies on exactly the grid of its image. Existing results are replaced only with --overwrite; images
     never are.
+
+    Every key of inference is an option too, such as --sw_batch_size 1 or --device cpu: docs/bundle.md lists them.
     """
     run = _model_folder(run)
+    keys = _keys(context, run)
     _check_paths(run, images)
     from monai_iou.console import say
     from monai_iou.workflow.prediction import find_models, plan_predictions, run_all
@@ -66,7 +73,7 @@ def predict(run: Path, images: tuple[Path, ...], output: Path | None, ending: st
     from monai_iou.workflow.result_files import check_new
 
     wanted = {"probabilities": options["save_probabilities"], "preview": options["preview"]}
-    keys = {"save_probabilities": True} if options["save_probabilities"] else {}
+    keys |= {"save_probabilities": True} if options["save_probabilities"] else {}
     keys |= {"tta_flips": True} if options["tta"] else {}
     with reported():
         models = find_models(run, options["folds"])
@@ -98,6 +105,14 @@ def _model_folder(run: Path) -> Path:
     return trained_model_path(str(run)) or run
 
 
+def _keys(context: click.Context, run: Path) -> dict[str, Any]:
+    """Check the bundle's keys in the command line, and return them; the run may have a config with keys of its own."""
+    configs = [folder / "configs" / "inference.json" for folder in (run, run.parent)]
+    own = [path for path in configs if is_file(path)][:1]
+    known = known_keys(own, "inference", "configs/inference.json of RUN")
+    return read_keys(words_of_keys(context), known, own_options(context), INFERENCE_SETS)
+
+
 def _check_paths(run: Path, images: tuple[Path, ...]) -> None:
     """Name a wrong path before anything that takes seconds is imported."""
     if not is_folder(run):
@@ -105,6 +120,9 @@ def _check_paths(run: Path, images: tuple[Path, ...]) -> None:
             "Expected RUN to be the folder of a training or the name of a shipped model "
             f"({', '.join(SHIPPED_MODELS)}), but got `{run}`: check the path."
         )
+        raise click.UsageError(message)
+    if not images:
+        message = "Expected IMAGES after RUN, but got none: name files or folders of images."
         raise click.UsageError(message)
     missing = next((path for path in images if not os.path.exists(path)), None)  # noqa: PTH110 - any length of name
     if missing is not None:

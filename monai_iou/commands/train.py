@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import reported
-from .keys import known_keys, read_keys
-from .lines import bundle_line
+from .keys import CommandWithKeys, known_keys, own_options, read_keys, words_of_keys
+from .lines import bundle_line, options_line
 from .options import FOLDER, check_folder, check_tables, with_options
 from .plan import MACHINE, write_plan
 
@@ -56,7 +56,7 @@ AGAIN = (
 )
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.command(cls=CommandWithKeys, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("dataset", type=FOLDER)
 @with_options(*LENGTH, *FOLDS, *CONFIGS, *MACHINE, *AGAIN)
 @click.pass_context
@@ -115,10 +115,10 @@ def _how_to_go_on(run: TrainingRun, words: Sequence[str]) -> str:
 
 def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Check the command line, before anything that takes seconds is imported, and return the bundle's keys in it."""
-    names = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
     for path in options["configs"]:
         check_tables({"--config": path})
-    keys = read_keys(context.args, known_keys(options["configs"]), [name[2:] for name in names])
+    given = [*context.args, *words_of_keys(context)]
+    keys = read_keys(given, known_keys(options["configs"]), own_options(context))
     check_folder("DATASET", dataset, "a folder of labelled volumes")
     if options["fold"] is not None and options["folds"] is None:
         message = f"Expected `--folds` to be given with `--fold {options['fold']}`, but it is not: add --folds 5."
@@ -174,6 +174,7 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
 
 def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:
     from monai_iou.console import print_evaluation, say
+    from monai_iou.workflow.inference_keys import keys_for_inference
 
     if scores is not None:
         print_evaluation(scores, scores.request.output)
@@ -183,7 +184,8 @@ def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:
             if (training.folder / name).is_file():
                 say(f"{'Curves' if name.endswith('png') else 'Summary'}: {training.folder / name}")
     say("Next, masks of your own images:")
-    click.echo(f"monai-iou predict {shlex.quote(str(run.folder))} YOUR_IMAGES")
+    options = options_line(keys_for_inference(run.trainings[0].configs, run.trainings[0].keys))
+    click.echo(f"monai-iou predict {shlex.quote(str(run.folder))} YOUR_IMAGES {options}".rstrip())
     if scores is not None and scores.failures:
         message = (
             f"Expected all {len(scores.pairs)} held-out cases to be scored, but {len(scores.failures)} could not be: "

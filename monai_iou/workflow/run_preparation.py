@@ -14,6 +14,7 @@ from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.folder import read_folder
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.inference_keys import check_preprocessing
 from monai_iou.workflow.literal import literal
 from monai_iou.workflow.replacement import recover, replaced
 from monai_iou.workflow.stored_plan import command_report
@@ -53,7 +54,8 @@ def prepared(
         overwrite: replace the trainings; beside `resume`, nothing is replaced.
 
     Raises:
-        OutputError: the folder holds something else, is the dataset's or another run's, or has another plan.
+        OutputError: the folder holds something else, is the dataset's or another run's, or has another plan, or its
+            inference prepares images in another way than the training.
         ValueError: likewise, or the dataset cannot be used; nothing in the folder has changed then.
     """
     check_outputs({"--output": run.folder}, {"the dataset": [run.dataset / "dataset.json", run.dataset]})
@@ -65,6 +67,7 @@ def prepared(
         (preparing if run.is_job else held).enter_context(lock)
         if not is_run(run.folder):
             copy_bundle(run.folder)
+        check_preprocessing(run.trainings[0].configs, run.trainings[0].keys)
         for folder in run.own_folders:
             folder.mkdir(exist_ok=True)
             held.enter_context(folder_lock(folder, TRAINING))

@@ -22,6 +22,7 @@ from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.summary import part_of
 from monai_iou.files import OutputError, write_csv, write_json
 from monai_iou.locks import folder_lock, is_locked
+from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.prediction import FOLD, find_models
 from monai_iou.workflow.references import with_label_maps
 from monai_iou.workflow.run_state import RunState, has_masks, what_is_missing
@@ -111,10 +112,9 @@ class Training:
         if self.is_predicted(masks) or not held_out:
             return
         images = [{name: item[name] for name in ("case", "image")} for item in held_out]
-        models = find_models(self.folder)
-        device = {name: value for name, value in self.keys.items() if name == "device"}
+        given = {**find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
         run_configs([self.configs[0].with_name("inference.json")],
-                    {"images": images, **models.keys, **device, "output_dir": str(masks)}, "inference")  # fmt: skip
+                    {"images": images, **given, "output_dir": str(masks)}, "inference")  # fmt: skip
         self.state.finish("predicted")
         gc.collect()
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from monai_iou.commands.keys import known_keys, read_keys
+from monai_iou.commands.keys import INFERENCE_SETS, known_keys, read_keys, words_of_keys
 from monai_iou.commands.lines import bundle_line
+from monai_iou.commands.predict import predict
+from monai_iou.commands.train import train
 
 KNOWN = known_keys([])
 
@@ -53,6 +55,39 @@ def test_a_users_config_adds_its_keys(tmp_path: Path) -> None:
         known_keys([path])
 
 
+def test_keys_may_stand_anywhere_among_options_and_images() -> None:
+    words = ["--sw_batch_size", "1", "run", "-o", "masks", "a.nii", "--amp=false", "--format", ".mha", "b.nii", "--tta"]
+    with predict.make_context("predict", [*words, "--device", "cpu", "--", "--c.nii"]) as context:
+        assert words_of_keys(context) == ["--sw_batch_size", "1", "--amp=false", "--device", "cpu"]
+        assert [path.name for path in context.params["images"]] == ["a.nii", "b.nii", "--c.nii"]
+        assert context.params["run"].name == "run"
+        assert context.params["output"].name == "masks"
+        assert context.params["tta"]
+        assert context.params["ending"] == ".mha"
+    with train.make_context("train", ["--batch_size", "2", "data", "--folds", "3", "stray"]) as context:
+        assert words_of_keys(context) == ["--batch_size", "2"]
+        assert context.args == ["stray"]
+        assert (context.params["dataset"].name, context.params["folds"]) == ("data", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--sw_batchsize", "1"], "perhaps you meant --sw_batch_size."),
+        (["--epochs", "1"], "Expected an option or a key of the bundle, but got --epochs: "),
+        (["--tta_flips", "true"], "it sets `tta_flips` itself: use --tta."),
+        (["--images", "a"], "it sets `images` itself: use IMAGES."),
+        (["--patch_size", "[8,8,8]"], "it sets `patch_size` itself: use another RUN."),
+    ],
+)
+def test_predict_refuses_what_is_no_key_of_inference(words: list[str], sentence: str) -> None:
+    known = known_keys([], "inference")
+    assert set(INFERENCE_SETS) <= known
+    with pytest.raises(click.UsageError) as caught:
+        read_keys(words, known, ["tta"], INFERENCE_SETS)
+    assert sentence in str(caught.value)
+
+
 def test_a_line_can_be_pasted() -> None:
     import shlex
 
@@ -74,6 +109,9 @@ def test_a_line_can_be_pasted() -> None:
         (["class-weights", "nowhere"], "Expected LABELS_DIR to be a folder of label files, but got `nowhere`"),
         (["describe", "nowhere"], "Expected DIR to be the folder of a trained bundle, but got `nowhere`"),
         (["predict", "nowhere", "scan.nii.gz"], "Expected RUN to be the folder of a training"),
+        (["predict", ".", "scan.nii.gz", "--overwite"], "perhaps you meant --overwrite"),
+        (["predict", ".", "--overwite", "scan.nii.gz"], "perhaps you meant --overwrite"),
+        (["predict", "."], "Expected IMAGES after RUN, but got none"),
     ],
 )
 def test_a_wrong_line_is_refused_without_importing_the_package(words: list[str], sentence: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_iou.bundle_files import copy_bundle
 from monai_iou.cli import main
 from monai_iou.files import OutputError
 from monai_iou.volumes.reading import read_channels, read_labels, read_volume
@@ -49,6 +51,31 @@ def test_a_mask_lies_beside_its_image_and_nothing_is_replaced(
     assert predict(folds / "fold0", image) == 1
     assert "add --overwrite to replace it" in capsys.readouterr().err
     assert mask.read_bytes() == stamp
+
+
+def test_keys_of_inference_reach_it(
+    folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("--device", "cpu", "--amp=false", "--sw_batch_size", 1, "--sw_overlap", 0.6)
+    assert predict("--num_workers", "0", folds / "fold0", *keys, scan, "-o", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "--num_workers 0 --device cpu --amp false --sw_batch_size 1 --sw_overlap 0.6\n" in printed
+    assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlap", "2") == 1
+    assert "overlap" in capsys.readouterr().err, "the key reaches the inferer"
+    assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlapp", "2") == 2
+    assert "perhaps you meant --sw_overlap." in capsys.readouterr().err
+
+
+def test_a_config_of_the_run_adds_its_keys(folds: Path, scan: Path, tmp_path: Path) -> None:
+    run = copy_bundle(tmp_path / "run")
+    shutil.copytree(folds / "fold0", run / "fold0" / "models")
+    path = run / "configs" / "inference.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "my_batch": 4, "sw_batch_size": "@my_batch"}))
+    for each in (run, run / "fold0"):
+        assert predict(each, scan, "-o", tmp_path / "out", "--my_batch", 1, "--overwrite") == 0
+    path.write_text("{")
+    assert predict(run, scan, "-o", tmp_path / "out", "--my_batch", 1, "--overwrite") == 2
 
 
 def test_a_folder_of_formats_goes_to_a_folder_of_the_same_formats(folds: Path, scan: Path, tmp_path: Path) -> None:

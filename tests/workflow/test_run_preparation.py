@@ -262,3 +262,42 @@ def test_two_commands_for_the_same_trainings_do_not_run_together(dataset: Path, 
         for planner in (Planner(first), Planner(replace(whole, folds=None))):
             with pytest.raises(OutputError, match="to be used by one run at a time"):
                 planner.prepare()
+
+
+OTHER_IMAGES = {"_target_": "ScaleIntensityd", "keys": "image"}
+OTHER_LABELS = {"_target_": "CastToTyped", "keys": ["label"], "dtype": "$torch.uint8"}
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "differs"),
+    [
+        ({"train#deterministic_transforms#6": OTHER_IMAGES}, {}, True),
+        ({"+train": {"deterministic_transforms": [OTHER_IMAGES]}}, {}, True),
+        ({"train#deterministic_transforms": "$[]"}, {}, True),
+        ({}, {"train::deterministic_transforms::5::mode": ["nearest", "nearest"]}, True),
+        ({"train#deterministic_transforms#9": OTHER_LABELS, "sw_batch_size": 1}, {"epochs": 2}, False),
+        (
+            {"train#random_transforms#1": OTHER_IMAGES},
+            {"train#no#such": 1, "train#deterministic_transforms#99": 1},
+            False,
+        ),
+    ],
+)
+def test_images_that_only_the_training_prepares_in_another_way_are_refused(
+    config: dict[str, Any], keys: dict[str, Any], differs: bool, dataset: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(config))
+    run = run_of(tmp_path / "run", dataset)
+    inference = run.folder / "configs" / "inference.json"
+    configs = (inference.with_name("train.json"), run.folder / PLAN, mine)
+    run = replace(run, trainings=(replace(run.trainings[0], configs=configs, keys=keys),))
+    if differs:
+        with pytest.raises(OutputError) as caught:
+            Planner(run).prepare()
+        assert str(caught.value).startswith(f"Expected `preprocessing` in {inference} to be changed as well, because")
+        assert not (run.folder / PLAN).exists()
+        content = json.loads(inference.read_text())
+        content["preprocessing"]["_desc_"] = "as it is shipped, although the training differs"
+        inference.write_text(json.dumps(content))
+    assert Planner(run).prepare() == 1, "the same command goes on once inference says what it does"

@@ -19,6 +19,7 @@ import pytest
 from forked_runs import finish, fork
 from layouts import plain_pair
 
+from monai_iou.bundle_files import copy_bundle
 from monai_iou.commands import train as train_command
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import OutputError, read_csv
@@ -98,6 +99,31 @@ def test_the_device_that_is_planned_for_is_that_of_training_and_masks(
         training.predict(tmp_path / "masks")
         assert given.pop().get("device") == expected
         shutil.rmtree(tmp_path / "models")
+
+
+def test_masks_are_made_as_the_training_runs_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(training_runs, "run_configs", lambda _, keys, *__: given.append(keys))
+    run = copy_bundle(tmp_path / "run")
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"workers": 1, "num_workers": "$@workers + 1", "amp": true, "train#trainer#epoch_length": 2}')
+    words = ["--config", str(mine), "--sw_batch_size", "1", "--amp", "false", "--amp_dtype=bfloat16", "--epochs", "1"]
+    with train_command.train.make_context("train", [str(tmp_path), "--device", "cpu", *words]) as context:
+        options = {name: value for name, value in context.params.items() if name != "dataset"}
+        keys = train_command._keys(context, tmp_path, options)
+        (training,) = train_command._run(run, tmp_path, keys, options).trainings
+    make_started(training, "trained")
+    training.state.facts["held_out"] = [{"case": "c", "image": "i", "label": "l"}]
+    training.predict(tmp_path / "masks")
+    (found,) = given
+    assert {name: value for name, value in found.items() if name not in ("images", "ckpt_dir", "output_dir")} == {
+        "sw_batch_size": 1, "amp": "false", "amp_dtype": "bfloat16", "num_workers": 2, "device": "cpu",
+    }  # fmt: skip
+    train_command._tell_results(TrainingRun(run, tmp_path, (training,)), None)
+    options = "--amp false --amp_dtype bfloat16 --device cpu --num_workers 2 --sw_batch_size 1"
+    assert f"monai-iou predict {run} YOUR_IMAGES {options}\n" in capsys.readouterr().out
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
