@@ -12,9 +12,9 @@ from typing_extensions import Unpack
 from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionOptions, with_region_arguments
-from monai_iou.losses.instance import without_regions
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.label_pooling import pool_labels
+from monai_iou.losses.nested_instances import without_regions
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.spacing import image_spacings
 from monai_iou.voxels.labels import valid_voxels

@@ -234,6 +234,19 @@ def total_and_weight(
     return (torch.where(counts, values, 0) * weights).sum(-1), weights.sum(-1)
 
 
+def nan_of(sums: VoxelSums, spec: PassSpec, annotated: Tensor | None) -> Tensor:
+    """Return NaN for each image and class, (B, F), that has a NaN, also outside of the cells that count, and else 0.
+
+    Args:
+        sums: sums in the cells, (B, F, R), with the voxels outside of all cells as number 0.
+        spec: the pass that they come from.
+        annotated: (B, F) bool, False where a class was not annotated in an image; None if all were.
+    """
+    values = sums.prediction if spec.overlap is not None else sums.cross_entropy
+    found = values.isnan() if annotated is None else values.isnan() & annotated.unsqueeze(-1)
+    return torch.where(found, values, 0).sum(-1)
+
+
 def check_cells(cells: str, alpha: float, cell_weight: str, region_loss: RegionLoss) -> float:
     """Return `alpha` as a float after checking the options that concern cells.
 

@@ -12,8 +12,9 @@ from typing_extensions import Unpack
 
 from monai_iou import checks
 from monai_iou.components import REGIONS
-from monai_iou.distributed import fails_together, sum_over_ranks
+from monai_iou.distributed import fails_together
 from monai_iou.losses.base import RegionOptions, with_region_arguments
+from monai_iou.losses.cell_means import mean_over_cells
 from monai_iou.losses.cells import (
     Cells,
     check_cells,
@@ -22,6 +23,7 @@ from monai_iou.losses.cells import (
     class_masks,
     find_cells,
     groups_of,
+    nan_of,
     predicted_masks,
     span,
     sums_of_classes,
@@ -35,7 +37,7 @@ from monai_iou.spacing import image_spacings
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import left_labelled, run_pass
-from monai_iou.voxels.spec import joined
+from monai_iou.voxels.spec import PassSpec, joined
 from monai_iou.voxels.sums import VoxelSums
 
 
@@ -149,7 +151,8 @@ class InstanceIoULoss(_Loss):
         if self.term is not None:
             check_term(self.term, self.region_loss)
         self.regions, self.cells, self.cell_weight = regions, cells, cell_weight
-        self.connectivity, self.spacing = connectivity, spacing
+        self.connectivity = connectivity
+        self.spacing: Sequence[Sequence[float]] | Sequence[float] | float | None = spacing
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
         self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}
@@ -182,7 +185,8 @@ class InstanceIoULoss(_Loss):
             classes = self._foreground(input, label)
             pairs = labelled_pairs(input, label, labelled)
             sums, cells = self._read(input, label, precomputed, classes, pairs)
-        means = {kind: self._mean(*part, classes, input.shape[1]) for kind, part in cells.items()}
+        loss, channels = self.region_loss, input.shape[1]
+        means = {kind: mean_over_cells(loss, *part, classes, channels) for kind, part in cells.items()}
         instance = torch.stack([share * means[kind] for kind, share in self._shares().items()]).sum()
         terms = {"instance": instance, **(means if len(means) > 1 else {})}
         total = self.lambda_instance * instance
@@ -217,32 +221,37 @@ class InstanceIoULoss(_Loss):
         every = channels == 1 or (loss.sigmoid and loss.include_background and label.shape[1] == channels)
         return list(range(0 if every else 1, channels))
 
+    def _wanted(self, term: nn.Module, channels: int, *, hard: bool) -> tuple[PassSpec, bool]:
+        """Return what the pass over the cells computes, and whether the global term is a part of it."""
+        alone = self.region_loss.pass_spec(channels)
+        spec = term_spec(term, alone.activation, channels, hard=hard)
+        both = joined(spec, alone, hard=hard) if self.global_loss is None and self.lambda_global else None
+        return (spec, False) if both is None else (both, True)
+
     def _read(
         self, input: Tensor, label: Tensor, precomputed: Tensor | None, classes: list[int], pairs: Tensor | None
     ) -> tuple[VoxelSums | None, dict[str, tuple[Tensor, Tensor]]]:
         """Read the voxels; return the sums of the global term, if it shares the pass, and the terms of the cells."""
         loss, channels = self.region_loss, input.shape[1]
         term = loss if self.term is None else self.term
-        alone = loss.pass_spec(channels)
-        hard = label.shape[1] == 1 and channels > 1
-        spec = term_spec(term, alone.activation, channels, hard=hard)
-        both = joined(spec, alone, hard=hard) if self.global_loss is None and self.lambda_global else None
+        wanted, shared = self._wanted(term, channels, hard=label.shape[1] == 1 and channels > 1)
+        given = label  # knows the voxel size, which a label without some classes does not
         whole, terms = None, {}
         if pairs is not None:
-            input, label = left_labelled(input, label, alone, pairs)
+            input, label = left_labelled(input, label, wanted, pairs)
         activated = loss.activated(input, label)
         for kind in self._shares():
-            cells = self._cells(kind, input, label, precomputed, classes, pairs)
+            cells = self._cells(kind, input, label, given, precomputed, classes, pairs)
             groups = groups_of(cells, classes, channels)
-            wanted = spec if both is None else both
             sums = run_pass(activated, label, wanted, loss.ignore_index, groups=groups, num_groups=cells.known)
             if kind == "reference" and precomputed is not None and self.max_regions is not None:
                 sums = check_numbers(sums, cells.numbers, self.max_regions)
-            if both is not None and whole is None:
-                whole = sums.over_groups()
-                whole = whole if pairs is None else whole.only(pairs)
-            sums = sums_of_classes(sums, classes, exclusive=alone.activation != "sigmoid")
-            terms[kind] = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
+            if shared and whole is None:
+                whole = sums.over_groups() if pairs is None else sums.over_groups().only(pairs)
+            sums = sums_of_classes(sums, classes, exclusive=wanted.activation != "sigmoid")
+            total, weight = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
+            annotated = None if pairs is None else pairs[:, span(classes)]
+            terms[kind] = total + nan_of(sums, wanted, annotated), weight
         return whole, terms
 
     def _cells(
@@ -250,13 +259,15 @@ class InstanceIoULoss(_Loss):
         kind: str,
         input: Tensor,
         label: Tensor,
+        given: Tensor,
         precomputed: Tensor | None,
         classes: list[int],
         pairs: Tensor | None,
     ) -> Cells:
         """Return the cells of one kind, "reference" or "prediction", on the input's device."""
         plain = label.as_subclass(Tensor)
-        kept = None if pairs is None else pairs[:, span(classes)].reshape(len(label), -1, *[1] * (input.ndim - 2))
+        space = input.ndim - 2
+        kept = None if pairs is None else pairs[:, span(classes)].reshape(len(label), len(classes), *[1] * space)
         valid = valid_voxels(plain, self.region_loss.ignore_index)
         if kind == "reference" and precomputed is not None:
             numbers = precomputed
@@ -271,37 +282,7 @@ class InstanceIoULoss(_Loss):
             masks = predicted_masks(input, classes, softmax=self.region_loss.softmax)
         masks = masks if valid is None else masks & valid.cpu().numpy()
         masks = masks if kept is None else masks & kept.cpu().numpy()
-        sizes = image_spacings(None, label, self.spacing, len(label), input.ndim - 2)
+        sizes = image_spacings(None, given, self.spacing, len(label), space)
         cells = find_cells(masks, self.regions, sizes, self.connectivity)
         volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)
         return Cells(cells.numbers.to(input.device), volume, cells.known)
-
-    def _weights(self, channels: int) -> Tensor | None:
-        """Return the weights of all classes; a single channel has none, as in the global term."""
-        loss = self.region_loss
-        if loss.class_weight is None or channels == 1:
-            return None
-        scored = channels if loss.include_background else channels - 1
-        checks.check_weight_length(loss.class_weight, scored, loss.include_background)
-        return nn.functional.pad(loss.class_weight.expand(scored), (channels - scored, 0))
-
-    def _mean(self, totals: Tensor, counts: Tensor, classes: list[int], channels: int) -> Tensor:
-        """Average over the cells, then over the images and classes that have cells."""
-        loss = self.region_loss
-        # Every class gets a column, because ranks must agree on the shape whatever form their targets have.
-        both = nn.functional.pad(torch.stack([totals, counts]), (classes[0], channels - 1 - classes[-1]))
-        if loss.batch:
-            both = both.sum(1, keepdim=True)
-            both = sum_over_ranks(both) if loss.sync_batch else both
-        totals, counts = both
-        means = totals / torch.where(counts > 0, counts, 1)
-        weights = self._weights(channels)
-        if weights is not None:
-            means = means * weights.to(means)
-        return means.sum() / (counts > 0).sum().clamp_min(1)
-
-
-def without_regions(loss: nn.Module, target: Tensor, channels: int) -> Tensor:
-    """Return the target without the precomputed regions of an InstanceIoULoss inside `loss`, if it contains any."""
-    parts = (part for part in loss.modules() if isinstance(part, InstanceIoULoss))
-    return target[:, :1] if any(part.carries_regions(target, channels) for part in parts) else target

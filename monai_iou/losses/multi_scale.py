@@ -12,9 +12,9 @@ from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
-from monai_iou.losses.instance import without_regions
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
+from monai_iou.losses.nested_instances import without_regions
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.voxels.partly_labelled import Labelled, blank_unlabelled, labelled_pairs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -29,9 +30,14 @@ def make_network() -> nn.Module:
     return nn.Conv3d(1, 3, 3, padding=1)
 
 
-def step(network: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+LABELLED = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
+
+
+def step(
+    network: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor, labelled: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     network.zero_grad()
-    value = loss(network(images), labels)
+    value = loss(network(images), labels, labelled)
     value.backward()
     return value.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
@@ -40,7 +46,11 @@ def train_share(rank: int, world: int, shares: list[int], port: int, folder: str
     join_group(rank, world, port)
     images, labels = (part.split(shares)[rank] for part in make_batch())
     network = nn.parallel.DistributedDataParallel(make_network())
-    results = {name: step(network, loss, images, labels) for name, loss in make_losses().items()}
+    results = {
+        (name, labelled is None): step(network, loss, images, labels, labelled)
+        for name, loss in make_losses().items()
+        for labelled in (None, LABELLED.split(shares)[rank])
+    }
     torch.save(results, Path(folder) / f"{rank}.pt")
     leave_group()
 
@@ -49,10 +59,11 @@ def test_ranks_train_as_one_process(tmp_path: Path) -> None:
     shares = [2, 0, 1]
     run_ranks(train_share, len(shares), len(shares), shares, free_port(), str(tmp_path))
     images, labels = make_batch()
-    for name, loss in make_losses().items():
-        value, gradients = step(make_network(), loss, images, labels)
-        for rank in range(len(shares)):
-            ranks_value, ranks_gradients = torch.load(tmp_path / f"{rank}.pt")[name]
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(shares))]
+    for (name, loss), labelled in itertools.product(make_losses().items(), (None, LABELLED)):
+        value, gradients = step(make_network(), loss, images, labels, labelled)
+        for result in results:
+            ranks_value, ranks_gradients = result[name, labelled is None]
             torch.testing.assert_close(ranks_value, value, msg=lambda text, name=name: f"{name}: {text}")
             for ours, theirs in zip(gradients, ranks_gradients, strict=True):
                 torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)

@@ -331,6 +331,46 @@ INSTANCE: list[Callable[..., nn.Module]] = [
 ]
 
 
+@pytest.mark.parametrize("kernel", ["reference", "tiled"])
+@pytest.mark.parametrize("make", INSTANCE)
+def test_nan_shows_where_no_cell_holds_it(make: Callable[..., nn.Module], kernel: str) -> None:
+    logits, labels = case()
+    labels.zero_()
+    labels[0, 0, 1, 1:3] = 1  # the other image, and class 2, have no component
+    for act in ("softmax", "sigmoid"):
+        loss = make(**{act: True})
+        with use_kernel(kernel):
+            expected = loss(logits, labels)
+            for place in ((1, 1, 2, 3), (0, 2, 5, 4)):
+                spoilt = logits.clone()
+                spoilt[place] = NAN
+                leaf = spoilt.requires_grad_()
+                value = loss(leaf, labels)
+                assert is_nan(value)
+                (slope,) = torch.autograd.grad(value, leaf)
+                assert slope[place].isnan()
+        assert not is_nan(expected)
+
+
+@pytest.mark.parametrize("make", INSTANCE)
+def test_what_is_infinite_ignored_or_not_annotated_is_no_nan(make: Callable[..., nn.Module]) -> None:
+    logits, labels = case()
+    labels.zero_()
+    labels[0, 0, 1, 1:3] = 1
+    away = torch.tensor([[True, True, True], [True, False, True]])
+    spoilt = logits.clone()
+    spoilt[1, 1] = NAN
+    loss = make(sigmoid=True)
+    torch.testing.assert_close(loss(spoilt, labels, away), loss(logits, labels, away))
+    spoilt[1, 1], spoilt[0, 2] = -INF, -INF
+    for act in ("softmax", "sigmoid"):
+        assert loss(spoilt, labels).isfinite()
+        ignored = labels.clone()
+        ignored[1] = 255
+        loss = make(ignore_index=255, **{act: True})
+        torch.testing.assert_close(loss(torch.where(ignored == 255, NAN, logits), ignored), loss(logits, ignored))
+
+
 @pytest.fixture
 def wrong_labels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the sums be what wrong labels leave of them on a GPU, where the error follows later."""
