@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from .command_lines import bundle_command
 from .errors import reported
-from .lines import bundle_command
 from .options import FOLDER, check_folder
 
 __all__ = ["describe", "init"]

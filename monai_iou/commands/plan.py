@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from .command_lines import bundle_command
 from .errors import reported
-from .lines import bundle_command
 from .options import FOLDER, Choice, check_folder, output_option, with_options
 
 __all__ = ["MACHINE", "plan", "write_plan"]

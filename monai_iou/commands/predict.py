@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from .command_lines import bundle_line
 from .errors import reported
 from .keys import INFERENCE_SETS, CommandWithKeys, known_keys, own_options, read_keys, words_of_keys
-from .lines import bundle_line
 from .options import FOLDER, Choice, is_file, is_folder, with_options
 
 __all__ = ["predict"]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .command_lines import bundle_line, options_line
 from .errors import reported
 from .keys import CommandWithKeys, known_keys, own_options, read_keys, words_of_keys
-from .lines import bundle_line, options_line
 from .options import FOLDER, check_folder, check_tables, with_options
 from .plan import MACHINE, write_plan
 

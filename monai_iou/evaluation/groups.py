@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.description import read_label_scheme, read_labelled
-from monai_iou.evaluation.described import Description, description_of
+from monai_iou.evaluation.dataset_description import Description, description_of
 from monai_iou.evaluation.pairing import Pair, name_of_file
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import read_csv

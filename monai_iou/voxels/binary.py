@@ -26,7 +26,7 @@ from torch import Tensor
 
 from monai_iou.voxels.formulas import tile_maps
 from monai_iou.voxels.inputs import Tile
-from monai_iou.voxels.lines import Lines, sum_of, sum_of_products, sum_of_squares
+from monai_iou.voxels.scratch import Lines, sum_of, sum_of_products, sum_of_squares
 from monai_iou.voxels.spec import (
     BACKGROUND_ENTROPY,
     CONFIDENCE,

@@ -27,7 +27,7 @@ from monai_iou.voxels.binary import SIZE
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.lines import Lines, Spare, sum_of
+from monai_iou.voxels.scratch import Lines, Spare, sum_of
 from monai_iou.voxels.single_backward import refuse_second_derivative
 from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
 from monai_iou.voxels.tiling import in_threads

@@ -21,7 +21,7 @@ from torch import Tensor
 from monai_iou.voxels.binary import Line, Rows, multiply_power, read_line, smaller_probability, smoothed, takes
 from monai_iou.voxels.formulas import tile_gradient
 from monai_iou.voxels.inputs import Tile
-from monai_iou.voxels.lines import Lines
+from monai_iou.voxels.scratch import Lines
 from monai_iou.voxels.spec import (
     BACKGROUND_ENTROPY,
     CONFIDENCE,

@@ -17,7 +17,7 @@ from torch import Tensor
 from monai_iou.voxels import binary, binary_gradient, huge_pages
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.lines import Spare
+from monai_iou.voxels.scratch import Spare
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.tiling import in_runs, lengths_of_tiles, run_large_tasks

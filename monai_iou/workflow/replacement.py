@@ -16,8 +16,8 @@ from pathlib import Path
 
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.run_state import STATE_NAME, RunState, mask_files
-from monai_iou.workflow.stored_plan import command_report
 from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun
 
 __all__ = ["recover", "replaced"]

@@ -16,8 +16,8 @@ from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.inference_keys import check_preprocessing
 from monai_iou.workflow.literal import literal
+from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.replacement import recover, replaced
-from monai_iou.workflow.stored_plan import command_report
 from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, TrainingRun
 
 __all__ = ["is_run", "plan_request", "prepared"]

@@ -18,7 +18,7 @@ import torch
 from monai_iou.files import OutputError
 from monai_iou.workflow.log_file import log_failure
 from monai_iou.workflow.mask_formats import MASK_ENDINGS
-from monai_iou.workflow.typed import is_bundle_command, misread, typed_text
+from monai_iou.workflow.typed_words import is_bundle_command, misread, typed_text
 
 __all__ = ["Settings", "amp_type", "exit_with_message", "is_true", "optional"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
+from monai_iou.commands.command_lines import bundle_line
 from monai_iou.commands.keys import INFERENCE_SETS, known_keys, read_keys, words_of_keys
-from monai_iou.commands.lines import bundle_line
 from monai_iou.commands.predict import predict
 from monai_iou.commands.train import train
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 
-from monai_iou.commands.lines import bundle_line
+from monai_iou.commands.command_lines import bundle_line
 from monai_iou.workflow.literal import literal, with_literal_paths
 from monai_iou.workflow.running import run_configs
 
