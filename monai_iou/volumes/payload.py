@@ -62,7 +62,14 @@ def stored_numbers(header: Header) -> NDArray[Any]:
 
 
 def check_claims(header: Header) -> None:
-    """Raise VolumeError if a header claims more data than its files can hold, before memory is allocated."""
+    """Raise VolumeError if a header claims more data than its files can hold, before memory is allocated.
+
+    So it does if several files cannot each hold the same number of whole slices: their voxels would be shifted.
+    """
+    if not _is_even(header.shape, len(header.parts)):
+        shape = "x".join(map(str, header.shape))
+        remedy = "correct the list of its files, or the size in its header"
+        raise refusal(header.path, "name files of equally many slices", f"{len(header.parts)} for {shape}", remedy)
     share = header.stored_bytes // len(header.parts)
     for part in header.parts:
         check_regular(part.file)
@@ -73,6 +80,17 @@ def check_claims(header: Header) -> None:
             source = "" if part.file == header.path else f" in `{part.file.name}`"
             claim = f"{size} bytes{source} for {share} of shape {shape}, {header.dtype.name}"
             raise refusal(header.path, "hold all its voxels", claim, AGAIN)
+
+
+def _is_even(shape: tuple[int, ...], parts: int) -> bool:
+    """Return whether equal parts of a volume are whole slices, volumes, or groups of either."""
+    for length in reversed(shape[min(2, len(shape) - 1) :]):
+        if length % parts == 0:
+            return True
+        if parts % length:
+            return False
+        parts //= length
+    return parts == 1
 
 
 def _most_bytes(part: Part, size: int, itemsize: int) -> int:

@@ -244,3 +244,43 @@ def test_detached_data_may_not_be_a_device(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="but got a device"):
         read_volume(tmp_path / "a.mhd")
     assert len(file_hash(tmp_path / "a.mhd")) == 64  # of the header alone: its data are not opened
+
+
+def write_list(path: Path, shape: tuple[int, ...], contents: list[bytes]) -> Path:
+    """Write a header with a list of files, each with some of the voxels."""
+    for number, content in enumerate(contents):
+        (path.parent / f"s{number}.raw").write_bytes(content)
+    names = "\n".join(f"s{number}.raw" for number in range(len(contents)))
+    axes, sizes, ones = len(shape), " ".join(map(str, shape)), " ".join("1" * len(shape))
+    if path.suffix == ".mhd":
+        head = f"ObjectType = Image\nNDims = {axes}\nDimSize = {sizes}\nElementSpacing = {ones}\n"
+        path.write_text(f"{head}ElementType = MET_UCHAR\nElementDataFile = LIST\n{names}\n")
+    else:
+        head = f"NRRD0004\ntype: uchar\ndimension: {axes}\nsizes: {sizes}\nspacings: {ones}\nencoding: raw\n"
+        path.write_text(f"{head}data file: LIST\n{names}\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr"])
+def test_a_list_of_files_divides_into_whole_slices(tmp_path: Path, name: str) -> None:
+    array = np.zeros((64, 64, 60), np.uint8)
+    array[20:40, 20:40] = np.arange(60) + 1
+    slices = [array[..., k].tobytes(order="F") for k in range(60)]
+    for each in (1, 2, 20, 60):
+        grouped = [b"".join(slices[k : k + each]) for k in range(0, 60, each)]
+        np.testing.assert_array_equal(read_volume(write_list(tmp_path / name, array.shape, grouped)).array, array)
+    for contents in ([*slices, slices[-1]], slices[:-1], [s for s in slices for _ in "ab"], slices[:40]):
+        problem = f"to name files of equally many slices, but got {len(contents)} for 64x64x60: correct the list of its"
+        with pytest.raises(VolumeError, match=problem):
+            read_volume(write_list(tmp_path / name, array.shape, contents))
+
+
+def test_the_files_of_a_list_may_be_the_slices_of_several_volumes(tmp_path: Path) -> None:
+    array = np.arange(144, dtype=np.uint8).reshape(3, 4, 6, 2)
+    slices = [array[..., k, channel].tobytes(order="F") for channel in range(2) for k in range(6)]
+    for each in (1, 2, 6, 12):
+        grouped = [b"".join(slices[k : k + each]) for k in range(0, 12, each)]
+        got = read_channels([write_list(tmp_path / "a.mhd", array.shape, grouped)]).array
+        np.testing.assert_array_equal(np.moveaxis(got, 0, -1), array)
+    with pytest.raises(VolumeError, match="to name files of equally many slices, but got 8 for 3x4x6x2"):
+        read_channels([write_list(tmp_path / "a.mhd", array.shape, slices[:8])])
