@@ -56,10 +56,11 @@ UNITS_MM = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
     **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
 }
+CENTERS = {"cell": "cell", "node": "node", "???": "cell", "none": "cell"}
 KNOWN = (
-    "dimension", "type", "block size", "encoding", "endian", "content", "sizes", "spacings", "axis mins", "axis maxs",
-    "centers", "centerings", "labels", "units", "kinds", "data file", "datafile", "line skip", "byte skip", "space",
-    "space dimension", "space units", "space origin", "space directions", "measurement frame",
+    "dimension", "type", "block size", "encoding", "endian", "content", "sizes", "spacings", "axis mins", "axismins",
+    "axis maxs", "centers", "centerings", "labels", "units", "kinds", "data file", "datafile", "line skip", "byte skip",
+    "space", "space dimension", "space units", "space origin", "space directions", "measurement frame",
 )  # fmt: skip
 
 
@@ -184,10 +185,27 @@ def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray
     spacing = numbers(path, "spacings", fields["spacings"], axes)[spatial]
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise refusal(path, "have a positive spacing", repr(fields["spacings"]), "correct the spacing in its header")
-    start = numbers(path, "axis mins", fields["axis mins"], axes)[spatial] if "axis mins" in fields else 0 * spacing
-    affine = lps_affine(np.diag(spacing), np.where(np.isfinite(start), start, 0.0))
+    affine = lps_affine(np.diag(spacing), _first_voxel(path, fields, axes, spatial, spacing))
     check_affine(path, affine)
     return affine, spatial
+
+
+def _first_voxel(
+    path: Path, fields: dict[str, str], axes: int, spatial: list[int], spacing: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the centre of the first voxel: `axis mins` is its edge, except where the samples are nodes."""
+    text = fields.get("axis mins", fields.get("axismins"))
+    if text is None:
+        return np.zeros(len(spatial))
+    start = numbers(path, "axis mins", text, axes)[spatial]
+    if np.isinf(start).any():
+        raise refusal(path, "have finite numbers in `axis mins`", repr(text[:80]), CORRECT)
+    centers = fields.get("centerings", fields.get("centers", " ".join(["cell"] * axes)))
+    words = [choice(path, "centers", word, CENTERS) for word in centers.split()]
+    if len(words) != axes:
+        raise refusal(path, f"have {axes} words in `centers`", repr(centers[:80]), CORRECT)
+    edges = np.array([words[axis] == "cell" for axis in spatial])
+    return np.zeros(len(spatial)) if np.isnan(start).any() else start + edges * spacing / 2  # NaN: unknown, as in ITK
 
 
 def _vector(path: Path, name: str, text: str, size: int) -> NDArray[np.float64]:

@@ -95,6 +95,12 @@ def test_every_encoding_of_nrrd(tmp_path: Path, encoding: str) -> None:
         "space dimension: 3\nspace directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (1,2,3)\n",
         "space: scanner-xyz\nspace directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (1,2,3)\n",
         "spacings: 2 3 4\naxis mins: 5 6 7\ncenterings: node node node\n",
+        "spacings: 2 3 4\naxis mins: 5 6 7\ncenters: cell cell cell\n",
+        "spacings: 2 3 4\naxis mins: 5 6 7\ncenterings: Cell node ???\n",
+        "spacings: 2 3 4\naxis mins: 5 6 7\ncenters: none none node\n",
+        "spacings: 2 3 4\naxis mins: 5 6 7\naxis maxs: 9 15 23\n",
+        "spacings: 2 3 4\naxismins: 5 6 7\n",
+        "spacings: 2 3 4\naxis mins: nan 6 7\n",
         "spacings: 2 3 4\n",
     ],
 )
@@ -103,6 +109,14 @@ def test_every_space_of_nrrd_lies_where_itk_puts_it(tmp_path: Path, header: str)
     path = nrrd(tmp_path / "a.nrrd", array, "raw", array.tobytes(order="F"), header=header)
     expected = SimpleITK.ReadImage(str(path))
     np.testing.assert_allclose(read_volume(path).grid.affine, itk_affine(expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("edges", ["5 6 7\ncenters: cell cell", "5 6 7\ncenters: cell cell edge", "inf 6 7"])
+def test_edges_of_nrrd_that_mean_nothing_are_refused(tmp_path: Path, edges: str) -> None:
+    header = f"spacings: 2 3 4\naxis mins: {edges}\n"
+    path = nrrd(tmp_path / "a.nrrd", np.zeros((2, 3, 4), "<i2"), "raw", bytes(48), header=header)
+    with pytest.raises(VolumeError, match=r"in `(centers|axis mins)`, but got '(cell cell|edge|inf 6 7)': correct its"):
+        read_volume(path)
 
 
 def test_data_in_other_folders_lists_and_patterns_are_read_and_hashed(tmp_path: Path) -> None:
