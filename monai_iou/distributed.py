@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import TracebackType
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from monai_iou.voxels import VoxelSums, late_checks
 from monai_iou.voxels.histograms import ErrorHistograms
+from monai_iou.voxels.inputs import plain
 
 # Blocks of this process on a GPU whose answers are not waited for, so that its queue of work does not run dry.
 _PENDING = 2
@@ -137,6 +138,29 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
         return tensor
     result: Tensor = _SumOverRanks.apply(tensor)
     return result
+
+
+def depending_on(unused: Sequence[Tensor], value: Tensor) -> Tensor:
+    """Return a loss that depends on outputs without a part in it; their gradients are 0, their values have no effect.
+
+    DistributedDataParallel waits for the gradients of all parameters: the step after one that has left out the
+    parameters of an output would fail. Without a process group the outputs stay unused, which saves their backward.
+
+    Args:
+        unused: outputs of the network that have no part in the loss.
+        value: the loss.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.distributed import depending_on
+        >>> depending_on([torch.ones(2)], torch.tensor(0.5))
+        tensor(0.5000)
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    for output in unused:
+        value = value + plain(output).flatten()[:0].sum().to(value.dtype)
+    return value
 
 
 def sums_over_ranks(sums: VoxelSums) -> VoxelSums:

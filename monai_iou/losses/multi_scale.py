@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
+from monai_iou.distributed import depending_on, fails_together
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
-from monai_iou.losses.nested_instances import without_regions
+from monai_iou.losses.nested_instances import carries_regions, on_coarser_grid
 from monai_iou.losses.pass_loss import call_loss
+from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.partly_labelled import Labelled, blank_unlabelled, labelled_pairs
 
 
@@ -72,6 +74,7 @@ class MultiScaleLoss(_Loss):
         )
         self.downsample = downsample
         self.ignore_index = _ignore_index(loss)
+        self._sync_batch = any(getattr(part, "sync_batch", False) for part in loss.modules())
         self.last_terms: dict[str, Tensor] = {}
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor, labelled: Labelled = None) -> Tensor:
@@ -93,35 +96,49 @@ class MultiScaleLoss(_Loss):
             ValueError: if `input` is an empty list, `weights` do not fit its length, or an output is larger than the
                 target.
         """
-        checks.check_tensor("target", target)
-        outputs = _as_list(input, target)
-        weights = self._weights(len(outputs))
-        pairs = labelled_pairs(outputs[0], target, labelled)
-        if pairs is not None:  # a map that is NaN cannot be pooled
-            target = blank_unlabelled(target, pairs)
+        with fails_together(self._sync_batch, _first_tensor(input)):
+            checks.check_tensor("target", target)
+            outputs = _as_list(input, target)
+            weights = self._weights(len(outputs))
+            pairs = labelled_pairs(outputs[0], target, labelled)
+            whole = self._poolable(target, outputs[0].shape[1], pairs)
+            scales = list(zip(outputs, weights, strict=True))
+            labels = [self._label(output, target, whole) if weight else target for output, weight in scales]
         self.last_terms = {}
         total = None
-        for scale, (output, weight) in enumerate(zip(outputs, weights, strict=True)):
+        for scale, ((output, weight), label) in enumerate(zip(scales, labels, strict=True)):
             if weight == 0:
                 continue  # this also saves pooling the label
-            term = self._term(output, target, pairs)
+            term = self._term(output, target, label, pairs)
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
-        return outputs[0].as_subclass(Tensor).flatten()[:1].sum() * 0 if total is None else total
+        total = plain(outputs[0]).flatten()[:1].sum() * 0 if total is None else total
+        return depending_on([output for output, weight in scales if weight == 0], total)
 
-    def _term(self, output: Tensor, target: Tensor, pairs: Tensor | None) -> Tensor:
-        size = output.shape[2:]
-        if size == target.shape[2:]:
-            return call_loss(self.loss, output, target, pairs)
-        if len(size) != target.ndim - 2 or any(a > b for a, b in zip(size, target.shape[2:], strict=True)):
+    def _poolable(self, target: Tensor, channels: int, pairs: Tensor | None) -> Tensor:
+        """Return the target as it can be pooled: at coarser scales regions are computed on the fly, and NaN is none."""
+        if carries_regions(self.loss, target, channels):
+            return target[:, :1]
+        return target if pairs is None else blank_unlabelled(target, pairs)
+
+    def _label(self, output: Tensor, target: Tensor, whole: Tensor) -> Tensor:
+        """Return the target itself for an output of its size, else `whole` downsampled to the output."""
+        size, space = output.shape[2:], target.shape[2:]
+        if size == space:
+            return target
+        if len(size) != len(space) or any(side > full for side, full in zip(size, space, strict=True)):
             message = (
                 f"Expected every output of `input` to be no larger than the target {tuple(target.shape)}, "
                 f"but got {tuple(output.shape)}: pass the target of the finest scale."
             )
             raise ValueError(message)
-        label = without_regions(self.loss, target, output.shape[1])  # at a coarser scale they are computed on the fly
-        coarse = pool_labels(label, size, output.shape[1], self.downsample, self.ignore_index)
-        return call_loss(self.soft_loss, output, coarse, pairs)
+        return pool_labels(whole, size, output.shape[1], self.downsample, self.ignore_index)
+
+    def _term(self, output: Tensor, target: Tensor, label: Tensor, pairs: Tensor | None) -> Tensor:
+        if label is target:
+            return call_loss(self.loss, output, target, pairs)
+        with on_coarser_grid(self.soft_loss, target, output.shape[2:]):
+            return call_loss(self.soft_loss, output, label, pairs)
 
     def _weights(self, scales: int) -> list[float]:
         if self.weights is None:
@@ -136,6 +153,12 @@ class MultiScaleLoss(_Loss):
             )
             raise ValueError(message)
         return self.weights
+
+
+def _first_tensor(input: Tensor | Sequence[Tensor]) -> Tensor | None:
+    """Return the first output, which lies on the device of the sums; None if there is none."""
+    outputs = input if isinstance(input, (list, tuple)) else [input]
+    return next((output for output in outputs if isinstance(output, Tensor)), None)
 
 
 def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:

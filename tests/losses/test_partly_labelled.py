@@ -15,6 +15,7 @@ from torch.autograd import gradcheck
 
 from monai_iou import (
     AttentionSupervisionLoss,
+    ComponentRegionsd,
     CompoundLoss,
     ContextAttentionLoss,
     FocalIoULoss,
@@ -264,6 +265,39 @@ def test_nothing_annotated_costs_nothing() -> None:
         value, slope = gradient(lambda leaf, loss=loss: loss(leaf, labels, torch.zeros_like(LABELLED)), logits)
         assert value == 0
         assert not slope.any()
+
+
+@pytest.mark.parametrize("cells", ["reference", "prediction", "both"])
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_no_image_at_all(classes: int, cells: str) -> None:
+    logits = torch.zeros(0, classes, 6, 5, requires_grad=True)
+    labels, labelled = torch.zeros(0, 1, 6, 5), torch.ones(0, classes, dtype=torch.bool)
+    for loss in (InstanceIoULoss(sigmoid=True, cells=cells), InstanceIoULoss("blob", sigmoid=True, cells=cells)):
+        for wrapped in (loss, MultiScaleLoss(loss)):
+            value = wrapped(logits, labels, labelled)
+            value.backward()
+            assert value == 0
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("pairs", [[True, True, True], [False, True, True], [True, False, False], [True, True, False]])
+def test_regions_in_the_target_are_no_maps_of_classes(pairs: list[bool], activation: str) -> None:
+    """With three classes, a label map with the regions of two has the shape of per-class maps."""
+    label = torch.zeros(1, 12, 12)
+    label[0, 2:4, 2:4] = label[0, 6, 1] = 1
+    label[0, 8:10, 8:10] = 2
+    target = ComponentRegionsd(keys="label", num_classes=3)({"label": label})["label"][None].float()
+    assert target.shape[1] == 3
+    logits = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    coarse, labelled = logits[..., ::2, ::2], torch.tensor([pairs])
+    loss = InstanceIoULoss(**{activation: True})
+    expected = loss(logits, label[None], labelled)
+    torch.testing.assert_close(loss(logits, target, labelled), expected)
+    torch.testing.assert_close(MultiScaleLoss(loss)([logits], target, labelled), expected)
+    for downsample in ("area", "max"):
+        multi = MultiScaleLoss(loss, downsample=downsample)
+        found, true = (multi([logits, coarse], given, labelled) for given in (target, label[None]))
+        torch.testing.assert_close(found, true)
 
 
 def test_every_scale_leaves_them_out() -> None:
