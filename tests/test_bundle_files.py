@@ -22,7 +22,8 @@ from monai_iou.files import TEMPORARY_PREFIX, remove_stale, temporary_name
 @pytest.fixture
 def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The bundle of an installation to which nobody may write."""
-    bundle = Path(shutil.copytree(bundle_path(), tmp_path / "installed" / "bundle"))
+    of_runs = shutil.ignore_patterns("eval", "models")  # in a clone in which the bundle was run
+    bundle = Path(shutil.copytree(bundle_path(), tmp_path / "installed" / "bundle", ignore=of_runs))
     for path in (bundle, *bundle.rglob("*")):
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
     monkeypatch.setattr(bundle_files, "bundle_path", lambda: bundle)

@@ -170,7 +170,7 @@ def lengths_of_tiles(voxels: int, size: int) -> list[int]:
     >>> lengths_of_tiles(150_001, 1 << 18)
     [149760, 241]
     >>> lengths_of_tiles(96**3, 1 << 18)
-    [241920, 241920, 241920, 158976]
+    [241920, 241920, 241920, 157440, 1536]
     """
     whole = size - size % _unit(size)
     tiles, rest = divmod(voxels, whole)

@@ -352,7 +352,7 @@ def test_bad_volumes() -> None:
     stored = LesionIndicesd("label")(item)
     with pytest.raises(ValueError, match=r"^Expected the label to have the shape .* in which its lesions were found"):
         crop()({**stored, "label": item["label"][:, 2:]})
-    with pytest.raises(ValueError, match=r"^Expected images of one shape, but got .* of `image`, .* of `label`"):
+    with pytest.raises(ValueError, match=r"^Expected images of one shape in an item, but got .* of `image`, .* of `l"):
         crop()({**item, "image": item["image"][:, 2:]})
     with pytest.raises(ValueError, match=r"^Expected `label` or `lesions`, but got neither"):
         RandCropByLesions((4, 4))(torch.zeros(1, 8, 8))
