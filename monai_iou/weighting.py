@@ -76,8 +76,7 @@ def class_weights(
 def _checked_counts(counts: Any) -> NDArray[np.float64]:
     """Return counts as (N, C)."""
     try:
-        values = counts.detach().cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
-        table: NDArray[np.float64] = values.astype(np.float64)
+        table: NDArray[np.float64] = _as_array(counts).astype(np.float64)
     except (TypeError, ValueError) as error:
         message = (
             f"Expected `counts` to be numbers of shape (C,) or (N, C), but got {type(counts).__name__} ({error}): pass "
@@ -107,7 +106,8 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
 
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
-            (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S).
+            (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S),
+            hard or soft.
         num_classes: number of classes C; by default, one more than the largest label.
         key: key of the label in dictionaries.
 
@@ -116,7 +116,8 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
 
     Raises:
         TypeError: if an item contains no label.
-        ValueError: if a value is negative, not a whole number, or at least `num_classes`, or the dataset is empty.
+        ValueError: if a value is negative, not a whole number, or at least `num_classes`, a per-class map leaves the
+            range from 0 to 1, or the dataset is empty.
 
     Example:
         >>> import torch
@@ -167,15 +168,34 @@ def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:
             "loads its labels, or `count_label_files` for files."
         )
         raise TypeError(message)
-    label = np.asarray(item)
-    if len(label.shape) > 1 and label.shape[0] > 1:
+    return _count_label(_as_array(item), name)
+
+
+def _as_array(item: Any) -> NDArray[Any]:
+    if isinstance(item, Tensor):
+        item = item.detach().as_subclass(Tensor).cpu()
+        item = item.float() if item.dtype == torch.bfloat16 else item  # NumPy has no bfloat16
+    return np.asarray(item)
+
+
+def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
+    if label.ndim > 1 and label.shape[0] > 1:
+        wrong = label[~((label >= 0) & (label <= 1))]
+        if wrong.size:
+            message = (
+                f"Expected {name} of `dataset`, whose {label.shape[0]} channels are maps of classes, to hold values "
+                f"from 0 to 1, but got {wrong.flat[0]}: pass label[:1] of a label with the regions of its components, "
+                "or label[None] of a label map without a channel."
+            )
+            raise ValueError(message)
         counts: NDArray[np.int64] = np.rint(label.reshape(len(label), -1).sum(1, dtype=np.float64)).astype(np.int64)
         return counts
-    whole = label.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN becomes a number that it is not
+        whole = label.astype(np.int64)
     if label.size and (whole.min() < 0 or (label.dtype.kind == "f" and (whole != label).any())):
-        wrong = label[(whole != label) | (whole < 0)].flat[0]
+        wrong = label[(whole != label) | (whole < 0)]
         message = (
-            f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong}: map the labels to "
+            f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong.flat[0]}: map the labels to "
             "consecutive classes."
         )
         raise ValueError(message)

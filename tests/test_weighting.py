@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from monai.data.dataset import Dataset
 from places import DATA
 
-from monai_iou import WeightedCrossEntropyLoss, class_weights, count_voxels
+from monai_iou import ComponentRegionsd, WeightedCrossEntropyLoss, class_weights, count_voxels
 from monai_iou.cli import main
 from monai_iou.datasets.label_counts import count_label_files
 
@@ -115,6 +115,41 @@ def test_count_voxels_names_what_is_wrong() -> None:
         count_voxels(["case.nii.gz"])
     with pytest.raises(ValueError, match="it is empty"):
         count_voxels([])
+
+
+def test_count_voxels_takes_no_regions_and_no_missing_channel_for_maps() -> None:
+    label = torch.zeros(1, 8, 8)
+    label[0, 1:3, 1:3] = label[0, 5:7, 5:7] = 1
+    regions = ComponentRegionsd("label")({"label": label})["label"]
+    numbers = torch.arange(36).reshape(6, 6) % 4
+    for wrong, first in (
+        (regions, "2"),
+        (numbers, "2"),
+        (-numbers, "-1"),
+        (torch.full((2, 3), torch.nan), "nan"),
+    ):
+        remedy = "pass label[:1] of a label with the regions of its components, or label[None] of a label map without"
+        with pytest.raises(
+            ValueError, match=f"item 0 of `dataset`.* from 0 to 1, but got {first}: {re.escape(remedy)}"
+        ):
+            count_voxels([{"label": wrong}])
+    assert torch.equal(count_voxels([regions[:1]]), count_voxels([label]))
+    assert count_voxels([numbers[None]]).tolist() == [[9, 9, 9, 9]]
+    soft = torch.tensor([[0.75, 0.5, 0.0], [0.25, 0.5, 1.0]])
+    assert count_voxels([soft]).tolist() == [[1, 2]]
+    with pytest.raises(ValueError, match="item 0 of `dataset` to hold class numbers from 0, but got nan"):
+        count_voxels([torch.tensor([[0.0, torch.nan]])])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint16, torch.bool, torch.float64])
+def test_count_voxels_of_every_dtype(dtype: torch.dtype) -> None:
+    label = torch.tensor([[0, 1, 1, 0, 1]])
+    assert count_voxels([label.to(dtype)]).tolist() == [[2, 3]]
+    assert count_voxels([torch.cat([1 - label, label]).to(dtype)]).tolist() == [[2, 3]]
+    assert count_voxels([label.to(dtype).numpy() if dtype != torch.bfloat16 else label.numpy()]).tolist() == [[2, 3]]
+    assert torch.equal(class_weights(torch.tensor([1, 1]).to(dtype)), torch.ones(2))
+    if dtype.is_floating_point:
+        assert count_voxels([label.to(dtype).requires_grad_()]).tolist() == [[2, 3]]
 
 
 def write(path: Path, array: Any) -> None:
