@@ -34,8 +34,10 @@ class MultiScaleLoss(_Loss):
     the same name.
 
     Args:
-        loss: any loss of this package or of MONAI that maps (input, target) to a scalar.
-        weights: one factor per scale, finest first, used as given; by default 1/2^k, normalised to a sum of 1.
+        loss: a loss that maps (input, target) to a scalar and takes targets (B, 1, *S) or (B, C, *S) and, with "area",
+            soft per-class maps.
+        weights: one factor per scale, finest first, used as given; by default 1/2^k, normalised to a sum of 1. A scale
+            with the weight 0 is left out.
         downsample: how the label is downsampled. "area": to the fraction of each class in a coarse voxel. Region losses
             then use their soft-label form (`soft_label` is set on a copy of `loss`; a loss with `power` between 1 and 2
             has no such form and stays as it is). Lovasz losses need hard labels and do not accept "area". "max": a

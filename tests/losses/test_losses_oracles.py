@@ -92,6 +92,17 @@ def test_iou_ce_is_monais_dice_ce() -> None:
     torch.testing.assert_close(ours(logits, labels), theirs(logits, labels), **close)
 
 
+def test_a_sigmoid_of_several_channels_has_a_binary_cross_entropy_and_monais_not() -> None:
+    logits, labels = pair()
+    maps = one_hot(labels)
+    smooth: dict[str, Any] = {"smooth_nr": 2e-5, "smooth_dr": 2e-5}
+    iou = DiceLoss(jaccard=True, sigmoid=True, **smooth)(logits, maps)
+    theirs = DiceCELoss(jaccard=True, sigmoid=True, **smooth)(logits, maps)
+    torch.testing.assert_close(theirs, iou + F.cross_entropy(logits, maps))
+    ours = IoUCELoss(sigmoid=True)(logits, maps)
+    torch.testing.assert_close(ours, iou + F.binary_cross_entropy_with_logits(logits, maps))
+
+
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_focal_is_monais_summed_over_classes(gamma: float) -> None:
     logits, labels = pair()

@@ -175,6 +175,7 @@ LOSSES: list[nn.Module] = [
     monai.losses.DiceCELoss(softmax=True, to_onehot_y=True, jaccard=True),
     monai.losses.TverskyLoss(softmax=True, to_onehot_y=True),
     monai.losses.FocalLoss(to_onehot_y=True),
+    monai.losses.HausdorffDTLoss(softmax=True, to_onehot_y=True),
 ]
 
 
