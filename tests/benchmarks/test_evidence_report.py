@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import evidence_rows
 import pytest
+from evidence_rows import RUN, SUMMARY
 from places import DOCS
 
 from benchmarks.evidence.curves import COLOURS
@@ -14,10 +16,7 @@ from benchmarks.evidence.report import PAGE, RESULTS, block, circumstances, curv
 from benchmarks.evidence.studies import STUDIES, Run
 from benchmarks.evidence.tables import RUN_COLUMNS, add_run, cases_of, runs_of
 
-RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
-LESIONS = {"lesions": 4, "found": 3, "invented": 1}
-CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0, **LESIONS}
-SUMMARY = {"iou": 0.5, "epochs": 60, "steps": 8, "cpu_seconds": 90, "train_seconds": 70, "evaluate_seconds": 15}
+CASE = {**evidence_rows.CASE, "lesions": 4, "found": 3, "invented": 1}
 
 
 def tables(folder: Path, seeds: int = 3) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evidence_rows import CASE, RUN, SUMMARY
 from places import DATA as REAL
 from places import DOCS
 
@@ -29,10 +30,6 @@ from benchmarks.evidence.tables import (
     missing,
 )
 from monai_iou.bundle_files import bundle_path
-
-RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
-CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0}
-SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
 
 
 def test_docstring_examples() -> None:

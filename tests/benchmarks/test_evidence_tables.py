@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from evidence_rows import CASE, RUN, SUMMARY
 from places import ROOT
 
 from benchmarks.evidence import __main__ as command
@@ -24,10 +25,6 @@ from benchmarks.evidence.tables import (
     read,
     runs_of,
 )
-
-RUN = Run("compound", "phantoms", "iou", "voxels", 0, 0)
-CASE = {"patient": "p", "case": "c", "label": 1, "iou": 0.5, "dice": 2 / 3, "lesion_f1": 1.0}
-SUMMARY = {"iou": 0.5, "epochs": 60, "cpu_seconds": 90}
 
 
 def test_rows_are_appended_behind_the_last_whole_line(tmp_path: Path) -> None:
