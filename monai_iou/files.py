@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -17,11 +17,9 @@ from monai_iou.tables import FORMULA_STARTS, csv_text, json_text, read_csv, tabl
 
 __all__ = [
     "FORMULA_STARTS",
-    "JSON_SUFFIXES",
     "TEMPORARY_PREFIX",
     "OutputError",
     "check_outputs",
-    "check_replaceable",
     "csv_text",
     "is_running",
     "json_text",
@@ -40,7 +38,6 @@ __all__ = [
 
 TEMPORARY_PREFIX = ".monai_iou-"
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine that is older was left by a killed run
-JSON_SUFFIXES = (".json", ".yaml", ".yml")
 TRIAL_BYTES = 1 << 16  # a full disk may still have room for an empty file
 
 
@@ -171,19 +168,45 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     """Write text files that belong together: all under temporary names first, then renamed.
 
     Raises:
-        OutputError: if one of them cannot be written; the previous files then remain.
+        OutputError: if one of them cannot be written; the message names it, and all previous files remain.
     """
+    path = Path()
     try:
         with contextlib.ExitStack() as stack:
+            written = {}
             for path, text in texts.items():
-                temporary = stack.enter_context(replaced_file(path))
+                written[path] = stack.enter_context(temporary_file(path.parent))
                 # A table may contain file names that are not UTF-8; their invalid bytes are written as escapes.
-                temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+                _write_through(written[path], text.encode("utf-8", "backslashreplace"))
+            for path, temporary in written.items():
+                if len(written) > 1:
+                    stack.enter_context(_put_back_after_errors(path))
+                temporary.replace(path)
     except OSError as error:
         message = (
             f"Expected to write `{path}`, but got the error '{error.strerror}': free space or choose another folder."
         )
         raise OutputError(message) from error
+
+
+@contextlib.contextmanager
+def _put_back_after_errors(path: Path) -> Iterator[None]:
+    """Keep the file at a path under a temporary name, from which an error puts it back; a new one is removed."""
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with temporary_file(path.parent) as previous:
+        previous.unlink()
+        if os.path.lexists(path):
+            try:
+                os.link(path, previous, follow_symlinks=False)
+            except (OSError, NotImplementedError):  # not on every file system
+                shutil.copy2(path, previous, follow_symlinks=False)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                previous.replace(path) if os.path.lexists(previous) else path.unlink()
+            raise
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Path]]) -> None:
@@ -218,38 +241,6 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Pat
                     "both read and written: name another path."
                 )
                 raise OutputError(message)
-
-
-def check_replaceable(path: Path, key: str, option: str = "--output") -> None:
-    """Check that a JSON file can be written without overwriting a file of another kind.
-
-    Args:
-        path: the file to write.
-        key: a key that only files of this kind have.
-        option: the name of the option that gives the file, for the error message.
-
-    Raises:
-        OutputError: if the extension is not one of `JSON_SUFFIXES`, or `path` is a file without `key`, such as the
-            dataset.json of a dataset.
-    """
-    if path.suffix not in JSON_SUFFIXES:
-        message = (
-            f"Expected `{option}` to be a .json file, but got `{path}`: add the extension, by which MONAI selects the "
-            "format."
-        )
-        raise OutputError(message)
-    if not path.exists():
-        return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or key not in content:
-        message = (
-            f"Expected `{option}` to be a new file or one that this command wrote, but `{path}` is a file of another "
-            "kind: name another path."
-        )
-        raise OutputError(message)
 
 
 def _relation(output: Path, source: Path) -> str:

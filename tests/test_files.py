@@ -13,7 +13,7 @@ import pytest
 from light_import import LIGHT_IMPORT
 
 from monai_iou import files
-from monai_iou.files import OutputError, check_outputs, prepare, replaced_file, temporary_file, write_text
+from monai_iou.files import OutputError, check_outputs, prepare, replaced_file, temporary_file, write_text, write_texts
 
 
 def test_examples() -> None:
@@ -35,6 +35,53 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     write_text(path, "new\r\nline")
     assert path.read_bytes() == b"new\r\nline"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("folder", ["a.csv", "b.json", "c.html"])
+def test_files_that_belong_together_are_all_the_old_or_all_the_new_ones(tmp_path: Path, folder: str) -> None:
+    paths = [tmp_path / name for name in ("a.csv", "b.json", "c.html", "new.txt")]
+    for path in paths[:-1]:
+        path.write_text(f"old {path.name}")
+    (tmp_path / folder).unlink()
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "x").touch()
+    for order in (paths, paths[::-1]):
+        with pytest.raises(OutputError) as caught:
+            write_texts(dict.fromkeys(order, "new"))
+        sentence = f"Expected to write `{tmp_path / folder}`, but got the error 'Is a directory': free space or choose"
+        assert str(caught.value).startswith(sentence)
+        kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+        assert kept == {path.name: f"old {path.name}" for path in paths[:-1] if path.name != folder}
+    (tmp_path / folder / "x").unlink()
+    (tmp_path / folder).rmdir()
+    write_texts(dict.fromkeys(paths, "new"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {path.name: "new" for path in paths}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_rename_that_fails_puts_back_files_and_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c", "d")]
+    (tmp_path / "victim").write_text("mine")
+    paths[0].write_text("old")
+    paths[1].symlink_to(tmp_path / "victim")
+    paths[3].write_text("old")
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:  # as for a table that another program has open on Windows
+        if target == paths[3]:
+            raise PermissionError(13, "Permission denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    with pytest.raises(OutputError, match=r"to write `.*/d`, but got the error 'Permission denied'"):
+        write_texts(dict.fromkeys(paths, "new"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "d", "victim"]
+    assert (paths[0].read_text(), paths[1].is_symlink(), paths[3].read_text()) == ("old", True, "old")
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path: Path) -> None:

@@ -85,11 +85,12 @@ def write_plan(
         ValueError: the dataset cannot be planned for.
         OutputError: the file cannot be written.
     """
+    from monai_iou.commands.replaceable import check_replaceable
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets.folder import read_folder
     from monai_iou.datasets.splits import check_folds, count_patients
     from monai_iou.evaluation.request import Progress
-    from monai_iou.files import check_replaceable, prepare, write_json
+    from monai_iou.files import prepare, write_json
     from monai_iou.planning.fingerprint import compute_fingerprint
     from monai_iou.planning.hardware import detect_hardware
     from monai_iou.planning.minutes import propose_within

@@ -41,8 +41,9 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     Prints a table and writes the weights as JSON, which a bundle's config reads by reference.
     """
     check_folder("LABELS_DIR", labels_dir, "a folder of label files")
+    from monai_iou.commands.replaceable import check_replaceable
     from monai_iou.datasets.label_counts import count_label_files
-    from monai_iou.files import check_replaceable, prepare, write_json
+    from monai_iou.files import prepare, write_json
     from monai_iou.weighting import class_weights as weights_of
 
     with reported():
