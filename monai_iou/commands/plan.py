@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .command_lines import bundle_command
 from .errors import reported
 from .options import FOLDER, Choice, check_folder, output_option, with_options
+
+if TYPE_CHECKING:
+    from monai_iou.datasets.folder import SegmentationFolder
 
 __all__ = ["MACHINE", "plan", "write_plan"]
 
@@ -88,7 +91,6 @@ def write_plan(
     from monai_iou.commands.replaceable import check_replaceable
     from monai_iou.console import print_tables, progress
     from monai_iou.datasets.folder import read_folder
-    from monai_iou.datasets.splits import check_folds, count_patients
     from monai_iou.evaluation.request import Progress
     from monai_iou.files import prepare, write_json
     from monai_iou.planning.fingerprint import compute_fingerprint
@@ -100,9 +102,7 @@ def write_plan(
     check_replaceable(output, "plan_report")
     hardware = detect_hardware(machine["device"], machine["memory_gb"])
     folder = read_folder(dataset_dir)
-    if folds is not None:
-        check_folds(folds, fold or 0, count_patients(folder.training, folder.patient_groups))
-    folder.split(0.1, 0, folds, fold or 0)  # refuses sides that part a patient before minutes of reading
+    _check_split(folder, folds, fold or 0)
     prepare(output.parent)
     with progress() as show:
         fingerprint = compute_fingerprint(
@@ -116,3 +116,12 @@ def write_plan(
         content["plan_report"]["asked"] = dict(asked)
     write_json(output, content)
     print_tables(plan_tables(folder, fingerprint, proposal))
+
+
+def _check_split(folder: SegmentationFolder, folds: int | None, fold: int) -> None:
+    """Refuse folds that cannot be, and sides that part a patient, before the volumes are read."""
+    from monai_iou.datasets.splits import check_folds, count_patients
+
+    if folds is not None:
+        check_folds(folds, fold, count_patients(folder.training, folder.patient_groups))
+    folder.split(0.1, 0, folds, fold)

@@ -100,7 +100,7 @@ def groups_of(cells: Cells, classes: Sequence[int], channels: int) -> Tensor:
 
 
 def span(classes: Sequence[int]) -> slice:
-    """Return successive classes as a slice, which no GPU is waited for, unlike a list of indices.
+    """Return successive classes as a slice: indexing by a list would wait until the GPU has its copy of the list.
 
     >>> span([1, 2, 3])
     slice(1, 4, None)

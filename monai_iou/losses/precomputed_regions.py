@@ -42,10 +42,10 @@ def split_regions(target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_numbers(sums: VoxelSums, regions: Tensor, largest: int) -> VoxelSums:
-    """Return the sums in the regions; they are NaN where a number above `largest` is found without waiting for it.
+    """Return the sums in the regions after checking their numbers; on a GPU, wrong numbers make all sums NaN.
 
     Raises:
-        ValueError: if a number is above `largest`; on a GPU it is raised by a later call.
+        ValueError: if a number is above `largest`; on a GPU, a later call raises it.
     """
     if not regions.numel():
         return sums
