@@ -187,18 +187,17 @@ def slope_of(
         soft = smoothed(target, log_p, ACTIVATION, KEEP, SHARE)
         finite_p = tl.maximum(log_p, -3e38)  # 0 times ln 0 is 0
         finite_q = tl.maximum(log_q, -3e38)
-        if ACTIVATION == 1:
-            entropy = soft * focal_factor(log_q, FOCAL) * (FOCAL * p * finite_p - q)
-            others = (1.0 - soft) * focal_factor(log_p, FOCAL) * (p - FOCAL * q * finite_q)
-            if SPLIT:
-                slope += others * of_background
+        if ACTIVATION == 1 or ACTIVATION == 4:
+            if ACTIVATION == 1:
+                inside = FOCAL * p * finite_p - q
+                outside = p - FOCAL * q * finite_q
             else:
-                entropy += others
-        elif ACTIVATION == 4:
-            of_p = tl.where(p <= 1e-30, 0.0, 1.0 / tl.maximum(p, 1e-30))
-            of_q = tl.where(q <= 1e-30, 0.0, 1.0 / tl.maximum(q, 1e-30))
-            entropy = soft * focal_factor(log_q, FOCAL) * (FOCAL * log_p * of_q - of_p)
-            others = (1.0 - soft) * focal_factor(log_p, FOCAL) * (of_q - FOCAL * log_q * of_p)
+                of_p = tl.where(p <= 1e-30, 0.0, 1.0 / tl.maximum(p, 1e-30))
+                of_q = tl.where(q <= 1e-30, 0.0, 1.0 / tl.maximum(q, 1e-30))
+                inside = FOCAL * log_p * of_q - of_p
+                outside = of_q - FOCAL * log_q * of_p
+            entropy = soft * focal_factor(log_q, FOCAL) * inside
+            others = (1.0 - soft) * focal_factor(log_p, FOCAL) * outside
             if SPLIT:
                 slope += others * of_background
             else:
