@@ -51,6 +51,9 @@ DATA: dict[str, Data] = {
     # About the steps of `--minutes 5` on two slow cores, with the network that it plans.
     "task904, 468 steps": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "base_channels": 16, "epochs": 9} | CROPS),
     **{f"task904, {minutes} min": Data("task904", {"training": 208}, minutes=minutes) for minutes in (10, 30)},
-    "task904, 30 min, 2 threads": Data("task904", {"training": 208}, minutes=30, threads=2),
+    **{
+        f"task904, {minutes} min, 2 threads": Data("task904", {"training": 208}, minutes=minutes, threads=2)
+        for minutes in (2, 3, 5, 30)
+    },
     "task904, 8, 1.5 min": Data("task904", {"training": 8}, minutes=1.5),
 }

@@ -189,6 +189,16 @@ STUDIES: dict[str, Study] = {
             quick={"epochs": 1},
         ),
         Study(
+            "early",
+            "After how many minutes on two cores does a training reach a Dice of 0.85?",
+            tuple(f"task904, {minutes} min, 2 threads" for minutes in (2, 3, 5)),
+            ("ours", "bare loop"),
+            samplers=("own",),
+            baseline=("ours", "own"),
+            primary="dice",
+            quick={"data": ("task904, 8, 1.5 min",)},
+        ),
+        Study(
             "minutes",
             "How good is the best-known training of each package after the same number of minutes?",
             ("task904, 10 min", "task904, 30 min", "task904, 30 min, 2 threads"),
