@@ -3,8 +3,8 @@
     python -m benchmarks.crops --labels ../shared/data/Masks905_OpenMS/labels
 
 For each label: what is kept of a volume (bytes, and seconds to find it), and seconds a patch, image and label, with
-MONAI's `FgBgToIndicesd` (every voxel's index), with at most 10 000 evenly spaced voxels of a class (the bundle's way
-until 0.1.0) and with `LesionIndicesd`. The ways take turns, and medians over the labels are printed; on a GPU nothing
+MONAI's `FgBgToIndicesd` (every voxel's index), with at most 10 000 evenly spaced voxels of a class, and with
+`LesionIndicesd`, as in the bundle. The ways take turns, and medians over the labels are printed; on a GPU nothing
 differs, as patches are cut before they go there.
 """
 

@@ -322,12 +322,16 @@ def machine() -> str:
 
 def main() -> None:
     """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--only", choices=["command", "classes", "rows", "folder"], action="append")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the scans; Task901 by default")
+    parser.add_argument(
+        "--only", choices=["command", "classes", "rows", "folder"], action="append", help="a part; may be repeated"
+    )
     parser.add_argument("--match", default="", help="only scans whose name holds this")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="calls, of which the median counts; theirs in rows has one"
+    )
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--count", type=int, default=200, help="pairs of the folder")
     parser.add_argument("--workers", type=int, default=2, help="processes of the folder")
     parser.add_argument("--other", type=Path, help="another checkout to time beside this one")

@@ -35,8 +35,12 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.chan
 Step = Callable[[], None]
 
 
-def bundle(options: argparse.Namespace, dataset: Path) -> ConfigParser:
-    """Return the training config of the bundle with the patch and the channels asked for."""
+def bundle(options: argparse.Namespace, folder: Path) -> ConfigParser:
+    """Return the training config of the bundle with the patch and the channels asked for.
+
+    The volumes in `folder` are as large as the patch: the plan cuts a patch to the volumes, and with it the levels.
+    """
+    dataset = write_phantom_dataset(folder, training=2, evaluation=0, shape=tuple(options.patch))
     config = ConfigParser()
     config.read_config(str(bundle_path() / "configs" / "train.json"))
     config.update(
@@ -97,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write_phantom_dataset(Path(folder), training=2, evaluation=0, shape=(32, 32, 32))
-        config = bundle(options, dataset)
+        config = bundle(options, Path(folder))
         names = [f"{name}{how}" for how in ("", ", compiled") for name in FORMATS]
         steps = {name: make_step(config, FORMATS[name.partition(",")[0]], options, name) for name in names}
     first = {name: seconds(step, time.perf_counter) for name, step in steps.items()}

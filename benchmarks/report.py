@@ -54,7 +54,7 @@ def report_of(folder: Path, cases: int) -> str:
 
 def main() -> None:
     """Print one line for each turn."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()

@@ -19,9 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+except ImportError as error:
+    message = f"Expected an environment with Triton, but got none ({error}): `.ci/triton ENVIRONMENT` makes one."
+    raise SystemExit(message) from None
 
 from monai_iou.voxels import triton_error_pass, triton_errors, triton_kernels, triton_programs, triton_regions
 from monai_iou.voxels.error_bins import DEFAULT_BINS

@@ -1,0 +1,39 @@
+"""What the benchmarks of speed compare: each loss with a peer of its kind, and the network that a patch really gets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from benchmarks.losses import SORTING, Row, peer_of
+from benchmarks.network import bundle
+from monai_iou.planning.plan import network_size
+
+DICE, DICE_CE = "monai DiceLoss(jaccard)", "monai DiceCELoss(jaccard)"
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        ("IoULoss, tiled", DICE),
+        ("FocalTverskyLoss, tiled", DICE),
+        ("WeightedCrossEntropyLoss, tiled", DICE),
+        ("IoUCELoss, compiled", DICE_CE),
+        ("IoUFocalLoss, tiled", DICE_CE),
+        (DICE_CE, DICE_CE),
+        ("LovaszSoftmaxLoss, tiled", SORTING),
+        ("kornia lovasz_softmax_loss", SORTING),
+    ],
+)
+def test_a_loss_is_compared_with_a_peer_that_has_a_cross_entropy_only_if_it_has_one_too(name: str, peer: str) -> None:
+    assert peer_of(Row(name, 1, 5, 64, "float32", 1.0, 1.0, 1.0)) == peer
+
+
+def test_the_network_that_is_timed_has_the_levels_of_the_patch(tmp_path: Path) -> None:
+    options = argparse.Namespace(device="cpu", patch=[64, 64, 48], channels=4)
+    plan = bundle(options, tmp_path).get_parsed_content("plan")
+    channels, strides, patch = network_size(options.patch, plan.pixdim, options.channels)
+    assert (plan.patch_size, plan.channels, plan.strides) == (patch, channels, strides)
+    assert plan.patch_size == (64, 64, 48)
