@@ -272,6 +272,15 @@ def test_suppress_pushes_confident_false_positives_down_and_has_no_cliff(make: t
         assert flat.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("p", "ours"), [(0.01, 1.5e-12), (1e-7, 1.5e-2)])
+def test_the_gradients_of_an_absent_class_that_the_page_names(p: float, ours: float) -> None:
+    maps = torch.full((1, 1, 64, 64, 64), p, dtype=torch.float64, requires_grad=True)
+    losses = (IoULoss(), DiceLoss(jaccard=True))
+    slopes = [torch.autograd.grad(loss(maps, 0 * maps.detach()), maps)[0] for loss in losses]
+    assert slopes[0].max().item() == pytest.approx(ours, rel=0.05)
+    assert slopes[1].max().item() == pytest.approx(ours / 2, rel=0.05)
+
+
 Error = tuple[type[Exception], str]
 BAD_ARGUMENTS: list[tuple[Any, dict[str, Any], Error]] = [
     (IoULoss, {"weight": [1.0, -2.0]}, (ValueError, "every `weight` to be finite and at least 0, but got -2.0")),
