@@ -37,7 +37,7 @@ MACHINE = (
 @click.argument("dataset_dir", type=FOLDER)
 @output_option(default="plan.json", metavar="FILE", help="Config file for the decisions.")
 @click.option("--folds", type=int, metavar="N", help="Number of folds of a cross-validation. Default: a single split.")
-@click.option("--fold", type=int, show_default="0", metavar="K", help="Fold of --folds to validate on, counted from 0.")
+@click.option("--fold", type=int, metavar="K", help="Fold of --folds to validate on, counted from 0. Default: 0.")
 @with_options(*MACHINE)
 @click.option(
     "--minutes",
