@@ -1,7 +1,7 @@
 """Choose the bins of the Lovasz losses: error of the value, direction of the gradient and time for each number.
 
-    python -m benchmarks.lovasz_bins              # the table of docs/lovasz.md, minutes
-    python -m benchmarks.lovasz_bins --bins 256 2048 --seeds 1 --skip-speed
+    python -m benchmarks.lovasz_bins              # minutes
+    python -m benchmarks.lovasz_bins --bins 512 1024 2048 4096 --seeds 2 --skip-speed      # the table of docs/lovasz.md
 
 Accuracy: two classes at 128^3, a ball of 20, 100 or 1000 voxels, predictions of several kinds, several seeds; the worst
 of all is shown. "plain" is the same number of even bins read as a table, without the finer cells and the interpolation.
