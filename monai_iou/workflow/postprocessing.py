@@ -24,7 +24,7 @@ from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
-from monai_iou.workflow.models import load_weights
+from monai_iou.workflow.models import load_weights, sibling_path
 from monai_iou.workflow.optimization import inner_module
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message, optional
@@ -45,17 +45,22 @@ REGION_THRESHOLD = 0.5
 logger = logging.getLogger(__name__)
 
 
-def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
+def load_postprocessing(path: str | None, classes: int, models: Sequence[str] | None = None) -> Postprocessing:
     """Read what was tuned; without the file, the most probable class is taken and nothing is removed.
 
     Args:
         path: of `postprocessing.json`; None for none.
         classes: of the network, background included.
+        models: paths of the models. Then only the file beside the first of them may be missing: any other one is named
+            by the user. None lets every file be missing, as copies of the bundle's earlier configs do.
 
     Raises:
-        DatasetError: the file is damaged or of another network.
+        DatasetError: the file is damaged, of another network, or missing.
     """
-    if optional(path) is None or not Path(str(path)).is_file():
+    if optional(path) is None:
+        return Postprocessing()
+    if not Path(str(path)).is_file():
+        _check_may_be_missing(str(path), models)
         return Postprocessing()
     try:
         content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
@@ -69,6 +74,17 @@ def load_postprocessing(path: str | None, classes: int) -> Postprocessing:
             message = f"Expected {path} to be what training tuned, but {problem}: tune again or delete it."
             raise DatasetError(message)
     return Postprocessing(threshold, sizes)
+
+
+def _check_may_be_missing(path: str, models: Sequence[str] | None) -> None:
+    if models is None or Path(path) == Path(sibling_path(models, "postprocessing.json")):
+        return
+    message = (
+        f"Expected `postprocessing_file` to be a file that training tuned, but there is no file {path}: correct the "
+        "path, or write --postprocessing_file null for no post-processing."
+    )
+    with exit_with_message():
+        raise DatasetError(message)
 
 
 class LabelsFromProbabilitiesd(MapTransform):

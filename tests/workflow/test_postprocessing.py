@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundle_runs import check_masks, overrides
+from bundle_runs import causes, check_masks, overrides
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from monai_iou.datasets.cases import DatasetError
@@ -157,3 +158,30 @@ def test_a_damaged_file_is_refused(content: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"Expected .*postprocessing.json to be what training tuned, but it "):
         load_postprocessing(str(path), 2)
     assert load_postprocessing(None, 2) == Postprocessing()
+
+
+def test_a_file_that_the_user_names_is_there(tmp_path: Path) -> None:
+    models = [str(tmp_path / "fold0" / "model.pt"), str(tmp_path / "fold1" / "model.pt")]
+    for path in (tmp_path / "fold0" / "postprocessing.json", None, "null"):
+        assert load_postprocessing(path and str(path), 2, models) == Postprocessing()
+    for path in (tmp_path / "fold1" / "postprocessing.json", tmp_path / "typo.json"):
+        with pytest.raises(DatasetError) as caught:
+            load_postprocessing(str(path), 2, models)
+        assert str(caught.value) == (
+            f"Expected `postprocessing_file` to be a file that training tuned, but there is no file {path}: correct "
+            "the path, or write --postprocessing_file null for no post-processing."
+        )
+
+
+@pytest.mark.parametrize("config", ["evaluate", "inference"])
+def test_both_configs_refuse_a_file_that_is_not_there(config: str, bundle: Path, tmp_path: Path) -> None:
+    files = [bundle / "configs" / f"{name}.json" for name in (["train"] if config == "evaluate" else []) + [config]]
+    parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in files]))
+    parser.update({"bundle_root": str(bundle), "dataset_dir": str(tmp_path / "none")})
+    key = "validate#postprocessing" if config == "evaluate" else "postprocessing"
+    place = next(i for i, each in enumerate(parser[f"{key}#transforms"]) if "LabelsFromProb" in each["_target_"])
+    assert parser.get_parsed_content(f"{key}#transforms#{place}").settings == Postprocessing()
+    parser.update({"postprocessing_file": str(tmp_path / "typo.json")})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content(f"{key}#transforms#{place}")
+    assert "there is no file" in str(causes(caught.value))
