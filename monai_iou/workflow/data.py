@@ -28,6 +28,7 @@ from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.labelled import case_items
 from monai_iou.workflow.mask_formats import check_fits_png
 from monai_iou.workflow.models import report_missing_plan
+from monai_iou.workflow.other_datasets import check_meaning
 from monai_iou.workflow.records import check_held_out, check_unseen, data_record, image_identity
 from monai_iou.workflow.result_files import result_file
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
@@ -116,7 +117,7 @@ class BundleCases:
 
         Raises:
             ValueError: `which` is something else.
-            DatasetError: there are no such cases, or a model was trained on them.
+            DatasetError: there are no such cases, a model was trained on them, or it knows other labels.
         """
         wanted = optional(which)
         with exit_with_message():
@@ -132,6 +133,7 @@ class BundleCases:
                     "them, or take --evaluate_on validation."
                 )
                 raise DatasetError(message)
+            check_meaning(self.folder, plans)
             if wanted == "test_labelled" or (wanted is None and self.folder.evaluation):
                 if not score_trained_cases:
                     check_unseen(self.folder, plans)

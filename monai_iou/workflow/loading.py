@@ -22,6 +22,7 @@ from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_l
 
 __all__ = ["LabelClassesd", "LabelReader", "VolumeReader", "class_dtype", "label_dtype"]
 
+MOST_SHOWN = 10
 _NO_CHANNEL = float("nan")  # MONAI's mark of an array without a channel axis
 
 
@@ -146,6 +147,10 @@ class LabelClassesd(MapTransform):
             items[key] = self._classes(items[key])
         return items
 
+    @property
+    def _shown(self) -> str:
+        return ", ".join(map(str, self.values[:MOST_SHOWN])) + ", ..." * (len(self.values) > MOST_SHOWN)
+
     def _classes(self, label: Any) -> torch.Tensor:
         order = np.argsort(self.values, kind="stable")
         ascending = torch.as_tensor(np.asarray(self.values, dtype=np.int64)[order])
@@ -155,8 +160,8 @@ class LabelClassesd(MapTransform):
         if bool(wrong.any()):
             name = label.meta.get("filename_or_obj", "the label") if isinstance(label, MetaTensor) else "the label"
             message = (
-                f"Expected {name} to hold only the values of `labels` in dataset.json, but got "
-                f"{whole[wrong].flatten()[0].item()}: name the value there or correct the label."
+                f"Expected {name} to hold only label values that the network was planned for ({self._shown}), but got "
+                f"{whole[wrong].flatten()[0].item()}: correct the label, or train with this value."
             )
             raise DatasetError(message)
         classes = torch.as_tensor(order)[place].to(class_dtype(len(order)))

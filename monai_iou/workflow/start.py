@@ -18,6 +18,7 @@ from monai_iou.volumes.names import PROBABILITIES
 from monai_iou.workflow.checkpoint_files import load_state
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError
+from monai_iou.workflow.other_datasets import tell_other_channels
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.result_files import check_results
 from monai_iou.workflow.run_folder import open_run_folder
@@ -98,6 +99,8 @@ def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: 
             maps = cases.result_files(settings.output_dir, PROBABILITIES, ".nii.gz")
             results += [(f"the probabilities of {case}", path) for case, path in maps.items()]
         check_results(results, cases.files)
+        if getattr(settings, "images", None) is None and (cases.dataset_dir / "dataset.json").is_file():
+            tell_other_channels(cases.folder, plan)
     cases.check_inference(plan, settings.mask_format)
     with exit_with_message():
         prepare(Path(settings.output_dir), "output_dir")

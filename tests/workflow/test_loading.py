@@ -52,10 +52,12 @@ def test_large_label_values_become_classes_without_a_float_between(tmp_path: Pat
     classes = LabelClassesd("x", values)({"x": label})["x"]
     assert classes.flatten().tolist() == [0, 1, 2, 3]
     assert classes.dtype == torch.uint8
-    with pytest.raises(
-        DatasetError, match=r"a.nii.gz to hold only the values of `labels` in dataset.json, but got 31278"
-    ):
+    with pytest.raises(DatasetError) as caught:
         LabelClassesd("x", values[:3])({"x": label})
+    assert str(caught.value) == (
+        f"Expected {tmp_path / 'a.nii.gz'} to hold only label values that the network was planned for (0, 70000, "
+        "312782546), but got 312782550: correct the label, or train with this value."
+    )
 
 
 def test_classes_keep_the_order_of_the_values_and_have_room_for_a_thousand() -> None:
