@@ -41,6 +41,7 @@ from monai_iou.losses import (
     WeightedCrossEntropyLoss,
 )
 from monai_iou.losses.lovasz import LovaszSoftmaxLoss
+from monai_iou.losses.nested_instances import on_coarser_grid
 
 __all__ = [
     "nnUNetTrainerFocalTversky",
@@ -101,9 +102,7 @@ class nnUNetTrainerIoU(nnUNetTrainer):  # noqa: N801 - nnU-Net finds trainers by
             return _IgnoredMapFirst(loss) if ignored_map else loss
         if self.iou_downsample is not None:
             return _FinestLabels(loss, theirs.weight_factors, self.iou_downsample, ignored_map)
-        theirs.loss = _IgnoredMapFirst(loss) if ignored_map else loss
-        supervised: nn.Module = theirs
-        return supervised
+        return _EachScale(_IgnoredMapFirst(loss) if ignored_map else loss, theirs.weight_factors)
 
 
 class nnUNetTrainerIoUBatch(nnUNetTrainerIoU):  # noqa: N801
@@ -179,6 +178,21 @@ class _IgnoredMapFirst(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         result: Tensor = self.loss(_with_map_first(output), target.roll(1, dims=1))
         return result
+
+
+class _EachScale(DeepSupervisionWrapper):  # type: ignore[misc]
+    """nnU-Net's deep supervision, in which distances between components are in mm at the coarser scales too.
+
+    nnU-Net halves the axes of thick slices later than the others, so that coarse voxels have other proportions.
+    """
+
+    def forward(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Any:
+        total: Any = 0
+        for weight, output, target in zip(self.weight_factors, outputs, targets, strict=False):
+            if weight != 0:
+                with on_coarser_grid(self.loss, targets[0], target.shape[2:]):
+                    total = total + weight * self.loss(output, target)
+        return total
 
 
 class _FinestLabels(nn.Module):

@@ -166,6 +166,32 @@ def test_small_lesions_are_in_the_coarse_labels() -> None:
     assert pulls[1] < 0
 
 
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS_IGNORE], ids=["labels", "regions"])
+@pytest.mark.parametrize("trainer_class", [nnunet.nnUNetTrainerIoUInstance, nnunet.nnUNetTrainerIoUBidirectional])
+def test_coarse_cells_are_measured_in_mm_where_thick_slices_are_halved_later(
+    trainer_class: type, labels: dict[str, Any]
+) -> None:
+    """Each scale has the value of a trainer whose spacing is that of its voxels: slices of 3 mm, pixels of 1 or 2."""
+    torch.manual_seed(0)
+    shapes = [(6, 24, 24), (6, 12, 12), (3, 6, 6)]
+    full = torch.zeros(1, 1, *shapes[0], dtype=torch.int16)
+    full[0, 0, 0, 2:6, 2:6] = full[0, 0, 4, 10:14, 4:8] = full[0, 0, 2, 18:22, 18:22] = 2
+    steps = [tuple(a // b for a, b in zip(shapes[0], shape, strict=True)) for shape in shapes]
+    maps = [full[:, :, :: step[0], :: step[1], :: step[2]] for step in steps]
+    if "both" in labels:
+        maps = [torch.cat([each > 0, each == 2, each == 3], 1) for each in maps]
+    outputs = [torch.randn(1, 2 if "both" in labels else 3, *shape) for shape in shapes]
+    found = bare_trainer(trainer_class, labels)._build_loss()
+    expected = 0.0
+    for step, weight, output, target in zip(steps, found.weight_factors, outputs, maps, strict=False):
+        alone = bare_trainer(trainer_class, labels, deep=False)
+        alone.configuration_manager.spacing = [mm * n for mm, n in zip((3.0, 1.0, 1.0), step, strict=True)]
+        expected += weight * alone._build_loss()(output, target).item()
+    assert found(outputs, maps).item() == pytest.approx(expected, rel=1e-6)
+    plain = DeepSupervisionWrapper(found.loss, found.weight_factors)(outputs, maps).item()
+    assert abs(plain - expected) > 3e-5, "the proportions of the voxels have an effect"
+
+
 def write_raw_dataset(folder: Path) -> None:
     """Write four volumes with a lesion each, and a voxel with the ignore label, in nnU-Net's layout."""
     import nibabel as nib
