@@ -70,6 +70,9 @@ SWITCHES = (
     "tune_postprocessing",
 )
 PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
+SHARES = ("augmentation", "cache_rate", "crop_jitter", "flip_prob")
+NOT_NEGATIVE = ("negative_crops", "positive_crops", "size_exponent", "weight_decay")
+FROM_ZERO = ("cache_workers", "num_workers", "pictures", "seed", "split_seed")  # integers; all others are from 1
 UNCHECKED = ("evaluate_on", "folds", "images", "models", "pixdim")  # null or something that its reader checks
 CHOICES: dict[str, tuple[Any, ...]] = {"raters": ("mean", "draw"), "spatial_dims": (None, 2, 3)}
 
@@ -81,8 +84,9 @@ class Settings(SimpleNamespace):
 
     Args:
         given: key -> value. Switches are true or false; paths are text; `amp_dtype` is float16 or bfloat16;
-            `learning_rate` is a positive number; `augmentation` is a number from 0 to 1; `ema_decay` is None or a
-            number between 0 and 1; every other key is a positive integer, `num_workers` also 0.
+            `learning_rate` is a positive number; `val_fraction` and `sw_overlap` are numbers from 0 to less than 1,
+            `SHARES` from 0 to 1, `NOT_NEGATIVE` from 0; `ema_decay` is None or a number between 0 and 1; every other
+            key is a positive integer, `FROM_ZERO` also 0.
 
     Raises:
         ValueError: one of them is something else.
@@ -174,15 +178,27 @@ def _kind(name: str, value: object) -> tuple[str, bool]:
     """Return what a setting must be, in words, and whether it is."""
     if name in CHOICES:
         return " or ".join("null" if choice is None else str(choice) for choice in CHOICES[name]), False
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if name == "ema_decay":
+        return "null or a number between 0 and 1", optional(value) is None or 0 < _number(value) < 1
+    if name == "sw_overlap":
+        sides = value if isinstance(value, (list, tuple)) and value else [value]
+        return "a number from 0 to less than 1, or one for each axis", all(0 <= _number(side) < 1 for side in sides)
+    number = _number(value)
     if name == "learning_rate":
         return "a positive number", 0 < number < math.inf
-    if name == "augmentation":
+    if name == "val_fraction":
+        return "a number from 0 to less than 1", 0 <= number < 1
+    if name in SHARES:
         return "a number from 0 to 1", 0 <= number <= 1
-    if name == "ema_decay":
-        return "null or a number between 0 and 1", optional(value) is None or 0 < number < 1
-    least = 0 if name == "num_workers" else 1
+    if name in NOT_NEGATIVE:
+        return "a number of at least 0", 0 <= number < math.inf
+    least = 0 if name in FROM_ZERO else 1
     return f"an integer of at least {least}", least <= number < math.inf and number == int(number)
+
+
+def _number(value: object) -> float:
+    """Return a value as a number, NaN for what is none."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def optional(value: Any) -> Any:

@@ -28,6 +28,7 @@ from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.workflow import settings
 from monai_iou.workflow.checkpoint_files import last_epoch, write_atomically
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.dataloader import BufferedLoader
@@ -225,6 +226,62 @@ def test_numbers_that_no_run_can_have(name: str, value: object, bundle: Path, da
             run_workflow(bundle, configs, overrides(bundle, data, **{name: value}))
         assert re.search(expected, str(causes(caught.value)))
     assert not (bundle / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "wrong", "right"),
+    [
+        ("val_fraction", "a number from 0 to less than 1", (-0.1, 1, "null"), (0, 0.5)),
+        (
+            "sw_overlap",
+            "a number from 0 to less than 1, or one for each axis",
+            (1.5, 1, [0.5, 1], [], "a"),
+            (0, [0.5, 0]),
+        ),
+        ("sw_batch_size", "an integer of at least 1", (0, 1.5, None), (1,)),
+        *((name, "an integer of at least 0", (-1, 0.5, "abc"), (0, 7)) for name in ("seed", "split_seed", "pictures")),
+        ("cache_workers", "an integer of at least 0", (-1, "null"), (0, 2)),
+        *((name, "a number from 0 to 1", (-0.1, 2, "x"), (0, 1, 0.5)) for name in settings.SHARES),
+        *((name, "a number of at least 0", (-1, math.inf, "x"), (0, 2.5)) for name in settings.NOT_NEGATIVE),
+    ],
+)
+def test_numbers_that_would_end_a_run_late_or_by_another_name(
+    name: str, words: str, wrong: tuple[object, ...], right: tuple[object, ...]
+) -> None:
+    for value in wrong:
+        with pytest.raises(ValueError, match=r"^Expected") as caught:
+            Settings(**{name: value})
+        expected = f"Expected `{name}` to be {words}, but got {value!r}: leave --{name} out for the default."
+        assert str(caught.value) == expected
+    for value in right:
+        assert getattr(Settings(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("configs", "keys"),
+    [
+        (["train"], {"sw_overlap": 1.5}),
+        (["train", "evaluate"], {"sw_batch_size": 0}),
+        (["inference"], {"sw_overlap": -1}),
+    ],
+    ids=str,
+)
+def test_numbers_of_the_windows_are_checked_before_any_work(
+    configs: list[str], keys: dict[str, Any], bundle: Path, data: Path
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, configs, overrides(bundle, data, load_pretrain=False, **keys))
+    assert f"Expected `{next(iter(keys))}` to be" in str(causes(caught.value))
+    assert not (bundle / "models").exists()
+    assert not (bundle / "predictions").exists()
+
+
+def test_a_probability_of_flips_above_one_is_refused_before_the_first_step(bundle: Path, data: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, flip_prob=3))
+    expected = "Expected `flip_prob` to be a number from 0 to 1, but got 3: leave --flip_prob out for the default."
+    assert expected in str(causes(caught.value))
+    assert not (bundle / "models" / "last_epoch.pt").exists()
 
 
 def test_the_command_ends_with_one_sentence(tmp_path: Path, data: Path) -> None:
