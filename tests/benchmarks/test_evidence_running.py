@@ -85,9 +85,17 @@ def test_copied_lesions_are_those_of_the_page() -> None:
     text = (DOCS / "bundle.md").read_text(encoding="utf-8")
     (page,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if "copying" in block]
     page["copying"]["prob"] = page.pop("copy_lesions")
+    assert page["copying"].pop("ignore_index") == "$@plan.ignore_index"  # the studies' labels ignore nothing
+    # nor have they several raters, or cells beside copied lesions
     order = "train#preprocessing#transforms"
-    cells = "([@component_regions] if monai_iou.workflow.settings.is_true(@instance, 'instance') else []) + "
-    page[order] = page[order].replace(cells, "")
+    raters = (
+        "(@train#deterministic_transforms[:-2] + [@drawn_rater] if monai_iou.workflow.labelled.draws_raters(@cases) "
+    )
+    cells = "([@component_regions] if monai_iou.workflow.settings.is_true(@instance, 'instance') and not "
+    cells += "monai_iou.workflow.targets.has_maps(@plan) else []) + "
+    for part in (raters + "else @train#deterministic_transforms)", cells):
+        assert part in page[order]
+        page[order] = page[order].replace(part, "@train#deterministic_transforms" * (part != cells))
     assert page == COPIED_LESIONS
 
 

@@ -13,6 +13,7 @@ import torch
 from doc_commands import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, Dataset, MetaTensor
 from monai.transforms import Compose, Identityd
@@ -329,6 +330,38 @@ def test_the_documented_overlay_of_the_bundle(tmp_path: Path) -> None:
         foreground[prob] = [int((patch["label"] > 0).sum()) for patch in cut]
     assert max(foreground[0.0]) == min(foreground[0.0])
     assert max(foreground[1.0]) > max(foreground[0.0])
+
+
+def documented_overlay() -> dict[str, Any]:
+    page = (DOCS / "bundle.md").read_text(encoding="utf-8")
+    (block,) = [text for text in blocks(page, "json") if "RandCopyLesionsd" in text]
+    overlay: dict[str, Any] = json.loads(block)
+    return overlay
+
+
+def test_the_documented_overlay_adds_one_transform_to_those_of_the_bundle() -> None:
+    shipped = json.loads((bundle_path() / "configs" / "train.json").read_text())["train"]["preprocessing"]["transforms"]
+    assert documented_overlay()["train#preprocessing#transforms"].replace("[@copying] + ", "") == shipped
+
+
+@pytest.mark.parametrize("layout", ["several raters", "Decathlon regions and ignore", "ignore"])
+def test_the_documented_overlay_serves_every_kind_of_labels(layout: str, tmp_path: Path) -> None:
+    """One rater's label is drawn, ignored voxels are not copied, and cells are not made of maps."""
+    (tmp_path / "copy.json").write_text(json.dumps(documented_overlay()))
+    data = LAYOUTS[layout](tmp_path / "data")
+    files = [str(bundle_path() / "configs" / "train.json"), str(tmp_path / "copy.json")]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    given = {"dataset_dir": str(data), "bundle_root": str(tmp_path), "val_fraction": 0, "copy_lesions": 1.0}
+    parser.update({**given, "patch_size": [16, 16, 16], "num_samples": 1, "raters": "draw", "instance": True})
+    preprocessing = parser.get_parsed_content("train#preprocessing")
+    plan = parser.get_parsed_content("plan")
+    names = [type(transform).__name__ for transform in preprocessing.transforms]
+    assert ("DrawnRaterd" in names) == (layout == "several raters")
+    assert ("ComponentRegionsd" in names) == plan.exclusive
+    assert preprocessing.transforms[names.index("RandCopyLesionsd")].ignore_index == plan.ignore_index
+    item = parser.get_parsed_content("cases").training[0]
+    (patch,) = preprocessing.set_random_state(0)(item)
+    assert patch["label"].shape[0] == plan.out_channels
 
 
 @pytest.mark.parametrize("radius", [20, 28, 30])
