@@ -148,6 +148,13 @@ def _check_fits(loss: nn.Module, plan: Plan) -> None:
             f'{type(loss).__name__}: write "sigmoid": "$not @plan.exclusive" in it, or leave --loss out.'
         )
         raise ValueError(message)
+    if plan.exclusive and all(map(_leaves_background_out, (part for part in loss.modules() if not [*part.children()]))):
+        message = (
+            f"Expected `loss` to train the background too, because the largest output decides between classes that "
+            f"exclude each other, but got sigmoid=True and include_background=False in {type(loss).__name__}: write "
+            '"softmax": "$@plan.exclusive", "sigmoid": "$not @plan.exclusive" in it, or leave --loss out.'
+        )
+        raise ValueError(message)
     ignoring = [part for part in own if hasattr(part, "ignore_index")]
     indices = [getattr(part, "ignore_index", None) for part in ignoring] or [None]
     if plan.ignore_index is not None and any(index != plan.ignore_index for index in indices):
@@ -158,3 +165,8 @@ def _check_fits(loss: nn.Module, plan: Plan) -> None:
             '"ignore_index": "$@plan.ignore_index" in it, or leave --loss out.'
         )
         raise ValueError(message)
+
+
+def _leaves_background_out(part: nn.Module) -> bool:
+    """Whether the background's output has no part in a loss: with a softmax it would have one."""
+    return getattr(part, "sigmoid", False) is True and getattr(part, "include_background", True) is False

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_iou import GeneralizedIoULoss, IoUCELoss, IoULoss
+from monai_iou import GeneralizedIoULoss, InstanceIoULoss, IoUCELoss, IoULoss
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.labelled import BatchPreparation, PartlyLabelledLoss
@@ -66,6 +66,14 @@ REGIONS: dict[str, Any] = {"regions": {"both": (1, 2), "spleen": (2,)}, "regions
         (IoULoss(softmax=True), {"ignore": 9}, "ignore_index=3, the number of the value 9"),
         (nn.MSELoss(), {"ignore": 9}, "got None in MSELoss"),
         (IoULoss(softmax=True, ignore_index=9), {"ignore": 9}, "got 9 in IoULoss"),
+        *(
+            (loss, {}, f"got sigmoid=True and include_background=False in {type(loss).__name__}: write")
+            for loss in (
+                IoULoss(sigmoid=True, include_background=False),
+                InstanceIoULoss(sigmoid=True, include_background=False),
+                monai.losses.DiceLoss(sigmoid=True, include_background=False, to_onehot_y=True),
+            )
+        ),
     ],
 )
 def test_a_loss_that_contradicts_the_labels_is_refused(loss: nn.Module, changes: dict[str, Any], words: str) -> None:
@@ -79,6 +87,18 @@ def test_fitting_losses_are_taken_as_they_are() -> None:
     assert build_loss(loss, plan(ignore=9, **REGIONS)) is loss
     dice = monai.losses.DiceLoss(sigmoid=True)
     assert build_loss(dice, plan(**REGIONS)) is dice
+    # the background of classes that exclude each other is trained by one term at least
+    for whole in (
+        IoULoss(sigmoid=True),
+        IoULoss(softmax=True, include_background=False),
+        IoUCELoss(sigmoid=True, include_background=False),
+        monai.losses.DiceCELoss(sigmoid=True, include_background=False, to_onehot_y=True),
+    ):
+        assert build_loss(whole, plan()) is whole
+        logits = torch.randn(1, 3, 6, 6, 6, requires_grad=True)
+        whole(logits, torch.randint(0, 3, (1, 1, 6, 6, 6))).backward()
+        assert logits.grad is not None
+        assert logits.grad[:, 0].abs().sum() > 0
 
 
 def test_instances_of_regions_ignore_and_overlap() -> None:
