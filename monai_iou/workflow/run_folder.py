@@ -18,6 +18,7 @@ from monai_iou.files import prepare, read_csv, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.keys import calling_workflow
+from monai_iou.workflow.literal import literal
 from monai_iou.workflow.log_file import open_log
 from monai_iou.workflow.pictures import draw_case, save_png
 from monai_iou.workflow.run_summary import write_summary
@@ -33,7 +34,7 @@ __all__ = ["RunFolderHandler", "open_run_folder"]
 SECONDS_BETWEEN_CURVES = 30.0
 
 
-def open_run_folder(folder: str) -> None:
+def open_run_folder(folder: str, bundle_root: str | None = None) -> None:
     """Write `config.json`, the resolved config of the run that calls this, and send its log to `log.txt` as well.
 
     `config.json` can be run again: `python -m monai.bundle run --config_file config.json`. Beside the bundle's keys it
@@ -41,6 +42,8 @@ def open_run_folder(folder: str) -> None:
 
     Args:
         folder: of the run.
+        bundle_root: of the bundle. It is written into `config.json` where the config's own expression would find
+            another one from there; None leaves the expression.
     """
     if (Path(folder) / "pictures").is_dir():
         prepare(Path(folder) / "pictures", "output_dir")  # removes what a killed run left
@@ -51,8 +54,15 @@ def open_run_folder(folder: str) -> None:
     workflow = calling_workflow()
     if workflow is not None:
         config = {name: value for name, value in workflow.parser.get().items() if name != "_meta_"}
+        if str(config.get("bundle_root", "")).startswith("$") and _is_elsewhere(folder, bundle_root):
+            config["bundle_root"] = literal(str(Path(str(bundle_root)).resolve()))
         plain = json.loads(json.dumps({**config, "about": about}, default=str))
         write_json(Path(folder) / "config.json", plain)
+
+
+def _is_elsewhere(folder: str, bundle_root: str | None) -> bool:
+    """Whether the folder above the run's is not the bundle, as `bundle_root()` would take it to be."""
+    return bundle_root is not None and Path(folder).resolve().parent != Path(bundle_root).resolve()
 
 
 class RunFolderHandler:

@@ -68,7 +68,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
             for name, folder in folders.items():
                 if name != "ckpt_dir":
                     prepare(folder, name)
-            open_run_folder(settings.output_dir)
+            open_run_folder(settings.output_dir, getattr(settings, "bundle_root", None))
     if is_distributed():
         dist.barrier()
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import overrides
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.demo import run_workflow
@@ -24,6 +24,7 @@ from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow import run_folder
 from monai_iou.workflow.bars import start_above_log, stop_above_log
+from monai_iou.workflow.checkpoint_files import last_epoch
 from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.run_folder import RunFolderHandler
 from monai_iou.workflow.run_summary import write_summary
@@ -205,3 +206,18 @@ def test_log_lines_go_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = terminal.getvalue().split("\n")
     (line,) = [line for line in lines if "a line of the log" in line]
     assert line.rpartition("\x1b[2K")[2] == "a line of the log"  # behind what erases the bar
+
+
+@pytest.mark.parametrize("output", ["bundle/eval", "runs/a"])
+def test_the_config_of_a_run_goes_on_with_it_wherever_its_folder_is(output: str, bundle: Path, data: Path) -> None:
+    places = overrides(bundle, data, epochs=1, output_dir=str(bundle.parent / output))
+    del places["bundle_root"]
+    config = bundle / "configs" / "train.json"
+    for epochs, resume in ((1, False), (2, True)):
+        workflow = ConfigWorkflow(str(config), workflow_type="train", **{**places, "epochs": epochs, "resume": resume})
+        workflow.initialize()
+        workflow.run()
+        assert last_epoch(bundle / "models" / "last_epoch.pt") == epochs
+        config, places = bundle.parent / output / "config.json", {"overwrite": False}
+    stored = json.loads(config.read_text())["bundle_root"]
+    assert (stored == str(bundle)) == (output == "runs/a"), "a copy of the whole bundle finds itself"
