@@ -180,7 +180,7 @@ class _IgnoredMapFirst(nn.Module):
         return result
 
 
-class _EachScale(DeepSupervisionWrapper):  # type: ignore[misc]
+class _EachScale(DeepSupervisionWrapper):
     """nnU-Net's deep supervision, in which distances between components are in mm at the coarser scales too.
 
     nnU-Net halves the axes of thick slices later than the others, so that coarse voxels have other proportions.
