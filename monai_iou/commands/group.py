@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -80,14 +82,40 @@ for _command in (demo, init, plan, train, predict, evaluate, compare, class_weig
 
 def _show(error: click.ClickException) -> None:
     """Print an error as click does, with what would steer the terminal escaped."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2: its text is the help
+        click.echo(error.format_message(), err=True)
+        return
     context = getattr(error, "ctx", None)
     if context is not None:
         click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.\n", err=True)
     _console().say(f"Error: {error.format_message()}", error=True)
 
 
+@contextlib.contextmanager
+def _any_text() -> Iterator[None]:
+    """Let stdout and stderr escape what their encoding lacks: a file's name must not end a command whose work is done.
+
+    On Windows, output to a file or pipe is encoded for one language; elsewhere, bytes of names may be no UTF-8.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    strict = [stream for stream in streams if stream.errors == "strict"]
+    for stream in strict:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in strict:
+            if not stream.closed:
+                stream.reconfigure(errors="strict")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: `sys.argv[1:]`) and return its exit code."""
+    with _any_text():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         result = cli.main(args=None if argv is None else list(argv), prog_name="monai-iou", standalone_mode=False)
     except click.exceptions.Exit as stop:
