@@ -39,6 +39,9 @@ def csv_text(rows: Iterable[Sequence[Any]], separator: str = ",") -> str:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a CSV file with a header, written by `write_csv` or a spreadsheet.
 
+    Where the header has no comma, its cells and all others are separated by semicolons, as spreadsheets write them in
+    countries with a decimal comma, or by tabs.
+
     Returns:
         One dictionary per row, from column to text.
 
@@ -49,12 +52,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     limit = csv.field_size_limit(sys.maxsize)  # a cell may exceed the default of 131072 characters
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
+            separator = _separator(stream.readline())
+            stream.seek(0)
+            rows = list(csv.DictReader(stream, strict=True, delimiter=separator))
     except csv.Error as error:
         raise ValueError(str(error)) from error
     finally:
         csv.field_size_limit(limit)
-    return [{name: _plain_text(cell) for name, cell in row.items() if isinstance(cell, str)} for row in rows]
+    # Blanks around a column's name are no part of it; a cell without a column has no name.
+    return [{name.strip(): _plain_text(cell) for name, cell in row.items() if isinstance(cell, str)} for row in rows]
+
+
+def _separator(header: str) -> str:
+    """Return what separates the cells of a table."""
+    return next((separator for separator in ",;\t" if separator in header), ",")
 
 
 def _cell(value: Any) -> str:

@@ -46,6 +46,14 @@ def test_numbers_keep_every_bit_and_are_never_quoted_or_marked(tmp_path):
     assert csv_text([["-1", "+2", "-1+1"]]) == "-1,+2,'-1+1\n"
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_is_read_by_the_separator_of_its_header(tmp_path, separator, encoding):
+    cells = [["case", " patient "], ["a,b;c\td", "P\n1"], ["", "\u00fc"]]
+    (tmp_path / "t.csv").write_text(csv_text(cells, separator), encoding=encoding, newline="")
+    assert read_csv(tmp_path / "t.csv") == [{"case": a, "patient": b} for a, b in cells[1:]]
+
+
 def test_other_separators_quote_their_own(tmp_path):
     assert csv_text([["a;b", "c,d"]], ";") == '"a;b";c,d\n'
 
