@@ -25,7 +25,7 @@ from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import Grid, align
-from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed
+from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed, files_below
 from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
 
@@ -33,6 +33,7 @@ __all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "find_
 
 RESOLUTION = 4000  # nodes of the histograms: the thresholds and the bins of calibration are among them
 OPERATING_POINTS = tuple(i / 10 for i in range(1, 10))
+ARCHIVE = ".npz"
 _KEYS = ("probabilities", "softmax")  # of nnU-Net v2 and v1
 
 
@@ -49,7 +50,7 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
     Raises:
         PairingError: the folder does not exist or has no file of any case.
     """
-    found = sorted(folder.rglob("*.npz"))
+    found = files_below(folder, ARCHIVE)
     archives = {composed(path.relative_to(folder).with_suffix("").as_posix()): path for path in found}
     try:
         volumes = find_volumes(folder, "--probabilities", without=())
@@ -192,7 +193,7 @@ def _read_maps(
         volumes = {structure: read_volume(files[structure.name]) for structure in structures}
         return {structure: align(v.array, v.grid, reference.grid) for structure, v in volumes.items()}
     path = files[""]
-    channels = _archive(path, reference) if path.suffix == ".npz" else _channels(path, reference)
+    channels = _archive(path, reference) if path.suffix.lower() == ARCHIVE else _channels(path, reference)
     if structures is None:
         structures = [Structure(str(value), (value,)) for value in range(1, max(2, len(channels)))]
     return {s: channels[numbers].sum(axis=0) for s, numbers in _channel_numbers(path, len(channels), structures)}

@@ -227,6 +227,27 @@ def _below(folder: Path, deep: bool, without: Sequence[str], above: tuple[object
             yield from _below(entry, deep, without, (*above, identity))
 
 
+def files_below(folder: Path, ending: str) -> Iterator[Path]:
+    """Yield every file below a folder whose name has an ending, in upper or lower case.
+
+    Args:
+        folder: the folder to search; hidden entries and links are treated as by `volumes_below`.
+        ending: in lower case, such as `.npz`.
+
+    Raises:
+        VolumeError: if a folder may not be read, whose files would be missing without notice.
+    """
+    yield from _files_below(folder, ending, (_identity(folder),))
+
+
+def _files_below(folder: Path, ending: str, above: tuple[object, ...]) -> Iterator[Path]:
+    for entry in visible_entries(folder):
+        if not is_folder(entry):
+            yield from [entry] if entry.name.lower().endswith(ending) else []
+        elif (identity := _identity(entry)) not in above:
+            yield from _files_below(entry, ending, (*above, identity))
+
+
 def _identity(folder: Path) -> object:
     try:
         status = folder.stat()

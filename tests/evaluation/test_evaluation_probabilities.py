@@ -317,3 +317,16 @@ def test_maps_of_predict_are_no_predictions(folder: Path, tmp_path: Path) -> Non
     assert found.failures == []
     together = json.loads((tmp_path / "together" / "summary.json").read_text(encoding="utf-8"))
     assert together["probabilities"] == apart["probabilities"]
+
+
+def test_archives_behind_links_and_with_capital_letters_are_found(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.npz").touch()
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    (maps / "site").symlink_to(tmp_path / "real")
+    (maps / "b.NPZ").touch()
+    (maps / "._b.npz").touch()
+    found = find_maps(maps, ["site/a", "b"])
+    assert found == {"site/a": {"": maps / "site" / "a.npz"}, "b": {"": maps / "b.NPZ"}}
