@@ -29,10 +29,12 @@ class Description:
     Attributes:
         path: of the file.
         content: {} if there is no such file.
+        problem: a sentence about a file that is there and cannot be read; "" if there is none.
     """
 
     path: Path
     content: Mapping[str, Any]
+    problem: str = ""
 
     def names_of(self, pair: Pair) -> tuple[str, ...]:
         """The names by which the file may know a case, the surest first.
@@ -95,18 +97,30 @@ class Description:
 
 
 def description_of(request: Request) -> Description:
-    """Read the dataset.json of a request; it is an extra, so that a damaged one is as good as none."""
+    """Read the dataset.json of a request; it is an extra, so that a damaged one is as good as none, and is noted."""
     references = request.references.parent if request.references.is_file() else request.references
     named = None if request.dataset is None else [request.dataset.absolute() / "dataset.json"]
     places = named or description_places(references)
+    problem = ""
     for path in places:
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError):
+            content = json.loads(path.read_bytes())  # in each encoding in which a training reads it
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            problem = problem or _left_out(path, " ".join(str(error).split()))
             continue
         if isinstance(content, dict):
-            return Description(path, content)
-    return Description(places[0], {})
+            return Description(path, content, problem)
+        problem = problem or _left_out(path, f"it holds no object but a {type(content).__name__}")
+    return Description(places[0], {}, problem)
+
+
+def _left_out(path: Path, reason: str) -> str:
+    return (
+        f"`{path}` cannot be read ({reason}): what it may say of regions, an ignored value, patients and names of "
+        "labels was left out."
+    )
 
 
 def _nnunet_files(root: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:

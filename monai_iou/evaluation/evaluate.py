@@ -12,7 +12,7 @@ from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
 from monai_iou.evaluation.earlier import check_earlier, earlier_exports, replaced_note
 from monai_iou.evaluation.exports import EXPORTS
-from monai_iou.evaluation.groups import patients_of, with_dataset_labels, without_unlabelled
+from monai_iou.evaluation.groups import dataset_notes, patients_of, with_dataset_labels, without_unlabelled
 from monai_iou.evaluation.map_records import MapRecords
 from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
 from monai_iou.evaluation.report import report_text
@@ -69,7 +69,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         evaluation = _evaluate(run, request, settings, pairs, maps, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
         evaluation.maps = maps.finish(run, evaluation, progress)
-        evaluation.run_notes += [*run.notes, *replaced]
+        evaluation.run_notes += [*run.notes, *replaced, *dataset_notes(request)]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,30 @@ def with_dataset_labels(request: Request) -> Request:
     return replace(request, ignore=ignore, regions=regions)
 
 
+def dataset_notes(request: Request) -> list[str]:
+    """Notes on what the dataset.json of the references says and could not be used: the scores may then be of others."""
+    if request.instances:
+        return []
+    dataset = description_of(request)
+    problem = dataset.problem or _label_problem(dataset)
+    if problem and not request.references.is_absolute():  # as the user wrote it
+        problem = problem.replace(f"{Path.cwd()}{os.sep}", "")
+    return [problem] if problem else []
+
+
+def _label_problem(dataset: Description) -> str:
+    """A sentence about labels that the file describes and that cannot be used; "" if there are none."""
+    if "labels" not in dataset.content:
+        return ""
+    try:
+        scheme = read_label_scheme(dataset.content, dataset.path)
+        for name, classes in dataset.labelled.items():
+            read_labelled(classes, scheme, name)
+    except ValueError as error:
+        return f"What `{dataset.path}` says of labels was left out. {error}"
+    return ""
+
+
 def without_unlabelled(
     records: Mapping[str, dict[str, Any]], pairs: Sequence[Pair], request: Request
 ) -> dict[str, dict[str, Any]]:
@@ -132,7 +157,7 @@ def _from_file(pairs: Sequence[Pair], file: Path) -> dict[str, str]:
             if not {"case", "patient"} <= columns:
                 raise _unusable(file, f"the columns {', '.join(sorted(columns)) or 'nothing'}")
             return _by_name(cases, ((row.get("case", ""), row.get("patient", "")) for row in rows), file)
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, RequestError):
             raise
@@ -164,7 +189,7 @@ def _by_name(cases: Sequence[str], rows: Iterable[tuple[str, str]], source: Path
                 f"{patient}: remove one row."
             )
             raise RequestError(message)
-    if strange and not patients:
+    if not patients:  # each case would count as a patient of its own, as without the file
         raise _strange(cases, strange, source)
     return patients
 
@@ -181,7 +206,7 @@ def _by_parts(pairs: Sequence[Pair], groups: Mapping[str, Any], dataset: Descrip
 def _strange(cases: Sequence[str], named: Sequence[str], source: Path) -> RequestError:
     return RequestError(
         f"Expected `{source}` to name cases that are evaluated, such as {cases[0]}, but got "
-        f"{', '.join(named[:SHOWN]) or 'none'}: name the cases as cases.csv does."
+        f"{', '.join(named[:SHOWN]) or 'none'}: name the cases as cases.csv does, each with its patient."
     )
 
 

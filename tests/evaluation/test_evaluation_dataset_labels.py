@@ -111,10 +111,53 @@ def test_a_tolerance_of_a_region_of_the_description_is_used(tmp_path: Path) -> N
     assert every["core"] < usual["core"]
 
 
-@pytest.mark.parametrize("content", [{}, {"labels": {"background": 0, "a": [1, 2]}}, {"labels": "lesion"}])
-def test_a_description_that_says_nothing_usable_changes_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({}, ""),
+        (
+            {"labels": {"background": 0, "a": [1, 2]}},
+            "Expected `regions_class_order` in PATH to name a value for each of the 1 regions, but got None: add it, "
+            "in the order of the regions.",
+        ),
+        ({"labels": "lesion"}, "Expected `labels` in PATH to name the background 0 and at least one more value, as "),
+        (
+            {"labels": {"0": "background", "1": "one"}, "labelled": {"a": ["eno"]}},
+            "Expected `labelled` of a to list classes of `labels` ('one'), but got 'eno': write their names.",
+        ),
+    ],
+)
+def test_a_description_that_says_nothing_usable_changes_nothing_and_is_noted(
+    tmp_path: Path, content: dict[str, Any], problem: str
+) -> None:
     maps = folders(tmp_path, **content)
     assert scores(tmp_path)["1"] == pytest.approx(expected(*maps, [1], None))
+    notes = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["notes"]
+    path = str(tmp_path / "dataset.json")
+    said = f"What `{path}` says of labels was left out. {problem.replace('PATH', path)}"
+    assert [note[: len(said)] for note in notes] == ([said] if problem else [])
+
+
+@pytest.mark.parametrize("content", [b'{"labels": {"background": 0, "whole": [1, 2]},}', b"[]", b"\xff"])
+def test_a_description_that_cannot_be_read_is_noted(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = folders(tmp_path)
+    (tmp_path / "dataset.json").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    done = evaluate_folders(Request(Path("predictions"), Path("labelsTr"), Path("out")))
+    assert done.rows[0]["iou"] == pytest.approx(expected(*maps, [1], None))
+    (note,) = done.notes
+    assert note.startswith("`dataset.json` cannot be read (")
+    assert note.endswith("): what it may say of regions, an ignored value, patients and names of labels was left out.")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_description_is_read_in_the_encodings_of_a_training(tmp_path: Path, encoding: str) -> None:
+    maps = folders(tmp_path)
+    content = {"labels": {**REGIONS, "ignore": 9}, "regions_class_order": [1, 2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding=encoding)
+    assert scores(tmp_path)["whole"] == pytest.approx(expected(*maps, [1, 2]))
 
 
 @pytest.mark.parametrize(

@@ -108,12 +108,24 @@ def test_cases_may_be_named_as_their_files(tmp_path: Path) -> None:
         ("g.csv", "case,patient\nx,P\ny,P\n", "to name cases that are evaluated, such as a, but got x, y: name the"),
         ("g.json", '{"x": "P"}', "to name cases that are evaluated, such as a, but got x: name the cases as"),
         ("g.json", '{"P": ["x"]}', "to name cases that are evaluated, such as a, but got x: name the cases as"),
+        ("g.json", "{}", "such as a, but got none: name the cases as cases.csv does, each with its patient."),
+        ("g.csv", "case,patient\na,\nb,\n", "but got none: name the cases as cases.csv does, each with its patient."),
         ("g.csv", "case\na\n", "to be a CSV with the columns case and patient, or JSON that maps"),
     ],
 )
 def test_a_file_that_gives_no_patients_is_refused(name: str, text: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=re.escape(expected)):
         listed(tmp_path, text, "a", "b", name=name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_in_the_encodings_of_a_training(encoding: str, tmp_path: Path) -> None:
+    for name in ("dataset.json", "g.json"):
+        (tmp_path / name).write_text(json.dumps({"patient_groups": {"P": ["a\u00fc"]}}), encoding=encoding)
+    (tmp_path / "labelsTr").mkdir()
+    for groups in (None, tmp_path / "g.json"):
+        request = Request(tmp_path, tmp_path / "labelsTr", tmp_path / "out", groups=groups)
+        assert patients_of(pairs_of("a\u00fc", "b"), request) == {"a\u00fc": "P", "b": "case b"}
 
 
 @pytest.mark.parametrize("content", [{"training": 5}, {"training": [None, {"image": 3}]}, {"validation": {"a": 1}}])
