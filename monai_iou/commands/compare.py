@@ -42,7 +42,7 @@ def compare(folders: tuple[Path, ...], output: Path, metrics: str | None, primar
         rows = compare_folders(
             folders,
             output,
-            tuple(metrics.split(",")) if metrics else METRICS,
+            METRICS if metrics is None else tuple(metric.strip() for metric in metrics.split(",")),
             primary,
             lambda text: say(f"Note: {text}", error=True),
         )

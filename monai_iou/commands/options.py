@@ -70,7 +70,7 @@ def with_options(*options: Callable[[_Command], _Command]) -> Callable[[_Command
 def label_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
     """`1,2` as (1, 2)."""
     try:
-        return tuple(int(part) for part in value.split(",")) if value else ()
+        return () if value is None else tuple(int(part) for part in value.split(","))
     except ValueError as error:
         message = f"Expected label values, but got {value!r}: separate whole numbers by commas, such as 1,2."
         raise click.BadParameter(message) from error
@@ -79,7 +79,7 @@ def label_list(context: click.Context, parameter: click.Parameter, value: str | 
 def region_list(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, tuple[int, ...]]:
     """`whole=1+2,core=2` as {"whole": (1, 2), "core": (2,)}."""
     try:
-        parts = [part.split("=") for part in value.split(",")] if value else []
+        parts = [] if value is None else [part.split("=") for part in value.split(",")]
         regions = {name.strip(): tuple(int(label) for label in labels.split("+")) for name, labels in parts}
     except ValueError as error:
         message = f"Expected regions, but got {value!r}: write a name and its labels, such as whole=1+2,core=2."
@@ -96,10 +96,14 @@ def tolerance_in_mm(context: click.Context, parameter: click.Parameter, value: s
         if "=" not in value:
             return float(value), {}
         parts = [part.split("=") for part in value.split(",")]
-        return 1.0, {name.strip(): float(mm) for name, mm in parts}
+        tolerances = {name.strip(): float(mm) for name, mm in parts}
     except ValueError as error:
         message = f"Expected a distance in mm, but got {value!r}: write one, or one per label such as 1=0.5,2=2."
         raise click.BadParameter(message) from error
+    if len(tolerances) != len(parts):
+        message = f"Expected one distance for each label, but got {value!r}: remove one."
+        raise click.BadParameter(message)
+    return 1.0, tolerances
 
 
 def check_folder(name: str, path: Path, content: str) -> None:

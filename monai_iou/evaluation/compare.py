@@ -117,7 +117,7 @@ def _primary_first(metrics: Sequence[str], primary: str | None) -> list[str]:
         message = f"Expected metrics among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}: correct them."
         raise UnknownMetricError(message)
     decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
-    return [decisive, *(metric for metric in metrics if metric != decisive)]
+    return list(dict.fromkeys((decisive, *metrics)))
 
 
 def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
+from monai_iou.cli import main
 from monai_iou.evaluation.columns import CASE_COLUMNS, FAILURE_COLUMNS
 from monai_iou.evaluation.compare import METRICS, CompareError, compare_folders
 from monai_iou.evaluation.statistics import holm
@@ -62,6 +63,16 @@ def test_the_correction_counts_labels_and_pairs_of_folders(tmp_path, scores):
     assert [row["names"] for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
     assert min(row["p_holm"] for row in rows) == pytest.approx(3 * min(row["p"] for row in rows))
+
+
+def test_a_metric_that_is_named_twice_is_one_row(tmp_path, scores, capsys):
+    folders = [str(evaluated(tmp_path / name, {"iou": values})) for name, values in zip("ab", scores, strict=True)]
+    options = [f"--output={tmp_path / 'c'}", "--metrics=iou, dice,dice"]
+    assert main(["compare", *folders, *options]) == 0
+    assert [row["metric"] for row in read_csv(tmp_path / "c" / "comparison.csv")] == ["iou", "dice"]
+    capsys.readouterr()
+    assert main(["compare", *folders, f"--output={tmp_path / 'c'}", "--metrics="]) == 2
+    assert "but got none: correct them." in capsys.readouterr().err
 
 
 def test_another_metric_can_be_primary(tmp_path, scores):
