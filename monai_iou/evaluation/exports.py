@@ -94,8 +94,7 @@ def panoptica_text(evaluation: Evaluation) -> str:
         for lesion in record["lesions"]:
             if lesion["status"] == "tp":
                 matched.setdefault((record["case"], lesion["label"]), []).append(lesion["matched_iou"])
-    # Names of groups may not hold the separator there.
-    groups = {name: name.replace("-", "_") for name in evaluation.names}
+    groups = _panoptica_groups(evaluation.names)
     table: list[list[Any]] = [["subject_name", *(f"{g}-{key}" for g in groups.values() for key in PANOPTICA_KEYS)]]
     for record in evaluation.records:
         line = [record["case"]]
@@ -105,6 +104,21 @@ def panoptica_text(evaluation: Evaluation) -> str:
             line += [scores[score] for score in PANOPTICA_KEYS]
         table.append(line)
     return csv_text(table, separator="\t")
+
+
+def _panoptica_groups(names: Sequence[str]) -> dict[str, str]:
+    """What each structure is called there, where a name may not hold the separator.
+
+    >>> _panoptica_groups(["core", "a-b", "a_b"])
+    {'core': 'core', 'a-b': 'a_b_', 'a_b': 'a_b'}
+    """
+    groups = {name: name for name in names if "-" not in name}
+    for name in names:
+        group = name.replace("-", "_")
+        while "-" in name and group in groups.values():
+            group += "_"
+        groups[name] = group
+    return {name: groups[name] for name in names}
 
 
 PANOPTICA_KEYS = (

@@ -107,7 +107,7 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         if not named:
             message = f"Expected every row of `{path}` to name a file, but got empty cells in row {line}: remove it."
             raise PairingError(message)
-        name = (row.get("case") or "").strip() or name_of_file(named)
+        name = composed((row.get("case") or "").strip() or name_of_file(named))
         if name in pairs:
             message = f"Expected every row of `{path}` to name a case of its own, but got `{name}` again: rename it."
             raise PairingError(message)

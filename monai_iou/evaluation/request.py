@@ -265,6 +265,12 @@ def _check_choices(request: Request) -> None:
 
 
 def _check_inputs(request: Request) -> None:
+    if request.pairs is not None and request.predictions.is_file() and request.references.is_file():
+        message = (
+            "Expected two folders with `--pairs`, whose paths start at them, but got two files, which are a pair: drop "
+            "`--pairs`, or name the folders."
+        )
+        raise RequestError(message)
     for option, folder in (("--images", request.images), ("--probabilities", request.probabilities)):
         if folder is not None and not folder.is_dir():
             message = f"Expected `{option}` to be a folder of volumes, but got `{folder}`: check the path."

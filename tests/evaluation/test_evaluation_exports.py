@@ -93,6 +93,18 @@ def test_one_pair_of_files_is_an_evaluation(tmp_path: Path, capsys: pytest.Captu
     assert float(row["iou"]) == (mask & np.roll(mask, 1, axis=0)).sum() / (mask | np.roll(mask, 1, axis=0)).sum()
 
 
+def test_one_pair_of_files_needs_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("predictions", "references"):
+        save(tmp_path / kind / "case.nii.gz", touching_lesions(0))
+    (tmp_path / "pairs.csv").write_text("prediction,reference\n", encoding="utf-8")
+    files = [f"--{kind}={tmp_path / kind / 'case.nii.gz'}" for kind in ("predictions", "references")]
+    assert main(["evaluate", *files, f"--output={tmp_path / 'out'}", f"--pairs={tmp_path / 'pairs.csv'}"]) == 2
+    assert (
+        "Expected two folders with `--pairs`, whose paths start at them, but got two files, which are a pair: drop "
+        "`--pairs`, or name the folders." in capsys.readouterr().err
+    )
+
+
 def test_a_file_and_a_folder_are_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(tmp_path / "a.nii.gz", np.ones(SHAPE, np.uint8))
     assert main(["evaluate", "-p", str(file), "-r", str(tmp_path), "-o", str(tmp_path / "out")]) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,22 @@ def test_csv_without_pairs_is_refused(folders, tmp_path, text, message):
 def test_absent_csv_is_refused(folders, tmp_path):
     with pytest.raises(PairingError, match=r"`--pairs` to be a CSV file in UTF-8, but got `.*none\.csv`"):
         read_pairs(tmp_path / "none.csv", *folders)
+
+
+def test_a_case_of_a_table_is_named_as_its_files_are(folders, tmp_path):
+    """In the composed form, by which maps, images and patients are looked up."""
+    apart, one = (unicodedata.normalize(form, "M\u00fcller") for form in ("NFD", "NFC"))
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"prediction,reference,case\na.mha,a.nii.gz,{apart}\nx/a.mha,x/a.nii,\n", encoding="utf-8")
+    assert [pair.case for pair in read_pairs(table, *folders)] == [one, "x/a"]
+    table.write_text(f"prediction,reference,case\na.mha,a.nii.gz,{apart}\na.mha,a.nii.gz,{one}\n", encoding="utf-8")
+    with pytest.raises(PairingError, match=f"a case of its own, but got `{one}` again: rename it"):
+        read_pairs(table, *folders)
+
+
+@pytest.mark.parametrize(
+    "text", ["prediction;reference\na.mha;a.nii.gz\n", "prediction , reference\na.mha, a.nii.gz\n"]
+)
+def test_tables_of_spreadsheets_are_read(folders, tmp_path, text):
+    (tmp_path / "pairs.csv").write_text(text, encoding="utf-8-sig")
+    assert read_pairs(tmp_path / "pairs.csv", *folders) == [Pair("a", folders[0] / "a.mha", folders[1] / "a.nii.gz")]
