@@ -62,7 +62,7 @@ def _chosen(evaluation: Evaluation) -> list[tuple[str, Mapping[str, Any]]]:
 def _images(folder: Path | None) -> tuple[dict[str, Path], str]:
     try:
         return (find_volumes(folder, "--images", RESULTS) if folder is not None else {}), ""
-    except PairingError as error:
+    except (PairingError, VolumeError) as error:  # at the end of all work, of which nothing would be written
         return {}, str(error)
 
 

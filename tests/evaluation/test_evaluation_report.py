@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation import case_table
+from monai_iou.evaluation import case_table, pictures
 from monai_iou.evaluation.charts import bland_altman, curve, distribution, forest, paired, recall_chart
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -19,6 +19,7 @@ from monai_iou.evaluation.rules import Structure
 from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Axis, Point
 from monai_iou.evaluation.thumbnails import MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
+from monai_iou.volumes.reading import VolumeError
 
 EVIL = "<script>document.title='owned'</script>"  # a case's name is a path: the slash makes a folder
 
@@ -88,6 +89,18 @@ def test_images_that_are_not_there_are_told_and_fail_nothing(report, tmp_path):
     evaluate_folders(Request(**{**vars(request), "images": tmp_path / "nothing"}))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"Expected volumes in `{tmp_path / 'nothing'}`, but got none" in page
+
+
+def test_a_folder_of_images_that_may_not_be_read_fails_nothing(report, tmp_path, monkeypatch):
+    def unreadable(*_: object) -> None:
+        message = "Expected `images/site` to be readable, but got the error 'Permission denied': ask for the right."
+        raise VolumeError(message)
+
+    monkeypatch.setattr(pictures, "find_volumes", unreadable)
+    folder = report.parents[1]
+    evaluate_folders(Request(folder / "predictions", folder / "references", tmp_path / "out", images=folder))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Expected `images/site` to be readable, but got the error" in page
 
 
 def pixels_of(uri: str) -> np.ndarray:
