@@ -45,13 +45,21 @@ FILES = (
 )
 LABELS = (
     click.option(
-        "-l", "--labels", callback=label_list, metavar="1,2", help="Labels to score. Default: all in the references."
+        "-l",
+        "--labels",
+        callback=label_list,
+        metavar="1,2",
+        help="Labels to score. Default: the regions of the dataset.json beside or above the references, or else all in "
+        "the references.",
     ),
     click.option(
         "--regions", callback=region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels."
     ),
     click.option(
-        "--ignore", type=int, metavar="LABEL", help="Reference voxels of this value are excluded from all scores."
+        "--ignore",
+        type=int,
+        metavar="LABEL",
+        help="Reference voxels of this value are excluded from all scores. Default: what dataset.json says to ignore.",
     ),
 )
 DISTANCES = (
@@ -61,7 +69,7 @@ DISTANCES = (
         default="1",
         show_default=True,
         metavar="MM",
-        help="Tolerance of the normalised surface distance (NSD) in mm, or one per label: 1=0.5,2=2.",
+        help="Tolerance of the normalised surface Dice (NSD) in mm, or one per label: 1=0.5,2=2, and 1 mm for others.",
     ),
     click.option(
         "--boundary",
@@ -141,7 +149,12 @@ CASES = (
         metavar="DIR",
         help="Folder of probability maps (nnU-Net's npz, or NIfTI), to score at every threshold.",
     ),
-    click.option("--groups", type=FOLDER, metavar="FILE", help="CSV or JSON file that assigns the cases to patients."),
+    click.option(
+        "--groups",
+        type=FOLDER,
+        metavar="FILE",
+        help="CSV or JSON file that assigns the cases to patients. Default: `patient_groups` of dataset.json.",
+    ),
 )
 RUNNING = (
     click.option(
@@ -150,7 +163,11 @@ RUNNING = (
     click.option(
         "--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this address, such as tcp://host:8786."
     ),
-    click.option("--resample", type=Choice(["reference"]), help="Resample predictions to the grid of the reference."),
+    click.option(
+        "--resample",
+        type=Choice(["reference"]),
+        help="Resample predictions to the grid of the reference, by nearest neighbour. Default: refuse other grids.",
+    ),
 )
 REPORT = (
     click.option(

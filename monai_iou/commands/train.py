@@ -43,7 +43,12 @@ FOLDS = (
 )
 CONFIGS = (
     click.option(
-        "--config", "configs", type=FOLDER, multiple=True, metavar="EXTRA.json", help="Config to merge after the plan."
+        "--config",
+        "configs",
+        type=FOLDER,
+        multiple=True,
+        metavar="EXTRA.json",
+        help="Config to merge after the plan; may be repeated.",
     ),
 )
 AGAIN = (

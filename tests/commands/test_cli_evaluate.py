@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,9 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
             "Expected regions, but got 'whole': write a name and its labels, such as whole=1+2,core=2.",
         ),
         (["--regions=a=1,a=2"], 2, "Expected every region to have a name of its own, but got 'a=1,a=2': rename one."),
+        (["--labels="], 2, "Expected label values, but got '': separate whole numbers by commas, such as 1,2."),
+        (["--regions="], 2, "Expected regions, but got '': write a name and its labels, such as whole=1+2,core=2."),
+        (["--tolerance=1=0.5,1=2"], 2, "Expected one distance for each label, but got '1=0.5,1=2': remove one."),
         (["--labels=1,1"], 2, "Expected every label once in `--labels`, but got 1 again: remove it."),
         (["--images=nowhere"], 2, "Expected `--images` to be a folder of volumes, but got `nowhere`: check the path."),
         (["--labels=1", "--regions=a=1"], 2, "Expected either `--labels` or `--regions`, but got both: keep one."),
@@ -103,6 +107,26 @@ def test_wrong_options_give_one_sentence(folders, tmp_path, capsys, options, cod
     err = capsys.readouterr().err
     assert text in err
     assert "Traceback" not in err
+
+
+def test_a_command_line_without_a_command_shows_the_help(capsys):
+    assert main(["--help"]) == 0
+    help_text = capsys.readouterr().out
+    main([])  # 2, before click 8.2 0
+    assert "".join(capsys.readouterr()) == help_text
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_names_that_an_output_cannot_encode_are_escaped(folders, tmp_path, monkeypatch, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    path = tmp_path / "\u03a9\udcff.json"
+    assert main(["class-weights", str(tmp_path / "references"), f"--output={path}"]) == 0
+    shown = str(path).encode(encoding, "backslashreplace").decode(encoding)
+    text = stream.buffer.getvalue().decode(encoding)
+    assert text.splitlines()[-1] == f'Written: {shown}. In a config: "weight": "%{shown}::weights"'
+    assert path.is_file()
+    assert stream.errors == "strict"
 
 
 def test_an_output_inside_the_inputs_is_refused_before_any_work(folders, tmp_path, capsys):
