@@ -132,7 +132,9 @@ class Request:
         """
         for folder in (self.predictions, self.references, self.images, self.probabilities):
             if folder is not None and not folder.is_absolute():
-                text = text.replace(str(folder.absolute()), str(folder))
+                # Not of a folder beside it, whose name only begins likewise: `/data/run` in `/data/run_2/a.nii`.
+                whole = rf"(?<![\w./\\-]){re.escape(str(folder.absolute()))}(?=[/\\`'\s:,]|$)"
+                text = re.sub(whole, lambda _, name=str(folder): name, text)
         return text
 
 

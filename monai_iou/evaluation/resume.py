@@ -37,7 +37,7 @@ def write(output: Path, record: Mapping[str, Any]) -> None:
     """
     path = _path(output, record["case"])
     kept = {name: value for name, value in record.items() if name != "pictures"}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     out.write_text(path, _line(kept) + _line(record.get("pictures", {})))
 
 
@@ -61,7 +61,7 @@ def write_maps(output: Path, case: str, content: Mapping[str, Any]) -> None:
         OutputError: they cannot be written.
     """
     path = _path(output, case, ".maps")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     out.write_text(path, _line(content))
 
 
@@ -69,6 +69,17 @@ def read_maps(output: Path, case: str) -> dict[str, Any] | None:
     """The counts of a case's probability maps, or None if there are none that are whole."""
     content = _content(_path(output, case, ".maps"), 0)
     return content if content is not None and content.get("case") == case else None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = (
+            f"Expected `{folder}` to be the folder of the finished cases, but got the error '{error.strerror}': remove "
+            "what lies there, or choose another output folder."
+        )
+        raise out.OutputError(message) from error
 
 
 def _line(content: Mapping[str, Any]) -> str:

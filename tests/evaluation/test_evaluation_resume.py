@@ -11,6 +11,7 @@ import pytest
 from monai_iou.evaluation import case_files
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
+from monai_iou.files import OutputError
 
 
 @pytest.fixture
@@ -61,3 +62,29 @@ def test_a_prediction_that_was_read_but_not_hashed_is_not_kept_as_missing(
     done = evaluate_folders(request_)
     assert [failure["case"] for failure in done.failures] == ["b"]
     assert done.summary["labels"]["1"]["iou"]["mean_penalty"] == 0.5
+
+
+def test_a_file_in_place_of_the_finished_cases_is_named(request_: Request) -> None:
+    request_.output.mkdir()
+    (request_.output / "finished").touch()
+    with pytest.raises(OutputError) as caught:
+        evaluate_folders(request_)
+    assert str(caught.value) == (
+        f"Expected `{request_.output / 'finished'}` to be the folder of the finished cases, but got the error 'File "
+        "exists': remove what lies there, or choose another output folder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "typed"),
+    [
+        (".", "`{here}/a.nii` and `{here}_2/a.nii`", "`./a.nii` and `{here}_2/a.nii`"),
+        ("p", "`{here}/p`, {here}/p/b: {here}/p.old/b", "`p`, p/b: {here}/p.old/b"),
+        ("p", "`/mnt{here}/p/a.nii`, {here}/p", "`/mnt{here}/p/a.nii`, p"),
+    ],
+)
+def test_a_path_is_shortened_as_a_whole(folder: str, text: str, typed: str) -> None:
+    """A folder beside it may have a longer name, which stays as it is."""
+    here = Path.cwd()
+    request = Request(Path(folder), Path("/references"), Path("out"))
+    assert request.as_typed(text.format(here=here)) == typed.format(here=here)
