@@ -28,7 +28,7 @@ def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str
 
     Returns:
         `cases`; `thresholds`, `iou`, `dice` (means over the cases) and `pooled_iou` (of all voxels); `best_threshold`,
-        `best_iou`, `iou_at_half`, `average_precision`; `ece`, `ace` and `mce` of all voxels; `reliability` with
+        `best_iou`, `iou_at_half`; `average_precision`, `ece`, `ace` and `mce` of all voxels; `reliability` with
         `edges`, `counts`, `confidence` and `frequency`; `froc` with, for each threshold, `sensitivity` and
         `false_positives` per case, and `sensitivity_at` the rates of `RATES`.
     """
@@ -42,7 +42,7 @@ def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str
         "best_threshold": _plain(curves.best_threshold)[0],
         "best_iou": _plain(curves.best_iou)[0],
         "iou_at_half": _plain(curves.iou)[0][THRESHOLDS // 2],
-        "average_precision": _plain(curves.average_precision)[0],
+        "average_precision": _average_precision(histograms),
         **{key: _finite(value) for key, value in calibration.summary()[0].items()},
         "thresholds": _plain(curves.thresholds),
         **{key: _plain(getattr(curves, key))[0] for key in ("iou", "dice", "pooled_iou")},
@@ -52,6 +52,13 @@ def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str
         },
         "froc": _froc(np.array([case[name]["lesions"] for case in counted])),
     }
+
+
+def _average_precision(histograms: np.ndarray) -> float | None:
+    """Of all voxels, at all nodes: of fewer thresholds, a sure model's voxels lie between the same two."""
+    fine = ThresholdIoUMetric(resolution=RESOLUTION)
+    fine.add_histograms(torch.from_numpy(histograms.sum(0, keepdims=True))[:, None])
+    return _finite(float(fine.curves().average_precision[0]))
 
 
 def _at_thresholds(histograms: np.ndarray) -> np.ndarray:

@@ -89,9 +89,32 @@ def test_scores_equal_direct_computation(folder: Path, tmp_path: Path) -> None:
         place = np.minimum((p * 20).astype(int), 19)
         gaps = [(place == i).mean() * abs(p[place == i].mean() - t[place == i].mean()) for i in np.unique(place)]
         assert scores["ece"] == pytest.approx(sum(gaps), abs=1e-3)
-        order = np.argsort(-p, kind="stable")
-        precision = np.cumsum(t[order]) / np.arange(1, len(t) + 1)
-        assert scores["average_precision"] == pytest.approx(precision[t[order]].mean(), abs=0.01)
+        assert scores["average_precision"] == pytest.approx(average_precision(p, t), abs=1e-6)
+
+
+def average_precision(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """By sorting the probabilities, rounded as the histograms' are; equal ones are one step."""
+    nodes = np.rint(probabilities * 4000)
+    steps = [(nodes >= node) for node in np.unique(nodes)[::-1]]
+    recalls = [0.0, *(float(truth[predicted].sum() / truth.sum()) for predicted in steps)]
+    precisions = [float(truth[predicted].mean()) for predicted in steps]
+    return sum((b - a) * p for a, b, p in zip(recalls[:-1], recalls[1:], precisions, strict=True))
+
+
+def test_the_average_precision_of_a_sure_model_tells_its_voxels_apart(folder: Path, tmp_path: Path) -> None:
+    """They lie between two of the thresholds of the curves: 199 / 200 and 1."""
+    label, _ = made_case(0)
+    truth = label == 1
+    false = np.zeros(SHAPE, bool)
+    false[0, :6, :4] = True
+    false &= ~truth
+    sure = np.where(truth, 0.9988, np.where(false, 0.9963, 0.001)).astype(np.float32)
+    for kind, array in (("references", truth), ("predictions", truth | false)):
+        save(tmp_path / kind / "a.nii.gz", array.astype(np.uint8))
+    save(tmp_path / "maps" / "a.nii.gz", np.stack([1 - sure, sure], -1))
+    found = evaluated(tmp_path, tmp_path / "out", "maps")["probabilities"]["1"]
+    assert found["average_precision"] == pytest.approx(average_precision(sure, truth)) == 1
+    assert found["best_iou"] == pytest.approx(truth.sum() / (truth | false).sum())
 
 
 def test_operating_points_are_what_components_give(folder: Path, tmp_path: Path) -> None:
