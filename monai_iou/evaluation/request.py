@@ -134,7 +134,7 @@ class Request:
             if folder is not None and not folder.is_absolute():
                 # Not of a folder beside it, whose name only begins likewise: `/data/run` in `/data/run_2/a.nii`.
                 whole = rf"(?<![\w./\\-]){re.escape(str(folder.absolute()))}(?=[/\\`'\s:,]|$)"
-                text = re.sub(whole, lambda _, name=str(folder): name, text)
+                text = re.sub(whole, str(folder).replace("\\", r"\\"), text)
         return text
 
 
