@@ -66,7 +66,7 @@ def dask_client(address: str) -> Iterator[Any]:
 
 def _greet(address: str) -> None:
     """Make sure that what answers at the address speaks as a scheduler does."""
-    host, port = _host_and_port(address)
+    host, port = host_and_port(address)
     deadline = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
@@ -106,7 +106,15 @@ def _first_bytes(host: str, port: int, deadline: float) -> bytes:
     return heard
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the two parts of a scheduler's address.
+
+    Raises:
+        SchedulerError: it is not an address of a host and a port by TCP.
+
+    >>> host_and_port("tcp://node7:8786"), host_and_port("127.0.0.1:80")
+    (('node7', 8786), ('127.0.0.1', 80))
+    """
     try:
         parts = urlsplit(address if "://" in address else f"tcp://{address}")
         host, port = parts.hostname, parts.port

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from monai_iou.evaluation.cluster import SchedulerError, host_and_port
 from monai_iou.evaluation.rules import Rules, Structure, split_width
 from monai_iou.files import OutputError, check_outputs
 from monai_iou.metrics import CHALLENGES
@@ -203,7 +204,9 @@ def _check_numbers(request: Request) -> None:
     try:
         split_width(request.boundary)
         lesion_rule(request.match, pairing=request.pairing)
-    except ValueError as error:
+        if request.scheduler is not None:
+            host_and_port(request.scheduler)
+    except (ValueError, SchedulerError) as error:
         raise RequestError(str(error)) from error
     if request.workers < 1:
         message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."

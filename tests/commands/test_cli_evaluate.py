@@ -94,6 +94,8 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
         ),
         (["--labels=1", "--tolerance=2=1"], 2, "to name structures that are scored (1), but got 2: correct its name."),
         (["--lables=1"], 2, "--labels"),
+        (["--scheduler=host"], 2, "Expected `--scheduler` to be an address such as tcp://host:8786, but got `host`"),
+        (["--scheduler=tls://host:1"], 2, "but got `tls://host:1`: only TCP without encryption is supported."),
         (
             ["--output=/proc/no/such"],
             1,
@@ -107,6 +109,7 @@ def test_wrong_options_give_one_sentence(folders, tmp_path, capsys, options, cod
     err = capsys.readouterr().err
     assert text in err
     assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_command_line_without_a_command_shows_the_help(capsys):
@@ -191,6 +194,15 @@ def test_version_help_and_suggestions(capsys):
     assert "-p, --predictions" in capsys.readouterr().out
     assert main(["evalute"]) == 2
     assert "Expected a command, but got 'evalute': perhaps you meant evaluate." in capsys.readouterr().err
+
+
+def test_the_command_alone_shows_its_help(capsys):
+    main([])
+    out, err = capsys.readouterr()
+    shown = out + err
+    assert "\n  evaluate       Score a folder of predictions against references.\n" in shown
+    assert "Error" not in shown
+    assert "\\n" not in shown
 
 
 def test_a_wrong_path_is_named_without_the_package(tmp_path):
