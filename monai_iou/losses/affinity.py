@@ -13,6 +13,7 @@ from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.voxels.compact_labels import equals
+from monai_iou.voxels.labels import checked_numbers, valid_voxels
 
 
 class AffinityLoss(_Loss):
@@ -43,7 +44,8 @@ class AffinityLoss(_Loss):
 
     Raises:
         TypeError: if a tensor has an unsuitable type.
-        ValueError: if an argument is out of range; when called, if shapes do not match.
+        ValueError: if an argument is out of range; when called, if shapes do not match, or the target holds values that
+            are not class numbers.
 
     Example:
         >>> import torch
@@ -88,15 +90,17 @@ class AffinityLoss(_Loss):
 
         Raises:
             TypeError: if `input` is not a floating-point tensor.
-            ValueError: if shapes do not match.
+            ValueError: if shapes do not match, or the target holds values that are not class numbers.
         """
         size = self._grid(input, target)
         labels = target.as_subclass(Tensor)
+        whole, kept = labels, valid_voxels(labels, self.ignore_index)
         if size != tuple(target.shape[2:]):
             labels = pool_labels(labels, size, 2, self.downsample, self.ignore_index)
         flat = labels.flatten(1)
         values = input.as_subclass(Tensor)
         values = values if values.dtype == torch.float64 else values.float()
+        values = checked_numbers(values, whole, kept, self.ignore_index)
         same = (flat.unsqueeze(2) == flat.unsqueeze(1)).to(values)
         valid = (
             torch.ones_like(flat, dtype=torch.bool) if self.ignore_index is None else ~equals(flat, self.ignore_index)

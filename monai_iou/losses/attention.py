@@ -10,6 +10,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
+from monai_iou.distributed import fails_together
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
@@ -17,8 +18,8 @@ from monai_iou.losses.label_pooling import pool_labels
 from monai_iou.losses.nested_instances import without_regions
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.spacing import image_spacings
-from monai_iou.voxels.labels import valid_voxels
-from monai_iou.voxels.partly_labelled import Labelled
+from monai_iou.voxels.labels import checked_numbers, valid_voxels
+from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 
 # Marks ignored voxels of a context map. The label's own `ignore_index` may be 0 or 1, which are values of the map.
 _IGNORED = -1
@@ -80,7 +81,8 @@ class ContextAttentionLoss(_Loss):
 
     Raises:
         TypeError: as :class:`IoULoss`.
-        ValueError: as :class:`IoULoss`, or if an argument is out of range.
+        ValueError: as :class:`IoULoss`, or if an argument is out of range, or a class was not annotated (its map is NaN
+            everywhere).
 
     Example:
         >>> import torch
@@ -122,20 +124,24 @@ class ContextAttentionLoss(_Loss):
 
         Raises:
             TypeError: if a tensor has an unsuitable type.
-            ValueError: if there is no map, a map has several channels or another batch size, or `weights` do not fit.
+            ValueError: if there is no map, a map has several channels or another batch size, `weights` do not fit, or
+                the target holds values that are not classes.
         """
         maps = [input] if isinstance(input, Tensor) else list(input)
         weights = [1 / max(len(maps), 1)] * len(maps) if self.weights is None else self.weights
-        _check_maps(maps, target, len(weights))
-        foreground = self._context(target)
+        with fails_together(self.region_loss.sync_batch, maps[0] if maps else None):
+            _check_maps(maps, target, len(weights))
+            foreground = self._context(target)
+            labels = [self._pooled(foreground, values.shape[2:]) for values in maps]
         total = foreground.new_zeros(())
-        for weight, values in zip(weights, maps, strict=True):
-            size = values.shape[2:]
-            pooled = foreground
-            if size != foreground.shape[2:]:
-                pooled = pool_labels(foreground, size, 1, "area", self.region_loss.ignore_index)
-            total = total + weight * self.region_loss(values, pooled)
+        for weight, values, label in zip(weights, maps, labels, strict=True):
+            total = total + weight * self.region_loss(values, label)
         return total
+
+    def _pooled(self, foreground: Tensor, size: Sequence[int]) -> Tensor:
+        if tuple(size) == tuple(foreground.shape[2:]):
+            return foreground
+        return pool_labels(foreground, size, 1, "area", self.region_loss.ignore_index)
 
     def _context(self, target: Tensor) -> Tensor:
         """Return the dilated foreground (B, 1, *S) as 0 and 1, with ignored voxels marked."""
@@ -143,14 +149,19 @@ class ContextAttentionLoss(_Loss):
         spacings = image_spacings(None, target, self.spacing, len(target), space)
         label = target.as_subclass(Tensor)
         valid = valid_voxels(label, self.ignore_index)
-        mask = label > 0 if label.shape[1] == 1 else (label[:, 1:] >= 0.5).any(1, keepdim=True)
+        maps = label[:, 1:]
+        # Whole numbers are compared with 0, because torch does not order unsigned types of 16 bits or more.
+        mask = label != 0 if label.shape[1] == 1 else (maps >= 0.5 if maps.is_floating_point() else maps != 0)
+        mask = mask.any(1, keepdim=True)
         mask = mask if valid is None else mask & valid
         parts = [dilate(mask[[index]], self.context_mm, spacing) for index, spacing in enumerate(spacings)]
         context = torch.cat(parts).float() if parts else mask.float()
+        context = checked_numbers(context, label, valid, self.ignore_index)
         return context if valid is None else context.masked_fill(~valid, _IGNORED)
 
 
 def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
+    checks.check_tensor("target", target)
     if not maps:
         message = (
             "Expected `input` to hold at least one attention map, but got none: pass the output of a network in "
@@ -171,6 +182,13 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
                 f"{tuple(target.shape)}, but got {tuple(values.shape)}: pass attention maps, not logits."
             )
             raise ValueError(message)
+    annotated = labelled_pairs(target, target, None) if target.shape[1] > 1 else None
+    if annotated is not None and not bool(annotated.all()):
+        message = (
+            "Expected every class of `target` to be annotated with ContextAttentionLoss, which cannot leave classes "
+            "out, but got a map that is NaN everywhere: leave this image out, or train without this loss."
+        )
+        raise ValueError(message)
 
 
 class AttentionSupervisionLoss(_Loss):
@@ -210,6 +228,7 @@ class AttentionSupervisionLoss(_Loss):
         self.loss = checks.check_module("loss", loss)
         self.attention = checks.check_module("attention", attention)
         self.lambda_attention = checks.check_positive("lambda_attention", lambda_attention, allow_zero=True)
+        self._sums_over_ranks = [_sums_over_ranks(part) for part in (loss, attention)]
         self.last_terms: dict[str, Tensor] = {}
 
     def forward(
@@ -243,9 +262,17 @@ class AttentionSupervisionLoss(_Loss):
                 "returns its maps in training, such as AttentionMapUnet."
             )
             raise ValueError(message)
-        channels = (input[0] if isinstance(input[0], Tensor) else input[0][0]).shape[1]
-        label = without_regions(self.loss, target, channels)
-        attention = call_loss(self.attention, input[1], label, labelled)
-        segmentation = call_loss(self.loss, input[0], target, labelled)
+        finest = input[0] if isinstance(input[0], Tensor) else input[0][0]
+        segmentation_sums, attention_sums = self._sums_over_ranks
+        # A loss that sums nothing over the ranks would fail on one of them, while the others wait for its next sums.
+        with fails_together(segmentation_sums and not attention_sums, finest):
+            label = without_regions(self.loss, target, finest.shape[1])
+            attention = call_loss(self.attention, input[1], label, labelled)
+        with fails_together(attention_sums and not segmentation_sums, finest):
+            segmentation = call_loss(self.loss, input[0], target, labelled)
         self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
         return segmentation + self.lambda_attention * attention
+
+
+def _sums_over_ranks(loss: nn.Module) -> bool:
+    return any(getattr(part, "sync_batch", False) for part in loss.modules())

@@ -7,34 +7,36 @@ import math
 from torch import Tensor
 
 
-def label_error(labels: Tensor, classes: int, ignore_index: int | None, kept: Tensor | None = None) -> ValueError:
+def label_error(
+    labels: Tensor, classes: int | None, ignore_index: int | None, kept: Tensor | None = None
+) -> ValueError:
     """Return the error for the first value of a label map that is not a class.
 
     Args:
         labels: label map, (B, 1, *S) or (B, N).
-        classes: number C of classes.
+        classes: number C of classes; None where no input has a channel for each, so that any number is one.
         ignore_index: label of ignored voxels.
         kept: which voxels count, bool of as many voxels; None if all do.
     """
     values = labels.detach().flatten()
     values = values if values.is_floating_point() else values.long()
-    bad = ~((values >= 0) & (values < classes) & (values == values.round() if values.is_floating_point() else True))
+    below = values.isfinite() if classes is None else values < classes
+    bad = ~((values >= 0) & below & (values == values.round() if values.is_floating_point() else True))
     if ignore_index is not None:
         bad = bad & (values != ignore_index)
     value = _first(values, bad, kept)
     remedy = "map the labels to consecutive classes, or set `ignore_index` to the value to leave out"
+    expected = "class numbers from 0" if classes is None else f"the labels 0 to {classes - 1}"
     if value is None:
-        return _overwritten(f"the labels 0 to {classes - 1}")
+        return _overwritten(expected)
     if not math.isfinite(value):
         remedy = "replace it by the number of a class"
     elif isinstance(value, float) and value != round(value):
-        remedy = f"give a soft target one channel per class, shape (B, {classes}, *S)"
+        remedy = f"give a soft target one channel per class, shape (B, {classes or 'C'}, *S)"
     elif isinstance(value, float):
         value = int(value)
-    message = (
-        f"Expected `target` to hold the labels 0 to {classes - 1} of an input with {classes} channels, "
-        f"but got {value}: {remedy}."
-    )
+    channels = "" if classes is None else f" of an input with {classes} channels"
+    message = f"Expected `target` to hold {expected}{channels}, but got {value}: {remedy}."
     return ValueError(message)
 
 
@@ -46,14 +48,17 @@ def map_error(maps: Tensor, kept: Tensor | None = None) -> ValueError:
         kept: which voxels count, (B, N) bool; None if all do.
     """
     values = maps.detach().flatten(2)
+    values = values if values.is_floating_point() else values.long()  # torch does not order unsigned types of 16 bits
     kept = None if kept is None else kept.unsqueeze(1).expand(values.shape)
     value = _first(values, ~((values >= 0) & (values <= 1)), kept)
     if value is None:
         return _overwritten("per-class values between 0 and 1")
-    message = (
-        f"Expected `target` to hold per-class values between 0 and 1, but got {value}: pass a map of class numbers as "
-        "one channel, shape (B, 1, *S), with an input that has one channel per class."
+    remedy = (
+        "pass a map of class numbers as one channel, shape (B, 1, *S), with an input that has one channel per class"
     )
+    if math.isnan(value):
+        remedy = "replace it by the share of the class; only a class that was not annotated is NaN in its whole map"
+    message = f"Expected `target` to hold per-class values between 0 and 1, but got {value}: {remedy}."
     return ValueError(message)
 
 

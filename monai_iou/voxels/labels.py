@@ -69,6 +69,32 @@ def raised_or_marked(rows: Tensor, bad: Tensor, error_of: Callable[[], Callable[
     return rows
 
 
+def checked_numbers(values: Tensor, target: Tensor, valid: Tensor | None, ignore_index: int | None) -> Tensor:
+    """Raise ValueError if a target that no input has channels for holds values that are not labels; return `values`.
+
+    Args:
+        values: what depends on the target, of any shape and a float dtype; NaN where the answer is not waited for.
+        target: label map (B, 1, *S) of class numbers from 0, or per-class maps (B, C, *S) with values from 0 to 1.
+        valid: which voxels count, (B, 1, *S) bool; None if all do.
+        ignore_index: label of ignored voxels.
+    """
+    target = target.detach()
+    is_float, are_maps = target.is_floating_point(), target.shape[1] > 1
+    if target.numel() == 0 or target.dtype == torch.bool or not (is_float or are_maps or target.dtype.is_signed):
+        return values
+    if are_maps:
+        wrong = ~((target >= 0) & (target <= 1)) if is_float else (target != 0) & (target != 1)
+    else:
+        wrong = ~((target >= 0) & (target == target.round()) & target.isfinite()) if is_float else target < 0
+    bad = (wrong if valid is None else wrong & valid).any()
+    kept = None if valid is None else valid.flatten(1)
+
+    def error() -> ValueError:
+        return map_error(target, kept) if are_maps else label_error(target, None, ignore_index, kept)
+
+    return raised_or_marked(values, bad, lambda: error)
+
+
 def _error_of(target: Tensor, voxels: Voxels, ignore_index: int | None) -> Callable[[], ValueError]:
     """Return what makes the error.
 

@@ -74,7 +74,8 @@ def _holds(away: Tensor, labels: Tensor) -> Tensor:
     """Return which voxels of a label map (B, 1, *S) have a class of `away`, (B, C, 1, ...) bool."""
     classes = labels.long().clamp(0, away.shape[1] - 1)
     is_away = away.flatten(1).gather(1, classes.flatten(1)).view(labels.shape)
-    return is_away & (classes == labels)  # other values are not classes
+    # Other values are not classes. Both sides have one type, because torch compares no int64 with uint16 and above.
+    return is_away & (classes.to(labels.dtype) == labels)
 
 
 def blank_unlabelled(target: Tensor, labelled: Tensor) -> Tensor:

@@ -299,6 +299,70 @@ def test_config_makes_the_loss() -> None:
     assert isinstance(loss, AttentionSupervisionLoss)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.bfloat16])
+def test_labels_of_any_type_are_the_same_foreground(dtype: torch.dtype) -> None:
+    labels, maps = lesion((16, 16, 8)), some_maps()
+    one_hot = torch.cat([1 - labels, labels], 1)
+    expected = ContextAttentionLoss()(maps, labels)
+    assert ContextAttentionLoss()(maps, labels.to(dtype)) == expected
+    assert ContextAttentionLoss()(maps, one_hot.to(dtype)) == expected
+    ignoring = ContextAttentionLoss(ignore_index=0)
+    assert ignoring(maps, one_hot.to(dtype)) == ignoring(maps, one_hot)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (torch.nan, "nan: replace it by the number of a class."),
+        (torch.inf, "inf: replace it by the number of a class."),
+        (-1.0, "-1: map the labels to consecutive classes, or set `ignore_index` to the value to leave out."),
+        (0.5, "0.5: give a soft target one channel per class, shape (B, C, *S)."),
+    ],
+)
+def test_values_that_are_no_class_numbers_are_refused(wrong: float, text: str) -> None:
+    labels = torch.tensor([[[0.0, 0, 1, 1, 0, 2, 0, 255]]])
+    bad = labels.clone()
+    bad[..., 3] = wrong
+    maps = [torch.rand(1, 1, 8), torch.rand(1, 1, 4)]
+    message = re.escape(f"Expected `target` to hold class numbers from 0, but got {text}")
+    for loss, values in (
+        (ContextAttentionLoss(), maps),
+        (AffinityLoss(), torch.rand(1, 8, 8)),
+        (AffinityLoss(), torch.rand(1, 4, 4)),
+        (AffinityLoss(downsample="nearest"), torch.rand(1, 4, 4)),
+    ):
+        assert loss(values, labels).isfinite()
+        with pytest.raises(ValueError, match=message):
+            loss(values, bad)
+    if wrong == -1:  # the value that an `ignore_index` names is none of these
+        assert ContextAttentionLoss(ignore_index=-1)(maps, bad).isfinite()
+        assert AffinityLoss(ignore_index=-1)(torch.rand(1, 4, 4), bad).isfinite()
+        with pytest.raises(ValueError, match=re.escape("from 0, but got -1: map")):
+            ContextAttentionLoss()(maps, bad.to(torch.int16))
+
+
+def test_maps_beyond_0_to_1_and_without_annotation_are_refused() -> None:
+    values, classes = torch.rand(1, 1, 8), torch.tensor([[[1.0] * 8, [0.0] * 8, [0.0] * 8]])
+    for wrong in (-1.0, 2.0, torch.inf, torch.nan):
+        bad = classes.clone()
+        bad[0, 1, 3] = wrong
+        with pytest.raises(ValueError, match=f"to hold per-class values between 0 and 1, but got {wrong}: "):
+            ContextAttentionLoss()(values, bad)
+    with pytest.raises(ValueError, match="between 0 and 1, but got 2: pass a map of class numbers as one channel"):
+        ContextAttentionLoss()(values, (2 * classes).to(torch.uint16))
+    ignored = classes.clone()
+    ignored[0, :, 0] = torch.tensor([torch.nan, torch.nan, 1.0])
+    assert ContextAttentionLoss(ignore_index=2)(values, ignored).isfinite()
+    classes[0, 2] = torch.nan
+    loss = AttentionSupervisionLoss(IoUCELoss(softmax=True), ContextAttentionLoss())
+    with pytest.raises(
+        ValueError,
+        match=r"Expected every class of `target` to be annotated with ContextAttentionLoss, which cannot leave classes "
+        r"out, but got a map that is NaN everywhere: leave this image out, or train without this loss\.",
+    ):
+        loss((torch.randn(1, 3, 8), [values]), classes)
+
+
 def test_errors() -> None:
     labels, maps = lesion((16, 16, 8)), some_maps()
     with pytest.raises(ValueError, match="`context_mm` to be a finite number at least 0, but got -1"):

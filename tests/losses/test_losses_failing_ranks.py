@@ -11,7 +11,16 @@ from loss_ranks import JOIN, free_port, join_group, make_losses
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from monai_iou import CompoundLoss, InstanceIoULoss, LovaszHingeLoss, LovaszSoftmaxLoss, WeightedCrossEntropyLoss
+from monai_iou import (
+    AttentionSupervisionLoss,
+    CompoundLoss,
+    ContextAttentionLoss,
+    InstanceIoULoss,
+    IoULoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
+    WeightedCrossEntropyLoss,
+)
 from monai_iou.voxels import late_checks
 from monai_iou.voxels.late_checks import LateChecks
 
@@ -34,7 +43,17 @@ def targets() -> dict[str, Tensor]:
     return {"value": wrong, "shape": wrong[..., :5].clamp_max(1)}
 
 
-def outcome(loss: nn.Module, logits: Tensor, target: Tensor) -> str:
+def attention_losses() -> dict[str, nn.Module]:
+    """Return losses on attention maps, alone or beside a segmentation loss; sums over ranks in one or in both."""
+    alone = ContextAttentionLoss(batch=True, sync_batch=True)
+    return {
+        "both": AttentionSupervisionLoss(IoULoss(**JOIN), alone),
+        "segmentation": AttentionSupervisionLoss(IoULoss(**JOIN), ContextAttentionLoss()),
+        "attention": AttentionSupervisionLoss(IoULoss(softmax=True), alone),
+    }
+
+
+def outcome(loss: nn.Module, logits: Any, target: Tensor) -> str:
     try:
         value = loss(logits, target)
     except (ValueError, RuntimeError) as error:  # the latter is MONAI's
@@ -52,6 +71,11 @@ def fail_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
         for name, loss in every_loss().items():
             found[f"{name}_{kind}"] = outcome(loss, logits, wrong if rank == 1 else right)
             assert loss(logits, right).isfinite(), "the ranks go on together"
+    for name, loss in attention_losses().items():
+        pair = (logits, [logits[:, :1].sigmoid()])
+        for kind, wrong in {"number": right - 1, **targets()}.items():
+            found[f"attention_{name}_{kind}"] = outcome(loss, pair, wrong if rank == 1 else right)
+            assert loss(pair, right).isfinite(), "the ranks go on together"
     binary = right.clamp_max(1)
     hinge = LovaszHingeLoss(batch=True, sync_batch=True)
     found["hinge_value"] = outcome(hinge, logits[:, :1], binary * 7 if rank == 1 else binary)
@@ -68,7 +92,8 @@ def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
         assert sentence.startswith("Expected the input and target of every rank to be valid"), (name, sentence)
         assert sentence.endswith("but got an error on another rank: see the message of that rank."), name
     for name, sentence in wrong.items():
-        own = "but got 7" if name.endswith("value") else "but got (1, 1, 6, 5)"
+        kinds = {"value": "but got 7", "number": "but got -1", "shape": "but got (1, 1, 6, 5)"}
+        own = kinds[name.rpartition("_")[2]]
         assert own in sentence, name
 
 

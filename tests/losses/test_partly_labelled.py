@@ -312,6 +312,15 @@ def test_every_scale_leaves_them_out() -> None:
     assert not slope[~LABELLED].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.uint32, torch.uint64, torch.bfloat16])
+def test_label_maps_of_any_type_lose_them(dtype: torch.dtype) -> None:
+    logits, labels = case()
+    labels[0, 0, 0] = 2  # which nobody annotated there
+    for make in (IoUCELoss, LovaszSoftmaxLoss):
+        expected = make(softmax=True)(logits, labels, LABELLED)
+        torch.testing.assert_close(make(softmax=True)(logits, labels.to(dtype), LABELLED), expected)
+
+
 def test_a_loss_that_cannot_leave_them_out_is_named() -> None:
     logits, labels = case()
     for loss in (MultiScaleLoss(DiceLoss(softmax=True)), InstanceIoULoss(softmax=True, global_loss=DiceLoss())):
