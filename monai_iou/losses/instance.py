@@ -151,7 +151,7 @@ class InstanceIoULoss(_Loss):
         if self.term is not None:
             check_term(self.term, self.region_loss)
         self.regions, self.cells, self.cell_weight = regions, cells, cell_weight
-        self.connectivity = connectivity
+        self.connectivity = checks.check_connectivity(connectivity)
         self.spacing: Sequence[Sequence[float]] | Sequence[float] | float | None = spacing
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
         self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)

@@ -19,6 +19,7 @@ from monai.utils.dist import get_dist_device
 from monai.utils.enums import MetricReduction
 from monai.utils.module import look_up_option
 
+from monai_iou.checks import check_count, check_ignore_index
 from monai_iou.distributed import is_distributed
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
 
@@ -144,18 +145,15 @@ class RowMetric(CumulativeIterationMetric):
         ignore_index: int | None,
     ) -> None:
         super().__init__()
-        if num_classes is not None and num_classes < 1:
-            message = (
-                f"Expected `num_classes` to be None or at least 1, but got {num_classes}: count the background too."
-            )
-            raise ValueError(message)
+        if num_classes is not None:
+            num_classes = check_count("num_classes", num_classes, "count the background too, or leave it out")
         self.include_background = include_background
         self.reduction = look_up_option(reduction, MetricReduction)
         self.get_not_nans = get_not_nans
         self.num_classes = num_classes
         self.return_with_label = return_with_label
         self._first_scored = int(not include_background)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
 
     @abstractmethod
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:

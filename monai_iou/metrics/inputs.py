@@ -111,6 +111,14 @@ def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
     return image.detach() if wider is None else image.detach().to(wider)
 
 
+def as_plain_array(image: ArrayLike, name: str) -> npt.NDArray[Any]:
+    """The values as a NumPy array, which knows no bfloat16; TypeError as by `as_plain_tensor`."""
+    if isinstance(image, np.ndarray):
+        return image
+    tensor = as_plain_tensor(image, name).cpu()
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+
+
 def pair_images(
     y_pred: Any, y: Any, num_classes: int | None, ignore_index: int | None, labelled: Any = None
 ) -> list[ImagePair]:

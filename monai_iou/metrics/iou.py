@@ -15,7 +15,7 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
-from monai_iou.checks import check_choice, check_ignore_empty
+from monai_iou.checks import check_choice, check_count, check_ignore_empty, check_ignore_index
 from monai_iou.metrics.base import PerClassMetric
 from monai_iou.metrics.fine_grained import check_counts, fine_grained_iou
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
@@ -58,18 +58,19 @@ def iou_counts(
         Counts of shape (num_classes,).
 
     Raises:
-        TypeError: an input is neither an array nor a tensor.
+        TypeError: an input is neither an array nor a tensor, or a number is no integer.
         ValueError: the shapes differ, or a value is not a class number.
 
     >>> counts = iou_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), num_classes=3)
     >>> counts.intersection, counts.union
     (tensor([1, 1, 1]), tensor([1, 2, 2]))
     """
+    num_classes = check_count("num_classes", num_classes, "count the background too")
     pairs = pair_images(
         [as_plain_tensor(prediction, "prediction")[None]],
         [as_plain_tensor(reference, "reference")[None]],
         num_classes,
-        ignore_index,
+        check_ignore_index(ignore_index),
     )
     return _count(pairs[0])
 

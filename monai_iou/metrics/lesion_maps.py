@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from monai_iou.checks import check_positive
+from monai_iou.checks import check_connectivity, check_positive
 from monai_iou.metrics.components import label_components
-from monai_iou.metrics.inputs import ArrayLike, as_plain_tensor
+from monai_iou.metrics.inputs import ArrayLike, as_plain_array
 from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_pair
 
 __all__ = ["LesionMaps", "dilated", "large_components", "lesion_maps"]
@@ -28,6 +28,20 @@ class LesionMaps(NamedTuple):
     reference: _IntMap
     reference_count: int
     offset: tuple[int, ...]
+
+
+def check_components(connectivity: int | None, min_volume_mm3: float, dilation: int) -> float:
+    """Return `min_volume_mm3` as a float after checking which components are wanted.
+
+    Raises:
+        TypeError: `min_volume_mm3` is not a number.
+        ValueError: an argument is out of its range.
+    """
+    check_connectivity(connectivity)
+    if isinstance(dilation, bool) or not isinstance(dilation, (int, np.integer)) or dilation < 0:
+        message = f"Expected `dilation` to be a whole number of at least 0, but got {dilation}: BraTS-METS takes 1."
+        raise ValueError(message)
+    return check_positive("min_volume_mm3", min_volume_mm3, allow_zero=True)
 
 
 def lesion_maps(
@@ -55,10 +69,7 @@ def lesion_maps(
         TypeError: an input is neither an array nor a tensor.
         ValueError: shapes differ, values are not as described, or an argument is out of its range.
     """
-    smallest = check_positive("min_volume_mm3", min_volume_mm3, allow_zero=True)
-    if isinstance(dilation, bool) or not isinstance(dilation, (int, np.integer)) or dilation < 0:
-        message = f"Expected `dilation` to be a whole number of at least 0, but got {dilation}: BraTS-METS takes 1."
-        raise ValueError(message)
+    smallest = check_components(connectivity, min_volume_mm3, dilation)
     if instances:
         maps = _given(prediction, reference)
     else:
@@ -103,7 +114,7 @@ def _given(prediction: ArrayLike, reference: ArrayLike) -> LesionMaps:
 
 
 def _lesion_numbers(image: ArrayLike, name: str) -> _IntMap:
-    values: _IntMap = image if isinstance(image, np.ndarray) else as_plain_tensor(image, name).cpu().numpy()
+    values: _IntMap = as_plain_array(image, name)
     whole = np.rint(values) if values.dtype.kind == "f" else values
     wrong = values[~((values == whole) & (values >= 0))]
     if wrong.size or values.ndim not in (2, 3):

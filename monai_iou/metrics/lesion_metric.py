@@ -15,6 +15,7 @@ from monai_iou.metrics.detection import DetectionScores
 from monai_iou.metrics.inputs import ImagePair
 from monai_iou.metrics.iou import IgnoreEmpty
 from monai_iou.metrics.lesion import lesion_scores
+from monai_iou.metrics.lesion_maps import check_components
 from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 
 __all__ = ["LesionIoUMetric"]
@@ -49,6 +50,7 @@ class LesionIoUMetric(PerClassMetric):
             lesion.
 
     Raises:
+        TypeError: a volume or an index is not a number.
         ValueError: an argument is not one of the above.
 
     >>> reference = torch.zeros((1, 1, 8, 8)); reference[..., 1:3, 1:3] = 1; reference[..., 6, 6] = 1
@@ -86,6 +88,7 @@ class LesionIoUMetric(PerClassMetric):
         self.score = score
         self.rule = lesion_rule(match, threshold, strict, pairing)
         self.threshold = self.rule.threshold
+        check_components(connectivity, min_volume_mm3, dilation)
         self.connectivity = connectivity
         self.options: dict[str, Any] = {
             "match": match,
@@ -101,6 +104,8 @@ class LesionIoUMetric(PerClassMetric):
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
         rows = []
         for p, r in pair.masks(first_class):
+            if pair.spatial_dims == 1:  # a line is an image of one row
+                p, r, spacing = p[None], r[None], (1.0, *spacing)[-2:]
             scores = lesion_scores(p, r, spacing=spacing, **self.options)
             counts = (scores.tp + scores.fn, scores.tp + scores.fp, scores.tp)
             rows.append((*counts, scores.iou_sum, scores.cc_iou, scores.cc_dice, scores.curve().f1_area))

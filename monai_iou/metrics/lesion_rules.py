@@ -14,6 +14,7 @@ count as found.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -104,7 +105,7 @@ def iou_threshold(threshold: float | Literal["any"]) -> float:
     """Return the IoU that a pair must reach; 0 for "any"."""
     if threshold == "any":
         return 0.0
-    if isinstance(threshold, str) or not 0 <= threshold <= 1:
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         message = (
             f'Expected `threshold` to be an IoU in [0, 1] or "any", but got {threshold!r}: 0.5 is the usual IoU, "any" '
             "asks for one shared voxel."

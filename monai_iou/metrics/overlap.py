@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from monai_iou import scores
 from monai_iou.checks import check_ignore_empty
-from monai_iou.metrics.inputs import ROUNDING, ArrayLike, as_plain_tensor, spacing_tuple
+from monai_iou.metrics.inputs import ROUNDING, ArrayLike, as_plain_array, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty
 
 __all__ = ["BoolMask", "Crop", "OverlapScores", "crop_to_union", "overlap_from_counts", "overlap_scores"]
@@ -39,7 +39,7 @@ def as_mask(mask: ArrayLike, name: str) -> BoolMask:
     """
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         return mask
-    values: npt.NDArray[Any] = mask if isinstance(mask, np.ndarray) else as_plain_tensor(mask, name).cpu().numpy()
+    values = as_plain_array(mask, name)
     result: BoolMask = values == 1
     other = values[~result & (values != 0)]
     if other.size and values.dtype.kind == "f":

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,10 @@ def surface_scores(
     """
     p_mask, r_mask = mask_pair(prediction, reference, dimensions=(2, 3))
     size = spacing_tuple(spacing, p_mask.ndim)
-    if not all(math.isfinite(t) and t >= 0 for t in tolerances):
-        message = f"Expected `tolerances` to be mm of at least 0, but got {tuple(tolerances)}: give one per NSD wanted."
+    numbers = np.ndim(tolerances) == 1 and all(isinstance(t, Real) for t in tolerances)
+    if not numbers or not all(math.isfinite(t) and t >= 0 for t in tolerances):
+        given = tuple(tolerances) if np.ndim(tolerances) == 1 else tolerances
+        message = f"Expected `tolerances` to be mm of at least 0, but got {given}: give a list, one per NSD wanted."
         raise ValueError(message)
     crop = crop_to_union(p_mask, r_mask)
     # One voxel of background around: every edge, and every cell of 2x2x2 voxels with an edge, then lies inside.

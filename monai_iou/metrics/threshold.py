@@ -18,7 +18,7 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
-from monai_iou.checks import check_ignore_empty
+from monai_iou.checks import check_fraction, check_ignore_empty
 from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
 from monai_iou.metrics.probability import Activation, ProbabilityMetric
 
@@ -89,10 +89,7 @@ class ThresholdIoUMetric(ProbabilityMetric):
             include_background, reduction, get_not_nans, return_with_label, ignore_index, activation, resolution
         )
         check_ignore_empty(ignore_empty)
-        if not 0 <= threshold <= 1:
-            message = f"Expected `threshold` to be from 0 to 1, but got {threshold}: it is a probability."
-            raise ValueError(message)
-        self.threshold = threshold
+        self.threshold = check_fraction("threshold", threshold, allow_one=True, remedy="it is a probability")
         self.ignore_empty = ignore_empty
 
     def _row_of_histogram(self, counts: torch.Tensor) -> torch.Tensor:

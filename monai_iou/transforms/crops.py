@@ -123,7 +123,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
             "jitter", jitter, allow_one=True, remedy="give a fraction of the patch, or 0 to centre it on the voxel"
         )
         self.labels: list[int] | None = None if labels is None else list(labels)
-        self.connectivity: int | None = connectivity
+        self.connectivity: int | None = checks.check_connectivity(connectivity)
         self.ignore_index: int | None = checks.check_ignore_index(ignore_index)
         self.image_threshold: float = image_threshold
         self.allow_smaller: bool = allow_smaller

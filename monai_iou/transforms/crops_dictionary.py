@@ -65,7 +65,8 @@ class LesionIndicesd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.image_key, self.image_threshold = image_key, image_threshold
         self.labels = None if labels is None else list(labels)
-        self.connectivity, self.ignore_index = connectivity, checks.check_ignore_index(ignore_index)
+        self.connectivity = checks.check_connectivity(connectivity)
+        self.ignore_index = checks.check_ignore_index(ignore_index)
         self.postfix = postfix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -44,7 +44,10 @@ def find_lesions(
 
 def as_array(values: NdarrayOrTensor) -> NDArray[Any]:
     """Return an image as a NumPy array, which shares memory with a tensor on the CPU."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
 
 
 def check_shape(label: NdarrayOrTensor, shape: tuple[int, ...]) -> None:

@@ -12,8 +12,10 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_tensor
 
+from monai_iou import checks
 from monai_iou.components import FIRST_REGION, component_regions
 from monai_iou.spacing import image_spacings
+from monai_iou.transforms.lesions import as_array
 
 
 class ComponentRegionsd(MapTransform):
@@ -34,7 +36,7 @@ class ComponentRegionsd(MapTransform):
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
-        ValueError: a label has several channels, or `num_classes` is below 2.
+        ValueError: a label has several channels, `num_classes` is below 2, or the connectivity does not exist.
 
     Example:
         >>> import torch
@@ -61,7 +63,8 @@ class ComponentRegionsd(MapTransform):
                 "for one foreground class."
             )
             raise ValueError(message)
-        self.num_classes, self.connectivity, self.spacing = num_classes, connectivity, spacing
+        self.num_classes, self.spacing = num_classes, spacing
+        self.connectivity = checks.check_connectivity(connectivity)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its labels (1, *S) as int32 (C, *S): class numbers, then regions of each class."""
@@ -75,7 +78,7 @@ class ComponentRegionsd(MapTransform):
             message = f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: append regions once."
             raise ValueError(message)
         plain = convert_to_tensor(label, track_meta=False)
-        numbers = plain[0].cpu().numpy()
+        numbers = as_array(plain[0])
         spacing = image_spacings(None, [label], self.spacing, 1, numbers.ndim)[0]
         channels = [numbers.astype(np.int32)]
         for index in range(1, self.num_classes):

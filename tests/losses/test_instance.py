@@ -358,7 +358,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="`spacing` to be 3 positive numbers in mm"):
         InstanceIoULoss(softmax=True, spacing=(1.0, -1.0, 1.0))(logits, labels)
     with pytest.raises(ValueError, match="`connectivity` to be one of"):
-        InstanceIoULoss(softmax=True, connectivity=7)(logits, labels)
+        InstanceIoULoss(softmax=True, connectivity=8)(logits, labels)
     with pytest.raises(ValueError, match="`num_classes` to count the background and at least one class, but got 1"):
         ComponentRegionsd("x", num_classes=1)
     with pytest.raises(ValueError, match=re.escape("`x` to be a label map (1, *S), but got (2, 12, 10, 8)")):

@@ -15,8 +15,10 @@ from places import ROOT
 from monai_iou import handlers
 from monai_iou.metrics import (
     BoundaryIoUMetric,
+    CalibrationMetric,
     IoUMetric,
     LesionIoUMetric,
+    ThresholdIoUMetric,
     boundary_iou,
     iou_counts,
     lesion_scores,
@@ -187,6 +189,65 @@ def test_nothing_was_annotated():
 def test_refused_labelled(labelled, text):
     with pytest.raises(ValueError, match=re.escape(text)):
         IoUMetric(num_classes=3)(*label_maps(), labelled=labelled)
+
+
+@pytest.mark.parametrize("make", [IoUMetric, LesionIoUMetric, BoundaryIoUMetric, CalibrationMetric, ThresholdIoUMetric])
+@pytest.mark.parametrize("index", [255.0, 2.5, "255", True, [1]])
+def test_the_ignored_label_is_an_integer_before_any_image_is_read(make, index):
+    with pytest.raises(TypeError, match="Expected `ignore_index` to be None or an integer, but got"):
+        make(ignore_index=index)
+    with pytest.raises(TypeError, match="Expected `ignore_index` to be None or an integer, but got"):
+        iou_counts(torch.zeros(4), torch.zeros(4), 2, ignore_index=index)
+
+
+@pytest.mark.parametrize("make", METRICS)
+def test_the_number_of_classes_is_an_integer_before_any_image_is_read(make):
+    for number in (2.5, "3", True):
+        with pytest.raises(TypeError, match="Expected `num_classes` to be an integer, but got"):
+            make(num_classes=number)
+        with pytest.raises(TypeError, match="Expected `num_classes` to be an integer, but got"):
+            iou_counts(torch.zeros(4), torch.zeros(4), number)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"connectivity": 5}, "Expected `connectivity` to be 6, 18 or 26 in 3D, or 4 or 8 in 2D, but got 5: choose"),
+        ({"connectivity": True}, "but got True: choose one of these, or None for the largest."),
+        ({"min_volume_mm3": math.nan}, "Expected `min_volume_mm3` to be a finite number at least 0, but got nan: "),
+        ({"dilation": -1}, "Expected `dilation` to be a whole number of at least 0, but got -1: BraTS-METS takes 1."),
+        ({"threshold": None}, 'Expected `threshold` to be an IoU in [0, 1] or "any", but got None: '),
+    ],
+)
+def test_lesion_options_are_checked_before_a_training_and_not_at_its_first_validation(options, text):
+    for make in (LesionIoUMetric, handlers.LesionIoUHandler):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            make(**options)
+
+
+def test_a_line_is_scored_as_an_image_of_one_row():
+    reference, prediction = torch.tensor([[[0, 1, 1, 0, 1, 0]]]), torch.tensor([[[1, 1, 1, 0, 0, 0]]])
+    for score in ("f1", "pq", "cc_iou"):
+        line, row = (LesionIoUMetric(score=score, num_classes=2) for _ in range(2))
+        assert line(prediction, reference, spacing=2.0) == row(
+            prediction[..., None, :], reference[..., None, :], spacing=(1.0, 2.0)
+        )
+
+
+@pytest.mark.parametrize("function", PAIR_FUNCTIONS)
+def test_masks_of_bfloat16_are_scored_like_others(function):
+    prediction, reference = (maps[0, 0] == 1 for maps in label_maps())
+    assert function(prediction.bfloat16(), reference.bfloat16()) == function(prediction, reference)
+    numbers = [mask.int() for mask in (prediction, reference)]
+    expected = lesion_scores(*numbers, instances=True)
+    assert lesion_scores(*(number.bfloat16() for number in numbers), instances=True) == expected
+
+
+def test_tolerances_are_a_list_of_numbers():
+    mask = np.ones((3, 3), dtype=bool)
+    for wrong in (1.0, None, ("1",)):
+        with pytest.raises(ValueError, match=r"Expected `tolerances` to be mm of at least 0, but got .*: give a list"):
+            surface_scores(mask, mask, tolerances=wrong)
 
 
 def messages(source: str) -> list[str]:

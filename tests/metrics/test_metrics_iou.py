@@ -342,7 +342,7 @@ def test_refusals(arguments, y_pred, y, text):
 def test_refused_arguments():
     with pytest.raises(ValueError, match='Expected `ignore_empty` to be True, False or "both", but got'):
         IoUMetric(ignore_empty="none")
-    with pytest.raises(ValueError, match="Expected `num_classes` to be None or at least 1, but got 0"):
+    with pytest.raises(ValueError, match="Expected `num_classes` to be at least 1, but got 0"):
         IoUMetric(num_classes=0)
     with pytest.raises(ValueError, match="median"):
         IoUMetric(reduction="median")

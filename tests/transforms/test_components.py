@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from monai_iou import ComponentRegionsd, InstanceIoULoss, LesionIndicesd, RandCropByLesions
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
 
 SHAPES = [(7,), (9, 8), (1, 12), (6, 7, 5), (1, 9, 8), (9, 1, 8), (9, 8, 1), (2, 1, 1), (1, 1, 1)]
@@ -129,3 +132,25 @@ def test_bad_input(label: NDArray[np.float64], options: dict[str, int], message:
     with pytest.raises(ValueError, match=r"^Expected") as error:
         component_runs(label, **options)  # type: ignore[arg-type]
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ComponentRegionsd("label", connectivity=5),
+        lambda: LesionIndicesd("label", connectivity=5),
+        lambda: RandCropByLesions((2, 2), connectivity=5),
+        lambda: InstanceIoULoss(connectivity=5),
+    ],
+)
+def test_a_connectivity_that_does_not_exist_is_refused_at_once(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="but got 5: choose one of these, or None for the largest"):
+        make()
+
+
+def test_labels_of_bfloat16_have_the_same_components() -> None:
+    label = torch.tensor([[[1, 1, 0, 0], [0, 0, 0, 1]]])
+    regions = [ComponentRegionsd("label")({"label": values})["label"] for values in (label, label.bfloat16())]
+    assert regions[0].equal(regions[1])
+    lesions = [LesionIndicesd("label")({"label": values})["label_lesions"] for values in (label, label.bfloat16())]
+    assert all((lesions[0][name] == lesions[1][name]).all() for name in lesions[0])
