@@ -130,7 +130,7 @@ def check_connectivity(connectivity: Any) -> int | None:
     """Return `connectivity`; raise ValueError unless it is None or fits 2 or 3 dimensions, which are not known yet."""
     whole = isinstance(connectivity, numbers.Integral) and not isinstance(connectivity, bool)
     if connectivity is None or (whole and connectivity in (4, 8, 6, 18, 26)):
-        return connectivity
+        return None if connectivity is None else int(connectivity)
     message = (
         f"Expected `connectivity` to be 6, 18 or 26 in 3D, or 4 or 8 in 2D, but got {connectivity!r}: choose one of "
         "these, or None for the largest."
