@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def mean(values: list[float]) -> float:
 
 def worst(values: list[float], percent: float) -> float:
     ordered = sorted(values)
-    return mean(ordered[: max(1, int(percent / 100 * len(ordered)))])
+    return mean(ordered[: max(1, math.floor(Fraction(percent) * len(ordered) / 100))])
 
 
 def slow_definitions(pairs: list[tuple[np.ndarray, np.ndarray]], rule: str) -> dict[str, float]:
@@ -120,3 +121,11 @@ def test_counts_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="Expected `present` to be one of 'reference', 'either', but got 'both'"):
         IoUMetric().summary(present="both")
     assert math.isnan(iou_from_counts(torch.tensor(math.nan), torch.tensor(2.0), torch.tensor(4.0)))
+
+
+@pytest.mark.parametrize(("percent", "images"), [(70, 90), (70, 170), (29, 100), (0.7, 1000), (55, 100), (100, 7)])
+def test_a_share_of_the_images_is_not_cut_by_a_rounding_error(percent: float, images: int) -> None:
+    expected = round(percent * images / 100)  # a whole number, which 70 / 100 * 90 = 62.99999999999999 is not
+    inside = torch.arange(images).unsqueeze(1)
+    got = fine_grained_iou(inside, torch.full_like(inside, images), worst=(percent,))
+    assert got[f"iou_i_worst_{percent:g}"] == pytest.approx((expected - 1) / 2 / images)
