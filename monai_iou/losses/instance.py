@@ -33,7 +33,7 @@ from monai_iou.losses.cells import (
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.losses.precomputed_regions import check_numbers, holds_regions, split_regions
-from monai_iou.spacing import image_spacings
+from monai_iou.losses.voxel_sizes import voxel_sizes
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import left_labelled, run_pass
@@ -152,7 +152,7 @@ class InstanceIoULoss(_Loss):
             check_term(self.term, self.region_loss)
         self.regions, self.cells, self.cell_weight = regions, cells, cell_weight
         self.connectivity = checks.check_connectivity(connectivity)
-        self.spacing: Sequence[Sequence[float]] | Sequence[float] | float | None = spacing
+        self.spacing = spacing
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
         self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}
@@ -282,7 +282,6 @@ class InstanceIoULoss(_Loss):
             masks = predicted_masks(input, classes, softmax=self.region_loss.softmax)
         masks = masks if valid is None else masks & valid.cpu().numpy()
         masks = masks if kept is None else masks & kept.cpu().numpy()
-        sizes = image_spacings(None, given, self.spacing, len(label), space)
-        cells = find_cells(masks, self.regions, sizes, self.connectivity)
+        cells = find_cells(masks, self.regions, voxel_sizes(given, self.spacing), self.connectivity)
         volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)
         return Cells(cells.numbers.to(input.device), volume, cells.known)

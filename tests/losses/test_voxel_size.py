@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -103,3 +105,30 @@ def test_a_batch_without_images() -> None:
     multi = MultiScaleLoss(InstanceIoULoss(softmax=True, spacing=SIZES[0]))
     for pairs in (None, ALL[:0]):
         assert multi([LOGITS[:0], COARSE[:0]], labels()[:0], pairs) == 0
+
+
+def test_a_loss_at_work_in_two_threads_keeps_both_voxel_sizes() -> None:
+    instance = InstanceIoULoss(softmax=True)
+    multi = MultiScaleLoss(instance, weights=[0.0, 1.0], downsample="max")
+    expected = multi([LOGITS, COARSE], with_sizes(labels()))
+    inside, outside = threading.Barrier(2, timeout=60), []
+
+    class Waits(InstanceIoULoss):
+        def forward(self, *arguments: Any) -> Tensor:
+            inside.wait()  # until the other thread is in its coarse scale as well, or in the loss itself
+            return super().forward(*arguments)
+
+    waiting = MultiScaleLoss(Waits(softmax=True), weights=[0.0, 1.0], downsample="max")
+    fine = instance(LOGITS, with_sizes(labels()))
+    work = [
+        lambda: waiting([LOGITS, COARSE], with_sizes(labels())),
+        lambda: waiting([LOGITS, COARSE], with_sizes(labels())),
+        lambda: waiting.loss(LOGITS, with_sizes(labels())),
+        lambda: waiting([LOGITS, COARSE], with_sizes(labels())),
+    ]
+    for pair in (work[:2], work[2:]):
+        with ThreadPoolExecutor(2) as threads:
+            outside += [task.result() for task in [threads.submit(each) for each in pair]]
+    for value, right in zip(outside, [expected, expected, fine, expected], strict=True):
+        torch.testing.assert_close(value, right)
+    assert waiting.loss.spacing is None
