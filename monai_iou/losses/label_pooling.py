@@ -56,9 +56,12 @@ def pool_labels(
     """
     checks.check_choice("downsample", mode, DOWNSAMPLINGS)
     target = plain(target)
+    is_labels = target.shape[1] == 1 and classes > 1
+    if 0 in target.shape[2:]:  # which torch does not pool
+        channels, dtype = (classes, torch.float32) if mode == "area" else (target.shape[1], target.dtype)
+        return torch.zeros((len(target), channels, *size), dtype=dtype, device=target.device)
     if mode == "nearest":
         return F.interpolate(target.float(), size=tuple(size), mode="nearest-exact").to(target.dtype)
-    is_labels = target.shape[1] == 1 and classes > 1
     if mode == "max":
         return (_rarest if is_labels else _largest)(target, size, ignore_index)
     return _fractions(target, size, classes, is_labels, ignore_index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
@@ -18,7 +19,10 @@ from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.nested_instances import carries_regions, on_coarser_grid
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.voxels.inputs import plain
+from monai_iou.voxels.labels import raised_or_marked
 from monai_iou.voxels.partly_labelled import Labelled, blank_unlabelled, labelled_pairs
+
+_SHARES = 1e-2  # by which the sum of the maps of a voxel may miss 1 in half precision
 
 
 class MultiScaleLoss(_Loss):
@@ -101,6 +105,7 @@ class MultiScaleLoss(_Loss):
         with fails_together(self._sync_batch, _first_tensor(input)):
             checks.check_tensor("target", target)
             outputs = _as_list(input, target)
+            doubt = self._checked_channel(input, outputs[0], target, labelled)
             weights = self._weights(len(outputs))
             pairs = labelled_pairs(outputs[0], target, labelled)
             whole = self._poolable(target, outputs[0].shape[1], pairs)
@@ -115,7 +120,32 @@ class MultiScaleLoss(_Loss):
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
         total = plain(outputs[0]).flatten()[:1].sum() * 0 if total is None else total
+        total = total if doubt is None else total + doubt
         return depending_on([output for output, weight in scales if weight == 0], total)
+
+    def _checked_channel(
+        self, input: Tensor | Sequence[Tensor], output: Tensor, target: Tensor, labelled: Labelled
+    ) -> Tensor | None:
+        """Raise ValueError if a stack is a single output (B, C, *S), whose label map (B, *S) lacks the channel.
+
+        Read as a stack, it would be compared with one class for each slice. Where the outputs have the shape of the
+        target, only a softmax tells, whose maps add up to 1. On a GPU, return 0, or NaN if they do not.
+        """
+        if not isinstance(input, Tensor) or output.shape != target.shape or not 3 <= output.ndim <= 4:
+            return None
+        if output.shape[1] == 1 or carries_regions(self.loss, target, output.shape[1]):
+            return None
+        if input.shape[1] == 1:
+            raise _channel_error(input, target)
+        if not any(getattr(part, "softmax", False) is True for part in self.loss.modules()):
+            return None
+        claims = plain(target).float().sum(1)
+        wrong = claims > 1 + _SHARES
+        if labelled is None:
+            ignored = (claims == 0) if self.ignore_index is not None else torch.zeros_like(wrong)
+            wrong = wrong | ((claims < 1 - _SHARES) & ~ignored)
+        mark = torch.zeros((), device=target.device)
+        return raised_or_marked(mark, wrong.any(), lambda: lambda: _channel_error(input, target))
 
     def _poolable(self, target: Tensor, channels: int, pairs: Tensor | None) -> Tensor:
         """Return the target as it can be pooled: at coarser scales regions are computed on the fly, and NaN is none."""
@@ -155,6 +185,15 @@ class MultiScaleLoss(_Loss):
             )
             raise ValueError(message)
         return self.weights
+
+
+def _channel_error(input: Tensor, target: Tensor) -> ValueError:
+    message = (
+        f"Expected the per-class maps of `target` {tuple(target.shape)} to add up to 1 and `input` to be a stack of "
+        f"outputs (B, K, C, *S), but got {tuple(input.shape)}: add the channel dimension, target.unsqueeze(1), if the "
+        "target is a label map; otherwise, pass the outputs as a list."
+    )
+    return ValueError(message)
 
 
 def _first_tensor(input: Tensor | Sequence[Tensor]) -> Tensor | None:

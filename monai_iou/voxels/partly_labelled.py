@@ -40,7 +40,7 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
     maps = plain(target)
     if maps.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    if maps.shape[1] != input.shape[1] or not maps.is_floating_point() or maps.numel() == 0:
+    if maps.shape[1:2] != input.shape[1:2] or not maps.is_floating_point() or maps.numel() == 0:
         return None
     if not bool(maps.flatten(2)[:, :, 0].isnan().any()):
         return None

@@ -293,6 +293,68 @@ def test_dynunets_stacked_tensor() -> None:
     torch.testing.assert_close(MultiScaleLoss(loss)(single, labels), loss(single, labels))
 
 
+def test_a_label_map_without_its_channel_is_no_per_class_maps() -> None:
+    # (B, C, *S) beside (B, *S) has the form of a stack (B, K, C, *S) beside per-class maps (B, C, *S).
+    for size in ((8, 8, 8), (8, 8)):
+        label = torch.zeros(2, *size)
+        label[:, 2, 3:6] = 1
+        for channels, loss in (
+            (1, IoULoss(sigmoid=True)),
+            (2, IoUCELoss(softmax=True)),
+            (2, InstanceIoULoss(softmax=True)),
+        ):
+            logits = torch.zeros(2, channels, *size)
+            text = f"but got {tuple(logits.shape)}: add the channel dimension, target.unsqueeze(1), if the"
+            with pytest.raises(ValueError, match=re.escape(text)):
+                MultiScaleLoss(loss)(logits, label)
+            assert MultiScaleLoss(loss)(logits, label.unsqueeze(1)).isfinite()
+
+
+def test_a_label_map_without_its_channel_is_nan_where_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(late_checks, "answers_late", lambda _: True)
+    monkeypatch.setattr(late_checks, "ask", lambda bad, error: asked.append((bool(bad), error)))
+    label = torch.zeros(2, 8, 8, 8)
+    label[:, 2:5, 3:6] = 1
+    assert MultiScaleLoss(IoULoss(softmax=True))(torch.zeros(2, 2, 8, 8, 8), label).isnan()
+    errors = [str(error()) for bad, error in asked if bad]
+    assert len(errors) == 1
+    assert "add the channel dimension, target.unsqueeze(1)" in errors[0]
+
+
+@pytest.mark.parametrize("kind", [{"softmax": True}, {"sigmoid": True}])
+def test_a_stack_beside_per_class_maps(kind: dict[str, bool]) -> None:
+    loss, stacked = IoUCELoss(**kind), torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = nn.functional.one_hot(torch.arange(2 * 64).reshape(2, 8, 8) % 4, 4).movedim(-1, 1).float()
+    expected = MultiScaleLoss(loss)(list(stacked.unbind(1)), maps)
+    for target in (maps, maps.half(), maps.bool(), 0.9 * maps + 0.025):
+        value = MultiScaleLoss(loss)(stacked, target)
+        torch.testing.assert_close(value, MultiScaleLoss(loss)(list(stacked.unbind(1)), target))
+    torch.testing.assert_close(MultiScaleLoss(loss)(stacked, maps), expected)
+    ignoring = MultiScaleLoss(IoUCELoss(ignore_index=255, **kind))
+    without = maps.clone()
+    without[..., 3:] = 0
+    torch.testing.assert_close(ignoring(stacked, without), ignoring(list(stacked.unbind(1)), without))
+    pairs = torch.tensor([[True, True, True, False], [True] * 4])
+    for target in (torch.where(pairs[..., None, None], maps, 0), torch.where(pairs[..., None, None], maps, torch.nan)):
+        known = None if target.isnan().any() else pairs
+        expected = MultiScaleLoss(loss)(list(stacked.unbind(1)), target, known)
+        torch.testing.assert_close(MultiScaleLoss(loss)(stacked, target, known), expected)
+
+
+@pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
+def test_no_voxels_at_any_scale(downsample: str) -> None:
+    for channels in (1, 3):
+        outputs = [
+            torch.zeros(2, channels, 0, 4, requires_grad=True),
+            torch.zeros(2, channels, 0, 2, requires_grad=True),
+        ]
+        for maps in (1, channels):
+            value = MultiScaleLoss(IoUCELoss(sigmoid=True), downsample=downsample)(outputs, torch.zeros(2, maps, 0, 4))
+            assert value.isfinite()
+            value.backward()
+
+
 def test_the_lovasz_hinge_takes_hard_labels_of_one_channel() -> None:
     outputs, labels = outputs_of((2, 1, 8, 8, 8)), some_labels().clamp_max(1)
     with pytest.raises(ValueError, match="with LovaszHingeLoss, which needs hard labels"):
@@ -341,6 +403,8 @@ def test_errors() -> None:
         MultiScaleLoss(loss)(None, labels)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`target` to be a tensor, but got ndarray: convert it with torch\.as_tensor"):
         MultiScaleLoss(loss)(outputs, labels.numpy())
+    with pytest.raises(ValueError, match=re.escape("no larger than the target (3,), but got (2, 3, 8, 8, 8)")):
+        MultiScaleLoss(loss)(outputs, torch.zeros(3))
     with pytest.raises(
         ValueError, match=re.escape("no larger than the target (2, 1, 4, 4, 4), but got (2, 3, 8, 8, 8)")
     ):
