@@ -295,3 +295,15 @@ def check_positions(name: str, size: Sequence[int]) -> int:
         )
         raise ValueError(message)
     return positions
+
+
+def check_grid(name: str, size: Any) -> tuple[int, ...]:
+    """Return the shape of a grid; raise TypeError unless it holds integers, and ValueError as `check_positions`."""
+    sides = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else []
+    if not sides or not all(isinstance(side, numbers.Integral) for side in sides):
+        message = (
+            f"Expected `{name}` to be one integer per spatial dimension, but got {size!r}: give the shape of the grid."
+        )
+        raise TypeError(message)
+    check_positions(name, sides)
+    return tuple(int(side) for side in sides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from torch import Tensor, nn
 
-from monai_iou.checks import check_positions
+from monai_iou.checks import check_grid
 
 __all__ = ["AttentionMapUnet", "ContextPriorHead"]
 
@@ -111,6 +112,7 @@ class ContextPriorHead(nn.Module):
         kernel_size: odd kernel size of the convolution that aggregates the neighbourhood of a position.
 
     Raises:
+        TypeError: if `size` does not hold integers.
         ValueError: if the grid has more than 4096 positions, a number of channels is below 1, or `kernel_size` is not
             odd.
 
@@ -125,8 +127,8 @@ class ContextPriorHead(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, size: Sequence[int], kernel_size: int = 3) -> None:
         super().__init__()
-        self.size = tuple(int(side) for side in size)
-        positions = check_positions("size", self.size)
+        self.size = check_grid("size", size)
+        positions = math.prod(self.size)
         _check_counts(in_channels=in_channels, out_channels=out_channels)
         if kernel_size < 1 or kernel_size % 2 == 0:
             message = (

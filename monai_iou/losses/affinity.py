@@ -43,7 +43,7 @@ class AffinityLoss(_Loss):
         ignore_index: label of ignored voxels.
 
     Raises:
-        TypeError: if a tensor has an unsuitable type.
+        TypeError: if `size` does not hold integers, or a tensor has an unsuitable type.
         ValueError: if an argument is out of range; when called, if shapes do not match, or the target holds values that
             are not class numbers.
 
@@ -70,9 +70,7 @@ class AffinityLoss(_Loss):
     ) -> None:
         super().__init__()
         checks.check_choice("downsample", downsample, [mode for mode in DOWNSAMPLINGS if mode != "area"])
-        self.size = None if size is None else tuple(int(side) for side in size)
-        if self.size is not None:
-            checks.check_positions("size", self.size)
+        self.size = None if size is None else checks.check_grid("size", size)
         self.downsample, self.sigmoid = downsample, sigmoid
         self.lambda_unary = checks.check_positive("lambda_unary", lambda_unary, allow_zero=True)
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
@@ -89,7 +87,7 @@ class AffinityLoss(_Loss):
             A scalar, float32 or float64.
 
         Raises:
-            TypeError: if `input` is not a floating-point tensor.
+            TypeError: if `input` is not a floating-point tensor, or `target` is not a tensor.
             ValueError: if shapes do not match, or the target holds values that are not class numbers.
         """
         size = self._grid(input, target)
@@ -135,6 +133,7 @@ class AffinityLoss(_Loss):
                 "column for each position of the grid."
             )
             raise ValueError(message)
+        checks.check_tensor("target", target)
         if target.ndim < 3 or target.shape[1] != 1 or target.shape[0] != input.shape[0]:
             message = (
                 f"Expected `target` to be a label map (B, 1, *S) of {input.shape[0]} images, "

@@ -127,7 +127,7 @@ class ContextAttentionLoss(_Loss):
             ValueError: if there is no map, a map has several channels or another batch size, `weights` do not fit, or
                 the target holds values that are not classes.
         """
-        maps = [input] if isinstance(input, Tensor) else list(input)
+        maps = _as_list(input)
         weights = [1 / max(len(maps), 1)] * len(maps) if self.weights is None else self.weights
         with fails_together(self.region_loss.sync_batch, maps[0] if maps else None):
             _check_maps(maps, target, len(weights))
@@ -160,6 +160,18 @@ class ContextAttentionLoss(_Loss):
         return context if valid is None else context.masked_fill(~valid, _IGNORED)
 
 
+def _as_list(input: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(input, Tensor):
+        return [input]
+    if not isinstance(input, (list, tuple)):
+        message = (
+            f"Expected `input` to be an attention map or a list of them, but got {type(input).__name__}: pass the maps "
+            "that the network returns in training mode."
+        )
+        raise TypeError(message)
+    return list(input)
+
+
 def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
     checks.check_tensor("target", target)
     if not maps:
@@ -189,6 +201,19 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
             "out, but got a map that is NaN everywhere: leave this image out, or train without this loss."
         )
         raise ValueError(message)
+
+
+def _channels(logits: Tensor | Sequence[Tensor]) -> int:
+    """Return the number of channels of logits (B, C, *S), alone or at several scales."""
+    first = logits[0] if isinstance(logits, (list, tuple)) and logits else logits
+    if not isinstance(first, Tensor) or first.ndim < 2:
+        given = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        message = (
+            f"Expected the first part of `input` to be logits (B, C, *S) or a list of them, but got {given}: use a "
+            "network that returns (logits, maps) in training, such as AttentionMapUnet."
+        )
+        raise ValueError(message)
+    return first.shape[1]
 
 
 class AttentionSupervisionLoss(_Loss):
@@ -262,11 +287,12 @@ class AttentionSupervisionLoss(_Loss):
                 "returns its maps in training, such as AttentionMapUnet."
             )
             raise ValueError(message)
+        channels = _channels(input[0])
         finest = input[0] if isinstance(input[0], Tensor) else input[0][0]
         segmentation_sums, attention_sums = self._sums_over_ranks
         # A loss that sums nothing over the ranks would fail on one of them, while the others wait for its next sums.
         with fails_together(segmentation_sums and not attention_sums, finest):
-            label = without_regions(self.loss, target, finest.shape[1])
+            label = without_regions(self.loss, target, channels)
             attention = call_loss(self.attention, input[1], label, labelled)
         with fails_together(attention_sums and not segmentation_sums, finest):
             segmentation = call_loss(self.loss, input[0], target, labelled)

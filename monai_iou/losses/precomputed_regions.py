@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.components import FIRST_REGION
+from monai_iou.voxels.flat_voxels import computable
 from monai_iou.voxels.labels import raised_or_marked
 from monai_iou.voxels.sums import VoxelSums
 
@@ -25,9 +26,7 @@ def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
         return False
     if channels == 1:
         return True  # one channel means one foreground class, and per-class maps would have one channel
-    values = target.as_subclass(Tensor)
-    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        values = values.long()  # torch has no minimum of these types
+    values = computable(target.as_subclass(Tensor))
     corner = (slice(None), slice(1, None), *[slice(1)] * (values.ndim - 2))
     if bool((values[corner] > 1).any()):  # the usual case, at no reading of the whole
         return True

@@ -13,7 +13,8 @@ from monai_iou.voxels.labels import valid_voxels
 _BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
-def _computable(values: Tensor) -> Tensor:
+def computable(values: Tensor) -> Tensor:
+    """Return whole numbers in a dtype that torch computes in."""
     return values.long() if values.dtype in _BARE_UNSIGNED else values
 
 
@@ -29,13 +30,13 @@ def flat_voxels(
     ignore_index = checks.check_ignore_index(ignore_index)
     keep = None
     if mask is not None:
-        keep = _computable(plain(checks.check_side_map("mask", mask, input, integer=False))) != 0
+        keep = computable(plain(checks.check_side_map("mask", mask, input, integer=False))) != 0
     regions = 1
     if groups is not None:
-        groups = _computable(plain(checks.check_groups(groups, input)))
+        groups = computable(plain(checks.check_groups(groups, input)))
         regions = count_regions(groups, num_groups)
     logits = plain(input).flatten(2)
-    target = _computable(plain(target).flatten(2))
+    target = computable(plain(target).flatten(2))
     if logits.shape[1] > 1 and target.shape[1] == 1:
         has_ignored = keep is not None or ignore_index is not None
         return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)

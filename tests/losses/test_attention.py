@@ -29,6 +29,7 @@ from monai_iou import (
     ContextPriorHead,
     IoUCELoss,
     IoULoss,
+    MultiScaleLoss,
 )
 from monai_iou.losses.attention import dilate
 
@@ -397,3 +398,29 @@ def test_errors() -> None:
         AttentionSupervisionLoss(IoULoss(), AffinityLoss())({}, labels)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="`attention` to be a torch module, but got NoneType"):
         AttentionSupervisionLoss(IoULoss(), None)  # type: ignore[arg-type]
+    for wrong in (3, (4.0, 4.0), "44", ()):
+        with pytest.raises(
+            TypeError, match=re.escape(f"`size` to be one integer per spatial dimension, but got {wrong!r}")
+        ):
+            AffinityLoss(size=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=re.escape(f"but got {wrong!r}: give the shape of the grid.")):
+            ContextPriorHead(8, 2, size=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`target` to be a tensor, but got NoneType"):
+        AffinityLoss()(torch.zeros(1, 4, 4), None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`target` to be a tensor, but got ndarray"):
+        ContextAttentionLoss()(maps, labels.numpy())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="an attention map or a list of them, but got int: pass the maps"):
+        ContextAttentionLoss()(3, labels)  # type: ignore[arg-type]
+    both = AttentionSupervisionLoss(MultiScaleLoss(IoULoss(softmax=True)), ContextAttentionLoss())
+    for logits, given in (([], "list"), (3, "int"), (torch.zeros(3), "(3,)")):
+        text = f"the first part of `input` to be logits (B, C, *S) or a list of them, but got {given}: use a network"
+        with pytest.raises(ValueError, match=re.escape(text)):
+            both((logits, maps), labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bfloat16])
+def test_labels_of_every_dtype_have_the_same_context(dtype: torch.dtype) -> None:
+    labels, maps = lesion((16, 16, 8)), some_maps()
+    for ignore_index in (None, 1):
+        loss = ContextAttentionLoss(context_mm=1.0, ignore_index=ignore_index)
+        torch.testing.assert_close(loss(maps, labels.to(dtype)), loss(maps, labels))
