@@ -137,10 +137,12 @@ class ProbabilityMetric(RowMetric):
                 f"{tuple(reference.shape)}: put them on one grid, with one or {classes} channels."
             )
             raise ValueError(message)
-        _check_probabilities(prediction, self.activation)
+        _check_floats(prediction)
         reference, labelled = annotated(rounded(reference.to(prediction.device)), classes, labelled)
         kept = valid_voxels(reference[None], self.ignore_index)
         valid = None if kept is None else kept[0, 0]
+        if self.activation is None:
+            _check_probabilities(prediction, valid)
         if len(reference) == classes:
             check_binary(reference, valid, "y", given=classes)
         else:
@@ -164,16 +166,19 @@ class ProbabilityMetric(RowMetric):
         return self._row_of_histogram(histograms.counts[0, first_class:])
 
 
-def _check_probabilities(image: torch.Tensor, activation: Activation) -> None:
+def _check_floats(image: torch.Tensor) -> None:
     if not image.is_floating_point():
         message = (
             f"Expected `y_pred` to hold probabilities, but got {image.dtype}: pass the output of the network "
             "before the argmax or the threshold."
         )
         raise TypeError(message)
-    if activation is not None or not image.numel():
+
+
+def _check_probabilities(image: torch.Tensor, valid: torch.Tensor | None) -> None:
+    if not image.numel():
         return
-    low, high = (value.item() for value in image.aminmax())
+    low, high = (value.item() for value in (image if valid is None else torch.where(valid, image, 0)).aminmax())
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         message = (
             f"Expected `y_pred` to hold probabilities between 0 and 1, but got {low if low < -_ROUNDING else high:.6g}"

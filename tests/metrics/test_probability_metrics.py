@@ -107,6 +107,11 @@ def test_ignored_voxels_have_no_effect():
         torch.testing.assert_close(*results)
     counts = probability_histograms(logits, masked, ignore_index=255).counts
     assert int(counts[:, 0].sum()) == int((~hidden).sum())
+    p = logits.softmax(1)
+    for metric_type in (ThresholdIoUMetric, CalibrationMetric):
+        expected = metric_type(ignore_index=255)(p, masked)
+        for value in (-5.0, 7.0, math.inf, math.nan):
+            torch.testing.assert_close(metric_type(ignore_index=255)(torch.where(hidden, value, p), masked), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
