@@ -26,6 +26,7 @@ from monai_iou.metrics.overlap import BoolMask, crop_to_union, edge_voxels, flat
 __all__ = ["SurfaceScores", "robust_hausdorff", "surface_scores"]
 
 _Indices = npt.NDArray[np.int64]
+_MOST_OF_TORCH = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,15 @@ def surface_scores(
 
 def _voxel_distances(p: BoolMask, r: BoolMask, spacing: tuple[float, ...]) -> tuple[float, float]:
     distances = _both_ways(*(_places(edge_voxels(mask), mask.shape, spacing) for mask in (p, r)))
-    hd95 = max(float(d.quantile(0.95)) for d in distances)
+    hd95 = max(_percentile95(d) for d in distances)
     return hd95, float(_together(distances).mean())
+
+
+def _percentile95(distances: torch.Tensor) -> float:
+    """Return the 95th percentile as MONAI does, by torch, which takes no more than 2^24 numbers."""
+    if len(distances) <= _MOST_OF_TORCH:
+        return float(distances.quantile(0.95))
+    return float(np.quantile(distances.numpy(), 0.95))
 
 
 def _surface_dice(

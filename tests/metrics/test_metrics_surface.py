@@ -30,6 +30,7 @@ from monai_iou.metrics import (
     surface_scores,
 )
 from monai_iou.metrics import boundary as boundary_module
+from monai_iou.metrics import surface as surface_module
 
 NAN = pytest.approx(math.nan, nan_ok=True)
 
@@ -274,3 +275,10 @@ def test_surface_scores_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
+
+
+def test_the_95th_percentile_of_more_distances_than_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = torch.rand(1001, generator=torch.Generator().manual_seed(0)) * 30
+    expected = surface_module._percentile95(distances)
+    monkeypatch.setattr(surface_module, "_MOST_OF_TORCH", 1000)
+    assert surface_module._percentile95(distances) == pytest.approx(expected, rel=1e-6)
