@@ -320,6 +320,13 @@ def test_functional_derivatives_by_the_reference_kernel() -> None:
         torch.testing.assert_close(torch.func.grad(lambda x: loss(x, labels))(logits), expected)
     exact = LovaszSoftmaxLoss(bins=None, softmax=True)
     assert torch.func.grad(lambda x: exact(x, labels))(logits).isfinite().all()
+    instance = InstanceIoULoss(softmax=True)
+    leaf = torch.randn(1, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    label = torch.tensor([[[1, 1, 0, 0, 0, 1]]])
+    with use_kernel("reference"):
+        assert torch.autograd.gradgradcheck(lambda x: instance(x, label), (leaf,))
+        with pytest.raises(RuntimeError):  # its components are found outside of torch
+            torch.func.grad(lambda x: instance(x, label))(leaf.detach())
 
 
 LABELLED = [[True, True, False], [True, False, True]]
