@@ -17,6 +17,7 @@ __all__ = ["class_weights", "count_voxels"]
 
 
 METHODS = ("inverse", "median", "effective")
+_MOST_CLASSES = 1 << 16  # a larger number is no class, such as -1 stored without a sign
 
 
 def class_weights(
@@ -115,9 +116,9 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
         The number of voxels of each item and class, (N, C) int64.
 
     Raises:
-        TypeError: if an item contains no label.
-        ValueError: if a value is negative, not a whole number, or at least `num_classes`, a per-class map leaves the
-            range from 0 to 1, or the dataset is empty.
+        TypeError: if an item contains no label, or `num_classes` is not an integer.
+        ValueError: if a value is negative, not a whole number, or at least `num_classes` or 65536, a per-class map
+            leaves the range from 0 to 1, or the dataset is empty.
 
     Example:
         >>> import torch
@@ -129,6 +130,8 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
         >>> class_weights(count_voxels(items), method="median")
         tensor([0.4444, 1.5556])
     """
+    if num_classes is not None:
+        num_classes = checks.check_count("num_classes", num_classes, "count the background too")
     rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(dataset)]
     if not rows:
         message = "Expected `dataset` to contain at least one item, but it is empty: give the training cases."
@@ -155,9 +158,9 @@ def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:
             )
             raise TypeError(message)
         item = item[key]
-    elif isinstance(item, list):
+    elif isinstance(item, list) and item:
         parts = [_count_item(part, key, name) for part in item]
-        size = max((len(part) for part in parts), default=1)
+        size = max(len(part) for part in parts)
         together: NDArray[np.int64] = np.sum([np.pad(part, (0, size - len(part))) for part in parts], axis=0)
         return together
     elif isinstance(item, tuple):
@@ -197,6 +200,12 @@ def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
         message = (
             f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong.flat[0]}: map the labels to "
             "consecutive classes."
+        )
+        raise ValueError(message)
+    if label.size and whole.max() >= _MOST_CLASSES:
+        message = (
+            f"Expected {name} of `dataset` to hold class numbers below {_MOST_CLASSES}, but got {whole.max()}: map the "
+            "labels to consecutive classes."
         )
         raise ValueError(message)
     voxels: NDArray[np.int64] = np.bincount(whole.ravel(), minlength=1)

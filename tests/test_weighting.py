@@ -115,6 +115,18 @@ def test_count_voxels_names_what_is_wrong() -> None:
         count_voxels(["case.nii.gz"])
     with pytest.raises(ValueError, match="it is empty"):
         count_voxels([])
+    with pytest.raises(TypeError, match="item 0 of `dataset` to hold a label array, but got list: use a dataset"):
+        count_voxels([[]])
+    unsigned = np.array([[0, 1, 2**32 - 1]], dtype=np.uint32)  # -1 without its sign: a table of 32 GB
+    with pytest.raises(
+        ValueError, match="item 0 of `dataset` to hold class numbers below 65536, but got 4294967295: map"
+    ):
+        count_voxels([unsigned])
+    assert count_voxels([np.array([[2**16 - 1]])]).shape == (1, 2**16)
+    with pytest.raises(TypeError, match="`num_classes` to be an integer, but got str: count the background too"):
+        count_voxels([label], num_classes="4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`num_classes` to be at least 1, but got 0: count the background too"):
+        count_voxels([label], num_classes=0)
 
 
 def test_count_voxels_takes_no_regions_and_no_missing_channel_for_maps() -> None:
