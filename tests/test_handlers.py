@@ -260,6 +260,11 @@ def test_a_resumed_training_continues_with_the_weights_of_its_epoch() -> None:
         ),
         (IoUCELoss(), {"iou": {"start": 0, "end": 1}}, ValueError, "but got 1 and None: give the epochs between"),
         (IoUCELoss(), {"iou": {**RAMP, "first_epoch": 0}}, ValueError, "but got 0 and 7: give the epochs between"),
+        (IoUCELoss(), {"iou": {**RAMP, "first_epoch": "3"}}, TypeError, "`first_epoch` to be a number, but got str:"),
+        (IoUCELoss(), {"iou": {**RAMP, "first_epoch": None}}, TypeError, "`first_epoch` to be a number, but got None"),
+        (IoUCELoss(), {"iou": {**RAMP, "last_epoch": "7"}}, TypeError, "`last_epoch` to be a number, but got str:"),
+        (IoUCELoss(), {"iou": None}, TypeError, "schedule of 'iou' to have `start`, `end` and optionally "),
+        (IoUCELoss(), ["iou"], ValueError, "terms of the loss (iou, cross_entropy), but got list: choose among these"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(loss, terms, error, text) -> None:

@@ -57,7 +57,8 @@ class LossWeightSchedule:
                 "CompoundLoss, or pass the CompoundLoss that this loss contains."
             )
             raise TypeError(message)
-        unknown = [name for name in terms if name not in loss.names]
+        named = isinstance(terms, Mapping)
+        unknown = [name for name in terms if name not in loss.names] if named else [type(terms).__name__]
         if unknown or not terms:
             message = (
                 f"Expected `terms` to name terms of the loss ({', '.join(loss.names)}), but got "
@@ -97,16 +98,20 @@ class _Ramp:
     def from_options(cls, name: str, options: Mapping[str, Any]) -> _Ramp:
         """Return the checked schedule of the term `name`."""
         known = [field.name for field in fields(cls)]
-        if not {"start", "end"} <= set(options) <= set(known):
+        given = options if isinstance(options, Mapping) else {}
+        if not {"start", "end"} <= set(given) <= set(known):
             message = (
                 f"Expected the schedule of {name!r} to have `start`, `end` and optionally {', '.join(known[2:])}, but "
-                f"got {', '.join(map(str, options)) or 'nothing'}: correct the keys."
+                f"got {', '.join(map(str, given)) or 'nothing'}: correct the keys."
             )
             raise TypeError(message)
         ramp = cls(**options)
         checks.check_choice("curve", ramp.curve, CURVES)
         for key in ("start", "end"):
             checks.check_positive(key, getattr(ramp, key), allow_zero=True)
+        for key in ("first_epoch", "last_epoch"):
+            if key in options and (key, options[key]) != ("last_epoch", None):
+                checks.check_number(key, options[key])
         last = ramp.first_epoch + 1 if ramp.curve == "constant" else ramp.last_epoch
         if last is None or not 1 <= ramp.first_epoch < last:
             message = (
