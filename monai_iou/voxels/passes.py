@@ -210,9 +210,9 @@ def voxel_sums(
             voxels whose maps are all zero.
         mask: (B, 1, *S) bool or numbers; voxels where it is zero are ignored.
         groups: integer region numbers from 0, (B, 1, *S), or (B, C, *S) if each class has its own regions; voxels with
-            a negative number are ignored. If each class has its own regions and `activation` is not "sigmoid", the
-            cross-entropy of a region includes all of its voxels, whatever their class.
-        num_groups: number R of regions; None reads it from `groups`.
+            a number below 0 or from R on are ignored. If each class has its own regions and `activation` is not
+            "sigmoid", the cross-entropy of a region includes all of its voxels, whatever their class.
+        num_groups: number R of regions; None takes one more than the largest number in `groups`.
         cross_entropy: whether to compute the cross-entropy, which is 0 otherwise. It is binary with "sigmoid", and for
             one channel.
         gamma: focal exponent of the cross-entropy (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
