@@ -95,8 +95,7 @@ def _write_gradient(
 
 class _BinarySums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
-        keeps = ctx.needs_input_grad[0] and logits.dtype == sum_dtype(logits)
+    def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec, keeps: bool) -> Tensor:
         ctx.kept = huge_pages.empty_like(logits) if keeps else None
         total, ctx.serve = _sums(voxels, spec, ctx.kept)
         ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
@@ -106,16 +105,18 @@ class _BinarySums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         logits, labels, maps, valid = ctx.saved_tensors
         voxels = Voxels(logits, labels, maps, valid, ctx.has_ignored, None, 1)
         kept, ctx.kept = ctx.kept, None
         out = huge_pages.empty_like(logits) if kept is None else kept
         _write_gradient(out, gradient, voxels, ctx.spec, ctx.serve, kept=kept is not None)
-        return out, None, None
+        return out, None, None, None
 
 
 def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     """Return the statistics (7, B, C, 1) of `voxels`."""
-    result: Tensor = _BinarySums.apply(voxels.logits, voxels, spec)
+    logits = voxels.logits
+    keeps = torch.is_grad_enabled() and logits.requires_grad and logits.dtype == sum_dtype(logits)
+    result: Tensor = _BinarySums.apply(logits, voxels, spec, keeps)
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import IoUCELoss, LogIoULoss, use_kernel, voxel_sums
-from monai_iou.voxels import binary, binary_pass, in_place, tiled, tiling
+from monai_iou.voxels import binary, binary_pass, huge_pages, in_place, tiled, tiling
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import compute_sums as reference_sums
@@ -146,7 +146,7 @@ def test_hard_soft_labels_are_a_product_for_any_number_of_classes() -> None:
             torch.testing.assert_close(found, exact)
 
 
-def test_the_gradient_is_the_only_large_tensor_between_forward_and_backward() -> None:
+def test_the_gradient_is_the_only_large_tensor_between_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probabilities are kept where the gradient will stand; without a gradient nothing is kept."""
     logits = torch.randn(1, 2, 50, requires_grad=True)
     rows = tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec())
@@ -154,8 +154,18 @@ def test_the_gradient_is_the_only_large_tensor_between_forward_and_backward() ->
     while type(node).__name__ != "_BinarySumsBackward":
         node = node.next_functions[0][0]
     torch.testing.assert_close(node.kept[0, 1], logits[0].softmax(0)[1])
+    asked: list[Tensor] = []
+
+    def empty_like(tensor: Tensor) -> Tensor:
+        asked.append(tensor)
+        return torch.empty_like(tensor)
+
+    monkeypatch.setattr(huge_pages, "empty_like", empty_like)
     with torch.no_grad():
         assert tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec()).grad_fn is None
+    assert not asked
+    tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec())
+    assert len(asked) == 1
 
 
 def test_loss_and_gradient_agree_with_a_wide_layout() -> None:
