@@ -129,7 +129,9 @@ class ThresholdIoUMetric(ProbabilityMetric):
 
 def _counts(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """I, P and T at every threshold, shape (..., M + 1), from rows of both histograms, (..., 2 (M + 1))."""
-    outside, inside = rows.unflatten(-1, (2, -1)).flip(-1).cumsum(-1).flip(-1).unbind(-2)
+    # On a CPU: torch's deterministic algorithms do not cumulate floating-point numbers on a GPU.
+    above = rows.cpu().unflatten(-1, (2, -1)).flip(-1).cumsum(-1).flip(-1).to(rows.device)
+    outside, inside = above.unbind(-2)
     return inside, inside + outside, inside[..., :1].expand_as(inside)
 
 

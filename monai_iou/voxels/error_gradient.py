@@ -43,9 +43,10 @@ def error_slopes(histograms: ErrorHistograms) -> tuple[Tensor, Tensor]:
     An error falls as the output of the voxel's own class rises: of voxels of the class it is -dL/de, of others dL/de.
     """
     dtype = total_dtype(histograms.counts)
-    inside, outside = histograms.foreground.to(dtype), histograms.background.to(dtype)
+    # Cumulated as whole numbers: with floating ones, torch's deterministic algorithms fail on a GPU.
+    f, b = (counts.cumsum(-1) - counts for counts in (histograms.foreground, histograms.background))  # before the cell
+    inside, outside, f, b = (counts.to(dtype) for counts in (histograms.foreground, histograms.background, f, b))
     volume = inside.sum(-1, keepdim=True)
-    f, b = inside.cumsum(-1) - inside, outside.cumsum(-1) - outside  # before the cell
 
     def at(f: Tensor, b: Tensor, others: Tensor) -> Tensor:
         of_class = -1 / (volume + b).clamp_min(1)

@@ -26,7 +26,9 @@ def lovasz_extension(errors: Tensor, foreground: Tensor) -> Tensor:
 
 def _steps(foreground: Tensor) -> Tensor:
     """Return by how much each voxel raises J."""
-    missed = foreground.sum() - foreground.cumsum(0)
+    # Whole numbers but for a target with a gradient: torch's deterministic algorithms cumulate no others on a GPU.
+    counted = foreground if foreground.requires_grad else foreground.long()
+    missed = (counted.sum() - counted.cumsum(0)).to(foreground.dtype)
     number = torch.arange(1, len(foreground) + 1, dtype=foreground.dtype, device=foreground.device)
     jaccard = number / missed.add_(number)
     return jaccard.diff(prepend=jaccard.new_zeros(1))

@@ -10,6 +10,7 @@ import socket
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.scores import lovasz
@@ -685,3 +687,26 @@ def test_right_labels_of_more_voxels_than_float32_counts(monkeypatch: pytest.Mon
     labels[..., 5] = 1
     logits = torch.zeros(1, 2, 1).expand(1, 2, labels.shape[2])
     assert LovaszSoftmaxLoss("all", bins=None, softmax=True)(logits, labels) == 1
+
+
+class _Cumulated(TorchDispatchMode):
+    """Record the dtypes of what is cumulated: floating-point numbers fail on a GPU with deterministic algorithms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.cumsum.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "loss", [LovaszSoftmaxLoss(sigmoid=True), LovaszSoftmaxLoss(sigmoid=True, bins=None), LovaszHingeLoss()]
+)
+def test_only_whole_numbers_are_cumulated(loss: nn.Module) -> None:
+    logits = torch.randn(2, 1, 40, requires_grad=True)
+    with _Cumulated() as seen:
+        loss(logits, torch.arange(80).reshape(2, 1, 40) % 3 == 0).backward()
+    assert set(seen.dtypes) == {torch.int64}
