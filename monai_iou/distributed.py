@@ -9,7 +9,7 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_iou.voxels import VoxelSums, late_checks
 from monai_iou.voxels.histograms import ErrorHistograms
@@ -22,6 +22,11 @@ _PENDING = 2
 def is_distributed() -> bool:
     """Return whether several ranks are running."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_synchronised(loss: nn.Module) -> bool:
+    """Return whether a loss, or a loss inside it, adds its sums over all ranks."""
+    return any(getattr(part, "sync_batch", False) for part in loss.modules())
 
 
 def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:

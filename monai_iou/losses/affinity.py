@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
+from monai_iou.affinity_grids import check_grid, check_positions
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.voxels.compact_labels import equals
@@ -70,7 +71,7 @@ class AffinityLoss(_Loss):
     ) -> None:
         super().__init__()
         checks.check_choice("downsample", downsample, [mode for mode in DOWNSAMPLINGS if mode != "area"])
-        self.size = None if size is None else checks.check_grid("size", size)
+        self.size = None if size is None else check_grid("size", size)
         self.downsample, self.sigmoid = downsample, sigmoid
         self.lambda_unary = checks.check_positive("lambda_unary", lambda_unary, allow_zero=True)
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
@@ -142,7 +143,7 @@ class AffinityLoss(_Loss):
             raise ValueError(message)
         checks.check_device("target", target, input)
         space, positions = tuple(target.shape[2:]), input.shape[1]
-        checks.check_positions("input", (positions,))
+        check_positions("input", (positions,))
         factor = round((math.prod(space) / positions) ** (1 / len(space))) if positions else 0
         size = self.size or tuple(side // max(factor, 1) for side in space)
         if math.prod(size) != positions or len(size) != len(space):

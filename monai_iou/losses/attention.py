@@ -10,7 +10,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from monai_iou import checks
-from monai_iou.distributed import fails_together
+from monai_iou.distributed import fails_together, is_synchronised
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
@@ -203,8 +203,8 @@ def _check_maps(maps: Sequence[Tensor], target: Tensor, expected: int) -> None:
         raise ValueError(message)
 
 
-def _channels(logits: Tensor | Sequence[Tensor]) -> int:
-    """Return the number of channels of logits (B, C, *S), alone or at several scales."""
+def _finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return logits (B, C, *S), or the first of those at several scales."""
     first = logits[0] if isinstance(logits, (list, tuple)) and logits else logits
     if not isinstance(first, Tensor) or first.ndim < 2:
         given = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
@@ -213,7 +213,7 @@ def _channels(logits: Tensor | Sequence[Tensor]) -> int:
             "network that returns (logits, maps) in training, such as AttentionMapUnet."
         )
         raise ValueError(message)
-    return first.shape[1]
+    return first
 
 
 class AttentionSupervisionLoss(_Loss):
@@ -253,7 +253,7 @@ class AttentionSupervisionLoss(_Loss):
         self.loss = checks.check_module("loss", loss)
         self.attention = checks.check_module("attention", attention)
         self.lambda_attention = checks.check_positive("lambda_attention", lambda_attention, allow_zero=True)
-        self._sums_over_ranks = [_sums_over_ranks(part) for part in (loss, attention)]
+        self._synchronised = is_synchronised(loss), is_synchronised(attention)
         self.last_terms: dict[str, Tensor] = {}
 
     def forward(
@@ -287,18 +287,13 @@ class AttentionSupervisionLoss(_Loss):
                 "returns its maps in training, such as AttentionMapUnet."
             )
             raise ValueError(message)
-        channels = _channels(input[0])
-        finest = input[0] if isinstance(input[0], Tensor) else input[0][0]
-        segmentation_sums, attention_sums = self._sums_over_ranks
+        finest = _finest(input[0])
+        segmentation_sums, attention_sums = self._synchronised
         # A loss that sums nothing over the ranks would fail on one of them, while the others wait for its next sums.
         with fails_together(segmentation_sums and not attention_sums, finest):
-            label = without_regions(self.loss, target, channels)
+            label = without_regions(self.loss, target, finest.shape[1])
             attention = call_loss(self.attention, input[1], label, labelled)
         with fails_together(attention_sums and not segmentation_sums, finest):
             segmentation = call_loss(self.loss, input[0], target, labelled)
         self.last_terms = {"segmentation": segmentation.detach(), "attention": attention.detach()}
         return segmentation + self.lambda_attention * attention
-
-
-def _sums_over_ranks(loss: nn.Module) -> bool:
-    return any(getattr(part, "sync_batch", False) for part in loss.modules())

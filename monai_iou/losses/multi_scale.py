@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.distributed import depending_on, fails_together
+from monai_iou.distributed import depending_on, fails_together, is_synchronised
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
@@ -22,7 +22,7 @@ from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import raised_or_marked
 from monai_iou.voxels.partly_labelled import Labelled, blank_unlabelled, labelled_pairs
 
-_SHARES = 1e-2  # by which the sum of the maps of a voxel may miss 1 in half precision
+_SHARES = 1e-2  # by which the sum of the maps of a voxel may exceed 1 in half precision
 
 
 class MultiScaleLoss(_Loss):
@@ -80,7 +80,7 @@ class MultiScaleLoss(_Loss):
         )
         self.downsample = downsample
         self.ignore_index = _ignore_index(loss)
-        self._sync_batch = any(getattr(part, "sync_batch", False) for part in loss.modules())
+        self._sync_batch = is_synchronised(loss)
         self.last_terms: dict[str, Tensor] = {}
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor, labelled: Labelled = None) -> Tensor:
@@ -105,7 +105,7 @@ class MultiScaleLoss(_Loss):
         with fails_together(self._sync_batch, _first_tensor(input)):
             checks.check_tensor("target", target)
             outputs = _as_list(input, target)
-            doubt = self._checked_channel(input, outputs[0], target, labelled)
+            doubt = self._checked_channel(input, outputs[0], target)
             weights = self._weights(len(outputs))
             pairs = labelled_pairs(outputs[0], target, labelled)
             whole = self._poolable(target, outputs[0].shape[1], pairs)
@@ -123,13 +123,11 @@ class MultiScaleLoss(_Loss):
         total = total if doubt is None else total + doubt
         return depending_on([output for output, weight in scales if weight == 0], total)
 
-    def _checked_channel(
-        self, input: Tensor | Sequence[Tensor], output: Tensor, target: Tensor, labelled: Labelled
-    ) -> Tensor | None:
+    def _checked_channel(self, input: Tensor | Sequence[Tensor], output: Tensor, target: Tensor) -> Tensor | None:
         """Raise ValueError if a stack is a single output (B, C, *S), whose label map (B, *S) lacks the channel.
 
         Read as a stack, it would be compared with one class for each slice. Where the outputs have the shape of the
-        target, only a softmax tells, whose maps add up to 1. On a GPU, return 0, or NaN if they do not.
+        target, only a softmax tells, whose maps add up to at most 1. On a GPU, return 0, or NaN if they do not.
         """
         if not isinstance(input, Tensor) or output.shape != target.shape or not 3 <= output.ndim <= 4:
             return None
@@ -139,11 +137,7 @@ class MultiScaleLoss(_Loss):
             raise _channel_error(input, target)
         if not any(getattr(part, "softmax", False) is True for part in self.loss.modules()):
             return None
-        claims = plain(target).float().sum(1)
-        wrong = claims > 1 + _SHARES
-        if labelled is None:
-            ignored = (claims == 0) if self.ignore_index is not None else torch.zeros_like(wrong)
-            wrong = wrong | ((claims < 1 - _SHARES) & ~ignored)
+        wrong = plain(target).float().sum(1) > 1 + _SHARES
         mark = torch.zeros((), device=target.device)
         return raised_or_marked(mark, wrong.any(), lambda: lambda: _channel_error(input, target))
 
@@ -189,9 +183,9 @@ class MultiScaleLoss(_Loss):
 
 def _channel_error(input: Tensor, target: Tensor) -> ValueError:
     message = (
-        f"Expected the per-class maps of `target` {tuple(target.shape)} to add up to 1 and `input` to be a stack of "
-        f"outputs (B, K, C, *S), but got {tuple(input.shape)}: add the channel dimension, target.unsqueeze(1), if the "
-        "target is a label map; otherwise, pass the outputs as a list."
+        f"Expected the per-class maps of `target` {tuple(target.shape)} to add up to at most 1 and `input` to be a "
+        f"stack of outputs (B, K, C, *S), but got {tuple(input.shape)}: add the channel dimension, "
+        "target.unsqueeze(1), if the target is a label map; otherwise, pass the outputs as a list."
     )
     return ValueError(message)
 

@@ -331,10 +331,11 @@ def test_a_stack_beside_per_class_maps(kind: dict[str, bool]) -> None:
         value = MultiScaleLoss(loss)(stacked, target)
         torch.testing.assert_close(value, MultiScaleLoss(loss)(list(stacked.unbind(1)), target))
     torch.testing.assert_close(MultiScaleLoss(loss)(stacked, maps), expected)
-    ignoring = MultiScaleLoss(IoUCELoss(ignore_index=255, **kind))
     without = maps.clone()
-    without[..., 3:] = 0
-    torch.testing.assert_close(ignoring(stacked, without), ignoring(list(stacked.unbind(1)), without))
+    without[..., 3:] = 0  # as at ignored voxels, or behind the border of the image
+    for options in ({}, {"ignore_index": 255}):
+        padded = MultiScaleLoss(IoUCELoss(**options, **kind))
+        torch.testing.assert_close(padded(stacked, without), padded(list(stacked.unbind(1)), without))
     pairs = torch.tensor([[True, True, True, False], [True] * 4])
     for target in (torch.where(pairs[..., None, None], maps, 0), torch.where(pairs[..., None, None], maps, torch.nan)):
         known = None if target.isnan().any() else pairs
