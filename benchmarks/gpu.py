@@ -57,7 +57,7 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     tests += [] if device == "cpu" else [f"tests/voxels/test_{name}.py" for name in names]
     losses = [python, "-m", "benchmarks.losses", "--device", device, "--output", str(folder / "losses")]
     losses += ["--size", "2x32", "--dtype", "float32"] if quick else ["--size", "2x128", "--size", "14x96"]
-    losses += ["--only", "Dice", "--only", "IoU"]
+    losses += ["--only", "Dice", "--only", "IoU", "--only", "Lovasz"]
     training = [python, "-m", "benchmarks.training", "--patch", "48", "48", "32", "--output", str(folder / "training")]
     training += ["--epochs", "2", "--steps", "2"] if quick else []
     network = [python, "-m", "benchmarks.network", "--device", device]

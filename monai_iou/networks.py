@@ -12,7 +12,7 @@ from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from torch import Tensor, nn
 
-from monai_iou.affinity_grids import check_grid
+from monai_iou.spacing import check_grid
 
 __all__ = ["AttentionMapUnet", "ContextPriorHead"]
 

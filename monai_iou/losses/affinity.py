@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.affinity_grids import check_grid, check_positions
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
+from monai_iou.spacing import check_grid, check_positions
 from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.labels import checked_numbers, valid_voxels
 

@@ -67,6 +67,25 @@ def pool_labels(
     return _fractions(target, size, classes, is_labels, ignore_index)
 
 
+def checked_target(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    """Return 0 for a target whose values are labels, of which pooling by "max" or "nearest" would hide a wrong one.
+
+    Args:
+        target: label map (B, 1, *S), or per-class maps (B, C, *S).
+        classes: as in :func:`pool_labels`.
+        ignore_index: label of ignored voxels.
+
+    Raises:
+        ValueError: the target holds values that are not labels. On a GPU the result is NaN instead, and a later call
+            raises the error.
+    """
+    target = plain(target)
+    valid = valid_voxels(target, ignore_index)
+    wrong = _holds_wrong_values(target, classes, target.shape[1] == 1 and classes > 1, valid)
+    mark = torch.zeros((), device=target.device)
+    return raised_or_marked(mark, wrong, lambda: _error_of(target, classes, valid, ignore_index))
+
+
 def pooled(values: Tensor, size: Sequence[int], how: dict[int, _Pool]) -> Tensor:
     """Pool (B, C, *S) to (B, C, *size)."""
     result: Tensor = how[values.ndim - 2](values, tuple(size))

@@ -14,7 +14,7 @@ from monai_iou.distributed import depending_on, fails_together, is_synchronised
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
-from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
+from monai_iou.losses.label_pooling import DOWNSAMPLINGS, checked_target, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.nested_instances import carries_regions, on_coarser_grid
 from monai_iou.losses.pass_loss import call_loss
@@ -111,6 +111,7 @@ class MultiScaleLoss(_Loss):
             whole = self._poolable(target, outputs[0].shape[1], pairs)
             scales = list(zip(outputs, weights, strict=True))
             labels = [self._label(output, target, whole) if weight else target for output, weight in scales]
+            doubts = [doubt, self._checked_values(scales, labels, target, whole)]
         self.last_terms = {}
         total = None
         for scale, ((output, weight), label) in enumerate(zip(scales, labels, strict=True)):
@@ -120,7 +121,7 @@ class MultiScaleLoss(_Loss):
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
         total = plain(outputs[0]).flatten()[:1].sum() * 0 if total is None else total
-        total = total if doubt is None else total + doubt
+        total = sum((doubt for doubt in doubts if doubt is not None), total)
         return depending_on([output for output, weight in scales if weight == 0], total)
 
     def _checked_channel(self, input: Tensor | Sequence[Tensor], output: Tensor, target: Tensor) -> Tensor | None:
@@ -140,6 +141,15 @@ class MultiScaleLoss(_Loss):
         wrong = plain(target).float().sum(1) > 1 + _SHARES
         mark = torch.zeros((), device=target.device)
         return raised_or_marked(mark, wrong.any(), lambda: lambda: _channel_error(input, target))
+
+    def _checked_values(
+        self, scales: Sequence[tuple[Tensor, float]], labels: Sequence[Tensor], target: Tensor, whole: Tensor
+    ) -> Tensor | None:
+        """Raise ValueError for values that are not labels where no loss sees all of them; on a GPU as above."""
+        used = [label for (_, weight), label in zip(scales, labels, strict=True) if weight]
+        if self.downsample == "area" or not used or any(label is target for label in used):
+            return None
+        return checked_target(whole, scales[0][0].shape[1], self.ignore_index)
 
     def _poolable(self, target: Tensor, channels: int, pairs: Tensor | None) -> Tensor:
         """Return the target as it can be pooled: at coarser scales regions are computed on the fly, and NaN is none."""

@@ -20,7 +20,7 @@ from monai_iou.metrics.brats import brats_mets
 from monai_iou.metrics.components import Overlaps, find_overlaps
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
 from monai_iou.metrics.lesion import lesion_scores
-from monai_iou.metrics.lesion_maps import large_components
+from monai_iou.metrics.lesion_maps import ROUNDING, large_components
 from monai_iou.metrics.overlap import crop_to_union, mask_counts, mask_pair
 
 __all__ = ["CHALLENGES", "Challenge", "autopet", "brats_mets", "challenge_scores", "isles22", "ms"]
@@ -119,7 +119,7 @@ def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> d
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
     crop = crop_to_union(p, r)
-    least = math.floor(3.0 / math.prod(size)) + 1
+    least = math.floor(3.0 * (1 + ROUNDING) / math.prod(size)) + 1
     (p_map, p_count), (r_map, r_count) = (large_components(m, 6, least) for m in crop[:2])
     overlaps = find_overlaps(r_map, p_map, r_count, p_count)
     sensitivity = scores.ratio(_msseg_found(overlaps), r_count, empty=math.nan)

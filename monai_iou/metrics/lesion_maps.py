@@ -17,7 +17,7 @@ __all__ = ["LesionMaps", "dilated", "large_components", "lesion_maps"]
 
 _IntMap = npt.NDArray[Any]
 # The volume of a voxel of an oblique affine is off by some digits.
-_ROUNDING = 1e-4
+ROUNDING = 1e-4
 
 
 class LesionMaps(NamedTuple):
@@ -78,7 +78,7 @@ def lesion_maps(
         p_map, p_count = label_components(crop.prediction, connectivity)
         r_map, r_count = grouped_components(crop.reference, int(dilation), connectivity)
         maps = LesionMaps(p_map, p_count, r_map, r_count, crop.offset)
-    return maps if smallest == 0 else _without_small(maps, smallest * (1 - _ROUNDING) / math.prod(spacing))
+    return maps if smallest == 0 else _without_small(maps, smallest * (1 - ROUNDING) / math.prod(spacing))
 
 
 def grouped_components(mask: BoolMask, dilation: int, connectivity: int | None) -> tuple[_IntMap, int]:

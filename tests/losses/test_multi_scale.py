@@ -297,7 +297,7 @@ def test_a_label_map_without_its_channel_is_no_per_class_maps() -> None:
     # (B, C, *S) beside (B, *S) has the form of a stack (B, K, C, *S) beside per-class maps (B, C, *S).
     for size in ((8, 8, 8), (8, 8)):
         label = torch.zeros(2, *size)
-        label[:, 2, 3:6] = 1
+        label[:, 2:5, 3:6] = 1
         for channels, loss in (
             (1, IoULoss(sigmoid=True)),
             (2, IoUCELoss(softmax=True)),
@@ -341,6 +341,20 @@ def test_a_stack_beside_per_class_maps(kind: dict[str, bool]) -> None:
         known = None if target.isnan().any() else pairs
         expected = MultiScaleLoss(loss)(list(stacked.unbind(1)), target, known)
         torch.testing.assert_close(MultiScaleLoss(loss)(stacked, target, known), expected)
+
+
+@pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
+@pytest.mark.parametrize("value", [-1.0, 0.5, 3.0])
+def test_a_wrong_label_that_no_output_of_full_size_sees(downsample: str, value: float) -> None:
+    label = torch.zeros(1, 1, 8, 8)
+    label[..., 1, 1] = value  # which neither the middle of a coarse voxel nor its largest value need show
+    loss = MultiScaleLoss(IoULoss(softmax=True), downsample=downsample)
+    with pytest.raises(ValueError, match=re.escape(f"but got {value:g}")):
+        loss([torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)], label)
+    with pytest.raises(ValueError, match=re.escape(f"but got {value:g}")):
+        MultiScaleLoss(IoULoss(softmax=True), [0, 1], downsample)([torch.zeros(1, 3, n, n) for n in (8, 4)], label)
+    ignoring = MultiScaleLoss(IoULoss(softmax=True, ignore_index=-1), downsample=downsample)
+    assert ignoring([torch.zeros(1, 3, 4, 4)], label.clamp_max(0).floor()).isfinite()
 
 
 @pytest.mark.parametrize("downsample", ["area", "max", "nearest"])

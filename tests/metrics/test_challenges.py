@@ -199,6 +199,11 @@ def test_empty_masks_and_penalties():
     assert brats_mets(nothing, tiny)["LesionWise_Score_Dice"] == 1
     assert brats_mets(tiny, tiny)["Num_TP"] == 0
     assert ms(tiny, tiny)["SensL"] == NAN
+    row = np.zeros((12, 3, 3), dtype=bool)
+    row[:10, 1, 1] = True  # 3 mm3, which is not above 3 mm3: 3 / (1.5 * 0.4 * 0.5) is below 10 by a rounding error
+    assert ms(row, row, spacing=(1.5, 0.4, 0.5))["SensL"] == NAN
+    row[10, 1, 1] = True
+    assert ms(row, row, spacing=(1.5, 0.4, 0.5))["SensL"] == 1
 
 
 @pytest.mark.parametrize("name", CHALLENGES)
