@@ -86,9 +86,6 @@ def _show(error: click.ClickException) -> None:
         click.echo(error.format_message(), err=True)
         return
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: `monai-iou` alone asks for the help
-        click.echo(error.format_message(), err=True)
-        return
     if context is not None:
         click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.\n", err=True)
     _console().say(f"Error: {error.format_message()}", error=True)
