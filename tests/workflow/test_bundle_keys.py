@@ -35,6 +35,18 @@ OWN_PLACES = {
 }
 
 
+@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda:0", True), ("$torch.device('cpu')", False)])
+def test_mixed_precision_follows_the_device_of_the_run(
+    name: str, device: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not expected)  # which does not decide
+    parser = ConfigParser()
+    parser.read_config(str(bundle_path() / "configs" / f"{name}.json"))
+    parser["device"] = device
+    assert parser.get_parsed_content("amp") is expected
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
 def test_every_key_is_in_the_documents_table(name: str) -> None:
     content = json.loads((bundle_path() / "configs" / f"{name}.json").read_text())
