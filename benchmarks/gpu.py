@@ -1,15 +1,17 @@
 """Everything that a GPU is to show, by one command: `python -m benchmarks.gpu [--device cpu --quick]`.
 
-Runs the tests that need the device, the benchmark of losses, a short training of the bundle and steps of its network
-with and without torch.compile, each with a share of the time limit, and writes docs/results/gpu-NAME.md. A part that
-fails or runs out of its time is recorded as that, with the end of its output; the others go on. With `--device cpu
---quick` the same parts run in their smallest form, to try the command where there is no GPU; the report says so.
+Runs the tests that need the device, the benchmark of losses, what the check of a kernel costs, a short training of the
+bundle and steps of its network with and without torch.compile, each with a share of the time limit, and writes
+docs/results/gpu-NAME.md. A part that fails or runs out of its time is recorded as that, with the end of its output; the
+others go on. With `--device cpu --quick` the same parts run in their smallest form, to try the command where there is
+no GPU; the report says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import platform
 import re
@@ -52,23 +54,27 @@ class Outcome:
 def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     """Return the parts of the report."""
     python = sys.executable
+    # The package versions of the machine may be others than the pinned ones, and warn of other things.
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=default"]
+    pytest += ["-m", "not slow", "--durations", "5"]
+    if importlib.util.find_spec("xdist"):  # most of the time goes into compiling kernels
+        pytest += ["-n", str(min(8, max(1, (os.cpu_count() or 2) // 2)))]
     tests = ["tests/voxels/test_self_check.py"] if device == "cpu" else ["tests/voxels/test_cuda.py"]
     names = ("triton", "triton_labels", "triton_slopes", "triton_errors", "triton_regions", "self_check")
     tests += [] if device == "cpu" else [f"tests/voxels/test_{name}.py" for name in names]
+    tests += [] if device == "cpu" else ["tests/voxels/test_kernels.py::test_triton_equals_reference_in_every_branch"]
     losses = [python, "-m", "benchmarks.losses", "--device", device, "--output", str(folder / "losses")]
     losses += ["--size", "2x32", "--dtype", "float32"] if quick else ["--size", "2x128", "--size", "14x96"]
     losses += ["--only", "Dice", "--only", "IoU", "--only", "Lovasz"]
+    first_call = [python, "-m", "benchmarks.first_call", "--device", device, *(["--side", "32"] if quick else [])]
     training = [python, "-m", "benchmarks.training", "--patch", "48", "48", "32", "--output", str(folder / "training")]
     training += ["--epochs", "2", "--steps", "2"] if quick else []
     network = [python, "-m", "benchmarks.network", "--device", device]
     network += ["--patch", "32", "32", "32", "--channels", "4", "--batch", "1", "--turns", "1"] if quick else []
     return [
-        Part(
-            "Tests",
-            [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow", *tests],
-            0.35,
-        ),
-        Part("Losses", losses, 0.3),
+        Part("Tests", [*pytest, *tests], 0.35),
+        Part("Losses", losses, 0.25),
+        Part("The check of a kernel", first_call, 0.05),
         Part("A short training", training, 0.2),
         Part("A step of the network", network, 0.15),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 
-from monai_iou import InstanceIoULoss, IoUCELoss, IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
+from monai_iou import (
+    FocalTverskyLoss,
+    InstanceIoULoss,
+    IoUCELoss,
+    IoULoss,
+    LovaszSoftmaxLoss,
+    MultiScaleLoss,
+    kernel_report,
+    use_kernel,
+    voxel_sums,
+)
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.voxels import late_checks
@@ -179,6 +190,46 @@ def test_a_captured_step_follows_its_inputs(kernel: str, loss: torch.nn.Module) 
             else:
                 for found, expected in zip(captured, step(), strict=True):
                     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        IoULoss(softmax=True),
+        IoULoss(softmax=True, ignore_index=2),
+        IoUCELoss(softmax=True, batch=True),
+        FocalTverskyLoss(softmax=True),
+        LovaszSoftmaxLoss(softmax=True),
+        MultiScaleLoss(IoUCELoss(softmax=True)),
+    ],
+    ids=["IoU", "ignored", "IoU and CE", "Tversky", "Lovasz", "scales"],
+)
+def test_a_loss_never_waits_for_the_gpu(loss: torch.nn.Module, dtype: torch.dtype, kernel: str) -> None:
+    logits = torch.randn(2, 3, 24, 24, 24, device="cuda", requires_grad=True)
+    labels = torch.randint(0, 3, (2, 1, 24, 24, 24), device="cuda").to(dtype)
+    mode = torch.cuda.get_sync_debug_mode()
+    with use_kernel(kernel):
+        for setting in (mode, "error"):  # the first call compiles, and checks the kernel
+            torch.cuda.set_sync_debug_mode(setting)
+            try:
+                torch.autograd.grad(loss(logits, labels), logits)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_default_kernel_is_triton_without_a_warning() -> None:
+    loss = IoUCELoss(softmax=True)
+    logits = torch.randn(1, 3, 24, 24, 24, device="cuda")
+    labels = torch.randint(0, 3, (1, 1, 24, 24, 24), device="cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = loss(logits, labels)
+    assert kernel_report()["cuda:0"].startswith("triton: it agreed with the reference in ")
+    with use_kernel("triton"):
+        assert torch.equal(found, loss(logits, labels))
 
 
 def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path) -> None:
