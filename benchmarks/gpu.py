@@ -65,7 +65,7 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     tests += [] if device == "cpu" else ["tests/voxels/test_kernels.py::test_triton_equals_reference_in_every_branch"]
     losses = [python, "-m", "benchmarks.losses", "--device", device, "--output", str(folder / "losses")]
     losses += ["--size", "2x32", "--dtype", "float32"] if quick else ["--size", "2x128", "--size", "14x96"]
-    losses += ["--only", "Dice", "--only", "IoU", "--only", "Lovasz"]
+    losses += ["--only", "Dice", "--only", "IoU", "--only", "Lovasz", "--without", "torch.compile"]  # it takes minutes
     first_call = [python, "-m", "benchmarks.first_call", "--device", device, *(["--side", "32"] if quick else [])]
     training = [python, "-m", "benchmarks.training", "--patch", "48", "48", "32", "--output", str(folder / "training")]
     training += ["--epochs", "2", "--steps", "2"] if quick else []

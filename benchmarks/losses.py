@@ -1,5 +1,8 @@
 """Time and peak extra memory of every loss beside its peers: `python -m benchmarks.losses [--quick] [--device cuda]`.
 
+On CUDA, "on the GPU" is the time of the kernels alone, by torch's profiler: a training whose network keeps the GPU busy
+waits for them, and not for the host, which runs ahead.
+
 Peers and ours take turns, so that a busy machine is busy for all of them; medians are compared within one run. Peak
 extra memory is the largest sum of bytes that the allocator handed out and had not got back, gradient included: from the
 profiler's record of every allocation on a CPU, in a run with one thread, because it sees one (each further thread adds
@@ -37,12 +40,16 @@ FULL_CUDA = [*FULL, (4, 14, 128), (1, 118, 128)]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Size = tuple[int, int, int]
 _Result = TypeVar("_Result")
+PROFILED = 5  # calls
 SORTING = "LovaszSoftmaxLoss(bins=None), sorting"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One loss at one size; times in seconds, memory in multiples of the logits; NaN where memory ran out."""
+    """One loss at one size; times in seconds, memory in multiples of the logits; NaN where memory ran out.
+
+    `device` is the time of the kernels of forward and backward on a GPU, NaN on a CPU.
+    """
 
     name: str
     batch: int
@@ -52,6 +59,7 @@ class Row:
     forward: float
     backward: float
     peak: float
+    device: float = math.nan
 
 
 def peers(classes: int) -> dict[str, Loss]:
@@ -164,6 +172,18 @@ def peak_memory(loss: Loss, kernel: str, logits: Tensor, labels: Tensor) -> floa
     return peak / logits.nbytes
 
 
+def device_time(loss: Loss, kernel: str, logits: Tensor, labels: Tensor) -> float:
+    """Return the seconds that the kernels of forward and backward take on a GPU; NaN on a CPU."""
+    if logits.device.type != "cuda":
+        return math.nan
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(PROFILED):
+            timed(loss, kernel, logits, labels)
+    on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(event.device_time for event in on_device) / PROFILED / 1e6
+
+
 def floor(logits: Tensor) -> float:
     """Return the seconds that reading the logits twice and writing the gradient once takes a copy."""
     out = torch.empty_like(logits)
@@ -177,7 +197,7 @@ def floor(logits: Tensor) -> float:
     return statistics.median(times) * 3 / 2  # a copy moves two volumes, the loss three
 
 
-def measure(size: Size, device: str, dtype: torch.dtype, quick: bool, only: list[str]) -> list[Row]:
+def measure(size: Size, device: str, dtype: torch.dtype, quick: bool, only: list[str], without: list[str]) -> list[Row]:
     """Measure the losses at one size, taking turns."""
     batch, classes, side = size
     generator = torch.Generator().manual_seed(0)
@@ -188,7 +208,7 @@ def measure(size: Size, device: str, dtype: torch.dtype, quick: bool, only: list
     losses = {
         name: loss
         for name, loss in candidates(classes, device, quick).items()
-        if not only or any(part in name for part in only)
+        if (not only or any(part in name for part in only)) and not any(part in name for part in without)
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in losses}
     for turn in range(4 if quick else 10):
@@ -201,7 +221,8 @@ def measure(size: Size, device: str, dtype: torch.dtype, quick: bool, only: list
     for name, (loss, kernel) in losses.items():
         forward, backward = (statistics.median(part) for part in zip(*times[name], strict=True))
         peak = _if_it_fits(lambda: peak_memory(loss, kernel, logits, labels), math.nan)  # noqa: B023
-        rows.append(Row(name, *size, kind, forward, backward, peak))
+        device_seconds = _if_it_fits(lambda: device_time(loss, kernel, logits, labels), math.nan)  # noqa: B023
+        rows.append(Row(name, *size, kind, forward, backward, peak, device_seconds))
     return rows
 
 
@@ -224,9 +245,12 @@ def peer_of(row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """Return rows as a Markdown table, with the ratio to the peer's time."""
-    lines = ["| loss | logits | dtype | forward ms | backward ms | both ms | x faster | peak |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    on_gpu = any(row.device == row.device for row in rows)
+    head = ["loss", "logits", "dtype", "forward ms", "backward ms", "both ms", "x faster", "peak"]
+    head += ["on the GPU ms", "x faster there"] if on_gpu else []
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     base = {row.name: row.forward + row.backward for row in rows}
+    base_there = {row.name: row.device for row in rows}
     for row in rows:
         both = row.forward + row.backward
         ratio = base.get(peer_of(row), math.nan) / both
@@ -234,6 +258,9 @@ def table(rows: list[Row]) -> str:
             f"| {row.name} | {row.batch}x{row.classes}x{row.side}^3 | {row.dtype} | {row.forward * 1e3:.1f} | "
             f"{row.backward * 1e3:.1f} | {both * 1e3:.1f} | {ratio:.2f} | {row.peak:.2f} |"
         )
+        if on_gpu:
+            there = base_there.get(peer_of(row), math.nan) / row.device
+            lines[-1] += f" {row.device * 1e3:.3f} | {there:.2f} |"
     return "\n".join(lines)
 
 
@@ -270,6 +297,7 @@ def main() -> None:
     parser.add_argument("--size", action="append", help="[BATCHx]CLASSESxSIDE such as 5x128; may be repeated")
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16", "float16"), help="may be repeated")
     parser.add_argument("--only", action="append", metavar="TEXT", help="losses with TEXT in the name; may be repeated")
+    parser.add_argument("--without", action="append", metavar="TEXT", help="no losses with TEXT; may be repeated")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for losses.json and .png")
     options = parser.parse_args()
     sizes = [parsed_size(size) for size in options.size or []]
@@ -283,7 +311,7 @@ def main() -> None:
     rows: list[Row] = []
     for dtype in dtypes:
         for size in sizes:
-            part = measure(size, options.device, dtype, options.quick, options.only or [])
+            part = measure(size, options.device, dtype, options.quick, options.only or [], options.without or [])
             print(table(part), end="\n\n", flush=True)
             rows += part
     options.output.mkdir(parents=True, exist_ok=True)

@@ -58,8 +58,8 @@ def ratio(numerator: Sums, denominator: Sums, empty: float = 1.0) -> Sums:
     if isinstance(denominator, Tensor):
         numerator, denominator = _floating(numerator), _floating(denominator)
         undefined = denominator == 0
-        quotient = numerator / torch.where(undefined, 1, denominator)
-        return torch.where(undefined & ~numerator.isnan(), empty, quotient)
+        quotient = numerator / (denominator + undefined)
+        return quotient.masked_fill(undefined & (numerator == numerator), empty)
     if isinstance(denominator, np.ndarray):
         undefined = denominator == 0
         return np.where(undefined & ~np.isnan(numerator), empty, numerator / np.where(undefined, 1, denominator))
@@ -104,7 +104,15 @@ def iou(
         >>> iou(1, 2, 3)
         0.25
     """
-    return ratio(intersection + smooth_nr, union(intersection, prediction, target) + smooth_dr, empty)
+    joined = union(intersection, prediction, target)
+    return _smoothed_ratio(intersection, joined, smooth_nr, smooth_dr, empty)
+
+
+def _smoothed_ratio(numerator: Sums, denominator: Sums, smooth_nr: float, smooth_dr: float, empty: float = 1.0) -> Sums:
+    """Return (numerator + smooth_nr) / (denominator + smooth_dr), where no denominator is negative."""
+    if smooth_dr > 0 and isinstance(denominator, Tensor):
+        return (numerator + smooth_nr) / (denominator + smooth_dr)
+    return ratio(numerator + smooth_nr, denominator + smooth_dr, empty)
 
 
 def dice(intersection: Sums, prediction: Sums, target: Sums, *, empty: float = 1.0) -> Sums:
@@ -138,7 +146,7 @@ def tversky(
         0.3333333333333333
     """
     mixed = intersection + alpha * (prediction - intersection) + beta * (target - intersection)
-    return ratio(intersection + smooth_nr, mixed + smooth_dr)
+    return _smoothed_ratio(intersection, mixed, smooth_nr, smooth_dr)
 
 
 def mean_of_terms(terms: Tensor, counted: Tensor | None, average: str = "pairs") -> Tensor:
@@ -229,10 +237,11 @@ def cross_entropy(
     The sums have shape (B, C); `weight`, w_c, has shape (C,) or is a scalar. With `multi_label`, for independent
     classes, the number of voxels N replaces T_c. `pos_weight` is that of torch's BCEWithLogitsLoss.
     """
-    volume = sums.count if multi_label else sums.target
-    weight = torch.ones_like(volume[:1]) if weight is None else weight.to(volume).expand(volume.shape[1])
-    total = (weight * volume).sum(1)
-    return ratio((weight * weighted_entropy(sums, pos_weight)).sum(1), total, empty=0.0)
+    volume, entropy = sums.count if multi_label else sums.target, weighted_entropy(sums, pos_weight)
+    if weight is not None:
+        weight = weight.to(volume).expand(volume.shape[1])
+        volume, entropy = weight * volume, weight * entropy
+    return ratio(entropy.sum(1), volume.sum(1), empty=0.0)
 
 
 def lovasz(histograms: ErrorHistograms) -> Tensor:

@@ -128,7 +128,9 @@ class CompoundLoss(_Loss):
         """Return the weighted sum; see :meth:`terms` for arguments and errors."""
         terms = self.terms(input, target, labelled)
         self.last_terms = {name: term.detach() for name, term in terms.items()}
-        weighted = [weight * term for weight, term in zip(self.weights, terms.values(), strict=True)]
+        weighted = [
+            term if weight == 1 else weight * term for weight, term in zip(self.weights, terms.values(), strict=True)
+        ]
         total = weighted[0]
         for term in weighted[1:]:
             total = total + term

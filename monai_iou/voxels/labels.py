@@ -59,11 +59,11 @@ def raised_or_marked(rows: Tensor, bad: Tensor, error_of: Callable[[], Callable[
     `error_of` returns what makes the error, and is not asked where no error can follow.
     """
     if _is_recorded(rows):
-        return torch.where(bad, float("nan"), rows)
+        return rows.masked_fill(bad, float("nan"))
     error = error_of()
     if late_checks.answers_late(rows):
         late_checks.ask(bad, error)
-        return torch.where(bad, float("nan"), rows)
+        return rows.masked_fill(bad, float("nan"))
     if bool(bad):
         raise error()
     return rows
@@ -125,8 +125,11 @@ def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:
     Labels: the targets of all classes add up to the number of voxels unless some voxel belongs to no class.
     """
     if voxels.labels is not None:
-        missing = rows[COUNT, :, 0].sum(-1) - rows[TARGET].sum((1, -1))
-        return (missing.detach().abs() > 0.5).any()
+        rows = rows.detach()
+        count = rows[COUNT, :, 0]
+        missing = (count.sum(-1) if count.shape[-1] > 1 else count[:, 0]) - rows[TARGET].sum((1, -1))
+        bad = missing > 0.5
+        return bad[0] if len(bad) == 1 else bad.any()
     assert voxels.maps is not None
     if voxels.maps.numel() == 0 or voxels.maps.dtype == torch.bool:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,44 +47,52 @@ class VoxelSums:
     partly_labelled: bool = False
 
     @property
+    def _parts(self) -> Tensor | tuple[Tensor, ...]:
+        return self.rows if torch.compiler.is_compiling() else self._unbound
+
+    @functools.cached_property
+    def _unbound(self) -> tuple[Tensor, ...]:
+        return self.rows.unbind()  # whose gradients are joined at once; those of an index each by itself
+
+    @property
     def intersection(self) -> Tensor:
         """I, sum of p y (or of min(p, y))."""
-        return self.rows[INTERSECTION]
+        return self._parts[INTERSECTION]
 
     @property
     def prediction(self) -> Tensor:
         """P, sum of p^q."""
-        return self.rows[PREDICTION]
+        return self._parts[PREDICTION]
 
     @property
     def target(self) -> Tensor:
         """T, sum of y^q."""
-        return self.rows[TARGET]
+        return self._parts[TARGET]
 
     @property
     def cross_entropy(self) -> Tensor:
         """E, sum of -ln p over the voxels of the class; with a sigmoid or one channel, of the binary cross-entropy."""
-        return self.rows[CROSS_ENTROPY] + self.rows[BACKGROUND_ENTROPY]
+        return self._parts[CROSS_ENTROPY] + self._parts[BACKGROUND_ENTROPY]
 
     @property
     def foreground_entropy(self) -> Tensor:
         """Part of E from the voxels of the class, if it was requested separately; otherwise E."""
-        return self.rows[CROSS_ENTROPY]
+        return self._parts[CROSS_ENTROPY]
 
     @property
     def background_entropy(self) -> Tensor:
         """Part of E from the other voxels, if it was requested separately; otherwise 0."""
-        return self.rows[BACKGROUND_ENTROPY]
+        return self._parts[BACKGROUND_ENTROPY]
 
     @property
     def confidence(self) -> Tensor:
         """Q, sum of p^(q+1); 0 if it was not requested."""
-        return self.rows[CONFIDENCE]
+        return self._parts[CONFIDENCE]
 
     @property
     def count(self) -> Tensor:
         """N, number of voxels that are not ignored."""
-        return self.rows[COUNT]
+        return self._parts[COUNT]
 
     @property
     def present(self) -> Tensor:
@@ -107,7 +116,7 @@ class VoxelSums:
 
     def over_batch(self) -> VoxelSums:
         """Add over the images: (1, C[, R])."""
-        return replace(self, rows=self.rows.sum(1, keepdim=True))
+        return self if self.rows.shape[1] == 1 else replace(self, rows=self.rows.sum(1, keepdim=True))
 
     def over_groups(self) -> VoxelSums:
         """Add over the regions: (B, C)."""

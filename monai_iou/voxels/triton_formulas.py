@@ -53,6 +53,12 @@ def log1p(t):
 
 
 @triton.jit
+def below(x, real, peak):
+    """Return x - peak of each class, -inf beyond the last. It is written once, so that its exp is computed once."""
+    return tl.where(real[:, None], x, -float("inf")) - peak[None, :]
+
+
+@triton.jit
 def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.constexpr):
     """Return p, 1 - p, ln p and ln(1 - p), each with its digits; logarithms nobody asks for are zeros.
 
@@ -62,11 +68,12 @@ def probability(x, real, peak, rest, ACTIVATION: tl.constexpr, ENTROPY: tl.const
     log_p = x * 0
     log_q = log_p
     if ACTIVATION == 0:
-        shifted = tl.where(real[:, None], x - peak[None, :], 0.0)
-        p = tl.exp(shifted) / (1.0 + rest)[None, :]
-        q = tl.where(shifted >= 0, (rest / (1.0 + rest))[None, :], 1.0 - p)
+        inverse = 1.0 / (1.0 + rest)  # one division for all classes
+        shifted = below(x, real, peak)
+        p = tl.exp(shifted) * inverse[None, :]
+        q = tl.where(shifted >= 0, (rest * inverse)[None, :], 1.0 - p)
         if ENTROPY:
-            log_p = shifted - log1p(rest)[None, :]
+            log_p = tl.where(real[:, None], shifted, 0.0) - log1p(rest)[None, :]
     elif ACTIVATION == 1:
         tail = log1p(tl.exp(-tl.abs(x)))
         log_p = tl.minimum(x, 0.0) - tail

@@ -23,6 +23,7 @@ MAX_IMAGES = 65535  # of a batch: the limit of a launch grid's second axis
 CLASS_BLOCK = 16
 WARPS = 4
 _OF_THREAD = 16  # voxels, so that what a program reads and writes once (gradient of the sums, sums) weighs little
+_APART = 16  # numbers that a thread keeps of each sum
 _TABLES = 1 << 26  # bytes of all programs' tables of regions
 _MOST, _FEWEST = 256, 32  # programs of an image with regions, if it has as many parts
 _PARTS = 256  # of a program's voxels at most: each is a rounding of a table's entries
@@ -55,6 +56,12 @@ def blocks(classes: int, width: int) -> dict[str, int]:
     count = triton.cdiv(classes, block)
     chunks = _OF_THREAD // run if count == 1 else 1
     return {"CLASSES": block, "BLOCKS": count, "RUN": run, "VOXELS": 32 * WARPS * run, "CHUNKS": chunks}
+
+
+def sum_blocks(classes: int, width: int) -> dict[str, int | bool]:
+    """Return the same for the sums: a thread keeps its own apart until the end if it has room for them."""
+    sizes = blocks(classes, width)
+    return {**sizes, "APART": sizes["BLOCKS"] == 1 and sizes["CLASSES"] * sizes["RUN"] <= _APART}
 
 
 def _mark(voxels: Voxels) -> float | None:
@@ -121,7 +128,7 @@ class _TritonSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, count = logits.shape
-        options = program_options(voxels, spec)
+        options = program_options(voxels, spec) | sum_blocks(classes, _width(voxels))
         tensors, strides = program_inputs(voxels)
         programs = program_count(count, options)
         sums = torch.empty((batch, programs, ROWS, classes), dtype=torch.float32, device=logits.device)

@@ -93,7 +93,7 @@ def add_sums(
     ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr, POWER: tl.constexpr, ENTROPY: tl.constexpr,
     FOCAL: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, CONFIDENT: tl.constexpr, SPLIT: tl.constexpr,
     MAPS: tl.constexpr, IGNORE: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-    BLOCKS: tl.constexpr, VOXELS: tl.constexpr, RUN: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCKS: tl.constexpr, VOXELS: tl.constexpr, RUN: tl.constexpr, CHUNKS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of a program's voxels, (ROWS, C); rows that nobody asks for are zeros."""
     program = tl.program_id(0).to(tl.int64)
@@ -103,7 +103,10 @@ def add_sums(
     mask += image * mask_image
     sums += (image * tl.num_programs(0) + program) * ROWS * C
     HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
+    # Sums stay with the threads until the end if a thread has room for them: to join them costs as much as a chunk.
     rows = tl.zeros((8, CLASSES), tl.float32)
+    none = tl.zeros((CLASSES, VOXELS), tl.float32)
+    both, size, volume, entropy, confidence, counted, background = none, none, none, none, none, none, none
     start = program * VOXELS * CHUNKS
     end = tl.minimum(start + VOXELS * CHUNKS, N)
     while start < end:
@@ -117,13 +120,30 @@ def add_sums(
             if BLOCKS > 1:
                 part = load(x, classes, voxels, x_class, x_voxel, C, exists, inside, HAS_IGNORED)
             target = targets(label, y, classes, voxels, y_class, y_voxel, C, exists, inside, MAPS, HAS_IGNORED)
-            found = sums_of(part, target, inside.to(tl.float32), classes < C, peak, rest,
-                             ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
-            if BLOCKS > 1:
-                store_rows(sums, found, classes, C, ROWS)
+            if APART:
+                of_both, of_size, of_volume, of_entropy, of_confidence, of_count, of_background = values_of(
+                    part, target, inside.to(tl.float32)[None, :], classes < C, peak, rest,
+                    ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT,
+                )  # fmt: skip
+                both += of_both
+                size += of_size
+                volume += of_volume
+                entropy += of_entropy
+                confidence += of_confidence
+                counted += of_count
+                background += of_background
             else:
-                rows += found
+                found = sums_of(part, target, inside.to(tl.float32), classes < C, peak, rest,
+                                ACTIVATION, OVERLAP, POWER, ENTROPY, FOCAL, KEEP, SHARE, CONFIDENT, SPLIT)  # fmt: skip
+                if BLOCKS > 1:
+                    store_rows(sums, found, classes, C, ROWS)
+                else:
+                    rows += found
         start += VOXELS
+    if APART:
+        rows = rows_of(
+            both, size, volume, entropy, confidence, counted, background, OVERLAP, ENTROPY, CONFIDENT, SPLIT
+        )  # fmt: skip
     if BLOCKS == 1:
         store_rows(sums, rows, tl.arange(0, CLASSES), C, ROWS)
 

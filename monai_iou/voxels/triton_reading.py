@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from monai_iou.voxels.triton_formulas import below
+
 
 @triton.jit
 def load(pointer, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED: tl.constexpr):
@@ -70,19 +72,25 @@ def targets(
 
 
 @triton.jit
+def _rest(part, real, top):
+    """Return exp(x - top) added up over a block of classes without one that is the largest."""
+    shifted = below(part, real, top)
+    is_top = shifted >= 0
+    ties = tl.sum(is_top.to(tl.float32), 0) - 1.0
+    return tl.sum(tl.where(is_top, 0.0, tl.exp(shifted)), 0) + ties
+
+
+@triton.jit
 def _take_block(peak, rest, part, real):
     """Take a block of classes into the largest logit and `rest`, the others' exp(x - peak) added up.
 
     The softmax's norm is 1 + rest; it is never formed, because a confident voxel's rest has no digit in it.
     """
-    part = tl.where(real[:, None], part, -float("inf"))
-    top = tl.max(part, 0)
-    is_top = part >= top[None, :]
-    ties = tl.sum(is_top.to(tl.float32), 0) - 1.0
-    below = tl.sum(tl.where(is_top, 0.0, tl.exp(part - top[None, :])), 0) + ties
+    top = tl.max(tl.where(real[:, None], part, -float("inf")), 0)
+    own = _rest(part, real, top)
     first = peak >= top
-    higher_rest = tl.where(first, rest, below)
-    lower_rest = tl.where(first, below, rest)
+    higher_rest = tl.where(first, rest, own)
+    lower_rest = tl.where(first, own, rest)
     gap = tl.where(peak == top, 0.0, tl.abs(peak - top))  # both may be -inf
     return tl.maximum(peak, top), higher_rest + (1.0 + lower_rest) * tl.exp(-gap)
 
@@ -93,9 +101,9 @@ def softmax_norm(
     HAS_IGNORED: tl.constexpr, CLASSES: tl.constexpr, BLOCKS: tl.constexpr, VOXELS: tl.constexpr,
 ):  # fmt: skip
     """Return peak and rest; `part` is the first block of classes."""
-    peak = tl.full((VOXELS,), -float("inf"), tl.float32)
-    classes = tl.arange(0, CLASSES)
-    peak, rest = _take_block(peak, tl.full((VOXELS,), -1.0, tl.float32), part, classes < C)
+    real = tl.arange(0, CLASSES) < C
+    peak = tl.max(tl.where(real[:, None], part, -float("inf")), 0)
+    rest = _rest(part, real, peak)
     for block in range(1, BLOCKS):
         classes = block * CLASSES + tl.arange(0, CLASSES)
         part = load(x, classes, voxels, class_stride, voxel_stride, C, exists, inside, HAS_IGNORED)
