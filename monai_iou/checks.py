@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,15 +113,32 @@ def check_ignore_index(ignore_index: Any) -> int | None:
     raise TypeError(message)
 
 
-def check_count(name: str, value: Any, remedy: str) -> int:
-    """Return `value` as an int; raise TypeError unless it is an integer, and ValueError unless it is at least 1."""
+def check_integer(name: str, value: Any, remedy: str) -> int:
+    """Return `value` as an int; raise TypeError unless it is an integer."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         message = f"Expected `{name}` to be an integer, but got {type(value).__name__}: {remedy}."
         raise TypeError(message)
-    if value < 1:
-        message = f"Expected `{name}` to be at least 1, but got {value}: {remedy}."
-        raise ValueError(message)
     return int(value)
+
+
+def check_count(name: str, value: Any, remedy: str) -> int:
+    """Return `value` as an int; raise TypeError unless it is an integer, and ValueError unless it is at least 1."""
+    count = check_integer(name, value, remedy)
+    if count < 1:
+        message = f"Expected `{name}` to be at least 1, but got {count}: {remedy}."
+        raise ValueError(message)
+    return count
+
+
+def check_list(name: str, value: Any, remedy: str) -> list[Any]:
+    """Return the items of `value` as a list; raise TypeError if it is text, or a single thing."""
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return list(value)
+    except TypeError:  # of iter(): a number, a loss, a tensor without a dimension
+        pass
+    message = f"Expected `{name}` to be a list, but got {type(value).__name__}: {remedy}."
+    raise TypeError(message)
 
 
 def check_connectivity(connectivity: Any) -> int | None:

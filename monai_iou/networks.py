@@ -12,6 +12,7 @@ from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from torch import Tensor, nn
 
+from monai_iou import checks
 from monai_iou.spacing import check_grid
 
 __all__ = ["AttentionMapUnet", "ContextPriorHead"]
@@ -48,6 +49,7 @@ class AttentionMapUnet(AttentionUnet):
 
     def __init__(self, *args: Any, coarse_outputs: int = 0, returns_maps: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
+        checks.check_integer("coarse_outputs", coarse_outputs, "give the number of coarser scales, or 0 for none")
         if not 0 <= coarse_outputs < len(self.strides):
             message = (
                 f"Expected `coarse_outputs` to be from 0 to {len(self.strides) - 1}, the scales below the finest, but "

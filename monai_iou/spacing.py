@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-__all__ = ["check_grid", "check_positions", "image_spacings", "spacing_tuple"]
+__all__ = ["check_grid", "check_positions", "check_spacing", "image_spacings", "spacing_tuple"]
 
 MAX_POSITIONS = 4096  # of the grid of an affinity
 
@@ -41,6 +41,23 @@ def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
         )
         raise ValueError(message)
     return tuple(values)
+
+
+def check_spacing(spacing: Any) -> Any:
+    """Return `spacing`, for images that are not known yet; raise ValueError unless it can fit some.
+
+    Args:
+        spacing: one voxel size in mm for all images, one per image, or None for those of the images themselves.
+
+    Example:
+        >>> from monai_iou.spacing import check_spacing
+        >>> check_spacing((3.0, 1.0, 1.0)), check_spacing(None)
+        ((3.0, 1.0, 1.0), None)
+    """
+    for size in spacing if _is_per_image(spacing) else (spacing,):
+        if size is not None:
+            spacing_tuple(size, min(max(1, len(_numbers(size))), 3))
+    return spacing
 
 
 def _numbers(spacing: Any) -> list[float]:

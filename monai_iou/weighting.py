@@ -77,7 +77,8 @@ def class_weights(
 def _checked_counts(counts: Any) -> NDArray[np.float64]:
     """Return counts as (N, C)."""
     try:
-        table: NDArray[np.float64] = _as_array(counts).astype(np.float64)
+        given = _as_array(counts)
+        table: NDArray[np.float64] = given.astype(np.float64, casting="unsafe" if given.dtype.kind != "c" else "safe")
     except (TypeError, ValueError) as error:
         message = (
             f"Expected `counts` to be numbers of shape (C,) or (N, C), but got {type(counts).__name__} ({error}): pass "

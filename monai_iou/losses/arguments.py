@@ -1,12 +1,14 @@
-"""Explain a call that does not fit a loss, and suggest the right name for a mistyped argument or one of MONAI's."""
+"""Arguments of the losses: explain a call that does not fit, suggest the right name, and check factors."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
+
+from monai_iou import checks
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -85,3 +87,12 @@ def _remedy(name: str, names: list[str]) -> str:
     if close:
         return f"write `{close[0]}`"
     return _EXPLAINED.get(name, "choose among these arguments")
+
+
+def check_factors(weights: Sequence[float] | None) -> list[float] | None:
+    """Return the factors of the terms or scales of a loss; raise unless they are a list of numbers of at least 0."""
+    if weights is None:
+        return None
+    remedy = "give one factor for each, such as weights=[1.0, 0.5]"
+    factors = checks.check_list("weights", weights, remedy)
+    return [checks.check_positive("weights", factor, allow_zero=True) for factor in factors]

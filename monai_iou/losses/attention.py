@@ -11,13 +11,13 @@ from typing_extensions import Unpack
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together, is_synchronised
-from monai_iou.losses.arguments import explains_arguments
+from monai_iou.losses.arguments import check_factors, explains_arguments
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.label_pooling import pool_labels
 from monai_iou.losses.nested_instances import without_regions
 from monai_iou.losses.pass_loss import call_loss
-from monai_iou.spacing import image_spacings
+from monai_iou.spacing import check_spacing, image_spacings
 from monai_iou.voxels.labels import checked_numbers, valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 
@@ -103,10 +103,8 @@ class ContextAttentionLoss(_Loss):
     ) -> None:
         super().__init__()
         self.context_mm = checks.check_positive("context_mm", context_mm, allow_zero=True)
-        self.spacing = spacing
-        self.weights = (
-            None if weights is None else [checks.check_positive("weights", value, allow_zero=True) for value in weights]
-        )
+        self.spacing = check_spacing(spacing)
+        self.weights = check_factors(weights)
         options["soft_label"] = True
         self.ignore_index = checks.check_ignore_index(options.get("ignore_index"))
         options["ignore_index"] = None if self.ignore_index is None else _IGNORED

@@ -10,7 +10,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import fails_together
-from monai_iou.losses.arguments import explains_arguments
+from monai_iou.losses.arguments import check_factors, explains_arguments
 from monai_iou.losses.pass_loss import PassLoss, call_loss
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
@@ -49,7 +49,7 @@ class CompoundLoss(_Loss):
     @explains_arguments
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        losses = list(losses)
+        losses = checks.check_list("losses", losses, "list the terms of the sum, such as [IoULoss(), DiceLoss()]")
         if not losses:
             message = "Expected `losses` to hold at least one loss, but got none: list the terms of the sum."
             raise ValueError(message)
@@ -60,15 +60,15 @@ class CompoundLoss(_Loss):
                     "such as IoULoss()."
                 )
                 raise TypeError(message)
-        weights = [1.0] * len(losses) if weights is None else list(weights)
-        if len(weights) != len(losses):
+        factors = check_factors(weights)
+        self.weights = [1.0] * len(losses) if factors is None else factors
+        if len(self.weights) != len(losses):
             message = (
-                f"Expected `weights` to hold one factor per loss ({len(losses)}), but got {len(weights)}: give as many "
-                "factors as losses, or leave `weights` out for a factor of 1 each."
+                f"Expected `weights` to hold one factor per loss ({len(losses)}), but got {len(self.weights)}: give "
+                "as many factors as losses, or leave `weights` out for a factor of 1 each."
             )
             raise ValueError(message)
         self.losses = nn.ModuleList(losses)
-        self.weights = [checks.check_positive("weights", weight, allow_zero=True) for weight in weights]
         self.names = _term_names(losses)
         self.last_terms: dict[str, Tensor] = {}
 

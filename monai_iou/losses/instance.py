@@ -34,6 +34,7 @@ from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.losses.precomputed_regions import check_numbers, holds_regions, split_regions
 from monai_iou.losses.voxel_sizes import voxel_sizes
+from monai_iou.spacing import check_spacing
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import left_labelled, run_pass
@@ -152,7 +153,7 @@ class InstanceIoULoss(_Loss):
             check_term(self.term, self.region_loss)
         self.regions, self.cells, self.cell_weight = regions, cells, cell_weight
         self.connectivity = checks.check_connectivity(connectivity)
-        self.spacing = spacing
+        self.spacing = check_spacing(spacing)
         self.lambda_global = checks.check_positive("lambda_global", lambda_global, allow_zero=True)
         self.lambda_instance = checks.check_positive("lambda_instance", lambda_instance, allow_zero=True)
         self.last_terms: dict[str, Tensor] = {}

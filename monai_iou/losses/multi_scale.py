@@ -11,7 +11,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
 from monai_iou.distributed import depending_on, fails_together, is_synchronised
-from monai_iou.losses.arguments import explains_arguments
+from monai_iou.losses.arguments import check_factors, explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, checked_target, pool_labels
@@ -75,9 +75,7 @@ class MultiScaleLoss(_Loss):
             _check_takes_fractions(loss)
         self.loss = loss
         self.soft_loss = _for_fractions(loss) if downsample == "area" else loss
-        self.weights = (
-            None if weights is None else [checks.check_positive("weights", value, allow_zero=True) for value in weights]
-        )
+        self.weights = check_factors(weights)
         self.downsample = downsample
         self.ignore_index = _ignore_index(loss)
         self._sync_batch = is_synchronised(loss)

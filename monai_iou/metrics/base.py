@@ -17,13 +17,18 @@ import torch.distributed as dist
 from monai.metrics.metric import CumulativeIterationMetric
 from monai.utils.dist import get_dist_device
 from monai.utils.enums import MetricReduction
-from monai.utils.module import look_up_option
 
-from monai_iou.checks import check_count, check_ignore_index
+from monai_iou.checks import check_choice, check_count, check_ignore_index
 from monai_iou.distributed import is_distributed
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
 
 __all__ = ["PerClassMetric", "RowMetric", "gather_rows", "known_rows", "reduce_scores"]
+
+
+def _checked_reduction(reduction: MetricReduction | str) -> MetricReduction:
+    """Return one of MONAI's reductions, given as one or by its name; MONAI's own look-up answers in other words."""
+    check_choice("reduction", str(getattr(reduction, "value", reduction)), [each.value for each in MetricReduction])
+    return MetricReduction(reduction)
 
 
 def reduce_scores(
@@ -49,7 +54,7 @@ def reduce_scores(
     >>> reduce_scores(scores, "mean_batch")
     (tensor([0.6000,    nan]), tensor([2., 0.]))
     """
-    chosen = MetricReduction(look_up_option(reduction, MetricReduction))
+    chosen = _checked_reduction(reduction)
     valid = ~torch.isnan(scores)
     if chosen == MetricReduction.NONE:
         return scores.clone(), valid.float()
@@ -148,7 +153,7 @@ class RowMetric(CumulativeIterationMetric):
         if num_classes is not None:
             num_classes = check_count("num_classes", num_classes, "count the background too, or leave it out")
         self.include_background = include_background
-        self.reduction = look_up_option(reduction, MetricReduction)
+        self.reduction = _checked_reduction(reduction)
         self.get_not_nans = get_not_nans
         self.num_classes = num_classes
         self.return_with_label = return_with_label
@@ -216,7 +221,7 @@ class RowMetric(CumulativeIterationMetric):
             The reduced scores (an average over nothing is NaN); with `return_with_label` and "mean_batch", a dict by
             label; with `get_not_nans`, a tuple of the result and the number of scores from which it was computed.
         """
-        chosen = look_up_option(reduction or self.reduction, MetricReduction)
+        chosen = _checked_reduction(reduction or self.reduction)
         value, not_nans = reduce_scores(self.get_buffer(), chosen)
         result: Any = value
         if self.return_with_label and chosen == MetricReduction.MEAN_BATCH:

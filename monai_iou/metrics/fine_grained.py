@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from monai_iou import scores
+from monai_iou import checks, scores
 
 __all__ = ["fine_grained_iou"]
 
@@ -67,6 +67,7 @@ def fine_grained_iou(
     >>> [round(value, 3) for value in means.values()]
     [0.818, 0.45, 0.45, 0.045, 0.045, 0.0, 0.0]
     """
+    worst = [checks.check_number("worst", q) for q in checks.check_list("worst", worst, "10 is a tenth: pass (10,)")]
     _check(intersection, union, worst, active=active, reference=reference, labelled=labelled)
     known = torch.ones_like(union, dtype=torch.bool) if labelled is None else labelled
     present = union != 0 if reference is None else reference != 0

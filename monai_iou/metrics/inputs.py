@@ -93,7 +93,7 @@ def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
     """Detached plain tensor over the same memory; a MetaTensor loses its metadata.
 
     Raises:
-        TypeError: `image` is neither a tensor nor an array.
+        TypeError: `image` is neither a tensor nor an array, or holds complex numbers.
     """
     if isinstance(image, MetaTensor):
         image = image.as_tensor()
@@ -105,6 +105,9 @@ def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
             f"Expected `{name}` to be a tensor, an array, or a list of them, but got {type(image).__name__}: read "
             "files and convert other types first."
         )
+        raise TypeError(message)
+    if image.is_complex():
+        message = f"Expected `{name}` to hold labels or probabilities, but got {image.dtype}: take its real part first."
         raise TypeError(message)
     # torch has no minimum, sum or sorting for these three
     wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}.get(image.dtype)

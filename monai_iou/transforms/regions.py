@@ -14,7 +14,7 @@ from monai.utils.type_conversion import convert_to_tensor
 
 from monai_iou import checks
 from monai_iou.components import FIRST_REGION, component_regions
-from monai_iou.spacing import image_spacings
+from monai_iou.spacing import check_spacing, image_spacings
 from monai_iou.transforms.lesions import as_array
 
 
@@ -57,13 +57,15 @@ class ComponentRegionsd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        remedy = "give the number of classes with the background, such as 2"
+        num_classes = checks.check_count("num_classes", num_classes, remedy)
         if num_classes < 2:
             message = (
                 f"Expected `num_classes` to count the background and at least one class, but got {num_classes}: 2 is "
                 "for one foreground class."
             )
             raise ValueError(message)
-        self.num_classes, self.spacing = num_classes, spacing
+        self.num_classes, self.spacing = num_classes, check_spacing(spacing)
         self.connectivity = checks.check_connectivity(connectivity)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -1,0 +1,127 @@
+"""One number for a list, text for a number and complex values are answered in a sentence that names the argument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from monai_iou import (
+    AttentionMapUnet,
+    CalibrationMetric,
+    ComponentRegionsd,
+    CompoundLoss,
+    ContextAttentionLoss,
+    InstanceIoULoss,
+    IoUMetric,
+    MultiScaleLoss,
+    class_weights,
+    fine_grained_iou,
+    iou_counts,
+)
+from monai_iou.losses import IoULoss
+from monai_iou.metrics.base import reduce_scores
+
+ONE = torch.ones(1, 1, dtype=torch.long)
+COMPLEX = torch.zeros(1, 1, 4, 4, dtype=torch.complex64)
+FACTORS = "Expected `weights` to be a list, but got {}: give one factor for each, such as weights=[1.0, 0.5]."
+REDUCTIONS = "'none', 'mean', 'sum', 'mean_batch', 'sum_batch', 'mean_channel', 'sum_channel'"
+KINDS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    (
+        "a loss for a list of losses",
+        lambda: CompoundLoss(IoULoss()),
+        TypeError,
+        "Expected `losses` to be a list, but got IoULoss: list the terms of the sum, such as [IoULoss(), DiceLoss()].",
+    ),
+    ("factors of a sum", lambda: CompoundLoss([IoULoss()], weights=1), TypeError, FACTORS.format("int")),
+    ("factors of scales", lambda: MultiScaleLoss(IoULoss(), weights=0.5), TypeError, FACTORS.format("float")),
+    ("factors as text", lambda: ContextAttentionLoss(weights="1, 2"), TypeError, FACTORS.format("str")),
+    (
+        "percentages",
+        lambda: fine_grained_iou(ONE, ONE, worst=5),
+        TypeError,
+        "Expected `worst` to be a list, but got int: 10 is a tenth: pass (10,).",
+    ),
+    (
+        "a percentage",
+        lambda: fine_grained_iou(ONE, ONE, worst=("5",)),
+        TypeError,
+        "Expected `worst` to be a number, but got str: pass an int or a float.",
+    ),
+    (
+        "outputs",
+        lambda: AttentionMapUnet(2, 1, 2, channels=(4, 8), strides=(2,), coarse_outputs="1"),
+        TypeError,
+        "Expected `coarse_outputs` to be an integer, but got str: give the number of coarser scales, or 0 for none.",
+    ),
+    (
+        "classes",
+        lambda: ComponentRegionsd("label", num_classes="3"),
+        TypeError,
+        "Expected `num_classes` to be an integer, but got str: give the number of classes with the background, such "
+        "as 2.",
+    ),
+    (
+        "complex labels",
+        lambda: iou_counts(COMPLEX, COMPLEX, num_classes=2),
+        TypeError,
+        "Expected `prediction` to hold labels or probabilities, but got torch.complex64: take its real part first.",
+    ),
+    (
+        "complex counts",
+        lambda: class_weights(np.array([1 + 0j, 2])),
+        TypeError,
+        "Expected `counts` to be numbers of shape (C,) or (N, C), but got ndarray (Cannot cast array data from "
+        "dtype('complex128') to dtype('float64') according to the rule 'safe'): pass a list, an array or a tensor.",
+    ),
+    (
+        "a reduction",
+        lambda: IoUMetric(reduction="average"),
+        ValueError,
+        f"Expected `reduction` to be one of {REDUCTIONS}, but got 'average': choose one of these.",
+    ),
+    (
+        "a reduction of a metric of probabilities",
+        lambda: CalibrationMetric(reduction=2),
+        ValueError,
+        f"Expected `reduction` to be one of {REDUCTIONS}, but got '2': choose one of these.",
+    ),
+    (
+        "a reduction of scores",
+        lambda: reduce_scores(torch.zeros(1, 1), "median"),
+        ValueError,
+        f"Expected `reduction` to be one of {REDUCTIONS}, but got 'median': choose one of these.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), [case[1:] for case in KINDS], ids=[case[0] for case in KINDS])
+def test_the_sentence_names_the_argument(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        call()
+
+
+def test_any_list_will_do() -> None:
+    loss = CompoundLoss((IoULoss(softmax=True) for _ in range(2)), weights=torch.tensor([1.0, 0.5]).tolist())
+    assert loss.weights == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "construct",
+    [
+        lambda spacing: InstanceIoULoss(softmax=True, spacing=spacing),
+        lambda spacing: ContextAttentionLoss(spacing=spacing),
+        lambda spacing: ComponentRegionsd("label", spacing=spacing),
+    ],
+    ids=["instances", "context", "regions"],
+)
+def test_a_voxel_size_is_checked_before_a_training_starts(construct: Callable[[Any], Any]) -> None:
+    for good in (None, 0.5, (1.0, 2.0), [3, 1, 1], torch.ones(3), [(1, 1, 1), (2, 2, 2)]):
+        construct(good)
+    for bad, axes in ((-1, 1), ("1 mm", 1), ((1, 0), 2), ((1, 2, float("nan")), 3), ((1, 1, 1, 1), 3)):
+        with pytest.raises(ValueError, match=rf"^Expected `spacing` to be {axes} positive numbers in mm, but got "):
+            construct(bad)
