@@ -60,7 +60,9 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, *
     check_folder("DATASET_DIR", dataset_dir, "a folder of labelled volumes")
     with reported():
         write_plan(dataset_dir, output, folds, fold, machine)
-    click.echo(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
+    from monai_iou.console import say
+
+    say(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
     # In the config's text a backslash would be an escape.
     click.echo(bundle_command(["TRAIN.JSON", output.as_posix()], dataset_dir.as_posix()))
     return 0

@@ -42,6 +42,7 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     """
     check_folder("LABELS_DIR", labels_dir, "a folder of label files")
     from monai_iou.commands.replaceable import check_replaceable
+    from monai_iou.console import say
     from monai_iou.datasets.label_counts import count_label_files
     from monai_iou.files import prepare, write_json
     from monai_iou.weighting import class_weights as weights_of
@@ -58,5 +59,8 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     cases = (counts.voxels > 0).sum(0)
     for row in zip(counts.values, voxels, 100 * voxels / voxels.sum(), cases, counts.components, weights, strict=True):
         click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
-    click.echo(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
+    absent = [str(value) for value, number in zip(counts.values, voxels, strict=True) if number == 0]
+    if absent:
+        say(f"No file holds {', '.join(absent)}: a loss with these weights does not learn what is not there.")
+    say(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
     return 0

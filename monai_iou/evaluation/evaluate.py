@@ -69,10 +69,17 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         evaluation = _evaluate(run, request, settings, pairs, maps, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
         evaluation.maps = maps.finish(run, evaluation, progress)
-        evaluation.run_notes += [*run.notes, *replaced, *dataset_notes(request)]
+        evaluation.run_notes += [*run.notes, *replaced, *_own_reference(request), *dataset_notes(request)]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation
+
+
+def _own_reference(request: Request) -> list[str]:
+    """Say that masks were compared with themselves, which no score shows."""
+    if request.pairs is not None or request.predictions.resolve() != request.references.resolve():
+        return []
+    return [f"--predictions and --references are the same, {request.predictions}: each mask was compared with itself."]
 
 
 def _write(evaluation: Evaluation) -> None:

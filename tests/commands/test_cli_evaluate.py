@@ -251,3 +251,21 @@ def test_help_names_every_option():
         for option in cli.commands[command].params:
             if option.opts[0].startswith("--"):
                 assert f"`{option.opts[0]}" in text, f"{option.opts[0]} is not in docs/evaluation.md"
+
+
+def test_masks_that_are_compared_with_themselves_are_named(folders, tmp_path, capsys):
+    note = f"Note: --predictions and --references are the same, {tmp_path / 'references'}: each mask was compared with"
+    own = ["-p", str(tmp_path / "references"), "-r", str(tmp_path / "predictions" / ".." / "references")]
+    assert main(["evaluate", *own, f"--output={tmp_path / 'own'}"]) == 0
+    assert note in capsys.readouterr().out
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 0
+    assert "the same" not in capsys.readouterr().out
+
+
+def test_a_class_that_no_file_holds_is_named(folders, tmp_path, capsys):
+    arguments = ["class-weights", str(tmp_path / "references"), f"--output={tmp_path / 'weights.json'}"]
+    note = "No file holds 7, 9: a loss with these weights does not learn what is not there."
+    assert main(arguments) == 0
+    assert "No file holds" not in capsys.readouterr().out
+    assert main([*arguments, "--labels=0,1,2,7,9"]) == 0
+    assert note in capsys.readouterr().out.splitlines()

@@ -250,3 +250,12 @@ def test_results_in_folders_of_their_cases_are_not_written_over_scans(image: str
     chosen = settings(tmp_path, **{**given, "output_dir": str(tmp_path)})
     with pytest.raises(OutputError, match=r"of p1/image` to be apart from the images, but .* both read and written"):
         start.check_inference(BundleCases(str(tmp_path), images=named), None, chosen, [])  # type: ignore[arg-type]
+
+
+def test_nothing_is_tuned_without_validation_cases(bundle: Path, data: Path) -> None:
+    found = sentence(["train"], overrides(bundle, data, val_fraction=0, tune_postprocessing=True), bundle)
+    assert found == (
+        "Expected `tune_postprocessing` to be false without validation cases, but got true: keep some out of the "
+        "training by `val_fraction` or `folds`, or list them as `validation`."
+    )
+    assert not (bundle / "models").exists()
