@@ -232,15 +232,17 @@ def test_the_default_kernel_is_triton_without_a_warning() -> None:
         assert torch.equal(found, loss(logits, labels))
 
 
-def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [{"patch_size": [32, 32, 24]}, {"patch_size": [48, 48, 14], "pixdim": [1, 1, 3.3]}])
+def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path, sizes: dict[str, list[float]]) -> None:
+    """Also with thick slices, whose network halves its axes at different levels."""
     from monai.bundle import ConfigWorkflow
 
-    data = write_phantom_dataset(tmp_path / "dataset", training=4, evaluation=0, shape=(48, 48, 32))
+    data = write_phantom_dataset(tmp_path / "dataset", training=4, evaluation=0, shape=(48, 48, 48))
     places = {"dataset_dir": str(data), "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-    size = {"patch_size": [32, 32, 24], "base_channels": 4, "epochs": 8, "case_repeats": 4, "val_fraction": 0}
+    length = {"base_channels": 4, "epochs": 8, "case_repeats": 4, "val_fraction": 0}
     workflow = ConfigWorkflow(
         config_file=str(bundle_path() / "configs" / "train.json"), workflow_type="train", logging_file=False,
-        **places, **size,
+        **places, **length, **sizes,
     )  # fmt: skip
     workflow.initialize()
     loader = workflow.parser.get_parsed_content("train#dataloader")
