@@ -58,7 +58,7 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=default"]
     pytest += ["-m", "not slow", "--durations", "5"]
     if importlib.util.find_spec("xdist"):  # most of the time goes into compiling kernels
-        pytest += ["-n", str(min(8, max(1, (os.cpu_count() or 2) // 2)))]
+        pytest += ["-n", str(min(15, max(1, (os.cpu_count() or 2) - 1)))]
     tests = ["tests/voxels/test_self_check.py"] if device == "cpu" else ["tests/voxels/test_cuda.py"]
     names = ("triton", "triton_labels", "triton_slopes", "triton_errors", "triton_regions", "self_check")
     tests += [] if device == "cpu" else [f"tests/voxels/test_{name}.py" for name in names]
@@ -72,11 +72,11 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
     network = [python, "-m", "benchmarks.network", "--device", device]
     network += ["--patch", "32", "32", "32", "--channels", "4", "--batch", "1", "--turns", "1"] if quick else []
     return [
-        Part("Tests", [*pytest, *tests], 0.35),
-        Part("Losses", losses, 0.25),
-        Part("The check of a kernel", first_call, 0.05),
-        Part("A short training", training, 0.2),
-        Part("A step of the network", network, 0.15),
+        Part("Tests", [*pytest, *tests], 0.45),
+        Part("Losses", losses, 0.2),
+        Part("The check of a kernel", first_call, 0.1),
+        Part("A short training", training, 0.15),
+        Part("A step of the network", network, 0.1),
     ]
 
 
