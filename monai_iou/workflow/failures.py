@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -44,6 +45,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch writes when an allocation fails on a CPU, in a data loader's process too, and when the system ends that.
 NO_MEMORY = ("DefaultCPUAllocator: ", "not enough memory: ", "CUDA out of memory", "killed by signal: Killed")
+_SECONDS_TO_DIE = 2.0  # from when a process closes its connections until the system says that it has ended
 NO_SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
 
 
@@ -230,15 +232,16 @@ def explain_out_of_memory() -> Iterator[None]:
     """Turn running out of memory into a sentence that names the keys to lower."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if any(text in str(cause) for cause in chain(error) for text in NO_SHARED_MEMORY):
+    except (MemoryError, RuntimeError, ConnectionError, EOFError) as error:
+        causes = [*chain(error), *_death_of_a_worker(error)]
+        if any(text in str(cause) for cause in causes for text in NO_SHARED_MEMORY):
             message = (
                 "Expected shared memory (/dev/shm) for the batches of the worker processes, but it is full: lower "
                 "`num_workers` (0 needs none), or give the container more (docker run --shm-size=1g)."
             )
             with exit_with_message():
                 raise TrainingError(message) from error
-        if not any(_is_out_of_memory(cause) for cause in chain(error)):
+        if not any(_is_out_of_memory(cause) for cause in causes):
             raise
         message = (
             "Expected the run to fit into memory, but it ran out of it: lower `patch_size`, `batch_size`, "
@@ -246,6 +249,23 @@ def explain_out_of_memory() -> Iterator[None]:
         )
         with exit_with_message():
             raise TrainingError(message) from error
+
+
+def _death_of_a_worker(error: BaseException) -> list[BaseException]:
+    """Return what torch says of a loader's process that ended while it handed over a batch.
+
+    The connection to it may break before torch's loader looks, and says nothing of the reason.
+    """
+    if not any(isinstance(cause, (ConnectionError, EOFError)) for cause in chain(error)):
+        return []
+    deadline = time.monotonic() + _SECONDS_TO_DIE
+    while time.monotonic() < deadline:
+        try:
+            torch._C._error_if_any_worker_fails()
+        except RuntimeError as death:
+            return [death]
+        time.sleep(0.05)
+    return []
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

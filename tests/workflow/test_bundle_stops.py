@@ -457,6 +457,27 @@ def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
         raise wrapped
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()], ids=repr)
+def test_a_connection_that_breaks_because_a_worker_was_killed(error: Exception) -> None:
+    """The loader reads from a process that is already gone, before it has seen that it is."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    torch._C._set_worker_pids(id(child), (child.pid,))
+    try:
+        child.kill()
+        with pytest.raises(TrainingError, match="fit into memory") as caught, explain_out_of_memory():
+            raise error
+        assert caught.value.__cause__ is error
+    finally:
+        torch._C._remove_worker_pids(id(child))
+        child.wait()
+
+
+def test_a_connection_that_breaks_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monai_iou.workflow.failures._SECONDS_TO_DIE", 0.1)
+    with pytest.raises(ConnectionResetError, match="by a server"), explain_out_of_memory():
+        raise ConnectionResetError(errno.ECONNRESET, "by a server")
+
+
 def test_other_errors_of_a_run_stay_as_they_are() -> None:
     def fail() -> None:
         message = "shapes do not match"
