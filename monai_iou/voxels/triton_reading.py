@@ -74,8 +74,8 @@ def targets(
 @triton.jit
 def _rest(part, real, top):
     """Return exp(x - top) added up over a block of classes without one that is the largest."""
-    shifted = below(part, real, top)
-    is_top = shifted >= 0
+    shifted = below(part, real, top)  # NaN where all classes are ruled out by -inf, which then are all the largest
+    is_top = tl.where(real[:, None], part, -float("inf")) >= top[None, :]
     ties = tl.sum(is_top.to(tl.float32), 0) - 1.0
     return tl.sum(tl.where(is_top, 0.0, tl.exp(shifted)), 0) + ties
 

@@ -160,6 +160,17 @@ def test_a_class_ruled_out_by_minus_infinity_costs_nothing(focal: float) -> None
 
 
 @runs_here
+@pytest.mark.filterwarnings("ignore:invalid value encountered in (multiply|subtract):RuntimeWarning")  # not taken
+@pytest.mark.parametrize("excluded", [slice(0, 16), slice(16, 40), slice(3, 37)], ids=str)
+def test_a_whole_block_of_classes_may_be_ruled_out(excluded: slice) -> None:
+    spec = PassSpec(cross_entropy=True)
+    logits, target = random_case((2, 40, 9), spec, torch.float32, soft=False)
+    logits[:, excluded] = -math.inf
+    kept = [number for number in range(40) if number not in range(40)[excluded]]
+    assert_exact(logits, torch.tensor(kept)[target % len(kept)], spec)
+
+
+@runs_here
 def test_strided_and_channels_last_logits_are_read_and_written_where_they_are() -> None:
     from monai_iou.voxels import triton_kernels
 
