@@ -259,12 +259,12 @@ def _death_of_a_worker(error: BaseException) -> list[BaseException]:
     if not any(isinstance(cause, (ConnectionError, EOFError)) for cause in chain(error)):
         return []
     deadline = time.monotonic() + _SECONDS_TO_DIE
-    while time.monotonic() < deadline:
-        try:
+    try:  # torch's handler of SIGCHLD raises the same error, wherever the program is
+        while time.monotonic() < deadline:
             torch._C._error_if_any_worker_fails()
-        except RuntimeError as death:
-            return [death]
-        time.sleep(0.05)
+            time.sleep(0.05)
+    except RuntimeError as death:
+        return [death]
     return []
 
 

@@ -462,6 +462,7 @@ def test_a_connection_that_breaks_because_a_worker_was_killed(error: Exception) 
     """The loader reads from a process that is already gone, before it has seen that it is."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     torch._C._set_worker_pids(id(child), (child.pid,))
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's, if an earlier test had a loader, raises at once
     try:
         child.kill()
         with pytest.raises(TrainingError, match="fit into memory") as caught, explain_out_of_memory():
@@ -470,6 +471,17 @@ def test_a_connection_that_breaks_because_a_worker_was_killed(error: Exception) 
     finally:
         torch._C._remove_worker_pids(id(child))
         child.wait()
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def test_torchs_handler_may_say_it_while_we_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(seconds: float) -> None:
+        message = "DataLoader worker (pid 7) is killed by signal: Killed. "
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("monai_iou.workflow.failures.time.sleep", killed)
+    with pytest.raises(TrainingError, match="fit into memory"), explain_out_of_memory():
+        raise EOFError
 
 
 def test_a_connection_that_breaks_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
