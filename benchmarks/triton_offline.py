@@ -152,9 +152,8 @@ def both_passes(arch: int, classes: int, logits: str, loss: str) -> tuple[Compil
     if "EACH" in options:
         options |= {**triton_kernels.region_blocks(classes, width), "CHUNKS": 1}  # each part adds to the table
         of_groups, kernels = _GROUPS * (classes if options["EACH"] else 1), REGIONS
-    of_sums = {**options, **triton_kernels.sum_blocks(classes, width)} if kernels is SUMS else options
-    forward = compiled(kernels[0], arch, logits, labels, of_sums)
-    backward = compiled(kernels[1], arch, logits, labels, options)
+    options |= {"APART": triton_kernels.keeps_apart(options)} if kernels is SUMS else {}
+    forward, backward = (compiled(kernel, arch, logits, labels, options) for kernel in kernels)
     return forward, backward, 3 * FLOATS[logits] * classes + 2 * (of_labels + of_groups)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,11 +132,8 @@ def check_count(name: str, value: Any, remedy: str) -> int:
 
 def check_list(name: str, value: Any, remedy: str) -> list[Any]:
     """Return the items of `value` as a list; raise TypeError if it is text, or a single thing."""
-    try:
-        if not isinstance(value, str | bytes | Mapping):
-            return list(value)
-    except TypeError:  # of iter(): a number, a loss, a tensor without a dimension
-        pass
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1) != 0:
+        return list(value)
     message = f"Expected `{name}` to be a list, but got {type(value).__name__}: {remedy}."
     raise TypeError(message)
 
@@ -237,12 +234,17 @@ def check_input(input: Tensor) -> None:
         raise ValueError(message)
 
 
+def check_real(name: str, labels: Tensor) -> None:
+    """Raise TypeError if labels are complex numbers."""
+    if labels.is_complex():
+        message = f"Expected `{name}` to hold labels, but got {labels.dtype}: pass integers, booleans or fractions."
+        raise TypeError(message)
+
+
 def check_target(input: Tensor, target: Tensor) -> None:
     """Raise unless `target` is a label map (B, 1, *S) or per-class maps (B, C, *S) for an `input` (B, C, *S) there."""
     check_tensor("target", target)
-    if target.is_complex():
-        message = f"Expected `target` to hold labels, but got {target.dtype}: pass integers, booleans or fractions."
-        raise TypeError(message)
+    check_real("target", target)
     classes = input.shape[1]
     fits = target.ndim == input.ndim and target.shape[0] == input.shape[0] and target.shape[2:] == input.shape[2:]
     if fits and target.shape[1] in (1, classes):

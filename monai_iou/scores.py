@@ -59,7 +59,7 @@ def ratio(numerator: Sums, denominator: Sums, empty: float = 1.0) -> Sums:
         numerator, denominator = _floating(numerator), _floating(denominator)
         undefined = denominator == 0
         quotient = numerator / (denominator + undefined)
-        return quotient.masked_fill(undefined & (numerator == numerator), empty)
+        return quotient.masked_fill(undefined & (numerator == numerator), empty)  # a NaN differs from itself
     if isinstance(denominator, np.ndarray):
         undefined = denominator == 0
         return np.where(undefined & ~np.isnan(numerator), empty, numerator / np.where(undefined, 1, denominator))
@@ -104,15 +104,8 @@ def iou(
         >>> iou(1, 2, 3)
         0.25
     """
-    joined = union(intersection, prediction, target)
-    return _smoothed_ratio(intersection, joined, smooth_nr, smooth_dr, empty)
-
-
-def _smoothed_ratio(numerator: Sums, denominator: Sums, smooth_nr: float, smooth_dr: float, empty: float = 1.0) -> Sums:
-    """Return (numerator + smooth_nr) / (denominator + smooth_dr), where no denominator is negative."""
-    if smooth_dr > 0 and isinstance(denominator, Tensor):
-        return (numerator + smooth_nr) / (denominator + smooth_dr)
-    return ratio(numerator + smooth_nr, denominator + smooth_dr, empty)
+    smoothed = union(intersection, prediction, target) + smooth_dr
+    return (intersection + smooth_nr) / smoothed if smooth_dr > 0 else ratio(intersection + smooth_nr, smoothed, empty)
 
 
 def dice(intersection: Sums, prediction: Sums, target: Sums, *, empty: float = 1.0) -> Sums:
@@ -145,8 +138,8 @@ def tversky(
         >>> tversky(1, 2, 4, alpha=0.5, beta=0.5)
         0.3333333333333333
     """
-    mixed = intersection + alpha * (prediction - intersection) + beta * (target - intersection)
-    return _smoothed_ratio(intersection, mixed, smooth_nr, smooth_dr)
+    mixed = intersection + alpha * (prediction - intersection) + beta * (target - intersection) + smooth_dr
+    return (intersection + smooth_nr) / mixed if smooth_dr > 0 else ratio(intersection + smooth_nr, mixed)
 
 
 def mean_of_terms(terms: Tensor, counted: Tensor | None, average: str = "pairs") -> Tensor:

@@ -38,6 +38,7 @@ KINDS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "Expected `losses` to be a list, but got IoULoss: list the terms of the sum, such as [IoULoss(), DiceLoss()].",
     ),
     ("factors of a sum", lambda: CompoundLoss([IoULoss()], weights=1), TypeError, FACTORS.format("int")),
+    ("a factor as a tensor", lambda: CompoundLoss([IoULoss()], torch.tensor(1.0)), TypeError, FACTORS.format("Tensor")),
     ("factors of scales", lambda: MultiScaleLoss(IoULoss(), weights=0.5), TypeError, FACTORS.format("float")),
     ("factors as text", lambda: ContextAttentionLoss(weights="1, 2"), TypeError, FACTORS.format("str")),
     (
@@ -69,7 +70,7 @@ KINDS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "complex labels",
         lambda: iou_counts(COMPLEX, COMPLEX, num_classes=2),
         TypeError,
-        "Expected `prediction` to hold labels or probabilities, but got torch.complex64: take its real part first.",
+        "Expected `prediction` to hold labels, but got torch.complex64: pass integers, booleans or fractions.",
     ),
     (
         "complex counts",

@@ -61,6 +61,6 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
         click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
     absent = [str(value) for value, number in zip(counts.values, voxels, strict=True) if number == 0]
     if absent:
-        say(f"No file holds {', '.join(absent)}: a loss with these weights does not learn what is not there.")
+        say(f"No file holds the labels {', '.join(absent)}: their weight is 0.")
     say(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
     return 0

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from monai.data.meta_tensor import MetaTensor
 
+from monai_iou.checks import check_real
 from monai_iou.spacing import image_spacings, spacing_tuple
 from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.labels import valid_voxels
@@ -95,8 +96,7 @@ def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
     Raises:
         TypeError: `image` is neither a tensor nor an array, or holds complex numbers.
     """
-    if isinstance(image, MetaTensor):
-        image = image.as_tensor()
+    image = image.as_tensor() if isinstance(image, MetaTensor) else image
     if isinstance(image, np.ndarray):
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
         image = torch.from_numpy(np.require(native, requirements=["W", "C"]))
@@ -106,9 +106,7 @@ def as_plain_tensor(image: Any, name: str) -> torch.Tensor:
             "files and convert other types first."
         )
         raise TypeError(message)
-    if image.is_complex():
-        message = f"Expected `{name}` to hold labels or probabilities, but got {image.dtype}: take its real part first."
-        raise TypeError(message)
+    check_real(name, image)
     # torch has no minimum, sum or sorting for these three
     wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}.get(image.dtype)
     return image.detach() if wider is None else image.detach().to(wider)

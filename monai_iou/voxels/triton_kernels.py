@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,10 +59,9 @@ def blocks(classes: int, width: int) -> dict[str, int]:
     return {"CLASSES": block, "BLOCKS": count, "RUN": run, "VOXELS": 32 * WARPS * run, "CHUNKS": chunks}
 
 
-def sum_blocks(classes: int, width: int) -> dict[str, int | bool]:
-    """Return the same for the sums: a thread keeps its own apart until the end if it has room for them."""
-    sizes = blocks(classes, width)
-    return {**sizes, "APART": sizes["BLOCKS"] == 1 and sizes["CLASSES"] * sizes["RUN"] <= _APART}
+def keeps_apart(sizes: Mapping[str, int]) -> bool:
+    """Return whether a thread has room to keep the sums of its own voxels until a program's end."""
+    return sizes["BLOCKS"] == 1 and sizes["CLASSES"] * sizes["RUN"] <= _APART
 
 
 def _mark(voxels: Voxels) -> float | None:
@@ -128,12 +128,12 @@ class _TritonSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec) -> Tensor:
         batch, classes, count = logits.shape
-        options = program_options(voxels, spec) | sum_blocks(classes, _width(voxels))
+        options = program_options(voxels, spec)
         tensors, strides = program_inputs(voxels)
         programs = program_count(count, options)
         sums = torch.empty((batch, programs, ROWS, classes), dtype=torch.float32, device=logits.device)
         with torch.cuda.device_of(logits):
-            add_sums[(programs, batch)](*tensors, sums, count, classes, *strides, **options)
+            add_sums[(programs, batch)](*tensors, sums, count, classes, *strides, **options, APART=keeps_apart(options))
         ctx.spec, ctx.marks = spec, (voxels.has_ignored, voxels.as_given, voxels.ignore_index)
         ctx.save_for_backward(logits, voxels.labels, voxels.maps, voxels.valid)
         return sums.sum(1, dtype=torch.float64).transpose(0, 1).unsqueeze(-1)

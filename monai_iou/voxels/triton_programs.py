@@ -103,7 +103,7 @@ def add_sums(
     mask += image * mask_image
     sums += (image * tl.num_programs(0) + program) * ROWS * C
     HAS_IGNORED: tl.constexpr = MASK or (IGNORE is not None)
-    # Sums stay with the threads until the end if a thread has room for them: to join them costs as much as a chunk.
+    # Sums stay with the threads until the end if a thread has room for them: to join them makes the threads wait.
     rows = tl.zeros((8, CLASSES), tl.float32)
     none = tl.zeros((CLASSES, VOXELS), tl.float32)
     both, size, volume, entropy, confidence, counted, background = none, none, none, none, none, none, none

@@ -264,7 +264,7 @@ def test_masks_that_are_compared_with_themselves_are_named(folders, tmp_path, ca
 
 def test_a_class_that_no_file_holds_is_named(folders, tmp_path, capsys):
     arguments = ["class-weights", str(tmp_path / "references"), f"--output={tmp_path / 'weights.json'}"]
-    note = "No file holds 7, 9: a loss with these weights does not learn what is not there."
+    note = "No file holds the labels 7, 9: their weight is 0."
     assert main(arguments) == 0
     assert "No file holds" not in capsys.readouterr().out
     assert main([*arguments, "--labels=0,1,2,7,9"]) == 0

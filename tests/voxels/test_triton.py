@@ -244,13 +244,12 @@ from monai_iou.voxels.spec import ROWS
 found = []
 for case in json.loads(CASES):
     logits, labels, classes, wide = (case.pop(name) for name in ("logits", "labels", "classes", "wide"))
-    width = 4 if "fp32" in (logits, labels) else 2
-    size = triton_kernels.blocks(classes, width)
+    size = triton_kernels.blocks(classes, 4 if "fp32" in (logits, labels) else 2)
     options = {**BASE, "ROWS": ROWS, **size, **case}
     options |= triton_error_pass.blocks(options) if "CELLS" in case else {}
-    of_sums = options if "CELLS" in case else {**options, **triton_kernels.sum_blocks(classes, width)}
-    for kernel, chosen in zip(ERRORS if "CELLS" in case else SUMS, (of_sums, options)):
-        report = compiled(kernel, 90, logits, labels, chosen, "i64" if wide else "i32")
+    options["APART"] = triton_kernels.keeps_apart(options)
+    for kernel in ERRORS if "CELLS" in case else SUMS:
+        report = compiled(kernel, 90, logits, labels, options, "i64" if wide else "i32")
         found.append({
             "products": re.findall(r"arith\\.muli .*: (tensor<[^>]*i32>|i32) ", report.asm["ttir"]),
             "atomics": re.findall(r"\\b(?:atom|red)\\.[\\w.:]*", report.asm["ptx"]),
