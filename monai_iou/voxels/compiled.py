@@ -20,7 +20,7 @@ import torch
 import torch.fx.experimental._config
 from torch import Tensor
 
-from monai_iou.voxels import huge_pages, tiled
+from monai_iou.voxels import general_tiles, huge_pages, tiled
 from monai_iou.voxels.activations import Probabilities, class_probabilities
 from monai_iou.voxels.compact_labels import IGNORED
 from monai_iou.voxels.formulas import class_slopes, statistics
@@ -221,7 +221,7 @@ class _CompiledSums(torch.autograd.Function):
             total[COUNT, image] += sums[0] if has_mask else part.stop - part.start
             total[rows, image, :, 0] += sums[int(has_mask) :].view(classes, len(rows)).T
         for image in range(batch if count % LINE else 0):
-            tiled.add_tile(total, voxels, spec, image, _rest(voxels))
+            general_tiles.add_tile(total, voxels, spec, image, _rest(voxels))
         ctx.spec, ctx.has_ignored = spec, voxels.has_ignored
         # Wrong labels may wrap round here; their error follows the sums, and no backward does.
         ctx.save_for_backward(logits, narrowed(voxels.labels, classes), voxels.maps, voxels.valid)
@@ -239,7 +239,7 @@ class _CompiledSums(torch.autograd.Function):
             slope = gradient[:, image, :, 0].contiguous()
             function(*_arguments(voxels, image, part), slope, _lines(out[image, :, part]))
         for image in range(logits.shape[0] if logits.shape[2] % LINE else 0):
-            tiled.write_gradient(out, gradient, voxels, ctx.spec, image, _rest(voxels))
+            general_tiles.write_gradient(out, gradient, voxels, ctx.spec, image, _rest(voxels))
         return out, None, None
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.voxels.inputs import Voxels, both_kept, count_regions, in_regions, plain
+from monai_iou.voxels.inputs import Findings, Voxels, both_kept, count_regions, in_regions, plain
 from monai_iou.voxels.labels import valid_voxels
 
 # torch stores these but computes next to nothing in them.
@@ -45,4 +45,5 @@ def flat_voxels(
         keep = both_kept(keep, inside)
     valid = valid_voxels(target, ignore_index)
     valid = both_kept(None if valid is None else valid[:, 0], keep)
-    return Voxels(logits, None, target, valid, False, groups, regions)
+    findings = None if torch.compiler.is_compiling() else Findings()
+    return Voxels(logits, None, target, valid, False, groups, regions, findings=findings)

@@ -12,6 +12,17 @@ from torch import Tensor
 from monai_iou.voxels.compact_labels import IGNORED, compact_labels
 
 
+@dataclass
+class Findings:
+    """What a kernel found out about a target while it read it.
+
+    Attributes:
+        maps_are_shares: whether all values that count are from 0 to 1; None if it did not look.
+    """
+
+    maps_are_shares: bool | None = None
+
+
 @dataclass(frozen=True)
 class Voxels:
     """A checked and flattened input of the pass.
@@ -29,6 +40,7 @@ class Voxels:
         as_given: whether labels are still what the user passed, values of any kind in any dtype: ignored where they are
             `ignore_index` or `valid` is False. Kernels that read them otherwise begin with :meth:`compact`.
         ignore_index: label of ignored voxels of labels as given.
+        findings: where a kernel may write what it found out.
     """
 
     logits: Tensor
@@ -40,6 +52,7 @@ class Voxels:
     regions: int
     as_given: bool = False
     ignore_index: int | None = None
+    findings: Findings | None = None
 
     def compact(self) -> Voxels:
         """Return the same voxels with labels in the kernels' form."""

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 import torch
 
 from monai_iou.checks import check_choice
-from monai_iou.voxels import compiled, reference, tiled
+from monai_iou.voxels import compiled, numba_pass, reference, tiled
 from monai_iou.voxels.error_gradient import ErrorKernel
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.self_check import Kernel, SelfChecks
@@ -38,7 +38,9 @@ def use_kernel(name: str) -> Iterator[None]:
               "tiled" (:func:`kernel_report` says which, and why);
             - "reference": autograd over whole volumes, the specification; the only one with double backward and with
               gradients of the target, for which it is used whatever the choice;
-            - "tiled": a part of the volume at a time, on any device, with no compiler;
+            - "tiled": a part of the volume at a time, on any device. On a CPU, loops that Numba compiles at their first
+              call, which takes some seconds once; float64, `groups`, histograms of errors and probabilities take
+              operations of torch;
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
               that it does not cover (`groups`, float64, above 16 classes, fewer than 4096 voxels) take "tiled";
             - "triton": one read and one write of the logits, on CUDA, unchecked. Inputs that it does not cover
@@ -137,7 +139,7 @@ def kernel_report() -> dict[str, str]:
     Example:
         >>> from monai_iou import kernel_report
         >>> kernel_report()["cpu"]
-        "tiled: the default on a CPU, which needs no compiler; 'compiled' is faster where there is a C++ compiler."
+        'tiled: the default on a CPU; its loops are compiled by Numba at their first call.'
     """
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return {device: _reported(torch.device(device)) for device in devices}
@@ -151,9 +153,10 @@ def _reported(device: torch.device) -> str:
     if name != "auto":
         return f"{name}: chosen by use_kernel or {ENVIRONMENT_VARIABLE}."
     if device.type not in _CHECKED_DEVICES:
-        return (
-            "tiled: the default on a CPU, which needs no compiler; 'compiled' is faster where there is a C++ compiler."
-        )
+        reason = numba_pass.hindrance()
+        if reason is not None:
+            return f"tiled: the default on a CPU; its loops are operations of torch, because {reason}."
+        return "tiled: the default on a CPU; its loops are compiled by Numba at their first call."
     reason = _checks.reason(device)
     if reason is not None:
         return f"tiled: the check of the Triton kernel on this device found that {reason}."

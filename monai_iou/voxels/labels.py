@@ -133,6 +133,8 @@ def found_bad_values(rows: Tensor, voxels: Voxels) -> Tensor | None:
     assert voxels.maps is not None
     if voxels.maps.numel() == 0 or voxels.maps.dtype == torch.bool:
         return None
+    if voxels.findings is not None and voxels.findings.maps_are_shares is not None:
+        return torch.tensor(not voxels.findings.maps_are_shares, device=rows.device)
     values = voxels.maps.detach()
     if voxels.valid is not None:
         values = torch.where(voxels.valid.unsqueeze(1), values, 0)

@@ -12,35 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import binary_pass, binary_regions, huge_pages, in_place
-from monai_iou.voxels.formulas import count_valid, reduce_map, sums_entropy, tile_gradient, tile_maps
+from monai_iou.voxels import binary_pass, binary_regions, huge_pages, in_place, numba_pass
+from monai_iou.voxels.general_tiles import add_tile, write_gradient
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
-from monai_iou.voxels.spec import COUNT, CROSS_ENTROPY, ROWS, PassSpec
+from monai_iou.voxels.spec import ROWS, PassSpec
 from monai_iou.voxels.tiling import Task, in_runs, run_tasks, tile_size, tile_tasks
-
-
-def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
-    """Add the statistics of some voxels of an image to `total` (7, B, C, R)."""
-    dtype = sum_dtype(voxels.logits)
-    tile, target, valid = voxels.tile(image, part, dtype)
-    groups = None if voxels.groups is None else voxels.groups[image, :, part]
-    for row, values in tile_maps(tile, target, valid, groups, spec):
-        total[row, image] += reduce_map(values, groups, voxels.regions, dtype)
-    total[COUNT, image] += count_valid(tile, valid, groups, voxels.regions, dtype)
-
-
-def write_gradient(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
-    """Write d loss / d logits of some voxels of an image into `out` (B, C, N); `gradient` is (7, B, C, R)."""
-    tile, target, valid = voxels.tile(image, part, gradient.dtype)
-    slope = gradient[:, image]
-    if voxels.groups is not None:
-        groups = voxels.groups[image, :, part].long()
-        slope = slope.gather(2, groups.expand(*slope.shape[:2], -1))
-        if sums_entropy(groups, spec):
-            slope[CROSS_ENTROPY] = slope[CROSS_ENTROPY].sum(0, keepdim=True)
-    out[image, :, part] = tile_gradient(tile, target, valid, slope, spec)
 
 
 def _sums_in_place(voxels: Voxels, spec: PassSpec) -> Tensor:
@@ -124,6 +102,8 @@ def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
     voxels = voxels.compact()
     if spec.overlap == "min_max" and spec.activation is not None and voxels.labels is not None:
         spec = replace(spec, overlap="product")  # of a hard label y and p in [0, 1], min(p, y) = p y
+    if numba_pass.covers(voxels, spec):
+        return numba_pass.compute_sums(voxels, spec)
     if binary_pass.covers(voxels, spec):
         return binary_pass.compute_sums(voxels, spec)
     sums = binary_regions.compute_sums(voxels) if binary_regions.covers(voxels, spec) else None

@@ -1,0 +1,157 @@
+"""The loops of `numba_lines.py` for what most losses ask for: I, P and T with plain products, and the cross-entropy.
+
+All numbers of a voxel stay in registers, and p is kept for the backward pass, where the gradient will stand: it takes
+neither an exponential nor the logits. No voxel is ignored. The derivative is that of `numba_lines.py` with
+
+.. code-block:: text
+
+    a = g_I y + g_P - (g'_I (1 - y) + g'_P)      of the class, and of the other one of two
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from monai_iou.voxels.numba_math import LARGEST, PADDING, WIDTH, Row, Terms, exp, log1p, loop, summing_loop
+
+_F = np.float32
+_LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
+
+
+@loop
+def is_usual(terms: Terms) -> bool:
+    """Return whether these loops sum what is asked for."""
+    return not (terms.smaller or terms.squares or terms.confidence or terms.gamma > 0)
+
+
+@summing_loop
+def _sums(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
+    """Write p; return I, P, T, the size of u and how many targets are not from 0 to 1."""
+    both, whole, of_y, found, wrong = _F(0), _F(0), _F(0), _F(0), _F(0)
+    for i in range(u.shape[0]):
+        t = exp(-abs(u[i]))
+        larger = _F(1) / (_F(1) + t)
+        p = larger if u[i] > _F(0) else t * larger
+        kept[i] = p
+        both += p * y[i]
+        whole += p
+        of_y += y[i]
+        found += abs(u[i])
+        wrong += _F(0) if (y[i] >= _F(0)) & (y[i] <= _F(1)) else _F(1)
+    return both, whole, of_y, found, wrong
+
+
+@summing_loop
+def _sums_of_two(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
+    """Write p; return I and P of the class, I and P of the other one, T and the size of u."""
+    both, whole, both_other, rest, of_y, found = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
+    for i in range(u.shape[0]):
+        t = exp(-abs(u[i]))
+        larger = _F(1) / (_F(1) + t)
+        p = larger if u[i] > _F(0) else t * larger
+        q = t * larger if u[i] > _F(0) else larger
+        kept[i] = p
+        both += p * y[i]
+        whole += p
+        both_other += q * (_F(1) - y[i])
+        rest += q
+        of_y += y[i]
+        found += abs(u[i])
+    return both, whole, both_other, rest, of_y, found
+
+
+@summing_loop
+def _entropies(u: Row, y: Row, smoothing: float) -> tuple[Any, Any]:
+    """Return the cross-entropies of the voxels of the class, and of the others."""
+    kept, share = _F(1 - smoothing), _F(smoothing / 2)
+    inside, outside = _F(0), _F(0)
+    for i in range(u.shape[0]):
+        tail, soft = log1p(exp(-abs(u[i]))), kept * y[i] + share
+        inside += soft * (tail + max(-u[i], _F(0)))
+        outside += (_F(1) - soft) * (tail + max(u[i], _F(0)))
+    return inside, outside
+
+
+@loop
+def add_usual(
+    x: Any, other: Any, target: Any, number: int, two: bool, terms: Terms, keeps: bool, kept: Any, rows: Any
+) -> int:
+    """Add the statistics of some voxels to `rows`, (2, 7) float64, as :func:`numba_lines.add_line` does.
+
+    If it `keeps` them, the probabilities are written to `kept`, (n,) float32; if not, that may be any such array.
+
+    Returns:
+        0 if these formulas do not hold: a logit is not a number, or extreme. 2 if p has been kept and serves the
+        gradient, else 1.
+    """
+    spare = np.empty((3, min(WIDTH, x.shape[0]) + PADDING), np.float32)
+    rest_of_all = 0.0
+    for start in range(0, x.shape[0], WIDTH):
+        stop = min(start + WIDTH, x.shape[0])
+        u, y, labels = x[start:stop], target[start:stop], target[start:stop]
+        p = kept[start:stop] if keeps else spare[2][: stop - start]
+        if number >= 0:
+            y = spare[1][: stop - start]
+            wanted = _F(number)
+            for i in range(y.shape[0]):
+                y[i] = _F(1) if labels[i] == wanted else _F(0)
+        if two:
+            u, first, second, none = spare[0][: stop - start], x[start:stop], other[start:stop], _F(0)
+            for i in range(u.shape[0]):
+                u[i] = first[i] - second[i]
+                none += _F(1) if labels[i] == _F(0) else _F(0)
+            rows[1, 2] += none
+            both, whole, both_other, rest, of_y, found = _sums_of_two(u, y, p)
+            rest_of_all += rest
+            if terms.region:
+                rows[1, 0] += both_other
+                rows[1, 1] += rest
+        else:
+            both, whole, of_y, found, wrong = _sums(u, y, p)
+            rows[0, 6] += wrong
+        if not found < LARGEST:
+            return 0
+        if terms.region:
+            rows[0, 0] += both
+            rows[0, 1] += whole
+        rows[0, 2] += of_y
+        rows[0, 5] += stop - start
+        if terms.entropy:
+            inside, outside = _entropies(u, y, terms.smoothing)
+            rows[0, 3] += inside
+            rows[1, 3] += outside
+    return 2 if keeps and (not two or rest_of_all >= _LEAST_MEAN * x.shape[0]) else 1
+
+
+@loop
+def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, out: Any, out_other: Any) -> None:
+    """Turn p of :func:`add_usual` into d loss / d logits, in place.
+
+    `out` holds p and `out_other` takes the gradient of the other class of two; all else is as for
+    :func:`numba_lines.write_line`.
+    """
+    kept, share = _F(1 - terms.smoothing), _F(terms.smoothing / 2)
+    of_i, of_p = (pulls[0, 0], pulls[0, 1]) if terms.region else (_F(0), _F(0))
+    of_other, of_q = (pulls[1, 0], pulls[1, 1]) if terms.region and two else (_F(0), _F(0))
+    inside, outside = (pulls[0, 3], pulls[1, 3]) if terms.entropy else (_F(0), _F(0))
+    spare = np.empty(min(WIDTH, out.shape[0]) + PADDING, np.float32)
+    for start in range(0, out.shape[0], WIDTH):
+        stop = min(start + WIDTH, out.shape[0])
+        place, y, labels = out[start:stop], target[start:stop], target[start:stop]
+        if number >= 0:
+            y = spare[: stop - start]
+            wanted = _F(number)
+            for i in range(y.shape[0]):
+                y[i] = _F(1) if labels[i] == wanted else _F(0)
+        for i in range(place.shape[0]):
+            p = place[i]
+            q, soft = _F(1) - p, kept * y[i] + share
+            slope = (of_i * y[i] + of_p) - (of_other * (_F(1) - y[i]) + of_q)
+            entropy = outside * (_F(1) - soft) * p - inside * soft * q
+            place[i] = p * q * slope + entropy
+        if two:
+            second = out_other[start:stop]
+            for i in range(place.shape[0]):
+                second[i] = -place[i]
