@@ -117,7 +117,7 @@ class _Tiles:
         self.mark = IGNORED[labels.dtype] if labels is not None and voxels.has_ignored else 0
         self.two = self.labels and self.classes == 2 and spec.activation == "softmax"
         self.is_softmax = spec.activation == "softmax" and not self.two
-        self.is_usual = self.mark == 0 and self.mask is None and self.usual.is_usual(self.terms)
+        self.is_usual = self.mark == 0 and self.mask is None and self.usual.is_usual(self.terms, self.two)
         size = max(_SMALLEST_TILE, _TILE_ELEMENTS // max(2, self.classes))
         self.parts = [
             (image, slice(start, min(start + size, count))) for image in range(batch) for start in range(0, count, size)

@@ -1,4 +1,4 @@
-"""The loops of `numba_lines.py` for what most losses ask for: I, P and T with plain products, and the cross-entropy.
+"""The loops of `numba_lines.py` for what most losses ask for: I, P and T, and the cross-entropy.
 
 All numbers of a voxel stay in registers, and p is kept for the backward pass, where the gradient will stand: it takes
 neither an exponential nor the logits. No voxel is ignored. The derivative is that of `numba_lines.py` with
@@ -14,16 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.voxels.numba_math import LARGEST, PADDING, WIDTH, Row, Terms, exp, log1p, loop, summing_loop
+from monai_iou.voxels.numba_math import (
+    LARGEST,
+    PADDING,
+    WIDTH,
+    Row,
+    Terms,
+    exp,
+    log1p,
+    loop,
+    minima,
+    products,
+    select_class,
+    set_slope,
+    summing_loop,
+)
 
 _F = np.float32
 _LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
 
 
 @loop
-def is_usual(terms: Terms) -> bool:
-    """Return whether these loops sum what is asked for."""
-    return not (terms.smaller or terms.squares or terms.confidence or terms.gamma > 0)
+def is_usual(terms: Terms, two: bool) -> bool:
+    """Return whether these loops sum what is asked for; two classes have no probabilities of their own to square."""
+    return not (terms.confidence or terms.gamma > 0 or (two and (terms.smaller or terms.squares)))
 
 
 @summing_loop
@@ -94,9 +108,7 @@ def add_usual(
         p = kept[start:stop] if keeps else spare[2][: stop - start]
         if number >= 0:
             y = spare[1][: stop - start]
-            wanted = _F(number)
-            for i in range(y.shape[0]):
-                y[i] = _F(1) if labels[i] == wanted else _F(0)
+            select_class(labels, number, stop - start, y)
         if two:
             u, first, second, none = spare[0][: stop - start], x[start:stop], other[start:stop], _F(0)
             for i in range(u.shape[0]):
@@ -111,6 +123,10 @@ def add_usual(
         else:
             both, whole, of_y, found, wrong = _sums(u, y, p)
             rows[0, 6] += wrong
+            if terms.smaller:
+                both = minima(p, y, stop - start)
+            if terms.squares:
+                whole, of_y = products(p, p, stop - start), products(y, y, stop - start)
         if not found < LARGEST:
             return 0
         if terms.region:
@@ -126,31 +142,57 @@ def add_usual(
 
 
 @loop
+def _write(p: Row, y: Row, pulls: tuple[Any, ...], entropies: tuple[Any, ...]) -> None:
+    """Turn p into the gradient; `pulls` are g_I, g_P, g'_I and g'_P, `entropies` those of :func:`_entropies`."""
+    of_i, of_p, of_other, of_q = pulls
+    inside, outside, kept, share = entropies
+    for i in range(p.shape[0]):
+        q, soft = _F(1) - p[i], kept * y[i] + share
+        entropy = outside * (_F(1) - soft) * p[i] - inside * soft * q
+        slope = (of_i * y[i] + of_p) - (of_other * (_F(1) - y[i]) + of_q)
+        p[i] = p[i] * q * slope + entropy
+
+
+@loop
+def _write_from_slopes(p: Row, y: Row, slopes: Row, entropies: tuple[Any, ...]) -> None:
+    """Turn p into the gradient, given the slopes of the region."""
+    inside, outside, kept, share = entropies
+    for i in range(p.shape[0]):
+        q, soft = _F(1) - p[i], kept * y[i] + share
+        entropy = outside * (_F(1) - soft) * p[i] - inside * soft * q
+        p[i] = p[i] * q * slopes[i] + entropy
+
+
+@loop
 def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, out: Any, out_other: Any) -> None:
     """Turn p of :func:`add_usual` into d loss / d logits, in place.
 
     `out` holds p and `out_other` takes the gradient of the other class of two; all else is as for
     :func:`numba_lines.write_line`.
     """
-    kept, share = _F(1 - terms.smoothing), _F(terms.smoothing / 2)
-    of_i, of_p = (pulls[0, 0], pulls[0, 1]) if terms.region else (_F(0), _F(0))
-    of_other, of_q = (pulls[1, 0], pulls[1, 1]) if terms.region and two else (_F(0), _F(0))
-    inside, outside = (pulls[0, 3], pulls[1, 3]) if terms.entropy else (_F(0), _F(0))
-    spare = np.empty(min(WIDTH, out.shape[0]) + PADDING, np.float32)
+    # What was not summed has no slope, whatever stands in `pulls`.
+    of_i, of_p, of_other, of_q, inside, outside = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
+    if terms.region:
+        of_i, of_p = pulls[0, 0], pulls[0, 1]
+    if terms.region and two:
+        of_other, of_q = pulls[1, 0], pulls[1, 1]
+    if terms.entropy:
+        inside, outside = pulls[0, 3], pulls[1, 3]
+    of_region = (of_i, of_p, of_other, of_q)
+    entropies = (inside, outside, _F(1 - terms.smoothing), _F(terms.smoothing / 2))
+    rows = np.empty((2, min(WIDTH, out.shape[0]) + PADDING), np.float32)
+    spare, slopes = rows[0], rows[1]  # to unpack `rows` itself would give rows of any stride, which have no vectors
     for start in range(0, out.shape[0], WIDTH):
         stop = min(start + WIDTH, out.shape[0])
         place, y, labels = out[start:stop], target[start:stop], target[start:stop]
         if number >= 0:
             y = spare[: stop - start]
-            wanted = _F(number)
-            for i in range(y.shape[0]):
-                y[i] = _F(1) if labels[i] == wanted else _F(0)
-        for i in range(place.shape[0]):
-            p = place[i]
-            q, soft = _F(1) - p, kept * y[i] + share
-            slope = (of_i * y[i] + of_p) - (of_other * (_F(1) - y[i]) + of_q)
-            entropy = outside * (_F(1) - soft) * p - inside * soft * q
-            place[i] = p * q * slope + entropy
+            select_class(labels, number, stop - start, y)
+        if terms.smaller or terms.squares:
+            set_slope(slopes, place, y, stop - start, pulls[0], terms)
+            _write_from_slopes(place, y, slopes, entropies)
+        else:
+            _write(place, y, of_region, entropies)
         if two:
             second = out_other[start:stop]
             for i in range(place.shape[0]):
