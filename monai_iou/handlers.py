@@ -39,13 +39,14 @@ class IoUHandler(IgniteMetricHandler):
     Raises:
         ValueError: if an argument is out of range.
 
-    >>> import torch
-    >>> from ignite.engine import Engine
-    >>> engine = Engine(lambda engine, batch: batch)
-    >>> IoUHandler(num_classes=2, include_background=False).attach(engine, "iou")
-    >>> label = torch.tensor([[[0, 1, 1]]])
-    >>> engine.run([(label, label)]).metrics["iou"]
-    1.0
+    Example:
+        >>> import torch
+        >>> from ignite.engine import Engine
+        >>> engine = Engine(lambda engine, batch: batch)
+        >>> IoUHandler(num_classes=2, include_background=False).attach(engine, "iou")
+        >>> label = torch.tensor([[[0, 1, 1]]])
+        >>> engine.run([(label, label)]).metrics["iou"]
+        1.0
     """
 
     _metric_type: type[IoUMetric] = IoUMetric
@@ -94,13 +95,14 @@ class DiceHandler(IoUHandler):
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
 
-    >>> import torch
-    >>> from ignite.engine import Engine
-    >>> engine = Engine(lambda engine, batch: batch)
-    >>> DiceHandler(num_classes=2, include_background=False).attach(engine, "dice")
-    >>> batch = torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 1, 0]]])
-    >>> round(engine.run([batch]).metrics["dice"], 4)
-    0.6667
+    Example:
+        >>> import torch
+        >>> from ignite.engine import Engine
+        >>> engine = Engine(lambda engine, batch: batch)
+        >>> DiceHandler(num_classes=2, include_background=False).attach(engine, "dice")
+        >>> batch = torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 1, 0]]])
+        >>> round(engine.run([batch]).metrics["dice"], 4)
+        0.6667
     """
 
     _metric_type = _DiceOfIoU
@@ -127,13 +129,14 @@ class LesionIoUHandler(IgniteMetricHandler):
     Raises:
         ValueError: if an argument is out of range.
 
-    >>> import torch
-    >>> from ignite.engine import Engine
-    >>> engine = Engine(lambda engine, batch: batch)
-    >>> LesionIoUHandler(num_classes=2, score="f1").attach(engine, "lesion_f1")
-    >>> predicted, label = torch.tensor([[[[0, 1, 1, 0, 0]]]]), torch.tensor([[[[0, 1, 1, 0, 1]]]])
-    >>> round(engine.run([(predicted, label)]).metrics["lesion_f1"], 3)
-    0.667
+    Example:
+        >>> import torch
+        >>> from ignite.engine import Engine
+        >>> engine = Engine(lambda engine, batch: batch)
+        >>> LesionIoUHandler(num_classes=2, score="f1").attach(engine, "lesion_f1")
+        >>> predicted, label = torch.tensor([[[[0, 1, 1, 0, 0]]]]), torch.tensor([[[[0, 1, 1, 0, 1]]]])
+        >>> round(engine.run([(predicted, label)]).metrics["lesion_f1"], 3)
+        0.667
     """
 
     def __init__(
@@ -188,13 +191,14 @@ class BoundaryIoUHandler(IgniteMetricHandler):
     Raises:
         ValueError: if an argument is out of range.
 
-    >>> import torch
-    >>> from ignite.engine import Engine
-    >>> engine = Engine(lambda engine, batch: batch)
-    >>> BoundaryIoUHandler(num_classes=2, width=1.0).attach(engine, "boundary_iou")
-    >>> predicted, label = torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]])
-    >>> round(engine.run([(predicted, label)]).metrics["boundary_iou"], 4)
-    0.3333
+    Example:
+        >>> import torch
+        >>> from ignite.engine import Engine
+        >>> engine = Engine(lambda engine, batch: batch)
+        >>> BoundaryIoUHandler(num_classes=2, width=1.0).attach(engine, "boundary_iou")
+        >>> predicted, label = torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]])
+        >>> round(engine.run([(predicted, label)]).metrics["boundary_iou"], 4)
+        0.3333
     """
 
     def __init__(

@@ -199,10 +199,11 @@ def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, sm
     It is the generalised Dice coefficient of Sudre et al. 2017 (https://arxiv.org/abs/1707.03237) with the IoU instead
     of Dice. The sums have shape (B, C), as have the weights w_c, for which see `volume_weights`.
 
-    >>> from monai_iou import voxel_sums
-    >>> sums = voxel_sums(torch.zeros(1, 2, 4), torch.tensor([[[0, 0, 0, 1]]]))
-    >>> generalized_iou(sums, volume_weights(sums.target, "simple"))
-    tensor([0.2727])
+    Example:
+        >>> from monai_iou import voxel_sums
+        >>> sums = voxel_sums(torch.zeros(1, 2, 4), torch.tensor([[[0, 0, 0, 1]]]))
+        >>> generalized_iou(sums, volume_weights(sums.target, "simple"))
+        tensor([0.2727])
     """
     # Dividing numerator and denominator by the largest weight keeps both near 1 and does not change the ratio.
     largest = weights.amax(1, keepdim=True)

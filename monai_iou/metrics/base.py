@@ -50,9 +50,10 @@ def reduce_scores(
     Raises:
         ValueError: `reduction` is not one of the above.
 
-    >>> scores = torch.tensor([[0.5, float("nan")], [0.7, float("nan")]])
-    >>> reduce_scores(scores, "mean_batch")
-    (tensor([0.6000,    nan]), tensor([2., 0.]))
+    Example:
+        >>> scores = torch.tensor([[0.5, float("nan")], [0.7, float("nan")]])
+        >>> reduce_scores(scores, "mean_batch")
+        (tensor([0.6000,    nan]), tensor([2., 0.]))
     """
     chosen = _checked_reduction(reduction)
     valid = ~torch.isnan(scores)

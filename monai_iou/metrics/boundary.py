@@ -66,10 +66,11 @@ def boundary_iou(
         ValueError: an input contains values other than 0 and 1, the shapes differ, or an argument is not one of the
             above.
 
-    >>> reference = np.zeros((9, 9), dtype=bool); reference[1:8, 1:8] = True
-    >>> prediction = np.zeros((9, 9), dtype=bool); prediction[2:8, 1:8] = True
-    >>> round(boundary_iou(prediction, reference, width=1), 3)
-    0.586
+    Example:
+        >>> reference = np.zeros((9, 9), dtype=bool); reference[1:8, 1:8] = True
+        >>> prediction = np.zeros((9, 9), dtype=bool); prediction[2:8, 1:8] = True
+        >>> round(boundary_iou(prediction, reference, width=1), 3)
+        0.586
     """
     check_ignore_empty(ignore_empty)
     counts = boundary_counts(prediction, reference, width=width, spacing=spacing, ignored=ignored, distance=distance)
@@ -89,8 +90,9 @@ def boundary_counts(
 
     Their IoU is the boundary IoU; see `boundary_iou` for the arguments and errors.
 
-    >>> boundary_counts(np.array([0, 1, 1, 1, 0]), np.array([0, 1, 1, 0, 0]), width=1)
-    (1, 2, 2)
+    Example:
+        >>> boundary_counts(np.array([0, 1, 1, 1, 0]), np.array([0, 1, 1, 0, 0]), width=1)
+        (1, 2, 2)
     """
     p, r = mask_pair(prediction, reference)
     rule = _band_rule(width, distance, p.shape, spacing_tuple(spacing, p.ndim))

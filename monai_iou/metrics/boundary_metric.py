@@ -37,9 +37,10 @@ class BoundaryIoUMetric(PerClassMetric):
     Raises:
         ValueError: an argument is not one of the above.
 
-    >>> metric = BoundaryIoUMetric(width=1.0, num_classes=2)
-    >>> metric(torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]]), spacing=1.0)
-    tensor([[0.3333]])
+    Example:
+        >>> metric = BoundaryIoUMetric(width=1.0, num_classes=2)
+        >>> metric(torch.tensor([[[0, 1, 1, 1, 1, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 1, 1, 0]]]), spacing=1.0)
+        tensor([[0.3333]])
     """
 
     def __init__(

@@ -57,10 +57,11 @@ def brats_mets(
         TypeError: an input is neither an array nor a tensor.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
 
-    >>> reference = np.zeros((9, 9, 9), dtype=bool); reference[1:3, 1:3, 1:3] = reference[6:8, 6:8, 6:8] = True
-    >>> scores = brats_mets(reference & (np.arange(9) < 5), reference)
-    >>> scores["LesionWise_Score_Dice"], scores["LesionWise_Score_HD95"]
-    (0.5, 187.0)
+    Example:
+        >>> reference = np.zeros((9, 9, 9), dtype=bool); reference[1:3, 1:3, 1:3] = reference[6:8, 6:8, 6:8] = True
+        >>> scores = brats_mets(reference & (np.arange(9) < 5), reference)
+        >>> scores["LesionWise_Score_Dice"], scores["LesionWise_Score_HD95"]
+        (0.5, 187.0)
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)

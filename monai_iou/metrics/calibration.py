@@ -57,11 +57,12 @@ class CalibrationMetric(ProbabilityMetric):
     Raises:
         ValueError: an argument is not one of the above.
 
-    >>> metric = CalibrationMetric(num_bins=2)
-    >>> metric(torch.tensor([[[0.9, 0.9, 0.1, 0.1]]]), torch.tensor([[[1, 0, 0, 0]]]))
-    tensor([[0.2500]])
-    >>> metric.reliability().frequency
-    tensor([[0.0000, 0.5000]])
+    Example:
+        >>> metric = CalibrationMetric(num_bins=2)
+        >>> metric(torch.tensor([[[0.9, 0.9, 0.1, 0.1]]]), torch.tensor([[[1, 0, 0, 0]]]))
+        tensor([[0.2500]])
+        >>> metric.reliability().frequency
+        tensor([[0.0000, 0.5000]])
     """
 
     def __init__(

@@ -166,8 +166,9 @@ def _exchanged(overlaps: Overlaps) -> Overlaps:
 class Challenge:
     """The scores of a challenge: the function that computes them, their names and their source.
 
-    >>> CHALLENGES["isles22"].title, CHALLENGES["isles22"].rule
-    ("ISLES'22", 'any overlap, many to one, 26 neighbours')
+    Example:
+        >>> CHALLENGES["isles22"].title, CHALLENGES["isles22"].rule
+        ("ISLES'22", 'any overlap, many to one, 26 neighbours')
     """
 
     title: str
@@ -249,9 +250,10 @@ def challenge_scores(
         ValueError: the challenge is unknown, an input contains values other than 0 and 1, the shapes differ, or
             `spacing` does not fit them.
 
-    >>> mask = np.zeros((5, 5, 5), dtype=bool); mask[2, 2, 1:4] = True
-    >>> challenge_scores("autopet", mask, mask, spacing=2)
-    {'dice_sc': 1.0, 'false_pos_vol': 0.0, 'false_neg_vol': 0.0}
+    Example:
+        >>> mask = np.zeros((5, 5, 5), dtype=bool); mask[2, 2, 1:4] = True
+        >>> challenge_scores("autopet", mask, mask, spacing=2)
+        {'dice_sc': 1.0, 'false_pos_vol': 0.0, 'false_neg_vol': 0.0}
     """
     check_choice("challenge", challenge, CHALLENGES)
     return CHALLENGES[challenge].score(prediction, reference, spacing=spacing)

@@ -24,9 +24,11 @@ class DetectionScores:
 
     Every score is NaN if neither side has a component.
 
-    >>> first, second = DetectionScores(tp=2, fp=1, fn=0, iou_sum=1.5), DetectionScores(tp=0, fp=0, fn=1, iou_sum=0.0)
-    >>> (first + second).f1, first.sq, first.pq
-    (0.6666666666666666, 0.75, 0.6000000000000001)
+    Example:
+        >>> first = DetectionScores(tp=2, fp=1, fn=0, iou_sum=1.5)
+        >>> second = DetectionScores(tp=0, fp=0, fn=1, iou_sum=0.0)
+        >>> (first + second).f1, first.sq, first.pq
+        (0.6666666666666666, 0.75, 0.6000000000000001)
     """
 
     tp: int
@@ -147,11 +149,12 @@ def recall_by_volume(
     Raises:
         ValueError: `edges_ml` is not ascending.
 
-    >>> from monai_iou.metrics import lesion_scores
-    >>> reference = np.zeros((4, 9), dtype=bool); reference[1, 1] = reference[1:3, 4:8] = True
-    >>> scores = lesion_scores(reference & (np.arange(9) > 2), reference, spacing=10).lesions
-    >>> [(b.low_ml, b.count, b.recall) for b in recall_by_volume(scores, edges_ml=(0, 0.5, 5))]
-    [(0, 1, 0.0), (0.5, 1, 1.0)]
+    Example:
+        >>> from monai_iou.metrics import lesion_scores
+        >>> reference = np.zeros((4, 9), dtype=bool); reference[1, 1] = reference[1:3, 4:8] = True
+        >>> scores = lesion_scores(reference & (np.arange(9) > 2), reference, spacing=10).lesions
+        >>> [(b.low_ml, b.count, b.recall) for b in recall_by_volume(scores, edges_ml=(0, 0.5, 5))]
+        [(0, 1, 0.0), (0.5, 1, 1.0)]
     """
     if len(edges_ml) < 2 or not (np.diff(np.asarray(edges_ml, dtype=float)) > 0).all():
         message = (

@@ -61,11 +61,12 @@ def fine_grained_iou(
         ValueError: the shapes differ or are not (N, C), I exceeds U, a count is negative, or a percentage is outside
             (0, 100].
 
-    >>> means = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
-    >>> list(means)
-    ['iou_d', 'iou_i', 'iou_c', 'iou_iq', 'iou_cq', 'iou_i_worst_50', 'iou_c_worst_50']
-    >>> [round(value, 3) for value in means.values()]
-    [0.818, 0.45, 0.45, 0.045, 0.045, 0.0, 0.0]
+    Example:
+        >>> means = fine_grained_iou(torch.tensor([[9], [0]]), torch.tensor([[10], [1]]), worst=(50,))
+        >>> list(means)
+        ['iou_d', 'iou_i', 'iou_c', 'iou_iq', 'iou_cq', 'iou_i_worst_50', 'iou_c_worst_50']
+        >>> [round(value, 3) for value in means.values()]
+        [0.818, 0.45, 0.45, 0.045, 0.045, 0.0, 0.0]
     """
     worst = [checks.check_number("worst", q) for q in checks.check_list("worst", worst, "10 is a tenth: pass (10,)")]
     _check(intersection, union, worst, active=active, reference=reference, labelled=labelled)

@@ -61,9 +61,10 @@ def iou_counts(
         TypeError: an input is neither an array nor a tensor, or a number is no integer.
         ValueError: the shapes differ, or a value is not a class number.
 
-    >>> counts = iou_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), num_classes=3)
-    >>> counts.intersection, counts.union
-    (tensor([1, 1, 1]), tensor([1, 2, 2]))
+    Example:
+        >>> counts = iou_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), num_classes=3)
+        >>> counts.intersection, counts.union
+        (tensor([1, 1, 1]), tensor([1, 2, 2]))
     """
     num_classes = check_count("num_classes", num_classes, "count the background too")
     pairs = pair_images(
@@ -97,8 +98,9 @@ def iou_from_counts(
     Raises:
         ValueError: `ignore_empty` is not one of the three, or I exceeds P or T.
 
-    >>> iou_from_counts(torch.tensor([2, 0, 0]), torch.tensor([3, 4, 0]), torch.tensor([3, 0, 0]))
-    tensor([0.5000, 0.0000,    nan])
+    Example:
+        >>> iou_from_counts(torch.tensor([2, 0, 0]), torch.tensor([3, 4, 0]), torch.tensor([3, 0, 0]))
+        tensor([0.5000, 0.0000,    nan])
     """
     check_ignore_empty(ignore_empty)
     check_counts(intersection, torch.minimum(prediction, reference), "prediction` and `reference")
@@ -179,13 +181,14 @@ class IoUMetric(PerClassMetric):
     Raises:
         ValueError: an argument is not one of the above.
 
-    >>> metric = IoUMetric(include_background=False, num_classes=3, reduction="mean_batch")
-    >>> metric(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))
-    tensor([[0.5000,    nan]])
-    >>> metric.aggregate()
-    tensor([0.5000,    nan])
-    >>> IoUMetric()(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))  # one binary map, one score
-    tensor([[0.5000]])
+    Example:
+        >>> metric = IoUMetric(include_background=False, num_classes=3, reduction="mean_batch")
+        >>> metric(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))
+        tensor([[0.5000,    nan]])
+        >>> metric.aggregate()
+        tensor([0.5000,    nan])
+        >>> IoUMetric()(torch.tensor([[[0, 1, 1, 0]]]), torch.tensor([[[0, 1, 0, 0]]]))  # one binary map, one score
+        tensor([[0.5000]])
     """
 
     def __init__(

@@ -38,12 +38,13 @@ _TENTHS = tuple(i / 10 for i in range(11))
 class LesionScores(DetectionScores):
     """Scores of the connected components of one structure in one case, as returned by `lesion_scores`.
 
-    >>> reference = np.array([[1, 1, 1, 0, 0, 0, 1]]); prediction = np.array([[1, 1, 0, 0, 1, 0, 0]])
-    >>> scores = lesion_scores(prediction, reference)
-    >>> scores.tp, scores.fp, scores.fn, scores.recall_any, round(scores.at("any").sq, 3)
-    (1, 1, 1, 0.5, 0.667)
-    >>> [(lesion.outcome, lesion.centroid_voxel) for lesion in scores.lesions]
-    [('tp', (0.0, 1.0)), ('fn', (0.0, 6.0)), ('fp', (0.0, 4.0))]
+    Example:
+        >>> reference = np.array([[1, 1, 1, 0, 0, 0, 1]]); prediction = np.array([[1, 1, 0, 0, 1, 0, 0]])
+        >>> scores = lesion_scores(prediction, reference)
+        >>> scores.tp, scores.fp, scores.fn, scores.recall_any, round(scores.at("any").sq, 3)
+        (1, 1, 1, 0.5, 0.667)
+        >>> [(lesion.outcome, lesion.centroid_voxel) for lesion in scores.lesions]
+        [('tp', (0.0, 1.0)), ('fn', (0.0, 6.0)), ('fp', (0.0, 4.0))]
     """
 
     cc_iou: float
@@ -148,13 +149,14 @@ def lesion_scores(
         ValueError: an input contains values other than 0 and 1, the shapes differ, or an argument is not one of the
             above.
 
-    >>> reference = np.zeros((8, 8), dtype=bool); reference[1:3, 1:3] = True; reference[6, 6] = True
-    >>> prediction = np.zeros((8, 8), dtype=bool); prediction[1:3, 1:4] = True
-    >>> scores = lesion_scores(prediction, reference)
-    >>> scores.tp, scores.fp, scores.fn, round(scores.sq, 3), round(scores.pq, 3), round(scores.cc_iou, 3)
-    (1, 0, 1, 0.667, 0.444, 0.333)
-    >>> str(scores.rule)
-    'IoU of at least 0.5, one to one'
+    Example:
+        >>> reference = np.zeros((8, 8), dtype=bool); reference[1:3, 1:3] = True; reference[6, 6] = True
+        >>> prediction = np.zeros((8, 8), dtype=bool); prediction[1:3, 1:4] = True
+        >>> scores = lesion_scores(prediction, reference)
+        >>> scores.tp, scores.fp, scores.fn, round(scores.sq, 3), round(scores.pq, 3), round(scores.cc_iou, 3)
+        (1, 0, 1, 0.667, 0.444, 0.333)
+        >>> str(scores.rule)
+        'IoU of at least 0.5, one to one'
     """
     rule = lesion_rule(match, threshold, strict, pairing)
     dimensions = np.ndim(reference)

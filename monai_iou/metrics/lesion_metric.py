@@ -53,11 +53,12 @@ class LesionIoUMetric(PerClassMetric):
         TypeError: a volume or an index is not a number.
         ValueError: an argument is not one of the above.
 
-    >>> reference = torch.zeros((1, 1, 8, 8)); reference[..., 1:3, 1:3] = 1; reference[..., 6, 6] = 1
-    >>> prediction = torch.zeros((1, 1, 8, 8)); prediction[..., 1:3, 1:4] = 1
-    >>> metric = LesionIoUMetric(score="f1")
-    >>> metric(prediction, reference)
-    tensor([[0.6667]])
+    Example:
+        >>> reference = torch.zeros((1, 1, 8, 8)); reference[..., 1:3, 1:3] = 1; reference[..., 6, 6] = 1
+        >>> prediction = torch.zeros((1, 1, 8, 8)); prediction[..., 1:3, 1:4] = 1
+        >>> metric = LesionIoUMetric(score="f1")
+        >>> metric(prediction, reference)
+        tensor([[0.6667]])
     """
 
     def __init__(

@@ -80,8 +80,9 @@ def lesion_rule(
     Raises:
         ValueError: an argument is not one of the above.
 
-    >>> lesion_rule("overlap:0.25").threshold
-    0.25
+    Example:
+        >>> lesion_rule("overlap:0.25").threshold
+        0.25
     """
     check_choice("pairing", pairing, PAIRINGS)
     if match is None:

@@ -133,8 +133,9 @@ def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 
         ValueError: an input contains values other than 0 and 1, the shapes differ, or there are more than three
             dimensions.
 
-    >>> crop_to_union(np.array([0, 0, 1, 0, 0]), np.array([0, 0, 0, 1, 0])).offset
-    (2,)
+    Example:
+        >>> crop_to_union(np.array([0, 0, 1, 0, 0]), np.array([0, 0, 0, 1, 0])).offset
+        (2,)
     """
     p, r = mask_pair(prediction, reference)
     box = bounding_box(p | r)
@@ -146,9 +147,10 @@ def crop_to_union(prediction: ArrayLike, reference: ArrayLike, *, margin: int = 
 class OverlapScores:
     """Voxel overlap and volumes of one structure, with I, P and T voxels in both masks, prediction and reference.
 
-    >>> scores = overlap_scores(np.array([1, 1, 0]), np.array([0, 1, 1]), spacing=10)
-    >>> round(scores.iou, 3), scores.dice, scores.reference_ml, scores.volume_error_ml
-    (0.333, 0.5, 0.02, 0.0)
+    Example:
+        >>> scores = overlap_scores(np.array([1, 1, 0]), np.array([0, 1, 1]), spacing=10)
+        >>> round(scores.iou, 3), scores.dice, scores.reference_ml, scores.volume_error_ml
+        (0.333, 0.5, 0.02, 0.0)
     """
 
     iou: float
@@ -194,9 +196,10 @@ def overlap_from_counts(
     Raises:
         ValueError: `ignore_empty` or `spacing` is not one of the above, or the counts contradict each other.
 
-    >>> scores = overlap_from_counts(50, 100, 100, spacing=2)
-    >>> round(scores.iou, 3), scores.dice, scores.reference_ml
-    (0.333, 0.5, 0.8)
+    Example:
+        >>> scores = overlap_from_counts(50, 100, 100, spacing=2)
+        >>> round(scores.iou, 3), scores.dice, scores.reference_ml
+        (0.333, 0.5, 0.8)
     """
     check_ignore_empty(ignore_empty)
     if not 0 <= intersection <= min(prediction, reference):
@@ -244,9 +247,10 @@ def overlap_scores(
         TypeError: an input is neither an array nor a tensor.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
 
-    >>> scores = overlap_scores(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]), spacing=(10, 10))
-    >>> round(scores.iou, 3), scores.precision, scores.recall, scores.prediction_ml
-    (0.333, 0.5, 0.5, 0.2)
+    Example:
+        >>> scores = overlap_scores(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]), spacing=(10, 10))
+        >>> round(scores.iou, 3), scores.precision, scores.recall, scores.prediction_ml
+        (0.333, 0.5, 0.5, 0.2)
     """
     p, r = mask_pair(prediction, reference)
     return overlap_from_counts(*mask_counts(p, r), spacing=spacing_tuple(spacing, p.ndim), ignore_empty=ignore_empty)

@@ -33,10 +33,11 @@ _MOST_OF_TORCH = 1 << 24
 class SurfaceScores:
     """Surface distances of one structure.
 
-    >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
-    >>> scores = surface_scores(np.roll(reference, 1, axis=0), reference, tolerances=(0.5, 1.0))
-    >>> scores.hd95_mm, round(scores.assd_mm, 3), [round(value, 3) for value in scores.nsd]
-    (1.0, 0.5, [0.5, 1.0])
+    Example:
+        >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
+        >>> scores = surface_scores(np.roll(reference, 1, axis=0), reference, tolerances=(0.5, 1.0))
+        >>> scores.hd95_mm, round(scores.assd_mm, 3), [round(value, 3) for value in scores.nsd]
+        (1.0, 0.5, [0.5, 1.0])
     """
 
     hd95_mm: float
@@ -71,9 +72,10 @@ def surface_scores(
         ValueError: an input contains values other than 0 and 1, the shapes differ, a tolerance is negative, or
             `spacing` does not fit the masks.
 
-    >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
-    >>> surface_scores(np.roll(reference, 1, axis=0), reference, spacing=(3.0, 1.0)).hd95_mm
-    3.0
+    Example:
+        >>> reference = np.zeros((9, 9), dtype=bool); reference[2:6, 2:6] = True
+        >>> surface_scores(np.roll(reference, 1, axis=0), reference, spacing=(3.0, 1.0)).hd95_mm
+        3.0
     """
     p_mask, r_mask = mask_pair(prediction, reference, dimensions=(2, 3))
     size = spacing_tuple(spacing, p_mask.ndim)

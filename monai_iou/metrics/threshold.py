@@ -65,12 +65,13 @@ class ThresholdIoUMetric(ProbabilityMetric):
     Raises:
         ValueError: an argument is not one of the above.
 
-    >>> metric = ThresholdIoUMetric(resolution=10)
-    >>> metric(torch.tensor([[[0.9, 0.4, 0.3, 0.1]]]), torch.tensor([[[1, 1, 0, 0]]]))
-    tensor([[0.5000]])
-    >>> curves = metric.curves()
-    >>> curves.best_threshold, curves.best_iou
-    (tensor([0.4000]), tensor([1.]))
+    Example:
+        >>> metric = ThresholdIoUMetric(resolution=10)
+        >>> metric(torch.tensor([[[0.9, 0.4, 0.3, 0.1]]]), torch.tensor([[[1, 1, 0, 0]]]))
+        tensor([[0.5000]])
+        >>> curves = metric.curves()
+        >>> curves.best_threshold, curves.best_iou
+        (tensor([0.4000]), tensor([1.]))
     """
 
     def __init__(
