@@ -1,8 +1,8 @@
 """The pass over a whole batch by loops that Numba compiles, a tile at a time, in threads.
 
-The loops read the logits and labels where they are and keep nothing between forward and backward: to compute an
-exponential again is cheaper than to write it. A tile whose numbers they do not take (NaN, infinite, extreme) is left to
-the general formulas.
+The loops read the logits and labels where they are. Between forward and backward they keep the probabilities of one
+class, or of the second of two, where the gradient will stand; of more classes nothing. A tile whose numbers they do not
+take (NaN, infinite, extreme) is left to the general formulas.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from monai_iou.voxels.inputs import Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import BACKGROUND_ENTROPY, COUNT, CROSS_ENTROPY, ROWS, PassSpec
-from monai_iou.voxels.tiling import in_threads
+from monai_iou.voxels.tiling import in_threads, one_thread
 
 Array = NDArray[Any]
 _TILE_ELEMENTS, _SMALLEST_TILE = 1 << 18, 1 << 12
@@ -151,8 +151,21 @@ class _State(IntEnum):
     GENERAL, COMPUTED, KEPT = range(3)
 
 
+def _general_sums(voxels: Voxels, spec: PassSpec, image: int, part: slice) -> Array:
+    """Return the statistics (C, 7) of a tile that the loops do not take."""
+    logits = voxels.logits
+    rows = torch.zeros((ROWS, *logits.shape[:2], 1), dtype=total_dtype(logits), device="cpu")
+    with one_thread():
+        general_tiles.add_tile(rows, voxels, spec, image, part)
+    statistics: Array = rows[:, image, :, 0].T.numpy()
+    return statistics
+
+
 def _tile_sums(tiles: _Tiles, kept: _Flat | None, image: int, part: slice) -> tuple[Array, _State, bool]:
-    """Return the statistics (C, 7) of a tile, what becomes of its gradient, and whether all targets are from 0 to 1."""
+    """Return the statistics (C, 7) of a tile, what becomes of its gradient, and whether all targets are from 0 to 1.
+
+    If its gradient is left to the general formulas, the other two mean nothing.
+    """
     rows = np.zeros((tiles.classes, ROWS))
     if tiles.is_softmax:
         if not tiles.softmax.add_classes(*tiles.of_all_classes(image, part), rows):
@@ -187,19 +200,20 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
     tiles = _Tiles(voxels, spec)
     places = None if kept is None or not tiles.is_usual else _Flat(kept)
     places = places if places is None or places.is_shared else None
+
+    def work(part: tuple[int, slice]) -> tuple[Array, _State, bool]:
+        rows, state, are_shares = _tile_sums(tiles, places, *part)
+        return _general_sums(voxels, spec, *part) if state == _State.GENERAL else rows, state, are_shares
+
     total = np.zeros((*voxels.logits.shape[:2], ROWS))
-    rest = torch.zeros((ROWS, *voxels.logits.shape[:2], 1), dtype=total_dtype(voxels.logits), device="cpu")
-    results = in_threads(lambda part: _tile_sums(tiles, places, *part), tiles.parts)
-    for (image, part), (rows, state, _) in zip(tiles.parts, results, strict=True):
-        if state == _State.GENERAL:
-            general_tiles.add_tile(rest, voxels, spec, image, part)
-        else:
-            with np.errstate(invalid="ignore"):
-                total[image] += rows
+    results = in_threads(work, tiles.parts)
+    for (image, _), (rows, _, _) in zip(tiles.parts, results, strict=True):
+        with np.errstate(invalid="ignore"):  # infinite logits or targets
+            total[image] += rows
     states = [state for _, state, _ in results]
     if voxels.findings is not None and _State.GENERAL not in states:
         voxels.findings.maps_are_shares = all(are_shares for _, _, are_shares in results)
-    return rest.add_(torch.from_numpy(total).permute(2, 0, 1).unsqueeze(-1)), states
+    return torch.from_numpy(total).permute(2, 0, 1).unsqueeze(-1), states
 
 
 def _write_tile(tiles: _Tiles, out: _Flat, pulls: Array, state: _State, image: int, part: slice) -> None:

@@ -156,10 +156,16 @@ def test_logits_are_read_and_gradients_written_where_they_are() -> None:
                 torch.testing.assert_close(found[1].double(), exact[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [100_001, 400_001])
+@pytest.mark.parametrize("poison", [0.0, 3e38])
 @pytest.mark.parametrize("classes", [1, 2, 4])
-def test_sums_and_gradient_are_the_same_to_the_last_bit_for_any_number_of_threads(classes: int) -> None:
+def test_sums_and_gradient_are_the_same_to_the_last_bit_for_any_number_of_threads(
+    classes: int, poison: float, count: int
+) -> None:
+    """Also where the general formulas take a tile, and where there is but one."""
     allowed, found = torch.get_num_threads(), []
-    voxels = case(classes, "maps" if classes == 1 else "labels", voxels=400_001)
+    voxels = case(classes, "maps" if classes == 1 else "labels", voxels=count)
+    voxels.logits[0, -1, 12_345] = poison
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
         try:
