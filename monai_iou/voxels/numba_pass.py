@@ -211,7 +211,9 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
         with np.errstate(invalid="ignore"):  # infinite logits or targets
             total[image] += rows
     states = [state for _, state, _ in results]
-    if voxels.findings is not None and _State.GENERAL not in states:
+    # The loops read 1 + 1e-9 as 1, and -1e-60 as 0.
+    reads_exactly = voxels.maps is not None and voxels.maps.dtype != torch.float64
+    if voxels.findings is not None and reads_exactly and _State.GENERAL not in states:
         voxels.findings.maps_are_shares = all(are_shares for _, _, are_shares in results)
     return torch.from_numpy(total).permute(2, 0, 1).unsqueeze(-1), states
 

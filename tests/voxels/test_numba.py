@@ -221,6 +221,14 @@ def test_targets_that_are_not_shares_are_found_while_they_are_read(classes: int,
         voxel_sums(logits, wrong, activation=activation, mask=mask, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", [1 + 1e-9, -1e-60])
+def test_targets_that_single_precision_would_round_to_a_share_are_refused(value: float) -> None:
+    maps = torch.rand(1, 1, 50, dtype=torch.float64)
+    maps[..., 7] = value
+    with pytest.raises(ValueError, match=rf"but got {value}: "):
+        voxel_sums(torch.randn(1, 1, 50), maps)
+
+
 @pytest.fixture(params=["missing", "off", "wrong"])
 def without_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Make Numba unusable in one way; return what the report says of it."""
