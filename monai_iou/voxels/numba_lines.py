@@ -66,12 +66,12 @@ def _read(
         read_valid(target, mark, mask, n, valid)
     if number >= 0:
         y = selected
-        select_class(target, number, n, y)
+        select_class(target, _F(number), n, y)
     elif ignores:
         y = selected
         read_maps(target, valid, n, y)
     if two:
-        select_class(target, 0, n, y_other)
+        select_class(target, _F(0), n, y_other)
     return u, y, ignores
 
 

@@ -10,11 +10,14 @@ written, because what keeps the digits of 1 - p and ln(1 + x) would be simplifie
 are everywhere: the loops see them and leave such voxels to the general formulas.
 
 Machine code is kept on disk, as compiling takes seconds. Numba takes it for current while the file of a function is
-unchanged, whatever became of the functions that it calls; here it is while all files of loops are.
+unchanged, whatever became of the functions that it calls; here it is while all files of loops are. Kinds of processor
+share no file, because Numba mixes up what two of them write to a common folder at the same time. For the same reason
+every loop takes its arguments in one combination of types.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -23,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
-from numba.core import config
+from numba.core import caching, config, registry
 from numpy.typing import NDArray
 
 from monai_iou.voxels.spec import PassSpec
@@ -59,18 +62,38 @@ def is_off() -> bool:
     return bool(config.DISABLE_JIT)  # type: ignore[attr-defined]
 
 
+def _keep_on_disk(compiled: Any) -> None:
+    """Let machine code be kept in files of our own; one that cannot be read or written is as good as none."""
+    cache = compiled._cache
+    read, write = cache.load_overload, cache.save_overload
+    processor = repr(registry.cpu_target.target_context.codegen().magic_tuple())
+    name = f"{cache._impl.filename_base}.{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
+    cache._cache_file = caching.IndexDataCacheFile(cache.cache_path, name, _STAMP)
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        try:
+            return read(signature, context)
+        except Exception:  # whatever a file that a crash or a full disk has cut short leads to
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_overload(signature: Any, result: Any) -> None:
+        with contextlib.suppress(Exception):
+            write(signature, result)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
+
+
 def _compiled(function: _Function, allowed: set[str]) -> _Function:
     options: dict[str, Any] = {"nogil": True, "fastmath": allowed, "error_model": "numpy"}
     try:
         kept: _Function = numba.njit(cache=True, **options)(function)
-        file = kept._cache._cache_file  # type: ignore[attr-defined]
-        if hasattr(file, "_source_stamp"):
-            file._source_stamp = _STAMP
-            return kept
-    except (RuntimeError, AttributeError):
-        pass  # no folder can be written to, or this version of Numba keeps its code in another way
-    compiled: _Function = numba.njit(**options)(function)
-    return compiled
+        _keep_on_disk(kept)
+    except (RuntimeError, AttributeError, TypeError):
+        # No folder can be written to, or this version of Numba keeps its code in another way.
+        kept = numba.njit(**options)(function)
+    return kept
 
 
 def loop(function: _Function) -> _Function:
@@ -202,10 +225,9 @@ def cubes(values: Row, n: int) -> Any:
 
 @loop
 def select_class(labels: Row, number: Any, n: int, out: Row) -> None:
-    """Write 1 where the label is a class, 0 elsewhere."""
-    wanted = _F(number)
+    """Write 1 where the label is a class, whose number is float32, and 0 elsewhere."""
     for i in range(n):
-        out[i] = _F(1) if labels[i] == wanted else _F(0)
+        out[i] = _F(1) if labels[i] == number else _F(0)
 
 
 @loop

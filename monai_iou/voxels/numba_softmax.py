@@ -100,7 +100,7 @@ def _read_target(target: Any, map_stride: int, number: int, c: int, n: int, spac
     """Write the targets of a class."""
     _, _, _, _, _, valid, y, _, _ = space
     if number >= 0:
-        select_class(target, c, n, y)
+        select_class(target, _F(c), n, y)
     else:
         read_maps(target[c * map_stride :], valid, n, y)
 

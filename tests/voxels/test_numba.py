@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import math
@@ -9,9 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -21,7 +23,17 @@ import torch
 from torch import Tensor
 
 from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss, kernel_report, use_kernel, voxel_sums
-from monai_iou.voxels import binary_pass, in_place, numba_lines, numba_math, numba_pass, tiled, tiling
+from monai_iou.voxels import (
+    binary_pass,
+    in_place,
+    numba_lines,
+    numba_math,
+    numba_pass,
+    numba_softmax,
+    numba_usual,
+    tiled,
+    tiling,
+)
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import compute_sums as reference_sums
@@ -56,6 +68,10 @@ def case(classes: int, kind: str, dtype: torch.dtype = torch.float32, voxels: in
     maps = torch.rand(2, classes, voxels, generator=generator)
     mask = torch.rand(2, 1, voxels, generator=generator) > 0.4 if "ignored" in kind else None
     return flatten_voxels(logits, maps if "maps" in kind else labels, None, mask)
+
+
+def _double(x: float) -> float:
+    return 2 * x
 
 
 def run(kernel: Kernel, voxels: Voxels, spec: PassSpec, repeat: int = 1) -> tuple[Tensor, Tensor]:
@@ -301,23 +317,72 @@ def test_what_the_loops_do_not_cover_is_left_to_torch() -> None:
 
 
 def test_machine_code_is_kept_nowhere_if_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
     njit = numba.njit
 
-    def refuse(*, cache: bool = False, **options: Any) -> Any:
-        asked.append(cache)
+    def refuse(*functions: Any, cache: bool = False, **options: Any) -> Any:
         if cache:
             message = "cannot cache function: no locator available"
             raise RuntimeError(message)
-        return njit(**options)
+        return njit(*functions, **options)
 
     monkeypatch.setattr(numba_math.numba, "njit", refuse)
+    loop: Any = numba_math.loop(_double)
+    assert loop(4.0) == 8.0
+    assert loop.stats.cache_path is None
 
-    def double(x: float) -> float:
-        return 2 * x
 
-    assert numba_math.loop(double)(4.0) == 8.0
-    assert asked == [True, False]
+@pytest.fixture
+def hits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return what uses a loop, as a new process would, and returns how often machine code came from `tmp_path`."""
+    monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
+
+    def use() -> int:
+        loop: Any = numba_math.loop(_double)
+        assert loop(4.0) == 8.0
+        return sum(loop.stats.cache_hits.values())
+
+    return use
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("length", [0, 60])
+def test_machine_code_in_a_file_that_was_cut_short_is_made_again(
+    suffix: str, length: int, tmp_path: Path, hits: Callable[[], int]
+) -> None:
+    assert (hits(), hits()) == (0, 1)
+    for file in tmp_path.rglob(f"*.{suffix}"):
+        os.truncate(file, length)
+    assert (hits(), hits()) == (0, 1)
+
+
+def test_a_full_disk_is_no_hindrance(hits: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "_save_data", refuse)
+    assert (hits(), hits()) == (0, 0)
+
+
+def test_kinds_of_processor_share_no_file(
+    tmp_path: Path, hits: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba would let two of them write to one file at the same time, and load the machine code of the other."""
+    hits()
+    of_this = set(tmp_path.rglob("*.nb?"))
+    monkeypatch.setattr(numba.core.config, "CPU_NAME", "generic")
+    assert (hits(), hits()) == (0, 1)
+    assert len(set(tmp_path.rglob("*.nb?")) - of_this) == len(of_this) == 2
+
+
+@pytest.mark.parametrize("module", [numba_lines, numba_math, numba_softmax, numba_usual])
+def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
+    for voxels in (case(2, "labels"), case(3, "ignored labels"), case(3, "maps", torch.float16)):
+        run(numba_pass.compute_sums, voxels, PassSpec(cross_entropy=True, focal=2.0))
+        run(numba_pass.compute_sums, voxels, PassSpec("sigmoid", cross_entropy=True))
+    for name, loop in vars(module).items():
+        if hasattr(loop, "py_func"):
+            signatures = {signature for signature, *_ in loop._cache._cache_file._load_index()}
+            assert len(signatures) <= 1, name
 
 
 def test_machine_code_is_current_while_no_file_of_loops_has_changed(tmp_path: Path) -> None:
