@@ -1,4 +1,4 @@
-"""What the loops of `numba_lines.py` and `numba_softmax.py` are made of: functions of float32, and sums of short rows.
+"""What the loops over voxels are made of: functions of float32, and sums of short rows.
 
 Numba has vectors of additions and products, but calls the C library for every exponential and logarithm. So both stand
 here as polynomials (Moshier's Cephes library, https://www.netlib.org/cephes, `expf` and `logf`), with an error of a few

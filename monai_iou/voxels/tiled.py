@@ -1,7 +1,9 @@
 """The tiled kernel: the reference's sums a few thousand voxels at a time, with the derivative written out.
 
-It needs no compiler and runs on any device. It keeps the logits, the compact labels and nothing else for backward;
-probabilities and one-hot labels exist for one tile at a time. See `formulas.py` for the derivation.
+What :class:`_TiledSums` does needs no compiler and runs on any device. It keeps the logits, the compact labels and
+nothing else for backward; probabilities and one-hot labels exist for one tile at a time. See `formulas.py` for the
+derivation. On a CPU the passes of `numba_pass.py`, `binary_pass.py` and `binary_regions.py` go first, where they cover
+an input.
 """
 
 from __future__ import annotations
