@@ -108,7 +108,7 @@ def add_usual(
         p = kept[start:stop] if keeps else spare[2][: stop - start]
         if number >= 0:
             y = spare[1][: stop - start]
-            select_class(labels, number, stop - start, y)
+            select_class(labels, _F(number), stop - start, y)
         if two:
             u, first, second, none = spare[0][: stop - start], x[start:stop], other[start:stop], _F(0)
             for i in range(u.shape[0]):
@@ -187,7 +187,7 @@ def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, o
         place, y, labels = out[start:stop], target[start:stop], target[start:stop]
         if number >= 0:
             y = spare[: stop - start]
-            select_class(labels, number, stop - start, y)
+            select_class(labels, _F(number), stop - start, y)
         if terms.smaller or terms.squares:
             set_slope(slopes, place, y, stop - start, pulls[0], terms)
             _write_from_slopes(place, y, slopes, entropies)
