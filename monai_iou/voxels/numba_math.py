@@ -124,8 +124,8 @@ class Terms(NamedTuple):
             spec.overlap is not None,
             spec.overlap == "min_max",
             spec.power == 2,
-            spec.confidence,
-            spec.cross_entropy,
+            bool(spec.confidence),
+            bool(spec.cross_entropy),
             float(spec.focal),
             float(spec.label_smoothing),
         )
