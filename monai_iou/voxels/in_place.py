@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels.formulas import tile_maps
-from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
-from monai_iou.voxels.spec import BACKGROUND_ENTROPY, COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET, PassSpec
+from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.spec import (
+    BACKGROUND_ENTROPY,
+    COUNT,
+    CROSS_ENTROPY,
+    INTERSECTION,
+    PREDICTION,
+    ROWS,
+    TARGET,
+    PassSpec,
+)
+from monai_iou.voxels.tiling import in_runs, run_tasks, tile_size
 
 
 def covers(voxels: Voxels, spec: PassSpec) -> bool:
@@ -246,3 +256,39 @@ def write_gradient(place: Tensor, gradient: tuple[Tensor, ...], tile: Tile, spec
         slope.mul_(valid)
     if slope is not place:
         place.copy_(slope)
+
+
+def sums(voxels: Voxels, spec: PassSpec) -> Tensor:
+    """Return the statistics (7, B, C), added up in the same order however many threads there are."""
+    logits = voxels.logits
+    size = tile_size(logits, sums_factor(spec))
+    images = voxels.tiles(size)
+
+    def work(task: list[Tile]) -> Tensor:
+        space = Workspace.for_sums(logits, spec, size)
+        rows = torch.zeros((len(task), ROWS, logits.shape[1]), dtype=space.maps.dtype, device=logits.device)
+        for tile, total in zip(task, rows.unbind(), strict=True):
+            add_tile(total.unbind(), tile, spec, space)
+        return rows
+
+    tasks = in_runs([tile for tiles in images for tile in tiles])
+    empty = torch.zeros((0, ROWS, logits.shape[1]), dtype=sum_dtype(logits), device=logits.device)
+    rows = torch.cat([empty, *run_tasks(work, logits, tasks)]).split([len(tiles) for tiles in images])
+    return torch.stack([part.sum(0, dtype=total_dtype(logits)) for part in rows], 1)
+
+
+def write_gradients(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec) -> None:
+    """Write the gradient of :func:`sums` into `out` (B, C, N); `gradient` is d loss / d statistics, (7, B, C, 1)."""
+    size = tile_size(out, gradient_factor(out, spec))
+    tiles = [
+        (tile, place, rows.unbind())
+        for image, tiles, rows in zip(out.unbind(), voxels.tiles(size), gradient.unbind(1), strict=True)
+        for tile, place in zip(tiles, image.split(size, -1), strict=True)
+    ]
+
+    def work(task: list[tuple[Tile, Tensor, tuple[Tensor, ...]]]) -> None:
+        space = Workspace.for_gradient(out, spec, size)
+        for tile, place, rows in task:
+            write_gradient(place, rows, tile, spec, space)
+
+    run_tasks(work, out, in_runs(tiles))

@@ -74,6 +74,15 @@ class Voxels:
         tile = Tile(self.logits[image, :, voxels], labels, maps, valid, self.class_numbers(), self.has_ignored)
         return tile.read(dtype)
 
+    def part(self, image: int, voxels: slice) -> Voxels:
+        """Return some voxels of an image as a batch of one."""
+        assert not self.as_given
+        chosen = slice(image, image + 1)
+        logits, maps = (None if side is None else side[chosen, :, voxels] for side in (self.logits, self.maps))
+        labels, valid = (None if side is None else side[chosen, voxels] for side in (self.labels, self.valid))
+        assert logits is not None
+        return Voxels(logits, labels, maps, valid, self.has_ignored, None, 1)
+
     def tiles(self, size: int | list[int]) -> list[list[Tile]]:
         """Return every image's voxels in tiles of a size, or of these sizes, in order.
 

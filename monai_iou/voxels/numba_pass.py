@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_iou.voxels import general_tiles, huge_pages
+from monai_iou.voxels import general_tiles, huge_pages, in_place
 from monai_iou.voxels.compact_labels import IGNORED
 from monai_iou.voxels.inputs import Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
@@ -156,9 +156,22 @@ def _general_sums(voxels: Voxels, spec: PassSpec, image: int, part: slice) -> Ar
     logits = voxels.logits
     rows = torch.zeros((ROWS, *logits.shape[:2], 1), dtype=total_dtype(logits), device="cpu")
     with one_thread():
-        general_tiles.add_tile(rows, voxels, spec, image, part)
+        if in_place.covers(voxels, spec):
+            rows[:, image, :, 0] = in_place.sums(voxels.part(image, part), spec)[:, 0]
+        else:
+            general_tiles.add_tile(rows, voxels, spec, image, part)
     statistics: Array = rows[:, image, :, 0].T.numpy()
     return statistics
+
+
+def _write_general(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
+    """Write the gradient of a tile that the loops do not take."""
+    with one_thread():
+        if in_place.covers(voxels, spec):
+            place, pulls = out[image : image + 1, :, part], gradient[:, image : image + 1]
+            in_place.write_gradients(place, pulls, voxels.part(image, part), spec)
+        else:
+            general_tiles.write_gradient(out, gradient, voxels, spec, image, part)
 
 
 def _tile_sums(tiles: _Tiles, kept: _Flat | None, image: int, part: slice) -> tuple[Array, _State, bool]:
@@ -264,7 +277,7 @@ class _NumbaSums(torch.autograd.Function):
         def work(task: tuple[tuple[int, slice], _State]) -> None:
             part, state = task
             if state == _State.GENERAL:
-                general_tiles.write_gradient(out, gradient, voxels, ctx.spec, *part)
+                _write_general(out, gradient, voxels, ctx.spec, *part)
             else:
                 _write_tile(tiles, places, pulls, state if kept is not None else _State.COMPUTED, *part)
 

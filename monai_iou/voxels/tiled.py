@@ -16,46 +16,11 @@ from torch import Tensor
 
 from monai_iou.voxels import binary_pass, binary_regions, huge_pages, in_place, numba_pass
 from monai_iou.voxels.general_tiles import add_tile, write_gradient
-from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
+from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import ROWS, PassSpec
-from monai_iou.voxels.tiling import Task, in_runs, run_tasks, tile_size, tile_tasks
-
-
-def _sums_in_place(voxels: Voxels, spec: PassSpec) -> Tensor:
-    """Return the statistics (7, B, C), added up in the same order however many threads there are."""
-    logits = voxels.logits
-    size = tile_size(logits, in_place.sums_factor(spec))
-    images = voxels.tiles(size)
-
-    def work(task: list[Tile]) -> Tensor:
-        space = in_place.Workspace.for_sums(logits, spec, size)
-        rows = torch.zeros((len(task), ROWS, logits.shape[1]), dtype=space.maps.dtype, device=logits.device)
-        for tile, total in zip(task, rows.unbind(), strict=True):
-            in_place.add_tile(total.unbind(), tile, spec, space)
-        return rows
-
-    tasks = in_runs([tile for tiles in images for tile in tiles])
-    empty = torch.zeros((0, ROWS, logits.shape[1]), dtype=sum_dtype(logits), device=logits.device)
-    rows = torch.cat([empty, *run_tasks(work, logits, tasks)]).split([len(tiles) for tiles in images])
-    return torch.stack([part.sum(0, dtype=total_dtype(logits)) for part in rows], 1)
-
-
-def _gradient_in_place(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec) -> None:
-    size = tile_size(out, in_place.gradient_factor(out, spec))
-    tiles = [
-        (tile, place, rows.unbind())
-        for image, tiles, rows in zip(out.unbind(), voxels.tiles(size), gradient.unbind(1), strict=True)
-        for tile, place in zip(tiles, image.split(size, -1), strict=True)
-    ]
-
-    def work(task: list[tuple[Tile, Tensor, tuple[Tensor, ...]]]) -> None:
-        space = in_place.Workspace.for_gradient(out, spec, size)
-        for tile, place, rows in task:
-            in_place.write_gradient(place, rows, tile, spec, space)
-
-    run_tasks(work, out, in_runs(tiles))
+from monai_iou.voxels.tiling import Task, run_tasks, tile_size, tile_tasks
 
 
 class _TiledSums(torch.autograd.Function):
@@ -71,7 +36,7 @@ class _TiledSums(torch.autograd.Function):
             return share
 
         if logits.numel() and in_place.covers(voxels, spec):
-            total[..., 0] = _sums_in_place(voxels, spec)
+            total[..., 0] = in_place.sums(voxels, spec)
         else:
             for share in run_tasks(work, logits, tile_tasks(logits, tile_size(logits))):
                 total += share
@@ -93,7 +58,7 @@ class _TiledSums(torch.autograd.Function):
                 write_gradient(out, gradient, voxels, ctx.spec, image, part)
 
         if logits.numel() and in_place.covers(voxels, ctx.spec):
-            _gradient_in_place(out, gradient, voxels, ctx.spec)
+            in_place.write_gradients(out, gradient, voxels, ctx.spec)
         else:
             run_tasks(work, logits, tile_tasks(logits, tile_size(logits)))
         return out, None, None
