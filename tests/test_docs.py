@@ -109,3 +109,23 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []
+
+
+def headings(text: str) -> set[str]:
+    """Return the names by which links reach the headings of a page, as GitHub makes them."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", plain, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text(encoding="utf-8"))
+    targets = [((page.parent / target) if target else page, name) for target, name in links]
+    lost = [f"{path.name}#{name}" for path, name in targets if name not in headings(path.read_text(encoding="utf-8"))]
+    assert lost == []
+
+
+def test_headings_are_named_as_github_does() -> None:
+    page = "# One: two, three\n```sh\n# no heading\n```\n## `a_b` and 1x2x128^3\n"
+    assert headings(page) == {"one-two-three", "a_b-and-1x2x1283"}
