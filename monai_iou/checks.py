@@ -79,9 +79,8 @@ def check_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor],
             "logits, such as torch.sigmoid."
         )
         raise TypeError(message)
-    chosen = [
-        name for name, on in (("sigmoid", sigmoid), ("softmax", softmax), ("other_act", other_act is not None)) if on
-    ]
+    options = {"sigmoid": sigmoid, "softmax": softmax, "other_act": other_act is not None}
+    chosen = [name for name, on in options.items() if on]
     if len(chosen) > 1:
         message = (
             "Expected at most one of `sigmoid`, `softmax` and `other_act`, "

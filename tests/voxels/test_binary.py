@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_run import run
 from torch import Tensor
 
 from monai_iou import IoUCELoss, LogIoULoss, use_kernel, voxel_sums
@@ -15,7 +16,6 @@ from monai_iou.voxels import binary, binary_pass, huge_pages, in_place, tiled, t
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import compute_sums as reference_sums
-from monai_iou.voxels.self_check import Kernel
 from monai_iou.voxels.spec import PassSpec
 
 TERMS = list(
@@ -46,15 +46,6 @@ def case(spec: PassSpec, kind: str, dtype: torch.dtype, voxels: int = 77) -> Vox
     mask = torch.rand(2, 1, voxels, generator=generator) > 0.4 if kind == "ignored" else None
     target = labels.to(torch.uint8) if kind == "bytes" else labels.float() if kind == "float labels" else labels
     return flatten_voxels(logits, soft if classes == 1 and kind in ("clean", "ignored") else target, None, mask)
-
-
-def run(kernel: Kernel, voxels: Voxels, spec: PassSpec, repeat: int = 1) -> tuple[Tensor, Tensor]:
-    leaf = voxels.logits.detach().requires_grad_()
-    rows = kernel(replace(voxels, logits=leaf), spec)
-    pull = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(rows)
-    for turn in range(repeat):
-        (gradient,) = torch.autograd.grad(rows, leaf, pull, retain_graph=turn + 1 < repeat)
-    return rows.detach(), gradient
 
 
 def assert_exact(voxels: Voxels, spec: PassSpec) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_run import run
 from torch import Tensor
 
 from monai_iou.voxels import compiled, in_place, kernels, tiled, tiling
@@ -66,16 +67,6 @@ def case(
 def rounded(voxels: Voxels) -> Voxels:
     """The same voxels with logits that float32 holds: of a p near 1, it would leave another 1 - p."""
     return replace(voxels, logits=voxels.logits.float().double())
-
-
-def run(kernel: kernels.Kernel, voxels: Voxels, spec: PassSpec) -> tuple[Tensor, Tensor]:
-    """Return the sums and the gradient of a random projection of them."""
-    leaf = voxels.logits.detach().requires_grad_()
-    rows = kernel(replace(voxels, logits=leaf), spec)
-    generator = torch.Generator().manual_seed(1)
-    pull = torch.randn(rows.shape, generator=generator, dtype=torch.float64).to(rows)
-    (gradient,) = torch.autograd.grad(rows, leaf, pull)
-    return rows.detach(), gradient
 
 
 def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from kernel_run import run
 
 from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss, kernel_report, use_kernel, voxel_sums
 from monai_iou.voxels import (
@@ -37,7 +37,6 @@ from monai_iou.voxels import (
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import compute_sums as reference_sums
-from monai_iou.voxels.self_check import Kernel
 from monai_iou.voxels.spec import PassSpec
 
 OVERLAPS = [
@@ -72,15 +71,6 @@ def case(classes: int, kind: str, dtype: torch.dtype = torch.float32, voxels: in
 
 def _double(x: float) -> float:
     return 2 * x
-
-
-def run(kernel: Kernel, voxels: Voxels, spec: PassSpec, repeat: int = 1) -> tuple[Tensor, Tensor]:
-    leaf = voxels.logits.detach().requires_grad_()
-    rows = kernel(replace(voxels, logits=leaf), spec)
-    pull = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(rows)
-    for turn in range(repeat):
-        (gradient,) = torch.autograd.grad(rows, leaf, pull, retain_graph=turn + 1 < repeat)
-    return rows.detach(), gradient
 
 
 def assert_exact(voxels: Voxels, spec: PassSpec, repeat: int = 1) -> None:
