@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -88,6 +89,19 @@ class Study:
         return [Run(self.name, name, loss, sampler, self.seeds[0], 0) for name in data for loss, sampler in pairs]
 
 
+# The weights of the cross-entropy beside IoU and Dice.
+WEIGHTS = (
+    "iou+ce/3",
+    "dice+ce",
+    "iou",
+    "iou+ce",
+    "dice+ce/3",
+    "iou+ce/10",
+    "dice+ce as it comes",
+    "dice",
+    "dice+ce/10",
+)
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in [
@@ -95,17 +109,7 @@ STUDIES: dict[str, Study] = {
             "compound",
             "Which weight should the cross-entropy have beside IoU, and beside Dice?",
             ("phantoms",),
-            (
-                "iou+ce/3",
-                "dice+ce",
-                "iou",
-                "iou+ce",
-                "dice+ce/3",
-                "iou+ce/10",
-                "dice+ce as it comes",
-                "dice",
-                "dice+ce/10",
-            ),
+            WEIGHTS,
             baseline=("iou+ce/3", "voxels"),
             seeds=(0, 1, 2, 3, 4),
         ),
@@ -168,6 +172,15 @@ STUDIES: dict[str, Study] = {
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
             quick={"epochs": 1, "data": ("task904, 8",)},
+        ),
+        Study(
+            "weights",
+            "Which weight should the cross-entropy have on real lesions?",
+            ("task901",),
+            WEIGHTS,
+            samplers=("q=1/2",),
+            baseline=("iou+ce/3", "q=1/2"),
+            quick={"epochs": 1},
         ),
         Study(
             "peers",
@@ -247,7 +260,8 @@ def overrides(run: Run, *, quick: bool = False) -> dict[str, Any]:
     }
     if quick:
         chosen["epochs"] = STUDIES[run.study].quick["epochs"]
-    return {**chosen, "val_interval": chosen["epochs"]}
+    # A copy, because MONAI changes the configs that it is given, and the row's hash is taken after the training.
+    return copy.deepcopy({**chosen, "val_interval": chosen["epochs"]})
 
 
 def settings(run: Run) -> str:

@@ -13,13 +13,14 @@ from places import ROOT
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence.data import DATA
-from benchmarks.evidence.studies import STUDIES, Run, overrides, settings
+from benchmarks.evidence.studies import STUDIES, Run, Study, overrides, settings
 from benchmarks.evidence.tables import (
     CASE_COLUMNS,
     add_run,
     append,
     cases_of,
     copy_runs_of_other_studies,
+    key_of,
     locked,
     missing,
     read,
@@ -95,6 +96,22 @@ def test_a_run_by_other_settings_is_made_again(tmp_path: Path, monkeypatch: pyte
         assert missing(tmp_path, [run]) == [run]
         monkeypatch.undo()
     assert settings(run) == told == settings(other)
+
+
+def test_what_a_training_changes_in_its_overrides_changes_no_settings() -> None:
+    run = Run("choices", "unequal", "copied lesions", "q=1/2", 1, 0)
+    told = settings(run)
+    chosen = overrides(run)
+    chosen["copy_source"]["transform"].clear()
+    chosen["loss"]["lambda_ce"] = 7
+    assert settings(run) == told
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_row_was_made_by_the_settings_of_its_run(study: Study) -> None:
+    planned = {run.key: settings(run) for run in study.runs()}
+    made = {key_of(row): row["settings"] for row in runs_of(ROOT / "docs/results", study.name)}
+    assert {key: told for key, told in made.items() if planned.get(key) != told} == {}
 
 
 def test_a_lock_that_is_held_is_seen(tmp_path: Path) -> None:
