@@ -1,8 +1,9 @@
 r"""Errors of one and two classes on a CPU: a voxel is one error and one cell, whichever class asks.
 
-With u, p and a hard label y of 0 or 1 as in `binary.py`, both classes of a softmax have the error :math:`|y - p|`, and
-what is inside one class is outside the other. So one histogram of cells, first of the voxels with y = 0 and then of
-those with y = 1, serves both, and so does one table of slopes:
+With u the logit of the one class, or the difference of the logits of two, p = sigmoid(u) and a hard label y of 0 or 1,
+both classes of a softmax have the error :math:`|y - p|`, and what is inside one class is outside the other. So one
+histogram of cells, first of the voxels with y = 0 and then of those with y = 1, serves both, and so does one table of
+slopes:
 
 .. code-block:: text
 
@@ -10,7 +11,7 @@ those with y = 1, serves both, and so does one table of slopes:
     dL/du = e (1 - e) a,            a = dL/dp_1 - dL/dp_0 of the place             dL/dx_1 = dL/du = -dL/dx_0
 
 The forward pass writes 1 - e and, of two classes, the place where the gradient will stand; the first backward pass
-turns them into it, as in `binary_pass.py`.
+turns them into it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages
-from monai_iou.voxels.binary import SIZE
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
-from monai_iou.voxels.scratch import Lines, Spare, sum_of
+from monai_iou.voxels.scratch import Lines, Spare
 from monai_iou.voxels.single_backward import refuse_second_derivative
 from monai_iou.voxels.spec import COUNT, ROWS, TARGET, PassSpec
 from monai_iou.voxels.tiling import in_threads
+
+_SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
 
 Counts = Tensor  # (2 (M + 2),) int64, or with one more dimension for the images
 
@@ -68,8 +70,8 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 
 def _parts(voxels: Voxels, kept: Tensor | None) -> list[Part]:
     parts = []
-    for image, tiles in enumerate(voxels.tiles(SIZE)):
-        rows = [] if kept is None else [iter(row.split(SIZE)) for row in kept[image].unbind()]
+    for image, tiles in enumerate(voxels.tiles(_SIZE)):
+        rows = [] if kept is None else [iter(row.split(_SIZE)) for row in kept[image].unbind()]
         for tile in tiles:
             places = [next(row) for row in rows]
             parts.append(Part(tile, image, places[-1] if places else None, places[0] if len(places) == 2 else None))
@@ -86,7 +88,7 @@ def _read(part: Part, cells: int, lines: Lines) -> tuple[Tensor, Tensor] | None:
     first, *second = tile.logits.unbind()
     against = torch.sub(first, second[0], out=lines["u"]) if second else torch.neg(first, out=lines["u"])
     torch.sigmoid(torch.addcmul(against, against, y, value=-2, out=right), out=right)
-    if not (low >= 0 and high <= 1 and math.isfinite(sum_of(right))):
+    if not (low >= 0 and high <= 1 and math.isfinite(right.sum().item())):
         return None
     return right, _write_places(right, y, cells, lines["place"] if part.place is None else part.place)
 
@@ -99,7 +101,7 @@ def _write_places(right: Tensor, y: Tensor, cells: int, out: Tensor) -> Tensor:
 
 def _count(voxels: Voxels, cells: int, kept: Tensor | None) -> Counts | None:
     """Return the counts of every image, (B, 2 (M + 2)); None if a part is not as :func:`_read` wants it."""
-    spare = Spare(voxels.logits, SIZE)
+    spare = Spare(voxels.logits, _SIZE)
 
     def work(part: Part) -> Counts | None:
         with spare.lines() as lines:
@@ -146,7 +148,7 @@ def _write_gradient(out: Tensor, voxels: Voxels, slopes: Tensor, *, are_kept: bo
     table = by_class[0] if len(by_class) == 1 else by_class[1] - by_class[0].flip(-2)
     starts, changes = table.flatten(-2)
 
-    spare = Spare(out, SIZE)
+    spare = Spare(out, _SIZE)
 
     def work(part: Part) -> None:
         with spare.lines() as lines:

@@ -1,7 +1,7 @@
 r"""Two classes by region on a CPU: a voxel is one number and one cell, and the sums are a histogram of cells.
 
-With p the probability of class 1 as in `binary.py`, a region g and a label y of 0 or 1, cell 2 g + y counts its voxels
-and adds up p and q = 1 - p, so that
+A softmax of two classes is the sigmoid of the difference u of their logits. With p = sigmoid(u) the probability of
+class 1, a region g and a label y of 0 or 1, cell 2 g + y counts its voxels and adds up p and q = 1 - p, so that
 
 .. code-block:: text
 
@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import huge_pages
-from monai_iou.voxels.binary import SIZE, SMALLEST_SHARE
 from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import COUNT, INTERSECTION, PREDICTION, ROWS, TARGET, PassSpec
 from monai_iou.voxels.tiling import run_tasks, tile_tasks
 
+_SIZE = 1 << 17  # voxels of a tile: few calls count for more than the cache of a core
+_SMALLEST_SHARE = 1 / 16  # of a sum: what is left of it in a difference would lose more than a digit
 _SHORTEST_RUN = 8  # voxels on average: shorter runs cost more than their voxels
 
 
@@ -90,8 +91,8 @@ def _keep_digits(total: Tensor) -> bool:
     """Return whether no sum of (B, 3, 2 R) that is a difference is much smaller than what it is a difference of."""
     count, of_p, of_q = total.unflatten(-1, (-1, 2)).unbind(1)
     background, region = of_q[..., 0], of_q.sum(-1)
-    lost = (background < SMALLEST_SHARE * count[..., 0]) | (region < SMALLEST_SHARE * count.sum(-1))
-    lost |= (background < SMALLEST_SHARE * of_p.sum(-1)) & (count[..., 0] > 0)
+    lost = (background < _SMALLEST_SHARE * count[..., 0]) | (region < _SMALLEST_SHARE * count.sum(-1))
+    lost |= (background < _SMALLEST_SHARE * of_p.sum(-1)) & (count[..., 0] > 0)
     return not bool(lost.any())
 
 
@@ -114,7 +115,7 @@ def _slopes(gradient: Tensor) -> Tensor:
 
 
 def _tiles(logits: Tensor) -> list[tuple[int, slice]]:
-    return [tile for run in tile_tasks(logits, SIZE) for tile in run]
+    return [tile for run in tile_tasks(logits, _SIZE) for tile in run]
 
 
 def _sums(voxels: Voxels, inside: Tensor, kept: Tensor | None, *, by_runs: bool) -> Tensor | None:

@@ -83,8 +83,8 @@ class Voxels:
         assert logits is not None
         return Voxels(logits, labels, maps, valid, self.has_ignored, None, 1)
 
-    def tiles(self, size: int | list[int]) -> list[list[Tile]]:
-        """Return every image's voxels in tiles of a size, or of these sizes, in order.
+    def tiles(self, size: int) -> list[list[Tile]]:
+        """Return every image's voxels in tiles of a size, in order.
 
         It is done by few calls: threads would wait for each other.
         """

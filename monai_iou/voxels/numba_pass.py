@@ -26,7 +26,7 @@ from monai_iou.voxels.inputs import Voxels, total_dtype
 from monai_iou.voxels.labels import narrowed
 from monai_iou.voxels.single_backward import once_differentiable
 from monai_iou.voxels.spec import BACKGROUND_ENTROPY, COUNT, CROSS_ENTROPY, ROWS, PassSpec
-from monai_iou.voxels.tiling import in_threads, one_thread
+from monai_iou.voxels.tiling import in_threads
 
 Array = NDArray[Any]
 _TILE_ELEMENTS, _SMALLEST_TILE = 1 << 18, 1 << 12
@@ -155,23 +155,21 @@ def _general_sums(voxels: Voxels, spec: PassSpec, image: int, part: slice) -> Ar
     """Return the statistics (C, 7) of a tile that the loops do not take."""
     logits = voxels.logits
     rows = torch.zeros((ROWS, *logits.shape[:2], 1), dtype=total_dtype(logits), device="cpu")
-    with one_thread():
-        if in_place.covers(voxels, spec):
-            rows[:, image, :, 0] = in_place.sums(voxels.part(image, part), spec)[:, 0]
-        else:
-            general_tiles.add_tile(rows, voxels, spec, image, part)
+    if in_place.covers(voxels, spec):
+        rows[:, image, :, 0] = in_place.sums(voxels.part(image, part), spec)[:, 0]
+    else:
+        general_tiles.add_tile(rows, voxels, spec, image, part)
     statistics: Array = rows[:, image, :, 0].T.numpy()
     return statistics
 
 
 def _write_general(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: slice) -> None:
     """Write the gradient of a tile that the loops do not take."""
-    with one_thread():
-        if in_place.covers(voxels, spec):
-            place, pulls = out[image : image + 1, :, part], gradient[:, image : image + 1]
-            in_place.write_gradients(place, pulls, voxels.part(image, part), spec)
-        else:
-            general_tiles.write_gradient(out, gradient, voxels, spec, image, part)
+    if in_place.covers(voxels, spec):
+        place, pulls = out[image : image + 1, :, part], gradient[:, image : image + 1]
+        in_place.write_gradients(place, pulls, voxels.part(image, part), spec)
+    else:
+        general_tiles.write_gradient(out, gradient, voxels, spec, image, part)
 
 
 def _tile_sums(tiles: _Tiles, kept: _Flat | None, image: int, part: slice) -> tuple[Array, _State, bool]:

@@ -1,4 +1,4 @@
-"""What the passes over one and two classes work with: temporaries that are lent, and sums of them."""
+"""What the pass over errors of one and two classes works with: temporaries that are lent."""
 
 from __future__ import annotations
 
@@ -40,29 +40,3 @@ class Spare:
         lines = self._spare.pop() if self._spare else Lines(self._logits, self._size)
         yield lines
         self._spare.append(lines)
-
-
-def sum_of(values: Tensor) -> float:
-    """Return the sum of values (n,), the same for any number of threads."""
-    allowed = torch.get_num_threads()
-    if allowed > 1:  # as :func:`one_thread`, which takes as long as a short sum
-        torch.set_num_threads(1)
-    try:
-        return values.sum().item()
-    finally:
-        if allowed > 1:
-            torch.set_num_threads(allowed)
-
-
-def sum_of_products(values: Tensor, factors: Tensor, out: Tensor) -> float:
-    """Return the sum of products, which are written to `out`.
-
-    A dot product would be faster, but it adds up thousands of numbers one after the other in float32: where they are
-    nearly equal, each is rounded alike, and four digits are all that is left. A sum is made of sums of sums.
-    """
-    return sum_of(torch.mul(values, factors, out=out))
-
-
-def sum_of_squares(labels: Tensor) -> float:
-    """Return the sum of squares of small whole numbers, of which float32 rounds none."""
-    return torch.dot(labels, labels).item()

@@ -21,7 +21,7 @@ SPECS = {1: PassSpec("sigmoid", None, bins=40), 2: PassSpec("softmax", None, bin
 
 @pytest.fixture(autouse=True)
 def short_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binary_errors, "SIZE", 17)
+    monkeypatch.setattr(binary_errors, "_SIZE", 17)
 
 
 def case(classes: int, labels: torch.dtype = torch.int64, dtype: torch.dtype = torch.float64) -> Voxels:

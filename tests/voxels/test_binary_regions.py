@@ -50,7 +50,7 @@ def test_sums_and_gradients_are_the_specification(
     labels: torch.dtype, groups: torch.dtype, run_length: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the length of the runs of a region, and wherever the tiles cut them."""
-    monkeypatch.setattr(binary_regions, "SIZE", size)
+    monkeypatch.setattr(binary_regions, "_SIZE", size)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         voxels = case(labels, groups, dtype, run_length)
         assert binary_regions.covers(voxels, SPEC)

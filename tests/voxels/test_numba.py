@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 import torch
 from kernel_run import run
+from torch import Tensor
 
 from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss, kernel_report, use_kernel, voxel_sums
 from monai_iou.voxels import (
-    binary_pass,
+    huge_pages,
     in_place,
     numba_lines,
     numba_math,
@@ -131,7 +132,7 @@ def test_numbers_that_are_not_finite_end_as_in_the_general_formulas(
         voxels.logits[1, -1, 41] = -poison
         found = run(numba_pass.compute_sums, voxels, spec)
         with monkeypatch.context() as patch:
-            for faster in (numba_pass, binary_pass, in_place):
+            for faster in (numba_pass, in_place):
                 patch.setattr(faster, "covers", lambda *_: False)
             general = run(tiled.compute_sums, voxels, spec)
         torch.testing.assert_close(found, general, rtol=1e-4, atol=1e-3, equal_nan=True)
@@ -160,6 +161,28 @@ def test_logits_are_read_and_gradients_written_where_they_are() -> None:
                 found = run(numba_pass.compute_sums, flatten_voxels(part, labels, None), spec)
                 torch.testing.assert_close(found[0], exact[0], rtol=1e-5, atol=1e-5)
                 torch.testing.assert_close(found[1].double(), exact[1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_is_the_only_large_tensor_between_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities are kept where the gradient will stand; without a gradient nothing is kept."""
+    logits = torch.randn(1, 2, 50, requires_grad=True)
+    rows = tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec())
+    node: Any = rows.grad_fn
+    while not hasattr(node, "kept"):
+        node = node.next_functions[0][0]
+    torch.testing.assert_close(node.kept[0, 1], logits[0].softmax(0)[1])
+    asked: list[Tensor] = []
+
+    def empty_like(tensor: Tensor) -> Tensor:
+        asked.append(tensor)
+        return torch.empty_like(tensor)
+
+    monkeypatch.setattr(huge_pages, "empty_like", empty_like)
+    with torch.no_grad():
+        assert tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec()).grad_fn is None
+    assert not asked
+    tiled.compute_sums(flatten_voxels(logits, torch.zeros(1, 1, 50), None), PassSpec())
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("count", [100_001, 400_001])

@@ -6,14 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from monai_iou import InstanceIoULoss, IoUCELoss, IoUFocalLoss, IoULoss, LovaszSoftmaxLoss
-from monai_iou.voxels import tiling
-from monai_iou.voxels.tiling import cores_suffice, in_threads, one_thread, run_large_tasks
+from monai_iou.voxels.tiling import in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +81,7 @@ LOSSES = [
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("classes", [2, 3])
-def test_losses_of_inference_mode_are_those_outside(
-    loss: torch.nn.Module, classes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiling, "cores_suffice", lambda: False)  # so that threads share every pass
+def test_losses_of_inference_mode_are_those_outside(loss: torch.nn.Module, classes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, classes, 48, 64, 64, generator=generator)
     labels = (torch.rand(1, 1, 48, 64, 64, generator=generator) > 0.999).to(torch.uint8)
@@ -137,58 +132,7 @@ def test_a_forked_process_has_helpers_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(status[1]) == 0
 
 
-def place_and_threads(_: int) -> tuple[int, int, bool]:
-    return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
-
-
-def test_large_tasks_are_split_by_torch_while_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiling, "cores_suffice", lambda: True)
-    assert set(run_large_tasks(place_and_threads, range(6))) == {(threading.get_ident(), 4, False)}
-    assert torch.is_grad_enabled()
-    torch.set_num_threads(1)
-    assert set(run_large_tasks(place_and_threads, range(6))) == {(threading.get_ident(), 1, False)}
-
-
-def test_threads_take_over_when_another_process_waits_for_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([True, True, False])
-    monkeypatch.setattr(tiling, "cores_suffice", lambda: next(answers))
-    found = run_large_tasks(lambda task: (task, torch.get_num_threads()), range(9))
-    assert found == [(0, 4), (1, 4), *((task, 1) for task in range(2, 9))]
-    assert torch.get_num_threads() == 4
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_process_leaves_the_threads_of_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They exist in its parent only: an operation that is split would wait for them for ever."""
-    monkeypatch.setattr(tiling, "cores_suffice", lambda: True)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if {threads for _, threads, _ in run_large_tasks(place_and_threads, range(8))} == {1} else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [("0.1 0.2 0.3 2/300 99", True), ("9 9 9 3/300 99", False), ("", False), ("0 0 0 ?/9 1", False), (None, False)],
-)
-def test_the_system_says_whether_a_thread_waits(
-    text: str | None, answer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "loadavg"
-    if text is not None:
-        file.write_text(text)
-    monkeypatch.setattr(tiling, "_LOAD", file)
-    monkeypatch.setattr(tiling, "_CORES", 2)
-    assert cores_suffice() == answer
-
-
-def test_a_sum_in_one_thread_does_not_depend_on_their_number() -> None:
-    values = torch.rand(300_007)
-    sums = set()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        with one_thread():
-            sums.add((values.sum().item(), torch.dot(values, values).item()))
-        assert torch.get_num_threads() == threads
-    assert len(sums) == 1
+def test_operations_of_a_task_are_not_split_even_if_there_is_but_one() -> None:
+    for tasks in (1, 5):
+        assert in_threads(lambda _: torch.get_num_threads(), range(tasks)) == [1] * tasks
+        assert torch.get_num_threads() == 4
