@@ -3,7 +3,7 @@
 torch splits every operation among threads and waits for all of them at its end. For thousands of small operations
 while data loaders are busy, which keep a thread from its core for milliseconds, that is thousands of waits for the
 scheduler: seconds for one loss, seen on two busy cores. Here a thread takes a part and does all operations on it alone;
-nobody waits until the end (:func:`run_tasks`).
+nobody waits until the end (:func:`run_tasks`). On a machine with nothing else to do, it is a thread of torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from monai_iou.voxels import torch_threads
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -58,34 +60,50 @@ if hasattr(os, "register_at_fork"):
 def in_threads(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
     """Return the results of `work` on all tasks, in order, by as many threads as torch would use; no gradients.
 
-    The calling thread is one of them, and takes all tasks if the helpers are busy with another call's. All of them work
-    in its inference mode, outside of which nothing may write to a tensor that was made in it. No operation of a task is
-    split among torch's threads, whose number would change the last digits.
+    The calling thread is one of them. All of them work in its inference mode, outside of which nothing may write to a
+    tensor that was made in it. No operation of a task is split any further: the number of threads would change its last
+    digits.
     """
-    allowed, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-    threads = min(allowed, _MAX_THREADS, len(tasks))
-    left, results = deque(enumerate(tasks)), dict[int, _Result]()
+    inference = torch.is_inference_mode_enabled()
+    left, results, errors = deque(enumerate(tasks)), dict[int, _Result](), list[BaseException]()
 
     def take_tasks() -> None:
-        if allowed > 1:
-            torch.set_num_threads(1)
         try:
             with torch.inference_mode(inference), torch.no_grad():  # a thread starts with gradients on
                 for index, task in _taken(left):
                     results[index] = work(task)
-        finally:
-            left.clear()  # after an error no other task begins
+        except BaseException as error:  # is raised below, in the calling thread
+            errors.append(error)
+            left.clear()  # no other task begins
 
-    helpers = _helpers.submit(take_tasks, threads - 1) if threads > 1 else []
-    try:
-        take_tasks()
-    finally:
-        errors = [None if helper.cancel() else helper.exception() for helper in helpers]
-        if allowed > 1:
-            torch.set_num_threads(allowed)  # what a helper set is also the default of threads born later
-    for error in filter(None, errors):
-        raise error
+    if 1 < torch.get_num_threads() <= _MAX_THREADS and len(tasks) > 1 and torch_threads.are_free():
+        torch_threads.run(take_tasks)
+    else:
+        _in_own_threads(take_tasks, len(tasks))
+    if errors:
+        raise errors[0]
     return [results[index] for index in range(len(tasks))]
+
+
+def _in_own_threads(take_tasks: Callable[[], None], tasks: int) -> None:
+    """Let the calling thread take tasks, and threads of our own; it takes all if they are busy with another call's."""
+    allowed = torch.get_num_threads()
+    if allowed == 1:
+        take_tasks()
+        return
+
+    def take_alone() -> None:
+        torch.set_num_threads(1)
+        take_tasks()
+
+    helpers = _helpers.submit(take_alone, min(allowed, _MAX_THREADS, tasks) - 1)
+    try:
+        take_alone()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.exception()
+        torch.set_num_threads(allowed)  # what a helper set is also the default of threads born later
 
 
 def _taken(left: deque[_Task]) -> Iterator[_Task]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from monai_iou import InstanceIoULoss, IoUCELoss, IoUFocalLoss, IoULoss, LovaszSoftmaxLoss
+from monai_iou.voxels import torch_threads
 from monai_iou.voxels.tiling import in_threads
 
+OF_TORCH = pytest.param("torch's", marks=pytest.mark.skipif(not torch_threads._openmp(), reason="no OpenMP here"))
 
-@pytest.fixture(autouse=True)
-def four_threads() -> Iterator[None]:
+
+@pytest.fixture(autouse=True, params=["ours", OF_TORCH])
+def four_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Threads of our own, as on a busy machine, and those of torch."""
+    monkeypatch.setattr(torch_threads, "cores_suffice", lambda: request.param == "torch's")
     allowed = torch.get_num_threads()
     torch.set_num_threads(4)
-    yield
+    yield request.param
     torch.set_num_threads(allowed)
 
 
@@ -35,18 +43,17 @@ def test_results_come_in_the_order_of_the_tasks_and_each_task_is_done_once() -> 
     assert in_threads(work, []) == []
 
 
-def test_the_caller_and_helpers_work_at_once_each_on_one_thread_without_gradients() -> None:
+def test_the_caller_and_helpers_work_at_once_without_gradients() -> None:
     together = threading.Barrier(4)
 
-    def work(_: int) -> tuple[int, int, bool]:
+    def work(_: int) -> tuple[int, bool]:
         together.wait(30)
-        return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+        return threading.get_ident(), torch.is_grad_enabled()
 
     for _ in range(2):
-        names, threads, gradients = zip(*in_threads(work, range(4)), strict=True)
+        names, gradients = zip(*in_threads(work, range(4)), strict=True)
         assert len(set(names)) == 4
         assert threading.get_ident() in names
-        assert set(threads) == {1}
         assert set(gradients) == {False}
         assert torch.get_num_threads() == 4
         assert torch.is_grad_enabled()
@@ -133,6 +140,68 @@ def test_a_forked_process_has_helpers_of_its_own() -> None:
 
 
 def test_operations_of_a_task_are_not_split_even_if_there_is_but_one() -> None:
-    for tasks in (1, 5):
-        assert in_threads(lambda _: torch.get_num_threads(), range(tasks)) == [1] * tasks
+    values = torch.rand(20, 300_007, generator=torch.Generator().manual_seed(0))
+    split = [row.sum().item() for row in values]
+    torch.set_num_threads(1)
+    whole = [row.sum().item() for row in values]
+    torch.set_num_threads(4)
+    assert split != whole
+    for tasks in (1, 20):
+        assert in_threads(lambda row: values[row].sum().item(), range(tasks)) == whole[:tasks]
         assert torch.get_num_threads() == 4
+
+
+def test_threads_of_torch_are_taken_where_they_are_free(four_threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def run(work: Callable[[], None]) -> None:
+        runs.append(torch.get_num_threads())
+        work()
+
+    monkeypatch.setattr(torch_threads, "run", run)
+    for threads, tasks in ((4, 6), (4, 1), (1, 6), (9, 6)):  # with nine, most would wait for Python's lock
+        torch.set_num_threads(threads)
+        assert in_threads(str, range(tasks)) == [str(task) for task in range(tasks)]
+    assert runs == ([4] if four_threads == "torch's" else [])
+
+
+@pytest.mark.skipif(not torch_threads._openmp(), reason="no OpenMP here")
+def test_threads_of_torch_are_left_alone_where_they_are_not_what_they_seem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_threads, "cores_suffice", lambda: True)
+    assert torch_threads.are_free()
+    for name, value in (("_PROCESS", 1), ("_openmp", lambda: None), ("cores_suffice", lambda: False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_threads, name, value)
+            assert not torch_threads.are_free()
+    with monkeypatch.context() as patch:  # the library of another package, which torch told nothing
+        patch.setattr(torch, "get_num_threads", lambda: 5)
+        assert not torch_threads.are_free()
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin", "linux"])
+def test_a_system_without_such_a_library_is_answered_by_none(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: None) -> object:
+        if system == "linux":
+            return object()  # a C library without OpenMP
+        message = "asked for a C library"
+        raise AssertionError(message)
+
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", none)
+    assert torch_threads._openmp.__wrapped__() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("0.1 0.2 0.3 2/300 99", True), ("9 9 9 3/300 99", False), ("", False), ("0 0 0 ?/9 1", False), (None, False)],
+)
+def test_the_system_says_whether_a_thread_waits(
+    text: str | None, answer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    file = tmp_path / "loadavg"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(torch_threads, "_LOAD", file)
+    monkeypatch.setattr(torch_threads, "_CORES", 2)
+    assert torch_threads.cores_suffice() == answer
