@@ -1,6 +1,6 @@
 """Lovasz without sorting against sorting, and a loss by lesions against the plain one: `python -m benchmarks.lesions`.
 
-Two classes at 128^3 with lesions of some voxels. The two of a pair take turns, forward and backward; the factors are
+Volumes of 128^3 with lesions of some voxels. The two of a pair take turns, forward and backward; the factors are
 medians over the turns, by the time that passed and by the CPU time of this process. The regions of `InstanceIoULoss`
 are in its target, as `ComponentRegionsd` puts them there once for each case.
 """
@@ -11,12 +11,13 @@ import argparse
 import os
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.pairs import Loss, measure
-from monai_iou import ComponentRegionsd, InstanceIoULoss, IoULoss, LovaszSoftmaxLoss
+from monai_iou import ComponentRegionsd, InstanceIoULoss, IoUCELoss, IoULoss, LovaszSoftmaxLoss
 
 LESIONS = 20
 DIAMETER = 6  # voxels
@@ -31,10 +32,57 @@ def lesions(side: int) -> Tensor:
     return label
 
 
+def with_regions(label: Tensor, **options: Any) -> Tensor:
+    """Return a label map with the regions of its lesions, as a training has them."""
+    regions: Tensor = ComponentRegionsd("label", **options)({"label": label[0]})["label"]
+    return regions.unsqueeze(0)
+
+
 def factors(slower: Loss, faster: Loss, logits: Tensor, label: Tensor, turns: int) -> str:
     """Return how many times as long the first takes, as cells of the table."""
     wall, processor = zip(*measure(faster, slower, logits, label, turns), strict=True)
     return f"{statistics.median(wall):.2f} | {min(wall):.2f}, {max(wall):.2f} | {statistics.median(processor):.2f}"
+
+
+def pairs(side: int) -> dict[str, tuple[Loss, Loss, Tensor, Tensor]]:
+    """Return pairs of losses, the slower one first, with their logits and labels."""
+    one, two, five = (torch.randn(1, classes, *[side] * 3).requires_grad_() for classes in (1, 2, 5))
+    label, softmax = lesions(side), {"softmax": True}
+    several = label.clone()
+    several[..., side // 2 :] *= 4
+    cells, cells_of_five = with_regions(label), with_regions(several, num_classes=5)
+
+    def by_lesions(target: Tensor, **options: Any) -> Loss:
+        loss = InstanceIoULoss(**options)
+        return lambda logits, _: loss(logits, target)
+
+    return {
+        "LovaszSoftmaxLoss, two classes: sorting / bins": (
+            LovaszSoftmaxLoss(**softmax, bins=None),
+            LovaszSoftmaxLoss(**softmax),
+            two,
+            label,
+        ),
+        "InstanceIoULoss / IoULoss, two classes": (by_lesions(cells, **softmax), IoULoss(**softmax), two, label),
+        "InstanceIoULoss / IoULoss, one channel": (
+            by_lesions(cells, sigmoid=True),
+            IoULoss(sigmoid=True),
+            one,
+            label.float(),
+        ),
+        "InstanceIoULoss of IoUCELoss / IoUCELoss, two classes": (
+            by_lesions(cells, term=IoUCELoss(**softmax), **softmax),
+            IoUCELoss(**softmax),
+            two,
+            label,
+        ),
+        "InstanceIoULoss / IoULoss, five classes": (
+            by_lesions(cells_of_five, **softmax),
+            IoULoss(**softmax),
+            five,
+            several,
+        ),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,24 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    logits = torch.randn(1, 2, *[options.side] * 3).requires_grad_()
-    label = lesions(options.side)
-    cells = ComponentRegionsd("label")({"label": label[0]})["label"].unsqueeze(0)
-    plain, region = IoULoss(softmax=True), InstanceIoULoss(softmax=True)
-    pairs: dict[str, tuple[Loss, Loss]] = {
-        "LovaszSoftmaxLoss: sorting / bins": (
-            LovaszSoftmaxLoss(softmax=True, bins=None),
-            LovaszSoftmaxLoss(softmax=True),
-        ),
-        "InstanceIoULoss / IoULoss": (lambda x, _: region(x, cells), plain),
-    }
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
-    print(
-        "| 1x2x128^3 | factor | smallest and largest | by CPU time |\n| --- | --- | --- | --- |".replace(
-            "128", str(options.side)
-        )
-    )
-    for name, (slower, faster) in pairs.items():
+    print(f"| {options.side}^3 | factor | smallest and largest | by CPU time |\n| --- | --- | --- | --- |")
+    for name, (slower, faster, logits, label) in pairs(options.side).items():
         print(f"| {name} | {factors(slower, faster, logits, label, options.turns)} |", flush=True)
 
 

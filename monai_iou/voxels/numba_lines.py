@@ -38,10 +38,10 @@ from monai_iou.voxels.numba_math import (
     read_maps,
     read_valid,
     select_class,
-    set_slope,
     size,
     total,
 )
+from monai_iou.voxels.numba_regions import read_pulls, region_of, run_length, set_slope
 
 _F = np.float32
 _TEMPORARIES = 8  # rows: u, t, p, q, target, the other class's target, valid, slope
@@ -104,41 +104,54 @@ def _write_entropies(u: Row, y: Row, n: int, terms: Terms, space: tuple[Row, ...
 
 @loop
 def _add_entropy_slope(
-    slope: Row, u: Row, y: Row, n: int, inside: Any, outside: Any, terms: Terms, space: tuple[Row, ...]
+    slope: Row, u: Row, y: Row, n: int, inside: Row, outside: Row, terms: Terms, space: tuple[Row, ...]
 ) -> None:
+    """Add the cross-entropies' part, `inside` and `outside` being d loss / d them."""
     _, t, p, q, _, _, _, _ = space
     gamma, kept, share = _F(terms.gamma), _F(1 - terms.smoothing), _F(terms.smoothing / 2)
     if gamma == _F(0):
         for i in range(n):
             soft = kept * y[i] + share
-            slope[i] += outside * (_F(1) - soft) * p[i] - inside * soft * q[i]
+            slope[i] += outside[i] * (_F(1) - soft) * p[i] - inside[i] * soft * q[i]
         return
     for i in range(n):
         tail, soft = log1p(t[i]), kept * y[i] + share
         of_p, of_q = tail + max(-u[i], _F(0)), tail + max(u[i], _F(0))
-        slope[i] -= inside * soft * power(q[i], -of_q, gamma) * (gamma * p[i] * of_p + q[i])
-        slope[i] += outside * (_F(1) - soft) * power(p[i], -of_p, gamma) * (p[i] + gamma * q[i] * of_q)
+        slope[i] -= inside[i] * soft * power(q[i], -of_q, gamma) * (gamma * p[i] * of_p + q[i])
+        slope[i] += outside[i] * (_F(1) - soft) * power(p[i], -of_p, gamma) * (p[i] + gamma * q[i] * of_q)
 
 
 @loop
-def _write_slope(u: Row, y: Row, n: int, two: bool, terms: Terms, pulls: Any, space: tuple[Row, ...], out: Row) -> None:
+def _write_slope(
+    u: Row,
+    y: Row,
+    n: int,
+    two: bool,
+    terms: Terms,
+    pulls: Any,
+    regions: Any,
+    space: tuple[Row, ...],
+    spare: tuple[Row, Row, Row],
+    out: Row,
+) -> None:
     """Write d loss / d u of a row, whatever the terms."""
-    _probabilities(u, n, space)
     _, _, p, q, _, y_other, _, slope = space
-    if terms.region and two:
-        set_slope(slope, p, y, n, pulls[0], terms)
-        set_slope(out, q, y_other, n, pulls[1], terms)
-        for i in range(n):
-            out[i] = (slope[i] - out[i]) * p[i] * q[i]
-    elif terms.region:
-        set_slope(slope, p, y, n, pulls[0], terms)
+    if terms.region:
+        set_slope(slope, p, y, n, terms, pulls[0], regions, spare)
+        if two:
+            set_slope(out, q, y_other, n, terms, pulls[1], regions, spare)
+            for i in range(n):
+                slope[i] -= out[i]
         for i in range(n):
             out[i] = slope[i] * p[i] * q[i]
     else:
         for i in range(n):
             out[i] = _F(0)
     if terms.entropy:
-        _add_entropy_slope(out, u, y, n, pulls[0, 3], pulls[1, 3], terms, space)
+        inside, outside, _ = spare
+        read_pulls(pulls[0, 3], regions, n, inside)
+        read_pulls(pulls[1, 3], regions, n, outside)
+        _add_entropy_slope(out, u, y, n, inside, outside, terms, space)
 
 
 @loop
@@ -150,9 +163,9 @@ def _space(voxels: int) -> tuple[Row, Row, Row, Row, Row, Row, Row, Row]:
 
 @loop
 def add_line(
-    x: Any, other: Any, target: Any, number: int, mark: int, mask: Any, two: bool, terms: Terms, rows: Any
+    x: Any, other: Any, target: Any, number: int, mark: int, mask: Any, two: bool, terms: Terms, groups: Any, rows: Any
 ) -> bool:
-    """Add the statistics of some voxels to `rows`, (2, 7) float64: of the class and of the other one.
+    """Add the statistics of some voxels to `rows`, (2, R, 7) float64: of the class and of the other one, by region.
 
     Args:
         x: logits of the class, (n,) float32.
@@ -163,8 +176,9 @@ def add_line(
         mask: (n,) bool, False at ignored voxels; empty if none is.
         two: whether the classes are those of a softmax.
         terms: what to sum.
-        rows: where to; the cross-entropy of the voxels outside a sigmoid's class is [1, 3], and [0, 6] the number of
-            targets that are not from 0 to 1.
+        groups: (n,) int32, the region of each voxel; empty if there is but one.
+        rows: where to; the cross-entropy of the voxels outside a sigmoid's class is [1, :, 3], and [0, :, 6] the number
+            of targets that are not from 0 to 1.
 
     Returns:
         Whether these formulas hold: all logits are numbers and not extreme. If not, `rows` mean nothing.
@@ -175,18 +189,25 @@ def add_line(
         n = min(WIDTH, x.shape[0] - start)
         sources = (x[start:], other[start:], target[start:])
         u, y, ignores = _read(*sources, number, mark, mask[start:], two, n, space)
-        rows[0, 5] += total(valid, n) if ignores else n
         if not size(u, n) < LARGEST:
             return False
         _probabilities(u, n, space)
-        add_region(rows[0], p, y, n, terms)
-        rows[0, 6] += not_shares(y, n)
-        if two:
-            add_region(rows[1], q, y_other, n, terms)
         if terms.entropy:
             _write_entropies(u, y, n, terms, space)
-            rows[0, 3] += total(space[1], n)
-            rows[1, 3] += total(space[0], n)
+        done = 0
+        while done < n:
+            regions = groups[start + done :]
+            m, region = run_length(regions, n - done), region_of(regions)
+            row = rows[0, region]
+            row[5] += total(valid[done:], m) if ignores else m
+            add_region(row, p[done:], y[done:], m, terms)
+            row[6] += not_shares(y[done:], m)
+            if two:
+                add_region(rows[1, region], q[done:], y_other[done:], m, terms)
+            if terms.entropy:
+                row[3] += total(space[1][done:], m)
+                rows[1, region, 3] += total(space[0][done:], m)
+            done += m
     return True
 
 
@@ -200,21 +221,25 @@ def write_line(
     mask: Any,
     two: bool,
     terms: Terms,
+    groups: Any,
     pulls: Any,
     out: Any,
     out_other: Any,
 ) -> None:
     """Write d loss / d logits of some voxels of which :func:`add_line`, which has the same arguments, was True.
 
-    `pulls` is d loss / d statistics, (2, 7) float32, that of the voxels outside a sigmoid's class being [1, 3]; `out`
-    and `out_other`, (n,) float32, take the gradients of the class and of the other one of two.
+    `pulls` is d loss / d statistics, (2, 7, R) float32, that of the voxels outside a sigmoid's class being [1, 3];
+    `out` and `out_other`, (n,) float32, take the gradients of the class and of the other one of two.
     """
     space = _space(x.shape[0])
+    rows = np.empty((3, min(WIDTH, x.shape[0]) + PADDING), np.float32)
+    spare = (rows[0], rows[1], rows[2])
     for start in range(0, x.shape[0], WIDTH):
         n = min(WIDTH, x.shape[0] - start)
         sources, place, place_other = (x[start:], other[start:], target[start:]), out[start:], out_other[start:]
         u, y, _ = _read(*sources, number, mark, mask[start:], two, n, space)
-        _write_slope(u, y, n, two, terms, pulls, space, place)
+        _probabilities(u, n, space)
+        _write_slope(u, y, n, two, terms, pulls, groups[start:], space, spare, place)
         if two:
             for i in range(n):
                 place_other[i] = -place[i]

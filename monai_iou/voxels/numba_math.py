@@ -267,22 +267,3 @@ def add_region(rows: Any, p: Row, y: Row, n: int, terms: Terms) -> None:
     rows[2] += products(y, y, n) if terms.squares else total(y, n)
     if terms.confidence:
         rows[4] += cubes(p, n) if terms.squares else products(p, p, n)
-
-
-@loop
-def set_slope(slope: Row, p: Row, y: Row, n: int, pull: Row, terms: Terms) -> None:
-    """Write the derivative of a class's sums by p, each times its `pull` (7,)."""
-    of_i, of_p, of_q = pull[0], pull[1], pull[4] if terms.confidence else _F(0)
-    constant = _F(0) if terms.squares else of_p
-    if terms.smaller:  # [p < y], half of it at a tie
-        for i in range(n):
-            slope[i] = constant + of_i * (_F(1) if p[i] < y[i] else _F(0.5) if p[i] == y[i] else _F(0))
-    else:
-        for i in range(n):
-            slope[i] = constant + of_i * y[i]
-    if terms.squares:
-        for i in range(n):
-            slope[i] += p[i] * (_F(2) * of_p + _F(3) * of_q * p[i])
-    elif terms.confidence:
-        for i in range(n):
-            slope[i] += _F(2) * of_q * p[i]

@@ -35,16 +35,17 @@ from monai_iou.voxels.numba_math import (
     read_maps,
     read_valid,
     select_class,
-    set_slope,
     size,
     total,
 )
+from monai_iou.voxels.numba_regions import add_total, read_pulls, region_of, run_length, set_slope
 
 _F = np.float32
 _ELEMENTS = 1 << 14  # of the probabilities of a row: 64 KiB
 _NARROWEST = 128
 _TINY = np.float32(1e-30)  # as 1 - p is held in `formulas.py`, where a power of it is negative
-_TEMPORARIES = 9  # rows that all classes share: 1 / (1 + R), R, ties, ln(1 + R), max x, valid, target, slope, its sum
+# Rows that all classes share: 1 / (1 + R), R, ties, ln(1 + R), max x, valid, target, slope, a sum over the classes.
+_TEMPORARIES = 9
 
 
 @loop
@@ -131,18 +132,26 @@ def _write_entropy(row: Any, p: Any, classes: int, n: int, terms: Terms, space: 
 
 
 @loop
-def _add_entropy_slope(row: Any, p: Any, classes: int, pull: Any, n: int, terms: Terms, space: tuple[Row, ...]) -> None:
+def _add_entropy_slope(
+    row: Any, p: Any, classes: int, pulls: Row, n: int, terms: Terms, space: tuple[Row, ...]
+) -> None:
     share, rest, _, tail, peak, valid, y, slope, _ = space
     gamma, kept, spread = _F(terms.gamma), _F(1 - terms.smoothing), _F(terms.smoothing / classes)
     if gamma == _F(0):
         for i in range(n):
-            slope[i] -= pull * (kept * y[i] + spread * valid[i])
+            slope[i] -= pulls[i] * (kept * y[i] + spread * valid[i])
         return
     for i in range(n):
         q = max(rest[i] * share[i] if row[i] >= peak[i] else _F(1) - p[i], _TINY)
         of_p = _negative_log(tail[i], peak[i], row[i])
-        soft = pull * (kept * y[i] + spread * valid[i])
+        soft = pulls[i] * (kept * y[i] + spread * valid[i])
         slope[i] -= soft * (gamma * p[i] * of_p + q) * power(q, _log(q), gamma - _F(1))
+
+
+@loop
+def _set_zero(row: Row, n: int) -> None:
+    for i in range(n):
+        row[i] = _F(0)
 
 
 @loop
@@ -157,9 +166,11 @@ def add_classes(
     mask: Any,
     count: int,
     terms: Terms,
+    groups: Any,
+    group_stride: int,
     rows: Any,
 ) -> bool:
-    """Add the statistics of some voxels to `rows`, (C, 7) float64.
+    """Add the statistics of some voxels to `rows`, (C, R, 7) float64.
 
     Args:
         x: logits, those of class c from c * stride on, float32.
@@ -172,13 +183,16 @@ def add_classes(
         mask: (n,) bool, False at ignored voxels; empty if none is.
         count: n, the voxels.
         terms: what to sum.
-        rows: where to; [c, 6] is the number of targets that are not from 0 to 1.
+        groups: int32, the region of each voxel, those of class c from c * group_stride on; empty if there is but one.
+        group_stride: between classes, 0 if all share their regions. If not, the cross-entropy of a region is that of
+            all classes.
+        rows: where to; [c, :, 6] is the number of targets that are not from 0 to 1.
 
     Returns:
         Whether these formulas hold: all logits are numbers and not extreme. If not, `rows` mean nothing.
     """
     space = _space(classes)
-    _, _, _, _, _, valid, y, _, _ = space
+    _, _, _, _, _, valid, y, entropy, whole = space
     width = valid.shape[0] - PADDING
     p = np.empty((classes, width + PADDING), np.float32)
     for start in range(0, count, width):
@@ -187,15 +201,29 @@ def add_classes(
         if not found < LARGEST:
             return False
         counted = total(valid, n)
+        _set_zero(whole, n)
         for c in range(classes):
+            own = p[c]
             _read_target(target[start:], map_stride, number, c, n, space)
-            add_region(rows[c], p[c], y, n, terms)
-            if number < 0:
-                rows[c, 6] += not_shares(y, n)
+            regions, done = groups[start + c * group_stride :], 0
+            while done < n:
+                m = run_length(regions[done:], n - done)
+                row = rows[c, region_of(regions[done:])]
+                add_region(row, own[done:], y[done:], m, terms)
+                if number < 0:
+                    row[6] += not_shares(y[done:], m)
+                row[5] += counted if m == n else total(valid[done:], m)
+                done += m
             if terms.entropy:
-                _write_entropy(x[start + c * stride :], p[c], classes, n, terms, space)
-                rows[c, 3] += total(space[7], n)
-            rows[c, 5] += counted
+                _write_entropy(x[start + c * stride :], own, classes, n, terms, space)
+                if group_stride == 0:
+                    add_total(rows[c], entropy, regions, n)
+                else:
+                    for i in range(n):
+                        whole[i] += entropy[i]
+        if terms.entropy and group_stride != 0:
+            for c in range(classes):
+                add_total(rows[c], whole, groups[start + c * group_stride :], n)
     return True
 
 
@@ -211,36 +239,46 @@ def write_classes(
     mask: Any,
     count: int,
     terms: Terms,
+    groups: Any,
+    group_stride: int,
     pulls: Any,
     out: Any,
     out_stride: int,
 ) -> None:
     """Write d loss / d logits of some voxels of which :func:`add_classes`, which has the same arguments, was True.
 
-    `pulls` is d loss / d statistics, (C, 7) float32; `out`, float32, takes the gradient of class c from c * out_stride
-    on.
+    `pulls` is d loss / d statistics, (C, 7, R) float32; `out`, float32, takes the gradient of class c from
+    c * out_stride on.
     """
     space = _space(classes)
     _, _, _, _, _, _, y, slope, whole = space
+    rows = np.empty((4, y.shape[0]), np.float32)
+    of_entropy, spare = rows[3], (rows[0], rows[1], rows[2])
     width = y.shape[0] - PADDING
     p = np.empty((classes, width + PADDING), np.float32)
     for start in range(0, count, width):
         n = min(width, count - start)
         _read(x[start:], stride, target[start:], mark, mask[start:], n, p, terms, space)
-        for i in range(n):
-            whole[i] = _F(0)
+        _set_zero(whole, n)
+        if group_stride != 0:
+            _set_zero(of_entropy, n)
+            for c in range(classes):
+                read_pulls(pulls[c, 3], groups[start + c * group_stride :], n, slope)
+                for i in range(n):
+                    of_entropy[i] += slope[i]
         for c in range(classes):
-            own, place = p[c], out[start + c * out_stride :]
+            own, place, regions = p[c], out[start + c * out_stride :], groups[start + c * group_stride :]
             _read_target(target[start:], map_stride, number, c, n, space)
             if terms.region:
-                set_slope(slope, own, y, n, pulls[c], terms)
+                set_slope(slope, own, y, n, terms, pulls[c], regions, spare)
                 for i in range(n):
                     slope[i] *= own[i]
             else:
-                for i in range(n):
-                    slope[i] = _F(0)
+                _set_zero(slope, n)
             if terms.entropy:
-                _add_entropy_slope(x[start + c * stride :], own, classes, pulls[c, 3], n, terms, space)
+                if group_stride == 0:
+                    read_pulls(pulls[c, 3], regions, n, of_entropy)
+                _add_entropy_slope(x[start + c * stride :], own, classes, of_entropy, n, terms, space)
             for i in range(n):
                 whole[i] += slope[i]
                 place[i] = slope[i]

@@ -26,9 +26,9 @@ from monai_iou.voxels.numba_math import (
     minima,
     products,
     select_class,
-    set_slope,
     summing_loop,
 )
+from monai_iou.voxels.numba_regions import set_slope
 
 _F = np.float32
 _LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
@@ -173,15 +173,16 @@ def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, o
     # What was not summed has no slope, whatever stands in `pulls`.
     of_i, of_p, of_other, of_q, inside, outside = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
     if terms.region:
-        of_i, of_p = pulls[0, 0], pulls[0, 1]
+        of_i, of_p = pulls[0, 0, 0], pulls[0, 1, 0]
     if terms.region and two:
-        of_other, of_q = pulls[1, 0], pulls[1, 1]
+        of_other, of_q = pulls[1, 0, 0], pulls[1, 1, 0]
     if terms.entropy:
-        inside, outside = pulls[0, 3], pulls[1, 3]
+        inside, outside = pulls[0, 3, 0], pulls[1, 3, 0]
     of_region = (of_i, of_p, of_other, of_q)
     entropies = (inside, outside, _F(1 - terms.smoothing), _F(terms.smoothing / 2))
-    rows = np.empty((2, min(WIDTH, out.shape[0]) + PADDING), np.float32)
-    spare, slopes = rows[0], rows[1]  # to unpack `rows` itself would give rows of any stride, which have no vectors
+    rows = np.empty((5, min(WIDTH, out.shape[0]) + PADDING), np.float32)
+    # To unpack `rows` itself would give rows of any stride, which have no vectors.
+    spare, slopes, more, regions = rows[0], rows[1], (rows[2], rows[3], rows[4]), np.empty(0, np.int32)
     for start in range(0, out.shape[0], WIDTH):
         stop = min(start + WIDTH, out.shape[0])
         place, y, labels = out[start:stop], target[start:stop], target[start:stop]
@@ -189,7 +190,7 @@ def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, o
             y = spare[: stop - start]
             select_class(labels, _F(number), stop - start, y)
         if terms.smaller or terms.squares:
-            set_slope(slopes, place, y, stop - start, pulls[0], terms)
+            set_slope(slopes, place, y, stop - start, terms, pulls[0], regions, more)
             _write_from_slopes(place, y, slopes, entropies)
         else:
             _write(place, y, of_region, entropies)

@@ -2,7 +2,7 @@
 
 What :class:`_TiledSums` does needs no compiler and runs on any device. It keeps the logits, the compact labels and
 nothing else for backward; probabilities and one-hot labels exist for one tile at a time. See `formulas.py` for the
-derivation. On a CPU the passes of `numba_pass.py` and `binary_regions.py` go first, where they cover an input.
+derivation. On a CPU the loops of `numba_pass.py` go first, where they cover an input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_iou.voxels import binary_regions, huge_pages, in_place, numba_pass
+from monai_iou.voxels import huge_pages, in_place, numba_pass
 from monai_iou.voxels.general_tiles import add_tile, write_gradient
 from monai_iou.voxels.inputs import Voxels, sum_dtype, total_dtype
 from monai_iou.voxels.labels import narrowed
@@ -70,8 +70,5 @@ def compute_sums(voxels: Voxels, spec: PassSpec) -> Tensor:
         spec = replace(spec, overlap="product")  # of a hard label y and p in [0, 1], min(p, y) = p y
     if numba_pass.covers(voxels, spec):
         return numba_pass.compute_sums(voxels, spec)
-    sums = binary_regions.compute_sums(voxels) if binary_regions.covers(voxels, spec) else None
-    if sums is not None:
-        return sums
     result: Tensor = _TiledSums.apply(voxels.logits, voxels, spec)
     return result

@@ -30,7 +30,9 @@ from monai_iou.voxels import (
     numba_lines,
     numba_math,
     numba_pass,
+    numba_regions,
     numba_softmax,
+    numba_tiles,
     numba_usual,
     tiled,
     tiling,
@@ -87,8 +89,8 @@ def assert_exact(voxels: Voxels, spec: PassSpec, repeat: int = 1) -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_pass, "_TILE_ELEMENTS", 1 << 11)
-    monkeypatch.setattr(numba_pass, "_SMALLEST_TILE", 1 << 9)
+    monkeypatch.setattr(numba_tiles, "_TILE_ELEMENTS", 1 << 11)
+    monkeypatch.setattr(numba_tiles, "_SMALLEST_TILE", 1 << 9)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -268,7 +270,7 @@ def without_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
     reason = "NUMBA_DISABLE_JIT is set"
     if request.param == "missing":
-        monkeypatch.setattr(numba_pass.importlib, "import_module", refuse)
+        monkeypatch.setattr(numba_tiles.importlib, "import_module", refuse)
         reason = (
             "Numba does not work here (ImportError: Numba needs NumPy 1.0 or less, said monai_iou.voxels.numba_usual)"
         )
@@ -277,9 +279,9 @@ def without_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     else:
         monkeypatch.setattr(numba_math, "exp", lambda _: 0.25)
         reason = "Numba computed exp(-1) = 0.25"
-    numba_pass._loaded.cache_clear()
+    numba_tiles.loaded.cache_clear()
     yield reason
-    numba_pass._loaded.cache_clear()
+    numba_tiles.loaded.cache_clear()
 
 
 @pytest.mark.parametrize("loss", [IoULoss, IoUCELoss, IoUFocalLoss])
@@ -322,7 +324,6 @@ def test_what_the_loops_do_not_cover_is_left_to_torch() -> None:
     assert numba_pass.covers(voxels, PassSpec())
     assert not numba_pass.covers(replace(voxels, logits=voxels.logits.double()), PassSpec())
     assert not numba_pass.covers(replace(voxels, logits=voxels.logits[:0]), PassSpec())
-    assert not numba_pass.covers(replace(voxels, groups=torch.zeros(1, 1, 50, dtype=torch.long)), PassSpec())
     for spec in (PassSpec(None), PassSpec(power=1.5), PassSpec(bins=64)):
         assert not numba_pass.covers(voxels, spec)
     found, exact = (run(kernel, voxels, PassSpec(power=1.5)) for kernel in (tiled.compute_sums, reference_sums))
@@ -387,11 +388,14 @@ def test_kinds_of_processor_share_no_file(
     assert len(set(tmp_path.rglob("*.nb?")) - of_this) == len(of_this) == 2
 
 
-@pytest.mark.parametrize("module", [numba_lines, numba_math, numba_softmax, numba_usual])
+@pytest.mark.parametrize("module", [numba_lines, numba_math, numba_regions, numba_softmax, numba_usual])
 def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
     for voxels in (case(2, "labels"), case(3, "ignored labels"), case(3, "maps", torch.float16)):
         run(numba_pass.compute_sums, voxels, PassSpec(cross_entropy=True, focal=2.0))
         run(numba_pass.compute_sums, voxels, PassSpec("sigmoid", cross_entropy=True))
+        groups = torch.zeros(2, 1, voxels.logits.shape[2], dtype=torch.uint8)
+        run(numba_pass.compute_sums, replace(voxels, groups=groups), PassSpec())
+        run(numba_pass.compute_sums, replace(voxels, groups=groups), PassSpec("sigmoid", power=2))
     for name, loop in vars(module).items():
         if hasattr(loop, "py_func"):
             signatures = {signature for signature, *_ in loop._cache._cache_file._load_index()}
@@ -401,7 +405,7 @@ def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
 def test_machine_code_is_current_while_no_file_of_loops_has_changed(tmp_path: Path) -> None:
     folder = Path(numba_math.__file__).parent
     files = [path.name for path in folder.glob("numba_*.py")]
-    assert {"numba_lines.py", "numba_math.py", "numba_softmax.py", "numba_usual.py"} <= set(files)
+    assert {"numba_lines.py", "numba_math.py", "numba_regions.py", "numba_softmax.py", "numba_usual.py"} <= set(files)
     for name in files:
         shutil.copy(folder / name, tmp_path)
     current = numba_math.source_stamp(tmp_path)
