@@ -6,13 +6,14 @@ A training stores the config of `network_def`, with every key that it refers to 
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import json
 import linecache
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -59,7 +60,30 @@ def definition() -> dict[str, Any] | None:
             wanted += re.findall(r"@(\w+)", json.dumps(found[key], default=str))
     imports = config.get("imports", ())
     others = [line for line in imports if "monai_iou" not in str(line)] if isinstance(imports, list) else []
-    return {**({"imports": others} if others else {}), **found}
+    needed = _needed(others, re.sub('"source": "[^"]*"', "", json.dumps(found, default=str)))
+    return {**({"imports": needed} if needed else {}), **found}
+
+
+def _needed(lines: Sequence[Any], text: str) -> list[Any]:
+    """Return which lines of a config's `imports` the text of a definition needs, and whatever is not an import.
+
+    >>> _needed(["$import numpy as np", "$from torch import nn", "$print(nn)"], "{'_target_': 'nn.Conv3d'}")
+    ['$from torch import nn', '$print(nn)']
+    """
+    text += "".join(str(line) for line in lines if _bound_names(line) is None)
+    words = set(re.findall(r"\w+", text))
+    return [line for line in lines if (names := _bound_names(line)) is None or names & words]
+
+
+def _bound_names(line: Any) -> set[str] | None:
+    """Return the names that a line such as `$import numpy as np` binds; None if it is no import, or imports all."""
+    try:
+        (statement,) = ast.parse(str(line).removeprefix("$")).body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(statement, (ast.Import, ast.ImportFrom)) or any(each.name == "*" for each in statement.names):
+        return None
+    return {each.asname or each.name.partition(".")[0] for each in statement.names}
 
 
 def _with_source(config: Any) -> Any:

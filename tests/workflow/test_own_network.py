@@ -128,6 +128,20 @@ def test_another_network_than_the_models_is_refused(mine: dict[str, Any], tmp_pa
         check_models([str(model), str(tmp_path / "other" / "model.pt")], build_network(plan))
 
 
+def test_an_import_that_the_network_does_not_need_is_no_part_of_it(mine: dict[str, Any], tmp_path: Path) -> None:
+    def stored_imports(network: dict[str, Any], *lines: str) -> Any:
+        parser = resolved(tmp_path, **network)
+        parser["imports"] = [*parser["imports"], *lines]
+        return parser.get_parsed_content("plan").network["definition"].get("imports")
+
+    lines = ("$import numpy as np", "$import os.path", "$from torch import nn")
+    assert stored_imports(mine) == stored_imports(mine, *lines)
+    used = {"network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": "$np.int64(2).item()"}}
+    assert "$import numpy as np" in stored_imports(used, *lines)
+    assert "$import os.path" in stored_imports(used, *lines, "$os.environ.setdefault('A', 'B')")
+    assert stored_imports(used, "$from numpy import *")[-1] == "$from numpy import *"
+
+
 def test_arguments_over_a_named_network_are_stored_too(tmp_path: Path) -> None:
     parser = resolved(tmp_path, network="resenc", base_channels=4, **{"network_def#blocks_down": [1, 2, 2]})
     model = stored(tmp_path / "models", parser)
