@@ -198,6 +198,7 @@ STUDIES: dict[str, Study] = {
             ("iou+ce/3", "augmentation 0.3", "augmentation 0"),
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
+            seeds=(0, 1, 2, 3, 4),
             primary="dice",
             quick={"epochs": 1},
         ),
