@@ -117,20 +117,25 @@ def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, 
     places = None if kept is None or not tiles.is_usual else Flat(kept)
     places = places if places is None or places.is_shared else None
 
-    def work(part: tuple[int, slice]) -> tuple[Array, _State, bool]:
+    def work(part: tuple[int, slice]) -> tuple[Array | slice, Array, _State, bool]:
         rows, state, are_shares = _tile_sums(tiles, places, *part)
-        return _general_sums(voxels, spec, *part) if state == _State.GENERAL else rows, state, are_shares
+        rows = _general_sums(voxels, spec, *part) if state == _State.GENERAL else rows
+        if voxels.groups is None:
+            return slice(None), rows, state, are_shares
+        # Of thousands of regions a tile has few, and there are many tiles.
+        met = np.flatnonzero((rows != 0).any((0, 2)))
+        return met, rows[:, met], state, are_shares
 
     total = np.zeros((*voxels.logits.shape[:2], voxels.regions, ROWS))
     results = in_threads(work, tiles.parts)
-    for (image, _), (rows, _, _) in zip(tiles.parts, results, strict=True):
+    for (image, _), (met, rows, _, _) in zip(tiles.parts, results, strict=True):
         with np.errstate(invalid="ignore"):  # infinite logits or targets
-            total[image] += rows
-    states = [state for _, state, _ in results]
+            total[image][:, met] += rows
+    states = [state for _, _, state, _ in results]
     # The loops read 1 + 1e-9 as 1, and -1e-60 as 0.
     reads_exactly = voxels.maps is not None and voxels.maps.dtype != torch.float64
     if voxels.findings is not None and reads_exactly and _State.GENERAL not in states:
-        voxels.findings.maps_are_shares = all(are_shares for _, _, are_shares in results)
+        voxels.findings.maps_are_shares = all(are_shares for *_, are_shares in results)
     return torch.from_numpy(total).permute(3, 0, 1, 2), states
 
 

@@ -197,3 +197,23 @@ def test_a_loss_by_lesions_and_its_gradient_are_those_of_the_reference(classes: 
             value = loss(leaf, labels.float() if classes == 1 else labels)
         found.append((value.detach(), *torch.autograd.grad(value, leaf)))
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_what_a_tile_holds_does_not_grow_with_the_regions_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of regions and hundreds of tiles would be a table of gigabytes."""
+    monkeypatch.setattr(numba_tiles, "_TILE_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(numba_tiles, "_SMALLEST_TILE", 1 << 8)
+    sizes: list[int] = []
+    in_threads = numba_pass.in_threads
+
+    def watched(*each: Any) -> list[Any]:
+        results = in_threads(*each)
+        sizes.extend(rows.shape[1] for _, rows, *_ in results)
+        return results
+
+    monkeypatch.setattr(numba_pass, "in_threads", watched)
+    groups = (torch.arange(1 << 14) // 64).view(1, 1, -1)
+    voxels = flatten_voxels(torch.randn(1, 2, 1 << 14), torch.randint(0, 2, (1, 1, 1 << 14)), None, None, groups, 256)
+    found = tiled.compute_sums(voxels, PLAIN)
+    torch.testing.assert_close(found, reference_sums(voxels, PLAIN), rtol=1e-5, atol=1e-5, check_dtype=False)
+    assert max(sizes) <= 9
