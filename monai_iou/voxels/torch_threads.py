@@ -2,9 +2,9 @@
 
 After each of its operations they keep a core for some milliseconds, in the hope of the next. A thread of our own would
 share that core with one of them; but they begin at once with whatever they are given. They are the threads of the
-OpenMP library that torch has loaded: `GOMP_parallel` is what a compiler makes of `#pragma omp parallel`, in GCC's
-library and in those of Intel and LLVM. On a machine that is busy they are to be left alone: whoever calls them waits
-until each of them has had a core.
+OpenMP library that torch has loaded: `GOMP_parallel_start` and `GOMP_parallel_end` are what older compilers made of
+`#pragma omp parallel`, and stand in GCC's library and in those of Intel and LLVM. On a machine that is busy they are to
+be left alone: whoever calls them waits until each of them has had a core.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def _openmp() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(None)
-        library.GOMP_parallel.argtypes = [_Work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        library.GOMP_parallel.restype = None
+        library.GOMP_parallel_start.argtypes = [_Work, ctypes.c_void_p, ctypes.c_uint]
+        library.GOMP_parallel_end.argtypes = []
+        library.GOMP_parallel_start.restype = library.GOMP_parallel_end.restype = None
         library.omp_get_max_threads.argtypes = []
     except (OSError, AttributeError):  # no C library of that name, or a torch without OpenMP
         return None
@@ -54,13 +55,19 @@ def are_free() -> bool:
 
 
 def run(work: Callable[[], None]) -> None:
-    """Let each thread of torch call `work`, which must not raise, the calling thread among them; wait for all.
+    """Let each thread of torch call `work`, the calling thread among them; wait for all.
 
-    No operation in it is split any further.
+    No operation in it is split any further. In other threads `work` must not raise. The calling thread calls it as any
+    function, not through C as `GOMP_parallel` does, where an interrupt (Ctrl-C) would be reported and forgotten.
     """
     library = _openmp()
     assert library is not None
-    library.GOMP_parallel(_Work(lambda _: work()), None, 0, 0)
+    start, end, of_others = library.GOMP_parallel_start, library.GOMP_parallel_end, _Work(lambda _: work())
+    try:
+        start(of_others, None, 0)  # Python looks for interrupts after a call, so that one that comes here finds an end
+        work()
+    finally:
+        end()
 
 
 def cores_suffice() -> bool:

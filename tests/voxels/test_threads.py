@@ -116,6 +116,23 @@ def test_the_error_of_a_task_is_raised_and_the_rest_is_left() -> None:
     assert in_threads(str, range(3)) == ["0", "1", "2"]
 
 
+@pytest.mark.skipif(not torch_threads._openmp(), reason="no OpenMP here")
+def test_an_interrupt_among_threads_of_torch_is_raised() -> None:
+    """A function that C calls has nobody to raise it to."""
+    caller, others = threading.get_ident(), list[int]()
+
+    def work() -> None:
+        if threading.get_ident() == caller:
+            raise KeyboardInterrupt
+        others.append(threading.get_ident())
+
+    for _ in range(2):
+        others.clear()
+        with pytest.raises(KeyboardInterrupt):
+            torch_threads.run(work)
+        assert len(set(others)) == 3
+
+
 def test_tasks_that_share_tasks_themselves_do_not_wait_for_each_other() -> None:
     def outer(task: int) -> list[int]:
         torch.set_num_threads(4)  # so that the inner call asks for helpers, who are all busy
