@@ -8,6 +8,7 @@ nobody waits until the end (:func:`run_tasks`). On a machine with nothing else t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -45,11 +46,14 @@ class _Helpers:
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, work: Callable[[], None], threads: int) -> list[Future[None]]:
-        """Let so many threads run `work`."""
-        with self._lock:
+        """Let so many threads run `work`, or as many as there can be: none while Python ends."""
+        helpers: list[Future[None]] = []
+        with self._lock, contextlib.suppress(RuntimeError):
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_MAX_THREADS - 1, "monai_iou")
-            return [self._pool.submit(work) for _ in range(threads)]
+            while len(helpers) < threads:
+                helpers.append(self._pool.submit(work))
+        return helpers
 
 
 _helpers = _Helpers()
@@ -81,7 +85,7 @@ def in_threads(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list
     else:
         _in_own_threads(take_tasks, len(tasks))
     if errors:
-        raise errors[0]
+        raise errors.pop(0)  # which keeps what its task held in memory for no longer than the caller keeps it
     return [results[index] for index in range(len(tasks))]
 
 
@@ -96,13 +100,13 @@ def _in_own_threads(take_tasks: Callable[[], None], tasks: int) -> None:
         torch.set_num_threads(1)
         take_tasks()
 
-    helpers = _helpers.submit(take_alone, min(allowed, _MAX_THREADS, tasks) - 1)
     try:
+        helpers = _helpers.submit(take_alone, min(allowed, _MAX_THREADS, tasks) - 1)
         take_alone()
-    finally:
         for helper in helpers:
             if not helper.cancel():
                 helper.exception()
+    finally:
         torch.set_num_threads(allowed)  # what a helper set is also the default of threads born later
 
 

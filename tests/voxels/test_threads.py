@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from monai_iou import InstanceIoULoss, IoUCELoss, IoUFocalLoss, IoULoss, LovaszSoftmaxLoss
 from monai_iou.voxels import torch_threads
@@ -116,6 +122,44 @@ def test_the_error_of_a_task_is_raised_and_the_rest_is_left() -> None:
     assert in_threads(str, range(3)) == ["0", "1", "2"]
 
 
+def test_what_a_task_held_is_freed_with_its_error() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def work(task: int) -> None:
+        values = torch.zeros(10)
+        held.append(weakref.ref(values))
+        if task == 1:
+            message = "the second task"
+            raise ArithmeticError(message)
+
+    gc.disable()
+    try:
+        with contextlib.suppress(ArithmeticError):
+            in_threads(work, range(4))
+        assert [values() for values in held] == [None] * len(held)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to a thread here")
+def test_an_interrupt_while_the_caller_waits_leaves_torch_its_threads() -> None:
+    caller = threading.main_thread().ident
+    assert caller == threading.get_ident()
+    together = threading.Barrier(2)
+
+    def work(_: int) -> None:
+        together.wait(30)
+        if threading.get_ident() != caller:
+            time.sleep(0.05)
+            signal.pthread_kill(caller, signal.SIGINT)
+            time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(work, range(2))
+    assert torch.get_num_threads() == 4
+    assert in_threads(str, range(3)) == ["0", "1", "2"]
+
+
 @pytest.mark.skipif(not torch_threads._openmp(), reason="no OpenMP here")
 def test_an_interrupt_among_threads_of_torch_is_raised() -> None:
     """A function that C calls has nobody to raise it to."""
@@ -131,6 +175,18 @@ def test_an_interrupt_among_threads_of_torch_is_raised() -> None:
         with pytest.raises(KeyboardInterrupt):
             torch_threads.run(work)
         assert len(set(others)) == 3
+
+
+def test_a_program_that_ends_computes_losses_without_helpers() -> None:
+    """Python starts no thread any more when it calls what `atexit` has been told."""
+    script = (
+        "import atexit, torch; from monai_iou import IoULoss; from monai_iou.voxels import torch_threads\n"
+        "torch_threads.cores_suffice = lambda: False; torch.set_num_threads(2)\n"
+        "def loss(): return IoULoss(softmax=True)(torch.zeros(1, 2, 300_000), torch.ones(1, 1, 300_000))\n"
+        "used = loss(); atexit.register(lambda: print(bool(loss() == used)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_tasks_that_share_tasks_themselves_do_not_wait_for_each_other() -> None:
