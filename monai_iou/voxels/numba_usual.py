@@ -189,7 +189,7 @@ def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, o
         if number >= 0:
             y = spare[: stop - start]
             select_class(labels, _F(number), stop - start, y)
-        if terms.smaller or terms.squares:
+        if terms.region and (terms.smaller or terms.squares):
             set_slope(slopes, place, y, stop - start, terms, pulls[0], regions, more)
             _write_from_slopes(place, y, slopes, entropies)
         else:

@@ -48,6 +48,7 @@ OVERLAPS = [
     ("product", 2.0, False),
     ("min_max", 1.0, True),
     (None, 1.0, False),
+    (None, 2.0, False),
 ]
 SPECS = [
     PassSpec(activation, overlap, power, entropy, focal, smoothing, confidence, split=split)
