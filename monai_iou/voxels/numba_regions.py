@@ -28,9 +28,10 @@ from monai_iou.voxels.numba_math import (
     total,
 )
 
+LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
+
 _F = np.float32
 _SHORTEST_RUN = 8  # voxels on average
-_LEAST_MEAN = 1 / 1024  # of the other class's probability, as in `numba_usual.py`
 
 
 @loop
@@ -142,6 +143,15 @@ def _sums_of_two(p: Row, q: Row, y: Row, labels: Row, n: int) -> tuple[Any, ...]
 
 
 @loop
+def _keep_digits(rows: Any) -> bool:
+    """Return whether 1 - p has its digits in every region of `rows`, (2, R, 7): each has slopes of its own."""
+    lost = 0
+    for region in range(rows.shape[1]):
+        lost += 1 if rows[1, region, 1] < LEAST_MEAN * rows[0, region, 5] else 0
+    return lost == 0
+
+
+@loop
 def add_regions(
     x: Any, other: Any, target: Any, number: int, groups: Any, two: bool, keeps: bool, kept: Any, rows: Any
 ) -> int:
@@ -151,7 +161,6 @@ def add_regions(
     """
     spare = np.empty((4, min(WIDTH, x.shape[0]) + PADDING), np.float32)
     difference, selected, p, q = spare[0], spare[1], spare[2], spare[3]
-    rest_of_all = 0.0
     for start in range(0, x.shape[0], WIDTH):
         n = min(WIDTH, x.shape[0] - start)
         u, y, labels = x[start:], target[start:], target[start:]
@@ -179,7 +188,6 @@ def add_regions(
                 row_other[0] += both_other
                 row_other[1] += rest
                 row_other[2] += others
-                rest_of_all += rest
             else:
                 both, whole, of_y, wrong = _sums(p[done:], y[done:], m)
                 row[6] += wrong
@@ -188,7 +196,7 @@ def add_regions(
             row[2] += of_y
             row[5] += m
             done += m
-    return 2 if keeps and (not two or rest_of_all >= _LEAST_MEAN * x.shape[0]) else 1
+    return 2 if keeps and (not two or _keep_digits(rows)) else 1
 
 
 @loop

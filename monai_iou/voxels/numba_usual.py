@@ -28,10 +28,9 @@ from monai_iou.voxels.numba_math import (
     select_class,
     summing_loop,
 )
-from monai_iou.voxels.numba_regions import set_slope
+from monai_iou.voxels.numba_regions import LEAST_MEAN, set_slope
 
 _F = np.float32
-_LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
 
 
 @loop
@@ -138,7 +137,7 @@ def add_usual(
             inside, outside = _entropies(u, y, terms.smoothing)
             rows[0, 3] += inside
             rows[1, 3] += outside
-    return 2 if keeps and (not two or rest_of_all >= _LEAST_MEAN * x.shape[0]) else 1
+    return 2 if keeps and (not two or rest_of_all >= LEAST_MEAN * x.shape[0]) else 1
 
 
 @loop

@@ -146,6 +146,24 @@ def test_a_small_class_keeps_its_digits_whichever_it_is(lesion: int) -> None:
     torch.testing.assert_close(tiled.compute_sums(voxels, PLAIN), expected, rtol=1e-5, atol=0)
 
 
+def test_the_gradient_keeps_its_digits_where_one_region_of_several_is_nearly_certain() -> None:
+    """Its slopes are as steep as the other class is rare, so that 1 - p from a rounded p would be seen."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.zeros(1, 2, 4000), torch.ones(1, 1, 4000, dtype=torch.long)
+    logits[0, 1] = torch.randn(4000, generator=generator)
+    logits[0, 1, 2000:] = 14 + torch.rand(2000, generator=generator)
+    labels[..., :2000] = torch.randint(0, 2, (2000,), generator=generator)
+    groups = (torch.arange(4000) >= 2000).long().view(1, 1, -1)
+    gradients = []
+    for kernel, dtype in (("reference", torch.float64), ("tiled", torch.float32)):
+        leaf = logits.to(dtype).requires_grad_()
+        with use_kernel(kernel):
+            sums = voxel_sums(leaf, labels, groups=groups, cross_entropy=False)
+        (gradient,) = torch.autograd.grad(sums.union.log().sum(), leaf)
+        gradients.append(gradient.double())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, 1e38])
 @pytest.mark.parametrize("spec", SPECS[::3], ids=str)
 def test_numbers_that_are_not_finite_end_as_in_the_general_formulas(
