@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 _LOAD = Path("/proc/loadavg")  # its fourth field: threads that run or would, of all threads
-_CORES = os.cpu_count() or 1
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of this process
 _PROCESS = os.getpid()
 _Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
