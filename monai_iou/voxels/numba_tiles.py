@@ -101,7 +101,7 @@ class Tiles:
         if self.groups is None:
             return _NO_GROUPS, 0
         groups = self.groups[image, :, part]
-        return groups.to(torch.int32).flatten().numpy(), groups.shape[1] if len(groups) > 1 else 0
+        return groups.to(torch.int32).flatten().contiguous().numpy(), groups.shape[1] if len(groups) > 1 else 0
 
     def of_all_classes(self, image: int, part: slice) -> tuple[Any, ...]:
         """Return what the loops over all classes of a softmax take."""

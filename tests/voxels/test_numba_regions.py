@@ -96,6 +96,17 @@ def test_regions_and_logits_of_any_dtype(groups: torch.dtype) -> None:
         assert_exact(case(classes, "labels", of_class=of_class, groups=groups, dtype=torch.bfloat16), PLAIN)
 
 
+def test_regions_that_lie_apart_in_memory_are_read_as_others() -> None:
+    """As those of a target in channels-last order, where loops for any stride would be compiled, without vectors."""
+    voxels = case(2, "labels")
+    assert voxels.groups is not None
+    apart = voxels.groups.unsqueeze(-1).expand(-1, -1, -1, 3).contiguous()[..., 1]
+    assert apart.stride(-1) == 3
+    tiles = numba_tiles.Tiles(replace(voxels, groups=apart), PLAIN)
+    assert tiles.groups_of(0, slice(5, 77))[0].flags.c_contiguous
+    assert_exact(replace(voxels, groups=apart), PLAIN)
+
+
 @pytest.mark.parametrize("spec", SPECS[::3], ids=str)
 def test_regions_that_end_after_a_voxel_or_two_are_left_to_the_general_formulas(
     spec: PassSpec, monkeypatch: pytest.MonkeyPatch
