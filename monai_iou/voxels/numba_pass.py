@@ -75,9 +75,9 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
 
     If its gradient is left to the general formulas, the other two mean nothing.
     """
-    rows = np.zeros((tiles.classes, tiles.count_of_regions, ROWS))
+    rows = np.zeros((tiles.classes, tiles.regions, ROWS))
     groups, step = tiles.groups_of(image, part)
-    if groups.size and not tiles.regions.has_long_runs(groups):
+    if groups.size and not tiles.by_region.has_long_runs(groups):
         return rows, _State.GENERAL, False
     if tiles.is_softmax:
         if not tiles.softmax.add_classes(*tiles.of_all_classes(image, part), groups, step, rows):
@@ -92,7 +92,7 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
             p = x if place is None else place[c * stride : c * stride + part.stop - part.start]
             keeps = place is not None
             if groups.size:
-                found = tiles.regions.add_regions(x, other, target, number, own, tiles.two, keeps, p, pair)
+                found = tiles.by_region.add_regions(x, other, target, number, own, tiles.two, keeps, p, pair)
             else:
                 found = tiles.usual.add_usual(x, other, target, number, tiles.two, tiles.terms, keeps, p, pair[:, 0])
             state = min(state, found)
@@ -153,7 +153,7 @@ def _write_tile(tiles: Tiles, out: Flat, pulls: Array, state: _State, image: int
                 pair[1, CROSS_ENTROPY] = pulls[image, c, of_others]
             places = place[c * stride : c * stride + count], place[:count]
             if state == _State.KEPT and groups.size:
-                tiles.regions.write_regions(target, number, own, tiles.two, pair, *places)
+                tiles.by_region.write_regions(target, number, own, tiles.two, pair, *places)
             elif state == _State.KEPT:
                 tiles.usual.write_usual(target, number, tiles.two, tiles.terms, pair, *places)
             else:

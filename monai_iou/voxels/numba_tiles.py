@@ -74,7 +74,7 @@ class Tiles:
     def __init__(self, voxels: Voxels, spec: PassSpec) -> None:
         found = loaded()
         assert not isinstance(found, str)
-        self.usual, self.lines, self.softmax, self.regions, parts = found
+        self.usual, self.lines, self.softmax, self.by_region, parts = found
         self.terms, self.spec = parts.Terms.of(spec), spec
         batch, self.classes, count = voxels.logits.shape
         labels = voxels.labels
@@ -82,7 +82,7 @@ class Tiles:
         assert target is not None
         self.logits, self.target = Flat(voxels.logits), Flat(target)
         self.mask = None if voxels.valid is None else voxels.valid.contiguous().numpy()
-        self.groups, self.count_of_regions = voxels.groups, voxels.regions
+        self.groups, self.regions = voxels.groups, voxels.regions
         self.labels = labels is not None
         self.mark = IGNORED[labels.dtype] if labels is not None and voxels.has_ignored else 0
         is_shared = self.groups is None or self.groups.shape[1] == 1
