@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from benchmarks.evidence.datasets import ROOT
 from benchmarks.evidence.running import run_all
 from benchmarks.evidence.studies import STUDIES, select
@@ -54,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     runs = select(STUDIES[options.study].runs(quick=options.quick), options.only)
     if not runs:
         print(f"No run of {options.study} has any of {', '.join(options.only)}.", file=sys.stderr)
+        return 2
+    if STUDIES[options.study].needs_gpu and not options.quick and not torch.cuda.is_available():
+        print(f"Expected a GPU for {options.study}, but torch finds none: try it with --quick.", file=sys.stderr)
         return 2
     output, results = options.output.resolve() / options.study, options.results.resolve()
     output.mkdir(parents=True, exist_ok=True)

@@ -90,6 +90,9 @@ LOSSES: dict[str, Overrides] = {
     "generalised iou": {"loss": {**_ours("GeneralizedIoULoss", w_type="simple"), "include_background": True}},
     "instance": {"instance": True},
     "planned": {"planned": True},  # what `monai-iou plan` writes for the data, but for the epochs
+    "planned, bfloat16": {"planned": True, "amp_dtype": "bfloat16"},
+    "planned, float16": {"planned": True, "amp_dtype": "float16"},
+    "planned, float32": {"planned": True, "amp": False},
     "monai tutorial": {
         # As MONAI's spleen tutorial: DiceCELoss as it comes, Adam at a constant 1e-4, batch normalisation, and no
         # random transforms but patches around voxels. The network has the levels and channels of the others.

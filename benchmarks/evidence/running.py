@@ -30,7 +30,7 @@ from benchmarks.training import processor
 
 SCORES = ("iou", "dice", "lesion_f1")
 # What inference has to be told as training was.
-NETWORK = ("network", "network_def", "deep_supervision", "attention")
+NETWORK = ("network", "network_def", "deep_supervision", "attention", "amp", "amp_dtype")
 # What a plan does not decide in a study, so that the budget is the same.
 EQUAL = ("epochs", "case_repeats", "val_interval", "val_fraction", "seed")
 

@@ -48,6 +48,7 @@ class Study:
         baseline: the (loss, sampler) that the others are compared with.
         primary: the one score that decides, a column of the table of cases.
         more_seeds: seeds beside `seeds` of single data or losses, where three leave the answer open.
+        needs_gpu: whether a run shows nothing without one; quick runs are made on a CPU as well.
         amounts: of the foreground in each of `data`, in %: the scores are drawn over it.
         quick: what `--quick` changes: `epochs` of every run, and `data` to those named.
     """
@@ -61,6 +62,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     more_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     primary: str = "iou"
+    needs_gpu: bool = False
     amounts: tuple[float, ...] = ()
     quick: Overrides = field(default_factory=lambda: {"epochs": 3})
 
@@ -221,6 +223,16 @@ STUDIES: dict[str, Study] = {
             baseline=("ours", "own"),
             primary="dice",
             quick={"data": ("task904, 8, 1.5 min",)},
+        ),
+        Study(
+            "precision",
+            "In which number format should a GPU train?",
+            ("task902",),
+            ("planned, bfloat16", "planned, float16", "planned, float32"),
+            samplers=("q=1/2",),
+            baseline=("planned, bfloat16", "q=1/2"),
+            needs_gpu=True,
+            quick={"epochs": 1},
         ),
         Study(
             "choices",

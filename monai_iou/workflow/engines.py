@@ -1,4 +1,8 @@
-"""Evaluators that refuse a case whose network output is not finite, and go on with the others."""
+"""MONAI's engines, for a network output that is not finite.
+
+One that is too large for float16 is computed again in float32. Where that does not help, evaluators refuse the case and
+go on with the others.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from typing import Any
 import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
+from monai.engines.trainer import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
 from monai_iou.distributed import is_distributed
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
+from monai_iou.workflow.half_precision import FullPrecisionFallback
 
-__all__ = ["CaseEvaluator", "ValidationEvaluator"]
+__all__ = ["CaseEvaluator", "Trainer", "ValidationEvaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +29,22 @@ class _NotFiniteError(Exception):
     """The network's output of this case holds NaN or infinity."""
 
 
+class Trainer(SupervisedTrainer):
+    """MONAI's `SupervisedTrainer` with a `monai_iou.workflow.half_precision.FullPrecisionFallback` as its inferer.
+
+    Args:
+        args, kwargs: as for `monai.engines.SupervisedTrainer`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inferer = FullPrecisionFallback(self.inferer)
+
+
 class CaseEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` which does not accept NaN as an answer.
+
+    Its inferer is a `monai_iou.workflow.half_precision.FullPrecisionFallback`.
 
     A case whose output holds NaN or infinity is neither postprocessed, nor written, nor scored; its sentence is logged
     and kept in `state.failed_cases`, and `monai_iou.workflow.failures.run` ends with it once the other cases are done.
@@ -37,6 +57,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.inferer = FullPrecisionFallback(self.inferer)
         self.state.failed_cases = []
         self._finished = 0
         self._has_failed = False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evidence_rows import CASE, RUN, SUMMARY
 from places import DATA as REAL
 from places import DOCS
@@ -268,3 +269,12 @@ def test_wrong_arguments_end_with_status_2(arguments: list[str], status: int) ->
     with pytest.raises(SystemExit) as stop:
         command.main(arguments)
     assert stop.value.code == status
+
+
+def test_a_study_that_needs_a_gpu_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    given = ["--study", "precision", "--results", str(tmp_path), "--output", str(tmp_path)]
+    assert command.main(given) == 2
+    assert capsys.readouterr().err == "Expected a GPU for precision, but torch finds none: try it with --quick.\n"
+    assert list(tmp_path.iterdir()) == []

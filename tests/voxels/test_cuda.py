@@ -7,10 +7,12 @@ import importlib.util
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Events
+from monai.inferers.inferer import SimpleInferer
 from torch import Tensor
 
 from monai_iou import (
@@ -27,6 +29,7 @@ from monai_iou import (
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.voxels import late_checks
+from monai_iou.workflow.half_precision import FullPrecisionFallback, amp_type_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -232,9 +235,16 @@ def test_the_default_kernel_is_triton_without_a_warning() -> None:
         assert torch.equal(found, loss(logits, labels))
 
 
-@pytest.mark.parametrize("sizes", [{"patch_size": [32, 32, 24]}, {"patch_size": [48, 48, 14], "pixdim": [1, 1, 3.3]}])
-def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path, sizes: dict[str, list[float]]) -> None:
-    """Also with thick slices, whose network halves its axes at different levels."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"patch_size": [32, 32, 24]},
+        {"patch_size": [48, 48, 14], "pixdim": [1, 1, 3.3]},
+        {"patch_size": [32, 32, 24], "amp_dtype": "float16"},
+    ],
+)
+def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Also with thick slices, whose network halves its axes at different levels, and with each type of precision."""
     from monai.bundle import ConfigWorkflow
 
     data = write_phantom_dataset(tmp_path / "dataset", training=4, evaluation=0, shape=(48, 48, 48))
@@ -242,7 +252,7 @@ def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path, sizes:
     length = {"base_channels": 4, "epochs": 8, "case_repeats": 4, "val_fraction": 0}
     workflow = ConfigWorkflow(
         config_file=str(bundle_path() / "configs" / "train.json"), workflow_type="train", logging_file=False,
-        **places, **length, **sizes,
+        **places, **length, **settings,
     )  # fmt: skip
     workflow.initialize()
     loader = workflow.parser.get_parsed_content("train#dataloader")
@@ -257,3 +267,17 @@ def test_the_bundle_changes_patches_on_the_gpu_and_trains(tmp_path: Path, sizes:
     workflow.run()
     assert all(math.isfinite(loss) for loss in losses)
     assert sum(losses[-8:]) < sum(losses[:8])
+
+
+def test_an_output_too_large_for_float16_is_computed_again() -> None:
+    layer = torch.nn.Conv3d(1, 2, 1, device="cuda")
+    image = torch.rand(1, 1, 8, 8, 8, device="cuda") + 1
+    fallback = FullPrecisionFallback(SimpleInferer())
+    with torch.no_grad():
+        layer.weight.fill_(6e4)
+    assert amp_type_of("cuda") == ("bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16")
+    with torch.autocast("cuda", torch.float16):
+        assert not layer(image).isfinite().all()
+        found = fallback(image, layer)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, 6e4 * image + layer.bias.view(1, 2, 1, 1, 1), rtol=1e-3, atol=0)  # with TF32
