@@ -29,7 +29,7 @@ def amp_type_of(device: str | torch.device) -> str:
         'bfloat16'
     """
     device = torch.device(device)
-    if device.type != "cuda":
+    if device.type != "cuda" or torch.cuda.device_count() == 0:  # its absence is said where it is used
         return "bfloat16"
     with torch.cuda.device(device):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from monai_iou.workflow.cpu_layers import use_fast_layers
 from monai_iou.workflow.settings import optional
 
 __all__ = ["PolynomialDecay", "WeightAverage", "inner_module", "is_better", "with_weights_in"]
@@ -35,8 +36,9 @@ def inner_module(network: torch.nn.Module) -> torch.nn.Module:
 def with_weights_in(memory_format: torch.memory_format, network: torch.nn.Module) -> torch.nn.Module:
     """Return the network, its 3D kernels in a memory format; convolutions on a CPU are faster in `channels_last_3d`.
 
-    Kernels that lie in that format as they are, having no second channel or voxel, keep their strides: with the
-    others that `Module.to` would give them, torch refuses to load what MONAI's federated client took from the network.
+    In that format, instance normalisation and PReLU get their form of `monai_iou.workflow.cpu_layers`. Kernels that lie
+    in that format as they are, having no second channel or voxel, keep their strides: with the others that `Module.to`
+    would give them, torch refuses to load what MONAI's federated client took from the network.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.Conv3d(4, 2, 3))
@@ -46,7 +48,7 @@ def with_weights_in(memory_format: torch.memory_format, network: torch.nn.Module
     for weights in network.parameters():
         if weights.dim() == 5 and not weights.is_contiguous(memory_format=memory_format):
             weights.data = weights.data.contiguous(memory_format=memory_format)
-    return network
+    return use_fast_layers(network) if memory_format == torch.channels_last_3d else network
 
 
 class WeightAverage:

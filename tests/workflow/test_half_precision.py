@@ -51,10 +51,13 @@ def test_the_type_of_a_gpu_is_the_one_in_which_it_computes(
     native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or torch.no_grad())  # type: ignore[func-returns-value]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
     assert amp_type_of("cuda:1") == amp_type_of(torch.device("cuda", 1)) == expected
     assert asked == [torch.device("cuda", 1)] * 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert amp_type_of("cuda:1") == "bfloat16"
 
 
 @pytest.mark.parametrize(

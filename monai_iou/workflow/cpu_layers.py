@@ -1,0 +1,112 @@
+"""Instance normalisation and PReLU that are fast on a CPU where channels lie last, as the convolutions like them.
+
+torch's instance normalisation copies such an image into its usual layout, and what it returns back again; and the
+backward pass of torch's PReLU is not vectorised. In a step of MONAI's `UNet`, both take a third of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["FastInstanceNorm3d", "FastPReLU", "use_fast_layers"]
+
+
+def _is_plain(image: Tensor) -> bool:
+    """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for."""
+    is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)()
+    is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing()
+    is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64)
+    return is_usual and not is_recorded and not is_transformed
+
+
+class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d` with the same values, faster for images (B, C, X, Y, Z) whose channels lie last.
+
+    (x - mean) / sqrt(variance + eps) for each image and channel, where the variance is the mean square of x - mean.
+    Everything else (other layouts, a GPU, half precision, a single voxel, running statistics) is left to torch.
+
+    Example:
+        >>> image = torch.rand(1, 2, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+        >>> torch.testing.assert_close(FastInstanceNorm3d(2)(image), torch.nn.InstanceNorm3d(2)(image))
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised image."""
+        if not (_is_plain(input) and self._is_covered(input)):
+            output: Tensor = super().forward(input)
+            return output
+        voxels = input.movedim(1, -1).flatten(1, 3)  # a view (B, voxels, C)
+        centred = voxels - voxels.mean(1, keepdim=True)
+        normalised: Tensor = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
+        if self.weight is not None:
+            normalised = torch.addcmul(self.bias, normalised, self.weight)
+        image: Tensor = normalised.unflatten(1, input.shape[2:])
+        return image.movedim(-1, 1)
+
+    def _is_covered(self, image: Tensor) -> bool:
+        is_last = image.dim() == 5 and image.is_contiguous(memory_format=torch.channels_last_3d)
+        has_voxels = is_last and image.shape[0] > 0 and image.shape[2:].numel() > 1
+        is_own = image.shape[1] == self.num_features or self.weight is None
+        return has_voxels and is_own and not self.track_running_stats
+
+
+class _Rectified(torch.autograd.Function):
+    """x where x > 0, and weight * x elsewhere, for one weight."""
+
+    @staticmethod
+    def forward(image: Tensor, weight: Tensor) -> Tensor:
+        return F.leaky_relu(image, weight.item())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        image, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a derivative of this one is asked for
+            of_image, of_weight = torch.autograd.grad(
+                F.prelu(image, weight), (image, weight), gradient, create_graph=True
+            )
+            return of_image, of_weight
+        of_image = torch.ops.aten.leaky_relu_backward(gradient, image, weight.item(), False)
+        return of_image, (image.clamp_max(0) * gradient).sum().view(1)
+
+
+class FastPReLU(torch.nn.PReLU):
+    """`torch.nn.PReLU` with the same values; with one weight on a CPU, its backward pass is several times as fast.
+
+    Example:
+        >>> FastPReLU()(torch.tensor([-2.0, 2.0])).tolist()
+        [-0.5, 2.0]
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the image with its negative values multiplied by the weight."""
+        if not (_is_plain(input) and self.weight.numel() == 1 and self.weight.dtype == input.dtype):
+            output: Tensor = super().forward(input)
+            return output
+        result: Tensor = _Rectified.apply(input, self.weight)
+        return result
+
+
+_FAST = {torch.nn.InstanceNorm3d: FastInstanceNorm3d, torch.nn.PReLU: FastPReLU}
+
+
+def use_fast_layers(network: torch.nn.Module) -> torch.nn.Module:
+    """Give every instance normalisation and PReLU of a network its fast form, in place; return the network.
+
+    Names, weights and values stay as they are. Modules of classes that are derived from torch's are left alone.
+
+    Example:
+        >>> use_fast_layers(torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.PReLU()))[1]
+        FastPReLU(num_parameters=1)
+    """
+    for module in network.modules():
+        # Its class alone: the module keeps its hooks, and whoever holds it holds the fast one.
+        module.__class__ = _FAST.get(type(module), type(module))
+    return network

@@ -1,0 +1,213 @@
+"""Instance normalisation and PReLU for a CPU, against torch's."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.unet import UNet
+from torch import Tensor
+
+from monai_iou.workflow.cpu_layers import FastInstanceNorm3d, FastPReLU, use_fast_layers
+from monai_iou.workflow.optimization import with_weights_in
+
+LAST = torch.channels_last_3d
+SHAPES = [(2, 4, 5, 6, 7), (1, 1, 3, 3, 3), (3, 2, 1, 1, 2), (1, 33, 4, 1, 1), (2, 3, 2, 2, 2)]
+
+
+def image_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).contiguous(memory_format=LAST)
+
+
+def results(layer: torch.nn.Module, image: Tensor) -> list[Tensor]:
+    """Return what a layer gives, and the gradients of a random projection of it for the image and the weights."""
+    leaf = image.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    output = layer(leaf)
+    pull = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(output)
+    gradients = torch.autograd.grad(output, [leaf, *layer.parameters()], pull)
+    return [output.detach(), *gradients]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_equals_torch_in_float64(shape: tuple[int, ...], affine: bool, dtype: torch.dtype) -> None:
+    fast = FastInstanceNorm3d(shape[1], affine=affine, eps=1e-3, dtype=dtype)
+    for weights in fast.parameters():
+        torch.nn.init.normal_(weights)
+    exact = torch.nn.InstanceNorm3d(shape[1], affine=affine, eps=1e-3, dtype=torch.float64)
+    exact.load_state_dict(fast.state_dict())
+    image = image_of(shape, dtype)
+    found = results(fast, image)
+    assert all(part.dtype == dtype for part in found)
+    assert found[0].is_contiguous(memory_format=LAST)
+    for one, other in zip(found, results(exact, image.double()), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+def test_norm_keeps_digits_that_a_large_mean_would_take() -> None:
+    image = image_of((1, 2, 8, 8, 8)) + 3000
+    exact = torch.nn.InstanceNorm3d(2)(image.double())
+    assert (FastInstanceNorm3d(2)(image) - exact).abs().max() < 1e-3
+
+
+def test_norm_of_what_is_constant_or_undefined() -> None:
+    image = image_of((3, 2, 4, 4, 4))
+    image[0, 0] = 7
+    image[1, 1, 0, 0, 0] = math.nan
+    image[2, 0, 0, 0, 0] = math.inf
+    fast, usual = FastInstanceNorm3d(2)(image), torch.nn.InstanceNorm3d(2)(image)
+    assert (fast[0, 0] == 0).all()  # of which torch makes 3e-5
+    assert torch.equal(fast.isnan(), usual.isnan())
+    torch.testing.assert_close(fast[1:], usual[1:], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        image_of((2, 3, 4, 4, 4)).contiguous(),
+        image_of((2, 3, 4, 4, 4)).bfloat16(),
+        image_of((2, 3, 4, 4, 4))[0],
+        torch.zeros(0, 3, 4, 4, 4).contiguous(memory_format=LAST),
+    ],
+    ids=["usual layout", "bfloat16", "no batch", "no images"],
+)
+def test_what_is_not_covered_is_left_to_torch(image: Tensor) -> None:
+    assert torch.equal(FastInstanceNorm3d(3)(image), torch.nn.InstanceNorm3d(3)(image))
+
+
+def test_errors_and_running_statistics_are_those_of_torch() -> None:
+    one_voxel = image_of((2, 3, 1, 1, 1))
+    for layer in (FastInstanceNorm3d(3), torch.nn.InstanceNorm3d(3)):
+        with pytest.raises(ValueError, match="more than 1 spatial element"):
+            layer(one_voxel)
+    for layer in (FastInstanceNorm3d(4, affine=True), torch.nn.InstanceNorm3d(4, affine=True)):
+        with pytest.raises(ValueError, match="expected input's size at dim=1"):
+            layer(image_of((2, 3, 4, 4, 4)))
+    fast, usual = (kind(3, track_running_stats=True) for kind in (FastInstanceNorm3d, torch.nn.InstanceNorm3d))
+    for _ in range(2):
+        assert torch.equal(fast(image_of((2, 3, 4, 4, 4))), usual(image_of((2, 3, 4, 4, 4))))
+    assert torch.equal(fast.running_var, usual.running_var)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.0, -1.5])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_prelu_equals_torch(weight: float, contiguous: bool) -> None:
+    image = image_of((2, 3, 4, 4, 4))
+    image[0, 0, 0, 0] = 0
+    image = image.contiguous() if contiguous else image
+    for one, other in zip(
+        results(FastPReLU(init=weight), image), results(torch.nn.PReLU(init=weight), image), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_prelu_of_what_is_undefined_and_of_a_weight_for_each_channel() -> None:
+    image = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1.0])
+    assert torch.equal(results(FastPReLU(), image)[0].isnan(), torch.tensor([True, False, False, False, False]))
+    for one, other in zip(results(FastPReLU(), image), results(torch.nn.PReLU(), image), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+    channels = image_of((2, 3, 4, 4, 4))
+    assert torch.equal(FastPReLU(3)(channels), torch.nn.PReLU(3)(channels))
+    assert torch.equal(FastPReLU().double()(channels.double()), torch.nn.PReLU().double()(channels.double()))
+    half = channels.bfloat16()
+    assert torch.equal(FastPReLU().bfloat16()(half), torch.nn.PReLU().bfloat16()(half))
+    with pytest.raises(RuntimeError, match="Type promoting not supported"):
+        FastPReLU()(half)
+
+
+@pytest.mark.parametrize("layer", [FastInstanceNorm3d(2, affine=True), FastPReLU()], ids=["norm", "prelu"])
+def test_first_and_second_derivatives(layer: torch.nn.Module) -> None:
+    layer = layer.double()
+    image = image_of((2, 2, 2, 1, 2), torch.float64).requires_grad_()
+
+    def output(image: Tensor, *weights: Tensor) -> Tensor:
+        named = dict(zip(dict(layer.named_parameters()), weights, strict=True))
+        found: Tensor = torch.func.functional_call(layer, named, (image.contiguous(memory_format=LAST),))
+        return found
+
+    inputs = (image, *(weights.detach().requires_grad_() for weights in layer.parameters()))
+    assert torch.autograd.gradcheck(output, inputs)
+    assert torch.autograd.gradgradcheck(output, inputs)
+
+
+@pytest.fixture
+def network() -> UNet:
+    torch.manual_seed(0)
+    return UNet(3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2)
+
+
+def test_a_network_keeps_names_weights_hooks_and_values(network: UNet) -> None:
+    image = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = results(copy.deepcopy(network).double(), image.double())
+    usual = results(network, image)
+    calls: list[str] = []
+    prelu = network.model[0].conv.unit0.adn.A
+    prelu.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    names = list(network.state_dict())
+    same = with_weights_in(LAST, network)
+    assert same is network
+    assert list(network.state_dict()) == names
+    assert isinstance(prelu, torch.nn.PReLU)
+    kinds = {type(module).__name__ for module in network.modules()}
+    assert {"FastInstanceNorm3d", "FastPReLU"} <= kinds
+    assert not {"InstanceNorm3d", "PReLU"} & kinds
+    found = results(network, image)
+    assert calls == ["FastPReLU"]
+    scale = max(other.abs().max() for other in expected)
+    for one, other, torchs in zip(found, expected, usual, strict=True):
+        assert (one - other).abs().max() <= 2 * (torchs - other).abs().max() + 3e-6 * scale
+    for other_network in (copy.deepcopy(network), pickle.loads(pickle.dumps(UNet(3, 1, 2, (4, 8), (2,))))):
+        assert use_fast_layers(other_network)(image).shape == (2, 2, 16, 16, 16)
+
+
+def test_another_format_and_derived_classes_are_left_alone(network: UNet) -> None:
+    class Own(torch.nn.PReLU):
+        pass
+
+    given = torch.nn.Sequential(network, Own())
+    assert with_weights_in(torch.contiguous_format, given) is given
+    assert not any(isinstance(module, FastPReLU) for module in given.modules())
+    use_fast_layers(given)
+    assert type(given[1]) is Own
+
+
+def test_an_activation_that_works_in_place_may_follow() -> None:
+    network = BasicUNet(3, 1, 2, (4, 4, 8, 8, 8, 4))  # its LeakyReLU does
+    image = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=LAST)
+    expected = results(network, image)
+    assert any(getattr(module, "inplace", False) for module in network.modules())
+    found = results(with_weights_in(LAST, network), image)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3 * other.abs().max().item() + 1e-5)
+
+
+def test_metadata_tracing_and_transforms_of_functions(network: UNet) -> None:
+    image = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=LAST)
+    usual, fast = copy.deepcopy(network).eval(), with_weights_in(LAST, network).eval()
+    expected = usual(image)
+    torch.testing.assert_close(fast(MetaTensor(image)).as_tensor(), expected, rtol=1e-4, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own layers warn of a comparison
+        traced = torch.jit.trace(fast, image)
+    torch.testing.assert_close(traced(image), expected, rtol=1e-4, atol=1e-5)
+    parameters = {name: weights.detach() for name, weights in fast.named_parameters()}
+
+    def value(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(fast, parameters, (image,)).square().mean()
+        return found
+
+    several = torch.stack([image, 2 * image])
+    gradients = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))(parameters, several)
+    assert all(gradient.shape[0] == 2 for gradient in gradients.values())
+    value(dict(fast.named_parameters()), image).backward()
+    for name, weights in fast.named_parameters():
+        assert weights.grad is not None
+        torch.testing.assert_close(gradients[name][0], weights.grad, rtol=1e-2, atol=1e-6)
