@@ -93,6 +93,7 @@ LOSSES: dict[str, Overrides] = {
     "planned, bfloat16": {"planned": True, "amp_dtype": "bfloat16"},
     "planned, float16": {"planned": True, "amp_dtype": "float16"},
     "planned, float32": {"planned": True, "amp": False},
+    "iou+ce/3, bfloat16": {**_iou_ce(THIRD), "amp": True},  # on a CPU; on a GPU that is the default
     "monai tutorial": {
         # As MONAI's spleen tutorial: DiceCELoss as it comes, Adam at a constant 1e-4, batch normalisation, and no
         # random transforms but patches around voxels. The network has the levels and channels of the others.

@@ -235,6 +235,15 @@ STUDIES: dict[str, Study] = {
             quick={"epochs": 1},
         ),
         Study(
+            "half",
+            "Does bfloat16 on a CPU change what is learnt?",
+            ("task901", "task904, 32", "task904, 208"),
+            ("iou+ce/3", "iou+ce/3, bfloat16"),
+            samplers=("q=1/2",),
+            baseline=("iou+ce/3", "q=1/2"),
+            quick={"epochs": 1, "data": ("task901",)},
+        ),
+        Study(
             "choices",
             "How much does each of the other settings change the result?",
             ("unequal",),

@@ -19,7 +19,7 @@ def _is_plain(image: Tensor) -> bool:
     """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for."""
     is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)()
     is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing()
-    is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64)
+    is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64, torch.bfloat16)
     return is_usual and not is_recorded and not is_transformed
 
 
@@ -40,11 +40,12 @@ class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
             output: Tensor = super().forward(input)
             return output
         voxels = input.movedim(1, -1).flatten(1, 3)  # a view (B, voxels, C)
+        voxels = voxels.float() if input.dtype == torch.bfloat16 else voxels
         centred = voxels - voxels.mean(1, keepdim=True)
         normalised: Tensor = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
         if self.weight is not None:
             normalised = torch.addcmul(self.bias, normalised, self.weight)
-        image: Tensor = normalised.unflatten(1, input.shape[2:])
+        image: Tensor = normalised.to(input.dtype).unflatten(1, input.shape[2:])
         return image.movedim(-1, 1)
 
     def _is_covered(self, image: Tensor) -> bool:
@@ -74,7 +75,7 @@ class _Rectified(torch.autograd.Function):
             )
             return of_image, of_weight
         of_image = torch.ops.aten.leaky_relu_backward(gradient, image, weight.item(), False)
-        return of_image, (image.clamp_max(0) * gradient).sum().view(1)
+        return of_image, (image.clamp_max(0) * gradient).sum(dtype=weight.dtype).view(1)
 
 
 class FastPReLU(torch.nn.PReLU):
@@ -87,7 +88,8 @@ class FastPReLU(torch.nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the image with its negative values multiplied by the weight."""
-        if not (_is_plain(input) and self.weight.numel() == 1 and self.weight.dtype == input.dtype):
+        has_type = self.weight.dtype == input.dtype or torch.is_autocast_enabled("cpu")
+        if not (_is_plain(input) and self.weight.numel() == 1 and has_type):
             output: Tensor = super().forward(input)
             return output
         result: Tensor = _Rectified.apply(input, self.weight)

@@ -10,6 +10,7 @@ import logging
 import math
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
@@ -18,7 +19,7 @@ from monai.engines.utils import IterationEvents
 
 from monai_iou.distributed import is_distributed
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
-from monai_iou.workflow.half_precision import FullPrecisionFallback
+from monai_iou.workflow.half_precision import in_mixed_precision
 
 __all__ = ["CaseEvaluator", "Trainer", "ValidationEvaluator"]
 
@@ -29,35 +30,66 @@ class _NotFiniteError(Exception):
     """The network's output of this case holds NaN or infinity."""
 
 
+def _runs_on_gpu(device: str | torch.device) -> bool:
+    return torch.device(device).type != "cpu"
+
+
 class Trainer(SupervisedTrainer):
-    """MONAI's `SupervisedTrainer` with a `monai_iou.workflow.half_precision.FullPrecisionFallback` as its inferer.
+    """MONAI's `SupervisedTrainer`, whose mixed precision works on a CPU too and survives what float16 cannot hold.
+
+    See `monai_iou.workflow.half_precision`.
 
     Args:
+        device: to train on.
         args, kwargs: as for `monai.engines.SupervisedTrainer`.
+        amp: mixed precision.
+        amp_kwargs: with its `dtype`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.inferer = FullPrecisionFallback(self.inferer)
+    def __init__(
+        self,
+        device: str | torch.device,
+        *args: Any,
+        amp: bool = False,
+        amp_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # MONAI's own is for a GPU: on a CPU it does nothing, but for two warnings.
+        kwargs |= {"amp": amp and _runs_on_gpu(device), "amp_kwargs": amp_kwargs}
+        super().__init__(device, *args, **kwargs)
+        self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
 
 
 class CaseEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` which does not accept NaN as an answer.
 
-    Its inferer is a `monai_iou.workflow.half_precision.FullPrecisionFallback`.
+    Its mixed precision works on a CPU too and survives what float16 cannot hold, see
+    `monai_iou.workflow.half_precision`.
 
     A case whose output holds NaN or infinity is neither postprocessed, nor written, nor scored; its sentence is logged
     and kept in `state.failed_cases`, and `monai_iou.workflow.failures.run` ends with it once the other cases are done.
 
     Args:
+        device: to evaluate on.
         args, kwargs: as for `monai.engines.SupervisedEvaluator`.
+        amp: mixed precision.
+        amp_kwargs: with its `dtype`.
     """
 
     remedy = "or set `amp` to false; no mask is written and no score is given"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.inferer = FullPrecisionFallback(self.inferer)
+    def __init__(
+        self,
+        device: str | torch.device,
+        *args: Any,
+        amp: bool = False,
+        amp_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        device = torch.device(device)
+        kwargs |= {"amp": amp and _runs_on_gpu(device), "amp_kwargs": amp_kwargs}
+        super().__init__(device, *args, **kwargs)
+        self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
         self.state.failed_cases = []
         self._finished = 0
         self._has_failed = False
@@ -126,9 +158,8 @@ class ValidationEvaluator(CaseEvaluator):
         additional_metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        metrics = {"key_val_metric": key_val_metric, "additional_metrics": additional_metrics}
-        super().__init__(*args, **metrics, **kwargs)
-        self._names = [name for named in metrics.values() for name in named or {}]
+        super().__init__(*args, key_val_metric=key_val_metric, additional_metrics=additional_metrics, **kwargs)
+        self._names = [*(key_val_metric or {}), *(additional_metrics or {})]
 
     def _has_no_score(self, counts: list[tuple[int, int]]) -> bool:
         if not any(failed for failed, _ in counts):

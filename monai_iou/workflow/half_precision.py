@@ -1,8 +1,9 @@
-"""Mixed precision: its data type on a device, and network outputs that are too large for float16."""
+"""Mixed precision: its data type on a device, on a CPU as well, and network outputs that are too large for float16."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from monai_iou.distributed import is_distributed
 from monai_iou.workflow.finite_outputs import is_finite
+from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["FullPrecisionFallback", "amp_type_of"]
+__all__ = ["CpuAutocast", "FullPrecisionFallback", "amp_type_of", "in_mixed_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,40 @@ def amp_type_of(device: str | torch.device) -> str:
         return "bfloat16"
     with torch.cuda.device(device):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+class CpuAutocast(Inferer):
+    """An inferer that computes in bfloat16 on a CPU, as MONAI's engines do on a GPU alone.
+
+    The convolutions are then about twice as fast on processors that compute in bfloat16 (AVX512_BF16, AMX). Weights and
+    their gradients stay in float32, and no gradient has to be scaled.
+
+    Args:
+        inferer: computes the output.
+        dtype: bfloat16, as torch's type.
+
+    Raises:
+        ValueError: `dtype` is another; under `python -m monai.bundle` the program ends with that sentence.
+
+    Example:
+        >>> from monai.inferers import SimpleInferer
+        >>> CpuAutocast(SimpleInferer())(torch.rand(1, 1, 2, 2), torch.nn.Conv2d(1, 1, 1)).dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, inferer: Inferer, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        if dtype != torch.bfloat16:
+            with exit_with_message():
+                name = str(dtype).removeprefix("torch.")
+                message = f"Expected `amp_dtype` to be bfloat16 on a CPU, but got {name}: write --amp_dtype bfloat16."
+                raise ValueError(message)
+        self.inferer = inferer
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of `inferer` for images (B, channels, *S)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inferer(inputs, network, *args, **kwargs)
 
 
 class FullPrecisionFallback(Inferer):
@@ -91,3 +127,12 @@ class FullPrecisionFallback(Inferer):
                 "in it, otherwise `amp` to false."
             )
         self._has_warned = True
+
+
+def in_mixed_precision(
+    inferer: Inferer, device: str | torch.device, amp: bool, amp_kwargs: Mapping[str, Any]
+) -> Inferer:
+    """Return an inferer for an engine, whose own mixed precision is for a GPU alone."""
+    if amp and torch.device(device).type == "cpu":
+        return CpuAutocast(inferer, amp_kwargs.get("dtype", torch.bfloat16))
+    return FullPrecisionFallback(inferer)

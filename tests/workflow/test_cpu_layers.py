@@ -73,11 +73,11 @@ def test_norm_of_what_is_constant_or_undefined() -> None:
     "image",
     [
         image_of((2, 3, 4, 4, 4)).contiguous(),
-        image_of((2, 3, 4, 4, 4)).bfloat16(),
+        image_of((2, 3, 4, 4, 4)).half(),
         image_of((2, 3, 4, 4, 4))[0],
         torch.zeros(0, 3, 4, 4, 4).contiguous(memory_format=LAST),
     ],
-    ids=["usual layout", "bfloat16", "no batch", "no images"],
+    ids=["usual layout", "float16", "no batch", "no images"],
 )
 def test_what_is_not_covered_is_left_to_torch(image: Tensor) -> None:
     assert torch.equal(FastInstanceNorm3d(3)(image), torch.nn.InstanceNorm3d(3)(image))
@@ -136,6 +136,20 @@ def test_first_and_second_derivatives(layer: torch.nn.Module) -> None:
     inputs = (image, *(weights.detach().requires_grad_() for weights in layer.parameters()))
     assert torch.autograd.gradcheck(output, inputs)
     assert torch.autograd.gradgradcheck(output, inputs)
+
+
+def test_bfloat16_is_computed_in_float32_and_rounded_once() -> None:
+    image = image_of((2, 3, 4, 4, 4)).bfloat16()
+    exact = results(torch.nn.InstanceNorm3d(3), image.double())
+    found = results(FastInstanceNorm3d(3), image)
+    assert found[0].is_contiguous(memory_format=LAST)
+    assert torch.equal(found[0], exact[0].bfloat16())
+    torch.testing.assert_close(found[1].double(), exact[1], rtol=1e-2, atol=1e-2)
+    with torch.autocast("cpu", torch.bfloat16):  # the weight is float32
+        pairs = list(zip(results(FastPReLU(), image), results(torch.nn.PReLU(), image), strict=True))
+    assert [one.dtype for one, _ in pairs] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 @pytest.fixture

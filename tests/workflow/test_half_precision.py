@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from bundle_runs import overrides
+from bundle_runs import causes, overrides
 from gloo_ranks import leave_group, run_ranks
 from monai.inferers.inferer import SimpleInferer, SlidingWindowInferer
 from torch.nn.parallel import DistributedDataParallel
@@ -173,3 +173,44 @@ def test_the_bundle_trains_validates_and_segments_with_numbers_too_large_for_flo
     assert capsys.readouterr().out.count("is too large for float16") == 3  # trainer, validation, inference
     assert (bundle / "models" / "model.pt").is_file()
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["phantom_03.nii.gz"]
+
+
+class Noting(torch.nn.Module):
+    """A network that notes the types of its outputs."""
+
+    types: set[torch.dtype] = set()  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.layer(image)
+        Noting.types.add(output.dtype)
+        return output
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_mixed_precision_on_a_cpu(amp: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_phantom_dataset(tmp_path / "data", training=3, evaluation=1, shape=(32, 32, 24))
+    bundle = copy_bundle(tmp_path / "bundle")
+    given = {"network_def": {"_target_": "test_half_precision.Noting"}, "amp": amp}
+    masks = {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(tmp_path / "masks"), **given}
+    settings = {**overrides(bundle, data, epochs=1, val_interval=1), **given}
+    for configs, values in ((["train"], settings), (["inference"], masks), (["train", "evaluate"], settings)):
+        monkeypatch.setattr(Noting, "types", set())
+        run_workflow(bundle, configs, values)
+        # Of a network of the user's, the training looks at an output before it begins.
+        assert Noting.types - {torch.float32} == ({torch.bfloat16} if amp else set()), configs
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_mixed_precision_on_a_cpu_is_bfloat16(tmp_path: Path) -> None:
+    data = write_phantom_dataset(tmp_path / "data", training=3, evaluation=1, shape=(32, 32, 24))
+    bundle = copy_bundle(tmp_path / "bundle")
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, amp=True, amp_dtype="float16"))
+    message = "Expected `amp_dtype` to be bfloat16 on a CPU, but got float16: write --amp_dtype bfloat16."
+    assert message in {str(cause) for cause in causes(caught.value)}
+    assert [path.name for path in (bundle / "models").iterdir()] == [".monai_iou.lock"]
