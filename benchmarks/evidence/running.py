@@ -19,8 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from benchmarks.evidence.choices import LOSSES
 from benchmarks.evidence.contestants import CONTESTANTS, Budget
 from benchmarks.evidence.data import DATA
@@ -106,8 +104,7 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
         plan = written_plan(data, folder)
         configs = [*configs, str(plan.with_suffix(""))]  # an absolute path stays one behind the bundle's folder
         decided = json.loads(plan.read_text(encoding="utf-8"))
-        chosen = {name: value for name, value in chosen.items() if name not in decided or name in (*EQUAL, "amp")}
-        chosen.setdefault("amp", torch.cuda.is_available())  # as in the trainings that a plan is compared with
+        chosen = {name: value for name, value in chosen.items() if name not in decided or name in EQUAL}
     places = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
     run_workflow(bundle_path(), configs, {**places, **chosen})
     values = losses_of_iterations(folder / "eval" / "tensorboard")

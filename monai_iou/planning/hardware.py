@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -32,14 +31,12 @@ class Machine:
         step_bytes: memory for a training step: nine tenths of the GPU's free memory, or half of the free RAM.
         cache_bytes: RAM for prepared volumes, half of the free RAM.
         source: origin of the first number, as text for the reasons.
-        bfloat16_speed: how many times as fast a convolution is in bfloat16 as in float32; measured on a CPU only.
     """
 
     device: str
     step_bytes: int
     cache_bytes: int
     source: str
-    bfloat16_speed: float = field(default=1.0, compare=False)
 
 
 def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Machine:
@@ -72,33 +69,7 @@ def detect_hardware(device: str = "auto", memory_gb: float | None = None) -> Mac
         raise ValueError(message)
     free = given if given is not None else int(ram or 0)
     source = f"{free / GIB:.1f} GiB {'of RAM free' if given is None else 'by --memory-gb'}"
-    return Machine("cpu", free // 2, free // 2, source, bfloat16_speed())
-
-
-@lru_cache(maxsize=1)
-def bfloat16_speed() -> float:
-    """Return how many times as fast this CPU makes a convolution, forward and backward, in bfloat16 as in float32.
-
-    Two or so if the processor computes in bfloat16 (AVX512_BF16, AMX), below one if it does not. Takes a fifth of a
-    second.
-    """
-    image = torch.rand(2, 16, 24, 24, 24).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    weight = torch.rand(32, 16, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-
-    def seconds(half: bool) -> float:
-        start = time.thread_time()
-        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            output = torch.nn.functional.conv3d(image, weight, padding=1)
-        torch.autograd.grad(output, [image, weight], torch.ones_like(output))
-        return time.thread_time() - start
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # whatever else runs on this machine
-    try:
-        turns = [(seconds(False), seconds(True)) for _ in range(5)]
-    finally:
-        torch.set_num_threads(threads)
-    return min(single for single, _ in turns) / min(half for _, half in turns)
+    return Machine("cpu", free // 2, free // 2, source)
 
 
 def training_bytes(plan: Plan, patches: int) -> int:

@@ -39,7 +39,6 @@ VALIDATIONS = {"cpu": 20, "cuda": 50}
 EPOCH_STEPS = {"cpu": 50, "cuda": 250}
 EMA_DECAY = {"cpu": 0.99, "cuda": 0.999}
 MIN_EPOCHS = 20
-FAST_BFLOAT16 = 1.3  # so that the rest of a step, which is not faster, leaves a gain (docs/results.md, study `half`)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ def propose(
         crop_decision(plan, fingerprint),
         lesion_draw_decision(plan, fingerprint),
         _normalisation(plan),
-        _precision(machine),
         *label_decisions(plan, folder),
         weights,
         loss_decision(plan, fingerprint, weights.keys["class_weights"]),
@@ -142,16 +140,6 @@ def _normalisation(plan: Plan) -> Decision:
             else f"channel {escape_config_text(name)} has no common scale"
         )
     return Decision("normalisation", ", ".join(texts), "; ".join(reasons))
-
-
-def _precision(machine: Machine) -> Decision:
-    """Decide whether convolutions compute in bfloat16; on a GPU the bundle does so without being told."""
-    if machine.device == "cuda":
-        return Decision("precision", "mixed", "convolutions are faster in 16 bits; weights stay in float32", {})
-    speed = f"a convolution in bfloat16 is {machine.bfloat16_speed:.1f} times as fast on this processor"
-    if machine.bfloat16_speed >= FAST_BFLOAT16:
-        return Decision("precision", "mixed, bfloat16", f"{speed}, and the scores were the same", {"amp": True})
-    return Decision("precision", "float32", speed, {})
 
 
 def _class_weights(fingerprint: Fingerprint) -> Decision:

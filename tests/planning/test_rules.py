@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from monai.bundle import ConfigParser
 from monai_iou.datasets.cases import Case, CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import split_cases
-from monai_iou.planning import hardware
 from monai_iou.planning.crop_rules import CROP_RATIOS
 from monai_iou.planning.fingerprint import CaseMeasures, Fingerprint, summarise_measures
 from monai_iou.planning.hardware import GIB, Machine, training_bytes
@@ -272,41 +270,3 @@ def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machin
     assert trained * config["case_repeats"] <= {"cpu": 50, "cuda": 250}[machine.device] * config["batch_size"] + trained
     steps = config["epochs"] * (trained * config["case_repeats"] // config["batch_size"])
     assert {"cpu": 3000, "cuda": 25_000}[machine.device] <= steps
-
-
-@pytest.mark.parametrize(
-    ("machine", "speed", "value", "keys"),
-    [
-        (CPU, 1.6, "mixed, bfloat16", {"amp": True}),
-        (CPU, 1.3, "mixed, bfloat16", {"amp": True}),
-        (CPU, 1.2, "float32", {}),  # the plan may be taken to a GPU, where the bundle's own choice is another
-        (GPU, 1.0, "mixed", {}),
-    ],
-)
-def test_a_cpu_computes_in_bfloat16_where_that_is_faster(
-    machine: Machine, speed: float, value: str, keys: dict[str, bool]
-) -> None:
-    proposal = decide(one_lesion(), machine=replace(machine, bfloat16_speed=speed))
-    (decision,) = (one for one in proposal.decisions if one.name == "precision")
-    assert (decision.value, decision.keys) == (value, keys)
-    if machine.device == "cpu":
-        assert f"is {speed:.1f} times as fast on this processor" in decision.reason
-
-
-def test_the_speed_of_bfloat16_is_measured_once_and_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = torch.get_num_threads()
-    seconds, seen = iter([0.0, 4.0, 4.0, 6.0] + [0.0, 9.0] * 8), []
-
-    def clock() -> float:
-        seen.append(torch.get_num_threads())
-        return next(seconds)
-
-    hardware.bfloat16_speed.cache_clear()
-    with monkeypatch.context() as patched:
-        patched.setattr(hardware.time, "thread_time", clock)
-        assert hardware.bfloat16_speed() == 2.0
-    assert seen == [1] * 20
-    assert torch.get_num_threads() == threads
-    assert hardware.bfloat16_speed() == 2.0
-    hardware.bfloat16_speed.cache_clear()
-    assert 0 < hardware.bfloat16_speed() < 100
