@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from monai.inferers.inferer import Inferer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from monai_iou.distributed import is_distributed
 from monai_iou.workflow.finite_outputs import is_finite
@@ -37,11 +38,45 @@ def amp_type_of(device: str | torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
+_CONVOLUTIONS = {
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+}
+
+
+def _is_small(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> bool:
+    """Return whether an image is no larger than a kernel, along an axis on which the kernel has more than one voxel."""
+    sizes = zip(reversed(input.shape), reversed(weight.shape[2:]), strict=False)
+    return any(kernel > 1 and size <= kernel for size, kernel in sizes)
+
+
+class _SmallInFloat32(TorchFunctionMode):
+    """Convolutions of images that are no larger than the kernel compute in float32, whatever autocast says.
+
+    In bfloat16, oneDNN 3.12 leaves some gradients of such kernels as the memory was, for instance with 3 voxels of the
+    kernel and 2 of the image along the first axis; and for others it writes beyond its memory, which ends the program.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _CONVOLUTIONS or not _is_small(*args, **kwargs):
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            numbers = [value.float() if isinstance(value, Tensor) else value for value in args]
+            named = {name: value.float() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+            return func(*numbers, **named).bfloat16()
+
+
 class CpuAutocast(Inferer):
     """An inferer that computes in bfloat16 on a CPU, as MONAI's engines do on a GPU alone.
 
     The convolutions are then about twice as fast on processors that compute in bfloat16 (AVX512_BF16, AMX). Weights and
-    their gradients stay in float32, and no gradient has to be scaled.
+    their gradients stay in float32, and no gradient has to be scaled. Convolutions of images that are no larger than
+    the kernel along an axis compute in float32, because torch's gradients of their kernels are wrong in bfloat16.
 
     Args:
         inferer: computes the output.
@@ -67,7 +102,7 @@ class CpuAutocast(Inferer):
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the output of `inferer` for images (B, channels, *S)."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), _SmallInFloat32():
             return self.inferer(inputs, network, *args, **kwargs)
 
 

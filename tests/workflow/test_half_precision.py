@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
-from monai_iou.workflow.half_precision import FullPrecisionFallback, amp_type_of
+from monai_iou.workflow.half_precision import CpuAutocast, FullPrecisionFallback, amp_type_of
 
 HALF = ("cpu", torch.float16)
 
@@ -214,3 +214,34 @@ def test_mixed_precision_on_a_cpu_is_bfloat16(tmp_path: Path) -> None:
     message = "Expected `amp_dtype` to be bfloat16 on a CPU, but got float16: write --amp_dtype bfloat16."
     assert message in {str(cause) for cause in causes(caught.value)}
     assert [path.name for path in (bundle / "models").iterdir()] == [".monai_iou.lock"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (torch.nn.Conv3d(16, 16, 3, padding=1), (2, 4, 4)),
+        (torch.nn.Conv3d(16, 16, 3, padding=1), (2, 2, 2)),
+        (torch.nn.Conv3d(16, 16, 3, stride=2, padding=1), (1, 1, 1)),
+        (torch.nn.Conv3d(16, 16, 3, stride=2, padding=1), (4, 4, 1)),
+        (torch.nn.Conv3d(16, 16, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), (2, 2, 1)),
+        (torch.nn.Conv2d(16, 16, 3, stride=2, padding=1), (4, 1)),
+        (torch.nn.Conv3d(16, 16, 3, padding=1), (4, 5, 8)),  # large enough to compute in bfloat16
+    ],
+    ids=str,
+)
+def test_gradients_of_small_images_are_right_in_bfloat16_on_a_cpu(
+    layer: torch.nn.Module, shape: tuple[int, ...]
+) -> None:
+    """torch's own, of the kernel, are what the memory held before."""
+    image = torch.randn(2, 16, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = [image, *layer.parameters()]
+    exact = layer(image)
+    pull = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(exact, weights, pull)
+    for _ in range(3):
+        held = [torch.full((size,), math.nan) for size in (1000, 10_000, 100_000)]
+        del held
+        output = CpuAutocast(SimpleInferer())(image, layer)
+        assert output.dtype == torch.bfloat16
+        for one, other in zip(torch.autograd.grad(output, weights, pull.bfloat16()), expected, strict=True):
+            assert (one - other).norm() < 0.03 * other.norm()
