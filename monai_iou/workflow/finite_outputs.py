@@ -10,14 +10,15 @@ __all__ = ["is_finite", "not_finite"]
 
 
 def is_finite(output: Any) -> bool:
-    """Return whether an output, a tensor or a list of them, has neither NaN nor infinity.
+    """Return whether an output, a tensor or a list of outputs, has neither NaN nor infinity.
 
     Example:
-        >>> is_finite(torch.zeros(2)), is_finite([torch.zeros(2), torch.tensor([0.0, float("nan")])])
+        >>> is_finite(torch.zeros(2)), is_finite([torch.zeros(2), [torch.tensor([0.0, float("nan")])]])
         (True, False)
     """
-    tensors = output if isinstance(output, (list, tuple)) else [output]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    if isinstance(output, (list, tuple)):
+        return all(map(is_finite, output))
+    return bool(torch.isfinite(output).all())
 
 
 def not_finite(batch: Any, remedy: str) -> str:
