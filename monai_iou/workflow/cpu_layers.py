@@ -11,13 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._jit_internal import is_scripting
+from torch.autograd import forward_ad
 
 __all__ = ["FastInstanceNorm3d", "FastPReLU", "use_fast_layers"]
 
 
 def _is_plain(image: Tensor) -> bool:
     """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for."""
-    is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)()
+    is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)() or forward_ad._current_level >= 0
     is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing()
     is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64, torch.bfloat16)
     return is_usual and not is_recorded and not is_transformed
@@ -36,6 +38,15 @@ class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised image."""
+        if is_scripting():  # which has no `super`
+            is_single = input.dim() == self._get_no_batch_dim()
+            output: Tensor = self._handle_no_batch_input(input) if is_single else self._apply_instance_norm(input)
+            return output
+        else:  # noqa: RET505  # or it would be scripted too
+            return self._forward(input)
+
+    @torch.jit.unused
+    def _forward(self, input: Tensor) -> Tensor:
         if not (_is_plain(input) and self._is_covered(input)):
             output: Tensor = super().forward(input)
             return output
@@ -52,7 +63,8 @@ class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
         is_last = image.dim() == 5 and image.is_contiguous(memory_format=torch.channels_last_3d)
         has_voxels = is_last and image.shape[0] > 0 and image.shape[2:].numel() > 1
         is_own = image.shape[1] == self.num_features or self.weight is None
-        return has_voxels and is_own and not self.track_running_stats
+        has_both = (self.weight is None) == (self.bias is None)
+        return has_voxels and is_own and has_both and not self.track_running_stats
 
 
 class _Rectified(torch.autograd.Function):
@@ -70,10 +82,9 @@ class _Rectified(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         image, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # a derivative of this one is asked for
-            of_image, of_weight = torch.autograd.grad(
-                F.prelu(image, weight), (image, weight), gradient, create_graph=True
-            )
-            return of_image, of_weight
+            is_positive = image > 0
+            of_image = torch.where(is_positive, gradient, weight.to(gradient.dtype) * gradient)
+            return of_image, torch.where(is_positive, 0, image * gradient).sum(dtype=weight.dtype).view(1)
         of_image = torch.ops.aten.leaky_relu_backward(gradient, image, weight.item(), False)
         return of_image, (image.clamp_max(0) * gradient).sum(dtype=weight.dtype).view(1)
 
@@ -88,6 +99,13 @@ class FastPReLU(torch.nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the image with its negative values multiplied by the weight."""
+        if is_scripting():  # which has no `super`
+            return F.prelu(input, self.weight)
+        else:  # noqa: RET505  # or it would be scripted too
+            return self._forward(input)
+
+    @torch.jit.unused
+    def _forward(self, input: Tensor) -> Tensor:
         has_type = self.weight.dtype == input.dtype or torch.is_autocast_enabled("cpu")
         if not (_is_plain(input) and self.weight.numel() == 1 and has_type):
             output: Tensor = super().forward(input)
@@ -109,6 +127,7 @@ def use_fast_layers(network: torch.nn.Module) -> torch.nn.Module:
         FastPReLU(num_parameters=1)
     """
     for module in network.modules():
-        # Its class alone: the module keeps its hooks, and whoever holds it holds the fast one.
-        module.__class__ = _FAST.get(type(module), type(module))
+        if type(module) in _FAST:
+            # Its class alone: the module keeps its hooks, and whoever holds it holds the fast one.
+            module.__class__ = _FAST[type(module)]
     return network

@@ -13,6 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.unet import UNet
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from monai_iou.workflow.cpu_layers import FastInstanceNorm3d, FastPReLU, use_fast_layers
 from monai_iou.workflow.optimization import with_weights_in
@@ -225,3 +226,44 @@ def test_metadata_tracing_and_transforms_of_functions(network: UNet) -> None:
     for name, weights in fast.named_parameters():
         assert weights.grad is not None
         torch.testing.assert_close(gradients[name][0], weights.grad, rtol=1e-2, atol=1e-6)
+
+
+def test_torchscript(network: UNet) -> None:
+    """`python -m monai.bundle ckpt_export` writes it."""
+    image = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=LAST)
+    expected = network.eval()(image)
+    scripted = torch.jit.script(with_weights_in(LAST, network))
+    torch.testing.assert_close(scripted(image), expected, rtol=1e-4, atol=1e-5)
+    one_image = image_of((2, 3, 4, 4, 4))[0]
+    for layer in (FastInstanceNorm3d(3), FastPReLU()):
+        torch.testing.assert_close(torch.jit.script(layer)(one_image), layer(one_image))
+
+
+def test_a_traced_network_is_left_as_it_is(network: UNet) -> None:
+    image = torch.randn(1, 1, 8, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own layers warn of a comparison
+        traced = torch.jit.trace(network.eval(), image)
+    assert use_fast_layers(traced)(image).shape == (1, 2, 8, 8, 8)
+
+
+@pytest.mark.parametrize("of_image", [True, False], ids=["image", "weight"])
+def test_second_derivative_of_one_alone(of_image: bool) -> None:
+    found = []
+    for layer in (FastPReLU(), torch.nn.PReLU()):
+        image = image_of((2, 2, 3, 3, 3)).requires_grad_(of_image)
+        asked = image if of_image else layer.weight
+        layer.requires_grad_(not of_image)
+        (gradient,) = torch.autograd.grad(layer(image).square().sum(), asked, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), asked)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_derivative_forward() -> None:
+    image = image_of((2, 2, 3, 3, 3))
+    with forward_ad.dual_level():
+        tangents = [
+            forward_ad.unpack_dual(layer(forward_ad.make_dual(image, torch.ones_like(image)))).tangent
+            for layer in (FastPReLU(), torch.nn.PReLU())
+        ]
+    torch.testing.assert_close(*tangents)
