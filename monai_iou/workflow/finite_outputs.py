@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ __all__ = ["is_finite", "not_finite"]
 
 
 def is_finite(output: Any) -> bool:
-    """Return whether an output, a tensor or a list of outputs, has neither NaN nor infinity.
+    """Return whether an output, a tensor or a list or dictionary of outputs, has neither NaN nor infinity.
 
     Example:
         >>> is_finite(torch.zeros(2)), is_finite([torch.zeros(2), [torch.tensor([0.0, float("nan")])]])
         (True, False)
     """
+    if isinstance(output, Mapping):
+        return is_finite(list(output.values()))
     if isinstance(output, (list, tuple)):
         return all(map(is_finite, output))
     return bool(torch.isfinite(output).all())

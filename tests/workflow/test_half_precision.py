@@ -111,7 +111,9 @@ def test_all_outputs_of_a_list_are_looked_at(image: torch.Tensor) -> None:
 
     with torch.autocast(*HALF):
         output = FullPrecisionFallback(SimpleInferer())(image, both)
+        named = FullPrecisionFallback(SimpleInferer())(image, lambda image: {"main": network(image)})
     assert output[1][1].isfinite().all()
+    assert named["main"].isfinite().all()
 
 
 def test_running_statistics_are_those_of_the_second_computation(image: torch.Tensor) -> None:
