@@ -219,7 +219,12 @@ def _takes(target: str | None, argument: str) -> bool:
     found = pydoc.locate(target)
     for module in ("monai.engines", "monai.networks.nets", "monai.inferers", "monai.data"):
         found = found or getattr(importlib.import_module(module), target, None)
-    known = set() if found is None else set(inspect.signature(found).parameters)
+    known: set[str] = set()
+    for kind in found.__mro__ if isinstance(found, type) else [found] * (found is not None):
+        parameters = inspect.signature(kind).parameters
+        known |= set(parameters)
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            break  # otherwise it hands on what the class takes that it is derived from
     if target.endswith(".build_network"):
         known |= {name for kind, _ in NETWORKS.values() for name in inspect.signature(kind).parameters}
     return argument in known
