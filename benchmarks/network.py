@@ -59,10 +59,10 @@ def bundle(options: argparse.Namespace, folder: Path) -> ConfigParser:
     return config
 
 
-def forms(device: str) -> list[str]:
+def forms(device: str, *, compiled: bool) -> list[str]:
     """Return the names of what is compared."""
     of_cpu = [f"channels_last_3d{TORCHS}", f"channels_last_3d{BFLOAT16}"] if device == "cpu" else []
-    return [*FORMATS, *of_cpu, *(f"{name}{COMPILED}" for name in FORMATS)]
+    return [*FORMATS, *of_cpu, *(f"{name}{COMPILED}" for name in FORMATS if compiled)]
 
 
 def make_step(config: ConfigParser, memory_format: torch.memory_format, options: argparse.Namespace, name: str) -> Step:
@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=16, help="of the first level (default: 16)")
     parser.add_argument("--batch", type=int, default=4, help="patches of a step (default: 4)")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--eager", action="store_true", help="without torch.compile, whose threads slow the others")
     parser.add_argument("--inference", action="store_true", help="forward alone")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time, for a machine with other work")
     options = parser.parse_args(arguments)
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         config = bundle(options, Path(folder))
-        names = forms(options.device)
+        names = forms(options.device, compiled=not options.eager)
         steps = {name: make_step(config, FORMATS[name.partition(",")[0]], options, name) for name in names}
     first = {name: seconds(step, time.perf_counter) for name, step in steps.items()}
     turns = [{name: seconds(step, clock) for name, step in steps.items()} for _ in range(options.turns + WARM_UP - 1)]
