@@ -6,8 +6,10 @@ go on with the others.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,8 +32,18 @@ class _NotFiniteError(Exception):
     """The network's output of this case holds NaN or infinity."""
 
 
-def _runs_on_gpu(device: str | torch.device) -> bool:
-    return torch.device(device).type != "cpu"
+@contextlib.contextmanager
+def _on_gpu_alone(engine: Any) -> Iterator[None]:
+    """Turn MONAI's own mixed precision off on a CPU, where it does nothing, but for warnings; the inferer has another.
+
+    To the outside, `engine.amp` stays what was asked for.
+    """
+    amp = engine.amp
+    engine.amp = amp and engine.state.device.type != "cpu"
+    try:
+        yield
+    finally:
+        engine.amp = amp
 
 
 class Trainer(SupervisedTrainer):
@@ -54,10 +66,13 @@ class Trainer(SupervisedTrainer):
         amp_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # MONAI's own is for a GPU: on a CPU it does nothing, but for two warnings.
-        kwargs |= {"amp": amp and _runs_on_gpu(device), "amp_kwargs": amp_kwargs}
-        super().__init__(device, *args, **kwargs)
+        super().__init__(device, *args, amp=amp, amp_kwargs=amp_kwargs, **kwargs)  # type: ignore[misc]
         self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train."""
+        with _on_gpu_alone(self):
+            super().run()
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -87,8 +102,7 @@ class CaseEvaluator(SupervisedEvaluator):
         **kwargs: Any,
     ) -> None:
         device = torch.device(device)
-        kwargs |= {"amp": amp and _runs_on_gpu(device), "amp_kwargs": amp_kwargs}
-        super().__init__(device, *args, **kwargs)
+        super().__init__(device, *args, amp=amp, amp_kwargs=amp_kwargs, **kwargs)  # type: ignore[misc]
         self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
         self.state.failed_cases = []
         self._finished = 0
@@ -103,7 +117,8 @@ class CaseEvaluator(SupervisedEvaluator):
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         self._has_failed = False
         try:
-            result = super()._iteration(engine, batchdata)
+            with _on_gpu_alone(self):
+                result = super()._iteration(engine, batchdata)
             self._finished += 1
         except _NotFiniteError as error:
             self._has_failed = True

@@ -200,7 +200,7 @@ def _predicted(
     with (
         torch.no_grad(),
         evaluator.mode(network),
-        torch.autocast("cuda", enabled=evaluator.amp, **evaluator.amp_kwargs),
+        torch.autocast("cuda", enabled=evaluator.amp and image.device.type == "cuda", **evaluator.amp_kwargs),
     ):
         logits = evaluator.inferer(image, network)
     if not is_finite(logits):
