@@ -32,6 +32,8 @@ from monai.bundle import ConfigParser
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.workflow.cpu_layers import FastInstanceNorm3d, FastPReLU
+from monai_iou.workflow.half_precision import amp_type_of
+from monai_iou.workflow.settings import amp_type
 
 WARM_UP = 2
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
@@ -79,7 +81,7 @@ def make_step(config: ConfigParser, memory_format: torch.memory_format, options:
     if COMPILED in name:
         network = torch.compile(network)
     is_half = options.device == "cuda" or BFLOAT16 in name
-    precision = torch.float16 if options.device == "cuda" else torch.bfloat16
+    precision = amp_type(amp_type_of(options.device))
     shape = (options.batch, 1, *options.patch)
     image = torch.randn(shape, device=options.device)
     label = (torch.rand(shape, device=options.device) < 0.01).to(torch.uint8)

@@ -46,7 +46,25 @@ def _on_gpu_alone(engine: Any) -> Iterator[None]:
         engine.amp = amp
 
 
-class Trainer(SupervisedTrainer):
+class _MixedPrecision:
+    """What an engine of MONAI's gets for `amp`: see `monai_iou.workflow.half_precision`."""
+
+    inferer: Any
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        *args: Any,
+        amp: bool = False,
+        amp_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        device = torch.device(device)
+        super().__init__(device, *args, amp=amp, amp_kwargs=amp_kwargs, **kwargs)  # type: ignore[call-arg]
+        self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
+
+
+class Trainer(_MixedPrecision, SupervisedTrainer):
     """MONAI's `SupervisedTrainer`, whose mixed precision works on a CPU too and survives what float16 cannot hold.
 
     See `monai_iou.workflow.half_precision`.
@@ -58,24 +76,13 @@ class Trainer(SupervisedTrainer):
         amp_kwargs: with its `dtype`.
     """
 
-    def __init__(
-        self,
-        device: str | torch.device,
-        *args: Any,
-        amp: bool = False,
-        amp_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(device, *args, amp=amp, amp_kwargs=amp_kwargs, **kwargs)  # type: ignore[misc]
-        self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
-
     def run(self) -> None:  # type: ignore[override]
         """Train."""
         with _on_gpu_alone(self):
             super().run()
 
 
-class CaseEvaluator(SupervisedEvaluator):
+class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` which does not accept NaN as an answer.
 
     Its mixed precision works on a CPU too and survives what float16 cannot hold, see
@@ -93,17 +100,8 @@ class CaseEvaluator(SupervisedEvaluator):
 
     remedy = "or set `amp` to false; no mask is written and no score is given"
 
-    def __init__(
-        self,
-        device: str | torch.device,
-        *args: Any,
-        amp: bool = False,
-        amp_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        device = torch.device(device)
-        super().__init__(device, *args, amp=amp, amp_kwargs=amp_kwargs, **kwargs)  # type: ignore[misc]
-        self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.state.failed_cases = []
         self._finished = 0
         self._has_failed = False

@@ -74,8 +74,8 @@ class _SmallInFloat32(TorchFunctionMode):
 class CpuAutocast(Inferer):
     """An inferer that computes in bfloat16 on a CPU, as MONAI's engines do on a GPU alone.
 
-    The convolutions are then about twice as fast on processors that compute in bfloat16 (AVX512_BF16, AMX). Weights and
-    their gradients stay in float32, and no gradient has to be scaled. Convolutions of images that are no larger than
+    The convolutions are then faster on processors that compute in bfloat16 (docs/performance.md). Weights and their
+    gradients stay in float32, and no gradient has to be scaled. Convolutions of images that are no larger than
     the kernel along an axis compute in float32, because torch's gradients of their kernels are wrong in bfloat16.
 
     Args:
@@ -157,9 +157,9 @@ class FullPrecisionFallback(Inferer):
     def _warn(self) -> None:
         if not self._has_warned:
             logger.warning(
-                "The network's output is too large for float16 and was computed again in float32. Later outputs will "
-                "be too, without another message, and take more time: set `amp_dtype` to bfloat16 if the GPU computes "
-                "in it, otherwise `amp` to false."
+                "The network's output is too large for float16 and was computed again in float32, which takes more "
+                "time. Later outputs that are too large are computed again without another message: set `amp_dtype` "
+                "to bfloat16 if the GPU computes in it, otherwise `amp` to false."
             )
         self._has_warned = True
 

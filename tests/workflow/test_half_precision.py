@@ -77,9 +77,9 @@ def test_an_overflow_is_computed_again_as_without_mixed_precision(
         assert network.calls == [torch.float16, torch.float32] * 2
     assert all(torch.equal(output, exact) for output in found)
     assert [record.getMessage() for record in caplog.records] == [
-        "The network's output is too large for float16 and was computed again in float32. Later outputs will be too, "
-        "without another message, and take more time: set `amp_dtype` to bfloat16 if the GPU computes in it, otherwise "
-        "`amp` to false."
+        "The network's output is too large for float16 and was computed again in float32, which takes more time. Later "
+        "outputs that are too large are computed again without another message: set `amp_dtype` to bfloat16 if the GPU "
+        "computes in it, otherwise `amp` to false."
     ]
     found[0].sum().backward()
     assert all(bool(weights.grad.isfinite().all()) for weights in network.parameters() if weights.grad is not None)
