@@ -226,7 +226,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         randomize: bool = True,
         lazy: bool | None = None,
     ) -> list[torch.Tensor]:
-        """Return the patches of an image, a list of (C, *size).
+        """Return the patches of an image, a list of (C, *size), each with memory of its own unless it is lazy.
 
         Args:
             img: the image to crop, (C, *S).
@@ -245,6 +245,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         patches = []
         for number, (center, slices) in enumerate(zip(self.centers, self._slices, strict=True)):
             patch = SpatialCrop(roi_slices=slices, lazy=lazy)(img)
+            patch = patch if lazy else patch.clone()  # a view would hold the volume, and change with it
             if get_track_meta() and isinstance(patch, MetaTensor):
                 patch.meta["patch_index"], patch.meta["crop_center"] = number, center
                 self.push_transform(patch, replace=True, lazy=lazy)

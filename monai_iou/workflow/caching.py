@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
+from monai.transforms.traits import RandomizableTrait
+from monai.transforms.transform import Transform
 from monai.utils.type_conversion import convert_to_tensor
 
+from monai_iou.transforms.crops_dictionary import RandCropByLesionsd
 from monai_iou.volumes.reading import volume_files
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content, write_atomically
 from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
@@ -82,11 +85,19 @@ class _Watched:
 
 
 class MemoryCacheDataset(_Watched, CacheDataset):
-    """MONAI's `CacheDataset`, which says in one sentence that a file which is not in memory has changed."""
+    """MONAI's `CacheDataset`, which says in one sentence that a file which is not in memory has changed.
+
+    MONAI's copies a volume each time, so that random transforms cannot change the one that is kept. Where a
+    `RandCropByLesionsd` comes first, which leaves it as it is and gives patches of their own, no copy is made.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.watch()
+        first = self.transform.get_index_of_first(_is_random)
+        crop = None if first is None else self.transform.transforms[first]
+        is_lazy = bool(self.transform.lazy or getattr(crop, "lazy", False))
+        self.copy_cache = self.copy_cache and (type(crop) is not RandCropByLesionsd or is_lazy)
 
     def _transform(self, index: int) -> Any:
         if index % len(self) < self.cache_num:
@@ -139,6 +150,11 @@ class DiskCacheDataset(_Watched, PersistentDataset):
             if not path.is_file():
                 raise
         return prepared
+
+
+def _is_random(transform: Any) -> bool:
+    """Return whether MONAI's `CacheDataset` does this transform anew each time."""
+    return isinstance(transform, RandomizableTrait) or not isinstance(transform, Transform)
 
 
 def _paths(item: Any) -> list[Path]:

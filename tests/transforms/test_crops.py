@@ -297,6 +297,16 @@ def test_missing_keys_and_one_voxel_in_each_corner() -> None:
         RandCropByLesionsd(["image", "label"], "label", (4, 4))({"label": label})
 
 
+@pytest.mark.parametrize("kind", ["tensor", "MetaTensor", "numpy"])
+def test_patches_have_memory_of_their_own(kind: str) -> None:
+    label = torch.zeros(1, 8, 8, 8)
+    label[0, 4, 4, 4] = 1
+    volume: Any = {"tensor": label, "MetaTensor": MetaTensor(label), "numpy": label.numpy()}[kind]
+    (patch,) = RandCropByLesions((8, 8, 8), pos=1, neg=0)(volume, volume)
+    patch += 1
+    assert label.sum() == 1
+
+
 def test_size_of_the_volume() -> None:
     label = torch.zeros(1, 10, 6)
     assert RandCropByLesions((4, -1))(label, label)[0].shape == (1, 4, 6)

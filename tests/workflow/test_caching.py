@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ import pytest
 import torch
 from bundle_runs import bundle_command, overrides
 from monai.bundle import ConfigWorkflow
-from monai.transforms import Compose, Lambdad, Transform
+from monai.transforms import Compose, Lambdad, Randomizable, Transform
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.transforms import RandCropByLesionsd
 from monai_iou.workflow.caching import cached_dataset
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -44,6 +46,47 @@ def test_volumes_on_disk_give_the_patches_of_volumes_in_memory(bundle: Path, dat
             assert expected["case"] == found["case"]
             assert torch.equal(expected["image"], found["image"])
             assert torch.equal(expected["label"], found["label"])
+
+
+def test_no_volume_in_memory_is_copied_or_changed(bundle: Path, data: Path) -> None:
+    parser = loader(bundle, data, augmentation=1.0, instance=True)
+    dataset, transform = (parser.get_parsed_content(f"train#{name}") for name in ("dataset", "preprocessing"))
+    assert not dataset.copy_cache
+    before = copy.deepcopy(dataset._cache)
+    patches = []
+    for copied in (False, True):
+        dataset.copy_cache = copied
+        transform.set_random_state(seed=3)
+        patches.append([item for _ in range(5) for index in range(len(dataset)) for item in dataset[index]])
+    for found, expected in zip(*patches, strict=True):
+        assert torch.equal(found["image"], expected["image"])
+        assert torch.equal(found["label"], expected["label"])
+    for now, then in zip(dataset._cache, before, strict=True):
+        assert now.keys() == then.keys()
+        for key in ("image", "label"):
+            assert torch.equal(now[key], then[key])
+
+
+class Darker(Randomizable, Transform):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        data["image"] -= 1
+        return data
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_volume_is_copied_for_other_random_transforms(first: bool, lazy: bool) -> None:
+    crop = RandCropByLesionsd(["image", "label"], "label", (4, 4, 4), lazy=lazy)
+    transform = Compose([Darker(), crop] if first else [crop, Darker()])
+    item = {"image": torch.ones(1, 6, 6, 6), "label": torch.ones(1, 6, 6, 6)}
+    dataset: Any = cached_dataset([item], transform)
+    assert dataset.copy_cache == (first or lazy)
+    for _ in range(3):
+        (patch,) = dataset[0]
+        assert (patch["image"] == 0).all()
+    for compose in (Compose([crop], lazy=True), Compose([])):
+        other: Any = cached_dataset([item], compose)
+        assert other.copy_cache
 
 
 def test_a_cache_notices_changed_files_and_settings_but_not_another_run(
