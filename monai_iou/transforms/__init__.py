@@ -1,5 +1,6 @@
 """Transforms for small foregrounds that MONAI does not provide."""
 
+from monai_iou.transforms.affine_elastic import RandAffineElasticd
 from monai_iou.transforms.copying import RandCopyLesionsd
 from monai_iou.transforms.crops import RandCropByLesions
 from monai_iou.transforms.crops_dictionary import LesionIndicesd, RandCropByLesionsd
@@ -12,6 +13,7 @@ __all__ = [
     "ComponentRegionsd",
     "LesionIndicesd",
     "NormalizeModalitiesd",
+    "RandAffineElasticd",
     "RandCoarseElasticd",
     "RandCopyLesionsd",
     "RandCropByLesions",

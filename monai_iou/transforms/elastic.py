@@ -18,22 +18,19 @@ variance on average and axis, which is made up for.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.config.type_definitions import KeysCollection
-from monai.transforms.transform import MapTransform, RandomizableTransform
-from monai.utils.misc import ensure_tuple_rep
-from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
+from monai.transforms.transform import RandomizableTransform
+from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_iou.transforms.shapes import check_same_shape
+from monai_iou.transforms.warping import WarpTransform, along_axes, nodes_of
 
 SPACING = 2  # voxels between nodes
-FLOAT32_WHOLE = 1 << 24  # up to here it holds all whole numbers
 _REACH = 3  # standard deviations that smoothing looks at, as MONAI does
 
 
@@ -48,29 +45,56 @@ def displacement_spread(sigma: float, magnitude: float) -> float:
     return float(magnitude * math.sqrt(1 / 3) * (2 * math.sqrt(math.pi) * sigma) ** -1.5)
 
 
-def smooth_field(noise: Tensor, size: Sequence[int], sigma: float, spread: float) -> Tensor:
-    """Smooth noise and interpolate it to `size` voxels.
+def draw_displacements(
+    state: np.random.RandomState,
+    size: Sequence[int],
+    ranges: tuple[tuple[float, float], tuple[float, float]],
+    noise: Callable[[tuple[int, ...]], NDArray[np.float64]],
+    device: torch.device,
+) -> Tensor:
+    """Draw displacements in voxels on nodes that are about `SPACING` voxels apart, (3, *nodes).
 
     Args:
-        noise: (D, *nodes), standard normal, with :func:`margin` nodes more on each side than `size` takes.
-        size: (X, Y, Z).
+        state: draws sigma and magnitude.
+        size: (X, Y, Z) in voxels; along an axis of one voxel nothing is displaced.
+        ranges: of sigma and of magnitude.
+        noise: draws so many numbers with mean 0 and variance 1.
+        device: of the result.
+    """
+    sigma, magnitude = (float(state.uniform(*each)) for each in ranges)
+    counts = [math.ceil((length - 1) / SPACING) + 1 + 2 * margin(sigma) for length in size]
+    drawn = torch.as_tensor(noise((3, *counts)).astype(np.float32)).to(device)
+    field = smooth_noise(drawn, sigma, displacement_spread(sigma, magnitude))
+    for axis, length in enumerate(size):
+        if length == 1:
+            field[axis] = 0
+    return field
+
+
+def smooth_noise(noise: Tensor, sigma: float, spread: float) -> Tensor:
+    """Smooth noise of variance 1, so that linear interpolation between its nodes gives the wanted spread.
+
+    Args:
+        noise: (D, *nodes), with :func:`margin` nodes more on each side than the result.
         sigma: standard deviation of the smoothing in voxels.
-        spread: standard deviation of the field in voxels.
+        spread: standard deviation in voxels of the interpolated field.
 
     Returns:
-        (D, X, Y, Z) displacements in voxels.
+        (D, *nodes) displacements in voxels.
     """
     coarse = sigma / SPACING
-    steps = torch.arange(-margin(sigma), margin(sigma) + 1, dtype=noise.dtype, device=noise.device)
-    weights = torch.exp(-0.5 * (steps / coarse) ** 2)
-    field = noise.unsqueeze(1)
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = len(weights)
-        field = F.conv3d(field, (weights / weights.square().sum().sqrt()).view(shape))  # keeps the variance at 1
+    smoothing = [_smoothing(count, sigma, noise) for count in noise.shape[1:]]
     nodes_alike = (2 + math.exp(-1 / (4 * coarse**2))) / 3
-    field = F.interpolate(field.squeeze(1)[None], tuple(size), mode="trilinear", align_corners=True)[0]
-    return field.mul_(spread / nodes_alike**1.5)
+    return along_axes(noise, smoothing).mul_(spread / nodes_alike**1.5)
+
+
+def _smoothing(count: int, sigma: float, like: Tensor) -> Tensor:
+    """Return the matrix that smooths so many nodes of noise and leaves out the margin; it keeps the variance at 1."""
+    reach = margin(sigma)
+    steps = torch.arange(-reach, count - reach, dtype=like.dtype, device=like.device)
+    distances = steps - torch.arange(count - 2 * reach, dtype=like.dtype, device=like.device)[:, None]
+    weights = torch.exp(-0.5 * (distances / (sigma / SPACING)) ** 2) * (distances.abs() <= reach)
+    return weights / weights.square().sum(1, keepdim=True).sqrt()
 
 
 def margin(sigma: float) -> int:
@@ -78,7 +102,7 @@ def margin(sigma: float) -> int:
     return math.ceil(_REACH * sigma / SPACING)
 
 
-class RandCoarseElasticd(RandomizableTransform, MapTransform):
+class RandCoarseElasticd(RandomizableTransform, WarpTransform):
     """Deform 3D volumes by one smooth random displacement field, as MONAI's `Rand3DElasticd` does and much faster.
 
     The distribution of displacements is that of `Rand3DElasticd` with the same ranges, but for two things: it is normal
@@ -106,6 +130,8 @@ class RandCoarseElasticd(RandomizableTransform, MapTransform):
         ((1, 8, 8, 8), [1.0])
     """
 
+    _align_corners = True
+
     def __init__(
         self,
         keys: KeysCollection,
@@ -117,67 +143,25 @@ class RandCoarseElasticd(RandomizableTransform, MapTransform):
         device: torch.device | str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        WarpTransform.__init__(self, keys, mode, padding_mode, device, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.sigma_range = _checked_range("sigma_range", sigma_range)
-        self.magnitude_range = _checked_range("magnitude_range", magnitude_range)
-        self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.padding_mode = padding_mode
-        self.device = device
+        self.sigma_range = checked_range("sigma_range", sigma_range)
+        self.magnitude_range = checked_range("magnitude_range", magnitude_range)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item, deformed or as it is."""
-        item = dict(data)
         self.randomize(None)
-        present = [(key, mode) for key, mode in self.key_iterator(item, self.mode)]
-        if not self._do_transform or not present:
-            return item
-        _check_shapes({key: item[key] for key, _ in present})
-        tensors = [convert_to_tensor(item[key], track_meta=False) for key, _ in present]
-        device = torch.device(tensors[0].device if self.device is None else self.device)
-        grid = self._grid(tuple(tensors[0].shape[1:]), device)
-        for (key, mode), values in zip(present, tensors, strict=True):
-            moved = self._deform(values.to(device), grid, mode)
-            item[key] = convert_to_dst_type(moved, item[key], device=device)[0]
-        return item
+        return self._warp(dict(data)) if self._do_transform else dict(data)
 
-    def _deform(self, values: Tensor, grid: Tensor, mode: str) -> Tensor:
-        """Return (C, X, Y, Z) read at the grid, as floating-point numbers that are whole where `values` are."""
-        whole = not values.dtype.is_floating_point
-        # An atlas has labels beyond the whole numbers of float32.
-        wide = whole and values.dtype.itemsize > 2 and values.numel() > 0
-        large = wide and max(-int(values.min()), int(values.max())) > FLOAT32_WHOLE
-        dtype = torch.float64 if large else grid.dtype
-        image, places = values[None].to(dtype), grid.to(dtype)
-        moved = F.grid_sample(image, places, mode=mode, padding_mode=self.padding_mode, align_corners=True)[0]
-        return moved.round() if whole else moved
-
-    def _grid(self, size: tuple[int, ...], device: torch.device) -> Tensor:
-        """Draw a field and return where each voxel is read, (1, X, Y, Z, 3) as `grid_sample` takes it."""
-        sigma = float(self.R.uniform(*self.sigma_range))
-        spread = displacement_spread(sigma, float(self.R.uniform(*self.magnitude_range)))
-        nodes = [math.ceil((length - 1) / SPACING) + 1 + 2 * margin(sigma) for length in size]
-        noise = torch.as_tensor(self.R.standard_normal((3, *nodes)).astype(np.float32)).to(device)
-        field = smooth_field(noise, size, sigma, spread)
-        scale = torch.tensor([2 / max(length - 1, 1) for length in size], device=device)
-        # An axis of one voxel, as in 2D data, has its only voxel at 0.
-        axes = [torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in size]
-        identity = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-        return identity.add_(field * scale.view(3, 1, 1, 1)).flip(0).movedim(0, -1)[None]
+    def _places(self, size: tuple[int, ...], device: torch.device) -> Tensor:
+        """Draw a field and return where the voxels at its nodes are read."""
+        ranges = (self.sigma_range, self.magnitude_range)
+        field = draw_displacements(self.R, size, ranges, self.R.standard_normal, device)
+        return field + nodes_of(size, field.shape[1:], device)
 
 
-def _check_shapes(images: Mapping[Hashable, Any]) -> None:
-    for key, values in images.items():
-        if len(values.shape) != 4:
-            message = (
-                f"Expected `{key}` to have the shape (C, X, Y, Z), but got {tuple(values.shape)}: an elastic "
-                "deformation of this kind is for 3D volumes."
-            )
-            raise ValueError(message)
-    check_same_shape(images)
-
-
-def _checked_range(name: str, values: Sequence[float]) -> tuple[float, float]:
+def checked_range(name: str, values: Sequence[float]) -> tuple[float, float]:
+    """Return two positive numbers; raise ValueError unless the smaller is first."""
     if len(values) != 2 or not 0 < values[0] <= values[1]:
         message = (
             f"Expected `{name}` to be two positive numbers, the smaller first, but got {tuple(values)}: e.g. (3, 5)."

@@ -111,7 +111,7 @@ def test_labels_of_an_atlas_keep_their_numbers(sign: int) -> None:
     values = torch.tensor([0, 312782546, 312782547, 312782550]) * sign
     label = values[torch.arange(24) // 6].expand(1, 20, 16, 24)
     deform = seeded(RandCoarseElasticd("label", (3, 5), (100, 200), prob=1.0, mode="nearest"), 0)
-    for given in (label, label.to(torch.int32), label.numpy()):
+    for given in (label, label.to(torch.int32), label.numpy(), label.double()):
         moved = deform({"label": given})["label"]
         assert set(np.unique(moved).tolist()) == set(values.tolist())
         assert not np.array_equal(moved, given)

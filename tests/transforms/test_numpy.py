@@ -33,6 +33,9 @@ PUBLIC: dict[str, Callable[[], Any]] = {
     "ComponentRegionsd": lambda: transforms.ComponentRegionsd("label"),
     "LesionIndicesd": lambda: transforms.LesionIndicesd("label"),
     "NormalizeModalitiesd": lambda: transforms.NormalizeModalitiesd("image", RULES),
+    "RandAffineElasticd": lambda: transforms.RandAffineElasticd(
+        KEYS, 0.5, affine_prob=1.0, elastic_prob=1.0, mode=["bilinear", "nearest"]
+    ),
     "RandCoarseElasticd": lambda: transforms.RandCoarseElasticd(KEYS, (3, 5), (20, 80), 1.0, ["bilinear", "nearest"]),
     "RandCopyLesionsd": lambda: transforms.RandCopyLesionsd(KEYS, "label", SOURCE, prob=1.0, image_threshold=-9),
     "RandCropByLesions": lambda: lambda item: {"image": crop_of(item)},

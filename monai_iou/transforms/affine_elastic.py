@@ -1,0 +1,151 @@
+"""Affine and elastic deformation by one interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.spatial.array import RandAffineGrid
+from monai.transforms.transform import Randomizable
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_iou import checks
+from monai_iou.transforms.elastic import checked_range, draw_displacements
+from monai_iou.transforms.warping import WarpTransform, nodes_of
+
+__all__ = ["RandAffineElasticd"]
+
+Range: TypeAlias = Sequence[tuple[float, float] | float] | float | None
+
+
+class RandAffineElasticd(Randomizable, WarpTransform):
+    r"""Rotate, shear, shift, scale and deform 3D volumes, and read them once.
+
+    An affine map A and a field of displacements d are drawn independently, each with its own probability. The result
+    at the voxel v is the value of the volume at
+
+    .. code-block:: text
+
+        A (v + d(v))
+
+    with places in voxels from the centre of the volume. That is what MONAI's `RandAffined` followed by
+    :class:`RandCoarseElasticd` reads, with two differences: nothing is interpolated twice, and `padding_mode` decides
+    only about places outside of the given volume. A has the distribution of `RandAffined` with the same ranges, and d
+    that of `RandCoarseElasticd`. If neither is drawn, the item is returned as it is.
+
+    The affine in the header of a MetaTensor stays the same, and there is no inverse.
+
+    Args:
+        keys: the entries to deform, (C, X, Y, Z) each, of one shape. 2D data have an axis of one voxel.
+        rotate_range: largest angles in radians about the three axes, or ranges (smallest, largest) of them. As in
+            `RandAffined`, one number is for the first axis, and None stands for no change.
+        shear_range: the same for the six shears: of x by y and z, y by x and z, z by x and y.
+        translate_range: the same for the shifts in voxels.
+        scale_range: the same for the scale factors of the axes, of which 1 is taken away.
+        affine_prob: probability of the affine map.
+        sigma_range: range of the standard deviation in voxels by which the displacements are smoothed.
+        magnitude_range: range of MONAI's `magnitude`, which sets the displacements' spread, see
+            :func:`monai_iou.transforms.elastic.displacement_spread`.
+        elastic_prob: probability of the displacements.
+        mode: "bilinear" or "nearest", one for all keys or one for each. Whole numbers are rounded.
+        padding_mode: "border", "zeros" or "reflection", as for `torch.nn.functional.grid_sample`.
+        device: where to deform, and where the results are; the entries' own if None.
+        allow_missing_keys: whether absent entries are passed over.
+
+    Raises:
+        TypeError: if a probability is not a number.
+        ValueError: if a probability is not from 0 to 1, `sigma_range` or `magnitude_range` is not ascending and
+            positive, a range of the affine map is no pair, an entry is not three-dimensional, or two differ in shape.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.transforms import RandAffineElasticd
+        >>> deform = RandAffineElasticd(
+        ...     ["image", "label"],
+        ...     rotate_range=(0.5, 0.5, 0.5),
+        ...     scale_range=(0.25, 0.25, 0.25),
+        ...     affine_prob=0.6,
+        ...     sigma_range=(3, 5),
+        ...     magnitude_range=(20, 80),
+        ...     elastic_prob=0.3,
+        ...     mode=["bilinear", "nearest"],
+        ... )
+        >>> item = deform.set_random_state(0)({"image": torch.rand(1, 8, 8, 8), "label": torch.ones(1, 8, 8, 8)})
+        >>> tuple(item["image"].shape), item["label"].unique().tolist()
+        ((1, 8, 8, 8), [1.0])
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        rotate_range: Range = None,
+        shear_range: Range = None,
+        translate_range: Range = None,
+        scale_range: Range = None,
+        affine_prob: float = 0.1,
+        sigma_range: Sequence[float] = (3.0, 5.0),
+        magnitude_range: Sequence[float] = (20.0, 80.0),
+        elastic_prob: float = 0.1,
+        mode: str | Sequence[str] = "bilinear",
+        padding_mode: str = "border",
+        device: torch.device | str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, mode, padding_mode, device, allow_missing_keys)
+        self.affine_prob = checks.check_fraction("affine_prob", affine_prob, allow_one=True)
+        self.elastic_prob = checks.check_fraction("elastic_prob", elastic_prob, allow_one=True)
+        self.sigma_range = checked_range("sigma_range", sigma_range)
+        self.magnitude_range = checked_range("magnitude_range", magnitude_range)
+        self._affine = RandAffineGrid(rotate_range, shear_range, translate_range, scale_range)
+        self._affine.set_random_state(0)
+        self._affine.randomize()  # a range that is none is found now
+        self._affine.set_random_state(state=self.R)
+        self._draws_affine = self._draws_elastic = False
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> RandAffineElasticd:
+        """Seed the draws, as every MONAI transform is seeded."""
+        super().set_random_state(seed, state)
+        # One stream: two streams of one seed would tie the angles to the chances.
+        self._affine.set_random_state(state=self.R)
+        return self
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw which of the two changes happen."""
+        self._draws_affine = self.R.rand() < self.affine_prob
+        self._draws_elastic = self.R.rand() < self.elastic_prob
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item, changed or as it is."""
+        self.randomize()
+        return self._warp(dict(data)) if self._draws_affine or self._draws_elastic else dict(data)
+
+    def _places(self, size: tuple[int, ...], device: torch.device) -> Tensor:
+        """Draw the changes and return where the voxels at the nodes are read."""
+        matrix = self._matrix(size).to(device) if self._draws_affine else None
+        if self._draws_elastic:
+            ranges = (self.sigma_range, self.magnitude_range)
+            field = draw_displacements(self.R, size, ranges, self._noise, device)
+            places = field + nodes_of(size, field.shape[1:], device)
+        else:  # the corners determine an affine map
+            places = nodes_of(size, [min(length, 2) for length in size], device)
+        if matrix is None:
+            return places
+        return (matrix[:3, :3] @ places.flatten(1) + matrix[:3, 3:]).view_as(places)
+
+    def _matrix(self, size: tuple[int, ...]) -> Tensor:
+        """Draw an affine map, (4, 4), as `RandAffined` does."""
+        self._affine(size, lazy=True)  # the matrix alone, no grid
+        matrix = self._affine.get_transformation_matrix()
+        assert matrix is not None
+        return matrix.to(torch.float32)
+
+    def _noise(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Draw numbers with mean 0 and variance 1, uniform as MONAI's; normal ones take three times as long."""
+        numbers: NDArray[np.float64] = (self.R.random_sample(shape) - 0.5) * np.sqrt(12)
+        return numbers
