@@ -14,6 +14,7 @@ from places import DOCS
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.demo import run_workflow
+from monai_iou.transforms import RandAffineElasticd
 from monai_iou.workflow.postprocessing import (
     Postprocessing,
 )
@@ -169,14 +170,15 @@ def test_a_mixed_precision_that_is_none(bundle: Path, data: Path) -> None:
 # -- the random transforms
 
 
-def probabilities(data: Path, augmentation: float) -> dict[str, float]:
-    """The probability of each random transform behind the patches; of the deformation, its weight."""
+def probabilities(data: Path, augmentation: float, pixdim: list[float] | None = None) -> dict[str, float]:
+    """The probability of each random transform behind the patches; of the deformation, both."""
     parser = ConfigParser(ConfigParser.load_config_file(bundle_path() / "configs" / "train.json"))
-    parser.update({"dataset_dir": str(data), "bundle_root": str(bundle_path()), "augmentation": augmentation})
+    keys = {"augmentation": augmentation, "pixdim": pixdim}
+    parser.update({"dataset_dir": str(data), "bundle_root": str(bundle_path()), **keys})
     transforms = parser.get_parsed_content("train#random_transforms")
     chances = {type(item).__name__: item.prob for item in transforms if hasattr(item, "prob")}
-    (one_of,) = (item for item in transforms if type(item).__name__ == "OneOf")
-    return {**chances, "OneOf": one_of.weights[0]}
+    (deformation,) = (item for item in transforms if isinstance(item, RandAffineElasticd))
+    return {**chances, "affine": deformation.affine_prob, "elastic": deformation.elastic_prob}
 
 
 def test_augmentation_multiplies_the_probability_of_every_random_transform_but_flips(data: Path) -> None:
@@ -187,6 +189,12 @@ def test_augmentation_multiplies_the_probability_of_every_random_transform_but_f
     assert {name: chance for name, chance in usual.items() if chance} == usual
     assert half == pytest.approx({name: chance / 2 for name, chance in usual.items()})
     assert set(none.values()) == {0.0}
+
+
+def test_anisotropic_voxels_have_no_elastic_displacement(data: Path) -> None:
+    usual, thick = probabilities(data, 1.0), probabilities(data, 1.0, pixdim=[1.0, 1.0, 3.0])
+    assert (usual.pop("elastic"), thick.pop("elastic")) == (0.3, 0.0)
+    assert usual == thick
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "half", float("nan"), None])
