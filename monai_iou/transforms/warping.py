@@ -94,8 +94,10 @@ def nodes_of(size: Sequence[int], counts: Sequence[int], device: torch.device) -
         >>> nodes_of((5, 1, 1), (2, 1, 1), torch.device("cpu")).flatten(1).tolist()
         [[-2.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
     """
-    ends = [(length - 1) / 2 if count > 1 else 0.0 for length, count in zip(size, counts, strict=True)]
-    axes = [torch.linspace(-end, end, count, device=device) for end, count in zip(ends, counts, strict=True)]
+    axes = [
+        torch.linspace(0, length - 1, count, device=device) - (length - 1) / 2
+        for length, count in zip(size, counts, strict=True)
+    ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
