@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import deformation
 from benchmarks.losses import SORTING, Row, peer_of
 from benchmarks.network import bundle
 from monai_iou.planning.plan import network_size
@@ -37,3 +39,15 @@ def test_the_network_that_is_timed_has_the_levels_of_the_patch(tmp_path: Path) -
     channels, strides, patch = network_size(options.patch, plan.pixdim, options.channels)
     assert (plan.patch_size, plan.channels, plan.strides) == (patch, channels, strides)
     assert plan.patch_size == (64, 64, 48)
+
+
+def test_every_deformation_that_is_timed_moves_image_and_label(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = torch.meshgrid(*[torch.arange(12.0)] * 3, indexing="ij")
+    item = {"image": axes[0][None], "label": (axes[1][None] > 5).byte()}
+    for name, deform in deformation.forms("cpu").items():
+        moved = deform(dict(item))
+        assert moved["image"].shape == item["image"].shape
+        assert not torch.equal(torch.as_tensor(moved["image"]), item["image"]), name
+        assert set(moved["label"].unique().tolist()) == {0, 1}
+    deformation.main(["--patch", "8", "8", "8", "--turns", "1"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(deformation.forms("cpu"))
