@@ -6,11 +6,11 @@
     python -m benchmarks.network --device cpu --inference       # forward alone
 
 A step is forward, the bundle's loss, backward and the optimizer's step, on random patches; on a GPU with mixed
-precision, as the bundle has it. On a CPU, channels last comes with the bundle's instance normalisation and PReLU, and
-in one form with torch's. The forms take turns, and a figure is the median of a form's turns. "x the first" is
-the median over the turns of the first form's time by this one's: above 1, this form is faster. The first two steps of
-each form are left out; the very first, in which torch.compile compiles, has a column of its own. Prints a Markdown
-table.
+precision, as the bundle has it. On a CPU, channels last comes with the bundle's forms of convolutions, instance
+normalisation and PReLU, and in one form with torch's. The forms take turns, and a figure is the median of a form's
+turns. "x the first" is the median over the turns of the first form's time by this one's: above 1, this form is faster.
+The first two steps of each form are left out; the very first, in which torch.compile compiles, has a column of its own.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from monai.bundle import ConfigParser
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
-from monai_iou.workflow.cpu_layers import FastInstanceNorm3d, FastPReLU
+from monai_iou.workflow.cpu_layers import FAST_FORMS
 from monai_iou.workflow.half_precision import amp_type_of
 from monai_iou.workflow.settings import amp_type
 
@@ -75,9 +75,7 @@ def make_step(config: ConfigParser, memory_format: torch.memory_format, options:
     loss, optimizer = config.get_parsed_content("loss"), config.get_parsed_content("optimizer")
     if TORCHS in name:
         for module in network.modules():
-            module.__class__ = {FastInstanceNorm3d: torch.nn.InstanceNorm3d, FastPReLU: torch.nn.PReLU}.get(
-                type(module), type(module)
-            )
+            module.__class__ = {fast: torchs for torchs, fast in FAST_FORMS.items()}.get(type(module), type(module))
     if COMPILED in name:
         network = torch.compile(network)
     is_half = options.device == "cuda" or BFLOAT16 in name

@@ -1,7 +1,8 @@
-"""Instance normalisation and PReLU that are fast on a CPU where channels lie last, as the convolutions like them.
+"""Layers that are fast on a CPU where channels lie last, as the convolutions like them.
 
 torch's instance normalisation copies such an image into its usual layout, and what it returns back again; and the
-backward pass of torch's PReLU is not vectorised. What that costs in a step is in docs/performance.md.
+backward pass of torch's PReLU is not vectorised. For convolutions that give few channels, see
+`monai_iou.workflow.cpu_convolutions`. What that costs in a step is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -12,17 +13,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._jit_internal import is_scripting
-from torch.autograd import forward_ad
 
-__all__ = ["FastInstanceNorm3d", "FastPReLU", "use_fast_layers"]
+from monai_iou.workflow.cpu_convolutions import LANES, FastConv3d, FastConvTranspose3d
+from monai_iou.workflow.plain_images import as_output, has_last_channels, is_plain
+
+__all__ = ["FAST_FORMS", "FastInstanceNorm3d", "FastPReLU", "use_fast_layers"]
 
 
-def _is_plain(image: Tensor) -> bool:
-    """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for."""
-    is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)() or forward_ad._current_level >= 0
-    is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing()
-    is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64, torch.bfloat16)
-    return is_usual and not is_recorded and not is_transformed
+class _Normalised(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) for each image and channel, with channels that lie last."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, eps: float) -> Tensor:
+        rows, repeats = _rows(image)
+        mean = _means(rows, repeats)
+        centred = rows - mean
+        scale = (_means(centred.square(), repeats) + eps).rsqrt()
+        ctx.save_for_backward(image, mean, scale)
+        ctx.eps = eps
+        return as_output(_image(centred.mul_(scale), image))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        image, mean, scale = ctx.saved_tensors
+        rows, repeats = _rows(image)
+        pull, _ = _rows(gradient.contiguous(memory_format=torch.channels_last_3d))
+        if torch.is_grad_enabled():  # a derivative of this one is asked for
+            mean = _means(rows, repeats)
+            scale = (_means((rows - mean).square(), repeats) + ctx.eps).rsqrt()
+        centred = rows - mean
+        slope = _means(pull * centred, repeats) * scale**3
+        result = torch.addcmul((pull - _means(pull, repeats)) * scale, centred, slope, value=-1)
+        return _image(result, image), None
+
+
+def _rows(image: Tensor) -> tuple[Tensor, int]:
+    """Return an image as (B, rows, numbers), with so many voxels in a row that it fills a vector register, and these.
+
+    A row has no fewer numbers than an image has channels, and no voxel is left over.
+    """
+    voxels = image.movedim(1, -1).flatten(1, 3)
+    fitting = range(max(LANES // image.shape[1], 1), 0, -1)
+    repeats = next(number for number in fitting if voxels.shape[1] % number == 0)
+    rows = voxels.reshape(len(image), -1, repeats * image.shape[1])
+    return rows.float() if image.dtype == torch.bfloat16 else rows, repeats
+
+
+def _means(rows: Tensor, repeats: int) -> Tensor:
+    """Return the mean over the voxels for each channel, repeated as the channels are in a row: (B, 1, numbers)."""
+    means = rows.mean(1, keepdim=True)
+    return means if repeats == 1 else means.unflatten(2, (repeats, -1)).mean(2).repeat(1, 1, repeats)
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """Return rows as an image again."""
+    return rows.to(like.dtype).view(len(like), *like.shape[2:], like.shape[1]).movedim(-1, 1)
 
 
 class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
@@ -47,21 +92,18 @@ class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
 
     @torch.jit.unused
     def _forward(self, input: Tensor) -> Tensor:
-        if not (_is_plain(input) and self._is_covered(input)):
+        if not (is_plain(input) and self._is_covered(input)):
             output: Tensor = super().forward(input)
             return output
-        voxels = input.movedim(1, -1).flatten(1, 3)  # a view (B, voxels, C)
-        voxels = voxels.float() if input.dtype == torch.bfloat16 else voxels
-        centred = voxels - voxels.mean(1, keepdim=True)
-        normalised: Tensor = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
-        if self.weight is not None:
-            normalised = torch.addcmul(self.bias, normalised, self.weight)
-        image: Tensor = normalised.to(input.dtype).unflatten(1, input.shape[2:])
-        return image.movedim(-1, 1)
+        normalised: Tensor = _Normalised.apply(input, self.eps)
+        if self.weight is None:
+            return normalised
+        shape = (-1, 1, 1, 1)
+        weighted = torch.addcmul(self.bias.view(shape), normalised.to(self.weight.dtype), self.weight.view(shape))
+        return weighted.to(input.dtype)
 
     def _is_covered(self, image: Tensor) -> bool:
-        is_last = image.dim() == 5 and image.is_contiguous(memory_format=torch.channels_last_3d)
-        has_voxels = is_last and image.shape[0] > 0 and image.shape[2:].numel() > 1
+        has_voxels = has_last_channels(image) and image.shape[2:].numel() > 1
         is_own = image.shape[1] == self.num_features or self.weight is None
         has_both = (self.weight is None) == (self.bias is None)
         return has_voxels and is_own and has_both and not self.track_running_stats
@@ -107,27 +149,37 @@ class FastPReLU(torch.nn.PReLU):
     @torch.jit.unused
     def _forward(self, input: Tensor) -> Tensor:
         has_type = self.weight.dtype == input.dtype or torch.is_autocast_enabled("cpu")
-        if not (_is_plain(input) and self.weight.numel() == 1 and has_type):
+        if not (is_plain(input) and self.weight.numel() == 1 and has_type):
             output: Tensor = super().forward(input)
             return output
         result: Tensor = _Rectified.apply(input, self.weight)
         return result
 
 
-_FAST = {torch.nn.InstanceNorm3d: FastInstanceNorm3d, torch.nn.PReLU: FastPReLU}
+FAST_FORMS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch.nn.Conv3d: FastConv3d,
+    torch.nn.ConvTranspose3d: FastConvTranspose3d,
+    torch.nn.InstanceNorm3d: FastInstanceNorm3d,
+    torch.nn.PReLU: FastPReLU,
+}
 
 
 def use_fast_layers(network: torch.nn.Module) -> torch.nn.Module:
-    """Give every instance normalisation and PReLU of a network its fast form, in place; return the network.
+    """Give the instance normalisations, PReLUs and some 3D convolutions of a network their fast form; return it.
 
-    Names, weights and values stay as they are. Modules of classes that are derived from torch's are left alone.
+    It is changed in place. Names, weights and values stay as they are. Modules of classes that are derived from torch's
+    are left alone, and so are convolutions that `FastConv3d` and `FastConvTranspose3d` would leave to torch.
 
     Example:
-        >>> use_fast_layers(torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.PReLU()))[1]
-        FastPReLU(num_parameters=1)
+        >>> use_fast_layers(torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.PReLU()))
+        Sequential(
+          (0): Conv3d(1, 2, kernel_size=(1, 1, 1), stride=(1, 1, 1))
+          (1): FastPReLU(num_parameters=1)
+        )
     """
     for module in network.modules():
-        if type(module) in _FAST:
+        fast = FAST_FORMS.get(type(module))
+        if fast is not None and getattr(fast, "suits", bool)(module):
             # Its class alone: the module keeps its hooks, and whoever holds it holds the fast one.
-            module.__class__ = _FAST[type(module)]
+            module.__class__ = fast
     return network

@@ -36,9 +36,9 @@ def inner_module(network: torch.nn.Module) -> torch.nn.Module:
 def with_weights_in(memory_format: torch.memory_format, network: torch.nn.Module) -> torch.nn.Module:
     """Return the network, its 3D kernels in a memory format; convolutions on a CPU are faster in `channels_last_3d`.
 
-    In that format, instance normalisation and PReLU get their form of `monai_iou.workflow.cpu_layers`. Kernels that lie
-    in that format as they are, having no second channel or voxel, keep their strides: with the others that `Module.to`
-    would give them, torch refuses to load what MONAI's federated client took from the network.
+    In that format, layers get their form of `monai_iou.workflow.cpu_layers`. Kernels that lie in that format as they
+    are, having no second channel or voxel, keep their strides: with the others that `Module.to` would give them, torch
+    refuses to load what MONAI's federated client took from the network.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.Conv3d(4, 2, 3))

@@ -1,0 +1,35 @@
+"""Which images the fast layers for a CPU are meant for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["as_output", "has_last_channels", "is_plain"]
+
+
+def is_plain(image: Tensor) -> bool:
+    """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for."""
+    is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)() or forward_ad._current_level >= 0
+    is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing()
+    is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    return is_usual and not is_recorded and not is_transformed
+
+
+def has_last_channels(image: Tensor) -> bool:
+    """Return whether an image is (B, C, X, Y, Z) with channels that lie last, and holds a voxel.
+
+    Example:
+        >>> has_last_channels(torch.rand(1, 2, 3, 3, 3))
+        False
+    """
+    return image.dim() == 5 and image.numel() > 0 and image.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def as_output(image: Tensor) -> Tensor:
+    """Return what a function of autograd's computed as a tensor of its own, where it is a view of another.
+
+    Layers that follow may work in place, which autograd refuses for a view that a function made.
+    """
+    return image.data
