@@ -21,6 +21,7 @@ from monai.engines.utils import IterationEvents
 
 from monai_iou.distributed import is_distributed
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
+from monai_iou.workflow.freed_memory import kept_memory
 from monai_iou.workflow.half_precision import in_mixed_precision
 
 __all__ = ["CaseEvaluator", "Trainer", "ValidationEvaluator"]
@@ -78,7 +79,7 @@ class Trainer(_MixedPrecision, SupervisedTrainer):
 
     def run(self) -> None:  # type: ignore[override]
         """Train."""
-        with _on_gpu_alone(self):
+        with kept_memory(), _on_gpu_alone(self):
             super().run()
 
 
@@ -110,7 +111,8 @@ class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
     def run(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Evaluate all cases."""
         self.state.failed_cases, self._finished = [], 0
-        super().run(*args, **kwargs)
+        with kept_memory():
+            super().run(*args, **kwargs)
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         self._has_failed = False
