@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._jit_internal import is_scripting
 
 from monai_iou.workflow.cpu_convolutions import LANES, FastConv3d, FastConvTranspose3d
-from monai_iou.workflow.plain_images import as_output, has_last_channels, is_plain
+from monai_iou.workflow.plain_images import as_output, has_last_channels, is_plain, is_several
 
 __all__ = ["FAST_FORMS", "FastInstanceNorm3d", "FastPReLU", "use_fast_layers"]
 
@@ -36,15 +36,25 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         image, mean, scale = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_several(gradient):  # the former: a derivative of this one is asked for
+            return _slow_gradient(gradient, image, ctx.eps), None
         rows, repeats = _rows(image)
         pull, _ = _rows(gradient.contiguous(memory_format=torch.channels_last_3d))
-        if torch.is_grad_enabled():  # a derivative of this one is asked for
-            mean = _means(rows, repeats)
-            scale = (_means((rows - mean).square(), repeats) + ctx.eps).rsqrt()
         centred = rows - mean
-        slope = _means(pull * centred, repeats) * scale**3
-        result = torch.addcmul((pull - _means(pull, repeats)) * scale, centred, slope, value=-1)
+        slope = _means(pull * centred, repeats) * scale * scale * scale  # its cube alone may be 0 in float32
+        result = (pull - _means(pull, repeats)).mul_(scale).addcmul_(centred, slope, value=-1)
         return _image(result, image), None
+
+
+def _slow_gradient(gradient: Tensor, image: Tensor, eps: float) -> Tensor:
+    """Return the gradient of an image by what autograd can differentiate, and compute for several gradients at once."""
+    axes = (2, 3, 4)
+    pull, numbers = (each.float() if each.dtype == torch.bfloat16 else each for each in (gradient, image))
+    centred = numbers - numbers.mean(axes, keepdim=True)
+    scale = (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normalised = centred * scale
+    slope = (pull * normalised).mean(axes, keepdim=True)
+    return ((pull - pull.mean(axes, keepdim=True) - normalised * slope) * scale).to(image.dtype)
 
 
 def _rows(image: Tensor) -> tuple[Tensor, int]:

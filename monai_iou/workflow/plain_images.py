@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["as_output", "has_last_channels", "is_plain"]
+__all__ = ["as_output", "has_last_channels", "is_plain", "is_several"]
 
 
 def is_plain(image: Tensor) -> bool:
@@ -25,6 +25,15 @@ def has_last_channels(image: Tensor) -> bool:
         False
     """
     return image.dim() == 5 and image.numel() > 0 and image.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def is_several(gradient: Tensor) -> bool:
+    """Return whether a gradient stands for several at once, as those do that `is_grads_batched` or a vmap asks for.
+
+    The ways to lay out the memory of a tensor are not defined for it.
+    """
+    of_transforms = torch._C._functorch
+    return of_transforms.is_batchedtensor(gradient) or of_transforms.is_legacy_batchedtensor(gradient)
 
 
 def as_output(image: Tensor) -> Tensor:

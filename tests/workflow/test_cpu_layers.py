@@ -59,6 +59,26 @@ def test_norm_keeps_digits_that_a_large_mean_would_take() -> None:
     assert (FastInstanceNorm3d(2)(image) - exact).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e12, 1e17])
+def test_gradients_of_very_large_and_small_numbers(scale: float) -> None:
+    image = image_of((1, 2, 8, 8, 8)) * scale
+    found, exact = results(FastInstanceNorm3d(2), image), results(torch.nn.InstanceNorm3d(2), image.double())
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_several_gradients_at_once(dtype: torch.dtype) -> None:
+    image = image_of((2, 3, 2, 3, 4), dtype).requires_grad_()
+    output = FastInstanceNorm3d(3)(image)
+    pulls = torch.randn(3, *output.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.stack([torch.autograd.grad(output, image, pull, retain_graph=True)[0] for pull in pulls])
+    (together,) = torch.autograd.grad(output, image, pulls, is_grads_batched=True, retain_graph=True)
+    mapped = torch.func.vmap(lambda pull: torch.autograd.grad(output, image, pull, retain_graph=True)[0])(pulls)
+    for found in (together, mapped):
+        torch.testing.assert_close(found, expected)
+
+
 def test_norm_of_what_is_constant_or_undefined() -> None:
     image = image_of((3, 2, 4, 4, 4))
     image[0, 0] = 7
