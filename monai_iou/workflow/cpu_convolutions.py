@@ -7,7 +7,8 @@ Here the lanes are shared by neighbouring voxels: the 16 / C voxels of a piece o
 ordinary convolution, whose input channels are the piece and the voxels beside it. Its kernel holds that of the layer
 once for each voxel of the piece, moved by one voxel each time, and zeros elsewhere. A transposed convolution with a
 stride of 2 is an ordinary one of the small image, whose output channels are the voxels that an input voxel becomes.
-The products that are summed are the same, and only their order may differ.
+The products that are summed are the same, and only their order may differ; but NaN or infinity in an image, times the
+zeros, makes NaN of all voxels that share a register with one that it reaches.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._jit_internal import is_scripting
 
-from monai_iou.workflow.plain_images import as_output, has_last_channels, is_plain
+from monai_iou.workflow.plain_images import as_output, has_last_channels, is_plain, is_several
 
 __all__ = ["FastConv3d", "FastConvTranspose3d"]
 
 LANES = 16  # numbers of float32 in a vector register with AVX-512
 MOST_CHANNELS = 4  # with more, oneDNN's own form is as fast
 MOST_PADDING = 1.25  # computed voxels for each one that the image has
+MOST_WITHOUT_ONEDNN = (
+    20480  # torch computes a single image itself if (C, X, Y) are no more numbers, which is slower here
+)
 
 
 def _in_full_precision(layer: torch.nn.Module, image: Tensor) -> bool:
@@ -94,7 +98,7 @@ class _FewChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         image, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a derivative of this one is asked for
+        if torch.is_grad_enabled() or is_several(gradient):  # the former: a derivative of this one is asked for
             return _gradients(gradient, image, weight, ctx, [1, 1, 1])
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         of_image = of_weight = of_bias = None
@@ -172,12 +176,12 @@ class FastConvTranspose3d(torch.nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with the same values, whose forward pass is faster to few channels that lie last.
 
     That is to at most `MOST_CHANNELS` channels with a kernel of 3, a padding of 1, float32, and, along each axis, a
-    stride of 2 that doubles it or a stride of 1 that keeps it. Everything else, and the backward pass, is left to
-    torch.
+    stride of 2 that doubles it or a stride of 1 that keeps it. Everything else, a single small image, and the backward
+    pass, are left to torch.
 
     Example:
         >>> layer = FastConvTranspose3d(4, 2, 3, stride=2, padding=1, output_padding=1)
-        >>> image = torch.rand(1, 4, 4, 4, 4).contiguous(memory_format=torch.channels_last_3d)
+        >>> image = torch.rand(2, 4, 4, 4, 4).contiguous(memory_format=torch.channels_last_3d)
         >>> torch.testing.assert_close(layer(image), torch.nn.ConvTranspose3d.forward(layer, image))
     """
 
@@ -208,12 +212,17 @@ class FastConvTranspose3d(torch.nn.ConvTranspose3d):
 
     @torch.jit.unused
     def _forward(self, input: Tensor, output_size: list[int] | None) -> Tensor:
-        is_covered = self.suits(self) and _in_full_precision(self, input) and input.shape[1] == self.in_channels
+        is_covered = self.suits(self) and _in_full_precision(self, input) and self._is_covered(input)
         if output_size is not None or not is_covered:
             output: Tensor = super().forward(input, output_size)
             return output
         result: Tensor = _Enlarged.apply(input, self.weight, self.bias, self.stride)
         return result
+
+    @torch.jit.unused
+    def _is_covered(self, image: Tensor) -> bool:
+        is_onednns = len(image) > 1 or math.prod(image.shape[1:4]) > MOST_WITHOUT_ONEDNN
+        return image.shape[1] == self.in_channels and is_onednns
 
     @staticmethod
     def suits(layer: torch.nn.ConvTranspose3d) -> bool:

@@ -12,6 +12,7 @@ import torch
 from monai.networks.nets.unet import UNet
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.profiler import profile
 
 from monai_iou.workflow import cpu_convolutions
 from monai_iou.workflow.cpu_convolutions import FastConv3d, FastConvTranspose3d
@@ -165,8 +166,38 @@ def test_other_images_are_torchs(kind: Any, calls: list[str]) -> None:
 
 def test_a_size_that_is_asked_for(calls: list[str]) -> None:
     layer = layer_of(FastConvTranspose3d, 2, 2, stride=2, output_padding=1)
-    assert layer(image_of(1, 2, 4, 4, 16), output_size=[7, 8, 31]).shape == (1, 2, 7, 8, 31)
+    assert layer(image_of(2, 2, 4, 4, 16), output_size=[7, 8, 31]).shape == (2, 2, 7, 8, 31)
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("shape", "used"), [((1, 5, 64, 64, 2), False), ((1, 5, 64, 65, 1), True), ((2, 5, 1, 1, 1), True)]
+)
+def test_a_single_small_image_is_torchs(shape: tuple[int, ...], used: bool, calls: list[str]) -> None:
+    """torch computes it without oneDNN, in which the form of here takes three times as long."""
+    layer = layer_of(FastConvTranspose3d, 5, 2, stride=2, output_padding=1)
+    usual = copy.deepcopy(layer)
+    usual.__class__ = torch.nn.ConvTranspose3d
+    torch.testing.assert_close(layer(image_of(*shape)), usual(image_of(*shape)))
+    assert calls == ["_enlarge"] * used
+    with torch.no_grad(), profile() as of_torch:
+        torch.nn.functional.conv3d(image_of(*shape), torch.ones(16, 5, 2, 2, 2), padding=1)
+    assert ("aten::mkldnn_convolution" in {event.name for event in of_torch.events()}) == used
+
+
+@pytest.mark.parametrize("kind", [FastConv3d, FastConvTranspose3d])
+def test_several_gradients_at_once(kind: Any, calls: list[str]) -> None:
+    sizes = {} if kind is FastConv3d else {"stride": 2, "output_padding": 1}
+    layer, image = layer_of(kind, 2, 2, **sizes), image_of(2, 2, 2, 3, 16).requires_grad_()
+    inputs, output = [image, *layer.parameters()], layer(image)
+    assert calls
+    pulls = torch.randn(3, *output.shape, generator=torch.Generator().manual_seed(0))
+    expected = [torch.autograd.grad(output, inputs, pull, retain_graph=True) for pull in pulls]
+    together = torch.autograd.grad(output, inputs, pulls, is_grads_batched=True, retain_graph=True)
+    mapped = torch.func.vmap(lambda pull: torch.autograd.grad(output, inputs, pull, retain_graph=True))(pulls)
+    for found in (together, mapped):
+        for one, others in zip(found, zip(*expected, strict=True), strict=True):
+            torch.testing.assert_close(one, torch.stack(others), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [FastConv3d, FastConvTranspose3d])
@@ -175,7 +206,7 @@ def test_second_derivatives(kind: Any) -> None:
     found = []
     for each in (kind, kind.__mro__[1]):
         layer = layer_of(each, 2, 2, **sizes).double() if each is not kind else layer_of(each, 2, 2, **sizes)
-        image = image_of(1, 2, 2, 3, 16).to(layer.weight.dtype).requires_grad_()
+        image = image_of(2, 2, 2, 3, 16).to(layer.weight.dtype).requires_grad_()
         parts = [image, *layer.parameters()]
         first = torch.autograd.grad(layer(image).square().sum(), parts, create_graph=True)
         found.append(torch.autograd.grad(torch.stack([part.square().sum() for part in first]).sum(), parts))
@@ -186,7 +217,7 @@ def test_second_derivatives(kind: Any) -> None:
 @pytest.mark.parametrize("kind", [FastConv3d, FastConvTranspose3d])
 def test_what_needs_no_gradient_gets_none_and_what_follows_may_work_in_place(kind: Any) -> None:
     sizes = {} if kind is FastConv3d else {"stride": 2, "output_padding": 1}
-    layer, image = layer_of(kind, 2, 2, **sizes), image_of(1, 2, 2, 3, 16)
+    layer, image = layer_of(kind, 2, 2, **sizes), image_of(2, 2, 2, 3, 16)
     everything = results(layer, image)
     layer.weight.requires_grad_(False)
     leaf = image.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -202,7 +233,7 @@ def test_what_needs_no_gradient_gets_none_and_what_follows_may_work_in_place(kin
 @pytest.mark.parametrize("kind", [FastConv3d, FastConvTranspose3d])
 def test_gradients_that_are_asked_for_under_autocast_are_as_precise(kind: Any) -> None:
     sizes = {} if kind is FastConv3d else {"stride": 2, "output_padding": 1}
-    layer, image = layer_of(kind, 2, 2, **sizes), image_of(1, 2, 4, 4, 16).requires_grad_()
+    layer, image = layer_of(kind, 2, 2, **sizes), image_of(2, 2, 4, 4, 16).requires_grad_()
     expected = torch.autograd.grad(layer(image).square().sum(), [image, *layer.parameters()])
     value = layer(image).square().sum()
     with torch.autocast("cpu", torch.bfloat16):
