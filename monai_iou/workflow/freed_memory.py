@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["kept_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as <malloc.h> names them: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-_LARGEST = 32 << 20  # bytes; larger blocks are always the system's
+_LARGEST = 32 << 20  # bytes; larger blocks are the system's, unless they fit into what is kept
 _KEPT = 1 << 30  # bytes of the heap's end
 _USUAL = 2 * _LARGEST  # what glibc itself arrives at, once such a block has been freed
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -28,8 +28,10 @@ _users = 0
 def kept_memory() -> Iterator[None]:
     """Keep up to 1 GiB of what this process frees, and give it back at the end.
 
-    That is with glibc (Linux), unless the environment has settings of its own for the allocation of memory, or another
-    library for it. Blocks above 32 MiB are the system's as before.
+    That is with glibc (Linux), unless the environment sets what it keeps (`MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`) or loads another library (`LD_PRELOAD`). Blocks above 32 MiB are the
+    system's as before, unless they fit into what is kept. A process that is forked meanwhile, as the workers that load
+    images are, keeps no more than usual: there may be many.
 
     Example:
         >>> with kept_memory():
@@ -61,10 +63,24 @@ def _library() -> Any:
 def _change(library: Any, users: int) -> None:
     global _users  # the settings are of the process
     with _lock:
-        had, _users = _users, _users + users
-        if not had:
+        had, _users = _users, max(_users + users, 0)
+        if users > 0 and not had:
             library.mallopt(_MMAP_THRESHOLD, _LARGEST)
             library.mallopt(_TRIM_THRESHOLD, _KEPT)
-        elif not _users:
+        elif had and not _users:
             library.mallopt(_TRIM_THRESHOLD, _USUAL)
             library.malloc_trim(0)
+
+
+def _forget_in_child() -> None:
+    """Keep no more than usual in a process that was forked, in which nobody would give it back."""
+    global _lock, _users
+    _lock = threading.Lock()  # another thread may have held it
+    library = _library() if _users else None
+    _users = 0
+    if library is not None:
+        library.mallopt(_TRIM_THRESHOLD, _USUAL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,26 @@ def test_a_step_clears_no_page_again_and_all_is_given_back() -> None:
 def test_settings_of_the_user_are_left_alone() -> None:
     usual, kept, _, _ = count(MALLOC_TRIM_THRESHOLD_="1000000")
     assert kept > usual / 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_keeps_no_more_than_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it keeps cannot be measured: any number at the end of the heap holds the rest."""
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *given: calls.append(given), malloc_trim=lambda _: None)
+    monkeypatch.setattr(freed_memory, "_library", lambda: library)
+    reading, writing = os.pipe()
+    with kept_memory():
+        calls.clear()
+        child = os.fork()
+        if child == 0:
+            os.write(writing, json.dumps([calls, freed_memory._users]).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert freed_memory._users == 1
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        assert json.load(file) == [[[freed_memory._TRIM_THRESHOLD, freed_memory._USUAL]], 0]
 
 
 def test_nested_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
