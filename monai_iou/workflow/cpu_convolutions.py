@@ -29,6 +29,8 @@ __all__ = ["FastConv3d", "FastConvTranspose3d"]
 LANES = 16  # numbers of float32 in a vector register with AVX-512
 MOST_CHANNELS = 4  # with more, oneDNN's own form is as fast
 MOST_PADDING = 1.25  # computed voxels for each one that the image has
+LEAST_LENGTH = 16  # voxels of a row; with thinner volumes, oneDNN's own form is as fast
+LEAST_VOXELS = 1 << 14  # of an image
 MOST_WITHOUT_ONEDNN = (
     20480  # torch computes a single image itself if (C, X, Y) are no more numbers, which is slower here
 )
@@ -43,11 +45,11 @@ def _in_full_precision(layer: torch.nn.Module, image: Tensor) -> bool:
 class FastConv3d(torch.nn.Conv3d):
     """`torch.nn.Conv3d` with the same values, faster from few channels to few, if channels lie last.
 
-    That is with at most `MOST_CHANNELS` channels in and out, a kernel of 3, a stride of 1, a padding of 1 and
-    float32. Everything else is left to torch.
+    That is with at most `MOST_CHANNELS` channels in and out, a kernel of 3, a stride of 1, a padding of 1, float32 and
+    images of at least `LEAST_VOXELS` voxels, `LEAST_LENGTH` of them along Z. Everything else is left to torch.
 
     Example:
-        >>> layer, image = FastConv3d(2, 2, 3, padding=1), torch.rand(1, 2, 4, 4, 8)
+        >>> layer, image = FastConv3d(2, 2, 3, padding=1), torch.rand(1, 2, 32, 32, 16)
         >>> image = image.contiguous(memory_format=torch.channels_last_3d)
         >>> torch.testing.assert_close(layer(image), torch.nn.Conv3d.forward(layer, image))
     """
@@ -73,7 +75,8 @@ class FastConv3d(torch.nn.Conv3d):
         voxels = image.shape[4]
         shared = [_shared_by(channels) for channels in (self.in_channels, self.out_channels)]
         is_full = all(math.ceil(voxels / number) * number <= MOST_PADDING * voxels for number in shared)
-        return image.shape[1] == self.in_channels and is_full
+        is_large = voxels >= LEAST_LENGTH and image.shape[2:].numel() >= LEAST_VOXELS
+        return image.shape[1] == self.in_channels and is_full and is_large
 
     @staticmethod
     def suits(layer: torch.nn.Conv3d) -> bool:

@@ -40,6 +40,13 @@ def results(layer: torch.nn.Module, image: Tensor) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output, [leaf, *layer.parameters()], pull)]
 
 
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let images that are quick to test have the fast forms too."""
+    monkeypatch.setattr(cpu_convolutions, "LEAST_LENGTH", 1)
+    monkeypatch.setattr(cpu_convolutions, "LEAST_VOXELS", 1)
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the fast forms that were used."""
@@ -254,3 +261,15 @@ def test_the_last_layers_of_a_network_have_them(calls: list[str]) -> None:
     with torch.no_grad():
         network(image)
     assert calls == ["_enlarge", "_convolve"]
+
+
+@pytest.mark.parametrize(("shape", "used"), [((32, 32, 16), True), ((96, 96, 8), False), ((16, 16, 40), False)])
+def test_small_and_thin_images_are_torchs(
+    shape: tuple[int, ...], used: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_convolutions, "LEAST_LENGTH", 16)
+    monkeypatch.setattr(cpu_convolutions, "LEAST_VOXELS", 1 << 14)
+    layer = layer_of(FastConv3d, 2, 2)
+    with torch.no_grad():
+        layer(image_of(1, 2, *shape))
+    assert calls == ["_convolve"] * used
