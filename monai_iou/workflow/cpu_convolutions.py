@@ -31,9 +31,7 @@ MOST_CHANNELS = 4  # with more, oneDNN's own form is as fast
 MOST_PADDING = 1.25  # computed voxels for each one that the image has
 LEAST_LENGTH = 16  # voxels of a row; with thinner volumes, oneDNN's own form is as fast
 LEAST_VOXELS = 1 << 14  # of an image
-MOST_WITHOUT_ONEDNN = (
-    20480  # torch computes a single image itself if (C, X, Y) are no more numbers, which is slower here
-)
+MOST_WITHOUT_ONEDNN = 20480  # numbers (C, X, Y) of a single image that torch convolves itself, slowly for this form
 
 
 def _in_full_precision(layer: torch.nn.Module, image: Tensor) -> bool:
