@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
+    if options.turns < 1:
+        parser.error(f"--turns must be at least 1, but is {options.turns}")
     shape = (1, *options.patch)
     item = {"image": torch.rand(shape, device=options.device), "label": (torch.rand(shape) > 0.9).byte()}
     item["label"] = item["label"].to(options.device)

@@ -26,7 +26,7 @@ are medians over the turns; its shares are of itself.
 With an `instance` loss, the cells have rows of their own. In a second part of the run, the batches are prepared with
 and without region maps, from the same random numbers, and the trained network's outputs of each get both losses,
 forward and backward; the order alternates. The first three batches do not count. Cells are the medians of the
-differences, as shares of the step above: carrying the maps through the preparation of a batch, from the copy of the
+differences, as shares of the step above: carrying the maps through the preparation of a batch, from the crop of the
 cached volume to the collation, and the loss. "found in the crop" is the time of `find_cells` alone, which lies inside
 the latter and is 0 where the label brings its regions. Making these is CPU time for a volume (median), once, before the
 first step, and no part of a step.
@@ -310,6 +310,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--turns must be at least 1, but is {options.turns}")
     if options.data is not None and not (options.data / "dataset.json").is_file():
         parser.error(f"--data must be a folder with a dataset.json, but there is none in {options.data}")
+    if not isinstance(options.keys, dict):
+        parser.error(f"--keys must be a JSON object, but is {json.dumps(options.keys)}")
     if own := sorted(OWN_KEYS & set(options.keys)):
         parser.error(f"--keys must leave to this command what it sets itself: {', '.join(own)}")
     return options

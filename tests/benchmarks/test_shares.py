@@ -133,3 +133,6 @@ def test_wrong_arguments_end_before_any_work(tmp_path: Path, capsys: pytest.Capt
             main(arguments)
         assert stop.value.code == 2
     assert "--keys must leave to this command what it sets itself: device, epochs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--keys", "[1]"])
+    assert "--keys must be a JSON object, but is [1]" in capsys.readouterr().err

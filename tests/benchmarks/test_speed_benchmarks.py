@@ -51,3 +51,6 @@ def test_every_deformation_that_is_timed_moves_image_and_label(capsys: pytest.Ca
         assert set(moved["label"].unique().tolist()) == {0, 1}
     deformation.main(["--patch", "8", "8", "8", "--turns", "1"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(deformation.forms("cpu"))
+    with pytest.raises(SystemExit):
+        deformation.main(["--turns", "0"])
+    assert "--turns must be at least 1, but is 0" in capsys.readouterr().err
