@@ -103,17 +103,7 @@ class RandAffineElasticd(Randomizable, WarpTransform):
         self._affine = RandAffineGrid(rotate_range, shear_range, translate_range, scale_range)
         self._affine.set_random_state(0)
         self._affine.randomize()  # a range that is none is found now
-        self._affine.set_random_state(state=self.R)
         self._draws_affine = self._draws_elastic = False
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandAffineElasticd:
-        """Seed the draws, as every MONAI transform is seeded."""
-        super().set_random_state(seed, state)
-        # One stream: two streams of one seed would tie the angles to the chances.
-        self._affine.set_random_state(state=self.R)
-        return self
 
     def randomize(self, data: Any = None) -> None:
         """Draw which of the two changes happen."""
@@ -140,6 +130,8 @@ class RandAffineElasticd(Randomizable, WarpTransform):
 
     def _matrix(self, size: tuple[int, ...]) -> Tensor:
         """Draw an affine map, (4, 4), as `RandAffined` does."""
+        # One stream, also in copies: two streams of one seed would tie the angles to the chances.
+        self._affine.set_random_state(state=self.R)
         self._affine(size, lazy=True)  # the matrix alone, no grid
         matrix = self._affine.get_transformation_matrix()
         assert matrix is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Hashable
@@ -209,6 +210,14 @@ def test_a_seed_decides_everything() -> None:
     copied = pickle.loads(pickle.dumps(transform))  # a loader's processes get copies
     for _ in range(6):
         assert torch.equal(image_of(transform, image, None), image_of(copied, image, None))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda transform: pickle.loads(pickle.dumps(transform))])
+def test_copies_that_nobody_has_seeded_draw_maps_of_their_own(copied: Any) -> None:
+    image = torch.rand(1, 8, 8, 8)
+    transform = RandAffineElasticd("image", **DRAWN, affine_prob=1.0, elastic_prob=0.0)
+    first, second = (image_of(copied(transform), image, None) for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 def test_nothing_is_done_to_an_item_that_draws_nothing() -> None:
