@@ -8,6 +8,7 @@ time of torch's `affine_grid` or `interpolate`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -64,10 +65,11 @@ class WarpTransform(MapTransform):
         tensors = [convert_to_tensor(item[key], track_meta=False) for key, _ in present]
         device = torch.device(tensors[0].device if self.device is None else self.device)
         size = tuple(tensors[0].shape[1:])
-        grid = sampling_grid(self._places(size, device), size, align_corners=self._align_corners)
-        for (key, mode), values in zip(present, tensors, strict=True):
-            moved = self._read(values.to(device), grid, mode)
-            item[key] = convert_to_dst_type(moved, item[key], device=device)[0]
+        with _without_autocast(device):
+            grid = sampling_grid(self._places(size, device), size, align_corners=self._align_corners)
+            for (key, mode), values in zip(present, tensors, strict=True):
+                moved = self._read(values.to(device), grid, mode)
+                item[key] = convert_to_dst_type(moved, item[key], device=device)[0]
         return item
 
     def _read(self, values: Tensor, grid: Tensor, mode: str) -> Tensor:
@@ -75,7 +77,8 @@ class WarpTransform(MapTransform):
         whole = not values.dtype.is_floating_point
         # An atlas has labels beyond the whole numbers of float32.
         wide = whole and values.dtype.itemsize > 2 and values.numel() > 0
-        large = wide and max(-int(values.min()), int(values.max())) > FLOAT32_WHOLE
+        numbers = values.to(torch.int64) if wide else values  # torch finds no extremes of unsigned numbers so long
+        large = wide and max(-int(numbers.min()), int(numbers.max())) > FLOAT32_WHOLE
         dtype = torch.float64 if large or values.dtype == torch.float64 else grid.dtype
         moved = F.grid_sample(
             values[None].to(dtype),
@@ -87,6 +90,15 @@ class WarpTransform(MapTransform):
         return moved.round() if whole else moved
 
 
+def _without_autocast(device: torch.device) -> ExitStack:
+    """Return a context in which places are not rounded to half precision, by as much as a quarter of a voxel."""
+    stack = ExitStack()
+    for kind in {"cpu", device.type}:
+        if torch.amp.is_autocast_available(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
 def nodes_of(size: Sequence[int], counts: Sequence[int], device: torch.device) -> Tensor:
     """Return so many evenly spaced places for each axis, from its first voxel to its last, (3, *counts).
 
@@ -95,7 +107,7 @@ def nodes_of(size: Sequence[int], counts: Sequence[int], device: torch.device) -
         [[-2.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
     """
     axes = [
-        torch.linspace(0, length - 1, count, device=device) - (length - 1) / 2
+        torch.linspace(0, length - 1, count, dtype=torch.float32, device=device) - (length - 1) / 2
         for length, count in zip(size, counts, strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -111,7 +123,7 @@ def sampling_grid(places: Tensor, size: Sequence[int], *, align_corners: bool) -
     """
     # Without `align_corners`, an axis of one voxel is treated as one of two are, as by MONAI's `Resample`.
     lengths = [max(length - 1, 1) if align_corners else max(length, 2) for length in size]
-    scale = torch.tensor([2 / length for length in lengths], device=places.device)
+    scale = torch.tensor([2 / length for length in lengths], dtype=places.dtype, device=places.device)
     scaled = (places * scale.view(3, 1, 1, 1)).flip(0)
     matrices = [_interpolation(count, length, places) for count, length in zip(places.shape[1:], size, strict=True)]
     return along_axes(scaled, matrices).movedim(0, -1)[None]

@@ -220,6 +220,36 @@ def test_copies_that_nobody_has_seeded_draw_maps_of_their_own(copied: Any) -> No
     assert not torch.equal(first, second)
 
 
+@pytest.fixture(params=[torch.float64, torch.bfloat16])
+def default_dtype(request: pytest.FixtureRequest) -> Any:
+    before = torch.get_default_dtype()
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def test_places_do_not_depend_on_torchs_default_type(default_dtype: torch.dtype) -> None:
+    image = torch.rand(1, 64, 12, 10)
+    both = RandAffineElasticd("image", **FIXED, affine_prob=1.0, elastic_prob=1.0)
+    # MONAI draws no affine map in bfloat16.
+    forms = [both] if default_dtype == torch.float64 else []
+    forms += [RandAffineElasticd("image", affine_prob=0.0, elastic_prob=1.0)]
+    expected = [image_of(form, image) for form in forms]
+    torch.set_default_dtype(default_dtype)
+    for form, values in zip(forms, expected, strict=True):
+        torch.testing.assert_close(image_of(form, image), values, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_places_are_not_rounded_by_autocast(dtype: torch.dtype) -> None:
+    volume = coordinates(64, 12, 10).to(dtype)
+    both = RandAffineElasticd("image", **FIXED, affine_prob=1.0, elastic_prob=1.0)
+    for form in (both, RandCoarseElasticd("image", (3, 5), (20, 80), prob=1.0)):
+        expected = image_of(form, volume)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = image_of(form, volume)
+        assert torch.equal(found, expected)
+
+
 def test_nothing_is_done_to_an_item_that_draws_nothing() -> None:
     item: dict[Hashable, Any] = {"image": np.zeros((1, 6)), "label": "not even a volume"}
     found = RandAffineElasticd(KEYS, **DRAWN, affine_prob=0.0, elastic_prob=0.0, mode=MODES)(item)
@@ -249,7 +279,8 @@ def test_labels_of_an_atlas_keep_their_numbers(sign: int) -> None:
     values = torch.tensor([0, 312782546, 312782547, 312782550]) * sign
     label = values[torch.arange(24) // 6].expand(1, 20, 16, 24)
     deform = RandAffineElasticd("image", **DRAWN, affine_prob=1.0, elastic_prob=1.0, mode="nearest")
-    for given in (label, label.to(torch.int32), label.numpy(), label.double()):
+    unsigned = [label.to(torch.uint32), label.to(torch.uint64)] if sign == 1 else []
+    for given in (label, label.to(torch.int32), label.numpy(), label.double(), *unsigned):
         moved = image_of(deform, given)
         assert set(np.unique(moved).tolist()) == set(values.tolist())
         assert not np.array_equal(moved, given)
