@@ -10,6 +10,7 @@ import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.spatial.array import RandAffineGrid
 from monai.transforms.transform import Randomizable
+from monai.utils.misc import ensure_tuple
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from monai_iou.transforms.warping import WarpTransform, nodes_of
 
 __all__ = ["RandAffineElasticd"]
 
-Range: TypeAlias = Sequence[tuple[float, float] | float] | float | None
+Range: TypeAlias = Sequence[tuple[float, float] | float | None] | float | None
 
 
 class RandAffineElasticd(Randomizable, WarpTransform):
@@ -42,7 +43,8 @@ class RandAffineElasticd(Randomizable, WarpTransform):
     Args:
         keys: the entries to deform, (C, X, Y, Z) each, of one shape. 2D data have an axis of one voxel.
         rotate_range: largest angles in radians about the three axes, or ranges (smallest, largest) of them. As in
-            `RandAffined`, one number is for the first axis, and None stands for no change.
+            `RandAffined`, one number is for the first axis alone. None, also in the place of an axis, stands for no
+            change.
         shear_range: the same for the six shears: of x by y and z, y by x and z, z by x and y.
         translate_range: the same for the shifts in voxels.
         scale_range: the same for the scale factors of the axes, of which 1 is taken away.
@@ -59,7 +61,8 @@ class RandAffineElasticd(Randomizable, WarpTransform):
     Raises:
         TypeError: if a probability is not a number.
         ValueError: if a probability is not from 0 to 1, `sigma_range` or `magnitude_range` is not ascending and
-            positive, a range of the affine map is no pair, an entry is not three-dimensional, or two differ in shape.
+            positive, a range of the affine map is no pair or has no axis, a mode is not one of the above, an entry is
+            not three-dimensional, or two differ in shape.
 
     Example:
         >>> import torch
@@ -100,7 +103,12 @@ class RandAffineElasticd(Randomizable, WarpTransform):
         self.elastic_prob = checks.check_fraction("elastic_prob", elastic_prob, allow_one=True)
         self.sigma_range = checked_range("sigma_range", sigma_range)
         self.magnitude_range = checked_range("magnitude_range", magnitude_range)
-        self._affine = RandAffineGrid(rotate_range, shear_range, translate_range, scale_range)
+        self._affine = RandAffineGrid(
+            _of_axes("rotate_range", rotate_range),
+            _of_axes("shear_range", shear_range),
+            _of_axes("translate_range", translate_range),
+            _of_axes("scale_range", scale_range),
+        )
         self._affine.set_random_state(0)
         self._affine.randomize()  # a range that is none is found now
         self._draws_affine = self._draws_elastic = False
@@ -141,3 +149,15 @@ class RandAffineElasticd(Randomizable, WarpTransform):
         """Draw numbers with mean 0 and variance 1, uniform as MONAI's; normal ones take three times as long."""
         numbers: NDArray[np.float64] = (self.R.random_sample(shape) - 0.5) * np.sqrt(12)
         return numbers
+
+
+def _of_axes(name: str, given: Range) -> list[tuple[float, float] | float] | None:
+    """Return a range with a number for each axis: MONAI passes over a None, and gives its place to the next axis."""
+    if given is None:
+        return None
+    ranges: tuple[tuple[float, float] | float | None, ...] = ensure_tuple(given)
+    count, what = (6, "shear") if name == "shear_range" else (3, "axis")
+    if len(ranges) > count:
+        message = f"Expected `{name}` to have at most {count} ranges, but got {len(ranges)}: give one for each {what}."
+        raise ValueError(message)
+    return [0.0 if each is None else each for each in ranges]

@@ -18,7 +18,8 @@ variance on average and axis, which is made up for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,8 @@ class RandCoarseElasticd(RandomizableTransform, WarpTransform):
         allow_missing_keys: whether absent entries are passed over.
 
     Raises:
-        ValueError: if a range is not ascending and positive, an entry is not three-dimensional, or two differ in shape.
+        ValueError: if a range is not ascending and positive, a mode is not one of the above, an entry is not
+            three-dimensional, or two differ in shape.
 
     Example:
         >>> import torch
@@ -161,10 +163,10 @@ class RandCoarseElasticd(RandomizableTransform, WarpTransform):
 
 
 def checked_range(name: str, values: Sequence[float]) -> tuple[float, float]:
-    """Return two positive numbers; raise ValueError unless the smaller is first."""
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
-        message = (
-            f"Expected `{name}` to be two positive numbers, the smaller first, but got {tuple(values)}: e.g. (3, 5)."
-        )
+    """Return two positive numbers; raise ValueError unless they are finite and the smaller is first."""
+    given = tuple(values) if isinstance(values, Iterable) else values
+    are_two = isinstance(given, tuple) and len(given) == 2 and all(isinstance(value, Real) for value in given)
+    if not are_two or not 0 < given[0] <= given[1] < math.inf:
+        message = f"Expected `{name}` to be two positive numbers, the smaller first, but got {given}: e.g. (3, 5)."
         raise ValueError(message)
-    return float(values[0]), float(values[1])
+    return float(given[0]), float(given[1])

@@ -19,11 +19,14 @@ from monai.utils.misc import ensure_tuple_rep
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from monai_iou import checks
 from monai_iou.transforms.shapes import check_same_shape
 
 __all__ = ["WarpTransform", "along_axes", "nodes_of", "sampling_grid"]
 
 FLOAT32_WHOLE = 1 << 24  # up to here it holds all whole numbers
+MODES = ("bilinear", "nearest")
+PADDING_MODES = ("border", "zeros", "reflection")
 
 
 class WarpTransform(MapTransform):
@@ -49,6 +52,9 @@ class WarpTransform(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
+        for each in self.mode:
+            checks.check_choice("mode", each, MODES)
+        checks.check_choice("padding_mode", padding_mode, PADDING_MODES)
         self.padding_mode = padding_mode
         self.device = device
 

@@ -250,6 +250,23 @@ def test_places_are_not_rounded_by_autocast(dtype: torch.dtype) -> None:
         assert torch.equal(found, expected)
 
 
+def test_none_in_the_place_of_an_axis_leaves_this_axis_alone() -> None:
+    given: dict[str, Any] = {
+        "rotate_range": [None, (0.3, 0.3)],
+        "shear_range": [None, None, None, (0.1, 0.1)],
+        "translate_range": (None, None, (1.5, 1.5)),
+        "scale_range": [None, (0.2, 0.2), None],
+    }
+    zeros = {name: [(0.0, 0.0) if each is None else each for each in ranges] for name, ranges in given.items()}
+    volume = coordinates(9, 8, 7)
+    found, expected = (
+        image_of(RandAffineElasticd("image", affine_prob=1.0, elastic_prob=0.0, **ranges), volume)
+        for ranges in (given, zeros)
+    )
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, volume)
+
+
 def test_nothing_is_done_to_an_item_that_draws_nothing() -> None:
     item: dict[Hashable, Any] = {"image": np.zeros((1, 6)), "label": "not even a volume"}
     found = RandAffineElasticd(KEYS, **DRAWN, affine_prob=0.0, elastic_prob=0.0, mode=MODES)(item)
@@ -356,6 +373,42 @@ def test_entries_of_other_shapes_are_refused(label: torch.Tensor, message: str) 
             {"rotate_range": [(0.1, 0.2, 0.3)]},
             ValueError,
             "If giving range as [min,max], should have 2 elements per dim, got (0.1, 0.2, 0.3).",
+        ),
+        (
+            {"translate_range": [1.0] * 4},
+            ValueError,
+            "Expected `translate_range` to have at most 3 ranges, but got 4: give one for each axis.",
+        ),
+        (
+            {"shear_range": [0.1] * 7},
+            ValueError,
+            "Expected `shear_range` to have at most 6 ranges, but got 7: give one for each shear.",
+        ),
+        (
+            {"sigma_range": 5},
+            ValueError,
+            "Expected `sigma_range` to be two positive numbers, the smaller first, but got 5: e.g. (3, 5).",
+        ),
+        (
+            {"sigma_range": "35"},
+            ValueError,
+            "Expected `sigma_range` to be two positive numbers, the smaller first, but got ('3', '5'): e.g. (3, 5).",
+        ),
+        (
+            {"magnitude_range": (20, float("inf"))},
+            ValueError,
+            "Expected `magnitude_range` to be two positive numbers, the smaller first, but got (20, inf): e.g. (3, 5).",
+        ),
+        (
+            {"mode": "bicubic"},
+            ValueError,
+            "Expected `mode` to be one of 'bilinear', 'nearest', but got 'bicubic': choose one of these.",
+        ),
+        (
+            {"padding_mode": "constant"},
+            ValueError,
+            "Expected `padding_mode` to be one of 'border', 'zeros', 'reflection', but got 'constant': choose one of "
+            "these.",
         ),
     ],
 )
