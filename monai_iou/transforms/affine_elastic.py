@@ -36,7 +36,8 @@ class RandAffineElasticd(Randomizable, WarpTransform):
     with places in voxels from the centre of the volume. That is what MONAI's `RandAffined` followed by
     :class:`RandCoarseElasticd` reads, with two differences: nothing is interpolated twice, and `padding_mode` decides
     only about places outside of the given volume. A has the distribution of `RandAffined` with the same ranges, and d
-    that of `RandCoarseElasticd`. If neither is drawn, the item is returned as it is.
+    that of `RandCoarseElasticd` if sigma is at least 2 voxels: the noise that is smoothed is uniform instead of normal,
+    and with a smaller sigma the displacements are not normal. If neither is drawn, the item is returned as it is.
 
     The affine in the header of a MetaTensor stays the same, and there is no inverse.
 

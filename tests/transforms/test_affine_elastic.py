@@ -17,7 +17,7 @@ from monai.transforms.spatial.dictionary import RandAffined
 from numpy.typing import NDArray
 
 from monai_iou.transforms import RandAffineElasticd, RandCoarseElasticd
-from monai_iou.transforms.elastic import displacement_spread
+from monai_iou.transforms.elastic import displacement_spread, draw_displacements
 
 KEYS = ["image", "label"]
 MODES = ["bilinear", "nearest"]
@@ -139,6 +139,17 @@ def test_the_field_alone_is_spread_as_announced() -> None:
     assert found.std() == pytest.approx(displacement_spread(4, 50), rel=0.1)
     noise = transform._noise((100, 1000))
     assert (noise.mean(), noise.std()) == (pytest.approx(0, abs=0.02), pytest.approx(1, abs=0.01))
+
+
+def test_displacements_are_nearly_normal_from_a_sigma_of_two_voxels_on() -> None:
+    transform = RandAffineElasticd("image").set_random_state(0)
+    excess = []
+    for sigma in (1.0, 2.0, 3.0):
+        ranges = ((sigma, sigma), (50.0, 50.0))
+        field = draw_displacements(transform.R, (60, 60, 60), ranges, transform._noise, torch.device("cpu"))
+        excess.append(float(((field / field.std()) ** 4).mean()) - 3)
+    assert excess[0] < -0.8
+    assert max(map(abs, excess[1:])) < 0.3
 
 
 def test_image_and_label_move_together_and_keep_their_kind() -> None:
