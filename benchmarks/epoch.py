@@ -65,6 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--other-keys", type=json.loads, default={}, metavar="JSON", help="more keys of the other")
     parser.add_argument("--batches", action="store_true", help="time the preparation of the batches alone")
     options = parser.parse_args(arguments)
+    if options.turns < 1:
+        parser.error(f"--turns must be at least 1, but is {options.turns}")
+    for name, given in (("--keys", options.keys), ("--other-keys", options.other_keys)):
+        if not isinstance(given, dict):
+            parser.error(f"{name} must be a JSON object, but is {json.dumps(given)}")
     keys = {**options.keys, "dataset_dir": str(options.data.resolve())}
     with tempfile.TemporaryDirectory() as name:
         other = trained(options.checkout, Path(name) / "other", {**keys, **options.other_keys}, batches=options.batches)

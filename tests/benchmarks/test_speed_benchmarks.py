@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import deformation
+from benchmarks import deformation, epoch
 from benchmarks.losses import SORTING, Row, peer_of
 from benchmarks.network import bundle
 from monai_iou.planning.plan import network_size
@@ -54,3 +54,19 @@ def test_every_deformation_that_is_timed_moves_image_and_label(capsys: pytest.Ca
     with pytest.raises(SystemExit):
         deformation.main(["--turns", "0"])
     assert "--turns must be at least 1, but is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--turns", "0"], "--turns must be at least 1, but is 0"),
+        (["--keys", "[1]"], "--keys must be a JSON object, but is [1]"),
+        (["--other-keys", "2"], "--other-keys must be a JSON object, but is 2"),
+    ],
+)
+def test_an_epoch_that_cannot_be_timed_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        epoch.main([".", "--data", ".", *options])
+    assert message in capsys.readouterr().err
