@@ -189,7 +189,8 @@ def use_fast_layers(network: torch.nn.Module) -> torch.nn.Module:
     """
     for module in network.modules():
         fast = FAST_FORMS.get(type(module))
-        if fast is not None and getattr(fast, "suits", bool)(module):
+        suits = getattr(fast, "suits", None)  # of the convolutions
+        if fast is not None and (suits is None or suits(module)):
             # Its class alone: the module keeps its hooks, and whoever holds it holds the fast one.
             module.__class__ = fast
     return network

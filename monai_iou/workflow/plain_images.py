@@ -1,4 +1,4 @@
-"""Which images the fast layers for a CPU are meant for."""
+"""What the fast layers for a CPU ask of an image, and what they return."""
 
 from __future__ import annotations
 
