@@ -35,9 +35,10 @@ MOST_WITHOUT_ONEDNN = 20480  # numbers (C, X, Y) of a single image that torch co
 
 
 def _in_full_precision(layer: torch.nn.Module, image: Tensor) -> bool:
+    if not is_plain(image) or torch.is_autocast_enabled("cpu"):
+        return False
     weights = [weights for weights in layer.parameters(recurse=False) if weights is not None]
-    is_single = all(each.dtype == torch.float32 for each in (image, *weights))
-    return is_single and is_plain(image) and not torch.is_autocast_enabled("cpu") and has_last_channels(image)
+    return all(each.dtype == torch.float32 for each in (image, *weights)) and has_last_channels(image)
 
 
 class FastConv3d(torch.nn.Conv3d):

@@ -102,9 +102,16 @@ class FastInstanceNorm3d(torch.nn.InstanceNorm3d):
 
     @torch.jit.unused
     def _forward(self, input: Tensor) -> Tensor:
-        if not (is_plain(input) and self._is_covered(input)):
-            output: Tensor = super().forward(input)
-            return output
+        output: Tensor
+        if not isinstance(input, Tensor):  # the stand-in of `torch.fx`, whose axes cannot be counted
+            output = self._apply_instance_norm(input)
+        elif not (is_plain(input) and self._is_covered(input)):
+            output = super().forward(input)
+        else:
+            output = self._normalised(input)
+        return output
+
+    def _normalised(self, input: Tensor) -> Tensor:
         normalised: Tensor = _Normalised.apply(input, self.eps)
         if self.weight is None:
             return normalised
@@ -158,8 +165,8 @@ class FastPReLU(torch.nn.PReLU):
 
     @torch.jit.unused
     def _forward(self, input: Tensor) -> Tensor:
-        has_type = self.weight.dtype == input.dtype or torch.is_autocast_enabled("cpu")
-        if not (is_plain(input) and self.weight.numel() == 1 and has_type):
+        is_covered = is_plain(input) and self.weight.numel() == 1
+        if not (is_covered and (self.weight.dtype == input.dtype or torch.is_autocast_enabled("cpu"))):
             output: Tensor = super().forward(input)
             return output
         result: Tensor = _Rectified.apply(input, self.weight)

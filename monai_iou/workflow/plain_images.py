@@ -10,11 +10,22 @@ __all__ = ["as_output", "has_last_channels", "is_plain", "is_several"]
 
 
 def is_plain(image: Tensor) -> bool:
-    """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for."""
+    """Return whether an image is a float tensor on a CPU, and nothing but its values and gradient are asked for.
+
+    `torch.fx` traces a network with a stand-in that is no tensor; `torch.export`, a count of operations and the like
+    see each operation of torch: for them, a layer is torch's own.
+    """
+    if not isinstance(image, Tensor) or type(image).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False
     is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)() or forward_ad._current_level >= 0
-    is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing()
+    is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing() or _is_watched()
     is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64, torch.bfloat16)
     return is_usual and not is_recorded and not is_transformed
+
+
+def _is_watched() -> bool:
+    """Return whether a mode of torch's dispatcher sees each operation."""
+    return bool(getattr(torch._C, "_len_torch_dispatch_stack", int)())
 
 
 def has_last_channels(image: Tensor) -> bool:

@@ -13,7 +13,10 @@ from monai.data.meta_tensor import MetaTensor
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.unet import UNet
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from monai_iou.workflow.cpu_layers import FastInstanceNorm3d, FastPReLU, use_fast_layers
 from monai_iou.workflow.optimization import with_weights_in
@@ -259,6 +262,32 @@ def test_metadata_tracing_and_transforms_of_functions(network: UNet) -> None:
     for name, weights in fast.named_parameters():
         assert weights.grad is not None
         torch.testing.assert_close(gradients[name][0], weights.grad, rtol=1e-2, atol=1e-6)
+
+
+@torch.no_grad()
+def test_whoever_sees_each_operation_sees_those_of_torch(network: UNet) -> None:
+    """A count of operations, `torch.export` and `torch.fx` know nothing of zeros in a kernel."""
+    image = torch.randn(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=LAST)
+    usual, fast = copy.deepcopy(network).eval(), with_weights_in(LAST, network).eval()
+    expected = usual(image)
+    assert {"FastConv3d", "FastConvTranspose3d"} <= {type(module).__name__ for module in fast.modules()}
+    assert not torch.equal(fast(image), expected)  # the sums are taken in another order
+    counts = []
+    for each in (usual, fast):
+        with FlopCounterMode(display=False) as counter:
+            torch.testing.assert_close(each(image), expected, rtol=1e-4, atol=1e-5)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its next version
+        traced = [torch.fx.symbolic_trace(fast), make_fx(fast)(image), torch.export.export(fast, (image,)).module()]
+    for each in traced:
+        torch.testing.assert_close(each(image), expected, rtol=1e-4, atol=1e-5)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    stand_in = mode.from_tensor(image)
+    assert fast(stand_in).shape == expected.shape
+    with mode:
+        assert fast(stand_in).shape == expected.shape
 
 
 def test_torchscript(network: UNet) -> None:
