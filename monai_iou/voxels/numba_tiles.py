@@ -19,7 +19,10 @@ from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.spec import PassSpec
 
 Array = NDArray[Any]
-_TILE_ELEMENTS, _SMALLEST_TILE = 1 << 18, 1 << 12
+# Elements (classes x voxels, of one class as of two) of a tile: what Python does for it takes as long as some 2^16.
+_LEAST_ELEMENTS, _MOST_ELEMENTS = 1 << 18, 1 << 19
+_LEAST_VOXELS = 1 << 12
+_SHARES = 8  # as many threads as there may be find as many tiles each
 _NO_MASK, _NO_GROUPS = np.empty(0, np.bool_), np.empty(0, np.int32)
 
 
@@ -35,6 +38,16 @@ def loaded() -> tuple[ModuleType, ...] | str:
     except Exception as error:  # whatever is wrong with Numba here, operations of torch do the same
         return f"Numba does not work here ({type(error).__name__}: {error})"
     return modules if abs(value - math.exp(-1)) < 1e-6 else f"Numba computed exp(-1) = {value}"
+
+
+def _tile_size(voxels: int, classes: int) -> int:
+    """Return the voxels of a tile, of so many in a batch.
+
+    >>> _tile_size(1 << 18, 2), _tile_size(1 << 21, 2), _tile_size(1 << 24, 2)
+    (131072, 262144, 262144)
+    """
+    least, most = (max(_LEAST_VOXELS, elements // classes) for elements in (_LEAST_ELEMENTS, _MOST_ELEMENTS))
+    return max(least, math.ceil(voxels / (_SHARES * math.ceil(voxels / (_SHARES * most)))))
 
 
 class Flat:
@@ -91,7 +104,7 @@ class Tiles:
         self.is_usual = self.mark == 0 and self.mask is None and self.usual.is_usual(self.terms, self.two)
         if self.groups is not None:
             self.is_usual &= spec == PassSpec(spec.activation)
-        size = max(_SMALLEST_TILE, _TILE_ELEMENTS // max(2, self.classes))
+        size = _tile_size(batch * count, max(2, self.classes))
         self.parts = [
             (image, slice(start, min(start + size, count))) for image in range(batch) for start in range(0, count, size)
         ]

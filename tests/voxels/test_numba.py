@@ -90,8 +90,9 @@ def assert_exact(voxels: Voxels, spec: PassSpec, repeat: int = 1) -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_tiles, "_TILE_ELEMENTS", 1 << 11)
-    monkeypatch.setattr(numba_tiles, "_SMALLEST_TILE", 1 << 9)
+    monkeypatch.setattr(numba_tiles, "_LEAST_ELEMENTS", 1 << 11)
+    monkeypatch.setattr(numba_tiles, "_MOST_ELEMENTS", 1 << 11)
+    monkeypatch.setattr(numba_tiles, "_LEAST_VOXELS", 1 << 9)
 
 
 @pytest.mark.usefixtures("small_tiles")

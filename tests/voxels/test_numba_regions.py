@@ -65,8 +65,9 @@ def assert_exact(voxels: Voxels, spec: PassSpec, repeat: int = 1) -> None:
 
 @pytest.fixture(params=[1 << 18, 1 << 10], ids=["one tile", "short tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_tiles, "_TILE_ELEMENTS", request.param)
-    monkeypatch.setattr(numba_tiles, "_SMALLEST_TILE", 1 << 8)
+    monkeypatch.setattr(numba_tiles, "_LEAST_ELEMENTS", request.param)
+    monkeypatch.setattr(numba_tiles, "_MOST_ELEMENTS", request.param)
+    monkeypatch.setattr(numba_tiles, "_LEAST_VOXELS", 1 << 8)
 
 
 @pytest.fixture
@@ -230,8 +231,9 @@ def test_a_loss_by_lesions_and_its_gradient_are_those_of_the_reference(classes: 
 
 def test_what_a_tile_holds_does_not_grow_with_the_regions_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of regions and hundreds of tiles would be a table of gigabytes."""
-    monkeypatch.setattr(numba_tiles, "_TILE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr(numba_tiles, "_SMALLEST_TILE", 1 << 8)
+    monkeypatch.setattr(numba_tiles, "_LEAST_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(numba_tiles, "_MOST_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(numba_tiles, "_LEAST_VOXELS", 1 << 8)
     sizes: list[int] = []
     in_threads = numba_pass.in_threads
 
