@@ -90,6 +90,7 @@ LOSSES: dict[str, Overrides] = {
     "generalised iou": {"loss": {**_ours("GeneralizedIoULoss", w_type="simple"), "include_background": True}},
     "instance": {"instance": True},
     "planned": {"planned": True},  # what `monai-iou plan` writes for the data, but for the epochs
+    "planned, dice+ce": {"planned": True, **_dice_ce(1.0)},
     "planned, bfloat16": {"planned": True, "amp_dtype": "bfloat16"},
     "planned, float16": {"planned": True, "amp_dtype": "float16"},
     "planned, float32": {"planned": True, "amp": False},

@@ -176,6 +176,15 @@ STUDIES: dict[str, Study] = {
             quick={"epochs": 1, "data": ("task904, 8",)},
         ),
         Study(
+            "planned",
+            "Does the loss matter with the settings that a plan chooses for the data?",
+            ("task901", "task904, 32"),
+            ("planned", "planned, dice+ce"),
+            samplers=("q=1/2",),
+            baseline=("planned", "q=1/2"),
+            quick={"epochs": 1, "data": ("task901",)},
+        ),
+        Study(
             "weights",
             "Which weight should the cross-entropy have on real lesions?",
             ("task901",),
