@@ -32,11 +32,16 @@ class Cells:
         sizes: (B, F, R), the number of voxels of each component, with 0 for number 0; None if the sums of the target
             in the cells give these sizes.
         known: R, or more; None if it has to be read from the numbers.
+        first: the number of the first component, if it is not 1: all smaller ones mean outside.
+        of_all_classes: (B, C, *S), the numbers with those of the background class before them, whatever these are; None
+            if there is no such tensor yet.
     """
 
     numbers: Tensor
     sizes: Tensor | None = None
     known: int | None = None
+    first: int = 1
+    of_all_classes: Tensor | None = None
 
 
 def find_cells(
@@ -94,6 +99,8 @@ def groups_of(cells: Cells, classes: Sequence[int], channels: int) -> Tensor:
     numbers = cells.numbers
     if len(classes) in (1, channels):
         return numbers
+    if cells.of_all_classes is not None:
+        return cells.of_all_classes
     groups = numbers.new_zeros((len(numbers), channels, *numbers.shape[2:]))
     groups[:, span(classes)] = numbers
     return groups
@@ -106,6 +113,14 @@ def span(classes: Sequence[int]) -> slice:
     slice(1, 4, None)
     """
     return slice(classes[0], classes[-1] + 1)
+
+
+def numbered_from_one(sums: VoxelSums, first: int) -> VoxelSums:
+    """Return the sums (B, C, R) with all numbers below `first` as number 0, and those that follow from 1 on."""
+    if first == 1:
+        return sums
+    outside = sums.rows[..., :first].sum(-1, keepdim=True)
+    return VoxelSums(torch.cat([outside, sums.rows[..., first:]], -1))
 
 
 def sums_of_classes(sums: VoxelSums, classes: Sequence[int], *, exclusive: bool) -> VoxelSums:

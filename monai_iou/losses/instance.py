@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from monai_iou.losses.cells import (
     find_cells,
     groups_of,
     nan_of,
+    numbered_from_one,
     predicted_masks,
     span,
     sums_of_classes,
@@ -230,7 +232,7 @@ class InstanceIoULoss(_Loss):
         return (spec, False) if both is None else (both, True)
 
     def _read(
-        self, input: Tensor, label: Tensor, precomputed: Tensor | None, classes: list[int], pairs: Tensor | None
+        self, input: Tensor, label: Tensor, precomputed: Cells | None, classes: list[int], pairs: Tensor | None
     ) -> tuple[VoxelSums | None, dict[str, tuple[Tensor, Tensor]]]:
         """Read the voxels; return the sums of the global term, if it shares the pass, and the terms of the cells."""
         loss, channels = self.region_loss, input.shape[1]
@@ -246,9 +248,10 @@ class InstanceIoULoss(_Loss):
             groups = groups_of(cells, classes, channels)
             sums = run_pass(activated, label, wanted, loss.ignore_index, groups=groups, num_groups=cells.known)
             if kind == "reference" and precomputed is not None and self.max_regions is not None:
-                sums = check_numbers(sums, cells.numbers, self.max_regions)
+                sums = check_numbers(sums, cells, self.max_regions)
             if shared and whole is None:
                 whole = sums.over_groups() if pairs is None else sums.over_groups().only(pairs)
+            sums = numbered_from_one(sums, cells.first)
             sums = sums_of_classes(sums, classes, exclusive=wanted.activation != "sigmoid")
             total, weight = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
             annotated = None if pairs is None else pairs[:, span(classes)]
@@ -261,7 +264,7 @@ class InstanceIoULoss(_Loss):
         input: Tensor,
         label: Tensor,
         given: Tensor,
-        precomputed: Tensor | None,
+        precomputed: Cells | None,
         classes: list[int],
         pairs: Tensor | None,
     ) -> Cells:
@@ -271,12 +274,13 @@ class InstanceIoULoss(_Loss):
         kept = None if pairs is None else pairs[:, span(classes)].reshape(len(label), len(classes), *[1] * space)
         valid = valid_voxels(plain, self.region_loss.ignore_index)
         if kind == "reference" and precomputed is not None:
-            numbers = precomputed
+            cells = precomputed
+            if self.max_regions is not None:  # as high as labels too, which may be among the numbers
+                cells = replace(cells, known=max(self.max_regions + cells.first, input.shape[1]))
             if self.regions == "blob":
                 foreground = torch.cat([class_map(plain, index, input.shape[1]) for index in classes], 1)
-                numbers = torch.where(foreground >= 0.5, precomputed, 0)
-            known = None if self.max_regions is None else self.max_regions + 1
-            return Cells((numbers if kept is None else numbers * kept).int(), None, known)
+                cells = replace(cells, numbers=torch.where(foreground >= 0.5, cells.numbers, 0), of_all_classes=None)
+            return cells if kept is None else replace(cells, numbers=cells.numbers * kept, of_all_classes=None)
         if kind == "reference":
             masks = class_masks(plain, classes, input.shape[1])
         else:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.components import FIRST_REGION
+from monai_iou.losses.cells import Cells
 from monai_iou.voxels.flat_voxels import computable
 from monai_iou.voxels.labels import raised_or_marked
 from monai_iou.voxels.sums import VoxelSums
@@ -34,21 +35,42 @@ def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
     return bool(high > 1 or (may_be_empty and low == high == 0))
 
 
-def split_regions(target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions (B, F, *S) from 1."""
-    regions = target.as_subclass(Tensor)[:, 1:].to(torch.int32)
-    return target[:, :1], regions.clamp_min(FIRST_REGION - 1).sub_(FIRST_REGION - 1)
+def split_regions(target: Tensor) -> tuple[Tensor, Cells]:
+    """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions as cells.
+
+    On a CPU, these are the numbers in the target itself, if it holds whole numbers of which none is negative.
+    """
+    values, label = target.as_subclass(Tensor), target[:, :1]
+    regions, channels = values[:, 1:], values.shape[1]
+    highest = _highest_number(regions)
+    if highest is None:
+        return label, Cells(regions.to(torch.int32).clamp_min(FIRST_REGION - 1).sub_(FIRST_REGION - 1))
+    highest_label = _highest_number(values[:, :1]) if channels > 2 else None  # with two, one map of regions serves both
+    has_classes = highest_label is not None and highest_label < channels
+    # Labels are region numbers as well where the whole target is taken for them.
+    known = max(highest + 1, channels)
+    return label, Cells(regions, None, known, FIRST_REGION, values if has_classes else None)
 
 
-def check_numbers(sums: VoxelSums, regions: Tensor, largest: int) -> VoxelSums:
+def _highest_number(values: Tensor) -> int | None:
+    """Return the largest value if all are whole numbers from 0 on; None if not, or where it would be waited for."""
+    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+        return None
+    if values.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        return None
+    low, high = values.aminmax()
+    return int(high) if low >= 0 else None
+
+
+def check_numbers(sums: VoxelSums, cells: Cells, largest: int) -> VoxelSums:
     """Return the sums in the regions after checking their numbers; on a GPU, wrong numbers make all sums NaN.
 
     Raises:
         ValueError: if a number is above `largest`; on a GPU, a later call raises it.
     """
-    if not regions.numel():
+    if not cells.numbers.numel():
         return sums
-    highest = regions.amax()
+    highest = cells.numbers.amax() - (cells.first - 1)
 
     def error() -> ValueError:
         message = (

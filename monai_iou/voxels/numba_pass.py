@@ -77,7 +77,7 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
     """
     rows = np.zeros((tiles.classes, tiles.regions, ROWS))
     groups, step = tiles.groups_of(image, part)
-    if groups.size and not tiles.by_region.has_long_runs(groups):
+    if groups.size and not tiles.by_region.has_long_runs(groups, step, tiles.region_maps, part.stop - part.start):
         return rows, _State.GENERAL, False
     if tiles.is_softmax:
         if not tiles.softmax.add_classes(*tiles.of_all_classes(image, part), groups, step, rows):

@@ -35,12 +35,14 @@ _SHORTEST_RUN = 8  # voxels on average
 
 
 @loop
-def has_long_runs(groups: Any) -> bool:
-    """Return whether regions, (n,) int32, go on for long enough."""
-    runs = 1
-    for i in range(1, groups.shape[0]):
-        runs += 1 if groups[i] != groups[i - 1] else 0
-    return bool(runs * _SHORTEST_RUN <= groups.shape[0])
+def has_long_runs(groups: Any, stride: int, maps: int, n: int) -> bool:
+    """Return whether the regions of n voxels, int32, those of a map from its number * stride on, go on long enough."""
+    runs = maps
+    for c in range(maps):
+        regions = groups[c * stride :]
+        for i in range(1, n):
+            runs += 1 if regions[i] != regions[i - 1] else 0
+    return bool(runs * _SHORTEST_RUN <= maps * n)
 
 
 @loop
@@ -85,8 +87,12 @@ def set_slope(
 ) -> None:
     """Write the derivative of the sums of a class by p, each times the pull of its region; `pulls` is (7, R)."""
     of_i, of_p, of_q = spare
-    read_pulls(pulls[0], regions, n, of_i)
     read_pulls(pulls[1], regions, n, of_p)
+    if terms.smaller or size(y, n) != _F(0):
+        read_pulls(pulls[0], regions, n, of_i)
+    else:  # most rows have no voxel of the class
+        for i in range(n):
+            of_i[i] = _F(0)
     if terms.smaller:  # [p < y], half of it at a tie
         for i in range(n):
             slope[i] = of_i[i] * (_F(1) if p[i] < y[i] else _F(0.5) if p[i] == y[i] else _F(0))
@@ -216,9 +222,13 @@ def write_regions(target: Any, number: int, groups: Any, two: bool, pulls: Any, 
         if number >= 0:
             y = selected
             select_class(labels, _F(number), n, y)
-        for i in range(n):
-            slope = outside[regions[i]] * (_F(1) - y[i]) + inside[regions[i]] * y[i]
-            place[i] = place[i] * (_F(1) - place[i]) * slope
+        if size(y, n) == _F(0):
+            for i in range(n):
+                place[i] = place[i] * (_F(1) - place[i]) * outside[regions[i]]
+        else:
+            for i in range(n):
+                slope = outside[regions[i]] * (_F(1) - y[i]) + inside[regions[i]] * y[i]
+                place[i] = place[i] * (_F(1) - place[i]) * slope
         if two:
             second = out_other[start:]
             for i in range(n):

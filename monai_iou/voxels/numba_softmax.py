@@ -260,7 +260,7 @@ def write_classes(
         n = min(width, count - start)
         _read(x[start:], stride, target[start:], mark, mask[start:], n, p, terms, space)
         _set_zero(whole, n)
-        if group_stride != 0:
+        if terms.entropy and group_stride != 0:
             _set_zero(of_entropy, n)
             for c in range(classes):
                 read_pulls(pulls[c, 3], groups[start + c * group_stride :], n, slope)

@@ -51,13 +51,13 @@ def _tile_size(voxels: int, classes: int) -> int:
 
 
 class Flat:
-    """Tensors (B, C, N) as float32 in one piece of memory: that of the tensor where it can be, else a tile's copy."""
+    """Tensors (B, C, N) of a dtype in one piece of memory: that of the tensor where it can be, else a tile's copy."""
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values.detach()
+    def __init__(self, values: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.values, self.dtype = values.detach(), dtype
         (self._of_image, self.stride, step), (batch, classes, count) = self.values.stride(), self.values.shape
         self._memory: Array | None = None
-        if values.dtype == torch.float32 and step == 1:
+        if values.dtype == dtype and step == 1:
             extent = (batch - 1) * self._of_image + (classes - 1) * self.stride + count
             self._memory = self.values.as_strided((extent,), (1,)).numpy()
 
@@ -73,7 +73,7 @@ class Flat:
         values = self.values[image, :, part]
         if not copy:
             return np.empty(values.numel(), np.float32), values.shape[1]
-        return values.to(torch.float32).contiguous().flatten().numpy(), values.shape[1]
+        return values.to(self.dtype).contiguous().flatten().numpy(), values.shape[1]
 
     def write(self, tile: Array, image: int, part: slice) -> None:
         """Write what is not shared."""
@@ -95,11 +95,11 @@ class Tiles:
         assert target is not None
         self.logits, self.target = Flat(voxels.logits), Flat(target)
         self.mask = None if voxels.valid is None else voxels.valid.contiguous().numpy()
-        self.groups, self.regions = voxels.groups, voxels.regions
+        self.groups = None if voxels.groups is None else Flat(voxels.groups, torch.int32)
+        self.region_maps, self.regions = 0 if voxels.groups is None else voxels.groups.shape[1], voxels.regions
         self.labels = labels is not None
         self.mark = IGNORED[labels.dtype] if labels is not None and voxels.has_ignored else 0
-        is_shared = self.groups is None or self.groups.shape[1] == 1
-        self.two = self.labels and self.classes == 2 and spec.activation == "softmax" and is_shared
+        self.two = self.labels and self.classes == 2 and spec.activation == "softmax" and self.region_maps < 2
         self.is_softmax = spec.activation == "softmax" and not self.two
         self.is_usual = self.mark == 0 and self.mask is None and self.usual.is_usual(self.terms, self.two)
         if self.groups is not None:
@@ -113,8 +113,8 @@ class Tiles:
         """Return the regions of voxels, those of class c from c * stride on, and the stride; of no length without."""
         if self.groups is None:
             return _NO_GROUPS, 0
-        groups = self.groups[image, :, part]
-        return groups.to(torch.int32).flatten().contiguous().numpy(), groups.shape[1] if len(groups) > 1 else 0
+        groups, stride = self.groups.tile(image, part)
+        return groups, stride if self.region_maps > 1 else 0
 
     def of_all_classes(self, image: int, part: slice) -> tuple[Any, ...]:
         """Return what the loops over all classes of a softmax take."""

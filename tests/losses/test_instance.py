@@ -163,6 +163,60 @@ def test_precomputed_regions_equal_regions_on_the_fly(regions: str, classes: int
     torch.testing.assert_close(loss(logits, precomputed.float()), loss(logits, labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32])
+@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("options", [{}, {"regions": "blob"}, {"ignore_index": 200}, {"max_regions": 60}], ids=str)
+def test_regions_of_every_dtype_give_the_same_loss(dtype: torch.dtype, classes: int, options: dict[str, Any]) -> None:
+    labels = torch.cat([volume(classes=max(2, classes), seed=seed) for seed in (0, 5)])
+    labels[:, :, :2] = 200 if "ignore_index" in options else labels[:, :, :2]
+    logits = logits_for(labels, max(2, classes))[:, -classes:].requires_grad_()
+    transform = ComponentRegionsd("label", num_classes=max(2, classes))
+    target = torch.stack([transform({"label": torch.where(label == 200, 0, label)})["label"] for label in labels])
+    target[:, :1] = labels.to(target.dtype)
+    term = IoUCELoss(sigmoid=classes == 1, softmax=classes > 1)
+    found = []
+    for given in (target.to(dtype), target.double()):
+        loss = InstanceIoULoss(sigmoid=classes == 1, softmax=classes > 1, term=term, **options)
+        value = loss(logits, given)
+        found.append((value.detach(), *torch.autograd.grad(value, logits)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_labels_above_the_number_of_regions_count() -> None:
+    """Where labels stand before the regions of all classes, they are no regions."""
+    labels = volume(classes=6)
+    logits = logits_for(labels, 6)
+    few = torch.where(labels == 5, 5, 0)
+    few[0, 0, :, :, 4:] = 0
+    target = ComponentRegionsd("x", num_classes=6)({"x": few[0]})["x"][None]
+    largest = int(target[:, 1:].max()) - 1
+    for limit in (None, largest):
+        found = InstanceIoULoss(softmax=True, max_regions=limit)(logits, target)
+        torch.testing.assert_close(found, InstanceIoULoss(softmax=True)(logits, few))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 4, 90])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_wrong_labels_beside_regions_are_refused(wrong: int, dtype: torch.dtype) -> None:
+    labels = volume(classes=3)
+    target = ComponentRegionsd("x", num_classes=3)({"x": labels[0]})["x"][None].to(dtype)
+    target[0, 0, 0, 0, 0] = wrong
+    message = f"Expected `target` to hold the labels 0 to 2 of an input with 3 channels, but got {wrong}: map"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        InstanceIoULoss(softmax=True)(logits_for(labels, 3), target)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_negative_regions_are_outside(classes: int) -> None:
+    labels = volume(classes=classes)
+    logits = logits_for(labels, classes)
+    target = ComponentRegionsd("x", num_classes=classes)({"x": labels[0]})["x"][None]
+    outside, negative = target.clone(), target.clone()
+    outside[:, 1:, :3], negative[:, 1:, :3] = 0, -1
+    loss = InstanceIoULoss(softmax=True)
+    torch.testing.assert_close(loss(logits, negative), loss(logits, outside))
+
+
 def test_forms_of_the_target_are_told_apart() -> None:
     labels = volume()
     logits = logits_for(labels)
