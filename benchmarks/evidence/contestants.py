@@ -131,26 +131,7 @@ def nnunet(data: Path, folder: Path, budget: Budget, *, iou: bool = False) -> li
 
     With `iou`, the trainer is `nnUNetTrainerIoU` and not nnU-Net's own.
     """
-    plans, dataset = _prepare(data, folder)
-    plans["configurations"][CONFIGURATION]["batch_size"] = 2
-    plans["continue_training"] = False  # what its command adds
-
-    import numpy as np
-    import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from monai_iou.integrations.nnunet import nnUNetTrainerIoU
-
-    random.seed(budget.seed)
-    np.random.seed(budget.seed)  # noqa: NPY002 - nnU-Net draws from it
-    torch.manual_seed(budget.seed)
-    threads = torch.get_num_threads()
-    trainer = (nnUNetTrainerIoU if iou else nnUNetTrainer)(plans, CONFIGURATION, "all", dataset, torch.device("cpu"))
-    # In this process; nnU-Net's planning takes the number for torch's threads as well.
-    os.environ.update({"nnUNet_n_proc_DA": "0"})
-    trainer.on_train_start()
-    torch.set_num_threads(threads)
-    trainer.network.train()
+    trainer = nnunet_trainer(data, folder, budget.seed, iou=iou)
     losses = []
     for share in budget.shares(time.monotonic()):
         trainer.optimizer.param_groups[0]["lr"] = trainer.initial_lr * (1 - share) ** 0.9
@@ -161,6 +142,31 @@ def nnunet(data: Path, folder: Path, budget: Budget, *, iou: bool = False) -> li
 
 CONFIGURATION = "3d_fullres"
 DATASET = 904, "Dataset904_Peer"
+
+
+def nnunet_trainer(data: Path, folder: Path, seed: int, *, iou: bool = False) -> Any:
+    """Let nnU-Net plan and preprocess; return its trainer before the first step, with two patches a step."""
+    plans, dataset = _prepare(data, folder)
+    plans["configurations"][CONFIGURATION]["batch_size"] = 2
+    plans["continue_training"] = False  # what its command adds
+
+    import numpy as np
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from monai_iou.integrations.nnunet import nnUNetTrainerIoU
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - nnU-Net draws from it
+    torch.manual_seed(seed)
+    threads = torch.get_num_threads()
+    trainer = (nnUNetTrainerIoU if iou else nnUNetTrainer)(plans, CONFIGURATION, "all", dataset, torch.device("cpu"))
+    # In this process; nnU-Net's planning takes the number for torch's threads as well.
+    os.environ.update({"nnUNet_n_proc_DA": "0"})
+    trainer.on_train_start()
+    torch.set_num_threads(threads)
+    trainer.network.train()
+    return trainer
 
 
 def _prepare(data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
