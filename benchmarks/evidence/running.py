@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -104,7 +104,7 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
         plan = written_plan(data, folder)
         configs = [*configs, str(plan.with_suffix(""))]  # an absolute path stays one behind the bundle's folder
         decided = json.loads(plan.read_text(encoding="utf-8"))
-        chosen = {name: value for name, value in chosen.items() if name not in decided or name in EQUAL}
+        chosen = kept_beside(decided, chosen, LOSSES[run.loss])
     places = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
     run_workflow(bundle_path(), configs, {**places, **chosen})
     values = losses_of_iterations(folder / "eval" / "tensorboard")
@@ -112,6 +112,15 @@ def train(run: Run, data: Path, folder: Path, *, quick: bool) -> list[float]:
         message = f"Expected every loss of {run.folder} to be finite, but got {values}."
         raise RuntimeError(message)
     return values
+
+
+def kept_beside(decided: Collection[str], chosen: Mapping[str, Any], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides that a plan leaves alone, those that make the budgets equal, and what is compared.
+
+    >>> kept_beside(["loss", "patch_size"], {"loss": 1, "patch_size": 2, "epochs": 3}, {"loss": 1})
+    {'loss': 1, 'epochs': 3}
+    """
+    return {name: value for name, value in chosen.items() if name not in decided or name in (*EQUAL, *compared)}
 
 
 def written_plan(data: Path, folder: Path) -> Path:

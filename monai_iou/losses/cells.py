@@ -27,14 +27,14 @@ class Cells:
     """The cells of the components of F foreground classes.
 
     Attributes:
-        numbers: (B, F, *S) int32; for each voxel, the number of the component in whose cell it lies, counted from 1,
-            and 0 outside of all cells.
+        numbers: (B, F, *S) integers; for each voxel, the number of the component in whose cell it lies, counted from
+            `first`, and less than that outside of all cells.
         sizes: (B, F, R), the number of voxels of each component, with 0 for number 0; None if the sums of the target
             in the cells give these sizes.
         known: R, or more; None if it has to be read from the numbers.
-        first: the number of the first component, if it is not 1: all smaller ones mean outside.
-        of_all_classes: (B, C, *S), the numbers with those of the background class before them, whatever these are; None
-            if there is no such tensor yet.
+        first: the number of the first component.
+        of_all_classes: (B, C, *S), the same numbers as one map per class, if there is such a tensor. Class 0 has
+            no cells, so that its map may hold any numbers below `known`.
     """
 
     numbers: Tensor

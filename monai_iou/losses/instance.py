@@ -275,7 +275,7 @@ class InstanceIoULoss(_Loss):
         valid = valid_voxels(plain, self.region_loss.ignore_index)
         if kind == "reference" and precomputed is not None:
             cells = precomputed
-            if self.max_regions is not None:  # as high as labels too, which may be among the numbers
+            if self.max_regions is not None:  # and the labels of `of_all_classes` are to be below it
                 cells = replace(cells, known=max(self.max_regions + cells.first, input.shape[1]))
             if self.regions == "blob":
                 foreground = torch.cat([class_map(plain, index, input.shape[1]) for index in classes], 1)

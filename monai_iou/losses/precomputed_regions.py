@@ -38,7 +38,8 @@ def holds_regions(target: Tensor, channels: int, *, may_be_empty: bool) -> bool:
 def split_regions(target: Tensor) -> tuple[Tensor, Cells]:
     """Return the label map (B, 1, *S) of a target with precomputed regions, and the regions as cells.
 
-    On a CPU, these are the numbers in the target itself, if it holds whole numbers of which none is negative.
+    On a CPU, these are the numbers in the target itself if its dtype is uint8 or a signed integer and no region is
+    negative; so the target must stay unchanged until the backward pass has ended. Otherwise they are a copy.
     """
     values, label = target.as_subclass(Tensor), target[:, :1]
     regions, channels = values[:, 1:], values.shape[1]
@@ -47,14 +48,13 @@ def split_regions(target: Tensor) -> tuple[Tensor, Cells]:
         return label, Cells(regions.to(torch.int32).clamp_min(FIRST_REGION - 1).sub_(FIRST_REGION - 1))
     highest_label = _highest_number(values[:, :1]) if channels > 2 else None  # with two, one map of regions serves both
     has_classes = highest_label is not None and highest_label < channels
-    # Labels are region numbers as well where the whole target is taken for them.
-    known = max(highest + 1, channels)
+    known = max(highest + 1, channels)  # of labels too, which are the region numbers of class 0 in the whole target
     return label, Cells(regions, None, known, FIRST_REGION, values if has_classes else None)
 
 
 def _highest_number(values: Tensor) -> int | None:
-    """Return the largest value if all are whole numbers from 0 on; None if not, or where it would be waited for."""
-    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+    """Return the largest of integers from 0 on; None if one is negative, and where integers cannot be used as given."""
+    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling() or values.is_inference():
         return None
     if values.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         return None
@@ -70,7 +70,7 @@ def check_numbers(sums: VoxelSums, cells: Cells, largest: int) -> VoxelSums:
     """
     if not cells.numbers.numel():
         return sums
-    highest = cells.numbers.amax() - (cells.first - 1)
+    highest = cells.numbers.amax().long() - (cells.first - 1)  # in a narrow dtype, 0 - 1 and `largest` would wrap
 
     def error() -> ValueError:
         message = (

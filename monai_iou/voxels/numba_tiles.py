@@ -19,10 +19,10 @@ from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.spec import PassSpec
 
 Array = NDArray[Any]
-# Elements (classes x voxels, of one class as of two) of a tile: what Python does for it takes as long as some 2^16.
+# Elements (classes x voxels, of one class as of two) of a tile: with fewer, Python takes longer than the loops.
 _LEAST_ELEMENTS, _MOST_ELEMENTS = 1 << 18, 1 << 19
 _LEAST_VOXELS = 1 << 12
-_SHARES = 8  # as many threads as there may be find as many tiles each
+_SHARES = 8  # the tiles of a large volume are a multiple of it, so that up to as many threads have equally much to do
 _NO_MASK, _NO_GROUPS = np.empty(0, np.bool_), np.empty(0, np.int32)
 
 
@@ -81,6 +81,11 @@ class Flat:
         place.copy_(torch.from_numpy(tile).view(place.shape))
 
 
+def _each_by_itself(groups: Tensor) -> Tensor:
+    """Return maps of regions (B, C, N) of which no two share memory: their stride would be that of a single map."""
+    return groups.contiguous() if groups.shape[1] > 1 and groups.stride(1) == 0 else groups
+
+
 class Tiles:
     """The tiles of a batch, as the loops take them."""
 
@@ -95,7 +100,7 @@ class Tiles:
         assert target is not None
         self.logits, self.target = Flat(voxels.logits), Flat(target)
         self.mask = None if voxels.valid is None else voxels.valid.contiguous().numpy()
-        self.groups = None if voxels.groups is None else Flat(voxels.groups, torch.int32)
+        self.groups = None if voxels.groups is None else Flat(_each_by_itself(voxels.groups), torch.int32)
         self.region_maps, self.regions = 0 if voxels.groups is None else voxels.groups.shape[1], voxels.regions
         self.labels = labels is not None
         self.mark = IGNORED[labels.dtype] if labels is not None and voxels.has_ignored else 0

@@ -15,17 +15,20 @@ def is_plain(image: Tensor) -> bool:
     `torch.fx` traces a network with a stand-in that is no tensor; `torch.export`, a count of operations and the like
     see each operation of torch: for them, a layer is torch's own.
     """
-    if not isinstance(image, Tensor) or type(image).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if torch.compiler.is_compiling() or not isinstance(image, Tensor):
         return False
     is_transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)() or forward_ad._current_level >= 0
-    is_recorded = torch.compiler.is_compiling() or torch.jit._trace.is_tracing() or _is_watched()
+    is_recorded = torch.jit._trace.is_tracing() or _is_watched(image)
     is_usual = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64, torch.bfloat16)
     return is_usual and not is_recorded and not is_transformed
 
 
-def _is_watched() -> bool:
-    """Return whether a mode of torch's dispatcher sees each operation."""
-    return bool(getattr(torch._C, "_len_torch_dispatch_stack", int)())
+def _is_watched(image: Tensor) -> bool:
+    """Return whether a mode of torch's dispatcher sees each operation, or the class of the image does."""
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", int)()
+    early_modes = getattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch", int)()
+    is_own = type(image).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return bool(modes or early_modes or is_own)
 
 
 def has_last_channels(image: Tensor) -> bool:

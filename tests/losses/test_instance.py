@@ -195,6 +195,21 @@ def test_labels_above_the_number_of_regions_count() -> None:
         torch.testing.assert_close(found, InstanceIoULoss(softmax=True)(logits, few))
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.uint8, 60), (torch.uint8, 256), (torch.int8, 1000)])
+@pytest.mark.parametrize("regions", ["voronoi", "blob"])
+def test_a_limit_of_regions_holds_in_narrow_dtypes(dtype: torch.dtype, limit: int, regions: str) -> None:
+    labels = volume()
+    logits = logits_for(labels)
+    target = ComponentRegionsd("x")({"x": labels[0]})["x"][None]
+    loss, free = (InstanceIoULoss(regions, softmax=True, max_regions=each) for each in (limit, None))
+    torch.testing.assert_close(loss(logits, target.to(dtype)), free(logits, target))
+    torch.testing.assert_close(loss(logits, torch.zeros_like(target, dtype=dtype)), loss(logits, labels[:, :1] * 0))
+    unlabelled = torch.tensor([[True, False]])
+    torch.testing.assert_close(loss(logits, target.to(dtype), unlabelled), free(logits, target, unlabelled))
+    with pytest.raises(ValueError, match="no more than max_regions=2 precomputed regions"):
+        InstanceIoULoss(regions, softmax=True, max_regions=2)(logits, target.to(dtype))
+
+
 @pytest.mark.parametrize("wrong", [-1, 3, 4, 90])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
 def test_wrong_labels_beside_regions_are_refused(wrong: int, dtype: torch.dtype) -> None:

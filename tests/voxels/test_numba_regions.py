@@ -248,3 +248,18 @@ def test_what_a_tile_holds_does_not_grow_with_the_regions_of_others(monkeypatch:
     found = tiled.compute_sums(voxels, PLAIN)
     torch.testing.assert_close(found, reference_sums(voxels, PLAIN), rtol=1e-5, atol=1e-5, check_dtype=False)
     assert max(sizes) <= 9
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_regions_that_are_expanded_are_those_of_each_class(dtype: torch.dtype) -> None:
+    """A cross-entropy of a region is that of all classes if each class has its own regions."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 1, 4000), generator=generator)
+    groups = (torch.arange(4000) // 1000).to(dtype).expand(2, 3, -1)
+    found = []
+    for given in (groups, groups.contiguous()):
+        logits = torch.randn(2, 3, 4000, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        rows = voxel_sums(logits, labels, groups=given).rows
+        weights = torch.rand(rows.shape, generator=torch.Generator().manual_seed(2))
+        found.append((rows.detach(), *torch.autograd.grad((rows * weights).sum(), logits)))
+    torch.testing.assert_close(found[0], found[1])

@@ -280,7 +280,9 @@ def test_whoever_sees_each_operation_sees_those_of_torch(network: UNet) -> None:
     assert counts[0] == counts[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its next version
-        traced = [torch.fx.symbolic_trace(fast), make_fx(fast)(image), torch.export.export(fast, (image,)).module()]
+        traced = [torch.fx.symbolic_trace(fast), torch.export.export(fast, (image,)).module()]
+        traced += [make_fx(fast, pre_dispatch=early)(image) for early in (False, True)]
+        traced += [torch.compile(fast, backend="eager", fullgraph=True)]
     for each in traced:
         torch.testing.assert_close(each(image), expected, rtol=1e-4, atol=1e-5)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
