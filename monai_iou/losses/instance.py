@@ -169,6 +169,7 @@ class InstanceIoULoss(_Loss):
                 (B, 1 + F, *S) for F foreground classes. If 1 + F = C, values above 1, which regions always contain,
                 identify the latter. A target of zeros, such as a crop that consists of padding, means per-class maps
                 without any class with `sigmoid`, ignored voxels with `ignore_index`, and otherwise an empty label map.
+                Integer regions are not copied on a CPU: leave them unchanged until the backward pass has ended.
             labelled: (B, C) bool, False where a class was not annotated in an image, which then has no cells of that
                 class; see :meth:`IoULoss.forward`.
 
