@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import deformation, epoch
+from benchmarks import deformation, epoch, nnunet_steps
 from benchmarks.losses import SORTING, Row, peer_of
 from benchmarks.network import bundle
 from monai_iou.planning.plan import network_size
@@ -69,4 +69,19 @@ def test_an_epoch_that_cannot_be_timed_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         epoch.main([".", "--data", ".", *options])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, but is 0"),
+        ([], "FOLDER must have a dataset.json, but there is none in"),
+    ],
+)
+def test_steps_of_nnunet_that_cannot_be_timed_are_refused(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        nnunet_steps.main([str(tmp_path), *options])
     assert message in capsys.readouterr().err
