@@ -7,7 +7,8 @@ number of its workers.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch.utils.data import IterableDataset, RandomSampler, Sampler, Sequential
 from monai_iou.distributed import is_distributed
 
 __all__ = ["BufferedLoader", "StepSeeds", "derive_seed"]
+
+_KILLED = -getattr(signal, "SIGKILL", 9)  # the exit code of a process that the system ended, as where memory runs out
 
 
 @dataclass(frozen=True)
@@ -197,4 +200,14 @@ def _with_failure(batches: Iterator[Any]) -> Iterator[Any]:
     except GeneratorExit:
         raise
     except BaseException as error:  # a failed check ends a program with SystemExit
-        yield _Failure(error)
+        yield _Failure(_with_reason(error, getattr(batches, "_workers", [])))
+
+
+def _with_reason(error: BaseException, workers: Sequence[Any]) -> BaseException:
+    """Return the error, with the signal that ended a worker process where torch was too late to ask for it."""
+    killed = [worker.pid for worker in workers if worker.exitcode == _KILLED]
+    if not killed or not isinstance(error, RuntimeError) or "killed by signal" in str(error):
+        return error
+    found = RuntimeError(f"DataLoader worker (pid {killed[0]}) is killed by signal: Killed.")
+    found.__cause__ = error
+    return found
