@@ -48,6 +48,7 @@ for channels, activation in names.items():
         loss = getattr(monai_iou, name)(**{activation: True})
         tasks[f"{name} 1x{channels}x{size}^3"] = step(loss, channels)
 tasks[f"LovaszSoftmaxLoss 1x5x{size}^3"] = step(monai_iou.LovaszSoftmaxLoss(softmax=True), 5)
+tasks[f"IoUFocalLoss 1x2x{size}^3"] = step(monai_iou.IoUFocalLoss(softmax=True), 2)
 tasks[f"FocalTverskyLoss 1x5x{size}^3"] = step(monai_iou.FocalTverskyLoss(softmax=True), 5)
 prediction, reference = (torch.randint(0, 5, (1, 1) + (size,) * 3, generator=generator) for _ in range(2))
 def metric():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -36,6 +35,6 @@ def test_a_killed_worker_is_out_of_memory(kill: signal.Signals, found: type[Exce
     first, last = _with_failure(Batches(kill))  # type: ignore[arg-type]
     assert first == 0
     assert isinstance(last, _Failure)
-    with contextlib.suppress(SystemExit), pytest.raises(found) as caught, explain_out_of_memory():
+    with pytest.raises(found) as caught, explain_out_of_memory():
         raise last.error
     assert ("ran out of it" in str(caught.value)) == (kill == signal.SIGKILL)
