@@ -129,8 +129,7 @@ def sampling_grid(places: Tensor, size: Sequence[int], *, align_corners: bool) -
     """
     # Without `align_corners`, an axis of one voxel is treated as one of two are, as by MONAI's `Resample`.
     lengths = [max(length - 1, 1) if align_corners else max(length, 2) for length in size]
-    scale = torch.tensor([2 / length for length in lengths], dtype=places.dtype, device=places.device)
-    scaled = (places * scale.view(3, 1, 1, 1)).flip(0)
+    scaled = torch.stack([each * (2 / length) for each, length in zip(places, lengths, strict=True)][::-1])
     matrices = [_interpolation(count, length, places) for count, length in zip(places.shape[1:], size, strict=True)]
     return along_axes(scaled, matrices).movedim(0, -1)[None]
 

@@ -1,0 +1,67 @@
+"""Metrics of tensors on a GPU: the values of a CPU, and no operation of tensors on two devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_iou import boundary_iou, lesion_scores, overlap_scores, surface_scores
+from monai_iou.metrics import (
+    BoundaryIoUMetric,
+    CalibrationMetric,
+    IoUMetric,
+    LesionIoUMetric,
+    ThresholdIoUMetric,
+)
+from tests.support.pretend_gpu import GPU, OnPretendGpu, pretended_gpu
+
+GENERATOR = torch.Generator().manual_seed(0)
+REFERENCE = (torch.rand(2, 1, 14, 12, 10, generator=GENERATOR) > 0.9).long()
+PREDICTION = ((torch.rand(REFERENCE.shape, generator=GENERATOR) > 0.95) | (REFERENCE > 0)).long()
+PROBABILITIES = torch.rand(2, 2, 14, 12, 10, generator=GENERATOR).softmax(1)
+
+
+def channels(labels: Tensor) -> Tensor:
+    return torch.cat([1 - labels, labels], 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "prediction", "reference"),
+    [
+        (lambda: IoUMetric(num_classes=2), PREDICTION, REFERENCE),
+        (lambda: IoUMetric(include_background=False), channels(PREDICTION), channels(REFERENCE)),
+        (lambda: IoUMetric(num_classes=2, ignore_index=1), PREDICTION, REFERENCE),
+        (lambda: BoundaryIoUMetric(num_classes=2), PREDICTION, REFERENCE),
+        (lambda: LesionIoUMetric(num_classes=2), PREDICTION, REFERENCE),
+        (CalibrationMetric, PROBABILITIES, REFERENCE),
+        (ThresholdIoUMetric, PROBABILITIES, REFERENCE),
+    ],
+    ids=["iou", "iou channels", "iou ignored", "boundary", "lesion", "calibration", "thresholds"],
+)
+def test_metrics(make: Callable[[], Any], prediction: Tensor, reference: Tensor) -> None:
+    on_cpu = make()
+    on_cpu(prediction, reference)
+    with pretended_gpu():
+        on_gpu = make()
+        on_gpu(prediction.cuda(), reference.cuda())
+        found = on_gpu.aggregate()
+        assert isinstance(found, OnPretendGpu)
+        assert found.device == GPU
+        assert torch.equal(found.held, on_cpu.aggregate())
+
+
+@pytest.mark.parametrize(
+    "score", [boundary_iou, lesion_scores, overlap_scores, surface_scores], ids=lambda score: score.__name__
+)
+def test_scores_of_two_masks(score: Callable[..., Any]) -> None:
+    masks = PREDICTION[0, 0] > 0, REFERENCE[0, 0] > 0
+    expected = score(*masks)
+    with pretended_gpu() as waits:
+        there = [mask.cuda() for mask in masks]
+        waits.clear()
+        assert repr(score(*there)) == repr(expected)
+        assert sum(waits.values()) == 2, "each mask is copied to the CPU once"
