@@ -44,9 +44,12 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 
 
 class _State(IntEnum):
-    """Who computes the gradient of a tile: the general formulas, the loops, or the loops from probabilities kept."""
+    """Who computes the gradient of a tile: the general formulas, the loops, or the loops from probabilities kept.
 
-    GENERAL, COMPUTED, KEPT = range(3)
+    Of probabilities that are `SIGNED`, the signs are the targets.
+    """
+
+    GENERAL, COMPUTED, KEPT, SIGNED = range(4)
 
 
 def _general_sums(voxels: Voxels, spec: PassSpec, image: int, part: slice) -> Array:
@@ -84,7 +87,7 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
             return rows, _State.GENERAL, False
         wrong, rows[..., -1] = rows[..., -1].sum(), 0
         return rows, _State.COMPUTED, wrong == 0
-    wrong, state = 0.0, int(_State.KEPT)
+    wrong, state = 0.0, int(_State.SIGNED)
     place, stride = (None, 0) if kept is None else kept.tile(image, part)
     for c, x, other, target, number in tiles.of_each_class(image, part):
         pair, own = np.zeros((2, *rows.shape[1:])), groups[c * step :]
@@ -147,15 +150,16 @@ def _write_tile(tiles: Tiles, out: Flat, pulls: Array, state: _State, image: int
         tiles.softmax.write_classes(*tiles.of_all_classes(image, part), groups, step, pulls[image], place, stride)
     else:
         count, of_others = part.stop - part.start, BACKGROUND_ENTROPY if tiles.spec.split else CROSS_ENTROPY
-        for c, x, other, target, number in tiles.of_each_class(image, part):
+        signs = state == _State.SIGNED
+        for c, x, other, target, number in tiles.of_each_class(image, part, reads_target=not signs):
             pair, own = pulls[image, [c, 0]], groups[c * step :]
             if not tiles.two:
                 pair[1, CROSS_ENTROPY] = pulls[image, c, of_others]
             places = place[c * stride : c * stride + count], place[:count]
-            if state == _State.KEPT and groups.size:
-                tiles.by_region.write_regions(target, number, own, tiles.two, pair, *places)
-            elif state == _State.KEPT:
-                tiles.usual.write_usual(target, number, tiles.two, tiles.terms, pair, *places)
+            if state >= _State.KEPT and groups.size:
+                tiles.by_region.write_regions(target, signs, own, tiles.two, pair, *places)
+            elif state >= _State.KEPT:
+                tiles.usual.write_usual(target, signs, tiles.two, tiles.terms, pair, *places)
             else:
                 tiles.lines.write_line(x, other, target, number, *tiles.options(image, part), own, pair, *places)
     if not out.is_shared:
@@ -167,7 +171,7 @@ class _NumbaSums(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec, keeps: bool) -> Tensor:
         ctx.kept = huge_pages.empty_like(logits) if keeps else None
         total, ctx.states = _sums(voxels, spec, ctx.kept)
-        if _State.KEPT not in ctx.states:
+        if max(ctx.states) < _State.KEPT:
             ctx.kept = None
         ctx.spec, ctx.has_ignored, ctx.regions = spec, voxels.has_ignored, voxels.regions
         # Wrong labels may wrap round here; their error follows the sums, and no backward does.

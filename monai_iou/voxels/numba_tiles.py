@@ -127,9 +127,15 @@ class Tiles:
         number, mask, count = 0 if self.labels else -1, self._mask(image, part), part.stop - part.start
         return x, stride, self.classes, target, map_stride, number, self.mark, mask, count, self.terms
 
-    def of_each_class(self, image: int, part: slice) -> Iterator[tuple[int, Array, Array, Array, int]]:
-        """Yield a class, its logits and those of the other, its target, and its number in labels (-1 in maps)."""
-        (x, stride), (target, map_stride) = self.logits.tile(image, part), self.target.tile(image, part)
+    def of_each_class(
+        self, image: int, part: slice, *, reads_target: bool = True
+    ) -> Iterator[tuple[int, Array, Array, Array, int]]:
+        """Yield a class, its logits and those of the other, its target, and its number in labels (-1 in maps).
+
+        Unless it `reads_target`, whatever stands in its place means nothing.
+        """
+        x, stride = self.logits.tile(image, part)
+        target, map_stride = self.target.tile(image, part) if reads_target else (x, stride)
         count = part.stop - part.start
         for c in [1] if self.two else range(self.classes):
             own, place = x[c * stride : c * stride + count], 0 if self.labels else c * map_stride

@@ -1,7 +1,8 @@
 """The loops of `numba_lines.py` for what most losses ask for: I, P and T, and the cross-entropy.
 
 All numbers of a voxel stay in registers, and p is kept for the backward pass, where the gradient will stand: it takes
-neither an exponential nor the logits. No voxel is ignored. The derivative is that of `numba_lines.py` with
+neither an exponential nor the logits. It is kept as -p where the target is above 1/2, so that a target of zeros and
+ones is not read a second time either. No voxel is ignored. The derivative is that of `numba_lines.py` with
 
 .. code-block:: text
 
@@ -23,12 +24,11 @@ from monai_iou.voxels.numba_math import (
     exp,
     log1p,
     loop,
-    minima,
     products,
     select_class,
     summing_loop,
 )
-from monai_iou.voxels.numba_regions import LEAST_MEAN, set_slope
+from monai_iou.voxels.numba_regions import LEAST_MEAN, set_slope, signed
 
 _F = np.float32
 
@@ -41,19 +41,20 @@ def is_usual(terms: Terms, two: bool) -> bool:
 
 @summing_loop
 def _sums(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
-    """Write p; return I, P, T, the size of u and how many targets are not from 0 to 1."""
-    both, whole, of_y, found, wrong = _F(0), _F(0), _F(0), _F(0), _F(0)
+    """Write p; return I, P, T, the size of u, how many targets are not from 0 to 1, and 0 if all are 0 or 1."""
+    both, whole, of_y, found, wrong, mixed = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
     for i in range(u.shape[0]):
         t = exp(-abs(u[i]))
         larger = _F(1) / (_F(1) + t)
         p = larger if u[i] > _F(0) else t * larger
-        kept[i] = p
+        kept[i] = signed(p, y[i])
         both += p * y[i]
         whole += p
         of_y += y[i]
         found += abs(u[i])
         wrong += _F(0) if (y[i] >= _F(0)) & (y[i] <= _F(1)) else _F(1)
-    return both, whole, of_y, found, wrong
+        mixed += _F(0) if (y[i] == _F(0)) | (y[i] == _F(1)) else _F(1)
+    return both, whole, of_y, found, wrong, mixed
 
 
 @summing_loop
@@ -65,7 +66,7 @@ def _sums_of_two(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
         larger = _F(1) / (_F(1) + t)
         p = larger if u[i] > _F(0) else t * larger
         q = t * larger if u[i] > _F(0) else larger
-        kept[i] = p
+        kept[i] = signed(p, y[i])
         both += p * y[i]
         whole += p
         both_other += q * (_F(1) - y[i])
@@ -73,6 +74,15 @@ def _sums_of_two(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
         of_y += y[i]
         found += abs(u[i])
     return both, whole, both_other, rest, of_y, found
+
+
+@summing_loop
+def _minima(kept: Row, y: Row) -> Any:
+    """Return the sum of the smaller ones of p and y."""
+    found = _F(0)
+    for i in range(y.shape[0]):
+        found += min(abs(kept[i]), y[i])
+    return found
 
 
 @summing_loop
@@ -97,10 +107,10 @@ def add_usual(
 
     Returns:
         0 if these formulas do not hold: a logit is not a number, or extreme. 2 if p has been kept and serves the
-        gradient, else 1.
+        gradient, 3 if its signs are the targets besides, else 1.
     """
     spare = np.empty((3, min(WIDTH, x.shape[0]) + PADDING), np.float32)
-    rest_of_all = 0.0
+    rest_of_all, unclear = 0.0, _F(0)
     for start in range(0, x.shape[0], WIDTH):
         stop = min(start + WIDTH, x.shape[0])
         u, y, labels = x[start:stop], target[start:stop], target[start:stop]
@@ -120,10 +130,11 @@ def add_usual(
                 rows[1, 0] += both_other
                 rows[1, 1] += rest
         else:
-            both, whole, of_y, found, wrong = _sums(u, y, p)
+            both, whole, of_y, found, wrong, mixed = _sums(u, y, p)
             rows[0, 6] += wrong
+            unclear += mixed
             if terms.smaller:
-                both = minima(p, y, stop - start)
+                both = _minima(p, y)
             if terms.squares:
                 whole, of_y = products(p, p, stop - start), products(y, y, stop - start)
         if not found < LARGEST:
@@ -137,7 +148,9 @@ def add_usual(
             inside, outside = _entropies(u, y, terms.smoothing)
             rows[0, 3] += inside
             rows[1, 3] += outside
-    return 2 if keeps and (not two or rest_of_all >= LEAST_MEAN * x.shape[0]) else 1
+    if not keeps or (two and rest_of_all < LEAST_MEAN * x.shape[0]):
+        return 1
+    return 3 if unclear == _F(0) else 2
 
 
 @loop
@@ -153,6 +166,22 @@ def _write(p: Row, y: Row, pulls: tuple[Any, ...], entropies: tuple[Any, ...]) -
 
 
 @loop
+def _write_signed(kept: Row, pulls: tuple[Any, ...], entropies: tuple[Any, ...]) -> None:
+    """Turn p, whose signs are the targets, into the gradient; see :func:`_write`."""
+    of_i, of_p, of_other, of_q = pulls
+    inside, outside, most, share = entropies
+    in_class, elsewhere = (of_i + of_p) - of_q, of_p - (of_other + of_q)
+    lift, lower = outside * (_F(1) - (most + share)), inside * (most + share)
+    lift_elsewhere, lower_elsewhere = outside * (_F(1) - share), inside * share
+    for i in range(kept.shape[0]):
+        p, is_class = abs(kept[i]), kept[i] < _F(0)
+        q = _F(1) - p
+        slope = in_class if is_class else elsewhere
+        entropy = (lift if is_class else lift_elsewhere) * p - (lower if is_class else lower_elsewhere) * q
+        kept[i] = p * q * slope + entropy
+
+
+@loop
 def _write_from_slopes(p: Row, y: Row, slopes: Row, entropies: tuple[Any, ...]) -> None:
     """Turn p into the gradient, given the slopes of the region."""
     inside, outside, kept, share = entropies
@@ -163,11 +192,11 @@ def _write_from_slopes(p: Row, y: Row, slopes: Row, entropies: tuple[Any, ...]) 
 
 
 @loop
-def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, out: Any, out_other: Any) -> None:
+def write_usual(target: Any, signs: bool, two: bool, terms: Terms, pulls: Any, out: Any, out_other: Any) -> None:
     """Turn p of :func:`add_usual` into d loss / d logits, in place.
 
-    `out` holds p and `out_other` takes the gradient of the other class of two; all else is as for
-    :func:`numba_lines.write_line`.
+    `out` holds p and `out_other` takes the gradient of the other class of two. If its `signs` are the targets, these
+    are not read from `target`, which else holds them for the class; all else is as for :func:`numba_lines.write_line`.
     """
     # What was not summed has no slope, whatever stands in `pulls`.
     of_i, of_p, of_other, of_q, inside, outside = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
@@ -179,20 +208,27 @@ def write_usual(target: Any, number: int, two: bool, terms: Terms, pulls: Any, o
         inside, outside = pulls[0, 3, 0], pulls[1, 3, 0]
     of_region = (of_i, of_p, of_other, of_q)
     entropies = (inside, outside, _F(1 - terms.smoothing), _F(terms.smoothing / 2))
+    by_slopes = terms.region and (terms.smaller or terms.squares)
     rows = np.empty((5, min(WIDTH, out.shape[0]) + PADDING), np.float32)
     # To unpack `rows` itself would give rows of any stride, which have no vectors.
     spare, slopes, more, regions = rows[0], rows[1], (rows[2], rows[3], rows[4]), np.empty(0, np.int32)
     for start in range(0, out.shape[0], WIDTH):
         stop = min(start + WIDTH, out.shape[0])
-        place, y, labels = out[start:stop], target[start:stop], target[start:stop]
-        if number >= 0:
-            y = spare[: stop - start]
-            select_class(labels, _F(number), stop - start, y)
-        if terms.region and (terms.smaller or terms.squares):
-            set_slope(slopes, place, y, stop - start, terms, pulls[0], regions, more)
-            _write_from_slopes(place, y, slopes, entropies)
+        place, y = out[start:stop], target[start:stop]
+        if signs and not by_slopes:
+            _write_signed(place, of_region, entropies)
         else:
-            _write(place, y, of_region, entropies)
+            if signs:
+                y = spare[: stop - start]
+                for i in range(place.shape[0]):
+                    y[i] = _F(1) if place[i] < _F(0) else _F(0)
+            for i in range(place.shape[0]):
+                place[i] = abs(place[i])
+            if by_slopes:
+                set_slope(slopes, place, y, stop - start, terms, pulls[0], regions, more)
+                _write_from_slopes(place, y, slopes, entropies)
+            else:
+                _write(place, y, of_region, entropies)
         if two:
             second = out_other[start:stop]
             for i in range(place.shape[0]):

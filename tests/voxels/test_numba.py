@@ -103,6 +103,57 @@ def test_sums_and_gradients_are_the_specification(spec: PassSpec) -> None:
             assert_exact(case(classes, kind if classes > 1 else kind.replace("labels", "maps")), spec)
 
 
+def zeros_and_ones(classes: int) -> Voxels:
+    """Random voxels of two images whose maps hold 0 and 1 alone; a quarter of the rows holds 0 alone."""
+    voxels = case(classes, "maps", voxels=4500)
+    assert voxels.maps is not None
+    maps = (voxels.maps > 0.6).float()
+    maps[..., : maps.shape[-1] // 4] = 0
+    return replace(voxels, maps=maps)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.activation == "sigmoid"], ids=str)
+def test_targets_of_zeros_and_ones_are_not_read_again(spec: PassSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where probabilities are kept, the targets are their signs; a tile with another target is read again."""
+    asked: list[bool] = []
+    of_each_class = numba_tiles.Tiles.of_each_class
+
+    def note(tiles: Any, *part: Any, reads_target: bool = True) -> Any:
+        asked.append(reads_target)
+        return of_each_class(tiles, *part, reads_target=reads_target)
+
+    monkeypatch.setattr(numba_tiles.Tiles, "of_each_class", note)
+    for classes in (1, 3):
+        voxels = zeros_and_ones(classes)
+        asked.clear()
+        assert_exact(voxels, spec, repeat=2)
+        keeps = numba_tiles.Tiles(voxels, spec).is_usual
+        tiles = len(numba_tiles.Tiles(voxels, spec).parts)
+        assert asked.count(False) == (tiles if keeps else 0), "the second backward pass computes everything again"
+        assert voxels.maps is not None
+        for value in (0.5, 0.25, 0.75, 1e-30):  # of one class, in the last tile of the second image
+            maps = voxels.maps.clone()
+            maps[1, -1, -7] = value
+            asked.clear()
+            assert_exact(replace(voxels, maps=maps), spec)
+            assert asked.count(False) == (tiles - 1 if keeps else 0)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("overlap", ["product", "min_max"])
+def test_a_voxel_of_the_class_whose_probability_is_zero_keeps_its_target(overlap: str, entropy: bool) -> None:
+    """The sign of 0 would be lost, and with it the gradient of a lesion that is missed completely."""
+    logits = torch.full((1, 1, 700), -200.0)
+    logits[..., ::3] = 50.0
+    maps = torch.zeros(1, 1, 700)
+    maps[..., ::2] = 1.0
+    voxels = flatten_voxels(logits, maps, None)
+    assert_exact(voxels, PassSpec("sigmoid", overlap, cross_entropy=entropy))
+    two = flatten_voxels(torch.cat([-logits, logits], 1), maps.long(), None)
+    assert_exact(two, PassSpec("softmax", overlap, cross_entropy=entropy))
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spec", SPECS[::9], ids=str)

@@ -122,6 +122,25 @@ def test_regions_that_end_after_a_voxel_or_two_are_left_to_the_general_formulas(
         assert bool(tiles) == are_general
 
 
+@pytest.mark.usefixtures("tiles", "only_loops")
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("of_class", [False, True], ids=["shared", "of each class"])
+def test_targets_of_zeros_and_ones_in_regions(classes: int, of_class: bool) -> None:
+    voxels = case(classes, "maps", of_class=of_class)
+    assert voxels.maps is not None
+    maps = (voxels.maps > 0.6).float()
+    maps[..., : maps.shape[-1] // 2] = 0  # rows without the class
+    logits = voxels.logits.clone()
+    logits[..., ::11] = -200.0  # probabilities of 0, of either target
+    maps_mixed = maps.clone()
+    maps_mixed[-1, -1, -3] = 0.25
+    for spec in (
+        (PLAIN, replace(PLAIN, activation="sigmoid")) if classes > 1 else (replace(PLAIN, activation="sigmoid"),)
+    ):
+        assert_exact(replace(voxels, logits=logits, maps=maps), spec, repeat=2)
+        assert_exact(replace(voxels, logits=logits, maps=maps_mixed), spec)
+
+
 def test_a_region_of_one_label_has_nothing_of_the_other() -> None:
     labels = (torch.arange(4000) >= 1500).long().view(1, 1, -1)
     logits = torch.randn(1, 2, 4000, generator=torch.Generator().manual_seed(0))
