@@ -178,9 +178,10 @@ STUDIES: dict[str, Study] = {
         Study(
             "planned",
             "Does the loss matter with the settings that a plan chooses for the data?",
-            ("task901", "task904, 32"),
+            ("task901", "task902", "task904, 32"),
             ("planned", "planned, dice+ce"),
             samplers=("q=1/2",),
+            more_seeds={"task901": (3, 4)},  # six patients: all that more trainings can add
             baseline=("planned", "q=1/2"),
             quick={"epochs": 1, "data": ("task901",)},
         ),
