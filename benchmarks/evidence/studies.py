@@ -181,7 +181,7 @@ STUDIES: dict[str, Study] = {
             ("task901", "task902", "task904, 32"),
             ("planned", "planned, dice+ce"),
             samplers=("q=1/2",),
-            more_seeds={"task901": (3, 4)},  # six patients: all that more trainings can add
+            more_seeds={"task901": (3, 4)},  # with six patients, only more trainings make it more precise
             baseline=("planned", "q=1/2"),
             quick={"epochs": 1, "data": ("task901",)},
         ),

@@ -129,6 +129,7 @@ def sampling_grid(places: Tensor, size: Sequence[int], *, align_corners: bool) -
     """
     # Without `align_corners`, an axis of one voxel is treated as one of two are, as by MONAI's `Resample`.
     lengths = [max(length - 1, 1) if align_corners else max(length, 2) for length in size]
+    # Not by a tensor of the three factors, whose copy to a GPU would have to be waited for.
     scaled = torch.stack([each * (2 / length) for each, length in zip(places, lengths, strict=True)][::-1])
     matrices = [_interpolation(count, length, places) for count, length in zip(places.shape[1:], size, strict=True)]
     return along_axes(scaled, matrices).movedim(0, -1)[None]

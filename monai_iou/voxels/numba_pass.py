@@ -1,8 +1,9 @@
 """The pass over a whole batch by loops that Numba compiles, a tile at a time, in threads.
 
-The loops read the logits and labels where they are. Between forward and backward they keep the probabilities of one
-class, or of the second of two, where the gradient will stand; of more classes nothing. A tile whose numbers they do not
-take (NaN, infinite, extreme) is left to the general formulas.
+The loops read the logits and labels where they are. Between forward and backward they keep the probabilities of each
+class of a sigmoid, or of the second of two classes of a softmax, where the gradient will stand, with the label as their
+sign; of more classes of a softmax nothing. A tile whose numbers they do not take (NaN, infinite, extreme) is left to
+the general formulas.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def covers(voxels: Voxels, spec: PassSpec) -> bool:
 class _State(IntEnum):
     """Who computes the gradient of a tile: the general formulas, the loops, or the loops from probabilities kept.
 
-    Of probabilities that are `SIGNED`, the signs are the targets.
+    With `SIGNED`, the sign of a kept probability also says whether the target is 1.
     """
 
     GENERAL, COMPUTED, KEPT, SIGNED = range(4)
@@ -95,7 +96,7 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
             p = x if place is None else place[c * stride : c * stride + part.stop - part.start]
             keeps = place is not None
             if groups.size:
-                found = tiles.by_region.add_regions(x, other, target, number, own, tiles.two, keeps, p, pair)
+                found = tiles.cells.add_regions(x, other, target, number, own, *tiles.of_cells, keeps, p, pair)
             else:
                 found = tiles.usual.add_usual(x, other, target, number, tiles.two, tiles.terms, keeps, p, pair[:, 0])
             state = min(state, found)
@@ -157,7 +158,7 @@ def _write_tile(tiles: Tiles, out: Flat, pulls: Array, state: _State, image: int
                 pair[1, CROSS_ENTROPY] = pulls[image, c, of_others]
             places = place[c * stride : c * stride + count], place[:count]
             if state >= _State.KEPT and groups.size:
-                tiles.by_region.write_regions(target, signs, own, tiles.two, pair, *places)
+                tiles.cells.write_regions(target, signs, own, *tiles.of_cells, pair, *places)
             elif state >= _State.KEPT:
                 tiles.usual.write_usual(target, signs, tiles.two, tiles.terms, pair, *places)
             else:

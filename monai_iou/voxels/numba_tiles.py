@@ -30,7 +30,7 @@ _NO_MASK, _NO_GROUPS = np.empty(0, np.bool_), np.empty(0, np.int32)
 def loaded() -> tuple[ModuleType, ...] | str:
     """Return the modules of the loops, or why there are none."""
     try:
-        names = ("usual", "lines", "softmax", "regions", "math")
+        names = ("usual", "lines", "softmax", "cells", "regions", "math")
         modules = tuple(importlib.import_module(f"monai_iou.voxels.numba_{name}") for name in names)
         if modules[-1].is_off():
             return "NUMBA_DISABLE_JIT is set"
@@ -92,7 +92,7 @@ class Tiles:
     def __init__(self, voxels: Voxels, spec: PassSpec) -> None:
         found = loaded()
         assert not isinstance(found, str)
-        self.usual, self.lines, self.softmax, self.by_region, parts = found
+        self.usual, self.lines, self.softmax, self.cells, self.by_region, parts = found
         self.terms, self.spec = parts.Terms.of(spec), spec
         batch, self.classes, count = voxels.logits.shape
         labels = voxels.labels
@@ -108,7 +108,8 @@ class Tiles:
         self.is_softmax = spec.activation == "softmax" and not self.two
         self.is_usual = self.mark == 0 and self.mask is None and self.usual.is_usual(self.terms, self.two)
         if self.groups is not None:
-            self.is_usual &= spec == PassSpec(spec.activation)
+            self.is_usual &= spec == PassSpec(spec.activation, cross_entropy=spec.cross_entropy, split=spec.split)
+        self.of_cells = self.two, self.terms.entropy
         size = _tile_size(batch * count, max(2, self.classes))
         self.parts = [
             (image, slice(start, min(start + size, count))) for image in range(batch) for start in range(0, count, size)
@@ -132,7 +133,7 @@ class Tiles:
     ) -> Iterator[tuple[int, Array, Array, Array, int]]:
         """Yield a class, its logits and those of the other, its target, and its number in labels (-1 in maps).
 
-        Unless it `reads_target`, whatever stands in its place means nothing.
+        Without `reads_target`, the yielded target is a placeholder.
         """
         x, stride = self.logits.tile(image, part)
         target, map_stride = self.target.tile(image, part) if reads_target else (x, stride)

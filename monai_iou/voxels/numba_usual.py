@@ -41,8 +41,12 @@ def is_usual(terms: Terms, two: bool) -> bool:
 
 @summing_loop
 def _sums(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
-    """Write p; return I, P, T, the size of u, how many targets are not from 0 to 1, and 0 if all are 0 or 1."""
-    both, whole, of_y, found, wrong, mixed = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
+    """Write p as it is kept, see :func:`signed`.
+
+    Returns:
+        I, P, T, the size of u, how many targets are not from 0 to 1, and 0 only if all others are 0 or 1.
+    """
+    both, whole, of_y, found, wrong, shares = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
     for i in range(u.shape[0]):
         t = exp(-abs(u[i]))
         larger = _F(1) / (_F(1) + t)
@@ -52,14 +56,15 @@ def _sums(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
         whole += p
         of_y += y[i]
         found += abs(u[i])
-        wrong += _F(0) if (y[i] >= _F(0)) & (y[i] <= _F(1)) else _F(1)
-        mixed += _F(0) if (y[i] == _F(0)) | (y[i] == _F(1)) else _F(1)
-    return both, whole, of_y, found, wrong, mixed
+        gap = y[i] * (_F(1) - y[i])  # 0 at 0 and 1, positive between them, else below 0 or NaN
+        wrong += _F(0) if gap >= _F(0) else _F(1)
+        shares += abs(gap)
+    return both, whole, of_y, found, wrong, shares
 
 
 @summing_loop
 def _sums_of_two(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
-    """Write p; return I and P of the class, I and P of the other one, T and the size of u."""
+    """Write p as it is kept; return I and P of the class, I and P of the other one, T and the size of u."""
     both, whole, both_other, rest, of_y, found = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
     for i in range(u.shape[0]):
         t = exp(-abs(u[i]))
@@ -107,10 +112,10 @@ def add_usual(
 
     Returns:
         0 if these formulas do not hold: a logit is not a number, or extreme. 2 if p has been kept and serves the
-        gradient, 3 if its signs are the targets besides, else 1.
+        gradient, 3 if, in addition, the signs of p are the targets, else 1.
     """
     spare = np.empty((3, min(WIDTH, x.shape[0]) + PADDING), np.float32)
-    rest_of_all, unclear = 0.0, _F(0)
+    rest_of_all, share_sizes = 0.0, _F(0)
     for start in range(0, x.shape[0], WIDTH):
         stop = min(start + WIDTH, x.shape[0])
         u, y, labels = x[start:stop], target[start:stop], target[start:stop]
@@ -130,9 +135,9 @@ def add_usual(
                 rows[1, 0] += both_other
                 rows[1, 1] += rest
         else:
-            both, whole, of_y, found, wrong, mixed = _sums(u, y, p)
+            both, whole, of_y, found, wrong, shares = _sums(u, y, p)
             rows[0, 6] += wrong
-            unclear += mixed
+            share_sizes += shares
             if terms.smaller:
                 both = _minima(p, y)
             if terms.squares:
@@ -150,7 +155,7 @@ def add_usual(
             rows[1, 3] += outside
     if not keeps or (two and rest_of_all < LEAST_MEAN * x.shape[0]):
         return 1
-    return 3 if unclear == _F(0) else 2
+    return 3 if share_sizes == _F(0) else 2
 
 
 @loop
@@ -195,8 +200,8 @@ def _write_from_slopes(p: Row, y: Row, slopes: Row, entropies: tuple[Any, ...]) 
 def write_usual(target: Any, signs: bool, two: bool, terms: Terms, pulls: Any, out: Any, out_other: Any) -> None:
     """Turn p of :func:`add_usual` into d loss / d logits, in place.
 
-    `out` holds p and `out_other` takes the gradient of the other class of two. If its `signs` are the targets, these
-    are not read from `target`, which else holds them for the class; all else is as for :func:`numba_lines.write_line`.
+    `out` holds p and `out_other` takes the gradient of the other class of two. If the `signs` of p are the targets,
+    `target` is not read; otherwise it holds those of the class. All else is as for :func:`numba_lines.write_line`.
     """
     # What was not summed has no slope, whatever stands in `pulls`.
     of_i, of_p, of_other, of_q, inside, outside = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 
 def fork(run: Callable[[], object], log: Path) -> int:
     """Start `run` in a process of its own, which writes to `log`; return its number."""
@@ -20,6 +22,7 @@ def fork(run: Callable[[], object], log: Path) -> int:
         return child
     code = 1
     try:
+        torch.set_num_threads(1)  # OpenMP's other threads did not survive the fork, and it does not know
         stream = log.open("a")
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

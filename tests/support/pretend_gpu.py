@@ -1,7 +1,8 @@
 """A GPU that is not there: tensors that say `cuda:0` and compute on the CPU, for what must run on a GPU.
 
 Unlike the device "meta", it computes values, so that what runs on it can be compared with the same on the CPU. It
-refuses what a GPU refuses, an operation of tensors on two devices, and counts what makes the host wait for a GPU.
+refuses operations of tensors on two devices, as a GPU does, and counts the operations listed below that make the host
+wait for a GPU, copies among them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ _ASKING = {
     aten._unique2.default,
     aten.unique_dim.default,
     aten.unique_consecutive.default,
+    aten.bincount.default,
+    aten.histc.default,
+    aten.repeat_interleave.Tensor,
+    aten.allclose.default,
 }
 _NUMBERS = {Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__}
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
@@ -64,7 +69,9 @@ class OnPretendGpu(Tensor):
         kwargs = dict(kwargs or {})
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         on_cpu = [each for each in tensors if not isinstance(each, cls) and each.dim() > 0]
-        if on_cpu and func not in {aten._to_copy.default, *_INDEXING}:
+        # Tensors on a GPU may be indexed by those on the CPU, and not the other way round.
+        may_mix = func is aten._to_copy.default or (func in _INDEXING and isinstance(args[0], cls))
+        if on_cpu and not may_mix:
             message = f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {func}."
             raise RuntimeError(message)
         target = kwargs.get("device")

@@ -27,6 +27,7 @@ from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss, kernel_report, use_kerne
 from monai_iou.voxels import (
     huge_pages,
     in_place,
+    numba_cells,
     numba_lines,
     numba_math,
     numba_pass,
@@ -140,18 +141,18 @@ def test_targets_of_zeros_and_ones_are_not_read_again(spec: PassSpec, monkeypatc
             assert asked.count(False) == (tiles - 1 if keeps else 0)
 
 
-@pytest.mark.parametrize("entropy", [False, True])
-@pytest.mark.parametrize("overlap", ["product", "min_max"])
-def test_a_voxel_of_the_class_whose_probability_is_zero_keeps_its_target(overlap: str, entropy: bool) -> None:
-    """The sign of 0 would be lost, and with it the gradient of a lesion that is missed completely."""
+@pytest.mark.parametrize("overlap", ["product", "min_max", None])
+def test_a_voxel_of_the_class_whose_probability_is_zero_keeps_its_target(overlap: str | None) -> None:
+    """The sign of 0 would be lost, and with it the cross-entropy's gradient of a lesion that is missed completely."""
     logits = torch.full((1, 1, 700), -200.0)
     logits[..., ::3] = 50.0
     maps = torch.zeros(1, 1, 700)
     maps[..., ::2] = 1.0
-    voxels = flatten_voxels(logits, maps, None)
-    assert_exact(voxels, PassSpec("sigmoid", overlap, cross_entropy=entropy))
+    spec = PassSpec("sigmoid", overlap, cross_entropy=True)
+    assert numba_tiles.Tiles(flatten_voxels(logits, maps, None), spec).is_usual
+    assert_exact(flatten_voxels(logits, maps, None), spec)
     two = flatten_voxels(torch.cat([-logits, logits], 1), maps.long(), None)
-    assert_exact(two, PassSpec("softmax", overlap, cross_entropy=entropy))
+    assert_exact(two, replace(spec, activation="softmax"))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -286,7 +287,7 @@ def test_confident_voxels_keep_their_digits(classes: int, margin: float) -> None
         torch.testing.assert_close(found[1].double(), exact[1], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [-0.01, 1.01, -1e-45, 1 + 2**-23, torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_targets_that_are_not_shares_are_found_while_they_are_read(classes: int, value: float) -> None:
     logits, maps = torch.randn(1, classes, 5000), torch.rand(1, classes, 5000)
@@ -441,7 +442,7 @@ def test_kinds_of_processor_share_no_file(
     assert len(set(tmp_path.rglob("*.nb?")) - of_this) == len(of_this) == 2
 
 
-@pytest.mark.parametrize("module", [numba_lines, numba_math, numba_regions, numba_softmax, numba_usual])
+@pytest.mark.parametrize("module", [numba_cells, numba_lines, numba_math, numba_regions, numba_softmax, numba_usual])
 def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
     for voxels in (case(2, "labels"), case(3, "ignored labels"), case(3, "maps", torch.float16)):
         run(numba_pass.compute_sums, voxels, PassSpec(cross_entropy=True, focal=2.0))
@@ -458,7 +459,8 @@ def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
 def test_machine_code_is_current_while_no_file_of_loops_has_changed(tmp_path: Path) -> None:
     folder = Path(numba_math.__file__).parent
     files = [path.name for path in folder.glob("numba_*.py")]
-    assert {"numba_lines.py", "numba_math.py", "numba_regions.py", "numba_softmax.py", "numba_usual.py"} <= set(files)
+    names = ("cells", "lines", "math", "regions", "softmax", "usual")
+    assert {f"numba_{name}.py" for name in names} <= set(files)
     for name in files:
         shutil.copy(folder / name, tmp_path)
     current = numba_math.source_stamp(tmp_path)

@@ -125,20 +125,43 @@ def test_regions_that_end_after_a_voxel_or_two_are_left_to_the_general_formulas(
 @pytest.mark.usefixtures("tiles", "only_loops")
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("of_class", [False, True], ids=["shared", "of each class"])
-def test_targets_of_zeros_and_ones_in_regions(classes: int, of_class: bool) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PassSpec("sigmoid"),
+        PassSpec("sigmoid", cross_entropy=True),
+        PassSpec("sigmoid", cross_entropy=True, split=True),
+        PassSpec("sigmoid", cross_entropy=True, label_smoothing=0.1),
+    ],
+    ids=["plain", "entropy", "split", "smoothed"],
+)
+def test_targets_of_zeros_and_ones_in_regions(spec: PassSpec, classes: int, of_class: bool) -> None:
     voxels = case(classes, "maps", of_class=of_class)
     assert voxels.maps is not None
     maps = (voxels.maps > 0.6).float()
     maps[..., : maps.shape[-1] // 2] = 0  # rows without the class
     logits = voxels.logits.clone()
     logits[..., ::11] = -200.0  # probabilities of 0, of either target
-    maps_mixed = maps.clone()
-    maps_mixed[-1, -1, -3] = 0.25
-    for spec in (
-        (PLAIN, replace(PLAIN, activation="sigmoid")) if classes > 1 else (replace(PLAIN, activation="sigmoid"),)
-    ):
-        assert_exact(replace(voxels, logits=logits, maps=maps), spec, repeat=2)
-        assert_exact(replace(voxels, logits=logits, maps=maps_mixed), spec)
+    mixed = maps.clone()
+    mixed[-1, -1, -3] = 0.25
+    assert_exact(replace(voxels, logits=logits, maps=maps), spec, repeat=2)
+    assert_exact(replace(voxels, logits=logits, maps=mixed), spec)
+    assert numba_tiles.Tiles(voxels, spec).is_usual == (spec.label_smoothing == 0)
+
+
+@pytest.mark.usefixtures("tiles", "only_loops")
+@pytest.mark.parametrize("cross_entropy", [False, True])
+def test_two_classes_of_which_one_is_rare_in_regions(cross_entropy: bool) -> None:
+    voxels = case(2, "labels")
+    assert voxels.labels is not None
+    labels = voxels.labels.clone()
+    labels[..., : labels.shape[-1] // 2] = 0
+    logits = voxels.logits.clone()
+    logits[:, 0, ::13] = 120.0
+    spec = PassSpec("softmax", cross_entropy=cross_entropy)
+    assert numba_tiles.Tiles(voxels, spec).is_usual
+    assert_exact(replace(voxels, logits=logits, labels=labels), spec, repeat=2)
+    assert_exact(replace(voxels, logits=logits, labels=labels * 0), spec)
 
 
 def test_a_region_of_one_label_has_nothing_of_the_other() -> None:
@@ -207,22 +230,39 @@ def test_numbers_that_are_not_finite_end_as_in_the_general_formulas(
     torch.testing.assert_close(found, run(tiled.compute_sums, voxels, spec), rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
+@pytest.mark.parametrize("rows", ["of both classes", "of the background alone"])
 @pytest.mark.parametrize("value", [2, -1, 255])
-def test_labels_that_are_not_classes_are_found_in_any_region(value: int) -> None:
-    labels = torch.randint(0, 2, (1, 1, 400))
-    groups = (torch.arange(400) >= 200).long().view(1, 1, -1)
-    voxel_sums(torch.randn(1, 2, 400), labels, groups=groups)
-    labels[..., 317] = value
-    with pytest.raises(ValueError, match=f"{value}"):
-        voxel_sums(torch.randn(1, 2, 400), labels, groups=groups)
+def test_labels_that_are_not_classes_are_found_in_any_region(value: int, rows: str) -> None:
+    """Also in a row whose other voxels are background, which is summed with fewer sums."""
+    labels = torch.randint(0, 2, (1, 1, 8192))
+    if rows == "of the background alone":
+        labels[..., :5000] = 0
+    groups = (torch.arange(8192) >= 4096).int().view(1, 1, -1)
+    logits = torch.randn(1, 2, 8192)
+    voxel_sums(logits, labels, groups=groups)
+    for place in (10, 3000):
+        wrong = labels.clone()
+        wrong[..., place] = value
+        for options in ({}, {"cross_entropy": False}):
+            with pytest.raises(ValueError, match=f"{value}"):
+                voxel_sums(logits, wrong, groups=groups, **options)  # type: ignore[arg-type]
 
 
-def test_shares_that_are_none_are_found_in_any_region() -> None:
-    maps = torch.rand(1, 1, 400)
-    maps[..., 317] = 1.5
-    groups = (torch.arange(400) >= 200).long().view(1, 1, -1)
-    with pytest.raises(ValueError, match=r"1\.5"):
-        voxel_sums(torch.randn(1, 1, 400), maps, groups=groups)
+@pytest.mark.parametrize("rows", ["of shares", "of zeros"])
+@pytest.mark.parametrize("value", [-0.01, 1.5, -1e-45, torch.nan, torch.inf])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_targets_that_are_no_shares_are_found_in_any_region(classes: int, value: float, rows: str) -> None:
+    maps = torch.rand(1, classes, 8192)
+    if rows == "of zeros":
+        maps[..., :5000] = 0
+    groups = (torch.arange(8192) >= 4096).int().view(1, 1, -1)
+    logits = torch.randn(1, classes, 8192)
+    for activation in ("sigmoid", "softmax") if classes > 1 else ("sigmoid",):
+        voxel_sums(logits, maps, groups=groups, activation=activation)  # type: ignore[arg-type]
+        wrong = maps.clone()
+        wrong[0, -1, 3000] = value
+        with pytest.raises(ValueError, match=r"^Expected `target` to hold per-class values between 0 and 1"):
+            voxel_sums(logits, wrong, groups=groups, activation=activation)  # type: ignore[arg-type]
 
 
 def test_a_voxel_of_no_region_counts_nowhere() -> None:

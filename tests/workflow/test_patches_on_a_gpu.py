@@ -58,21 +58,26 @@ def changed(transforms: list[Any], item: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def test_every_random_change_of_a_training_gives_on_a_gpu_what_it_gives_on_a_cpu(data: Path) -> None:
-    on_cpu = parser(data, num_samples=1, flip_prob=1.0)
-    item = Compose(on_cpu.get_parsed_content("train#deterministic_transforms"))(
-        on_cpu.get_parsed_content("cases").training[0]
-    )
-    expected = changed(certain(on_cpu.get_parsed_content("train#random_transforms")), item)
-    on_gpu = parser(data, num_samples=1, flip_prob=1.0, transform_device=GPU)
-    transforms = certain(on_gpu.get_parsed_content("train#random_transforms"))
-    with pretended_gpu() as waits:
-        found = changed(transforms, item)
-        for key, values in found.items():
-            assert isinstance(values, OnPretendGpu), key
-            torch.testing.assert_close(values.held, expected[key], rtol=0, atol=0)
+    seen = []
+    for patch in ([32, 32, 32], [16, 16, 16]):
+        keys = {"num_samples": 1, "flip_prob": 1.0, "patch_size": patch}
+        on_cpu = parser(data, **keys)
+        item = Compose(on_cpu.get_parsed_content("train#deterministic_transforms"))(
+            on_cpu.get_parsed_content("cases").training[0]
+        )
+        expected = changed(certain(on_cpu.get_parsed_content("train#random_transforms")), item)
+        on_gpu = parser(data, **keys, transform_device=GPU)
+        transforms = certain(on_gpu.get_parsed_content("train#random_transforms"))
+        with pretended_gpu() as waits:
+            found = changed(transforms, item)
+            for key, values in found.items():
+                assert isinstance(values, OnPretendGpu), key
+                torch.testing.assert_close(values.held, expected[key], rtol=0, atol=0)
+        seen.append(dict(waits))
     # Two copies of the patch, two of the deformation, one of the noise; MONAI's smoothing asks for each sigma, its
-    # contrast for a spread. What grows with the patch, as a search for voxels would, is not here.
-    assert sum(waits.values()) <= 12, waits
+    # contrast for a spread. Nothing asks more often of a larger patch.
+    assert seen[0] == seen[1]
+    assert sum(seen[0].values()) <= 12, seen
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64], ids=str)
@@ -111,11 +116,14 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses_and_counts_what_waits() ->
         there = torch.ones(2, 3, device="cuda")
         assert there.device == (there * 2).sum().device == GPU
         assert waits == {}
-        with pytest.raises(RuntimeError, match="all tensors to be on the same device"):
-            there + torch.ones(2, 3)
+        for wrong in (lambda: there + torch.ones(2, 3), lambda: torch.ones(6)[there.long().flatten()]):
+            with pytest.raises(RuntimeError, match="all tensors to be on the same device"):
+                wrong()
         assert (there + torch.ones(())).device == GPU  # a number may come from the CPU
         assert there.sum().item() == 6.0
         assert there[there > 0].shape == (6,)
         assert there.cpu().device.type == "cpu"
-        assert len(waits) == 3
-        assert sum(waits.values()) == 3
+        torch.bincount(there.long().flatten())
+        there.long().flatten().repeat_interleave(there.long().flatten())
+        assert torch.allclose(there, there)
+        assert len(waits) == sum(waits.values()) == 6
