@@ -8,11 +8,14 @@ Each returns the loss of every step, and writes a mask for every test image. The
 - nnU-Net: the steps alone. Fingerprint, plan and preprocessing come before, and its online validation is left out. Its
   learning rate falls to 0 over the minutes as it otherwise does over the epochs. Its plan for the hippocampus has nine
   patches a step, which take one CPU core long; it is given two, the fewest that it plans for.
+- nnU-Net without mirroring: the same with its `nnUNetTrainerNoMirroring`, as mirroring harms a training on the
+  hippocampus (docs/results/hippocampus-cpu.md).
 - nnU-Net with our trainer: the same with `nnUNetTrainerIoU`, whose loss is IoU and cross-entropy.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -126,12 +129,17 @@ def _write_masks(network: Any, data: Path, images: list[str], masks: Path) -> No
         nib.save(nib.Nifti1Image(mask, affine), masks / Path(image).name)
 
 
-def nnunet(data: Path, folder: Path, budget: Budget, *, iou: bool = False) -> list[float]:
+TRAINERS = "nnunetv2.training.nnUNetTrainer"
+OWN_TRAINER = f"{TRAINERS}.nnUNetTrainer.nnUNetTrainer"
+NO_MIRRORING = f"{TRAINERS}.variants.data_augmentation.nnUNetTrainerNoMirroring.nnUNetTrainerNoMirroring"
+
+
+def nnunet(data: Path, folder: Path, budget: Budget, *, kind: str = OWN_TRAINER) -> list[float]:
     """Let nnU-Net plan and preprocess, make its steps for the minutes, and predict as it does after a training.
 
-    With `iou`, the trainer is `nnUNetTrainerIoU` and not nnU-Net's own.
+    `kind` is the trainer's class with its module.
     """
-    trainer = nnunet_trainer(data, folder, budget.seed, iou=iou)
+    trainer = nnunet_trainer(data, folder, budget.seed, kind=kind)
     losses = []
     for share in budget.shares(time.monotonic()):
         trainer.optimizer.param_groups[0]["lr"] = trainer.initial_lr * (1 - share) ** 0.9
@@ -144,7 +152,7 @@ CONFIGURATION = "3d_fullres"
 DATASET = 904, "Dataset904_Peer"
 
 
-def nnunet_trainer(data: Path, folder: Path, seed: int, *, iou: bool = False) -> Any:
+def nnunet_trainer(data: Path, folder: Path, seed: int, *, kind: str = OWN_TRAINER) -> Any:
     """Let nnU-Net plan and preprocess; return its trainer before the first step, with two patches a step."""
     plans, dataset = _prepare(data, folder)
     plans["configurations"][CONFIGURATION]["batch_size"] = 2
@@ -152,15 +160,14 @@ def nnunet_trainer(data: Path, folder: Path, seed: int, *, iou: bool = False) ->
 
     import numpy as np
     import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from monai_iou.integrations.nnunet import nnUNetTrainerIoU
 
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - nnU-Net draws from it
     torch.manual_seed(seed)
     threads = torch.get_num_threads()
-    trainer = (nnUNetTrainerIoU if iou else nnUNetTrainer)(plans, CONFIGURATION, "all", dataset, torch.device("cpu"))
+    module, _, name = kind.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    trainer = made(plans, CONFIGURATION, "all", dataset, torch.device("cpu"))
     # In this process; nnU-Net's planning takes the number for torch's threads as well.
     os.environ.update({"nnUNet_n_proc_DA": "0"})
     trainer.on_train_start()
@@ -234,5 +241,6 @@ CONTESTANTS: dict[str, Contestant] = {
     "ours": ours,
     "bare loop": bare_loop,
     "nnU-Net, batch of 2": nnunet,
-    "nnU-Net, IoU, batch of 2": partial(nnunet, iou=True),
+    "nnU-Net, no mirroring, batch of 2": partial(nnunet, kind=NO_MIRRORING),
+    "nnU-Net, IoU, batch of 2": partial(nnunet, kind="monai_iou.integrations.nnunet.nnUNetTrainerIoU"),
 }
