@@ -1,7 +1,9 @@
 """The loops of `numba_usual.py` by region: I, P, T and the cross-entropy of one class, or of two.
 
-Here too p is kept for the backward pass where the gradient will stand, as -p where the target is above 1/2. What is
-summed is summed run by run of voxels of a region; in a row without the class only P and the cross-entropy outside are.
+Here too p is kept for the backward pass where the gradient will stand, as -p where the target is above 1/2. Sums are
+taken over runs of voxels of one region. In a row that holds the background alone, only the probabilities and the
+cross-entropy of the background are summed.
+
 The slopes of the backward pass are read from tables with one number for each region and label, as that takes less time
 than to find the runs.
 """
@@ -68,7 +70,7 @@ def _sums_of_two(p: Row, q: Row, y: Row, labels: Row, n: int) -> tuple[Any, ...]
 
 
 @summing_loop
-def _shares(y: Row, n: int) -> Any:
+def _soft_targets(y: Row, n: int) -> Any:
     """Return how many targets are neither 0 nor 1."""
     found = _F(0)
     for i in range(n):
@@ -123,7 +125,7 @@ def add_regions(
     """
     spare = np.empty((6, min(WIDTH, x.shape[0]) + PADDING), np.float32)
     difference, selected, p, q, inside, outside = spare[0], spare[1], spare[2], spare[3], spare[4], spare[5]
-    ends, shares = np.empty(WIDTH, np.int64), _F(0)
+    ends, soft = np.empty(WIDTH, np.int64), _F(0)
     for start in range(0, x.shape[0], WIDTH):
         n = min(WIDTH, x.shape[0] - start)
         u, y, labels = x[start:], target[start:], target[start:]
@@ -142,7 +144,7 @@ def add_regions(
         has_class = size(labels if two else y, n) != _F(0)  # most rows hold the background alone
         if has_class and not two:
             rows[0, 0, 6] += not_shares(y, n)
-            shares += _shares(y, n)
+            soft += _soft_targets(y, n)
         if entropy:
             _entropies(u, y, n, inside, outside)
         done, runs = 0, find_runs(groups[start:], n, ends)
@@ -181,7 +183,7 @@ def add_regions(
                 p[i] = signed(p[i], y[i])
     if not keeps or (two and not _keep_digits(rows)):
         return 1
-    return 3 if shares == _F(0) else 2
+    return 3 if soft == _F(0) else 2
 
 
 @loop

@@ -46,7 +46,7 @@ def _sums(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
     Returns:
         I, P, T, the size of u, how many targets are not from 0 to 1, and 0 only if all others are 0 or 1.
     """
-    both, whole, of_y, found, wrong, shares = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
+    both, whole, of_y, found, wrong, soft = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
     for i in range(u.shape[0]):
         t = exp(-abs(u[i]))
         larger = _F(1) / (_F(1) + t)
@@ -58,8 +58,8 @@ def _sums(u: Row, y: Row, kept: Row) -> tuple[Any, ...]:
         found += abs(u[i])
         gap = y[i] * (_F(1) - y[i])  # 0 at 0 and 1, positive between them, else below 0 or NaN
         wrong += _F(0) if gap >= _F(0) else _F(1)
-        shares += abs(gap)
-    return both, whole, of_y, found, wrong, shares
+        soft += abs(gap)
+    return both, whole, of_y, found, wrong, soft
 
 
 @summing_loop
@@ -115,7 +115,7 @@ def add_usual(
         gradient, 3 if, in addition, the signs of p are the targets, else 1.
     """
     spare = np.empty((3, min(WIDTH, x.shape[0]) + PADDING), np.float32)
-    rest_of_all, share_sizes = 0.0, _F(0)
+    rest_of_all, soft_targets = 0.0, _F(0)
     for start in range(0, x.shape[0], WIDTH):
         stop = min(start + WIDTH, x.shape[0])
         u, y, labels = x[start:stop], target[start:stop], target[start:stop]
@@ -135,9 +135,9 @@ def add_usual(
                 rows[1, 0] += both_other
                 rows[1, 1] += rest
         else:
-            both, whole, of_y, found, wrong, shares = _sums(u, y, p)
+            both, whole, of_y, found, wrong, soft = _sums(u, y, p)
             rows[0, 6] += wrong
-            share_sizes += shares
+            soft_targets += soft
             if terms.smaller:
                 both = _minima(p, y)
             if terms.squares:
@@ -155,7 +155,7 @@ def add_usual(
             rows[1, 3] += outside
     if not keeps or (two and rest_of_all < LEAST_MEAN * x.shape[0]):
         return 1
-    return 3 if share_sizes == _F(0) else 2
+    return 3 if soft_targets == _F(0) else 2
 
 
 @loop
