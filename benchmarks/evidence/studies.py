@@ -147,6 +147,16 @@ STUDIES: dict[str, Study] = {
             quick={"epochs": 1},
         ),
         Study(
+            "patches",
+            "Which sampling of patches is the best on MS lesions?",
+            ("task901",),
+            ("iou+ce/3", "dice+ce", "instance"),
+            samplers=("q=1/2", "voxels", "q=0"),
+            baseline=("iou+ce/3", "q=1/2"),
+            primary="lesion_f1",
+            quick={"epochs": 1},
+        ),
+        Study(
             "imbalance",
             "How well does each loss work as the foreground becomes smaller?",
             tuple(f"{share:g} %" for share in SHARES),
