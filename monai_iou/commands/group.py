@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib.util
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -126,4 +127,21 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         _show(error)
         return error.exit_code
+    except OSError as error:
+        if error.filename is not None:  # not of what is printed
+            raise
+        return _not_printed(error)
     return int(result or 0)
+
+
+def _not_printed(error: OSError) -> int:
+    """Say on stderr that stdout cannot be written, as on a full disk."""
+    with contextlib.suppress(OSError):
+        message = (
+            f"Error: Expected to print the results, but got the error '{error.strerror or error}': free space, or send "
+            "the output elsewhere."
+        )
+        click.echo(message, err=True)
+    with contextlib.suppress(OSError, ValueError):  # what is left to print would fail again when the program ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

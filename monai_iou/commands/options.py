@@ -27,7 +27,18 @@ __all__ = [
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-FOLDER = click.Path(path_type=Path)
+
+class _Place(click.Path):
+    """A path; an empty one, as of a variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or end with a usage error."""
+        if value == "":
+            self.fail("Expected a path, but got an empty one: write `.` for the current folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Place(path_type=Path)
 
 if TYPE_CHECKING:
     _Words = click.Choice[str]
@@ -84,6 +95,10 @@ def region_list(context: click.Context, parameter: click.Parameter, value: str |
     except ValueError as error:
         message = f"Expected regions, but got {value!r}: write a name and its labels, such as whole=1+2,core=2."
         raise click.BadParameter(message) from error
+    twice = next((name for name, labels in regions.items() if len(set(labels)) < len(labels)), None)
+    if twice is not None:
+        message = f"Expected every label of a region once, but got {value!r}: remove one from {twice}."
+        raise click.BadParameter(message)
     if len(regions) != len(parts) or "" in regions:
         message = f"Expected every region to have a name of its own, but got {value!r}: rename one."
         raise click.BadParameter(message)

@@ -41,8 +41,6 @@ def comparison_page(
             "names": (first.name, second.name),
             "labels": [_label(label, pair, first, second, primary) for label in labels],
             "changed": _changed(first, second, primary),
-            "lonely": _lonely(first, second),
-            "unshared": sorted(set(first.labels) ^ set(second.labels)),
         }
         groups.append(group)
     context = {
@@ -98,13 +96,6 @@ def _changed(first: Evaluated, second: Evaluated, metric: str) -> list[dict[str,
         }
         for (case, label), x, y in chosen
     ]
-
-
-def _lonely(first: Evaluated, second: Evaluated) -> int:
-    """Rows that only one of the two was asked for."""
-    shared = set(first.labels) & set(second.labels)
-    every = {key for key in (*first.scores, *second.scores) if key[1] in shared}
-    return len(every - set(paired_keys(first, second)))
 
 
 def _forests(rows: Sequence[dict[str, Any]], other: str, baseline: str) -> list[str]:

@@ -12,16 +12,21 @@ from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
 from monai_iou.evaluation.earlier import check_earlier, earlier_exports, replaced_note
 from monai_iou.evaluation.exports import EXPORTS
-from monai_iou.evaluation.groups import dataset_notes, patients_of, with_dataset_labels, without_unlabelled
+from monai_iou.evaluation.groups import (
+    dataset_notes,
+    patient_notes,
+    patients_of,
+    with_dataset_labels,
+    without_unlabelled,
+)
 from monai_iou.evaluation.map_records import MapRecords
-from monai_iou.evaluation.pairing import Pair, pair_folders, read_pairs
+from monai_iou.evaluation.pairing import Pair, pair_folders, pair_volumes, read_pairs
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Progress, Request, RequestError, check_names, check_request
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.summary import summarise
 from monai_iou.evaluation.workers import Runner, TaskError, end_unguarded_child, runner
 from monai_iou.locks import folder_lock
-from monai_iou.volumes.names import case_name
 
 __all__ = ["Evaluation", "Progress", "Request", "RequestError", "evaluate_folders"]
 
@@ -69,7 +74,8 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         evaluation = _evaluate(run, request, settings, pairs, maps, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
         evaluation.maps = maps.finish(run, evaluation, progress)
-        evaluation.run_notes += [*run.notes, *replaced, *_own_reference(request), *dataset_notes(request)]
+        own = [*_own_reference(request), *patient_notes(patients, request), *dataset_notes(request)]
+        evaluation.run_notes += [*run.notes, *replaced, *own]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation
@@ -235,8 +241,7 @@ def _failure(pair: Pair, reason: str) -> dict[str, Any]:
 
 
 def _pairs(request: Request) -> list[Pair]:
-    if request.references.is_file() and request.predictions.is_file():
-        return [Pair(case_name(request.references), request.predictions, request.references)]
-    if request.pairs is not None:
+    if request.pairs is not None and request.predictions.is_dir():
         return read_pairs(request.pairs, request.predictions, request.references)
-    return pair_folders(request.predictions, request.references)
+    named = request.predictions, request.references
+    return pair_volumes(*named) or pair_folders(*named)

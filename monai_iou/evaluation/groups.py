@@ -40,6 +40,20 @@ def patients_of(pairs: Sequence[Pair], request: Request) -> dict[str, str]:
     return {pair.case: named.get(pair.case, own_patient(pair.case)) for pair in pairs}
 
 
+def patient_notes(patients: Mapping[str, str], request: Request) -> list[str]:
+    """Say which cases have no patient where others have one: perhaps their names are misspelt in the file."""
+    alone = [case for case, patient in patients.items() if patient == own_patient(case)]
+    if not alone or len(alone) == len(
+        patients
+    ):  # a file that names none is refused, and dataset.json need not name any
+        return []
+    source = request.groups or description_of(request).path
+    return [
+        f"{len(alone)} of {len(patients)} cases have no patient in `{source}`, such as {alone[0]}, and each counts as "
+        "a patient of its own: if it is not, name it there as cases.csv does, or the intervals are too narrow."
+    ]
+
+
 def own_patient(case: str) -> str:
     """The patient of a case that is named nowhere: its own."""
     return f"case {case}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monai_iou.files import read_csv
-from monai_iou.volumes.names import PROBABILITIES, case_name, composed, find_spelling, volumes_below
+from monai_iou.volumes.names import PROBABILITIES, case_name, composed, find_spelling, is_volume, volumes_below
 
 
 class PairingError(ValueError):
@@ -56,6 +56,33 @@ def pair_folders(predictions: Path, references: Path) -> list[Pair]:
         )
         raise PairingError(message)
     return [Pair(name, predicted.get(name), found_references.get(name)) for name in names]
+
+
+def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
+    """Pair two files or two folders of DICOM slices, which are one case; no pair if both are folders of volumes.
+
+    Raises:
+        PairingError: one is a volume, and the other a folder of volumes.
+    """
+    folders = {"--predictions": predictions, "--references": references}
+    alone = [option for option, path in folders.items() if _is_one_volume(path)]
+    if len(alone) == 2:
+        return [Pair(case_name(references), predictions, references)]
+    if alone:
+        (other,) = folders.keys() - set(alone)
+        find_volumes(folders[other], other)  # is there anything?
+        message = (
+            f"Expected `--predictions` and `--references` to be two folders or two volumes, but got the volume "
+            f"`{folders[alone[0]]}` and the folder `{folders[other]}`: name the folder above the volume, or one volume "
+            "of the folder."
+        )
+        raise PairingError(message)
+    return []
+
+
+def _is_one_volume(path: Path) -> bool:
+    """Whether a path is a file, or a folder of DICOM slices with no volume below it."""
+    return path.is_file() or (is_volume(path) and next(volumes_below(path), None) is None)
 
 
 def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABILITIES,)) -> dict[str, Path]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.masks import mask_of
 from monai_iou.evaluation.pairing import PairingError, find_volumes
+from monai_iou.evaluation.probability_channels import channels_of
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import lesion_volume_scale
 from monai_iou.metrics.components import find_overlaps
@@ -34,6 +35,7 @@ __all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "find_
 RESOLUTION = 4000  # nodes of the histograms: the thresholds and the bins of calibration are among them
 OPERATING_POINTS = tuple(i / 10 for i in range(1, 10))
 ARCHIVE = ".npz"
+_ROUNDING = 1e-3  # by which probabilities in half precision may leave [0, 1]
 _KEYS = ("probabilities", "softmax")  # of nnU-Net v2 and v1
 
 
@@ -144,6 +146,14 @@ def _histogram(
         probability, mask = probability[~ignored], mask[~ignored]
     voxels = torch.from_numpy(np.ascontiguousarray(probability, dtype=np.float32).reshape(1, 1, -1))
     inside = torch.from_numpy(np.ascontiguousarray(mask).astype(np.uint8).reshape(1, 1, -1))
+    low, high = (float(end) for end in voxels.aminmax()) if voxels.numel() else (0.0, 0.0)
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        found = low if low < -_ROUNDING else high
+        message = (
+            f"Expected probabilities between 0 and 1, but got {found:.6g}: write the outputs of a softmax or a sigmoid "
+            "instead of logits."
+        )
+        raise ValueError(message)
     histograms = probability_histograms(voxels, inside, activation=None, resolution=RESOLUTION)
     if undefined := int(histograms.undefined.sum()):
         message = f"Expected probabilities, but got NaN in {undefined} voxels: find out where they come from."
@@ -196,7 +206,7 @@ def _read_maps(
     channels = _archive(path, reference) if path.suffix.lower() == ARCHIVE else _channels(path, reference)
     if structures is None:
         structures = [Structure(str(value), (value,)) for value in range(1, max(2, len(channels)))]
-    return {s: channels[numbers].sum(axis=0) for s, numbers in _channel_numbers(path, len(channels), structures)}
+    return channels_of(path, channels, structures)
 
 
 def _channels(path: Path, reference: Volume) -> NDArray[Any]:
@@ -222,24 +232,5 @@ def _archive(path: Path, reference: Volume) -> NDArray[Any]:
     message = (
         f"Expected `{path}` to hold probabilities of shape (classes, {', '.join(map(str, shape[::-1]))}), as nnU-Net "
         f"writes them, but got {array.shape}: write them on the grid of the image."
-    )
-    raise ValueError(message)
-
-
-def _channel_numbers(path: Path, count: int, structures: Sequence[Structure]) -> list[tuple[Structure, list[int]]]:
-    """Return which channels each structure is the sum of: those of its values, or one each in the order of the labels.
-
-    >>> one, two = Structure("1", (1,)), Structure("5", (5,))
-    >>> [[numbers for _, numbers in _channel_numbers(Path("a"), count, (one, two))] for count in (2, 3, 6)]
-    [[[0], [1]], [[1], [2]], [[1], [5]]]
-    """
-    if max(max(structure.values) for structure in structures) < count:
-        return [(structure, list(structure.values)) for structure in structures]
-    first = count - len(structures)
-    if first in (0, 1):
-        return [(structure, [first + i]) for i, structure in enumerate(structures)]
-    message = (
-        f"Expected `{path}` to have one channel for each of {', '.join(s.name for s in structures)}, with or without a "
-        f"background before them, but got {count}: name the labels in `--labels`, in the order of the channels."
     )
     raise ValueError(message)

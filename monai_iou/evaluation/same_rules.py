@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monai_iou.evaluation.paired_scores import CompareError, Evaluated, paired_keys
+from monai_iou.evaluation.paired_scores import CompareError, Evaluated, is_in, paired_keys
 from monai_iou.evaluation.rules import split_width
 from monai_iou.metrics import CHALLENGES
 
@@ -53,8 +53,24 @@ def check_rules(evaluated: Sequence[Evaluated], metrics: Sequence[str]) -> list[
         for rule in RULES:
             notes += _compare_rule(rule, first, second, metrics)
         notes += _compare_references(first, second)
+        notes += [*_left_out(first, second), *_left_out(second, first)]
         notes += _compare_resampling(first, second)
     return notes
+
+
+def _left_out(one: Evaluated, other: Evaluated) -> Iterator[str]:
+    """What only one folder was asked for: the means of the comparison are not those of its own report."""
+    labels = [label for label in one.labels if label not in other.labels]
+    if labels:
+        yield f"`{one.folder}` has the labels {', '.join(labels)} and `{other.folder}` does not: they are left out."
+    shared = [key for key in one.scores if key[1] in other.labels]
+    cases = dict.fromkeys(case for case, _ in shared)
+    missing = list(dict.fromkeys(key[0] for key in shared if not is_in(other, key)))
+    if missing:
+        yield (
+            f"`{other.folder}` was not asked for {len(missing)} of the {len(cases)} cases of `{one.folder}`, such as "
+            f"`{missing[0]}`: they are left out."
+        )
 
 
 def _compare_rule(rule: _Rule, first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> Iterator[str]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassValuesd", "MaskWriter", "SaveImageMaskd", "mask_dtype"]
 
+# Of sform and qform in a header: the largest code that nibabel knows, and that of a place other than the scanner's.
+LARGEST_CODE, ALIGNED = 5, 2
 # What other programs read too, smallest first; 64 bits only where nothing else holds the values.
 DTYPES = (np.uint8, np.uint16, np.int32, np.uint32, np.int64)
 
@@ -170,8 +172,11 @@ class MaskWriter(ImageWriter):
         array = array.reshape(shape if image_shape.shape[3:] == shape[3:] else shape[:3])
         raw = raw.copy()
         raw.set_data_dtype(array.dtype)
-        for name in ("cal_min", "cal_max", "intent_code", "scl_slope", "scl_inter"):
+        for name in ("cal_min", "cal_max", "intent_code", "scl_slope", "scl_inter", "vox_offset"):
             raw[name] = 0
+        for name in ("sform_code", "qform_code"):
+            if int(raw[name]) > LARGEST_CODE:  # nibabel would write 0, and the mask would lie elsewhere
+                raw[name] = ALIGNED
         kind = nibabel.Nifti2Image if len(raw.binaryblock) == 540 else nibabel.Nifti1Image
         return kind(array, None, raw)
 

@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -269,3 +270,32 @@ def test_a_class_that_no_file_holds_is_named(folders, tmp_path, capsys):
     assert "No file holds" not in capsys.readouterr().out
     assert main([*arguments, "--labels=0,1,2,7,9"]) == 0
     assert note in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_stdout_is_one_sentence():
+    code = "import sys; from monai_iou.cli import main; sys.exit(main(['--version']))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: Expected to print the results, but got the error 'No space left on device': free space, or send the "
+        "output elsewhere.\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--output", "--predictions", "--references", "--pairs", "--groups", "--images"])
+def test_an_empty_path_is_not_the_current_folder(option, folders, tmp_path, capsys, monkeypatch):
+    """As of a variable of the shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["evaluate", *folders, "--output=out", f"{option}="]) == 2
+    assert "Expected a path, but got an empty one: write `.` for the current folder." in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_label_twice_in_a_region_is_refused(folders, tmp_path, capsys):
+    assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}", "--regions=whole=1+1"]) == 2
+    assert (
+        "Expected every label of a region once, but got 'whole=1+1': remove one from whole." in capsys.readouterr().err
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,14 @@ def test_failed_cases_count_and_lone_ones_are_left_out(tmp_path, scores):
     first, second = (values.tolist() for values in scores)
     a = evaluated(tmp_path / "a", {"iou": first}, cases=10)
     b = evaluated(tmp_path / "b", {"iou": [None, *second[1:]]})
-    row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
+    notes: list[str] = []
+    row = compare_folders([a, b], tmp_path / "out", ["iou"], note=notes.append)[0]
     assert (row["n"], row["left_out"]) == (10, 0)
     assert row["other_mean"] == pytest.approx(np.mean([0.0, *second[1:10]]))
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
-    assert "2 rows (case and label) are in only one of the two folders" in page
+    note = f"`{a}` was not asked for 2 of the 12 cases of `{b}`, such as `case10`: they are left out."
+    assert notes == [note]
+    assert html.escape(note) in page
     write_csv(a / "failures.csv", FAILURE_COLUMNS, [{"case": f"case{i}", "reason": "broken"} for i in (10, 11)])
     row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
     assert row["n"] == 12

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from monai_iou.datasets.cases import Case
 from monai_iou.datasets.patients import patient_of
-from monai_iou.evaluation.groups import patients_of
+from monai_iou.evaluation.groups import patient_notes, patients_of
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.request import Request, RequestError
 
@@ -116,6 +116,22 @@ def test_cases_may_be_named_as_their_files(tmp_path: Path) -> None:
 def test_a_file_that_gives_no_patients_is_refused(name: str, text: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=re.escape(expected)):
         listed(tmp_path, text, "a", "b", name=name)
+
+
+def test_cases_without_a_patient_beside_others_are_noted(tmp_path: Path) -> None:
+    """A misspelt name would make its case a patient of its own, and the intervals too narrow."""
+    file = tmp_path / "patients.csv"
+    request = Request(tmp_path, tmp_path, tmp_path / "out", groups=file)
+    patients = listed(tmp_path, "case,patient\na,P\nB,P\nC,Q\nd,Q\n", "a", "b", "c", "d")
+    assert patient_notes(patients, request) == [
+        f"2 of 4 cases have no patient in `{file}`, such as b, and each counts as a patient of its own: if it is not, "
+        "name it there as cases.csv does, or the intervals are too narrow."
+    ]
+    assert patient_notes(listed(tmp_path, "case,patient\na,P\nb,P\nelse,Q\n", "a", "b"), request) == []
+    groups = described(tmp_path, patient_groups={"P": ["a"]})
+    (note,) = patient_notes(patients_of(pairs_of("a", "b"), groups), groups)
+    assert f"1 of 2 cases have no patient in `{tmp_path / 'dataset.json'}`, such as b" in note
+    assert patient_notes(patients_of(pairs_of("x", "y"), groups), groups) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

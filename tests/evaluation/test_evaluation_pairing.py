@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 
 import pytest
 
-from monai_iou.evaluation.pairing import Pair, PairingError, pair_folders, read_pairs
+from monai_iou.evaluation.pairing import Pair, PairingError, pair_folders, pair_volumes, read_pairs
 
 
 @pytest.fixture
@@ -40,6 +41,35 @@ def test_dicom_folder_is_one_volume(folders):
     (predictions / "lost" / "001").write_bytes(bytes(128) + b"DICM")
     (predictions / "lost" / "002").write_bytes(bytes(128) + b"DICM")
     assert Pair("lost", predictions / "lost", references / "lost.nrrd") in pair_folders(predictions, references)
+
+
+def test_two_volumes_are_one_case_also_if_they_are_dicom(folders):
+    predictions, references = folders
+    series = predictions.parent / "series" / "case1"
+    series.mkdir(parents=True)
+    (series / "001").write_bytes(bytes(128) + b"DICM")
+    for first, second in ((predictions / "a.mha", series), (series, series), (series, references / "a.nii.gz")):
+        (pair,) = pair_volumes(first, second)
+        assert (pair.prediction, pair.reference) == (first, second)
+    assert pair_volumes(predictions, references) == []
+    assert pair_volumes(series.parent, references) == [], "a folder above a series is a folder of volumes"
+
+
+@pytest.mark.parametrize("file", ["a.nii.gz", "series"])
+def test_a_volume_and_a_folder_of_volumes_are_no_pair(folders, file):
+    predictions, references = folders
+    volume = references / "a.nii.gz"
+    if file == "series":
+        volume = references.parent / "series"
+        volume.mkdir()
+        (volume / "001").write_bytes(bytes(128) + b"DICM")
+    message = (
+        f"two folders or two volumes, but got the volume `{volume}` and the folder `{predictions}`: name the folder"
+    )
+    with pytest.raises(PairingError, match=re.escape(message)):
+        pair_volumes(predictions, volume)
+    with pytest.raises(PairingError, match=r"`--predictions` to be a folder of volumes, but got `.*absent`: check"):
+        pair_volumes(predictions / "absent", volume)
 
 
 def test_two_files_of_one_name_are_refused(folders):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from monai_iou.evaluation import probabilities as reading
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.pairing import PairingError
 from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files, find_maps
+from monai_iou.evaluation.probability_channels import channels_of
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
 
@@ -153,6 +155,112 @@ def test_regions_are_sums_of_channels(folder: Path, tmp_path: Path) -> None:
     assert histogram[1].sum() == (label > 0).sum()
     nodes = np.arange(4001) / 4000
     assert (histogram * nodes).sum() == pytest.approx((1 - probabilities[0]).sum(), rel=1e-4)
+
+
+REGIONS = {"whole": (1, 2, 3), "core": (2, 3), "active": (3,)}
+
+
+def nested(background: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Labels 0 to 3 one within the other, and outputs of sigmoids for the regions, with or without a background."""
+    depth = np.minimum.reduce([np.minimum(i, size - 1 - i) for i, size in zip(np.indices(SHAPE), SHAPE, strict=True)])
+    label = np.clip(depth - 1, 0, 3).astype(np.uint8)
+    noise = np.random.default_rng(3).normal(size=(4, *SHAPE))
+    outputs = [
+        1 / (1 + np.exp(3 - 6 * np.isin(label, values) - n))
+        for values, n in zip(REGIONS.values(), noise[1:], strict=True)
+    ]
+    first = [1 / (1 + np.exp(3 - 6 * (label == 0) - noise[0]))] if background else []
+    return label, np.stack([*first, *outputs]).astype(np.float32)
+
+
+def structures(regions: dict[str, tuple[int, ...]]) -> list[Structure]:
+    return [Structure(name, values) for name, values in regions.items()]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_outputs_of_regions_are_taken_in_their_order(background: bool, tmp_path: Path) -> None:
+    """As `predict` writes them with a background, and nnU-Net without one: they are no shares that could be added."""
+    label, channels = nested(background)
+    save(tmp_path / "label.nii.gz", label)
+    save(tmp_path / "maps.nii.gz", np.moveaxis(channels, 0, -1))
+    files = {"": tmp_path / "maps.nii.gz"}
+    counted = count_files(files, tmp_path / "label.nii.gz", structures(REGIONS), None, Rules())["counts"]
+    for i, (name, values) in enumerate(REGIONS.items(), start=int(background)):
+        inside = np.isin(label, values)
+        expected = np.bincount(np.rint(channels[i][inside] * 4000).astype(int), minlength=4001)
+        assert np.abs(counted[name]["histogram"][1] - expected).sum() <= 2, "but for ties of the rounding"
+
+
+@pytest.mark.parametrize(
+    ("background", "regions", "message"),
+    [
+        (
+            True,
+            {"core": (2, 3)},
+            "Expected the channels of `M` to add up to 1 as those of labels do, or to be one for ",
+        ),
+        (
+            True,
+            {"core": (2,)},
+            "each of core, but got 4 that add up to 3.1 in a voxel: name all of them in `--labels` or ",
+        ),
+        (False, {"core": (2,)}, "but got 3 that add up to 2.95 in a voxel"),
+        (
+            False,
+            {"whole": (1, 2, 3), "active": (3,)},
+            "Expected the first of the 3 channels of `M` to be the background, ",
+        ),
+        (
+            False,
+            {"whole": (1, 2, 3)},
+            "one channel for each of whole, with or without a background before them, but got 3:",
+        ),
+        (
+            True,
+            {"1": (1,), "2": (2,), "3": (3,)},
+            "to exclude each other, because each of 1, 2, 3 is one label, but they",
+        ),
+        (
+            False,
+            {"1": (1,), "2": (2,), "3": (3,)},
+            "add up to 2.95 in a voxel: name the regions in `--regions`, in the ",
+        ),
+        (True, {"rest": (-1,), "1": (1,)}, "one channel for each of rest, 1, with or without a background before them"),
+    ],
+)
+def test_channels_that_cannot_be_told_to_be_the_structures_are_refused(
+    background: bool, regions: dict[str, tuple[int, ...]], message: str
+) -> None:
+    _, channels = nested(background)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        channels_of(Path("M"), channels, structures(regions))
+
+
+def test_shares_in_eight_bits_are_labels_and_their_sum_is_at_most_1() -> None:
+    _, probabilities = made_case(0)
+    rounded = np.ceil(probabilities * 255).astype(np.float32) / 255
+    found = channels_of(Path("M"), rounded, structures({"all": (0, 1, 2), "1": (1,), "both": (1, 2)}))
+    names = {structure.name: values for structure, values in found.items()}
+    np.testing.assert_array_equal(names["all"], 1)
+    np.testing.assert_array_equal(names["1"], rounded[1])
+    np.testing.assert_allclose(names["both"], np.minimum(rounded[1:].sum(0), 1))
+
+
+def test_separate_outputs_of_labels_are_taken_by_their_value() -> None:
+    """Sigmoids of labels that do not overlap, named in any order."""
+    _, probabilities = made_case(0)
+    outputs = probabilities * np.float32(0.9)
+    found = channels_of(Path("M"), outputs, structures({"2": (2,), "1": (1,)}))
+    assert all((values == outputs[structure.values[0]]).all() for structure, values in found.items())
+
+
+def test_logits_are_refused_by_what_a_user_can_change(folder: Path) -> None:
+    reference = folder / "references" / "c0.nii.gz"
+    label = nibabel.load(reference).get_fdata()
+    save(folder / "logits" / "c0_1.nii.gz", label.astype(np.float32) * 6 - 3)
+    message = "Expected probabilities between 0 and 1, but got -3: write the outputs of a softmax or a sigmoid"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        count_files({"1": folder / "logits" / "c0_1.nii.gz"}, reference, structures({"1": (1,)}), None, Rules())
 
 
 def test_ignored_voxels_count_nowhere(folder: Path) -> None:

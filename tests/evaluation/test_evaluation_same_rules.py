@@ -203,6 +203,19 @@ def test_predictions_that_one_folder_resampled_and_the_other_refused_are_noted(m
     assert notes_of(folders, masks / "out") == []
 
 
+def test_what_only_one_folder_was_asked_for_is_noted(tmp_path: Path) -> None:
+    """A method that was evaluated on its easy cases alone must not be compared without a word."""
+    first, second = stored(tmp_path / "a"), stored(tmp_path / "b")
+    rows = read_csv(second / "cases.csv")
+    write_csv(second / "cases.csv", CASE_COLUMNS, rows[:-2])
+    add = {**rows[0], "label": "7"}
+    write_csv(first / "cases.csv", CASE_COLUMNS, [*read_csv(first / "cases.csv"), add])
+    assert notes_of([first, second], tmp_path / "out") == [
+        f"`{first}` has the labels 7 and `{second}` does not: they are left out.",
+        f"`{second}` was not asked for 1 of the 9 cases of `{first}`, such as `case8`: they are left out.",
+    ]
+
+
 def test_the_command_refuses_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [stored(tmp_path / "a", OPTIONS), stored(tmp_path / "b", {**OPTIONS, "boundary": "3mm"})]
     arguments = ["compare", *map(str, folders), f"--output={tmp_path / 'out'}"]

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
 
 from monai_iou.files import OutputError
+from monai_iou.volumes.reading import read_header
 from monai_iou.workflow import masks
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.loading import VolumeReader
@@ -52,6 +53,33 @@ def test_itk_and_nibabel_put_the_mask_on_the_image(tmp_path: Path, codes: tuple[
         for path in (tmp_path / "a.nii.gz", mask)
     ]
     np.testing.assert_allclose(*corners, atol=1e-4)
+
+
+@pytest.mark.parametrize("codes", [(0, 7), (9, 0), (6, 6), (200, 1), (1, 200)])
+def test_codes_that_nobody_knows_leave_the_mask_on_the_image(tmp_path: Path, codes: tuple[int, int]) -> None:
+    """The reader takes every code above 0; nibabel writes 0 in its place, and the mask would lie elsewhere."""
+    image = nib.Nifti1Image(np.ones((5, 6, 7), np.float32), None)
+    image.set_qform(TURNED, 1)
+    image.set_sform(np.diag([1.0, 2.0, 3.0, 1.0]), 1)
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[252:256] = np.array(codes, "<i2").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    mask = read_header(written(tmp_path / "a.nii", tmp_path / "out"))
+    there = read_header(tmp_path / "a.nii")
+    assert mask is not None
+    assert there is not None
+    np.testing.assert_allclose(mask.affine, there.affine, atol=1e-5)
+
+
+def test_voxels_right_behind_a_header_do_not_end_the_run(tmp_path: Path) -> None:
+    """Without the four bytes for extensions, which nibabel does not write."""
+    nib.save(nib.Nifti1Image(np.ones((5, 6, 7), np.float32), TURNED), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[108:112] = np.array([348], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content[:348] + content[352:])
+    mask = nib.load(written(tmp_path / "a.nii", tmp_path / "out"))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), 1)
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 1), (5, 6), (5, 6, 7, 1), (5, 6, 7, 1, 1), (1, 6, 7)])
