@@ -13,10 +13,10 @@ from monai_iou.losses.base import RegionLoss
 
 
 def _class_weights(loss: RegionLoss, channels: int) -> Tensor | None:
-    """Return the weights of all classes; a single channel has none, as in the global term."""
-    if loss.class_weight is None or channels == 1:
+    """Return the weights of all classes; one class that is scored alone has none, as in the global term."""
+    scored = channels if loss.include_background or channels == 1 else channels - 1
+    if loss.class_weight is None or scored == 1:
         return None
-    scored = channels if loss.include_background else channels - 1
     checks.check_weight_length(loss.class_weight, scored, loss.include_background)
     return nn.functional.pad(loss.class_weight.expand(scored), (channels - scored, 0))
 

@@ -72,9 +72,10 @@ def find_cells(
 def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray[np.bool_]:
     """Return the masks (B, F, *S) of the given classes on the CPU; a label on a GPU is copied once."""
     if label.shape[1] == 1 and channels > 1:
+        label = label.detach()
         values = (label.float() if label.dtype == torch.bfloat16 else label).cpu().numpy()  # NumPy has no bfloat16
         return np.concatenate([values == index for index in classes], 1)
-    masks: NDArray[np.bool_] = (label[:, list(classes)].float() >= 0.5).cpu().numpy()
+    masks: NDArray[np.bool_] = (label[:, list(classes)].detach().float() >= 0.5).cpu().numpy()
     return masks
 
 

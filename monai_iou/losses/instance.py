@@ -242,7 +242,7 @@ class InstanceIoULoss(_Loss):
         given = label  # knows the voxel size, which a label without some classes does not
         whole, terms = None, {}
         if pairs is not None:
-            input, label = left_labelled(input, label, wanted, pairs)
+            input, label = left_labelled(input, label, wanted, pairs, loss.ignore_index)
         activated = loss.activated(input, label)
         for kind in self._shares():
             cells = self._cells(kind, input, label, given, precomputed, classes, pairs)

@@ -153,7 +153,7 @@ class MultiScaleLoss(_Loss):
         """Return the target as it can be pooled: at coarser scales regions are computed on the fly, and NaN is none."""
         if carries_regions(self.loss, target, channels):
             return target[:, :1]
-        return target if pairs is None else blank_unlabelled(target, pairs)
+        return target if pairs is None else blank_unlabelled(target, pairs, self.ignore_index)
 
     def _label(self, output: Tensor, target: Tensor, whole: Tensor) -> Tensor:
         """Return the target itself for an output of its size, else `whole` downsampled to the output."""

@@ -208,8 +208,10 @@ class RowMetric(CumulativeIterationMetric):
         """Return the scores of all images of all ranks, (N, C); every rank must call it."""
         rows = self.get_rows()
         if rows is None:
-            first = 0 if self.include_background or self.num_classes in (None, 1) else 1  # as of label maps
-            return torch.zeros((0, (self.num_classes or 1) - first))
+            if self.num_classes is None:
+                return torch.zeros((0, len(self._named) or 1))
+            first = 0 if self.include_background or self.num_classes == 1 else 1  # as of label maps
+            return torch.zeros((0, self.num_classes - first))
         return self._scores(rows)
 
     def aggregate(self, reduction: MetricReduction | str | None = None) -> Any:
@@ -229,10 +231,15 @@ class RowMetric(CumulativeIterationMetric):
             result = dict(zip(self._label_names(len(value)), value.tolist(), strict=True))
         return (result, not_nans) if self.get_not_nans else result
 
+    @property
+    def _named(self) -> list[str]:
+        """The names of classes that the user gave."""
+        return [] if isinstance(self.return_with_label, bool) else [str(name) for name in self.return_with_label]
+
     def _label_names(self, columns: int) -> list[str]:
         if self.return_with_label is True:
             return [f"label_{i + self._first_scored}" for i in range(columns)]
-        names = [str(name) for name in self.return_with_label or ()]
+        names = self._named
         if len(names) != columns:
             message = (
                 f"Expected `return_with_label` to name {columns} classes, but got {len(names)} names, {names}: name "

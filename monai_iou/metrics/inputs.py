@@ -17,6 +17,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from monai_iou.checks import check_real
+from monai_iou.metrics.partly_labelled import annotated, labelled_rows
 from monai_iou.spacing import image_spacings, spacing_tuple
 from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.labels import valid_voxels
@@ -51,6 +52,8 @@ class ImagePair:
     """Voxels that count, shape S, or None where all do."""
     labelled: torch.Tensor | None = None
     """Which classes the reference was annotated for, shape (num_classes,) bool, or None for all."""
+    given: torch.Tensor | None = None
+    """The reference with what it holds of classes that were not annotated, or None if all were."""
 
     @property
     def spatial_dims(self) -> int:
@@ -67,9 +70,14 @@ class ImagePair:
         """Whether class 0 is what no other class claims: in label maps, and in maps that share out the voxels.
 
         Overlapping regions (whole tumour, core, ...) and classes without a background leave voxels that no map claims,
-        or that several do. Where per-class references are only partly annotated, the prediction tells.
+        or that several do. Where per-class references are only partly annotated, they may still hold all classes; if
+        they do not, the prediction tells.
         """
-        maps = self.reference if self.labelled is None or len(self.reference) == 1 else self.prediction
+        if len(self.reference) == 1 or self.given is None:
+            return self._is_shared_out(self.reference)
+        return self._is_shared_out(self.given) or self._is_shared_out(self.prediction)
+
+    def _is_shared_out(self, maps: torch.Tensor) -> bool:
         if len(maps) == 1:
             return self.num_classes > 1
         claims = sum(maps, torch.zeros((), device=maps.device))
@@ -169,20 +177,6 @@ def split_images(batch: Any, name: str) -> list[torch.Tensor]:
     return images
 
 
-def labelled_rows(labelled: Any, count: int) -> list[torch.Tensor | None]:
-    """Which classes each of the images was annotated for, None for all."""
-    if labelled is None:
-        return [None] * count
-    rows = torch.as_tensor(np.asarray(labelled) if isinstance(labelled, (list, tuple)) else labelled)
-    if rows.dtype != torch.bool or rows.ndim != 2 or len(rows) != count:
-        message = (
-            f"Expected `labelled` to be bool of shape ({count}, C), one row per image, but got {rows.dtype} of shape "
-            f"{tuple(rows.shape)}: say for each image which classes were annotated."
-        )
-        raise ValueError(message)
-    return list(rows)
-
-
 def _pair(
     prediction: torch.Tensor,
     reference: torch.Tensor,
@@ -198,7 +192,8 @@ def _pair(
         raise ValueError(message)
     classes = _number_of_classes(len(prediction), len(reference), num_classes)
     prediction, reference = rounded(prediction), rounded(reference.to(prediction.device))
-    reference, labelled = annotated(reference, classes, labelled)
+    given = reference
+    reference, labelled = annotated(reference, classes, labelled, ignore_index)
     kept = valid_voxels(reference[None], ignore_index)
     valid = None if kept is None else kept[0, 0]
     for image, name in ((prediction, "y_pred"), (reference, "y")):
@@ -206,7 +201,7 @@ def _pair(
             check_binary(image, valid, name, given=num_classes)
         else:
             check_labels(image[0], classes, valid, name)
-    return ImagePair(prediction, reference, classes, valid, labelled)
+    return ImagePair(prediction, reference, classes, valid, labelled, None if labelled is None else given)
 
 
 def rounded(image: torch.Tensor) -> torch.Tensor:
@@ -215,29 +210,6 @@ def rounded(image: torch.Tensor) -> torch.Tensor:
         return image
     nearest = image.round()
     return torch.where((image - nearest).abs() <= ROUNDING, nearest, image)
-
-
-def annotated(
-    reference: torch.Tensor, classes: int, labelled: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The reference with 0 in the maps of classes that were not annotated, and which were; None for all."""
-    known = torch.ones(classes, dtype=torch.bool) if labelled is None else labelled.cpu()
-    if known.shape != (classes,):
-        message = (
-            f"Expected `labelled` to have {classes} columns, one per class, but got {len(known)}: count the background "
-            "too where there is one."
-        )
-        raise ValueError(message)
-    if len(reference) == classes and reference.is_floating_point():
-        # The first voxel tells nearly always, and costs no pass.
-        absent = [bool(m.flatten()[:1].isnan().any()) and bool(m.isnan().all()) for m in reference]
-        known = known & ~torch.tensor(absent, dtype=torch.bool)
-    if bool(known.all()):
-        return reference, None
-    if len(reference) == classes:
-        reference = reference.clone()
-        reference[~known.to(reference.device)] = 0
-    return reference, known
 
 
 def _number_of_classes(prediction_channels: int, reference_channels: int, num_classes: int | None) -> int:

@@ -13,13 +13,12 @@ from monai_iou.checks import ACTIVATIONS, check_choice
 from monai_iou.metrics.base import RowMetric, known_rows
 from monai_iou.metrics.inputs import (
     ImagePair,
-    annotated,
     check_binary,
     check_labels,
-    labelled_rows,
     rounded,
     split_images,
 )
+from monai_iou.metrics.partly_labelled import annotated, labelled_rows
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.probability_bins import check_resolution, probability_histograms
 
@@ -138,7 +137,8 @@ class ProbabilityMetric(RowMetric):
             )
             raise ValueError(message)
         _check_floats(prediction)
-        reference, labelled = annotated(rounded(reference.to(prediction.device)), classes, labelled)
+        given = rounded(reference.to(prediction.device))
+        reference, labelled = annotated(given, classes, labelled, self.ignore_index)
         kept = valid_voxels(reference[None], self.ignore_index)
         valid = None if kept is None else kept[0, 0]
         if self.activation is None:
@@ -147,7 +147,7 @@ class ProbabilityMetric(RowMetric):
             check_binary(reference, valid, "y", given=classes)
         else:
             check_labels(reference[0], classes, valid, "y")
-        return ImagePair(prediction, reference, classes, valid, labelled)
+        return ImagePair(prediction, reference, classes, valid, labelled, None if labelled is None else given)
 
     def _row(self, pair: ImagePair, first_class: int) -> torch.Tensor:
         histograms = probability_histograms(

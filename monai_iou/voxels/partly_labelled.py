@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.inputs import plain, sum_dtype
 
 Labelled = Tensor | Sequence[Sequence[bool]] | None
@@ -47,11 +48,14 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
     return ~maps.flatten(2).isnan().all(2)
 
 
-def merge_unlabelled(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+def merge_unlabelled(
+    logits: Tensor, target: Tensor, labelled: Tensor, ignore_index: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return logits and target in which the classes that were not annotated are a part of the background.
 
     The softmax of the new logits gives the background p_0 + sum of the others' p (the marginal loss, Shi et al. 2021,
-    https://arxiv.org/abs/2007.03868), and 0 for those classes; their voxels are labelled as background.
+    https://arxiv.org/abs/2007.03868), and 0 for those classes; their voxels are labelled as background, but for those
+    with the label `ignore_index`.
     """
     away = ~labelled
     away[:, 0] = False
@@ -63,10 +67,16 @@ def merge_unlabelled(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[
     logits = torch.cat([background, torch.where(away, -torch.inf, logits)[:, 1:]], 1)
     target = plain(target)
     if target.shape[1] == 1:
-        return logits, torch.where(_holds(away, target), 0, target)
+        merged = _holds(away, target)
+        return logits, torch.where(
+            merged if ignore_index is None else merged & ~equals(target, ignore_index), 0, target
+        )
     maps = target.to(logits.dtype)
     added = torch.where(away, maps, 0).nan_to_num(0).sum(1, keepdim=True)
-    maps = blank_unlabelled(torch.where(away, 0, maps), labelled)
+    if ignore_index is not None and 0 <= ignore_index < maps.shape[1]:
+        away = away.clone()
+        away[:, ignore_index] = False  # the map that says which voxels are ignored
+    maps = blank_unlabelled(torch.where(away, 0, maps), labelled, ignore_index)
     return logits, torch.cat([(maps[:, :1] + added).clamp_max(1), maps[:, 1:]], 1)
 
 
@@ -78,9 +88,21 @@ def _holds(away: Tensor, labels: Tensor) -> Tensor:
     return is_away & (classes.to(labels.dtype) == labels)
 
 
-def blank_unlabelled(target: Tensor, labelled: Tensor) -> Tensor:
-    """Return a target whose per-class maps are 0 where they were not annotated; a label map as it is."""
+def blank_unlabelled(target: Tensor, labelled: Tensor, ignore_index: int | None = None) -> Tensor:
+    """Return a target whose per-class maps are 0 where they were not annotated; a label map as it is.
+
+    With an `ignore_index`, a map that was not annotated may still say which voxels are ignored (`valid_voxels`): it is
+    1 where it says so. What it holds does not matter otherwise, because its class leaves the loss.
+    """
     if target.shape[1] != labelled.shape[1]:
         return target
     target = plain(target)
-    return torch.where(labelled.view(*labelled.shape, *[1] * (target.ndim - 2)), target, 0)
+    known, channels = labelled.view(*labelled.shape, *[1] * (target.ndim - 2)), target.shape[1]
+    if ignore_index is None or channels == 1:
+        return torch.where(known, target, 0)
+    marks = (target != 0) & (target == target)
+    if 0 <= ignore_index < channels:
+        of_class = torch.zeros_like(marks)
+        of_class[:, ignore_index] = target[:, ignore_index] >= 0.5
+        marks = of_class
+    return torch.where(known, target, marks.to(target.dtype))

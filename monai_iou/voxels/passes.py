@@ -55,7 +55,7 @@ def run_passes(
     if labelled is not None:
         for merged in {spec.activation == "softmax" for spec in specs}:
             chosen = [index for index, spec in enumerate(specs) if (spec.activation == "softmax") == merged]
-            tensors = left_labelled(input, target, specs[chosen[0]], labelled)
+            tensors = left_labelled(input, target, specs[chosen[0]], labelled, ignore_index)
             results = run_passes(*tensors, [specs[index] for index in chosen], ignore_index)
             readings |= {index: reading.only(labelled) for index, reading in zip(chosen, results, strict=True)}
         return [readings[index] for index in range(len(specs))]
@@ -66,11 +66,13 @@ def run_passes(
     return [readings[index] for index in range(len(specs))]
 
 
-def left_labelled(input: Tensor, target: Tensor, spec: PassSpec, labelled: Tensor) -> tuple[Tensor, Tensor]:
+def left_labelled(
+    input: Tensor, target: Tensor, spec: PassSpec, labelled: Tensor, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
     """Return input and target without what was not annotated, as the activation asks for."""
     if spec.activation == "softmax":
-        return merge_unlabelled(input, target, labelled)
-    return input, blank_unlabelled(target, labelled)
+        return merge_unlabelled(input, target, labelled, ignore_index)
+    return input, blank_unlabelled(target, labelled, ignore_index)
 
 
 def shared_readings(specs: Sequence[PassSpec], voxels: Voxels) -> list[tuple[PassSpec, list[int]]]:
@@ -138,7 +140,7 @@ def sorted_lovasz(
         ValueError: as :func:`run_passes` with histograms of errors.
     """
     if labelled is not None:
-        input, target = left_labelled(input, target, spec, labelled)
+        input, target = left_labelled(input, target, spec, labelled, ignore_index)
     voxels = flatten_voxels(input, target, ignore_index)
     check_hard_maps(voxels, target)
     if spec.activation is None:

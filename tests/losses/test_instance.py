@@ -432,3 +432,17 @@ def test_errors() -> None:
         ComponentRegionsd("x", num_classes=1)
     with pytest.raises(ValueError, match=re.escape("`x` to be a label map (1, *S), but got (2, 12, 10, 8)")):
         ComponentRegionsd("x")({"x": precomputed[0]})
+
+
+@pytest.mark.parametrize("options", [{"softmax": True, "include_background": False}, {"sigmoid": True}])
+def test_the_weight_of_one_scored_class_changes_neither_term(options: dict[str, Any]) -> None:
+    """As in MONAI's losses: a factor of the instance term alone would change the proportion of the two."""
+    channels = 2 if "softmax" in options else 1
+    logits = torch.randn(2, channels, 8, 9, generator=torch.Generator().manual_seed(0))
+    labels = (torch.rand(2, 1, 8, 9, generator=torch.Generator().manual_seed(1)) < 0.2).long()
+    terms = []
+    for weight in (None, [3.0]):
+        loss = InstanceIoULoss(**options, weight=weight)
+        loss(logits, labels)
+        terms.append(loss.last_terms)
+    torch.testing.assert_close(terms[1], terms[0])

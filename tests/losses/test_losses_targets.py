@@ -10,7 +10,7 @@ from loss_cases import CASES, Case, gradient, one_hot, over, pair
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
-from monai_iou import AffinityLoss, IoULoss, LovaszHingeLoss, MultiScaleLoss, voxel_sums
+from monai_iou import AffinityLoss, InstanceIoULoss, IoULoss, LovaszHingeLoss, MultiScaleLoss, voxel_sums
 
 
 def hinge(**options: Any) -> nn.Module:
@@ -113,3 +113,26 @@ def test_a_mask_and_regions_on_another_device_are_named(name: str, channels: int
 def test_an_affinity_and_its_labels_on_two_devices_are_named() -> None:
     with pytest.raises(ValueError, match=r"^Expected `target` on cpu, the device of `input`, but got meta: "):
         AffinityLoss(size=[2, 2])(torch.rand(1, 4, 4), torch.zeros(1, 1, 4, 4, device="meta"))
+
+
+@over({**SEVERAL, "instance": Case(InstanceIoULoss)})
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_labels_from_inference_mode(case: Case, dtype: torch.dtype, channels: int) -> None:
+    """Cached ones, for instance; torch saves no such tensor for a backward pass."""
+    logits, labels = pair() if channels == 3 else one_channel()
+    loss = case(**{"softmax" if channels == 3 else "sigmoid": True})
+    expected = gradient(loss, logits, labels)
+    with torch.inference_mode():
+        made = labels.to(dtype).clone()
+    assert made.is_inference()
+    torch.testing.assert_close(gradient(loss, logits, made), expected)
+
+
+@over({**SEVERAL, "instance": Case(InstanceIoULoss)})
+def test_labels_that_require_a_gradient(case: Case) -> None:
+    """Float labels that came out of another network."""
+    logits, labels = pair()
+    loss = case(softmax=True)
+    value = loss(logits, labels.to(logits.dtype).requires_grad_())
+    torch.testing.assert_close(value, loss(logits, labels))

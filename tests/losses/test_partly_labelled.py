@@ -352,3 +352,65 @@ def test_an_image_without_annotation_leaves_the_mean_of_lovasz(act: str, bins: i
     without = LovaszSoftmaxLoss(classes, bins, include_background=False, sigmoid=True)
     torch.testing.assert_close(without(logits, labels, only_background), without(logits[:1], labels[:1]))
     assert loss(logits, labels, torch.zeros_like(LABELLED)) == 0
+
+
+SPARE = [
+    *[(loss, act) for loss in ALL for act in ("softmax", "sigmoid")],
+    *[(lambda **o: InstanceIoULoss(**o), act) for act in ("softmax", "sigmoid")],
+    *[
+        (lambda how=how, **o: MultiScaleLoss(IoULoss(**o), downsample=how), "softmax")
+        for how in ("area", "max", "nearest")
+    ],
+]
+
+
+@pytest.mark.parametrize("form", ["labels", "maps", "NaN"])
+@pytest.mark.parametrize("ignore", [2, 0, 255])
+@pytest.mark.parametrize(("make", "act"), SPARE)
+def test_ignored_voxels_have_no_effect_whatever_was_annotated(
+    make: Callable[..., nn.Module], act: str, ignore: int, form: str
+) -> None:
+    """Also if the label to ignore is that of a class which was not annotated, or is no class at all."""
+    logits, labels = case()
+    generator = torch.Generator().manual_seed(1)
+    where = torch.rand(labels.shape, generator=generator) < 0.3
+    known = torch.ones(3, 4, dtype=torch.bool)
+    known[:2, 2] = False
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    maps = torch.where(where, 0, maps)
+    if ignore < 4:
+        maps = torch.where(torch.arange(4).view(1, 4, 1, 1) == ignore, (where | (labels == ignore)).double(), maps)
+        where = where | (labels == ignore)
+    target, given = maps, known
+    if form == "labels":
+        target = torch.where(where, ignore, labels)
+    elif form == "NaN":
+        if ignore == 2 or act == "softmax":
+            pytest.skip("the map that says what is ignored must be there; NaN is tested for softmax above")
+        target, given = maps.masked_fill(~known[:, :, None, None], torch.nan), None
+        target = torch.where((maps == 0).all(1, keepdim=True) & target.isnan().logical_not(), 0, target)
+    spoilt = torch.where(where, logits.flip(1) * 3 + 1, logits)
+    loss = make(**{act: True}, ignore_index=ignore)
+    first = gradient(lambda x: loss(x, target, given), logits)
+    second = gradient(lambda x: loss(x, target, given), spoilt)
+    torch.testing.assert_close(second[0], first[0])
+    assert not first[1][where.expand_as(logits)].any()
+    assert first[1].any()
+
+
+@pytest.mark.parametrize("make", [IoULoss, IoUCELoss, LovaszSoftmaxLoss, InstanceIoULoss])
+def test_labels_and_maps_agree_with_an_ignored_class(make: Callable[..., nn.Module]) -> None:
+    logits, _ = case()
+    labels = torch.randint(0, 4, (3, 1, 6, 5), generator=torch.Generator().manual_seed(2))
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    loss = make(softmax=True, ignore_index=3)
+    torch.testing.assert_close(loss(logits, labels, LABELLED), loss(logits, maps, LABELLED))
+
+
+def test_voxels_of_a_class_that_was_not_annotated_count_for_the_others() -> None:
+    """With maps and a label to ignore that is no class, they hold nothing else; they are not ignored."""
+    logits, _ = case()
+    labels = torch.randint(0, 4, (3, 1, 6, 5), generator=torch.Generator().manual_seed(2))
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+    with_label, without = (IoULoss(sigmoid=True, ignore_index=index) for index in (255, None))
+    torch.testing.assert_close(with_label(logits, maps, LABELLED), without(logits, maps, LABELLED))

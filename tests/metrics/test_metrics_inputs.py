@@ -278,3 +278,49 @@ def test_the_check_of_messages_can_fail():
 def test_handlers_leave_the_background_to_the_metric():
     for name in ("LesionIoUHandler", "BoundaryIoUHandler"):
         assert getattr(handlers, name)().metric_fn.include_background is None
+
+
+ALL_METRICS = [*METRICS, ThresholdIoUMetric, CalibrationMetric]
+
+
+def made_metric(metric, **options):
+    """A metric of hard masks, or of probabilities, for three classes."""
+    return metric(**options) if metric in (ThresholdIoUMetric, CalibrationMetric) else metric(num_classes=3, **options)
+
+
+@pytest.mark.parametrize("metric", ALL_METRICS)
+@pytest.mark.parametrize("form", ["labels", "maps"])
+@pytest.mark.parametrize("ignore", [2, 255])
+def test_ignored_voxels_count_nowhere_whatever_was_annotated(metric, form, ignore):
+    """Also if the label to ignore is that of a class which was not annotated, or is no class at all."""
+    prediction, labels = label_maps(4)
+    labelled = torch.tensor([[True, True, False], [True, True, True]])
+    where = labels == 2
+    labels = torch.where(where, ignore, labels)
+    classes = torch.arange(3).view(1, 3, 1, 1)
+    reference = labels if form == "labels" else (labels == classes).float()
+    spoilt = torch.where(where, (prediction + 1) % 3, prediction)
+    found = [
+        made_metric(metric, ignore_index=ignore, include_background=True)(one_hot(p, 3), reference, labelled=labelled)
+        for p in (prediction, spoilt)
+    ]
+    assert found[0].isfinite().any()
+    torch.testing.assert_close(*found, equal_nan=True)
+    by_labels = made_metric(metric, ignore_index=ignore, include_background=True)
+    torch.testing.assert_close(by_labels(one_hot(prediction, 3), labels, labelled=labelled), found[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", [LesionIoUMetric, BoundaryIoUMetric, ThresholdIoUMetric, CalibrationMetric])
+def test_the_background_of_one_hot_references_is_left_out_however_much_was_annotated(metric):
+    """The prediction, thresholded outputs of a sigmoid, has none that could tell."""
+    prediction = (torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    reference = one_hot(torch.randint(0, 3, (2, 1, 12, 12), generator=torch.Generator().manual_seed(1)), 3)
+    for labelled in (None, torch.tensor([[True, True, False], [True, True, True]])):
+        assert metric()(prediction, reference, labelled=labelled).shape == (2, 2)
+
+
+@pytest.mark.parametrize("metric", [ThresholdIoUMetric, CalibrationMetric])
+def test_named_classes_are_nan_before_the_first_image(metric):
+    found = metric(reduction="mean_batch", return_with_label=["a", "b"]).aggregate()
+    assert list(found) == ["a", "b"]
+    assert all(math.isnan(value) for value in found.values())
