@@ -17,6 +17,7 @@ __all__ = [
     "TRAINING_SETS",
     "CommandWithKeys",
     "known_keys",
+    "names_key",
     "own_options",
     "read_keys",
     "words_of_keys",
@@ -82,17 +83,22 @@ def known_keys(configs: Sequence[Path], shipped: str = "train", option: str = "-
         option: that names these, for the message about one that cannot be read.
     """
     places = [folder / CONFIGS / f"{shipped}.json" for folder in (PACKAGE, PACKAGE.parent)]
-    keys: set[str] = set()
-    for path in (next(path for path in places if path.is_file()), *configs):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            message = (
-                f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({error}): correct it."
-            )
-            raise click.UsageError(message) from error
-        keys |= {_root(key.lstrip("+~")) for key in content} if isinstance(content, dict) else set()
-    return keys
+    own = next(path for path in places if path.is_file())
+    return {key for path in (own, *configs) for key in _keys_in(path, option)}
+
+
+def names_key(configs: Sequence[Path], key: str) -> bool:
+    """Whether one of the user's own configs gives a key."""
+    return any(key in _keys_in(path, "--config") for path in configs)
+
+
+def _keys_in(path: Path, option: str) -> set[str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({error}): correct it."
+        raise click.UsageError(message) from error
+    return {_root(key.lstrip("+~")) for key in content} if isinstance(content, dict) else set()
 
 
 def read_keys(

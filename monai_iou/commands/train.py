@@ -12,7 +12,7 @@ import click
 
 from .command_lines import bundle_line, options_line
 from .errors import reported
-from .keys import CommandWithKeys, known_keys, own_options, read_keys, words_of_keys
+from .keys import CommandWithKeys, known_keys, names_key, own_options, read_keys, words_of_keys
 from .options import FOLDER, check_folder, check_tables, with_options
 from .plan import MACHINE, write_plan
 
@@ -142,8 +142,10 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> 
     if options["minutes"] is not None:
         message = "Expected either `--minutes` or `--epochs`, but got both: keep one."
         raise click.UsageError(message)
-    # The plan's interval is for the plan's length.
-    return {"epochs": options["epochs"], "val_interval": max(1, options["epochs"] // VALIDATIONS), **keys}
+    interval = {}
+    if not names_key(options["configs"], "val_interval"):  # the plan's is for the plan's length
+        interval = {"val_interval": max(1, options["epochs"] // VALIDATIONS)}
+    return {"epochs": options["epochs"], **interval, **keys}
 
 
 def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[str, Any]) -> TrainingRun:

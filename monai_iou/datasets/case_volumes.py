@@ -14,7 +14,7 @@ from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.grid import distance_voxels, offset_note, same_grid
 from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
-__all__ = ["CaseVolumes", "check_case", "read_case", "read_shares"]
+__all__ = ["CaseVolumes", "check_case", "check_side", "check_trainable", "read_case", "read_shares"]
 
 FOREGROUND_SAMPLES_PER_CASE = 10_000
 MAX_SHOWN = 12
@@ -78,14 +78,37 @@ class CaseVolumes:
         """Return the facts that planning needs."""
         import nibabel as nib
 
-        foreground = np.zeros((len(self.image), 0), dtype=np.float32)
+        foreground, ignored = np.zeros((len(self.image), 0), dtype=np.float32), self.ignored
         if self.labels:
-            inside = np.flatnonzero(~(self.background | self.ignored))
+            inside = np.flatnonzero(~(self.background | ignored))
             step = max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)
             foreground = self.image.reshape(len(self.image), -1)[:, inside[::step]].astype(np.float32)
         order = np.argsort(nib.io_orientation(self.affine)[:, 0])
         shape, spacing = np.array(self.image.shape[1:])[order], nib.affines.voxel_sizes(self.affine)[order]
-        return CaseFacts((*map(int, shape),), (*map(float, spacing),), foreground)  # type: ignore[arg-type]
+        sizes = (*map(int, shape),), (*map(float, spacing),)
+        return CaseFacts(*sizes, foreground, bool(ignored.all()))  # type: ignore[arg-type]
+
+
+def check_trainable(cases: Sequence[Case], facts: Sequence[CaseFacts], ignore: int | None) -> None:
+    """Raise DatasetError if all voxels of a case are ignored: no patch of it would show anything."""
+    for case, fact in zip(cases, facts, strict=True):
+        if fact.all_ignored:
+            message = (
+                f"Expected {case.label} to have voxels that are not ignored, but all have the value {ignore}: leave "
+                "this case out."
+            )
+            raise DatasetError(message)
+
+
+def check_side(cases: Sequence[Case], facts: Sequence[CaseFacts]) -> None:
+    """Raise DatasetError if none of the cases that a split leaves to train on has foreground."""
+    if cases and not any(fact.foreground.shape[1] for fact in facts):
+        names = ", ".join(case.name for case in cases[:MAX_SHOWN])
+        message = (
+            f"Expected one of the {len(cases)} cases to train on to have foreground, but all are empty ({names}): "
+            "choose another `split_seed`, or other `folds`."
+        )
+        raise DatasetError(message)
 
 
 def check_case(

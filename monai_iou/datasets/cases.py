@@ -78,6 +78,7 @@ class CaseFacts:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     foreground: np.ndarray = field(repr=False)  # (channels, samples)
+    all_ignored: bool = False
 
 
 def check_voxel_size(image: Path, spacing: Sequence[float], usual: float, others: str) -> None:

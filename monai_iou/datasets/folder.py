@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from monai_iou.datasets.case_volumes import check_case
+from monai_iou.datasets.case_volumes import check_case, check_trainable
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_voxel_size
 from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
 from monai_iou.datasets.found_folders import (
@@ -120,8 +120,8 @@ class SegmentationFolder:
             ValueError: see `split_cases` and `fold_cases`.
             DatasetError: splits_final.json or the list `validation` parts the cases of a patient.
         """
+        check_folds(folds, fold, count_patients(self.labelled, self.patient_groups))
         if folds is not None:
-            check_folds(folds, fold, count_patients(self.labelled, self.patient_groups))
             if len(self.splits) != folds:
                 return fold_cases(self.labelled, folds, fold, seed, self.patient_groups)
             return self._given_folds()[fold]
@@ -150,6 +150,7 @@ class SegmentationFolder:
         """
         self.need_training()
         facts = self.check(self.labelled)
+        check_trainable(self.labelled, facts, self.scheme.ignore)
         self.need_foreground(facts[: len(self.training)])
         self.need_like_spacings(self.labelled, facts)
         return facts

@@ -101,8 +101,13 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
 
     Raises:
         ValueError: `folds` is not an integer from 2 to the number of patients, or `fold` is not one from 0 to folds -
-            1.
+            1; or `folds` is None, and `fold` is not 0.
     """
+    if folds is None:
+        if fold:
+            message = f"Expected `folds` to be given with `fold` {fold}, but it is not: add it, or leave `fold` out."
+            raise ValueError(message)
+        return
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         message = f"Expected `folds` to be an integer of at least 2, but got {folds!r}: 5 is usual."
         raise ValueError(message)

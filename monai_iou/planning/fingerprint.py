@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou.components import label_components
-from monai_iou.datasets.case_volumes import CaseVolumes, read_case
+from monai_iou.datasets.case_volumes import CaseVolumes, check_trainable, read_case
 from monai_iou.datasets.cases import Case, CaseFacts, values_of
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
 from monai_iou.datasets.scheme import LabelScheme
@@ -203,6 +203,7 @@ def summarise_measures(folder: SegmentationFolder, measures: Sequence[CaseMeasur
         DatasetError: no case has foreground.
     """
     facts = [case.facts for case in measures]
+    check_trainable(folder.training, facts, folder.scheme.ignore)
     folder.need_foreground(facts)
     folder.need_like_spacings(folder.training, facts)
     voxels = np.array([case.voxels for case in measures], dtype=np.int64)

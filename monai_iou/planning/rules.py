@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from monai_iou.datasets.folder import SegmentationFolder
-from monai_iou.datasets.splits import check_folds
+from monai_iou.datasets.splits import check_folds, count_patients
 from monai_iou.planning.crop_rules import crop_decision, lesion_draw_decision
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.hardware import Machine
@@ -170,17 +170,20 @@ def _lesion_threshold(plan: Plan, fingerprint: Fingerprint) -> Decision:
 
 
 def _split(folder: SegmentationFolder, fingerprint: Fingerprint, folds: int | None, fold: int) -> Decision:
-    patients = f"{fingerprint.patients} patients, each on one side of the split"
+    sides = "patients, each on one side of the split"
     if folds is not None:
-        check_folds(folds, fold, fingerprint.patients)
+        count = count_patients(folder.labelled, folder.patient_groups)
+        check_folds(folds, fold, count)
         keys: dict[str, Any] = {"folds": folds, "fold": fold}
-        return Decision("split", f"fold {fold} of {folds}", f"{patients}; every case is validated in one fold", keys)
+        return Decision(
+            "split", f"fold {fold} of {folds}", f"{count} {sides}; every case is validated in one fold", keys
+        )
     if folder.validation:
         count = len(folder.validation)
         text = f"the {count} case{'s' if count > 1 else ''} of `validation`"
         return Decision("split", text, "dataset.json lists them", {"val_fraction": 0.1})
     fraction = round(max(0.1, min(0.25, 3 / fingerprint.patients)), 2)
-    reason = f"{patients}; a tenth of the cases, or up to a quarter to hold out three patients"
+    reason = f"{fingerprint.patients} {sides}; a tenth of the cases, or up to a quarter to hold out three patients"
     return Decision("split", f"{fraction:.0%} for validation", reason, {"val_fraction": fraction})
 
 

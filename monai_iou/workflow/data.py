@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_iou.datasets.case_volumes import check_case
+from monai_iou.datasets.case_volumes import check_case, check_side
 from monai_iou.datasets.cases import Case, DatasetError, check_voxel_size
 from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
 from monai_iou.datasets.naming import check_names
@@ -271,6 +271,7 @@ class BundleCases:
             facts = dict(zip(self.folder.labelled, self.folder.training_facts, strict=True))
             training, _ = self._split
             trained = [facts[case] for case in training]
+            check_side(training, trained)
             options: dict[str, Any] = {"raters": self.raters, "spatial_dims": self.spatial_dims}
             plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole, **options)
             images = tuple(map_cases(image_identity, training))

@@ -32,15 +32,19 @@ def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan
         plan: of the training.
 
     Returns:
-        The names of the cases on both sides, the plan's decisions, and for each case a hash of its label file and the
-        size of its image.
+        The names of the cases on both sides, the plan's decisions, and for each case a hash of its label file, and the
+        size and the identity of its image.
     """
     cases = list(dict.fromkeys([*training, *validation]))
     planned = asdict(plan)
+    images = dict(zip(plan.trained, plan.trained_images, strict=False))  # have been read for the plan
+    unread = [case for case in cases if case.name not in images]
+    images |= dict(zip([case.name for case in unread], map_cases(image_identity, unread), strict=True))
     return {
         "training": [case.name for case in training],
         "validation": [case.name for case in validation],
         "files": dict(zip([case.name for case in cases], map_cases(_content, cases), strict=True)),
+        "images": {case.name: images[case.name] for case in cases},
         **{name: _plain(planned[name]) for name in PLANNED},
     }
 
@@ -61,8 +65,10 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
         before, now = set(stored.get(side, ())), set(current.get(side, ()))
         differences += [f"its {side} cases lack {_some(now - before)}"] if now - before else []
         differences += [f"its {side} cases have {_some(before - now)}"] if before - now else []
-    old, new = stored.get("files", {}), current.get("files", {})
-    changed = {case for case in old.keys() & new.keys() if old[case] != new[case]}
+    changed: set[str] = set()
+    for what in ("files", "images"):
+        old, new = stored.get(what, {}), current.get(what, {})
+        changed |= {case for case in old.keys() & new.keys() if old[case] != new[case]}
     differences += [f"the label or image of {_some(changed)} has changed"] if changed else []
     stored, current = _with_definition(stored), _with_definition(current)
     differences += [

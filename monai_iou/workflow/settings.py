@@ -100,6 +100,11 @@ class Settings(SimpleNamespace):
     def __init__(self, **given: Any) -> None:
         super().__init__(**{name: _resolved(name, value) for name, value in given.items()})
 
+    @property
+    def validates(self) -> bool:
+        """Whether a training holds cases out: a fraction of them, or a fold."""
+        return bool(getattr(self, "val_fraction", 0)) or getattr(self, "folds", None) is not None
+
 
 def _resolved(name: str, value: Any) -> Any:
     _check_typed(name, value)

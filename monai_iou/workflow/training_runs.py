@@ -23,6 +23,7 @@ from monai_iou.evaluation.summary import part_of
 from monai_iou.files import OutputError, write_csv, write_json
 from monai_iou.locks import folder_lock, is_locked
 from monai_iou.workflow.inference_keys import keys_for_inference
+from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.prediction import FOLD, find_models
 from monai_iou.workflow.references import with_label_maps
 from monai_iou.workflow.run_state import RunState, has_masks, what_is_missing
@@ -65,7 +66,7 @@ class Training:
         places = {"ckpt_dir": str(self.folder / "models"), "output_dir": str(self.folder)}
         resumes = (self.folder / "models" / "last_epoch.pt").is_file() or self.keys.get("overwrite", False)
         resume = {"resume": True} if resumes else {}
-        return {**self.keys, **places, **resume}
+        return {**with_whole_loss(self.keys, self.configs), **places, **resume}
 
     @property
     def has_started(self) -> bool:
@@ -100,7 +101,7 @@ class Training:
         self.state.write()
         workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan"))
-        items = cases.validation if workflow.parser.get("val_fraction") or cases.folds else []
+        items = cases.validation if workflow.parser.get_parsed_content("settings").validates else []
         held_out = [{name: item[name] for name in ("case", "image", "label")} for item in items]
         self.state.finish("trained", held_out=held_out, labels=list(plan.label_values[1:]))
         del workflow, cases

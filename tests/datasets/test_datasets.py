@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.naming import names_root
 from monai_iou.datasets.splits import count_patients, fold_cases, split_cases
+from monai_iou.planning.fingerprint import compute_fingerprint
 from monai_iou.workflow.data import BundleCases
 
 REAL = DATA
@@ -130,6 +132,30 @@ def test_labels_that_are_all_empty(folder: Path) -> None:
     for index in range(3):
         write(folder / f"labelsTr/c{index}.nii.gz", np.zeros((6, 7, 8), np.uint8))
     assert "all 3 are empty: add cases with voxels of lesion." in refusal(folder)
+
+
+def test_a_case_whose_voxels_are_all_ignored(folder: Path) -> None:
+    """No patch of it shows anything; a training would end at the first one, after minutes perhaps."""
+    edit(folder, ignore=255)
+    write(folder / "labelsTr/c1.nii.gz", np.full((6, 7, 8), 255, np.uint8))
+    message = (
+        f"Expected {folder / 'labelsTr/c1.nii.gz'} to have voxels that are not ignored, but all have the value 255:"
+    )
+    assert message in refusal(folder)
+    with pytest.raises(DatasetError, match="to have voxels that are not ignored"):
+        compute_fingerprint(read_folder(folder))
+
+
+@pytest.mark.parametrize("split", [{"val_fraction": 0.4}, {"folds": 3, "fold": 0}])
+def test_a_split_that_leaves_no_foreground_to_train_on(folder: Path, split: dict[str, Any]) -> None:
+    """The model would learn nothing, and a CT would be normalised without the window of its foreground."""
+    held_out = BundleCases(str(folder), **split).validation
+    others = [f"c{i}" for i in range(3) if f"c{i}" not in [item["case"] for item in held_out]]
+    for name in others:
+        write(folder / f"labelsTr/{name}.nii.gz", np.zeros((6, 7, 8), np.uint8))
+    message = f"one of the {len(others)} cases to train on to have foreground, but all are empty ({', '.join(others)})"
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        BundleCases(str(folder), **split).plan([8, 8, 8])
 
 
 def test_singular_affine(folder: Path) -> None:
@@ -321,6 +347,8 @@ def test_the_bundle_validates_on_the_fold(folder: Path) -> None:
     assert len(BundleCases(str(folder), folds="null").validation) == 1  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="to be at most 3, the number of patients"):
         _ = BundleCases(str(folder), folds=4).validation
+    with pytest.raises(ValueError, match="Expected `folds` to be given with `fold` 1, but it is not: add it, or leave"):
+        _ = BundleCases(str(folder), fold=1).validation
 
 
 def test_fraction_outside_its_range() -> None:

@@ -87,6 +87,16 @@ def test_a_longer_run_goes_on_along_its_own_learning_rate(bundle: Path, data: Pa
     assert rates == [(step, pytest.approx(0.01 * (1 - (step - 1) / total) ** 0.9)) for step, _ in rates]
 
 
+def test_a_fold_is_validated_and_tuned_on_without_a_fraction(bundle: Path, data: Path) -> None:
+    """`folds` holds cases out instead of `val_fraction`, whatever that is."""
+    given = overrides(bundle, data, epochs=1, val_fraction=0, folds=2, tune_postprocessing=True)
+    workflow = run_workflow(bundle, ["train"], given)
+    assert len(workflow.parser.get_parsed_content("cases").validation) == 2
+    state = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert state["best_metric_epoch"] == 1
+    assert (bundle / "models" / "postprocessing.json").is_file()
+
+
 def test_resume_without_a_checkpoint_starts_from_the_beginning(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, resume=True))
     assert last_epoch(bundle / "models" / "last_epoch.pt") == 1

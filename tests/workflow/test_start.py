@@ -90,6 +90,32 @@ def test_labels_that_changed_are_noticed_when_resuming(data: Path, tmp_path: Pat
     json.dumps(records[0])  # plain values
 
 
+@pytest.mark.parametrize("side", ["training", "validation"])
+def test_images_that_changed_are_noticed_when_resuming(side: str, data: Path, tmp_path: Path) -> None:
+    """Uncompressed files of the same size, as after another correction of the intensities."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    content = json.loads((folder / "dataset.json").read_text())
+    for item in content["training"]:
+        image = folder / item["image"]
+        item["image"] = item["image"].removesuffix(".gz")
+        nib.save(nib.load(image), folder / item["image"])
+        image.unlink()
+    (folder / "dataset.json").write_text(json.dumps(content))
+    records, names = [], []
+    for _ in range(2):
+        cases = BundleCases(str(folder), val_fraction=0.25)
+        records.append(cases.record(cases.plan([16, 16, 16])))
+        item = getattr(cases, side)[0]
+        names.append(item["case"])
+        path = Path(item["image"])
+        size, image = path.stat().st_size, nib.load(path)
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj)[::-1].copy(), image.affine, image.header), path)
+        assert path.stat().st_size == size
+    assert differences(*records) == [f"the label or image of {names[0]} has changed"]
+    earlier = {name: value for name, value in records[0].items() if name != "images"}
+    assert differences(earlier, records[1]) == [], "of a version that did not note them"
+
+
 @pytest.mark.parametrize("key", ["ckpt_dir", "output_dir", "cache_dir"])
 @pytest.mark.parametrize("kind", ["file", "proc", "long", "the dataset", "the images"])
 def test_folders_that_no_training_can_have(key: str, kind: str, data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from forked_runs import finish, fork
 from layouts import plain_pair
 
+from monai_iou import IoULoss
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.commands import train as train_command
 from monai_iou.evaluation.results import Evaluation
@@ -124,6 +126,38 @@ def test_masks_are_made_as_the_training_runs_the_network(
     train_command._tell_results(TrainingRun(run, tmp_path, (training,)), None)
     options = "--amp false --amp_dtype bfloat16 --device cpu --num_workers 2 --sw_batch_size 1"
     assert f"monai-iou predict {run} YOUR_IMAGES {options}\n" in capsys.readouterr().out
+
+
+def keys_of(words: list[str], tmp_path: Path) -> dict[str, Any]:
+    """What a command line passes on to the bundle."""
+    run = copy_bundle(tmp_path / "run")
+    with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
+        options = {name: value for name, value in context.params.items() if name != "dataset"}
+        keys = train_command._keys(context, tmp_path, options)
+        (training,) = train_command._run(run, tmp_path, keys, options).trainings
+        return training.bundle_keys
+
+
+def test_another_loss_takes_the_place_of_the_planned_one_and_of_its_arguments(tmp_path: Path) -> None:
+    """`lambda_ce` of a planned IoUCELoss, say, is no argument of IoULoss."""
+    keys = keys_of(["--loss::_target_", "monai_iou.IoULoss"], tmp_path)
+    shipped = json.loads((tmp_path / "run" / "configs" / "train.json").read_text())["loss"]
+    assert [name for name in keys if name.startswith("loss")] == ["loss", "loss::_target_"], "in this order"
+    assert keys["loss"] == shipped
+    assert set(shipped) <= {"_target_", *inspect.signature(IoULoss).parameters}
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "own.json").write_text('{"loss": {"_target_": "monai_iou.IoULoss", "softmax": true}}')
+    keys = keys_of(["--loss::_target_", "monai_iou.LogIoULoss", "--config", str(tmp_path / "own.json")], tmp_path)
+    assert "loss" not in keys, "that of the user's own config stays"
+    shutil.rmtree(tmp_path / "run")
+    assert "loss" not in keys_of(["--loss::lambda_ce", "1"], tmp_path)
+
+
+def test_a_config_may_give_the_interval_of_validations(tmp_path: Path) -> None:
+    assert keys_of(["--epochs", "40"], tmp_path)["val_interval"] == 2
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "own.json").write_text('{"val_interval": 7}')
+    assert "val_interval" not in keys_of(["--epochs", "40", "--config", str(tmp_path / "own.json")], tmp_path)
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
