@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from bundle_runs import causes
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from places import DOCS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_iou.bundle_files import bundle_path
@@ -148,3 +152,28 @@ OFTEN = ("cross_entropy", "focal_tversky", "instance_on_the_fly")
 )
 def test_each_loss_trains_by_one_override(loss: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     assert_falling(train(dataset, tmp_path, [], loss=loss))
+
+
+def test_patches_by_another_transform_as_the_documents_tell(dataset: Path, tmp_path: Path) -> None:
+    page = (DOCS / "bundle.md").read_text(encoding="utf-8")
+    (line,) = re.findall(
+        r'"(train#preprocessing#transforms)": "(\$@train#deterministic_transforms\[:-1\] [^"]*)"`', page
+    )
+    content = json.loads((bundle_path() / "configs" / "train.json").read_text(encoding="utf-8"))["train"]
+    assert content["random_transforms"][0]["_target_"].endswith("RandCropByLesionsd")
+    assert content["deterministic_transforms"][-1]["_target_"].endswith("LesionIndicesd")
+    crop = {
+        "_target_": "RandCropByPosNegLabeld", "keys": ["image", "label"], "label_key": "label",
+        "spatial_size": "$@plan.patch_size", "num_samples": "@num_samples",
+    }  # fmt: skip
+    keys = {"train#random_transforms#0": crop, "epochs": 1, "batch_size": 5, "val_fraction": 0}
+    copy = shutil.copytree(dataset, tmp_path / "data")
+    path = copy / "labelsTr" / "case0.nii.gz"
+    label = nib.load(path)
+    voxels = np.asanyarray(label.dataobj).copy()
+    voxels[0, 0, 0] = 1  # one lesion more than in the other cases
+    nib.save(nib.Nifti1Image(voxels, label.affine, label.header), path)
+    assert all(map(math.isfinite, train(copy, tmp_path / "a", [], **keys, **dict([line]))))
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+        train(copy, tmp_path / "b", [], **keys)
+    assert "stack expects each tensor to be equal size" in str(causes(caught.value))
