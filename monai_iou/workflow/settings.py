@@ -20,7 +20,7 @@ from monai_iou.workflow.log_file import log_failure
 from monai_iou.workflow.mask_formats import MASK_ENDINGS
 from monai_iou.workflow.typed_words import is_bundle_command, misread, typed_text
 
-__all__ = ["Settings", "amp_type", "exit_with_message", "is_true", "optional"]
+__all__ = ["Settings", "amp_type", "check_device", "exit_with_message", "is_true", "optional"]
 
 
 def is_true(value: object, key: str) -> bool:
@@ -233,3 +233,34 @@ def amp_type(value: object) -> torch.dtype:
             message = f"Expected `amp_dtype` to be float16 or bfloat16, but got {value!r}: write --amp_dtype bfloat16."
             raise ValueError(message)
     return types[name]
+
+
+def check_device(value: Any, key: str = "device") -> None:
+    """Refuse a device that torch does not know or this machine does not have, before anything is moved to it.
+
+    Args:
+        value: a `torch.device`, or what makes one.
+        key: of the bundle, for the error.
+
+    Example:
+        >>> check_device("cpu")
+
+    Raises:
+        ValueError: it cannot be used. Under `python -m monai.bundle` that one sentence ends the program.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(value)
+        if device.type != "cuda":  # there it would take memory
+            torch.empty(0, device=device)
+        usable = device.type != "cuda" or (device.index or 0) < count
+    except (AssertionError, RuntimeError, TypeError):
+        usable = False
+    if not usable:
+        known = {0: "cpu, as torch can use no CUDA GPU here", 1: "cpu or cuda"}
+        message = (
+            f"Expected `{key}` to be {known.get(count, f'cpu or cuda:0 to cuda:{count - 1}')}, but got {str(value)!r}: "
+            f"write --{key} {'cuda' if count else 'cpu'}, or leave --{key} out for the default."
+        )
+        with exit_with_message():
+            raise ValueError(message)

@@ -18,7 +18,7 @@ from monai_iou.transforms import RandAffineElasticd
 from monai_iou.workflow.postprocessing import (
     Postprocessing,
 )
-from monai_iou.workflow.settings import Settings
+from monai_iou.workflow.settings import Settings, check_device
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -219,3 +219,47 @@ def test_patches_are_changed_on_the_gpu_unless_processes_cut_them(
     assert names[:2] == ["RandCropByLesionsd", "EnsureTyped"], "it moves what was cut"
     mover = parser.get_parsed_content("train#random_transforms")[1]
     assert str(mover.converter.device) == expected
+
+
+def expected_devices(key: str, known: str, value: object, written: str) -> str:
+    return (
+        f"Expected `{key}` to be {known}, but got {str(value)!r}: write --{key} {written}, or leave --{key} out for "
+        "the default."
+    )
+
+
+@pytest.mark.parametrize("value", ["gpu", "cuda", "cuda:1", torch.device("cuda"), "null", None, 2.5])
+def test_a_device_that_this_machine_lacks_is_refused(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, known in (
+        (0, "cpu, as torch can use no CUDA GPU here"),
+        (1, "cpu or cuda"),
+        (4, "cpu or cuda:0 to cuda:3"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        check_device("cpu")
+        check_device(torch.device("cpu"))
+        if str(value).startswith("cuda") and int(str(value).partition(":")[2] or 0) < count:
+            check_device(value, "transform_device")
+            continue
+        with pytest.raises(ValueError, match=r"^Expected") as caught:
+            check_device(value, "transform_device")
+        assert str(caught.value) == expected_devices("transform_device", known, value, "cuda" if count else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("configs", "key"),
+    [
+        (["train"], "device"),
+        (["train"], "transform_device"),
+        (["train", "evaluate"], "device"),
+        (["train", "multi_gpu_train"], "transform_device"),
+        (["train", "evaluate", "multi_gpu_evaluate"], "device"),
+        (["inference"], "device"),
+    ],
+)
+def test_a_device_is_checked_before_any_work(configs: list[str], key: str, bundle: Path, data: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, configs, overrides(bundle, data, **{key: "gpu"}))
+    assert re.search(rf"Expected `{key}` to be cpu.*, but got 'gpu': write --{key} c", str(causes(caught.value)))
+    assert not (bundle / "models").exists()
