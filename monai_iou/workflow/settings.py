@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +71,7 @@ SWITCHES = (
 )
 PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
 SHARES = ("augmentation", "cache_rate", "crop_jitter", "flip_prob")
-NOT_NEGATIVE = ("negative_crops", "positive_crops", "size_exponent", "weight_decay")
+NOT_NEGATIVE = ("context_mm", "negative_crops", "positive_crops", "size_exponent", "weight_decay")
 FROM_ZERO = ("cache_workers", "num_workers", "pictures", "seed", "split_seed")  # integers; all others are from 1
 UNCHECKED = ("evaluate_on", "folds", "images", "models", "pixdim")  # null or something that its reader checks
 CHOICES: dict[str, tuple[Any, ...]] = {"raters": ("mean", "draw"), "spatial_dims": (None, 2, 3)}
@@ -89,7 +89,7 @@ class Settings(SimpleNamespace):
             key is a positive integer, `FROM_ZERO` also 0.
 
     Raises:
-        ValueError: one of them is something else.
+        ValueError: one of them is something else, or `positive_crops` and `negative_crops` are both 0.
 
     Example:
         >>> settings = Settings(resume="true", cache_dir="null", epochs=10, amp_dtype="bfloat16")
@@ -99,6 +99,13 @@ class Settings(SimpleNamespace):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{name: _resolved(name, value) for name, value in given.items()})
+        if getattr(self, "positive_crops", 1) == getattr(self, "negative_crops", 1) == 0:
+            with exit_with_message():
+                message = (
+                    "Expected `positive_crops` or `negative_crops` to be above 0, but got 0 for both: give the ratio "
+                    "of the two kinds of patches, such as --positive_crops 2 --negative_crops 1."
+                )
+                raise ValueError(message)
 
     @property
     def validates(self) -> bool:
@@ -120,12 +127,15 @@ def _resolved(name: str, value: Any) -> Any:
         return _mask_format(value)
     if name in UNCHECKED:
         return optional(value)
-    if optional(value) in CHOICES.get(name, ()):
+    if optional(value) in CHOICES.get(name, ()) and not isinstance(value, float):
         return optional(value)
     kind, usable = _kind(name, value)
     if not usable:
+        as_integer = int(value) if isinstance(value, float) and value.is_integer() else None
+        whole = as_integer is not None and (value in CHOICES.get(name, ()) or _kind(name, as_integer)[1])
+        remedy = f"write --{name} {as_integer}" if whole else f"leave --{name} out for the default"
         with exit_with_message():
-            message = f"Expected `{name}` to be {kind}, but got {value!r}: leave --{name} out for the default."
+            message = f"Expected `{name}` to be {kind}, but got {value!r}: {remedy}."
             raise ValueError(message)
     return optional(value)
 
@@ -198,7 +208,7 @@ def _kind(name: str, value: object) -> tuple[str, bool]:
     if name in NOT_NEGATIVE:
         return "a number of at least 0", 0 <= number < math.inf
     least = 0 if name in FROM_ZERO else 1
-    return f"an integer of at least {least}", least <= number < math.inf and number == int(number)
+    return f"an integer of at least {least}", isinstance(value, Integral) and least <= number
 
 
 def _number(value: object) -> float:

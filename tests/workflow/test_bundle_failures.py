@@ -528,3 +528,34 @@ def test_a_failed_check_in_the_loaders_thread_ends_the_program() -> None:
     assert next(loader).tolist() == [1]
     with pytest.raises(SystemExit):
         next(loader)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("batch_size", 2.0, "an integer of at least 1"),
+        ("epochs", 1.0, "an integer of at least 1"),
+        ("seed", 0.0, "an integer of at least 0"),
+        ("spatial_dims", 2.0, "null or 2 or 3"),
+    ],
+)
+def test_integers_given_as_floats_are_refused(name: str, value: float, words: str) -> None:
+    with pytest.raises(ValueError, match=r"^Expected") as caught:
+        Settings(**{name: value})
+    expected = f"Expected `{name}` to be {words}, but got {value!r}: write --{name} {int(value)}."
+    assert str(caught.value) == expected
+    assert getattr(Settings(**{name: np.int64(value)}), name) == value
+    with pytest.raises(ValueError, match="but got True"):
+        Settings(**{name: True})
+
+
+def test_patches_of_neither_kind_are_refused_by_the_names_of_their_keys(bundle: Path, data: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, positive_crops=0, negative_crops=0.0))
+    expected = (
+        "Expected `positive_crops` or `negative_crops` to be above 0, but got 0 for both: give the ratio of the two "
+        "kinds of patches, such as --positive_crops 2 --negative_crops 1."
+    )
+    assert expected in [str(cause) for cause in causes(caught.value)]
+    assert not (bundle / "models").exists()
+    assert Settings(positive_crops=0, negative_crops=1).positive_crops == 0
