@@ -5,6 +5,7 @@ The keys are independent of each other: every combination trains, or is refused 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,8 @@ from monai_iou.workflow.own_network import build_definition
 from monai_iou.workflow.settings import exit_with_message, is_true, optional
 
 __all__ = ["NETWORKS", "build_loss", "build_network", "default_loss"]
+
+DEFAULT_REGIONS = "voronoi"
 
 
 def build_network(
@@ -86,7 +89,7 @@ def build_loss(
     deep_supervision: bool | str | None = False,
     attention: bool | str | None = False,
     downsample: str | None = None,
-    regions: str = "voronoi",
+    regions: str = DEFAULT_REGIONS,
     context_mm: float = 5.0,
 ) -> nn.Module:
     """Return the loss that training minimises: the bundle's `loss` at every scale, in every cell, beside attention.
@@ -94,16 +97,18 @@ def build_loss(
     Args:
         loss: the bundle's `loss`.
         plan: its voxel size.
-        instance: add the mean of IoU over the lesions' cells, with `loss` as the global term. Without effect if `loss`
-            is an InstanceIoULoss already.
+        instance: add the mean of IoU over the lesions' cells, with `loss` as the global term. A `loss` that holds an
+            InstanceIoULoss stays as it is, also with false: there, true only lets the bundle's train.json find the
+            cells of whole volumes once (`component_regions`) instead of those of each patch.
         deep_supervision: take the weighted sum over the network's outputs.
         attention: supervise the network's attention maps too.
         downsample: see `MultiScaleLoss`; None for "area", or "max" where a Lovasz loss needs hard labels.
-        regions: see `InstanceIoULoss`.
+        regions: see `InstanceIoULoss`; one that `loss` holds has its own.
         context_mm: see `ContextAttentionLoss`.
 
     Raises:
-        ValueError: `regions`, `downsample` or `context_mm` is out of its range, or `loss` does not fit the labels.
+        ValueError: `regions`, `downsample` or `context_mm` is out of its range or without effect, or `loss` does not
+            fit the labels. Under `python -m monai.bundle` that one sentence ends the program.
 
     Example:
         >>> from monai_iou import IoUCELoss
@@ -116,27 +121,39 @@ def build_loss(
     """
     with exit_with_message():
         _check_fits(loss, plan)
-    if is_true(instance, "instance") and not any(isinstance(part, InstanceIoULoss) for part in loss.modules()):
-        loss = InstanceIoULoss(
-            regions,
-            softmax=plan.exclusive,
-            sigmoid=not plan.exclusive,
-            soft_label=plan.soft,
-            ignore_index=plan.ignore_index,
-            include_background=False,
-            global_loss=loss,
-            spacing=tuple(plan.pixdim),
-        )
-    if switch(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
-        how = optional(downsample) or ("max" if needs_hard_labels(loss) else "area")
-        with exit_with_message():
+        own = [part for part in loss.modules() if isinstance(part, InstanceIoULoss)]
+        _check_regions(regions, own)
+        if is_true(instance, "instance") and not own:
+            loss = InstanceIoULoss(
+                regions,
+                softmax=plan.exclusive,
+                sigmoid=not plan.exclusive,
+                soft_label=plan.soft,
+                ignore_index=plan.ignore_index,
+                include_background=False,
+                global_loss=loss,
+                spacing=tuple(plan.pixdim),
+            )
+        if switch(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
+            how = optional(downsample) or ("max" if needs_hard_labels(loss) else "area")
             loss = MultiScaleLoss(loss, downsample=how)
-    if switch(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
-        maps = ContextAttentionLoss(
-            context_mm, tuple(plan.pixdim), ignore_index=plan.ignore_index, batch=True, sync_batch=True
+        if switch(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
+            maps = ContextAttentionLoss(
+                context_mm, tuple(plan.pixdim), ignore_index=plan.ignore_index, batch=True, sync_batch=True
+            )
+            loss = AttentionSupervisionLoss(loss, maps, lambda_attention=0.5)
+        return PartlyLabelledLoss(loss) if plan.partly_labelled else loss
+
+
+def _check_regions(regions: str, own: Sequence[InstanceIoULoss]) -> None:
+    """Raise ValueError if the key `regions` asks for other cells than those of a loss that has its own."""
+    other = next((part.regions for part in own if part.regions != regions), None)
+    if other is not None and regions != DEFAULT_REGIONS:
+        message = (
+            f"Expected `regions` to be {other!r}, as the InstanceIoULoss in `loss` has its own `regions`, but got "
+            f"{regions!r}: leave --regions out, and change `regions` in a config's `loss`."
         )
-        loss = AttentionSupervisionLoss(loss, maps, lambda_attention=0.5)
-    return PartlyLabelledLoss(loss) if plan.partly_labelled else loss
+        raise ValueError(message)
 
 
 def _check_fits(loss: nn.Module, plan: Plan) -> None:

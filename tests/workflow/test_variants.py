@@ -19,7 +19,7 @@ from monai_iou import (
     MultiScaleLoss,
 )
 from monai_iou.planning.plan import Plan, make_plan
-from monai_iou.workflow import named_networks
+from monai_iou.workflow import named_networks, settings
 from monai_iou.workflow.architecture import HALVING, ONE_OUTPUT, with_network
 from monai_iou.workflow.variants import NETWORKS, build_loss, build_network
 
@@ -151,3 +151,40 @@ def test_carried_regions_are_those_found_on_the_fly_at_the_finest_scale() -> Non
 def test_a_list_of_outputs_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"^Expected `input` to be a tensor, but got a list of 2: wrap the loss in a "):
         InstanceIoULoss(softmax=True)([torch.zeros(1, 2, 8, 8)] * 2, torch.zeros(1, 1, 8, 8))  # type: ignore[arg-type]
+
+
+def test_a_loss_with_cells_of_its_own_keeps_them_and_other_regions_are_refused() -> None:
+    plan = tiny_plan()
+    voronoi, blob = (InstanceIoULoss(regions, softmax=True) for regions in ("voronoi", "blob"))
+    nested = CompoundLoss([IoUCELoss(softmax=True)])
+    for own in (voronoi, blob):
+        assert build_loss(own, plan, instance=False) is own
+        assert build_loss(own, plan, instance=True, regions=own.regions) is own
+    assert build_loss(blob, plan, instance=True) is blob, "the default asks for nothing"
+    assert isinstance(build_loss(nested, plan, instance=True, regions="blob"), InstanceIoULoss)
+    for instance, regions, loss in itertools.product(
+        (False, True), ("blob", "foo"), (voronoi, MultiScaleLoss(voronoi))
+    ):
+        with pytest.raises(ValueError, match=r"^Expected") as caught:
+            build_loss(loss, plan, instance=instance, regions=regions)
+        assert str(caught.value) == (
+            "Expected `regions` to be 'voronoi', as the InstanceIoULoss in `loss` has its own `regions`, but got "
+            f"{regions!r}: leave --regions out, and change `regions` in a config's `loss`."
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"instance": True, "regions": "foo"}, "Expected `regions` to be one of 'voronoi', 'blob', but got 'foo': "),
+        ({"attention": True, "context_mm": -1}, "Expected `context_mm` to be a finite number at least 0, but got -1: "),
+        ({"instance": "maybe"}, "Expected `instance` to be true or false, but got 'maybe': "),
+    ],
+)
+def test_under_the_bundles_command_one_sentence_ends_the_program(
+    keys: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "is_bundle_command", lambda: True)
+    with pytest.raises(SystemExit) as caught:
+        build_loss(IoUCELoss(softmax=True), tiny_plan(), **keys)
+    assert str(caught.value.code).startswith(f"monai_iou: {expected}")
