@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -195,9 +196,9 @@ def make_plan(
             volumes; None on slices if every volume is one.
 
     Raises:
-        ValueError: `patch_size`, `pixdim` or `base_channels` cannot be used.
+        ValueError: `patch_size`, `pixdim` or `base_channels` cannot be used; a patch of one voxel cannot, for instance.
     """
-    if int(base_channels) != base_channels or base_channels < 1:
+    if not isinstance(base_channels, Integral) or isinstance(base_channels, bool) or base_channels < 1:
         message = f"Expected `base_channels` to be a positive integer, but got {base_channels!r}: take 16."
         raise ValueError(message)
     if pixdim is None or str(pixdim).lower() in ("null", "none"):  # `--pixdim null` arrives as text
@@ -215,6 +216,7 @@ def make_plan(
     if flat is not None:
         patch = (*patch[:flat], 1, *patch[flat + 1 :])
     channels, strides, window = network_size(patch, target, base_channels, full_resolution=full_resolution)
+    _check_coarsest_level(patch_size, window, strides)
     modalities = folder.modalities if folder else ("unknown",)
     return Plan(
         modalities=modalities,
@@ -229,6 +231,16 @@ def make_plan(
         spatial_dims=3 if flat is None else 2,
         **(_label_kinds(folder, raters) if folder else {}),
     )
+
+
+def _check_coarsest_level(given: Sequence[float], window: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Refuse a patch of which the coarsest level is one voxel: instance normalisation takes the spread of several."""
+    if math.prod(window) == math.prod(math.prod(stride) for stride in strides):
+        message = (
+            f"Expected `patch_size` to leave at least two voxels at the network's coarsest level, but got "
+            f"{list(given)}, which leaves one: lengthen an axis."
+        )
+        raise ValueError(message)
 
 
 def _flat_axis(facts: Sequence[CaseFacts], pixdim: Sequence[float], spatial_dims: int | None) -> int | None:

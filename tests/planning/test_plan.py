@@ -149,3 +149,26 @@ def test_the_rule_of_intensities_keeps_its_earlier_name() -> None:
     from monai_iou.planning.intensity import intensity_rule
 
     assert planning._intensity is intensity_rule
+
+
+@pytest.mark.parametrize(("patch", "dims"), [([1, 1, 1], None), ([1, 1], 2)])
+def test_a_patch_that_leaves_one_voxel_is_refused(patch: list[int], dims: int | None) -> None:
+    cases = [facts((20, 20, 9), (1, 1, 3), [0, 1])]
+    with pytest.raises(ValueError, match=r"^Expected `patch_size`") as caught:
+        make_plan(folder("MR"), cases, patch, spatial_dims=dims)
+    assert str(caught.value) == (
+        "Expected `patch_size` to leave at least two voxels at the network's coarsest level, but got [1, 1, 1], which "
+        "leaves one: lengthen an axis."
+    )
+    assert make_plan(folder("MR"), cases, [1, 2, *patch[2:]], spatial_dims=dims).patch_size == (1, 2, 1)
+
+
+def test_small_volumes_keep_their_patch() -> None:
+    for shape in ((1, 1, 1), (3, 3, 3), (1, 7, 7)):
+        assert np.prod(make_plan(folder("MR"), [facts(shape, (1, 1, 1), [0, 1])], [64, 64, 64]).patch_size) > 1
+
+
+@pytest.mark.parametrize("channels", [4.0, 0, True, None])
+def test_channels_are_a_positive_integer(channels: object) -> None:
+    with pytest.raises(ValueError, match=r"^Expected `base_channels` to be a positive integer, but got"):
+        make_plan(None, [], [16, 16, 16], base_channels=channels)  # type: ignore[arg-type]

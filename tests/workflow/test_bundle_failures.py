@@ -559,3 +559,10 @@ def test_patches_of_neither_kind_are_refused_by_the_names_of_their_keys(bundle: 
     assert expected in [str(cause) for cause in causes(caught.value)]
     assert not (bundle / "models").exists()
     assert Settings(positive_crops=0, negative_crops=1).positive_crops == 0
+
+
+def test_a_patch_of_one_voxel_is_refused_before_the_first_step(bundle: Path, data: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[1, 1, 1]))
+    assert "Expected `patch_size` to leave at least two voxels at the network's coarsest" in str(causes(caught.value))
+    run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[2, 1, 1], epochs=1))
