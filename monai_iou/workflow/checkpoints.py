@@ -153,6 +153,11 @@ class CheckpointHandler:
             if state["best_metric_epoch"] > 0
             else "",
         )
+        if state.get("validated", True) and state["epoch"] >= int(engine.state.max_epochs or 0):
+            logger.info(
+                "Nothing is left to train, as `epochs` is %d and %d are done: a larger --epochs continues.",
+                engine.state.max_epochs, state["epoch"],
+            )  # fmt: skip
 
     def _restore_weights(self, state: Mapping[str, Any], path: Path) -> None:
         try:

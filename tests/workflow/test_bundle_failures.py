@@ -566,3 +566,16 @@ def test_a_patch_of_one_voxel_is_refused_before_the_first_step(bundle: Path, dat
         run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[1, 1, 1]))
     assert "Expected `patch_size` to leave at least two voxels at the network's coarsest" in str(causes(caught.value))
     run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[2, 1, 1], epochs=1))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_resuming_a_complete_training_says_that_nothing_is_left(
+    epochs: int, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_workflow(bundle, ["train"], overrides(bundle, data, val_fraction=0))
+    assert "Nothing is left" not in capsys.readouterr().out
+    run_workflow(bundle, ["train"], overrides(bundle, data, val_fraction=0, epochs=epochs, resume=True))
+    expected = f"Nothing is left to train, as `epochs` is {epochs} and 2 are done: a larger --epochs continues."
+    assert capsys.readouterr().out.count(expected) == 1
+    run_workflow(bundle, ["train"], overrides(bundle, data, val_fraction=0, epochs=3, resume=True))
+    assert "Nothing is left" not in capsys.readouterr().out
