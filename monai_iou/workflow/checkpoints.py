@@ -17,7 +17,7 @@ from monai_iou.distributed import is_distributed
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically
 from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
-from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, inner_module
+from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, inner_module, load_averages
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.settings import exit_with_message
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from monai.engines.trainer import Trainer
 
     from monai_iou.workflow.data import BundleCases
+    from monai_iou.workflow.event_files import EventFolder
 
 __all__ = ["CheckpointHandler"]
 
@@ -60,6 +61,7 @@ class CheckpointHandler:
         keep: "best", the weights with the best validation score; or "last", until training is complete the same, then
             the final ones.
         resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
+        events: TensorBoard's files; those of an earlier training go when the first checkpoint replaces its own.
 
     Raises:
         ValueError: `keep` is something else; when training starts, if `last_epoch.pt` fits another network or is
@@ -82,6 +84,7 @@ class CheckpointHandler:
         *,
         keep: str = "best",
         resume: bool = False,
+        events: EventFolder | None = None,
     ) -> None:
         if keep not in ("best", "last"):
             message = f'Expected `keep_weights` to be "best" or "last", but got {keep!r}: leave it out for "best".'
@@ -91,6 +94,7 @@ class CheckpointHandler:
         self.folder = Path(ckpt_dir)
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
         self.evaluator, self.plan, self.resume, self.cases = evaluator, plan, resume, cases
+        self.events = events
         self.average = average if average is not None else WeightAverage(network, optimizer)
         self._guard = StepGuard(items)
         self._has_model = self._is_final = False
@@ -163,7 +167,7 @@ class CheckpointHandler:
         try:
             inner_module(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state.get("average", {}))
-            _load_averages(self.optimizer, state["optimizer"])
+            load_averages(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = (
                 f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
@@ -255,6 +259,8 @@ class CheckpointHandler:
             "best_metric_epoch": int(best.best_metric_epoch) if best is not None else -1,
         }
         write_atomically(state, self.folder / "last_epoch.pt")
+        if self.events is not None:
+            self.events.remove_earlier()
 
     def _check_weights(self) -> None:
         # An infinite gradient ruins the weights one step before the loss shows it.
@@ -291,11 +297,3 @@ class CheckpointHandler:
         # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
         write_atomically(inner_module(self.average.network).state_dict(), self.folder / "model.pt")
         self._has_model = True
-
-
-def _load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    # The moving averages come from the checkpoint; learning rate, decay and the like are this run's own.
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from monai_iou.workflow.cpu_layers import use_fast_layers
 from monai_iou.workflow.settings import optional
 
-__all__ = ["PolynomialDecay", "WeightAverage", "inner_module", "is_better", "with_weights_in"]
+__all__ = ["PolynomialDecay", "WeightAverage", "inner_module", "is_better", "load_averages", "with_weights_in"]
 
 
 def is_better(current: float, best: float) -> bool:
@@ -31,6 +31,14 @@ def is_better(current: float, best: float) -> bool:
 def inner_module(network: torch.nn.Module) -> torch.nn.Module:
     """Return the module inside a DistributedDataParallel, else the network itself."""
     return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+
+
+def load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the moving averages of an optimizer's state; learning rate, decay and the like stay the optimizer's own."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def with_weights_in(memory_format: torch.memory_format, network: torch.nn.Module) -> torch.nn.Module:

@@ -26,6 +26,7 @@ from monai_iou.workflow import run_folder
 from monai_iou.workflow.bars import start_above_log, stop_above_log
 from monai_iou.workflow.checkpoint_files import last_epoch
 from monai_iou.workflow.curves import draw_curves
+from monai_iou.workflow.event_files import EventFolder
 from monai_iou.workflow.run_folder import RunFolderHandler
 from monai_iou.workflow.run_summary import write_summary
 
@@ -221,3 +222,50 @@ def test_the_config_of_a_run_goes_on_with_it_wherever_its_folder_is(output: str,
         config, places = bundle.parent / output / "config.json", {"overwrite": False}
     stored = json.loads(config.read_text())["bundle_root"]
     assert (stored == str(bundle)) == (output == "runs/a"), "a copy of the whole bundle finds itself"
+
+
+def event_files(bundle: Path) -> set[str]:
+    return {path.name for path in (bundle / "eval" / "tensorboard").iterdir()}
+
+
+def test_a_training_that_replaces_another_removes_its_curves_with_its_first_checkpoint(
+    bundle: Path, data: Path
+) -> None:
+    from ignite.engine import Events
+
+    run_workflow(bundle, ["train"], overrides(bundle, data, pictures=1, epochs=1))
+    first = event_files(bundle)
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=2, resume=True))
+    resumed = event_files(bundle)
+    assert first < resumed, "all of one training"
+
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "train.json"), workflow_type="train", **overrides(bundle, data, epochs=1)
+    )
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    before: list[set[str]] = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: before.append(event_files(bundle)))
+    (bundle / "eval" / "tensorboard" / "notes.txt").touch()
+    workflow.run()
+    own = before[-1] - resumed - {"notes.txt"}
+    assert resumed < before[-1], "nothing is in their place yet"
+    assert own
+    assert event_files(bundle) == own | {"notes.txt"}
+
+
+def test_curves_stay_if_nothing_is_replaced_or_they_cannot_be_removed(tmp_path: Path) -> None:
+    folder = EventFolder(str(tmp_path))
+    assert folder.path == str(tmp_path / "tensorboard")
+    EventFolder(str(tmp_path), replaces=True).remove_earlier()  # there is no folder yet
+    Path(folder.path).mkdir()
+    earlier, other = (Path(folder.path) / f"events.out.tfevents.{number}" for number in (1, 2))
+    earlier.touch()
+    EventFolder(str(tmp_path)).remove_earlier()
+    replacing = EventFolder(str(tmp_path), replaces=True)
+    other.mkdir()
+    stuck = EventFolder(str(tmp_path), replaces=True)
+    replacing.remove_earlier()
+    assert [*Path(folder.path).iterdir()] == [other]
+    stuck.remove_earlier()
+    assert [*Path(folder.path).iterdir()] == [other]
