@@ -73,7 +73,7 @@ PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
 SHARES = ("augmentation", "cache_rate", "crop_jitter", "flip_prob")
 NOT_NEGATIVE = ("context_mm", "negative_crops", "positive_crops", "size_exponent", "weight_decay")
 FROM_ZERO = ("cache_workers", "num_workers", "pictures", "seed", "split_seed")  # integers; all others are from 1
-UNCHECKED = ("evaluate_on", "folds", "images", "models", "pixdim")  # null or something that its reader checks
+UNCHECKED = ("evaluate_on", "folds", "images", "keep_weights", "models", "pixdim")  # null, or checked by its reader
 CHOICES: dict[str, tuple[Any, ...]] = {"raters": ("mean", "draw"), "spatial_dims": (None, 2, 3)}
 
 

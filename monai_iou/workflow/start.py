@@ -43,7 +43,8 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
     Args:
         cases: the data; all of its files are inputs.
         plan: of the training.
-        settings: `ckpt_dir`, `output_dir`, `cache_dir`, `resume`, `overwrite`, `num_workers` and the batch's size.
+        settings: `ckpt_dir`, `output_dir`, `cache_dir`, `resume`, `overwrite`, `num_workers` and the batch's size; also
+            `epochs`, `val_interval`, `val_fraction` and `keep_weights`, for a warning.
         rank: of this process; one rank writes, and locks for all.
 
     Raises:
@@ -69,6 +70,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
                 if name != "ckpt_dir":
                     prepare(folder, name)
             open_run_folder(settings.output_dir, getattr(settings, "bundle_root", None))
+            _warn_of_no_validation(cases, settings)
     if is_distributed():
         dist.barrier()
 
@@ -141,6 +143,18 @@ def _check_tuning(plan: Plan, settings: Settings, validated: int) -> None:
             "exclude each other."
         )
         raise ValueError(message)
+
+
+def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
+    epochs, interval = getattr(settings, "epochs", 1), getattr(settings, "val_interval", 1)
+    chooses = getattr(settings, "keep_weights", "best") == "best" and getattr(settings, "val_fraction", 0) > 0
+    resumed = settings.resume and (Path(settings.ckpt_dir) / "last_epoch.pt").is_file()  # with other scores, maybe
+    if epochs < interval and chooses and cases.validation and not resumed:
+        logger.warning(
+            "No epoch is validated, as `epochs` is %d and `val_interval` is %d, so that the final weights are stored "
+            "although `keep_weights` is best: lower --val_interval, or raise --epochs.",
+            epochs, interval,
+        )  # fmt: skip
 
 
 def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Settings) -> None:

@@ -285,3 +285,32 @@ def test_nothing_is_tuned_without_validation_cases(bundle: Path, data: Path) -> 
         "training by `val_fraction` or `folds`, or list them as `validation`."
     )
     assert not (bundle / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, True),
+        ({"epochs": 3}, False),
+        ({"keep_weights": "last"}, False),
+        ({"val_fraction": 0}, False),
+    ],
+)
+def test_a_training_without_a_validation_is_told_so(
+    changes: dict[str, Any], warned: bool, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"epochs": 2, "val_interval": 3, "val_fraction": 0.25, "keep_weights": "best", "resume": True, **changes}
+    cases = BundleCases(str(data), val_fraction=given["val_fraction"])
+    plan, chosen = cases.plan([16, 16, 16]), settings(tmp_path, **given)
+    for rank in (0, 1):
+        start.check_training(cases, plan, chosen, rank)
+    lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        lines
+        == [
+            "No epoch is validated, as `epochs` is 2 and `val_interval` is 3, so that the final weights are stored "
+            "although `keep_weights` is best: lower --val_interval, or raise --epochs."
+        ]
+        * warned
+    )
+    run_lock.release_unused()
