@@ -59,19 +59,14 @@ def channels_of(
         }
     names = ", ".join(structure.name for structure in structures)
     if first not in (0, 1):
-        start = f"Expected `{path}` to have one channel for each of {names}, with or without a background before them"
+        wanted = f"`{path}` to have one channel for each of {names}, with or without a background before them"
+        found = str(count)
         if are_channels:
-            start = (
-                f"Expected the channels of `{path}` to add up to 1 as those of labels do, or to be one for each of "
-                f"{names}"
-            )
-        found = (
-            f"{count} that add up to {high if high - 1 > 1 - low else low:.3g} in a voxel"
-            if are_channels
-            else f"{count}"
-        )
+            wanted = f"the channels of `{path}` to add up to 1 as those of labels do, or to be one for each of {names}"
+            found = f"{count} that add up to {high if high - 1 > 1 - low else low:.3g} in a voxel"
         message = (
-            f"{start}, but got {found}: name all of them in `--labels` or `--regions`, in the order of the channels."
+            f"Expected {wanted}, but got {found}: name all of them in `--labels` or `--regions`, in the order of the "
+            "channels."
         )
         raise ValueError(message)
     if first and not shares and not _has_background(known):

@@ -44,7 +44,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
         cases: the data; all of its files are inputs.
         plan: of the training.
         settings: `ckpt_dir`, `output_dir`, `cache_dir`, `resume`, `overwrite`, `num_workers` and the batch's size; also
-            `epochs`, `val_interval`, `val_fraction` and `keep_weights`, for a warning.
+            `epochs`, `val_interval`, `keep_weights` and whether it validates, for a warning.
         rank: of this process; one rank writes, and locks for all.
 
     Raises:
@@ -147,7 +147,7 @@ def _check_tuning(plan: Plan, settings: Settings, validated: int) -> None:
 
 def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
     epochs, interval = getattr(settings, "epochs", 1), getattr(settings, "val_interval", 1)
-    chooses = getattr(settings, "keep_weights", "best") == "best" and getattr(settings, "val_fraction", 0) > 0
+    chooses = getattr(settings, "keep_weights", "best") == "best" and settings.validates
     resumed = settings.resume and (Path(settings.ckpt_dir) / "last_epoch.pt").is_file()  # with other scores, maybe
     if epochs < interval and chooses and cases.validation and not resumed:
         logger.warning(
