@@ -132,6 +132,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
     Args:
         tensor: of any shape. Every rank must call this function with the same shape; a rank without data passes zeros.
+            If the others differentiate the sum, these must depend on its parameters, as `output.sum() * 0` does: else
+            the others wait in their backward pass for a rank that has none.
 
     Example:
         >>> import torch

@@ -206,9 +206,14 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. If the command is repeated, finished
     cases are not scored again unless their files or the options have changed. Exit code 1 if a case failed.
     """
-    files = [name for name in ("predictions", "references") if is_file(options[name])]
     folders = ("predictions", "references", "images", "probabilities")
-    check_folders({f"--{name}": options[name] for name in folders if name not in files})
+    if any(is_file(options[name]) for name in folders[:2]):
+        from monai_iou.volumes.names import is_volume
+
+        # Two files are one case, and so are a file and a folder of DICOM slices.
+        if all(is_file(options[name]) or is_volume(options[name]) for name in folders[:2]):
+            folders = folders[2:]
+    check_folders({f"--{name}": options[name] for name in folders})
     check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})
     from monai_iou.console import print_evaluation, progress
     from monai_iou.evaluation.evaluate import evaluate_folders

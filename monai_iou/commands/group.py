@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib.util
 import io
 import os
@@ -26,6 +27,8 @@ from .weights import class_weights
 
 __all__ = ["cli", "main"]
 
+# Errors of a write to stdout; with a file's name, they are of that file.
+NOT_PRINTED = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -128,7 +131,7 @@ def _run(argv: Sequence[str] | None) -> int:
         _show(error)
         return error.exit_code
     except OSError as error:
-        if error.filename is not None:  # not of what is printed
+        if error.errno not in NOT_PRINTED or error.filename is not None:
             raise
         return _not_printed(error)
     return int(result or 0)

@@ -30,6 +30,7 @@ DESCRIPTIONS: dict[str, str] = {
 FOREGROUND_TRIES, FOREGROUND_TOLERANCE = 6, 0.02
 AIR, FAT, MUSCLE, LIVER, SPLEEN, BONE, ENHANCED = -1000.0, -100.0, 50.0, 95.0, 110.0, 400.0, 185.0  # HU
 NOISE_HU = 18.0
+SHORTEST = 4  # voxels along an axis
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ def make_phantom(
 
     Args:
         seed: the same seed gives the same volume.
-        shape: size in voxels; the lesions keep their size in mm unless `foreground` is given.
+        shape: size in voxels, at least 4 along each axis; the lesions keep their size in mm unless `foreground` is
+            given.
         lesions: "few" are 1 to 5 lesions of 4 to 14 mm; "unequal" is one of 22 to 28 mm and 15 to 25 of 3 to 6 mm.
         foreground: share of all voxels that the lesions make up, above 0 and at most 0.05; their diameters are scaled
             accordingly. None keeps the diameters.
 
     Raises:
-        ValueError: `lesions` or `foreground` is not one of the above.
+        ValueError: `shape`, `lesions` or `foreground` is not one of the above.
 
     Example:
         >>> phantom = make_phantom(0)
@@ -66,6 +68,9 @@ def make_phantom(
         ((96, 96, 64), np.uint8(1), True)
     """
     _check_lesions(lesions, foreground)
+    if len(shape) != 3 or min(shape) < SHORTEST:
+        message = f"Expected `shape` to be three numbers of at least {SHORTEST} voxels, but got {shape}: take more."
+        raise ValueError(message)
     rng = np.random.default_rng([seed, 20])
     spacing = np.array([1.0, 1.0, 2.0]) * rng.uniform(0.94, 1.06)
     extent = np.array(shape) * spacing
@@ -106,7 +111,7 @@ def write_phantom_dataset(
     Args:
         folder: created if need be.
         training: number of cases to train on, at least 1.
-        evaluation: number of cases of `test_labelled`.
+        evaluation: number of cases of `test_labelled`, at least 0.
         shape: see `make_phantom`.
         lesions: see `make_phantom`.
         foreground: see `make_phantom`.
@@ -115,9 +120,13 @@ def write_phantom_dataset(
         The folder.
 
     Raises:
-        ValueError: see `make_phantom`.
+        ValueError: a number of cases is smaller, or as `make_phantom`.
     """
     _check_lesions(lesions, foreground)
+    for name, count, least in (("training", training, 1), ("evaluation", evaluation, 0)):
+        if count < least:
+            message = f"Expected `{name}` to be a number of cases of at least {least}, but got {count}: write more."
+            raise ValueError(message)
     root = Path(folder)
     entries: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
     for index in range(training + evaluation):

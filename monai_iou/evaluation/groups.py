@@ -49,8 +49,8 @@ def patient_notes(patients: Mapping[str, str], request: Request) -> list[str]:
         return []
     source = request.groups or description_of(request).path
     return [
-        f"{len(alone)} of {len(patients)} cases have no patient in `{source}`, such as {alone[0]}, and each counts as "
-        "a patient of its own: if it is not, name it there as cases.csv does, or the intervals are too narrow."
+        f"Cases without a patient in `{source}`: {len(alone)} of {len(patients)}, such as {alone[0]}. Each counts as a "
+        "patient of its own: if it is not, name it there as cases.csv does, or the intervals are too narrow."
     ]
 
 

@@ -67,7 +67,7 @@ def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
     folders = {"--predictions": predictions, "--references": references}
     alone = [option for option, path in folders.items() if _is_one_volume(path)]
     if len(alone) == 2:
-        return [Pair(case_name(references), predictions, references)]
+        return [Pair(case_name(references.resolve()), predictions, references)]
     if alone:
         (other,) = folders.keys() - set(alone)
         find_volumes(folders[other], other)  # is there anything?
@@ -82,7 +82,9 @@ def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
 
 def _is_one_volume(path: Path) -> bool:
     """Whether a path is a file, or a folder of DICOM slices with no volume below it."""
-    return path.is_file() or (is_volume(path) and next(volumes_below(path), None) is None)
+    if path.is_file():
+        return True
+    return path.is_dir() and is_volume(path.resolve()) and next(volumes_below(path), None) is None
 
 
 def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABILITIES,)) -> dict[str, Path]:

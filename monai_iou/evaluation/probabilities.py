@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.masks import mask_of
 from monai_iou.evaluation.pairing import PairingError, find_volumes
-from monai_iou.evaluation.probability_channels import channels_of
+from monai_iou.evaluation.probability_channels import channels_of, check_range
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import lesion_volume_scale
 from monai_iou.metrics.components import find_overlaps
@@ -27,6 +27,7 @@ from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import Grid, align
 from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed, files_below
+from monai_iou.volumes.probability_kind import are_separate
 from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
 
@@ -35,7 +36,6 @@ __all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "find_
 RESOLUTION = 4000  # nodes of the histograms: the thresholds and the bins of calibration are among them
 OPERATING_POINTS = tuple(i / 10 for i in range(1, 10))
 ARCHIVE = ".npz"
-_ROUNDING = 1e-3  # by which probabilities in half precision may leave [0, 1]
 _KEYS = ("probabilities", "softmax")  # of nnU-Net v2 and v1
 
 
@@ -128,10 +128,9 @@ def count_maps(
     inputs = {"": digest, **hash_maps(files)}
     ignored = None if ignore is None else reference.array == ignore
     counted = {}
-    for structure, probability in _read_maps(files, reference, structures).items():
+    for structure, probability in _read_maps(files, reference, structures, ignored).items():
         mask = mask_of(reference.array, structure.values)
-        if ignored is not None:
-            mask, probability = mask & ~ignored, np.where(ignored, 0, probability)
+        mask = mask if ignored is None else mask & ~ignored
         counted[structure.name] = {
             "histogram": _histogram(probability, mask, ignored),
             "lesions": _lesions(probability, mask, reference.grid, rules),
@@ -146,14 +145,6 @@ def _histogram(
         probability, mask = probability[~ignored], mask[~ignored]
     voxels = torch.from_numpy(np.ascontiguousarray(probability, dtype=np.float32).reshape(1, 1, -1))
     inside = torch.from_numpy(np.ascontiguousarray(mask).astype(np.uint8).reshape(1, 1, -1))
-    low, high = (float(end) for end in voxels.aminmax()) if voxels.numel() else (0.0, 0.0)
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
-        found = low if low < -_ROUNDING else high
-        message = (
-            f"Expected probabilities between 0 and 1, but got {found:.6g}: write the outputs of a softmax or a sigmoid "
-            "instead of logits."
-        )
-        raise ValueError(message)
     histograms = probability_histograms(voxels, inside, activation=None, resolution=RESOLUTION)
     if undefined := int(histograms.undefined.sum()):
         message = f"Expected probabilities, but got NaN in {undefined} voxels: find out where they come from."
@@ -187,7 +178,10 @@ def _lesions(probability: NDArray[Any], mask: NDArray[np.bool_], grid: Grid, rul
 
 
 def _read_maps(
-    files: Mapping[str, Path], reference: Volume, structures: Sequence[Structure] | None
+    files: Mapping[str, Path],
+    reference: Volume,
+    structures: Sequence[Structure] | None,
+    ignored: NDArray[np.bool_] | None,
 ) -> dict[Structure, NDArray[Any]]:
     if "" not in files:
         if structures is None:
@@ -200,13 +194,23 @@ def _read_maps(
                 f"{', '.join(files)}: write one for each label, named CASE_LABEL."
             )
             raise ValueError(message)
-        volumes = {structure: read_volume(files[structure.name]) for structure in structures}
-        return {structure: align(v.array, v.grid, reference.grid) for structure, v in volumes.items()}
+        maps = {}
+        for structure in structures:
+            volume = read_volume(files[structure.name])
+            maps[structure] = _without(ignored, align(volume.array, volume.grid, reference.grid))
+            check_range(files[structure.name], maps[structure])
+        return maps
     path = files[""]
     channels = _archive(path, reference) if path.suffix.lower() == ARCHIVE else _channels(path, reference)
+    channels = _without(ignored, channels)
     if structures is None:
         structures = [Structure(str(value), (value,)) for value in range(1, max(2, len(channels)))]
-    return channels_of(path, channels, structures)
+    return channels_of(path, channels, structures, separate=are_separate(path))
+
+
+def _without(ignored: NDArray[np.bool_] | None, maps: NDArray[Any]) -> NDArray[Any]:
+    """Return maps that are 0 in the ignored voxels, where they may hold anything."""
+    return maps if ignored is None else np.where(ignored, 0, maps)
 
 
 def _channels(path: Path, reference: Volume) -> NDArray[Any]:

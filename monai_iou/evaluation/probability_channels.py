@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.rules import Structure
 
-__all__ = ["channels_of"]
+__all__ = ["channels_of", "check_range"]
 
 _ROUNDED = 1 / 255  # how far a sum may be from 1 for each channel: they may be written in eight bits
-_OVERLAP = 0.5  # above 1: two structures are in one voxel
+_UNIT = 1e-3  # by which probabilities in half precision may leave [0, 1]
+_SEEN = 0.1  # probability from which on a voxel may hold a structure: only these tell what the channels are
+_NEARLY_ALL, _FEW, _HARDLY_ANY = 0.99, 0.05, 0.005  # of these voxels
+_CLIPPED = 0.1  # mean distance from 1 of shares that were interpolated and clipped
+_TWO = 1.5  # sum from which on two structures are in one voxel
 _BACKGROUND = 0.25  # mean distance of a background from what the most probable structure leaves to it
 
 
 def channels_of(
-    path: Path, channels: NDArray[Any], structures: Sequence[Structure]
+    path: Path, channels: NDArray[Any], structures: Sequence[Structure], *, separate: bool | None = None
 ) -> dict[Structure, NDArray[np.floating[Any]]]:
     """Return the probabilities of each structure.
 
@@ -31,9 +35,11 @@ def channels_of(
         path: of the file, for messages.
         channels: (C, *S), of one case.
         structures: what is scored; where channels and structures go together by their order, all of them.
+        separate: whether the channels are outputs by themselves, as the file says, or shares of one probability; None
+            if it does not say.
 
     Raises:
-        ValueError: the channels cannot be told to be those of the structures.
+        ValueError: the channels are no probabilities, or cannot be told to be those of the structures.
 
     >>> one, two, both = Structure("1", (1,)), Structure("5", (5,)), Structure("both", (1, 2))
     >>> shares = np.array([[0.7], [0.2], [0.1]])
@@ -48,53 +54,92 @@ def channels_of(
     count, first = len(channels), len(channels) - len(structures)
     values = [value for structure in structures for value in structure.values]
     are_channels = min(values) >= 0 and max(values) < count
-    known = channels.reshape(count, -1)
-    finite = np.isfinite(known).all(axis=0)
-    known = known if finite.all() else known[:, finite]  # what is not finite is refused where it is counted
-    low, high = _sums(known)
-    shares = max(1 - low, high - 1) <= count * _ROUNDED
-    if are_channels and shares:
+    known = _telling_voxels(path, channels)
+    in_order = first in (0, 1)
+    same = in_order and len(values) == len(structures) and sorted(values) == list(range(first, count))
+    are_shares = _are_shares(known) if separate is None else not separate
+    if are_channels and are_shares and not same:
         return {
             structure: np.minimum(channels[sorted(set(structure.values))].sum(axis=0), 1) for structure in structures
         }
     names = ", ".join(structure.name for structure in structures)
-    if first not in (0, 1):
+    if not in_order:
         wanted = f"`{path}` to have one channel for each of {names}, with or without a background before them"
-        found = str(count)
         if are_channels:
             wanted = f"the channels of `{path}` to add up to 1 as those of labels do, or to be one for each of {names}"
-            found = f"{count} that add up to {high if high - 1 > 1 - low else low:.3g} in a voxel"
         message = (
-            f"Expected {wanted}, but got {found}: name all of them in `--labels` or `--regions`, in the order of the "
-            "channels."
+            f"Expected {wanted}, but got {count}{' that do not add up to 1' if are_channels else ''}: name all of them "
+            "in `--labels` or `--regions`, in the order of the channels."
         )
         raise ValueError(message)
-    if first and not shares and not _has_background(known):
+    if first and not are_shares and not _has_background(known):
         message = (
             f"Expected the first of the {count} channels of `{path}` to be the background, because there is one more "
             f"than structures ({names}), but it is not: name all of them in `--labels` or `--regions`, in the order of "
             "the channels."
         )
         raise ValueError(message)
-    are_labels = len(values) == len(structures)
-    if are_labels and high > 1 + _OVERLAP:
+    labels = all(structure.name == str(structure.values[0]) for structure in structures)
+    if len(values) == len(structures) > 1 and (_overlap(known[first:]) > _FEW or (separate and labels)):
         message = (
-            f"Expected the channels of `{path}` to exclude each other, because each of {names} is one label, but they "
-            f"add up to {high:.3g} in a voxel: name the regions in `--regions`, in the order of the channels, or write "
-            "one file for each label, named CASE_LABEL."
+            f"Expected the channels of `{path}` to exclude each other, because each of {names} is one label, but got "
+            "outputs of regions that overlap: name these in `--regions`, in the order of the channels, or write one "
+            "file for each label, named CASE_LABEL."
         )
         raise ValueError(message)
-    if are_labels and sorted(values) == list(range(first, count)):
+    if same:
         return {structure: channels[structure.values[0]] for structure in structures}
     return {structure: channels[first + i] for i, structure in enumerate(structures)}
 
 
-def _sums(known: NDArray[Any]) -> tuple[float, float]:
-    """The smallest and the largest sum over the channels."""
-    total = known.sum(axis=0)
-    return (float(total.min()), float(total.max())) if total.size else (1.0, 1.0)
+def _telling_voxels(path: Path, channels: NDArray[Any]) -> NDArray[Any]:
+    """Return the channels (C, N) where all are finite and one is not 0: a margin of zeros tells nothing.
+
+    Raises:
+        ValueError: a value is outside 0 to 1.
+    """
+    known = channels.reshape(len(channels), -1)
+    known = known[:, np.isfinite(known).all(axis=0) & (known != 0).any(axis=0)]  # NaN is refused where it is counted
+    check_range(path, known)
+    return known
+
+
+def check_range(path: Path, values: NDArray[Any]) -> None:
+    """Raise ValueError if a value of a file is outside 0 to 1; NaN is not looked at."""
+    low, high = (
+        (float(np.fmin.reduce(values.ravel())), float(np.fmax.reduce(values.ravel()))) if values.size else (0, 0)
+    )
+    if low < -_UNIT or high > 1 + _UNIT:
+        message = (
+            f"Expected `{path}` to hold probabilities between 0 and 1, but got {low if low < -_UNIT else high:.6g}: "
+            "write the outputs of a softmax or a sigmoid instead of logits."
+        )
+        raise ValueError(message)
+
+
+def _are_shares(known: NDArray[Any]) -> bool:
+    """Return whether the channels share one probability, as those of a softmax do.
+
+    Where they were interpolated and clipped, they miss 1 by little, and the outputs of regions pass it by far where two
+    regions are. Between the two, where no voxel is in two regions, the readings hardly differ.
+    """
+    others = known[1:].max(axis=0, initial=0)
+    seen = known[:, (others > _SEEN) | (known[0] < 1 - _SEEN)]
+    if not seen.size:
+        return True  # nothing is predicted
+    distance = np.abs(seen.sum(axis=0) - 1)
+    if (distance <= len(known) * _ROUNDED).mean() >= _NEARLY_ALL:
+        return True
+    return _overlap(seen[1:]) <= _HARDLY_ANY and bool(distance.mean() <= _CLIPPED)
+
+
+def _overlap(structures: NDArray[Any]) -> float:
+    """Return in which share of the voxels that hold one of the structures (n, N) two of them are."""
+    total = structures.sum(axis=0)
+    inside = np.count_nonzero(total > _TWO / 2)
+    return float(np.count_nonzero(total > _TWO) / max(inside, 1))
 
 
 def _has_background(known: NDArray[Any]) -> bool:
-    """Whether the first channel is large where all others are small, and the reverse."""
+    """Return whether the first channel is large where all others are small, and the reverse."""
     return not known.size or bool(np.abs(1 - known[0] - known[1:].max(axis=0)).mean() <= _BACKGROUND)

@@ -63,7 +63,8 @@ def _left_out(one: Evaluated, other: Evaluated) -> Iterator[str]:
     labels = [label for label in one.labels if label not in other.labels]
     if labels:
         yield f"`{one.folder}` has the labels {', '.join(labels)} and `{other.folder}` does not: they are left out."
-    shared = [key for key in one.scores if key[1] in other.labels]
+    asked = [*one.scores, *((case, label) for case in sorted(one.failed) for label in one.labels)]
+    shared = [key for key in asked if key[1] in other.labels]
     cases = dict.fromkeys(case for case, _ in shared)
     missing = list(dict.fromkeys(key[0] for key in shared if not is_in(other, key)))
     if missing:

@@ -170,7 +170,9 @@ class RowMetric(CumulativeIterationMetric):
             return 0
         background = self.include_background
         if background is None:
-            self._first_scored = int(all(pair.has_background for pair in pairs))
+            telling = [pair for pair in pairs if pair.tells_background]
+            if telling or not any(self._buffers or []):  # otherwise as in the images before
+                self._first_scored = int(all(pair.has_background for pair in telling or pairs))
             return self._first_scored
         return 0 if background else 1
 

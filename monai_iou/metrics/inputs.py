@@ -77,6 +77,11 @@ class ImagePair:
             return self._is_shared_out(self.reference)
         return self._is_shared_out(self.given) or self._is_shared_out(self.prediction)
 
+    @property
+    def tells_background(self) -> bool:
+        """Whether the reference itself says if class 0 is a background: not where some of its maps are missing."""
+        return len(self.reference) == 1 or self.given is None or self._is_shared_out(self.given)
+
     def _is_shared_out(self, maps: torch.Tensor) -> bool:
         if len(maps) == 1:
             return self.num_classes > 1

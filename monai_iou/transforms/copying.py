@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_runs
 from monai_iou.transforms.crops_dictionary import POSTFIX
-from monai_iou.transforms.lesions import as_array, check_unmoved
+from monai_iou.transforms.lesions import as_array, check_unmoved, holds_regions
 from monai_iou.transforms.pasting import Lesion, body_mask, foreground_mask, in_channels, paste_image, surrounded
 from monai_iou.transforms.shapes import check_same_shape
 
@@ -139,7 +139,8 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
 
         Raises:
             TypeError: if `source` does not return a dictionary.
-            ValueError: if the images of an item differ in shape, or a source item has other keys or channels.
+            ValueError: if the images of an item differ in shape, a source item lacks one of its keys or has other
+                channels, or the label holds regions.
         """
         items = dict(data)
         self.randomize(None)
@@ -147,6 +148,12 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
             return items
         arrays = {key: np.array(as_array(items[key])) for key in self.key_iterator(items)}
         check_same_shape(arrays, "the item")
+        if holds_regions(arrays[self.label_key]):
+            message = (
+                f"Expected {self.label_key!r} to be copied without regions, but got the channels of ComponentRegionsd: "
+                "put that transform after this one, so that pasted lesions have regions too."
+            )
+            raise ValueError(message)
         body = self._body(arrays)
         wanted = int(self.R.randint(1, self.max_lesions + 1))
         if not sum(self._paste_one(arrays, body) for _ in range(wanted)):
@@ -162,7 +169,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
 
     def _paste_one(self, arrays: dict[Hashable, NDArray[Any]], body: NDArray[np.bool_]) -> bool:
         """Paste a lesion of a source item into the arrays in place; return whether a position was found for it."""
-        item = self._source_item()
+        item = self._source_item(arrays)
         source = {key: as_array(item[key]) for key in arrays}
         _check_fit(source, arrays)
         lesion = self._lesion(item, source)
@@ -179,7 +186,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         arrays[self.label_key][pasted] = source[self.label_key][in_channels(lesion.voxels)]
         return True
 
-    def _source_item(self) -> Item:
+    def _source_item(self, keys: Iterable[Hashable]) -> Item:
         index = int(self.R.randint(self.count))
         item = self.source(index) if callable(self.source) else self.source[index]
         if not isinstance(item, Mapping):
@@ -188,7 +195,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
                 "because a crop returns a list of them."
             )
             raise TypeError(message)
-        if missing := [key for key in self.key_iterator(dict.fromkeys(self.keys)) if key not in item]:
+        if missing := [key for key in keys if key not in item]:
             message = (
                 f"Expected items of `source` to have the key {missing[0]!r}, but got none: prepare them by the same "
                 "transforms."

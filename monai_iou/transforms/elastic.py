@@ -107,7 +107,8 @@ class RandCoarseElasticd(RandomizableTransform, WarpTransform):
     """Deform 3D volumes by one smooth random displacement field, as MONAI's `Rand3DElasticd` does and much faster.
 
     The distribution of displacements is that of `Rand3DElasticd` with the same ranges, but for two things: it is normal
-    (a weighted sum of many uniform numbers is nearly so), and it does not fall off towards the borders.
+    (a weighted sum of many uniform numbers is nearly so), and it does not fall off towards the borders. A sigma below 2
+    voxels is smoother here: the field is drawn on a grid of half the resolution.
 
     Args:
         keys: the entries to deform, (C, X, Y, Z) each, of one shape.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monai_iou.components import BACKGROUND, FIRST_REGION, ComponentRuns, component_runs
 
-__all__ = ["as_array", "check_shape", "check_unmoved", "find_lesions"]
+__all__ = ["as_array", "check_shape", "check_unmoved", "find_lesions", "holds_regions"]
 
 
 def find_lesions(
@@ -28,7 +28,7 @@ def find_lesions(
     """Return the voxels of a label's components, and of its background where the image exceeds a threshold.
 
     Args:
-        label: label map (1, *S) or per-class maps (C, *S).
+        label: label map (1, *S), also with regions behind it, or per-class maps (C, *S).
         image: (C, *S); only voxels where any channel exceeds `image_threshold` count as background. None for no limit.
         image_threshold: see `image`.
         labels: as for :func:`monai_iou.components.component_runs`.
@@ -39,7 +39,18 @@ def find_lesions(
         ValueError: as :func:`monai_iou.components.component_runs`.
     """
     inside = None if image is None else np.any(as_array(image) > image_threshold, axis=0)
-    return component_runs(as_array(label), labels, connectivity, ignore_index, inside)
+    values = as_array(label)
+    values = values[:1] if holds_regions(values) else values
+    return component_runs(values, labels, connectivity, ignore_index, inside)
+
+
+def holds_regions(label: NDArray[Any]) -> bool:
+    """Return whether a label (C, *S) is a label map with the regions of `ComponentRegionsd` behind it."""
+    behind = label[1:]
+    if not behind.size:
+        return False
+    first = behind.reshape(len(behind), -1)[:, 0]  # tells nearly always
+    return bool((first >= FIRST_REGION).all() and (behind >= FIRST_REGION).all())
 
 
 def as_array(values: NdarrayOrTensor) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.voxels.inputs import Findings, Voxels, both_kept, count_regions, in_regions, plain
+from monai_iou.voxels.inputs import Findings, Voxels, both_kept, count_regions, in_regions, plain, saveable
 from monai_iou.voxels.labels import valid_voxels
 
 # torch stores these but computes next to nothing in them.
@@ -16,13 +16,6 @@ _BARE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 def computable(values: Tensor) -> Tensor:
     """Return whole numbers in a dtype that torch computes in."""
     return values.long() if values.dtype in _BARE_UNSIGNED else values
-
-
-def _saveable(values: Tensor) -> Tensor:
-    """Return values that may be saved for the backward pass: those made in inference mode may not, but a copy may."""
-    if torch.compiler.is_compiling():
-        return values
-    return values.clone() if values.is_inference() and torch.is_grad_enabled() else values
 
 
 def flat_voxels(
@@ -40,10 +33,10 @@ def flat_voxels(
         keep = computable(plain(checks.check_side_map("mask", mask, input, integer=False))) != 0
     regions = 1
     if groups is not None:
-        groups = _saveable(computable(plain(checks.check_groups(groups, input))))
+        groups = saveable(computable(plain(checks.check_groups(groups, input))))
         regions = count_regions(groups, num_groups)
     logits = plain(input).flatten(2)
-    target = _saveable(computable(plain(target).flatten(2)))
+    target = saveable(computable(plain(target).flatten(2)))
     if logits.shape[1] > 1 and target.shape[1] == 1:
         has_ignored = keep is not None or ignore_index is not None
         return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)

@@ -167,6 +167,13 @@ def both_kept(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return second if first is None else first if second is None else first & second
 
 
+def saveable(values: Tensor) -> Tensor:
+    """Return values that may be saved for the backward pass: those made in inference mode may not, but a copy may."""
+    if torch.compiler.is_compiling():
+        return values
+    return values.clone() if values.is_inference() and torch.is_grad_enabled() else values
+
+
 def plain(tensor: Tensor) -> Tensor:
     """Drop MONAI's MetaTensor, whose bookkeeping costs time in every operation."""
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)

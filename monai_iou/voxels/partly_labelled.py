@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels.compact_labels import equals
-from monai_iou.voxels.inputs import plain, sum_dtype
+from monai_iou.voxels.inputs import plain, saveable, sum_dtype
 
 Labelled = Tensor | Sequence[Sequence[bool]] | None
 
@@ -37,7 +37,7 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
                 "per image and class."
             )
             raise ValueError(message)
-        return pairs
+        return saveable(pairs)
     maps = plain(target)
     if maps.device.type != "cpu" or torch.compiler.is_compiling():
         return None

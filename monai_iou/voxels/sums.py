@@ -112,6 +112,12 @@ class VoxelSums:
     def __add__(self, other: VoxelSums) -> VoxelSums:
         if not isinstance(other, VoxelSums):
             return NotImplemented
+        if self.rows.shape != other.rows.shape:  # torch would count one image for each of several
+            message = (
+                f"Expected sums of the same images, classes and regions, shape {tuple(self.rows.shape[1:])}, but got "
+                f"{tuple(other.rows.shape[1:])}: add over the images first, by `over_batch()`."
+            )
+            raise ValueError(message)
         return VoxelSums(self.rows + other.rows, self.partly_labelled or other.partly_labelled)
 
     def over_batch(self) -> VoxelSums:

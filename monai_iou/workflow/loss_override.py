@@ -1,32 +1,38 @@
-"""`--loss::_target_` over a plan, whose loss may have arguments that another class does not take."""
+"""`loss::_target_` over a plan, whose loss may have arguments that another class does not take."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = ["with_whole_loss"]
 
-TARGETS = ("loss::_target_", "loss#_target_")
-
 
 def with_whole_loss(keys: Mapping[str, Any], configs: Sequence[Path]) -> dict[str, Any]:
     """Return keys in which a class that takes the place of the planned loss starts from the bundle's own arguments.
 
     Those are what every loss of the package takes: activation, classes, `ignore_index`, sums over batch and ranks.
+    Single arguments that the user's own configs give follow them.
 
     Args:
         keys: of the command line.
-        configs: the bundle's train.json, the plan, and the user's own, whose `loss` is left as it is.
+        configs: the bundle's train.json, the plan, and the user's own; a whole `loss` of theirs is left as it is.
     """
     bundle, _, *own = configs
-    if not any(target in keys for target in TARGETS) or any(_holds_loss(path) for path in own):
+    given: dict[str, Any] = {}
+    for path in own:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        given |= {key: value for key, value in content.items() if _parts(key)[0] == "loss"}
+    names = [_parts(key) for key in (*given, *keys)]
+    if ["loss", "_target_"] not in names or ["loss"] in names:
         return dict(keys)
     loss = json.loads(bundle.read_text(encoding="utf-8"))["loss"]
-    return {"loss": loss, **keys}
+    return {"loss": loss, **given, **keys}
 
 
-def _holds_loss(path: Path) -> bool:
-    return "loss" in json.loads(path.read_text(encoding="utf-8"))
+def _parts(key: str) -> list[str]:
+    """The parts of a key, without the sign by which MONAI adds to a value or removes it."""
+    return re.split("#|::", key.lstrip("+~"))

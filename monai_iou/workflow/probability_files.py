@@ -13,6 +13,7 @@ from monai.transforms.transform import MapTransform
 
 from monai_iou.files import OutputError, replaced_file
 from monai_iou.volumes.names import PROBABILITIES
+from monai_iou.volumes.probability_kind import description
 from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class SaveProbabilitiesd(MapTransform):
         keys: probabilities of shape (C, X, Y, Z), MetaTensors on the image's grid.
         cases: name the files.
         output_dir: folder of the files.
+        regions: whether the channels are regions, each with a probability of its own, and not classes that share one;
+            the files' descriptions say so, for `monai-iou evaluate`. None says nothing.
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
@@ -37,10 +40,16 @@ class SaveProbabilitiesd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, cases: BundleCases, output_dir: str, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        cases: BundleCases,
+        output_dir: str,
+        allow_missing_keys: bool = False,
+        *,
+        regions: bool | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.cases, self.output_dir = cases, output_dir
+        self.cases, self.output_dir, self.regions = cases, output_dir, regions
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return the item as it is."""
@@ -50,15 +59,18 @@ class SaveProbabilitiesd(MapTransform):
             image = Path(str(meta.get("filename_or_obj", "image")))
             path = self.cases.result_path(image, self.output_dir, PROBABILITIES, ".nii.gz")
             values = items[key].detach().cpu().as_subclass(torch.Tensor).to(torch.float32).numpy()
-            _write(np.moveaxis(values, 0, -1), np.asarray(meta["affine"], dtype=np.float64), path)
+            affine = np.asarray(meta["affine"], dtype=np.float64)
+            told = "" if self.regions is None else description(regions=self.regions)
+            _write(np.moveaxis(values, 0, -1), affine, path, told)
         return items
 
 
-def _write(values: np.ndarray, affine: np.ndarray, path: Path) -> None:
+def _write(values: np.ndarray, affine: np.ndarray, path: Path, told: str) -> None:
     import nibabel
 
     image = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = told
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(path, ".nii.gz") as temporary:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from places import DOCS
 
 from monai_iou.cli import main
@@ -299,3 +301,47 @@ def test_a_label_twice_in_a_region_is_refused(folders, tmp_path, capsys):
     assert (
         "Expected every label of a region once, but got 'whole=1+1': remove one from whole." in capsys.readouterr().err
     )
+
+
+def test_cases_that_a_table_of_patients_lacks_are_noted(folders, tmp_path, capsys):
+    (tmp_path / "patients.csv").write_text("case,patient\ncase0,P\nCase1,P\n")
+    options = [f"--output={tmp_path / 'out'}", f"--groups={tmp_path / 'patients.csv'}"]
+    assert main(["evaluate", *folders, *options]) == 0
+    note = f"Cases without a patient in `{tmp_path / 'patients.csv'}`: 1 of 2, such as case1."
+    assert f"Note: {note}" in capsys.readouterr().out
+    assert note in json.loads((tmp_path / "out" / "summary.json").read_text())["notes"][-1]
+
+
+def test_two_files_are_one_case(folders, tmp_path, capsys):
+    files = [f"{folder}/case0.nii.gz" for folder in folders]
+    assert main(["evaluate", *files, f"--output={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.startswith("Evaluated 1 of 1 cases.")
+    assert main(["evaluate", files[0], folders[1], f"--output={tmp_path / 'out2'}"]) == 2
+    assert "Expected `--predictions` to be a folder of volumes, but got `" in capsys.readouterr().err
+
+
+def test_two_dicom_series_are_one_case(folders, tmp_path, capsys):
+    image = SimpleITK.ReadImage(str(tmp_path / "references" / "case0.nii.gz"))
+    writer = SimpleITK.ImageFileWriter()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(image.GetDepth()):
+            part = image[:, :, index]
+            for tag, value in (
+                ("0008|0060", "OT"), ("0020|000e", f"1.2.{len(name)}.{ord(name)}"), ("0020|0013", str(index)),
+                ("0020|0032", f"0\\0\\{index}"), ("0020|0037", "1\\0\\0\\0\\1\\0"), ("0018|0050", "1"),
+            ):  # fmt: skip
+                part.SetMetaData(tag, value)
+            writer.KeepOriginalImageUIDOn()
+            writer.SetFileName(str(tmp_path / name / f"{index:03d}.dcm"))
+            writer.Execute(part)
+    options = [f"--predictions={tmp_path / 'a'}", f"--references={tmp_path / 'b'}", f"--output={tmp_path / 'out'}"]
+    assert main(["evaluate", *options]) == 0
+    assert capsys.readouterr().out.startswith("Evaluated 1 of 1 cases.")
+    options[0] = f"--predictions={tmp_path / 'references' / 'case0.nii.gz'}"
+    assert main(["evaluate", *options, "--resample", "reference"]) == 0, "a file and a series are a pair too"
+    assert main(["evaluate", f"--predictions={tmp_path / 'predictions'}", *options[1:]]) == 1
+    message = (
+        f"two folders or two volumes, but got the volume `{tmp_path / 'b'}` and the folder `{tmp_path / 'predictions'}`"
+    )
+    assert message in capsys.readouterr().err

@@ -337,6 +337,12 @@ def test_folds_that_cannot_be(folder: Path, folds: object, fold: object, text: s
         fold_cases(read_folder(folder).training, folds, fold)  # type: ignore[arg-type]
 
 
+def test_folds_may_be_numpys_numbers(folder: Path) -> None:
+    cases = read_folder(folder).training
+    for fold in np.arange(3):
+        assert fold_cases(cases, np.int64(3), fold) == fold_cases(cases, 3, int(fold))  # type: ignore[arg-type]
+
+
 def test_the_bundle_validates_on_the_fold(folder: Path) -> None:
     held_out = []
     for fold in range(3):

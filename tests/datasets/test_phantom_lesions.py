@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -68,3 +70,20 @@ def test_a_dataset_says_which_lesions_it_has(tmp_path: Path) -> None:
         "CT-like volumes with one lesion of 22 to 28 mm and 15 to 25 of 3 to 6 mm, scaled to 0.3 % of the voxels, "
         "among vessels as bright"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"training": 0}, "Expected `training` to be a number of cases of at least 1, but got 0: write more."),
+        ({"evaluation": -1}, "Expected `evaluation` to be a number of cases of at least 0, but got -1: write more."),
+        (
+            {"shape": (16, 16, 2)},
+            "Expected `shape` to be three numbers of at least 4 voxels, but got (16, 16, 2): take",
+        ),
+    ],
+)
+def test_datasets_that_cannot_be_written(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_phantom_dataset(tmp_path / "data", **given)
+    assert not (tmp_path / "data").exists()

@@ -65,7 +65,9 @@ def test_numbers_are_whole_and_the_first_group_wins(
 def test_patients_are_those_of_a_training(
     groups: dict[str, list[str]], cases: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    found = patients_of(pairs_of(*cases), described(tmp_path_factory.getbasetemp(), patient_groups=groups))
+    folder = tmp_path_factory.getbasetemp() / "groups"
+    folder.mkdir(exist_ok=True)
+    found = patients_of(pairs_of(*cases), described(folder, patient_groups=groups))
     trained = {case: patient_of(Case(case, Path(case)), groups) for case in cases}
     assert {case: f"group {p}" if p in groups else p for case, p in found.items()} == trained
 
@@ -124,13 +126,13 @@ def test_cases_without_a_patient_beside_others_are_noted(tmp_path: Path) -> None
     request = Request(tmp_path, tmp_path, tmp_path / "out", groups=file)
     patients = listed(tmp_path, "case,patient\na,P\nB,P\nC,Q\nd,Q\n", "a", "b", "c", "d")
     assert patient_notes(patients, request) == [
-        f"2 of 4 cases have no patient in `{file}`, such as b, and each counts as a patient of its own: if it is not, "
+        f"Cases without a patient in `{file}`: 2 of 4, such as b. Each counts as a patient of its own: if it is not, "
         "name it there as cases.csv does, or the intervals are too narrow."
     ]
     assert patient_notes(listed(tmp_path, "case,patient\na,P\nb,P\nelse,Q\n", "a", "b"), request) == []
     groups = described(tmp_path, patient_groups={"P": ["a"]})
     (note,) = patient_notes(patients_of(pairs_of("a", "b"), groups), groups)
-    assert f"1 of 2 cases have no patient in `{tmp_path / 'dataset.json'}`, such as b" in note
+    assert f"Cases without a patient in `{tmp_path / 'dataset.json'}`: 1 of 2, such as b. Each counts" in note
     assert patient_notes(patients_of(pairs_of("x", "y"), groups), groups) == []
 
 

@@ -43,7 +43,7 @@ def test_dicom_folder_is_one_volume(folders):
     assert Pair("lost", predictions / "lost", references / "lost.nrrd") in pair_folders(predictions, references)
 
 
-def test_two_volumes_are_one_case_also_if_they_are_dicom(folders):
+def test_two_volumes_are_one_case_also_if_they_are_dicom(folders, monkeypatch):
     predictions, references = folders
     series = predictions.parent / "series" / "case1"
     series.mkdir(parents=True)
@@ -51,6 +51,8 @@ def test_two_volumes_are_one_case_also_if_they_are_dicom(folders):
     for first, second in ((predictions / "a.mha", series), (series, series), (series, references / "a.nii.gz")):
         (pair,) = pair_volumes(first, second)
         assert (pair.prediction, pair.reference) == (first, second)
+    monkeypatch.chdir(series)
+    assert pair_volumes(Path("../../predictions/a.mha"), Path())[0].case == "case1"
     assert pair_volumes(predictions, references) == []
     assert pair_volumes(series.parent, references) == [], "a folder above a series is a folder of volumes"
 

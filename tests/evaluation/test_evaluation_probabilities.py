@@ -24,6 +24,7 @@ from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files, fi
 from monai_iou.evaluation.probability_channels import channels_of
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.volumes.probability_kind import are_separate, description
 
 SHAPE, SPACING = (14, 12, 10), (1.0, 2.0, 1.5)
 AFFINE = np.diag([*SPACING, 1.0])
@@ -199,31 +200,23 @@ def test_outputs_of_regions_are_taken_in_their_order(background: bool, tmp_path:
             {"core": (2, 3)},
             "Expected the channels of `M` to add up to 1 as those of labels do, or to be one for ",
         ),
-        (
-            True,
-            {"core": (2,)},
-            "each of core, but got 4 that add up to 3.1 in a voxel: name all of them in `--labels` or ",
-        ),
-        (False, {"core": (2,)}, "but got 3 that add up to 2.95 in a voxel"),
+        (True, {"core": (2,)}, "each of core, but got 4 that do not add up to 1: name all of them in `--labels` or "),
+        (False, {"core": (2,)}, "each of core, but got 3 that do not add up to 1: name all"),
         (
             False,
             {"whole": (1, 2, 3), "active": (3,)},
-            "Expected the first of the 3 channels of `M` to be the background, ",
+            "the first of the 3 channels of `M` to be the background, because",
         ),
-        (
-            False,
-            {"whole": (1, 2, 3)},
-            "one channel for each of whole, with or without a background before them, but got 3:",
-        ),
+        (False, {"whole": (1, 2, 3)}, "for each of whole, with or without a background before them, but got 3: name"),
         (
             True,
             {"1": (1,), "2": (2,), "3": (3,)},
-            "to exclude each other, because each of 1, 2, 3 is one label, but they",
+            "to exclude each other, because each of 1, 2, 3 is one label, but got",
         ),
         (
             False,
             {"1": (1,), "2": (2,), "3": (3,)},
-            "add up to 2.95 in a voxel: name the regions in `--regions`, in the ",
+            "outputs of regions that overlap: name these in `--regions`, in the order",
         ),
         (True, {"rest": (-1,), "1": (1,)}, "one channel for each of rest, 1, with or without a background before them"),
     ],
@@ -254,13 +247,133 @@ def test_separate_outputs_of_labels_are_taken_by_their_value() -> None:
     assert all((values == outputs[structure.values[0]]).all() for structure, values in found.items())
 
 
-def test_logits_are_refused_by_what_a_user_can_change(folder: Path) -> None:
+def softmax_of_four(margin: int = 0, zoom: float = 1) -> np.ndarray:
+    """Blurred shares of four labels, one in the other: zero in a margin, or interpolated by splines and clipped."""
+    label, _ = nested(background=True)
+    sure = np.stack([label == value for value in range(4)]).astype(np.float32)
+    soft = ndimage.gaussian_filter(sure, (0, 0.5, 0.5, 0.5))
+    if zoom != 1:
+        soft = np.stack([ndimage.zoom(channel, zoom, order=3) for channel in sure]).clip(0, 1)
+    soft[:, :margin] = 0
+    return soft
+
+
+@pytest.mark.parametrize("margin", [0, 1, 2])
+def test_shares_with_a_margin_of_zeros_are_shares(margin: int) -> None:
+    """As many regions as foreground channels: taken for outputs of regions, they would be scored wrongly."""
+    soft = softmax_of_four(margin)
+    found = channels_of(Path("M"), soft, structures(REGIONS))
+    for structure, values in found.items():
+        np.testing.assert_allclose(values, soft[list(structure.values)].sum(0).clip(0, 1), atol=1e-6)
+
+
+def test_shares_that_were_clipped_and_single_odd_voxels_are_shares() -> None:
+    soft = softmax_of_four(zoom=2.5)
+    assert soft.sum(0).max() > 1.02
+    soft[:, 17, 16, 12] = 0.9
+    found = channels_of(Path("M"), soft, structures({"core": (2, 3)}))
+    ((_, values),) = found.items()
+    np.testing.assert_allclose(values, soft[2:].sum(0).clip(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("separate", [True, None])
+def test_regions_of_a_case_without_the_inner_ones_are_outputs_where_the_file_says_so(separate: bool | None) -> None:
+    """Where it does not, they are close to shares, and the sums are nearly the outputs."""
+    _label, channels = nested(background=True)
+    channels = channels.clip(0.002, 0.998)
+    channels[2:] *= 0.02
+    channels[0] = 1 - channels[1]
+    save_as, order = [0, 3, 2, 1], {"active": (3,), "core": (2, 3), "whole": (1, 2, 3)}
+    found = channels_of(Path("M"), channels, structures(REGIONS), separate=separate)
+    for i, values in enumerate(found.values(), start=1):
+        np.testing.assert_allclose(values, channels[i], atol=0 if separate else 0.05)
+    if separate:
+        found = channels_of(Path("M"), channels[save_as], structures(order), separate=True)
+        for i, values in zip((3, 2, 1), found.values(), strict=True):
+            np.testing.assert_array_equal(values, channels[i])
+        with pytest.raises(ValueError, match="to exclude each other, because each of 1, 2, 3 is one label"):
+            channels_of(Path("M"), channels, structures({"1": (1,), "2": (2,), "3": (3,)}), separate=True)
+
+
+def test_a_file_of_predict_says_what_its_channels_are(tmp_path: Path) -> None:
+    for regions in (True, False):
+        image = nibabel.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4))
+        image.header["descrip"] = description(regions=regions)
+        nibabel.save(image, tmp_path / "a.nii.gz")
+        assert are_separate(tmp_path / "a.nii.gz") is regions
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4)), tmp_path / "b.nii")
+    np.savez(tmp_path / "c.npz", np.zeros(3))
+    (tmp_path / "d.nii").write_bytes(b"broken")
+    assert [are_separate(tmp_path / name) for name in ("b.nii", "c.npz", "d.nii", "absent.nii")] == [None] * 4
+
+
+def test_one_label_may_have_two_outputs_that_are_no_shares() -> None:
+    """A sigmoid for the background, which is not what the other leaves."""
+    soft = softmax_of_four()
+    outputs = np.stack([soft[0], 1 - soft[0]])
+    outputs[:, 7, 6, 5] = 0.7, 0.9
+    ((_, values),) = channels_of(Path("M"), outputs, structures({"1": (1,)})).items()
+    np.testing.assert_array_equal(values, outputs[1])
+
+
+def test_two_labels_may_overlap_a_little() -> None:
+    outputs = np.zeros((2, 10, 10), np.float32)
+    outputs[0, :5], outputs[1, 5:] = 0.9, 0.9
+    outputs[:, 5, :2] = 0.8
+    regions = structures({"1": (1,), "2": (2,)})
+    assert len(channels_of(Path("M"), outputs, regions)) == 2
+    outputs[:, 5, :7] = 0.8
+    with pytest.raises(ValueError, match="to exclude each other, because each of 1, 2 is one label, but got"):
+        channels_of(Path("M"), outputs, regions)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_a_background_is_what_the_others_leave(share: float) -> None:
+    """Outputs of three regions for two of them: without a background, which is the first cannot be told."""
+    outputs = np.zeros((3, 10, 10), np.float32)
+    outputs[0] = 1 - share
+    outputs[1, :2], outputs[2, :1] = 0.9, 0.8
+    outputs[0, :2] = 0.05
+    regions = structures({"a": (1, 2), "b": (2, 5)})
+    if share < 0.25:
+        assert len(channels_of(Path("M"), outputs, regions)) == 2
+    else:
+        with pytest.raises(ValueError, match="Expected the first of the 3 channels of `M` to be the background"):
+            channels_of(Path("M"), outputs, regions)
+
+
+def test_nan_does_not_change_what_the_channels_are(folder: Path) -> None:
+    soft = softmax_of_four()
+    soft[1, 7, 6, 5] = np.nan
+    ((_, values),) = channels_of(Path("M"), soft, structures({"core": (2, 3)})).items()
+    np.testing.assert_allclose(values, soft[2:].sum(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["one file", "a file for each label"])
+def test_logits_are_refused_by_what_a_user_can_change(layout: str, folder: Path, tmp_path: Path) -> None:
     reference = folder / "references" / "c0.nii.gz"
-    label = nibabel.load(reference).get_fdata()
-    save(folder / "logits" / "c0_1.nii.gz", label.astype(np.float32) * 6 - 3)
-    message = "Expected probabilities between 0 and 1, but got -3: write the outputs of a softmax or a sigmoid"
+    label = np.asarray(nibabel.load(reference).dataobj)
+    logits = np.stack([label == value for value in range(3)], -1).astype(np.float32) * 6 - 3
+    save(tmp_path / "maps.nii.gz", logits if layout == "one file" else logits[..., 1])
+    files = {"" if layout == "one file" else "1": tmp_path / "maps.nii.gz"}
+    message = (
+        "to hold probabilities between 0 and 1, but got -3: write the outputs of a softmax or a sigmoid instead of"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
-        count_files({"1": folder / "logits" / "c0_1.nii.gz"}, reference, structures({"1": (1,)}), None, Rules())
+        count_files(files, reference, structures({"1": (1,)}), None, Rules())
+
+
+def test_ignored_voxels_may_hold_anything(folder: Path, tmp_path: Path) -> None:
+    files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
+    label, probabilities = made_case(0)
+    spoilt = np.where(label == 2, np.float32(-7), probabilities)
+    spoilt[:, np.argwhere(label == 2)[0][0]][:, label[np.argwhere(label == 2)[0][0]] == 2] = np.nan
+    save(tmp_path / "maps.nii.gz", np.moveaxis(spoilt, 0, -1))
+    counts = [
+        count_files(each, reference, structures({"1": (1,)}), 2, Rules())["counts"]["1"]["histogram"]
+        for each in (files, {"": tmp_path / "maps.nii.gz"})
+    ]
+    np.testing.assert_array_equal(*counts)
 
 
 def test_ignored_voxels_count_nowhere(folder: Path) -> None:

@@ -216,6 +216,14 @@ def test_what_only_one_folder_was_asked_for_is_noted(tmp_path: Path) -> None:
     ]
 
 
+def test_a_failed_case_that_the_other_was_not_asked_for_is_noted(tmp_path: Path) -> None:
+    first, second = stored(tmp_path / "a"), stored(tmp_path / "b")
+    write_csv(first / "failures.csv", FAILURE_COLUMNS, [{"case": "broken", "reason": "damaged"}])
+    assert notes_of([first, second], tmp_path / "out") == [
+        f"`{second}` was not asked for 1 of the 10 cases of `{first}`, such as `broken`: they are left out."
+    ]
+
+
 def test_the_command_refuses_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [stored(tmp_path / "a", OPTIONS), stored(tmp_path / "b", {**OPTIONS, "boundary": "3mm"})]
     arguments = ["compare", *map(str, folders), f"--output={tmp_path / 'out'}"]

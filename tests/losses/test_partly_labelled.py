@@ -364,7 +364,7 @@ SPARE = [
 ]
 
 
-@pytest.mark.parametrize("form", ["labels", "maps", "NaN"])
+@pytest.mark.parametrize("form", ["labels", "maps"])
 @pytest.mark.parametrize("ignore", [2, 0, 255])
 @pytest.mark.parametrize(("make", "act"), SPARE)
 def test_ignored_voxels_have_no_effect_whatever_was_annotated(
@@ -381,18 +381,11 @@ def test_ignored_voxels_have_no_effect_whatever_was_annotated(
     if ignore < 4:
         maps = torch.where(torch.arange(4).view(1, 4, 1, 1) == ignore, (where | (labels == ignore)).double(), maps)
         where = where | (labels == ignore)
-    target, given = maps, known
-    if form == "labels":
-        target = torch.where(where, ignore, labels)
-    elif form == "NaN":
-        if ignore == 2 or act == "softmax":
-            pytest.skip("the map that says what is ignored must be there; NaN is tested for softmax above")
-        target, given = maps.masked_fill(~known[:, :, None, None], torch.nan), None
-        target = torch.where((maps == 0).all(1, keepdim=True) & target.isnan().logical_not(), 0, target)
+    target = torch.where(where, ignore, labels) if form == "labels" else maps
     spoilt = torch.where(where, logits.flip(1) * 3 + 1, logits)
     loss = make(**{act: True}, ignore_index=ignore)
-    first = gradient(lambda x: loss(x, target, given), logits)
-    second = gradient(lambda x: loss(x, target, given), spoilt)
+    first = gradient(lambda x: loss(x, target, known), logits)
+    second = gradient(lambda x: loss(x, target, known), spoilt)
     torch.testing.assert_close(second[0], first[0])
     assert not first[1][where.expand_as(logits)].any()
     assert first[1].any()
@@ -414,3 +407,14 @@ def test_voxels_of_a_class_that_was_not_annotated_count_for_the_others() -> None
     maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
     with_label, without = (IoULoss(sigmoid=True, ignore_index=index) for index in (255, None))
     torch.testing.assert_close(with_label(logits, maps, LABELLED), without(logits, maps, LABELLED))
+
+
+@pytest.mark.parametrize("make", [*ALL, InstanceIoULoss])
+def test_what_was_annotated_may_come_from_inference_mode(make: Callable[..., nn.Module]) -> None:
+    """With the weights; torch saves no such tensor for a backward pass."""
+    logits, labels = case()
+    with torch.inference_mode():
+        known, weight = LABELLED.clone(), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    options = {} if make in (InstanceIoULoss, mixed, *LOVASZ) else {"weight": weight}
+    expected = gradient(lambda x: make(softmax=True, **options)(x, labels, LABELLED), logits)
+    torch.testing.assert_close(gradient(lambda x: make(softmax=True, **options)(x, labels, known), logits), expected)

@@ -324,3 +324,18 @@ def test_named_classes_are_nan_before_the_first_image(metric):
     found = metric(reduction="mean_batch", return_with_label=["a", "b"]).aggregate()
     assert list(found) == ["a", "b"]
     assert all(math.isnan(value) for value in found.values())
+
+
+@pytest.mark.parametrize("metric", [LesionIoUMetric, BoundaryIoUMetric, ThresholdIoUMetric, CalibrationMetric])
+@pytest.mark.parametrize("together", [True, False])
+def test_images_with_all_maps_tell_of_those_without_if_there_is_a_background(metric, together):
+    """A map that is NaN, or missing, cannot; the thresholded outputs of a sigmoid say the contrary."""
+    prediction = (torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    reference = one_hot(torch.randint(0, 3, (2, 1, 12, 12), generator=torch.Generator().manual_seed(1)), 3)
+    reference[1, 2] = math.nan
+    scorer = metric()
+    if together:
+        assert scorer(prediction, reference).shape == (2, 2)
+    else:
+        assert [scorer(prediction[[i]], reference[[i]]).shape for i in range(2)] == [(1, 2), (1, 2)]
+    scorer.aggregate()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from monai_iou.transforms import RandCopyLesionsd
+from monai_iou.transforms import ComponentRegionsd, RandCopyLesionsd
 
 KEYS = ["image", "label"]
 GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
@@ -93,3 +93,24 @@ def test_bad_arguments_and_sources_are_named(options: dict[str, Any], message: s
     with pytest.raises((TypeError, ValueError)) as error:
         RandCopyLesionsd(**{"keys": KEYS, "label_key": "label", "source": [GIVEN], "prob": 1.0, **options})(GIVEN)
     assert str(error.value) == message
+
+
+def test_a_label_with_regions_is_refused() -> None:
+    """What is pasted would have no region of its own."""
+    label = torch.zeros(1, 24, 24)
+    label[0, 4:6, 4:6] = 1
+    item = ComponentRegionsd("label")({"image": torch.rand(1, 24, 24), "label": label})
+    message = "Expected 'label' to be copied without regions, but got the channels of ComponentRegionsd: put that "
+    with pytest.raises(ValueError, match=message):
+        RandCopyLesionsd(KEYS, "label", [item], prob=1)(item)
+
+
+def test_an_image_that_the_item_lacks_is_not_asked_of_its_source() -> None:
+    label = torch.zeros(1, 24, 24)
+    label[0, 4:6, 4:6] = 1
+    item = {"image": torch.rand(1, 24, 24) + 1, "label": label}
+    copy = RandCopyLesionsd(["image", "second", "label"], "label", [item], prob=1, allow_missing_keys=True)
+    pasted = copy.set_random_state(0)(dict(item))
+    assert (pasted["label"] > 0).sum() > 4
+    with pytest.raises(ValueError, match="Expected items of `source` to have the key 'second', but got none"):
+        copy({**item, "second": item["image"]})

@@ -20,7 +20,7 @@ from places import DATA
 from scipy import ndimage, stats
 
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
-from monai_iou.transforms import LesionIndicesd, RandCropByLesions, RandCropByLesionsd
+from monai_iou.transforms import ComponentRegionsd, LesionIndicesd, RandCropByLesions, RandCropByLesionsd
 from monai_iou.transforms.crops import window
 from monai_iou.workflow.caching import cached_dataset
 
@@ -372,3 +372,26 @@ def test_the_background_is_one_component() -> None:
     runs = component_runs(np.array([[0, 1, 0, 0]]))
     assert runs.classes.tolist() == [BACKGROUND, 1]
     assert ComponentRuns.from_item(runs.as_item()).sizes.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_regions_behind_a_label_map_are_no_lesions(classes: int, indexed: bool) -> None:
+    """Cells fill the whole volume: taken for a lesion, they would hide all others from the sampling."""
+    label = torch.zeros(1, 24, 24, 24)
+    label[0, 2:4, 2:4, 2:4] = 1
+    label[0, 18:20, 18:20, 10:14] = classes
+    item = {"image": torch.rand(1, 24, 24, 24), "label": label}
+    with_regions = ComponentRegionsd("label", num_classes=classes + 1)(dict(item))
+    assert len(with_regions["label"]) == classes + 1
+    if indexed:
+        found = [LesionIndicesd("label")(dict(each)) for each in (item, with_regions)]
+        assert all(
+            (found[0]["label_lesions"][key] == found[1]["label_lesions"][key]).all() for key in ("bounds", "before")
+        )
+        item, with_regions = found
+    crop = RandCropByLesionsd(["image", "label"], "label", 8, 50, pos=1, neg=0)
+    alone, beside = (crop.set_random_state(0)(dict(each)) for each in (item, with_regions))
+    assert all((patch["label"][0] > 0).any() for patch in beside)
+    for first, second in zip(alone, beside, strict=True):
+        torch.testing.assert_close(second["image"], first["image"])

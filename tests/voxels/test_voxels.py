@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -234,3 +236,13 @@ def test_cross_entropy_of_confident_voxels_keeps_its_digits(kernel: str, margin:
     with use_kernel(kernel):
         found = voxel_sums(logits, labels).cross_entropy.double().sum()
     torch.testing.assert_close(found, expected.sum(), rtol=1e-6, atol=0)
+
+
+def test_sums_of_other_shapes_are_not_added() -> None:
+    """torch would count the one image once for each of the others."""
+    logits, labels = torch.randn(3, 2, 8, 8), torch.randint(0, 2, (3, 1, 8, 8))
+    first, last = voxel_sums(logits[:2], labels[:2]), voxel_sums(logits[2:], labels[2:])
+    message = "images, classes and regions, shape (2, 2), but got (1, 2): add over the images first, by `over_batch()`."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        first + last
+    assert (first.over_batch() + last.over_batch()).count.sum() == voxel_sums(logits, labels).count.sum()

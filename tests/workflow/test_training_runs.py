@@ -150,6 +150,14 @@ def test_another_loss_takes_the_place_of_the_planned_one_and_of_its_arguments(tm
     keys = keys_of(["--loss::_target_", "monai_iou.LogIoULoss", "--config", str(tmp_path / "own.json")], tmp_path)
     assert "loss" not in keys, "that of the user's own config stays"
     shutil.rmtree(tmp_path / "run")
+    (tmp_path / "own.json").write_text('{"loss::smooth_dr": 0.5, "epochs": 3}')
+    keys = keys_of(["--config", str(tmp_path / "own.json"), "--loss::_target_", "monai_iou.IoULoss"], tmp_path)
+    assert [name for name in keys if name.startswith("loss")] == ["loss", "loss::smooth_dr", "loss::_target_"]
+    assert "epochs" not in keys, "it is merged as it was"
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "own.json").write_text('{"loss::_target_": "monai_iou.IoULoss"}')
+    assert keys_of(["--config", str(tmp_path / "own.json")], tmp_path)["loss"] == shipped
+    shutil.rmtree(tmp_path / "run")
     assert "loss" not in keys_of(["--loss::lambda_ce", "1"], tmp_path)
 
 
