@@ -206,7 +206,7 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. If the command is repeated, finished
     cases are not scored again unless their files or the options have changed. Exit code 1 if a case failed.
     """
-    folders = ("predictions", "references", "images", "probabilities")
+    folders: tuple[str, ...] = ("predictions", "references", "images", "probabilities")
     if any(is_file(options[name]) for name in folders[:2]):
         from monai_iou.volumes.names import is_volume
 

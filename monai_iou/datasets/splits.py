@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def fold_cases(
     return _sides(cases, parts[fold])
 
 
-def check_folds(folds: object, fold: object, patients: int) -> None:
+def check_folds(folds: Any, fold: Any, patients: int) -> None:
     """Check the numbers of a cross-validation.
 
     Raises:
@@ -109,7 +109,7 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
             message = f"Expected `folds` to be given with `fold` {fold}, but it is not: add it, or leave `fold` out."
             raise ValueError(message)
         return
-    if isinstance(folds, bool) or not isinstance(folds, Integral) or folds < 2:
+    if isinstance(folds, bool) or not isinstance(folds, (int, np.integer)) or folds < 2:
         message = f"Expected `folds` to be an integer of at least 2, but got {folds!r}: 5 is usual."
         raise ValueError(message)
     if folds > patients:
@@ -119,7 +119,7 @@ def check_folds(folds: object, fold: object, patients: int) -> None:
             f"{remedy}."
         )
         raise ValueError(message)
-    if isinstance(fold, bool) or not isinstance(fold, Integral) or not 0 <= fold < folds:
+    if isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or not 0 <= fold < folds:
         message = (
             f"Expected `fold` to be an integer from 0 to {folds - 1}, as `folds` is {folds}, but got {fold!r}: folds "
             "are counted from 0."

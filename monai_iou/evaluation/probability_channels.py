@@ -136,8 +136,8 @@ def _are_shares(known: NDArray[Any]) -> bool:
 def _overlap(structures: NDArray[Any]) -> float:
     """Return in which share of the voxels that hold one of the structures (n, N) two of them are."""
     total = structures.sum(axis=0)
-    inside = np.count_nonzero(total > _TWO / 2)
-    return float(np.count_nonzero(total > _TWO) / max(inside, 1))
+    inside, both = int((total > _TWO / 2).sum()), int((total > _TWO).sum())
+    return both / max(inside, 1)
 
 
 def _has_background(known: NDArray[Any]) -> bool:
