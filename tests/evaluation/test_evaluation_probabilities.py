@@ -342,6 +342,13 @@ def test_a_background_is_what_the_others_leave(share: float) -> None:
             channels_of(Path("M"), outputs, regions)
 
 
+def test_the_background_of_many_uncertain_shares_need_not_be_large() -> None:
+    """Values beyond the channels go by their order; shares say by themselves that the first is a background."""
+    shares = np.full((9, 5, 5), 1 / 9, np.float32)
+    found = channels_of(Path("M"), shares, structures({str(value): (value,) for value in range(10, 18)}))
+    assert len(found) == 8
+
+
 def test_nan_does_not_change_what_the_channels_are(folder: Path) -> None:
     soft = softmax_of_four()
     soft[1, 7, 6, 5] = np.nan
