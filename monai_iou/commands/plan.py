@@ -27,8 +27,8 @@ MACHINE = (
         type=Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
-        help="Device to plan for; `auto` is a GPU if there is one. With `cpu`, `monai-iou train` also trains on the "
-        "CPU.",
+        help="Device to plan for; `auto` is a GPU if there is one. With `cpu` or `cuda`, `monai-iou train` also trains "
+        "there.",
     ),
 )
 

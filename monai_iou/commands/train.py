@@ -135,8 +135,8 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> 
         raise click.UsageError(message)
     if options["resume"] and options["overwrite"]:  # as of the bundle: continue, whatever has changed
         keys = {**keys, "overwrite": True}
-    if options["device"] == "cpu":  # not only planned for
-        keys = {**keys, "device": "cpu"}
+    if options["device"] != "auto":  # not only planned for
+        keys = {**keys, "device": options["device"]}
     if options["epochs"] is None:
         return keys
     if options["minutes"] is not None:

@@ -35,8 +35,8 @@ def channels_of(
         path: of the file, for messages.
         channels: (C, *S), of one case.
         structures: what is scored; where channels and structures go together by their order, all of them.
-        separate: whether the channels are outputs by themselves, as the file says, or shares of one probability; None
-            if it does not say.
+        separate: whether the channels are outputs by themselves, as the file says, or shares of one probability, the
+            first for the background; None if it does not say.
 
     Raises:
         ValueError: the channels are no probabilities, or cannot be told to be those of the structures.
@@ -55,7 +55,7 @@ def channels_of(
     values = [value for structure in structures for value in structure.values]
     are_channels = min(values) >= 0 and max(values) < count
     known = _telling_voxels(path, channels)
-    in_order = first in (0, 1)
+    in_order = first == 1 or (first == 0 and separate is None)  # files that say what they hold have a background
     same = in_order and len(values) == len(structures) and sorted(values) == list(range(first, count))
     are_shares = _are_shares(known) if separate is None else not separate
     if are_channels and are_shares and not same:
@@ -72,7 +72,7 @@ def channels_of(
             "in `--labels` or `--regions`, in the order of the channels."
         )
         raise ValueError(message)
-    if first and not are_shares and not _has_background(known):
+    if first and separate is None and not are_shares and not _has_background(known):
         message = (
             f"Expected the first of the {count} channels of `{path}` to be the background, because there is one more "
             f"than structures ({names}), but it is not: name all of them in `--labels` or `--regions`, in the order of "

@@ -293,6 +293,10 @@ def test_regions_of_a_case_without_the_inner_ones_are_outputs_where_the_file_say
             np.testing.assert_array_equal(values, channels[i])
         with pytest.raises(ValueError, match="to exclude each other, because each of 1, 2, 3 is one label"):
             channels_of(Path("M"), channels, structures({"1": (1,), "2": (2,), "3": (3,)}), separate=True)
+        with pytest.raises(ValueError, match="one for each of whole, core, active, more, but got 4 that do not add up"):
+            channels_of(Path("M"), channels, structures({**REGIONS, "more": (2,)}), separate=True)
+        channels[0] = 0.9  # a background that was hardly trained
+        assert len(channels_of(Path("M"), channels, structures(REGIONS), separate=True)) == 3
 
 
 def test_a_file_of_predict_says_what_its_channels_are(tmp_path: Path) -> None:

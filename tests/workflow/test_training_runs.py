@@ -90,7 +90,7 @@ def test_the_device_that_is_planned_for_is_that_of_training_and_masks(
 ) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(training_runs, "run_configs", lambda _, keys, *__: given.append(keys))
-    for words, expected in (["--device", "cpu"], "cpu"), ([], None):
+    for words, expected in (["--device", "cpu"], "cpu"), (["--device", "cuda"], "cuda"), ([], None):
         with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
             options = {name: value for name, value in context.params.items() if name != "dataset"}
             keys = train_command._keys(context, tmp_path, options)
