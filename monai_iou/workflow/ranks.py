@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -24,6 +25,7 @@ __all__ = ["LONGEST_WAIT", "join_group", "leave_group"]
 # volumes some are larger than others. torch would end the others after 10 minutes (NCCL) or 30 (gloo). The launcher
 # ends them at once if the rank has died.
 LONGEST_WAIT = timedelta(hours=24)
+LETTING_GO = 0.5  # seconds
 
 
 def join_group(device: torch.device | str) -> None:
@@ -49,5 +51,8 @@ def leave_group() -> None:
     """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+        # A thread of gloo has yet to let go of the last tensors, for which it holds a mutex and needs the interpreter's
+        # lock. If the group were collected meanwhile, each would wait for the other for ever.
+        time.sleep(LETTING_GO)
         dist.destroy_process_group()
         atexit.register(gc.collect)
