@@ -15,12 +15,14 @@ from torch import nn
 
 from monai_iou.networks import AttentionMapUnet
 from monai_iou.planning.plan import Plan
+from monai_iou.workflow.settings import exit_with_message
 
 __all__ = ["named_network", "total_stride"]
 
 SCALES = 3  # outputs with deep supervision: coarser ones hold too few voxels of a small lesion
 # Residual blocks of each level of nnU-Net's ResEnc presets (Isensee et al. 2024, https://arxiv.org/abs/2404.09556).
 RESENC_BLOCKS = (1, 3, 4, 6, 6, 6)
+DYNUNET_LEVELS = 3  # the fewest that MONAI's DynUNet takes
 SWIN_HALVINGS = 5  # of SwinUNETR, whatever the plan
 
 Options = dict[str, Any]
@@ -92,6 +94,13 @@ def _resenc(plan: Plan) -> Options:
 
 def _dynunet(plan: Plan) -> Options:
     channels, strides, scales = _levels(plan)
+    if len(channels) < DYNUNET_LEVELS:
+        with exit_with_message():
+            message = (
+                f"Expected a patch that leaves dynunet at least {DYNUNET_LEVELS} levels, but got {list(plan.patch_size)} "
+                f"with {len(channels)}: raise `patch_size`, or choose another `network`."
+            )
+            raise ValueError(message)
     return {
         "kernel_size": [3] * len(channels),
         "strides": [(1,) * plan.spatial_dims, *strides],

@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from monai_iou.workflow.cpu_layers import use_fast_layers
-from monai_iou.workflow.settings import optional
+from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = ["PolynomialDecay", "WeightAverage", "inner_module", "is_better", "load_averages", "with_weights_in"]
 
@@ -41,22 +41,39 @@ def load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> No
         group.update(settings)
 
 
-def with_weights_in(memory_format: torch.memory_format, network: torch.nn.Module) -> torch.nn.Module:
+def with_weights_in(memory_format: torch.memory_format | str, network: torch.nn.Module) -> torch.nn.Module:
     """Return the network, its 3D kernels in a memory format; convolutions on a CPU are faster in `channels_last_3d`.
 
     In that format, layers get their form of `monai_iou.workflow.cpu_layers`. Kernels that lie in that format as they
     are, having no second channel or voxel, keep their strides: with the others that `Module.to` would give them, torch
     refuses to load what MONAI's federated client took from the network.
 
+    Args:
+        memory_format: torch's, or its name such as "channels_last_3d".
+        network: changed in place.
+
+    Raises:
+        ValueError: there is no such format. Under `python -m monai.bundle` that one sentence ends the program.
+
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.Conv3d(4, 2, 3))
         >>> [layer.weight.stride() for layer in with_weights_in(torch.channels_last_3d, network)]
         [(27, 27, 9, 3, 1), (108, 1, 36, 12, 4)]
     """
+    layout = memory_format
+    if isinstance(layout, str):
+        layout = getattr(torch, layout.removeprefix("torch."), layout)
+    if layout not in (torch.contiguous_format, torch.channels_last_3d):
+        with exit_with_message():
+            message = (
+                f"Expected `memory_format` to be contiguous_format or channels_last_3d, but got {memory_format!r}: leave "
+                "--memory_format out for the default."
+            )
+            raise ValueError(message)
     for weights in network.parameters():
-        if weights.dim() == 5 and not weights.is_contiguous(memory_format=memory_format):
-            weights.data = weights.data.contiguous(memory_format=memory_format)
-    return use_fast_layers(network) if memory_format == torch.channels_last_3d else network
+        if weights.dim() == 5 and not weights.is_contiguous(memory_format=layout):
+            weights.data = weights.data.contiguous(memory_format=layout)
+    return use_fast_layers(network) if layout == torch.channels_last_3d else network
 
 
 class WeightAverage:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +211,19 @@ def test_a_network_keeps_names_weights_hooks_and_values(network: UNet) -> None:
     check_as_exact(found, usual, expected)
     for other_network in (copy.deepcopy(network), pickle.loads(pickle.dumps(UNet(3, 1, 2, (4, 8), (2,))))):
         assert use_fast_layers(other_network)(image).shape == (2, 2, 16, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["channels_last_3d", "torch.channels_last_3d"])
+def test_a_format_may_be_given_by_its_name(name: str) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv3d(4, 2, 3))
+    assert with_weights_in(name, network)[0].weight.is_contiguous(memory_format=LAST)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("wrong", ["foo", "float32", torch.preserve_format, None])
+def test_a_format_that_no_weights_can_have_is_refused(wrong: Any) -> None:
+    message = f"Expected `memory_format` to be contiguous_format or channels_last_3d, but got {wrong!r}: leave"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        with_weights_in(wrong, torch.nn.Conv3d(1, 4, 3))
 
 
 def test_another_format_and_derived_classes_are_left_alone(network: UNet) -> None:

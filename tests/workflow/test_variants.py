@@ -135,6 +135,11 @@ def test_switches_arrive_as_text_and_arguments_pass_through() -> None:
     assert build_loss(own, plan, instance=True) is own
     with pytest.raises(ValueError, match=r"^Expected `network` to be one of unet, segresnet, dynunet, attention_unet"):
         build_network(plan, "vnet")
+    small = make_plan(None, [], [8, 8, 8], base_channels=4)
+    with pytest.raises(
+        ValueError, match=r"leaves dynunet at least 3 levels, but got \[8, 8, 8\] with 2: raise `patch_"
+    ):
+        build_network(small, "dynunet")
 
 
 def test_carried_regions_are_those_found_on_the_fly_at_the_finest_scale() -> None:
