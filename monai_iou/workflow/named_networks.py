@@ -97,8 +97,8 @@ def _dynunet(plan: Plan) -> Options:
     if len(channels) < DYNUNET_LEVELS:
         with exit_with_message():
             message = (
-                f"Expected a patch that leaves dynunet at least {DYNUNET_LEVELS} levels, but got {list(plan.patch_size)} "
-                f"with {len(channels)}: raise `patch_size`, or choose another `network`."
+                f"Expected a patch that leaves dynunet at least {DYNUNET_LEVELS} levels, but got "
+                f"{list(plan.patch_size)} with {len(channels)}: raise `patch_size`, or choose another `network`."
             )
             raise ValueError(message)
     return {

@@ -66,8 +66,8 @@ def with_weights_in(memory_format: torch.memory_format | str, network: torch.nn.
     if layout not in (torch.contiguous_format, torch.channels_last_3d):
         with exit_with_message():
             message = (
-                f"Expected `memory_format` to be contiguous_format or channels_last_3d, but got {memory_format!r}: leave "
-                "--memory_format out for the default."
+                f"Expected `memory_format` to be contiguous_format or channels_last_3d, but got {memory_format!r}: "
+                "leave --memory_format out for the default."
             )
             raise ValueError(message)
     for weights in network.parameters():
