@@ -41,16 +41,13 @@ def patients_of(pairs: Sequence[Pair], request: Request) -> dict[str, str]:
 
 
 def patient_notes(patients: Mapping[str, str], request: Request) -> list[str]:
-    """Say which cases have no patient where others have one: perhaps their names are misspelt in the file."""
+    """Say which cases have no patient in `--groups`: perhaps misspelt ones. A dataset.json need not name all."""
     alone = [case for case, patient in patients.items() if patient == own_patient(case)]
-    if not alone or len(alone) == len(
-        patients
-    ):  # a file that names none is refused, and dataset.json need not name any
+    if not alone or request.groups is None:
         return []
-    source = request.groups or description_of(request).path
     return [
-        f"Cases without a patient in `{source}`: {len(alone)} of {len(patients)}, such as {alone[0]}. Each counts as a "
-        "patient of its own: if it is not, name it there as cases.csv does, or the intervals are too narrow."
+        f"Cases without a patient in `{request.groups}`: {len(alone)} of {len(patients)}, such as {alone[0]}. Each "
+        "counts as a patient of its own: if it is not, name it there as cases.csv does, or the intervals are too narrow."
     ]
 
 
