@@ -47,7 +47,8 @@ def patient_notes(patients: Mapping[str, str], request: Request) -> list[str]:
         return []
     return [
         f"Cases without a patient in `{request.groups}`: {len(alone)} of {len(patients)}, such as {alone[0]}. Each "
-        "counts as a patient of its own: if it is not, name it there as cases.csv does, or the intervals are too narrow."
+        "counts as a patient of its own: if it is not, name it there as cases.csv does, or the intervals are too "
+        "narrow."
     ]
 
 
