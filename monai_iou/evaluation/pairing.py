@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
     folders = {"--predictions": predictions, "--references": references}
     alone = [option for option, path in folders.items() if _is_one_volume(path)]
     if len(alone) == 2:
-        return [Pair(case_name(references.resolve()), predictions, references)]
+        return [Pair(case_name(_absolute(references)), predictions, references)]
     if alone:
         (other,) = folders.keys() - set(alone)
         find_volumes(folders[other], other)  # is there anything?
@@ -80,11 +81,16 @@ def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
     return []
 
 
+def _absolute(path: Path) -> Path:
+    """The path with a name, also of `.`; links are kept, as their names are those of the cases."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` follows links
+
+
 def _is_one_volume(path: Path) -> bool:
     """Whether a path is a file, or a folder of DICOM slices with no volume below it."""
     if path.is_file():
         return True
-    return path.is_dir() and is_volume(path.resolve()) and next(volumes_below(path), None) is None
+    return path.is_dir() and is_volume(_absolute(path)) and next(volumes_below(path), None) is None
 
 
 def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABILITIES,)) -> dict[str, Path]:

@@ -20,9 +20,8 @@ __all__ = ["channels_of", "check_range"]
 _ROUNDED = 1 / 255  # how far a sum may be from 1 for each channel: they may be written in eight bits
 _UNIT = 1e-3  # by which probabilities in half precision may leave [0, 1]
 _SEEN = 0.1  # probability from which on a voxel may hold a structure: only these tell what the channels are
-_NEARLY_ALL, _FEW, _HARDLY_ANY = 0.99, 0.05, 0.005  # of these voxels
-_CLIPPED = 0.1  # mean distance from 1 of shares that were interpolated and clipped
-_TWO = 1.5  # sum from which on two structures are in one voxel
+_NEARLY_ALL = 0.99  # of these voxels
+_PART = 0.3  # of the smaller structure that may lie in another one, if both are labels
 _BACKGROUND = 0.25  # mean distance of a background from what the most probable structure leaves to it
 
 
@@ -55,14 +54,21 @@ def channels_of(
     values = [value for structure in structures for value in structure.values]
     are_channels = min(values) >= 0 and max(values) < count
     known = _telling_voxels(path, channels)
-    in_order = first == 1 or (first == 0 and separate is None)  # files that say what they hold have a background
+    # Files that say what they hold have a background, unless somebody removed it.
+    in_order = first == 1 or (first == 0 and (separate is None or count == 1 or not _has_background(known)))
     same = in_order and len(values) == len(structures) and sorted(values) == list(range(first, count))
     are_shares = _are_shares(known) if separate is None else not separate
-    if are_channels and are_shares and not same:
+    if are_channels and not same and (are_shares or (are_shares is None and not in_order)):
         return {
             structure: np.minimum(channels[sorted(set(structure.values))].sum(axis=0), 1) for structure in structures
         }
     names = ", ".join(structure.name for structure in structures)
+    if are_shares is None and are_channels and not same:
+        message = (
+            f"Expected the {count} channels of `{path}` to be shares of 1, as those of labels, or one output for each "
+            f"of {names}, but got sums that tell neither: write one file for each of them, named CASE_LABEL."
+        )
+        raise ValueError(message)
     if not in_order:
         wanted = f"`{path}` to have one channel for each of {names}, with or without a background before them"
         if are_channels:
@@ -80,7 +86,7 @@ def channels_of(
         )
         raise ValueError(message)
     labels = all(structure.name == str(structure.values[0]) for structure in structures)
-    if len(values) == len(structures) > 1 and (_overlap(known[first:]) > _FEW or (separate and labels)):
+    if len(values) == len(structures) > 1 and (_overlap(known[first:]) > _PART or (separate and labels)):
         message = (
             f"Expected the channels of `{path}` to exclude each other, because each of {names} is one label, but got "
             "outputs of regions that overlap: name these in `--regions`, in the order of the channels, or write one "
@@ -117,27 +123,37 @@ def check_range(path: Path, values: NDArray[Any]) -> None:
         raise ValueError(message)
 
 
-def _are_shares(known: NDArray[Any]) -> bool:
-    """Return whether the channels share one probability, as those of a softmax do.
+def _are_shares(known: NDArray[Any]) -> bool | None:
+    """Return whether the channels share one probability, as those of a softmax do; None if they do not tell.
 
-    Where they were interpolated and clipped, they miss 1 by little, and the outputs of regions pass it by far where two
-    regions are. Between the two, where no voxel is in two regions, the readings hardly differ.
+    Shares add up to 1 in nearly all voxels. Where they were interpolated and clipped, voxels that may hold two
+    structures tell: the background is what all of them leave or, for regions, what the most probable one leaves.
     """
-    others = known[1:].max(axis=0, initial=0)
-    seen = known[:, (others > _SEEN) | (known[0] < 1 - _SEEN)]
-    if not seen.size:
-        return True  # nothing is predicted
-    distance = np.abs(seen.sum(axis=0) - 1)
-    if (distance <= len(known) * _ROUNDED).mean() >= _NEARLY_ALL:
+    most = known[1:].max(axis=0, initial=0)
+    seen = (most > _SEEN) | (known[0] < 1 - _SEEN)
+    here = known[:, seen] if seen.any() else known
+    near = (np.abs(here.sum(axis=0) - 1) <= len(known) * _ROUNDED).mean() if here.size else 1.0
+    if near >= _NEARLY_ALL:
         return True
-    return _overlap(seen[1:]) <= _HARDLY_ANY and bool(distance.mean() <= _CLIPPED)
+    all_of_them = known[1:].sum(axis=0)
+    two = all_of_them - most > _SEEN
+    if two.any():
+        left = 1 - known[0, two]
+        return bool(np.abs(left - all_of_them[two]).mean() < np.abs(left - most[two]).mean())
+    return None if seen.any() and _has_background(known) else False
 
 
 def _overlap(structures: NDArray[Any]) -> float:
-    """Return in which share of the voxels that hold one of the structures (n, N) two of them are."""
-    total = structures.sum(axis=0)
-    inside, both = int((total > _TWO / 2).sum()), int((total > _TWO).sum())
-    return both / max(inside, 1)
+    """Return the largest part of a structure of (n, N) that lies in another one."""
+    inside = structures > 0.5
+    sizes = np.count_nonzero(inside, axis=1)
+    parts = [
+        np.count_nonzero(inside[i] & inside[j]) / min(sizes[i], sizes[j])
+        for i in range(len(inside))
+        for j in range(i)
+        if sizes[i] and sizes[j]
+    ]
+    return float(max(parts, default=0))
 
 
 def _has_background(known: NDArray[Any]) -> bool:

@@ -148,7 +148,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
             return items
         arrays = {key: np.array(as_array(items[key])) for key in self.key_iterator(items)}
         check_same_shape(arrays, "the item")
-        if holds_regions(arrays[self.label_key]):
+        if holds_regions(arrays[self.label_key], self.ignore_index):
             message = (
                 f"Expected {self.label_key!r} to be copied without regions, but got the channels of ComponentRegionsd: "
                 "put that transform after this one, so that pasted lesions have regions too."

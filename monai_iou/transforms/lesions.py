@@ -40,17 +40,22 @@ def find_lesions(
     """
     inside = None if image is None else np.any(as_array(image) > image_threshold, axis=0)
     values = as_array(label)
-    values = values[:1] if holds_regions(values) else values
+    values = values[:1] if holds_regions(values, ignore_index) else values
     return component_runs(values, labels, connectivity, ignore_index, inside)
 
 
-def holds_regions(label: NDArray[Any]) -> bool:
-    """Return whether a label (C, *S) is a label map with the regions of `ComponentRegionsd` behind it."""
+def holds_regions(label: NDArray[Any], ignore_index: int | None) -> bool:
+    """Return whether a label (C, *S) is a label map with the regions of `ComponentRegionsd` behind it.
+
+    A channel that is `ignore_index` everywhere is a map that nobody annotated, and none of regions.
+    """
     behind = label[1:]
     if not behind.size:
         return False
     first = behind.reshape(len(behind), -1)[:, 0]  # tells nearly always
-    return bool((first >= FIRST_REGION).all() and (behind >= FIRST_REGION).all())
+    if not ((first >= FIRST_REGION).all() and (behind >= FIRST_REGION).all()):
+        return False
+    return ignore_index is None or not any((channel == ignore_index).all() for channel in behind)
 
 
 def as_array(values: NdarrayOrTensor) -> NDArray[Any]:

@@ -63,7 +63,9 @@ def with_weights_in(memory_format: torch.memory_format | str, network: torch.nn.
     layout = memory_format
     if isinstance(layout, str):
         layout = getattr(torch, layout.removeprefix("torch."), layout)
-    if layout not in (torch.contiguous_format, torch.channels_last_3d):
+    has_volumes = any(weights.dim() == 5 for weights in network.parameters())
+    known = layout in (torch.contiguous_format, torch.channels_last_3d)
+    if not isinstance(layout, torch.memory_format) or (has_volumes and not known):
         with exit_with_message():
             message = (
                 f"Expected `memory_format` to be contiguous_format or channels_last_3d, but got {memory_format!r}: "

@@ -264,7 +264,7 @@ def check_device(value: Any, key: str = "device") -> None:
         if device.type != "cuda":  # there it would take memory
             torch.empty(0, device=device)
         usable = device.type != "cuda" or (device.index or 0) < count
-    except (AssertionError, RuntimeError, TypeError):
+    except (AssertionError, ImportError, RuntimeError, TypeError):
         usable = False
     if not usable:
         known = {0: "cpu, as torch can use no CUDA GPU here", 1: "cpu or cuda"}

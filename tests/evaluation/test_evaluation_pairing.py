@@ -53,6 +53,9 @@ def test_two_volumes_are_one_case_also_if_they_are_dicom(folders, monkeypatch):
         assert (pair.prediction, pair.reference) == (first, second)
     monkeypatch.chdir(series)
     assert pair_volumes(Path("../../predictions/a.mha"), Path())[0].case == "case1"
+    (references / "link.nii.gz").symlink_to(references / "a.nii.gz")
+    assert pair_volumes(predictions / "a.mha", references / "link.nii.gz")[0].case == "link", "not what it leads to"
+    (references / "link.nii.gz").unlink()
     assert pair_volumes(predictions, references) == []
     assert pair_volumes(series.parent, references) == [], "a folder above a series is a folder of volumes"
 

@@ -22,6 +22,7 @@ from scipy import ndimage, stats
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
 from monai_iou.transforms import ComponentRegionsd, LesionIndicesd, RandCropByLesions, RandCropByLesionsd
 from monai_iou.transforms.crops import window
+from monai_iou.transforms.lesions import find_lesions
 from monai_iou.workflow.caching import cached_dataset
 
 
@@ -395,3 +396,11 @@ def test_regions_behind_a_label_map_are_no_lesions(classes: int, indexed: bool) 
     assert all((patch["label"][0] > 0).any() for patch in beside)
     for first, second in zip(alone, beside, strict=True):
         torch.testing.assert_close(second["image"], first["image"])
+
+
+def test_a_map_that_nobody_annotated_is_no_map_of_regions() -> None:
+    maps = np.zeros((2, 12, 12, 12), np.int64)
+    maps[0, 2:4, 2:4, 2:4] = maps[0, 8, 8, 8] = 1
+    maps[1] = 255
+    runs = find_lesions(maps, labels=[0], ignore_index=255)
+    assert runs.classes.tolist() == [0, 0]

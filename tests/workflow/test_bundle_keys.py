@@ -228,7 +228,9 @@ def expected_devices(key: str, known: str, value: object, written: str) -> str:
     )
 
 
-@pytest.mark.parametrize("value", ["gpu", "cuda", "cuda:1", torch.device("cuda"), "null", None, 2.5])
+@pytest.mark.parametrize(
+    "value", ["gpu", "hpu", "privateuseone", "cuda", "cuda:1", torch.device("cuda"), "null", None, 2.5]
+)
 def test_a_device_that_this_machine_lacks_is_refused(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for count, known in (
         (0, "cpu, as torch can use no CUDA GPU here"),

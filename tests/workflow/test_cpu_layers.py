@@ -219,7 +219,12 @@ def test_a_format_may_be_given_by_its_name(name: str) -> None:
     assert with_weights_in(name, network)[0].weight.is_contiguous(memory_format=LAST)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("wrong", ["foo", "float32", torch.preserve_format, None])
+def test_a_format_of_pictures_is_for_networks_without_volumes() -> None:
+    flat = torch.nn.Conv2d(1, 2, 3)
+    assert with_weights_in(torch.channels_last, flat) is flat
+
+
+@pytest.mark.parametrize("wrong", ["foo", "float32", torch.preserve_format, torch.channels_last, None])
 def test_a_format_that_no_weights_can_have_is_refused(wrong: Any) -> None:
     message = f"Expected `memory_format` to be contiguous_format or channels_last_3d, but got {wrong!r}: leave"
     with pytest.raises(ValueError, match=re.escape(message)):
