@@ -159,8 +159,7 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
     if weight is None:
         return None
     try:
-        tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype())
-        tensor = tensor.clone() if tensor.is_inference() else tensor  # no such tensor is saved for a backward pass
+        tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).clone()  # what inference mode made, too
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = type(weight).__name__
         message = f"Expected `{name}` to be a number or one number per class, but got {kind} {weight!r}: list numbers."
