@@ -63,8 +63,10 @@ def compare_folders(
     interval, and a paired permutation test. The p-values of the primary metric are corrected by Holm's method over
     labels and pairs of folders. The other metrics are exploratory: their p-values are not corrected, and no winner is
     named. A case that failed in one folder and a score that is undefined because a mask is empty count as the worst
-    score (`monai_iou.evaluation.penalties`). The function writes comparison.csv, paired.csv (the primary scores, one
-    column per folder), comparison.html and, for three or more folders, ranking.csv.
+    score (`monai_iou.evaluation.penalties`). If a structure is absent and only one of two folders predicts it, the
+    score of the other one counts as the best; if neither predicts it, the case is left out. The function writes
+    comparison.csv, paired.csv (the primary scores, one column per folder), comparison.html and, for three or more
+    folders, ranking.csv.
 
     Args:
         folders: outputs of `monai-iou evaluate`; the first folder is the baseline.

@@ -12,7 +12,8 @@ from typing import Any
 
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.groups import own_patient
-from monai_iou.evaluation.penalties import empty_prediction, penalised
+from monai_iou.evaluation.penalties import OF_LESIONS, empty_prediction, penalised
+from monai_iou.evaluation.rendering import readable
 from monai_iou.files import read_csv
 
 Scores = dict[tuple[str, str], dict[str, float]]
@@ -35,6 +36,7 @@ class Evaluated:
         titles: how the report calls each label, where it has another name than its value.
         options: by what rules the scores were computed, as summary.json has them.
         references: the hash of the reference of every case.
+        columns: of cases.csv; an earlier version wrote fewer.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Evaluated:
     titles: Mapping[str, str]
     options: Mapping[str, Any]
     references: Mapping[str, str]
+    columns: frozenset[str]
 
     def patient(self, case: str) -> str:
         """The patient of a case; its own where nobody is named."""
@@ -120,9 +123,32 @@ def paired_keys(*evaluated: Evaluated) -> list[tuple[str, str]]:
 
 
 def scores_of(evaluated: Sequence[Evaluated], key: tuple[str, str], metric: str) -> list[float]:
-    """The score in each folder; the first that has one knows the reference for those that failed at the case."""
+    """The score in each folder; the first that has one knows the reference for those that failed at the case.
+
+    NaN in all of them where there is nothing to find and none of them predicts anything.
+    """
     known = next(one for one in evaluated if key in one.scores)
-    return [score_of(one, known, key, metric) for one in evaluated]
+    scores = [score_of(one, known, key, metric) for one in evaluated]
+    if not any(map(math.isfinite, scores)):
+        return scores
+    return [
+        _against_false_positive(one, known, key, metric) if math.isnan(score) else score
+        for one, score in zip(evaluated, scores, strict=True)
+    ]
+
+
+def _against_false_positive(one: Evaluated, known: Evaluated, key: tuple[str, str], metric: str) -> float:
+    """The score of a folder that has none, while another predicts what is not there.
+
+    The best score for a prediction that is rightly empty, and the worst for a case that failed.
+    """
+    is_distance = COLUMNS[metric].better == "lower"
+    if key not in one.scores:
+        return known.scores[key]["diagonal_mm"] if is_distance else 0.0
+    counts = ("lesion_tp", "lesion_fp", "lesion_fn") if metric in OF_LESIONS else ("reference_ml", "prediction_ml")
+    if metric not in one.columns or any(one.scores[key][name] != 0 for name in counts):
+        return math.nan
+    return 0.0 if is_distance else 1.0
 
 
 def score_of(evaluated: Evaluated, other: Evaluated, key: tuple[str, str], metric: str) -> float:
@@ -138,12 +164,19 @@ def is_in(evaluated: Evaluated, key: tuple[str, str]) -> bool:
 
 
 def _read(folder: Path, name: str) -> Evaluated:
+    summary = _summary(folder)
+    patients, titles = (_texts(summary.get(key)) for key in ("patients", "titles"))
+    options, inputs = (_table(summary.get(key)) for key in ("options", "inputs"))
+    named = {readable(case): case for case in (*patients, *inputs)}  # tables have bytes that are no text as escapes
     try:
         rows = read_csv(folder / "cases.csv")
+        columns = frozenset(rows[0] if rows else ())
+        absent = {column: math.nan for column in COLUMNS if column not in columns}  # and not penalised either
         scores = {
-            (row["case"], row["label"]): penalised(
-                {column: float(row[column]) if row.get(column) else math.nan for column in COLUMNS}
-            )
+            (named.get(row["case"], row["case"]), row["label"]): {
+                **penalised({column: float(row[column]) if row.get(column) else math.nan for column in COLUMNS}),
+                **absent,
+            }
             for row in rows
         }
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -151,11 +184,9 @@ def _read(folder: Path, name: str) -> Evaluated:
             f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
         )
         raise CompareError(message) from error
-    summary = _summary(folder)
-    patients, titles = (_texts(summary.get(key)) for key in ("patients", "titles"))
-    options, inputs = (_table(summary.get(key)) for key in ("options", "inputs"))
+    failed = frozenset(named.get(case, case) for case in _failed(folder))
     references = _texts({case: files.get("reference") for case, files in inputs.items() if isinstance(files, dict)})
-    return Evaluated(folder, name, scores, _failed(folder), patients, titles, options, references)
+    return Evaluated(folder, name, scores, failed, patients, titles, options, references, columns)
 
 
 def _failed(folder: Path) -> frozenset[str]:

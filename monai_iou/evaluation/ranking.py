@@ -18,7 +18,8 @@ RANKING_COLUMNS = ("label", "folder", "metric", "n", "mean", "rank", "rank_low",
 def rank_folders(evaluated: Sequence[Evaluated], metric: str) -> list[dict[str, Any]]:
     """Rank the folders by their mean over the cases that all have or failed at, for each label.
 
-    A failed case counts as the worst score, as in the comparison of two folders.
+    A failed case counts as the worst score, and an empty prediction as the best where another folder predicts a
+    structure that is absent, as in the comparison of two folders.
 
     Args:
         evaluated: three or more folders.

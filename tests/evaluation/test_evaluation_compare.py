@@ -10,6 +10,7 @@ from scipy.stats import permutation_test
 from monai_iou.cli import main
 from monai_iou.evaluation.columns import CASE_COLUMNS, FAILURE_COLUMNS
 from monai_iou.evaluation.compare import METRICS, CompareError, compare_folders
+from monai_iou.evaluation.paired_scores import read_evaluated
 from monai_iou.evaluation.statistics import holm
 from monai_iou.files import read_csv, write_csv, write_json
 
@@ -93,6 +94,68 @@ def test_missing_is_not_better(tmp_path):
     row = compare_folders([a, b], tmp_path / "out", ["hd95_mm"])[0]
     assert (row["n"], row["left_out"], row["low"]) == (6, 0, None)
     assert row["difference"] == pytest.approx((100 - 6) / 6)
+
+
+def healthy_half(prediction: float, **scores: tuple[float | None, float | None]) -> dict[str, list[float | None]]:
+    """Columns of twelve cases, of which the last six are healthy: each score there and in the others."""
+    columns = {name: [sick] * 6 + [healthy] * 6 for name, (sick, healthy) in scores.items()}
+    lesions = {name: [1.0] * 6 + [0.0] * 6 for name in ("lesion_tp", "reference_ml")}
+    rest = {"prediction_ml": [1.0] * 6 + [prediction] * 6, "lesion_fp": [0.0] * 6 + [prediction] * 6}
+    return {**columns, **lesions, **rest, "lesion_fn": [0.0] * 12, "diagonal_mm": [100.0] * 12}
+
+
+def test_a_false_positive_in_a_healthy_case_is_worse_than_nothing(tmp_path):
+    right = healthy_half(0.0, iou=(0.8, None), hd95_mm=(2.0, None), lesion_f1=(0.9, None))
+    wrong = healthy_half(1.0, iou=(1.0, 0.0), hd95_mm=(0.0, None), lesion_f1=(1.0, 0.0))
+    a, b = evaluated(tmp_path / "a", right), evaluated(tmp_path / "b", wrong)
+    rows = {row["metric"]: row for row in compare_folders([a, b], tmp_path / "out", ["iou", "hd95_mm", "lesion_f1"])}
+    found = {name: (row["n"], row["left_out"], row["baseline_mean"], row["other_mean"]) for name, row in rows.items()}
+    assert found["iou"] == (12, 0, pytest.approx(0.9), 0.5)
+    assert found["hd95_mm"] == (12, 0, 1.0, 50.0)
+    assert found["lesion_f1"] == (12, 0, pytest.approx(0.95), 0.5)
+    neither = evaluated(tmp_path / "c", right)
+    row = compare_folders([a, neither], tmp_path / "out", ["iou"])[0]
+    assert (row["n"], row["left_out"]) == (6, 6)
+    compare_folders([a, neither, b], tmp_path / "out", ["iou"])
+    ranking = {row["folder"]: (row["n"], float(row["mean"])) for row in read_csv(tmp_path / "out" / "ranking.csv")}
+    assert ranking == {"a": ("12", pytest.approx(0.9)), "c": ("12", pytest.approx(0.9)), "b": ("12", 0.5)}
+    paired = {row["case"]: (row["a"], row["b"]) for row in read_csv(tmp_path / "out" / "paired.csv")}
+    assert paired["case11"] == ("", "0.0")
+
+
+def test_a_healthy_case_that_failed_is_no_better_than_a_false_positive(tmp_path):
+    a = evaluated(tmp_path / "a", healthy_half(0.0, iou=(0.8, None)), cases=11)
+    write_csv(a / "failures.csv", FAILURE_COLUMNS, [{"case": "case11", "reason": "broken"}])
+    b = evaluated(tmp_path / "b", healthy_half(1.0, iou=(1.0, 0.0)))
+    row = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
+    assert (row["n"], row["baseline_mean"]) == (12, pytest.approx((6 * 0.8 + 5) / 12))
+
+
+def test_a_column_that_an_earlier_version_did_not_write_is_filled_nowhere(tmp_path):
+    a, b = (evaluated(tmp_path / n, healthy_half(v, iou=(0.8, w))) for n, v, w in (("a", 0.0, None), ("b", 1.0, 0.0)))
+    rows = read_csv(a / "cases.csv")
+    kept = [name for name in CASE_COLUMNS if name != "cc_iou"]
+    write_csv(a / "cases.csv", kept, [{name: row[name] for name in kept} for row in rows])
+    row = compare_folders([a, b], tmp_path / "out", ["iou", "cc_iou"])[1]
+    assert (row["metric"], row["n"], row["left_out"]) == ("cc_iou", 0, 12)
+
+
+def test_names_that_are_no_text_keep_their_patients_and_references(tmp_path):
+    cases = {f"caf\udce9_{patient}_{visit}": f"P{patient}" for patient in range(5) for visit in range(2)}
+    folders = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        rows = [{**dict.fromkeys(CASE_COLUMNS, 0.5), "case": case, "label": "1"} for case in list(cases)[1:]]
+        write_csv(tmp_path / name / "cases.csv", CASE_COLUMNS, rows)
+        write_csv(tmp_path / name / "failures.csv", FAILURE_COLUMNS, [{"case": next(iter(cases)), "reason": "broken"}])
+        inputs = {case: {"reference": "0"} for case in cases}
+        write_json(tmp_path / name / "summary.json", {"patients": cases, "inputs": inputs})
+        folders.append(tmp_path / name)
+    for one in read_evaluated(folders):
+        assert {one.patient(case) for case, _ in one.scores} == set(cases.values())
+        assert one.failed <= set(one.references) == set(cases)
+    compare_folders(folders, tmp_path / "out", ["iou"])
+    assert read_csv(tmp_path / "out" / "paired.csv")[0]["case"].startswith("caf\\udce9_")
 
 
 def test_failed_cases_count_and_lone_ones_are_left_out(tmp_path, scores):
