@@ -79,7 +79,7 @@ def evaluate_files(
     referred, numbers = _read(reference, settings)
     values = label_counts(referred)
     predicted: dict[int, int] = {}
-    array, notes = np.zeros(referred.array.shape, np.uint8), _header_notes(case, referred)
+    array, notes = np.zeros(referred.array.shape, np.uint8), _header_notes(case, referred, settings.rules.like)
     try:
         if prediction is not None:
             volume = read_labels(prediction)
@@ -225,14 +225,15 @@ def on_reference(case: str, predicted: Volume, reference: Volume, resampling: bo
     return resample(array, grid, reference.grid), [note]
 
 
-def _header_notes(case: str, reference: Volume) -> list[str]:
+def _header_notes(case: str, reference: Volume, like: str | None) -> list[str]:
     """What the reference's header says that a reader of the scores should know; distances need right angles."""
     notes = [f"{case}: {note}" for note in reference.notes]
     if reference.grid.shear < SHEAR_DEGREES:
         return notes
+    inexact = ["HD95", "NSD", "ASSD", "boundary IoU", "CC-IoU", *([f"the columns of `--like {like}`"] if like else [])]
     return [
         *notes,
         f"{case}: the reference's axes are {reference.grid.shear:.3g} degrees off right angles (gantry tilt): volumes "
-        "and overlaps are exact, but HD95, NSD, ASSD, boundary IoU and CC-IoU take the angles as right: resample both "
-        "files first.",
+        f"and overlaps are exact, but {', '.join(inexact[:-1])} and {inexact[-1]} take the angles as right: resample "
+        "both files first.",
     ]

@@ -122,7 +122,7 @@ def _evaluate(
         records = {}
     allowed = known | {value for structure in structures for value in structure.values}
     records.update(_refuse_unnamed(run, settings, pairs, records, allowed))
-    records = without_unlabelled(records, pairs, request)
+    records = without_unlabelled(records, pairs, request, structures)
     failures |= {case: record["problem"] for case, record in records.items() if record["problem"]}
     ordered = [records[pair.case] for pair in pairs if pair.case in records]
     return Evaluation(

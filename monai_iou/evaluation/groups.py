@@ -13,6 +13,7 @@ from monai_iou.datasets.description import read_label_scheme, read_labelled
 from monai_iou.evaluation.dataset_description import Description, description_of
 from monai_iou.evaluation.pairing import Pair, name_of_file
 from monai_iou.evaluation.request import Request, RequestError
+from monai_iou.evaluation.rules import Structure
 from monai_iou.files import read_csv
 from monai_iou.volumes.names import composed
 
@@ -123,13 +124,13 @@ def _label_problem(dataset: Description) -> str:
 
 
 def without_unlabelled(
-    records: Mapping[str, dict[str, Any]], pairs: Sequence[Pair], request: Request
+    records: Mapping[str, dict[str, Any]], pairs: Sequence[Pair], request: Request, structures: Sequence[Structure]
 ) -> dict[str, dict[str, Any]]:
-    """The records without the scores of classes that dataset.json says were not annotated.
+    """The records without the scores of structures with classes that dataset.json says were not annotated.
 
     What is predicted of such a class in such a case is neither right nor wrong.
     """
-    lacking = _lacking(description_of(request), pairs)
+    lacking = _lacking(description_of(request), pairs, structures)
     return {
         case: record
         if case not in lacking
@@ -142,22 +143,50 @@ def without_unlabelled(
     }
 
 
-def _lacking(dataset: Description, pairs: Sequence[Pair]) -> dict[str, set[str]]:
-    """Name of a case -> names of the structures that were not annotated in it."""
+def _lacking(dataset: Description, pairs: Sequence[Pair], structures: Sequence[Structure]) -> dict[str, set[str]]:
+    """Name of a case -> names of the structures that are not known in it."""
     named = dataset.labelled
     try:
         scheme = read_label_scheme(dataset.content, dataset.path) if named else None
         read = {name: read_labelled(classes, scheme, name) for name, classes in named.items()} if scheme else {}
     except ValueError:  # an extra, as the rest of the file
         return {}
-    structures = {} if scheme is None else dict(enumerate(scheme.classes, start=1))
-    names = {n: name if scheme and scheme.regions else str(values[0]) for n, (name, values) in structures.items()}
+    classes = () if scheme is None else scheme.classes
     found = {pair.case: next((read[n] for n in dataset.names_of(pair) if n in read), None) for pair in pairs if read}
     return {
-        case: {name for number, name in names.items() if number not in labelled}
+        case: {structure.name for structure in structures if not _is_known(structure.values, labelled, classes)}
         for case, labelled in found.items()
         if labelled is not None
     }
+
+
+def _is_known(values: Sequence[int], labelled: Sequence[int], classes: Sequence[tuple[str, tuple[int, ...]]]) -> bool:
+    """Whether the voxels of a structure are known in a case of which only some classes were annotated.
+
+    Values that the same annotated classes hold cannot be told from each other, and those that none holds cannot be told
+    from the background.
+
+    Args:
+        values: of the structure.
+        labelled: numbers of the annotated classes, from 1.
+        classes: name and values of every class.
+
+    >>> classes = (("liver", (1,)), ("tumour", (2,)))
+    >>> [_is_known(values, (1,), classes) for values in ((1,), (2,), (1, 2))]
+    [True, False, False]
+    >>> regions = (("whole", (1, 2)), ("core", (2,)))
+    >>> [_is_known(values, (1,), regions) for values in ((1, 2), (2,), (1,))]
+    [True, False, False]
+    """
+    held = {number: set(of_class) for number, (_, of_class) in enumerate(classes, start=1)}
+    annotated = [held[number] for number in labelled if number in held]
+    chosen = set(values) & set().union(*held.values())
+    if chosen in held.values() and chosen not in annotated:
+        return False
+    alike: dict[tuple[bool, ...], set[int]] = {}
+    for value in set().union(*held.values()):
+        alike.setdefault(tuple(value in of_class for of_class in annotated), set()).add(value)
+    return all(any(owners) and part <= chosen for owners, part in alike.items() if part & chosen)
 
 
 def _from_file(pairs: Sequence[Pair], file: Path) -> dict[str, str]:

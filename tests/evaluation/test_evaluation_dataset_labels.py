@@ -229,6 +229,23 @@ def test_a_class_that_a_case_lacks_is_in_no_mean(tmp_path: Path, options: dict[s
         assert alone.summary[name]["iou_d"] == pytest.approx(rows["a", "2"]["iou"])
 
 
+def test_a_region_that_the_annotated_classes_do_not_determine_is_in_no_mean(tmp_path: Path) -> None:
+    partly_annotated(tmp_path)
+    regions = {"both": (1, 2), "first": (1,), "second": (2,)}
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", regions=regions)
+    done = evaluate_folders(request)
+    rows = {(row["case"], row["label"]): row["iou"] for row in done.rows}
+    assert [math.isnan(rows["b", name]) for name in regions] == [True, False, True]
+    assert done.summary["labels"]["second"]["iou"]["mean"] == pytest.approx(rows["a", "second"])
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    content = {"labels": labels, "regions_class_order": [1, 2], "labelled": {"b": ["whole"], "c": ["whole"]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for name, options in (("regions", {}), ("labels", {"labels": (1, 2)})):
+        done = evaluate_folders(Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / name, **options))
+        unknown = {row["label"] for row in done.rows if row["case"] == "b" and math.isnan(row["iou"])}
+        assert unknown == ({"core"} if name == "regions" else {"1", "2"})
+
+
 def test_a_class_that_a_case_lacks_is_unknown_in_the_exports(tmp_path: Path) -> None:
     reference, prediction = partly_annotated(tmp_path)
     request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", labels=(1, 2))
