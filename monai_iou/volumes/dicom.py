@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.volumes.dicom_checks import check_direction, check_length, check_series, check_spacing, tag_text
+from monai_iou.volumes.dicom_checks import (
+    check_direction,
+    check_length,
+    check_series,
+    check_spacing,
+    slice_thickness,
+    tag_text,
+)
 from monai_iou.volumes.dicom_frames import check_frames
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
@@ -74,6 +81,8 @@ def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[
             raise one_number(path, f"{image.GetNumberOfComponentsPerPixel()} (colours)")
         if "complex" in image.GetPixelIDTypeAsString():
             raise one_number(path, "complex numbers")
+        if shape[2:] == (1,):
+            image.SetSpacing((*image.GetSpacing()[:2], slice_thickness(information, image.GetSpacing()[2])))
         affine = _affine(image)
         check_affine(path, affine)
         return SimpleITK.GetArrayFromImage(image).transpose(), affine

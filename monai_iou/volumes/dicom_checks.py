@@ -21,6 +21,7 @@ RAW_SYNTAXES = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1")
 MAX_RATIO = 100_000  # of compressed frames with a single value; deflate stays below 1032
 PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(.{4})|(.{4}))", re.DOTALL)
 NESTED_SPACING = re.compile(rb"\x28\x00\x30\x00(?:DS(..)|(..)\x00\x00)([0-9eE+. \\-]*)", re.DOTALL)
+BETWEEN_SLICES, THICKNESS = "0018|0088", "0018|0050"
 MAX_TILT = 0.5  # in voxels, from the first to the last slice
 
 
@@ -87,6 +88,18 @@ def _nested_spacing(file: Path) -> str:
     with file_content(file) as content:
         match = NESTED_SPACING.search(content)
         return match[3][: int.from_bytes(match[1] or match[2], "little")].decode().strip() if match else ""
+
+
+def slice_thickness(information: Any, read: float) -> float:
+    """Return the third spacing of a single slice in mm; where GDCM knows none, it reads 1, whatever its thickness."""
+    for tag in (BETWEEN_SLICES, THICKNESS) if read == 1 else ():
+        try:
+            value = float(tag_text(information, tag))
+        except ValueError:
+            continue
+        if np.isfinite(value) and value > 0:
+            return value
+    return read
 
 
 def check_direction(path: Path, information: Any) -> None:

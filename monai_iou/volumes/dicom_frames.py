@@ -21,6 +21,9 @@ POSITION = re.compile(rb"\x20\0\x13\x91" + _FIRST_ITEM + rb"\x20\0\x32\0" + _LEN
 DIRECTION = re.compile(rb"\x20\0\x16\x91" + _FIRST_ITEM + rb"\x20\0\x37\0" + _LENGTH, re.DOTALL)
 # Thickness and distance of the slices come before the spacing, with up to 24 bytes each.
 SPACING = re.compile(rb"\x28\0\x10\x91" + _FIRST_ITEM + rb".{0,64}?\x28\0\x30\0" + _LENGTH, re.DOTALL)
+_SCALE = rb"\x28\0\x45\x91" + _FIRST_ITEM
+INTERCEPT = re.compile(_SCALE + rb"\x28\0\x52\x10" + _LENGTH, re.DOTALL)
+SLOPE = re.compile(_SCALE + rb".{0,32}?\x28\0\x53\x10" + _LENGTH, re.DOTALL)  # after the intercept
 SEPARATE = "separate its phases, or convert it to NIfTI by a program such as dcm2niix"
 CONVERT = "convert it to NIfTI by a program such as dcm2niix"
 
@@ -29,12 +32,15 @@ def check_frames(path: Path, file: Path, information: Any) -> None:
     """Refuse frames that do not form a stack, or that ITK places elsewhere: it then falls back to a spacing of 1 mm.
 
     Raises:
-        VolumeError: the frames are not evenly spaced along their normal, or differ, or ITK does not follow them.
+        VolumeError: the frames are not evenly spaced along their normal, or differ in their geometry or scale, or ITK
+            does not follow them.
     """
     count = tag_text(information, FRAMES)
     if not count.isdigit():
         return
     groups = _functional_groups(file)
+    for what, pattern in (("rescale intercept", INTERCEPT), ("rescale slope", SLOPE)):
+        _check_scale(path, what, _stated(path, groups, pattern, 1), int(count))
     spacings = _stated(path, groups, SPACING, 2)[:, ::-1]  # the distance between rows comes first
     directions = _stated(path, groups, DIRECTION, 6)
     places = _places(path, groups, information, int(count))
@@ -90,6 +96,15 @@ def _places(path: Path, groups: bytes, information: Any, count: int) -> NDArray[
     if len(places) not in (0, count):
         raise refusal(path, f"state the positions of its {count} frames", str(len(places)), CONVERT)
     return places
+
+
+def _check_scale(path: Path, what: str, stated: NDArray[np.float64], count: int) -> None:
+    """Refuse frames with different scales: GDCM applies that of the first one to all of them."""
+    if len(stated) not in (0, 1, count):
+        raise refusal(path, f"state the {what} of its {count} frames", str(len(stated)), CONVERT)
+    if len(stated) and np.ptp(stated) > 0:
+        problem = f"values from {stated.min():.6g} to {stated.max():.6g}"
+        raise refusal(path, f"hold frames of one {what}", problem, CONVERT)
 
 
 def _check_alike(path: Path, what: str, stated: NDArray[np.float64], read: Sequence[float], tolerance: float) -> None:

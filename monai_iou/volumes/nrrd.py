@@ -156,7 +156,7 @@ def _after_lines(path: Path, file: Path, start: int, lines: int) -> int:
 def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int], list[str]]:
     """Return the affine, the spatial axes of the file, and notes."""
     if "space directions" not in fields:
-        return (*_plain_place(path, fields, axes), [])
+        return _plain_place(path, fields, axes)
     vectors = re.findall(r"none|\([^)]*\)|\S+", fields["space directions"])
     spatial = [axis for axis, vector in enumerate(vectors) if vector != "none"]
     size = len(spatial)
@@ -167,14 +167,14 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
     origin = _vector(path, "space origin", fields["space origin"], size) if "space origin" in fields else np.zeros(size)
     space = choice(path, "space", fields.get("space", ""), SPACES)
     signs = np.array([-1.0 if sign == "-" else 1.0 for sign in (*space.split(), "+")])[:size]
-    scale, notes = _unit(path, fields)
+    scale, notes = _unit(path, "space units", _quoted(fields.get("space units", "")))
     affine = lps_affine(columns * signs[:, None] * scale, origin * signs * scale)
     check_affine(path, affine)
     return affine, spatial, notes
 
 
-def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the affine of a header without directions, from `spacings` and `axis mins`, and the spatial axes."""
+def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int], list[str]]:
+    """Return the affine of a header without directions, from `spacings` and `axis mins`, as :func:`_place` does."""
     kinds = fields.get("kinds", "").split()
     spatial = [
         a for a in range(axes) if not (len(kinds) == axes and kinds[a] not in ("domain", "space", "???", "none"))
@@ -185,9 +185,10 @@ def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray
     spacing = numbers(path, "spacings", fields["spacings"], axes)[spatial]
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise refusal(path, "have a positive spacing", repr(fields["spacings"]), "correct the spacing in its header")
-    affine = lps_affine(np.diag(spacing), _first_voxel(path, fields, axes, spatial, spacing))
+    scale, notes = _unit(path, "units", _units_of_axes(path, fields, axes, spatial))
+    affine = lps_affine(np.diag(spacing) * scale, _first_voxel(path, fields, axes, spatial, spacing) * scale)
     check_affine(path, affine)
-    return affine, spatial
+    return affine, spatial, notes
 
 
 def _first_voxel(
@@ -214,14 +215,27 @@ def _vector(path: Path, name: str, text: str, size: int) -> NDArray[np.float64]:
     return numbers(path, name, text[1:-1].replace(",", " "), size)
 
 
-def _unit(path: Path, fields: dict[str, str]) -> tuple[float, list[str]]:
-    names = {name.lower() for name in re.findall(r'"([^"]*)"', fields.get("space units", ""))} or {""}
+def _quoted(text: str) -> list[str]:
+    return re.findall(r'"([^"]*)"', text)
+
+
+def _units_of_axes(path: Path, fields: dict[str, str], axes: int, spatial: list[int]) -> list[str]:
+    """Return the units of the spatial axes, none if the header states none."""
+    units = _quoted(fields.get("units", ""))
+    if len(units) not in (0, axes):
+        raise refusal(path, f"have {axes} units in `units`", repr(fields["units"][:80]), CORRECT)
+    return [units[axis] for axis in spatial] if units else []
+
+
+def _unit(path: Path, field: str, units: list[str]) -> tuple[float, list[str]]:
+    """Return the length of the unit of a field in mm, and a note if it is not 1."""
+    names = {name.strip().lower() for name in units} or {""}
     unknown = sorted(name for name in names if name not in UNITS_MM)
     if unknown:
-        raise refusal(path, "have a unit of length in `space units`", repr(unknown[0][:40]), "write mm, um, cm or m")
+        raise refusal(path, f"have a unit of length in `{field}`", repr(unknown[0][:40]), "write mm, um, cm or m")
     scales = {UNITS_MM[name] for name in names}
     if len(scales) > 1:
-        raise refusal(path, "have one unit in `space units`", ", ".join(sorted(names)), "correct its header")
+        raise refusal(path, f"have one unit in `{field}`", ", ".join(sorted(names)), "correct its header")
     scale = scales.pop()
     notes = [f"`{path.name}`: the header's unit is {', '.join(sorted(names))}; lengths were converted to mm."]
     return scale, notes if scale != 1 else []

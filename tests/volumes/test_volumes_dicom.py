@@ -199,3 +199,19 @@ def test_every_slice_has_its_own_scale(tmp_path: Path) -> None:
     scales = [{INTERCEPT: ("DS", "0"), SLOPE: ("DS", text)} for text in ("2", "1", "0.5")]
     got = read_volume(write_series(tmp_path / "pet", VOLUME, scales)).array
     np.testing.assert_allclose(got, VOLUME * [2, 1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("thickness", "expected"),
+    [
+        ({(0x0018, 0x0050): ("DS", "5")}, 5.0),
+        ({(0x0018, 0x0050): ("DS", "5"), (0x0018, 0x0088): ("DS", "6")}, 6.0),
+        ({(0x0018, 0x0050): ("DS", "")}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_a_single_slice_has_its_thickness(tmp_path: Path, thickness: dict[Any, Any], expected: float) -> None:
+    table = {**slice_elements(np.ones((6, 5), np.int16)), **thickness}
+    path = write_elements(tmp_path / "series" / "a.dcm", table)
+    for place in (path, path.parent):
+        assert read_volume(place).grid.spacing[2] == pytest.approx(expected)

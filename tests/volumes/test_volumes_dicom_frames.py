@@ -97,6 +97,45 @@ def test_frames_that_differ_are_refused(tmp_path: Path, groups: Any, elements: A
     refused(write_elements(tmp_path / "a.dcm", table), f"hold frames of one {what.split()[0]}, but got {what} and oth")
 
 
+SCALES = {"rescale intercept": (0x0028, 0x1052), "rescale slope": (0x0028, 0x1053)}
+
+
+def scaled(values: dict[str, list[str]], sequence: str) -> dict[tuple[int, int], tuple[str, Any]]:
+    """Frames that state their intercept and slope; the list of a scale may be shorter than that of the frames."""
+    table = multi_frame(VOLUME, sequence=sequence)
+    for number, frame in enumerate(table[PER_FRAME][1]):
+        scale = {SCALES[what]: ("DS", texts[number]) for what, texts in values.items() if number < len(texts)}
+        if scale:
+            frame[0x0028, 0x9145] = (sequence, [{**scale, (0x0028, 0x1054): ("LO", "US")}])
+    return table
+
+
+@pytest.mark.parametrize("sequence", ["SQ", "SQ open"])
+def test_frames_of_one_scale_are_read_with_it(tmp_path: Path, sequence: str) -> None:
+    table = scaled({"rescale intercept": ["-10"] * 6, "rescale slope": ["2.5"] * 6}, sequence)
+    np.testing.assert_allclose(read_volume(write_elements(tmp_path / "a.dcm", table)).array, VOLUME * 2.5 - 10)
+
+
+@pytest.mark.parametrize("sequence", ["SQ", "SQ open"])
+@pytest.mark.parametrize(
+    ("what", "texts", "expected"),
+    [
+        (
+            "rescale slope",
+            list("246888"),
+            "hold frames of one rescale slope, but got values from 2 to 8: convert it to ",
+        ),
+        ("rescale slope", ["1.5"] * 5, "state the rescale slope of its 6 frames, but got 5: convert it to NIfTI by a "),
+        ("rescale intercept", list("000001"), "hold frames of one rescale intercept, but got values from 0 to 1"),
+    ],
+)
+def test_frames_with_scales_of_their_own_are_refused(
+    tmp_path: Path, what: str, texts: list[str], expected: str, sequence: str
+) -> None:
+    both = {"rescale intercept": ["0"] * 6, "rescale slope": ["1"] * 6} | {what: texts}
+    refused(write_elements(tmp_path / "a.dcm", scaled(both, sequence)), expected)
+
+
 def dose(offsets: str) -> dict[tuple[int, int], tuple[str, Any]]:
     return {
         **slice_elements(np.ascontiguousarray(VOLUME[..., 0].T), kind=DOSE),

@@ -189,6 +189,27 @@ def test_units_of_nrrd_are_applied_and_others_refused(tmp_path: Path, unit: str,
         read_volume(nrrd(tmp_path / "b.nrrd", array, "raw", array.tobytes(), header=other))
 
 
+@pytest.mark.parametrize(("units", "scale"), [("um", 1e-3), ("CM", 10.0), ("mm", 1.0), ("", 1.0)])
+def test_units_of_the_axes_of_nrrd_are_applied_and_others_refused(tmp_path: Path, units: str, scale: float) -> None:
+    path = tmp_path / "a.nrrd"
+    header = (
+        "NRRD0004\ntype: uint8\ndimension: 4\nsizes: 1 2 2 2\nspacings: nan 20 30 40\naxis mins: nan 0 0 100\n"
+        f'kinds: vector domain domain domain\nunits: "counts"{f" {chr(34)}{units}{chr(34)}" * 3}\nencoding: raw\n\n'
+    )
+    path.write_bytes(header.encode() + bytes(8))
+    got = read_volume(path)
+    np.testing.assert_allclose(got.grid.spacing, np.array([20, 30, 40]) * scale)
+    np.testing.assert_allclose(got.grid.affine[2, 3], 120 * scale)  # `axis mins` is the edge of a voxel
+    assert bool(got.notes) == (scale != 1)
+    for wrong, expected in (("furlong", "have a unit of length in `units`, but got 'furlong': write mm"),):
+        path.write_bytes(header.replace(f'"{units}"', f'"{wrong}"').encode() + bytes(8))
+        with pytest.raises(VolumeError, match=expected):
+            read_volume(path)
+    path.write_bytes(header.replace('"counts" ', "").encode() + bytes(8))
+    with pytest.raises(VolumeError, match="have 4 units in `units`, but got"):
+        read_volume(path)
+
+
 def test_a_conflict_of_the_two_forms_is_told_with_the_one_that_was_used(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((9, 9, 9), np.uint8), None)
     turned = np.eye(4)
