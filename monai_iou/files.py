@@ -105,7 +105,7 @@ def replaced_file(path: Path, suffix: str = "") -> Iterator[Path]:
     """
     with temporary_file(path.parent, suffix) as temporary:
         yield temporary
-        with temporary.open("rb") as stream:
+        with temporary.open("r+b") as stream:  # Windows flushes no file that is open for reading alone
             os.fsync(stream.fileno())
         temporary.replace(path)
 

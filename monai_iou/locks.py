@@ -84,11 +84,13 @@ def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[s
     began = known = time.monotonic()
     notices = [(REMINDER_SECONDS, "Still waiting", f" If that process is dead, delete `{path}`."), (0.0, "Waiting", "")]
     while (descriptor := _try(path, purpose)) is None:
+        if _is_held_here(path):  # to read who holds it would release it
+            raise _refusal(path, {})
         holder = _holder(path)  # read once, because it may let the lock go at any moment
         now, brief = time.monotonic(), _is_brief(holder)
         known = known if brief else now
         is_short = now - known < BRIEF_SECONDS if brief else holder.get("purpose") in wait_for
-        if _is_held_here(path) or not is_short:
+        if not is_short:
             raise _refusal(path, holder)
         if not brief and notices and now - began >= notices[-1][0]:
             _, start, remedy = notices.pop()
@@ -192,7 +194,7 @@ def _is_brief(holder: Mapping[str, Any]) -> bool:
 
 
 def _user(path: Path, holder: Mapping[str, Any]) -> str:
-    if _is_held_here(path) or not holder:
+    if not holder:
         return "another run is using it"
     return "{purpose} by process {process} on {host} has been using it since {since}".format_map(_Known(holder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import errno
 import os
 import subprocess
 import sys
@@ -201,3 +202,18 @@ def test_outputs_in_folders_that_are_read_whole(tmp_path: Path) -> None:
     check_outputs({"--output": tmp_path / "predictions2"}, source)
     check_outputs({"--output": tmp_path}, source)
     check_outputs({"--output": tmp_path / "predictions" / "notes.txt"}, source)
+
+
+def test_a_file_is_flushed_by_a_descriptor_that_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to flush a file that is open for reading alone; POSIX does not care."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def as_on_windows(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "fsync", as_on_windows)
+    write_text(tmp_path / "table.csv", "text")
+    with replaced_file(tmp_path / "mask.nii.gz", ".nii.gz") as temporary:
+        temporary.write_bytes(b"mask")
+    assert (tmp_path / "mask.nii.gz").read_bytes() == b"mask"

@@ -106,6 +106,20 @@ def test_a_short_holder_is_waited_for(tmp_path: Path) -> None:
     assert line.startswith(f"Waiting for {tmp_path}: training by process {process.pid} on ")
 
 
+def others_try(folder: Path) -> str:
+    """What another process finds that tries to lock a folder, without the waits and messages of this package."""
+    code = (
+        "import fcntl, os, sys\n"
+        "try:\n"
+        "    fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "    print('entered')\n"
+        "except OSError:\n"
+        "    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder / LOCK_NAME], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
     with folder_lock(tmp_path, "training"):
         for _ in range(2):
@@ -114,6 +128,7 @@ def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         with folder_lock(tmp_path / "other", "training"):
             pass
+        assert others_try(tmp_path) == "refused", "the refusals have released the lock"
     with folder_lock(tmp_path, "training"):
         pass
 
