@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from monai_iou.voxels.spec import PassSpec
 
@@ -21,10 +22,15 @@ def is_binary(spec: PassSpec, classes: int) -> bool:
 
 def _log_sigmoids(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return ln p and ln(1 - p) of p = sigmoid(x); no digits cancel in either."""
-    if logits.requires_grad:
+    if logits.requires_grad or _has_tangents():
         return F.logsigmoid(logits), F.logsigmoid(-logits)
     tail = logits.abs().neg_().exp_().log1p_()  # autograd fails at the kink x = 0, but a CPU is four times as fast
     return logits.clamp_max(0).sub_(tail), logits.neg().clamp_max_(0).sub_(tail)
+
+
+def _has_tangents() -> bool:
+    """Return whether derivatives in forward mode may be taken, whose inputs ask for no gradient."""
+    return not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""torch.func's derivatives with the reference kernel: those of autograd, also where a logit is exactly 0."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_iou import GeneralizedIoULoss, IoUCELoss, IoULoss, LovaszSoftmaxLoss, WeightedCrossEntropyLoss, use_kernel
+
+LOSSES = {
+    "iou": (IoULoss(softmax=True), True),
+    "iou_ce": (IoUCELoss(softmax=True), True),
+    "generalized": (GeneralizedIoULoss(softmax=True), True),
+    "iou_sigmoid": (IoULoss(sigmoid=True), False),
+    "iou_ce_sigmoid": (IoUCELoss(sigmoid=True), False),
+    "ce_sigmoid": (WeightedCrossEntropyLoss(sigmoid=True), False),
+    "focal_sigmoid": (WeightedCrossEntropyLoss(sigmoid=True, gamma=2.0), False),
+    "lovasz_sorted": (LovaszSoftmaxLoss(bins=None, softmax=True), True),
+}
+
+
+def case(zeros: bool, softmax: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 3, 2, generator=generator, dtype=torch.float64)
+    if zeros:
+        logits[0, :, 0] = 0.0
+    labels = torch.randint(0, 2, (1, 1, 3, 2), generator=generator)
+    maps = torch.cat([1 - labels, labels], 1).double()
+    return logits, labels if softmax else maps, torch.randn(logits.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["any logits", "some are 0"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_jvp_is_the_slope_along_the_direction(name: str, zeros: bool) -> None:
+    loss, softmax = LOSSES[name]
+    logits, target, direction = case(zeros, softmax)
+    with use_kernel("reference"):
+        leaf = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, target), leaf)
+        value, slope = torch.func.jvp(lambda x: loss(x, target), (logits,), (direction,))
+        torch.testing.assert_close(value, loss(logits, target))
+    torch.testing.assert_close(slope, (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_jacrev_is_the_gradient(name: str) -> None:
+    loss, softmax = LOSSES[name]
+    logits, target, _ = case(False, softmax)
+    with use_kernel("reference"):
+        leaf = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, target), leaf)
+        torch.testing.assert_close(torch.func.jacrev(lambda x: loss(x, target))(logits), gradient)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_hessian_is_that_of_autograd(name: str) -> None:
+    loss, softmax = LOSSES[name]
+    logits, target, _ = case(False, softmax)
+    with use_kernel("reference"):
+        expected = torch.autograd.functional.hessian(lambda x: loss(x, target), logits)
+        torch.testing.assert_close(torch.func.hessian(lambda x: loss(x, target))(logits), expected)
