@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_peak import needs_peak, peak_kb, reset_peak
 
 from monai_iou.evaluation import penalties, results
 from monai_iou.evaluation.columns import COLUMNS
@@ -278,7 +278,7 @@ def test_an_empty_prediction_never_improves_a_mean(folders):
     assert f"IoU {after['labels']['1']['iou']['mean']:.3f}" in page
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of memory")
+@needs_peak
 def test_tiny_voxels_are_evaluated_in_little_memory(tmp_path):
     """24^3 masks with voxels of 5 um: bands and margins in mm are hundreds of voxels wide, but never allocated."""
     rng = np.random.default_rng(0)
@@ -289,13 +289,7 @@ def test_tiny_voxels_are_evaluated_in_little_memory(tmp_path):
         (tmp_path / kind).mkdir()
         nibabel.save(nibabel.Nifti1Image(array, np.diag([0.005, 0.005, 0.005, 1.0])), tmp_path / kind / "a.nii.gz")
     evaluate_folders(Request(tmp_path / "references", tmp_path / "references", tmp_path / "warm"))  # imports
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     before = peak_kb()
     evaluated(tmp_path, like="brats-mets", images=tmp_path / "references")
     assert peak_kb() - before < 200_000
-
-
-def peak_kb() -> int:
-    """The peak of this process's memory since it was last reset."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    return int(status["VmHWM"].split()[0])

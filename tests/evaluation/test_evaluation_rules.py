@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 
 from monai_iou.cli import main
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -90,7 +91,7 @@ def test_the_curve_of_f1_is_the_mean_of_the_cases(tmp_path):
     expected = (curve.f1 + 1.0 + 0.0) / 3  # nothing to find in c; without a prediction nothing is found
     assert found["thresholds"] == pytest.approx(curve.thresholds)
     assert found["f1"] == pytest.approx(expected)
-    assert found["area"] == pytest.approx(np.trapezoid(expected, curve.thresholds))
+    assert found["area"] == pytest.approx(trapezoid(expected, curve.thresholds))
     assert "Lesion F1 by threshold" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert evaluate_folders(request).summary["lesion_f1_curves"]["1"] == found
     excluded = evaluate_folders(replace(request, missing="exclude")).summary["lesion_f1_curves"]["1"]
