@@ -1,16 +1,21 @@
 """Checks of the documents that need more than the tests' environment: `python docs/check.py`.
 
-Every dependency has its reason in docs/dependencies.md and its tested version in constraints.txt; every public name
-stands in some page; the plots are drawn again by their script, and each picture of a page is among them.
+Every dependency has its reason in docs/dependencies.md and its tested version in constraints.txt, which the oldest
+supported Python can install; every public name stands in some page; the plots are drawn again by their script, and each
+picture of a page is among them.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import monai_iou
 
@@ -21,6 +26,7 @@ else:  # the checks run on the newest Python; an older one reads the same file b
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+OLDEST_PYTHON = {"python_version": "3.10", "python_full_version": "3.10.99"}
 
 
 def _requirement_name(requirement: str) -> str:
@@ -43,6 +49,24 @@ def dependency_problems() -> list[str]:
     pins = {_requirement_name(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     missing = [f"docs/dependencies.md gives no reason for {name}" for name in sorted(names - reasons)]
     return missing + [f"constraints.txt pins no version of {name}" for name in sorted(names - pins)]
+
+
+def pin_problems() -> list[str]:
+    """Name versions in constraints.txt that the oldest Python has none of and that are pinned for it nevertheless."""
+    problems = []
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if "==" not in line or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        if pin.marker is not None and not pin.marker.evaluate(OLDEST_PYTHON):
+            continue
+        try:
+            wanted = importlib.metadata.metadata(pin.name)["Requires-Python"]
+        except importlib.metadata.PackageNotFoundError:  # it is for another machine
+            continue
+        if wanted and not SpecifierSet(wanted).contains(OLDEST_PYTHON["python_full_version"]):
+            problems.append(f"constraints.txt pins {pin.name} for every Python, but it needs {wanted}")
+    return problems
 
 
 def undocumented_names() -> list[str]:
@@ -68,7 +92,7 @@ def plot_problems() -> list[str]:
 
 def main() -> int:
     """Print every problem and return 1 if there is one."""
-    problems = [*dependency_problems(), *undocumented_names(), *plot_problems()]
+    problems = [*dependency_problems(), *pin_problems(), *undocumented_names(), *plot_problems()]
     for problem in problems:
         sys.stderr.write(problem + "\n")
     sys.stdout.write(f"documents: {len(problems)} problems\n")
