@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from monai_iou.voxels.inputs import plain
 
 # Blocks of this process on a GPU whose answers are not waited for, so that its queue of work does not run dry.
 _PENDING = 2
+
+_Value = TypeVar("_Value")
 
 
 def is_distributed() -> bool:
@@ -171,10 +173,16 @@ def depending_on(unused: Sequence[Tensor], value: Tensor) -> Tensor:
 
 
 def sums_over_ranks(sums: VoxelSums) -> VoxelSums:
-    """Return voxel sums added over all ranks, with one collective call."""
+    """Return voxel sums added over all ranks, with one collective call.
+
+    They are partly labelled if those of some rank are: each rank looks at its own images alone, and every rank must
+    divide by the same number of classes.
+    """
     if not is_distributed():
         return sums
-    return replace(sums, rows=sum_over_ranks(sums.rows))
+    marked = sums.rows.new_ones(1) * sums.partly_labelled
+    total = sum_over_ranks(torch.cat([sums.rows.flatten(), marked]))
+    return VoxelSums(total[:-1].view(sums.rows.shape), partly_labelled=total[-1] > 0)
 
 
 def errors_over_ranks(errors: ErrorHistograms) -> ErrorHistograms:
@@ -187,6 +195,24 @@ def errors_over_ranks(errors: ErrorHistograms) -> ErrorHistograms:
         return errors
     slopes = None if errors.slopes is None else errors.slopes * dist.get_world_size()
     return ErrorHistograms(sum_over_ranks(errors.counts), errors.limit, slopes)
+
+
+def from_all_ranks(value: _Value) -> list[_Value]:
+    """Return what each rank has, in the order of the ranks; every rank must call it, one that has nothing too.
+
+    Args:
+        value: anything that can be pickled.
+
+    Example:
+        >>> from monai_iou.distributed import from_all_ranks
+        >>> from_all_ranks(["case_01.nii.gz"])
+        [['case_01.nii.gz']]
+    """
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:

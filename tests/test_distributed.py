@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from gloo_ranks import leave_group, run_ranks
+from gloo_ranks import join_group, leave_group, run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,8 +38,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def _work(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    join_group(rank, ranks, folder)
     results = {}
     for name, make in LOSSES.items():
         for shards in SHARDS[ranks]:

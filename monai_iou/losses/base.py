@@ -141,8 +141,9 @@ class RegionLoss(SumsLoss):
             sums = sums.without_background()
         sums = self.pooled(sums, self.batch)
         terms, counted = self.with_empty_rule(self.class_terms(sums), sums)
-        if sums.partly_labelled:
-            terms, counted = self.only_labelled(terms, counted, sums.annotated)
+        labelled = sums.labelled
+        if labelled is not None:
+            terms, counted = self.only_labelled(terms, counted, labelled)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
             terms = terms * self.class_weight.to(terms)

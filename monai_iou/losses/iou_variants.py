@@ -246,6 +246,7 @@ class GeneralizedIoULoss(RegionLoss):
             return torch.where(any_present | terms.isnan(), terms, 0), any_present
         if self.empty == "suppress":
             shares = torch.where(sums.present, torch.where(any_present, terms, 0), suppression(sums, self.power))
-            number = sums.annotated.sum(1, keepdim=True).clamp_min(1) if sums.partly_labelled else shares.shape[1]
+            labelled = sums.labelled
+            number = shares.shape[1] if labelled is None else labelled.sum(1, keepdim=True).clamp_min(1)
             return shares.sum(1, keepdim=True) / number, None
         return terms, None

@@ -68,7 +68,7 @@ class LovaszLoss(PassLoss):
             errors, sums = errors_over_ranks(errors), sums_over_ranks(sums)
         # Where labels are wrong, volumes are NaN, and so must be the values.
         values = (scores.lovasz(errors) + 0 * sums.target).to(sums.target.dtype)
-        return values, sums.target, sums.annotated if sums.partly_labelled else None
+        return values, sums.target, sums.labelled
 
     def reduced(self, terms: Tensor, counted: Tensor | None, space: int, labelled: Tensor | None = None) -> Tensor:
         """Apply `reduction` to terms (B, C) or (1, C); the mean runs over the counted terms of each image first.

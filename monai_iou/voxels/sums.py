@@ -21,7 +21,8 @@ class VoxelSums:
 
     Attributes:
         rows: (7, B, C[, R]), the sums below in the order of :mod:`monai_iou.voxels.spec`.
-        partly_labelled: whether a count of 0 means that a class was not annotated and is left out of the means.
+        partly_labelled: whether a count of 0 means that a class was not annotated and is left out of the means. After a
+            sum over ranks a tensor, () bool, because any rank may have said so and no GPU is waited for.
         intersection: I, sum of p y (or of min(p, y)).
         prediction: P, sum of p^q.
         target: T, sum of y^q.
@@ -44,7 +45,7 @@ class VoxelSums:
     """
 
     rows: Tensor
-    partly_labelled: bool = False
+    partly_labelled: bool | Tensor = False
 
     @property
     def _parts(self) -> Tensor | tuple[Tensor, ...]:
@@ -105,6 +106,13 @@ class VoxelSums:
         return ~(self.count <= 0)
 
     @property
+    def labelled(self) -> Tensor | None:
+        """Which classes are not left out of the means, bool; None if it is known without a look that all are in."""
+        if isinstance(self.partly_labelled, Tensor):
+            return self.annotated | ~self.partly_labelled
+        return self.annotated if self.partly_labelled else None
+
+    @property
     def union(self) -> Tensor:
         """U = P + T - I."""
         return union(self.intersection, self.prediction, self.target)
@@ -118,7 +126,7 @@ class VoxelSums:
                 f"{tuple(other.rows.shape[1:])}: add over the images first, by `over_batch()`."
             )
             raise ValueError(message)
-        return VoxelSums(self.rows + other.rows, self.partly_labelled or other.partly_labelled)
+        return VoxelSums(self.rows + other.rows, self.partly_labelled | other.partly_labelled)
 
     def over_batch(self) -> VoxelSums:
         """Add over the images: (1, C[, R])."""

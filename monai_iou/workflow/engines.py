@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
 from monai.engines.trainer import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
-from monai_iou.distributed import is_distributed
+from monai_iou.distributed import from_all_ranks
+from monai_iou.metrics.base import RowMetric
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
 from monai_iou.workflow.freed_memory import kept_memory
 from monai_iou.workflow.half_precision import in_mixed_precision
@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 
 class _NotFiniteError(Exception):
     """The network's output of this case holds NaN or infinity."""
+
+
+def _takes_empty_ranks(metric: Any) -> bool:
+    """Whether a rank without scores takes part in a metric: of MONAI's it stays away, and the others wait for ever."""
+    return isinstance(getattr(metric, "metric_fn", None), RowMetric)
 
 
 @contextlib.contextmanager
@@ -106,6 +111,8 @@ class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
         self.state.failed_cases = []
         self._finished = 0
         self._has_failed = False
+        metrics = {**(kwargs.get("key_val_metric") or {}), **(kwargs.get("additional_metrics") or {})}
+        self._takes_empty_ranks = all(_takes_empty_ranks(metric) for metric in metrics.values())
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_output)
 
     def run(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -135,22 +142,18 @@ class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
         # Metrics, writers of scores and masks all listen to a completed iteration.
         if event_name == Events.ITERATION_COMPLETED and self._has_failed:
             return
-        if event_name in (Events.EPOCH_COMPLETED, Events.COMPLETED) and self._has_no_score(self._counts()):
-            return
+        if event_name in (Events.EPOCH_COMPLETED, Events.COMPLETED):
+            counts = from_all_ranks((len(self.state.failed_cases), self._finished))
+            if self._has_no_score(counts):
+                return
         super()._fire_event(event_name, *event_args, **event_kwargs)
 
-    def _counts(self) -> list[tuple[int, int]]:
-        """How many cases have failed and how many are finished, on each rank."""
-        counts = [(len(self.state.failed_cases), self._finished)]
-        if is_distributed():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, counts[0])
-            counts = gathered
-        return counts
-
     def _has_no_score(self, counts: list[tuple[int, int]]) -> bool:
-        """Whether some rank has failed cases alone: metrics of an empty rank would wait for the others for ever."""
-        return any(failed and not finished for failed, finished in counts)
+        """Whether no score can be given, from the numbers of failed and of finished cases on each rank."""
+        if not any(failed for failed, _ in counts):
+            return False
+        finished = [number for _, number in counts]
+        return not any(finished) or not (self._takes_empty_ranks or all(finished))
 
 
 class ValidationEvaluator(CaseEvaluator):

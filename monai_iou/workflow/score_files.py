@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.handlers.metrics_saver import MetricsSaver
-from monai.utils.dist import string_list_all_gather
 from numpy.typing import NDArray
 
+from monai_iou.distributed import from_all_ranks
 from monai_iou.files import csv_text, write_texts
 
 __all__ = ["CaseScoresSaver"]
@@ -45,7 +45,7 @@ class CaseScoresSaver(MetricsSaver):
         """Write the files, on `save_rank` alone."""
         from ignite import distributed
 
-        files = string_list_all_gather(self._filenames) if distributed.get_world_size() > 1 else self._filenames
+        files = [file for names in from_all_ranks(self._filenames) for file in names]
         if distributed.get_rank() != self.save_rank:
             return
         rows = sorted({file: row for row, file in reversed(list(enumerate(files)))}.values(), key=files.__getitem__)

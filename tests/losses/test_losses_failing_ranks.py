@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from gloo_ranks import leave_group, run_ranks
-from loss_ranks import JOIN, free_port, join_group, make_losses
+from gloo_ranks import join_group, leave_group, run_ranks
+from loss_ranks import JOIN, make_losses
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
@@ -53,6 +53,26 @@ def attention_losses() -> dict[str, nn.Module]:
     }
 
 
+class WithForeground(nn.Module):
+    """Stands in for a loss like MONAI's, which sums nothing over the ranks and has checks of its own."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        if not target.any():
+            message = "Expected foreground, but got none: leave such images out."
+            raise ValueError(message)
+        return input.mean()
+
+
+def compounds() -> dict[str, nn.Module]:
+    """Return compounds of which only a part sums over the ranks."""
+    return {
+        "first": CompoundLoss([WithForeground(), IoULoss(**JOIN)]),
+        "last": CompoundLoss([IoULoss(**JOIN), WithForeground()]),
+        "beside_instance": CompoundLoss([InstanceIoULoss(**JOIN), WithForeground(), IoULoss(softmax=True)]),
+        "nested": CompoundLoss([CompoundLoss([IoULoss(**JOIN)]), WithForeground()]),
+    }
+
+
 def outcome(loss: nn.Module, logits: Any, target: Tensor) -> str:
     try:
         value = loss(logits, target)
@@ -61,8 +81,8 @@ def outcome(loss: nn.Module, logits: Any, target: Tensor) -> str:
     return "finite" if value.isfinite() else "nan"
 
 
-def fail_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
-    join_group(rank, world, port)
+def fail_on_one_rank(rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder)
     logits = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
     right = torch.zeros(1, 1, 6, 6, dtype=torch.long)
     right[0, 0, 1:3, 1:3] = 1
@@ -70,6 +90,10 @@ def fail_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
     for kind, wrong in targets().items():
         for name, loss in every_loss().items():
             found[f"{name}_{kind}"] = outcome(loss, logits, wrong if rank == 1 else right)
+            assert loss(logits, right).isfinite(), "the ranks go on together"
+    for name, loss in compounds().items():
+        for kind, wrong in {"rule": torch.zeros_like(right), "value": targets()["value"]}.items():
+            found[f"compound_{name}_{kind}"] = outcome(loss, logits, wrong if rank == 1 else right)
             assert loss(logits, right).isfinite(), "the ranks go on together"
     for name, loss in attention_losses().items():
         pair = (logits, [logits[:, :1].sigmoid()])
@@ -84,7 +108,7 @@ def fail_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
 
 
 def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
-    run_ranks(fail_on_one_rank, 2, 2, free_port(), str(tmp_path))
+    run_ranks(fail_on_one_rank, 2, 2, str(tmp_path))
     waiting, wrong = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert set(waiting) == set(wrong)
     assert len(wrong) > 20
@@ -92,7 +116,7 @@ def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
         assert sentence.startswith("Expected the input and target of every rank to be valid"), (name, sentence)
         assert sentence.endswith("but got an error on another rank: see the message of that rank."), name
     for name, sentence in wrong.items():
-        kinds = {"value": "but got 7", "number": "but got -1", "shape": "but got (1, 1, 6, 5)"}
+        kinds = {"value": "but got 7", "number": "but got -1", "shape": "but got (1, 1, 6, 5)", "rule": "but got none"}
         own = kinds[name.rpartition("_")[2]]
         assert own in sentence, name
 
@@ -114,8 +138,8 @@ def stand_in_for_a_gpu() -> None:
     late_checks._alone, late_checks.shared = (LateChecks(lambda: cast("Any", Event()), pinned=False) for _ in range(2))
 
 
-def fail_late_on_one_rank(rank: int, world: int, port: int, folder: str) -> None:
-    join_group(rank, world, port)
+def fail_late_on_one_rank(rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder)
     stand_in_for_a_gpu()
     logits = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
     right = torch.zeros(1, 1, 6, 6, dtype=torch.long)
@@ -130,7 +154,7 @@ def fail_late_on_one_rank(rank: int, world: int, port: int, folder: str) -> None
 
 
 def test_on_gpus_every_rank_ends_in_the_same_later_call(tmp_path: Path) -> None:
-    run_ranks(fail_late_on_one_rank, 2, 2, free_port(), str(tmp_path))
+    run_ranks(fail_late_on_one_rank, 2, 2, str(tmp_path))
     waiting, wrong = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert set(waiting) == set(wrong)
     assert len(wrong) > 10

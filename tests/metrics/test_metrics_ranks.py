@@ -2,69 +2,131 @@
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-import torch.distributed as dist
-from gloo_ranks import leave_group, run_ranks
+from gloo_ranks import join_group, leave_group, run_ranks
 
-from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
+from monai_iou.metrics import BoundaryIoUMetric, CalibrationMetric, IoUMetric, LesionIoUMetric, ThresholdIoUMetric
+from monai_iou.voxels.probability_bins import probability_histograms
 
 IMAGES = torch.randint(0, 3, (5, 2, 1, 6, 6), generator=torch.Generator().manual_seed(7))
+LABELLED = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1]]).bool()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def make_metrics() -> dict[str, Any]:
+    return {
+        "iou": IoUMetric(False, "mean_batch", num_classes=3),
+        "lesions": LesionIoUMetric(num_classes=3),
+        "boundary": BoundaryIoUMetric(num_classes=3),
+    }
 
 
-def score_shares(rank: int, world: int, rounds: list[list[list[int]]], port: int, folder: str) -> None:
+def score(metrics: dict[str, Any], images: list[int], *, partly: bool) -> None:
+    for metric in metrics.values():
+        for index in images:
+            labelled = LABELLED[[index]] if partly else None
+            metric(IMAGES[index, :1], IMAGES[index, 1:], labelled=labelled)
+
+
+def collected(metric: Any, *, empty: bool) -> dict[str, Any]:
+    """Return everything that a metric collects over the ranks; of no image at all there is no summary."""
+    means = [metric.aggregate(reduction) for reduction in (None, "mean", "mean_batch", "sum_batch")]
+    summary = metric.summary() if hasattr(metric, "summary") and not empty else None
+    return {"means": means, "buffer": metric.get_buffer(), "length": len(metric), "summary": summary}
+
+
+# All rounds on one set of ranks: starting processes is nearly all the time that this takes.
+SHARES = [[[0, 1, 2], [3], []], [[], [4, 2], []], [[], [], []], [[1, 3], [], []], [[0], [], [2, 4]]]
+ROUNDS = [(shares, partly) for shares in SHARES for partly in (False, True)]
+WORLD = 3
+
+
+def score_shares(rank: int, folder: str) -> None:
     """One rank: in each round score its images, then everything that collects over the ranks."""
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=30)
-    )
-    assert dist.get_world_size() == world
-    metric = IoUMetric(False, "mean_batch", num_classes=3)
-    others = [LesionIoUMetric(num_classes=3), BoundaryIoUMetric(num_classes=3)]
+    join_group(rank, WORLD, folder)
+    metrics = make_metrics()
     results = []
-    for shares in rounds:
-        for index in shares[rank]:
-            for each in (metric, *others):
-                each(IMAGES[index, :1], IMAGES[index, 1:])
-        result = {"mean": metric.aggregate(), "buffer": metric.get_buffer(), "length": len(metric)}
-        if any(shares):
-            result["summary"] = metric.summary()
-        result["others"] = [each.aggregate() for each in others]
-        results.append(result)
-        for each in (metric, *others):
-            each.reset()
+    for shares, partly in ROUNDS:
+        score(metrics, shares[rank], partly=partly)
+        results.append({name: collected(metric, empty=not any(shares)) for name, metric in metrics.items()})
+        for metric in metrics.values():
+            metric.reset()
     torch.save(results, Path(folder) / f"{rank}.pt")
     leave_group()
 
 
-# All rounds on one set of ranks: starting processes is nearly all the time that this takes.
-ROUNDS = [[[0, 1, 2], [3], []], [[], [4, 2], []], [[], [], []], [[1, 3], [], []], [[0], [], [2, 4]]]
-WORLD = 3
+def test_ranks_equal_one_process(tmp_path: Path) -> None:
+    run_ranks(score_shares, WORLD, str(tmp_path))
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    for round_, (shares, partly) in enumerate(ROUNDS):
+        alone = make_metrics()
+        images = [index for share in shares for index in share]
+        score(alone, images, partly=partly)
+        for name, metric in alone.items():
+            expected = collected(metric, empty=not images)
+            assert expected["length"] == len(images)
+            for result in results:
+                found = result[round_][name]
+                for part in ("means", "buffer"):
+                    torch.testing.assert_close(found[part], expected[part], equal_nan=True)
+                assert found["length"] == expected["length"]
+                assert repr(found["summary"]) == repr(expected["summary"])  # NaN included
+                assert images or found["means"][0].isnan().all()
 
 
-def test_ranks_equal_one_process(tmp_path):
-    run_ranks(score_shares, WORLD, WORLD, ROUNDS, free_port(), str(tmp_path))
-    for rank in range(WORLD):
-        for shares, result in zip(ROUNDS, torch.load(tmp_path / f"{rank}.pt"), strict=True):
-            alone = IoUMetric(False, "mean_batch", num_classes=3)
-            others = [LesionIoUMetric(num_classes=3), BoundaryIoUMetric(num_classes=3)]
-            for index in (i for share in shares for i in share):
-                for each in (alone, *others):
-                    each(IMAGES[index, :1], IMAGES[index, 1:])
-            for got, each in zip(result["others"], others, strict=True):
-                torch.testing.assert_close(got, each.aggregate(), equal_nan=True)
-            assert result["length"] == len(alone) == sum(map(len, shares))
-            torch.testing.assert_close(result["buffer"], alone.get_buffer(), equal_nan=True)
-            torch.testing.assert_close(result["mean"], alone.aggregate(), equal_nan=True)
-            if any(shares):
-                assert result["summary"] == alone.summary()
-            else:
-                assert result["mean"].isnan().all()
+def test_what_was_not_annotated_counts_nowhere() -> None:
+    metrics = make_metrics()
+    images = [0, 3, 1]
+    score(metrics, images, partly=True)
+    for metric in metrics.values():
+        assert torch.equal(metric.get_buffer().isnan(), ~LABELLED[images, 1:])
+        sums, counts = metric.aggregate("sum_batch"), LABELLED[images, 1:].sum(0)
+        torch.testing.assert_close(metric.aggregate("mean_batch"), sums / counts)
+    assert [row["images"] for row in metrics["lesions"].summary()] == [1, 1]
+    first = IoUMetric(False, num_classes=3)
+    first(IMAGES[0, :1], IMAGES[0, 1:])
+    pooled = metrics["iou"].summary()["iou_d_per_class"][0]  # class 1 is known in the first image alone
+    assert pooled == pytest.approx(first.summary()["iou_d_per_class"][0])
+
+
+REGIONS = torch.zeros(1, 3, 12, 12)  # whole, core and rim, which overlap
+REGIONS[:, 0, 2:10, 2:10] = REGIONS[:, 1, 3:8, 3:8] = REGIONS[:, 2, 4:6, 4:6] = 1
+ONE_HOT = torch.cat([1 - REGIONS[:, :1], REGIONS[:, :1] - REGIONS[:, 1:2], REGIONS[:, 1:2]], 1)
+NAMED: dict[str, Any] = {"reduction": "mean_batch", "return_with_label": True}
+OF_MAPS: tuple[Any, ...] = (BoundaryIoUMetric, LesionIoUMetric, ThresholdIoUMetric, CalibrationMetric)
+
+
+def named_scores(*, has_images: bool) -> list[dict[str, float]]:
+    metrics = [(make(**NAMED), maps) for maps in (REGIONS, ONE_HOT) for make in OF_MAPS]
+    for metric, maps in metrics:
+        if has_images:
+            metric(maps, maps)
+    return [metric.aggregate() for metric, _ in metrics]
+
+
+def name_scores(rank: int, folder: str) -> None:
+    join_group(rank, 2, folder)
+    results = named_scores(has_images=rank == 1)
+    mixed = ThresholdIoUMetric(**NAMED)
+    if rank == 1:
+        mixed(REGIONS, REGIONS)
+    else:
+        mixed.add_histograms(probability_histograms(REGIONS, REGIONS, activation=None, resolution=200).counts)
+    torch.save([*results, mixed.aggregate()], Path(folder) / f"{rank}.pt")
+    leave_group()
+
+
+def test_scores_have_the_same_names_on_a_rank_without_images(tmp_path: Path) -> None:
+    """Only an image tells whether class 0 is a background, which decides what the first score is the score of."""
+    run_ranks(name_scores, 2, str(tmp_path))
+    expected = named_scores(has_images=True)
+    assert [next(iter(scores)) for scores in expected] == ["label_0"] * 4 + ["label_1"] * 4
+    for rank in range(2):
+        *found, mixed = torch.load(tmp_path / f"{rank}.pt")
+        for theirs, ours in zip(found, expected, strict=True):
+            assert list(theirs) == list(ours)
+            assert list(theirs.values()) == pytest.approx(list(ours.values()), nan_ok=True)
+        assert mixed == {"label_0": 1.0, "label_1": 1.0, "label_2": 1.0}

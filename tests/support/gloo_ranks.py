@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
@@ -19,6 +21,14 @@ def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
     """
     multiprocessing.set_forkserver_preload(["monai_iou", "monai_iou.metrics"])
     start_processes(work, arguments, ranks, start_method="forkserver")
+
+
+def join_group(rank: int, world: int, folder: str) -> None:
+    """Make the group of a test's ranks, which meet at a file in its folder: a port may be taken before they bind it."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    assert dist.get_world_size() == world
 
 
 def leave_group() -> NoReturn:

@@ -1,12 +1,7 @@
-"""The losses that share statistics over ranks, and how a test's ranks find each other."""
+"""The losses that share statistics over ranks."""
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
-
-import torch
-import torch.distributed as dist
 from torch import nn
 
 from monai_iou import (
@@ -38,16 +33,3 @@ def make_losses() -> dict[str, nn.Module]:
         "voronoi": InstanceIoULoss(**JOIN),
         "blob": InstanceIoULoss("blob", **JOIN),
     }
-
-
-def join_group(rank: int, world: int, port: int) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    assert dist.get_world_size() == world
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 import time
 from datetime import timedelta
@@ -45,6 +44,7 @@ def test_the_group_is_for_the_device_also_on_a_machine_with_gpus(
 def _leave_one_after_the_other(rank: int, port: int, wait: float, work: float) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}  # what torchrun sets as well
     os.environ.update({name: str(value) for name, value in place.items()})
     ranks.LONGEST_WAIT = timedelta(seconds=wait)
     ranks.join_group("cpu")
@@ -57,14 +57,12 @@ def _leave_one_after_the_other(rank: int, port: int, wait: float, work: float) -
 
 def test_the_longest_wait_is_that_for_a_rank_that_works_alone() -> None:
     for wait, work in ((120, 4), (4, 12)):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has it, on any port
         if work < wait:
-            run_ranks(_leave_one_after_the_other, 2, port, wait, work)
+            run_ranks(_leave_one_after_the_other, 2, store.port, wait, work)
         else:
             with pytest.raises(ProcessException, match=r"(?i)timed? ?out"):
-                run_ranks(_leave_one_after_the_other, 2, port, wait, work)
+                run_ranks(_leave_one_after_the_other, 2, store.port, wait, work)
 
 
 def test_two_ranks_train_and_tune_on_the_cpu_that_the_command_names(bundle: Path, data: Path) -> None:
