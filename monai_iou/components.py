@@ -19,12 +19,14 @@ __all__ = [
     "component_regions",
     "component_runs",
     "label_components",
+    "whole_numbers",
 ]
 
 REGIONS = ("voronoi", "blob")
 # A label map with precomputed regions must be distinguishable from per-class maps, whose values are 0 and 1.
 FIRST_REGION = 2
 BACKGROUND = -1  # the class of background voxels, because 0 may be a channel of overlapping maps
+ROUNDING = 1e-4  # by which labels may miss a whole number: resampling and scale factors of files leave such values
 
 
 def label_components(mask: NDArray[np.bool_], connectivity: int | None) -> tuple[NDArray[Any], int]:
@@ -234,7 +236,7 @@ def _runs_of_labels(
     ignore_index: int | None,
     inside: NDArray[np.bool_] | None,
 ) -> list[_Runs]:
-    values = _whole_numbers(label[0])
+    values = whole_numbers(label[0])
     background = values == 0
     foreground = values > 0 if labels is None else np.isin(values, labels)
     if ignore_index is not None:
@@ -273,20 +275,20 @@ def _runs_of_maps(
     return tables
 
 
-def _whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """Return a label map as integers."""
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8)
-    if np.issubdtype(values.dtype, np.integer):
-        return values
-    bad = ~np.isfinite(values) | (values != np.round(values))
-    if bad.any():
+def whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a label map as integers; ValueError if a value differs from a whole number by more than rounding."""
+    if values.dtype.kind in "biu":
+        return values.astype(np.uint8) if values.dtype == np.bool_ else values
+    nearest = np.round(values)
+    odd = values[(values != nearest) | np.isinf(values)]
+    bad = odd[np.isinf(odd) | ~np.isclose(odd, np.round(odd), rtol=0, atol=ROUNDING)]
+    if bad.size:
         message = (
-            f"Expected the label to hold whole class numbers, but got {values[bad][0]:g}: pass soft labels as one map "
-            "per class, shape (C, *S)."
+            f"Expected the label to hold whole class numbers, but got {bad[0]:g}: pass soft labels as one map per "
+            "class, shape (C, *S)."
         )
         raise ValueError(message)
-    return values.astype(np.int64)
+    return np.asarray(nearest.astype(np.int64))
 
 
 def _runs(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

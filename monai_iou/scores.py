@@ -67,8 +67,8 @@ def ratio(numerator: Sums, denominator: Sums, empty: float = 1.0) -> Sums:
 
 
 def _floating(tensor: Tensor) -> Tensor:
-    """Convert integers to double precision, because torch would divide them in single precision."""
-    return tensor if tensor.is_floating_point() else tensor.double()
+    """Convert integers to double precision where there is one: torch would divide them in single precision."""
+    return tensor if tensor.is_floating_point() else tensor.to(total_dtype(tensor))
 
 
 def power(base: Tensor, exponent: float) -> Tensor:

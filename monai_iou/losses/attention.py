@@ -23,6 +23,8 @@ from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 
 # Marks ignored voxels of a context map. The label's own `ignore_index` may be 0 or 1, which are values of the map.
 _IGNORED = -1
+# Distances in mm are equal if they differ by less than half of this share: float32 rounds sums of their squares.
+_ROUNDING = 1e-5
 
 
 def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
@@ -47,7 +49,7 @@ def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
     """
     squared = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.inf)
     for axis, size in enumerate(spacing, 2):
-        reach = min(int(distance / size + 1e-6), mask.shape[axis] - 1)
+        reach = min(int(distance / size * (1 + _ROUNDING)), mask.shape[axis] - 1)
         nearest = squared.clone()
         for step in range(1, reach + 1):
             length = mask.shape[axis] - step
@@ -58,7 +60,7 @@ def dilate(mask: Tensor, distance: float, spacing: Sequence[float]) -> Tensor:
             view = nearest.narrow(axis, 0, length)
             torch.minimum(view, after + cost, out=view)
         squared = nearest
-    return squared <= distance**2 * (1 + 1e-5)  # includes voxels at exactly this distance, despite rounding
+    return squared <= distance**2 * (1 + _ROUNDING)
 
 
 class ContextAttentionLoss(_Loss):

@@ -18,6 +18,7 @@ from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou_variants import GeneralizedIoULoss
 from monai_iou.losses.pass_loss import SumsLoss
+from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.spec import CROSS_ENTROPY, PassSpec, joined
 from monai_iou.voxels.sums import VoxelSums
 
@@ -91,7 +92,7 @@ def predicted_masks(input: Tensor, classes: Sequence[int], *, softmax: bool) -> 
 def class_map(label: Tensor, index: int, channels: int) -> Tensor:
     """Return the map (B, 1, *S) of one class from a label map or per-class maps."""
     if label.shape[1] == 1 and channels > 1:
-        return (label == index).float()
+        return equals(label, index).float()
     return label[:, index : index + 1].float()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.distributed import fails_together
+from monai_iou.distributed import fails_together, is_synchronised
 from monai_iou.losses.arguments import check_factors, explains_arguments
 from monai_iou.losses.pass_loss import PassLoss, call_loss
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
@@ -70,6 +70,7 @@ class CompoundLoss(_Loss):
             raise ValueError(message)
         self.losses = nn.ModuleList(losses)
         self.names = _term_names(losses)
+        self._synchronised = [is_synchronised(loss) for loss in losses]
         self.last_terms: dict[str, Tensor] = {}
 
     def terms(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ class CompoundLoss(_Loss):
         pairs = None
         values: dict[int, Tensor] = {}
         readings: dict[int, Reading] = {}
-        with fails_together(any(getattr(loss, "sync_batch", False) for loss in self.losses), input):
+        with fails_together(any(self._synchronised), input):
             for members in self._groups():
                 checks.check_input(input)
                 checks.check_target(input, target)
@@ -98,12 +99,17 @@ class CompoundLoss(_Loss):
                 pairs = labelled_pairs(input, target, labelled)
                 shared = run_passes(first.activated(input, target), target, specs, first.ignore_index, pairs)
                 readings |= dict(zip(members, shared, strict=True))
+        known = labelled if pairs is None else pairs
+        alone = [index for index, synced in enumerate(self._synchronised) if not (synced or index in readings)]
+        # Such as MONAI's: on a rank alone, their errors would leave the others waiting for its part of the sums.
+        with fails_together(bool(alone) and any(self._synchronised), input):
+            for index in alone:
+                values[index] = call_loss(self.losses[index], input, target, known)
         for index, term in enumerate(self.losses):
             if index in readings:
                 assert isinstance(term, PassLoss)
                 values[index] = term.score_reading(readings[index], input.ndim - 2)
-            else:
-                known = labelled if pairs is None else pairs
+            elif index not in values:
                 values[index] = call_loss(term, input, target, known)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)

@@ -35,7 +35,7 @@ from monai_iou.losses.cells import (
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.losses.precomputed_regions import check_numbers, holds_regions, split_regions
-from monai_iou.losses.voxel_sizes import voxel_sizes
+from monai_iou.losses.voxel_sizes import is_downsampled, voxel_sizes, was_label_map
 from monai_iou.spacing import check_spacing
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
@@ -182,7 +182,7 @@ class InstanceIoULoss(_Loss):
         """
         with fails_together(self.region_loss.sync_batch, input):
             checks.check_input(input)
-            holds = self.carries_regions(target, input.shape[1])
+            holds = not is_downsampled() and self.carries_regions(target, input.shape[1])
             label, precomputed = split_regions(target) if holds else (target, None)
             checks.check_target(input, label)
             checks.check_onehot_request(input, label, self.region_loss.to_onehot_y)
@@ -222,14 +222,16 @@ class InstanceIoULoss(_Loss):
 
     def _foreground(self, input: Tensor, label: Tensor) -> list[int]:
         loss, channels = self.region_loss, input.shape[1]
-        every = channels == 1 or (loss.sigmoid and loss.include_background and label.shape[1] == channels)
+        maps = label.shape[1] == channels and not was_label_map()
+        every = channels == 1 or (loss.sigmoid and loss.include_background and maps)
         return list(range(0 if every else 1, channels))
 
     def _wanted(self, term: nn.Module, channels: int, *, hard: bool) -> tuple[PassSpec, bool]:
         """Return what the pass over the cells computes, and whether the global term is a part of it."""
         alone = self.region_loss.pass_spec(channels)
         spec = term_spec(term, alone.activation, channels, hard=hard)
-        both = joined(spec, alone, hard=hard) if self.global_loss is None and self.lambda_global else None
+        same = hard and not self.region_loss.sync_batch  # a form that another rank's target may not have
+        both = joined(spec, alone, hard=same) if self.global_loss is None and self.lambda_global else None
         return (spec, False) if both is None else (both, True)
 
     def _read(

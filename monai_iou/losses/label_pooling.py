@@ -22,7 +22,12 @@ _maximum: dict[int, _Pool] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d
 
 
 def pool_labels(
-    target: Tensor, size: Sequence[int], classes: int, mode: str = "area", ignore_index: int | None = None
+    target: Tensor,
+    size: Sequence[int],
+    classes: int,
+    mode: str = "area",
+    ignore_index: int | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Return a target downsampled to a coarser grid.
 
@@ -35,6 +40,7 @@ def pool_labels(
             is rarest in the batch, whereas per-class maps are pooled independently. "nearest": the label of the voxel
             in the middle, as in MONAI, which loses small structures.
         ignore_index: label of ignored voxels. A coarse voxel is ignored if all of its voxels are.
+        counts: number of voxels of each class, (C,), by which "max" finds the rarest; by default those of the target.
 
     Returns:
         (B, C, *size) float32 for "area"; otherwise the target's number of channels and dtype.
@@ -63,8 +69,16 @@ def pool_labels(
     if mode == "nearest":
         return F.interpolate(target.float(), size=tuple(size), mode="nearest-exact").to(target.dtype)
     if mode == "max":
-        return (_rarest if is_labels else _largest)(target, size, ignore_index)
+        return _rarest(target, size, ignore_index, counts) if is_labels else _largest(target, size, ignore_index)
     return _fractions(target, size, classes, is_labels, ignore_index)
+
+
+def class_counts(target: Tensor, classes: int) -> Tensor:
+    """Return the number of voxels of each class in a label map (B, 1, *S), (C,) int64; 0 for per-class maps."""
+    labels = plain(target)
+    if labels.shape[1] != 1:
+        return torch.zeros(classes, dtype=torch.int64, device=labels.device)
+    return torch.stack([equals(labels, label).sum() for label in range(classes)])
 
 
 def checked_target(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
@@ -94,7 +108,7 @@ def pooled(values: Tensor, size: Sequence[int], how: dict[int, _Pool]) -> Tensor
 
 def _fractions(target: Tensor, size: Sequence[int], classes: int, is_labels: bool, ignore_index: int | None) -> Tensor:
     # One class at a time: a one-hot copy of the whole volume would be several times the size of the logits.
-    maps = ((target == label) if is_labels else target[:, label : label + 1] for label in range(classes))
+    maps = (equals(target, label) if is_labels else target[:, label : label + 1] for label in range(classes))
     valid = valid_voxels(target, ignore_index)
     wrong = _holds_wrong_values(target, classes, is_labels, valid)
     counted = (values.float() if valid is None else torch.where(valid, values.float(), 0) for values in maps)
@@ -113,7 +127,7 @@ def _holds_wrong_values(target: Tensor, classes: int, is_labels: bool, valid: Te
         return ~((values >= 0) & (values <= 1)).all()
     known = torch.zeros_like(target, dtype=torch.bool) if valid is None else ~valid
     for label in range(classes):
-        known = known | (target == label)
+        known = known | equals(target, label)
     return ~known.all()
 
 
@@ -138,13 +152,16 @@ def _mark_ignored(maps: Tensor, ignored: Tensor, ignore_index: int | None) -> Te
     return maps
 
 
-def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None) -> Tensor:
+def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None, totals: Tensor | None) -> Tensor:
     values, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    if totals is not None:
+        counts = totals[values.long().clamp(0, len(totals) - 1)]
     # The ranks ascend from ignored voxels over background to foreground, and there from common to rare classes. Of two
     # equally frequent classes, the higher label has the higher rank.
-    counts = torch.where(values == 0, labels.numel() + 1, counts)
+    most = counts.sum()
+    counts = torch.where(values == 0, most + 1, counts)
     if ignore_index is not None:
-        counts = torch.where(equals(values, ignore_index), labels.numel() + 2, counts)
+        counts = torch.where(equals(values, ignore_index), most + 2, counts)
     order = counts.argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)

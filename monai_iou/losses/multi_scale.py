@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.distributed import depending_on, fails_together, is_synchronised
+from monai_iou.distributed import depending_on, fails_together, is_distributed, is_synchronised, sum_over_ranks
 from monai_iou.losses.arguments import check_factors, explains_arguments
 from monai_iou.losses.base import RegionLoss
 from monai_iou.losses.compound import CompoundLoss
-from monai_iou.losses.label_pooling import DOWNSAMPLINGS, checked_target, pool_labels
+from monai_iou.losses.label_pooling import DOWNSAMPLINGS, checked_target, class_counts, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.nested_instances import carries_regions, on_coarser_grid
 from monai_iou.losses.pass_loss import call_loss
@@ -46,7 +46,7 @@ class MultiScaleLoss(_Loss):
             then use their soft-label form (`soft_label` is set on a copy of `loss`; a loss with `power` between 1 and 2
             has no such form and stays as it is). Lovasz losses need hard labels and do not accept "area". "max": a
             coarse voxel is foreground if any of its voxels is; of several classes, it takes the one that is rarest in
-            the batch. "nearest": the nearest voxel, as in MONAI.
+            the batch (of all ranks, if `loss` has `sync_batch`). "nearest": the nearest voxel, as in MONAI.
 
     Attributes:
         last_terms: the values at the last call, from "scale_0", the finest, detached and not weighted, for logging.
@@ -100,6 +100,7 @@ class MultiScaleLoss(_Loss):
             ValueError: if `input` is an empty list, `weights` do not fit its length, or an output is larger than the
                 target.
         """
+        counts = self._class_counts(input, target)
         with fails_together(self._sync_batch, _first_tensor(input)):
             checks.check_tensor("target", target)
             outputs = _as_list(input, target)
@@ -108,19 +109,33 @@ class MultiScaleLoss(_Loss):
             pairs = labelled_pairs(outputs[0], target, labelled)
             whole = self._poolable(target, outputs[0].shape[1], pairs)
             scales = list(zip(outputs, weights, strict=True))
-            labels = [self._label(output, target, whole) if weight else target for output, weight in scales]
+            labels = [self._label(output, target, whole, counts) if weight else target for output, weight in scales]
             doubts = [doubt, self._checked_values(scales, labels, target, whole)]
         self.last_terms = {}
         total = None
         for scale, ((output, weight), label) in enumerate(zip(scales, labels, strict=True)):
             if weight == 0:
                 continue  # this also saves pooling the label
-            term = self._term(output, target, label, pairs)
+            term = self._term(output, target, label, pairs, is_label_map=whole.shape[1] == 1)
             self.last_terms[f"scale_{scale}"] = term.detach()
             total = weight * term if total is None else total + weight * term
         total = plain(outputs[0]).flatten()[:1].sum() * 0 if total is None else total
         total = sum((doubt for doubt in doubts if doubt is not None), total)
         return depending_on([output for output, weight in scales if weight == 0], total)
+
+    def _class_counts(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor | None:
+        """Return the number of voxels of each class on all ranks, (C,), if these decide together which one is rarest.
+
+        Every rank takes part, whatever form its target has; otherwise a class could be rare on one of them alone.
+        """
+        if self.downsample != "max" or not (self._sync_batch and is_distributed()):
+            return None
+        with fails_together(True, _first_tensor(input)):
+            checks.check_tensor("target", target)
+            output = _as_list(input, target)[0]
+            holds = carries_regions(self.loss, target, output.shape[1])
+            counts = class_counts(target[:, :1] if holds else target, output.shape[1]).to(output.device)
+        return sum_over_ranks(counts)
 
     def _checked_channel(self, input: Tensor | Sequence[Tensor], output: Tensor, target: Tensor) -> Tensor | None:
         """Raise ValueError if a stack is a single output (B, C, *S), whose label map (B, *S) lacks the channel.
@@ -155,7 +170,7 @@ class MultiScaleLoss(_Loss):
             return target[:, :1]
         return target if pairs is None else blank_unlabelled(target, pairs, self.ignore_index)
 
-    def _label(self, output: Tensor, target: Tensor, whole: Tensor) -> Tensor:
+    def _label(self, output: Tensor, target: Tensor, whole: Tensor, counts: Tensor | None) -> Tensor:
         """Return the target itself for an output of its size, else `whole` downsampled to the output."""
         size, space = output.shape[2:], target.shape[2:]
         if size == space:
@@ -166,12 +181,14 @@ class MultiScaleLoss(_Loss):
                 f"but got {tuple(output.shape)}: pass the target of the finest scale."
             )
             raise ValueError(message)
-        return pool_labels(whole, size, output.shape[1], self.downsample, self.ignore_index)
+        return pool_labels(whole, size, output.shape[1], self.downsample, self.ignore_index, counts)
 
-    def _term(self, output: Tensor, target: Tensor, label: Tensor, pairs: Tensor | None) -> Tensor:
+    def _term(
+        self, output: Tensor, target: Tensor, label: Tensor, pairs: Tensor | None, *, is_label_map: bool
+    ) -> Tensor:
         if label is target:
             return call_loss(self.loss, output, target, pairs)
-        with on_coarser_grid(self.soft_loss, target, output.shape[2:]):
+        with on_coarser_grid(self.soft_loss, target, output.shape[2:], is_label_map=is_label_map):
             return call_loss(self.soft_loss, output, label, pairs)
 
     def _weights(self, scales: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a loss around an InstanceIoULoss has to know of it: regions in the target, and the voxel size of its labels."""
+"""What a loss around an InstanceIoULoss has to know of it: regions in the target, and what its labels come from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ def without_regions(loss: nn.Module, target: Tensor, channels: int) -> Tensor:
     return target[:, :1] if carries_regions(loss, target, channels) else target
 
 
-def on_coarser_grid(loss: nn.Module, target: Tensor, size: Sequence[int]) -> AbstractContextManager[None]:
-    """Let the InstanceIoULosses inside `loss` measure in mm on a label that was downsampled from `target` to `size`."""
-    has_voxels = target.numel() > 0 and 0 not in size
-    return downsampled_from(target, size) if has_voxels and _instances(loss) else nullcontext()
+def on_coarser_grid(
+    loss: nn.Module, target: Tensor, size: Sequence[int], *, is_label_map: bool = False
+) -> AbstractContextManager[None]:
+    """Tell the InstanceIoULosses inside `loss` that their label was downsampled from `target` to `size`.
+
+    They then measure in mm, look for no regions in the label and, if `target` is a label map, have the same classes as
+    in it, also where the label holds the fractions of its classes.
+    """
+    return downsampled_from(target, size, is_label_map=is_label_map) if _instances(loss) else nullcontext()

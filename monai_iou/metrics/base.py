@@ -1,8 +1,7 @@
-"""Averages that skip NaN, rows gathered from every rank, and the base class of this package's metrics.
+"""Averages that skip NaN, and the base class of this package's metrics, which gathers its rows from every rank.
 
-MONAI's `do_metric_reduction` writes zeros into its input and turns an average over nothing into 0, and its
-`Cumulative` skips the collective call on a rank without data, so that the other ranks wait forever. The functions here
-do neither.
+MONAI's `do_metric_reduction` writes zeros into its input and turns an average over nothing into 0. The function here
+does neither.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from monai.metrics.metric import CumulativeIterationMetric
-from monai.utils.dist import get_dist_device
 from monai.utils.enums import MetricReduction
 
 from monai_iou.checks import check_choice, check_count, check_ignore_index
-from monai_iou.distributed import is_distributed
+from monai_iou.metrics.gathering import gather_rows, known_to_any
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
+from monai_iou.voxels.inputs import total_dtype
 
-__all__ = ["PerClassMetric", "RowMetric", "gather_rows", "known_rows", "reduce_scores"]
+__all__ = ["PerClassMetric", "RowMetric", "known_rows", "reduce_scores", "row_device"]
 
 
 def _checked_reduction(reduction: MetricReduction | str) -> MetricReduction:
@@ -70,50 +68,9 @@ def reduce_scores(
     return scores.nansum(dim=dim), count
 
 
-def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
-    """Concatenate the rows of all ranks in the order of the ranks; every rank must call it, even one without rows.
-
-    The ranks first exchange the shapes of their rows, so that a rank without rows takes part with zero rows.
-
-    Args:
-        rows: the rows of this rank, (N, ...), or None if it has none.
-        dtype: type of the rows, the same on all ranks.
-
-    Returns:
-        All rows, on the device of this rank's rows (on the CPU if it has none), or None if no rank has any.
-
-    Raises:
-        ValueError: the rows of the ranks have different shapes; every rank raises it.
-    """
-    if not is_distributed():
-        return rows
-    device = get_dist_device() or torch.device("cpu")
-    home = torch.device("cpu") if rows is None else rows.device
-    # number of rows, number of further dimensions, and up to three of them
-    mine = torch.zeros(5, dtype=torch.int64)
-    if rows is not None:
-        mine[: 1 + rows.ndim] = torch.tensor([len(rows), rows.ndim - 1, *rows.shape[1:]])
-    shapes = [s.tolist() for s in _all_gather(mine.to(device))]
-    row_shapes = {tuple(s[2 : 2 + s[1]]) for s in shapes if s[0] > 0}
-    if not row_shapes:
-        return None
-    if len(row_shapes) > 1:
-        message = (
-            f"Expected every rank to hold scores of the same classes, but got rows of shapes {sorted(row_shapes)}: "
-            "give every rank the same `num_classes` and `include_background`."
-        )
-        raise ValueError(message)
-    padded = torch.zeros((max(s[0] for s in shapes), *row_shapes.pop()), dtype=dtype, device=device)
-    if rows is not None:
-        padded[: len(rows)] = rows.to(device=device, dtype=dtype)
-    parts = [part[: s[0]] for part, s in zip(_all_gather(padded), shapes, strict=True)]
-    return torch.cat(parts).to(home)
-
-
-def _all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor)
-    return parts
+def row_device(images: torch.Tensor) -> torch.device:
+    """Return where statistics of images are kept in float64: beside them, or on the CPU where a GPU has none (MPS)."""
+    return images.device if total_dtype(images) == torch.float64 else torch.device("cpu")
 
 
 def known_rows(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Tensor:
@@ -158,7 +115,8 @@ class RowMetric(CumulativeIterationMetric):
         self.get_not_nans = get_not_nans
         self.num_classes = num_classes
         self.return_with_label = return_with_label
-        self._first_scored = int(not include_background)
+        # Of the scores, for their names: None until an image tells whether class 0 is a background.
+        self._first_scored: int | None = None if include_background is None else int(not include_background)
         self.ignore_index = check_ignore_index(ignore_index)
 
     @abstractmethod
@@ -166,12 +124,13 @@ class RowMetric(CumulativeIterationMetric):
         """Return scores (N, C) computed from rows (N, C, K)."""
 
     def _first_class(self, pairs: list[ImagePair]) -> int:
-        if pairs[0].num_classes == 1:
-            return 0
         background = self.include_background
+        if pairs[0].num_classes == 1:
+            self._first_scored = 1 if background is None else self._first_scored  # "label_1", as of a label map
+            return 0
         if background is None:
             telling = [pair for pair in pairs if pair.tells_background]
-            if telling or not any(self._buffers or []):  # otherwise as in the images before
+            if telling or self._first_scored is None or not any(self._buffers or []):  # else as in the images before
                 self._first_scored = int(all(pair.has_background for pair in telling or pairs))
             return self._first_scored
         return 0 if background else 1
@@ -191,6 +150,9 @@ class RowMetric(CumulativeIterationMetric):
             )
             raise ValueError(message)
         gathered = gather_rows(torch.stack(rows) if rows else None)
+        if self.include_background is None:  # on a rank without images, those of others tell
+            known = known_to_any(self._first_scored if rows else None)
+            self._first_scored = self._first_scored if known is None else known
         self._synced_tensors = None if gathered is None else [gathered]
         self._synced = True
 
@@ -240,7 +202,7 @@ class RowMetric(CumulativeIterationMetric):
 
     def _label_names(self, columns: int) -> list[str]:
         if self.return_with_label is True:
-            return [f"label_{i + self._first_scored}" for i in range(columns)]
+            return [f"label_{i + self._number_of_first(columns)}" for i in range(columns)]
         names = self._named
         if len(names) != columns:
             message = (
@@ -249,6 +211,16 @@ class RowMetric(CumulativeIterationMetric):
             )
             raise ValueError(message)
         return names
+
+    def _number_of_first(self, columns: int) -> int:
+        """Return the class of the first score."""
+        if self._first_scored is None and columns > 1 and self._synced_tensors:
+            message = (
+                "Expected `include_background` to be True or False for the names of histograms that were counted "
+                "elsewhere, but got None: say whether the first of them is that of class 0, or name the classes."
+            )
+            raise ValueError(message)
+        return 1 if self._first_scored is None else self._first_scored
 
 
 class PerClassMetric(RowMetric):

@@ -21,7 +21,15 @@ import numpy as np
 from monai_iou.checks import check_choice, check_ignore_empty
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty
-from monai_iou.metrics.overlap import BoolMask, as_mask, bounding_box, mask_pair, overlap_from_counts, voxel_indices
+from monai_iou.metrics.overlap import (
+    DISTANCE_ROUNDING,
+    BoolMask,
+    as_mask,
+    bounding_box,
+    mask_pair,
+    overlap_from_counts,
+    voxel_indices,
+)
 
 __all__ = ["DISTANCES", "BoundaryDistance", "boundary_counts", "boundary_iou", "parse_width"]
 
@@ -32,8 +40,6 @@ DISTANCES = ("euclidean", "chessboard")
 _MAX_STEPS = 300
 # From this many voxels of the box for one of the mask on, looking up the mask's voxels is faster than shifting the box.
 _SPARSE = 8
-# Sums of squares of spacings miss round distances by less than this share.
-_ROUNDING = 1e-6
 
 
 def boundary_iou(
@@ -108,7 +114,10 @@ def boundary_counts(
 
 
 class _Rule(NamedTuple):
-    """How far a band reaches: `limit` in mm (None for chessboard distances), and `reach` in voxels along each axis."""
+    """How far a band reaches: `limit` in mm (None for chessboard distances), and `reach` in voxels along each axis.
+
+    Face neighbours count in any case, also along an axis with a reach of 0.
+    """
 
     limit: float | None
     reach: tuple[int, ...]
@@ -122,10 +131,13 @@ def _band_rule(
     number, relative = parse_width(width)
     if relative:
         number *= math.hypot(*(n * s for n, s in zip(shape, spacing, strict=True)))
-    limit = number * (1 + _ROUNDING)
-    whole = round if relative and distance == "chessboard" else math.floor
+    rounds = relative and distance == "chessboard"
+    if rounds:
+        number = max(number, min(spacing))  # as the authors do, whose bands are at least one voxel thick
+    limit = number * (1 + DISTANCE_ROUNDING)
+    whole = round if rounds else math.floor
     # No image reaches further than itself, however small its voxels.
-    reach = tuple(max(1, min(whole(limit / s), n)) for n, s in zip(shape, spacing, strict=True))
+    reach = tuple(min(whole(limit / s), n) for n, s in zip(shape, spacing, strict=True))
     return _Rule(limit if distance == "euclidean" else None, reach, spacing)
 
 
@@ -169,11 +181,11 @@ def _band(mask: BoolMask, ignored: BoolMask | None, rule: _Rule) -> _Band:
         return inside, box
     by_steps = math.prod(2 * n + 1 for n in rule.reach) <= _MAX_STEPS
     if by_steps:
-        margins = [(n, n) for n in rule.reach]
+        margins = [(max(n, 1), max(n, 1)) for n in rule.reach]
     elif ignored is None:
         margins = [(1, 1)] * mask.ndim  # all around the box is outside, and nothing outside is nearer
     else:
-        sides = zip(rule.reach, box, mask.shape, strict=True)
+        sides = zip((max(n, 1) for n in rule.reach), box, mask.shape, strict=True)
         margins = [(min(n, b.start + 1), min(n, length - b.stop + 1)) for n, b, length in sides]
     background = _background(mask, ignored, box, margins)
     starts = [low for low, _ in margins]

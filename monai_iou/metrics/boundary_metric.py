@@ -9,7 +9,7 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou.checks import check_choice, check_ignore_empty
-from monai_iou.metrics.base import PerClassMetric
+from monai_iou.metrics.base import PerClassMetric, row_device
 from monai_iou.metrics.boundary import DISTANCES, BoundaryDistance, boundary_counts, parse_width
 from monai_iou.metrics.inputs import ImagePair
 from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
@@ -70,7 +70,7 @@ class BoundaryIoUMetric(PerClassMetric):
             boundary_counts(p.cpu().numpy(), r.cpu().numpy(), spacing=spacing, **options)
             for p, r in pair.masks(first_class)
         ]
-        return torch.tensor(rows, dtype=torch.float64, device=pair.reference.device)
+        return torch.tensor(rows, dtype=torch.float64, device=row_device(pair.reference))
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         return iou_from_counts(rows[..., 0], rows[..., 1], rows[..., 2], self.ignore_empty)

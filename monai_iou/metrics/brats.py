@@ -12,7 +12,7 @@ import numpy.typing as npt
 from monai_iou import scores
 from monai_iou.metrics.components import find_overlaps, label_components
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
-from monai_iou.metrics.lesion_maps import dilated
+from monai_iou.metrics.lesion_maps import ROUNDING, dilated
 from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_counts, mask_pair
 from monai_iou.metrics.surface import robust_hausdorff
 
@@ -75,7 +75,8 @@ def brats_mets(
     ]
     false_positives = p_count - len(np.unique(touching.prediction))
     volumes = np.bincount(zones[crop.reference], minlength=r_count + 1)[1:] * math.prod(size)
-    large = [lesion for lesion, volume in zip(lesions, volumes, strict=True) if volume > min_volume_mm3]
+    least = min_volume_mm3 * (1 + ROUNDING)
+    large = [lesion for lesion, volume in zip(lesions, volumes, strict=True) if volume > least]
     counted = float(len(large) + false_positives)
     distances = sum(hd for _, hd, _ in large) + _PENALTY_MM * false_positives
     detected = sum(hit for _, _, hit in large)

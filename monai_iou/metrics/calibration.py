@@ -12,6 +12,7 @@ from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
 from monai_iou.checks import check_choice
+from monai_iou.metrics.base import row_device
 from monai_iou.metrics.probability import Activation, ProbabilityMetric
 
 __all__ = ["CalibrationMetric", "ReliabilityDiagram"]
@@ -91,6 +92,7 @@ class CalibrationMetric(ProbabilityMetric):
         self.kind = kind
 
     def _row_of_histogram(self, counts: torch.Tensor) -> torch.Tensor:
+        counts = counts.to(row_device(counts))
         nodes = torch.arange(self.resolution + 1, device=counts.device)
         place = (nodes * self.num_bins).div(self.resolution, rounding_mode="floor").clamp_max(self.num_bins - 1)
         both = counts.sum(1).double()

@@ -50,7 +50,12 @@ class DetectionScores:
 
     @property
     def precision(self) -> float:
-        """TP / (TP + FP); NaN if there is no predicted component."""
+        """TP / (TP + FP); NaN if both are 0.
+
+        This is the case if there is no predicted component. With the rule "overlap", many to one, it is also the case
+        if predicted components lie in lesions but cover too little of each: these are missed, yet none is a false
+        positive. Such a case adds nothing to the precision of pooled counts.
+        """
         return ratio(self.tp, self.tp + self.fp, empty=math.nan)
 
     @property

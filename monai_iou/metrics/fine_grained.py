@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from monai_iou import checks, scores
+from monai_iou.voxels.inputs import total_dtype
 
 __all__ = ["fine_grained_iou"]
 
@@ -97,7 +98,7 @@ def _mean(values: torch.Tensor, counted: torch.Tensor, dim: int) -> torch.Tensor
 
 
 def _plain_mean(values: torch.Tensor) -> float:
-    return float(values.double().mean()) if values.numel() else math.nan
+    return float(values.to(total_dtype(values)).mean()) if values.numel() else math.nan
 
 
 def _worst_of_classes(classes: Sequence[torch.Tensor], percent: float) -> torch.Tensor:

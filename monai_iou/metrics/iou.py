@@ -16,7 +16,7 @@ from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
 from monai_iou.checks import check_choice, check_count, check_ignore_empty, check_ignore_index
-from monai_iou.metrics.base import PerClassMetric
+from monai_iou.metrics.base import PerClassMetric, row_device
 from monai_iou.metrics.fine_grained import check_counts, fine_grained_iou
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
 
@@ -206,7 +206,8 @@ class IoUMetric(PerClassMetric):
         self.ignore_empty = ignore_empty
 
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
-        return torch.stack(_count(pair, first_class), dim=-1).double()
+        counts = torch.stack(_count(pair, first_class), dim=-1)
+        return counts.to(row_device(counts)).double()
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         return iou_from_counts(*_three(rows), self.ignore_empty)

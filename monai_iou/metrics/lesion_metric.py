@@ -10,7 +10,7 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou.checks import check_ignore_empty
-from monai_iou.metrics.base import PerClassMetric
+from monai_iou.metrics.base import PerClassMetric, row_device
 from monai_iou.metrics.detection import DetectionScores
 from monai_iou.metrics.inputs import ImagePair
 from monai_iou.metrics.iou import IgnoreEmpty
@@ -38,7 +38,7 @@ class LesionIoUMetric(PerClassMetric):
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
         ignore_empty: "both" (default): NaN where neither map has a lesion, and 0 if only the prediction has one. True:
             NaN where the reference has none. False: 1 where neither map has one, and 0 if only the prediction has one.
-            Precision and recall stay NaN where they are undefined.
+            Precision and recall stay NaN where they are undefined, which is where TP + FP or TP + FN is 0.
         num_classes: number of classes, including the background; required if both inputs are label maps.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
         ignore_index: reference label whose voxels belong to no lesion.
@@ -110,7 +110,7 @@ class LesionIoUMetric(PerClassMetric):
             scores = lesion_scores(p, r, spacing=spacing, **self.options)
             counts = (scores.tp + scores.fn, scores.tp + scores.fp, scores.tp)
             rows.append((*counts, scores.iou_sum, scores.cc_iou, scores.cc_dice, scores.curve().f1_area))
-        return torch.tensor(rows, dtype=torch.float64, device=pair.reference.device)
+        return torch.tensor(rows, dtype=torch.float64, device=row_device(pair.reference))
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         columns = dict(zip(_STATISTICS, rows.unbind(dim=-1), strict=True))

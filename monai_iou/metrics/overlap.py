@@ -20,6 +20,8 @@ __all__ = ["BoolMask", "Crop", "OverlapScores", "crop_to_union", "overlap_from_c
 BoolMask: TypeAlias = npt.NDArray[np.bool_]
 
 _MM3_PER_ML = 1000.0
+# Distances in mm are equal if they differ by less than this share: float32 and sums of squares of spacings round them.
+DISTANCE_ROUNDING = 1e-6
 
 
 class Crop(NamedTuple):

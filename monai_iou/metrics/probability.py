@@ -56,6 +56,8 @@ class ProbabilityMetric(RowMetric):
         super().__init__(include_background, reduction, get_not_nans, None, return_with_label, ignore_index)
         check_choice("activation", activation, ACTIVATIONS)
         self.activation = activation
+        if activation == "softmax" and include_background is None:
+            self._first_scored = 1  # a softmax shares out the voxels, whatever was annotated
         self.resolution = check_resolution(resolution)
 
     @abstractmethod
@@ -108,6 +110,9 @@ class ProbabilityMetric(RowMetric):
     def add_histograms(self, counts: torch.Tensor) -> None:
         """Keep images that were counted elsewhere, by `probability_histograms` on other machines for instance.
 
+        With `include_background=None` they do not tell whether their first class is a background, as images do, so that
+        `return_with_label` has to name the classes.
+
         Args:
             counts: numbers of voxels outside and inside each class that is scored, (B, C, 2, `resolution` + 1).
 
@@ -124,7 +129,6 @@ class ProbabilityMetric(RowMetric):
 
     def _first_class(self, pairs: list[ImagePair]) -> int:
         if self.activation == "softmax" and self.include_background is None and pairs[0].num_classes > 1:
-            self._first_scored = 1  # a softmax shares out the voxels, whatever was annotated
             return 1
         return super()._first_class(pairs)
 

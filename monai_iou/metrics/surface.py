@@ -21,7 +21,7 @@ import torch
 from monai.metrics.utils import get_code_to_measure_table
 
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
-from monai_iou.metrics.overlap import BoolMask, crop_to_union, edge_voxels, flat_strides, mask_pair
+from monai_iou.metrics.overlap import DISTANCE_ROUNDING, BoolMask, crop_to_union, edge_voxels, flat_strides, mask_pair
 
 __all__ = ["SurfaceScores", "robust_hausdorff", "surface_scores"]
 
@@ -61,7 +61,8 @@ def surface_scores(
     Args:
         prediction: mask of 0 and 1 or of bool, with 2 or 3 dimensions.
         reference: mask of the same shape.
-        tolerances: distances in mm up to which a surface counts as correct, one NSD for each.
+        tolerances: distances in mm up to which a surface counts as correct, one NSD for each. A distance that differs
+            from the tolerance only by rounding counts as equal to it.
         spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
@@ -113,7 +114,7 @@ def _surface_dice(
     (p_cells, p_area), (r_cells, r_area) = (_edge_cells(mask, spacing) for mask in (p, r))
     distance = _together(_both_ways(*(_places(cells, p.shape, spacing) for cells in (p_cells, r_cells))))
     area = _together([p_area, r_area])
-    return tuple(float(area[distance <= t].sum() / area.sum()) for t in tolerances)
+    return tuple(float(area[distance <= t * (1 + DISTANCE_ROUNDING)].sum() / area.sum()) for t in tolerances)
 
 
 def _together(parts: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:

@@ -19,6 +19,7 @@ from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
 from monai_iou.checks import check_fraction, check_ignore_empty
+from monai_iou.metrics.base import row_device
 from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
 from monai_iou.metrics.probability import Activation, ProbabilityMetric
 
@@ -94,7 +95,7 @@ class ThresholdIoUMetric(ProbabilityMetric):
         self.ignore_empty = ignore_empty
 
     def _row_of_histogram(self, counts: torch.Tensor) -> torch.Tensor:
-        return counts.flatten(1).double()
+        return counts.flatten(1).to(row_device(counts)).double()
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         node = round(self.threshold * self.resolution)

@@ -16,7 +16,16 @@ from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_runs
 from monai_iou.transforms.crops_dictionary import POSTFIX
 from monai_iou.transforms.lesions import as_array, check_unmoved, holds_regions
-from monai_iou.transforms.pasting import Lesion, body_mask, foreground_mask, in_channels, paste_image, surrounded
+from monai_iou.transforms.pasting import (
+    Lesion,
+    body_mask,
+    foreground_mask,
+    ignored_mask,
+    occupied_mask,
+    paste_image,
+    paste_label,
+    surrounded,
+)
 from monai_iou.transforms.shapes import check_same_shape
 
 __all__ = ["RandCopyLesionsd"]
@@ -60,7 +69,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
             Name the lesion classes if the label also contains organs.
         rim: width of the rim in voxels; 0 for none.
         match_intensity: whether intensities are matched as described above.
-        allow_overlap: whether a lesion may be pasted over other lesions.
+        allow_overlap: whether a lesion may be pasted over other lesions; not over ignored voxels.
         tries: number of positions to try for each lesion.
         image_threshold: a voxel belongs to the body if any channel of any image exceeds this value. By default, it
             belongs to the body if any channel differs from the value that most voxels on the faces of the volume have;
@@ -175,15 +184,15 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         lesion = self._lesion(item, source)
         if lesion is None:
             return False
-        occupied = self._occupied(arrays[self.label_key])
-        offset = self._offset(lesion.voxels, body if self.allow_overlap else body & ~occupied)
+        occupied = occupied_mask(arrays[self.label_key], self.labels, self.ignore_index)
+        taken = ignored_mask(arrays[self.label_key], self.ignore_index) if self.allow_overlap else occupied
+        offset = self._offset(lesion.voxels, body & ~taken)
         if offset is None:
             return False
         for key in arrays:
             if key != self.label_key:
                 paste_image(arrays[key], source[key], lesion, offset, body & ~occupied, self.rim, self.match_intensity)
-        pasted = in_channels(lesion.voxels + offset)
-        arrays[self.label_key][pasted] = source[self.label_key][in_channels(lesion.voxels)]
+        paste_label(arrays[self.label_key], source[self.label_key], lesion, offset)
         return True
 
     def _source_item(self, keys: Iterable[Hashable]) -> Item:
@@ -218,15 +227,8 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         voxels = runs.voxels(drawn)
         if stored is not None:
             check_unmoved(label, voxels, runs.classes[drawn].repeat(len(voxels)), self.ignore_index)
-        return surrounded(voxels, self._body(source) & ~self._occupied(label), self.rim)
-
-    def _occupied(self, label: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the voxels (*S) of a label that are not background: lesions, other classes and ignored voxels."""
-        if len(label) == 1:
-            return np.asarray(label[0] != 0)
-        occupied = foreground_mask(label, sorted({*range(1, len(label)), *(self.labels or [])}))
-        unknown = self.ignore_index is not None and not 0 <= self.ignore_index < len(label)
-        return occupied | ~(label >= 0.5).any(0) if unknown else occupied
+        occupied = occupied_mask(label, self.labels, self.ignore_index)
+        return surrounded(voxels, self._body(source) & ~occupied, self.rim)
 
     def _offset(self, voxels: NDArray[Any], free: NDArray[np.bool_]) -> NDArray[Any] | None:
         """Draw an offset, uniformly among those that move all voxels of a lesion onto free ones.

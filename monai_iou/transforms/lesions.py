@@ -47,15 +47,19 @@ def find_lesions(
 def holds_regions(label: NDArray[Any], ignore_index: int | None) -> bool:
     """Return whether a label (C, *S) is a label map with the regions of `ComponentRegionsd` behind it.
 
-    A channel that is `ignore_index` everywhere is a map that nobody annotated, and none of regions.
+    There may be padding around the regions: voxels where all channels are 0 or all are `ignore_index`. A channel that
+    is `ignore_index` everywhere else is a map that nobody annotated, and none of regions.
     """
     behind = label[1:]
-    if not behind.size:
+    if not (behind.size and behind.max() >= FIRST_REGION):  # so are nearly all per-class maps told apart
         return False
-    first = behind.reshape(len(behind), -1)[:, 0]  # tells nearly always
-    if not ((first >= FIRST_REGION).all() and (behind >= FIRST_REGION).all()):
-        return False
-    return ignore_index is None or not any((channel == ignore_index).all() for channel in behind)
+    inside = (behind >= FIRST_REGION).all(0)
+    if not inside.all():
+        fillings = [0] if ignore_index is None else [0, ignore_index]
+        padding = np.logical_or.reduce([(label == value).all(0) for value in fillings])
+        if not (inside | padding).all():
+            return False
+    return ignore_index is None or not any((channel[inside] == ignore_index).all() for channel in behind)
 
 
 def as_array(values: NdarrayOrTensor) -> NDArray[Any]:

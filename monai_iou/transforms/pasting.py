@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Lesion", "body_mask", "foreground_mask", "in_channels", "matched", "paste_image", "surrounded"]
+from monai_iou.components import whole_numbers
+
+__all__ = ["Lesion", "body_mask", "foreground_mask", "ignored_mask", "in_channels", "matched", "occupied_mask"]
+__all__ += ["paste_image", "paste_label", "surrounded"]
 
 SURROUNDINGS = 3  # minimum width in voxels of the shell by which intensities are matched: a thinner one is mostly noise
 # Nearly constant surroundings in one of the images must neither remove nor exaggerate the contrast of the lesion.
@@ -95,6 +98,35 @@ def foreground_mask(
     return np.asarray((label[channels] >= 0.5).any(0))
 
 
+def ignored_mask(label: NDArray[Any], ignore_index: int | None) -> NDArray[np.bool_]:
+    """Return the ignored voxels (*S) of a label map (1, *S) or of per-class maps (C, *S).
+
+    In maps, these are the voxels of the channel `ignore_index` or, if there is none, those that belong to no channel.
+    """
+    if ignore_index is None:
+        return np.zeros(label.shape[1:], dtype=bool)
+    if len(label) == 1:
+        return np.asarray(label[0] == ignore_index)
+    if 0 <= ignore_index < len(label):
+        return np.asarray(label[ignore_index] >= 0.5)
+    return ~np.asarray((label >= 0.5).any(0))
+
+
+def occupied_mask(label: NDArray[Any], labels: list[int] | None, ignore_index: int | None) -> NDArray[np.bool_]:
+    """Return the voxels (*S) of a label that are not background: lesions, other classes and ignored voxels.
+
+    Args:
+        label: label map (1, *S) or per-class maps (C, *S).
+        labels: channels of per-class maps that count beside those from 1 on, such as a channel 0 that is no background.
+        ignore_index: value of ignored voxels, or the channel that marks them.
+    """
+    if len(label) == 1:
+        occupied = np.asarray(label[0] != 0)
+    else:
+        occupied = foreground_mask(label, sorted({*range(1, len(label)), *(labels or [])}))
+    return occupied if ignore_index is None else occupied | ignored_mask(label, ignore_index)
+
+
 def matched(values: NDArray[Any], source: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
     """Shift and scale values (C, n) by the map that gives `source` (C, m) the mean and deviation of `target` (C, m).
 
@@ -149,6 +181,26 @@ def paste_image(
     mixed = share * blended + (1 - share) * to_near
     _write(image, near[inside][changed], mixed[:, changed])
     _write(image, lesion.voxels + offset, pasted)
+
+
+def paste_label(label: NDArray[Any], source: NDArray[Any], lesion: Lesion, offset: NDArray[Any]) -> None:
+    """Write the labels of a lesion into a label in place.
+
+    A label of integers takes rounded values: a cast would make background of a class that is stored as 0.9999999.
+
+    Args:
+        label: the label to write to, (C, *S).
+        source: the label that contains the lesion, (C, *S').
+        lesion: the voxel indices of the lesion in `source`.
+        offset: offset from indices in `source` to indices in `label`, (d,).
+
+    Raises:
+        ValueError: if a label map of integers would take a value that is not a whole number.
+    """
+    values = source[in_channels(lesion.voxels)]
+    if label.dtype.kind != "f" and values.dtype.kind == "f":
+        values = whole_numbers(values) if len(label) == 1 else np.floor(values + 0.5)
+    label[in_channels(lesion.voxels + offset)] = values
 
 
 def _at(image: NDArray[Any], places: NDArray[Any]) -> NDArray[np.float64]:

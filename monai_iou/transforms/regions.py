@@ -13,7 +13,7 @@ from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_tensor
 
 from monai_iou import checks
-from monai_iou.components import FIRST_REGION, component_regions
+from monai_iou.components import FIRST_REGION, component_regions, whole_numbers
 from monai_iou.spacing import check_spacing, image_spacings
 from monai_iou.transforms.lesions import as_array
 
@@ -29,14 +29,16 @@ class ComponentRegionsd(MapTransform):
     before `EnsureTyped(track_meta=False)`.
 
     Args:
-        keys: label maps (1, *S) with class numbers from 0, the background.
+        keys: label maps (1, *S) with class numbers from 0, the background. Values that differ from a whole number by at
+            most 0.0001, as resampling and scale factors of files leave them, are rounded.
         num_classes: number of classes C with the background; the result has C channels.
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
         spacing: voxel size in mm, instead of the MetaTensor's.
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
-        ValueError: a label has several channels, `num_classes` is below 2, or the connectivity does not exist.
+        ValueError: `num_classes` is below 2, or the connectivity does not exist; when called, if a label has several
+            channels or holds a value that is not a whole number.
 
     Example:
         >>> import torch
@@ -80,7 +82,7 @@ class ComponentRegionsd(MapTransform):
             message = f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: append regions once."
             raise ValueError(message)
         plain = convert_to_tensor(label, track_meta=False)
-        numbers = as_array(plain[0])
+        numbers = whole_numbers(as_array(plain[0]))
         spacing = image_spacings(None, [label], self.spacing, 1, numbers.ndim)[0]
         channels = [numbers.astype(np.int32)]
         for index in range(1, self.num_classes):

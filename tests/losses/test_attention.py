@@ -53,6 +53,16 @@ def test_dilation_is_that_of_a_distance_transform(spacing: tuple[float, ...], di
     assert not dilate(nothing, distance, spacing).any()
 
 
+@pytest.mark.parametrize("size", [0.1, 0.3, 0.6, 0.7, 1.1])
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_a_voxel_at_exactly_the_margin_is_inside_it(size: float, steps: int) -> None:
+    """Also if the voxel size comes from a header, in float32."""
+    mask = torch.zeros(1, 1, 2 * steps + 7, dtype=torch.bool)
+    mask[..., steps + 3] = True
+    for spacing in (size, float(np.float32(size))):
+        assert int(dilate(mask, steps * size, [spacing]).sum()) == 2 * steps + 1
+
+
 def slow_attention(maps: list[Tensor], labels: Tensor, distance: float, spacing: tuple[float, ...]) -> float:
     values = []
     for p in maps:

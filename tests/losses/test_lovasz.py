@@ -6,17 +6,14 @@ import copy
 import io
 import itertools
 import pickle
-import socket
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from gloo_ranks import leave_group, run_ranks
+from gloo_ranks import join_group, leave_group, run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
@@ -441,12 +438,6 @@ def test_histograms_add_over_images():
         parts[0] + error_histograms(logits[:1], labels[:1], bins=16)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def network() -> nn.Conv2d:
     torch.manual_seed(0)
     return nn.Conv2d(2, 3, 3, padding=1).double()
@@ -475,10 +466,8 @@ def step(name: str, model: nn.Module, images: Tensor, labels: Tensor, sync: bool
     return loss.detach(), [p.grad.clone() for p in model.parameters()]
 
 
-def train_share(rank: int, world: int, shares: list[list[int]], port: int, folder: str) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=30))
-    assert dist.get_world_size() == world
+def train_share(rank: int, world: int, shares: list[list[int]], folder: str) -> None:
+    join_group(rank, world, folder)
     results = {}
     for name in RANK_LOSSES:
         images, labels = rank_case(name)
@@ -491,7 +480,7 @@ def train_share(rank: int, world: int, shares: list[list[int]], port: int, folde
 @pytest.mark.parametrize("shares", [[[0, 1, 2, 4], [3]], pytest.param([[0, 2], [], [4, 1, 3]], marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_on_the_joined_batch(shares, tmp_path):
     world = len(shares)
-    run_ranks(train_share, world, world, shares, free_port(), str(tmp_path))
+    run_ranks(train_share, world, world, shares, str(tmp_path))
     for name in RANK_LOSSES:
         images, labels = rank_case(name)
         value, slopes = step(name, network(), images, labels, sync=True)  # no ranks: sync does nothing

@@ -440,3 +440,46 @@ def test_copies_and_config() -> None:
         pickle.loads(pickle.dumps(loss)),
     ):
         assert twin(outputs, labels) == value
+
+
+def with_regions(labels: Tensor, classes: int) -> Tensor:
+    find = ComponentRegionsd("x", num_classes=max(classes, 2))
+    return torch.stack([find({"x": label})["x"] for label in labels])
+
+
+@pytest.mark.parametrize("downsample", ["area", "max", "nearest"])
+@pytest.mark.parametrize(("classes", "activation"), [(1, "sigmoid"), (2, "softmax"), (3, "sigmoid"), (3, "softmax")])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_limit_of_regions_changes_no_scale(classes: int, activation: str, downsample: str, empty: bool) -> None:
+    """The coarser labels have no regions, whatever the limit says of the target: fractions look like them."""
+    labels = some_labels().clamp_max(max(classes - 1, 1)) * (not empty)
+    values = {}
+    for limit in (None, 50):
+        outputs = outputs_of((2, classes, 8, 8, 8))
+        instance = InstanceIoULoss(max_regions=limit, **{activation: True})
+        loss = MultiScaleLoss(instance, downsample=downsample)
+        value = loss(outputs, with_regions(labels, classes))
+        values[limit] = list(loss.last_terms.values()), torch.autograd.grad(value, outputs)
+    torch.testing.assert_close(values[50], values[None])
+
+
+@pytest.mark.parametrize("form", ["labels", "regions", "maps"])
+@pytest.mark.parametrize("options", [{}, {"batch": True}, {"cells": "both"}, {"max_regions": 9}], ids=str)
+def test_the_same_classes_have_cells_at_every_scale(form: str, options: dict[str, Any]) -> None:
+    """Lesions of whole coarse voxels: every way of downsampling gives the same labels, in whatever form."""
+    if "max_regions" in options and form == "maps":
+        return  # which it would read as regions
+    labels = torch.zeros(2, 1, 8, 8)
+    labels[0, ..., 2:4, 2:4] = labels[0, ..., 6:8, 4:6] = labels[1, ..., 0:6, 2:4] = 1
+    outputs = outputs_of((2, 2, 8, 8), scales=2)
+    maps = torch.cat([1 - labels, labels], 1)
+    target = {"labels": labels, "regions": with_regions(labels, 2), "maps": maps}[form]
+    values = {}
+    for downsample in ("area", "max", "nearest"):
+        instance = InstanceIoULoss(sigmoid=True, lambda_global=0, **options)
+        values[downsample] = MultiScaleLoss(instance, weights=[0.0, 1.0], downsample=downsample)(outputs, target)
+    coarse = maps[..., ::2, ::2] if form == "maps" else labels[..., ::2, ::2]
+    alone = InstanceIoULoss(sigmoid=True, lambda_global=0, spacing=2.0, **options)
+    for value in values.values():
+        torch.testing.assert_close(value, alone(outputs[1], coarse))
+    assert form != "maps" or values["area"] != alone(outputs[1], labels[..., ::2, ::2])  # cells of the background too

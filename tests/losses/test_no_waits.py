@@ -24,7 +24,10 @@ from monai_iou import (
     LovaszSoftmaxLoss,
     WeightedCrossEntropyLoss,
 )
-from monai_iou.voxels import late_checks
+from monai_iou.losses.pass_loss import PassLoss
+from monai_iou.voxels import VoxelSums, late_checks
+from monai_iou.voxels.histograms import ErrorHistograms
+from monai_iou.voxels.passes import Reading
 
 SHAPE = (6, 5, 4)
 COPIES = {torch.tensor, torch.as_tensor, torch.from_numpy}
@@ -100,6 +103,26 @@ def test_label_maps_are_not_looked_at(loss: nn.Module, classes: int, questions: 
 )
 def test_per_class_maps_are_not_looked_at(loss: nn.Module, classes: int, questions: list[Tensor]) -> None:
     run(copy.deepcopy(loss).to("meta"), classes, channels=classes)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        IoULoss(),
+        LogIoULoss(empty="skip", average="classes"),
+        GeneralizedIoULoss(empty="suppress"),
+        LovaszSoftmaxLoss("all"),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_whether_another_rank_leaves_a_class_out_is_not_looked_at(loss: PassLoss) -> None:
+    rows = torch.zeros(7, 1, 3, device="meta")
+    counts = torch.zeros(1, 3, 2, 10, device="meta", dtype=torch.int64)
+    answer = torch.zeros((), device="meta", dtype=torch.bool)
+    with NoCopies():
+        sums = VoxelSums(rows) + VoxelSums(rows, partly_labelled=answer)
+        reading = Reading(sums, ErrorHistograms(counts, torch.ones(1, 1, device="meta")))
+        assert loss.score_reading(reading, 3).shape == ()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from monai_iou import BoundaryIoUHandler
 from monai_iou.metrics import BoundaryIoUMetric, boundary_counts, boundary_iou
+from monai_iou.metrics import boundary as boundary_module
 
 
 def blobs(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -110,3 +111,35 @@ def test_refused_widths(width):
         BoundaryIoUMetric(width=width)
     with pytest.raises(ValueError, match="Expected `distance` to be one of 'euclidean', 'chessboard', but got 'city'"):
         BoundaryIoUMetric(distance="city")
+
+
+def band_by_axes(mask: np.ndarray, ignored: np.ndarray, width: float, spacing: tuple[float, ...]) -> np.ndarray:
+    """The definition: something outside lies within the width along every axis, or beside a face."""
+    reach = [int(width / size + 1e-6) for size in spacing]
+    around = [(max(n, 1),) * 2 for n in reach]
+    outside = np.pad(~mask & ~ignored, around, constant_values=True)
+    near = ndimage.maximum_filter(outside, [2 * n + 1 for n in reach]) | ndimage.binary_dilation(outside)
+    inner = tuple(slice(low, low + length) for (low, _), length in zip(around, mask.shape, strict=True))
+    return mask & ~ignored & near[inner]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0), (1.0, 3.0, 0.5), (0.7, 0.7, 4.0)])
+@pytest.mark.parametrize("width", [0.3, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("most_steps", [300, 0])  # one by one, or by a filter as for wide bands
+def test_a_chessboard_band_is_no_thicker_on_thick_slices(spacing, width, most_steps, monkeypatch):
+    monkeypatch.setattr(boundary_module, "_MAX_STEPS", most_steps)
+    pair = blobs(11, (16, 17, 15))
+    hidden = np.random.default_rng(11).random(pair[0].shape) < 0.1
+    for ignored in (np.zeros_like(hidden), hidden):
+        bands = [band_by_axes(mask, ignored, width, spacing) for mask in pair]
+        expected = tuple(int(m.sum()) for m in (bands[0] & bands[1], *bands))
+        given = ignored if ignored.any() else None
+        assert boundary_counts(*pair, width=width, spacing=spacing, ignored=given, distance="chessboard") == expected
+
+
+def test_a_small_share_of_the_diagonal_is_one_voxel_in_the_slice():
+    pair, spacing = blobs(12, (9, 30, 31)), (5.0, 1.0, 1.0)
+    nothing = np.zeros_like(pair[0])
+    bands = [band_by_axes(mask, nothing, 1.0, spacing) for mask in pair]
+    expected = tuple(int(m.sum()) for m in (bands[0] & bands[1], *bands))
+    assert boundary_counts(*pair, width="0.1%", spacing=spacing, distance="chessboard") == expected

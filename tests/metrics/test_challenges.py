@@ -198,6 +198,9 @@ def test_empty_masks_and_penalties():
     tiny[4, 4, 4] = True
     assert brats_mets(nothing, tiny)["LesionWise_Score_Dice"] == 1
     assert brats_mets(tiny, tiny)["Num_TP"] == 0
+    two = tiny.copy()
+    two[4, 4, 5] = True  # 2 mm3, which is not above 2 mm3, also where the volume of an oblique voxel is rounded up
+    assert [brats_mets(two, two, spacing=(1, 1, size))["Num_TP"] for size in (1, 1 + 1e-7, 1.01)] == [0, 0, 1]
     assert ms(tiny, tiny)["SensL"] == NAN
     row = np.zeros((12, 3, 3), dtype=bool)
     row[:10, 1, 1] = True  # 3 mm3, which is not above 3 mm3: 3 / (1.5 * 0.4 * 0.5) is below 10 by a rounding error

@@ -233,6 +233,24 @@ def test_refused_rules(options, text):
         lesion_scores(*random_blobs(0), **options)
 
 
+def test_precision_is_undefined_where_a_right_component_finds_no_lesion():
+    """Many to one, TP counts lesions and FP counts predicted components: here neither has one."""
+    reference, prediction = np.zeros((20, 20), dtype=bool), np.zeros((20, 20), dtype=bool)
+    reference[5:15, 5:15] = prediction[6:8, 6:8] = True
+    options = {"match": "overlap:0.25", "pairing": "many-to-one"}
+    scores = lesion_scores(prediction, reference, **options)
+    assert (scores.tp, scores.fp, scores.fn, scores.f1, scores.pq, scores.precision_any) == (0, 0, 1, 0, 0, 1)
+    assert math.isnan(scores.precision)
+    metric = LesionIoUMetric(score="precision", reduction="mean", get_not_nans=True, **options)
+    maps = [torch.from_numpy(mask)[None, None] for mask in (prediction, reference)]
+    assert metric(*maps).isnan().all()
+    mean, count = metric.aggregate()
+    assert mean.isnan().all()
+    assert count == 0
+    metric(maps[1], maps[1])
+    assert metric.aggregate()[0] == metric.summary()[0]["precision"] == 1  # the first case adds nothing to either
+
+
 def test_refused_instances():
     with pytest.raises(ValueError, match=r"Expected `reference` to hold lesion numbers, 0 for none, .* but got -2"):
         lesion_scores(np.zeros((3, 3)), np.full((3, 3), -2), instances=True)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_iou import boundary_iou, lesion_scores, overlap_scores, surface_scores
+from monai_iou import (
+    boundary_iou,
+    fine_grained_iou,
+    iou_counts,
+    iou_from_counts,
+    lesion_scores,
+    overlap_scores,
+    surface_scores,
+)
 from monai_iou.metrics import (
     BoundaryIoUMetric,
     CalibrationMetric,
@@ -17,6 +25,7 @@ from monai_iou.metrics import (
     LesionIoUMetric,
     ThresholdIoUMetric,
 )
+from tests.support.pretend_apple import APPLE, PretendedApple
 from tests.support.pretend_gpu import GPU, OnPretendGpu, pretended_gpu
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -29,7 +38,7 @@ def channels(labels: Tensor) -> Tensor:
     return torch.cat([1 - labels, labels], 1)
 
 
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("make", "prediction", "reference"),
     [
         (lambda: IoUMetric(num_classes=2), PREDICTION, REFERENCE),
@@ -42,6 +51,9 @@ def channels(labels: Tensor) -> Tensor:
     ],
     ids=["iou", "iou channels", "iou ignored", "boundary", "lesion", "calibration", "thresholds"],
 )
+
+
+@CASES
 def test_metrics(make: Callable[[], Any], prediction: Tensor, reference: Tensor) -> None:
     on_cpu = make()
     on_cpu(prediction, reference)
@@ -52,6 +64,40 @@ def test_metrics(make: Callable[[], Any], prediction: Tensor, reference: Tensor)
         assert isinstance(found, OnPretendGpu)
         assert found.device == GPU
         assert torch.equal(found.held, on_cpu.aggregate())
+
+
+@CASES
+def test_metrics_on_a_gpu_without_float64(make: Callable[[], Any], prediction: Tensor, reference: Tensor) -> None:
+    on_cpu, on_gpu = make(), make()
+    expected = on_cpu(prediction, reference)
+    with PretendedApple():
+        assert prediction.device == APPLE
+        found = on_gpu(prediction, reference)
+        mean, rows = on_gpu.aggregate(), on_gpu.get_rows()
+    assert rows.dtype == torch.float64
+    torch.testing.assert_close(rows, on_cpu.get_rows(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(mean, on_cpu.aggregate(), rtol=0, atol=0, equal_nan=True)
+
+
+def summaries() -> list[str]:
+    metrics = [IoUMetric(num_classes=2), LesionIoUMetric(num_classes=2)]
+    for metric in metrics:
+        metric(PREDICTION, REFERENCE)
+    return [repr(metric.summary()) for metric in metrics]
+
+
+def test_summaries_and_counts_on_a_gpu_without_float64() -> None:
+    expected = summaries()
+    counts = iou_counts(PREDICTION[0, 0], REFERENCE[0, 0], 2)
+    iou = iou_from_counts(*counts)
+    means = fine_grained_iou(counts.intersection[None], counts.union[None])
+    with PretendedApple():
+        assert counts.union.device == APPLE
+        assert summaries() == expected
+        found = iou_from_counts(*counts)
+        assert fine_grained_iou(counts.intersection[None], counts.union[None]) == pytest.approx(means, rel=1e-6)
+    torch.testing.assert_close(found, iou, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

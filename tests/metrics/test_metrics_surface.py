@@ -282,3 +282,22 @@ def test_the_95th_percentile_of_more_distances_than_torch_takes(monkeypatch: pyt
     expected = surface_module._percentile95(distances)
     monkeypatch.setattr(surface_module, "_MOST_OF_TORCH", 1000)
     assert surface_module._percentile95(distances) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+@pytest.mark.parametrize("size", [0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.1, 1.2, 2.4])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_distance_of_exactly_the_tolerance_counts(size: float, steps: int) -> None:
+    """Rounded to float32, as distances are, 0.6 is above 0.6, and so are voxel sizes of headers."""
+    reference = np.zeros((14, 12, 12), dtype=bool)
+    reference[3:8, 3:8, 3:8] = True
+    prediction = np.roll(reference, steps, axis=0)
+    maps = [torch.from_numpy(m)[None, None].float() for m in (prediction, reference)]
+    tolerance = steps * size
+    keywords = {"include_background": True, "spacing": [size] * 3, "use_subvoxels": True}
+    expected = float(compute_surface_dice(*maps, class_thresholds=[tolerance], **keywords))
+    assert expected == pytest.approx(1)
+    for spacing in (size, float(np.float32(size))):
+        nsd = surface_scores(prediction, reference, tolerances=(tolerance, 0.999 * tolerance), spacing=spacing).nsd
+        assert nsd[0] == pytest.approx(expected)
+        assert nsd[1] < 0.99

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import socket
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import monai.metrics
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from gloo_ranks import leave_group, run_ranks
+from gloo_ranks import join_group, leave_group, run_ranks
 from monai.networks.utils import one_hot
 
 from monai_iou import CalibrationMetric, ThresholdIoUMetric
@@ -233,11 +231,8 @@ def test_overlapping_regions_count_all():
         assert metric_type(include_background=False)(regions * 0.9, regions).shape == (2, 2)
 
 
-def score_shares(rank: int, world: int, port: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=30)
-    )
-    assert dist.get_world_size() == world
+def score_shares(rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder)
     logits, labels = images(8, count=3)
     results = []
     for shares in ([[0, 2], [1]], [[0, 1, 2], []]):
@@ -251,10 +246,7 @@ def score_shares(rank: int, world: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    run_ranks(score_shares, 2, 2, port, str(tmp_path))
+    run_ranks(score_shares, 2, 2, str(tmp_path))
     logits, labels = images(8, count=3)
     alone = ThresholdIoUMetric(activation="softmax"), CalibrationMetric(activation="softmax")
     for metric in alone:
@@ -312,3 +304,30 @@ def test_refused_arguments():
         CalibrationMetric()(LABELS, LABELS)
     with pytest.raises(ValueError, match="Expected at least one image before the summary is read"):
         ThresholdIoUMetric().curves()
+
+
+def test_names_of_histograms_that_were_counted_elsewhere():
+    regions = torch.zeros(1, 3, 8, 8)
+    regions[:, 0, 1:7, 1:7] = regions[:, 1, 2:6, 2:6] = regions[:, 2, 3:5, 3:5] = 1
+    counts = probability_histograms(regions * 0.9, regions, activation=None, resolution=200).counts
+
+    def named(histograms: torch.Tensor = counts, **options: Any) -> ThresholdIoUMetric:
+        metric = ThresholdIoUMetric(reduction="mean_batch", **{"return_with_label": True, **options})
+        metric.add_histograms(histograms)
+        return metric
+
+    assert list(named(include_background=True).aggregate()) == ["label_0", "label_1", "label_2"]
+    assert list(named(include_background=False).aggregate()) == ["label_1", "label_2", "label_3"]
+    assert list(named(activation="softmax").aggregate()) == ["label_1", "label_2", "label_3"]
+    assert list(named(return_with_label=["whole", "core", "rim"]).aggregate()) == ["whole", "core", "rim"]
+    assert list(named(counts[:, :1]).aggregate()) == ["label_1"]  # as of a single map
+    unknown = named()
+    message = (
+        "Expected `include_background` to be True or False for the names of histograms that were counted elsewhere, "
+        "but got None: say whether the first of them is that of class 0, or name the classes."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        unknown.aggregate()
+    assert unknown.aggregate("mean").shape == (1,)
+    unknown(regions * 0.9, regions)  # an image tells
+    assert list(unknown.aggregate()) == ["label_0", "label_1", "label_2"]

@@ -154,3 +154,38 @@ def test_labels_of_bfloat16_have_the_same_components() -> None:
     assert regions[0].equal(regions[1])
     lesions = [LesionIndicesd("label")({"label": values})["label_lesions"] for values in (label, label.bfloat16())]
     assert all((lesions[0][name] == lesions[1][name]).all() for name in lesions[0])
+
+
+FINDERS = [
+    lambda label: ComponentRegionsd("label", num_classes=3)({"label": label})["label"],
+    lambda label: LesionIndicesd("label")({"label": label})["label_lesions"],
+]
+
+
+@pytest.mark.parametrize("find", FINDERS)
+@pytest.mark.parametrize("factor", [0.99999994, 1.00001, 1.00004])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_labels_that_miss_whole_numbers_by_rounding_have_the_same_components(
+    find: Callable[[torch.Tensor], object], factor: float, dtype: torch.dtype
+) -> None:
+    label = torch.zeros(1, 12, 12, dtype=dtype)
+    label[0, 2:4, 2:4], label[0, 8:10, 8:10], label[0, 5, 1] = 1, 1, 2
+    scaled = label * factor
+    scaled[0, 0, 0] = 5e-5
+    assert not (scaled == label).all()
+    torch.testing.assert_close(find(scaled), find(label), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("find", FINDERS)
+@pytest.mark.parametrize("value", [0.5, 1.001, 0.9997, np.nan, np.inf, -np.inf])
+def test_labels_between_whole_numbers_are_refused(find: Callable[[torch.Tensor], object], value: float) -> None:
+    label = torch.zeros(1, 4, 4)
+    label[0, 1, 1] = 1
+    label[0, 2, 3] = value
+    message = (
+        f"Expected the label to hold whole class numbers, but got {value:g}: pass soft labels as one map per class, "
+        "shape (C, *S)."
+    )
+    with pytest.raises(ValueError, match=r"^Expected") as error:
+        find(label)
+    assert str(error.value) == message

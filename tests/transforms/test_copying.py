@@ -260,6 +260,48 @@ def test_ignored_voxels_of_maps_are_not_pasted_over() -> None:
     assert copying([{**source, "label": label}])(unknown)["label"].sum() == 2
 
 
+def as_form(label: torch.Tensor, form: str) -> torch.Tensor:
+    """Return a label map of 0, 1, 2 and 255 as it is, or as maps in which a channel, or no channel, stands for 255."""
+    background, first, second, unknown = (label == value for value in (0, 1, 2, 255))
+    channels = {
+        "no channel": [background, first, second],
+        "last channel": [background, first, second, unknown],
+        "channel 0": [unknown, first, second],
+    }
+    return label if form == "label map" else torch.cat(channels[form]).float()
+
+
+@pytest.mark.parametrize("allow_overlap", [False, True])
+@pytest.mark.parametrize(
+    ("form", "ignore_index"), [("label map", 255), ("no channel", 9), ("last channel", 3), ("channel 0", 0)]
+)
+def test_ignored_voxels_are_not_pasted_over_with_other_lesions_either(
+    form: str, ignore_index: int, allow_overlap: bool
+) -> None:
+    target, source = single()
+    label = target["label"].clone()
+    label[0, :, :12], label[0, :, 12:18] = 255, 2
+    target["label"], source["label"] = as_form(label, form), as_form(source["label"], form)
+    transform = copying([source], ignore_index=ignore_index, allow_overlap=allow_overlap)
+    pasted = [(transform(target)["label"] != target["label"]).any(0) for _ in range(40)]
+    assert all(mask.sum() == 2 for mask in pasted)
+    assert not any((mask & (label[0] == 255)).any() for mask in pasted)
+    assert any((mask & (label[0] == 2)).any() for mask in pasted) == allow_overlap
+
+
+def test_what_is_not_a_class_number_takes_no_place_in_integers() -> None:
+    target, source = single()
+    stored = {**source, "label": source["label"].float() * 0.99999994}
+    assert torch.equal(copying([stored])(target)["label"], copying([source])(target)["label"])
+    assert copying([stored])(target)["label"].sum() == 2
+    with pytest.raises(ValueError, match=r"^Expected the label to hold whole class numbers, but got 0\.7: pass soft"):
+        copying([{**source, "label": source["label"] * 0.7}])(target)
+    maps = [torch.cat([label == 0, label == 1]) for label in (target["label"], source["label"])]
+    soft = {**source, "label": maps[1] * 0.7 + 0.1}
+    result = copying([soft])({**target, "label": maps[0].to(torch.uint8)})
+    assert result["label"].sum((1, 2)).tolist() == [24 * 24 - 2, 2]
+
+
 def test_the_body_by_a_threshold() -> None:
     target, source = single()
     target["image"][:, :, :12] = 0.4

@@ -103,6 +103,9 @@ def test_a_label_with_regions_is_refused() -> None:
     message = "Expected 'label' to be copied without regions, but got the channels of ComponentRegionsd: put that "
     with pytest.raises(ValueError, match=message):
         RandCopyLesionsd(KEYS, "label", [item], prob=1)(item)
+    padded = {key: torch.nn.functional.pad(values, (3, 0, 2, 1)) for key, values in item.items()}
+    with pytest.raises(ValueError, match=message):
+        RandCopyLesionsd(KEYS, "label", [padded], prob=1)(padded)
 
 
 def test_an_image_that_the_item_lacks_is_not_asked_of_its_source() -> None:

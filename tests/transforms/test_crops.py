@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import CacheDataset, MetaTensor
-from monai.transforms import Compose, RandCropByPosNegLabel
+from monai.transforms import Compose, RandCropByPosNegLabel, SpatialPad
 from numpy.typing import NDArray
 from places import DATA
 from scipy import ndimage, stats
@@ -404,3 +404,44 @@ def test_a_map_that_nobody_annotated_is_no_map_of_regions() -> None:
     maps[1] = 255
     runs = find_lesions(maps, labels=[0], ignore_index=255)
     assert runs.classes.tolist() == [0, 0]
+
+
+# -- regions with padding around them
+
+
+PADDED = [(1, 0), (2, 0), (1, 255), (2, 255), (1, -1), (2, -1)]
+
+
+@pytest.mark.parametrize(("classes", "value"), PADDED)
+def test_padding_around_regions_hides_no_lesion(classes: int, value: int) -> None:
+    """As any padding after ComponentRegionsd leaves it, the whole volume would be one lesion of per-class maps."""
+    label = torch.zeros(1, 16, 16, 16, dtype=torch.int32)
+    label[0, 2:4, 2:4, 2:4], label[0, 12, 12, 12] = 1, classes
+    regions = ComponentRegionsd("label", num_classes=classes + 1)({"label": label})["label"]
+    pad = SpatialPad((24, 20, 16), value=value)
+    ignored = value or None
+    for margins in (pad, lambda image: pad(image)[:, 2:]):  # the first voxel tells nothing
+        expected, found = (find_lesions(margins(values), ignore_index=ignored) for values in (label, regions))
+        assert expected.classes.tolist() == [BACKGROUND, *sorted({1, classes}), *[1] * (classes == 1)]
+        for name, part in expected.as_item().items():
+            np.testing.assert_array_equal(found.as_item()[name], part)
+    item = {"image": torch.rand(1, 24, 20, 16), "label": pad(regions)}
+    crop = RandCropByLesionsd(["image", "label"], "label", 8, 50, pos=1, neg=0, ignore_index=ignored)
+    for each in (item, LesionIndicesd("label", ignore_index=ignored)(item)):
+        patches = crop.set_random_state(0)(each)
+        assert all(((patch["label"][0] > 0) & (patch["label"][0] != value)).any() for patch in patches)
+
+
+def test_maps_with_padding_are_no_regions() -> None:
+    lesions = np.zeros((12, 12, 12), np.int64)
+    lesions[2:4, 2:4, 2:4] = lesions[8, 8, 8] = 1
+    unknown = np.full_like(lesions, 255)
+    for maps, labels in (
+        (np.stack([lesions, unknown]), [0]),  # nobody annotated the other
+        (np.stack([1 - lesions, lesions]), [1]),
+        (np.stack([1 - lesions, lesions]) * 255, [1]),  # as 8-bit images store masks
+    ):
+        padded = np.pad(maps, [(0, 0), (3, 3), (0, 2), (0, 0)])
+        runs = find_lesions(padded, labels=labels, ignore_index=255)
+        assert runs.classes.tolist()[-2:] == labels * 2
+        assert runs.sizes.tolist()[-2:] == [8, 1]
