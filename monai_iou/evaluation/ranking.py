@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, scores_of
-from monai_iou.evaluation.statistics import draws, unit_indices
+from monai_iou.evaluation.statistics import resamples, unit_indices
 
 RANKING_COLUMNS = ("label", "folder", "metric", "n", "mean", "rank", "rank_low", "rank_high", "share_first")
 
@@ -48,9 +48,9 @@ def _ranked(
     sign = 1 if COLUMNS[metric].better == "lower" else -1
     which = unit_indices(len(units), units)
     sums = np.stack([np.bincount(which, weights=column) for column in scores.T], axis=1)
-    drawn = draws(len(sums))
-    sizes = drawn @ np.bincount(which)
-    ranks = _ranks(sign * (drawn @ sums) / sizes[:, None])
+    sizes = np.bincount(which)
+    drawn_means = np.concatenate([drawn @ sums / (drawn @ sizes)[:, None] for drawn in resamples(len(sums))])
+    ranks = _ranks(sign * drawn_means)
     means = scores.mean(axis=0)
     own = _ranks(sign * means[None])[0]
     rows = [

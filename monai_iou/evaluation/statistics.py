@@ -6,7 +6,7 @@ patients are known, whole patients are drawn, and the mean is still the mean ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ PERMUTATIONS = 9999
 SEED = 0
 # The percentile interval of fewer values is little more than their range: it covers the mean less often than it says.
 MIN_UNITS = 8
+_TABLE_BYTES = 1 << 24  # of the resamples that are held at a time: drawn in parts, they are the same
+_LEAST_ROWS = 8  # that are held, and what the rows of a part are a multiple of: sums then round the same
 
 Statistic = Literal["mean", "median"]
 _Floats = NDArray[np.float64]
@@ -54,14 +56,15 @@ def describe(values: ArrayLike, units: Sequence[str] | None = None) -> dict[str,
     if not finite.size:
         names = ("mean", "mean_interval", "sd", "median", "median_interval", "quartiles", "min", "max")
         return {**counts, **dict.fromkeys(names)}
+    intervals = _intervals(finite, ("mean", "median"), drawn)
     low, middle, high = (float(value) for value in np.percentile(finite, [25, 50, 75]))
     return {
         **counts,
         "mean": float(finite.mean()),
-        "mean_interval": interval(finite, "mean", drawn),
+        "mean_interval": intervals["mean"],
         "sd": float(finite.std(ddof=1)) if finite.size > 1 else None,
         "median": middle,
-        "median_interval": interval(finite, "median", drawn),
+        "median_interval": intervals["median"],
         "quartiles": [low, high],
         "min": float(finite.min()),
         "max": float(finite.max()),
@@ -81,17 +84,24 @@ def interval(values: _Floats, statistic: Statistic = "mean", units: Sequence[str
     >>> interval(np.ones(8)), interval(np.ones(7))
     ([1.0, 1.0], None)
     """
+    return _intervals(values, (statistic,), units)[statistic]
+
+
+def _intervals(
+    values: _Floats, wanted: Sequence[Statistic], units: Sequence[str] | None
+) -> dict[Statistic, list[float] | None]:
     which = unit_indices(values.size, units)
     number = int(which.max()) + 1 if which.size else 0
     if number < MIN_UNITS:
-        return None
-    drawn = draws(number)
-    if statistic == "mean":
-        sums, sizes = np.bincount(which, weights=values), np.bincount(which)
-        statistics = drawn @ sums / (drawn @ sizes)
-    else:
-        statistics = _medians(values, drawn[:, which])
-    return [float(bound) for bound in np.percentile(statistics, [2.5, 97.5])]
+        return dict.fromkeys(wanted)
+    sums, sizes = np.bincount(which, weights=values), np.bincount(which)
+    found: dict[Statistic, list[_Floats]] = {statistic: [] for statistic in wanted}
+    for drawn in resamples(number):
+        for statistic, parts in found.items():
+            mean = statistic == "mean"
+            parts.append(drawn @ sums / (drawn @ sizes) if mean else _medians(values, which, drawn))
+    bounds = {name: np.percentile(np.concatenate(parts), [2.5, 97.5]) for name, parts in found.items()}
+    return {name: [float(bound) for bound in both] for name, both in bounds.items()}
 
 
 def unit_indices(size: int, units: Sequence[str] | None) -> NDArray[np.int64]:
@@ -102,20 +112,44 @@ def unit_indices(size: int, units: Sequence[str] | None) -> NDArray[np.int64]:
     return indices.reshape(-1)
 
 
+def _rows(width: int, most: int) -> int:
+    """Return how many of `most` rows of float64 are held at a time."""
+    rows = _TABLE_BYTES // (8 * width)
+    return most if rows >= most else max(_LEAST_ROWS, rows // _LEAST_ROWS * _LEAST_ROWS)
+
+
+def resamples(number: int) -> Iterator[_Floats]:
+    """Yield how often each of some units is drawn, (resamples, units), as many resamples at a time as memory takes."""
+    rows = _rows(number, RESAMPLES)
+    if rows == RESAMPLES:
+        yield _kept_draws(number)
+        return
+    generator = np.random.default_rng(SEED)
+    for start in range(0, RESAMPLES, rows):
+        yield _drawn(generator, number, min(rows, RESAMPLES - start))
+
+
 @lru_cache(maxsize=8)
-def draws(number: int) -> _Floats:
-    """How often each unit is drawn in each resample, shape (RESAMPLES, number)."""
-    drawn = np.random.default_rng(SEED).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-    return drawn.astype(float)
+def _kept_draws(number: int) -> _Floats:
+    """All resamples of so few units that they fit into `_TABLE_BYTES`."""
+    return _drawn(np.random.default_rng(SEED), number, RESAMPLES)
 
 
-def _medians(values: _Floats, weights: _Floats) -> _Floats:
-    """The median of each resample, in which value i stands `weights[:, i]` times."""
-    order = np.argsort(values, kind="stable")
-    ranked, below = values[order], np.cumsum(weights[:, order], axis=1)
-    total = below[:, -1:]
-    low, high = ((below >= np.floor((total + step) / 2)).argmax(axis=1) for step in (1, 2))
-    medians: _Floats = (ranked[low] + ranked[high]) / 2
+def _drawn(generator: np.random.Generator, number: int, resamples: int) -> _Floats:
+    return generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+
+
+def _medians(values: _Floats, which: NDArray[np.int64], drawn: _Floats) -> _Floats:
+    """The median of each resample, in which value i stands `drawn[:, which[i]]` times."""
+    order, rows = np.argsort(values, kind="stable"), _rows(values.size, len(drawn))
+    ranked, places = values[order], which[order]
+    medians = np.empty(len(drawn))
+    for start in range(0, len(drawn), rows):
+        part = slice(start, start + rows)
+        below = np.cumsum(drawn[part, places], axis=1)
+        total = below[:, -1:]
+        low, high = ((below >= np.floor((total + step) / 2)).argmax(axis=1) for step in (1, 2))
+        medians[part] = (ranked[low] + ranked[high]) / 2
     return medians
 
 
@@ -155,8 +189,12 @@ def _sign_flip_p(sums: _Floats) -> float:
     if ways <= PERMUTATIONS:
         bits = np.arange(ways)[:, None] >> np.arange(sums.size) & 1
         return float((np.abs((2 * bits - 1) @ sums) >= observed).mean())
-    signs = np.random.default_rng(SEED).integers(0, 2, (PERMUTATIONS, sums.size), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ sums) >= observed).sum()) / (1 + PERMUTATIONS))
+    generator, rows, extreme = np.random.default_rng(SEED), _rows(sums.size, PERMUTATIONS), 0
+    for start in range(0, PERMUTATIONS, rows):
+        shape = (min(rows, PERMUTATIONS - start), sums.size)
+        signs = generator.integers(0, 2, shape, dtype=np.int8) * 2 - 1
+        extreme += int((np.abs(signs @ sums) >= observed).sum())
+    return (1 + extreme) / (1 + PERMUTATIONS)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -159,7 +159,8 @@ def in_regions(groups: Tensor, regions: int) -> tuple[Tensor, Tensor | None]:
         low, high = (int(bound) for bound in groups.aminmax())
         if low >= 0 and high < regions:
             return groups, None
-    return groups.clamp(0, regions - 1), ((groups >= 0) & (groups < regions)).all(1)
+    most = min(regions - 1, torch.iinfo(groups.dtype).max)  # torch lets a number beyond a narrow dtype wrap round
+    return groups.clamp(0, most), ((groups >= 0) & (groups <= most)).all(1)
 
 
 def both_kept(first: Tensor | None, second: Tensor | None) -> Tensor | None:

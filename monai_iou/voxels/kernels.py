@@ -130,8 +130,8 @@ def kernel_report() -> dict[str, str]:
     """Return, for the CPU and every CUDA device, which kernel the losses use there and why.
 
     The answer is about this moment: "triton" is checked against the reference at a loss's first call on a device, for
-    its specification, dtype, class count, kind of target and kind of regions; if a check fails, the device keeps to
-    "tiled" from then on. A choice by :func:`use_kernel` or `MONAI_IOU_KERNEL` is not checked.
+    its specification, dtype, class count, kind of target, kind of regions and layout in memory; if a check fails, the
+    device keeps to "tiled" from then on. A choice by :func:`use_kernel` or `MONAI_IOU_KERNEL` is not checked.
 
     Returns:
         A sentence for each device, by the device's name.

@@ -10,9 +10,10 @@ written, because what keeps the digits of 1 - p and ln(1 + x) would be simplifie
 are everywhere: the loops see them and leave such voxels to the general formulas.
 
 Machine code is kept on disk, as compiling takes seconds. Numba takes it for current while the file of a function is
-unchanged, whatever became of the functions that it calls; here it is while all files of loops are. Kinds of processor
-share no file, because Numba mixes up what two of them write to a common folder at the same time. For the same reason
-every loop takes its arguments in one combination of types.
+unchanged, whatever became of the functions that it calls; here it is while all files of loops are. Neither kinds of
+processor nor versions of Numba or of the loops share a file: Numba mixes up what two of them write to a common folder
+at the same time, and takes old machine code for new where only the first of its two files could be written. For the
+same reason every loop takes its arguments in one combination of types.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _keep_on_disk(compiled: Any) -> None:
     cache = compiled._cache
     read, write = cache.load_overload, cache.save_overload
     processor = repr(registry.cpu_target.target_context.codegen().magic_tuple())
-    name = f"{cache._impl.filename_base}.{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
+    kind = hashlib.sha256(f"{processor}, Numba {numba.__version__}".encode()).hexdigest()[:8]
+    base = f"{cache._impl.filename_base}.{kind}"
+    name = f"{base}.{_STAMP[:8]}"
     cache._cache_file = caching.IndexDataCacheFile(cache.cache_path, name, _STAMP)
 
     def load_overload(signature: Any, context: Any) -> Any:
@@ -80,9 +83,18 @@ def _keep_on_disk(compiled: Any) -> None:
 
     def save_overload(signature: Any, result: Any) -> None:
         with contextlib.suppress(Exception):
+            _remove_earlier(Path(cache.cache_path), base, name)
             write(signature, result)
 
     cache.load_overload, cache.save_overload = load_overload, save_overload
+
+
+def _remove_earlier(folder: Path, base: str, name: str) -> None:
+    """Remove what earlier loops left in a folder: a process that still runs them compiles them again."""
+    for file in folder.glob(f"{base}.*"):
+        if not file.name.startswith(f"{name}."):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _compiled(function: _Function, allowed: set[str]) -> _Function:

@@ -1,10 +1,10 @@
 """Whether a kernel may be trusted on a device: it is compared with the reference there before its first use.
 
 A kernel that was compiled for a device is only as right as the compiler, the driver and the device. So "auto" asks here
-once for each device, specification, dtype, class count, kind of target and kind of regions: the sums and the gradient
-of a few random voxels have to agree with the reference in float64. What is compiled for that is what the loss needs
-next, so the check costs little more than the first call would. After one failure the device keeps to `tiled`, and a
-warning says why.
+once for each device, specification, dtype, class count, kind of target, kind of regions and layout in memory: the sums
+and the gradient of a few random voxels have to agree with the reference in float64. What is compiled for that is what
+the loss needs next, so the check costs little more than the first call would. After one failure the device keeps to
+`tiled`, and a warning says why.
 
 A check runs in a thread of its own. What the caller's thread is in the midst of (a default device, hooks for saved
 tensors, torch.func, autocast, inference mode) says nothing of the kernel, and would only make the check fail.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels import late_checks, reference
-from monai_iou.voxels.compact_labels import IGNORED, fits
+from monai_iou.voxels.check_samples import layout, sample_of
 from monai_iou.voxels.error_gradient import TILED, ErrorKernel, error_spec
 from monai_iou.voxels.inputs import Voxels, sum_dtype
 from monai_iou.voxels.spec import PassSpec
@@ -32,15 +32,10 @@ from monai_iou.voxels.spec import PassSpec
 Kernel = Callable[[Voxels, PassSpec], Tensor]
 _Kernel = TypeVar("_Kernel")
 
-# More than a program reads and no multiple of it, but of 16 as usual volumes are, whose compiled form is then the same.
-_VOXELS = 3 * 1024 + 272
 _LARGEST_ERROR = 16.0  # of the hinge on such voxels
-_IMAGES = 2  # so that the way from one to the next is checked
-_REGIONS = 5
 _OF_CELL = 0.1  # of the width of a cell
 _SMALLEST = 1e-6  # gradient that errors are taken relative to
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
-_DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # random numbers, wherever they go
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
 
 
@@ -94,7 +89,7 @@ class SelfChecks:
         try:
             fault = _apart(find, device)
         except Exception as error:  # whatever a compiler or a driver raises, the training goes on
-            if isinstance(error, torch.OutOfMemoryError):
+            if _says_full(error):
                 return  # it says nothing of the kernel: a later call checks again
             fault = f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         if fault is None:
@@ -108,13 +103,20 @@ class SelfChecks:
         warnings.warn(message, stacklevel=2)
 
 
+def _says_full(error: Exception) -> bool:
+    """Return whether an error says that memory is full: torch has a class for it, Triton and the driver a text."""
+    full = isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    return full or isinstance(error, torch.OutOfMemoryError)
+
+
 def _kind(voxels: Voxels, spec: PassSpec) -> Any:
     """Return what the compiled form depends on."""
     target = voxels.maps if voxels.labels is None else voxels.labels
     assert target is not None
     ignores = voxels.has_ignored, voxels.valid is None, voxels.as_given, voxels.ignore_index
     regions = None if voxels.groups is None else (voxels.groups.dtype, voxels.groups.shape[1])
-    return spec, voxels.logits.dtype, voxels.logits.shape[1], voxels.labels is None, target.dtype, *ignores, regions
+    kinds = spec, voxels.logits.dtype, voxels.logits.shape[1], voxels.labels is None, target.dtype
+    return *kinds, *ignores, regions, layout(voxels)
 
 
 def _apart(find: Callable[[], str | None], device: torch.device) -> str | None:
@@ -146,7 +148,7 @@ def _on(device: torch.device) -> Iterator[None]:
 
 def find_fault(kernel: Kernel, voxels: Voxels, spec: PassSpec) -> str | None:
     """Return in which way `kernel` differs from the reference on random voxels of the kind of `voxels`, or None."""
-    sample = _sample(voxels, spec)
+    sample = sample_of(voxels, spec)
     exact = _on_cpu(sample)
     rows, gradient = _sums_and_gradient(kernel, sample, spec)
     true_rows, true_gradient = _sums_and_gradient(reference.compute_sums, exact, spec)
@@ -171,7 +173,7 @@ def find_error_fault(kernel: ErrorKernel, voxels: Voxels, spec: PassSpec) -> str
     An error at the edge of a cell may fall to either side; so the mean cells of the errors and volumes are compared,
     and the gradient of tables that are continuous from cell to cell.
     """
-    sample = _hard(_sample(voxels, spec))
+    sample = _hard(sample_of(voxels, spec))
     found = _errors_and_gradient(kernel, sample, spec)
     true = _errors_and_gradient(TILED, _on_cpu(sample).compact(), spec)
     of_gradient = _OF_GRADIENT.get(voxels.logits.dtype, _OF_ROWS)
@@ -207,54 +209,6 @@ def _errors_and_gradient(kernel: ErrorKernel, sample: Voxels, spec: PassSpec) ->
     rises = torch.full_like(starts, 1 / (cells - 1))
     kernel.write_gradient(out, sample, spec, limit, torch.stack([starts, rises]), pulls)
     return rows, volumes, means, out
-
-
-def _sample(voxels: Voxels, spec: PassSpec) -> Voxels:
-    """Return a few random voxels of the kind of `voxels`, on its device."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    logits, classes = voxels.logits, voxels.logits.shape[1]
-    values = torch.randn(_IMAGES, classes, _VOXELS, generator=generator, **_DRAWN) * 3
-    values = values.sigmoid() * 0.98 + 0.01 if spec.activation is None else values
-    labels = maps = valid = None
-    if voxels.labels is not None:
-        labels = _sample_labels(voxels, generator).to(logits.device)
-    else:
-        assert voxels.maps is not None
-        drawn = torch.rand(_IMAGES, classes, _VOXELS, generator=generator, **_DRAWN)
-        soft = voxels.maps.dtype.is_floating_point
-        maps = (drawn if soft else drawn > 0.5).to(voxels.maps.dtype).to(logits.device)
-    if voxels.valid is not None:
-        valid = (torch.rand(_IMAGES, _VOXELS, generator=generator, **_DRAWN) > 0.2).to(logits.device)
-    values = values.to(logits.dtype).to(logits.device)
-    groups, regions = _sample_groups(voxels, generator)
-    return replace(voxels, logits=values, labels=labels, maps=maps, valid=valid, groups=groups, regions=regions)
-
-
-def _sample_groups(voxels: Voxels, generator: torch.Generator) -> tuple[Tensor | None, int]:
-    """Return random regions, most of them contiguous, some voxels in none where that can be, and how many there are."""
-    if voxels.groups is None:
-        return None, 1
-    dtype, shape = voxels.groups.dtype, (_IMAGES, voxels.groups.shape[1], _VOXELS)
-    numbers = (torch.arange(_VOXELS, device="cpu") * _REGIONS // _VOXELS).expand(shape).clone()
-    numbers[..., ::3] = torch.randint(0, _REGIONS, numbers[..., ::3].shape, generator=generator, device="cpu")
-    if voxels.as_given:
-        numbers[..., ::7] = -1 if dtype.is_signed else _REGIONS
-    return numbers.to(dtype).to(voxels.logits.device), _REGIONS
-
-
-def _sample_labels(voxels: Voxels, generator: torch.Generator) -> Tensor:
-    """Return random class numbers, some of them ignored where that happens, one of them wrong where it can be."""
-    assert voxels.labels is not None
-    classes = voxels.logits.shape[1]
-    labels = torch.randint(0, classes, (_IMAGES, _VOXELS), generator=generator, device="cpu").to(voxels.labels.dtype)
-    if voxels.as_given:
-        if fits(labels.dtype, classes):
-            labels[:, 1] = classes
-        if voxels.ignore_index is not None and fits(labels.dtype, voxels.ignore_index):
-            labels[:, ::5] = voxels.ignore_index
-    elif voxels.has_ignored:
-        labels[:, ::5] = IGNORED[labels.dtype]
-    return labels
 
 
 def _on_cpu(sample: Voxels) -> Voxels:

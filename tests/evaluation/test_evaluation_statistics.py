@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from monai_iou.evaluation.statistics import describe, holm, interval, paired_test
+from monai_iou.evaluation import statistics
+from monai_iou.evaluation.statistics import describe, holm, interval, paired_test, resamples
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -109,3 +111,51 @@ def test_spread_and_quartiles_are_numpys():
     assert describe(values[:7])["mean_interval"] is None
     low, high = found["mean_interval"]
     assert low < found["mean"] < high
+
+
+def all_resamples(number: int) -> np.ndarray:
+    return np.concatenate(list(resamples(number)))
+
+
+@pytest.mark.parametrize("number", [9, 40, 101])
+@pytest.mark.parametrize("size", [1, 64_000, 100_001])
+def test_resamples_in_parts_are_the_same_ones(number, size, monkeypatch):
+    rng = np.random.default_rng(number)
+    patients = [f"p{i // 3}" for i in range(3 * number)]
+    values = rng.beta(5, 2, 3 * number)
+    first = rng.random(number)
+    second = first + rng.normal(0.02, 0.1, number)
+
+    def found():
+        return describe(values), describe(values, patients), paired_test(first, second), all_resamples(number).tolist()
+
+    whole = found()
+    monkeypatch.setattr(statistics, "_TABLE_BYTES", size)
+    assert sum(1 for _ in resamples(number)) > 1
+    assert found() == whole
+
+
+def test_resamples_are_those_of_one_call():
+    """Published intervals depend on them."""
+    drawn = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=2000)
+    assert np.array_equal(all_resamples(12), drawn)
+    values = np.random.default_rng(12).beta(5, 2, 12)
+    expected = {
+        "mean": drawn @ values / 12,
+        "median": [np.median(np.repeat(values, times)) for times in drawn],
+    }
+    for statistic, statistics_of_draws in expected.items():
+        assert interval(values, statistic) == pytest.approx(np.percentile(statistics_of_draws, [2.5, 97.5]), rel=1e-12)
+
+
+def test_what_is_held_of_the_resamples_is_bounded():
+    """2000 resamples of 20,000 cases would be 320 MB, and eight of them were kept."""
+    number = 20_000
+    parts = resamples(number)
+    assert next(parts).nbytes <= 1 << 24
+    tracemalloc.start()
+    try:
+        interval(np.random.default_rng(0).random(number)[:3000], "median")
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()

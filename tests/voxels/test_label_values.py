@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import IoULoss, LovaszSoftmaxLoss, use_kernel, voxel_sums
+from monai_iou.voxels.inputs import in_regions
 from monai_iou.voxels.label_errors import label_error, map_error
 
 LOGITS = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0))
@@ -128,3 +129,33 @@ def test_regions_and_masks_of_every_unsigned_dtype(dtype: torch.dtype) -> None:
     for count in (None, 3):
         found = voxel_sums(LOGITS, LABELS, groups=regions.to(dtype), num_groups=count, mask=regions.to(dtype))
         assert torch.equal(found.rows, expected)
+
+
+@pytest.mark.parametrize("count", [None, 130, 200, 300])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_number_of_regions_beyond_their_dtype(channels: int, dtype: torch.dtype, count: int | None) -> None:
+    """128 regions and voxels in none, -1: torch would let 128 wrap round in a comparison, and clamps to no 129."""
+    regions = torch.arange(-1, 128).repeat_interleave(2).view(1, 1, -1)
+    logits = torch.randn(1, channels, regions.numel(), generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(regions.numel()).view(1, 1, -1) % 2
+    expected = voxel_sums(logits, labels, groups=regions, num_groups=count)
+    found = voxel_sums(logits, labels, groups=regions.to(dtype), num_groups=count)
+    assert torch.equal(found.rows, expected.rows)
+    assert found.count[0, 0, :128].eq(2).all()
+
+
+@pytest.mark.parametrize("regions", [1, 255, 256, 257, 70_000])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64])
+def test_which_voxels_of_a_gpu_are_in_a_region(
+    dtype: torch.dtype, regions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU and torch.compile do not look first whether all numbers are in range."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    limits = torch.iinfo(dtype)
+    values = [value for value in (-1, 0, 1, 127, 128, 254, 255, 256) if limits.min <= value <= limits.max]
+    numbers, inside = in_regions(torch.tensor([[values]], dtype=dtype), regions)
+    assert inside is not None
+    assert numbers.dtype == dtype
+    assert inside.tolist() == [[0 <= value < regions for value in values]]
+    assert numbers.tolist() == [[[min(max(value, 0), regions - 1) for value in values]]]

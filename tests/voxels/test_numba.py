@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import itertools
 import logging
 import math
@@ -431,15 +432,68 @@ def test_a_full_disk_is_no_hindrance(hits: Callable[[], int], monkeypatch: pytes
     assert (hits(), hits()) == (0, 0)
 
 
-def test_kinds_of_processor_share_no_file(
-    tmp_path: Path, hits: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("where", "name", "value"), [(numba.core.config, "CPU_NAME", "generic"), (numba, "__version__", "0.1")]
+)
+def test_kinds_of_processor_and_versions_of_numba_share_no_file(
+    where: Any, name: str, value: str, tmp_path: Path, hits: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numba would let two of them write to one file at the same time, and load the machine code of the other."""
     hits()
     of_this = set(tmp_path.rglob("*.nb?"))
-    monkeypatch.setattr(numba.core.config, "CPU_NAME", "generic")
+    monkeypatch.setattr(where, name, value)
     assert (hits(), hits()) == (0, 1)
     assert len(set(tmp_path.rglob("*.nb?")) - of_this) == len(of_this) == 2
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], tuple[float, int]]]:
+    """Return what multiplies 4 by a factor with a loop of that version, and how often its machine code was kept.
+
+    The loops of all versions stand in the same line of the same file, as those of a package that is installed anew.
+    """
+    monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(factor: int) -> tuple[float, int]:
+        (tmp_path / "own_loops.py").write_text(f"def scaled(x):\n    return {factor} * x\n")
+        sys.modules.pop("own_loops", None)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(numba_math, "_STAMP", f"{factor:08}" + "0" * 56)
+        loop: Any = numba_math.loop(importlib.import_module("own_loops").scaled)
+        return loop(4.0), sum(loop.stats.cache_hits.values())
+
+    yield call
+    sys.modules.pop("own_loops", None)
+
+
+def test_machine_code_of_earlier_loops_is_not_taken_for_that_of_new_ones(
+    installed: Callable[[int], tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full after Numba's first file, the index, leaves the second one, the data, as it was."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert (installed(2), installed(2)) == ((8.0, 0), (8.0, 1))
+    with monkeypatch.context() as full:
+        full.setattr(numba.core.caching.IndexDataCacheFile, "_save_data", refuse)
+        assert installed(3) == (12.0, 0)
+    assert (installed(3), installed(3)) == ((12.0, 0), (12.0, 1))
+
+
+def test_machine_code_of_earlier_loops_is_removed_and_that_of_other_processors_stays(
+    tmp_path: Path, installed: Callable[[int], tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr(numba.core.config, "CPU_NAME", "generic")
+        installed(2)
+        of_other = set(tmp_path.rglob("*.nb?"))
+    for factor in (2, 3):
+        installed(factor)
+        assert len(set(tmp_path.rglob("*.nb?")) - of_other) == len(of_other) == 2
+    assert of_other <= set(tmp_path.rglob("*.nb?"))
 
 
 @pytest.mark.parametrize("module", [numba_cells, numba_lines, numba_math, numba_regions, numba_softmax, numba_usual])

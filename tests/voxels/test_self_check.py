@@ -14,6 +14,8 @@ from torch import Tensor
 
 from monai_iou import IoUCELoss, kernel_report, use_kernel
 from monai_iou.voxels import kernels, reference, tiled
+from monai_iou.voxels.activations import probabilities
+from monai_iou.voxels.check_samples import layout, sample_of
 from monai_iou.voxels.flat_voxels import flat_voxels
 from monai_iou.voxels.inputs import Voxels
 from monai_iou.voxels.passes import flatten_voxels
@@ -173,17 +175,31 @@ def test_the_caller_is_being_transformed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (kernel.calls, checks.passed(CPU)) == (1, 1)
 
 
-def test_a_full_device_is_checked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 MiB."),
+        (torch.OutOfMemoryError, "no room"),
+        (RuntimeError, "Triton Error [CUDA]: out of memory"),
+        (getattr(torch, "AcceleratorError", RuntimeError), "CUDA error: out of memory\nand more"),
+        (RuntimeError, "CUDA driver error: CUDA_ERROR: Out of Memory"),
+    ],
+)
+def test_a_full_device_is_checked_again_later(
+    kind: type[RuntimeError], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch has a class for it; what Triton and the driver ask for beside torch ends in a text."""
     kernel, is_full = Counted(), True
 
     def short(part: Voxels, spec: PassSpec) -> Tensor:
         if is_full:
-            message = "CUDA out of memory. Tried to allocate 2.00 MiB."
-            raise torch.OutOfMemoryError(message)
+            raise kind(text)
         return kernel(part, spec)
 
     checked_by(short, monkeypatch)
-    assert kernels.pick_kernel(voxels(), SPEC) is tiled.compute_sums
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.pick_kernel(voxels(), SPEC) is tiled.compute_sums
     assert kernel_report()["cpu"].startswith("triton: if it agrees")
     is_full = False
     assert kernels.pick_kernel(voxels(), SPEC) is short
@@ -198,6 +214,80 @@ def test_what_the_kernel_leaves_to_others_is_no_check_of_it(monkeypatch: pytest.
         assert kernels.pick_kernel(part, SPEC) is tiled.compute_sums
     assert (kernel.calls, checks.passed(CPU)) == (0, 0)
     assert kernel_report()["cpu"].startswith("triton: if it agrees")
+
+
+def test_a_kernel_that_needs_more_than_a_program_may_have_is_refused() -> None:
+    """Triton's OutOfResources is of the kernel, not of a moment."""
+
+    class OutOfResources(Exception):  # noqa: N818 - as Triton calls it
+        pass
+
+    def large(part: Voxels, spec: PassSpec) -> Tensor:
+        message = "out of resource: shared memory, Required: 262144, Hardware limit: 232448"
+        raise OutOfResources(message)
+
+    checks = SelfChecks(lambda: large)
+    with pytest.warns(UserWarning, match="but it raised OutOfResources: out of resource: shared memory"):
+        assert checks.kernel(voxels(), SPEC) is None
+    assert checks.reason(CPU) is not None
+
+
+def laid_out(name: str, count: int) -> Tensor:
+    values = torch.rand(2, 3, count, 3)[..., 0] if name == "strided" else torch.rand(2, 3, count)
+    return values.transpose(1, 2).contiguous().transpose(1, 2) if name == "channels last" else values
+
+
+@pytest.mark.parametrize("count", [48, 50, 63])
+@pytest.mark.parametrize("target_layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("logits_layout", ["contiguous", "channels last"])
+def test_the_sample_lies_in_memory_as_the_input_does(logits_layout: str, target_layout: str, count: int) -> None:
+    """Triton compiles steps of 1 and multiples of 16 apart from others."""
+    logits, maps = laid_out(logits_layout, count), laid_out(target_layout, count)
+    mask, groups = torch.rand(2, 1, count) > 0.5, torch.zeros(2, 1, count, dtype=torch.long)
+    for target in (maps, torch.zeros(2, 1, count, dtype=torch.long)):
+        for regions in (None, groups, groups.expand(2, 3, count).contiguous()):
+            part = flat_voxels(logits, target, None, mask, regions, 1)
+            sample = sample_of(part, SPEC)
+            assert layout(sample) == layout(part)
+            assert find_fault(tiled.compute_sums, part, SPEC) is None
+            assert find_fault(wrong_sums, part, SPEC) is not None
+
+
+def test_the_sample_of_an_expanded_target_is_contiguous() -> None:
+    part = flat_voxels(torch.rand(2, 3, 48), torch.rand(2, 1, 48).expand(2, 3, 48), None)
+    maps = sample_of(part, SPEC).maps
+    assert maps is not None
+    assert maps.stride(2) == 1
+
+
+def test_each_layout_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counted()
+    checked_by(kernel, monkeypatch)
+    labels = torch.zeros(2, 1, 48, dtype=torch.long)
+    layouts = [("contiguous", 48), ("channels last", 48), ("strided", 48), ("contiguous", 49), ("channels last", 49)]
+    for calls, (name, count) in enumerate(layouts, 1):
+        for more in (0, 16):
+            long = labels.new_zeros(2, 1, count + more)
+            kernels.pick_kernel(flat_voxels(laid_out(name, count + more), long, None), SPEC)
+            assert kernel.calls == calls, (name, count + more)
+
+
+@pytest.mark.parametrize("maps", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", None])
+def test_no_soft_target_of_the_sample_lies_at_the_kink_of_the_smaller_and_larger_one(
+    activation: str | None, dtype: torch.dtype, maps: torch.dtype
+) -> None:
+    """The derivative jumps where p = y: there, rounding would decide whether a right kernel is refused."""
+    spec = PassSpec(activation, "min_max")
+    part = flatten_voxels(torch.rand(1, 25, 50).to(dtype), torch.rand(1, 25, 50).to(maps), None)
+    sample = sample_of(part, spec)
+    assert sample.maps is not None
+    p = probabilities(sample.logits.double(), spec).value
+    assert (p - sample.maps.double()).abs().min() > 9e-4
+    assert sample.maps.min() >= 0
+    assert sample.maps.max() <= 1
+    assert find_fault(tiled.compute_sums, part, spec) is None
 
 
 @pytest.mark.parametrize("ignored", [False, True])
