@@ -2,19 +2,21 @@
 
 Runs the tests that need the device, the benchmark of losses, what the check of a kernel costs, a short training of the
 bundle and steps of its network with and without torch.compile, each with a share of the time limit, and writes
-docs/results/gpu-NAME.md. A part that fails or runs out of its time is recorded as that, with the end of its output; the
-others go on. With `--device cpu --quick` the same parts run in their smallest form, to try the command where there is
-no GPU; the report says so.
+docs/results/gpu-NAME.md, unless a page stands there that it did not write. A part that fails or runs out of its time is
+recorded as that, with the end of its output; all of its processes end, and the others go on. With `--device cpu
+--quick` the same parts run in their smallest form, to try the command where there is no GPU; the report says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from monai_iou import kernel_report
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 9 * 60  # seconds of all parts together
+_MARK = "<!-- written by python -m benchmarks.gpu -->"  # a page without it is not replaced
 _TAIL = 40  # lines that are shown of an output without a table, or of a part that did not pass
 
 
@@ -81,25 +84,34 @@ def parts(device: str, quick: bool, folder: Path) -> list[Part]:
 
 
 def run(part: Part, seconds: float) -> Outcome:
-    """Run a part for at most so many seconds."""
+    """Run a part for at most so many seconds; nothing that it started goes on while the next one is measured."""
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        part.command, cwd=ROOT, env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            part.command, cwd=ROOT, env=environment, timeout=seconds, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        status, output = "passed" if done.returncode == 0 else f"failed with code {done.returncode}", done.stdout
-    except subprocess.TimeoutExpired as error:
-        text = error.stdout or b""
-        output = text.decode(errors="replace") if isinstance(text, bytes) else text
+        output, _ = process.communicate(timeout=seconds)
+        status = "passed" if process.returncode == 0 else f"failed with code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        _end(process)
+        output, _ = process.communicate()
         status = f"stopped after its {seconds:.0f} s"
+    finally:
+        _end(process)
     return Outcome(part, status, time.perf_counter() - start, output)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End all processes of a part that still run."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def report(outcomes: list[Outcome], device: str, name: str, quick: bool) -> str:
     """Return the report as Markdown."""
-    lines = [f"# {name}", ""]
+    lines = [f"# {name}", "", _MARK, ""]
     if device == "cpu":
         lines += ["A trial of the command on a CPU: nothing here was measured on a GPU.", ""]
     lines += [
@@ -147,6 +159,11 @@ def main() -> int:
         print("Expected a CUDA device, but found none: try the command with --device cpu --quick.", file=sys.stderr)
         return 1
     name = device_name(options.device)
+    path = options.output / f"gpu-{name}.md"
+    if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
+        message = f"Expected {path} to be written by this command, but found another page: move it, or set --output."
+        print(message, file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory() as folder:
         outcomes = []
         left = options.limit
@@ -157,7 +174,6 @@ def main() -> int:
             left -= outcomes[-1].seconds
             print(f"{part.title}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"gpu-{name}.md"
     path.write_text(report(outcomes, options.device, name, options.quick), encoding="utf-8")
     print(f"written: {path}")
     return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1

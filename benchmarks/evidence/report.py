@@ -84,19 +84,21 @@ def table(study: Study, results: Path) -> str:
 def _lesions(cases: Sequence[Mapping[str, str]], scores: Mapping[Choice, Scores]) -> dict[Choice, list[str]]:
     """Return, for every choice, the share of the reference's lesions that were found, and the false ones per case.
 
-    They are of the seeds that the scores are of.
+    They are of the seeds that the scores are of, and of all labels together.
     """
     sums: dict[Choice, list[int]] = {}
+    tested: dict[Choice, set[tuple[str, str, str]]] = {}  # a case has a row for each label
     for row in cases:
         choice = (row["data"], row["loss"], row["sampler"])
         if choice not in scores or int(row["seed"]) not in scores[choice].seeds:
             continue
-        one = sums.setdefault(choice, [0, 0, 0, 0])
-        for index, value in enumerate((row["found"], row["lesions"], row["invented"], 1)):
+        tested.setdefault(choice, set()).add((row["seed"], row["fold"], row["case"]))
+        one = sums.setdefault(choice, [0, 0, 0])
+        for index, value in enumerate((row["found"], row["lesions"], row["invented"])):
             one[index] += int(value)
     return {
-        choice: [f"{100 * found / lesions:.0f} %" if lesions else "", f"{false / count:.1f}"]
-        for choice, (found, lesions, false, count) in sums.items()
+        choice: [f"{100 * found / lesions:.0f} %" if lesions else "", f"{false / len(tested[choice]):.1f}"]
+        for choice, (found, lesions, false) in sums.items()
     }
 
 

@@ -77,10 +77,26 @@ def runs_of(results: Path, study: str) -> list[dict[str, str]]:
 
 
 def cases_of(results: Path, study: str) -> list[dict[str, str]]:
-    """Return a row for every case and label of every finished run; what an unfinished run left is not among them."""
-    finished = {key_of(row) for row in runs_of(results, study)}
-    rows = {(*key_of(row), row["case"], row["label"]): row for row in read(results / f"{study}-cases.csv")}
-    return [row for row in rows.values() if key_of(row) in finished]
+    """Return a row for every case and label of every finished run, those of its last training if it was made again.
+
+    They end the run's rows: they were appended at once, hold no case and label twice, and the cases that its row tells.
+    What an unfinished run left is not among them.
+    """
+    counts = {key_of(row): int(row["cases"] or 0) for row in runs_of(results, study)}
+    rows = read(results / f"{study}-cases.csv")
+    first: dict[tuple[str, str, str, int, int], int] = {}  # place of the first row that is taken
+    seen: dict[tuple[str, str, str, int, int], dict[str, set[str]]] = {key: {} for key in counts}  # labels by case
+    taken = []
+    for place, row in reversed(list(enumerate(rows))):
+        key, case, label = key_of(row), row["case"], row["label"]
+        if key not in counts or first.get(key, place + 1) != place + 1:
+            continue
+        is_one_too_many = case not in seen[key] and 0 < counts[key] <= len(seen[key])
+        if not is_one_too_many and label not in seen[key].get(case, ()):
+            seen[key].setdefault(case, set()).add(label)
+            first[key] = place
+            taken.append(row)
+    return taken[::-1]
 
 
 def missing(results: Path, runs: Iterable[Run]) -> list[Run]:

@@ -21,7 +21,7 @@ CASE = {**evidence_rows.CASE, "lesions": 4, "found": 3, "invented": 1}
 
 def tables(folder: Path, seeds: int = 3) -> None:
     """Write a study whose second choice, the baseline, is better by 0.1."""
-    shared = dict.fromkeys(RUN_COLUMNS[5:], "1")
+    shared = {**dict.fromkeys(RUN_COLUMNS[5:], "1"), "cases": "3"}
     for loss, shift in (("dice+ce", 0.0), ("iou+ce/3", 0.1)):
         for seed in range(seeds):
             cases = [{**CASE, "case": name, "patient": name, "iou": 0.5 + shift + 0.01 * seed} for name in "xyz"]
@@ -90,6 +90,20 @@ def test_shares_of_lesions_are_of_all_cases_and_left_out_where_dice_decides(tmp_
     assert "| 75 % | 2.5 |" in table(STUDIES["compound"], tmp_path)
     add_run(tmp_path, Run("minutes", "task904, 10 min", "ours", "own", 0, 0), SUMMARY, [CASE])
     assert "lesions found" not in table(STUDIES["minutes"], tmp_path)
+
+
+def test_false_lesions_are_those_of_all_labels_by_the_number_of_cases(tmp_path: Path) -> None:
+    """A case has a row for each label: 3 cases, one of another seed, have 1 + 2 + 1 + 4 + 1 + 0 false lesions."""
+    invented = {(0, "a"): (1, 2), (0, "b"): (1, 4), (1, "a"): (1, 0)}
+    for seed in (0, 1):
+        cases = [
+            {**CASE, "case": case, "label": label, "invented": count}
+            for (of_seed, case), counts in invented.items()
+            if of_seed == seed
+            for label, count in enumerate(counts, 1)
+        ]
+        add_run(tmp_path, Run("compound", "phantoms", "iou", "voxels", seed, 0), SUMMARY, cases)
+    assert "| 75 % | 3.0 |" in table(STUDIES["compound"], tmp_path)
 
 
 def test_the_picture_has_a_circle_a_seed_and_a_whisker_a_difference(tmp_path: Path) -> None:

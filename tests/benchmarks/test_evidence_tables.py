@@ -65,6 +65,38 @@ def test_a_run_whose_row_is_missing_is_made_again_and_its_cases_count_once(tmp_p
     assert set(runs) - set(missing(tmp_path, runs)) == {RUN}
 
 
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["a1", "b1", "c1"], ["a1", "b1"]),
+        (["a1", "b1", "c1"], ["a1"]),
+        (["a1", "b1"], ["x1", "a1", "b1"]),
+        (["a1", "b1"], ["x1", "y1"]),
+        (["a1", "a2", "b1", "b2"], ["a1", "a2"]),
+        (["b1", "b2", "a1", "a2"], ["b1", "b2", "c1", "c2"]),
+        (["a1"], ["a1", "a2", "b1", "b2"]),
+    ],
+)
+def test_only_the_cases_of_the_last_training_count(
+    before: list[str], after: list[str], between: bool, tmp_path: Path
+) -> None:
+    """Other settings of the data may mean other cases: the tables are of those alone."""
+
+    def add(run: Run, names: list[str], iou: float) -> None:
+        cases = [{**CASE, "case": name[0], "label": name[1], "iou": iou} for name in names]
+        add_run(tmp_path, run, {**SUMMARY, "cases": len({name[0] for name in names})}, cases)
+
+    other = Run("compound", "phantoms", "iou", "voxels", 1, 0)
+    add(RUN, before, 0.1)
+    if between:
+        add(other, ["q1"], 0.3)
+    add(RUN, after, 0.9)
+    own = [row for row in cases_of(tmp_path, "compound") if row["seed"] == "0"]
+    assert [(row["case"] + row["label"], row["iou"]) for row in own] == [(name, "0.9") for name in after]
+    assert [row["case"] for row in cases_of(tmp_path, "compound") if row["seed"] == "1"] == ["q"] * between
+
+
 def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
     run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
     assert overrides(run) == overrides(other)
