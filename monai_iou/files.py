@@ -276,7 +276,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON; NaN and infinities, which JSON does not support, become null.
 
+    It is plain ASCII: MONAI reads configs in the system's encoding, which is not UTF-8 everywhere.
+
     Raises:
         OutputError: if the file cannot be written.
     """
-    write_text(path, json_text(value))
+    write_text(path, json_text(value, ascii_only=True))

@@ -95,13 +95,17 @@ def _quoted(cell: str, separator: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if special else cell
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, *, ascii_only: bool = False) -> str:
     r"""Return a value as strict, indented JSON; NaN and infinities become null.
+
+    Args:
+        value: to be written.
+        ascii_only: write other characters as escapes, for programs that read files in their system's encoding.
 
     >>> json_text({"iou": float("nan")})
     '{\n "iou": null\n}\n'
     """
-    return json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_strict(value), indent=1, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
 
 def _strict(value: Any) -> Any:

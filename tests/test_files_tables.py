@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser, config_parser
 
-from monai_iou.files import FORMULA_STARTS, csv_text, read_csv, write_csv, write_json, write_text
+from monai_iou.files import FORMULA_STARTS, csv_text, json_text, read_csv, write_csv, write_json, write_text
 
 HOSTILE = [
     "=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1",
@@ -74,6 +75,23 @@ def test_json_is_strict(tmp_path):
 
     found = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert found == {"a": [None, None, None, 1.5]}
+
+
+NAMES = ["C:\\Users\\\u00c1ngel", "J\u00fcrgen", "n\u00e1dor \u010d. 1", "\u809d\u81d3", "\U0001fac0"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_read_alike_in_the_encoding_of_every_system(tmp_path, monkeypatch, encoding, name):
+    content = {"dataset_dir": name, "plan_report": {name: [name, 1.5]}}
+    write_json(tmp_path / "plan.json", content)
+
+    def open_there(file, *rest, **named):
+        return open(file, *rest, **{"encoding": encoding, **named})  # noqa: PTH123 - as MONAI does
+
+    monkeypatch.setattr(config_parser, "open", open_there, raising=False)
+    assert ConfigParser.load_config_file(str(tmp_path / "plan.json")) == content
+    assert name.replace("\\", "\\\\") in json_text(content), "what people read has the letters themselves"
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path):

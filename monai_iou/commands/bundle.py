@@ -29,9 +29,9 @@ def init(folder: Path) -> int:
 @click.command()
 @click.argument("bundle", type=FOLDER, metavar="DIR")
 def describe(bundle: Path) -> int:
-    """Write the trained model's channels, classes and sides into the metadata of the bundle in DIR.
+    """Write the trained model's channels, classes and input sizes into the metadata of the bundle in DIR.
 
-    The shipped configs/metadata.json names one channel and one label, and sides that are multiples of 16. The model
+    The shipped configs/metadata.json names one channel, one label, and input sizes that are multiples of 16. The model
     zoo's checks, MONAI Label and MONAI Deploy read that file.
     """
     check_folder("DIR", bundle, "the folder of a trained bundle")

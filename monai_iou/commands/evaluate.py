@@ -105,7 +105,7 @@ LESIONS = (
         callback=lambda context, parameter, value: int(value),
         default="26",
         show_default=True,
-        help="Neighbours of a voxel that belong to its lesion.",
+        help="Number of neighbours by which voxels are connected to a lesion.",
     ),
     click.option("--strict", is_flag=True, help="The threshold of --match must be exceeded, as in panoptic quality."),
     click.option(
@@ -114,7 +114,7 @@ LESIONS = (
         default=0,
         show_default=True,
         metavar="N",
-        help="Count components of the reference that join when dilated N times as one lesion (BraTS).",
+        help="Count as one lesion the components of the reference that join when dilated N times (BraTS).",
     ),
     click.option("--instances", is_flag=True, help="The files hold a number for each lesion, instead of labels."),
     click.option(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +72,7 @@ def train(context: click.Context, /, dataset: Path, output: Path | None, **optio
 
     Every key of the bundle is an option too, such as --batch_size 2: docs/bundle.md lists them. With --folds, each
     fold is trained in a folder of its own and scored on the cases that it held out, and one report joins all cases.
-    A run that was stopped goes on when the same command is given again.
+    To continue a run that was stopped, give the same command again.
     """
     keys = _keys(context, dataset, options)
     run_folder = output if output is not None else Path(f"{dataset.resolve().name}_run")
@@ -102,7 +104,7 @@ def _train(run: TrainingRun) -> Evaluation | None:
             click.echo(bundle_line([path.as_posix() for path in training.configs], training.bundle_keys))
     try:
         with progress() as show:
-            return run.run(say, show)
+            return run.run(say, show, partial(say, error=True))
     except SystemExit:
         say(_how_to_go_on(run, sys.argv[1:]), error=True)
         raise
@@ -163,6 +165,7 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
         "memory_gb": options["memory_gb"],
         "device": None if options["device"] == "auto" else options["device"],
         "configs": [str(path) for path in options["configs"]],
+        "config_keys": _content(options["configs"]),
     }
     about = about_this_run(("monai-iou", *sys.argv[1:]))
 
@@ -177,6 +180,12 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
         )
 
     return TrainingRun(folder, dataset, tuple(training(number) for number in chosen), folds)
+
+
+def _content(configs: Sequence[Path]) -> dict[str, Any]:
+    """The keys that the user's own configs give, later ones over earlier ones."""
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in configs]
+    return {name: value for content in contents if isinstance(content, dict) for name, value in content.items()}
 
 
 def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:

@@ -19,7 +19,7 @@ __all__ = ["class_weights"]
     type=Choice(["inverse", "median", "effective"]),
     default="inverse",
     show_default=True,
-    help="Formula of the weights; `effective` is the mildest.",
+    help="Formula of the weights; `effective` is the mildest and a good first choice.",
 )
 @click.option(
     "--beta",

@@ -21,7 +21,15 @@ from monai_iou.volumes.names import (
 )
 from monai_iou.volumes.reading import VolumeError, channel_count, read_labels
 
-__all__ = ["SPLITS", "find_pair", "read_found_cases", "read_plain_cases", "read_plain_scheme", "read_splits"]
+__all__ = [
+    "SPLITS",
+    "find_pair",
+    "held_out_twice",
+    "read_found_cases",
+    "read_plain_cases",
+    "read_plain_scheme",
+    "read_splits",
+]
 
 PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"), ("images", "masks"), ("imgs", "masks"))
 SPLITS = "splits_final.json"
@@ -186,3 +194,21 @@ def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tup
             raise DatasetError(message)
         folds.append((training, validation))
     return tuple(folds)
+
+
+def held_out_twice(folds: Sequence[Iterable[str]]) -> tuple[str, int, int] | None:
+    """Return the first case that two folds hold out, and the numbers of these folds; None if there is none.
+
+    Args:
+        folds: for each fold the names of the cases that it holds out.
+
+    Example:
+        >>> held_out_twice([["a", "b"], ["c"], ["d", "b"]])
+        ('b', 0, 2)
+    """
+    known: dict[str, int] = {}
+    for fold, names in enumerate(folds):
+        for name in names:
+            if known.setdefault(name, fold) != fold:
+                return name, known[name], fold
+    return None

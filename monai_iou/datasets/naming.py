@@ -19,14 +19,14 @@ def names_root(images: Sequence[Path]) -> Path | None:
     `p1/image` and `p2/image`.
 
     Example:
-        >>> str(names_root([Path("d/p1/image.nii.gz"), Path("d/p2/image.nii.gz")]))
-        'd'
+        >>> names_root([Path("d/p1/image.nii.gz"), Path("d/p2/image.nii.gz")]) == Path("d").absolute()
+        True
         >>> names_root([Path("d/p1/a.nii.gz"), Path("d/p2/b.nii.gz")]) is None
         True
     """
     if len({case_name(image) for image in images}) == len(images):
         return None
-    return Path(os.path.commonpath([image.parent for image in images]))
+    return Path(os.path.commonpath([_absolute(image.parent) for image in images]))
 
 
 def names_of(images: Sequence[Path]) -> list[str]:
@@ -34,7 +34,12 @@ def names_of(images: Sequence[Path]) -> list[str]:
     root = names_root(images)
     if root is None:
         return [case_name(image) for image in images]
-    return [composed((image.parent.relative_to(root) / case_name(image)).as_posix()) for image in images]
+    return [composed((_absolute(image.parent).relative_to(root) / case_name(image)).as_posix()) for image in images]
+
+
+def _absolute(path: Path) -> Path:
+    """A path however it was written, from the file system's root and without `..`; links are kept."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` follows links
 
 
 def check_names(cases: Iterable[Case], where: str) -> None:
@@ -52,7 +57,7 @@ def check_names(cases: Iterable[Case], where: str) -> None:
         other = known.setdefault(case.name, case)
         if other is case:
             continue
-        if other.image == case.image:
+        if _absolute(other.image) == _absolute(case.image):
             message = f"Expected {where} to list each image once, but {case.image} comes twice: remove one entry."
         else:
             message = (

@@ -35,7 +35,9 @@ NOTHING_TO_SCORE = (
 )
 
 
-def evaluate_folders(request: Request, progress: Callable[[Progress], None] = lambda _: None) -> Evaluation:
+def evaluate_folders(
+    request: Request, progress: Callable[[Progress], None] = lambda _: None, *, notes: Sequence[str] = ()
+) -> Evaluation:
     """Evaluate every pair and write cases.csv, lesions.csv, failures.csv, summary.json and report.html.
 
     Every file is hashed and then read once. A case that cannot be evaluated becomes a row of failures.csv and does not
@@ -45,6 +47,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
     Args:
         request: what to evaluate.
         progress: called in this process after each task.
+        notes: what the reader of the report should know before the scores.
 
     Returns:
         The evaluation, with the content of the files that were written.
@@ -75,7 +78,7 @@ def evaluate_folders(request: Request, progress: Callable[[Progress], None] = la
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
         evaluation.maps = maps.finish(run, evaluation, progress)
         own = [*_own_reference(request), *patient_notes(patients, request), *dataset_notes(request)]
-        evaluation.run_notes += [*run.notes, *replaced, *own]
+        evaluation.run_notes += [*notes, *run.notes, *replaced, *own]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation

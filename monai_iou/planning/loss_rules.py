@@ -92,6 +92,7 @@ def _chosen_loss(plan: Plan, fingerprint: Fingerprint, weights: list[float]) -> 
             "regions": "voronoi",
             "include_background": False,
             **_label_options(plan, region=True),
+            "spacing": "$@plan.pixdim",  # labels in training are plain tensors, without a voxel size
             "global_loss": compound,
         }
         reason = (

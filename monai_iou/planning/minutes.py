@@ -114,11 +114,12 @@ def propose_within(
         raise ValueError(message)
     proposal = propose(folder, fingerprint, machine, folds, fold)
     planned = proposal.config
-    budget = _budget(minutes, folder, proposal, machine, measure)
+    timed = _foreground_first(folder, fingerprint)
+    budget = _budget(minutes, folder, timed, proposal, machine, measure)
     wanted = planned["epochs"] * planned["case_repeats"] * budget.trained // budget.batch
     if budget.steps < min(wanted, FULL_RESOLUTION_STEPS) and planned["full_resolution"]:
         proposal = _strided(proposal, folder, fingerprint, machine)
-        budget = _budget(minutes, folder, proposal, machine, measure)
+        budget = _budget(minutes, folder, timed, proposal, machine, measure)
     if budget.steps < max(MIN_STEPS, budget.epoch_steps):
         needed = budget.seconds(max(MIN_STEPS, budget.epoch_steps), 1) / (1 - RESERVE) / 60
         message = (
@@ -129,12 +130,24 @@ def propose_within(
     return _within(proposal, budget, wanted)
 
 
+def _foreground_first(folder: SegmentationFolder, fingerprint: Fingerprint) -> SegmentationFolder:
+    """The folder with its empty cases last: those that are timed are the first ones, and must not all be empty."""
+    known = zip(folder.training, fingerprint.measures, strict=True)
+    empty = {case for case, measures in known if not measures.facts.foreground.shape[1]}
+    return replace(folder, training=tuple(sorted(folder.training, key=lambda case: case in empty)))
+
+
 def _budget(
-    minutes: float, folder: SegmentationFolder, proposal: Proposal, machine: Machine, measure: Measure
+    minutes: float,
+    folder: SegmentationFolder,
+    timed: SegmentationFolder,
+    proposal: Proposal,
+    machine: Machine,
+    measure: Measure,
 ) -> _Budget:
     keys = proposal.config
     trained, held = folder.split(keys.get("val_fraction", 0.0), 0, keys.get("folds"), keys.get("fold", 0))
-    timing = measure(folder, proposal.plan, keys, machine)
+    timing = measure(timed, proposal.plan, keys, machine)
     return _Budget(minutes, len(trained), len(held), min(keys["batch_size"], len(trained)), timing)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.planning.hardware import Machine
+from monai_iou.planning.own_errors import own_error
 from monai_iou.planning.plan import Plan
 
 __all__ = ["Timing", "measure_timing"]
@@ -45,13 +47,13 @@ def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, 
     """Run a few steps and validations of the shipped bundle as a config would run them, without writing anything.
 
     Args:
-        folder: the dataset; a few cases of `training` are read.
+        folder: the dataset; the first few cases of `training` are read, of which one must have foreground.
         plan: of the whole dataset.
         config: the bundle's keys.
         machine: its device is used.
 
     Raises:
-        ValueError: the machine's device is not here.
+        ValueError: the machine's device is not here, or these cases cannot be trained on.
     """
     if machine.device == "cuda" and not torch.cuda.is_available():
         message = (
@@ -59,6 +61,11 @@ def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, 
             "trains, or leave `--minutes` out."
         )
         raise ValueError(message)
+    with _own_sentence():
+        return _measured(folder, plan, config, machine)
+
+
+def _measured(folder: SegmentationFolder, plan: Plan, config: Mapping[str, Any], machine: Machine) -> Timing:
     parser, cases = _parser(folder, plan, config, machine)
     imports = _seconds(lambda: subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], check=True))
     checked = _seconds(lambda: folder.check(cases)) / len(cases)
@@ -69,6 +76,18 @@ def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, 
     evaluator = parser.get_parsed_content("validate#evaluator")
     validated = _seconds(evaluator.run) / len(parser.get_parsed_content("validate#dataset"))
     return Timing(imports + max(0.0, first - step), checked + prepared / held, step, validated)
+
+
+@contextlib.contextmanager
+def _own_sentence() -> Iterator[None]:
+    """Raise what this package says of a dataset instead of MONAI's error, which says which expression said it."""
+    try:
+        yield
+    except Exception as error:
+        own = own_error(error)
+        if own is None or own is error:
+            raise
+        raise own from None
 
 
 def _parser(

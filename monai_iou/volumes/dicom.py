@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +186,24 @@ def _plain_names(path: Path) -> Iterator[dict[Path, Path]]:
             if start:
                 link.write_bytes(start + file.read_bytes())
             else:
-                link.symlink_to(file.resolve())
+                _give_name(link, file.resolve())
             links[link] = file
         yield links
+
+
+def _give_name(name: Path, file: Path) -> None:
+    """Let a name lead to a file, or to a copy of it where no link can be made, as by ordinary users of Windows.
+
+    A protected file gets no second name: on Windows, taking that away would take the protection away too.
+    """
+    ways: list[Callable[[Path], None]] = [name.symlink_to]
+    if os.access(file, os.W_OK):
+        ways.append(name.hardlink_to)
+    for link in ways:
+        with suppress(OSError):
+            link(file)
+            return
+    shutil.copyfile(file, name)
 
 
 def _missing_start(file: Path) -> bytes:

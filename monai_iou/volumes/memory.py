@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -87,7 +88,31 @@ def _of_kernel() -> list[int]:
         # Systems without /proc only report the total memory; assume that half of it is free.
         return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     except (AttributeError, OSError, ValueError):
+        return _of_windows()
+
+
+class _MemoryStatus(ctypes.Structure):
+    """Windows' MEMORYSTATUSEX, in bytes."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("percent_used", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        ("total_with_swap", ctypes.c_uint64),
+        ("available_with_swap", ctypes.c_uint64),  # to this process
+        ("total_addresses", ctypes.c_uint64),
+        ("available_addresses", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64),
+    )
+
+
+def _of_windows() -> list[int]:
+    libraries = getattr(ctypes, "windll", None)  # of Windows alone
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    if libraries is None or not libraries.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
         return []
+    return [status.available, status.available_with_swap]
 
 
 def _of_container() -> list[int]:

@@ -51,6 +51,15 @@ def case_name(path: Path) -> str:
     return name
 
 
+def with_name(path: Path) -> Path:
+    """Return a path that ends in the name of what it leads to, which `.` and `..` lack; others stay as they are.
+
+    >>> with_name(Path(".")).name == Path.cwd().name, with_name(Path("a")) == Path("a")
+    (True, True)
+    """
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def composed(name: str) -> str:
     r"""Return a name in the composed Unicode form (NFC), in which names are compared whatever system wrote them.
 

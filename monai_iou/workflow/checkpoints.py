@@ -17,7 +17,7 @@ from monai_iou.distributed import is_distributed
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically
 from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
-from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, inner_module, load_averages
+from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, averages_of, inner_module, load_averages
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.settings import exit_with_message
 
@@ -167,7 +167,6 @@ class CheckpointHandler:
         try:
             inner_module(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state.get("average", {}))
-            load_averages(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = (
                 f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
@@ -175,6 +174,7 @@ class CheckpointHandler:
                 "--resume false."
             )
             raise ValueError(message) from error
+        load_averages(self.optimizer, state["optimizer"], path)
 
     def _restore_position(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
         """Go to the epoch and step of the checkpoint, and the learning rate with them."""
@@ -252,7 +252,7 @@ class CheckpointHandler:
             "validated": validated or step > 0,  # of the completed epoch
             "model": inner_module(self.network).state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": averages_of(self.optimizer),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "best_metric": float(best.best_metric) if best is not None else -1.0,

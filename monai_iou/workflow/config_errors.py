@@ -6,8 +6,9 @@ import difflib
 import importlib
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
+
+from monai_iou.planning.own_errors import chain
 
 __all__ = ["ConfigError", "chain", "explained"]
 
@@ -20,14 +21,6 @@ MOST_SHOWN = 200
 
 class ConfigError(RuntimeError):
     """A config cannot be run; the message says in one sentence what in it, and why."""
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was raised from, and so on to the root."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def explained(error: BaseException, remedy: str) -> ConfigError:

@@ -10,7 +10,15 @@ from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.naming import check_names, names_of
-from monai_iou.volumes.names import RESULTS, case_name, is_png, is_volume, results_among, volumes_below
+from monai_iou.volumes.names import (
+    RESULTS,
+    case_name,
+    is_png,
+    is_volume,
+    results_among,
+    volumes_below,
+    with_name,
+)
 from monai_iou.volumes.reading import VolumeError, channel_count
 
 __all__ = ["find_images", "image_cases"]
@@ -83,7 +91,8 @@ def _volumes(path: Path) -> list[Path]:
     if not path.exists():
         message = f"Expected an image or a folder of images, but there is no {path}: check the path."
         raise DatasetError(message)
-    if path.is_dir() and not is_volume(path):
+    image = with_name(path)
+    if path.is_dir() and not is_volume(image):
         volumes = list(volumes_below(path, deep=False, without=RESULTS))
         if not volumes:
             message = (
@@ -92,7 +101,7 @@ def _volumes(path: Path) -> list[Path]:
             )
             raise DatasetError(message)
         return volumes
-    return [path]
+    return [image]
 
 
 def _channel_files(path: Path, channels: int) -> list[Path]:
@@ -154,4 +163,10 @@ def _entry(item: object) -> tuple[str | None, list[Path]]:
             "it."
         )
         raise DatasetError(message)
-    return name, [Path(file) for file in files]  # type: ignore[union-attr]
+    if name is not None and (Path(name).anchor or ".." in Path(name).parts):
+        message = (
+            f"Expected `case` of `images` to name a file below `output_dir`, but got {name!r}: leave out what leads "
+            "elsewhere."
+        )
+        raise DatasetError(message)
+    return name, [with_name(Path(file)) for file in files]  # type: ignore[union-attr]

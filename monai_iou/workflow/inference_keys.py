@@ -37,8 +37,7 @@ def keys_for_inference(configs: Sequence[Path], keys: Mapping[str, Any]) -> dict
     given = {name.lstrip("+") for path in configs[1:] if path.is_file() for name in _content(path)} | set(keys)
     parser = _parser(configs, keys)
     values = {name: parser.get_parsed_content(name) for name in SHARED if name in given}
-    plain = (bool, int, float, str, type(None))
-    return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
+    return {name: _plain(value) for name, value in values.items()}
 
 
 def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> None:
@@ -68,6 +67,13 @@ def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> Non
             'change it there likewise, or give it a "_desc_" if it is to stay, and start the command again.'
         )
         raise OutputError(message)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a command line may hold it: lists and plain values as they are, others, such as a dtype, as text."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def _content(path: Path) -> dict[str, Any]:

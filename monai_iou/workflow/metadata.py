@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.architecture import with_network
 from monai_iou.workflow.named_networks import total_stride
+from monai_iou.workflow.prediction import FOLD, find_models
 
 
 def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -60,10 +62,12 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
     """Rewrite a trained bundle's `configs/metadata.json` so that it names its network's channels, classes and sides.
 
     The shipped metadata is that of one channel, one foreground class and sides that are multiples of 16. What reads a
-    bundle's metadata (the model zoo's checks, MONAI Label, MONAI Deploy) then sees those of `models/model.json`.
+    bundle's metadata (the model zoo's checks, MONAI Label, MONAI Deploy) then sees those of `models/model.json`, or of
+    the first fold's, as all folds of a run have one plan.
 
     Args:
-        bundle_root: a copy of the bundle (`monai-iou init`) that has been trained.
+        bundle_root: a copy of the bundle (`monai-iou init`) that has been trained, or a fold in it, whose metadata are
+            those of the copy.
 
     Returns:
         The path of the metadata.
@@ -72,7 +76,7 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
         ValueError: the bundle has no `models/model.json`, or no metadata.
     """
     root = Path(bundle_root)
-    path, model = root / "configs" / "metadata.json", root / "models" / "model.json"
+    path, model = _metadata_file(root), _model_file(root)
     for file, remedy in ((path, "name the folder of a bundle"), (model, "train the bundle first")):
         if not file.is_file():
             message = f"Expected `{file}` to be there, but it is not: {remedy}."
@@ -88,3 +92,19 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
     partial.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def _metadata_file(root: Path) -> Path:
+    """Return the metadata of a bundle or, for a fold that has none of its own, of the bundle around it."""
+    own, around = (folder / "configs" / "metadata.json" for folder in (root, root.absolute().parent))
+    is_fold = FOLD.fullmatch(root.absolute().name) is not None
+    return around if is_fold and around.is_file() and not own.is_file() else own
+
+
+def _model_file(root: Path) -> Path:
+    """Return the plan of a bundle's model or, where it has none, of its first fold's."""
+    own = root / "models" / "model.json"
+    try:
+        return own if own.is_file() else find_models(root).files[0].with_suffix(".json")
+    except DatasetError:  # there is no model at all
+        return own

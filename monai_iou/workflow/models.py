@@ -16,6 +16,7 @@ from monai_iou.planning.plan import Plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
 from monai_iou.workflow.inferers import Ensemble
+from monai_iou.workflow.records import is_same
 from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = [
@@ -32,7 +33,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SAME_IN_ALL = ("modalities", "labels", "regions", "pixdim", "patch_size", "network", "intensity")
+SAME_IN_ALL = (
+    "modalities", "labels", "regions", "regions_order", "spatial_dims", "pixdim", "patch_size", "network", "intensity",
+)  # fmt: skip
 
 
 def model_files(models: object, ckpt_dir: str) -> list[str]:
@@ -162,7 +165,7 @@ def _check_same_plans(files: Sequence[str]) -> None:
             expected, other = getattr(first, name), getattr(plan, name)
             if name == "intensity":  # windows of CT may differ
                 expected, other = _kinds(first), _kinds(plan)
-            if expected != other:
+            if not is_same(name, other, expected):
                 what = f"their `{name}` is {other} and {expected}"
                 if name == "network" and "definition" in {**expected, **other}:  # it may be a whole program
                     what = "their `network_def` differs"

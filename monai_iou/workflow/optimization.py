@@ -13,7 +13,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from monai_iou.workflow.cpu_layers import use_fast_layers
 from monai_iou.workflow.settings import exit_with_message, optional
 
-__all__ = ["PolynomialDecay", "WeightAverage", "inner_module", "is_better", "load_averages", "with_weights_in"]
+__all__ = [
+    "PolynomialDecay",
+    "WeightAverage",
+    "averages_of",
+    "inner_module",
+    "is_better",
+    "load_averages",
+    "with_weights_in",
+]
+
+KIND = "class"  # of an optimizer, in its state
 
 
 def is_better(current: float, best: float) -> bool:
@@ -33,12 +43,64 @@ def inner_module(network: torch.nn.Module) -> torch.nn.Module:
     return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
 
 
-def load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moving averages of an optimizer's state; learning rate, decay and the like stay the optimizer's own."""
+def averages_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state for a checkpoint, with the class that it is of."""
+    return {**optimizer.state_dict(), KIND: _kind(optimizer)}
+
+
+def load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: object = "the checkpoint") -> None:
+    """Load the moving averages of an optimizer's state; learning rate, decay and the like stay the optimizer's own.
+
+    Args:
+        optimizer: it takes the state over.
+        state: see `averages_of`; those of earlier versions do not say the class.
+        source: for the error, the file of the state.
+
+    Raises:
+        ValueError: the state is of another optimizer, or of one with options by which it keeps less.
+    """
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    cause: Exception | None = None
+    fits = state.get(KIND, _kind(optimizer)) == _kind(optimizer)
+    try:
+        if fits:
+            optimizer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        fits, cause = False, error
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
+    if not fits or not all(_finds_its_state(optimizer, group) for group in optimizer.param_groups):
+        message = (
+            f"Expected {source} to hold the state of this run's `optimizer`, but it is of another one: resume with the "
+            "`optimizer` of the training and its options, or set --resume false."
+        )
+        raise ValueError(message) from cause
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def _finds_its_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether the next step finds in a state what it reads, tried with one number in the place of the weights."""
+    weights = next((each for each in group["params"] if each in optimizer.state), None)
+    if weights is None:
+        return True
+    number = torch.zeros(1, device=weights.device, requires_grad=True)
+    number.grad = torch.zeros_like(number)
+    kind: Any = type(optimizer)
+    try:
+        tried = kind([{**group, "params": [number]}], lr=1e-3)
+        tried.state[number] = {
+            name: torch.zeros_like(number) if getattr(value, "shape", None) == weights.shape else copy.deepcopy(value)
+            for name, value in optimizer.state[weights].items()
+        }
+        tried.step()
+    except KeyError:
+        return False
+    except Exception:  # an optimizer of the user's own may be made or called in another way
+        return True
+    return True
 
 
 def with_weights_in(memory_format: torch.memory_format | str, network: torch.nn.Module) -> torch.nn.Module:

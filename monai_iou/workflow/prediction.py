@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.files import check_outputs, prepare
+from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.planning.stored import load_plan
 from monai_iou.volumes.names import MASK, PREVIEW, PROBABILITIES
+from monai_iou.workflow.config_errors import ConfigError
+from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.images import find_images, image_cases
 from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.result_files import check_results, result_file
@@ -211,8 +214,65 @@ def _check(runs: Sequence[Predictions]) -> None:
 def run_all(
     runs: Sequence[Predictions], extra: Mapping[str, Any], done: Callable[[Prediction], None] = lambda _: None
 ) -> None:
-    """Run inference for each folder and format, and tell each mask that was written."""
+    """Run inference for each folder and format, and tell each mask that was written.
+
+    The images of all runs are read before the first run. A run that fails keeps no other run from its images, unless
+    its config is at fault or it says what another said before, which has nothing to do with an image then.
+
+    Args:
+        runs: the images, and where their results go.
+        extra: the bundle's keys.
+        done: called for each image whose mask was written, also by a run that failed after it.
+
+    Raises:
+        ValueError: an image cannot be segmented; the message has the sentences of all runs that failed.
+        OutputError: a result cannot be written, and nothing else failed.
+        ConfigError: the bundle's config cannot be run, and nothing else failed.
+    """
+    if len(runs) > 1:  # a single run checks its own images
+        _raise_together(_checked(runs))
+    failures: list[Exception] = []
     for run in runs:
-        run.run(extra)
-        for item in run.items:
-            done(item)
+        before = [_stamp(item.mask) for item in run.items]
+        failed = _failure(functools.partial(run.run, extra))
+        written = [item for item, old in zip(run.items, before, strict=True) if not failed or _stamp(item.mask) != old]
+        of_results = [_failure(functools.partial(done, item)) for item in written]
+        again = failed is not None and str(failed) in map(str, failures)
+        failures += [each for each in (failed, *of_results) if each is not None]
+        if again or isinstance(failed, ConfigError):
+            break
+    _raise_together(failures)
+
+
+def _checked(runs: Sequence[Predictions]) -> list[Exception]:
+    """Read the images of every run, and return what is wrong with them: the first such sentence of each run."""
+    plan = load_plan(runs[0].models.files[0].with_suffix(".json"))
+    checks = [(BundleCases(str(run.output), images=run.keys({})["images"]), run.ending) for run in runs]
+    found = [_failure(functools.partial(cases.check_inference, plan, ending)) for cases, ending in checks]
+    return [each for each in found if each is not None]
+
+
+def _failure(work: Callable[[], None]) -> Exception | None:
+    """Do some work and return the error that it ended with, if that says in a sentence what is wrong."""
+    try:
+        work()
+    except (ValueError, OutputError, ConfigError) as error:
+        return error
+    return None
+
+
+def _raise_together(failures: Sequence[Exception]) -> None:
+    """Raise a single error as it is, and the sentences of several as one error."""
+    if len(failures) > 1:
+        raise DatasetError("\n".join(dict.fromkeys(map(str, failures)))) from failures[0]
+    if failures:
+        raise failures[0]
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced, None where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino

@@ -14,9 +14,21 @@ from monai_iou.datasets.patients import patient_of
 from monai_iou.planning.plan import Plan
 from monai_iou.volumes.reading import volume_files
 
-__all__ = ["check_held_out", "check_unseen", "data_record", "differences", "image_identity", "seen_cases"]
+__all__ = [
+    "check_held_out",
+    "check_unseen",
+    "data_record",
+    "differences",
+    "image_identity",
+    "is_same",
+    "seen_cases",
+]
 
-PLANNED = ("modalities", "labels", "regions", "ignore", "pixdim", "patch_size", "channels", "strides", "network")
+PLANNED = (
+    "modalities", "labels", "regions", "regions_order", "ignore", "soft_labels", "mean_of_raters", "partly_labelled",
+    "spatial_dims", "pixdim", "patch_size", "channels", "strides", "network",
+)  # fmt: skip
+ORDERED = ("labels", "regions")  # in the order of the network's classes
 
 OWN_NETWORK = "network_def"
 
@@ -76,9 +88,24 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
         if name == OWN_NETWORK
         else f"its `{name}` was {stored[name]} and is {current[name]}"
         for name in (*PLANNED, OWN_NETWORK)
-        if name in stored and name in current and stored[name] != current[name]
+        if name in stored and name in current and not is_same(name, stored[name], current[name])
     ]
     return differences
+
+
+def is_same(name: str, one: Any, other: Any) -> bool:
+    """Return whether two values of a plan agree, those of labels and regions in their order too.
+
+    Args:
+        name: of the plan's attribute.
+        one: its value in one plan.
+        other: in another.
+
+    Example:
+        >>> is_same("regions", {"whole": [1, 2], "core": [2]}, {"core": [2], "whole": [1, 2]})
+        False
+    """
+    return bool(one == other) and (name not in ORDERED or list(one) == list(other))
 
 
 def _with_definition(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.extra_files import UNREADABLE
 from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.run_state import STATE_NAME, RunState, mask_files
 from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun
@@ -27,7 +28,8 @@ COMPLETE = "complete.json"  # in it, once everything is set aside: the folders o
 LOG = "log.txt"
 # What a training writes into its folder.
 WRITTEN = (
-    "models", "tensorboard", "pictures", STATE_NAME, "config.json", LOG, "epochs.csv", "progress.png", "summary.html",
+    "models", "tensorboard", "pictures", STATE_NAME, "config.json", LOG, "epochs.csv", UNREADABLE,
+    "progress.png", "summary.html",
 )  # fmt: skip
 
 

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_iou.files import prepare, read_csv, write_csv, write_json
+from monai_iou.files import prepare, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.workflow.curves import draw_curves
+from monai_iou.workflow.extra_files import earlier_epochs, extra_file
 from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.literal import literal
 from monai_iou.workflow.log_file import open_log
 from monai_iou.workflow.pictures import draw_case, save_png
 from monai_iou.workflow.run_summary import write_summary
+from monai_iou.workflow.score_files import told_apart
 from monai_iou.workflow.versions import about_this_run
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class RunFolderHandler:
     The pictures are drawn after each validation. They show the first cases of the validation data with the contours of
     prediction and reference, in `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach
     it after the `ValidationHandler` and before the `CheckpointHandler`: an epoch that is to be done again gets its row
-    again.
+    again. A file that cannot be replaced, as a viewer may hold it, is tried again later: none ends a training.
 
     Args:
         folder: of the run.
@@ -95,11 +97,14 @@ class RunFolderHandler:
         pictures: int = 3,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
-        self.folder, self.optimizer, self.evaluator, self.labels = Path(folder), optimizer, evaluator, list(labels)
+        self.folder, self.optimizer, self.evaluator = Path(folder), optimizer, evaluator
+        self.labels = told_apart(labels)
         self.pictures, self.spacing = int(pictures), tuple(spacing)
         self.cases = [case for case in cases if case][: self.pictures]
         self._terms = loss_and_terms(loss)
-        self._rows: list[dict[str, Any]] | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._before: list[dict[str, Any]] | None = None  # of the part that was resumed, once they are read
+        self._told: set[Path] = set()
         self._sums: dict[str, float] = defaultdict(float)
         self._steps = 0
         self._start = time.monotonic()
@@ -130,33 +135,39 @@ class RunFolderHandler:
 
     def _epoch_completed(self, engine: Trainer) -> None:
         epoch = engine.state.epoch
-        rows = self._earlier(epoch)
-        rows.append({
+        self._rows = [row for row in self._rows if row["epoch"] < epoch]
+        self._rows.append({
             "epoch": epoch,
             "seconds": round(time.monotonic() - self._start, 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **{name: total / self._steps for name, total in self._sums.items()},
             **self._scores(epoch),
         })  # fmt: skip
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        self.folder.mkdir(parents=True, exist_ok=True)  # others, who run the trainer alone, may not have made it
-        write_csv(self.folder / "epochs.csv", columns, rows)
+        with extra_file(self.folder / "epochs.csv", self._told):
+            self._write_table(self.folder / "epochs.csv")
         if self.pictures and time.monotonic() >= self._next_curves:
-            self._draw_curves(rows)
+            self._draw_curves()
             self._next_curves = time.monotonic() + SECONDS_BETWEEN_CURVES
 
-    def _draw_curves(self, rows: Sequence[dict[str, Any]]) -> None:
-        save_png(draw_curves(rows), self.folder / "progress.png")
-        self._drawn = rows[-1]
+    def _write_table(self, path: Path) -> None:
+        first = self._rows[0]["epoch"]
+        if self._before is None:
+            known = earlier_epochs(path) if first > 1 else []
+            self._before = [{**row, "epoch": int(row["epoch"])} for row in known]
+        self._before = [row for row in self._before if row["epoch"] < first]
+        columns = list(dict.fromkeys(name for row in self._table for name in row))
+        path.parent.mkdir(parents=True, exist_ok=True)  # others, who run the trainer alone, may not have made it
+        write_csv(path, columns, self._table)
 
-    def _earlier(self, epoch: int) -> list[dict[str, Any]]:
-        """The rows of the epochs before, also of the part of the training that was resumed."""
-        if self._rows is None:
-            path = self.folder / "epochs.csv"
-            known = read_csv(path) if path.is_file() and epoch > 1 else []
-            self._rows = [{name: float(cell) for name, cell in row.items() if cell} for row in known]
-        self._rows[:] = [{**row, "epoch": int(row["epoch"])} for row in self._rows if row["epoch"] < epoch]
-        return self._rows
+    @property
+    def _table(self) -> list[dict[str, Any]]:
+        """The rows of all epochs, also of the part of the training that was resumed."""
+        return [*(self._before or ()), *self._rows]
+
+    def _draw_curves(self) -> None:
+        with extra_file(self.folder / "progress.png", self._told):
+            save_png(draw_curves(self._table), self.folder / "progress.png")
+            self._drawn = self._rows[-1]
 
     def _scores(self, epoch: int) -> dict[str, float]:
         """The validation's means and, behind them, those of each class."""
@@ -179,8 +190,10 @@ class RunFolderHandler:
                     image[0].float().numpy(), class_numbers(prediction), class_numbers(label),
                     spacing=self.spacing, title=f"{case}, epoch {engine.state.epoch}",
                 )  # fmt: skip
-                save_png(picture, self.folder / "pictures" / picture_name(case))
-                self._to_tensorboard(picture, str(case), engine.state.epoch)
+                with extra_file(self.folder / "pictures" / picture_name(case), self._told):
+                    save_png(picture, self.folder / "pictures" / picture_name(case))
+                with extra_file(self.folder / "tensorboard", self._told):
+                    self._to_tensorboard(picture, str(case), engine.state.epoch)
 
     def _to_tensorboard(self, picture: np.ndarray, case: str, epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -191,8 +204,9 @@ class RunFolderHandler:
     def _completed(self, engine: Trainer) -> None:
         if self.pictures:
             if self._rows and self._rows[-1] is not self._drawn:
-                self._draw_curves(self._rows)
-            write_summary(self.folder, {case: picture_name(case) for case in self.cases})
+                self._draw_curves()
+            with extra_file(self.folder / "summary.html", self._told):
+                write_summary(self.folder, {case: picture_name(case) for case in self.cases})
 
 
 def picture_name(case: str) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.bundle_files import copy_bundle
-from monai_iou.datasets.folder import read_folder
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.folder import SegmentationFolder, read_folder
+from monai_iou.datasets.found_folders import SPLITS, held_out_twice
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.inference_keys import check_preprocessing
@@ -60,7 +62,7 @@ def prepared(
     """
     check_outputs({"--output": run.folder}, {"the dataset": [run.dataset / "dataset.json", run.dataset]})
     run.check(resume=resume, overwrite=overwrite)
-    read_folder(run.dataset)
+    _check_folds(run, read_folder(run.dataset))
     prepare(run.folder)
     with contextlib.ExitStack() as held, contextlib.ExitStack() as preparing:
         lock = folder_lock(run.folder, PLANNING if run.is_job else TRAINING, SHORT, tell)
@@ -79,6 +81,20 @@ def prepared(
             plan(run.folder / PLAN)
         preparing.close()
         yield
+
+
+def _check_folds(run: TrainingRun, folder: SegmentationFolder) -> None:
+    """Raise DatasetError if folds that are to be scored together hold out a case twice."""
+    if run.is_job or len(folder.splits) != run.folds:
+        return
+    twice = held_out_twice([held_out for _, held_out in folder.splits])
+    if twice is not None:
+        name, first, second = twice
+        message = (
+            f"Expected {folder.root / SPLITS} to hold out each case once, as one report joins all folds, but got "
+            f"{name} in folds {first} and {second}: correct the file, or train folds of it one by one with --fold."
+        )
+        raise DatasetError(message)
 
 
 def plan_request(run: TrainingRun, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_iou.files import write_json
+from monai_iou.datasets.found_folders import held_out_twice
+from monai_iou.files import json_text, write_json
 
-__all__ = ["RunState", "has_masks", "mask_files", "what_is_missing"]
+__all__ = ["RunState", "has_masks", "mask_files", "what_is_missing", "why_no_report"]
 
 STATE_NAME = "run.json"
 LATER = ("memory_gb", "device")  # options that the requests of earlier versions lack, whatever was given
+CONTENT = "config_keys"  # of the user's own configs
+MOST_SHOWN = 100
 
 
 @dataclass
@@ -60,7 +63,10 @@ class RunState:
         >>> RunState(Path(), {"dataset": "a", "keys": {"epochs": 2}}).differences({"dataset": "b", "keys": {}})
         ['dataset was a and is b', 'keys had epochs 2']
         """
-        before, now = json.loads(json.dumps(self.request)), json.loads(json.dumps(request))
+        before, now = json.loads(json_text(self.request)), json.loads(json_text(request))
+        # Of configs counts what they say and not where they lie, as far as a version noted it.
+        for each in (before, now):
+            each.pop("configs" if CONTENT in before else CONTENT, None)
         for name in LATER:
             if name not in before:
                 now.pop(name, None)
@@ -69,9 +75,11 @@ class RunState:
         lines = [
             f"{name} was {before.get(name)} and is {now.get(name)}"
             for name in [*dict.fromkeys([*before, *now])]
-            if name != "keys" and before.get(name) != now.get(name)
+            if name not in ("keys", CONTENT) and before.get(name) != now.get(name)
         ]
-        return lines + _key_differences(before.get("keys", {}), now.get("keys", {}))
+        for where, name in (("keys", "keys"), ("configs", CONTENT)):
+            lines += _key_differences(where, before.get(name, {}), now.get(name, {}))
+        return lines
 
 
 def mask_files(state: RunState, masks: Path) -> list[Path]:
@@ -96,13 +104,38 @@ def what_is_missing(states: Sequence[RunState | None], folds: Sequence[int]) -> 
     return f"{what}: start its command again unless it is running" if trained else what
 
 
-def _key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def why_no_report(states: Sequence[RunState | None], masks: Path, without: Collection[int] = ()) -> str:
+    """Return why the folds of a run cannot be scored together, in a sentence; "" if they can.
+
+    Args:
+        states: of all folds.
+        masks: the folder of all masks.
+        without: folds whose masks could not all be made, and that are scored all the same.
+    """
+    lacking = [number for number, state in enumerate(states) if not has_masks(state, masks)]
+    missing = [number for number in lacking if number not in without]
+    if missing:
+        return f"Not scored yet: the report follows when {what_is_missing(states, missing)}."
+    held_out = [state.facts.get("held_out", ()) for state in states if state is not None]
+    twice = held_out_twice([[item["case"] for item in items] for items in held_out])
+    if twice is None:
+        return ""
+    case, first, second = twice
+    return f"Not scored together: folds {first} and {second} both hold out {case}, which a report can have only once."
+
+
+def _key_differences(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in [*dict.fromkeys([*before, *now])]:
         if name not in now:
-            lines.append(f"keys had {name} {before[name]}")
+            lines.append(f"{where} had {name} {_shown(before[name])}")
         elif name not in before:
-            lines.append(f"keys have {name} {now[name]}")
+            lines.append(f"{where} have {name} {_shown(now[name])}")
         elif before[name] != now[name]:
-            lines.append(f"{name} was {before[name]} and is {now[name]}")
+            lines.append(f"{name} was {_shown(before[name])} and is {_shown(now[name])}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

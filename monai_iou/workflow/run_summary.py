@@ -12,7 +12,8 @@ from typing import Any
 from monai_iou.evaluation.pictures import shown_pictures
 from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.files import read_csv, write_text
+from monai_iou.files import write_text
+from monai_iou.workflow.extra_files import read_epochs
 
 __all__ = ["write_summary"]
 
@@ -33,7 +34,7 @@ def write_summary(
     Returns:
         The page's path.
     """
-    rows = read_csv(folder / "epochs.csv") if (folder / "epochs.csv").is_file() else []
+    rows = read_epochs(folder / "epochs.csv")[0] if (folder / "epochs.csv").is_file() else []
     config = _config(folder)
     shown = evaluation and shown_pictures(evaluation)
     context = {

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_iou.files import OutputError
-from monai_iou.workflow.config_errors import chain, explained
+from monai_iou.planning.own_errors import own_error
+from monai_iou.workflow.config_errors import explained
 from monai_iou.workflow.literal import with_literal_paths
 from monai_iou.workflow.log_file import has_log, log_failure
 from monai_iou.workflow.run_lock import release_unused
@@ -51,7 +51,7 @@ def _own_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        own = next((each for each in chain(error) if _is_ours(each)), None)
+        own = own_error(error)
         if own is None:
             if not has_log():  # where else would the traceback be?
                 logging.getLogger("monai_iou").exception("The run ended with an error.")
@@ -62,10 +62,6 @@ def _own_sentence() -> Iterator[None]:
         if own is error:
             raise
         raise own from None
-
-
-def _is_ours(error: BaseException) -> bool:
-    return isinstance(error, (ValueError, OutputError)) and str(error).startswith("Expected ")
 
 
 @contextlib.contextmanager

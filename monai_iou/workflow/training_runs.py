@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_iou.datasets.folder import read_folder
 from monai_iou.evaluation.evaluate import evaluate_folders
-from monai_iou.evaluation.request import Progress, Request
+from monai_iou.evaluation.request import Progress
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.evaluation.summary import part_of
-from monai_iou.files import OutputError, write_csv, write_json
+from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock, is_locked
+from monai_iou.workflow.held_out import (
+    failure_notes,
+    left_out_notes,
+    remove_scores,
+    report_failures,
+    score_request,
+    seen_before,
+    to_stderr,
+    tuning_notes,
+    write_summaries,
+)
 from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.prediction import FOLD, find_models
-from monai_iou.workflow.references import with_label_maps
-from monai_iou.workflow.run_state import RunState, has_masks, what_is_missing
-from monai_iou.workflow.run_summary import write_summary
+from monai_iou.workflow.run_state import RunState, has_masks, mask_files, why_no_report
 from monai_iou.workflow.running import run_configs
 
 __all__ = ["Training", "TrainingRun"]
+
+Tell = Callable[[str], None]
 
 PLAN = "configs/plan.json"
 ENSEMBLE = "configs/ensemble.json"
@@ -95,27 +103,32 @@ class Training:
         if self.is_done("trained"):
             return
         if self.state.differences(self.request):  # resumed with other keys: what came after is to be done again
-            self.state.request, self.state.done = dict(self.request), []
-        self.state.about = dict(self.about)
+            self.state.done = []
+        self.state.request, self.state.about = dict(self.request), dict(self.about)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state.write()
         workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan"))
         items = cases.validation if workflow.parser.get_parsed_content("settings").validates else []
+        seen = seen_before(cases, plan, self.folder / "models" / "model.json") if items else []
         held_out = [{name: item[name] for name in ("case", "image", "label")} for item in items]
-        self.state.finish("trained", held_out=held_out, labels=list(plan.label_values[1:]))
+        kept = [item for item in held_out if item["case"] not in seen]
+        self.state.finish("trained", held_out=kept, left_out=seen, labels=list(plan.label_values[1:]))
         del workflow, cases
         gc.collect()
 
     def predict(self, masks: Path) -> None:
-        """Write the masks of the cases that were held out."""
+        """Write the masks of the cases that were held out; earlier ones, of other weights perhaps, go before."""
         held_out = self.state.facts["held_out"]
-        if self.is_predicted(masks) or not held_out:
+        if self.is_predicted(masks):
             return
-        images = [{name: item[name] for name in ("case", "image")} for item in held_out]
-        given = {**find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
-        run_configs([self.configs[0].with_name("inference.json")],
-                    {"images": images, **given, "output_dir": str(masks)}, "inference")  # fmt: skip
+        if held_out:
+            for path in mask_files(self.state, masks):
+                path.unlink(missing_ok=True)
+            images = [{name: item[name] for name in ("case", "image")} for item in held_out]
+            given = {**find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
+            run_configs([self.configs[0].with_name("inference.json")],
+                        {"images": images, **given, "output_dir": str(masks)}, "inference")  # fmt: skip
         self.state.finish("predicted")
         gc.collect()
 
@@ -200,32 +213,50 @@ class TrainingRun:
                 )
                 raise OutputError(message)
 
-    def run(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
+    def run(self, tell: Tell, progress: Callable[[Progress], None], warn: Tell = to_stderr) -> Evaluation | None:
         """Do what is not done yet; the caller holds the folders.
 
         Args:
             tell: called with a line before each stage.
             progress: called after each case that is scored.
+            warn: called with a line for what is left out, or could not be made.
 
         Returns:
             The scores over all held-out cases, None if some are still to be trained elsewhere or none is held out.
         """
+        failed: dict[Path, str] = {}
         for number, training in enumerate(self.trainings, start=1):
             if training.is_done("trained") and training.is_predicted(self.masks):
                 tell(f"Done before: {training.folder}")
                 continue
             tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
             training.train()
+            for note in left_out_notes([training.state]):
+                warn(note)
             with self._turn(PREDICTING, tell):
-                training.predict(self.masks)
+                failed |= self._predict(training, tell)
         with self._turn(SCORING, tell):
             if self.folds:
                 self._write_ensemble()
-            scores = self._score(tell, progress)
-            self._write_summaries(scores)
-            return scores
+            scores = self._score(tell, progress, failed)
+            everyone = self.fold_folders if scores is not None else []
+            write_summaries(everyone or [training.folder for training in self.trainings], scores)
+        report_failures(failed, scores, warn)
+        return scores
 
-    def _turn(self, purpose: str, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+    def _predict(self, training: Training, tell: Tell) -> dict[Path, str]:
+        """Write the masks of a training; its folder and the reason if not all could be made, which may take memory."""
+        try:
+            training.predict(self.masks)
+        except (ValueError, RuntimeError, OSError) as error:  # which end the command in one sentence
+            failed = {training.folder: str(error)}
+        else:
+            return {}
+        gc.collect()  # what the traceback held
+        tell(*failure_notes(failed))
+        return failed
+
+    def _turn(self, purpose: str, tell: Tell) -> contextlib.AbstractContextManager[None]:
         """Hold the run's folder while a job writes what all folds share."""
         # A command that is to train all folds ends soon, because this fold is in use.
         lock = folder_lock(self.folder, purpose, (*SHORT, TRAINING), tell)
@@ -236,62 +267,33 @@ class TrainingRun:
         """Folder of the masks of all held-out cases."""
         return self.folder / SCORES / "masks"
 
-    def _write_summaries(self, scores: Evaluation | None) -> None:
-        """Each training's page, with the scores of the cases that this training held out."""
-        everyone = (self.fold_folders or [self.folder]) if scores is not None else []
-        for folder in everyone or [training.folder for training in self.trainings]:
-            state = RunState.read(folder)
-            if state is not None and (folder / "epochs.csv").is_file():
-                cases = [item["case"] for item in state.facts.get("held_out", ())]
-                write_summary(folder, evaluation=None if scores is None else part_of(scores, cases))
-
     def _write_ensemble(self) -> None:
         """The list of the models, as a config that inference takes after its own."""
         trained = [path.name for path in self.fold_folders if (path / "models" / "model.pt").is_file()]
         models = [f"$@bundle_root + '/{name}/models'" for name in trained]
         write_json(self.folder / ENSEMBLE, {"models": models})
 
-    def _score(self, tell: Callable[[str], None], progress: Callable[[Progress], None]) -> Evaluation | None:
-        states = [RunState.read(path) for path in (self.fold_folders or [self.folder])]
-        missing = [number for number, state in enumerate(states) if not has_masks(state, self.masks)]
-        if missing and self.folds:
-            tell(f"Not scored yet: the report follows when {what_is_missing(states, missing)}.")
+    def _score(self, tell: Tell, progress: Callable[[Progress], None], failed: Mapping[Path, str]) -> Evaluation | None:
+        folders = self.fold_folders or [self.folder]
+        states = [RunState.read(path) for path in folders]
+        # The cases without a mask are failures of the report; a fold that is a job of its own is to be started again.
+        without = [] if self.is_job else [number for number, path in enumerate(folders) if path in failed]
+        if self.folds and (reason := why_no_report(states, self.masks, without)):
+            tell(reason)
             return None
-        items = [item for state in states if state is not None for item in state.facts["held_out"]]
-        if not items:
+        known = [state for state in states if state is not None]
+        masks = [path for state in known for path in mask_files(state, self.masks)]
+        notes = left_out_notes(known)
+        if not masks and notes:
+            tell(f"There is no report in {self.folder / SCORES}: all cases held out now have been trained on before.")
+            remove_scores(self.folder / SCORES)
+        if not masks or (failed and not any(path.is_file() for path in masks)):
             return None
-        tell(f"Scoring the {len(items)} cases that were held out")
-        return evaluate_folders(self._request(items, states[0]), progress)
-
-    def _request(self, items: Sequence[Mapping[str, Any]], state: RunState | None) -> Request:
-        folder = read_folder(self.dataset)
-        items = with_label_maps(items, folder, self.trainings[0].folder / "models", self.folder / SCORES / "references")
-        pairs = self.folder / SCORES / "pairs.csv"
-        # Links are kept: what they lead to may have any name.
-        rows = [
-            {"prediction": f"{item['case']}.nii.gz", "reference": Path(item["label"]).absolute(), "case": item["case"]}
-            for item in items
-        ]
-        write_csv(pairs, ("prediction", "reference", "case"), rows)
-        return Request(
-            self.masks,
-            Path(os.path.commonpath([Path(item["label"]).absolute().parent for item in items])),
-            self.folder / SCORES,
-            labels=() if folder.regions or state is None else tuple(state.facts["labels"]),
-            regions=folder.regions,
-            ignore=folder.ignore,
-            images=_common_folder([item["image"] for item in items]),
-            pairs=pairs,
-            command=("monai-iou", "train", str(self.dataset)),
-            dataset=folder.root,
-        )
-
-
-def _common_folder(images: Sequence[Any]) -> Path | None:
-    """The one folder of the images, for the report's pictures."""
-    files = [Path(image[0] if isinstance(image, list) else image) for image in images]
-    folders = {file.parent for file in files}
-    return folders.pop() if len(folders) == 1 else None
+        tell(f"Scoring the {len(masks)} cases that were held out")
+        notes += [*tuning_notes(known), *failure_notes(failed)]
+        folder = self.trainings[0].folder
+        request = score_request(self.dataset, folder, self.masks, self.folder / SCORES, known)
+        return evaluate_folders(request, progress, notes=notes)
 
 
 def _has_checkpoint(folder: Path) -> bool:

@@ -96,7 +96,7 @@ def build_loss(
 
     Args:
         loss: the bundle's `loss`.
-        plan: its voxel size.
+        plan: its voxel size, also for an InstanceIoULoss or ContextAttentionLoss in `loss` that has no `spacing`.
         instance: add the mean of IoU over the lesions' cells, with `loss` as the global term. A `loss` that holds an
             InstanceIoULoss stays as it is, also with false: there, true only lets the bundle's train.json find the
             cells of whole volumes once (`component_regions`) instead of those of each patch.
@@ -123,6 +123,7 @@ def build_loss(
         _check_fits(loss, plan)
         own = [part for part in loss.modules() if isinstance(part, InstanceIoULoss)]
         _check_regions(regions, own)
+        _measure_in_mm(loss, plan)
         if is_true(instance, "instance") and not own:
             loss = InstanceIoULoss(
                 regions,
@@ -143,6 +144,13 @@ def build_loss(
             )
             loss = AttentionSupervisionLoss(loss, maps, lambda_attention=0.5)
         return PartlyLabelledLoss(loss) if plan.partly_labelled else loss
+
+
+def _measure_in_mm(loss: nn.Module, plan: Plan) -> None:
+    """Give the parts of a loss that measure distances the voxel size, as far as they have none of their own."""
+    for part in loss.modules():
+        if isinstance(part, (InstanceIoULoss, ContextAttentionLoss)) and part.spacing is None:
+            part.spacing = tuple(plan.pixdim)
 
 
 def _check_regions(regions: str, own: Sequence[InstanceIoULoss]) -> None:

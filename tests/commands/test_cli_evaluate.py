@@ -50,6 +50,21 @@ def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
     assert "Failed: case0: Expected a prediction for the reference" in err
 
 
+def test_an_interrupted_command_ends_with_130_and_goes_on_later(folders, tmp_path, capsys, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["evaluate", *folders, f"--output={tmp_path / 'out'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_iou.evaluation.case_files.read_labels", interrupt)
+        assert main(command) == 130
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines()[-1] == "Aborted."
+    assert not (tmp_path / "out" / "cases.csv").exists()
+    assert main(command) == 0
+
+
 def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp_path, capsys):
     for kind in ("predictions", "references"):
         (tmp_path / kind / "case1.nii.gz").unlink()

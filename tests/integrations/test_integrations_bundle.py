@@ -24,6 +24,7 @@ from monai_iou.bundle_files import BUNDLE_NAME, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.planning.stored import load_plan
+from monai_iou.workflow.postprocessing import LabelsFromProbabilitiesd, Postprocessing
 
 # The warnings are other packages' own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -176,6 +177,34 @@ def test_a_frozen_config_needs_no_file_beside_it(frozen: Path, monkeypatch: pyte
     assert parser.get_parsed_content("plan") == stored
 
 
+TUNED = Postprocessing(0.35, (60.0,))
+
+
+def deploy(workspace: Path, tuned: Postprocessing | None) -> Path:
+    """Follow deployment's recipe with a bundle that was tuned, or was not."""
+    if tuned is not None:
+        (workspace / BUNDLE_NAME / "models" / "postprocessing.json").write_text(tuned.to_json())
+    follow("MONAI Deploy")
+    return workspace / "deploy"
+
+
+@pytest.mark.parametrize("tuned", [None, TUNED], ids=["untuned", "tuned"])
+def test_a_frozen_config_makes_the_bundles_labels(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tuned: Postprocessing | None
+) -> None:
+    folder = deploy(workspace, tuned)
+    monkeypatch.chdir(workspace.parent)
+    parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
+    found = [each["_target_"].rpartition(".")[2] for each in parser["postprocessing"]["transforms"]]
+    place = f"postprocessing::transforms::{found.index('LabelsFromProbabilitiesd')}"
+    assert parser.get_parsed_content(f"{place}::settings") == (tuned or Postprocessing())
+    probabilities = torch.rand(1, 12, 10, 8, generator=torch.Generator().manual_seed(0))
+    item = {"pred": torch.cat([1 - probabilities, probabilities])}
+    labels = parser.get_parsed_content(place)(item)["pred"]
+    assert torch.equal(labels, LabelsFromProbabilitiesd("pred", tuned)(item)["pred"])
+    assert torch.equal(labels, LabelsFromProbabilitiesd("pred")(item)["pred"]) == (tuned is None)
+
+
 def deploy_operator(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import monai-deploy-app-sdk's bundle operator from its wheel, with stand-ins for the runtime (holoscan)."""
     folder = os.environ.get("MONAI_DEPLOY_WHEEL")
@@ -209,14 +238,17 @@ def deploy_operator(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["directory", "torchscript"])
-def test_deploys_operator_gives_the_bundles_mask(form: str, frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tuned", [None, TUNED], ids=["untuned", "tuned"])
+def test_deploys_operator_gives_the_bundles_mask(
+    form: str, tuned: Postprocessing | None, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The operator's own reading of configs, preprocessing, network, inferer and postprocessing."""
     import nibabel as nib
     from monai.data import MetaTensor
     from monai.transforms import LoadImage
 
-    deploy = deploy_operator(monkeypatch)
-    work = frozen.parent
+    operators = deploy_operator(monkeypatch)
+    work, frozen = workspace, deploy(workspace, tuned)
     follow("monai.bundle.load and create_workflow", 1)
     (expected_path,) = (work / "masks").glob("*.nii.gz")
     expected = np.asarray(nib.load(expected_path).dataobj)
@@ -224,8 +256,8 @@ def test_deploys_operator_gives_the_bundles_mask(form: str, frozen: Path, monkey
         run(recipe("MONAI Deploy", "sh")[0], work)
 
     monkeypatch.chdir(work.parent)
-    operator = object.__new__(deploy.MonaiBundleInferenceOperator)
-    operator._bundle_config_names = deploy.BundleConfigNames()
+    operator = object.__new__(operators.MonaiBundleInferenceOperator)
+    operator._bundle_config_names = operators.BundleConfigNames()
     operator._bundle_path = frozen if form == "directory" else frozen / "models" / "model.ts"
     operator._init_config(["inference"])
     assert list(operator._inputs) == ["image"]
@@ -233,7 +265,7 @@ def test_deploys_operator_gives_the_bundles_mask(form: str, frozen: Path, monkey
     names = [type(t).__name__ for t in (*operator._preproc.transforms, *operator._postproc.transforms)]
     assert not [name for name in names if "LoadImage" in name or "SaveImage" in name]
     if form == "directory":
-        network = deploy._load_model_from_directory_bundle(frozen, torch.device("cpu"), operator._parser)
+        network = operators._load_model_from_directory_bundle(frozen, torch.device("cpu"), operator._parser)
     else:
         network = torch.jit.load(str(operator._bundle_path), map_location="cpu").eval()
     operator._model_network = network

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from monai_iou.cli import main
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import SegmentationFolder, read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.planning.fingerprint import Fingerprint, compute_fingerprint
@@ -156,3 +159,33 @@ def test_the_command_times_real_steps_and_writes_nothing_else(
     assert "of 5000 minutes" in reasons["length"]
     assert written["epochs"] == propose(*measured, CPU).config["epochs"]
     assert len(timings) == 1
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+def test_cases_with_foreground_are_timed_however_many_come_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_phantom_dataset(tmp_path / "data", training=6, evaluation=0, shape=(24, 24, 20))
+    for index in range(4):
+        path = data / "labelsTr" / f"phantom_{index:02d}.nii.gz"
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine, label.header), path)
+    folder = read_folder(data)
+    fingerprint = compute_fingerprint(folder)
+    timed: list[SegmentationFolder] = []
+
+    def measure(folder: SegmentationFolder, *_: Any) -> Timing:
+        timed.append(folder)
+        return Timing(10, 0.1, 0.1, 0.1)
+
+    planned = propose_within(600, folder, fingerprint, CPU, measure=measure)
+    assert [case.name[-1] for case in timed[0].training] == ["4", "5", "0", "1", "2", "3"]
+    assert replace(timed[0], training=folder.training) == folder
+    # The controls alone cannot be trained on; the sentence is this package's, and not MONAI's about an expression.
+    monkeypatch.setattr("monai_iou.planning.timing.IMPORTS", "")
+    with pytest.raises(DatasetError) as caught:
+        measure_timing(folder, planned.plan, planned.config, CPU)
+    assert str(caught.value) == (
+        f"Expected the labels of `training` in {data.resolve()}/dataset.json to have foreground, but all 4 are empty: "
+        "add cases with voxels of lesion."
+    )

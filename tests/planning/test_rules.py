@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
+from monai_iou import InstanceIoULoss
 from monai_iou.datasets.cases import Case, CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import split_cases
@@ -210,6 +211,7 @@ def test_many_unequal_lesions_take_the_loss_that_counts_lesions(sizes: list[list
     if not found:
         return
     loss = decide([[of_case] for of_case in sizes]).config["loss"]
+    assert loss.get("spacing") == ("$@plan.pixdim" if loss["_target_"] == "monai_iou.InstanceIoULoss" else None)
     ratios = [max(of_case) / np.median(of_case) for of_case in found if len(of_case) > 1]
     unequal = bool(ratios) and float(f"{np.median(ratios):.6g}") >= 4
     many = np.median([len(of_case) for of_case in found]) >= 3
@@ -231,8 +233,11 @@ def test_classes_of_unequal_size_take_a_weighted_loss(small: int, factor: float)
 @pytest.mark.parametrize("cases", [one_lesion(), [[[1, 1, 2, 500]]] * 4, [[[4], [400]]] * 4])
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (4, 1, 8, 8, 8)])
 def test_every_loss_can_be_built_and_has_a_gradient(cases: list[Sizes], shape: tuple[int, ...]) -> None:
-    config = decide(cases).config["loss"]
-    loss = ConfigParser({"loss": config}).get_parsed_content("loss")
+    proposal = decide(cases)
+    parser = ConfigParser({"plan": proposal.plan, "loss": proposal.config["loss"]})
+    loss = parser.get_parsed_content("loss")
+    cells = [part for part in loss.modules() if isinstance(part, InstanceIoULoss)]
+    assert [part.spacing for part in cells] == [proposal.plan.pixdim] * len(cells)
     classes = len(cases[0]) + 1
     logits = torch.randn(shape[0], classes, *shape[2:], requires_grad=True)
     for highest in (0, classes - 1):

@@ -84,7 +84,7 @@ def _known_options() -> set[str]:
     keys = {f"--{key}" for path in CONFIGS.glob("*.json") for key in json.loads(path.read_text())}
     options = {name for command in cli.commands.values() for parameter in command.params for name in parameter.opts}
     scripted = {name for path in (ROOT / "benchmarks").glob("*.py") for name in _declared(path)}
-    return keys | options | scripted | {"--help", "--tracking_uri"}
+    return keys | options | scripted | {"--help", "--version", "--tracking_uri"}
 
 
 def _is_option(name: str, known: set[str]) -> bool:

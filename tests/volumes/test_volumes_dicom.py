@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,31 @@ def test_a_single_slice_has_its_thickness(tmp_path: Path, thickness: dict[Any, A
     path = write_elements(tmp_path / "series" / "a.dcm", table)
     for place in (path, path.parent):
         assert read_volume(place).grid.spacing[2] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("missing", [("symlink_to",), ("symlink_to", "hardlink_to")], ids=["symbolic", "any"])
+def test_a_series_is_read_where_no_links_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    """As for ordinary users of Windows, where a second name of a protected file would take its protection away."""
+    series = write_series(tmp_path / "series", VOLUME)
+    (series / "0.dcm").chmod(0o444)
+    before = [(file, file.read_bytes(), file.stat().st_mode, file.stat().st_nlink) for file in sorted(series.iterdir())]
+    second_names, link = [], Path.hardlink_to
+
+    def note(self: Path, target: Path) -> None:
+        second_names.append(target.name)
+        link(self, target)
+
+    def refuse(self: Path, target: Path, **_: Any) -> None:
+        raise OSError(22, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "hardlink_to", note)
+    for name in missing:
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(Path(path).stat().st_mode & 0o200))
+    np.testing.assert_array_equal(read_volume(series).array, VOLUME)
+    np.testing.assert_array_equal(read_volume(series / "1.dcm").array[..., 0], VOLUME[..., 1])
+    assert second_names == ([] if len(missing) > 1 else ["1.dcm", "2.dcm", "1.dcm"])
+    after = [(file, file.read_bytes(), file.stat().st_mode, file.stat().st_nlink) for file in sorted(series.iterdir())]
+    assert after == before

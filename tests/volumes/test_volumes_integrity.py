@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import ctypes
 import gzip
 import os
 import subprocess
@@ -11,6 +12,8 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -239,6 +242,36 @@ def test_files_that_a_container_keeps_in_memory_do_not_count_as_used(
             read_volume(tmp_path / "a.nii")
     (tmp_path / "memory.current").write_text("0")
     assert memory.free_memory() == limit, "never more than the limit"
+
+
+def test_windows_says_how_much_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[int] = []
+
+    def fill(reference: Any) -> int:
+        status = reference._obj
+        assert status.length == ctypes.sizeof(status) == 64, "as Windows checks it"
+        status.available, status.available_with_swap = free
+        return 1
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError
+
+    windows = SimpleNamespace(GlobalMemoryStatusEx=fill)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=windows), raising=False)
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(os, "sysconf", absent)
+    monkeypatch.setattr(memory, "resource", None)
+    places = {name: getattr(memory._MemoryStatus, name).offset for name in ("available", "available_with_swap")}
+    assert places == {"available": 16, "available_with_swap": 32}, "those of ullAvailPhys and ullAvailPageFile"
+    for free[:] in ([3 << 30, 9 << 30], [9 << 30, 3 << 30]):
+        assert memory.free_memory() == 3 << 30
+        assert detect_hardware("cpu").step_bytes == 3 << 29
+    windows.GlobalMemoryStatusEx = lambda _: 0
+    assert memory.free_memory() is None
+    monkeypatch.delattr(ctypes, "windll")
+    assert memory.free_memory() is None
+    with pytest.raises(ValueError, match="this system does not say: give `--memory-gb`"):
+        detect_hardware("cpu")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.png"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.transforms import GaussianSmooth, RandGaussianSmoothd
 from torch import nn
 
+from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import CaseFacts
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.workflow.architecture import ONE_OUTPUT, with_network
@@ -85,3 +89,38 @@ def test_every_network_has_two_dimensions(name: str, deep: bool) -> None:
     finest = outputs[0] if isinstance(outputs, (list, tuple)) else outputs[:, 0] if outputs.ndim == 6 else outputs
     assert finest.shape == (2, 2, *plan.patch_size)
     assert network.eval()(image).shape == (2, 2, *plan.patch_size)
+
+
+def smoothing(plan: Plan) -> RandGaussianSmoothd:
+    """That of the shipped training, which always happens here."""
+    config = json.loads((bundle_path() / "configs" / "train.json").read_text())
+    transforms = config["train"]["random_transforms"]
+    entry = next(each for each in transforms if each["_target_"] == "RandGaussianSmoothd")
+    parser = ConfigParser({"plan": plan, "smooth": {**entry, "prob": 1.0}})
+    made = parser.get_parsed_content("smooth")
+    assert isinstance(made, RandGaussianSmoothd)
+    return made
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_slice_is_smoothed_in_its_plane_alone(axis: int) -> None:
+    shape: Any = tuple(1 if each == axis else 48 for each in range(3))
+    smooth = smoothing(planned(shape))
+    image = torch.rand(1, *planned(shape).patch_size)
+    for seed in range(5):
+        found = smooth.set_random_state(seed)({"image": image})["image"]
+        drawn = [smooth.rand_smooth.x, smooth.rand_smooth.y, smooth.rand_smooth.z]
+        in_plane = GaussianSmooth([sigma for each, sigma in enumerate(drawn) if each != axis])
+        np.testing.assert_allclose(np.asarray(found.squeeze(1 + axis)), in_plane(image.squeeze(1 + axis)), atol=1e-6)
+        constant = smooth({"image": torch.ones_like(image)})["image"]
+        np.testing.assert_allclose(np.asarray(constant).squeeze()[12:20, 12:20], 1, atol=2e-4)
+
+
+def test_volumes_are_smoothed_along_all_axes_as_ever() -> None:
+    image = torch.rand(2, 12, 11, 10)
+    ranges = {f"sigma_{axis}": (0.4, 1.0) for axis in "xyz"}
+    usual = RandGaussianSmoothd("image", prob=1.0, **ranges)  # type: ignore[arg-type]
+    ours = smoothing(planned((48, 48, 48)))
+    for seed in range(5):
+        found, expected = (each.set_random_state(seed)({"image": image})["image"] for each in (ours, usual))
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))

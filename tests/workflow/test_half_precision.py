@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from bundle_runs import causes, overrides
-from gloo_ranks import leave_group, run_ranks
+from gloo_ranks import join_group, leave_group, run_ranks
 from monai.inferers.inferer import SimpleInferer, SlidingWindowInferer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -126,9 +124,9 @@ def test_running_statistics_are_those_of_the_second_computation(image: torch.Ten
     assert all(torch.equal(*pair) for pair in zip(network.buffers(), other.buffers(), strict=True))
 
 
-def train_on_rank(rank: int, port: int, folder: str) -> None:
+def train_on_rank(rank: int, folder: str) -> None:
     """Rank 1 alone has an image that overflows; batch statistics are sent to all ranks before each computation."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    join_group(rank, 2, folder)
     network = Large(torch.nn.BatchNorm3d, gain=1.0)
     for weights in network.parameters():
         torch.nn.init.constant_(weights, 0.1)
@@ -149,10 +147,7 @@ def train_on_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_all_ranks_compute_again_where_one_has_to(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    run_ranks(train_on_rank, 2, port, str(tmp_path))
+    run_ranks(train_on_rank, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["calls"] == second["calls"] == [torch.float16, torch.float16, torch.float32, torch.float16]
     for mine, other in zip(first["gradient"], second["gradient"], strict=True):

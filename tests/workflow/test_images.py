@@ -115,3 +115,46 @@ def test_an_image_and_its_result_are_not_segmented_by_one_command(tmp_path: Path
     touch(tmp_path, "a.nii.gz", result)
     with pytest.raises(DatasetError, match=rf"but got .*/{result}, which has the name of a result for another image"):
         find_images(sorted(tmp_path.iterdir()), 1)
+
+
+def test_names_count_from_the_common_folder_however_the_paths_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "study/a/image.nii.gz", "other/b/image.nii.gz")
+    monkeypatch.chdir(tmp_path / "study")
+    one, other = "a/image.nii.gz", "../other/b/image.nii.gz"
+    for written in ([one, other], [str(Path(one).absolute()), other], [one, str(tmp_path / "other/b/image.nii.gz")]):
+        for cases in (find_images([Path(path) for path in written], 1), image_cases(written)):
+            assert [case.name for case in cases] == ["study/a/image", "other/b/image"]
+            assert [str(case.image) for case in cases] == written
+    with pytest.raises(DatasetError) as caught:
+        find_images([Path(one), tmp_path / "study" / one], 1)
+    assert str(caught.value) == (
+        f"Expected the images to list each image once, but {tmp_path / 'study' / one} comes twice: remove one entry."
+    )
+
+
+@pytest.mark.parametrize("name", ["../b/image", "a/../../b", "/b/image"])
+def test_a_case_is_not_named_out_of_the_folder_of_the_masks(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    with pytest.raises(DatasetError) as caught:
+        image_cases([{"case": name, "image": str(tmp_path / "a.nii.gz")}])
+    assert str(caught.value) == (
+        f"Expected `case` of `images` to name a file below `output_dir`, but got {name!r}: leave out what leads "
+        "elsewhere."
+    )
+
+
+@pytest.mark.parametrize(("inside", "path"), [(".", "."), ("sub", "..")])
+def test_the_folder_that_one_is_in_has_its_name(
+    inside: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = tmp_path.resolve() / "series_T1"
+    (series / "sub").mkdir(parents=True)
+    (series / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    monkeypatch.chdir(series / inside)
+    for case in (*find_images([Path(path)], 1), *image_cases(path)):
+        assert (case.name, case.image, case.image.parent) == ("series_T1", series, series.parent)
+    (series / "IM0001").unlink()
+    touch(series, "a.nii.gz")
+    assert [case.image for case in find_images([Path(path)], 1)] == [Path(path) / "a.nii.gz"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from monai.bundle import ConfigParser
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.demo import run_workflow
+from monai_iou.planning.plan import make_plan
 from monai_iou.workflow.inferers import Ensemble
-from monai_iou.workflow.models import model_files
+from monai_iou.workflow.models import _check_same_plans, model_files
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -96,3 +98,26 @@ def test_models_as_the_command_line_gives_them() -> None:
     assert model_files("['a', 'b']", "m") == ["a/model.pt", "b/model.pt"]
     assert model_files("null", "m") == ["m/model.pt"]
     assert model_files("a", "m") == ["a/model.pt"]
+
+
+def test_models_whose_regions_are_in_other_orders_do_not_belong_together(tmp_path: Path) -> None:
+    """Their outputs are of other classes, which a mean would mix."""
+    base = replace(make_plan(None, [], [16, 16, 16]), labels={0: "background", 1: "oedema", 2: "core"})
+    one = replace(base, regions={"whole": (1, 2), "core": (2,)}, regions_order=(1, 2))
+    turned = replace(base, regions={"core": (2,), "whole": (1, 2)}, regions_order=(2, 1))
+    written = replace(one, regions_order=(2, 2))
+    files = []
+    for name, plan in {"one": one, "same": one, "turned": turned, "written": written}.items():
+        (tmp_path / f"{name}.json").write_text(plan.to_json())
+        files.append(str(tmp_path / f"{name}.pt"))
+    _check_same_plans(files[:2])
+    for file, what in (
+        (files[2], "`regions` is {'core': (2,), 'whole': (1, 2)} and {'whole': (1, 2), 'core': (2,)}"),
+        (files[3], "`regions_order` is (2, 2) and (1, 2)"),
+    ):
+        with pytest.raises(DatasetError) as caught:
+            _check_same_plans([files[0], file])
+        assert str(caught.value) == (
+            f"Expected {file} to be planned as {files[0]}, but their {what}: train the models of an ensemble on one "
+            "dataset, with the same network, `pixdim` and `patch_size`."
+        )

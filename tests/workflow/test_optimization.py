@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bundle_runs import overrides
 
 from monai_iou.demo import run_workflow
-from monai_iou.workflow.optimization import WeightAverage
+from monai_iou.workflow.optimization import WeightAverage, averages_of, load_averages
 from monai_iou.workflow.settings import Settings
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -55,3 +56,64 @@ def test_decays_that_no_average_can_have(value: object) -> None:
     with pytest.raises(ValueError, match="Expected `ema_decay` to be null or a number between 0 and 1, but got"):
         Settings(ema_decay=value)
     Settings(ema_decay="null")
+
+
+def stepped(kind: type[torch.optim.Optimizer], **options: Any) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    layer = torch.nn.Linear(2, 1)
+    optimizer = kind(layer.parameters(), lr=0.1, **options)  # type: ignore[call-arg]
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return layer, optimizer
+
+
+SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "noted"),
+    [
+        ((SGD, {"momentum": 0.9}), (AdamW, {}), True),
+        ((SGD, {"momentum": 0.9}), (AdamW, {}), False),
+        ((SGD, {}), (AdamW, {}), True),
+        ((AdamW, {}), (SGD, {"momentum": 0.9}), True),
+        ((AdamW, {}), (AdamW, {"amsgrad": True}), True),
+        ((AdamW, {}), (AdamW, {"amsgrad": True}), False),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_by_name(before: Any, now: Any, noted: bool) -> None:
+    _, first = stepped(before[0], **before[1])
+    state = averages_of(first) if noted else first.state_dict()
+    second = now[0](torch.nn.Linear(2, 1).parameters(), lr=0.002, **now[1])
+    with pytest.raises(ValueError, match=r"^Expected") as caught:
+        load_averages(second, state, "models/last_epoch.pt")
+    assert str(caught.value) == (
+        "Expected models/last_epoch.pt to hold the state of this run's `optimizer`, but it is of another one: resume "
+        "with the `optimizer` of the training and its options, or set --resume false."
+    )
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "before", "now"),
+    [
+        (AdamW, {}, {"weight_decay": 0.3}),
+        (AdamW, {"amsgrad": True}, {"amsgrad": True}),
+        (SGD, {}, {"momentum": 0.9}),
+        (SGD, {"momentum": 0.9}, {"momentum": 0.5, "nesterov": True}),
+    ],
+)
+def test_a_state_that_fits_goes_on_with_the_optimizers_own_options(
+    kind: Any, before: dict[str, Any], now: dict[str, Any], noted: bool
+) -> None:
+    _, first = stepped(kind, **before)
+    state = averages_of(first) if noted else first.state_dict()  # those of earlier versions have no class
+    layer = torch.nn.Linear(2, 1)
+    second = kind(layer.parameters(), lr=0.002, **now)
+    load_averages(second, state)
+    assert all(second.param_groups[0][name] == value for name, value in {**now, "lr": 0.002}.items())
+    found, expected = (list(each.state.values()) for each in (second, first))
+    assert [sorted(each) for each in found] == [sorted(each) for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one if torch.is_tensor(one[name]))
+    layer(torch.ones(1, 2)).sum().backward()
+    second.step()

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_iou.bundle_files import copy_bundle
+from monai_iou.bundle_files import copy_bundle, trained_model_path
 from monai_iou.cli import main
 from monai_iou.files import OutputError
 from monai_iou.volumes.reading import read_channels, read_labels, read_volume
+from monai_iou.workflow import prediction
+from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.mask_formats import write_with_itk
-from monai_iou.workflow.prediction import TrainedModels, find_models, plan_predictions
+from monai_iou.workflow.prediction import (
+    Prediction,
+    Predictions,
+    TrainedModels,
+    find_models,
+    plan_predictions,
+    run_all,
+)
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +273,96 @@ def test_results_are_called_as_the_image_whatever_it_is_called(
         (item,) = run.items
         expected = [mask, "x_mask_probabilities.nii.gz", "x_mask_preview.png"]
         assert [path.name for path in item.files.values()] == expected
+
+
+SHIPPED = "hippocampus_mr"
+
+
+def test_all_images_are_checked_before_the_first_folder_is_segmented(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = scans(tmp_path, scan, *(f"p{number}/scan.nii.gz" for number in range(4)))
+    for path in (paths[1], paths[3]):
+        path.write_bytes(path.read_bytes()[:2000])
+    before = files(tmp_path)
+    assert predict(SHIPPED, *paths, "--device", "cpu") == 1
+    printed = capsys.readouterr()
+    assert files(tmp_path) == before, "nothing is segmented"
+    assert "Written" not in printed.out
+    assert [f"Expected `{path}` " in printed.err for path in paths] == [False, True, False, True]
+
+
+class Segmenter:
+    """Stands in for the runs of inference: it writes the masks of some images, and then ends with what it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.endings: dict[str, Exception] = {}
+        self.only: dict[str, int] = {}
+        self.runs: list[str] = []
+        monkeypatch.setattr(prediction, "run_configs", self.run)
+
+    def run(self, _: object, keys: Mapping[str, Any], __: str) -> None:
+        folder = Path(keys["output_dir"])
+        self.runs.append(folder.name)
+        for image in keys["images"][: self.only.get(folder.name)]:
+            mask = folder / Path(image).name.replace(".nii.gz", "_mask.nii.gz")
+            mask.unlink(missing_ok=True)
+            mask.write_text("a mask")
+        if folder.name in self.endings:
+            raise self.endings[folder.name]
+
+
+@pytest.fixture
+def segmenter(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
+    return Segmenter(monkeypatch)
+
+
+def runs_of(scan: Path, folder: Path, *names: str) -> list[Predictions]:
+    model = find_models(trained_model_path(SHIPPED) or folder)
+    return plan_predictions(model, scans(folder, scan, *names), None, ".nii.gz")
+
+
+def test_a_folder_that_fails_keeps_no_other_from_its_masks(scan: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    names = ["p1/a.nii.gz", "p2/a.nii.gz", "p2/b.nii.gz", "p3/a.nii.gz", "p4/a.nii.gz"]
+    runs = runs_of(scan, tmp_path, *names)
+    (tmp_path / "p2" / "b_mask.nii.gz").write_text("an earlier mask")
+    segmenter.only["p2"] = 1
+    lacking = ("b", "a picture", "the disk")
+    first, second, third = (f"Expected {what} to be there, but it is not: make it." for what in lacking)
+    segmenter.endings = {"p2": ValueError(first), "p4": OutputError(third)}
+    told = []
+
+    def done(item: Prediction) -> None:
+        told.append(item.mask.relative_to(tmp_path).as_posix())
+        if item.mask.parent.name == "p3":
+            raise OutputError(second)
+
+    with pytest.raises(ValueError, match=r"^Expected b to be there, but") as caught:
+        run_all(runs, {}, done)
+    assert str(caught.value) == "\n".join([first, second, third])
+    assert segmenter.runs == ["p1", "p2", "p3", "p4"]
+    assert told == [f"p{number}/a_mask.nii.gz" for number in (1, 2, 3, 4)], "not the earlier one"
+    assert (tmp_path / "p2" / "b_mask.nii.gz").read_text() == "an earlier mask"
+
+
+def test_a_single_failure_is_raised_as_it_is(scan: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    runs = runs_of(scan, tmp_path, "p1/a.nii.gz", "p2/a.nii.gz")
+    segmenter.endings["p1"] = OutputError("Expected room, but got none: make room.")
+    with pytest.raises(OutputError) as caught:
+        run_all(runs, {})
+    assert caught.value is segmenter.endings["p1"]
+    assert segmenter.runs == ["p1", "p2"]
+
+
+def test_what_is_wrong_with_every_folder_is_said_once(scan: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    names = [f"p{number}/a.nii.gz" for number in range(5)]
+    runs = runs_of(scan, tmp_path, *names)
+    segmenter.endings = {f"p{number}": ValueError("Expected a GPU, but got none: take a CPU.") for number in range(5)}
+    with pytest.raises(ValueError, match=r"^Expected a GPU, but got none: take a CPU\.$"):
+        run_all(runs, {})
+    assert segmenter.runs == ["p0", "p1"], "the second says that no image is to blame"
+    segmenter.runs.clear()
+    segmenter.endings["p0"] = ConfigError("Expected a key, but got another: correct it.")
+    with pytest.raises(ConfigError, match=r"^Expected a key, but got another: correct it\.$"):
+        run_all(runs, {})
+    assert segmenter.runs == ["p0"]

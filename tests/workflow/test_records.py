@@ -19,11 +19,11 @@ from monai.transforms import Compose, Lambdad
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
-from monai_iou.planning.plan import Plan
+from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.workflow.caching import cached_dataset
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError, run
-from monai_iou.workflow.records import image_identity
+from monai_iou.workflow.records import data_record, differences, image_identity
 
 
 @pytest.fixture
@@ -199,3 +199,33 @@ def test_a_damaged_cache_file_is_prepared_again(data: Path, tmp_path: Path, capl
         assert f"{stored} is damaged" in caplog.text
         assert again[0] == expected
         assert caplog.text.count("is damaged") == 1
+
+
+LABELS = {0: "background", 1: "oedema", 2: "core"}
+
+
+def record(made: Plan) -> dict[str, Any]:
+    """The plan's part of what a checkpoint holds."""
+    return data_record([], [], made)
+
+
+def test_regions_in_another_order_are_another_plan() -> None:
+    base = replace(make_plan(None, [], [16, 16, 16]), labels=LABELS)
+    one = replace(base, regions={"whole": (1, 2), "core": (2,)}, regions_order=(1, 2))
+    other = replace(base, regions={"core": (2,), "whole": (1, 2)}, regions_order=(2, 1))
+    assert one.class_names == other.class_names[::-1]
+    assert differences(record(one), record(other)) == [
+        "its `regions` was {'whole': [1, 2], 'core': [2]} and is {'core': [2], 'whole': [1, 2]}",
+        "its `regions_order` was [1, 2] and is [2, 1]",
+    ]
+    assert differences(record(one), record(replace(one, regions=dict(one.regions)))) == []
+
+
+def test_what_the_targets_are_made_by_belongs_to_the_plan() -> None:
+    base = replace(make_plan(None, [], [16, 16, 16]), labels=LABELS)
+    later = {"soft_labels": True, "mean_of_raters": True, "partly_labelled": True, "spatial_dims": 2}
+    for name, value in later.items():
+        changed = record(replace(base, **{name: value}))
+        assert differences(record(base), changed) == [f"its `{name}` was {getattr(base, name)} and is {value}"]
+        earlier = {key: each for key, each in record(base).items() if key not in (*later, "regions_order")}
+        assert differences(earlier, changed) == [], "of a version that did not note it"

@@ -21,7 +21,7 @@ from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.training_runs import PLAN, SCORES, Training, TrainingRun
 
 WRITTEN = ("models/model.pt", "models/last_epoch.pt", "tensorboard/events", "pictures/c0.png", "config.json", "log.txt",
-           "epochs.csv", "progress.png", "summary.html")  # fmt: skip
+           "epochs.csv", "epochs_unreadable.csv", "progress.png", "summary.html")  # fmt: skip
 REPORT = '{"plan_report": {"asked": {}}}'  # of a plan that the command made
 KEPT = ("configs/train.json", "notes.txt", "fold0_old/models/model.pt")
 

@@ -103,6 +103,18 @@ def test_per_class_columns_and_undefined_scores(tmp_path: Path) -> None:
     assert handler._scores(5) == {}
 
 
+def test_classes_of_one_name_have_columns_of_their_own(tmp_path: Path) -> None:
+    state = SimpleNamespace(
+        epoch=1, metrics={"val_mean_iou": 0.5}, metric_details={"val_mean_iou": torch.tensor([[0.25, 0.5, 0.75]])}
+    )
+    evaluator: Any = SimpleNamespace(state=state)
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
+    labels = ["lesion", "lesion", "liver"]
+    handler = RunFolderHandler(str(tmp_path), optimizer, torch.nn.MSELoss(), evaluator, labels)
+    scores = {"": 0.5, " lesion (1)": 0.25, " lesion (2)": 0.5, " liver": 0.75}
+    assert handler._scores(1) == {f"val_mean_iou{name}": value for name, value in scores.items()}
+
+
 def plan_of_regions() -> Plan:
     """The example of docs/bundle.md."""
     labels = {0: "background", 1: "oedema", 2: "necrosis", 3: "enhancing"}
@@ -269,3 +281,103 @@ def test_curves_stay_if_nothing_is_replaced_or_they_cannot_be_removed(tmp_path: 
     assert [*Path(folder.path).iterdir()] == [other]
     stuck.remove_earlier()
     assert [*Path(folder.path).iterdir()] == [other]
+
+
+def handler_of(folder: Path, **options: Any) -> RunFolderHandler:
+    return RunFolderHandler(str(folder), torch.optim.SGD([torch.zeros(1)], 0.1), torch.nn.MSELoss(), **options)
+
+
+def complete(handler: RunFolderHandler, *epochs: int) -> None:
+    for epoch in epochs:
+        handler._epoch_completed(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"epoch;seconds;train_loss\n1;10,5;0,9\n2;10,4;0,8\n", []),
+        (b"epoch;seconds;train_loss\n1;10.5;0.9\n2;10,4;0,8\n", ["1"]),
+        (b"epoch,seconds,train_loss\n1,10.5,0.9\n2,1", ["1", "2"]),
+        ("epoch,seconds,Verlust f\xfcr alle\n1,10.5,0.9\n".encode("latin-1"), []),
+        (b"seconds,train_loss\n10.5,0.9\n", []),
+        (b'epoch,seconds\n1,"10.5\n', []),
+        (b"epoch,seconds\ninf,10.5\n2,10.4\n", ["2"]),
+    ],
+)
+def test_a_table_that_a_spreadsheet_saved_ends_no_training(
+    content: bytes, kept: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = tmp_path / "epochs.csv"
+    table.write_bytes(content)
+    assert "Training" in write_summary(tmp_path).read_text(encoding="utf-8")
+    complete(handler_of(tmp_path, pictures=0), 3, 4)
+    assert [row["epoch"] for row in read_csv(table)] == [*kept, "3", "4"]
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if content.endswith(b"2,1"):  # a row that ends early
+        assert warned == []
+        return
+    aside = tmp_path / "epochs_unreadable.csv"
+    assert aside.read_bytes() == content
+    assert warned == [
+        f"{table} has rows that cannot be read, perhaps since a spreadsheet saved it with decimal commas: they are "
+        f"left out of the table from now on, and {aside} keeps them."
+    ]
+
+
+def test_files_that_a_viewer_holds_end_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on Windows, where a file that is open elsewhere cannot be replaced."""
+    held = {tmp_path / "epochs.csv", tmp_path / "progress.png", tmp_path / "summary.html", tmp_path / "pictures/c.png"}
+    replace = Path.replace
+
+    def replace_free(self: Path, target: Path) -> Path:
+        if Path(target) in held:
+            raise PermissionError(13, "The file is being used by another process")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_free)
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CURVES", 0.0)
+    monkeypatch.setattr(RunFolderHandler, "_to_tensorboard", lambda *_: None)
+    handler = handler_of(tmp_path, cases=["c"])
+    label = torch.ones(1, 8, 8, 4)
+    batch: Any = SimpleNamespace(batch=[{"case": "c"}], output=[{"image": label, "pred": label, "label": label}])
+    engine: Any = SimpleNamespace(state=SimpleNamespace(epoch=2))
+    for _ in range(2):
+        handler._draw(SimpleNamespace(state=batch), engine)  # type: ignore[arg-type]
+        complete(handler, 1, 2)
+        handler._completed(engine)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert {message.partition(" is left as it is, as it cannot be replaced now: ")[0] for message in warned} == {
+        str(path) for path in held
+    }
+    assert len(warned) == len(held), "each once"
+    assert all("The file is being used by another process" in message for message in warned)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    held.clear()
+    complete(handler, 3)
+    handler._completed(engine)
+    assert [row["epoch"] for row in read_csv(tmp_path / "epochs.csv")] == ["1", "2", "3"], "none is lost"
+    assert (tmp_path / "progress.png").is_file()
+    assert (tmp_path / "summary.html").is_file()
+
+
+def test_rows_of_a_table_that_could_not_be_opened_are_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "epochs.csv"
+    complete(handler_of(tmp_path, pictures=0), 1, 2)
+    handler, opened = handler_of(tmp_path, pictures=0), Path.open
+
+    def held(self: Path, *given: Any, **named: Any) -> Any:
+        if self == table:
+            raise PermissionError(13, "The file is being used by another process")
+        return opened(self, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", held)
+        complete(handler, 3)
+    assert [row["epoch"] for row in read_csv(table)] == ["1", "2"]
+    complete(handler, 4)
+    assert [row["epoch"] for row in read_csv(table)] == ["1", "2", "3", "4"]

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from forked_runs import finish, fork
-from layouts import plain_pair
+from layouts import nnunet_splits, plain_pair
 
 from monai_iou.bundle_files import copy_bundle
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.replacement import replaced
@@ -301,3 +302,25 @@ def test_images_that_only_the_training_prepares_in_another_way_are_refused(
         content["preprocessing"]["_desc_"] = "as it is shipped, although the training differs"
         inference.write_text(json.dumps(content))
     assert Planner(run).prepare() == 1, "the same command goes on once inference says what it does"
+
+
+def test_folds_that_hold_out_a_case_twice_are_refused_before_the_first_is_trained(tmp_path: Path) -> None:
+    """One report could not join them; a fold by itself, as its own job trains it, is right."""
+    data = nnunet_splits(tmp_path / "data")
+    held = [["c0", "c1"], ["c1", "c2"]]
+    splits = [{"train": [name for name in ("c0", "c1", "c2") if name not in val], "val": val} for val in held]
+    (data / "splits_final.json").write_text(json.dumps(splits))
+    run = run_of(tmp_path / "run", data, folds=2)
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(DatasetError) as caught:
+            Planner(run).prepare(**how)
+        assert str(caught.value) == (
+            f"Expected {data}/splits_final.json to hold out each case once, as one report joins all folds, but got c1 "
+            "in folds 0 and 1: correct the file, or train folds of it one by one with --fold."
+        )
+    assert not run.folder.exists()
+    assert Planner(run_of(tmp_path / "one", data, folds=2, fold=1)).prepare() == 1
+    assert Planner(run_of(tmp_path / "single", data)).prepare() == 1
+    assert Planner(run_of(tmp_path / "ours", data, folds=3)).prepare() == 1, "of another number of folds"
+    (data / "splits_final.json").write_text(json.dumps([splits[0], {**splits[1], "val": ["c2"]}]))
+    assert Planner(run).prepare() == 1

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,11 +24,14 @@ from layouts import plain_pair
 from monai_iou import IoULoss
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.commands import train as train_command
+from monai_iou.commands.command_lines import options_line
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import OutputError, read_csv
 from monai_iou.locks import folder_lock
 from monai_iou.workflow import training_runs
+from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.settings import Settings
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
 
 KEYS = {"epochs": 2}
@@ -128,6 +132,22 @@ def test_masks_are_made_as_the_training_runs_the_network(
     assert f"monai-iou predict {run} YOUR_IMAGES {options}\n" in capsys.readouterr().out
 
 
+def test_an_overlap_for_each_axis_holds_for_the_masks_as_it_is(tmp_path: Path) -> None:
+    """As text, inference would refuse it after the whole training."""
+    run, mine = copy_bundle(tmp_path / "run"), tmp_path / "mine.json"
+    mine.write_text('{"sw_overlap": [0.5, 0.5, 0.25]}')
+    configs = [run / "configs" / "train.json"]
+    for given in (
+        keys_for_inference([*configs, mine], {}),
+        keys_for_inference(configs, {"sw_overlap": [0.5, 0.5, 0.25]}),
+        keys_for_inference(configs, {"sw_overlap": (0.5, 0.5, 0.25)}),
+    ):
+        assert given == {"sw_overlap": [0.5, 0.5, 0.25]}
+        assert Settings(**given).sw_overlap == given["sw_overlap"]
+        assert shlex.split(options_line(given)) == ["--sw_overlap", "[0.5, 0.5, 0.25]"]
+    assert keys_for_inference(configs, {"amp_dtype": "$torch.float16"}) == {"amp_dtype": "torch.float16"}
+
+
 def keys_of(words: list[str], tmp_path: Path) -> dict[str, Any]:
     """What a command line passes on to the bundle."""
     run = copy_bundle(tmp_path / "run")
@@ -211,6 +231,31 @@ def test_folds_may_be_jobs_of_their_own(tmp_path: Path, monkeypatch: pytest.Monk
     ]
 
 
+def test_jobs_whose_folds_hold_out_a_case_twice_end_without_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    held = {"fold0": ["a", "b"], "fold1": ["c"], "fold2": ["b"]}
+
+    def train(self: Training) -> None:
+        make_started(self)
+        items = [{"case": case, "image": "i", "label": "l"} for case in held[self.folder.name]]
+        self.state.finish("trained", held_out=items, labels=[1])
+
+    def predict(self: Training, masks: Path) -> None:
+        masks.mkdir(parents=True, exist_ok=True)
+        for case in held[self.folder.name]:
+            (masks / f"{case}.nii.gz").touch()
+        self.state.finish("predicted")
+
+    monkeypatch.setattr(Training, "train", train)
+    monkeypatch.setattr(Training, "predict", predict)
+    told: list[str] = []
+    for training in run_of(tmp_path, folds=3).trainings:
+        assert TrainingRun(tmp_path, Path("d"), (training,), 3).run(told.append, lambda _: None) is None
+    assert told[-1] == "Not scored together: folds 0 and 2 both hold out b, which a report can have only once."
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_jobs_that_end_together_predict_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").mkdir()
@@ -282,6 +327,63 @@ def test_options_that_an_earlier_version_did_not_note_are_not_compared(tmp_path:
         "device was None and is cpu",
         "keys have device cpu",
     ]
+
+
+def run_with(config: Path, folder: Path) -> TrainingRun:
+    options = {"configs": (config,), "folds": None, "fold": None, "minutes": None, "memory_gb": None, "device": "auto"}
+    return train_command._run(folder, folder.parent, {}, options)
+
+
+def test_what_a_config_says_belongs_to_the_request_and_not_where_it_lies(tmp_path: Path) -> None:
+    extra, folder = tmp_path / "extra.json", tmp_path / "run"
+    extra.write_text('{"epochs": 10, "learning_rate": 0.002, "loss": {"smooth": [1, 2]}}')
+    first = run_with(extra, folder).trainings[0]
+    make_started(first, *STAGES)
+    shutil.copy(extra, tmp_path / "same.json")
+    for config in (extra, tmp_path / "same.json"):
+        again = run_with(config, folder)
+        again.check(resume=False, overwrite=False)
+        assert all(again.trainings[0].is_done(stage) for stage in STAGES)
+    extra.write_text('{"epochs": 100, "loss": {"smooth": [1, 3]}, "seed": "' + 200 * "7" + '"}')
+    other = run_with(extra, folder)
+    with pytest.raises(OutputError) as caught:
+        other.check(resume=False, overwrite=False)
+    assert str(caught.value) == (
+        f"Expected {folder} to be without a training, but it has one (epochs was 10 and is 100; configs had "
+        "learning_rate 0.002; loss was {'smooth': [1, 2]} and is {'smooth': [1, 3]}; configs have seed "
+        f"{100 * '7'}...): continue it by --resume, replace it by --overwrite, or name another folder by --output."
+    )
+    other.check(resume=True, overwrite=False)
+    assert not any(other.trainings[0].is_done(stage) for stage in STAGES)
+
+
+def test_a_run_of_a_version_that_did_not_note_what_configs_say_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra, folder = tmp_path / "extra.json", tmp_path / "run"
+    extra.write_text('{"epochs": 10}')
+    first = run_with(extra, folder).trainings[0]
+    earlier = {name: value for name, value in first.request.items() if name != "config_keys"}
+    make_started(Training(folder, (), {}, earlier))
+    again = run_with(extra, folder)
+    again.check(resume=False, overwrite=False)
+    shutil.copy(extra, tmp_path / "other.json")
+    assert again.trainings[0].state.differences(run_with(tmp_path / "other.json", folder).trainings[0].request) == [
+        f"configs was ['{extra}'] and is ['{tmp_path / 'other.json'}']"
+    ]
+
+    def run_configs(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_runs, "run_configs", run_configs)
+    (folder / "configs").mkdir()
+    for name in ("train.json", "plan.json"):
+        (folder / "configs" / name).write_text('{"loss": {}}')
+    with pytest.raises(KeyboardInterrupt):
+        again.trainings[0].train()
+    stored = RunState.read(folder)
+    assert stored is not None
+    assert stored.request["config_keys"] == {"epochs": 10}, "what it was trained with is known from now on"
 
 
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:

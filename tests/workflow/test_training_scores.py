@@ -109,7 +109,7 @@ def test_patients_and_classes_of_cases_with_several_raters(tmp_path: Path, monke
             save(written / f"{item['case']}.nii.gz", make_case(int(item["case"][1:]))[1])
         return [{**item, "label": str(written / f"{item['case']}.nii.gz")} for item in items]
 
-    monkeypatch.setattr("monai_iou.workflow.training_runs.with_label_maps", with_label_maps)
+    monkeypatch.setattr("monai_iou.workflow.held_out.with_label_maps", with_label_maps)
     scores = score(dataset, tmp_path / "run")
     assert scores.patients == {"c0": "P", "c1": "P", "c2": "case c2"}
     assert [row["label"] for row in scores.rows if row["case"] == "c0" and not np.isnan(row["iou"])] == ["2"]

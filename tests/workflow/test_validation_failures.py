@@ -6,16 +6,14 @@ import contextlib
 import csv
 import logging
 import math
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from bundle_runs import overrides
-from gloo_ranks import leave_group, run_ranks
+from gloo_ranks import join_group, leave_group, run_ranks
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.handlers import from_engine
@@ -75,15 +73,9 @@ def test_a_validation_with_a_failed_case_has_no_score_and_no_best(caplog: pytest
     ] * 2
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def validate_on_rank(rank: int, port: int, folder: str) -> None:
+def validate_on_rank(rank: int, folder: str) -> None:
     """Rank 1 alone has a case that fails, and in the second validation no other."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    join_group(rank, 2, folder)
     found = []
     engine = evaluator_of([])
     for epoch, bad in enumerate((batches(1, math.nan), batches(math.nan), batches(1)), start=1):
@@ -96,7 +88,7 @@ def validate_on_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_a_failed_case_of_one_rank_leaves_all_without_a_score(tmp_path: Path) -> None:
-    run_ranks(validate_on_rank, 2, free_port(), str(tmp_path))
+    run_ranks(validate_on_rank, 2, str(tmp_path))
     for rank in range(2):
         first, second, third = torch.load(tmp_path / f"{rank}.pt")
         assert math.isnan(first[0])

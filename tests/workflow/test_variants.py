@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from monai_iou import (
     AttentionSupervisionLoss,
     ComponentRegionsd,
     CompoundLoss,
+    ContextAttentionLoss,
     InstanceIoULoss,
     IoUCELoss,
     LovaszSoftmaxLoss,
@@ -108,6 +110,13 @@ def test_networks_that_halve_all_axes_keep_the_plans_levels_on_few_thick_slices(
     assert with_network(plan) is plan
 
 
+@pytest.mark.parametrize("name", HALVING)
+def test_a_thick_slab_that_is_halved_four_times_takes_16_slices(name: str) -> None:
+    plan = make_plan(None, [], [256, 256, 7], [1.0, 1.0, 8.0])
+    assert plan.patch_size == (256, 256, 7)
+    assert with_network(plan, name).patch_size == (256, 256, 16)
+
+
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*HALVING, "swin_unetr")])
 def test_networks_that_follow_the_plans_strides_keep_its_patch(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
@@ -151,6 +160,26 @@ def test_carried_regions_are_those_found_on_the_fly_at_the_finest_scale() -> Non
         build_loss(IoUCELoss(softmax=True), plan, **options)(outputs, label) for label in (carried, carried[:, :1])
     ]
     torch.testing.assert_close(*values)
+
+
+def test_a_loss_that_measures_distances_has_the_voxel_size_of_the_plan() -> None:
+    """Labels in training are plain tensors: without it, distances would be those of voxels of 1 mm."""
+    plan = replace(tiny_plan(), pixdim=(1.0, 1.0, 5.0))
+    own, given = InstanceIoULoss(softmax=True), InstanceIoULoss(softmax=True, spacing=2.0)
+    nested = MultiScaleLoss(CompoundLoss([IoUCELoss(softmax=True)]))
+    attentive = AttentionSupervisionLoss(nested, ContextAttentionLoss())
+    for loss in (own, MultiScaleLoss(own), given, attentive):
+        build_loss(loss, plan)
+    assert (own.spacing, given.spacing) == ((1.0, 1.0, 5.0), 2.0)
+    assert [part.spacing for part in attentive.modules() if isinstance(part, ContextAttentionLoss)] == [(1.0, 1.0, 5.0)]
+    label = torch.zeros(1, 1, 24, 24, 12)
+    label[..., 8:11, 12, 2] = label[..., 14:17, 12, 9] = 1
+    images = torch.randn(1, 2, *label.shape[2:], generator=torch.Generator().manual_seed(0))
+    in_mm = ComponentRegionsd("label", 2, spacing=plan.pixdim)({"label": label[0]})["label"][None]
+    in_voxels = ComponentRegionsd("label", 2)({"label": label[0]})["label"][None]
+    found = build_loss(InstanceIoULoss(softmax=True), plan)(images, label)
+    torch.testing.assert_close(found, InstanceIoULoss(softmax=True)(images, in_mm))
+    assert found != InstanceIoULoss(softmax=True)(images, in_voxels)
 
 
 def test_a_list_of_outputs_is_refused_by_name() -> None:

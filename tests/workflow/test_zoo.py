@@ -245,3 +245,35 @@ def test_metadata_of_what_was_never_trained_is_refused(
         describe_model(tmp_path)
     assert main(["describe", str(tmp_path)]) == 1
     assert "name the folder of a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("described", [".", "fold1"])
+def test_metadata_of_folds_are_those_of_their_one_plan(
+    described: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_bundle(tmp_path / "run")
+    plan = Plan(("T1", "T2"), {0: "background", 1: "oedema", 2: "core"}, (1.0,) * 3, (16,) * 3, (8, 16), ((2, 2, 2),),
+                ({"kind": "zscore"},) * 2)  # fmt: skip
+    for fold in ("fold1", "fold10"):
+        (run / fold / "models").mkdir(parents=True)
+        (run / fold / "models" / "model.json").write_text(plan.to_json(), encoding="utf-8")
+        (run / fold / "models" / "model.pt").touch()
+    monkeypatch.chdir(run / described)
+    for named in (run / described, Path()):
+        written = describe_model(named)
+        assert written.samefile(run / "configs" / "metadata.json")
+        formats = json.loads(written.read_text(encoding="utf-8"))["network_data_format"]
+        assert formats["inputs"]["image"]["channel_def"] == {"0": "T1", "1": "T2"}
+        assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "oedema", "2": "core"}
+    assert not (run / "fold1" / "configs").exists()
+
+
+def test_a_folder_in_a_bundle_that_is_no_fold_has_no_metadata(tmp_path: Path) -> None:
+    run = copy_bundle(tmp_path / "run")
+    (run / "fold0_old" / "models").mkdir(parents=True)
+    for file in ("model.json", "model.pt"):
+        (run / "fold0_old" / "models" / file).touch()
+    with pytest.raises(ValueError, match=r"fold0_old/configs/metadata\.json` to be there, but it is not: name the"):
+        describe_model(run / "fold0_old")
+    with pytest.raises(ValueError, match=r"run/models/model\.json` to be there, but it is not: train the bundle first"):
+        describe_model(run)
