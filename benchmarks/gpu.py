@@ -180,4 +180,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # otherwise a part, in a session of its own, would go on
     sys.exit(main())

@@ -44,7 +44,7 @@ def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:
 
     Args:
         sync: whether the ranks must agree; then every rank must enter the same number of such blocks.
-        input: the input of the loss, on the device of the sums.
+        input: the input of the loss, on the device of the sums; of several outputs, the first one tells.
 
     Raises:
         ValueError: on all other ranks, if the block raises an error on one rank; on a GPU, for an earlier block.
@@ -57,6 +57,8 @@ def fails_together(sync: bool, input: object) -> AbstractContextManager[None]:
     """
     if not (sync and is_distributed()):
         return nullcontext()
+    while isinstance(input, (list, tuple)) and input:
+        input = input[0]
     if not (isinstance(input, Tensor) and late_checks.answers_late(input)):
         return _FailsTogether()
     if torch.compiler.is_compiling() or late_checks.is_captured(input):

@@ -80,7 +80,7 @@ def cases_of(results: Path, study: str) -> list[dict[str, str]]:
     """Return a row for every case and label of every finished run, those of its last training if it was made again.
 
     They end the run's rows: they were appended at once, hold no case and label twice, and the cases that its row tells.
-    What an unfinished run left is not among them.
+    What a run left that never finished is not among them; one that ended between its two tables has to be made again.
     """
     counts = {key_of(row): int(row["cases"] or 0) for row in runs_of(results, study)}
     rows = read(results / f"{study}-cases.csv")

@@ -105,7 +105,7 @@ LESIONS = (
         callback=lambda context, parameter, value: int(value),
         default="26",
         show_default=True,
-        help="Number of neighbours by which voxels are connected to a lesion.",
+        help="Number of neighbours through which the voxels of a lesion are connected.",
     ),
     click.option("--strict", is_flag=True, help="The threshold of --match must be exceeded, as in panoptic quality."),
     click.option(

@@ -135,8 +135,8 @@ def _kept_draws(number: int) -> _Floats:
     return _drawn(np.random.default_rng(SEED), number, RESAMPLES)
 
 
-def _drawn(generator: np.random.Generator, number: int, resamples: int) -> _Floats:
-    return generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+def _drawn(generator: np.random.Generator, number: int, count: int) -> _Floats:
+    return generator.multinomial(number, np.full(number, 1 / number), size=count).astype(float)
 
 
 def _medians(values: _Floats, which: NDArray[np.int64], drawn: _Floats) -> _Floats:

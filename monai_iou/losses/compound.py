@@ -70,7 +70,6 @@ class CompoundLoss(_Loss):
             raise ValueError(message)
         self.losses = nn.ModuleList(losses)
         self.names = _term_names(losses)
-        self._synchronised = [is_synchronised(loss) for loss in losses]
         self.last_terms: dict[str, Tensor] = {}
 
     def terms(self, input: Tensor, target: Tensor, labelled: Labelled = None) -> dict[str, Tensor]:
@@ -88,7 +87,8 @@ class CompoundLoss(_Loss):
         pairs = None
         values: dict[int, Tensor] = {}
         readings: dict[int, Reading] = {}
-        with fails_together(any(self._synchronised), input):
+        synchronised = [is_synchronised(loss) for loss in self.losses]
+        with fails_together(any(synchronised), input):
             for members in self._groups():
                 checks.check_input(input)
                 checks.check_target(input, target)
@@ -100,9 +100,9 @@ class CompoundLoss(_Loss):
                 shared = run_passes(first.activated(input, target), target, specs, first.ignore_index, pairs)
                 readings |= dict(zip(members, shared, strict=True))
         known = labelled if pairs is None else pairs
-        alone = [index for index, synced in enumerate(self._synchronised) if not (synced or index in readings)]
-        # Such as MONAI's: on a rank alone, their errors would leave the others waiting for its part of the sums.
-        with fails_together(bool(alone) and any(self._synchronised), input):
+        alone = [index for index, synced in enumerate(synchronised) if not (synced or index in readings)]
+        # Such as MONAI's: on a CPU, an error of theirs on one rank would leave the others waiting for its sums.
+        with fails_together(bool(alone) and any(synchronised), input):
             for index in alone:
                 values[index] = call_loss(self.losses[index], input, target, known)
         for index, term in enumerate(self.losses):

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from monai_iou import checks
 from monai_iou.components import REGIONS
-from monai_iou.distributed import fails_together
+from monai_iou.distributed import fails_together, is_distributed
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.cell_means import mean_over_cells
 from monai_iou.losses.cells import (
@@ -230,8 +230,8 @@ class InstanceIoULoss(_Loss):
         """Return what the pass over the cells computes, and whether the global term is a part of it."""
         alone = self.region_loss.pass_spec(channels)
         spec = term_spec(term, alone.activation, channels, hard=hard)
-        same = hard and not self.region_loss.sync_batch  # a form that another rank's target may not have
-        both = joined(spec, alone, hard=same) if self.global_loss is None and self.lambda_global else None
+        alike = not (self.region_loss.sync_batch and is_distributed())  # another rank's target may have another form
+        both = joined(spec, alone, hard=hard and alike) if self.global_loss is None and self.lambda_global else None
         return (spec, False) if both is None else (both, True)
 
     def _read(

@@ -101,7 +101,7 @@ class MultiScaleLoss(_Loss):
                 target.
         """
         counts = self._class_counts(input, target)
-        with fails_together(self._sync_batch, _first_tensor(input)):
+        with fails_together(self._sync_batch, input):
             checks.check_tensor("target", target)
             outputs = _as_list(input, target)
             doubt = self._checked_channel(input, outputs[0], target)
@@ -130,7 +130,7 @@ class MultiScaleLoss(_Loss):
         """
         if self.downsample != "max" or not (self._sync_batch and is_distributed()):
             return None
-        with fails_together(True, _first_tensor(input)):
+        with fails_together(True, input):
             checks.check_tensor("target", target)
             output = _as_list(input, target)[0]
             holds = carries_regions(self.loss, target, output.shape[1])
@@ -213,12 +213,6 @@ def _channel_error(input: Tensor, target: Tensor) -> ValueError:
         "target.unsqueeze(1), if the target is a label map; otherwise, pass the outputs as a list."
     )
     return ValueError(message)
-
-
-def _first_tensor(input: Tensor | Sequence[Tensor]) -> Tensor | None:
-    """Return the first output, which lies on the device of the sums; None if there is none."""
-    outputs = input if isinstance(input, (list, tuple)) else [input]
-    return next((output for output in outputs if isinstance(output, Tensor)), None)
 
 
 def _as_list(input: Tensor | Sequence[Tensor], target: Tensor) -> list[Tensor]:

@@ -189,7 +189,7 @@ def _within(proposal: Proposal, budget: _Budget, wanted: int) -> Proposal:
 
 def _unchanged(passes: int) -> Decision:
     reason = f"each case is seen about {passes} times, too few for the network to learn it by heart"
-    return Decision("augmentation", "images are not changed at random, but for patches and flips", reason, UNCHANGED)
+    return Decision("augmentation", "no random augmentation except patches and flips", reason, UNCHANGED)
 
 
 def _averaged(proposal: Proposal, steps: int) -> Decision:

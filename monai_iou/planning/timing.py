@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,8 +60,13 @@ def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, 
             "trains, or leave `--minutes` out."
         )
         raise ValueError(message)
-    with _own_sentence():
+    try:
         return _measured(folder, plan, config, machine)
+    except Exception as error:  # MONAI's says which expression raised it, this package's what is wrong with a dataset
+        own = own_error(error)
+        if own is None or own is error:
+            raise
+        raise own from None
 
 
 def _measured(folder: SegmentationFolder, plan: Plan, config: Mapping[str, Any], machine: Machine) -> Timing:
@@ -76,18 +80,6 @@ def _measured(folder: SegmentationFolder, plan: Plan, config: Mapping[str, Any],
     evaluator = parser.get_parsed_content("validate#evaluator")
     validated = _seconds(evaluator.run) / len(parser.get_parsed_content("validate#dataset"))
     return Timing(imports + max(0.0, first - step), checked + prepared / held, step, validated)
-
-
-@contextlib.contextmanager
-def _own_sentence() -> Iterator[None]:
-    """Raise what this package says of a dataset instead of MONAI's error, which says which expression said it."""
-    try:
-        yield
-    except Exception as error:
-        own = own_error(error)
-        if own is None or own is error:
-            raise
-        raise own from None
 
 
 def _parser(

@@ -80,7 +80,9 @@ def _numbers(path: Path, text: str, count: int | None = None) -> list[float]:
     except ValueError:
         values = []
     if len(values) != (count or len(values)) or not values or not np.isfinite(values).all():
-        raise refusal(path, "state its geometry in numbers", repr(text[:80]), "correct its header")
+        raise refusal(
+            path, "state the geometry and scale of its frames in numbers", repr(text[:80]), "correct its header"
+        )
     return values
 
 

@@ -59,7 +59,10 @@ def _laid_out(part: Tensor, like: Tensor) -> Tensor:
     """Return a part whose dimensions lie in memory in the order of those of `like`, on its device."""
     order = sorted(range(like.ndim), key=lambda dim: (like.stride()[dim] == 0, like.stride()[dim]), reverse=True)
     places = [order.index(dim) for dim in range(like.ndim)]
-    return part.permute(order).contiguous().permute(places).to(like.device)
+    step = min((s for s, n in zip(like.stride(), like.shape, strict=True) if s and n > 1), default=1)
+    dense = part.to(like.device).permute(order).contiguous()
+    apart = dense if step == 1 else dense.unsqueeze(-1).repeat_interleave(step, -1)[..., 0]
+    return apart.permute(places)
 
 
 def _off_the_kink(maps: Tensor, values: Tensor, spec: PassSpec) -> Tensor:

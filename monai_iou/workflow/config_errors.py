@@ -10,7 +10,7 @@ from pathlib import Path
 
 from monai_iou.planning.own_errors import chain
 
-__all__ = ["ConfigError", "chain", "explained"]
+__all__ = ["ConfigError", "explained"]
 
 COMPONENT = re.compile(r"Failed to instantiate component '([^']+)' with keywords: ([^\n\\]*)")
 EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression:\s*(.+)", re.DOTALL)

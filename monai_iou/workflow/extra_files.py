@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def extra_file(path: Path, told: set[Path] | None = None) -> Iterator[None]:
         yield
     except (OSError, OutputError) as error:
         if told is None or path not in told:
-            logger.warning("%s is left as it is, as it cannot be replaced now: %s", path, error)
+            logger.warning("%s cannot be read or replaced now and stays as it is: %s", path, error)
         if told is not None:
             told.add(path)
 
@@ -83,7 +82,8 @@ def earlier_epochs(path: Path) -> list[dict[str, float]]:
     rows, others = read_epochs(path)
     if others:
         kept = path.with_name(UNREADABLE)
-        shutil.copyfile(path, kept)
+        with kept.open("ab") as stream:  # behind what an earlier resumption kept
+            stream.write(path.read_bytes())
         logger.warning(
             "%s has rows that cannot be read, perhaps since a spreadsheet saved it with decimal commas: they are left "
             "out of the table from now on, and %s keeps them.", path, kept,

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.distributed import is_distributed
 from monai_iou.files import OutputError
-from monai_iou.workflow.config_errors import chain
+from monai_iou.planning.own_errors import chain
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message
 

@@ -54,7 +54,7 @@ def seen_before(cases: BundleCases, plan: Plan, model: Path) -> list[str]:
     stored = load_plan(model)
     if {*stored.trained} <= {*plan.trained} and {*stored.trained_images} <= {*plan.trained_images}:
         return []
-    names = {item["case"] for item in cases.validation}
+    names = {item["case"] for item in cases.validation} - {*plan.trained}
     held_out = [case for case in cases.folder.labelled if case.name in names]
     return [case.name for case in seen_cases(held_out, cases.folder.labelled, [stored], cases.folder.patient_groups)]
 
@@ -63,11 +63,11 @@ def left_out_notes(states: Sequence[RunState]) -> list[str]:
     """Say of each training which cases it holds out and are not scored, because its model was trained on them.
 
     >>> left_out_notes([RunState(Path("run"), {}, facts={"left_out": ["a", "b"]}), RunState(Path("other"), {})])
-    ['Left out: a, b. The training in run holds them out now, but was on another split before and trained on them.']
+    ['Left out: a, b. The training in run now holds out what it was trained on before, with another split.']
     """
     return [
-        f"Left out: {_some(names)}. The training in {state.folder} holds them out now, but was on another split before "
-        "and trained on them."
+        f"Left out: {_some(names)}. The training in {state.folder} now holds out what it was trained on before, with "
+        "another split."
         for state in states
         if (names := state.facts.get("left_out"))
     ]

@@ -165,8 +165,8 @@ def _entry(item: object) -> tuple[str | None, list[Path]]:
         raise DatasetError(message)
     if name is not None and (Path(name).anchor or ".." in Path(name).parts):
         message = (
-            f"Expected `case` of `images` to name a file below `output_dir`, but got {name!r}: leave out what leads "
-            "elsewhere."
+            f"Expected `case` of `images` to name a file below `output_dir`, but got {name!r}: remove what leads to "
+            "another folder."
         )
         raise DatasetError(message)
     return name, [with_name(Path(file)) for file in files]  # type: ignore[union-attr]

@@ -82,19 +82,16 @@ def _kind(optimizer: torch.optim.Optimizer) -> str:
 
 
 def _finds_its_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
-    """Whether the next step finds in a state what it reads, tried with one number in the place of the weights."""
+    """Whether the next step finds in a state what it reads, tried on a copy of one parameter's state."""
     weights = next((each for each in group["params"] if each in optimizer.state), None)
     if weights is None:
         return True
-    number = torch.zeros(1, device=weights.device, requires_grad=True)
-    number.grad = torch.zeros_like(number)
+    trial = torch.zeros_like(weights, requires_grad=True)  # of the same shape, as what is kept may depend on it
+    trial.grad = torch.zeros_like(weights)
     kind: Any = type(optimizer)
     try:
-        tried = kind([{**group, "params": [number]}], lr=1e-3)
-        tried.state[number] = {
-            name: torch.zeros_like(number) if getattr(value, "shape", None) == weights.shape else copy.deepcopy(value)
-            for name, value in optimizer.state[weights].items()
-        }
+        tried = kind([{**group, "params": [trial]}], lr=1e-3)
+        tried.state[trial] = copy.deepcopy(optimizer.state[weights])
         tried.step()
     except KeyError:
         return False

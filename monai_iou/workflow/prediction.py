@@ -235,7 +235,9 @@ def run_all(
     for run in runs:
         before = [_stamp(item.mask) for item in run.items]
         failed = _failure(functools.partial(run.run, extra))
-        written = [item for item, old in zip(run.items, before, strict=True) if not failed or _stamp(item.mask) != old]
+        written = [
+            item for item, old in zip(run.items, before, strict=True) if failed is None or _stamp(item.mask) != old
+        ]
         of_results = [_failure(functools.partial(done, item)) for item in written]
         again = failed is not None and str(failed) in map(str, failures)
         failures += [each for each in (failed, *of_results) if each is not None]

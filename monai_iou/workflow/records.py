@@ -58,6 +58,7 @@ def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan
         "files": dict(zip([case.name for case in cases], map_cases(_content, cases), strict=True)),
         "images": {case.name: images[case.name] for case in cases},
         **{name: _plain(planned[name]) for name in PLANNED},
+        "partly_labelled": any(case.labelled is not None for case in cases),  # test cases are not trained on
     }
 
 

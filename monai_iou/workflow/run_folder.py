@@ -202,6 +202,9 @@ class RunFolderHandler:
             writer.add_image(f"validation/{case}", picture, epoch, dataformats="HWC")
 
     def _completed(self, engine: Trainer) -> None:
+        if self._rows:  # once more, as a viewer may have held it at the last epoch
+            with extra_file(self.folder / "epochs.csv", self._told):
+                self._write_table(self.folder / "epochs.csv")
         if self.pictures:
             if self._rows and self._rows[-1] is not self._drawn:
                 self._draw_curves()

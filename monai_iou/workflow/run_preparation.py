@@ -92,7 +92,7 @@ def _check_folds(run: TrainingRun, folder: SegmentationFolder) -> None:
         name, first, second = twice
         message = (
             f"Expected {folder.root / SPLITS} to hold out each case once, as one report joins all folds, but got "
-            f"{name} in folds {first} and {second}: correct the file, or train folds of it one by one with --fold."
+            f"{name} in folds {first} and {second}: correct the file, or train its folds one by one with --fold."
         )
         raise DatasetError(message)
 

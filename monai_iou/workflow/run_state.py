@@ -132,7 +132,8 @@ def _key_differences(where: str, before: Mapping[str, Any], now: Mapping[str, An
         elif name not in before:
             lines.append(f"{where} have {name} {_shown(now[name])}")
         elif before[name] != now[name]:
-            lines.append(f"{name} was {_shown(before[name])} and is {_shown(now[name])}")
+            was, given = _shown(before[name]), _shown(now[name])
+            lines.append(f"{name} was {was} and is {given}" if was != given else f"{name} is another one")
     return lines
 
 

@@ -284,15 +284,15 @@ class TrainingRun:
         known = [state for state in states if state is not None]
         masks = [path for state in known for path in mask_files(state, self.masks)]
         notes = left_out_notes(known)
-        if not masks and notes:
-            tell(f"There is no report in {self.folder / SCORES}: all cases held out now have been trained on before.")
-            remove_scores(self.folder / SCORES)
-        if not masks or (failed and not any(path.is_file() for path in masks)):
+        if not any(path.is_file() for path in masks):
+            if notes and not masks:
+                tell(f"There is no report in {self.folder / SCORES}: all held-out cases were trained on before.")
+            if notes or masks:
+                remove_scores(self.folder / SCORES)
             return None
         tell(f"Scoring the {len(masks)} cases that were held out")
         notes += [*tuning_notes(known), *failure_notes(failed)]
-        folder = self.trainings[0].folder
-        request = score_request(self.dataset, folder, self.masks, self.folder / SCORES, known)
+        request = score_request(self.dataset, self.trainings[0].folder, self.masks, self.folder / SCORES, known)
         return evaluate_folders(request, progress, notes=notes)
 
 

@@ -23,6 +23,7 @@ from monai_iou import (
     LogIoULoss,
     LovaszSoftmaxLoss,
     WeightedCrossEntropyLoss,
+    distributed,
 )
 from monai_iou.losses.pass_loss import PassLoss
 from monai_iou.voxels import VoxelSums, late_checks
@@ -115,11 +116,16 @@ def test_per_class_maps_are_not_looked_at(loss: nn.Module, classes: int, questio
     ],
     ids=lambda loss: type(loss).__name__,
 )
-def test_whether_another_rank_leaves_a_class_out_is_not_looked_at(loss: PassLoss) -> None:
+def test_whether_another_rank_leaves_a_class_out_is_not_looked_at(
+    loss: PassLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = torch.zeros(7, 1, 3, device="meta")
     counts = torch.zeros(1, 3, 2, 10, device="meta", dtype=torch.int64)
     answer = torch.zeros((), device="meta", dtype=torch.bool)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda tensor: tensor)
     with NoCopies():
+        assert isinstance(distributed.sums_over_ranks(VoxelSums(rows)).partly_labelled, Tensor)
         sums = VoxelSums(rows) + VoxelSums(rows, partly_labelled=answer)
         reading = Reading(sums, ErrorHistograms(counts, torch.ones(1, 1, device="meta")))
         assert loss.score_reading(reading, 3).shape == ()

@@ -54,8 +54,8 @@ def test_frames_are_read_at_the_positions_that_they_state(tmp_path: Path, values
         (heights(0, 1.99, 4, 6, 8, 10), "be read with the spacing that its frames state, but got (1, 1) for (0.75, 0"),
         (heights(5), "state the positions of its 6 frames, but got 1: convert it to NIfTI"),
         (heights(0, 2, 4, 6, 8), "state the positions of its 6 frames, but got 5"),
-        (["0\\0"] * 6, "state its geometry in numbers, but got '0\\\\0': correct its header."),
-        (["a\\b\\c"] * 6, "state its geometry in numbers, but got 'a\\\\b\\\\c'"),
+        (["0\\0"] * 6, "state the geometry and scale of its frames in numbers, but got '0\\\\0': correct its header."),
+        (["a\\b\\c"] * 6, "state the geometry and scale of its frames in numbers, but got 'a\\\\b\\\\c'"),
         ([f"0\\{k}\\{2 * k}" for k in range(6)], "hold slices along their normal, but got a shift of 5 mm"),
     ],
 )

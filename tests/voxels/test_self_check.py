@@ -238,8 +238,8 @@ def laid_out(name: str, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [48, 50, 63])
-@pytest.mark.parametrize("target_layout", ["contiguous", "channels last"])
-@pytest.mark.parametrize("logits_layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("target_layout", ["contiguous", "channels last", "strided"])
+@pytest.mark.parametrize("logits_layout", ["contiguous", "channels last", "strided"])
 def test_the_sample_lies_in_memory_as_the_input_does(logits_layout: str, target_layout: str, count: int) -> None:
     """Triton compiles steps of 1 and multiples of 16 apart from others."""
     logits, maps = laid_out(logits_layout, count), laid_out(target_layout, count)

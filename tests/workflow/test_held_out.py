@@ -114,6 +114,9 @@ def test_a_case_that_is_trained_on_and_validated_now_stays(tmp_path: Path) -> No
     assert [item["case"] for item in cases.validation] == list(plan.trained)
     (tmp_path / "model.json").write_text(plan.to_json(), encoding="utf-8")
     assert seen_before(cases, plan, tmp_path / "model.json") == []
+    more = {"trained": (*plan.trained, "removed"), "trained_images": (*plan.trained_images, "of an earlier form")}
+    (tmp_path / "model.json").write_text(replace(plan, **more).to_json(), encoding="utf-8")
+    assert seen_before(cases, plan, tmp_path / "model.json") == []
 
 
 def test_the_report_leaves_out_what_the_model_has_seen_and_says_so(
@@ -126,7 +129,7 @@ def test_the_report_leaves_out_what_the_model_has_seen_and_says_so(
     assert scores is not None
     for rows in (scores.rows, read_csv(run / "validation" / "cases.csv")):
         assert {row["case"] for row in rows} == {"c1"}
-    why = "holds them out now, but was on another split before and trained on them."
+    why = "now holds out what it was trained on before, with another split."
     note = f"Left out: c0, c2. The training in {run} {why}"
     assert notes_of(run) == [note]
     assert note in (run / "validation" / "report.html").read_text(encoding="utf-8")
@@ -145,7 +148,7 @@ def test_without_any_unseen_case_there_is_no_report(
     again.check(resume=True, overwrite=True)
     told: list[str] = []
     assert again.run(told.append, lambda _: None) is None
-    sentence = f"There is no report in {scores}: all cases held out now have been trained on before."
+    sentence = f"There is no report in {scores}: all held-out cases were trained on before."
     assert told == [f"Training 1 of 1: {run}", sentence]
     assert "Left out: c0." in capsys.readouterr().err
     for name in ("report.html", "summary.json", "cases.csv", "lesions.csv", "failures.csv"):
@@ -227,6 +230,8 @@ def test_without_any_mask_the_command_ends_with_the_reason(
 ) -> None:
     bundle = Bundle(dataset, {"run": ["c0"]}, broken={"c0"})
     monkeypatch.setattr(training_runs, "run_configs", bundle)
+    (run / "validation").mkdir(parents=True)
+    (run / "validation" / "report.html").write_text("of earlier weights")
     with pytest.raises(OutputError) as caught:
         start(run, bundle)
     assert str(caught.value) == FAILED

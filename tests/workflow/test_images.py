@@ -140,8 +140,8 @@ def test_a_case_is_not_named_out_of_the_folder_of_the_masks(name: str, tmp_path:
     with pytest.raises(DatasetError) as caught:
         image_cases([{"case": name, "image": str(tmp_path / "a.nii.gz")}])
     assert str(caught.value) == (
-        f"Expected `case` of `images` to name a file below `output_dir`, but got {name!r}: leave out what leads "
-        "elsewhere."
+        f"Expected `case` of `images` to name a file below `output_dir`, but got {name!r}: remove what leads to "
+        "another folder."
     )
 
 

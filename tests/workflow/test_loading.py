@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.workflow.config_errors import chain
+from monai_iou.planning.own_errors import chain
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.loading import LabelClassesd, LabelReader, VolumeReader
 

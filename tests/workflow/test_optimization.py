@@ -92,6 +92,20 @@ def test_the_state_of_another_optimizer_is_refused_by_name(before: Any, now: Any
     )
 
 
+class Factored(torch.optim.Optimizer):
+    """Keeps other averages of matrices than of vectors, as Adafactor does."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for weights in self.param_groups[0]["params"]:
+            state, name = self.state[weights], "rows" if weights.dim() > 1 else "all"
+            if not state:
+                state[name] = torch.zeros_like(weights)
+            state[name].add_(weights.grad)
+
+
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize(
     ("kind", "before", "now"),
@@ -100,6 +114,7 @@ def test_the_state_of_another_optimizer_is_refused_by_name(before: Any, now: Any
         (AdamW, {"amsgrad": True}, {"amsgrad": True}),
         (SGD, {}, {"momentum": 0.9}),
         (SGD, {"momentum": 0.9}, {"momentum": 0.5, "nesterov": True}),
+        (Factored, {}, {}),
     ],
 )
 def test_a_state_that_fits_goes_on_with_the_optimizers_own_options(

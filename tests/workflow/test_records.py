@@ -223,7 +223,7 @@ def test_regions_in_another_order_are_another_plan() -> None:
 
 def test_what_the_targets_are_made_by_belongs_to_the_plan() -> None:
     base = replace(make_plan(None, [], [16, 16, 16]), labels=LABELS)
-    later = {"soft_labels": True, "mean_of_raters": True, "partly_labelled": True, "spatial_dims": 2}
+    later = {"soft_labels": True, "mean_of_raters": True, "spatial_dims": 2}
     for name, value in later.items():
         changed = record(replace(base, **{name: value}))
         assert differences(record(base), changed) == [f"its `{name}` was {getattr(base, name)} and is {value}"]

@@ -322,6 +322,9 @@ def test_a_table_that_a_spreadsheet_saved_ends_no_training(
         f"{table} has rows that cannot be read, perhaps since a spreadsheet saved it with decimal commas: they are "
         f"left out of the table from now on, and {aside} keeps them."
     ]
+    table.write_bytes(content)
+    complete(handler_of(tmp_path, pictures=0), 5)
+    assert aside.read_bytes() == 2 * content, "what was kept before is kept too"
 
 
 def test_files_that_a_viewer_holds_end_no_training(
@@ -348,7 +351,7 @@ def test_files_that_a_viewer_holds_end_no_training(
         complete(handler, 1, 2)
         handler._completed(engine)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert {message.partition(" is left as it is, as it cannot be replaced now: ")[0] for message in warned} == {
+    assert {message.partition(" cannot be read or replaced now and stays as it is: ")[0] for message in warned} == {
         str(path) for path in held
     }
     assert len(warned) == len(held), "each once"
@@ -356,6 +359,8 @@ def test_files_that_a_viewer_holds_end_no_training(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
     held.clear()
+    handler._completed(engine)
+    assert [row["epoch"] for row in read_csv(tmp_path / "epochs.csv")] == ["1", "2"], "of a training that ends here"
     complete(handler, 3)
     handler._completed(engine)
     assert [row["epoch"] for row in read_csv(tmp_path / "epochs.csv")] == ["1", "2", "3"], "none is lost"

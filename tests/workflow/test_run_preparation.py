@@ -316,7 +316,7 @@ def test_folds_that_hold_out_a_case_twice_are_refused_before_the_first_is_traine
             Planner(run).prepare(**how)
         assert str(caught.value) == (
             f"Expected {data}/splits_final.json to hold out each case once, as one report joins all folds, but got c1 "
-            "in folds 0 and 1: correct the file, or train folds of it one by one with --fold."
+            "in folds 0 and 1: correct the file, or train its folds one by one with --fold."
         )
     assert not run.folder.exists()
     assert Planner(run_of(tmp_path / "one", data, folds=2, fold=1)).prepare() == 1

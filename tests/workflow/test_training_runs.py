@@ -431,3 +431,8 @@ def test_killed_in_the_second_fold_and_started_again(data: Path, tmp_path: Path)
     done = subprocess.run(predicted, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "masks" / scan.name).is_file()
+
+
+def test_long_values_that_differ_are_not_shown_as_the_same() -> None:
+    state = RunState(Path(), {"config_keys": {"a": "x" * 200 + "1"}})
+    assert state.differences({"config_keys": {"a": "x" * 200 + "2"}}) == ["a is another one"]
