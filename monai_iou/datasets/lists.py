@@ -193,12 +193,13 @@ def _inside(root: Path, relative: object, what: str) -> Path:
             "copy or link the file into the folder and name it relative to dataset.json."
         )
         raise DatasetError(message)
+    shown = str(path) if str(path).isprintable() else repr(str(path))  # a line break would tear the sentence
     if not path.name.lower().endswith(EXTENSIONS):
-        message = f"Expected {what} to be .nii, .nii.gz, .mha, .nrrd or .png, but got {path}: convert it to NIfTI."
+        message = f"Expected {what} to be .nii, .nii.gz, .mha, .nrrd or .png, but got {shown}: convert it to NIfTI."
         raise DatasetError(message)
     existing = find_spelling(path)
     if existing is None or not existing.is_file():
         state = "there is no such file" if existing is None or not existing.exists() else "it is no file"
-        message = f"Expected {what} at {path}, but {state}: add it or remove the entry from dataset.json."
+        message = f"Expected {what} at {shown}, but {state}: add it or remove the entry from dataset.json."
         raise DatasetError(message)
     return existing

@@ -371,3 +371,31 @@ def test_three_visits_of_one_patient_stay_together() -> None:
     for seed in range(20):
         _, validation = split_cases(read.training, 0.2, seed, read.patient_groups)
         assert len([case for case in validation if "P14" in case.name]) in (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "a\n",
+            "Expected the image in `test` to be .nii, .nii.gz, .mha, .nrrd or .png, but got {}: convert it to NIfTI.",
+        ),
+        (
+            "a\n.nii.gz",
+            "Expected the image in `test` at {}, but there is no such file: add it or remove the entry from ",
+        ),
+    ],
+)
+def test_a_name_with_a_line_break_leaves_the_message_one_sentence(tmp_path: Path, name: str, expected: str) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        write(tmp_path / part / "c.nii.gz", np.ones((4, 4, 4), np.uint8))
+    content = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "x"},
+        "training": [{"image": "imagesTr/c.nii.gz", "label": "labelsTr/c.nii.gz"}],
+        "test": [name],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError) as caught:
+        read_folder(tmp_path)
+    assert str(caught.value).startswith(expected.format(repr(str(tmp_path / name))))
