@@ -161,7 +161,7 @@ def main() -> int:
     name = device_name(options.device)
     path = options.output / f"gpu-{name}.md"
     if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
-        message = f"Expected {path} to be written by this command, but found another page: move it, or set --output."
+        message = f"Expected {path} to be written by this command, but got another page: move it, or set --output."
         print(message, file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:

@@ -91,5 +91,5 @@ def test_only_a_page_of_its_own_is_replaced(
     assert gpu.main() == 1
     assert page.read_text() == "# Written by hand\n"
     assert capsys.readouterr() == (
-        "", f"Expected {page} to be written by this command, but found another page: move it, or set --output.\n"
+        "", f"Expected {page} to be written by this command, but got another page: move it, or set --output.\n"
     )  # fmt: skip
