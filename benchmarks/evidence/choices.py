@@ -89,6 +89,10 @@ LOSSES: dict[str, Overrides] = {
     "lovasz+ce sorted": _compound("LovaszSoftmaxLoss", bins=None),
     "generalised iou": {"loss": {**_ours("GeneralizedIoULoss", w_type="simple"), "include_background": True}},
     "instance": {"instance": True},
+    "instance, both cells": {
+        "instance": True,
+        "loss": _ours("InstanceIoULoss", cells="both", global_loss=_ours("IoUCELoss", lambda_ce=THIRD)),
+    },
     "planned": {"planned": True},  # what `monai-iou plan` writes for the data, but for the epochs
     "planned, dice+ce": {"planned": True, **_dice_ce(1.0)},
     "planned, bfloat16": {"planned": True, "amp_dtype": "bfloat16"},

@@ -54,7 +54,7 @@ def block(study: Study, results: Path) -> str:
 def analysed(study: Study, results: Path) -> tuple[dict[Choice, Scores], dict[Choice, Comparison]]:
     """Return scores and comparisons of every choice in the study's own order; choices without a seed are left out."""
     found = scores_of(cases_of(results, study.name), study.primary)
-    order = [(data, loss, sampler) for data in study.data for sampler in study.samplers for loss in study.losses]
+    order = [(data, loss, sampler) for data in study.data for loss, sampler in study.choices]
     scores = {choice: found[choice] for choice in order if choice in found and found[choice].table.size}
     comparisons = compare(scores, {data: (data, *study.baseline) for data in study.data}, len(order) - len(study.data))
     return scores, {one.choice: one for one in comparisons}
@@ -103,12 +103,16 @@ def _lesions(cases: Sequence[Mapping[str, str]], scores: Mapping[Choice, Scores]
 
 
 def _columns(study: Study) -> list[str]:
-    many = {"data": len(study.data) > 1, "choice": True, "crops": len(study.samplers) > 1}
+    many = {"data": len(study.data) > 1, "choice": True, "crops": _has_crops(study)}
     return [name for name, shown in many.items() if shown]
 
 
+def _has_crops(study: Study) -> bool:
+    return len({sampler for _, sampler in study.choices}) > 1
+
+
 def _names(study: Study, choice: Choice) -> list[str]:
-    kept = [len(study.data) > 1, True, len(study.samplers) > 1]
+    kept = [len(study.data) > 1, True, _has_crops(study)]
     return [name for name, shown in zip(choice, kept, strict=True) if shown]
 
 

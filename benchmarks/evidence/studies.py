@@ -47,6 +47,7 @@ class Study:
     Attributes:
         baseline: the (loss, sampler) that the others are compared with.
         primary: the one score that decides, a column of the table of cases.
+        more_choices: of (loss, sampler) beside every loss with every sampler, where all of them would cost too much.
         more_seeds: seeds beside `seeds` of single data or losses, where three leave the answer open.
         needs_gpu: whether a run shows nothing without one; quick runs are made on a CPU as well.
         amounts: of the foreground in each of `data`, in %: the scores are drawn over it.
@@ -59,12 +60,18 @@ class Study:
     losses: tuple[str, ...]
     baseline: tuple[str, str]
     samplers: tuple[str, ...] = ("voxels",)
+    more_choices: tuple[tuple[str, str], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     more_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     primary: str = "iou"
     needs_gpu: bool = False
     amounts: tuple[float, ...] = ()
     quick: Overrides = field(default_factory=lambda: {"epochs": 3})
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Every (loss, sampler) of the study."""
+        return [*((loss, sampler) for sampler in self.samplers for loss in self.losses), *self.more_choices]
 
     def runs(self, *, quick: bool = False) -> list[Run]:
         """Return the runs in the order in which they are made: a seed of everything before the next.
@@ -78,18 +85,28 @@ class Study:
             for seed in sorted({*self.seeds, *(seed for more in self.more_seeds.values() for seed in more)})
             for name in self.data
             for fold in range(DATA[name].folds)
-            for sampler in self.samplers
-            for loss in self.losses
+            for loss, sampler in self.choices
             if seed in (*self.seeds, *self.more_seeds.get(name, ()), *self.more_seeds.get(loss, ()))
         ]
 
     def _quick_runs(self) -> list[Run]:
-        """Return one seed and fold of every loss with the first sampler, and of every other sampler with one loss."""
-        pairs = [(loss, self.samplers[0]) for loss in self.losses]
-        pairs += [(self.losses[0], sampler) for sampler in self.samplers[1:]]
+        """Return one seed and fold of every loss, and of every sampler with the first loss that it has."""
+        first: list[tuple[str, str]] = []
+        for part in (0, 1):
+            for pair in self.choices:
+                if pair[part] not in {chosen[part] for chosen in first}:
+                    first.append(pair)
         data = self.quick.get("data", self.data)
-        return [Run(self.name, name, loss, sampler, self.seeds[0], 0) for name in data for loss, sampler in pairs]
+        return [Run(self.name, name, loss, sampler, self.seeds[0], 0) for name in data for loss, sampler in first]
 
+
+# Beside three losses with every sampling: losses that few samplings tell enough about, or samplings that few losses do.
+FEW_SAMPLINGS = tuple((loss, sampler) for loss in ("iou", "instance, both cells") for sampler in ("q=1/2", "voxels"))
+FEW_LOSSES = tuple(
+    (loss, sampler)
+    for sampler in ("q=1/3", "q=1", "q=1/2, centred", "q=1, centred")
+    for loss in ("iou+ce/3", "instance")
+)
 
 # The weights of the cross-entropy beside IoU and Dice.
 WEIGHTS = (
@@ -121,6 +138,7 @@ STUDIES: dict[str, Study] = {
             ("unequal",),
             ("dice+ce", "iou+ce/3", "instance"),
             samplers=("voxels", "q=1/2", "q=0", "q=1/3", "q=1", "q=1/2, centred", "q=1, centred"),
+            more_choices=FEW_SAMPLINGS,
             baseline=("dice+ce", "voxels"),
             primary="lesion_f1",
             quick={"epochs": 1},
@@ -152,6 +170,7 @@ STUDIES: dict[str, Study] = {
             ("task901",),
             ("iou+ce/3", "dice+ce", "instance"),
             samplers=("q=1/2", "voxels", "q=0"),
+            more_choices=(*FEW_SAMPLINGS, *FEW_LOSSES),
             baseline=("iou+ce/3", "q=1/2"),
             primary="lesion_f1",
             quick={"epochs": 1},

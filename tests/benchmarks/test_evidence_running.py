@@ -62,6 +62,34 @@ def test_single_data_and_losses_may_have_more_seeds() -> None:
         assert not {seed for more in known.more_seeds.values() for seed in more} & set(known.seeds)
 
 
+def test_single_choices_may_be_made_beside_all_losses_with_all_samplers() -> None:
+    more = (("ce", "q=0"), ("iou", "q=1"))
+    study = Study("x", "?", ("0.1 %",), ("iou",), ("iou", "voxels"), seeds=(0, 1), more_choices=more)
+    made = [(run.loss, run.sampler, run.seed) for run in study.runs()]
+    assert made == [(*choice, seed) for seed in (0, 1) for choice in (("iou", "voxels"), *more)]
+    assert [(run.loss, run.sampler) for run in study.runs(quick=True)] == [("iou", "voxels"), *more]
+
+
+def test_cells_of_both_kinds_differ_from_the_planned_loss_by_nothing_else() -> None:
+    """`InstanceIoULoss` as the bundle makes it by `instance`, but for `cells`."""
+    from monai.bundle import ConfigParser
+
+    from monai_iou.planning.plan import make_plan
+    from monai_iou.workflow.variants import build_loss
+
+    plan = make_plan(None, [], [16, 16, 16], base_channels=4)
+    losses = {}
+    for name in ("iou+ce/3", "instance, both cells"):
+        own = ConfigParser(dict(LOSSES[name])).get_parsed_content("loss")
+        losses[name] = build_loss(own, plan, instance=True)
+    reference, both = losses.values()
+    assert (reference.cells, both.cells) == ("reference", "both")
+    both.cells = "reference"
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 2, 16, 16, 16), (torch.rand(2, 1, 16, 16, 16) < 0.02).long()
+    torch.testing.assert_close(both(logits, labels), reference(logits, labels))
+
+
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_runs_of_a_study_differ_by_what_they_name_alone(study) -> None:
     allowed = {key for choice in (*LOSSES.values(), *SAMPLERS.values()) for key in choice} | {"seed"}
