@@ -4,8 +4,7 @@ Here too p is kept for the backward pass where the gradient will stand, as -p wh
 taken over runs of voxels of one region. In a row that holds the background alone, only the probabilities and the
 cross-entropy of the background are summed.
 
-The slopes of the backward pass are read from tables with one number for each region and label, as that takes less time
-than to find the runs.
+The slopes of the backward pass, one number for each region and label, are written to a row run by run as well.
 """
 
 from __future__ import annotations
@@ -26,47 +25,42 @@ from monai_iou.voxels.numba_math import (
     select_class,
     size,
     summing_loop,
-    total,
 )
-from monai_iou.voxels.numba_regions import LEAST_MEAN, find_runs, region_of, signed
+from monai_iou.voxels.numba_regions import LEAST_MEAN, find_runs, read_pulls, region_of, signed
+from monai_iou.voxels.numba_vectors import sum_between
 
 _F = np.float32
 
 
-@loop
-def _probabilities(u: Row, p: Row, q: Row, n: int) -> None:
-    """Write p and q = 1 - p."""
+@summing_loop
+def _probabilities(u: Row, p: Row, n: int) -> Any:
+    """Write p, and return the size of u."""
+    found = _F(0)
+    for i in range(n):
+        t = exp(-abs(u[i]))
+        larger = _F(1) / (_F(1) + t)
+        p[i] = larger if u[i] > _F(0) else t * larger
+        found += abs(u[i])
+    return found
+
+
+@summing_loop
+def _probabilities_of_two(u: Row, p: Row, q: Row, n: int) -> Any:
+    """Write p and q = 1 - p, and return the size of u."""
+    found = _F(0)
     for i in range(n):
         t = exp(-abs(u[i]))
         larger = _F(1) / (_F(1) + t)
         p[i] = larger if u[i] > _F(0) else t * larger
         q[i] = t * larger if u[i] > _F(0) else larger
+        found += abs(u[i])
+    return found
 
 
-@summing_loop
-def _sums(p: Row, y: Row, n: int) -> tuple[Any, ...]:
-    """Return I, P and T."""
-    both, whole, of_y = _F(0), _F(0), _F(0)
+@loop
+def _multiply(first: Row, second: Row, n: int, out: Row) -> None:
     for i in range(n):
-        both += p[i] * y[i]
-        whole += p[i]
-        of_y += y[i]
-    return both, whole, of_y
-
-
-@summing_loop
-def _sums_of_two(p: Row, q: Row, y: Row, labels: Row, n: int) -> tuple[Any, ...]:
-    """Return I, P and T of the class, and of the other one."""
-    both, whole, of_y, both_other, rest, others = _F(0), _F(0), _F(0), _F(0), _F(0), _F(0)
-    for i in range(n):
-        other = _F(1) if labels[i] == _F(0) else _F(0)
-        both += p[i] * y[i]
-        whole += p[i]
-        of_y += y[i]
-        both_other += q[i] * other
-        rest += q[i]
-        others += other
-    return both, whole, of_y, both_other, rest, others
+        out[i] = first[i] * second[i]
 
 
 @summing_loop
@@ -106,6 +100,35 @@ def _keep_digits(rows: Any) -> bool:
 
 
 @loop
+def _keep(p: Row, y: Row, has_class: bool, n: int, kept: Row) -> None:
+    """Write p as it is kept."""
+    if has_class:
+        for i in range(n):
+            kept[i] = signed(p[i], y[i])
+    else:
+        for i in range(n):
+            kept[i] = p[i]
+
+
+@loop
+def _add_runs(values: Row, ends: Any, runs: int, groups: Any, statistic: Any) -> None:
+    """Add the sums of the runs to those of their regions, (R,)."""
+    done = 0
+    for run in range(runs):
+        statistic[region_of(groups[done:])] += sum_between(values, done, ends[run])
+        done = ends[run]
+
+
+@loop
+def _add_counts(ends: Any, runs: int, groups: Any, statistic: Any) -> None:
+    """Add the voxels of the runs."""
+    done = 0
+    for run in range(runs):
+        statistic[region_of(groups[done:])] += ends[run] - done
+        done = ends[run]
+
+
+@loop
 def add_regions(
     x: Any,
     other: Any,
@@ -123,14 +146,13 @@ def add_regions(
     They are added as by :func:`numba_lines.add_line`; what is returned, and what is kept, is as for
     :func:`numba_usual.add_usual`.
     """
-    spare = np.empty((6, min(WIDTH, x.shape[0]) + PADDING), np.float32)
-    difference, selected, p, q, inside, outside = spare[0], spare[1], spare[2], spare[3], spare[4], spare[5]
+    spare = np.empty((7, min(WIDTH, x.shape[0]) + PADDING), np.float32)
+    difference, selected, p, q, product = spare[0], spare[1], spare[2], spare[3], spare[4]
+    inside, outside = spare[5], spare[6]
     ends, soft = np.empty(WIDTH, np.int64), _F(0)
     for start in range(0, x.shape[0], WIDTH):
         n = min(WIDTH, x.shape[0] - start)
-        u, y, labels = x[start:], target[start:], target[start:]
-        if keeps:
-            p = kept[start:]
+        u, y, labels, regions = x[start:], target[start:], target[start:], groups[start:]
         if number >= 0:
             y = selected
             select_class(labels, _F(number), n, y)
@@ -138,88 +160,82 @@ def add_regions(
             u, first, second = difference, x[start:], other[start:]
             for i in range(n):
                 u[i] = first[i] - second[i]
-        if not size(u, n) < LARGEST:
+            found = _probabilities_of_two(u, p, q, n)
+        else:
+            found = _probabilities(u, p, n)
+        if not found < LARGEST:
             return 0
-        _probabilities(u, p, q, n)
         has_class = size(labels if two else y, n) != _F(0)  # most rows hold the background alone
-        if has_class and not two:
-            rows[0, 0, 6] += not_shares(y, n)
-            soft += _soft_targets(y, n)
+        runs = find_runs(regions, n, ends)
+        _add_counts(ends, runs, regions, rows[0, :, 5])
+        _add_runs(p, ends, runs, regions, rows[0, :, 1])
+        if two:
+            _add_runs(q, ends, runs, regions, rows[1, :, 1])
+            if not has_class:
+                _add_runs(q, ends, runs, regions, rows[1, :, 0])
+                _add_counts(ends, runs, regions, rows[1, :, 2])
+        if has_class:
+            if not two:
+                rows[0, 0, 6] += not_shares(y, n)
+                soft += _soft_targets(y, n)
+            if number < 0:
+                for i in range(n):
+                    selected[i] = y[i]
+            _multiply(p, selected, n, product)
+            _add_runs(product, ends, runs, regions, rows[0, :, 0])
+            _add_runs(selected, ends, runs, regions, rows[0, :, 2])
         if entropy:
             _entropies(u, y, n, inside, outside)
-        done, runs = 0, find_runs(groups[start:], n, ends)
-        for run in range(runs):
-            m, region = ends[run] - done, region_of(groups[start + done :])
-            row, row_other = rows[0, region], rows[1, region]
-            if not has_class:
-                row[1] += total(p[done:], m)
-                if two:
-                    rest = total(q[done:], m)
-                    row_other[0] += rest
-                    row_other[1] += rest
-                    row_other[2] += m
-            elif two:
-                sums = _sums_of_two(p[done:], q[done:], y[done:], labels[done:], m)
-                both, whole, of_y, both_other, rest, others = sums
-                row[0] += both
-                row[1] += whole
-                row[2] += of_y
-                row_other[0] += both_other
-                row_other[1] += rest
-                row_other[2] += others
-            else:
-                both, whole, of_y = _sums(p[done:], y[done:], m)
-                row[0] += both
-                row[1] += whole
-                row[2] += of_y
-            if entropy:
-                row_other[3] += total(outside[done:], m)
-                if has_class:
-                    row[3] += total(inside[done:], m)
-            row[5] += m
-            done = ends[run]
-        if keeps and has_class:
-            for i in range(n):
-                p[i] = signed(p[i], y[i])
+            _add_runs(outside, ends, runs, regions, rows[1, :, 3])
+            if has_class:
+                _add_runs(inside, ends, runs, regions, rows[0, :, 3])
+        if has_class and two:
+            others = inside
+            select_class(labels, _F(0), n, others)
+            _multiply(q, others, n, product)
+            _add_runs(product, ends, runs, regions, rows[1, :, 0])
+            _add_runs(others, ends, runs, regions, rows[1, :, 2])
+        if keeps:
+            _keep(p, y, has_class, n, kept[start:])
     if not keeps or (two and not _keep_digits(rows)):
         return 1
     return 3 if soft == _F(0) else 2
 
 
 @loop
-def _write_row(kept: Row, y: Row, signs: bool, regions: Any, n: int, outside: Row, inside: Row) -> None:
-    """Turn p of n voxels into the gradient by I and P; slopes are of each region where y is 0, and where it is 1."""
-    if signs and _below_zero(kept, n) == _F(0):  # most rows have no voxel of the class
+def _write_row(kept: Row, y: Row, signs: bool, has_class: bool, n: int, outside: Row, inside: Row) -> None:
+    """Turn p of n voxels into the gradient by I and P; each voxel has its slopes where y is 0, and where it is 1."""
+    if not has_class:
         for i in range(n):
-            kept[i] = kept[i] * (_F(1) - kept[i]) * outside[regions[i]]
+            kept[i] = kept[i] * (_F(1) - kept[i]) * outside[i]
     elif signs:
         for i in range(n):
-            slope = inside[regions[i]] if kept[i] < _F(0) else outside[regions[i]]
+            slope = inside[i] if kept[i] < _F(0) else outside[i]
             kept[i] = abs(kept[i]) * (_F(1) - abs(kept[i])) * slope
     else:
         for i in range(n):
-            slope = outside[regions[i]] * (_F(1) - y[i]) + inside[regions[i]] * y[i]
+            slope = outside[i] * (_F(1) - y[i]) + inside[i] * y[i]
             kept[i] = abs(kept[i]) * (_F(1) - abs(kept[i])) * slope
 
 
 @loop
 def _write_row_with_entropy(
-    kept: Row, y: Row, signs: bool, regions: Any, n: int, outside: Row, inside: Row, lift: Row, lower: Row
+    kept: Row, y: Row, signs: bool, has_class: bool, n: int, slopes: tuple[Row, Row, Row, Row]
 ) -> None:
     """The same with the cross-entropy: `lift` and `lower` are its pulls outside of the class, and inside."""
-    if signs and _below_zero(kept, n) == _F(0):
+    outside, inside, lift, lower = slopes
+    if not has_class:
         for i in range(n):
-            region = regions[i]
-            kept[i] = kept[i] * ((_F(1) - kept[i]) * outside[region] + lift[region])
+            kept[i] = kept[i] * ((_F(1) - kept[i]) * outside[i] + lift[i])
     elif signs:
         for i in range(n):
-            region, p, q = regions[i], abs(kept[i]), _F(1) - abs(kept[i])
-            at_class, elsewhere = q * (p * inside[region] - lower[region]), p * (q * outside[region] + lift[region])
+            p, q = abs(kept[i]), _F(1) - abs(kept[i])
+            at_class, elsewhere = q * (p * inside[i] - lower[i]), p * (q * outside[i] + lift[i])
             kept[i] = at_class if kept[i] < _F(0) else elsewhere
     else:
         for i in range(n):
-            region, p, q = regions[i], abs(kept[i]), _F(1) - abs(kept[i])
-            at_class, elsewhere = q * (p * inside[region] - lower[region]), p * (q * outside[region] + lift[region])
+            p, q = abs(kept[i]), _F(1) - abs(kept[i])
+            at_class, elsewhere = q * (p * inside[i] - lower[i]), p * (q * outside[i] + lift[i])
             kept[i] = at_class * y[i] + elsewhere * (_F(1) - y[i])
 
 
@@ -228,20 +244,29 @@ def write_regions(
     target: Any, signs: bool, groups: Any, two: bool, entropy: bool, pulls: Any, out: Any, out_other: Any
 ) -> None:
     """Turn p of :func:`add_regions` into d loss / d logits, in place; see :func:`numba_usual.write_usual`."""
-    slopes = np.empty((2, pulls.shape[2]), np.float32)  # of each region where y is 0, and where it is 1
-    outside, inside, lift, lower = slopes[0], slopes[1], pulls[1, 3], pulls[0, 3]
+    table = np.empty((2, pulls.shape[2]), np.float32)  # of each region where y is 0, and where it is 1
     for region in range(pulls.shape[2]):
         of_i, of_p = pulls[0, 0, region], pulls[0, 1, region]
         of_other, of_q = pulls[1, 0, region] if two else _F(0), pulls[1, 1, region] if two else _F(0)
-        outside[region] = of_p - (of_other + of_q)
-        inside[region] = (of_i + of_p) - of_q
+        table[0, region] = of_p - (of_other + of_q)
+        table[1, region] = (of_i + of_p) - of_q
+    rows = np.empty((4, min(WIDTH, out.shape[0]) + PADDING), np.float32)
+    slopes = (rows[0], rows[1], rows[2], rows[3])
+    outside, inside, lift, lower = slopes
     for start in range(0, out.shape[0], WIDTH):
         n = min(WIDTH, out.shape[0] - start)
         place, y, regions = out[start:], target[start:], groups[start:]
+        has_class = not signs or _below_zero(place, n) != _F(0)  # most rows have no voxel of the class
+        read_pulls(table[0], regions, n, outside)
+        if has_class:
+            read_pulls(table[1], regions, n, inside)
         if entropy:
-            _write_row_with_entropy(place, y, signs, regions, n, outside, inside, lift, lower)
+            read_pulls(pulls[1, 3], regions, n, lift)
+            if has_class:
+                read_pulls(pulls[0, 3], regions, n, lower)
+            _write_row_with_entropy(place, y, signs, has_class, n, slopes)
         else:
-            _write_row(place, y, signs, regions, n, outside, inside)
+            _write_row(place, y, signs, has_class, n, outside, inside)
         if two:
             second = out_other[start:]
             for i in range(n):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_iou.voxels.numba_math import Row, Terms, loop, size, total
+from monai_iou.voxels.numba_vectors import COMPARED, change_bits, fill, lowest_bit
 
 LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
 
@@ -33,21 +34,39 @@ def has_long_runs(groups: Any, stride: int, maps: int, n: int) -> bool:
 @loop
 def run_length(groups: Any, n: int) -> int:
     """Return how many of the next n voxels are of the region of the first; all of them if there are no regions."""
-    for i in range(1, min(n, groups.shape[0])):
-        if groups[i] != groups[0]:
+    known = min(n, groups.shape[0])
+    i = 1
+    while i + COMPARED <= known:
+        bits = change_bits(groups, i)
+        if bits != 0:
+            return int(i + lowest_bit(bits))
+        i += COMPARED
+    while i < known:
+        if groups[i] != groups[i - 1]:
             return i
+        i += 1
     return n
 
 
 @loop
 def find_runs(groups: Any, n: int, ends: Any) -> int:
-    """Write where the runs of n voxels end, and return how many there are."""
-    runs, done = 0, 0
-    while done < n:
-        done += run_length(groups[done:], n - done)
-        ends[runs] = done
-        runs += 1
-    return runs
+    """Write where the runs of n voxels end, and return how many there are; one if there are no regions."""
+    known = min(n, groups.shape[0])
+    runs, i = 0, 1
+    while i + COMPARED <= known:
+        bits = change_bits(groups, i)
+        while bits != 0:
+            ends[runs] = i + lowest_bit(bits)
+            runs += 1
+            bits &= bits - np.uint64(1)
+        i += COMPARED
+    while i < known:
+        if groups[i] != groups[i - 1]:
+            ends[runs] = i
+            runs += 1
+        i += 1
+    ends[runs] = n
+    return runs + 1
 
 
 @loop
@@ -68,13 +87,15 @@ def add_total(rows: Any, entropy: Row, regions: Any, n: int) -> None:
 
 @loop
 def read_pulls(pulls: Row, regions: Any, n: int, out: Row) -> None:
-    """Write d loss / d a statistic for the region of each voxel; `pulls`, (R,), has it for each region."""
-    if regions.shape[0] == 0:
-        for i in range(n):
-            out[i] = pulls[0]
-    else:
-        for i in range(n):
-            out[i] = pulls[regions[i]]
+    """Write d loss / d a statistic for the region of each voxel; `pulls`, (R,), has it for each region.
+
+    `out` has at least LANES voxels more, of which some may be written to.
+    """
+    ends = np.empty(n, np.int64)
+    done = 0
+    for run in range(find_runs(regions, n, ends)):
+        fill(out, done, ends[run], pulls[region_of(regions[done:])])
+        done = ends[run]
 
 
 @loop
