@@ -176,7 +176,8 @@ def steps(folder: Path, options: argparse.Namespace) -> tuple[list[Times], dict[
     )
     pause_after(trainer, Events.ITERATION_COMPLETED)
     tensors = [convert_to_tensor([batch["image"], batch["label"]], track_meta=False) for batch in batches]
-    loop = bare_loop(bare, tensors, amp=trainer.amp, device=trainer.state.device)
+    dtype = trainer.amp_kwargs.get("dtype")
+    loop = bare_loop(bare, tensors, amp=trainer.amp, dtype=dtype, device=trainer.state.device)
     actions = {"trainer": trainer.run, "bare loop": lambda: losses["bare loop"].append(next(loop))}
     seconds = take_turns(actions, turns)
     trainer.terminate()
@@ -194,7 +195,7 @@ def steps(folder: Path, options: argparse.Namespace) -> tuple[list[Times], dict[
     return [Times(name, WARM_UP_STEPS, seconds[name]) for name in actions], facts
 
 
-def bare_loop(parser: Any, batches: list[Any], *, amp: bool, device: Any) -> Iterator[float]:
+def bare_loop(parser: Any, batches: list[Any], *, amp: bool, dtype: Any, device: Any) -> Iterator[float]:
     """Train as one writes it by hand, a step each time it is asked for the next loss."""
     import torch
 
@@ -204,7 +205,7 @@ def bare_loop(parser: Any, batches: list[Any], *, amp: bool, device: Any) -> Ite
     for batch in cycle(batches):
         images, labels = (tensor.to(device) for tensor in batch)
         optimizer.zero_grad()
-        with torch.autocast(device.type, enabled=amp):
+        with torch.autocast(device.type, dtype, enabled=amp):
             value = loss(network(images), labels)
         scaler.scale(value).backward()
         scaler.step(optimizer)

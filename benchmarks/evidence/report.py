@@ -4,9 +4,12 @@
     python -m benchmarks.evidence.report --study compound --results runs/evidence-quick    # print one study's table
     python -m benchmarks.evidence.report --study imbalance --volumes    # what each run marked and cost
     python -m benchmarks.evidence.report --study real --patients        # the score of each patient
+    python -m benchmarks.evidence.report --study longer --baseline dice+ce voxels    # compared with another choice
+    python -m benchmarks.evidence.report --study imbalance --seeds 0 1 2             # of these seeds alone
 
 The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` and `<!-- end -->` is not.
-A study without a row is named there with its command.
+A study without a row is named there with its command. Rows that other settings made than those the study has now are
+left out, everywhere; `--any-settings` prints them too.
 """
 
 from __future__ import annotations
@@ -16,18 +19,20 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.evidence.curves import Point, draw_curves
 from benchmarks.evidence.pictures import Line, draw
 from benchmarks.evidence.statistics import FEWEST_SEEDS, Choice, Comparison, Scores, compare, interval_of, scores_of
-from benchmarks.evidence.studies import STUDIES, Study
+from benchmarks.evidence.studies import STUDIES, Study, settings
 from benchmarks.evidence.tables import cases_of, key_of, runs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "results"
 TITLES = {"iou": "IoU", "dice": "Dice", "lesion_f1": "lesion F1"}
+Row = Mapping[str, str]
 BLOCK = re.compile(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -38,32 +43,45 @@ def fill(page: str, results: Path) -> str:
 
 def block(study: Study, results: Path) -> str:
     """Return one study as Markdown: its question, its state, its table and its picture."""
-    runs = runs_of(results, study.name)
-    planned = study.runs()
+    runs, _ = made(study, results)
+    planned = len(study.runs())
     command = f"```sh\npython -m benchmarks.evidence --study {study.name}\n```\n"
-    done = sum(run.key in {key_of(row) for row in runs} for run in planned)
     if not runs:
-        return f"{study.question} Not run yet ({len(planned)} runs):\n\n{command}"
-    text = f"{study.question} {done} of {len(planned)} runs are done.\n\n{command}\n{table(study, results)}\n"
+        return f"{study.question} Not run yet ({planned} runs):\n\n{command}"
+    text = f"{study.question} {len(runs)} of {planned} runs are done.\n\n{command}\n{table(study, results)}\n"
     text += f"\n![{study.question}](results/{study.name}.svg)\n"
     if study.amounts:
         text += f"\n![The scores over the share of foreground](results/{study.name}-curves.svg)\n"
     return text + f"\n{circumstances(runs)}\n"
 
 
-def analysed(study: Study, results: Path) -> tuple[dict[Choice, Scores], dict[Choice, Comparison]]:
+def made(study: Study, results: Path, *, any_settings: bool = False) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Return the rows of the study's runs, and of their cases, without those that other settings made than it has now.
+
+    `any_settings` takes these as well.
+    """
+    planned = {run.key: settings(run) for run in study.runs()}
+    runs = [row for row in runs_of(results, study.name) if key_of(row) in planned]
+    kept = [row for row in runs if any_settings or row["settings"] == planned[key_of(row)]]
+    keys = {key_of(row) for row in kept}
+    return kept, [row for row in cases_of(results, study.name) if key_of(row) in keys]
+
+
+def analysed(
+    study: Study, results: Path, *, any_settings: bool = False
+) -> tuple[dict[Choice, Scores], dict[Choice, Comparison]]:
     """Return scores and comparisons of every choice in the study's own order; choices without a seed are left out."""
-    found = scores_of(cases_of(results, study.name), study.primary)
+    found = scores_of(made(study, results, any_settings=any_settings)[1], study.primary)
     order = [(data, loss, sampler) for data in study.data for loss, sampler in study.choices]
     scores = {choice: found[choice] for choice in order if choice in found and found[choice].table.size}
     comparisons = compare(scores, {data: (data, *study.baseline) for data in study.data}, len(order) - len(study.data))
     return scores, {one.choice: one for one in comparisons}
 
 
-def table(study: Study, results: Path) -> str:
+def table(study: Study, results: Path, *, any_settings: bool = False) -> str:
     """Return the study's table as Markdown; the primary score decides, the others are shown."""
-    scores, comparisons = analysed(study, results)
-    cases = cases_of(results, study.name)
+    scores, comparisons = analysed(study, results, any_settings=any_settings)
+    cases = made(study, results, any_settings=any_settings)[1]
     others = {name: scores_of(cases, name) for name in TITLES if name != study.primary}
     lesions = _lesions(cases, scores)
     title = TITLES[study.primary]
@@ -130,16 +148,17 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}"
 
 
-def volumes(study: Study, results: Path) -> str:
+def volumes(study: Study, results: Path, *, any_settings: bool = False) -> str:
     """Return, for every run, the marked volume in multiples of the reference's, over all cases, its steps and times."""
+    runs, cases = made(study, results, any_settings=any_settings)
     sums: dict[tuple[str, str, str, int, int], list[int]] = {}
-    for row in cases_of(results, study.name):
+    for row in cases:
         both = sums.setdefault(key_of(row), [0, 0])
         both[0] += int(row["predicted_voxels"])
         both[1] += int(row["reference_voxels"])
     heads = ["data", "loss", "crops", "seed", "fold", "marked / reference", "steps", "CPU s", "training s", "other s"]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    for row in runs_of(results, study.name):
+    for row in runs:
         marked, reference = sums[key_of(row)]
         times = [row[name] for name in ("steps", "cpu_seconds", "train_seconds", "evaluate_seconds")]
         cells = [*map(str, key_of(row)), f"{marked / reference:.2f}", *times]
@@ -147,12 +166,12 @@ def volumes(study: Study, results: Path) -> str:
     return "\n".join(lines)
 
 
-def patients(study: Study, results: Path) -> str:
+def patients(study: Study, results: Path, *, any_settings: bool = False) -> str:
     """Return the study's score of every patient, with each seed and their mean."""
     title = TITLES[study.primary]
     heads = f"| data | choice | crops | patient | {title} of each seed | mean |"
     lines = [heads, "| --- " * 6 + "|"]
-    for choice, one in analysed(study, results)[0].items():
+    for choice, one in analysed(study, results, any_settings=any_settings)[0].items():
         for name, values in zip(one.patients, one.table.T, strict=True):
             cells = [*choice, name, ", ".join(f"{value:.3f}" for value in values), f"{values.mean():.3f}"]
             lines.append("| " + " | ".join(cells) + " |")
@@ -174,7 +193,7 @@ def curves(study: Study, results: Path) -> str:
     """Return the scores over the study's amounts as SVG text."""
     panels: dict[str, dict[str, list[Point]]] = {}
     for name in ("iou", "lesion_f1"):
-        scores = scores_of(cases_of(results, study.name), name)
+        scores = scores_of(made(study, results)[1], name)
         panel = panels[TITLES[name]] = {}
         for loss in study.losses:
             found = [
@@ -193,7 +212,9 @@ def _band(scores: Scores) -> tuple[float, float] | None:
 
 
 def pictures(study: Study, results: Path) -> dict[str, str]:
-    """Return the pictures of a study that has rows, by the names of their files."""
+    """Return the pictures of a study by the names of their files; none if it has no row."""
+    if not made(study, results)[0]:
+        return {}
     drawn = {f"{study.name}.svg": picture(study, results)}
     return drawn | ({f"{study.name}-curves.svg": curves(study, results)} if study.amounts else {})
 
@@ -231,18 +252,27 @@ def main(arguments: list[str] | None = None) -> int:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume, steps, times")
     kind.add_argument("--patients", action="store_true", help="with --study: each patient's score")
+    parser.add_argument("--baseline", nargs=2, metavar=("LOSS", "SAMPLER"), help="with --study: what to compare with")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="with --study: the seeds to take")
+    parser.add_argument("--any-settings", action="store_true", help="with --study: rows that other settings made, too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    if (options.volumes or options.patients) and not options.study:
-        parser.error("--volumes and --patients need --study NAME")
     if options.study:
         shown = volumes if options.volumes else patients if options.patients else table
-        print(shown(STUDIES[options.study], options.results))
+        study = STUDIES[options.study]
+        if options.baseline:
+            if tuple(options.baseline) not in study.choices:
+                parser.error(f"--baseline must be a choice of {study.name}, but is {' '.join(options.baseline)}")
+            study = replace(study, baseline=tuple(options.baseline))
+        if options.seeds:
+            study = replace(study, seeds=tuple(options.seeds), more_seeds={})
+        print(shown(study, options.results, any_settings=options.any_settings))
         return 0
+    if options.volumes or options.patients or options.baseline or options.seeds or options.any_settings:
+        parser.error("--volumes, --patients, --baseline, --seeds and --any-settings need --study NAME")
     for study in STUDIES.values():
-        if runs_of(options.results, study.name):
-            for name, text in pictures(study, options.results).items():
-                (options.results / name).write_text(text, encoding="utf-8")
+        for name, text in pictures(study, options.results).items():
+            (options.results / name).write_text(text, encoding="utf-8")
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), options.results), encoding="utf-8")
     return 0
 

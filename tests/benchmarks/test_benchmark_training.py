@@ -8,11 +8,13 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from places import ROOT
 
-from benchmarks.training import PLAIN, check_same_work, main, take_turns
+from benchmarks.training import PLAIN, bare_loop, check_same_work, main, take_turns
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.phantoms import write_phantom_dataset
 
@@ -83,6 +85,26 @@ def test_loops_that_do_other_work_are_not_compared() -> None:
     check_same_work({"trainer": [1.0, 0.5], "bare loop": [1.0, 0.7]})
     with pytest.raises(RuntimeError, match=r"start with one loss, but got 1\.0 and 1\.1"):
         check_same_work({"trainer": [1.0], "bare loop": [1.1]})
+
+
+def test_the_bare_loop_computes_in_the_type_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, autocast's own type is another one than the bundle's."""
+    asked: list[tuple[bool, torch.dtype | None]] = []
+
+    class Autocast(torch.autocast):
+        def __init__(self, device: str, dtype: torch.dtype | None = None, enabled: bool = True) -> None:
+            asked.append((enabled, dtype))
+            super().__init__(device, dtype, enabled)
+
+    monkeypatch.setattr(torch, "autocast", Autocast)
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    parts = {"net": network, "training_loss": torch.nn.MSELoss(), "optimizer": optimizer}
+    parser = SimpleNamespace(get_parsed_content=parts.__getitem__)
+    batches, cpu = [[torch.ones(1, 2), torch.ones(1, 1)]], torch.device("cpu")
+    for amp in (True, False):
+        next(bare_loop(parser, batches, amp=amp, dtype=torch.bfloat16, device=cpu))
+    assert asked == [(True, torch.bfloat16), (False, torch.bfloat16)]
 
 
 def test_wrong_arguments_end_before_any_work(tmp_path: Path) -> None:

@@ -67,6 +67,42 @@ def test_the_score_of_a_patient_is_the_mean_over_seeds_and_cases(
     ]
 
 
+def test_rows_that_other_settings_made_are_neither_done_nor_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables(tmp_path, 2)
+    page, study = tmp_path / "compound.csv", STUDIES["compound"]
+    lines = page.read_text().splitlines()
+    changed = lines[-1].rpartition(",")[0] + ",ffffffffff"
+    page.write_text("\n".join([*lines[:-1], changed, ""]))
+    text = block(study, tmp_path)
+    assert "3 of 45 runs are done" in text
+    assert "| iou+ce/3 | 0.600 | 0.600 |" in text
+    assert ">iou+ce/3</text>" in picture(study, tmp_path)
+    assert main(["--study", "compound", "--any-settings", "--results", str(tmp_path)]) == 0
+    assert "| iou+ce/3 | 0.600, 0.610 | 0.605 |" in capsys.readouterr().out
+    page.write_text("\n".join([lines[0], changed, ""]))
+    assert "Not run yet (45 runs)" in block(study, tmp_path)
+    assert pictures(study, tmp_path) == {}
+
+
+def test_a_table_is_printed_against_another_baseline_and_of_some_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables(tmp_path, 4)
+    shown = ["--study", "compound", "--results", str(tmp_path)]
+    assert main([*shown, "--baseline", "dice+ce", "voxels", "--seeds", "0", "1", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | baseline |" in text
+    assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 |" in text
+    assert "| +0.100 (+0.100 to +0.100) |" in text
+    with pytest.raises(SystemExit):
+        main([*shown, "--baseline", "dice+ce", "q=1"])
+    assert "--baseline must be a choice of compound, but is dice+ce q=1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--seeds", "0"])
+
+
 def test_a_study_without_rows_is_named_with_its_command(tmp_path: Path) -> None:
     page = "Before.\n<!-- study: compound -->\nold\n<!-- end -->\nAfter.\n"
     filled = fill(page, tmp_path)
@@ -167,8 +203,7 @@ def test_the_page_of_results_and_its_pictures_are_those_of_the_tables() -> None:
     assert {name for name in STUDIES if f"<!-- study: {name} -->" in text} == set(STUDIES)
     drawn: dict[str, str] = {}
     for study in STUDIES.values():
-        if runs_of(RESULTS, study.name):
-            drawn |= pictures(study, RESULTS)
+        drawn |= pictures(study, RESULTS)
     assert {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "results").glob("*.svg")} == drawn
     assert all(f"(results/{name})" in text for name in drawn)
 

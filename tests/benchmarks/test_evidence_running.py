@@ -118,7 +118,8 @@ def test_copied_lesions_are_those_of_the_page() -> None:
     # nor have they several raters, or cells beside copied lesions
     order = "train#preprocessing#transforms"
     raters = (
-        "(@train#deterministic_transforms[:-2] + [@drawn_rater] if monai_iou.workflow.labelled.draws_raters(@cases) "
+        "(monai_iou.workflow.targets.with_drawn_rater(@train#deterministic_transforms, @drawn_rater) "
+        "if monai_iou.workflow.labelled.draws_raters(@cases) "
     )
     cells = "([@component_regions] if monai_iou.workflow.settings.is_true(@instance, 'instance') and not "
     cells += "monai_iou.workflow.targets.has_maps(@plan) else []) + "
