@@ -5,9 +5,10 @@ Nothing from the package is imported at the top: the command loads this file by 
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["print_comparison", "print_demo", "print_evaluation", "print_tables", "printable", "progress", "say"]
 
 MANY_LABELS = 12
+NOTED_ONE_BY_ONE = 3  # cases of which the same is said
 
 
 def printable(text: str) -> str:
@@ -54,7 +56,7 @@ def print_evaluation(done: Evaluation, output: Path) -> None:
     """Say what was evaluated, what failed and why, and the means of every label, with and without what is missing."""
     old = f" ({done.reused} from before)" if done.reused else ""
     say(f"Evaluated {len(done.records)} of {len(done.pairs)} cases{old}.")
-    for note in done.notes:
+    for note in _grouped(done.notes, {pair.case for pair in done.pairs}):
         say(f"Note: {note}")
     for failure in done.failures:
         say(f"Failed: {failure['case']}: {failure['reason']}", error=True)
@@ -71,6 +73,26 @@ def print_evaluation(done: Evaluation, output: Path) -> None:
     if len(labels) > MANY_LABELS:
         say(f"... and {len(labels) - MANY_LABELS} more labels: see the report.")
     say(f"Report: {output / 'report.html'}")
+
+
+def _grouped(notes: Sequence[str], cases: Collection[str]) -> list[str]:
+    """The notes with one for all cases of which the same is said, but for names and numbers; the report has each.
+
+    >>> cases = [f"c{i}" for i in range(4)]
+    >>> _grouped([f"{case}: `{case}.nii`: off by {i - 1} mm." for i, case in enumerate(cases)], cases)
+    ['in 4 cases, such as c0: `c0.nii`: off by -1 mm. (the report lists each)']
+    """
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for note in notes:
+        case, _, said = note.partition(": ")
+        kind = re.sub(r"`[^`]*`|[+-]?\d[\d.e+-]*", "#", said) if case in cases else note
+        alike.setdefault(kind, []).append((case, note))
+    shown: list[str] = []
+    for same in alike.values():
+        count = len({case for case, _ in same})
+        one = f"in {count} cases, such as {same[0][1]} (the report lists each)"
+        shown += [one] if count > NOTED_ONE_BY_ONE else [note for _, note in same]
+    return shown
 
 
 def _mean(score: Mapping[str, Any]) -> str:
@@ -96,7 +118,8 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
         if row["difference"] is None:
             continue
         first, second = row["names"]
-        bounds = "no interval below 8 cases" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
+        few = f"no interval below 8 {row['unit']}"
+        bounds = few if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
         primary = row["family"] == "primary"
         p = f"{row['p_holm']:.4g} corrected" if primary else f"{row['p']:.4g} exploratory"
         what = f"{second} against {first}, label {row['label']}, {row['metric']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,13 @@ from typing import Any
 
 # The characters with which a spreadsheet recognises a formula, including their full-width forms.
 FORMULA_STARTS = tuple("=+-@\t\r\n") + tuple("\uff1d\uff0b\uff0d\uff20")
+# Where a spreadsheet may begin a cell: it may be set to separate them by semicolons or tabs, and does then not see the
+# quotes around text that another cell precedes.
+_CELL_START = r"(?:^|(?<=[;\t\r\n]))"
+# One double quote may come before a formula: it opens a quoted cell there.
+_FORMULA_FOLLOWS = rf"""(?='*(?:"'*)?[{re.escape("".join(FORMULA_STARTS))}])"""
+_FORMULA = re.compile(_CELL_START + _FORMULA_FOLLOWS)
+_MARKED_FORMULA = re.compile(f"{_CELL_START}'{_FORMULA_FOLLOWS}")
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -26,12 +34,12 @@ def table_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str
 def csv_text(rows: Iterable[Sequence[Any]], separator: str = ",") -> str:
     r"""Return rows of cells as the text of a table; every table of the package is written by this function.
 
-    Floats are written with all their digits, NaN and None as empty cells. A cell is quoted if it contains a separator,
-    a quote or a line break. Text that a spreadsheet would evaluate as a formula is prefixed with an apostrophe; numbers
-    never are.
+    Floats are written with all their digits, NaN and None as empty cells. A cell is quoted if it contains a separator
+    of any table that `read_csv` reads, a quote or a line break. Text that a spreadsheet would evaluate as a formula,
+    whatever it takes for a separator, is prefixed with an apostrophe; numbers never are.
 
-    >>> csv_text([["case", "iou"], ["=1+1", 0.5], ["a,b\r", float("nan")], ["-1", -1.0]])
-    'case,iou\n\'=1+1,0.5\n"a,b\r",\n-1,-1.0\n'
+    >>> csv_text([["case", "iou"], ["=1+1", 0.5], ["a,b\r", float("nan")], ["-1", -1.0], ["x;=1+1", 1]])
+    'case,iou\n\'=1+1,0.5\n"a,b\r",\n-1,-1.0\n"x;\'=1+1",1\n'
     """
     return "".join(separator.join(_quoted(_cell(value), separator) for value in row) + "\n" for row in rows)
 
@@ -74,12 +82,12 @@ def _cell(value: Any) -> str:
         return ""
     if not isinstance(value, str):
         return repr(float(value)) if isinstance(value, float) else str(value)
-    return f"'{value}" if value.lstrip("'").startswith(FORMULA_STARTS) and not _is_number(value) else value
+    return value if _is_number(value) else _FORMULA.sub("'", value)
 
 
 def _plain_text(cell: str) -> str:
     """Return the text from which `_cell` made a cell."""
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
+    return _MARKED_FORMULA.sub("", cell)
 
 
 def _is_number(text: str) -> bool:
@@ -91,7 +99,7 @@ def _is_number(text: str) -> bool:
 
 
 def _quoted(cell: str, separator: str) -> str:
-    special = separator in cell or any(character in cell for character in '"\r\n\0') or cell.strip() != cell
+    special = cell.strip() != cell or any(character in cell for character in f'{separator};\t"\r\n\0')
     return '"' + cell.replace('"', '""') + '"' if special else cell
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,23 @@ from monai_iou.files import FORMULA_STARTS, csv_text, json_text, read_csv, write
 HOSTILE = [
     "=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1",
     "''=1", "'", "'a", "a\rb", "a\r\nb",    'a"b', "a,b", " a ", "", "-", "a\0b", "\uff1d1", "x" * 200_000, "über/ñ",
+    "x;=1+1", "x;'=1", "x;;-1", ";=1", "\t\t=1", "x\t@a;\uff0b1", "x\n=1", 'x";=1', "a;b",
+    'x;"=1+1;y', 'x\t"=1\ty', "x;'\"=1", "x;\"'=1",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def long_cells() -> Iterator[None]:
+    """Let the `csv` module of these tests read the longest text of `HOSTILE`."""
+    limit = csv.field_size_limit(1 << 20)
+    yield
+    csv.field_size_limit(limit)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_reads_back_and_runs_as_no_formula(tmp_path, text):
     write_csv(tmp_path / "t.csv", ("case", "iou"), [{"case": text, "iou": 0.5}, {"case": "next", "iou": 1.0}])
     assert read_csv(tmp_path / "t.csv") == [{"case": text, "iou": "0.5"}, {"case": "next", "iou": "1.0"}]
-    csv.field_size_limit(1 << 20)
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as stream:
         cell = list(csv.reader(stream))[1][0]
     assert not cell.startswith(FORMULA_STARTS)
@@ -53,6 +63,18 @@ def test_a_table_is_read_by_the_separator_of_its_header(tmp_path, separator, enc
     cells = [["case", " patient "], ["a,b;c\td", "P\n1"], ["", "\u00fc"]]
     (tmp_path / "t.csv").write_text(csv_text(cells, separator), encoding=encoding, newline="")
     assert read_csv(tmp_path / "t.csv") == [{"case": a, "patient": b} for a, b in cells[1:]]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_text_runs_as_no_formula_in_a_spreadsheet_with_another_separator(text, separator, place):
+    """Such a spreadsheet sees no quotes but at the start of its cells: not those of text after a comma."""
+    row = [text, "b"] if place == 0 else ["a", text]
+    lines = csv_text([row]).splitlines()
+    cells = [cell for line in csv.reader(lines, delimiter=separator) for cell in line]
+    assert not any(cell.startswith(FORMULA_STARTS) for cell in cells)
+    assert place or text not in ("x;=1+1", "a;b") or len(cells) == 1
 
 
 def test_other_separators_quote_their_own(tmp_path):

@@ -15,11 +15,15 @@ __all__ = ["compare"]
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="BASELINE OTHER...")
 @output_option("-o", default="comparison", help="Folder for the tables and the page.")
-@click.option("--metrics", metavar="iou,hd95_mm", help="Columns of cases.csv to test. Default: all that rank a method.")
+@click.option(
+    "--metrics",
+    metavar="iou,hd95_mm",
+    help="Columns of cases.csv to test, beside the one of --primary. Default: all that rank a method.",
+)
 @click.option(
     "--primary",
     metavar="METRIC",
-    help="The metric that decides; the others are exploratory. Default: iou.",
+    help="The metric that decides; the others are exploratory. Default: iou, or the first of --metrics without iou.",
 )
 def compare(folders: tuple[Path, ...], output: Path, metrics: str | None, primary: str | None) -> int:
     """Compare evaluated folders in pairs, case by case.

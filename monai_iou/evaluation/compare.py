@@ -21,6 +21,7 @@ from monai_iou.evaluation.paired_scores import (
     read_evaluated,
     score_of,
     scores_of,
+    unknown_cases,
 )
 from monai_iou.evaluation.ranking import RANKING_COLUMNS, rank_folders
 from monai_iou.evaluation.same_rules import check_rules
@@ -64,19 +65,21 @@ def compare_folders(
     labels and pairs of folders. The other metrics are exploratory: their p-values are not corrected, and no winner is
     named. A case that failed in one folder and a score that is undefined because a mask is empty count as the worst
     score (`monai_iou.evaluation.penalties`). If a structure is absent and only one of two folders predicts it, the
-    score of the other one counts as the best; if neither predicts it, the case is left out. The function writes
-    comparison.csv, paired.csv (the primary scores, one column per folder), comparison.html and, for three or more
-    folders, ranking.csv.
+    score of the other one counts as the best; if neither predicts it, the case is left out. So is a case that both
+    folders failed at, unless another one knows its reference. The function writes comparison.csv, paired.csv (the
+    primary scores, one column per folder), comparison.html and, for three or more folders, ranking.csv.
 
     Args:
         folders: outputs of `monai-iou evaluate`; the first folder is the baseline.
         output: folder for the results.
         metrics: columns of cases.csv to compare.
-        primary: the metric that decides; by default IoU, or the first of `metrics` if IoU is not among them.
+        primary: the metric that decides; by default IoU, or the first of `metrics` if IoU is not among them. One that
+            `metrics` lacks is compared as well, which a note says.
         note: called for each note on the folders, which the page shows too.
 
     Returns:
-        One row per pair of folders, label and metric, as in comparison.csv.
+        One row per pair of folders, label and metric: the columns of comparison.csv, the folders' `names`, and the
+        `unit` of intervals and tests, "cases" or "patients".
 
     Raises:
         CompareError: fewer than two folders, no cases.csv in one, an unknown metric, no label or case in common, or
@@ -91,7 +94,7 @@ def compare_folders(
     chosen = _primary_first(metrics, primary)
     decisive = chosen[0]
     evaluated = read_evaluated(folders)
-    notes = check_rules(evaluated, chosen)
+    notes = [*_added(metrics, decisive), *check_rules(evaluated, chosen)]
     check_marks(output, MARKS, "a comparison")
     out.prepare(output)
     for text in notes:
@@ -114,7 +117,8 @@ def compare_folders(
 
 def _primary_first(metrics: Sequence[str], primary: str | None) -> list[str]:
     """The metrics to compare, the one that decides first."""
-    unknown = [metric for metric in (*metrics, primary or PRIMARY) if metric not in CHOICES]
+    named = dict.fromkeys((*metrics, PRIMARY if primary is None else primary))
+    unknown = [metric for metric in named if metric not in CHOICES]
     if unknown or not metrics:
         message = f"Expected metrics among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}: correct them."
         raise UnknownMetricError(message)
@@ -122,11 +126,19 @@ def _primary_first(metrics: Sequence[str], primary: str | None) -> list[str]:
     return list(dict.fromkeys((decisive, *metrics)))
 
 
+def _added(metrics: Sequence[str], decisive: str) -> list[str]:
+    """Say that a metric is compared which only `--primary` asked for; without `--metrics`, everybody expects it."""
+    if decisive in metrics or tuple(metrics) == METRICS:
+        return []
+    return [f"{decisive} is compared as well as `--metrics`, because `--primary` names it."]
+
+
 def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     keys = paired_keys(first, second)
     for label in [label for label in first.labels if label in second.labels]:
         own = [key for key in keys if key[1] == label]
+        asked = len(own) + len(unknown_cases(first, second, label))
         for metric in metrics:
             values = np.array([scores_of((first, second), key, metric) for key in own]).reshape(-1, 2)
             kept = np.isfinite(values).all(axis=1)
@@ -136,13 +148,14 @@ def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> lis
             rows.append(
                 {
                     "names": (first.name, second.name),
+                    "unit": first.unit,
                     "baseline": str(first.folder),
                     "other": str(second.folder),
                     "label": label,
                     "metric": metric,
                     "family": "primary" if metric == metrics[0] else "exploratory",
                     "n": test["n"],
-                    "left_out": len(own) - test["n"],
+                    "left_out": asked - test["n"],
                     "baseline_mean": test["first_mean"],
                     "other_mean": test["second_mean"],
                     "difference": test["difference"],
@@ -174,8 +187,7 @@ def _better(row: dict[str, Any]) -> str:
 def _paired_table(evaluated: Sequence[Evaluated], metric: str) -> list[list[Any]]:
     """The primary scores: a row per case and label, a column per folder; empty where a folder did not evaluate it."""
     table: list[list[Any]] = [["case", "label", *(one.name for one in evaluated)]]
-    for key in sorted({key for one in evaluated for key in one.scores}):
-        knows = next(one for one in evaluated if key in one.scores)
-        cells = [score_of(one, knows, key, metric) if is_in(one, key) else None for one in evaluated]
+    for key in sorted(evaluated[0].known):
+        cells = [score_of(one, key, metric) if is_in(one, key) else None for one in evaluated]
         table.append([*key, *cells])
     return table

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai_iou.evaluation import charts, resume
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, scores_of
 from monai_iou.evaluation.rendering import number, render
+from monai_iou.evaluation.statistics import MIN_UNITS
 from monai_iou.evaluation.svg import Point, shortened
 from monai_iou.evaluation.thumbnails import show_picture
 
 CHANGED_MOST = 10
+_Key = tuple[str, str]  # case and label
+_Rows = Sequence[dict[str, Any]]
 
 
 def comparison_page(
@@ -33,55 +37,94 @@ def comparison_page(
         primary: the metric that decides.
         notes: what the reader should know of the folders.
     """
-    groups = []
-    for first, second in itertools.combinations(evaluated, 2):
-        pair = [row for row in rows if (row["baseline"], row["other"]) == (str(first.folder), str(second.folder))]
-        labels = list(dict.fromkeys(row["label"] for row in pair))
-        group = {
-            "names": (first.name, second.name),
-            "labels": [_label(label, pair, first, second, primary) for label in labels],
-            "changed": _changed(first, second, primary),
-        }
-        groups.append(group)
+    by_pair: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_pair[row["names"]].append(row)
+    groups = [
+        _group(by_pair[first.name, second.name], first, second, primary)
+        for first, second in itertools.combinations(evaluated, 2)
+    ]
+    everywhere = _by_label(paired_keys(*evaluated)) if ranking else {}
     context = {
         "folders": [{"name": one.name, "path": str(one.folder)} for one in evaluated],
         "notes": notes,
         "groups": groups,
         "ranking": [
-            {**row, "mean": number(row["mean"]), "share": f"{100 * row['share_first']:.0f} %"} for row in ranking
+            {
+                **row,
+                "mean": number(row["mean"]),
+                "share": f"{100 * row['share_first']:.0f} %",
+                "n": _counted(row["n"], everywhere[row["label"]], evaluated, primary),
+            }
+            for row in ranking
         ],
         "primary": COLUMNS[primary].title,
-        "unit": "patients" if any(one.patients for one in evaluated) else "cases",
+        "unit": evaluated[0].unit,
+        "least_units": MIN_UNITS,
     }
     return render("comparison.html", context)
 
 
-def _label(
-    label: str, pair: Sequence[dict[str, Any]], first: Evaluated, second: Evaluated, primary: str
-) -> dict[str, Any]:
-    chosen = [row for row in pair if row["label"] == label]
-    points = [
-        Point(x, y, f"{key[0]}: {number(x)} and {number(y)}")
-        for key, x, y in _scores(first, second, primary)
-        if key[1] == label
-    ]
-    plots = [charts.paired(points, first.name, second.name, COLUMNS[primary])] if points else []
+def _group(rows: _Rows, first: Evaluated, second: Evaluated, primary: str) -> dict[str, Any]:
+    """The section of two folders; every case's scores are looked up once, for all labels."""
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    keys = _by_label(paired_keys(first, second))
+    scores = {label: _scores(keys[label], first, second, primary) for label in keys}
     return {
-        "label": first.titles.get(label, label),
-        "rows": [_texts(row, first.name, second.name) for row in chosen],
-        "plots": [*plots, *_forests(chosen, second.name, first.name)],
+        "names": (first.name, second.name),
+        "labels": [
+            {
+                "label": first.titles.get(label, label),
+                "rows": [_texts(row, keys[label], first, second) for row in chosen],
+                "plots": [
+                    *_paired_plots(scores.get(label, {}), first, second, primary),
+                    *_forests(chosen, second.name, first.name),
+                ],
+            }
+            for label, chosen in by_label.items()
+        ],
+        "changed": _changed(scores, first, second),
     }
 
 
-def _scores(first: Evaluated, second: Evaluated, metric: str) -> list[tuple[tuple[str, str], float, float]]:
-    pairs = [(key, scores_of((first, second), key, metric)) for key in paired_keys(first, second)]
-    return [(key, x, y) for key, (x, y) in pairs if math.isfinite(x) and math.isfinite(y)]
+def _by_label(keys: Iterable[_Key]) -> defaultdict[str, list[_Key]]:
+    """The cases of each label; none of a label that they lack."""
+    found: defaultdict[str, list[_Key]] = defaultdict(list)
+    for key in keys:
+        found[key[1]].append(key)
+    return found
 
 
-def _changed(first: Evaluated, second: Evaluated, metric: str) -> list[dict[str, Any]]:
+def _counted(n: int, keys: Sequence[_Key], evaluated: Sequence[Evaluated], metric: str) -> str:
+    """How many cases were compared, and of how many patients where these are the unit."""
+    if evaluated[0].unit == "cases":
+        return str(n)
+    if n < len(keys):
+        keys = [key for key in keys if all(map(math.isfinite, scores_of(evaluated, key, metric)))]
+    return f"{n} of {len({evaluated[0].patient(case) for case, _ in keys})} patients"
+
+
+def _paired_plots(
+    scores: Mapping[_Key, tuple[float, float]], first: Evaluated, second: Evaluated, primary: str
+) -> list[str]:
+    points = [Point(x, y, f"{case}: {number(x)} and {number(y)}") for (case, _), (x, y) in scores.items()]
+    return [charts.paired(points, first.name, second.name, COLUMNS[primary])] if points else []
+
+
+def _scores(keys: Sequence[_Key], first: Evaluated, second: Evaluated, metric: str) -> dict[_Key, tuple[float, float]]:
+    """The scores of both folders where both are defined."""
+    pairs = {key: scores_of((first, second), key, metric) for key in keys}
+    return {key: (x, y) for key, (x, y) in pairs.items() if math.isfinite(x) and math.isfinite(y)}
+
+
+def _changed(
+    scores: Mapping[str, Mapping[_Key, tuple[float, float]]], first: Evaluated, second: Evaluated
+) -> list[dict[str, Any]]:
     """The cases whose primary score differs most, with both pictures."""
-    ranked = sorted(_scores(first, second, metric), key=lambda item: -abs(item[2] - item[1]))
-    chosen = [item for item in ranked if item[1] != item[2]][:CHANGED_MOST]
+    every = sorted((key, x, y) for of_label in scores.values() for key, (x, y) in of_label.items() if x != y)
+    chosen = sorted(every, key=lambda item: -abs(item[2] - item[1]))[:CHANGED_MOST]
     return [
         {
             "case": case,
@@ -98,7 +141,7 @@ def _changed(first: Evaluated, second: Evaluated, metric: str) -> list[dict[str,
     ]
 
 
-def _forests(rows: Sequence[dict[str, Any]], other: str, baseline: str) -> list[str]:
+def _forests(rows: _Rows, other: str, baseline: str) -> list[str]:
     """Scores from 0 to 1 and distances in mm have an axis each."""
     plots = []
     for bounded, unit in ((True, "scores"), (False, "mm (below zero is better)")):
@@ -111,19 +154,19 @@ def _forests(rows: Sequence[dict[str, Any]], other: str, baseline: str) -> list[
     return plots
 
 
-def _texts(row: dict[str, Any], first: str, second: str) -> dict[str, Any]:
-    column = COLUMNS[row["metric"]]
+def _texts(row: dict[str, Any], keys: Sequence[_Key], first: Evaluated, second: Evaluated) -> dict[str, Any]:
+    column, pair = COLUMNS[row["metric"]], (first, second)
     interval = "" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
-    winner = {"baseline": first, "other": second}.get(row["better"], "no evidence")
+    winner = {"baseline": first.name, "other": second.name}.get(row["better"], "no evidence")
     return {
         "title": column.title,
         "definition": column.definition,
         "primary": row["family"] == "primary",
-        "n": row["n"],
+        "n": _counted(row["n"], keys, pair, row["metric"]),
         "baseline": number(row["baseline_mean"]),
         "other": number(row["other_mean"]),
         "difference": "-" if row["difference"] is None else f"{row['difference']:+.3f}",
-        "interval": interval or "fewer than 8",
+        "interval": interval or f"fewer than {MIN_UNITS} {row['unit']}",
         "p": number(row["p"], 4),
         "p_holm": number(row["p_holm"], 4) if row["family"] == "primary" else "",
         "better": winner if row["family"] == "primary" else "exploratory",

@@ -117,6 +117,7 @@ def _evaluate(
     progress: Callable[[Progress], None],
 ) -> Evaluation:
     records, failures, reused = _records(run, request, settings, pairs, maps, progress)
+    records.update(_without_prediction(run, settings, pairs, failures))
     known = {value for record in records.values() for value in record["reference_values"]}
     structures = settings.structures or structures_of(known, request.ignore)
     check_names(request, structures)
@@ -203,6 +204,36 @@ def _hashes(pair: Pair, reference: Path) -> dict[str, str | None] | None:
     return hashes if (hashes["prediction"] is None) == (pair.prediction is None) else None
 
 
+def _without_prediction(
+    run: Runner, settings: Settings, pairs: Sequence[Pair], failures: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """The records of cases whose scoring failed, as for want of memory, scored as empty predictions.
+
+    A case fails again, and has no record, where the reference cannot be read.
+    """
+    failed = [pair for pair in pairs if pair.case in failures and pair.prediction and pair.reference]
+    tasks = {pair.case: _empty_task(pair, settings, None, failures[pair.case]) for pair in failed}
+    outcomes = _score_empty(run, tasks).items()
+    return {case: outcome for case, outcome in outcomes if not isinstance(outcome, TaskError)}
+
+
+def _empty_task(
+    pair: Pair, settings: Settings, hashes: Mapping[str, str | None] | None, problem: str
+) -> tuple[Any, ...]:
+    """The arguments that score a case as an empty prediction."""
+    return pair.case, None, _absolute(pair.reference), settings, hashes, problem
+
+
+def _score_empty(run: Runner, tasks: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The outcomes of such tasks by case, without the pictures: those of a report are read from the kept records."""
+    outcomes: dict[str, Any] = {}
+    for case, outcome in run(evaluate_files, tasks):
+        if not isinstance(outcome, TaskError):
+            del outcome["pictures"]  # at once: those of many cases would fill the memory
+        outcomes[case] = outcome
+    return outcomes
+
+
 def _refuse_unnamed(
     run: Runner,
     settings: Settings,
@@ -223,8 +254,8 @@ def _refuse_unnamed(
                 f"{', '.join(map(str, unnamed[:5]))} in {sum(held[value] for value in unnamed)} voxels: name them in "
                 "`--labels` or `--regions`, or renumber the prediction."
             )
-            tasks[pair.case] = (pair.case, None, _absolute(pair.reference), settings, record["inputs"], problem)
-    outcomes = dict(run(evaluate_files, tasks)) if tasks else {}
+            tasks[pair.case] = _empty_task(pair, settings, record["inputs"], problem)
+    outcomes = _score_empty(run, tasks)
     return {
         case: {**records[case], "problem": outcome.reason, "rows": [], "lesions": []}
         if isinstance(outcome, TaskError)

@@ -159,16 +159,27 @@ def _panoptica_scores(row: Mapping[str, Any], ious: Sequence[float]) -> dict[str
     }
 
 
+_LATEX_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "_&%#${}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+    }
+)
+
+
 def latex_text(evaluation: Evaluation) -> str:
     r"""Return one row per label: mean, and the ends of its interval, of the usual scores.
 
-    Column names are letters only, as `\csvreader` and `pgfplotstable` make commands of them.
+    Column names are letters only, as `\csvreader` and `pgfplotstable` make commands of them, and in the labels the
+    characters that mean something to LaTeX are escaped.
     """
     columns = ["label", "cases"]
     columns += [f"{_letters(name)}{end}" for name in LATEX_COLUMNS for end in ("", "low", "high")]
     rows = []
     for label, scores in evaluation.summary["labels"].items():
-        row: dict[str, Any] = {"label": label, "cases": scores["iou"]["n"]}
+        row: dict[str, Any] = {"label": label.translate(_LATEX_ESCAPES), "cases": scores["iou"]["n"]}
         for name in LATEX_COLUMNS:
             low, high = scores[name]["mean_interval"] or (None, None)
             values = zip(("", "low", "high"), (scores[name]["mean"], low, high), strict=True)

@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings
-from monai_iou.evaluation.probabilities import RESOLUTION, count_files, find_maps, hash_maps
+from monai_iou.evaluation.probabilities import count_files, find_maps, hash_maps
 from monai_iou.evaluation.request import Progress, Request
 from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.thresholds import sparse, stored
 from monai_iou.evaluation.workers import Runner, TaskError
 
 __all__ = ["MapRecords"]
@@ -55,7 +53,7 @@ class MapRecords:
         except OSError:
             return  # the task that reads the file says why
         if kept["inputs"] == inputs:
-            self._found[case] = {**kept, "counts": {name: _dense(count) for name, count in kept["counts"].items()}}
+            self._found[case] = {**kept, "counts": {name: _compact(count) for name, count in kept["counts"].items()}}
 
     def wanted(self, case: str) -> dict[str, Path] | None:
         """The files of a case whose maps are to be counted, or None."""
@@ -70,9 +68,10 @@ class MapRecords:
         if "problem" in counted:
             self._problems[case] = counted["problem"]
             return
-        self._found[case] = counted
-        counts = {name: _sparse(count) for name, count in counted["counts"].items()}
-        kept = {**counted, "case": case, "counts": counts, "fingerprint": self._fingerprint}
+        counts = {name: {**count, "histogram": sparse(count["histogram"])} for name, count in counted["counts"].items()}
+        self._found[case] = {**counted, "counts": counts}
+        plain = {name: _plain(count) for name, count in counts.items()}
+        kept = {**counted, "case": case, "counts": plain, "fingerprint": self._fingerprint}
         resume.write_maps(self._output, case, kept)
 
     def finish(
@@ -123,14 +122,11 @@ class MapRecords:
         return bool(found["independent"]) or list(found["counts"]) == list(names)
 
 
-def _sparse(count: Mapping[str, Any]) -> dict[str, Any]:
-    """A count with its histograms as the places and numbers of what is not 0: most nodes of a sure model are."""
-    rows = [(np.flatnonzero(row), row) for row in count["histogram"]]
-    return {**count, "histogram": [[places.tolist(), row[places].tolist()] for places, row in rows]}
+def _plain(count: Mapping[str, Any]) -> dict[str, Any]:
+    """A count as JSON holds it."""
+    return {**count, "histogram": [[part.tolist() for part in row] for row in count["histogram"]]}
 
 
-def _dense(count: Mapping[str, Any]) -> dict[str, Any]:
-    histogram: NDArray[np.int64] = np.zeros((2, RESOLUTION + 1), np.int64)
-    for row, (places, numbers) in zip(histogram, count["histogram"], strict=True):
-        row[places] = numbers
-    return {**count, "histogram": histogram}
+def _compact(count: Mapping[str, Any]) -> dict[str, Any]:
+    """A count as it is kept in memory, from JSON: its lists of numbers would take many times as much."""
+    return {**count, "histogram": [stored(*row) for row in count["histogram"]]}

@@ -37,6 +37,7 @@ class Evaluated:
         options: by what rules the scores were computed, as summary.json has them.
         references: the hash of the reference of every case.
         columns: of cases.csv; an earlier version wrote fewer.
+        known: by case and label, a row that says what is in the reference: of any of the folders that are compared.
     """
 
     folder: Path
@@ -48,15 +49,21 @@ class Evaluated:
     options: Mapping[str, Any]
     references: Mapping[str, str]
     columns: frozenset[str]
+    known: Scores
 
     def patient(self, case: str) -> str:
         """The patient of a case; its own where nobody is named."""
         return self.patients.get(case, own_patient(case))
 
+    @property
+    def unit(self) -> str:
+        """What intervals and tests resample."""
+        return "patients" if self.patients else "cases"
+
     @cached_property
     def labels(self) -> list[str]:
-        """The labels in the order of the table."""
-        return list(dict.fromkeys(label for _, label in self.scores))
+        """The labels in the order of the table; of a folder where every case failed, those that it was asked for."""
+        return list(dict.fromkeys(label for _, label in self.scores)) or list(_table(self.options.get("structures")))
 
 
 def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
@@ -67,6 +74,8 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
     """
     names = short_names(folders)
     evaluated = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    known = _known(evaluated)
+    evaluated = [replace(one, known=known) for one in evaluated]
     first = evaluated[0]
     for other in evaluated[1:]:
         if not set(first.labels) & set(other.labels):
@@ -83,6 +92,16 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
             raise CompareError(message)
     patients = _patients(evaluated)
     return [replace(one, patients=patients) for one in evaluated]
+
+
+def _known(evaluated: Sequence[Evaluated]) -> Scores:
+    """What is in the references: from the first folder with a score, or else with a row of `--missing penalty`."""
+    known: Scores = {}
+    for one in reversed(evaluated):
+        known |= one.known
+    for one in reversed(evaluated):
+        known |= one.scores
+    return known
 
 
 def _patients(evaluated: Sequence[Evaluated]) -> dict[str, str]:
@@ -117,45 +136,48 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def paired_keys(*evaluated: Evaluated) -> list[tuple[str, str]]:
-    """Cases and labels that every folder has or failed at, and at least one has."""
-    every = {key for one in evaluated for key in one.scores}
-    return sorted(key for key in every if all(is_in(one, key) for one in evaluated))
+    """Cases and labels that every folder has or failed at, and of which any compared folder knows the reference."""
+    return sorted(key for key in evaluated[0].known if all(is_in(one, key) for one in evaluated))
+
+
+def unknown_cases(first: Evaluated, second: Evaluated, label: str) -> list[str]:
+    """The cases that two folders failed at, and of which no compared folder knows the reference."""
+    return sorted(case for case in first.failed & second.failed if (case, label) not in first.known)
 
 
 def scores_of(evaluated: Sequence[Evaluated], key: tuple[str, str], metric: str) -> list[float]:
-    """The score in each folder; the first that has one knows the reference for those that failed at the case.
+    """The score in each folder, of those that failed at the case that of an empty prediction.
 
     NaN in all of them where there is nothing to find and none of them predicts anything.
     """
-    known = next(one for one in evaluated if key in one.scores)
-    scores = [score_of(one, known, key, metric) for one in evaluated]
+    scores = [score_of(one, key, metric) for one in evaluated]
     if not any(map(math.isfinite, scores)):
         return scores
     return [
-        _against_false_positive(one, known, key, metric) if math.isnan(score) else score
+        _against_false_positive(one, key, metric) if math.isnan(score) else score
         for one, score in zip(evaluated, scores, strict=True)
     ]
 
 
-def _against_false_positive(one: Evaluated, known: Evaluated, key: tuple[str, str], metric: str) -> float:
+def _against_false_positive(one: Evaluated, key: tuple[str, str], metric: str) -> float:
     """The score of a folder that has none, while another predicts what is not there.
 
     The best score for a prediction that is rightly empty, and the worst for a case that failed.
     """
     is_distance = COLUMNS[metric].better == "lower"
     if key not in one.scores:
-        return known.scores[key]["diagonal_mm"] if is_distance else 0.0
+        return one.known[key]["diagonal_mm"] if is_distance else 0.0
     counts = ("lesion_tp", "lesion_fp", "lesion_fn") if metric in OF_LESIONS else ("reference_ml", "prediction_ml")
     if metric not in one.columns or any(one.scores[key][name] != 0 for name in counts):
         return math.nan
     return 0.0 if is_distance else 1.0
 
 
-def score_of(evaluated: Evaluated, other: Evaluated, key: tuple[str, str], metric: str) -> float:
-    """A score; of a failed case that of an empty prediction, for which the other folder knows the reference."""
+def score_of(evaluated: Evaluated, key: tuple[str, str], metric: str) -> float:
+    """A score; of a failed case that of an empty prediction, for which any compared folder knows the reference."""
     if key in evaluated.scores:
         return evaluated.scores[key][metric]
-    return float(penalised(empty_prediction(other.scores[key]))[metric])
+    return float(penalised(empty_prediction(evaluated.known[key]))[metric])
 
 
 def is_in(evaluated: Evaluated, key: tuple[str, str]) -> bool:
@@ -168,11 +190,12 @@ def _read(folder: Path, name: str) -> Evaluated:
     patients, titles = (_texts(summary.get(key)) for key in ("patients", "titles"))
     options, inputs = (_table(summary.get(key)) for key in ("options", "inputs"))
     named = {readable(case): case for case in (*patients, *inputs)}  # tables have bytes that are no text as escapes
+    failed = frozenset(named.get(case, case) for case in _failed(folder))
     try:
         rows = read_csv(folder / "cases.csv")
         columns = frozenset(rows[0] if rows else ())
         absent = {column: math.nan for column in COLUMNS if column not in columns}  # and not penalised either
-        scores = {
+        known = {
             (named.get(row["case"], row["case"]), row["label"]): {
                 **penalised({column: float(row[column]) if row.get(column) else math.nan for column in COLUMNS}),
                 **absent,
@@ -184,9 +207,10 @@ def _read(folder: Path, name: str) -> Evaluated:
             f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
         )
         raise CompareError(message) from error
-    failed = frozenset(named.get(case, case) for case in _failed(folder))
     references = _texts({case: files.get("reference") for case, files in inputs.items() if isinstance(files, dict)})
-    return Evaluated(folder, name, scores, failed, patients, titles, options, references, columns)
+    # With `--missing penalty` failed cases have rows too, of which nobody could tell that they failed.
+    scores = {key: row for key, row in known.items() if key[0] not in failed}
+    return Evaluated(folder, name, scores, failed, patients, titles, options, references, columns, known)
 
 
 def _failed(folder: Path) -> frozenset[str]:

@@ -5,6 +5,9 @@ the structure is in one of the two masks, the penalty is the image's diagonal fo
 is in neither there is nothing to find, and the score stays undefined. So do scores of lesions where none is counted on
 either side (all are smaller than asked for), the boundary IoU of two masks whose boundaries are both ignored, and
 everything about a structure that was not annotated.
+
+A case without a usable prediction counts as one whose prediction is empty, but a challenge may call an empty prediction
+perfect: that nothing is there, nobody has said.
 """
 
 from __future__ import annotations
@@ -52,6 +55,25 @@ def _is_missed(name: str, row: Mapping[str, Any]) -> bool:
     if name == "boundary_iou":  # bands may be empty although the masks are not, where their boundaries are ignored
         return not (row["reference_ml"] > 0 and row["prediction_ml"] > 0)
     return bool(name != "recall" or row["reference_ml"] > 0)
+
+
+def without_prediction(row: Mapping[str, Any], challenge: Challenge | None) -> dict[str, Any]:
+    """The row of a case that has no usable prediction, from the row of an empty one.
+
+    Where a challenge scores an empty prediction, the case has the worst score instead. The challenge's other columns
+    are undefined if there is nothing to find, and those that judge only what is predicted always.
+
+    >>> from monai_iou.metrics import CHALLENGES
+    >>> row = {"reference_ml": 0.0, "dice": 1.0, "lesion_f1_score": 1.0, "absolute_volume_difference": 0.0}
+    >>> found = without_prediction(row, CHALLENGES["isles22"])
+    >>> found["dice"], found["lesion_f1_score"], found["absolute_volume_difference"]
+    (0.0, 0.0, nan)
+    """
+    if challenge is None:
+        return dict(row)
+    undefined = challenge.columns if row["reference_ml"] == 0 else challenge.of_prediction
+    worst = {name: value for name, value in challenge.missing.items() if not math.isnan(row[name])}
+    return {**row, **dict.fromkeys(undefined, math.nan), **worst}
 
 
 def empty_prediction(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ Lesions depend on where voxels lie, so that they are counted at a few thresholds
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import Grid, align
+from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed, files_below
 from monai_iou.volumes.probability_kind import are_separate
-from monai_iou.volumes.reading import Volume, file_hash, read_channels, read_labels, read_volume
+from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_channels, read_labels, read_volume
 from monai_iou.voxels.probability_bins import probability_histograms
 
 __all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "find_maps", "hash_maps"]
@@ -60,19 +62,17 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
         if not archives:
             raise
         volumes = {}
-    known, maps = set(cases), {}
+    known = set(cases)
     ours = {case: volumes[name] for case in cases if (name := f"{case}_{PROBABILITIES}") in volumes}
     whole_maps = {case: archives[case] for case in cases if case in archives} | ours or volumes
     results = {f"{case}_{kind}" for case in cases for kind in RESULTS} if ours else set()
-    for case in cases:
-        whole = whole_maps.get(case)
-        parts = {
-            name[len(case) + 1 :]: path
-            for name, path in volumes.items()
-            if name.startswith(f"{case}_") and name not in known and name not in results
-        }
-        if whole is not None or parts:
-            maps[case] = parts if whole is None else {"": whole}
+    others = {name: path for name, path in volumes.items() if name not in known and name not in results}
+    parts = _parts(others, known - whole_maps.keys())
+    maps = {
+        case: {"": whole_maps[case]} if case in whole_maps else parts[case]
+        for case in cases
+        if case in whole_maps or case in parts
+    }
     if not maps:
         message = (
             f"Expected probability maps in `{folder}` named as the cases, such as {cases[0]}.npz or {cases[0]}.nii.gz, "
@@ -80,6 +80,17 @@ def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
         )
         raise PairingError(message)
     return maps
+
+
+def _parts(volumes: Mapping[str, Path], cases: Set[str]) -> dict[str, dict[str, Path]]:
+    """Return the files CASE_STRUCTURE of each case, by the structure's name."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, path in volumes.items():
+        ends = [i for i, character in enumerate(name) if character == "_"]
+        for case, structure in ((name[:end], name[end + 1 :]) for end in ends):
+            if case in cases:
+                found.setdefault(case, {})[structure] = path
+    return found
 
 
 def hash_maps(files: Mapping[str, Path]) -> dict[str, str]:
@@ -220,15 +231,7 @@ def _channels(path: Path, reference: Volume) -> NDArray[Any]:
 
 def _archive(path: Path, reference: Volume) -> NDArray[Any]:
     """The channels of an archive; its axes are those of the reference's file in reversed order, as in nnU-Net."""
-    try:
-        # Opened here: NumPy leaves a file open that turns out to be no archive.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            key = next((key for key in (*_KEYS, *content.files) if key in content.files), "")
-            array: NDArray[Any] = np.asarray(content[key], dtype=np.float32) if key else np.zeros(0)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        message = f"Expected `{path}` to be an archive of probabilities, but got {error}: write it again."
-        raise ValueError(message) from error
-    shape = reference.array.shape
+    array, shape = _stored(path), reference.array.shape
     if array.ndim == 4 and array.shape[1:] == shape[::-1]:
         return np.transpose(array, (0, 3, 2, 1))
     if array.ndim == 4 and array.shape[1:] == shape:
@@ -238,3 +241,31 @@ def _archive(path: Path, reference: Volume) -> NDArray[Any]:
         f"writes them, but got {array.shape}: write them on the grid of the image."
     )
     raise ValueError(message)
+
+
+def _stored(path: Path) -> NDArray[Any]:
+    """Return the probabilities of an archive; what its header asks for must fit into the free memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            file = next((files[key] for key in (*_KEYS, *files) if key in files), None)
+            if file is None:
+                return np.zeros(0)
+            shape, dtype = _header(archive, file)
+            size = math.prod(shape) * (dtype.itemsize + (0 if dtype == np.float32 else 4))
+            with room_for(path, size, shape), archive.open(file) as stream:
+                return np.asarray(np.lib.format.read_array(stream, allow_pickle=False), dtype=np.float32)
+    except VolumeError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        message = f"Expected `{path}` to be an archive of probabilities, but got {error}: write it again."
+        raise ValueError(message) from error
+
+
+def _header(archive: zipfile.ZipFile, file: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and the type of an array in an archive, without reading it."""
+    with archive.open(file) as stream:
+        first = np.lib.format.read_magic(stream) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    return shape, dtype

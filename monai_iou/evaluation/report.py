@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai_iou.evaluation import charts
@@ -23,6 +23,9 @@ DISTRIBUTIONS = ("iou", "nsd", "hd95_mm", "lesion_f1")
 # With more labels than this their charts are folded, and a heat map of cases and labels comes first.
 MANY_LABELS = 8
 TILES = 4
+# Of a heat map: some browsers draw no canvas of more than 16,384 pixels in one direction, or 16,777,216 in all. A cell
+# takes 6 by 3 of them or more.
+HEAT_CASES, HEAT_CELLS = 5000, 900_000
 
 
 def report_text(evaluation: Evaluation) -> str:
@@ -35,7 +38,7 @@ def report_text(evaluation: Evaluation) -> str:
     titles = summary["titles"]
     pictures = shown_pictures(evaluation)
     viewers = {(picture["case"], picture["label"]): i for i, picture in enumerate(pictures)}
-    by_label = {name: [row for row in evaluation.rows if row["label"] == name] for name in titles}
+    by_label, lesions = _by_label(evaluation.rows, titles), _by_label(evaluation.lesions, titles)
     columns = columns_of(evaluation.request.rules.challenge)
     context = {
         "cases": summary["cases"],
@@ -43,15 +46,18 @@ def report_text(evaluation: Evaluation) -> str:
         "many": len(titles) > MANY_LABELS,
         "failures": summary["failures"],
         "notes": summary["notes"],
-        "tiles": _tiles(evaluation, titles),
+        "tiles": _tiles(summary, titles, lesions),
         "headline": [COLUMNS[name] for name in HEADLINE],
-        "score_rows": [{"label": titles[name], "cells": _cells(summary["labels"][name])} for name in titles],
+        "score_rows": [
+            {"label": titles[name], "cells": _cells(summary["labels"][name], summary["options"]["unit"])}
+            for name in titles
+        ],
         "least_units": MIN_UNITS,
         "distributions": _distributions(by_label, titles),
         "heat": _heat(evaluation, titles),
         "labels": [
             {
-                **_label(name, titles[name], by_label[name], evaluation.lesions),
+                **_label(titles[name], by_label[name], lesions[name]),
                 "curve": _f1_chart(summary["lesion_f1_curves"][name]),
             }
             for name in titles
@@ -60,7 +66,7 @@ def report_text(evaluation: Evaluation) -> str:
         "rule": summary["options"]["lesion_rule"],
         "pictures": pictures,
         "missed": missed_lesions(evaluation, pictures),
-        "missed_total": sum(row["status"] == "fn" for row in evaluation.lesions),
+        "missed_total": sum(row["status"] == "fn" for rows in lesions.values() for row in rows),
         "missed_shown": MISSED_SHOWN,
         "definitions": list(columns.values()),
         "table": case_table(evaluation.rows, columns, viewers),
@@ -73,34 +79,53 @@ def report_text(evaluation: Evaluation) -> str:
     return render("report.html", context)
 
 
-def _tiles(evaluation: Evaluation, titles: Mapping[str, str]) -> list[dict[str, str]]:
+def _by_label(rows: Iterable[Mapping[str, Any]], titles: Iterable[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each label, in one pass over all of them."""
+    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in titles}
+    for row in rows:
+        found[row["label"]].append(row)
+    return found
+
+
+def _tiles(
+    summary: Mapping[str, Any], titles: Mapping[str, str], lesions: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, str]]:
     """Cases, then IoU and Dice of each label: regions overlap, and are never pooled with their parts."""
-    summary = evaluation.summary
-    cases, labels = summary["cases"], summary["labels"]
+    cases, labels, options = summary["cases"], summary["labels"], summary["options"]
     failed = f"{cases['failed']} failed" if cases["failed"] else "none failed"
-    tiles = [{"what": "Cases", "value": str(cases["evaluated"]), "note": f"of {cases['paired']}; {failed}"}]
-    ranked = sorted(titles, key=lambda name: labels[name]["iou"]["mean"] or 0.0)
-    chosen = list(titles) if len(titles) <= TILES else [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
-    kinds = ("",) * TILES if len(titles) <= TILES else ("lowest: ", "middle: ", "highest: ")
-    for kind, name in zip(kinds, chosen, strict=False):
+    patients = f", from {options['patients']} patients" if options["patients"] else ""
+    tiles = [{"what": "Cases", "value": str(cases["evaluated"]), "note": f"of {cases['paired']}{patients}; {failed}"}]
+    for kind, name in _headed(labels, titles):
         iou, dice = labels[name]["iou"], labels[name]["dice"]
+        interval = _interval(iou["mean_interval"], 3, options["unit"])
         tiles.append(
             {
                 "what": f"{kind}{titles[name]}",
                 "value": f"IoU {number(iou['mean'])}",
-                "note": f"Dice {number(dice['mean'])}. {_interval(iou['mean_interval'], 3)}{_missing(iou)}",
+                "note": f"Dice {number(dice['mean'])}. {interval}{_missing(iou)}",
             }
         )
     if len(titles) == 1:
         dataset, (name,) = summary["dataset"], titles
         worst = number(dataset["iou_i_worst_10"])
         tiles.append({"what": "Worst 10 % of cases", "value": f"IoU {worst}", "note": "mean of the lowest"})
-        tiles.append(_lesion_tile(evaluation.lesions, name))
+        tiles.append(_lesion_tile(lesions[name]))
     return tiles
 
 
-def _lesion_tile(lesions: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
-    status = [row["status"] for row in lesions if row["label"] == name]
+def _headed(labels: Mapping[str, Any], titles: Iterable[str]) -> list[tuple[str, str]]:
+    """The labels that have a tile, each with what it is called: all of a few; else the lowest, middle and highest."""
+    names = list(titles)
+    if len(names) > TILES:
+        names = [name for name in names if labels[name]["iou"]["mean"] is not None]
+    if len(names) <= TILES:
+        return [("", name) for name in names]
+    ranked = sorted(names, key=lambda name: labels[name]["iou"]["mean"])
+    return [("lowest: ", ranked[0]), ("middle: ", ranked[len(ranked) // 2]), ("highest: ", ranked[-1])]
+
+
+def _lesion_tile(lesions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    status = [row["status"] for row in lesions]
     detected, missed, false = (status.count(kind) for kind in ("tp", "fn", "fp"))
     return {"what": "Lesions found", "value": f"{detected} of {detected + missed}", "note": f"{false} false positives"}
 
@@ -123,17 +148,18 @@ def _other_mean(score: Mapping[str, Any], digits: int) -> str:
     return f"with {missing} missing {number(score['mean_penalty'], digits)}"
 
 
-def _interval(bounds: Sequence[float] | None, digits: int) -> str:
+def _interval(bounds: Sequence[float] | None, digits: int, unit: str) -> str:
     if bounds is None:
-        return f"No interval below {MIN_UNITS} cases"
+        return f"No interval below {MIN_UNITS} {unit}s"
     return f"95 % interval {number(bounds[0], digits)} to {number(bounds[1], digits)}"
 
 
-def _cells(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+def _cells(scores: Mapping[str, Mapping[str, Any]], unit: str) -> list[dict[str, str]]:
     cells = []
     for name in HEADLINE:
         score, digits = scores[name], COLUMNS[name].digits
-        count = f", n = {score['n']}" if score["undefined"] else ""
+        patients = f" of {score['units']} patients" if unit == "patient" else ""
+        count = f", n = {score['n']}{patients}" if score["undefined"] else ""
         bounds = score["mean_interval"]
         cells.append(
             {
@@ -171,7 +197,7 @@ def _distributions(
 
 
 def _heat(evaluation: Evaluation, titles: Mapping[str, str]) -> dict[str, Any] | None:
-    """IoU of cases and labels in hundredths, None where it is undefined; for many labels."""
+    """IoU of cases and labels in hundredths, None where it is undefined, the lowest mean first; for many labels."""
     if len(titles) <= MANY_LABELS:
         return None
     places = {name: i for i, name in enumerate(titles)}
@@ -180,22 +206,25 @@ def _heat(evaluation: Evaluation, titles: Mapping[str, str]) -> dict[str, Any] |
         line = values.setdefault(row["case"], [None] * len(places))
         if not math.isnan(row["iou"]):
             line[places[row["label"]]] = round(100 * row["iou"])
+    ranked = sorted(values, key=lambda case: _mean_of(values[case]))
+    shown = ranked[: min(HEAT_CASES, HEAT_CELLS // len(titles))]
     return {
-        "cases": [readable(case) for case in values],
+        "cases": [readable(case) for case in shown],
         "labels": list(titles.values()),
-        "values": list(values.values()),
+        "values": [values[case] for case in shown],
+        "left_out": len(ranked) - len(shown),
     }
 
 
-def _label(
-    name: str, title: str, rows: Sequence[Mapping[str, Any]], lesions: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _mean_of(line: Sequence[int | None]) -> float:
+    """The mean of what is defined; infinite where nothing is, so that it comes last."""
+    known = [value for value in line if value is not None]
+    return sum(known) / len(known) if known else math.inf
+
+
+def _label(title: str, rows: Sequence[Mapping[str, Any]], lesions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The charts of one label: lesions found by volume, and agreement of volumes."""
-    detection = [
-        (row["volume_ml"] * 1000, row["status"] == "tp")
-        for row in lesions
-        if row["label"] == name and row["kind"] == "reference"
-    ]
+    detection = [(row["volume_ml"] * 1000, row["status"] == "tp") for row in lesions if row["kind"] == "reference"]
     points = [
         Point(
             (row["reference_ml"] + row["prediction_ml"]) / 2,

@@ -12,7 +12,7 @@ import numpy as np
 
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, columns_of
 from monai_iou.evaluation.pairing import Pair
-from monai_iou.evaluation.penalties import penalised
+from monai_iou.evaluation.penalties import penalised, without_prediction
 from monai_iou.evaluation.request import Progress, Request, RequestError
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import evaluate_case
@@ -79,7 +79,9 @@ class Evaluation:
     @cached_property
     def penalised(self) -> list[dict[str, Any]]:
         """The rows of all cases with a penalty for every score that is undefined."""
-        return [penalised(row, self.request.rules.challenge) for row in self.with_missing]
+        challenge = self.request.rules.challenge
+        missing = [without_prediction(row, challenge) for row in self.missing_rows]
+        return [penalised(row, challenge) for row in [*self.measured, *missing]]
 
     @property
     def with_missing(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monai_iou.evaluation.paired_scores import CompareError, Evaluated, is_in, paired_keys
+from monai_iou.evaluation.paired_scores import CompareError, Evaluated, is_in, paired_keys, unknown_cases
 from monai_iou.evaluation.rules import split_width
 from monai_iou.metrics import CHALLENGES
 
@@ -53,7 +53,7 @@ def check_rules(evaluated: Sequence[Evaluated], metrics: Sequence[str]) -> list[
         for rule in RULES:
             notes += _compare_rule(rule, first, second, metrics)
         notes += _compare_references(first, second)
-        notes += [*_left_out(first, second), *_left_out(second, first)]
+        notes += [*_left_out(first, second), *_left_out(second, first), *_unknown(first, second)]
         notes += _compare_resampling(first, second)
     return notes
 
@@ -71,6 +71,17 @@ def _left_out(one: Evaluated, other: Evaluated) -> Iterator[str]:
         yield (
             f"`{other.folder}` was not asked for {len(missing)} of the {len(cases)} cases of `{one.folder}`, such as "
             f"`{missing[0]}`: they are left out."
+        )
+
+
+def _unknown(first: Evaluated, second: Evaluated) -> Iterator[str]:
+    """What both failed at, where nobody knows what there was to find: the true difference may be smaller."""
+    labels = [label for label in first.labels if label in second.labels]
+    unknown = sorted({case for label in labels for case in unknown_cases(first, second, label)})
+    if unknown:
+        yield (
+            f"Cases that both `{first.folder}` and `{second.folder}` failed at, and of which no compared folder has a "
+            f"score: {len(unknown)}, such as `{unknown[0]}`. They are left out."
         )
 
 

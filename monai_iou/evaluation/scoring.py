@@ -120,7 +120,7 @@ def score_pair(
         "f1_curve": lesion.curve(CURVE).f1.tolist(),
     }
     if rules.like is not None:
-        row |= challenge_scores(rules.like, pair.prediction, pair.reference, spacing=grid.spacing)
+        row |= challenge_scores(rules.like, pair.prediction, pair.reference, spacing=grid.spacing, voxels=voxels)
     first = np.delete(pair.offset, plane) + crop.offset
     rows = [_lesion_row(lesion_score, volume, first, plane, grid) for lesion_score in lesion.lesions]
     return row, [{"label": pair.structure.name, **lesion} for lesion in rows]

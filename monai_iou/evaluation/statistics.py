@@ -6,8 +6,9 @@ patients are known, whole patients are drawn, and the mean is still the mean ove
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ SEED = 0
 MIN_UNITS = 8
 _TABLE_BYTES = 1 << 24  # of the resamples that are held at a time: drawn in parts, they are the same
 _LEAST_ROWS = 8  # that are held, and what the rows of a part are a multiple of: sums then round the same
+_KEPT_BYTES = 1 << 28  # of the resamples that are kept for the next column: to draw them takes seconds
 
 Statistic = Literal["mean", "median"]
 _Floats = NDArray[np.float64]
@@ -120,23 +122,50 @@ def _rows(width: int, most: int) -> int:
 
 def resamples(number: int) -> Iterator[_Floats]:
     """Yield how often each of some units is drawn, (resamples, units), as many resamples at a time as memory takes."""
-    rows = _rows(number, RESAMPLES)
-    if rows == RESAMPLES:
-        yield _kept_draws(number)
+    rows, table = _rows(number, RESAMPLES), _KEPT.get(number)
+    if table is not None:
+        yield from (table[start : start + rows].astype(float) for start in range(0, RESAMPLES, rows))
         return
+    # A unit is drawn some ten times at most, so that a byte holds it.
+    table = np.empty((RESAMPLES, number), np.uint8) if RESAMPLES * number <= _KEPT_BYTES else None
     generator = np.random.default_rng(SEED)
     for start in range(0, RESAMPLES, rows):
-        yield _drawn(generator, number, min(rows, RESAMPLES - start))
+        drawn = _drawn(generator, number, min(rows, RESAMPLES - start))
+        if table is not None:
+            table[start : start + rows] = drawn
+        yield drawn.astype(float)
+    if table is not None:
+        _KEPT.add(number, table)
 
 
-@lru_cache(maxsize=8)
-def _kept_draws(number: int) -> _Floats:
-    """All resamples of so few units that they fit into `_TABLE_BYTES`."""
-    return _drawn(np.random.default_rng(SEED), number, RESAMPLES)
+def _drawn(generator: np.random.Generator, number: int, count: int) -> NDArray[np.int64]:
+    return generator.multinomial(number, np.full(number, 1 / number), size=count)
 
 
-def _drawn(generator: np.random.Generator, number: int, count: int) -> _Floats:
-    return generator.multinomial(number, np.full(number, 1 / number), size=count).astype(float)
+class _KeptTables:
+    """The resamples of the numbers of units that were asked for last, as many as fit into `_KEPT_BYTES`.
+
+    The columns of a label have only a few numbers of defined scores.
+    """
+
+    def __init__(self) -> None:
+        self._tables: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> NDArray[np.uint8] | None:
+        with self._lock:
+            if number in self._tables:
+                self._tables.move_to_end(number)
+            return self._tables.get(number)
+
+    def add(self, number: int, table: NDArray[np.uint8]) -> None:
+        with self._lock:
+            self._tables[number] = table
+            while sum(kept.nbytes for kept in self._tables.values()) > _KEPT_BYTES:
+                self._tables.popitem(last=False)
+
+
+_KEPT = _KeptTables()
 
 
 def _medians(values: _Floats, which: NDArray[np.int64], drawn: _Floats) -> _Floats:

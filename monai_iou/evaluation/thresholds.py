@@ -8,22 +8,52 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 from monai_iou.evaluation.probabilities import OPERATING_POINTS, RESOLUTION
 from monai_iou.metrics import CalibrationMetric, ThresholdIoUMetric
 from monai_iou.scores import ratio
 
-__all__ = ["summarise_maps"]
+__all__ = ["dense", "sparse", "stored", "summarise_maps"]
 
 THRESHOLDS = 200  # k / 200
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per case, as in LUNA16
+
+
+_Row = tuple[NDArray[np.uint16], NDArray[np.int64]]
+
+
+def sparse(histogram: NDArray[np.int64]) -> list[_Row]:
+    """Return the places and numbers of what is not 0 in a histogram, (2, `RESOLUTION` + 1): few nodes of a sure model.
+
+    >>> histogram = np.zeros((2, RESOLUTION + 1), np.int64)
+    >>> histogram[1, [0, 4000]] = 5, 2
+    >>> rows = sparse(histogram)
+    >>> [[part.tolist() for part in row] for row in rows], np.array_equal(dense(rows), histogram)
+    ([[[], []], [[0, 4000], [5, 2]]], True)
+    """
+    return [stored(places := np.flatnonzero(row), row[places]) for row in histogram]
+
+
+def stored(places: ArrayLike, numbers: ArrayLike) -> _Row:
+    """Return a row of `sparse` from what it holds."""
+    return np.asarray(places, np.uint16), np.asarray(numbers, np.int64)
+
+
+def dense(rows: Sequence[_Row]) -> NDArray[np.int64]:
+    """Return the histogram of which `sparse` was made."""
+    histogram: NDArray[np.int64] = np.zeros((2, RESOLUTION + 1), np.int64)
+    for row, (places, numbers) in zip(histogram, rows, strict=True):
+        row[places] = numbers
+    return histogram
 
 
 def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:
     """Return the scores of one structure over the cases.
 
     Args:
-        counted: of each case, what `count_maps` returned.
+        counted: of each case, the `counts` of `count_maps` with their histograms made `sparse`: those of thousands of
+            cases would take gigabytes.
         name: of the structure.
 
     Returns:
@@ -32,17 +62,20 @@ def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str
         `edges`, `counts`, `confidence` and `frequency`; `froc` with, for each threshold, `sensitivity` and
         `false_positives` per case, and `sensitivity_at` the rates of `RATES`.
     """
-    histograms = np.stack([case[name]["histogram"] for case in counted])
     curve, calibration = ThresholdIoUMetric(resolution=THRESHOLDS), CalibrationMetric()
-    curve.add_histograms(torch.from_numpy(_at_thresholds(histograms))[:, None])
-    calibration.add_histograms(torch.from_numpy(histograms)[:, None])
+    voxels = np.zeros((2, RESOLUTION + 1), np.int64)
+    for case in counted:
+        histogram = dense(case[name]["histogram"])
+        voxels += histogram
+        curve.add_histograms(torch.from_numpy(_at_thresholds(histogram))[None, None])
+        calibration.add_histograms(torch.from_numpy(histogram)[None, None])
     curves, diagram = curve.curves(), calibration.reliability()
     return {
         "cases": len(counted),
         "best_threshold": _plain(curves.best_threshold)[0],
         "best_iou": _plain(curves.best_iou)[0],
         "iou_at_half": _plain(curves.iou)[0][THRESHOLDS // 2],
-        "average_precision": _average_precision(histograms),
+        "average_precision": _average_precision(voxels),
         **{key: _finite(value) for key, value in calibration.summary()[0].items()},
         "thresholds": _plain(curves.thresholds),
         **{key: _plain(getattr(curves, key))[0] for key in ("iou", "dice", "pooled_iou")},
@@ -54,18 +87,17 @@ def summarise_maps(counted: Sequence[Mapping[str, Mapping[str, Any]]], name: str
     }
 
 
-def _average_precision(histograms: np.ndarray) -> float | None:
+def _average_precision(voxels: NDArray[np.int64]) -> float | None:
     """Of all voxels, at all nodes: of fewer thresholds, a sure model's voxels lie between the same two."""
     fine = ThresholdIoUMetric(resolution=RESOLUTION)
-    fine.add_histograms(torch.from_numpy(histograms.sum(0, keepdims=True))[:, None])
+    fine.add_histograms(torch.from_numpy(voxels)[None, None])
     return _finite(float(fine.curves().average_precision[0]))
 
 
-def _at_thresholds(histograms: np.ndarray) -> np.ndarray:
-    """Histograms on the nodes k / 200: what lies between two of them counts at the lower one, which it reaches."""
-    step = RESOLUTION // THRESHOLDS
-    inner = histograms[..., :-1].reshape(*histograms.shape[:-1], THRESHOLDS, step).sum(-1)
-    joined: np.ndarray = np.concatenate([inner, histograms[..., -1:]], axis=-1)
+def _at_thresholds(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The histogram on the nodes k / 200: what lies between two of them counts at the lower one, which it reaches."""
+    inner = histogram[:, :-1].reshape(2, THRESHOLDS, RESOLUTION // THRESHOLDS).sum(-1)
+    joined: NDArray[np.int64] = np.concatenate([inner, histogram[:, -1:]], axis=-1)
     return joined
 
 

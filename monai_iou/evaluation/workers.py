@@ -96,6 +96,9 @@ def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Runner]:
         running.notes.append(f"{workers} worker processes were asked for, and {count} were used, one per processor.")
     try:
         yield running
+    except BaseException:
+        pool.end()
+        raise
     finally:
         pool.close()
 
@@ -169,6 +172,14 @@ class _Processes:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
+    def end(self) -> None:
+        """End the workers in the middle of their tasks, for which the interpreter would wait before it exits."""
+        if self._pool is not None:
+            processes = list(self._pool._processes.values())  # Python 3.14 has `terminate_workers` for this
+            self.close()
+            for process in processes:
+                process.terminate()
+
     def _starts(self) -> bool:
         """Whether a worker comes as far as doing nothing."""
         outcome = dict(self._round(os.getpid, {"": ()}))
@@ -188,7 +199,7 @@ class _Processes:
             if isinstance(future.exception(), BrokenProcessPool):
                 broken = True
             else:
-                yield names[future], future.result()
+                yield names.pop(future), future.result()  # with the pictures of a case, which nobody else should keep
         if broken:
             self.close()
 
@@ -204,7 +215,7 @@ class _Processes:
 
 def _prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
-    # Ctrl-C goes to every process of the terminal; the main one closes the pool, so the others need not complain.
+    # Ctrl-C goes to every process of the terminal; the main one ends the pool, so the others need not complain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

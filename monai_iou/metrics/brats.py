@@ -13,7 +13,7 @@ from monai_iou import scores
 from monai_iou.metrics.components import find_overlaps, label_components
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
 from monai_iou.metrics.lesion_maps import ROUNDING, dilated
-from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_counts, mask_pair
+from monai_iou.metrics.overlap import BoolMask, check_voxels, crop_to_union, mask_counts, mask_pair
 from monai_iou.metrics.surface import robust_hausdorff
 
 __all__ = ["brats_mets"]
@@ -28,6 +28,7 @@ def brats_mets(
     spacing: Any = None,
     dilation: int = 1,
     min_volume_mm3: float = 2.0,
+    voxels: int | None = None,
 ) -> dict[str, float]:
     """Compute the lesion-wise Dice and HD95 of BraTS 2023 for one region (whole tumour, core or enhancing tumour).
 
@@ -49,13 +50,16 @@ def brats_mets(
         spacing: voxel size in mm along each axis; None means 1 mm.
         dilation: how many times the reference is dilated with 18 neighbours.
         min_volume_mm3: lesions of up to this volume are left out.
+        voxels: number of voxels that count for the specificity; the others are ignored and in neither mask. None means
+            all.
 
     Returns:
         The columns of "brats-mets" in `CHALLENGES`; distances in mm and the volume in mm3.
 
     Raises:
-        TypeError: an input is neither an array nor a tensor.
-        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
+        TypeError: an input is neither an array nor a tensor, or `voxels` is not an integer.
+        ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` or `voxels` does not
+            fit them.
 
     Example:
         >>> reference = np.zeros((9, 9, 9), dtype=bool); reference[1:3, 1:3, 1:3] = reference[6:8, 6:8, 6:8] = True
@@ -65,6 +69,7 @@ def brats_mets(
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
+    counting = p.size if voxels is None else check_voxels(voxels, p, r)
     crop = crop_to_union(p, r, margin=dilation)
     p_map, p_count = label_components(crop.prediction, 26)
     zones, r_count = label_components(dilated(crop.reference, dilation), 26)
@@ -84,7 +89,7 @@ def brats_mets(
         "Num_TP": float(detected),
         "Num_FP": float(false_positives),
         "Num_FN": float(len(large) - detected),
-        **_brats_whole(p, r, crop.prediction, crop.reference, size),
+        **_brats_whole(crop.prediction, crop.reference, counting, size),
         "LesionWise_Score_Dice": scores.ratio(sum(dice for dice, _, _ in large), counted, empty=1.0),
         "LesionWise_Score_HD95": scores.ratio(distances, counted, empty=0.0),
     }
@@ -101,15 +106,14 @@ def _brats_lesion(
     return dice, robust_hausdorff(p, r, spacing, 95), True
 
 
-def _brats_whole(
-    p: BoolMask, r: BoolMask, p_crop: BoolMask, r_crop: BoolMask, spacing: tuple[float, ...]
-) -> dict[str, float]:
-    both, predicted, true = mask_counts(p_crop, r_crop)
-    negative = p.size - scores.union(both, predicted, true)
-    distance = robust_hausdorff(p_crop, r_crop, spacing, 95) if predicted + true else 0.0
+def _brats_whole(p: BoolMask, r: BoolMask, voxels: int, spacing: tuple[float, ...]) -> dict[str, float]:
+    """Return the scores of the masks as a whole, of an image of so many voxels."""
+    both, predicted, true = mask_counts(p, r)
+    negative = voxels - scores.union(both, predicted, true)
+    distance = robust_hausdorff(p, r, spacing, 95) if predicted + true else 0.0
     return {
         "Sensitivity": both / (true + sys.float_info.min) if predicted + true else 1.0,
-        "Specificity": negative / (p.size - true + sys.float_info.min),
+        "Specificity": negative / (voxels - true + sys.float_info.min),
         "Legacy_Dice": scores.dice(both, predicted, true),
         "Legacy_HD95": distance if math.isfinite(distance) else _PENALTY_MM,
         "GT_Complete_Volume": true * math.prod(spacing),

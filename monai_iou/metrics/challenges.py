@@ -21,7 +21,7 @@ from monai_iou.metrics.components import Overlaps, find_overlaps
 from monai_iou.metrics.inputs import ArrayLike, spacing_tuple
 from monai_iou.metrics.lesion import lesion_scores
 from monai_iou.metrics.lesion_maps import ROUNDING, large_components
-from monai_iou.metrics.overlap import crop_to_union, mask_counts, mask_pair
+from monai_iou.metrics.overlap import check_voxels, crop_to_union, mask_counts, mask_pair
 
 __all__ = ["CHALLENGES", "Challenge", "autopet", "brats_mets", "challenge_scores", "isles22", "ms"]
 
@@ -182,9 +182,13 @@ class Challenge:
     columns: tuple[str, ...]
     """The organisers' names of the scores."""
     missing: dict[str, float]
-    """Values of the columns for a missing case, if the challenge or its formula defines them."""
+    """The worst values of the columns, which a missing case has wherever they are defined for an empty prediction."""
     of_lesions: tuple[str, ...] = ()
     """The columns that are all undefined where neither map contains a lesion of the size that the challenge counts."""
+    of_prediction: tuple[str, ...] = ()
+    """The columns that judge only what is predicted, and that therefore no missing case has."""
+    counts_background: bool = False
+    """Whether the function takes `voxels`, the number of voxels that count."""
 
 
 CHALLENGES: dict[str, Challenge] = {
@@ -201,6 +205,8 @@ CHALLENGES: dict[str, Challenge] = {
         missing={
             "LesionWise_Score_Dice": 0.0, "LesionWise_Score_HD95": 374.0, "Legacy_Dice": 0.0, "Legacy_HD95": 374.0,
         },
+        of_prediction=("Num_FP", "Specificity"),
+        counts_background=True,
     ),
     "isles22": Challenge(
         title="ISLES'22",
@@ -217,6 +223,7 @@ CHALLENGES: dict[str, Challenge] = {
         score=autopet,
         columns=("dice_sc", "false_pos_vol", "false_neg_vol"),
         missing={"dice_sc": 0.0},
+        of_prediction=("false_pos_vol",),
     ),
     "ms": Challenge(
         title="MSSEG and ISBI 2015",
@@ -225,14 +232,15 @@ CHALLENGES: dict[str, Challenge] = {
         "PPVL, F1_score); any overlap, 18 neighbours (LTPR, LFPR)",
         score=ms,
         columns=("Dice", "SensL", "PPVL", "F1_score", "LTPR", "LFPR"),
-        missing={"Dice": 0.0, "SensL": 0.0, "PPVL": 0.0, "F1_score": 0.0, "LTPR": 0.0},
+        # Not SensL and LTPR: they are undefined only where the reference has no lesion to find.
+        missing={"Dice": 0.0, "PPVL": 0.0, "F1_score": 0.0},
         of_lesions=("SensL", "PPVL", "F1_score"),
     ),
 }  # fmt: skip
 
 
 def challenge_scores(
-    challenge: str, prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None
+    challenge: str, prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None, voxels: int | None = None
 ) -> dict[str, float]:
     """Compute the scores of a case by the rules of a challenge.
 
@@ -241,14 +249,15 @@ def challenge_scores(
         prediction: mask of 0 and 1 or of bool, with 3 dimensions.
         reference: mask of the same shape.
         spacing: voxel size in mm along each axis; None means 1 mm.
+        voxels: number of voxels that count; the others are ignored and in neither mask. None means all.
 
     Returns:
         One value for each of the challenge's columns, in the organisers' units; see the function of the challenge.
 
     Raises:
-        TypeError: an input is neither an array nor a tensor.
+        TypeError: an input is neither an array nor a tensor, or `voxels` is not an integer.
         ValueError: the challenge is unknown, an input contains values other than 0 and 1, the shapes differ, or
-            `spacing` does not fit them.
+            `spacing` or `voxels` does not fit them.
 
     Example:
         >>> mask = np.zeros((5, 5, 5), dtype=bool); mask[2, 2, 1:4] = True
@@ -256,4 +265,9 @@ def challenge_scores(
         {'dice_sc': 1.0, 'false_pos_vol': 0.0, 'false_neg_vol': 0.0}
     """
     check_choice("challenge", challenge, CHALLENGES)
-    return CHALLENGES[challenge].score(prediction, reference, spacing=spacing)
+    rules = CHALLENGES[challenge]
+    if rules.counts_background:
+        return rules.score(prediction, reference, spacing=spacing, voxels=voxels)
+    if voxels is not None:  # changes no score of this challenge, but a wrong number is a mistake here too
+        check_voxels(voxels, *mask_pair(prediction, reference, dimensions=(3,)))
+    return rules.score(prediction, reference, spacing=spacing)

@@ -93,7 +93,7 @@ class Lesion:
     label: int
     """Label under which the lesion is recorded."""
     component: int
-    """Number of the component in its own mask, from 1, in scan order."""
+    """Number of the component in its own mask, from 1, in scan order; in a map of lesion numbers, its own."""
     outcome: Literal["tp", "fn", "fp"]
     """Found, missed or false positive."""
     volume_ml: float
@@ -107,7 +107,7 @@ class Lesion:
     region_iou: float
     """IoU inside the component's Voronoi region; NaN for "fp"."""
     matched_component: int | None
-    """Number of the matched component in the prediction; None if there is none."""
+    """Number of the matched component in the prediction, counted likewise; None if there is none."""
 
 
 class LesionCurve(NamedTuple):

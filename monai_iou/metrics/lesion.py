@@ -200,7 +200,9 @@ def _scores_of_maps(
         fragments=len(overlaps.reference) - touched,
         merges=len(overlaps.prediction) - touching,
         rule=rule,
-        lesions=_records(overlaps, matching, region_iou, centroids, matrix, math.prod(size) / 1000, label),
+        lesions=_records(
+            maps.numbers, overlaps, matching, region_iou, centroids, matrix, math.prod(size) / 1000, label
+        ),
         overlaps=overlaps,
     )
 
@@ -255,6 +257,7 @@ def _centroids(components: npt.NDArray[Any], count: int, offset: tuple[int, ...]
 
 
 def _records(
+    numbers: tuple[npt.NDArray[Any], npt.NDArray[Any]],
     overlaps: Overlaps,
     matching: Matching,
     region_iou: _FloatArray,
@@ -264,6 +267,7 @@ def _records(
     label: int,
 ) -> tuple[Lesion, ...]:
     iou = overlaps.iou
+    predicted, true = (each.tolist() for each in numbers)
     partner = {int(overlaps.reference[m]): (int(overlaps.prediction[m]), float(iou[m])) for m in matching.pairs}
 
     def place(centroid: _FloatArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -273,12 +277,12 @@ def _records(
     lesions = []
     for i, size in enumerate(overlaps.reference_sizes):
         match, shared = partner.get(i, (None, 0.0))
-        number = None if match is None else match + 1
+        number = None if match is None else predicted[match]
         outcome: Literal["tp", "fn"] = "fn" if match is None else "tp"
         where = place(centroids[0][i])
-        lesions.append(Lesion(label, i + 1, outcome, size * voxel_ml, *where, shared, float(region_iou[i]), number))
+        lesions.append(Lesion(label, true[i], outcome, size * voxel_ml, *where, shared, float(region_iou[i]), number))
     for i, size in enumerate(overlaps.prediction_sizes):
         if not matching.right[i]:
             where = place(centroids[1][i])
-            lesions.append(Lesion(label, i + 1, "fp", size * voxel_ml, *where, 0.0, math.nan, None))
+            lesions.append(Lesion(label, predicted[i], "fp", size * voxel_ml, *where, 0.0, math.nan, None))
     return tuple(lesions)

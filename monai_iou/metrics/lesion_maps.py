@@ -21,13 +21,25 @@ ROUNDING = 1e-4
 
 
 class LesionMaps(NamedTuple):
-    """Component number of each voxel, 0 for none, and how many there are; `offset` is the box's first voxel."""
+    """Component number of each voxel, 0 for none, and how many there are; `offset` is the box's first voxel.
+
+    `prediction_numbers` and `reference_numbers` are those that the components have in maps of lesion numbers.
+    """
 
     prediction: _IntMap
     prediction_count: int
     reference: _IntMap
     reference_count: int
     offset: tuple[int, ...]
+    prediction_numbers: _IntMap | None = None
+    reference_numbers: _IntMap | None = None
+
+    @property
+    def numbers(self) -> tuple[_IntMap, _IntMap]:
+        """The number of each predicted and of each reference component; from 1 where the maps gave none."""
+        given = (self.prediction_numbers, self.prediction_count), (self.reference_numbers, self.reference_count)
+        predicted, true = (np.arange(1, count + 1) if known is None else known for known, count in given)
+        return predicted, true
 
 
 def check_components(connectivity: int | None, min_volume_mm3: float, dilation: int) -> float:
@@ -109,8 +121,8 @@ def _given(prediction: ArrayLike, reference: ArrayLike) -> LesionMaps:
     numbers = [_lesion_numbers(m, name) for m, name in ((prediction, "prediction"), (reference, "reference"))]
     crop = crop_to_union(numbers[0] > 0, numbers[1] > 0)
     box = tuple(slice(o, o + n) for o, n in zip(crop.offset, crop.prediction.shape, strict=True))
-    (p_map, p_count), (r_map, r_count) = (_renumbered(m[box]) for m in numbers)
-    return LesionMaps(p_map, p_count, r_map, r_count, crop.offset)
+    (p_map, p_known), (r_map, r_known) = (_renumbered(m[box]) for m in numbers)
+    return LesionMaps(p_map, len(p_known), r_map, len(r_known), crop.offset, p_known, r_known)
 
 
 def _lesion_numbers(image: ArrayLike, name: str) -> _IntMap:
@@ -127,10 +139,11 @@ def _lesion_numbers(image: ArrayLike, name: str) -> _IntMap:
     return whole.astype(np.int64)
 
 
-def _renumbered(numbers: _IntMap) -> tuple[_IntMap, int]:
+def _renumbered(numbers: _IntMap) -> tuple[_IntMap, _IntMap]:
+    """The map with the numbers from 1 without gaps, and the number that each had."""
     known = np.unique(numbers)
     known = known[known != 0]
-    return np.where(numbers == 0, 0, np.searchsorted(known, numbers) + 1), len(known)
+    return np.where(numbers == 0, 0, np.searchsorted(known, numbers) + 1), known
 
 
 def _without_small(maps: LesionMaps, voxels: float) -> LesionMaps:
@@ -140,7 +153,9 @@ def _without_small(maps: LesionMaps, voxels: float) -> LesionMaps:
     scored, small = (maps.reference > 0) & r_kept[maps.reference], (maps.reference > 0) & ~r_kept[maps.reference]
     touches = [np.bincount(maps.prediction[m], minlength=maps.prediction_count + 1) > 0 for m in (scored, small)]
     p_kept &= touches[0] | ~touches[1]
-    return LesionMaps(*_kept(maps.prediction, p_kept), *_kept(maps.reference, r_kept), maps.offset)
+    numbers = ((maps.prediction_numbers, p_kept), (maps.reference_numbers, r_kept))
+    left = [None if known is None else known[kept[1:]] for known, kept in numbers]
+    return LesionMaps(*_kept(maps.prediction, p_kept), *_kept(maps.reference, r_kept), maps.offset, *left)
 
 
 def _kept(numbers: _IntMap, keep: npt.NDArray[np.bool_]) -> tuple[_IntMap, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou import scores
-from monai_iou.checks import check_ignore_empty
+from monai_iou.checks import check_ignore_empty, check_integer
 from monai_iou.metrics.inputs import ROUNDING, ArrayLike, as_plain_array, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty
 
@@ -75,6 +75,25 @@ def mask_pair(
         )
         raise ValueError(message)
     return masks
+
+
+def check_voxels(voxels: Any, prediction: BoolMask, reference: BoolMask) -> int:
+    """Return the number of voxels of an image that count; it has at least those of both masks.
+
+    Raises:
+        TypeError: `voxels` is not an integer.
+        ValueError: the masks have more voxels of 1, or fewer voxels in all.
+    """
+    remedy = "count all voxels that are not ignored"
+    count = check_integer("voxels", voxels, remedy)
+    least = int(np.count_nonzero(prediction | reference))
+    if not least <= count <= prediction.size:
+        message = (
+            f"Expected `voxels` to be between {least}, the voxels of either mask, and {prediction.size}, those of the "
+            f"image, but got {count}: {remedy}."
+        )
+        raise ValueError(message)
+    return count
 
 
 def mask_counts(prediction: BoolMask, reference: BoolMask) -> tuple[int, int, int]:

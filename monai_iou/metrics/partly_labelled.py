@@ -33,7 +33,7 @@ def annotated(
 
     Their maps become 0, or what says which voxels are ignored.
     """
-    known = torch.ones(classes, dtype=torch.bool) if labelled is None else labelled.cpu()
+    known = torch.ones(classes, dtype=torch.bool, device="cpu") if labelled is None else labelled.cpu()
     if known.shape != (classes,):
         message = (
             f"Expected `labelled` to have {classes} columns, one per class, but got {len(known)}: count the background "
@@ -43,7 +43,7 @@ def annotated(
     if len(reference) == classes and reference.is_floating_point():
         # The first voxel tells nearly always, and costs no pass.
         absent = [bool(m.flatten()[:1].isnan().any()) and bool(m.isnan().all()) for m in reference]
-        known = known & ~torch.tensor(absent, dtype=torch.bool)
+        known = known & ~torch.tensor(absent, dtype=torch.bool, device="cpu")
     if bool(known.all()):
         return reference, None
     return blank_unlabelled(reference[None], known[None].to(reference.device), ignore_index)[0], known

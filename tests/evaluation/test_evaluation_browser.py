@@ -258,6 +258,84 @@ def test_the_comparison_opens_both_pictures(report, tmp_path):
     assert f"out{perfect.name}Difference" in "".join(found["table"].split())
 
 
+FINGERPRINT = """<script>
+const exact = CanvasRenderingContext2D.prototype.getImageData;
+CanvasRenderingContext2D.prototype.getImageData = function (...place) {
+  const pixels = exact.apply(this, place);
+  for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i] ^= (i / 4 * 7) % 3 & 1;
+  return pixels;
+};
+</script>"""
+
+
+def test_contours_are_the_same_in_a_browser_that_hides_its_fingerprint(report, tmp_path):
+    """Brave and Firefox change the lowest bits of the pixels that a page reads."""
+    script = """
+    found.codes = [];
+    for (const viewer of viewers.values()) {
+      await viewer.open();
+      found.codes.push(...viewer.crop.codes);
+    }
+    """
+    page = report.read_text(encoding="utf-8").replace("<head>", f"<head>{FINGERPRINT}")
+    (tmp_path / "hiding.html").write_text(page, encoding="utf-8")
+    plain, hiding = (run_in_browser(path, tmp_path, script)[0] for path in (report, tmp_path / "hiding.html"))
+    assert plain["problems"] == hiding["problems"] == []
+    assert set(plain["codes"]) == {0, 1, 2, 3}
+    assert hiding["codes"] == plain["codes"]
+
+
+@pytest.fixture(scope="module")
+def three(report, tmp_path_factory) -> Path:
+    """The comparison of three folders, with more pictures than are drawn at once."""
+    root, folder = report.parents[1], tmp_path_factory.mktemp("three")
+    evaluate_folders(Request(root / "references", root / "references", folder / "perfect"))
+    moved = folder / "moved"
+    for path in (root / "references").rglob("*.nii.gz"):
+        image = nibabel.load(path)
+        target = moved / path.relative_to(root / "references")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(np.roll(np.asarray(image.dataobj), 5, axis=1), image.affine), target)
+    evaluate_folders(Request(moved, root / "references", folder / "out"))
+    compare_folders([report.parent, folder / "perfect", folder / "out"], folder / "comparison")
+    return folder / "comparison" / "comparison.html"
+
+
+@pytest.mark.skipif(PDFTOTEXT is None, reason="needs pdftotext (poppler-utils)")
+@pytest.mark.parametrize("drawn", [200, 31])
+def test_pictures_are_drawn_for_paper_and_one_that_is_not_says_so(three, tmp_path, drawn):
+    """When the printing starts, it is too late for drawing."""
+    page = three.read_text(encoding="utf-8")
+    assert page.count("DRAWN_FOR_PAPER = 200") == 1
+    toggled = 'fold.addEventListener("toggle"'
+    assert page.count(toggled) == 1
+    page = page.replace("DRAWN_FOR_PAPER = 200", f"DRAWN_FOR_PAPER = {drawn}").replace(
+        toggled, 'fold.addEventListener("-"'
+    )
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    pdf = tmp_path / "page.pdf"
+    chromium(tmp_path / "page.html", tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    assert PDFTOTEXT is not None
+    text = subprocess.run([PDFTOTEXT, str(pdf), "-"], capture_output=True, encoding="utf-8", check=True).stdout
+    pictures = page.count('class="viewer"')
+    assert pictures > 31  # more than are drawn at once
+    assert text.count("Axial") == min(pictures, drawn)
+    assert text.count("This picture was not drawn yet: open it") == pictures - min(pictures, drawn)
+
+
+def test_a_script_that_fails_does_not_stop_the_others(report, tmp_path):
+    page = report.read_text(encoding="utf-8")
+    broken = '<canvas id="heat"></canvas><script type="application/json" id="heat-data">broken</script></main>'
+    (tmp_path / "page.html").write_text(page.replace("</main>", broken), encoding="utf-8")
+    script = """
+    found.buttons = document.querySelectorAll('button.save').length;
+    found.charts = document.querySelectorAll('figure > svg.chart').length;
+    """
+    found, _ = run_in_browser(tmp_path / "page.html", tmp_path, script)
+    assert len(found["problems"]) == 1
+    assert found["buttons"] == found["charts"] > 0
+
+
 @pytest.mark.parametrize("page", ["report", "comparison"])
 def test_figures_are_saved_with_their_styles(report, tmp_path, page):
     path = report

@@ -84,6 +84,23 @@ def test_another_metric_can_be_primary(tmp_path, scores):
         assert (rows[0]["metric"], rows[0]["family"], rows[0]["better"]) == ("hd95_mm", "primary", "baseline")
 
 
+def test_a_primary_metric_beside_the_others_is_compared_and_a_note_says_so(tmp_path, scores, capsys):
+    folders = [str(evaluated(tmp_path / name, {"iou": values})) for name, values in zip("ab", scores, strict=True)]
+    command = ["compare", *folders, f"--output={tmp_path / 'c'}"]
+    note = "pq is compared as well as `--metrics`, because `--primary` names it."
+    assert main([*command, "--metrics=iou", "--primary=pq"]) == 0
+    rows = read_csv(tmp_path / "c" / "comparison.csv")
+    assert [(row["metric"], row["family"]) for row in rows] == [("pq", "primary"), ("iou", "exploratory")]
+    assert f"Note: {note}" in capsys.readouterr().err
+    assert html.escape(note) in (tmp_path / "c" / "comparison.html").read_text(encoding="utf-8")
+    for options in (["--metrics=iou,pq", "--primary=pq"], ["--primary=rq"], ["--metrics=pq"]):
+        assert main([*command, *options]) == 0
+        assert "Note:" not in capsys.readouterr().err
+    assert main([*command, "--primary="]) == 2, "an empty name is no metric, and not the default"
+    assert main([*command, "--metrics=speed,iou", "--primary=speed"]) == 2
+    assert "but got speed: correct them." in capsys.readouterr().err
+
+
 def test_missing_is_not_better(tmp_path):
     """Six cases; the other method leaves the worst one empty: its distance is undefined, and must count."""
     distances = [1.0, 1.0, 1.0, 1.0, 1.0, 6.0]
@@ -179,6 +196,43 @@ def test_failed_cases_count_and_lone_ones_are_left_out(tmp_path, scores):
     assert [float(line["a"]) for line in paired if line["case"] == "case11"] == [0.0]
 
 
+def test_a_case_that_both_folders_of_a_pair_failed_at_counts_where_a_third_one_has_it(tmp_path):
+    """Four cases: the pair is compared on what the ranking is computed from, and not on the three that both have."""
+    volumes = {"reference_ml": [1.0] * 4, "prediction_ml": [1.0] * 4, "diagonal_mm": [100.0] * 4}
+    values = {"a": [0.0, 1.0, 1.0, 1.0], "b": [0.0, 0.6, 0.6, 0.6], "c": [0.5] * 4}
+    a, b, c = (evaluated(tmp_path / n, volumes | {"iou": v, "hd95_mm": [9.0] * 4}, cases=4) for n, v in values.items())
+    for folder in (a, b):
+        rest = [row for row in read_csv(folder / "cases.csv") if row["case"] != "case0"]
+        write_csv(folder / "cases.csv", CASE_COLUMNS, rest)
+        write_csv(folder / "failures.csv", FAILURE_COLUMNS, [{"case": "case0", "reason": "broken"}])
+    out = tmp_path / "out"
+    for order in ([a, b, c], [c, a, b], [a, c, b]):
+        rows = {(row["names"], row["metric"]): row for row in compare_folders(order, out, ["iou", "hd95_mm"])}
+        row = rows[("a", "b"), "iou"]
+        assert (row["n"], row["left_out"], row["difference"]) == (4, 0, pytest.approx(-0.3))
+        assert rows[("a", "b"), "hd95_mm"]["baseline_mean"] == (100 + 27) / 4
+        ranking = {line["folder"]: float(line["mean"]) for line in read_csv(out / "ranking.csv")}
+        assert ranking["b"] - ranking["a"] == pytest.approx(row["difference"])
+        assert next(line["a"] for line in read_csv(out / "paired.csv")) == "0.0"
+    notes: list[str] = []
+    row = compare_folders([a, b], out, ["iou"], note=notes.append)[0]
+    assert (row["n"], row["left_out"], row["difference"]) == (3, 1, pytest.approx(-0.4))
+    assert notes == [
+        f"Cases that both `{a}` and `{b}` failed at, and of which no compared folder has a score: 1, such as `case0`. "
+        "They are left out."
+    ]
+    assert html.escape(notes[0]) in (out / "comparison.html").read_text(encoding="utf-8")
+    write_csv(a / "failures.csv", FAILURE_COLUMNS, [{"case": f"case{i}", "reason": "broken"} for i in range(4)])
+    write_csv(b / "failures.csv", FAILURE_COLUMNS, [{"case": f"case{i}", "reason": "broken"} for i in range(4)])
+    for folder in (a, b):
+        write_csv(folder / "cases.csv", CASE_COLUMNS, [])
+        write_json(folder / "summary.json", {"options": {"structures": {"1": [1]}}})
+    row = compare_folders([a, b, c], out, ["iou"])[0]
+    assert (row["n"], row["left_out"], row["difference"]) == (4, 0, 0.0), "only the third one has a score"
+    with pytest.raises(CompareError, match="Expected cases in common, but got none"):
+        compare_folders([a, b], out)
+
+
 def test_patients_of_the_evaluation_are_the_unit(tmp_path, scores):
     a, b = (evaluated(tmp_path / name, {"iou": values.tolist()}) for name, values in zip("ab", scores, strict=True))
     alone = compare_folders([a, b], tmp_path / "out", ["iou"])[0]
@@ -268,10 +322,12 @@ def test_a_failed_case_has_no_score_of_a_label_that_its_folder_does_not_have(tmp
         more = (folder / "cases.csv").read_text(encoding="utf-8").replace(",1,", ",2,").split("\n", 1)[1]
         with (folder / "cases.csv").open("a", encoding="utf-8") as stream:
             stream.write(more)
+    rest = [row for row in read_csv(folders[2] / "cases.csv") if row["case"] != "case3"]
+    write_csv(folders[2] / "cases.csv", CASE_COLUMNS, rest)
     write_csv(folders[2] / "failures.csv", FAILURE_COLUMNS, [{"case": "case3", "reason": "broken"}])
     compare_folders(folders, tmp_path / "out", ["iou"])
     paired = {(row["case"], row["label"]): row["c"] for row in read_csv(tmp_path / "out" / "paired.csv")}
-    assert (paired["case3", "1"], paired["case3", "2"]) == ("0.5", "")
+    assert (paired["case3", "1"], paired["case3", "2"]) == ("0.0", "")
     assert {row["label"] for row in read_csv(tmp_path / "out" / "ranking.csv")} == {"1"}
 
 

@@ -82,6 +82,23 @@ def test_a_slice_and_an_empty_prediction_have_numbered_lesions_too(tmp_path: Pat
     assert [(row["lesion_tp"], row["lesion_fn"]) for row in rows] == [("2", "0"), ("0", "3")]
 
 
+@pytest.mark.parametrize("least", [0.0, 30.0])
+def test_lesions_have_the_numbers_of_their_files(folder: Path, least: float) -> None:
+    """Also where some are left out: the lesions have 81 mm3, and a speck 3 mm3."""
+    speck = touching_lesions(0)
+    speck[10, 9, 1] = 5
+    save(folder / "references" / "c0.nii.gz", speck)
+    (folder / "predictions" / "c2.nii.gz").unlink()
+    evaluated(folder, instances=True, min_volume_mm3=least, missing="penalty")
+    lesions = read_csv(folder / "out0" / "lesions.csv")
+    found = {case: {(row["lesion"], row["status"]) for row in lesions if row["case"] == case} for case in ("c0", "c2")}
+    small = {("5", "fn")} if least == 0 else set()
+    assert found == {
+        "c0": {("3", "tp"), ("7", "tp"), ("900", "tp")} | small,
+        "c2": {("3", "fn"), ("7", "fn"), ("900", "fn")},
+    }
+
+
 def test_one_pair_of_files_is_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask = (touching_lesions(0) > 0).astype(np.uint8)
     prediction = save(tmp_path / "mine" / "result.nii.gz", np.roll(mask, 1, axis=0))
@@ -146,6 +163,22 @@ def test_the_export_has_the_layout_of_nnunet(tmp_path: Path) -> None:
     assert all(name.isalpha() for name in rows[0])
     assert float(rows[0]["dice"]) == pytest.approx(means[1], abs=1e-4)
     assert rows[0]["dicelow"] == ""  # three cases have no interval
+
+
+def test_labels_are_text_for_latex(tmp_path: Path) -> None:
+    for kind in ("references", "predictions"):
+        save(tmp_path / kind / "a.nii.gz", touching_lesions(0))
+    names = ("whole_tumour", "a & b", "50 % #1 $x$", "{x}~^2", r"a\b")
+    evaluated(tmp_path, export=("latex",), regions=dict.fromkeys(names, (7,)))
+    with (tmp_path / "out0" / "latex.csv").open(encoding="utf-8", newline="") as stream:
+        labels = [row["label"] for row in csv.DictReader(stream)]
+    assert labels == [
+        r"whole\_tumour",
+        r"a \& b",
+        r"50 \% \#1 \$x\$",
+        r"\{x\}\textasciitilde{}\textasciicircum{}2",
+        r"a\textbackslash{}b",
+    ]
 
 
 def panoptica_scores(tp: int, predicted: int, referred: int, ious: list[float]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files, fi
 from monai_iou.evaluation.probability_channels import channels_of
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.evaluation.thresholds import dense, sparse
 from monai_iou.volumes.probability_kind import are_separate, description
 
 SHAPE, SPACING = (14, 12, 10), (1.0, 2.0, 1.5)
@@ -560,9 +561,14 @@ def test_channels_in_the_order_of_labels_that_nobody_named(folder: Path, tmp_pat
 def test_counts_are_kept_whole(folder: Path) -> None:
     files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
     count = count_files(files, reference, [Structure("1", (1,))], None, Rules())["counts"]["1"]
-    kept = json.loads(json.dumps(map_records._sparse(count)))
-    assert kept["lesions"] == count["lesions"]
-    np.testing.assert_array_equal(map_records._dense(kept)["histogram"], count["histogram"])
+    kept = {**count, "histogram": sparse(count["histogram"])}
+    again = map_records._compact(json.loads(json.dumps(map_records._plain(kept))))
+    for held in (kept, again):
+        assert held["lesions"] == count["lesions"]
+        assert sum(part.nbytes for row in held["histogram"] for part in row) <= 10 * np.count_nonzero(
+            count["histogram"]
+        )
+        np.testing.assert_array_equal(dense(held["histogram"]), count["histogram"])
 
 
 @pytest.mark.parametrize("mask", ["{}.nii.gz", "{}_mask.mha", "{}_mask.nii.gz"])

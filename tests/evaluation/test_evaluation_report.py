@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation import case_table, pictures
+from monai_iou.evaluation import case_table, pictures, thumbnails
 from monai_iou.evaluation.charts import bland_altman, curve, distribution, forest, paired, recall_chart
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -17,7 +17,7 @@ from monai_iou.evaluation.masks import mask_pairs
 from monai_iou.evaluation.results import Request
 from monai_iou.evaluation.rules import Structure
 from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Axis, Point
-from monai_iou.evaluation.thumbnails import MAX_SIZE, codes_of, show_picture, take_picture
+from monai_iou.evaluation.thumbnails import CODE_STEP, MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
 from monai_iou.volumes.reading import VolumeError
 
@@ -116,8 +116,9 @@ def picture_of(prediction: np.ndarray, reference: np.ndarray, grid: Grid, whole:
     return take_picture(pair, grid)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_crop_holds_both_masks_in_patient_axes(whole):
+@pytest.mark.parametrize(("whole", "changed"), [(True, 0), (False, 0), (True, 1), (True, -1)])
+def test_crop_holds_both_masks_in_patient_axes(whole, changed):
+    """Also where a browser that hides its fingerprint changes the lowest bits of the pixels that the page reads."""
     pytest.importorskip("PIL", reason="Pillow is not installed")
     reference = np.zeros((60, 50, 40), bool)
     reference[20:25, 10:12, 30:33] = True
@@ -128,7 +129,8 @@ def test_crop_holds_both_masks_in_patient_axes(whole):
     assert not picture["cut"]
     crop = show_picture(picture, None)
     assert tuple(crop["spacing"]) == (2.0, 1.0, 1.0)
-    sheet = pixels_of(crop["masks"])
+    greys = np.clip(pixels_of(crop["masks"]).astype(int) + changed, 0, 255)
+    sheet = np.rint(greys / CODE_STEP).astype(np.uint8)
     x, y, z = crop["shape"]
     tiles = [sheet[k // crop["columns"] * y :, k % crop["columns"] * x :][:y, :x].T for k in range(z)]
     codes = np.stack(tiles, axis=-1)
@@ -144,6 +146,12 @@ def test_crop_holds_both_masks_in_patient_axes(whole):
         assert prediction[tuple(file)] == bool(codes[tuple(index)] & 2)
         here = np.asarray(picture["affine"]) @ [*index, 1]
         np.testing.assert_allclose(here, grid.affine @ [*file, 1])
+
+
+def test_the_page_reads_the_codes_as_they_were_written():
+    script = (Path(thumbnails.__file__).parent / "templates" / "viewer.js").read_text(encoding="utf-8")
+    assert f"const CODE_STEP = {CODE_STEP};" in script
+    assert 3 * CODE_STEP == 255
 
 
 def test_crops_end_with_the_image():

@@ -80,6 +80,16 @@ def test_ignored_voxels_have_no_effect(seed):
     assert repr(score(prediction, reference, ignore=9)) == repr(first)
 
 
+def test_the_specificity_of_a_challenge_is_that_of_the_rows_voxels():
+    prediction, reference = blobs(3), blobs(4)
+    reference[:, :, :3] = 9
+    for ignore in (None, 9):
+        rules = Rules(like="brats-mets")
+        row = evaluate_case(prediction, reference, GRID, [Structure("1", (1,))], ignore, rules=rules)[0][0]
+        assert row["voxels_fp"] > 0
+        assert row["Specificity"] == row["voxels_tn"] / (row["voxels_tn"] + row["voxels_fp"])
+
+
 def test_regions_are_unions_of_labels():
     prediction, reference = blobs(1), blobs(2)
     whole = score(prediction, reference, (Structure("whole", (1, 2)),))

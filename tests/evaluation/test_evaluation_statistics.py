@@ -159,3 +159,42 @@ def test_what_is_held_of_the_resamples_is_bounded():
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """The numbers of units of which resamples are drawn from now on, one entry for each part."""
+    draw, drawn = statistics._drawn, []
+
+    def counting(generator, number, count):
+        drawn.append(number)
+        return draw(generator, number, count)
+
+    monkeypatch.setattr(statistics, "_drawn", counting)
+    monkeypatch.setattr(statistics, "_KEPT", statistics._KeptTables())
+    monkeypatch.setattr(statistics, "_TABLE_BYTES", 64_000)
+    return drawn
+
+
+def test_resamples_are_drawn_once_for_all_columns_of_a_label(counted):
+    """2000 resamples of 20,000 cases take seconds to draw, and a label has 24 columns."""
+    columns = [np.random.default_rng(seed).random(40) for seed in range(4)]
+    first = [describe(column) for column in columns]
+    parts = len(counted)
+    assert parts == sum(1 for _ in resamples(40)) > 1
+    assert [describe(column) for column in columns] == first
+    describe(columns[0][:20])
+    assert set(counted[parts:]) == {20}
+    counted.clear()
+    assert describe(columns[0]) == first[0], "another number of defined scores has not displaced them"
+    assert counted == []
+
+
+@pytest.mark.parametrize(("most", "kept"), [(2000 * 70, [40, 30]), (2000 * 69, [30]), (2000 * 39, [30]), (0, [])])
+def test_what_is_kept_of_the_resamples_is_bounded(most, kept, counted, monkeypatch):
+    monkeypatch.setattr(statistics, "_KEPT_BYTES", most)
+    whole = all_resamples(40)
+    all_resamples(30)
+    assert list(statistics._KEPT._tables) == kept
+    assert sum(table.nbytes for table in statistics._KEPT._tables.values()) <= most
+    assert np.array_equal(all_resamples(40), whole)

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from monai_iou.evaluation import case_files, workers
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.results import Progress, Request
 from monai_iou.evaluation.workers import SchedulerError, TaskError, runner
@@ -60,6 +63,24 @@ def test_processes_share_the_work_and_one_that_dies_loses_no_task(tmp_path):
     assert str(os.getpid()) not in shared
     assert "died twice: give it more memory" in second.pop("13").reason
     assert second == {"5": 25, "7": 49}
+
+
+class Pictures:
+    """What a task returns; a plain object has no weak references."""
+
+
+def test_results_that_were_taken_are_not_kept():
+    """With the pictures of some thousand cases, they would fill the memory."""
+    pool = workers._Processes(2)
+    with ThreadPoolExecutor(2) as threads:
+        pool._pool = threads
+        taken, alive = [], []
+        for _, result in pool._round(Pictures, {str(i): () for i in range(20)}):
+            taken.append(weakref.ref(result))
+            alive.append(sum(one() is not None for one in taken))
+            del result
+    assert len(taken) == 20
+    assert max(alive) == 1
 
 
 def test_scheduler_without_dask_names_the_command(monkeypatch):
@@ -258,6 +279,57 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     while any(is_alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.1)
+
+
+INTERRUPTED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_evaluation_workers import evaluate_slowly
+from monai_iou.cli import main
+from monai_iou.evaluation import evaluate
+
+if __name__ == "__main__":
+    evaluate.evaluate_files = evaluate_slowly
+    sys.exit(main(["evaluate", "-p", "predictions", "-r", "references", "-o", "out", "--workers", "2"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_ends_the_command_and_its_workers_and_keeps_the_finished_cases(tmp_path, monkeypatch):
+    """The workers ignore the signal, and the interpreter waits for them before it exits."""
+    save_cases(tmp_path, count=6)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (tmp_path / "script.py").write_text(INTERRUPTED, encoding="utf-8")
+    monkeypatch.setenv("MARKS", str(marks))
+    command = [sys.executable, "script.py", str(Path(__file__).parent)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            deadline = time.monotonic() + 600
+            while len(list(marks.iterdir())) < 2 or not list((tmp_path / "out").glob("finished/*.jsonl")):
+                assert time.monotonic() < deadline, "the slow cases never started"
+                assert parent.poll() is None
+                time.sleep(0.1)
+            parent.send_signal(signal.SIGINT)
+            _, said = parent.communicate(timeout=60)
+        finally:
+            parent.kill()
+    assert parent.returncode == 130
+    assert "Traceback" not in said
+    assert said.endswith("Aborted.\n")
+    assert len(list((tmp_path / "out" / "finished").iterdir())) == 1
+    deadline = time.monotonic() + 30
+    while any(is_alive(int(path.name)) for path in marks.iterdir()):
+        assert time.monotonic() < deadline, "a worker outlived the command"
+        time.sleep(0.1)
+
+
+def evaluate_slowly(case: str, *arguments: object) -> object:
+    """The first case as usual; the others never end."""
+    if case == "case00":
+        return case_files.evaluate_files(case, *arguments)
+    return note_and_sleep(os.environ["MARKS"])
 
 
 def note_and_sleep(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -10,7 +11,7 @@ import pytest
 from places import DATA
 from scipy import ndimage
 
-from monai_iou.metrics.challenges import CHALLENGES, autopet, brats_mets, challenge_scores, isles22, ms
+from monai_iou.metrics.challenges import CHALLENGES, Challenge, autopet, brats_mets, challenge_scores, isles22, ms
 
 SPACING = (0.9137, 1.1731, 2.5157)
 NAN = pytest.approx(math.nan, nan_ok=True)
@@ -209,6 +210,45 @@ def test_empty_masks_and_penalties():
     assert ms(row, row, spacing=(1.5, 0.4, 0.5))["SensL"] == 1
 
 
+def test_ignored_voxels_are_no_true_negatives():
+    prediction, reference = blobs(4)
+    ignored = np.zeros_like(reference)
+    ignored[:, :, :4] = True
+    prediction, reference = prediction & ~ignored, reference & ~ignored
+    counted = int((~ignored).sum())
+    got = challenge_scores("brats-mets", prediction, reference, voxels=counted)
+    negative = (~prediction & ~reference & ~ignored).sum()
+    assert got["Specificity"] == pytest.approx(negative / (negative + (prediction & ~reference).sum()))
+    everything = challenge_scores("brats-mets", prediction, reference)
+    assert {name for name in got if got[name] != everything[name]} == {"Specificity"}
+    assert challenge_scores("isles22", prediction, reference, voxels=counted) == isles22(prediction, reference)
+    either = int((prediction | reference).sum())
+    brats_mets(prediction, reference, voxels=either)
+    brats_mets(prediction, reference, voxels=np.int64(reference.size))
+
+
+@pytest.mark.parametrize("name", CHALLENGES)
+def test_a_number_of_voxels_that_the_image_cannot_have_is_refused_by_every_challenge(name):
+    prediction, reference = blobs(4)
+    either = int((prediction | reference).sum())
+    for wrong in (either - 1, reference.size + 1, -1):
+        message = (
+            f"Expected `voxels` to be between {either}, the voxels of either mask, and {reference.size}, those of the "
+            f"image, but got {wrong}: count all voxels that are not ignored."
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            challenge_scores(name, prediction, reference, voxels=wrong)
+    for wrong, kind in ((True, "bool"), (float(reference.size), "float"), ("all", "str")):
+        message = f"Expected `voxels` to be an integer, but got {kind}: count all voxels that are not ignored."
+        with pytest.raises(TypeError, match=re.escape(message)):
+            challenge_scores(name, prediction, reference, voxels=wrong)
+
+
+def test_positional_arguments_of_a_challenge_keep_their_meaning():
+    fields = [field.name for field in dataclasses.fields(Challenge)]
+    assert fields[:7] == ["title", "source", "rule", "score", "columns", "missing", "of_lesions"]
+
+
 @pytest.mark.parametrize("name", CHALLENGES)
 def test_every_challenge_names_its_columns_source_and_penalties(name):
     challenge = CHALLENGES[name]
@@ -217,7 +257,8 @@ def test_every_challenge_names_its_columns_source_and_penalties(name):
     assert got == pytest.approx(challenge.score(*blobs(0), spacing=SPACING), nan_ok=True)
     assert all(type(value) is float for value in got.values())
     assert challenge.source.startswith("https://")
-    assert set(challenge.missing) <= set(challenge.columns)
+    assert {*challenge.missing, *challenge.of_prediction, *challenge.of_lesions} <= set(challenge.columns)
+    assert not set(challenge.missing) & set(challenge.of_prediction)
 
 
 def test_refusals():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,16 +162,35 @@ def test_instances_are_taken_as_they_are():
     maps = [ndimage.label(m, FULL)[0] for m in (prediction, reference)]
     plain = lesion_scores(prediction, reference, threshold=0.3)
     odd = [np.where(m > 0, m * 7 + 3, 0).astype(np.float32) for m in maps]
-    for pair in (maps, odd, [torch.from_numpy(m) for m in maps]):
+    for pair, factor, first in ((maps, 1, 0), (odd, 7, 3), ([torch.from_numpy(m) for m in maps], 1, 0)):
         got = lesion_scores(*pair, threshold=0.3, instances=True)
         assert (got.tp, got.fp, got.fn, got.cc_iou) == (plain.tp, plain.fp, plain.fn, plain.cc_iou)
-        assert got.lesions == plain.lesions
+        assert got.lesions == tuple(
+            replace(
+                lesion,
+                component=lesion.component * factor + first,
+                matched_component=None if lesion.outcome != "tp" else lesion.matched_component * factor + first,
+            )
+            for lesion in plain.lesions
+        )
     touching = np.zeros((4, 9), dtype=int)
     touching[1:3, 1:4], touching[1:3, 4:8] = 5, 2
     assert lesion_scores(touching, touching, instances=True).tp == 2
     assert lesion_scores(touching > 0, touching > 0).tp == 1
     assert lesion_scores(touching * 0, touching * 0, instances=True).both_empty
     assert lesion_scores(np.full((3, 3), 9), np.full((3, 3), 9), instances=True).tp == 1
+
+
+@pytest.mark.parametrize("least", [0, 5])
+def test_lesions_keep_the_numbers_of_their_map(least):
+    """Whatever their order in the image, and whichever are left out for their volume."""
+    reference, prediction = np.zeros((12, 12), dtype=int), np.zeros((12, 12), dtype=int)
+    reference[1:4, 1:4], reference[8:11, 8:11], reference[6, 1] = 7, 2, 5
+    prediction[1:4, 1:4], prediction[8:11, 1:4], prediction[6, 6] = 40, 30, 35
+    scores = lesion_scores(prediction, reference, instances=True, min_volume_mm3=least)
+    found = {(lesion.component, lesion.outcome, lesion.matched_component) for lesion in scores.lesions}
+    small = {(5, "fn", None), (35, "fp", None)}
+    assert found == {(7, "tp", 40), (2, "fn", None), (30, "fp", None)} | (small if least == 0 else set())
 
 
 def test_the_curve_follows_the_rule():

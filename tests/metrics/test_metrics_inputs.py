@@ -25,6 +25,7 @@ from monai_iou.metrics import (
     overlap_scores,
     surface_scores,
 )
+from monai_iou.metrics.partly_labelled import annotated, labelled_rows
 
 METRICS = [IoUMetric, LesionIoUMetric, BoundaryIoUMetric]
 PAIR_FUNCTIONS = [overlap_scores, lesion_scores, boundary_iou, surface_scores]
@@ -149,6 +150,19 @@ def test_classes_that_were_not_annotated_take_no_part(metric, reduction):
             "sum_channel": expected.nansum(1),
         }[reduction]
         torch.testing.assert_close(aggregate, wanted)
+
+
+@pytest.mark.parametrize("labelled", [None, [[True, False, True]]])
+def test_a_default_device_does_not_part_what_was_annotated(labelled):
+    maps = one_hot(label_maps()[1], 3).float()[:1]
+    if labelled is None:
+        maps[:, 1] = torch.nan
+    known = labelled_rows(labelled, 1)[0]
+    with torch.device("meta"):
+        left, found = annotated(maps[0], 3, known, None)
+    assert left.device.type == found.device.type == "cpu"
+    assert found.tolist() == [True, False, True]
+    assert not left[1].any()
 
 
 def test_summaries_leave_out_what_was_not_annotated():

@@ -18,6 +18,9 @@ async function decode(uri, [nx, ny, nz], columns) {
   return volume;
 }
 
+// The masks' codes are this many grey values apart: browsers that hide their fingerprint change the lowest bits of pixels.
+const CODE_STEP = 85;
+
 // Each plane shows anterior or superior upwards and the patient's right on the left of the picture.
 const PLANES = {
   axial: { axes: [0, 1, 2], sides: ["R", "L", "A", "P"] },
@@ -76,7 +79,8 @@ class Viewer {
 
   async load() {
     const crop = JSON.parse(this.element.querySelector("script").textContent);
-    crop.codes = await decode(crop.masks, crop.shape, crop.columns);
+    const greys = await decode(crop.masks, crop.shape, crop.columns);
+    crop.codes = greys.map((grey) => Math.round(grey / CODE_STEP));
     crop.picture = crop.image ? await decode(crop.image, crop.shape, crop.columns) : null;
     this.crop = crop;
     this.at = [0, 1, 2].map((axis) => worstSlice(crop, axis));
@@ -239,13 +243,19 @@ function worstSlice(crop, axis) {
 }
 
 const viewers = new Map(Array.from(document.querySelectorAll(".viewer"), (element) => [element.id, new Viewer(element)]));
-// A few are drawn at once, for paper too; with many pictures the others are drawn when they are opened.
-const DRAWN_AT_ONCE = 30;
-Array.from(viewers.values()).forEach((viewer, i) => {
+// A few are drawn at once, and more one after the other as the page is read: when it is printed, it is too late for that.
+// Each takes some megabytes of memory, so that of very many the others are drawn only when they are opened.
+const DRAWN_AT_ONCE = 30, DRAWN_FOR_PAPER = 200;
+const inOrder = Array.from(viewers.values());
+inOrder.forEach((viewer, i) => {
   const fold = viewer.element.closest("details");
   if (i < DRAWN_AT_ONCE || !fold || fold.open) viewer.open();
   if (fold) fold.addEventListener("toggle", () => { if (fold.open) viewer.open(); });
 });
+function drawOnwards(i) {
+  if (i < Math.min(inOrder.length, DRAWN_FOR_PAPER)) setTimeout(() => inOrder[i].open().finally(() => drawOnwards(i + 1)), 20);
+}
+drawOnwards(DRAWN_AT_ONCE);
 
 // A table's row opens its picture, and a missed lesion moves the planes to it. Rows are made as they come into sight.
 document.addEventListener("click", async (event) => {

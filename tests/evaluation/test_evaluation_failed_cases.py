@@ -1,0 +1,229 @@
+"""Cases that are missing, cannot be read or fail while they are scored: none improves a mean or leaves it unseen."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_iou.evaluation import case_files
+from monai_iou.evaluation.compare import METRICS, compare_folders
+from monai_iou.evaluation.evaluate import _score_empty, evaluate_folders
+from monai_iou.evaluation.penalties import penalised
+from monai_iou.evaluation.request import Request
+from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.rules import Rules, Structure
+from monai_iou.evaluation.scoring import evaluate_case, score_pair
+from monai_iou.evaluation.workers import Runner, TaskError
+from monai_iou.files import read_csv
+from monai_iou.metrics import CHALLENGES
+from monai_iou.volumes.grid import Grid
+
+SHAPE = (16, 15, 14)
+NOTHING = np.zeros(SHAPE, np.uint8)
+
+
+def box(low: int, size: int) -> np.ndarray:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[low : low + size, 3 : 3 + size, 3 : 3 + size] = 1
+    return mask
+
+
+def save(folder: Path, case: str, array: np.ndarray) -> None:
+    folder.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / f"{case}.nii.gz")
+
+
+def evaluated(folder: Path, name: str, **options: Any) -> Evaluation:
+    return evaluate_folders(Request(folder / name, folder / "references", folder / f"out-{name}", **options))
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Path:
+    """A sick case with Dice 0.8, three healthy ones without a prediction, and one of a speck without one."""
+    save(tmp_path / "references", "sick", box(2, 5))
+    save(tmp_path / "predictions", "sick", box(3, 5))
+    for i in range(3):
+        save(tmp_path / "references", f"healthy{i}", NOTHING)
+    save(tmp_path / "references", "speck", box(5, 1))
+    return tmp_path
+
+
+BEST = {
+    **dict.fromkeys(("dice", "lesion_f1_score", "dice_sc", "Dice", "SensL", "PPVL", "F1_score", "LTPR"), 1),
+    **dict.fromkeys(("LesionWise_Score_Dice", "Legacy_Dice", "Sensitivity", "Specificity"), 1),
+    **dict.fromkeys(("LesionWise_Score_HD95", "Legacy_HD95", "Num_FP", "LFPR"), 0),
+    **dict.fromkeys(("absolute_volume_difference", "absolute_lesion_difference", "false_pos_vol", "false_neg_vol"), 0),
+}
+
+
+@pytest.mark.parametrize("challenge", CHALLENGES)
+def test_no_case_without_a_prediction_has_a_perfect_score(healthy, challenge):
+    done = evaluated(healthy, "predictions", like=challenge, missing="penalty")
+    missing = [row for row in done.rows if row["case"] != "sick"]
+    assert [row["case"] for row in missing] == ["healthy0", "healthy1", "healthy2", "speck"]
+    for name, best in BEST.items():
+        if name in CHALLENGES[challenge].columns:
+            assert all(row[name] != best for row in missing), name
+    for name, summary in done.summary["labels"]["1"].items():
+        if BEST.get(name) == 1 and name != "Specificity" and summary["n_defined"]:
+            assert summary["mean_penalty"] <= summary["mean_defined"], name
+
+
+def test_a_missing_prediction_of_a_healthy_case_counts_as_the_worst_where_an_empty_one_is_perfect(healthy):
+    isles = evaluated(healthy, "predictions", like="isles22").summary["labels"]["1"]
+    assert (isles["dice"]["mean_defined"], isles["dice"]["mean"]) == (0.8, pytest.approx(0.8 / 5))
+    assert (isles["lesion_f1_score"]["mean"], isles["lesion_f1_score"]["n"]) == (pytest.approx(1 / 5), 5)
+    assert isles["absolute_volume_difference"]["n"] == 2
+    assert isles["iou"]["n"] == 2, "in our own columns there is nothing to find in a healthy case"
+    brats = evaluated(healthy, "predictions", like="brats-mets").summary["labels"]["1"]
+    assert brats["LesionWise_Score_HD95"]["mean_defined"] == 1.0
+    assert brats["LesionWise_Score_HD95"]["mean"] == pytest.approx((1 + 4 * 374) / 5), (
+        "also of a speck that is too small"
+    )
+    assert brats["LesionWise_Score_Dice"]["mean"] == pytest.approx(0.8 / 5)
+    assert (brats["Specificity"]["n"], brats["Num_FP"]["n"]) == (1, 1)
+    autopet = evaluated(healthy, "predictions", like="autopet").summary["labels"]["1"]
+    assert (autopet["dice_sc"]["n"], autopet["false_pos_vol"]["n"], autopet["false_neg_vol"]["n"]) == (2, 1, 2)
+    excluded = evaluated(healthy, "predictions", like="isles22", missing="exclude")
+    assert excluded.summary["labels"]["1"]["dice"]["mean"] == 0.8
+
+
+def test_an_empty_prediction_of_a_healthy_case_stays_perfect(healthy):
+    for i in range(3):
+        save(healthy / "predictions", f"healthy{i}", NOTHING)
+    found = evaluated(healthy, "predictions", like="isles22").summary["labels"]["1"]
+    assert found["dice"]["mean"] == pytest.approx((0.8 + 3) / 5)
+
+
+def test_a_sensitivity_is_of_lesions_that_are_there():
+    """A false positive in a healthy case is no missed lesion, and neither is one beside a speck that is not counted."""
+    grid, one = Grid(SHAPE, np.eye(4)), [Structure("1", (1,))]
+    for reference, voxelwise in ((NOTHING, math.nan), (box(12, 1), 0.0)):
+        row = evaluate_case(box(2, 5), reference, grid, one, rules=Rules(like="ms"))[0][0]
+        found = penalised(row, CHALLENGES["ms"])
+        expected = {"SensL": math.nan, "LTPR": voxelwise, "PPVL": 0.0, "F1_score": 0.0, "Dice": 0.0, "LFPR": 1.0}
+        assert {name: found[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.fixture
+def three_folders(tmp_path: Path) -> Path:
+    """Predictions `a` lack a sick and a healthy case; `b` has a false positive in the healthy one."""
+    for i, reference in enumerate((box(2, 5), box(4, 4), NOTHING, box(3, 6))):
+        save(tmp_path / "references", f"case{i}", reference)
+        save(tmp_path / "b", f"case{i}", box(3, 5))
+        if i in (0, 3):
+            save(tmp_path / "a", f"case{i}", reference)
+    return tmp_path
+
+
+def test_missing_changes_nothing_that_is_compared(three_folders):
+    tables = []
+    for missing in ("both", "penalty", "exclude"):
+        for name in "ab":
+            evaluated(three_folders, name, missing=missing)
+        folders = [three_folders / "out-a", three_folders / "out-b"]
+        rows = compare_folders(folders, three_folders / "compared", METRICS)
+        tables.append((rows, read_csv(three_folders / "compared" / "paired.csv")))
+        assert {row["metric"]: row["baseline_mean"] for row in rows}["iou"] == 0.5
+    assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.parametrize("missing", ["both", "penalty"])
+def test_a_folder_in_which_every_case_failed_is_the_worst(three_folders, missing):
+    for path in (three_folders / "a").iterdir():
+        path.write_bytes(b"broken")
+    for name in "ab":
+        evaluated(three_folders, name, missing=missing)
+    row = compare_folders([three_folders / "out-a", three_folders / "out-b"], three_folders / "compared", ["iou"])[0]
+    assert (row["n"], row["baseline_mean"]) == (4, 0.0)
+    assert row["other_mean"] > 0.3
+
+
+def test_a_case_that_both_folders_failed_at_counts_where_a_row_or_another_folder_knows_it(three_folders):
+    """The predictions `c` lack what those of `a` lack; only `b` has a score of these cases."""
+    for case in ("case0", "case3"):
+        save(three_folders / "c", case, box(3, 5))
+    tables = {}
+    for missing, others in (("both", ""), ("penalty", ""), ("both", "b")):
+        for name in "acb":
+            evaluated(three_folders, name, missing=missing)
+        folders = [three_folders / f"out-{name}" for name in f"ac{others}"]
+        notes: list[str] = []
+        row = compare_folders(folders, three_folders / "compared", ["iou"], note=notes.append)[0]
+        lines = read_csv(three_folders / "compared" / "paired.csv")
+        paired = {line["case"]: (line["out-a"], line["out-c"]) for line in lines}
+        tables[missing, others] = row["n"], row["left_out"], row["baseline_mean"], paired.get("case1"), len(notes)
+    assert tables["both", ""] == (2, 2, 1.0, None, 1)
+    assert tables["penalty", ""] == (3, 1, pytest.approx(2 / 3), ("0.0", "0.0"), 0), "and one with nothing to find"
+    assert tables["both", "b"] == tables["penalty", ""]
+
+
+def test_the_pictures_of_empty_predictions_are_dropped_one_by_one():
+    """Those of all cases at once would fill the memory."""
+    made: list[dict[str, Any]] = []
+
+    def run(_, tasks):
+        for case in tasks:
+            assert all("pictures" not in outcome for outcome in made)
+            made.append({"case": case, "pictures": [{}]})
+            yield case, made[-1]
+        yield "bad", TaskError("broken")
+
+    outcomes = _score_empty(Runner(run), {f"case{i}": () for i in range(3)})
+    assert outcomes == {**{f"case{i}": {"case": f"case{i}"} for i in range(3)}, "bad": TaskError("broken")}
+
+
+def fails_with(reference: np.ndarray):
+    """`score_pair`, but without enough memory for what is predicted for one reference."""
+
+    def scored(pair, *rest):
+        if pair.prediction.any() and pair.reference.sum() == reference.sum():
+            raise MemoryError
+        return score_pair(pair, *rest)
+
+    return scored
+
+
+def test_a_case_that_fails_while_it_is_scored_counts_as_an_empty_prediction(tmp_path, monkeypatch):
+    for case, reference in (("good", box(2, 4)), ("large", box(2, 6))):
+        for kind in ("references", "predictions"):
+            save(tmp_path / kind, case, reference)
+    monkeypatch.setattr(case_files, "score_pair", fails_with(box(2, 6)))
+    done = evaluated(tmp_path, "predictions", missing="penalty")
+    score = done.summary["labels"]["1"]["iou"]
+    assert (score["n_penalty"], score["mean"], score["n_defined"], score["mean_defined"]) == (2, 0.5, 1, 1.0)
+    assert done.summary["cases"] == {"paired": 2, "evaluated": 1, "failed": 1, "reused": 0}
+    assert [(row["case"], row["reason"]) for row in done.failures] == [("large", "MemoryError: ")]
+    row = next(row for row in done.rows if row["case"] == "large")
+    assert (row["iou"], row["reference_ml"], row["prediction_ml"], row["lesion_fn"]) == (0.0, 0.216, 0.0, 1)
+    assert done.summary["dataset"]["iou_i"] == 0.5
+    monkeypatch.undo()
+    again = evaluated(tmp_path, "predictions", missing="penalty")
+    assert again.summary["labels"]["1"]["iou"]["mean"] == 1.0, "what failed is tried again"
+    assert (again.failures, again.reused) == ([], 1)
+
+
+def test_a_label_that_only_a_failed_case_has_is_scored(tmp_path, monkeypatch):
+    for case, reference in (("good", box(2, 4)), ("large", 2 * box(2, 6))):
+        for kind in ("references", "predictions"):
+            save(tmp_path / kind, case, reference)
+    monkeypatch.setattr(case_files, "score_pair", fails_with(box(2, 6)))
+    labels = evaluated(tmp_path, "predictions").summary["labels"]
+    assert (labels["1"]["iou"]["mean"], labels["2"]["iou"]["mean"], labels["2"]["iou"]["n_defined"]) == (1.0, 0.0, 0)
+
+
+def test_a_reference_that_cannot_be_read_has_no_score(tmp_path):
+    for kind in ("references", "predictions"):
+        save(tmp_path / kind, "good", box(2, 4))
+        save(tmp_path / kind, "bad", box(2, 4))
+    (tmp_path / "references" / "bad.nii.gz").write_bytes(b"broken")
+    done = evaluated(tmp_path, "predictions", missing="penalty")
+    assert [row["case"] for row in done.rows] == ["good"]
+    summary = json.loads((tmp_path / "out-predictions" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["labels"]["1"]["iou"]["n_penalty"], summary["cases"]["failed"]) == (1, 1)
