@@ -6,9 +6,10 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 
 import torch
+from torch import Tensor
 
 from monai_iou.checks import check_choice
 from monai_iou.voxels import compiled, numba_pass, reference, tiled
@@ -30,17 +31,20 @@ def use_kernel(name: str) -> Iterator[None]:
     """Use one kernel for the voxel passes made inside the `with` block, in this thread or task.
 
     The environment variable `MONAI_IOU_KERNEL` sets the choice for a whole process; this context manager wins over it.
+    What a backward pass computes again, as checkpointing does, takes the choice that holds where `backward` is called;
+    on a GPU that needs a torch that hands it over to its threads, as 2.13 does, or else the environment variable.
 
     Args:
         name: one of
 
             - "auto", the default: "triton" on CUDA, once it has been found to agree with the reference there, else
               "tiled" (:func:`kernel_report` says which, and why);
-            - "reference": autograd over whole volumes, the specification; the only one with double backward and with
-              gradients of the target, for which it is used whatever the choice;
+            - "reference": autograd over whole volumes, the specification; the only one with double backward. Gradients
+              of the target, and derivatives by `torch.func`, take it whatever the choice (but not the histograms of
+              Lovasz losses, nor `InstanceIoULoss`, which have none);
             - "tiled": a part of the volume at a time, on any device. On a CPU, loops that Numba compiles at their first
-              call, which takes some seconds once; float64, `groups`, histograms of errors and probabilities take
-              operations of torch;
+              call, which takes some seconds once; float64, `groups` whose regions change every few voxels, histograms
+              of errors and probabilities take operations of torch;
             - "compiled": one fused loop, on a CPU with a C++ compiler; the first call takes some ten seconds. Inputs
               that it does not cover (`groups`, float64, above 16 classes, fewer than 4096 voxels) take "tiled";
             - "triton": one read and one write of the logits, on CUDA, unchecked. Inputs that it does not cover
@@ -70,11 +74,21 @@ def use_kernel(name: str) -> Iterator[None]:
 
 def chosen_kernel() -> str:
     """Return the name asked for by :func:`use_kernel` or the environment, "auto" if by neither."""
-    name = _chosen.get()
+    name = _chosen.get() or _chosen_for_backward()
     if name is None:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         check_choice(ENVIRONMENT_VARIABLE, name, KERNELS)
     return name
+
+
+def _chosen_for_backward() -> str | None:
+    """Return the choice of the thread that called `backward`, where this is one of the threads that do its work."""
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return None
+    if not torch._C._is_key_in_tls("context"):
+        return None
+    context = torch._C._get_obj_in_tls("context")  # of contextvars, a copy
+    return context.get(_chosen) if isinstance(context, Context) else None
 
 
 def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
@@ -83,7 +97,7 @@ def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
         return reference.compute_sums  # one graph, which the compiler fuses itself
     name = chosen_kernel()
     wants_target_gradient = voxels.maps is not None and voxels.maps.requires_grad
-    if name == "reference" or wants_target_gradient:
+    if name == "reference" or wants_target_gradient or _is_transformed(voxels.logits):
         return reference.compute_sums
     if name == "triton":
         _check_choice(name, voxels.logits.device)
@@ -95,6 +109,12 @@ def pick_kernel(voxels: Voxels, spec: PassSpec) -> Kernel:
     if name == "auto" and covered and voxels.logits.device.type in _CHECKED_DEVICES:
         return _checks.kernel(voxels, spec) or tiled.compute_sums
     return tiled.compute_sums
+
+
+def _is_transformed(logits: Tensor) -> bool:
+    """Return whether `torch.func` differentiates the logits: it does not know the other kernels' derivatives."""
+    is_wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
+    return is_wrapped is not None and bool(is_wrapped(logits))
 
 
 def pick_error_kernel(voxels: Voxels, spec: PassSpec) -> ErrorKernel | None:
@@ -162,9 +182,23 @@ def _reported(device: torch.device) -> str:
         return f"tiled: the check of the Triton kernel on this device found that {reason}."
     if not _has_triton():
         return "tiled: Triton is not installed."
-    passed = _checks.passed(device)
+    return _reported_checks(_checks.passed(device), _checks.full(device))
+
+
+def _reported_checks(passed: int, full: int) -> str:
+    """Say what so many checks that Triton's kernel passed, and so many that found no memory, mean for the next loss."""
     if passed:
-        return f"triton: it agreed with the reference in {passed} of {passed} checks on this device."
+        sentence = f"triton: it agreed with the reference in {passed} of {passed} checks on this device."
+        others = (
+            " Other kinds of input take tiled for now, because the device's memory was full at their checks "
+            f"({full} so far)."
+        )
+        return sentence + others if full else sentence
+    if full:
+        return (
+            "triton: if it agrees with the reference at a later loss; tiled until then, because the device's memory "
+            f"was full at the checks ({full} so far)."
+        )
     return (
         "triton: if it agrees with the reference at the first loss on this device that it covers; nothing has been "
         "checked yet."

@@ -126,6 +126,19 @@ def ask(bad: Tensor, error: Error) -> None:
         asked.append((bad, error))
 
 
+def settled_error() -> ValueError | None:
+    """Wait for the answers to all questions; return the error of one answered by "wrong", None if there is none.
+
+    Ranks that ask questions together must call it together.
+    """
+    for asked in (_alone, shared):
+        try:
+            asked.raise_settled(0)
+        except ValueError as error:
+            return error
+    return None
+
+
 def raise_arrived() -> None:
     """Raise the error of the oldest question that has been answered by "wrong"."""
     if _asked.get() is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_iou.voxels.numba_math import Row, Terms, loop, size, total
-from monai_iou.voxels.numba_vectors import COMPARED, change_bits, fill, lowest_bit
+from monai_iou.voxels.numba_vectors import COMPARED, LANES, change_bits, fill, lowest_bit, sum_between
 
 LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
 
@@ -83,6 +83,17 @@ def add_total(rows: Any, entropy: Row, regions: Any, n: int) -> None:
         m = run_length(regions[done:], n - done)
         rows[region_of(regions[done:]), 3] += total(entropy[done:], m)
         done += m
+
+
+@loop
+def vectors_work() -> bool:
+    """Return whether the vectors do here what they are for; where Numba cannot compile them, this raises."""
+    groups, ends = np.zeros(3 * COMPARED, np.int32), np.empty(3 * COMPARED, np.int64)
+    row = np.ones(5 * LANES, np.float32)
+    groups[COMPARED + 3 :] = 1
+    runs = find_runs(groups, groups.shape[0], ends)
+    fill(row, 1, LANES + 2, _F(2))
+    return bool(runs == 2 and ends[0] == COMPARED + 3 and sum_between(row, 0, LANES + 2) == _F(2 * LANES + 3))
 
 
 @loop

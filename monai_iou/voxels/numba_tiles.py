@@ -34,9 +34,11 @@ def loaded() -> tuple[ModuleType, ...] | str:
         modules = tuple(importlib.import_module(f"monai_iou.voxels.numba_{name}") for name in names)
         if modules[-1].is_off():
             return "NUMBA_DISABLE_JIT is set"
-        value = float(modules[-1].exp(np.float32(-1)))
+        value, vectors_work = float(modules[-1].exp(np.float32(-1))), modules[-2].vectors_work()
     except Exception as error:  # whatever is wrong with Numba here, operations of torch do the same
         return f"Numba does not work here ({type(error).__name__}: {error})"
+    if not vectors_work:
+        return "vectors do not work in Numba here"
     return modules if abs(value - math.exp(-1)) < 1e-6 else f"Numba computed exp(-1) = {value}"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_iou.voxels.compact_labels import equals
+from monai_iou.voxels.flat_voxels import computable
 from monai_iou.voxels.inputs import plain, saveable, sum_dtype
 
 Labelled = Tensor | Sequence[Sequence[bool]] | None
@@ -65,7 +66,7 @@ def merge_unlabelled(
     logits = plain(logits).to(sum_dtype(logits))
     background = torch.where(together, logits, -torch.inf).logsumexp(1, keepdim=True)
     logits = torch.cat([background, torch.where(away, -torch.inf, logits)[:, 1:]], 1)
-    target = plain(target)
+    target = computable(plain(target))
     if target.shape[1] == 1:
         merged = _holds(away, target)
         return logits, torch.where(
@@ -96,7 +97,7 @@ def blank_unlabelled(target: Tensor, labelled: Tensor, ignore_index: int | None 
     """
     if target.shape[1] != labelled.shape[1]:
         return target
-    target = plain(target)
+    target = computable(plain(target))
     known, channels = labelled.view(*labelled.shape, *[1] * (target.ndim - 2)), target.shape[1]
     if ignore_index is None or channels == 1:
         return torch.where(known, target, 0)

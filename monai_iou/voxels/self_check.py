@@ -4,7 +4,7 @@ A kernel that was compiled for a device is only as right as the compiler, the dr
 once for each device, specification, dtype, class count, kind of target, kind of regions and layout in memory: the sums
 and the gradient of a few random voxels have to agree with the reference in float64. What is compiled for that is what
 the loss needs next, so the check costs little more than the first call would. After one failure the device keeps to
-`tiled`, and a warning says why.
+`tiled`, and a warning says why. Full memory is no failure: the check is made again, ever more rarely.
 
 A check runs in a thread of its own. What the caller's thread is in the midst of (a default device, hooks for saved
 tensors, torch.func, autocast, inference mode) says nothing of the kernel, and would only make the check fail.
@@ -37,6 +37,7 @@ _OF_CELL = 0.1  # of the width of a cell
 _SMALLEST = 1e-6  # gradient that errors are taken relative to
 _OF_ROWS = 1e-4  # relative error of the sums; a faulty kernel is off by far more
 _OF_GRADIENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest entry; other dtypes as the sums
+_SAY_FULL = 3  # checks of one kind in vain, after which a warning comes
 
 
 class SelfChecks:
@@ -51,6 +52,9 @@ class SelfChecks:
         self._load, self._load_errors = load, load_errors
         self._passed: dict[torch.device, set[Any]] = {}
         self._refused: dict[torch.device, str] = {}
+        self._calls: dict[torch.device, dict[Any, int]] = {}  # of each kind, until it has passed
+        self._full: dict[torch.device, dict[Any, int]] = {}  # checks in vain of each kind, until it has passed
+        self._said_full: set[torch.device] = set()
         self._lock = threading.Lock()
 
     def kernel(self, voxels: Voxels, spec: PassSpec) -> Kernel | None:
@@ -74,7 +78,8 @@ class SelfChecks:
             if late_checks.is_captured(voxels.logits):
                 return None  # nothing can be compared while a graph is captured, and nothing is said of later calls
             with self._lock:
-                self._check(lambda: find(load(), voxels, spec), device, spec, key)
+                if self._is_due(device, key):
+                    self._check(lambda: find(load(), voxels, spec), device, spec, key)
         return load() if key in self._passed.get(device, ()) else None
 
     def reason(self, device: torch.device) -> str | None:
@@ -85,20 +90,48 @@ class SelfChecks:
         """Return how many kinds of input have been checked on a device."""
         return len(self._passed.get(device, ()))
 
+    def full(self, device: torch.device) -> int:
+        """Return how many checks have found a device's memory full, of the kinds that have not passed since."""
+        return sum(self._full.get(device, {}).values())
+
+    def _is_due(self, device: torch.device, key: Any) -> bool:
+        """Count a call, and return whether it checks: the 1st, 2nd, 4th, 8th and so on, since each costs an attempt."""
+        if device in self._refused or key in self._passed.get(device, ()):
+            return False  # by the thread that this one has waited for
+        calls = self._calls.setdefault(device, {})
+        calls[key] = calls.get(key, 0) + 1
+        return calls[key] & (calls[key] - 1) == 0
+
     def _check(self, find: Callable[[], str | None], device: torch.device, spec: PassSpec, key: Any) -> None:
         try:
             fault = _apart(find, device)
         except Exception as error:  # whatever a compiler or a driver raises, the training goes on
             if _says_full(error):
-                return  # it says nothing of the kernel: a later call checks again
+                self._note_full(device, key)  # it says nothing of the kernel: a later call checks again
+                return
             fault = f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         if fault is None:
             self._passed.setdefault(device, set()).add(key)
+            for counts in (self._full, self._calls):
+                counts.get(device, {}).pop(key, None)
             return
         self._refused[device] = fault
         message = (
             f"Expected the Triton kernel to compute {spec} on {device} as the reference does, but {fault}: the kernel "
             "'tiled' is used on this device, which is slower but correct. See monai_iou.kernel_report()."
+        )
+        warnings.warn(message, stacklevel=2)
+
+    def _note_full(self, device: torch.device, key: Any) -> None:
+        full = self._full.setdefault(device, {})
+        full[key] = full.get(key, 0) + 1
+        if full[key] < _SAY_FULL or device in self._said_full:
+            return
+        self._said_full.add(device)
+        message = (
+            f"Expected room for the check of the Triton kernel on {device}, but got its memory full {full[key]} times: "
+            "the kernel 'tiled' is used until a later check finds room, which is slower but correct; lower the size of "
+            "the batch or the patch. See monai_iou.kernel_report()."
         )
         warnings.warn(message, stacklevel=2)
 
@@ -120,10 +153,14 @@ def _kind(voxels: Voxels, spec: PassSpec) -> Any:
 
 
 def _apart(find: Callable[[], str | None], device: torch.device) -> str | None:
-    """Let a check run as it would by itself, whatever modes the calling thread is in."""
+    """Let a check run as it would by itself, whatever modes the calling thread is in.
+
+    Its gradient is computed in its own thread: the one in which autograd serves a GPU may be waiting for this check, as
+    where checkpointing computes a loss again.
+    """
 
     def work() -> str | None:
-        with _on(device):
+        with torch.autograd.set_multithreading_enabled(False), _on(device):
             return find()
 
     with ThreadPoolExecutor(1, "monai_iou_check") as thread:

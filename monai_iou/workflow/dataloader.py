@@ -80,7 +80,7 @@ class BufferedLoader(ThreadDataLoader):
         self._next = (epoch + 1, 0)
         if self._order is not None:
             self._order.draw(epoch, skip=step * (self.batch_size or 1))
-        batches = _with_failure(DataLoader.__iter__(self))
+        batches = _with_failure(DataLoader.__iter__(self), _current_gpu())
         for batch in buffer_iterator(batches, self.buffer_size, self.buffer_timeout, self.repeats):
             if isinstance(batch, _Failure):
                 raise batch.error
@@ -193,9 +193,20 @@ def _outermost(value: Any, method: str, seen: set[int]) -> Iterator[Any]:
         yield from _outermost(each, method, seen)
 
 
-def _with_failure(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield all batches, and as the last item the error that ended them, if one did."""
+def _current_gpu() -> int | None:
+    """Return the current GPU of this thread; None if nothing has been done on one, which would take its memory."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+
+def _with_failure(batches: Iterator[Any], gpu: int | None) -> Iterator[Any]:
+    """Yield all batches, and as the last item the error that ended them, if one did.
+
+    A thread begins with the first GPU as its current one, whichever that of the caller is: `gpu` becomes the current
+    one of the thread that asks for the first batch.
+    """
     try:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
         yield from batches
     except GeneratorExit:
         raise

@@ -22,7 +22,7 @@ from monai_iou.distributed import from_all_ranks
 from monai_iou.metrics.base import RowMetric
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
 from monai_iou.workflow.freed_memory import kept_memory
-from monai_iou.workflow.half_precision import in_mixed_precision
+from monai_iou.workflow.half_precision import CpuAutocast, SmallInFloat32, in_mixed_precision
 
 __all__ = ["CaseEvaluator", "Trainer", "ValidationEvaluator"]
 
@@ -82,10 +82,24 @@ class Trainer(_MixedPrecision, SupervisedTrainer):
         amp_kwargs: with its `dtype`.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._backward = contextlib.ExitStack()
+        if isinstance(self.inferer, CpuAutocast):
+            # Gradient checkpointing computes parts of the network again in the backward pass.
+            self.add_event_handler(
+                IterationEvents.LOSS_COMPLETED, lambda _: self._backward.enter_context(SmallInFloat32())
+            )
+            self.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda _: self._backward.close())
+
     def run(self) -> None:  # type: ignore[override]
         """Train."""
         with kept_memory(), _on_gpu_alone(self):
             super().run()
+
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
+        with self._backward:  # left also where the backward pass ends with an error
+            return super()._iteration(engine, batchdata)
 
 
 class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):

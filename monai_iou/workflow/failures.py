@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.distributed import is_distributed
+from monai_iou.distributed import from_all_ranks, is_distributed
 from monai_iou.files import OutputError
 from monai_iou.planning.own_errors import chain
+from monai_iou.voxels import late_checks
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message
 
@@ -44,7 +45,10 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch writes when an allocation fails on a CPU, in a data loader's process too, and when the system ends that.
-NO_MEMORY = ("DefaultCPUAllocator: ", "not enough memory: ", "CUDA out of memory", "killed by signal: Killed")
+_NO_CPU_MEMORY = ("DefaultCPUAllocator: ", "not enough memory: ", "killed by signal: Killed")
+# The same of a GPU: by torch's own allocator, by the driver, and by cuDNN and cuBLAS, which ask the driver themselves.
+_NO_GPU_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+NO_MEMORY = (*_NO_CPU_MEMORY, *_NO_GPU_MEMORY)
 _SECONDS_TO_DIE = 2.0  # from when a process closes its connections until the system says that it has ended
 NO_SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
 
@@ -103,11 +107,8 @@ def _raise_own_sentence(error: Exception) -> None:
 
 
 def _report_failed_cases(engine: Any) -> None:
-    failed = list(getattr(engine.state, "failed_cases", ()))
-    if is_distributed():
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, failed)
-        failed = [sentence for sentences in gathered for sentence in sentences]
+    gathered = from_all_ranks(list(getattr(engine.state, "failed_cases", ())))
+    failed = [sentence for sentences in gathered for sentence in sentences]
     if failed:
         with exit_with_message():
             raise TrainingError("\n".join(dict.fromkeys(failed)))
@@ -174,7 +175,7 @@ class StepGuard:
         """Return the signal that some rank received, 0 if none; all ranks must call it after the same step.
 
         Raises:
-            TrainingError: the loss of some rank is NaN or infinite.
+            TrainingError: the loss of some rank is NaN or infinite. Where wrong labels are the reason, they are named.
         """
         loss = batch_loss(engine.state.output)
         flags = [stop_signal(engine), int(not math.isfinite(loss))]
@@ -189,10 +190,13 @@ class StepGuard:
 
     def _report(self, engine: Any, loss: float) -> None:
         not_finite = [(loss, self._names(engine.state.batch))] if not math.isfinite(loss) else []
-        if is_distributed():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, not_finite)
-            not_finite = [entry for entries in gathered for entry in entries]
+        error = late_checks.settled_error()
+        found = from_all_ranks((not_finite, [] if error is None else [str(error)]))
+        wrong_labels = dict.fromkeys(sentence for _, sentences in found for sentence in sentences)
+        if wrong_labels:
+            with exit_with_message():
+                raise TrainingError("\n".join(wrong_labels)) from error
+        not_finite = [entry for entries, _ in found for entry in entries]
         value = not_finite[0][0]
         files = " and ".join(dict.fromkeys(name for _, names in not_finite for name in names)) or "files without a name"
         message = (

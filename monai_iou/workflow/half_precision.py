@@ -16,7 +16,7 @@ from monai_iou.distributed import is_distributed
 from monai_iou.workflow.finite_outputs import is_finite
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["CpuAutocast", "FullPrecisionFallback", "amp_type_of", "in_mixed_precision"]
+__all__ = ["CpuAutocast", "FullPrecisionFallback", "SmallInFloat32", "amp_type_of", "in_mixed_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +54,45 @@ def _is_small(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> bool:
     return any(kernel > 1 and size <= kernel for size, kernel in sizes)
 
 
-class _SmallInFloat32(TorchFunctionMode):
-    """Convolutions of images that are no larger than the kernel compute in float32, whatever autocast says.
+def _is_trainable(loss: Tensor) -> bool:
+    return loss.numel() == 1 and loss.requires_grad
+
+
+class SmallInFloat32(TorchFunctionMode):
+    """Convolutions of images that are no larger than the kernel compute in float32, although autocast says bfloat16.
 
     In bfloat16, oneDNN 3.12 leaves some gradients of such kernels as the memory was, for instance with 3 voxels of the
     kernel and 2 of the image along the first axis; and for others it writes beyond its memory, which ends the program.
+
+    `CpuAutocast` computes the output under it. A backward pass needs it as well if the network has gradient
+    checkpointing, which computes parts of the network again there.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
         kwargs = kwargs or {}
-        if func not in _CONVOLUTIONS or not _is_small(*args, **kwargs):
+        if func is torch.Tensor.backward and kwargs.get("gradient") is None and _is_trainable(args[0]):
+            return self._backward(*args, **kwargs)
+        if func not in _CONVOLUTIONS or not torch.is_autocast_enabled("cpu") or not _is_small(*args, **kwargs):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             numbers = [value.float() if isinstance(value, Tensor) else value for value in args]
             named = {name: value.float() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
             return func(*numbers, **named).bfloat16()
+
+    def _backward(
+        self,
+        loss: Tensor,
+        gradient: None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
+        """Compute the gradients of a loss with this mode on, which torch turns off while a mode handles a call."""
+        with self:
+            # Of an edge of the graph, unlike a tensor, torch asks no mode to handle the call.
+            edge = torch.autograd.graph.get_gradient_edge(loss)
+            torch.autograd.backward(edge, torch.ones_like(loss), retain_graph, create_graph, inputs=inputs)
 
 
 class CpuAutocast(Inferer):
@@ -83,7 +107,9 @@ class CpuAutocast(Inferer):
         dtype: bfloat16, as torch's type.
 
     Raises:
-        ValueError: `dtype` is another; under `python -m monai.bundle` the program ends with that sentence.
+        ValueError: `dtype` is another; when called with gradients, if the network has parts of TorchScript, in which
+            no convolution can be told to compute in float32. Under `python -m monai.bundle` the program ends with
+            that sentence.
 
     Example:
         >>> from monai.inferers import SimpleInferer
@@ -102,8 +128,21 @@ class CpuAutocast(Inferer):
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the output of `inferer` for images (B, channels, *S)."""
-        with torch.autocast("cpu", torch.bfloat16), _SmallInFloat32():
+        if torch.is_grad_enabled():
+            _check_no_script(network)
+        with torch.autocast("cpu", torch.bfloat16), SmallInFloat32():
             return self.inferer(inputs, network, *args, **kwargs)
+
+
+def _check_no_script(network: Any) -> None:
+    parts = network.modules() if isinstance(network, torch.nn.Module) else ()
+    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+        message = (
+            "Expected `amp` to be false in a training of a TorchScript network on a CPU, but got true: write "
+            "--amp false, because torch computes wrong gradients of its convolutions of small images in bfloat16."
+        )
+        with exit_with_message():
+            raise ValueError(message)
 
 
 class FullPrecisionFallback(Inferer):

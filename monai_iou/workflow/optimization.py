@@ -163,7 +163,7 @@ class WeightAverage:
             return
         self._source = inner_module(network)
         self.network = copy.deepcopy(self._source).requires_grad_(False).eval()
-        optimizer.register_step_post_hook(lambda *_: self._update())
+        optimizer.register_step_post_hook(lambda optimizer, *_: self._update() if _has_stepped(optimizer) else None)
 
     def _update(self) -> None:
         decay = min(float(self.decay), (1 + self.steps) / (10 + self.steps))
@@ -186,6 +186,15 @@ class WeightAverage:
         if self.decay is not None:
             self.network.load_state_dict(state["network"] if state else self._source.state_dict())
             self.steps = int(state["steps"]) if state else 0
+
+
+def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a call of `step` was one: a gradient scaler calls a fused optimizer, which skips by itself.
+
+    This waits for the GPU, as the scaler does for optimizers that are not fused.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)  # the scaler's, there only during such a call
+    return found_inf is None or not bool(found_inf)
 
 
 class PolynomialDecay(torch.optim.lr_scheduler.LambdaLR):

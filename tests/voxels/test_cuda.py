@@ -235,6 +235,27 @@ def test_the_default_kernel_is_triton_without_a_warning() -> None:
         assert torch.equal(found, loss(logits, labels))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("kind", ["soft maps", "one channel", "labels"])
+def test_tritons_kernel_passes_its_check_for_every_kind_of_input(
+    kind: str, memory_format: torch.memory_format, dtype: torch.dtype, masked: bool
+) -> None:
+    logits = torch.randn(2, 1 if kind == "one channel" else 3, 24, 20, 12, device="cuda").to(dtype)
+    logits = logits.contiguous(memory_format=memory_format)
+    labels = torch.randint(0, 2, (2, 1, 24, 20, 12), device="cuda")
+    target = torch.rand_like(logits) if kind == "soft maps" else labels
+    options: dict[str, Any] = {"activation": "sigmoid" if kind == "one channel" else "softmax"}
+    options |= {"overlap": "min_max"} if kind == "soft maps" else {}
+    mask = torch.rand_like(labels, dtype=torch.float32) > 0.3 if masked else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        voxel_sums(logits, target, mask=mask, **options)
+    assert kernel_report()["cuda:0"].startswith("triton: it agreed with the reference in ")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

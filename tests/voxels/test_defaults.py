@@ -58,7 +58,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-DEFAULTS = [lambda: torch.device("meta"), lambda: default_dtype(torch.bfloat16)]
+DEFAULTS = [
+    lambda: torch.device("meta"),
+    lambda: default_dtype(torch.bfloat16),
+    lambda: default_dtype(torch.float64),
+]
 
 
 def case(channels: int) -> tuple[Tensor, Tensor]:

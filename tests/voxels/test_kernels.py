@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -216,6 +220,46 @@ def test_choices_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -
         kernels.use_kernel("fast"),
     ):
         pass
+
+
+class DeepBackward(torch.autograd.Function):
+    """Calls backward inside backward so often that autograd goes on in a thread of its own, as it does for a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, left: int, seen: list[tuple[int, str]]) -> Tensor:
+        ctx.left, ctx.seen = left, seen
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.seen.append((threading.get_ident(), kernels.chosen_kernel()))
+        if ctx.left:
+            with torch.enable_grad():
+                leaf = torch.ones(1, requires_grad=True)
+                DeepBackward.apply(leaf, ctx.left - 1, ctx.seen).backward()
+        return gradient, None, None
+
+
+def deep_backward() -> list[str]:
+    """Return the choices seen by backward passes in other threads than this one."""
+    seen: list[tuple[int, str]] = []
+    DeepBackward.apply(torch.ones(1, requires_grad=True), 61, seen).backward()
+    return [name for thread, name in seen if thread != threading.get_ident()]
+
+
+@pytest.mark.skipif(
+    '_stash_obj_in_tls("context"' not in inspect.getsource(torch.autograd.graph),
+    reason="this torch tells its threads nothing of the one that calls backward",
+)
+def test_autograds_threads_see_the_choice_of_the_thread_that_calls_backward() -> None:
+    with kernels.use_kernel("reference"):
+        choices = deep_backward()
+        with ThreadPoolExecutor(1) as other:
+            elsewhere = other.submit(deep_backward).result()
+    assert choices
+    assert set(choices) == {"reference"}
+    assert set(elsewhere) == {"auto"}, "a choice is of its thread alone"
+    assert set(deep_backward()) == {"auto"}
 
 
 def test_the_report_says_where_a_choice_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ def test_targets_that_single_precision_would_round_to_a_share_are_refused(value:
         voxel_sums(torch.randn(1, 1, 50), maps)
 
 
-@pytest.fixture(params=["missing", "off", "wrong"])
+@pytest.fixture(params=["missing", "off", "wrong", "no vectors"])
 def without_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Make Numba unusable in one way; return what the report says of it."""
 
@@ -331,6 +331,9 @@ def without_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         )
     elif request.param == "off":
         monkeypatch.setattr(numba.core.config, "DISABLE_JIT", 1)
+    elif request.param == "no vectors":
+        monkeypatch.setattr(numba_regions, "vectors_work", lambda: False)
+        reason = "vectors do not work in Numba here"
     else:
         monkeypatch.setattr(numba_math, "exp", lambda _: 0.25)
         reason = "Numba computed exp(-1) = 0.25"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +77,22 @@ def test_runs_end_where_numpy_sees_a_change(length: int, longest: int) -> None:
     out = np.zeros(length + LANES, np.float32)
     numba_regions.read_pulls(pulls, groups[:length], length, out)
     np.testing.assert_array_equal(out[:length], pulls[regions])
+
+
+@pytest.mark.parametrize("spoilt", ["lowest_bit", "change_bits", "fill", "sum_between"])
+def test_vectors_that_do_something_else_are_noticed(spoilt: str, tmp_path: Path) -> None:
+    """As bits in the order of another processor would."""
+    wrong = {"lowest_bit": "17", "change_bits": "np.uint64(1 << 31)", "fill": "None", "sum_between": "np.float32(0)"}
+    code = f"""if True:
+        import numpy as np
+        from numba import njit
+        from monai_iou.voxels import numba_regions, numba_tiles
+        numba_regions.{spoilt} = njit(eval("lambda *_: {wrong[spoilt]}", dict(np=np)))
+        assert numba_tiles.loaded() == "vectors do not work in Numba here", numba_tiles.loaded()
+        """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_regions_all_voxels_are_one_run() -> None:

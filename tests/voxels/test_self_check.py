@@ -6,6 +6,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,20 @@ def test_the_caller_is_being_transformed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (kernel.calls, checks.passed(CPU)) == (1, 1)
 
 
+def test_the_check_asks_no_thread_of_autograds_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a backward pass on a GPU that thread is the one that waits for the check."""
+    shared: list[bool] = []
+
+    def kernel(part: Voxels, spec: PassSpec) -> Tensor:
+        shared.append(torch._C._is_multithreading_enabled())
+        return tiled.compute_sums(part, spec)
+
+    checked_by(kernel, monkeypatch)
+    assert kernels.pick_kernel(voxels(), SPEC) is kernel
+    assert shared == [False]
+    assert torch._C._is_multithreading_enabled()
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -203,6 +218,56 @@ def test_a_full_device_is_checked_again_later(
     assert kernel_report()["cpu"].startswith("triton: if it agrees")
     is_full = False
     assert kernels.pick_kernel(voxels(), SPEC) is short
+
+
+class Full:
+    """A right kernel on a device whose memory is full."""
+
+    def __init__(self) -> None:
+        self.is_full, self.calls = True, 0
+
+    def __call__(self, part: Voxels, spec: PassSpec) -> Tensor:
+        self.calls += 1
+        if self.is_full:
+            message = "CUDA out of memory."
+            raise torch.OutOfMemoryError(message)
+        return tiled.compute_sums(part, spec)
+
+
+def test_a_device_that_stays_full_is_asked_ever_more_rarely_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Full()
+    checked_by(kernel, monkeypatch)
+    asked, told = [], []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for classes, call in [*((3, call) for call in range(1, 21)), *((4, call) for call in range(1, 9))]:
+            before = kernel.calls, len(said)
+            assert kernels.pick_kernel(voxels(classes), SPEC) is tiled.compute_sums
+            asked += [(classes, call)] * (kernel.calls - before[0])
+            told += [(classes, call)] * (len(said) - before[1])
+    assert asked == [*((3, call) for call in (1, 2, 4, 8, 16)), *((4, call) for call in (1, 2, 4, 8))]
+    assert told == [(3, 4)]
+    sentence = "Expected room for the check of the Triton kernel on cpu, but got its memory full 3 times: "
+    assert str(said[0].message).startswith(sentence)
+    assert kernel_report()["cpu"] == (
+        "triton: if it agrees with the reference at a later loss; tiled until then, because the device's memory was "
+        "full at the checks (9 so far)."
+    )
+
+
+def test_room_that_is_found_later_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Full()
+    checked_by(kernel, monkeypatch)
+    for classes in (3, 4):
+        kernels.pick_kernel(voxels(classes), SPEC)
+    kernel.is_full = False
+    assert kernels.pick_kernel(voxels(), SPEC) is kernel
+    assert kernel_report()["cpu"] == (
+        "triton: it agreed with the reference in 1 of 1 checks on this device. Other kinds of input take tiled for "
+        "now, because the device's memory was full at their checks (1 so far)."
+    )
+    assert kernels.pick_kernel(voxels(classes=4), SPEC) is kernel
+    assert kernel_report()["cpu"] == "triton: it agreed with the reference in 2 of 2 checks on this device."
 
 
 def test_what_the_kernel_leaves_to_others_is_no_check_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,15 +368,23 @@ def test_the_sample_is_of_the_kind_of_the_input(classes: int, ignored: bool) -> 
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs Triton and TRITON_INTERPRET=1: run .ci/triton",
+    importlib.util.find_spec("triton") is None
+    or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+    reason="needs Triton and a GPU, or TRITON_INTERPRET=1: run .ci/triton",
 )
 def test_tritons_kernel_passes_and_a_spoilt_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     from monai_iou.voxels import triton_kernels
 
-    assert find_fault(triton_kernels.compute_sums, voxels(), SPEC) is None
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    part = voxels() if is_interpreted else on_gpu(voxels())
+    assert find_fault(triton_kernels.compute_sums, part, SPEC) is None
     monkeypatch.setattr(triton_kernels, "program_options", _half_of_the_labels(triton_kernels.program_options))
-    assert find_fault(triton_kernels.compute_sums, voxels(), SPEC) is not None
+    assert find_fault(triton_kernels.compute_sums, part, SPEC) is not None
+
+
+def on_gpu(part: Voxels) -> Voxels:
+    assert part.labels is not None
+    return replace(part, logits=part.logits.cuda(), labels=part.labels.cuda())
 
 
 def _half_of_the_labels(options: object) -> object:

@@ -31,6 +31,22 @@ def test_the_average_is_that_of_its_formula() -> None:
     assert not average.network.weight.requires_grad
 
 
+def test_a_step_that_a_fused_optimizer_skips_is_not_averaged() -> None:
+    """It is told of infinite gradients and called all the same, where others are not called."""
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    average = WeightAverage(layer, optimizer, 0.9)
+    scaler = torch.amp.GradScaler("cpu")
+    steps = []
+    for number in (1.0, torch.inf, 1.0, torch.inf):
+        optimizer.zero_grad()
+        scaler.scale(layer(torch.full((1, 2), number)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        steps.append(average.steps)
+    assert steps == [1, 1, 2, 2]
+
+
 def test_averaged_weights_are_validated_stored_and_resumed(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], overrides(bundle, data, ema_decay=0.9))
     last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
