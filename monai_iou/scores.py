@@ -174,7 +174,7 @@ def volume_weights(target: Tensor, w_type: str) -> Tensor:
 
     `w_type` is "square", "simple" or "uniform" (Sudre et al. 2017, https://arxiv.org/abs/1707.03237). A class that is
     absent from an image takes the largest finite weight of this image, as in MONAI's generalised Dice; if all classes
-    are absent, the weights are 1.
+    are absent, the weights are 1. They have derivatives by T, which soft labels may ask for.
 
     Example:
         >>> import torch
@@ -186,9 +186,9 @@ def volume_weights(target: Tensor, w_type: str) -> Tensor:
     if w_type == "uniform":
         return torch.ones_like(target)
     present = target > 0
-    # The volume of a class in a soft label may be so small that 1 / T^2 would overflow.
-    volume = torch.where(present, target, 1).detach().clamp_min(_MIN_VOLUME)
-    weights = 1 / (volume * volume if w_type == "square" else volume)
+    # A class of a soft label may be so small that 1 / T^2, or its slope unless 1 / T is squared, would overflow.
+    inverse = 1 / torch.where(present, target, 1).clamp_min(_MIN_VOLUME)
+    weights = inverse * inverse if w_type == "square" else inverse
     largest = torch.where(present, weights, 0).amax(1, keepdim=True)
     return torch.where(present, weights, torch.where(largest > 0, largest, 1))
 
@@ -206,7 +206,7 @@ def generalized_iou(sums: VoxelSums, weights: Tensor, smooth_nr: float = 0.0, sm
         tensor([0.2727])
     """
     # Dividing numerator and denominator by the largest weight keeps both near 1 and does not change the ratio.
-    largest = weights.amax(1, keepdim=True)
+    largest = weights.detach().amax(1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1)
     weights, scale = weights / largest, 1 / largest.squeeze(1)
     overlap, union = (weights * sums.intersection).sum(1), (weights * sums.union).sum(1)

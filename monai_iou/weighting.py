@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou import checks
+from monai_iou.components import ROUNDING
 
 __all__ = ["class_weights", "count_voxels"]
 
@@ -109,7 +110,7 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
             (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S),
-            hard or soft.
+            hard or soft. Class numbers that miss a whole number by up to 1e-4, as resampling leaves them, are rounded.
         num_classes: number of classes C; by default, one more than the largest label.
         key: key of the label in dictionaries.
 
@@ -194,15 +195,7 @@ def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
             raise ValueError(message)
         counts: NDArray[np.int64] = np.rint(label.reshape(len(label), -1).sum(1, dtype=np.float64)).astype(np.int64)
         return counts
-    with np.errstate(invalid="ignore"):  # NaN becomes a number that it is not
-        whole = label.astype(np.int64)
-    if label.size and (whole.min() < 0 or (label.dtype.kind == "f" and (whole != label).any())):
-        wrong = label[(whole != label) | (whole < 0)]
-        message = (
-            f"Expected {name} of `dataset` to hold class numbers from 0, but got {wrong.flat[0]}: map the labels to "
-            "consecutive classes."
-        )
-        raise ValueError(message)
+    whole = _class_numbers(label, name)
     if label.size and whole.max() >= _MOST_CLASSES:
         message = (
             f"Expected {name} of `dataset` to hold class numbers below {_MOST_CLASSES}, but got {whole.max()}: map the "
@@ -211,3 +204,19 @@ def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
         raise ValueError(message)
     voxels: NDArray[np.int64] = np.bincount(whole.ravel(), minlength=1)
     return voxels
+
+
+def _class_numbers(label: NDArray[Any], name: str) -> NDArray[np.int64]:
+    """Return a label map as integers from 0, rounded by the rule of :func:`monai_iou.components.whole_numbers`."""
+    with np.errstate(invalid="ignore"):  # NaN becomes a number that it is not
+        whole = (np.rint(label) if label.dtype.kind == "f" else label).astype(np.int64)
+        known = whole >= 0
+        if label.dtype.kind == "f":
+            known &= np.abs(label - whole) <= ROUNDING
+    if not known.all():
+        message = (
+            f"Expected {name} of `dataset` to hold class numbers from 0, but got {label[~known].flat[0]}: map the "
+            "labels to consecutive classes."
+        )
+        raise ValueError(message)
+    return whole

@@ -19,6 +19,7 @@ from places import DATA
 
 from monai_iou import ComponentRegionsd, WeightedCrossEntropyLoss, class_weights, count_voxels
 from monai_iou.cli import main
+from monai_iou.components import whole_numbers
 from monai_iou.datasets.label_counts import count_label_files
 
 
@@ -162,6 +163,26 @@ def test_count_voxels_of_every_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(class_weights(torch.tensor([1, 1]).to(dtype)), torch.ones(2))
     if dtype.is_floating_point:
         assert count_voxels([label.to(dtype).requires_grad_()]).tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("factor", [0.99999994, 1.00001, 1.00004, 0.99996])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_count_voxels_rounds_labels_as_the_transforms_do(factor: float, dtype: torch.dtype) -> None:
+    label = torch.tensor([[0, 1, 1, 0, 2, 2, 2]], dtype=dtype)
+    scaled = label * factor
+    scaled[0, 0], scaled[0, 3] = 5e-5, -5e-5
+    assert not (scaled == label).any(0).all()
+    assert count_voxels([scaled, scaled.numpy()]).tolist() == [[2, 2, 3]] * 2
+    assert np.bincount(whole_numbers(scaled[0].numpy())).tolist() == [2, 2, 3]
+
+
+@pytest.mark.parametrize("value", [0.5, 1.001, 0.9997, -1, -0.001, 1e30, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_count_voxels_refuses_what_no_rounding_explains(value: float, dtype: type[np.floating[Any]]) -> None:
+    label = np.array([[0, 1, value, 2]], dtype=dtype)
+    text = f"Expected item 0 of `dataset` to hold class numbers from 0, but got {label[0, 2]}: map the labels to"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
+        count_voxels([label])
 
 
 def write(path: Path, array: Any) -> None:

@@ -14,6 +14,7 @@ from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.spacing import check_grid, check_positions
 from monai_iou.voxels.compact_labels import equals
+from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import checked_numbers, valid_voxels
 
 
@@ -92,12 +93,12 @@ class AffinityLoss(_Loss):
             ValueError: if shapes do not match, or the target holds values that are not class numbers.
         """
         size = self._grid(input, target)
-        labels = target.as_subclass(Tensor)
+        labels = plain(target)
         whole, kept = labels, valid_voxels(labels, self.ignore_index)
         if size != tuple(target.shape[2:]):
-            labels = pool_labels(labels, size, 2, self.downsample, self.ignore_index)
+            labels = pool_labels(labels, size, None, self.downsample, self.ignore_index)
         flat = labels.flatten(1)
-        values = input.as_subclass(Tensor)
+        values = plain(input)
         values = values if values.dtype == torch.float64 else values.float()
         values = checked_numbers(values, whole, kept, self.ignore_index)
         same = (flat.unsqueeze(2) == flat.unsqueeze(1)).to(values)

@@ -18,6 +18,7 @@ from monai_iou.losses.label_pooling import pool_labels
 from monai_iou.losses.nested_instances import without_regions
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.spacing import check_spacing, image_spacings
+from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import checked_numbers, valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 
@@ -147,7 +148,7 @@ class ContextAttentionLoss(_Loss):
         """Return the dilated foreground (B, 1, *S) as 0 and 1, with ignored voxels marked."""
         space = target.ndim - 2
         spacings = image_spacings(None, target, self.spacing, len(target), space)
-        label = target.as_subclass(Tensor)
+        label = plain(target)
         valid = valid_voxels(label, self.ignore_index)
         maps = label[:, 1:]
         # Whole numbers are compared with 0, because torch does not order unsigned types of 16 bits or more.

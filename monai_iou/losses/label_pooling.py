@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.voxels.compact_labels import equals
+from monai_iou.voxels.compact_labels import equals, fits
 from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.label_errors import label_error, map_error
 from monai_iou.voxels.labels import raised_or_marked, valid_voxels
 
 DOWNSAMPLINGS = ("area", "max", "nearest")
+_PART = 1 << 16  # voxels at a time on a CPU
+_COLUMNS, _MOST_COUNTERS = 1024, 1 << 20
 
 _Pool = Callable[..., Tensor]
 _average: dict[int, _Pool] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
@@ -24,7 +26,7 @@ _maximum: dict[int, _Pool] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d
 def pool_labels(
     target: Tensor,
     size: Sequence[int],
-    classes: int,
+    classes: int | None,
     mode: str = "area",
     ignore_index: int | None = None,
     counts: Tensor | None = None,
@@ -34,7 +36,8 @@ def pool_labels(
     Args:
         target: label map (B, 1, *S), or per-class maps (B, C, *S).
         size: the coarse shape in voxels, one number per spatial dimension.
-        classes: number C of classes, which is the number of channels of the output that the target belongs to.
+        classes: number C of classes, which is the number of channels of the output that the target belongs to. None
+            for a label map without an output, of any class numbers, which "max" has to look for: a GPU is waited for.
         mode: "area": the fraction of each class among the voxels that a coarse voxel covers, as per-class maps. "max":
             a coarse voxel is foreground if any of its voxels is; of several foreground classes, it takes the one that
             is rarest in the batch, whereas per-class maps are pooled independently. "nearest": the label of the voxel
@@ -62,23 +65,53 @@ def pool_labels(
     """
     checks.check_choice("downsample", mode, DOWNSAMPLINGS)
     target = plain(target)
-    is_labels = target.shape[1] == 1 and classes > 1
+    is_labels = target.shape[1] == 1 and classes != 1
     if 0 in target.shape[2:]:  # which torch does not pool
         channels, dtype = (classes, torch.float32) if mode == "area" else (target.shape[1], target.dtype)
-        return torch.zeros((len(target), channels, *size), dtype=dtype, device=target.device)
+        return torch.zeros((len(target), channels or 1, *size), dtype=dtype, device=target.device)
     if mode == "nearest":
         return F.interpolate(target.float(), size=tuple(size), mode="nearest-exact").to(target.dtype)
     if mode == "max":
-        return _rarest(target, size, ignore_index, counts) if is_labels else _largest(target, size, ignore_index)
+        return (
+            _rarest(target, size, classes, ignore_index, counts) if is_labels else _largest(target, size, ignore_index)
+        )
+    assert classes is not None
     return _fractions(target, size, classes, is_labels, ignore_index)
 
 
 def class_counts(target: Tensor, classes: int) -> Tensor:
-    """Return the number of voxels of each class in a label map (B, 1, *S), (C,) int64; 0 for per-class maps."""
+    """Return the number of voxels of each class in a label map (B, 1, *S), (C,) int64; 0 for per-class maps.
+
+    The voxels are read once and, unlike with `torch.bincount`, no GPU is waited for.
+    """
     labels = plain(target)
     if labels.shape[1] != 1:
         return torch.zeros(classes, dtype=torch.int64, device=labels.device)
-    return torch.stack([equals(labels, label).sum() for label in range(classes)])
+    columns = min(_COLUMNS, max(_MOST_COUNTERS // (classes + 1), 1))
+    # A row of counters for each class: one counter of a class would be increased by one voxel after the other.
+    counters = torch.zeros(classes + 1, columns, dtype=torch.int64, device=labels.device)
+    one = torch.ones((), dtype=torch.int64, device=labels.device)
+    for part in _parts(labels):
+        slots = _slots(part, classes, None)
+        slots = F.pad(slots, (0, -len(slots) % columns), value=classes).view(-1, columns)
+        counters.scatter_add_(0, slots, one.expand(slots.shape))
+    return counters.sum(1)[:classes]
+
+
+def _parts(labels: Tensor) -> Sequence[Tensor]:
+    """Return flat voxels a part at a time on a CPU, so that intermediate results stay in its cache; else at once."""
+    whole = labels.flatten()
+    at_once = labels.device.type != "cpu" or torch.compiler.is_compiling()
+    return (whole,) if at_once else whole.split(_PART)
+
+
+def _slots(labels: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    """Return class numbers as int64, and `classes` for voxels that are ignored or of no class."""
+    numbers = labels.long()
+    outside = (numbers < 0) | (numbers >= classes)
+    if ignore_index is not None:
+        outside = outside | equals(labels, ignore_index)
+    return numbers.masked_fill(outside, classes)
 
 
 def checked_target(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
@@ -152,20 +185,28 @@ def _mark_ignored(maps: Tensor, ignored: Tensor, ignore_index: int | None) -> Te
     return maps
 
 
-def _rarest(labels: Tensor, size: Sequence[int], ignore_index: int | None, totals: Tensor | None) -> Tensor:
-    values, index, counts = labels.unique(return_inverse=True, return_counts=True)
-    if totals is not None:
-        counts = totals[values.long().clamp(0, len(totals) - 1)]
+def _rarest(
+    labels: Tensor, size: Sequence[int], classes: int | None, ignore_index: int | None, counts: Tensor | None
+) -> Tensor:
+    if classes is None:
+        values, slots, counts = labels.unique(return_inverse=True, return_counts=True)
+        background, ignored = values == 0, torch.zeros_like(values, dtype=torch.bool)
+        if ignore_index is not None:
+            ignored = equals(values, ignore_index)
+    else:
+        numbers = torch.arange(classes + 1, device=labels.device)
+        values = numbers.to(labels.dtype, copy=True)
+        values[classes] = ignore_index if ignore_index is not None and fits(labels.dtype, ignore_index) else 0
+        counts = F.pad(class_counts(labels, classes) if counts is None else counts, (0, 1))
+        background, ignored = numbers == 0, numbers == classes
     # The ranks ascend from ignored voxels over background to foreground, and there from common to rare classes. Of two
     # equally frequent classes, the higher label has the higher rank.
     most = counts.sum()
-    counts = torch.where(values == 0, most + 1, counts)
-    if ignore_index is not None:
-        counts = torch.where(equals(values, ignore_index), most + 2, counts)
+    counts = torch.where(ignored, most + 2, torch.where(background, most + 1, counts))
     order = counts.argsort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    highest = pooled(rank[index].float(), size, _maximum).long()
+    rank = order.argsort().float()
+    parts = _parts(slots) if classes is None else (_slots(part, classes, ignore_index) for part in _parts(labels))
+    highest = pooled(torch.cat([rank[part] for part in parts]).view(labels.shape), size, _maximum).long()
     pooled_labels: Tensor = values[order[highest]]  # torch.take does not support unsigned types of 16 bits or more
     return pooled_labels
 

@@ -124,18 +124,22 @@ class MultiScaleLoss(_Loss):
         return depending_on([output for output, weight in scales if weight == 0], total)
 
     def _class_counts(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor | None:
-        """Return the number of voxels of each class on all ranks, (C,), if these decide together which one is rarest.
+        """Return the number of voxels of each class, (C,), on all ranks if these decide together which one is rarest.
 
         Every rank takes part, whatever form its target has; otherwise a class could be rare on one of them alone.
         """
-        if self.downsample != "max" or not (self._sync_batch and is_distributed()):
+        if self.downsample != "max":
             return None
-        with fails_together(True, input):
+        together = self._sync_batch and is_distributed()
+        with fails_together(together, input):
             checks.check_tensor("target", target)
-            output = _as_list(input, target)[0]
-            holds = carries_regions(self.loss, target, output.shape[1])
-            counts = class_counts(target[:, :1] if holds else target, output.shape[1]).to(output.device)
-        return sum_over_ranks(counts)
+            outputs = _as_list(input, target)
+            classes = outputs[0].shape[1]
+            if not together and (classes == 1 or all(output.shape[2:] == target.shape[2:] for output in outputs)):
+                return None  # nothing is downsampled, or one map
+            holds = carries_regions(self.loss, target, classes)
+            counts = class_counts(target[:, :1] if holds else target, classes).to(outputs[0].device)
+        return sum_over_ranks(counts) if together else counts
 
     def _checked_channel(self, input: Tensor | Sequence[Tensor], output: Tensor, target: Tensor) -> Tensor | None:
         """Raise ValueError if a stack is a single output (B, C, *S), whose label map (B, *S) lacks the channel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,13 +11,14 @@ import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.spatial.array import RandAffineGrid
 from monai.transforms.transform import Randomizable
+from monai.transforms.utils import create_rotate, create_scale, create_shear, create_translate
 from monai.utils.misc import ensure_tuple
 from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou import checks
 from monai_iou.transforms.elastic import checked_range, draw_displacements
-from monai_iou.transforms.warping import WarpTransform, nodes_of
+from monai_iou.transforms.warping import WarpTransform, exact_dtype, nodes_of
 
 __all__ = ["RandAffineElasticd"]
 
@@ -135,16 +137,28 @@ class RandAffineElasticd(Randomizable, WarpTransform):
             places = nodes_of(size, [min(length, 2) for length in size], device)
         if matrix is None:
             return places
-        return (matrix[:3, :3] @ places.flatten(1) + matrix[:3, 3:]).view_as(places)
+        dtype = exact_dtype(places)
+        turned = (matrix[:3, :3].to(dtype) @ places.flatten(1).to(dtype)).to(places.dtype)
+        return (turned + matrix[:3, 3:]).view_as(places)
 
     def _matrix(self, size: tuple[int, ...]) -> Tensor:
         """Draw an affine map, (4, 4), as `RandAffined` does."""
         # One stream, also in copies: two streams of one seed would tie the angles to the chances.
         self._affine.set_random_state(state=self.R)
-        self._affine(size, lazy=True)  # the matrix alone, no grid
-        matrix = self._affine.get_transformation_matrix()
-        assert matrix is not None
-        return matrix.to(torch.float32)
+        drawn = self._affine
+        drawn.randomize()
+        # By NumPy, because MONAI's matrices of torch have the default dtype, to which angles would be rounded.
+        parts = [
+            make(len(size), values)
+            for make, values in (
+                (create_rotate, drawn.rotate_params),
+                (create_shear, drawn.shear_params),
+                (create_translate, drawn.translate_params),
+                (create_scale, drawn.scale_params),
+            )
+            if values
+        ]
+        return torch.as_tensor(functools.reduce(np.matmul, parts, np.eye(len(size) + 1)), dtype=torch.float32)
 
     def _noise(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Draw numbers with mean 0 and variance 1, uniform as MONAI's; normal ones take three times as long."""

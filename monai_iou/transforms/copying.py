@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_runs
+from monai_iou.transforms.copying_checks import check_count, check_fit, check_keys, check_label, source_length
 from monai_iou.transforms.crops_dictionary import POSTFIX
-from monai_iou.transforms.lesions import as_array, check_unmoved, holds_regions
+from monai_iou.transforms.lesions import as_array, check_unmoved
 from monai_iou.transforms.pasting import (
     Lesion,
     body_mask,
@@ -75,14 +75,17 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
             belongs to the body if any channel differs from the value that most voxels on the faces of the volume have;
             if there is no such value, the body is the whole volume.
         ignore_index: value of ignored voxels, or the channel that marks them. They are neither copied nor pasted over.
+            A label map whose 0 is ignored has no background: with it, lesions are only pasted over the classes above 0,
+            if `allow_overlap` is set, and without a rim.
         lesions_key: key of the result of `LesionIndicesd`; by default `label_key` with "_lesions" appended. It saves
             searching a source item if it contains a single class and `labels` is None.
         allow_missing_keys: whether keys of images may be absent from an item.
 
     Raises:
         TypeError: if an argument has an unsuitable type.
-        ValueError: if an argument is out of range; when called, if a source item and the item do not match, or the
-            lesions of a source item are not where `LesionIndicesd` found them.
+        ValueError: if an argument is out of range; when called, if a source item and the item do not match, the lesions
+            of a source item are not where `LesionIndicesd` found them, or the label has no background (see
+            `ignore_index`).
 
     Example:
         >>> import torch
@@ -120,10 +123,10 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
                 "prob", prob, allow_one=True, remedy="give the probability with which lesions are pasted"
             ),
         )
-        _check_keys(self.keys, label_key)
+        check_keys(self.keys, label_key)
         self.label_key = label_key
-        self.source, self.count = source, _source_length(source)
-        self.max_lesions = _check_count("max_lesions", max_lesions, 1, "set prob=0 to paste none")
+        self.source, self.count = source, source_length(source)
+        self.max_lesions = check_count("max_lesions", max_lesions, 1, "set prob=0 to paste none")
         self.labels = None if labels is None else list(labels)
         if self.labels == []:
             message = (
@@ -131,9 +134,9 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
                 "above 0."
             )
             raise ValueError(message)
-        self.rim = _check_count("rim", rim, 0, "give the width in voxels, or 0 to paste without a rim")
+        self.rim = check_count("rim", rim, 0, "give the width in voxels, or 0 to paste without a rim")
         self.match_intensity, self.allow_overlap = match_intensity, allow_overlap
-        self.tries = _check_count("tries", tries, 1, "give the number of positions to try for each lesion")
+        self.tries = check_count("tries", tries, 1, "give the number of positions to try for each lesion")
         self.image_threshold = (
             None if image_threshold is None else checks.check_number("image_threshold", image_threshold)
         )
@@ -149,7 +152,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         Raises:
             TypeError: if `source` does not return a dictionary.
             ValueError: if the images of an item differ in shape, a source item lacks one of its keys or has other
-                channels, or the label holds regions.
+                channels, or the label holds regions or has no background.
         """
         items = dict(data)
         self.randomize(None)
@@ -157,12 +160,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
             return items
         arrays = {key: np.array(as_array(items[key])) for key in self.key_iterator(items)}
         check_same_shape(arrays, "the item")
-        if holds_regions(arrays[self.label_key], self.ignore_index):
-            message = (
-                f"Expected {self.label_key!r} to be copied without regions, but got the channels of ComponentRegionsd: "
-                "put that transform after this one, so that pasted lesions have regions too."
-            )
-            raise ValueError(message)
+        check_label(self.label_key, arrays[self.label_key], self.ignore_index, allow_overlap=self.allow_overlap)
         body = self._body(arrays)
         wanted = int(self.R.randint(1, self.max_lesions + 1))
         if not sum(self._paste_one(arrays, body) for _ in range(wanted)):
@@ -180,7 +178,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         """Paste a lesion of a source item into the arrays in place; return whether a position was found for it."""
         item = self._source_item(arrays)
         source = {key: as_array(item[key]) for key in arrays}
-        _check_fit(source, arrays)
+        check_fit(source, arrays)
         lesion = self._lesion(item, source)
         if lesion is None:
             return False
@@ -250,48 +248,3 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
             if np.all((moved >= 0) & (moved < free.shape)) and free[tuple(moved.T)].all():
                 return np.asarray(offset)
         return None
-
-
-def _check_keys(keys: Sequence[Hashable], label_key: str) -> None:
-    if label_key not in keys or len(set(keys)) < 2:
-        message = (
-            f"Expected `keys` to hold the label {label_key!r} and an image, but got {tuple(keys)}: name every image "
-            "into which lesions are pasted."
-        )
-        raise ValueError(message)
-
-
-def _source_length(source: Any) -> int:
-    """Return the number of items to draw from."""
-    if callable(source):
-        return 2**31 - 1
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, (str, Mapping)):
-        message = (
-            f"Expected `source` to be a sequence of items or a function, but got {type(source).__name__}: pass a list "
-            "or dataset of prepared items."
-        )
-        raise TypeError(message)
-    if len(source) == 0:
-        message = "Expected `source` to hold an item to copy lesions from, but got none: pass prepared training cases."
-        raise ValueError(message)
-    return len(source)
-
-
-def _check_count(name: str, value: Any, lowest: int, remedy: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
-        message = f"Expected `{name}` to be a whole number of at least {lowest}, but got {value!r}: {remedy}."
-        raise ValueError(message)
-    return int(value)
-
-
-def _check_fit(source: Mapping[Hashable, NDArray[Any]], arrays: Mapping[Hashable, NDArray[Any]]) -> None:
-    """Raise ValueError unless a source item has the same channels and number of dimensions as the item."""
-    check_same_shape(source, "an item of `source`")
-    for key, values in arrays.items():
-        shape = source[key].shape
-        if len(shape) != values.ndim or shape[0] != len(values):
-            message = (
-                f"Expected `{key}` of a source item to have {len(values)} channels and {values.ndim - 1} dimensions as "
-                f"in the item, but got the shape {shape}: prepare both by the same transforms."
-            )
-            raise ValueError(message)

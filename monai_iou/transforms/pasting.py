@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.components import whole_numbers
+from monai_iou.components import ROUNDING, whole_numbers
 
 __all__ = ["Lesion", "body_mask", "foreground_mask", "ignored_mask", "in_channels", "matched", "occupied_mask"]
 __all__ += ["paste_image", "paste_label", "surrounded"]
@@ -89,8 +89,9 @@ def foreground_mask(
         ValueError: if `labels` names a channel that does not exist.
     """
     if len(label) == 1:
-        mask = np.asarray(label[0] > 0 if labels is None else np.isin(label[0], labels))
-        return mask if ignore_index is None else mask & np.asarray(label[0] != ignore_index)
+        values = _rounded(label[0])
+        mask = np.asarray(values > 0 if labels is None else np.isin(values, labels))
+        return mask if ignore_index is None else mask & np.asarray(values != ignore_index)
     channels = [channel for channel in (range(1, len(label)) if labels is None else labels) if channel != ignore_index]
     if wrong := [channel for channel in channels if not 0 <= channel < len(label)]:
         message = f"Expected `labels` to be channels of {len(label)} maps, but got {wrong[0]}: count channels from 0."
@@ -106,7 +107,7 @@ def ignored_mask(label: NDArray[Any], ignore_index: int | None) -> NDArray[np.bo
     if ignore_index is None:
         return np.zeros(label.shape[1:], dtype=bool)
     if len(label) == 1:
-        return np.asarray(label[0] == ignore_index)
+        return np.asarray(_rounded(label[0]) == ignore_index)
     if 0 <= ignore_index < len(label):
         return np.asarray(label[ignore_index] >= 0.5)
     return ~np.asarray((label >= 0.5).any(0))
@@ -121,10 +122,19 @@ def occupied_mask(label: NDArray[Any], labels: list[int] | None, ignore_index: i
         ignore_index: value of ignored voxels, or the channel that marks them.
     """
     if len(label) == 1:
-        occupied = np.asarray(label[0] != 0)
+        occupied = np.asarray(_rounded(label[0]) != 0)
     else:
         occupied = foreground_mask(label, sorted({*range(1, len(label)), *(labels or [])}))
     return occupied if ignore_index is None else occupied | ignored_mask(label, ignore_index)
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a label map with whole numbers where its values miss them by no more than resampling makes them."""
+    if values.dtype.kind != "f":
+        return values
+    nearest = np.rint(values)
+    with np.errstate(invalid="ignore"):  # the difference of infinities is no number
+        return np.where(np.abs(values - nearest) <= ROUNDING, nearest, values)
 
 
 def matched(values: NDArray[Any], source: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:

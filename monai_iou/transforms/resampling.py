@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.dictionary import Spacingd
+from monai.utils.type_conversion import convert_to_tensor
 
 
 class ResampleSpacingd(Spacingd):
@@ -33,4 +36,14 @@ class ResampleSpacingd(Spacingd):
         """Return the item with its images resampled."""
         text = {key: value for key, value in data.items() if isinstance(value, str)}
         rest = {key: value for key, value in data.items() if key not in text}
+        for key in self.key_iterator(rest):
+            rest[key] = _with_affine(rest[key])
         return {**text, **super().__call__(rest, lazy)}
+
+
+def _with_affine(image: Any) -> MetaTensor:
+    """Return an image with an affine: MONAI gives a plain one that of the default dtype, which NumPy may not have."""
+    if isinstance(image, MetaTensor):
+        return image
+    warnings.warn("`data_array` is not of type MetaTensor, assuming affine to be identity.", stacklevel=3)
+    return MetaTensor(convert_to_tensor(image, track_meta=False))

@@ -22,7 +22,7 @@ from torch import Tensor
 from monai_iou import checks
 from monai_iou.transforms.shapes import check_same_shape
 
-__all__ = ["WarpTransform", "along_axes", "nodes_of", "sampling_grid"]
+__all__ = ["WarpTransform", "along_axes", "exact_dtype", "nodes_of", "sampling_grid"]
 
 FLOAT32_WHOLE = 1 << 24  # up to here it holds all whole numbers
 MODES = ("bilinear", "nearest")
@@ -83,8 +83,7 @@ class WarpTransform(MapTransform):
         whole = not values.dtype.is_floating_point
         # An atlas has labels beyond the whole numbers of float32.
         wide = whole and values.dtype.itemsize > 2 and values.numel() > 0
-        numbers = values.to(torch.int64) if wide else values  # torch finds no extremes of unsigned numbers so long
-        large = wide and max(-int(numbers.min()), int(numbers.max())) > FLOAT32_WHOLE
+        large = wide and _beyond_float32(values)
         dtype = torch.float64 if large or values.dtype == torch.float64 else grid.dtype
         moved = F.grid_sample(
             values[None].to(dtype),
@@ -94,6 +93,12 @@ class WarpTransform(MapTransform):
             align_corners=self._align_corners,
         )[0]
         return moved.round() if whole else moved
+
+
+def _beyond_float32(values: Tensor) -> bool:
+    """Return whether whole numbers may be too large for float32; a GPU is waited for once."""
+    low, high = values.to(torch.int64).aminmax()  # torch finds no extremes of unsigned numbers so long
+    return bool((low < -FLOAT32_WHOLE) | (high > FLOAT32_WHOLE))
 
 
 def _without_autocast(device: torch.device) -> ExitStack:
@@ -137,9 +142,25 @@ def sampling_grid(places: Tensor, size: Sequence[int], *, align_corners: bool) -
 
 def along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Multiply each of the last three axes of (D, X, Y, Z) by its matrix (new length, length)."""
-    first, second, third = matrices
-    rows = second @ (values @ third.T)
-    return (first @ rows.flatten(2)).view(len(values), -1, *rows.shape[2:])
+    dtype = exact_dtype(values)
+    first, second, third = (matrix.to(dtype) for matrix in matrices)
+    rows = second @ (values.to(dtype) @ third.T)
+    return (first @ rows.flatten(2)).view(len(values), -1, *rows.shape[2:]).to(values.dtype)
+
+
+def exact_dtype(values: Tensor) -> torch.dtype:
+    """Return a dtype in which a matrix product does not round its factors to TF32 or bfloat16.
+
+    With TF32 a place would be off by as much as a fifth of a voxel. float64 is used only where torch may round, because
+    it takes a CPU two to four times as long.
+    """
+    if values.device.type == "mps":
+        return values.dtype  # neither TF32 nor float64
+    backend = torch.backends.cuda if values.device.type == "cuda" else torch.backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # torch 2.8; in 2.9, this older question warns
+        precision = "none" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return torch.float64 if precision in ("tf32", "bf16") else values.dtype
 
 
 def _interpolation(nodes: int, length: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""torch.func's derivatives with the reference kernel: those of autograd, also where a logit is exactly 0."""
+"""torch.func's derivatives: those of autograd, also where a logit is exactly 0, whatever the kernel chosen."""
 
 from __future__ import annotations
 
@@ -59,3 +59,31 @@ def test_the_hessian_is_that_of_autograd(name: str) -> None:
     with use_kernel("reference"):
         expected = torch.autograd.functional.hessian(lambda x: loss(x, target), logits)
         torch.testing.assert_close(torch.func.hessian(lambda x: loss(x, target))(logits), expected)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "tiled"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_kernel_has_to_be_chosen(name: str, kernel: str) -> None:
+    loss, softmax = LOSSES[name]
+    logits, target, direction = case(False, softmax)
+    leaf = logits.clone().requires_grad_()
+    with use_kernel(kernel):
+        (gradient,) = torch.autograd.grad(loss(leaf, target), leaf)
+        torch.testing.assert_close(torch.func.grad(lambda x: loss(x, target))(logits), gradient)
+        _, slope = torch.func.jvp(lambda x: loss(x, target), (logits,), (direction,))
+        torch.testing.assert_close(slope, (gradient * direction).sum())
+        half = torch.func.grad(lambda x: loss(x, target))(logits.bfloat16())
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kernel", ["auto", "tiled"])
+def test_the_derivative_of_a_step_by_the_parameters_of_a_network(kernel: str) -> None:
+    """The other tensors of a transformed function are wrapped too, and their losses are still those of autograd."""
+    torch.manual_seed(0)
+    network, loss = torch.nn.Conv1d(1, 2, 3, padding=1), IoUCELoss(softmax=True)
+    image, labels = torch.randn(2, 1, 8), torch.randint(0, 2, (2, 1, 8))
+    parameters = {name: each.detach() for name, each in network.named_parameters()}
+    with use_kernel(kernel):
+        expected = torch.autograd.grad(loss(network(image), labels), list(network.parameters()))
+        found = torch.func.grad(lambda p: loss(torch.func.functional_call(network, p, (image,)), labels))(parameters)
+    torch.testing.assert_close(list(found.values()), list(expected))

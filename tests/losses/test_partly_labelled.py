@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.autograd import gradcheck
+from torch.overrides import TorchFunctionMode
 
 from monai_iou import (
     AttentionSupervisionLoss,
@@ -319,6 +321,28 @@ def test_label_maps_of_any_type_lose_them(dtype: torch.dtype) -> None:
     for make in (IoUCELoss, LovaszSoftmaxLoss):
         expected = make(softmax=True)(logits, labels, LABELLED)
         torch.testing.assert_close(make(softmax=True)(logits, labels.to(dtype), LABELLED), expected)
+
+
+class WithoutUnsigned(TorchFunctionMode):
+    """Refuse in `torch.where` what torch before 2.12 refuses."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        bare = {torch.uint16, torch.uint32, torch.uint64}
+        if func is torch.where and any(isinstance(each, Tensor) and each.dtype in bare for each in args):
+            message = "\"where_cpu\" not implemented for 'UInt16'"
+            raise NotImplementedError(message)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_torch_need_not_select_among_unsigned_labels(dtype: torch.dtype) -> None:
+    logits, labels = case()
+    maps = F.one_hot(labels[:, 0], 4).movedim(-1, 1)
+    for act, target, ignore in itertools.product(("softmax", "sigmoid"), (labels, maps), (None, 3)):
+        loss = IoUCELoss(**{act: True}, ignore_index=ignore)
+        expected = loss(logits, target, LABELLED)
+        with WithoutUnsigned():
+            torch.testing.assert_close(loss(logits, target.to(dtype), LABELLED), expected)
 
 
 def test_a_loss_that_cannot_leave_them_out_is_named() -> None:

@@ -427,3 +427,19 @@ def test_the_body_in_one_slice_is_that_in_its_picture(radius: int, textured: boo
 
 def test_a_volume_of_one_voxel_has_a_body() -> None:
     assert body_mask(np.ones((1, 1, 1, 1)), None).shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("factor", [0.99999994, 1.00001, 1.0000003])
+def test_labels_that_miss_whole_numbers_by_rounding_are_those_numbers(factor: float) -> None:
+    target, source = case(3, (20, 22), 2), case(4, (17, 25), 3)
+    for item in (target, source):
+        item["label"] = item["label"].float()
+        item["label"][0, :4] = 9  # ignored
+    rounded = [{**item, "label": item["label"] * factor + 3e-6 * (item["label"] == 0)} for item in (target, source)]
+    assert all((item["label"] != 0).all() for item in rounded)
+    for options in ({}, {"labels": [2]}, {"allow_overlap": True}):
+        expected = copying([source], 5, ignore_index=9, max_lesions=3, **options)(target)
+        found = copying([rounded[1]], 5, ignore_index=9, max_lesions=3, **options)(rounded[0])
+        assert not torch.equal(expected["label"], target["label"])
+        assert torch.equal(found["label"].round(), expected["label"])
+        assert torch.equal(found["image"], expected["image"])

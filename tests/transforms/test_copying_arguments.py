@@ -117,3 +117,36 @@ def test_an_image_that_the_item_lacks_is_not_asked_of_its_source() -> None:
     assert (pasted["label"] > 0).sum() > 4
     with pytest.raises(ValueError, match="Expected items of `source` to have the key 'second', but got none"):
         copy({**item, "second": item["image"]})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_label_map_whose_background_is_ignored_is_refused(dtype: torch.dtype) -> None:
+    """Nothing would ever be pasted, because no voxel is background."""
+    label = torch.ones(1, 24, 24, dtype=dtype)
+    label[0, 4:6, 4:6], label[0, 20:] = 2, 0
+    item = {"image": torch.rand(2, 24, 24) + 1, "label": label}
+    options: dict[str, Any] = {"prob": 1.0, "labels": [2], "ignore_index": 0}
+    with pytest.raises(ValueError, match=r"^Expected") as error:
+        RandCopyLesionsd(KEYS, "label", [item], **options)(item)
+    assert str(error.value) == (
+        "Expected the label map 'label' to have a background to paste lesions on, but got ignore_index=0, which "
+        "ignores the background: give the value of the ignored voxels, such as 255, or set allow_overlap=True to paste "
+        "over the classes above 0."
+    )
+    pasted = RandCopyLesionsd(KEYS, "label", [item], allow_overlap=True, tries=200, **options).set_random_state(1)(item)
+    changed = pasted["label"] != label
+    assert changed.sum() > 0
+    assert (label[changed] == 1).all(), "nothing is pasted over ignored voxels"
+    assert (pasted["label"][changed] == 2).all()
+    assert not (pasted["image"] != item["image"]).any(0)[label[0] == 0].any()
+
+
+def test_maps_whose_channel_0_marks_ignored_voxels_have_a_background() -> None:
+    maps = torch.zeros(2, 24, 24)
+    maps[1, 4:6, 4:6], maps[0, 12:] = 1, 1
+    item = {"image": torch.rand(2, 24, 24) + 1, "label": maps}
+    copy = RandCopyLesionsd(KEYS, "label", [item], prob=1.0, ignore_index=0, tries=200).set_random_state(0)
+    pasted = copy(item)["label"]
+    assert pasted[1].sum() > 4
+    assert torch.equal(pasted[0], maps[0])
+    assert not (pasted[1] * maps[0]).any()
