@@ -26,6 +26,7 @@ __all__ = [
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = Path("bundles") / "small_foreground_segmentation" / "configs"
 WORDS = "monai_iou.keys"  # of a context's meta
+PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")  # as the bundle's settings know them
 # Keys that a command sets itself, by what the user writes.
 TRAINING_SETS = {
     "bundle_root": "--output", "ckpt_dir": "--output", "output_dir": "--output", "dataset_dir": "DATASET",
@@ -113,7 +114,7 @@ def read_keys(
         sets: keys that the command sets itself, with what the user writes instead.
 
     Returns:
-        Key -> value, read as MONAI's own command line reads it: Python's literals, and text.
+        Key -> value, read as MONAI's own command line reads it: Python's literals, and text; a path is text always.
 
     >>> read_keys(["--batch_size", "2", "--loss::_target_=IoULoss"], {"batch_size", "loss"}, [])
     {'batch_size': 2, 'loss::_target_': 'IoULoss'}
@@ -130,7 +131,7 @@ def read_keys(
         if not equals and not rest:
             message = f"Expected a value after --{name}, but the command line ends: add it."
             raise click.UsageError(message)
-        keys[name] = _value(value if equals else rest.pop(0))
+        keys[name] = _value(name, value if equals else rest.pop(0))
     return keys
 
 
@@ -151,8 +152,10 @@ def _root(name: str) -> str:
     return re.split("#|::", name)[0]
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    # Python's number for the folder 2024_01 is 202401.
+    return text if name.lstrip("+~") in PATHS and not isinstance(value, (str, type(None))) else value

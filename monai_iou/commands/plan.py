@@ -82,7 +82,7 @@ def write_plan(
         dataset_dir: the dataset.
         output: the config file to write.
         folds: number of folds, None for one split.
-        fold: the fold to validate on.
+        fold: the fold to validate on; None for all folds.
         machine: what the options in `MACHINE` gave, and `minutes`, None without a limit.
         asked: stored in the plan's report, by which a later command knows what it was made for.
 
@@ -110,9 +110,9 @@ def write_plan(
         fingerprint = compute_fingerprint(
             folder, lambda done, total, case: show(Progress("training", done, total, case))
         )
-    measured = folder, fingerprint, hardware, folds, fold or 0
+    measured = folder, fingerprint, hardware, folds
     minutes = machine["minutes"]
-    proposal = propose(*measured) if minutes is None else propose_within(minutes, *measured)
+    proposal = propose(*measured, fold or 0) if minutes is None else propose_within(minutes, *measured, fold)
     content = proposal.as_json(fingerprint, hardware)
     if asked is not None:
         content["plan_report"]["asked"] = dict(asked)

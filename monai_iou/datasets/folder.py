@@ -89,13 +89,13 @@ class SegmentationFolder:
 
     @property
     def has_raters(self) -> bool:
-        """Whether a case has the labels of several raters."""
-        return any(case.raters for case in (*self.labelled, *self.evaluation))
+        """Whether a case of `training` or `validation` has the labels of several raters."""
+        return any(case.raters for case in self.labelled)
 
     @property
     def is_partly_labelled(self) -> bool:
-        """Whether a class was not annotated in some case."""
-        return any(case.labelled is not None for case in (*self.labelled, *self.evaluation))
+        """Whether a class was not annotated in some case of `training` or `validation`."""
+        return any(case.labelled is not None for case in self.labelled)
 
     @property
     def labelled(self) -> tuple[Case, ...]:

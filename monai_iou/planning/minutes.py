@@ -42,42 +42,67 @@ AVERAGED_SHARE = 1 / 30  # of the steps, over which the weights are averaged, as
 
 
 @dataclass(frozen=True)
+class _Sides:
+    """Numbers of cases: trained on, held out, and both together; of several folds the largest of each.
+
+    With a patient of many cases, one fold trains on most and another holds most out. Both must end in time.
+    """
+
+    trained: int
+    held_out: int
+    both: int
+
+    @staticmethod
+    def of(folder: SegmentationFolder, keys: Mapping[str, Any], fold: int | None) -> _Sides:
+        folds = keys.get("folds")
+        chosen = range(folds) if folds is not None and fold is None else [fold or 0]
+        splits = [folder.split(keys.get("val_fraction", 0.0), 0, folds, each) for each in chosen]
+        counts = [(len(trained), len(held), len(trained) + len(held)) for trained, held in splits]
+        return _Sides(*map(max, zip(*counts, strict=True)))
+
+
+@dataclass(frozen=True)
 class _Budget:
     """What a training has to do within the limit."""
 
     minutes: float
-    trained: int
-    held_out: int
+    sides: _Sides
     batch: int
     timing: Timing
 
     @property
     def fixed(self) -> float:
         """Seconds that the number of steps does not change, one validation included."""
-        cases = (self.trained + self.held_out) * self.timing.case
-        return self.timing.start + cases + self.held_out * self.timing.validation
+        return self.timing.start + self.sides.both * self.timing.case + self.validation
+
+    @property
+    def validation(self) -> float:
+        """Seconds of a validation."""
+        return self.sides.held_out * self.timing.validation
 
     @property
     def validations(self) -> int:
         """Validations beside the steps: as many as take a small share of the time."""
-        one = self.held_out * self.timing.validation
+        if not self.sides.held_out:
+            return 0
         share = VALIDATION_SHARE * 60 * self.minutes
-        return 0 if not self.held_out else max(1, min(MAX_VALIDATIONS, int(share / one) if one else MAX_VALIDATIONS))
+        fitting = int(share / self.validation) if self.validation else MAX_VALIDATIONS
+        return max(1, min(MAX_VALIDATIONS, fitting))
 
     @property
     def steps(self) -> int:
         """Steps that fit."""
-        further = max(0, self.validations - 1) * self.held_out * self.timing.validation
+        further = max(0, self.validations - 1) * self.validation
         return int((60 * self.minutes * (1 - RESERVE) - self.fixed - further) / self.timing.step)
 
     @property
     def epoch_steps(self) -> int:
         """Steps of one pass over the training cases."""
-        return max(1, self.trained // self.batch)
+        return max(1, self.sides.trained // self.batch)
 
     def seconds(self, steps: int, validations: int) -> float:
         """Seconds of a training."""
-        further = max(0, validations - 1) * self.held_out * self.timing.validation
+        further = max(0, validations - 1) * self.validation
         return self.fixed + further + steps * self.timing.step
 
 
@@ -87,7 +112,7 @@ def propose_within(
     fingerprint: Fingerprint,
     machine: Machine,
     folds: int | None = None,
-    fold: int = 0,
+    fold: int | None = None,
     *,
     measure: Measure = measure_timing,
 ) -> Proposal:
@@ -99,7 +124,7 @@ def propose_within(
         fingerprint: fingerprint of the dataset.
         machine: the machine that trains; it has to be this one.
         folds: number of folds of a cross-validation, None for one split.
-        fold: the fold to validate on.
+        fold: the fold to validate on; None for every fold, each of which then ends within the time.
         measure: times the parts of a training.
 
     Returns:
@@ -112,18 +137,18 @@ def propose_within(
     if not 0 < minutes < math.inf:
         message = f"Expected `--minutes` to be a positive number, but got {minutes:g}: give minutes, such as 30."
         raise ValueError(message)
-    proposal = propose(folder, fingerprint, machine, folds, fold)
+    proposal = propose(folder, fingerprint, machine, folds, fold or 0)
     planned = proposal.config
-    timed = _foreground_first(folder, fingerprint)
-    budget = _budget(minutes, folder, timed, proposal, machine, measure)
-    wanted = planned["epochs"] * planned["case_repeats"] * budget.trained // budget.batch
+    timed, sides = _foreground_first(folder, fingerprint), _Sides.of(folder, planned, fold)
+    budget = _budget(minutes, sides, timed, proposal, machine, measure)
+    wanted = planned["epochs"] * planned["case_repeats"] * sides.trained // budget.batch
     if budget.steps < min(wanted, FULL_RESOLUTION_STEPS) and planned["full_resolution"]:
         proposal = _strided(proposal, folder, fingerprint, machine)
-        budget = _budget(minutes, folder, timed, proposal, machine, measure)
+        budget = _budget(minutes, sides, timed, proposal, machine, measure)
     if budget.steps < max(MIN_STEPS, budget.epoch_steps):
         needed = budget.seconds(max(MIN_STEPS, budget.epoch_steps), 1) / (1 - RESERVE) / 60
         message = (
-            f"Expected `--minutes` to be enough for a training on {budget.trained} cases, but got {minutes:g}: on this "
+            f"Expected `--minutes` to be enough for a training on {sides.trained} cases, but got {minutes:g}: on this "
             f"machine it takes {math.ceil(10 * needed) / 10:g} or more."
         )
         raise ValueError(message)
@@ -139,16 +164,15 @@ def _foreground_first(folder: SegmentationFolder, fingerprint: Fingerprint) -> S
 
 def _budget(
     minutes: float,
-    folder: SegmentationFolder,
+    sides: _Sides,
     timed: SegmentationFolder,
     proposal: Proposal,
     machine: Machine,
     measure: Measure,
 ) -> _Budget:
     keys = proposal.config
-    trained, held = folder.split(keys.get("val_fraction", 0.0), 0, keys.get("folds"), keys.get("fold", 0))
     timing = measure(timed, proposal.plan, keys, machine)
-    return _Budget(minutes, len(trained), len(held), min(keys["batch_size"], len(trained)), timing)
+    return _Budget(minutes, sides, min(keys["batch_size"], sides.trained), timing)
 
 
 def _strided(proposal: Proposal, folder: SegmentationFolder, fingerprint: Fingerprint, machine: Machine) -> Proposal:
@@ -171,7 +195,7 @@ def _within(proposal: Proposal, budget: _Budget, wanted: int) -> Proposal:
             return _replaced(proposal, replace(kept, reason=note))
     steps = min(budget.steps, wanted)
     repeats = max(1, steps // (EPOCHS * budget.epoch_steps))
-    an_epoch = repeats * budget.trained // budget.batch
+    an_epoch = repeats * budget.sides.trained // budget.batch
     epochs = max(1, steps // an_epoch)
     interval = math.ceil(epochs / max(1, budget.validations))
     steps = epochs * an_epoch

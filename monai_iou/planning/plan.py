@@ -120,6 +120,17 @@ class Plan:
         return self.soft_labels or self.mean_of_raters
 
     @property
+    def has_maps(self) -> bool:
+        """Whether the training's target is maps of all classes instead of a label map."""
+        return self.soft or not self.exclusive
+
+    @property
+    def label_bytes(self) -> int:
+        """Bytes of a voxel of the training's target: float32 where it is soft, else the smallest integer type."""
+        number = 4 if self.soft else 1 if self.has_maps or len(self.labels) + (self.ignore is not None) <= 256 else 2
+        return number * (self.out_channels if self.has_maps else 1)
+
+    @property
     def ignore_index(self) -> int | None:
         """What losses, metrics and crops take for an ignored voxel: a number that is no class, None without any.
 
@@ -180,12 +191,14 @@ def make_plan(
     full_resolution: bool = False,
     raters: str = "mean",
     spatial_dims: int | None = None,
+    trained: Sequence[CaseFacts] | None = None,
 ) -> Plan:
-    """Decide spacing, patch, network size and normalisation from the training cases.
+    """Decide spacing, patch, network size and normalisation from the labelled cases.
 
     Args:
         folder: the dataset, or None for the plan of the shipped metadata (one channel, background and lesion).
-        facts: facts of the training cases; see `SegmentationFolder.check`.
+        facts: facts of the labelled cases, see `SegmentationFolder.check`. All folds have them in common, so that their
+            models have one network and can be an ensemble.
         patch_size: desired patch in voxels at the target spacing, 3 integers. No side exceeds that of the largest
             volume, and each is rounded up to a multiple of the network's total stride.
         pixdim: target spacing in mm in RAS order; None takes the median over the cases.
@@ -194,6 +207,7 @@ def make_plan(
         raters: "mean" trains on the mean of several raters' labels, "draw" on one of them, drawn for each epoch.
         spatial_dims: 2 trains on slices, those of one voxel or else along the axis with the longest voxels; 3 on
             volumes; None on slices if every volume is one.
+        trained: those of `facts` that are trained on, from whose intensities images are normalised; None for all.
 
     Raises:
         ValueError: `patch_size`, `pixdim` or `base_channels` cannot be used; a patch of one voxel cannot, for instance.
@@ -226,7 +240,8 @@ def make_plan(
         channels=channels,
         strides=strides,
         intensity=tuple(
-            intensity_rule(name, [case.foreground[c] for case in facts]) for c, name in enumerate(modalities)
+            intensity_rule(name, [case.foreground[c] for case in (facts if trained is None else trained)])
+            for c, name in enumerate(modalities)
         ),
         spatial_dims=3 if flat is None else 2,
         **(_label_kinds(folder, raters) if folder else {}),

@@ -171,11 +171,14 @@ def batch_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine, train
 
 
 def cache_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> Decision:
-    """Decide which fraction of the prepared volumes, float32 images and uint8 labels, is kept in memory."""
+    """Decide which fraction of the prepared volumes, float32 images and the training's targets, is kept in memory."""
     volumes = [np.prod(np.multiply(c.facts.shape, c.facts.spacing) / plan.pixdim) for c in fingerprint.measures]
-    needed = float(sum(volumes)) * (4 * plan.in_channels + 1)
+    needed = float(sum(volumes)) * (4 * plan.in_channels + plan.label_bytes)
     rate = math.floor(100 * min(1.0, machine.cache_bytes / needed)) / 100
-    reason = f"all prepared volumes take {needed / GIB:.2f} GiB; they may take {machine.cache_bytes / GIB:.1f} GiB"
+    reason = (
+        f"all prepared volumes take {needed / GIB:.2f} GiB; they may take {machine.cache_bytes / GIB:.1f} GiB in one "
+        "process (each of several ranks keeps its own: divide `cache_rate` by their number)"
+    )
     return Decision("cache", f"{rate:.0%} of the volumes", reason, {"cache_rate": rate})
 
 

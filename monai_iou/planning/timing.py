@@ -96,8 +96,9 @@ def _parser(
     for key, value in config.items():
         parser[key] = value
     repeats = -(-MAX_STEPS * int(config["batch_size"]) // len(training))
-    chosen = {"dataset_dir": str(folder.root), "folds": None, "epochs": 1, "case_repeats": repeats, "plan": plan}
-    for key, value in {**chosen, "val_fraction": 0.1, "device": torch.device(machine.device)}.items():
+    chosen = {"dataset_dir": str(folder.root), "epochs": 1, "case_repeats": repeats, "plan": plan}
+    split = {"folds": None, "fold": 0, "val_fraction": 0.1}
+    for key, value in {**chosen, **split, "device": torch.device(machine.device)}.items():
         parser[key] = value
     for part in ("train", "validate"):
         parser[part]["handlers"] = []

@@ -22,10 +22,13 @@ from monai_iou.volumes.reading import volume_files
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content, write_atomically
 from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.settings import exit_with_message, optional
+from monai_iou.workflow.versions import about_this_run
 
 __all__ = ["DiskCacheDataset", "cached_dataset"]
 
 logger = logging.getLogger(__name__)
+
+MAKERS = ("monai-iou", "monai", "torch")  # of prepared volumes: another version may prepare them in another way
 
 
 def cached_dataset(
@@ -109,10 +112,10 @@ class MemoryCacheDataset(_Watched, CacheDataset):
 class DiskCacheDataset(_Watched, PersistentDataset):
     """MONAI's `PersistentDataset`, made safe against changed files and against being killed.
 
-    A volume's file is named by what it came from: the item, size and time of its files, and the transforms up to the
-    first random one. When any of them changes, it is prepared again; what is no longer used stays until the folder is
-    deleted. Files are written whole or not at all and load with `weights_only=True`, so several trainings, or the ranks
-    of one, may share the folder.
+    A volume's file is named by what it came from: the item, size and time of its files, the transforms up to the
+    first random one, and the versions of this package, MONAI and torch. When any of them changes, it is prepared again;
+    what is no longer used stays until the folder is deleted. Files are written whole or not at all and load with
+    `weights_only=True`, so several trainings, or the ranks of one, may share the folder.
 
     Args:
         data: items with the paths of their files.
@@ -182,7 +185,8 @@ def _item_hash(item: Mapping[str, Any]) -> bytes:
 
 def _transforms_hash(transforms: Sequence[Any]) -> bytes:
     try:
-        return _digest(pickle.dumps(transforms))
+        versions = about_this_run(())["versions"]
+        return _digest(repr([versions[name] for name in MAKERS]).encode() + pickle.dumps(transforms))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         with exit_with_message():
             message = (

@@ -36,7 +36,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.uint8]:
 
     figure = Figure(figsize=(13, 6.5), dpi=PIXELS_PER_INCH, layout="constrained")
     places = figure.subplots(2, 3).ravel()
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
     for place, (title, starts) in zip(places, PLOTS, strict=False):
         columns = [name for name in names if name.startswith(starts)][:MAX_LINES]
         for name in columns:

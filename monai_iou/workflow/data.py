@@ -25,7 +25,7 @@ from monai_iou.planning.stored import load_plan
 from monai_iou.volumes.names import PNG_EXTENSION, RESULTS, case_name, volumes_below
 from monai_iou.workflow.images import image_cases
 from monai_iou.workflow.keys import calling_workflow
-from monai_iou.workflow.labelled import case_items
+from monai_iou.workflow.labelled import case_items, check_raters
 from monai_iou.workflow.mask_formats import check_fits_png
 from monai_iou.workflow.models import report_missing_plan
 from monai_iou.workflow.other_datasets import check_meaning
@@ -79,8 +79,7 @@ class BundleCases:
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.folds = optional(folds)
-        self.fold = fold
+        self.folds, self.fold = optional(folds), fold
         self._images = optional(images)
         self.raters, self.spatial_dims = raters, spatial_dims
         self._record: dict[str, Any] | None = None
@@ -98,12 +97,7 @@ class BundleCases:
     @property
     def evaluation(self) -> list[dict[str, Any]]:
         """Items to report scores on: `test_labelled`, else the validation split."""
-        with exit_with_message():
-            if not self.folder.evaluation:
-                return self.validation
-            facts = self.folder.check(self.folder.evaluation)
-            self.folder.need_like_spacings(self.folder.evaluation, facts)
-            return case_items(self.folder.evaluation, self.folder)
+        return self.evaluation_on(None, [])
 
     def evaluation_on(
         self, which: str | None, plans: Sequence[Plan], *, score_trained_cases: bool = False
@@ -134,15 +128,18 @@ class BundleCases:
                 )
                 raise DatasetError(message)
             check_meaning(self.folder, plans)
-            if wanted == "test_labelled" or (wanted is None and self.folder.evaluation):
+            scheme = plans[0].scheme if plans else None
+            if self.scored_part(which) == "test":
                 if not score_trained_cases:
                     check_unseen(self.folder, plans)
-                return self.evaluation
+                cases = self.folder.evaluation
+                self.folder.need_like_spacings(cases, self.folder.check(cases))
+                return case_items(cases, self.folder, scheme)
             if not self._split[1]:
                 message = "Expected cases that are held out, but `val_fraction` is 0: score `test_labelled` cases."
                 raise DatasetError(message)
             check_held_out(*self._split, plans)
-        return self.validation
+        return case_items(self._split[1], self.folder, scheme)
 
     def scored_part(self, which: str | None) -> str:
         """Return what the scores of `evaluation_on` are called by: "test", or "val" for held-out training cases."""
@@ -268,12 +265,13 @@ class BundleCases:
             whole = is_true(full_resolution, "full_resolution")
             if not in_folder:
                 return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
+            check_raters(self.folder, self.raters)
             facts = dict(zip(self.folder.labelled, self.folder.training_facts, strict=True))
             training, _ = self._split
-            trained = [facts[case] for case in training]
+            trained, every = [facts[case] for case in training], list(facts.values())
             check_side(training, trained)
-            options: dict[str, Any] = {"raters": self.raters, "spatial_dims": self.spatial_dims}
-            plan = make_plan(self.folder, trained, patch_size, pixdim, base_channels, full_resolution=whole, **options)
+            kinds: dict[str, Any] = {"raters": self.raters, "spatial_dims": self.spatial_dims, "trained": trained}
+            plan = make_plan(self.folder, every, patch_size, pixdim, base_channels, full_resolution=whole, **kinds)
             images = tuple(map_cases(image_identity, training))
             return replace(plan, trained=tuple(case.name for case in training), trained_images=images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
 
-__all__ = ["check_preprocessing", "keys_for_inference"]
+__all__ = ["check_preprocessing", "inference_identity", "keys_for_inference"]
 
 # How the network is run; what else inference needs is stored with the model.
 SHARED = ("amp", "amp_dtype", "device", "num_workers", "sw_batch_size", "sw_overlap")
 TRANSFORMS = "train#deterministic_transforms"
-INFERENCE = "inference.json"
+TRAINED, VALIDATED = "train#preprocessing", "validate#preprocessing"
+AS_TRAINED = ("$@train#deterministic_transforms", "$@train#deterministic_transforms[:-1]")  # of earlier versions
+TRAIN, INFERENCE = "train.json", "inference.json"
 NO_CONFIG = (KeyError, IndexError, TypeError, ValueError)  # of keys without a place; the training itself says so
 
 
@@ -43,30 +46,46 @@ def keys_for_inference(configs: Sequence[Path], keys: Mapping[str, Any]) -> dict
 def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> None:
     """Check that a training whose images are prepared in another way has an inference that does likewise.
 
-    Transforms of the label alone may differ: inference has no label.
+    Transforms of the label alone may differ: inference has no label. So may what `train#preprocessing` does after the
+    deterministic transforms.
 
     Args:
         configs: of the training, the run's own train.json first; inference.json lies beside it.
         keys: over them.
 
     Raises:
-        OutputError: the configs or keys change the training's transforms, and inference has those that are shipped.
+        OutputError: the configs or keys prepare images in another way than the shipped train.json, and inference does
+            as the shipped inference.json.
     """
     if not configs or not configs[0].with_name(INFERENCE).is_file():
         return
-    inference, shipped = configs[0].with_name(INFERENCE), bundle_path() / "configs" / INFERENCE
+    inference, shipped = configs[0].with_name(INFERENCE), bundle_path() / "configs"
     try:
-        before, after = (_image_transforms(*given) for given in ((configs[:1], {}), (configs, keys)))
-        own, theirs = (_content(path).get("preprocessing") for path in (inference, shipped))
+        changed = _changed(_parser(configs, keys), _parser([shipped / TRAIN], {}))
+        own, theirs = (_content(path).get("preprocessing") for path in (inference, shipped / INFERENCE))
     except NO_CONFIG:
         return
-    if before != after and own == theirs:
+    if changed is not None and own == theirs:
         message = (
-            f"Expected `preprocessing` in {inference} to be changed as well, because `{TRANSFORMS}` of the training "
-            "are, but it is as it was shipped, so that masks would be made of images that are prepared in another way: "
-            'change it there likewise, or give it a "_desc_" if it is to stay, and start the command again.'
+            f"Expected `preprocessing` in {inference} to be changed as well, because `{changed}` of the training was "
+            "changed, but it is as it was shipped, so that masks would be made of images that are prepared in another "
+            'way: change it there likewise, or give it a "_desc_" if it is to stay, and start the command again.'
         )
         raise OutputError(message)
+
+
+def inference_identity(configs: Sequence[Path]) -> str | None:
+    """Return a hash of the inference.json by which the masks of held-out cases are made, None if there is none.
+
+    Args:
+        configs: of the training, the run's own train.json first; inference.json lies beside it.
+
+    Example:
+        >>> inference_identity([]) is None
+        True
+    """
+    path = configs[0].with_name(INFERENCE) if configs else None
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path is not None and path.is_file() else None
 
 
 def _plain(value: Any) -> Any:
@@ -93,8 +112,31 @@ def _parser(configs: Sequence[Path], keys: Mapping[str, Any]) -> Any:
     return parser
 
 
-def _image_transforms(configs: Sequence[Path], keys: Mapping[str, Any]) -> Any:
-    transforms = _parser(configs, keys).get(TRANSFORMS)
-    if not isinstance(transforms, list):  # an expression
+def _changed(given: Any, shipped: Any) -> str | None:
+    """The first key by which a training prepares images in another way than as shipped, None if there is none."""
+    expected = _of_images(shipped.get(TRANSFORMS))
+    if _of_images(given.get(TRANSFORMS)) != expected:
+        return TRANSFORMS
+    trained, validated = (_transforms(given, place) for place in (TRAINED, VALIDATED))
+    if isinstance(trained, list):  # what is drawn at random follows
+        trained = _of_images(trained)[: len(expected)]
+    elif f"@{TRANSFORMS}" in str(trained):
+        trained = expected
+    if validated in (*AS_TRAINED, _transforms(shipped, VALIDATED)):
+        validated = expected
+    found = {TRAINED: trained, VALIDATED: _of_images(validated)}
+    return next((place for place, transforms in found.items() if transforms not in (None, expected)), None)
+
+
+def _transforms(parser: Any, place: str) -> Any:
+    """The transforms of a `Compose`, as the config has them; None if there is none."""
+    found = parser.get(place)
+    found = found.get("transforms") if isinstance(found, Mapping) else found
+    return found.replace("::", "#") if isinstance(found, str) else found
+
+
+def _of_images(transforms: Any) -> Any:
+    """Transforms without those of the label alone; an expression as it is."""
+    if not isinstance(transforms, list):
         return transforms
     return [each for each in transforms if not (isinstance(each, Mapping) and each.get("keys") in ("label", ["label"]))]

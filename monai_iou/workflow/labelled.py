@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,64 @@ from monai_iou.datasets.folder import SegmentationFolder, is_dataset
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["LABELLED", "BatchPreparation", "PartlyLabelledLoss", "case_items", "draws_raters", "labelled_classes"]
+__all__ = [
+    "LABELLED",
+    "BatchPreparation",
+    "PartlyLabelledLoss",
+    "case_items",
+    "check_raters",
+    "draws_raters",
+    "labelled_classes",
+]
 
 LABELLED = "labelled"
 
 
-def case_items(cases: Sequence[Case], folder: SegmentationFolder) -> list[dict[str, Any]]:
-    """Return the items of cases; with `labelled`, (C,) bool, if the folder has cases that lack classes."""
-    if not folder.is_partly_labelled:
+def case_items(
+    cases: Sequence[Case], folder: SegmentationFolder, scheme: LabelScheme | None = None
+) -> list[dict[str, Any]]:
+    """Return the items of cases; with `labelled`, (C,) bool, if one of them, or of the training, lacks classes.
+
+    Args:
+        cases: of the folder.
+        folder: the dataset.
+        scheme: with the classes of the network; None for those of the folder.
+    """
+    if not folder.is_partly_labelled and all(case.labelled is None for case in cases):
         return [case.as_item() for case in cases]
-    return [{**case.as_item(), LABELLED: np.array(labelled_classes(case, folder.scheme))} for case in cases]
+    known = folder.scheme if scheme is None else scheme
+    return [
+        {**case.as_item(), LABELLED: np.array(labelled_classes(_renumbered(case, folder.scheme, known), known))}
+        for case in cases
+    ]
+
+
+def _renumbered(case: Case, own: LabelScheme, known: LabelScheme) -> Case:
+    """Return a case whose annotated classes have the numbers that they have in another scheme, by name or values."""
+    if own.classes == known.classes:
+        return case
+    annotated = [each for number, each in enumerate(own.classes, 1) if case.labelled is None or number in case.labelled]
+    names, values = {name for name, _ in own.classes}, {frozenset(held) for _, held in annotated}
+    found = [
+        number
+        for number, (name, held) in enumerate(known.classes, 1)
+        if (name in dict(annotated) if name in names else frozenset(held) in values)
+    ]
+    return replace(case, labelled=tuple(found))
+
+
+def check_raters(folder: SegmentationFolder, raters: str) -> None:
+    """Refuse to draw one of several raters' shares: only their mean is read.
+
+    Raises:
+        DatasetError: `raters` is "draw", and cases with `soft_labels` have several raters.
+    """
+    if raters == "draw" and folder.soft and folder.has_raters:
+        message = (
+            f"Expected `raters` to be mean for several raters with `soft_labels` in {folder.root / 'dataset.json'}, "
+            "but got draw: train on the mean of their shares by --raters mean."
+        )
+        raise DatasetError(message)
 
 
 def draws_raters(cases: Any) -> bool:
@@ -33,7 +82,7 @@ def draws_raters(cases: Any) -> bool:
 
 
 def labelled_classes(case: Case, scheme: LabelScheme) -> list[bool]:
-    """Return which of the network's classes were annotated in a case, the background first.
+    """Return which classes of a scheme were annotated in a case that is numbered by it, the background first.
 
     Classes that exclude each other keep the background, of which those that were not annotated become a part. Among
     regions, the map of the background is known where all regions are; with an `ignore` value it stays, because a voxel

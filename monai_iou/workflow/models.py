@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from monai_iou.planning.plan import Plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
 from monai_iou.workflow.inferers import Ensemble
+from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.records import is_same
 from monai_iou.workflow.settings import exit_with_message, optional
 
@@ -28,6 +30,7 @@ __all__ = [
     "model_files",
     "report_missing_plan",
     "sibling_path",
+    "tell_keys_without_effect",
 ]
 
 
@@ -36,6 +39,9 @@ logger = logging.getLogger(__name__)
 SAME_IN_ALL = (
     "modalities", "labels", "regions", "regions_order", "spatial_dims", "pixdim", "patch_size", "network", "intensity",
 )  # fmt: skip
+
+# Keys that a model's plan has decided, with their values in the shipped configs.
+DECIDED: dict[str, Any] = {"patch_size": [64, 64, 64], "pixdim": None, "base_channels": 16, "full_resolution": False}
 
 
 def model_files(models: object, ckpt_dir: str) -> list[str]:
@@ -80,6 +86,46 @@ def sibling_path(files: Sequence[str], name: str) -> str:
         'models/model.json'
     """
     return str(Path(files[0]).parent / name)
+
+
+def tell_keys_without_effect(files: Sequence[str]) -> None:
+    """Warn of keys of the run that calls this which were given, but which the first model's plan has decided otherwise.
+
+    Args:
+        files: see `load_plans`.
+    """
+    path, workflow = Path(files[0]).with_suffix(".json"), calling_workflow()
+    if workflow is None or not path.is_file():
+        return
+    plan, config = load_plan(path), workflow.parser
+    stored = {
+        "patch_size": list(plan.patch_size),
+        "pixdim": list(plan.pixdim),
+        "base_channels": plan.channels[0],
+        "full_resolution": set(plan.strides[0]) == {1},
+    }
+    given = {name: optional(config.get_parsed_content(name)) for name in stored if name in config.get()}
+    given = {name: value for name, value in given.items() if value is not None and not _is_like(value, DECIDED[name])}
+    other = [f"`{name}` {value} (it has {stored[name]})" for name, value in given.items()
+             if not _is_like(value, stored[name]) and not _is_flat_patch(value, plan)]  # fmt: skip
+    if other:
+        logger.warning("The model follows its plan %s, and these keys have no effect: %s.", path, "; ".join(other))
+
+
+def _is_like(given: Any, value: Any) -> bool:
+    """Whether a key's value, perhaps as text, is another, but for rounding."""
+    if isinstance(given, (list, tuple)) and isinstance(value, list):
+        return len(given) == len(value) and all(_is_like(one, other) for one, other in zip(given, value, strict=True))
+    try:
+        return math.isclose(float(given), float(value), rel_tol=1e-4)
+    except (TypeError, ValueError):
+        return str(given).lower() == str(value).lower()
+
+
+def _is_flat_patch(given: Any, plan: Plan) -> bool:
+    """Whether this is the patch of a plan of slices, without the axis of one voxel."""
+    axis = plan.flat_axis
+    return axis is not None and _is_like(given, [*plan.patch_size[:axis], *plan.patch_size[axis + 1 :]])
 
 
 def check_models(files: Sequence[str], network: torch.nn.Module) -> None:

@@ -29,7 +29,7 @@ from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.keys import calling_parser
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["build_definition", "check_network", "definition", "encoded", "from_file"]
+__all__ = ["FROM_FILE", "build_definition", "check_network", "definition", "encoded", "from_file"]
 
 KEY = "network_def"
 DEFAULT = {"_target_": BUILD_NETWORK, "plan": "@plan"}

@@ -13,6 +13,7 @@ from monai_iou.datasets.folder import SegmentationFolder, map_cases
 from monai_iou.datasets.patients import patient_of
 from monai_iou.planning.plan import Plan
 from monai_iou.volumes.reading import volume_files
+from monai_iou.workflow.config_record import config_record
 
 __all__ = [
     "check_held_out",
@@ -44,8 +45,8 @@ def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan
         plan: of the training.
 
     Returns:
-        The names of the cases on both sides, the plan's decisions, and for each case a hash of its label file, and the
-        size and the identity of its image.
+        The names of the cases on both sides, the plan's decisions, for each case a hash of its label file, and the
+        size and the identity of its image; and as `config` the keys of the run, which may differ.
     """
     cases = list(dict.fromkeys([*training, *validation]))
     planned = asdict(plan)
@@ -59,6 +60,7 @@ def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan
         "images": {case.name: images[case.name] for case in cases},
         **{name: _plain(planned[name]) for name in PLANNED},
         "partly_labelled": any(case.labelled is not None for case in cases),  # test cases are not trained on
+        "config": config_record(),
     }
 
 
@@ -165,7 +167,7 @@ def check_unseen(folder: SegmentationFolder, plans: Sequence[Plan]) -> None:
     Raises:
         DatasetError: one was; the message names the cases.
     """
-    seen = seen_cases(folder.evaluation, folder.training, plans, folder.patient_groups)
+    seen = seen_cases(folder.evaluation, folder.labelled, plans, folder.patient_groups)
     if seen:
         message = (
             f"Expected test cases that the model has not seen, but {_some({case.name for case in seen})} of "
@@ -203,7 +205,7 @@ def seen_cases(
 
     Args:
         cases: that are to be scored.
-        training: the dataset's training cases.
+        training: the dataset's labelled cases, of which a split or a fold may train on any.
         plans: of the models.
         patient_groups: of the dataset.
 

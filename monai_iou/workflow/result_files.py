@@ -10,6 +10,8 @@ from monai_iou.files import OutputError, check_outputs
 
 __all__ = ["check_new", "check_results", "result_file"]
 
+LONGEST_NAME = 255  # bytes that file systems allow; the name of an image may fit, but not with `_mask` behind it
+
 
 def result_file(folder: Path, case: str, suffix: str, ending: str) -> Path:
     """Return the file of a result; the folders in a case's name are folders below `folder`.
@@ -30,14 +32,14 @@ def result_file(folder: Path, case: str, suffix: str, ending: str) -> Path:
 
 
 def check_results(results: Iterable[tuple[str, Path]], inputs: Mapping[str, Iterable[Path]]) -> None:
-    """Check, before any work, that each result has a file of its own, and that this file is not an input.
+    """Check, before any work, that each result has a file of its own, which can be written and is not an input.
 
     Args:
         results: what each is, and its file.
         inputs: see `check_outputs`.
 
     Raises:
-        OutputError: two results have one file, or a result would replace an input.
+        OutputError: two results have one file, a file's name is too long, or a result would replace an input.
     """
     known: dict[Path, str] = {}
     for what, path in results:
@@ -48,8 +50,19 @@ def check_results(results: Iterable[tuple[str, Path]], inputs: Mapping[str, Iter
                 "segment the two images into different folders."
             )
             raise OutputError(message)
+        _check_length(what, path)
     # Only a file that is there can be an input; most results are not, and every one is compared with every input.
     check_outputs({what: path for path, what in known.items() if os.path.lexists(path)}, inputs)
+
+
+def _check_length(what: str, path: Path) -> None:
+    length = len(os.fsencode(path.name))
+    if length > LONGEST_NAME:
+        message = (
+            f"Expected {what} to have a file name of at most {LONGEST_NAME} bytes, but got {length} in `{path}`: give "
+            "the image a shorter name."
+        )
+        raise OutputError(message)
 
 
 def check_new(paths: Iterable[Path]) -> None:

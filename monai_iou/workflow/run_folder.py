@@ -73,7 +73,8 @@ class RunFolderHandler:
     The pictures are drawn after each validation. They show the first cases of the validation data with the contours of
     prediction and reference, in `pictures` and, by epoch, in TensorBoard. At the end `summary.html` joins all. Attach
     it after the `ValidationHandler` and before the `CheckpointHandler`: an epoch that is to be done again gets its row
-    again. A file that cannot be replaced, as a viewer may hold it, is tried again later: none ends a training.
+    again. An epoch that was stopped and resumed has no duration and loss, which would be of the rest alone. A file that
+    cannot be replaced, as a viewer may hold it, is tried again later: none ends a training.
 
     Args:
         folder: of the run.
@@ -107,6 +108,7 @@ class RunFolderHandler:
         self._told: set[Path] = set()
         self._sums: dict[str, float] = defaultdict(float)
         self._steps = 0
+        self._is_whole = False  # until an epoch begins with its first step; of the rest, a mean would say nothing
         self._start = time.monotonic()
         self._next_curves = -np.inf
         self._drawn: dict[str, Any] | None = None
@@ -124,8 +126,9 @@ class RunFolderHandler:
         if self.evaluator is not None and self.cases:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda each: self._draw(each, engine))
 
-    def _epoch_started(self, _: Trainer) -> None:
+    def _epoch_started(self, engine: Trainer) -> None:
         self._sums.clear()
+        self._is_whole = engine.state.iteration % int(engine.state.epoch_length or 1) == 0
         self._steps, self._start = 0, time.monotonic()
 
     def _iteration_completed(self, engine: Trainer) -> None:
@@ -138,9 +141,9 @@ class RunFolderHandler:
         self._rows = [row for row in self._rows if row["epoch"] < epoch]
         self._rows.append({
             "epoch": epoch,
-            "seconds": round(time.monotonic() - self._start, 3),
+            "seconds": round(time.monotonic() - self._start, 3) if self._is_whole else None,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{name: total / self._steps for name, total in self._sums.items()},
+            **{name: total / self._steps if self._is_whole else None for name, total in self._sums.items()},
             **self._scores(epoch),
         })  # fmt: skip
         with extra_file(self.folder / "epochs.csv", self._told):

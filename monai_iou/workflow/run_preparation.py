@@ -79,6 +79,7 @@ def prepared(
             held.enter_context(replaced(run))
         if _is_to_be_planned(run, asked, tell, resume=resume, overwrite=overwrite):
             plan(run.folder / PLAN)
+            run.check(resume=resume, overwrite=overwrite)  # the plan of a training that has begun may be gone
         preparing.close()
         yield
 

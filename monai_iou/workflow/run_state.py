@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.found_folders import held_out_twice
-from monai_iou.files import json_text, write_json
+from monai_iou.files import json_text, write_json, write_text
 
-__all__ = ["RunState", "has_masks", "mask_files", "what_is_missing", "why_no_report"]
+__all__ = ["RunState", "file_keys", "has_checkpoint", "has_masks", "mask_files", "what_is_missing", "why_no_report"]
 
 STATE_NAME = "run.json"
+CHECKPOINTS = ("last_epoch.pt", "model.pt")
 LATER = ("memory_gb", "device")  # options that the requests of earlier versions lack, whatever was given
 CONTENT = "config_keys"  # of the user's own configs
-MOST_SHOWN = 100
+FILES = {"train_keys": "train.json", "plan_keys": "plan.json"}  # of the run's folder, as `file_keys` notes them
+MOST_SHOWN, HASH = 100, "sha256:"
+MASKS_DIFFER = (
+    "Not scored together: the masks of the folds were made by different inference.json: start the commands of the "
+    "other folds again."
+)
 
 
 @dataclass
@@ -57,6 +65,21 @@ class RunState:
         content = {"request": self.request, "done": self.done, "facts": self.facts, "about": self.about}
         write_json(self.folder / STATE_NAME, content)
 
+    @contextlib.contextmanager
+    def kept_unless_trained(self) -> Iterator[None]:
+        """Put the file back as it was after an error or Ctrl-C in the block that came before any new checkpoint."""
+        path, checkpoints = self.folder / STATE_NAME, _checkpoints(self.folder)
+        before = path.read_bytes() if path.is_file() else None
+        try:
+            yield
+        except BaseException:
+            if _checkpoints(self.folder) == checkpoints:
+                if before is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_text(path, before.decode("utf-8"))
+            raise
+
     def differences(self, request: Mapping[str, Any]) -> list[str]:
         """Say what another request asks for that this one does not.
 
@@ -67,19 +90,60 @@ class RunState:
         # Of configs counts what they say and not where they lie, as far as a version noted it.
         for each in (before, now):
             each.pop("configs" if CONTENT in before else CONTENT, None)
+        for name in FILES:  # of a file that is not there, or that an earlier version did not note
+            if name not in before or name not in now:
+                before.pop(name, None)
+                now.pop(name, None)
         for name in LATER:
             if name not in before:
                 now.pop(name, None)
                 if name not in before.get("keys", {}):  # nor was the option passed on to the bundle
                     now.get("keys", {}).pop(name, None)
+        places = {"keys": "keys", CONTENT: "configs", **FILES}
         lines = [
             f"{name} was {before.get(name)} and is {now.get(name)}"
             for name in [*dict.fromkeys([*before, *now])]
-            if name not in ("keys", CONTENT) and before.get(name) != now.get(name)
+            if name not in places and before.get(name) != now.get(name)
         ]
-        for where, name in (("keys", "keys"), ("configs", CONTENT)):
+        for name, where in places.items():
             lines += _key_differences(where, before.get(name, {}), now.get(name, {}))
         return lines
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a training."""
+    return bool(_checkpoints(folder))
+
+
+def _checkpoints(folder: Path) -> dict[str, tuple[int, int]]:
+    """The checkpoints that are there, with what changes when one is replaced."""
+    found = {path.name: path.stat() for name in CHECKPOINTS if (path := folder / "models" / name).is_file()}
+    return {name: (status.st_mtime_ns, status.st_ino) for name, status in found.items()}
+
+
+def file_keys(configs: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Return the keys of a run's own train.json and plan.json, by which a later start knows that one was edited.
+
+    Args:
+        configs: the paths of the two, and perhaps others after them; a file that cannot be read is left out.
+
+    Returns:
+        `train_keys` and `plan_keys`; of an entry of train.json that is long, a hash.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, path in zip(FILES, configs, strict=False):
+        try:
+            content = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # whoever takes it for a config says so
+        content.pop("plan_report", None)  # is for readers
+        found[name] = {key: _short(value) for key, value in content.items()} if name == "train_keys" else content
+    return found
+
+
+def _short(value: Any) -> Any:
+    text = json_text(value)
+    return value if len(text) <= MOST_SHOWN else HASH + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def mask_files(state: RunState, masks: Path) -> list[Path]:
@@ -119,24 +183,33 @@ def why_no_report(states: Sequence[RunState | None], masks: Path, without: Colle
     held_out = [state.facts.get("held_out", ()) for state in states if state is not None]
     twice = held_out_twice([[item["case"] for item in items] for items in held_out])
     if twice is None:
-        return ""
+        return "" if _masks_are_alike(states, masks) else MASKS_DIFFER
     case, first, second = twice
     return f"Not scored together: folds {first} and {second} both hold out {case}, which a report can have only once."
 
 
+def _masks_are_alike(states: Sequence[RunState | None], masks: Path) -> bool:
+    """Whether one inference.json made the masks of all folds, as far as they have masks and a version noted it."""
+    made = [state for state in states if state is not None and state.facts.get("held_out") and has_masks(state, masks)]
+    return len({state.facts["inference"] for state in made if state.facts.get("inference") is not None}) <= 1
+
+
 def _key_differences(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say what keys of one place differ; of a file, which has many, its name is said with each."""
+    is_file = where in FILES.values()
+    have, of = ("has", f" of {where}") if is_file else ("have", "")
     lines = []
     for name in [*dict.fromkeys([*before, *now])]:
         if name not in now:
             lines.append(f"{where} had {name} {_shown(before[name])}")
         elif name not in before:
-            lines.append(f"{where} have {name} {_shown(now[name])}")
+            lines.append(f"{where} {have} {name} {_shown(now[name])}")
         elif before[name] != now[name]:
             was, given = _shown(before[name]), _shown(now[name])
-            lines.append(f"{name} was {was} and is {given}" if was != given else f"{name} is another one")
+            lines.append(f"{name}{of} was {was} and is {given}" if was != given else f"{name}{of} is another one")
     return lines
 
 
 def _shown(value: Any) -> str:
-    text = str(value)
+    text = "..." if str(value).startswith(HASH) else str(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -27,20 +27,24 @@ def is_true(value: object, key: str) -> bool:
     """Return a switch's value: `--resume true` on MONAI's command line arrives as the text "true".
 
     Args:
-        value: true or false, as it is or as text.
-        key: the switch's name, for the error.
+        value: true or false, as it is or as text; null, which is not true, for a switch of `OPEN`.
+        key: the switch's name, also for the error.
 
     Example:
-        >>> is_true("true", "resume"), is_true("false", "amp"), is_true(True, "amp")
-        (True, False, True)
+        >>> is_true("true", "resume"), is_true("false", "amp"), is_true(True, "amp"), is_true("null", "instance")
+        (True, False, True, False)
 
     Raises:
         ValueError: the value is neither true nor false.
     """
     text = str(value).lower()
+    if key in OPEN and optional(value) is None:
+        return False
     with exit_with_message():
         if text not in ("true", "false", "1", "0"):
-            message = f"Expected `{key}` to be true or false, but got {value!r}: write --{key} true or --{key} false."
+            kind = "true, false or null" if key in OPEN else "true or false"
+            other = f", or leave --{key} out for null" if key in OPEN else ""
+            message = f"Expected `{key}` to be {kind}, but got {value!r}: write --{key} true or --{key} false{other}."
             raise ValueError(message)
     return text in ("true", "1")
 
@@ -58,6 +62,7 @@ def exit_with_message() -> Iterator[None]:
         raise
 
 
+OPEN = ("instance",)  # null leaves it to the loss
 SWITCHES = (
     "amp",
     "full_resolution",

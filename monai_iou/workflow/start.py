@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 
+from monai_iou.datasets.folder import is_dataset
 from monai_iou.distributed import is_distributed
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.planning.plan import Plan
 from monai_iou.volumes.names import PROBABILITIES
 from monai_iou.workflow.checkpoint_files import load_state
+from monai_iou.workflow.config_record import other_settings
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError
+from monai_iou.workflow.models import tell_keys_without_effect
 from monai_iou.workflow.other_datasets import tell_other_channels
-from monai_iou.workflow.records import differences
+from monai_iou.workflow.records import differences, is_same
 from monai_iou.workflow.result_files import check_results
 from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.run_lock import locked_for_run
@@ -57,9 +62,9 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
     if settings.cache_dir is not None:
         folders["cache_dir"] = Path(settings.cache_dir)
     with exit_with_message(), contextlib.ExitStack() as locked:
-        _check_tuning(plan, settings, len(cases.validation))
+        _check_tuning(plan, settings, cases)
         check_outputs(folders, cases.files)
-        _check_shared_memory(plan, settings)
+        _check_shared_memory(cases, plan, settings)
         if rank == 0:
             prepare(folders["ckpt_dir"], "ckpt_dir")
             locked.enter_context(locked_for_run(folders["ckpt_dir"], "training"))
@@ -83,6 +88,8 @@ def check_evaluation(cases: BundleCases, settings: Settings, models: Sequence[st
     """
     with exit_with_message():
         _check_output(cases, settings, models, write=rank == 0)
+        if rank == 0:
+            tell_keys_without_effect(models)
 
 
 def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: Sequence[str]) -> None:
@@ -101,6 +108,8 @@ def check_inference(cases: BundleCases, plan: Plan, settings: Settings, models: 
             maps = cases.result_files(settings.output_dir, PROBABILITIES, ".nii.gz")
             results += [(f"the probabilities of {case}", path) for case, path in maps.items()]
         check_results(results, cases.files)
+        if models:
+            tell_keys_without_effect(models)
         if getattr(settings, "images", None) is None and (cases.dataset_dir / "dataset.json").is_file():
             tell_other_channels(cases.folder, plan)
     cases.check_inference(plan, settings.mask_format)
@@ -127,10 +136,10 @@ def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
     raise OutputError(message)
 
 
-def _check_tuning(plan: Plan, settings: Settings, validated: int) -> None:
+def _check_tuning(plan: Plan, settings: Settings, cases: BundleCases) -> None:
     if not getattr(settings, "tune_postprocessing", False):
         return
-    if validated == 0:
+    if not cases.validation:
         message = (
             "Expected `tune_postprocessing` to be false without validation cases, but got true: keep some out of the "
             "training by `val_fraction` or `folds`, or list them as `validation`."
@@ -149,7 +158,8 @@ def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
     epochs, interval = getattr(settings, "epochs", 1), getattr(settings, "val_interval", 1)
     chooses = getattr(settings, "keep_weights", "best") == "best" and settings.validates
     resumed = settings.resume and (Path(settings.ckpt_dir) / "last_epoch.pt").is_file()  # with other scores, maybe
-    if epochs < interval and chooses and cases.validation and not resumed:
+    given = is_dataset(cases.dataset_dir)  # MONAI Label brings its own data
+    if epochs < interval and chooses and given and cases.validation and not resumed:
         logger.warning(
             "No epoch is validated, as `epochs` is %d and `val_interval` is %d, so that the final weights are stored "
             "although `keep_weights` is best: lower --val_interval, or raise --epochs.",
@@ -160,30 +170,55 @@ def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
 def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Settings) -> None:
     if not settings.resume or not path.is_file():
         return
-    changes = differences(load_state(path, mmap=True).get("data", {}), cases.record(plan))
+    stored, current = load_state(path, mmap=True).get("data", {}), cases.record(plan)
+    changes = differences(stored, current)
     if changes and settings.overwrite:
         logger.warning("%s is continued on other data: %s.", path, "; ".join(changes))
     elif changes:
+        sizes = {name: stored[name] for name in ("pixdim", "patch_size") if stored.get(name) and name in current}
+        options = " and ".join(f'--{name} "{json.dumps(size, separators=(",", ":"))}"' for name, size in sizes.items())
+        is_other = any(not is_same(name, size, current[name]) for name, size in sizes.items())
+        earlier = f", give the earlier values by {options}" if is_other else ""
         message = (
             f"Expected {path} to be of a training on these data, but {'; '.join(changes)}: resume with the same "
-            "dataset, split and settings, set `overwrite` as well as `resume` to continue it on these, or name another "
-            "folder."
+            f"dataset, split and settings{earlier}, set `overwrite` as well as `resume` to continue it on these, or "
+            "name another folder."
         )
         raise OutputError(message)
+    settings_changed = other_settings(stored.get("config", {}), current.get("config", {}))
+    if settings_changed:
+        logger.warning("%s is continued with other settings: %s.", path, settings_changed)
 
 
-def _check_shared_memory(plan: Plan, settings: Settings) -> None:
+def _check_shared_memory(cases: BundleCases, plan: Plan, settings: Settings) -> None:
     if not settings.num_workers or not SHARED_MEMORY.is_dir():
         return
-    patches = settings.batch_size * settings.num_samples
-    label_bytes = (4 if plan.soft else 1) * (plan.out_channels if has_maps(plan) else 1)
-    voxel_bytes = 4 * plan.in_channels + label_bytes  # float32 channels
-    needed = settings.num_workers * BATCHES_PER_WORKER * patches * math.prod(plan.patch_size) * voxel_bytes
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    # The two loaders hand over their batches one after the other.
+    patches, volume = _batch_bytes(plan, settings), _volume_bytes(cases, plan, settings)
+    what, one = ("volumes of validation", volume) if volume > patches else ("batches", patches)
+    needed, free = settings.num_workers * BATCHES_PER_WORKER * one, shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
+        smaller = "" if volume > patches else ", `batch_size` or `patch_size`"
         message = (
-            f"Expected {SHARED_MEMORY} to have room for the batches of {settings.num_workers} workers, "
+            f"Expected {SHARED_MEMORY} to have room for the {what} of {settings.num_workers} workers, "
             f"{needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB of shared memory are free: lower `num_workers` (0 needs "
-            "none), `batch_size` or `patch_size`, or give the container more (docker run --shm-size=1g)."
+            f"none){smaller}, or give the container more (docker run --shm-size=1g)."
         )
         raise TrainingError(message)
+
+
+def _batch_bytes(plan: Plan, settings: Settings) -> int:
+    """The patches of one batch: image and label leave the random transforms as float32."""
+    channels = plan.in_channels + (plan.out_channels if has_maps(plan) else 1)
+    return 4 * channels * int(settings.batch_size * settings.num_samples) * math.prod(plan.patch_size)
+
+
+def _volume_bytes(cases: BundleCases, plan: Plan, settings: Settings) -> int:
+    """The largest prepared volume of the validation, a batch there; 0 without one."""
+    if not settings.validates or not is_dataset(cases.dataset_dir):
+        return 0
+    validated = {item["case"] for item in cases.validation}
+    facts = zip(cases.folder.labelled, cases.folder.training_facts, strict=True)
+    sides = [np.multiply(fact.shape, fact.spacing) / plan.pixdim for case, fact in facts if case.name in validated]
+    voxels = [np.prod(np.maximum(np.ceil(side - 1e-3), plan.patch_size)) for side in sides]
+    return int(max(voxels, default=0)) * (4 * plan.in_channels + plan.label_bytes)

@@ -8,7 +8,7 @@ the background included.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,24 @@ from monai.transforms.transform import MapTransform, Randomizable
 from torch import Tensor
 
 from monai_iou.planning.plan import Plan
+from monai_iou.transforms.crops_dictionary import LesionIndicesd
 from monai_iou.workflow.dataloader import derive_seed
 
-__all__ = ["DrawnRaterd", "LabelTargetsd", "ScoredLabelsd", "hard_labels", "has_maps", "ignored_voxels"]
+__all__ = [
+    "DrawnRaterd",
+    "LabelTargetsd",
+    "ScoredLabelsd",
+    "hard_labels",
+    "has_maps",
+    "ignored_voxels",
+    "with_drawn_rater",
+    "without_lesions",
+]
 
 
 def has_maps(plan: Plan) -> bool:
     """Return whether the target is maps of all classes instead of a label map."""
-    return plan.soft or not plan.exclusive
+    return plan.has_maps
 
 
 class LabelTargetsd(MapTransform):
@@ -133,6 +143,16 @@ class DrawnRaterd(Randomizable, MapTransform):
             self.randomize((len(items[key]), str(items.get(self.name_key, ""))))
             items[key] = items[key][self.rater : self.rater + 1]
         return self.targets(items)
+
+
+def without_lesions(transforms: Sequence[Any]) -> list[Any]:
+    """Return transforms without those that find the lesions, which only the crops of a training read."""
+    return [each for each in transforms if not isinstance(each, LesionIndicesd)]
+
+
+def with_drawn_rater(transforms: Sequence[Any], drawn: DrawnRaterd) -> list[Any]:
+    """Return transforms that draw a rater where they would take the mean; the lesions differ from rater to rater."""
+    return [drawn if isinstance(each, LabelTargetsd) else each for each in without_lesions(transforms)]
 
 
 class ScoredLabelsd(MapTransform):

@@ -17,7 +17,7 @@ from typing import Any
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Progress
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.files import OutputError, write_json
+from monai_iou.files import write_json
 from monai_iou.locks import folder_lock, is_locked
 from monai_iou.workflow.held_out import (
     failure_notes,
@@ -30,10 +30,11 @@ from monai_iou.workflow.held_out import (
     tuning_notes,
     write_summaries,
 )
-from monai_iou.workflow.inference_keys import keys_for_inference
+from monai_iou.workflow.inference_keys import inference_identity, keys_for_inference
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.prediction import FOLD, find_models
-from monai_iou.workflow.run_state import RunState, has_masks, mask_files, why_no_report
+from monai_iou.workflow.run_checks import check_nothing_is_replaced, check_one_plan
+from monai_iou.workflow.run_state import RunState, file_keys, has_checkpoint, has_masks, mask_files, why_no_report
 from monai_iou.workflow.running import run_configs
 
 __all__ = ["Training", "TrainingRun"]
@@ -44,7 +45,6 @@ PLAN = "configs/plan.json"
 ENSEMBLE = "configs/ensemble.json"
 SCORES = "validation"
 STAGES = ("trained", "predicted")
-CHECKPOINTS = ("last_epoch.pt", "model.pt")
 # What holds a run's folder. Jobs that train one fold each do not while they train; the rest they do one after another.
 TRAINING, PLANNING, PREDICTING, SCORING = "training", "planning", "prediction", "scoring"
 SHORT = (PLANNING, PREDICTING, SCORING)
@@ -77,9 +77,14 @@ class Training:
         return {**with_whole_loss(self.keys, self.configs), **places, **resume}
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The request, with what train.json and plan.json of the run say now."""
+        return {**self.request, **file_keys(self.configs[:2])}
+
+    @property
     def has_started(self) -> bool:
         """Whether the folder holds a training."""
-        return _has_checkpoint(self.folder)
+        return has_checkpoint(self.folder)
 
     @cached_property
     def state(self) -> RunState:
@@ -92,22 +97,25 @@ class Training:
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage is complete, of this very request."""
-        return stage in self.state.done and not self.state.differences(self.request)
+        return stage in self.state.done and not self.state.differences(self.asked)
 
     def is_predicted(self, masks: Path) -> bool:
         """Whether the masks of the cases that were held out are done, and still there."""
-        return self.is_done("predicted") and has_masks(self.state, masks)
+        now = inference_identity(self.configs)
+        is_same = self.state.facts.get("inference", now) == now
+        return self.is_done("predicted") and is_same and has_masks(self.state, masks)
 
     def train(self) -> None:
         """Train, or go on with it, and note which cases it held out."""
         if self.is_done("trained"):
             return
-        if self.state.differences(self.request):  # resumed with other keys: what came after is to be done again
+        if self.state.differences(self.asked):  # resumed with other keys: what came after is to be done again
             self.state.done = []
-        self.state.request, self.state.about = dict(self.request), dict(self.about)
+        self.state.request, self.state.about = self.asked, dict(self.about)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.state.write()
-        workflow = run_configs(self.configs, self.bundle_keys)
+        with self.state.kept_unless_trained():
+            self.state.write()
+            workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan"))
         items = cases.validation if workflow.parser.get_parsed_content("settings").validates else []
         seen = seen_before(cases, plan, self.folder / "models" / "model.json") if items else []
@@ -129,7 +137,7 @@ class Training:
             given = {**find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
             run_configs([self.configs[0].with_name("inference.json")],
                         {"images": images, **given, "output_dir": str(masks)}, "inference")  # fmt: skip
-        self.state.finish("predicted")
+        self.state.finish("predicted", inference=inference_identity(self.configs))
         gc.collect()
 
 
@@ -170,7 +178,7 @@ class TrainingRun:
         own = [training.folder for training in self.trainings]
         folds = [path for path in self.folder.glob("fold*") if FOLD.fullmatch(path.name)]
         others = [path for path in (self.folder, *folds) if path not in own]
-        return any(_has_checkpoint(path) or (path != self.folder and is_locked(path)) for path in others)
+        return any(has_checkpoint(path) or (path != self.folder and is_locked(path)) for path in others)
 
     @property
     def any_started(self) -> bool:
@@ -190,7 +198,7 @@ class TrainingRun:
         continue, although the data have changed.
 
         Raises:
-            OutputError: the folder holds a finished training, or one that asked for something else.
+            OutputError: the folder holds a finished training, or one that asked for something else or has another plan.
         """
         for training in self.trainings:
             training.read_again()
@@ -198,20 +206,11 @@ class TrainingRun:
             for training in self.trainings if overwrite else ():
                 training.state.done = []
             return
-        if overwrite:
-            return
-        for training in self.trainings:
-            if not training.has_started:
-                continue
-            different = training.state.differences(training.request)
-            known = RunState.read(training.folder) is not None
-            if not known or different or self.is_finished:
-                why = f" ({'; '.join(different)})" if known and different else ""
-                message = (
-                    f"Expected {training.folder} to be without a training, but it has one{why}: continue it by "
-                    "--resume, replace it by --overwrite, or name another folder by --output."
-                )
-                raise OutputError(message)
+        if not overwrite:
+            check_nothing_is_replaced(self.trainings, is_finished=self.is_finished)
+        if self.is_job:
+            own = [training.folder for training in self.trainings]
+            check_one_plan(self.trainings, [folder for folder in self.fold_folders if folder not in own])
 
     def run(self, tell: Tell, progress: Callable[[Progress], None], warn: Tell = to_stderr) -> Evaluation | None:
         """Do what is not done yet; the caller holds the folders.
@@ -294,7 +293,3 @@ class TrainingRun:
         notes += [*tuning_notes(known), *failure_notes(failed)]
         request = score_request(self.dataset, self.trainings[0].folder, self.masks, self.folder / SCORES, known)
         return evaluate_folders(request, progress, notes=notes)
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "models" / name).is_file() for name in CHECKPOINTS)

@@ -5,6 +5,7 @@ The keys are independent of each other: every combination trains, or is refused 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,13 @@ from monai_iou.workflow.flat import SliceNetwork
 from monai_iou.workflow.labelled import PartlyLabelledLoss
 from monai_iou.workflow.named_networks import named_network
 from monai_iou.workflow.own_network import build_definition
-from monai_iou.workflow.settings import exit_with_message, is_true, optional
+from monai_iou.workflow.settings import exit_with_message, optional
 
-__all__ = ["NETWORKS", "build_loss", "build_network", "default_loss"]
+__all__ = ["NETWORKS", "build_loss", "build_network", "default_loss", "without_cells"]
 
-DEFAULT_REGIONS = "voronoi"
+DEFAULT_REGIONS, DEFAULT_CONTEXT_MM = "voronoi", 5.0
+
+logger = logging.getLogger(__name__)
 
 
 def build_network(
@@ -85,21 +88,22 @@ def default_loss(**options: Any) -> IoUCELoss:
 def build_loss(
     loss: nn.Module,
     plan: Plan,
-    instance: bool | str = False,
+    instance: bool | str | None = None,
     deep_supervision: bool | str | None = False,
     attention: bool | str | None = False,
     downsample: str | None = None,
     regions: str = DEFAULT_REGIONS,
-    context_mm: float = 5.0,
+    context_mm: float = DEFAULT_CONTEXT_MM,
 ) -> nn.Module:
     """Return the loss that training minimises: the bundle's `loss` at every scale, in every cell, beside attention.
 
     Args:
         loss: the bundle's `loss`.
         plan: its voxel size, also for an InstanceIoULoss or ContextAttentionLoss in `loss` that has no `spacing`.
-        instance: add the mean of IoU over the lesions' cells, with `loss` as the global term. A `loss` that holds an
-            InstanceIoULoss stays as it is, also with false: there, true only lets the bundle's train.json find the
-            cells of whole volumes once (`component_regions`) instead of those of each patch.
+        instance: true adds the mean of IoU over the lesions' cells, with `loss` as the global term. A `loss` that
+            holds an InstanceIoULoss stays as it is: there, true only lets the bundle's train.json find the cells of
+            whole volumes once (`component_regions`) instead of those of each patch. false and None leave `loss` as it
+            is: what false means in the bundle's train.json, `without_cells` does before.
         deep_supervision: take the weighted sum over the network's outputs.
         attention: supervise the network's attention maps too.
         downsample: see `MultiScaleLoss`; None for "area", or "max" where a Lovasz loss needs hard labels.
@@ -120,30 +124,107 @@ def build_loss(
         ('MultiScaleLoss', 'InstanceIoULoss')
     """
     with exit_with_message():
+        cells, scales, maps = (
+            switch(value, key)
+            for key, value in (("instance", instance), ("deep_supervision", deep_supervision), ("attention", attention))
+        )
         _check_fits(loss, plan)
         own = [part for part in loss.modules() if isinstance(part, InstanceIoULoss)]
         _check_regions(regions, own)
+        _check_idle("regions", regions, DEFAULT_REGIONS, "instance", is_used=bool(own or cells))
+        _check_idle("downsample", optional(downsample), None, "deep_supervision", is_used=bool(scales))
+        _check_idle("context_mm", context_mm, DEFAULT_CONTEXT_MM, "attention", is_used=bool(maps))
+        _check_own("downsample", optional(downsample), None, loss, MultiScaleLoss)
+        _check_own("context_mm", context_mm, DEFAULT_CONTEXT_MM, loss, AttentionSupervisionLoss)
         _measure_in_mm(loss, plan)
-        if is_true(instance, "instance") and not own:
-            loss = InstanceIoULoss(
-                regions,
-                softmax=plan.exclusive,
-                sigmoid=not plan.exclusive,
-                soft_label=plan.soft,
-                ignore_index=plan.ignore_index,
-                include_background=False,
-                global_loss=loss,
-                spacing=tuple(plan.pixdim),
-            )
-        if switch(deep_supervision, "deep_supervision") and not isinstance(loss, MultiScaleLoss):
+        if cells and not own:
+            loss = _with_cells(loss, plan, regions)
+        if scales and not isinstance(loss, MultiScaleLoss):
             how = optional(downsample) or ("max" if needs_hard_labels(loss) else "area")
             loss = MultiScaleLoss(loss, downsample=how)
-        if switch(attention, "attention") and not isinstance(loss, AttentionSupervisionLoss):
-            maps = ContextAttentionLoss(
+        if maps and not isinstance(loss, AttentionSupervisionLoss):
+            supervised = ContextAttentionLoss(
                 context_mm, tuple(plan.pixdim), ignore_index=plan.ignore_index, batch=True, sync_batch=True
             )
-            loss = AttentionSupervisionLoss(loss, maps, lambda_attention=0.5)
+            loss = AttentionSupervisionLoss(loss, supervised, lambda_attention=0.5)
         return PartlyLabelledLoss(loss) if plan.partly_labelled else loss
+
+
+def without_cells(loss: nn.Module, instance: bool | str | None = None) -> nn.Module:
+    """Return a loss without its cells if `instance` is false: of an InstanceIoULoss, as plans have it, the global term.
+
+    A function of its own and not a part of `build_loss`, because in copies of the bundle whose train.json has no call
+    of it, `instance` is false by default and leaves `loss` as it is.
+
+    Args:
+        loss: the bundle's `loss`.
+        instance: the bundle's key; true and None return `loss`.
+
+    Raises:
+        ValueError: `instance` is false, and the cells are only a part of `loss` or all of it. Under
+            `python -m monai.bundle` that one sentence ends the program.
+
+    Example:
+        >>> from monai_iou import InstanceIoULoss, IoUCELoss
+        >>> from monai_iou.workflow.variants import without_cells
+        >>> planned = InstanceIoULoss(softmax=True, global_loss=IoUCELoss(softmax=True))
+        >>> [type(without_cells(planned, instance)).__name__ for instance in (None, True, False)]
+        ['InstanceIoULoss', 'InstanceIoULoss', 'IoUCELoss']
+    """
+    with exit_with_message():
+        if switch(instance, "instance") is not False or not _has_cells(loss):
+            return loss
+        if isinstance(loss, InstanceIoULoss) and loss.lambda_global:
+            alone = loss.region_loss if loss.global_loss is None else loss.global_loss
+            if not _has_cells(alone):
+                logger.warning(
+                    "`instance` is false, so that the loss is %s, the global term of the InstanceIoULoss in `loss`.",
+                    type(alone).__name__,
+                )
+                return alone
+        message = (
+            "Expected `instance` to be null or true for a `loss` that holds an InstanceIoULoss but is not one with a "
+            f"global term, but got false with {type(loss).__name__}: leave --instance out, or give another `loss`."
+        )
+        raise ValueError(message)
+
+
+def _has_cells(loss: nn.Module) -> bool:
+    return any(isinstance(part, InstanceIoULoss) for part in loss.modules())
+
+
+def _with_cells(loss: nn.Module, plan: Plan, regions: str) -> InstanceIoULoss:
+    return InstanceIoULoss(
+        regions,
+        softmax=plan.exclusive,
+        sigmoid=not plan.exclusive,
+        soft_label=plan.soft,
+        ignore_index=plan.ignore_index,
+        include_background=False,
+        global_loss=loss,
+        spacing=tuple(plan.pixdim),
+    )
+
+
+def _check_idle(key: str, value: object, default: object, needs: str, *, is_used: bool) -> None:
+    """Raise ValueError if a key is given although nothing reads it."""
+    if not is_used and value != default:
+        message = (
+            f"Expected `{key}` to be left out without --{needs} true, but got {value!r}: add --{needs} true, or "
+            f"leave --{key} out."
+        )
+        raise ValueError(message)
+
+
+def _check_own(key: str, value: object, default: object, loss: nn.Module, kind: type[nn.Module]) -> None:
+    """Raise ValueError if a key is given for what a loss of the user's does in a way of its own."""
+    if value != default and isinstance(loss, kind):
+        a_kind = f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+        message = (
+            f"Expected `{key}` to be left out, because `loss` is already {a_kind}, but got {value!r}: leave --{key} "
+            "out, and change that loss in a config."
+        )
+        raise ValueError(message)
 
 
 def _measure_in_mm(loss: nn.Module, plan: Plan) -> None:

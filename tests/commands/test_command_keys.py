@@ -11,9 +11,10 @@ import click
 import pytest
 
 from monai_iou.commands.command_lines import bundle_line
-from monai_iou.commands.keys import INFERENCE_SETS, known_keys, read_keys, words_of_keys
+from monai_iou.commands.keys import INFERENCE_SETS, PATHS, known_keys, read_keys, words_of_keys
 from monai_iou.commands.predict import predict
 from monai_iou.commands.train import train
+from monai_iou.workflow import settings
 
 KNOWN = known_keys([])
 
@@ -26,6 +27,16 @@ def test_keys_are_read_as_monai_reads_them() -> None:
         "amp": "true",
         "loss::_target_": "IoULoss",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2024_01", "2024_01"), ("007", "007"), ("1e3", "1e3"), ("'a b'", "a b"), ("None", None), ("null", "null")],
+)
+def test_a_path_is_the_text_that_was_typed(text: str, value: str | None) -> None:
+    assert read_keys(["--cache_dir", text], KNOWN, []) == read_keys([f"--cache_dir={text}"], KNOWN, [])
+    assert read_keys(["--cache_dir", text], KNOWN, []) == {"cache_dir": value}
+    assert PATHS == settings.PATHS
 
 
 @pytest.mark.parametrize(

@@ -189,3 +189,58 @@ def test_cases_with_foreground_are_timed_however_many_come_before_them(
         f"Expected the labels of `training` in {data.resolve()}/dataset.json to have foreground, but all 4 are empty: "
         "add cases with voxels of lesion."
     )
+
+
+def uneven(root: Path) -> SegmentationFolder:
+    """Twelve cases, eight of which are of one patient."""
+    data = write_phantom_dataset(root / "data", training=12, evaluation=0, shape=(24, 24, 20))
+    content = json.loads((data / "dataset.json").read_text())
+    groups = {"P1": [f"phantom_{index:02d}" for index in range(8)]}
+    (data / "dataset.json").write_text(json.dumps({**content, "patient_groups": groups}))
+    return read_folder(data)
+
+
+def test_every_fold_ends_in_time_and_one_alone_by_its_own_cases(tmp_path: Path) -> None:
+    folder = uneven(tmp_path)
+    fingerprint = compute_fingerprint(folder)
+    sides = [(len(trained), len(held)) for trained, held in (folder.split(0.1, 0, 5, fold) for fold in range(5))]
+    assert sorted(sides) == [(4, 8), (11, 1), (11, 1), (11, 1), (11, 1)]
+    timing = Timing(10, 0.5, 1.0, 3.0)
+
+    def planned(fold: int | None) -> Proposal:
+        return propose_within(60, folder, fingerprint, CPU, 5, fold, measure=lambda *_: timing)
+
+    together = planned(None)
+    found = [duration(together, timing, 12, held_out)[1] for _, held_out in sides]
+    assert max(found) <= 3600
+    assert max(found) > 0.8 * 3600 * (1 - RESERVE), "most of the time is used"
+    for fold, (trained, held_out) in enumerate(sides):
+        alone = duration(planned(fold), timing, trained + held_out, held_out)
+        assert 0.8 * 3600 * (1 - RESERVE) < alone[1] <= 3600 or alone[0] == wanted(folder, fingerprint, fold, trained)
+
+
+def wanted(folder: SegmentationFolder, fingerprint: Fingerprint, fold: int, trained: int) -> int:
+    """The steps of a fold without a limit."""
+    keys = propose(folder, fingerprint, CPU, 5, fold).config
+    return int(keys["epochs"] * (keys["case_repeats"] * trained // keys["batch_size"]))
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+@pytest.mark.parametrize("options", [["--folds=3"], ["--folds=3", "--fold=2"]])
+def test_the_command_plans_for_all_folds_or_for_one(
+    options: list[str], measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_iou.planning.timing.MAX_STEPS", 3)
+    monkeypatch.setattr("monai_iou.planning.timing.IMPORTS", "")
+    folds: list[Any] = []
+
+    def planned(*args: Any) -> Proposal:
+        folds.append(args[-1])
+        return propose_within(*args)
+
+    monkeypatch.setattr("monai_iou.planning.minutes.propose_within", planned)
+    file = tmp_path / "plan.json"
+    arguments = ["plan", str(measured[0].root), f"--output={file}", "--device=cpu", "--memory-gb=8", "--minutes=5000"]
+    assert main([*arguments, *options]) == 0
+    assert folds == [2 if len(options) > 1 else None]
+    assert json.loads(file.read_text())["fold"] == (2 if len(options) > 1 else 0)

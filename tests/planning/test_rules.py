@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from monai_iou.planning.fingerprint import CaseMeasures, Fingerprint, summarise_
 from monai_iou.planning.hardware import GIB, Machine, training_bytes
 from monai_iou.planning.plan import make_plan
 from monai_iou.planning.rules import Proposal, propose
+from monai_iou.planning.size_rules import cache_decision
+from monai_iou.workflow.loading import label_dtype
+from monai_iou.workflow.targets import LabelTargetsd
 
 CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
 GPU = Machine("cuda", 20 * GIB, 8 * GIB, "22 GiB free on the GPU")
@@ -275,3 +279,29 @@ def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machin
     assert trained * config["case_repeats"] <= {"cpu": 50, "cuda": 250}[machine.device] * config["batch_size"] + trained
     steps = config["epochs"] * (trained * config["case_repeats"] // config["batch_size"])
     assert {"cpu": 3000, "cuda": 25_000}[machine.device] <= steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "bytes_a_voxel"),
+    [
+        ({}, 1),
+        ({"ignore": 9}, 1),
+        ({"regions": {"a": (1,), "b": (1,)}}, 3),
+        ({"mean_of_raters": True}, 8),
+        ({"soft_labels": True}, 8),
+        ({"soft_labels": True, "regions": {"a": (1,), "b": (1,)}}, 12),
+        ({"labels": {value: str(value) for value in range(300)}}, 2),
+        ({"labels": {value: str(value) for value in range(256)}, "ignore": 999}, 2),
+    ],
+)
+def test_prepared_volumes_are_counted_as_their_targets_are_kept(changes: dict[str, Any], bytes_a_voxel: int) -> None:
+    _, found = dataset(one_lesion(), (64, 64, 64))
+    plan = replace(make_plan(None, [], [16, 16, 16]), **changes)
+    label = torch.zeros((len(plan.class_names) if plan.soft_labels else 2, 5, 6, 7), dtype=label_dtype(plan))
+    label = label if plan.soft_labels or plan.mean_of_raters else label[:1]
+    target = LabelTargetsd("label", plan).target(label)
+    assert target.element_size() * len(target) == bytes_a_voxel == plan.label_bytes
+    needed = 6 * 64**3 * (4 + bytes_a_voxel)
+    decided = cache_decision(plan, found, replace(CPU, cache_bytes=needed // 2))
+    assert decided.keys["cache_rate"] == pytest.approx(0.5, abs=0.011)
+    assert "divide `cache_rate` by their number" in decided.reason

@@ -448,6 +448,9 @@ def test_a_training_that_does_not_fit_into_memory(bundle: Path, data: Path) -> N
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory\nand more"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
     ],
 )

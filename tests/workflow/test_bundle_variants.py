@@ -157,7 +157,7 @@ def test_each_loss_trains_by_one_override(loss: dict[str, Any], dataset: Path, t
 def test_patches_by_another_transform_as_the_documents_tell(dataset: Path, tmp_path: Path) -> None:
     page = (DOCS / "bundle.md").read_text(encoding="utf-8")
     (line,) = re.findall(
-        r'"(train#preprocessing#transforms)": "(\$@train#deterministic_transforms\[:-1\] [^"]*)"`', page
+        r'"(train#preprocessing#transforms)": "(\$monai_iou\.workflow\.targets\.without_lesions\([^"]*)"`', page
     )
     content = json.loads((bundle_path() / "configs" / "train.json").read_text(encoding="utf-8"))["train"]
     assert content["random_transforms"][0]["_target_"].endswith("RandCropByLesionsd")

@@ -8,18 +8,22 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bundle_runs import bundle_command, overrides
 from monai.bundle import ConfigWorkflow
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, Lambdad, Randomizable, Transform
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
-from monai_iou.transforms import RandCropByLesionsd
+from monai_iou.transforms import LesionIndicesd, RandCropByLesionsd
+from monai_iou.workflow import versions
 from monai_iou.workflow.caching import cached_dataset
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -67,6 +71,40 @@ def test_no_volume_in_memory_is_copied_or_changed(bundle: Path, data: Path) -> N
             assert torch.equal(now[key], then[key])
 
 
+def places(value: Any) -> set[tuple[str, int]]:
+    """Where the memory of all tensors, arrays and containers in an item is."""
+    found = set()
+    if isinstance(value, torch.Tensor):
+        found.add(("tensor", value.untyped_storage().data_ptr()))
+        inner: Iterable[Any] = value.meta.values() if isinstance(value, MetaTensor) else ()
+    elif isinstance(value, np.ndarray):
+        found.add(("array", value.__array_interface__["data"][0]))
+        inner = ()
+    elif isinstance(value, (dict, list)):
+        found.add(("container", id(value)))
+        inner = value.values() if isinstance(value, dict) else value
+    else:
+        inner = ()
+    return found.union(*map(places, inner))
+
+
+@pytest.mark.parametrize("side", [4, 6], ids=["a part", "the whole volume"])
+def test_patches_of_a_volume_that_is_not_copied_share_no_memory_with_it(side: int) -> None:
+    """So that no transform behind the crop can change the cache, whatever it changes in place."""
+    meta = {"spatial_shape": np.array([6, 6, 6]), "notes": [1, {"a": [2]}], "original_affine": np.eye(4)}
+    image = MetaTensor(torch.ones(1, 6, 6, 6), affine=torch.eye(4), meta=meta)
+    item = {"image": image, "label": torch.ones(1, 6, 6, 6), "raw": np.ones((1, 6, 6, 6)), "more": {"x": np.ones(3)}}
+    crop = RandCropByLesionsd(["image", "label", "raw"], "label", (side,) * 3, num_samples=2)
+    dataset: Any = cached_dataset([item], Compose([LesionIndicesd("label"), crop]))
+    assert not dataset.copy_cache
+    kept = places(dataset._cache[0])
+    assert len(kept) > 8
+    first, second = (places(patch) for patch in dataset[0])
+    assert not kept & first
+    assert not kept & second
+    assert not first & second
+
+
 class Darker(Randomizable, Transform):
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         data["image"] -= 1
@@ -111,6 +149,20 @@ def test_a_cache_notices_changed_files_and_settings_but_not_another_run(
     changed = next((images / "imagesTr").iterdir())
     os.utime(changed, (1, 1))
     assert len(files()) == 5
+
+
+@pytest.mark.parametrize("package", ["monai-iou", "monai", "torch"])
+def test_another_version_prepares_the_volumes_again(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count() -> int:
+        cached_dataset([{"index": 1}], Compose([Together(threading.Barrier(1))]), cache_dir=str(tmp_path))[0]
+        return len(list(tmp_path.iterdir()))
+
+    assert (count(), count()) == (1, 1)
+    installed = versions.version
+    monkeypatch.setattr(versions, "version", lambda name: "99.0" if name == package else installed(name))
+    assert (count(), count()) == (2, 2)
 
 
 def test_folds_and_networks_share_what_they_prepare_alike(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -38,6 +38,24 @@ def predict(*words: object) -> int:
     return main(["predict", *map(str, words)])
 
 
+@pytest.mark.parametrize("name", ["x" * 250, "\N{GREEK SMALL LETTER LAMDA}" * 125])
+def test_a_result_whose_name_is_too_long_is_refused_before_any_work(name: str, folds: Path, tmp_path: Path) -> None:
+    """The image's own name has room for a shorter ending."""
+    image = tmp_path / f"{name}.nii"
+    image.touch()  # it would be refused if it were read
+    models = find_models(folds / "fold0")
+    with pytest.raises(OutputError) as caught:
+        plan_predictions(models, [image], None, ".nii.gz")
+    assert str(caught.value) == (
+        f"Expected the mask of {name} to have a file name of at most 255 bytes, but got 262 in "
+        f"`{tmp_path / name}_mask.nii.gz`: give the image a shorter name."
+    )
+    plan_predictions(models, [image], tmp_path / "masks", ".nii")
+    with pytest.raises(OutputError, match=r"Expected the preview of .* at most 255 bytes, but got 262 in"):
+        plan_predictions(models, [image], tmp_path / "masks", ".nii", preview=True)
+    assert list((tmp_path / "masks").iterdir()) == []
+
+
 def test_a_mask_lies_beside_its_image_and_nothing_is_replaced(
     folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

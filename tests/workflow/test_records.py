@@ -132,6 +132,24 @@ def test_test_cases_that_were_trained_on_are_refused(how: str, data: Path) -> No
     assert len(cases.evaluation_on(None, [])) == 2
 
 
+@pytest.mark.parametrize(
+    "split", [{"val_fraction": 0}, {"folds": 2, "fold": 0}, {"folds": 2, "fold": 1}, {"val_fraction": 0.5}]
+)
+def test_a_patient_whose_validation_case_was_trained_on_is_no_test_case(split: dict[str, Any], data: Path) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    *training, validation = content["training"]
+    groups = {"P": ["phantom_02", "phantom_03"]}
+    describe(data, training=training, validation=[validation], patient_groups=groups)
+    assert validation["image"].endswith("phantom_02.nii.gz")
+    assert content["test_labelled"][0]["image"].endswith("phantom_03.nii.gz")
+    trained, cases = plan(data, **split), BundleCases(str(data), **split)
+    if "phantom_02" in trained.trained:
+        with pytest.raises(DatasetError, match="has not seen, but phantom_03 of `test_labelled`"):
+            cases.evaluation_on("test_labelled", [trained])
+    else:
+        assert len(cases.evaluation_on("test_labelled", [trained])) == 2
+
+
 def test_cases_of_another_dataset_with_the_same_names_are_test_cases(data: Path, tmp_path: Path) -> None:
     other = write_phantom_dataset(tmp_path / "other", training=3, evaluation=2, shape=(25, 24, 16))
     content = json.loads((other / "dataset.json").read_text())

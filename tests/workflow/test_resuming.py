@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_batches_depend_on_seed_epoch_and_place_alone() -> None:
     assert batches(4, seed=2) != expected
     drawn = [number for batch in expected for item in batch for number in item[1:]]
     assert len(set(drawn)) == len(drawn)
+
+
+class Places(torch.utils.data.Dataset[Any]):
+    """Give the GPU that is the current one where an item is made."""
+
+    def __init__(self, gpu_of: dict[int, int]) -> None:
+        self.gpu_of = gpu_of
+
+    def __getitem__(self, index: int) -> int:
+        return self.gpu_of.get(threading.get_ident(), 0)
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("is_initialised", [True, False])
+def test_batches_are_made_on_the_gpu_of_the_rank(is_initialised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current GPU is that of a thread, and a new thread begins with the first one."""
+    gpu_of = {threading.get_ident(): 1}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_initialised)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu_of.get(threading.get_ident(), 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: gpu_of.update({threading.get_ident(): gpu}))
+    assert list(BufferedLoader(Places(gpu_of), collate_fn=list)) == [[int(is_initialised)]] * 3
 
 
 def test_without_a_handler_epochs_count_up() -> None:

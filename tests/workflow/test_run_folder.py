@@ -163,6 +163,7 @@ def test_pictures_of_regions_show_the_last_region_of_each_voxel(
     [
         [],
         [{"epoch": 1, "train_loss": 1.0}],
+        [{"epoch": 1, "train_loss": None, "train_loss_iou": None, "seconds": None}],
         [{"epoch": epoch, "train_loss": float("nan"), "val_mean_iou": 0.1 * epoch} for epoch in range(1, 50)],
     ],
 )
@@ -192,6 +193,33 @@ def test_short_epochs_do_not_wait_for_their_curves(
     assert len(read_csv(tmp_path / "epochs.csv")) == 4
     engine.run([0], max_epochs=4)  # again from the first epoch: its last curves are new ones
     assert counts == [*drawn, *(drawn if seconds == 0 else [4])]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_resumed_epoch_has_no_loss_of_its_rest(step: int, tmp_path: Path) -> None:
+    from ignite.engine import Engine, Events
+
+    engine = Engine(lambda _, batch: {"loss": float(batch)})
+    engine.state.rank = 0
+
+    def resume() -> None:
+        engine.state.epoch, engine.state.iteration = 1, 3 + step
+
+    engine.add_event_handler(Events.STARTED, resume)
+    handler_of(tmp_path).attach(engine)  # type: ignore[arg-type]
+    engine.run([2.0, 4.0, 6.0], max_epochs=3)
+    rows = read_csv(tmp_path / "epochs.csv")
+    assert [(row["epoch"], row["learning_rate"]) for row in rows] == [("2", "0.1"), ("3", "0.1")]
+    assert [bool(row["seconds"]) for row in rows] == [step == 0, True]
+    assert [row["train_loss"] for row in rows] == ["4.0" if step == 0 else "", "4.0"]
+
+
+def test_an_epoch_of_which_only_the_validation_was_left_has_no_loss(tmp_path: Path) -> None:
+    handler = handler_of(tmp_path)
+    complete(handler, 1)
+    handler._draw_curves()
+    (row,) = read_csv(tmp_path / "epochs.csv")
+    assert row == {"epoch": "1", "seconds": "", "learning_rate": "0.1"}
 
 
 def test_log_lines_go_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

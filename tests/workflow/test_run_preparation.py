@@ -14,7 +14,7 @@ import pytest
 from forked_runs import finish, fork
 from layouts import nnunet_splits, plain_pair
 
-from monai_iou.bundle_files import copy_bundle
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
@@ -48,6 +48,7 @@ class Planner:
 
     def __init__(self, run: TrainingRun, **options: Any) -> None:
         self.run, self.asked, self.plans, self.told = run, plan_request(run, {**OPTIONS, **options}), 0, list[str]()
+        self.more: dict[str, Any] = {}
 
     def prepare(self, **how: Any) -> int:
         """Prepare the run as a command does, and return how often that planned."""
@@ -57,7 +58,7 @@ class Planner:
         return self.plans - before
 
     def _plan(self, path: Path) -> None:
-        write_json(path, {"plan_report": {"asked": self.asked, "device": self.asked["device"] or "cpu"}})
+        write_json(path, {**self.more, "plan_report": {"asked": self.asked, "device": self.asked["device"] or "cpu"}})
         self.plans += 1
 
 
@@ -98,6 +99,30 @@ def test_a_plan_that_a_training_follows_is_not_changed(
     assert (run.folder / PLAN).read_bytes() == before
     for options in ({}, {"device": "cpu"}):
         assert Planner(run, **options).prepare(resume=True) == 0
+
+
+def test_a_plan_that_is_made_again_for_a_training_that_has_begun_must_be_the_same(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", dataset)
+    (training,) = run.trainings
+    configs = (run.folder / "configs" / "train.json", run.folder / PLAN)
+    run = replace(run, trainings=(replace(training, configs=configs),))
+    planner = Planner(run)
+    planner.prepare()
+    make_started(run.trainings[0])
+    state = run.trainings[0].state
+    state.request = run.trainings[0].asked
+    state.write()
+    for again in ("the same", "another"):
+        (run.folder / PLAN).unlink()
+        if again == "the same":
+            assert planner.prepare() == 1
+        else:
+            planner.more = {"batch_size": 3}
+            with pytest.raises(OutputError, match=r"it has one \(plan\.json has batch_size 3\): continue it by"):
+                planner.prepare()
+            assert planner.prepare(resume=True) == 0
 
 
 def test_folds_of_other_commands_follow_the_first_plan(dataset: Path, tmp_path: Path) -> None:
@@ -269,12 +294,25 @@ OTHER_IMAGES = {"_target_": "ScaleIntensityd", "keys": "image"}
 OTHER_LABELS = {"_target_": "CastToTyped", "keys": ["label"], "dtype": "$torch.uint8"}
 
 
+def shipped_transforms() -> list[dict[str, Any]]:
+    train = json.loads((bundle_path() / "configs" / "train.json").read_text(encoding="utf-8"))["train"]
+    return list(train["deterministic_transforms"])
+
+
 @pytest.mark.parametrize(
     ("config", "keys", "differs"),
     [
         ({"train#deterministic_transforms#6": OTHER_IMAGES}, {}, True),
         ({"+train": {"deterministic_transforms": [OTHER_IMAGES]}}, {}, True),
         ({"train#deterministic_transforms": "$[]"}, {}, True),
+        ({"validate#preprocessing#transforms": "$@train#deterministic_transforms + [@mine]"}, {}, True),
+        ({"validate#preprocessing": "@train#preprocessing"}, {}, True),
+        ({}, {"train#preprocessing#transforms": [OTHER_IMAGES]}, True),
+        ({"train#preprocessing": {"transforms": "$[@mine] + @train#random_transforms"}}, {}, True),
+        ({"train#preprocessing#transforms": [*shipped_transforms(), OTHER_IMAGES]}, {}, False),
+        ({"validate#preprocessing#transforms": shipped_transforms()[:-1]}, {}, False),
+        ({"train#preprocessing#transforms": "$@train::deterministic_transforms + [@mine]"}, {}, False),
+        ({"validate#preprocessing#transforms": "$@train#deterministic_transforms[:-1]"}, {}, False),
         ({}, {"train::deterministic_transforms::5::mode": ["nearest", "nearest"]}, True),
         ({"train#deterministic_transforms#9": OTHER_LABELS, "sw_batch_size": 1}, {"epochs": 2}, False),
         (
@@ -302,6 +340,18 @@ def test_images_that_only_the_training_prepares_in_another_way_are_refused(
         content["preprocessing"]["_desc_"] = "as it is shipped, although the training differs"
         inference.write_text(json.dumps(content))
     assert Planner(run).prepare() == 1, "the same command goes on once inference says what it does"
+
+
+def test_images_that_an_edited_train_config_prepares_in_another_way_are_refused(dataset: Path, tmp_path: Path) -> None:
+    run = run_of(copy_bundle(tmp_path / "run"), dataset)
+    train = run.folder / "configs" / "train.json"
+    run = replace(run, trainings=(replace(run.trainings[0], configs=(train, run.folder / PLAN)),))
+    content = json.loads(train.read_text(encoding="utf-8"))
+    (number,) = (n for n, each in enumerate(shipped_transforms()) if "NormalizeModalitiesd" in each["_target_"])
+    content["train"]["deterministic_transforms"][number] = OTHER_IMAGES
+    train.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(OutputError, match="because `train#deterministic_transforms` of the training was changed, but"):
+        Planner(run).prepare()
 
 
 def test_folds_that_hold_out_a_case_twice_are_refused_before_the_first_is_trained(tmp_path: Path) -> None:

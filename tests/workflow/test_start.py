@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,14 @@ import numpy as np
 import pytest
 from bundle_runs import bundle_command, causes, overrides, run_command
 from light_import import LIGHT_IMPORT
+from monai.bundle import ConfigParser
 
 from monai_iou.cli import main
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.files import OutputError
 from monai_iou.locks import is_locked
-from monai_iou.workflow import failures, run_lock, start
+from monai_iou.workflow import failures, models, run_lock, start
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.records import differences
@@ -69,7 +71,11 @@ def test_an_earlier_training_is_not_replaced(bundle: Path, data: Path) -> None:
     assert found.endswith("set `overwrite` as well as `resume` to continue it on these, or name another folder.")
     found = sentence(["train"], {**given, "resume": True, "pixdim": [2.0, 2.0, 2.0], "epochs": 2}, bundle)
     assert "its `pixdim` was [" in found
-    run_workflow(bundle, ["train"], {**given, "resume": True, "epochs": 2})
+    # The options that the sentence names are those with which the training goes on.
+    options = re.search(r'settings, give the earlier values by --pixdim "(.*)" and --patch_size "(.*)", set `o', found)
+    assert options is not None
+    sizes = dict(zip(("pixdim", "patch_size"), map(json.loads, options.groups()), strict=True))
+    run_workflow(bundle, ["train"], {**given, "resume": True, "epochs": 2, **sizes})
     (bundle / "models" / "last_epoch.pt").unlink()
     assert "model.pt is there" in sentence(["train"], {**given, "resume": True}, bundle)
 
@@ -223,7 +229,7 @@ def test_workers_without_shared_memory(data: Path, tmp_path: Path, monkeypatch: 
     usage = namedtuple("usage", "total used free")  # as shutil gives it
     cases = BundleCases(str(data))
     plan = cases.plan([16, 16, 16])
-    needed = 2 * 2 * 4 * np.prod(plan.patch_size) * 5
+    needed = 2 * 2 * 4 * np.prod(plan.patch_size) * 8
     for free in (needed - 1, needed):
         monkeypatch.setattr(start.shutil, "disk_usage", lambda _, free=free: usage(free, 0, free))
         start.check_training(cases, plan, settings(tmp_path))
@@ -233,6 +239,75 @@ def test_workers_without_shared_memory(data: Path, tmp_path: Path, monkeypatch: 
         else:
             with pytest.raises(ValueError, match=r"Expected /dev/shm to have room .* lower `num_workers`"):
                 start.check_training(cases, plan, given)
+
+
+def test_workers_without_shared_memory_for_the_volumes_of_validation(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few and small patches, these are larger."""
+    usage = namedtuple("usage", "total used free")  # as shutil gives it
+    cases = BundleCases(str(data), val_fraction=0.25)
+    plan = cases.plan([16, 16, 16])
+    facts = dict(zip([case.name for case in cases.folder.labelled], cases.folder.training_facts, strict=True))
+    held_out = [facts[item["case"]] for item in cases.validation]
+    voxels = max(np.prod(np.ceil(np.multiply(each.shape, each.spacing) / plan.pixdim)) for each in held_out)
+    needed = 3 * 2 * voxels * 5
+    monkeypatch.setattr(start.shutil, "disk_usage", lambda _: usage(needed - 1, 0, needed - 1))
+    given = {"num_workers": 3, "batch_size": 1, "num_samples": 1}
+    start.check_training(cases, plan, settings(tmp_path, **given))
+    run_lock.release_unused()
+    expected = (
+        f"Expected /dev/shm to have room for the volumes of validation of 3 workers, {needed / 1e6:.1f} MB, but "
+        f"{needed / 1e6:.1f} MB of shared memory are free: lower `num_workers` (0 needs none), or give the container "
+        "more (docker run --shm-size=1g)."
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        start.check_training(cases, plan, settings(tmp_path, **given, val_fraction=0.25))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, None),
+        ({"patch_size": [64, 64, 64], "pixdim": "null", "base_channels": 16, "full_resolution": "false"}, None),
+        ({"patch_size": [16, 16, 16], "pixdim": [0.9934, 0.9934, 1.9868], "base_channels": 4}, None),
+        ({"base_channels": 32, "sw_batch_size": 1}, "`base_channels` 32 (it has 4)"),
+        (
+            {"patch_size": [32, 32, 16], "pixdim": (2.0, 2.0, 2.0), "full_resolution": "true"},
+            "`patch_size` [32, 32, 16] (it has [16, 16, 16]); `pixdim` (2.0, 2.0, 2.0) (it has [0.993403, 0.993403, "
+            "1.98681]); `full_resolution` true (it has False)",
+        ),
+    ],
+)
+def test_keys_that_the_plan_of_the_model_has_decided_are_told(
+    given: dict[str, Any], told: str | None, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    cases = BundleCases(str(data))
+    plan = cases.plan([16, 16, 16], base_channels=4)
+    (tmp_path / "model.json").write_text(plan.to_json())
+    monkeypatch.setattr(models, "calling_workflow", lambda: SimpleNamespace(parser=ConfigParser(given)))
+    chosen = settings(tmp_path, mask_suffix="", mask_format=".nii.gz", save_probabilities=False)
+    files = [str(tmp_path / "model.pt")]
+    for check in (
+        lambda: start.check_inference(cases, plan, chosen, files), lambda: start.check_evaluation(cases, chosen, files),
+    ):  # fmt: skip
+        caplog.clear()
+        check()
+        lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        place = tmp_path / "model.json"
+        expected = f"The model follows its plan {place}, and these keys have no effect: {told}."
+        assert lines == ([] if told is None else [expected])
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 1, "val_interval": 5, "keep_weights": "best"}])
+def test_a_training_on_data_that_others_bring_needs_no_dataset(changes: dict[str, Any], tmp_path: Path) -> None:
+    """MONAI Label's, whose bundle has no dataset in its folder."""
+    cases = BundleCases(str(tmp_path / "dataset"))
+    given = settings(tmp_path, val_fraction=0.1, tune_postprocessing=False, num_workers=2, **changes)
+    start.check_training(cases, cases.plan([16, 16, 16]), given)
+    assert (tmp_path / "m").is_dir()
+    run_lock.release_unused()
 
 
 @pytest.mark.parametrize(

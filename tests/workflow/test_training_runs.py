@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import OutputError, read_csv
 from monai_iou.locks import folder_lock
 from monai_iou.workflow import training_runs
+from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.settings import Settings
@@ -373,6 +375,7 @@ def test_a_run_of_a_version_that_did_not_note_what_configs_say_goes_on(
     ]
 
     def run_configs(*_: object) -> None:
+        (folder / "models" / "last_epoch.pt").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training_runs, "run_configs", run_configs)
@@ -384,6 +387,52 @@ def test_a_run_of_a_version_that_did_not_note_what_configs_say_goes_on(
     stored = RunState.read(folder)
     assert stored is not None
     assert stored.request["config_keys"] == {"epochs": 10}, "what it was trained with is known from now on"
+
+
+def without_configs(run: TrainingRun, folder: Path) -> TrainingRun:
+    """The run by configs that hold nothing."""
+    (folder / "empty.json").write_text('{"loss": {}}')
+    configs = (folder / "empty.json", folder / "empty.json")
+    return replace(run, trainings=tuple(replace(training, configs=configs) for training in run.trainings))
+
+
+@pytest.mark.parametrize("checkpoint", ["last_epoch.pt", "model.pt", None])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_resumption_that_is_refused_leaves_the_state_as_it_was(
+    kind: type[BaseException], checkpoint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_finished(tmp_path)
+    models = tmp_path / "models"
+    (models / "last_epoch.pt").touch()
+    before = (tmp_path / "run.json").read_bytes()
+
+    def run_configs(*_: object) -> None:
+        assert RunState.read(tmp_path).request["keys"] == {"batch_size": 0}, "what a kill would leave"  # type: ignore[union-attr]
+        if checkpoint is not None:
+            (models / "new").touch()
+            (models / "new").replace(models / checkpoint)
+        message = "Expected `batch_size` to be an integer of at least 1, but got 0: leave --batch_size out."
+        raise kind(message)
+
+    monkeypatch.setattr(training_runs, "run_configs", run_configs)
+    run = without_configs(run_of(tmp_path, {"batch_size": 0}), tmp_path)
+    run.check(resume=True, overwrite=False)
+    with pytest.raises(kind, match="Expected `batch_size`"):
+        run.run(lambda _: None, lambda _: None)
+    assert ((tmp_path / "run.json").read_bytes() == before) is (checkpoint is None)
+    first = run_of(tmp_path).trainings[0]
+    assert all(first.is_done(stage) is (checkpoint is None) for stage in STAGES)
+
+
+def test_a_training_that_cannot_begin_leaves_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_configs(*_: object) -> None:
+        message = "Expected a loss, but got none: name one."
+        raise ConfigError(message)
+
+    monkeypatch.setattr(training_runs, "run_configs", run_configs)
+    with pytest.raises(ConfigError):
+        without_configs(run_of(tmp_path), tmp_path).trainings[0].train()
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:

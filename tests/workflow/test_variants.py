@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import Tensor
 
 from monai_iou import (
@@ -20,10 +21,11 @@ from monai_iou import (
     LovaszSoftmaxLoss,
     MultiScaleLoss,
 )
+from monai_iou.bundle_files import bundle_path
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.workflow import named_networks, settings
 from monai_iou.workflow.architecture import HALVING, ONE_OUTPUT, with_network
-from monai_iou.workflow.variants import NETWORKS, build_loss, build_network
+from monai_iou.workflow.variants import NETWORKS, build_loss, build_network, without_cells
 
 SWITCHES = list(itertools.product((False, True), repeat=3))
 
@@ -192,12 +194,14 @@ def test_a_loss_with_cells_of_its_own_keeps_them_and_other_regions_are_refused()
     voronoi, blob = (InstanceIoULoss(regions, softmax=True) for regions in ("voronoi", "blob"))
     nested = CompoundLoss([IoUCELoss(softmax=True)])
     for own in (voronoi, blob):
+        assert build_loss(own, plan) is own
         assert build_loss(own, plan, instance=False) is own
+        assert build_loss(own, plan, instance="null") is own
         assert build_loss(own, plan, instance=True, regions=own.regions) is own
     assert build_loss(blob, plan, instance=True) is blob, "the default asks for nothing"
     assert isinstance(build_loss(nested, plan, instance=True, regions="blob"), InstanceIoULoss)
     for instance, regions, loss in itertools.product(
-        (False, True), ("blob", "foo"), (voronoi, MultiScaleLoss(voronoi))
+        (None, False, True), ("blob", "foo"), (voronoi, MultiScaleLoss(voronoi))
     ):
         with pytest.raises(ValueError, match=r"^Expected") as caught:
             build_loss(loss, plan, instance=instance, regions=regions)
@@ -207,12 +211,97 @@ def test_a_loss_with_cells_of_its_own_keeps_them_and_other_regions_are_refused()
         )
 
 
+@pytest.mark.parametrize("instance", [False, "false"])
+def test_without_instance_the_loss_of_a_plan_is_its_global_term(
+    instance: bool | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, inner = tiny_plan(), IoUCELoss(softmax=True)
+    planned = InstanceIoULoss(softmax=True, global_loss=inner)
+    assert without_cells(planned, instance) is inner
+    assert caplog.messages == [
+        "`instance` is false, so that the loss is IoUCELoss, the global term of the InstanceIoULoss in `loss`."
+    ]
+    own = InstanceIoULoss(softmax=True, batch=True)
+    images, labels = tiny_batch(plan, carried=False)
+    logits = torch.cat([images, -images], 1)
+    own(logits, labels)
+    torch.testing.assert_close(without_cells(own, instance)(logits, labels), own.last_terms["global"])
+    for loss, kept in ((inner, instance), (planned, None), (planned, "null"), (planned, True), (planned, "true")):
+        assert without_cells(loss, kept) is loss
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        InstanceIoULoss(softmax=True, lambda_global=0),
+        CompoundLoss([InstanceIoULoss(softmax=True), IoUCELoss(softmax=True)]),
+        MultiScaleLoss(InstanceIoULoss(softmax=True)),
+        InstanceIoULoss(softmax=True, global_loss=CompoundLoss([InstanceIoULoss(softmax=True)])),
+    ],
+)
+def test_without_instance_a_loss_whose_cells_cannot_be_left_out_is_refused(loss: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"^Expected `instance` to be null or true .* but got false with \w+: leave "):
+        without_cells(loss, instance=False)
+
+
+@pytest.mark.parametrize(("expression", "has_cells"), [("@loss", True), (None, False)], ids=["older", "shipped"])
+def test_instance_false_means_in_an_older_copy_of_the_bundle_what_it_meant_there(
+    expression: str | None, has_cells: bool
+) -> None:
+    """There, false was the default: a planned loss kept its cells."""
+    config = ConfigParser.load_config_file(str(bundle_path() / "configs" / "train.json"))
+    config["loss"] = {
+        "_target_": "monai_iou.InstanceIoULoss",
+        "softmax": True,
+        "global_loss": {"_target_": "monai_iou.IoUCELoss", "softmax": True},
+    }
+    if expression is not None:
+        config["training_loss"]["loss"] = expression
+    for instance, expected in ((False, has_cells), (None, True)):
+        parser = ConfigParser({**config, "instance": instance, "plan": tiny_plan()})
+        loss = parser.get_parsed_content("training_loss")
+        assert any(isinstance(part, InstanceIoULoss) for part in loss.modules()) is expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "needs"),
+    [
+        ("regions", "blob", "instance"),
+        ("downsample", "max", "deep_supervision"),
+        ("context_mm", 3.0, "attention"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(key: str, value: object, needs: str) -> None:
+    plan, loss = tiny_plan(), IoUCELoss(softmax=True)
+    for off in ({}, {needs: False}, {needs: "null"}):
+        given: dict[str, Any] = {**off, key: value}
+        with pytest.raises(ValueError, match=r"^Expected") as caught:
+            build_loss(loss, plan, **given)
+        assert str(caught.value) == (
+            f"Expected `{key}` to be left out without --{needs} true, but got {value!r}: add --{needs} true, or leave "
+            f"--{key} out."
+        )
+    used: dict[str, Any] = {needs: True, key: value}
+    assert build_loss(loss, plan, **used) is not loss
+
+
+def test_keys_of_a_loss_that_does_it_in_its_own_way_are_refused() -> None:
+    plan, loss = tiny_plan(), IoUCELoss(softmax=True)
+    scales, maps = MultiScaleLoss(loss), AttentionSupervisionLoss(loss, ContextAttentionLoss())
+    given: dict[str, Any] = {"deep_supervision": True, "attention": True}
+    with pytest.raises(ValueError, match="Expected `downsample` to be left out, because `loss` is already a Multi"):
+        build_loss(scales, plan, downsample="max", **given)
+    with pytest.raises(ValueError, match="`context_mm` to be left out, because `loss` is already an AttentionSup"):
+        build_loss(maps, plan, context_mm=3.0, **given)
+    assert build_loss(maps, plan, attention=True) is maps
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
         ({"instance": True, "regions": "foo"}, "Expected `regions` to be one of 'voronoi', 'blob', but got 'foo': "),
         ({"attention": True, "context_mm": -1}, "Expected `context_mm` to be a finite number at least 0, but got -1: "),
-        ({"instance": "maybe"}, "Expected `instance` to be true or false, but got 'maybe': "),
+        ({"instance": "maybe"}, "Expected `instance` to be true, false or null, but got 'maybe': "),
     ],
 )
 def test_under_the_bundles_command_one_sentence_ends_the_program(

@@ -1,0 +1,158 @@
+"""A run whose configs were edited since its training began: nothing is mixed unawares."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_iou.files import OutputError
+from monai_iou.workflow.inference_keys import inference_identity
+from monai_iou.workflow.run_state import RunState, why_no_report
+from monai_iou.workflow.training_runs import Training, TrainingRun
+
+
+def files_run(folder: Path, folds: int | None = None) -> TrainingRun:
+    """A run with a train.json, an inference.json and a plan of its own."""
+    configs = folder / "configs"
+    if not configs.exists():
+        configs.mkdir(parents=True)
+        (configs / "train.json").write_text(json.dumps({"epochs": 300, "train": {"inferer": "x" * 200}}))
+        (configs / "plan.json").write_text(json.dumps({"learning_rate": 0.002, "amp": True, "plan_report": {"a": 1}}))
+        (configs / "inference.json").write_text("{}")
+    files = (configs / "train.json", configs / "plan.json")
+    folders = [folder] if folds is None else [folder / f"fold{fold}" for fold in range(folds)]
+    asked: dict[str, Any] = {"dataset": "d", "keys": {}}
+    return TrainingRun(folder, Path("d"), tuple(Training(each, files, {}, asked) for each in folders), folds)
+
+
+def make_started(training: Training) -> None:
+    (training.folder / "models").mkdir(parents=True)
+    (training.folder / "models" / "model.pt").touch()
+    RunState(training.folder, training.asked, ["trained"]).write()
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def test_an_edited_plan_is_not_mixed_with_the_one_before(tmp_path: Path) -> None:
+    (training,) = files_run(tmp_path).trainings
+    make_started(training)
+    edit(tmp_path / "configs" / "plan.json", plan_report={"a": 2})
+    files_run(tmp_path).check(resume=False, overwrite=False)
+    assert files_run(tmp_path).trainings[0].is_done("trained"), "the report is for readers"
+    edit(tmp_path / "configs" / "plan.json", learning_rate=0.01, batch_size=4)
+    edit(tmp_path / "configs" / "train.json", epochs=400, train={"inferer": "y" * 200})
+    run = files_run(tmp_path)
+    with pytest.raises(OutputError) as caught:
+        run.check(resume=False, overwrite=False)
+    assert str(caught.value) == (
+        f"Expected {tmp_path} to be without a training, but it has one (epochs of train.json was 300 and is 400; train "
+        "of train.json is another one; learning_rate of plan.json was 0.002 and is 0.01; plan.json has batch_size 4): "
+        "continue it by --resume, replace it by --overwrite, or name another folder by --output."
+    )
+    run.check(resume=True, overwrite=False)
+    assert not run.trainings[0].is_done("trained")
+
+
+def test_a_run_of_an_earlier_version_or_without_its_plan_goes_on(tmp_path: Path) -> None:
+    (training,) = files_run(tmp_path).trainings
+    make_started(training)
+    RunState(tmp_path, dict(training.request), ["trained"]).write()  # as an earlier version wrote it
+    assert "plan_keys" not in training.request
+    files_run(tmp_path).check(resume=False, overwrite=False)
+    RunState(tmp_path, training.asked, ["trained"]).write()
+    (tmp_path / "configs" / "plan.json").unlink()
+    files_run(tmp_path).check(resume=False, overwrite=False)
+    (tmp_path / "configs" / "plan.json").write_text("{")
+    files_run(tmp_path).check(resume=False, overwrite=False)
+
+
+def test_a_fold_with_another_plan_than_the_others_is_refused(tmp_path: Path) -> None:
+    first, second = files_run(tmp_path, folds=2).trainings
+    make_started(first)
+    job = TrainingRun(tmp_path, Path("d"), (second,), 2)
+    job.check(resume=False, overwrite=False)
+    edit(tmp_path / "configs" / "plan.json", amp=False)
+    job.check(resume=False, overwrite=False)  # the first fold has no checkpoint yet by which it would go on
+    (first.folder / "models" / "last_epoch.pt").touch()
+    for overwrite in (False, True):
+        with pytest.raises(OutputError) as caught:
+            job.check(resume=False, overwrite=overwrite)
+        assert str(caught.value) == (
+            f"Expected all folds in {tmp_path} to follow one train.json and one plan.json, but got others than those "
+            "of fold0 (amp of plan.json was True and is False): write the earlier values into train.json and "
+            "plan.json, name another folder by --output, or use these nevertheless by --resume."
+        )
+    job.check(resume=True, overwrite=False)
+
+
+def test_a_fold_with_another_train_json_than_the_others_is_refused(tmp_path: Path) -> None:
+    first, second = files_run(tmp_path, folds=2).trainings
+    make_started(first)
+    (first.folder / "models" / "last_epoch.pt").touch()
+    job = TrainingRun(tmp_path, Path("d"), (second,), 2)
+    job.check(resume=False, overwrite=False)
+    edit(tmp_path / "configs" / "train.json", epochs=400)
+    with pytest.raises(
+        OutputError, match=r"fold0 \(epochs of train.json was 300 and is 400\): write the earlier values"
+    ):
+        job.check(resume=False, overwrite=False)
+    job.check(resume=True, overwrite=False)
+    (tmp_path / "configs" / "plan.json").unlink()
+    with pytest.raises(OutputError, match=r"fold0 \(epochs of train.json was 300 and is 400\)"):
+        job.check(resume=False, overwrite=False)
+
+
+def test_masks_of_two_inference_configs_are_not_scored_together(tmp_path: Path) -> None:
+    trainings = files_run(tmp_path, folds=3).trainings
+    masks = tmp_path / "masks"
+    masks.mkdir()
+
+    def make_masks(number: int) -> None:
+        (masks / f"c{number}.nii.gz").touch()
+        trainings[number].state.finish("predicted", inference=inference_identity(trainings[number].configs))
+
+    for number, training in enumerate(trainings):
+        make_started(training)
+        held_out = [{"case": f"c{number}", "image": "i", "label": "l"}] if number < 2 else []
+        RunState(training.folder, training.asked, ["trained"], {"held_out": held_out}).write()
+        make_masks(number)
+    trainings[2].state.finish("predicted", inference="of no case")
+
+    def why(without: tuple[int, ...] = ()) -> str:
+        return why_no_report([RunState.read(training.folder) for training in trainings], masks, without)
+
+    assert why() == ""
+    edit(tmp_path / "configs" / "inference.json", sw_overlap=0.75)
+    assert not trainings[1].is_predicted(masks)
+    make_masks(1)
+    assert why() == (
+        "Not scored together: the masks of the folds were made by different inference.json: start the commands of the "
+        "other folds again."
+    )
+    (masks / "c0.nii.gz").unlink()
+    assert why((0,)) == "", "a fold without masks has none that could differ"
+    make_masks(0)
+    assert why() == "", "after what the sentence says"
+    trainings[0].state.facts["inference"] = "another"
+    trainings[0].state.write()
+    assert why().startswith("Not scored together")
+    del trainings[0].state.facts["inference"]
+    trainings[0].state.write()
+    assert why() == "", "of a version that did not note it"
+
+
+def test_masks_are_made_again_after_inference_was_edited(tmp_path: Path) -> None:
+    (training,) = files_run(tmp_path).trainings
+    make_started(training)
+    RunState(tmp_path, training.asked, ["trained"], {"held_out": []}).write()
+    training.predict(tmp_path / "masks")
+    assert training.is_predicted(tmp_path / "masks")
+    edit(tmp_path / "configs" / "inference.json", sw_overlap=0.75)
+    assert not training.is_predicted(tmp_path / "masks")
+    assert training.is_done("trained")
