@@ -39,7 +39,10 @@ def save(array: np.ndarray, name: str) -> str:
 # %% [markdown]
 # ## The data
 #
-# Four sequences per case, each a file, whose names end in `_0000` to `_0003`; values 1, 2 and 3 in the labels.
+# Each case has four sequences, in files whose names end in `_0000` to `_0003`. The labels have the values 1 (oedema),
+# 2 (necrosis) and 3 (enhancing). These are the values of nnU-Net's conversion. In the challenge's own files, 1 is
+# necrosis and 2 is oedema: exchange the names, and write `"core": [1, 3]` and `"regions_class_order": [2, 1, 3]`. In
+# those of 2021 and before, the enhancing tumour is 4: write 4 in the place of 3.
 
 # %%
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
@@ -65,8 +68,8 @@ description = {
 # %% [markdown]
 # ## Train
 #
-# The validation scores are those of the three regions. The keys behind `--epochs` make this tiny; leave them out for
-# your own data.
+# The validation scores are those of the three regions. `--epochs` and the keys after it make this training tiny. Leave
+# them all out for your own data: then the plan decides.
 
 # %%
 model = folder / "model"
@@ -90,7 +93,8 @@ assert {row["label"] for row in rows} == {"whole", "core", "enhancing"}
 # ## Predict
 #
 # A region whose probability exceeds one half is written as its value of `regions_class_order`, later regions over
-# earlier ones: the mask has the values of the label files. One of the four files stands for all of its case.
+# earlier ones: the mask has the values of the label files. Any one of the four files stands for the
+# whole case.
 
 # %%
 run("predict", model, data / cases[4]["image"][0], "--output", folder / "masks")
@@ -100,8 +104,8 @@ assert set(np.unique(mask)) <= {0, 1, 2, 3}
 # %% [markdown]
 # ## Score
 #
-# The regions are named here. Where the references lie in `labelsTr` or `labelsTs` of the dataset, `monai-iou
-# evaluate` takes them from its dataset.json.
+# The regions are named here (with the challenge's own values, `core=1+3`). Where the references lie in `labelsTr` or
+# `labelsTs` of the dataset, `monai-iou evaluate` takes them from its dataset.json.
 
 # %%
 scores = folder / "scores"

@@ -3,7 +3,7 @@
 #
 # From a folder of labelled volumes to masks of new scans and to scores. Everything is written to a new temporary
 # folder. The data are generated here, so that nothing is downloaded, and so small that all commands together take
-# seconds; the scores after two epochs say nothing.
+# about a minute at most; the scores after two epochs say nothing.
 #
 # The cells call the commands from Python. In a shell, `run("train", data, "--output", model)` is `monai-iou train
 # DATA --output MODEL`.
@@ -43,8 +43,8 @@ print((data / "dataset.json").read_text())
 # ## Train
 #
 # One command copies the bundle, plans the training for the data and this machine, trains, and scores the cases that
-# it held out. The keys behind `--epochs` make this training tiny. Leave them out for your own data: then the plan
-# decides. With `--minutes 60` it plans a training that ends in an hour.
+# it held out. `--epochs` and the keys after it make this training tiny. Leave them all out for your own data: then the
+# plan decides. With `--minutes 60`, the training is planned to end within an hour.
 
 # %%
 model = folder / "model"

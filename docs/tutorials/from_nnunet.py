@@ -71,7 +71,8 @@ splits = [{"train": names[2:], "val": names[:2]}, {"train": names[:2], "val": na
 # ## Train both folds
 #
 # One command trains every fold, predicts the cases that each held out, and scores all of them in one report. If it is
-# stopped, the same command goes on. The keys behind `--epochs` make it tiny; leave them out for your own data.
+# stopped, the same command continues it. `--epochs` and the keys after it make this training tiny. Leave them all out
+# for your own data: then the plan decides.
 
 # %%
 model = folder / "model"
@@ -95,7 +96,7 @@ assert {row["label"] for row in rows} == {"1", "2"}, "the ignored voxels are no 
 # %% [markdown]
 # ## Predict with both folds
 #
-# The probabilities of all folds are averaged. Masks are called as nnU-Net calls them: CASE without the channel.
+# The probabilities of all folds are averaged. Masks are named as in nnU-Net: CASE without the channel.
 
 # %%
 run("predict", model, data / "imagesTs", "--output", folder / "masks", "--folds", "all")

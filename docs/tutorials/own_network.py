@@ -2,9 +2,9 @@
 # # My own network
 #
 # The bundle trains any network that returns logits for a patch. `--network` selects one of MONAI's by its name; a
-# small config puts a class of your own file in its place. The model keeps the network, so that prediction needs
+# small config uses a class from your own file instead. The model keeps the network, so that prediction needs
 # neither config nor file. Everything is written to a new temporary folder; the data are generated here. The page
-# networks.md of the documents has all rules.
+# networks.md of the documentation has all rules.
 
 # %%
 import json
@@ -40,15 +40,15 @@ def run(*words: object) -> int:
 # %% [markdown]
 # ## One of MONAI's networks by its name
 #
-# `resenc` is a U-Net with a deep residual encoder, `mednext` and `swin_unetr` are others. Single arguments can be
-# overridden too.
+# `resenc` is a U-Net with a deep residual encoder; `mednext` and `swin_unetr` are other choices. Single arguments can
+# be overridden too.
 
 # %%
 network = ("--network", "resenc", "--network_def::blocks_down", "[1, 2]", "--deep_supervision", "true")
 assert run("train", data, "--output", folder / "named", *common, *network) == 0
 
 # %% [markdown]
-# ## A class of a file
+# ## A class from a file
 #
 # `@plan` knows the number of channels and classes of the data.
 
@@ -95,7 +95,7 @@ assert run("predict", folder / "mine", scan, "--output", folder / "masks") == 0
 assert (folder / "masks" / scan.name).is_file()
 
 # %% [markdown]
-# ## What does not fit is said before the training
+# ## A network that does not fit is reported before the training
 #
 # This network has one output too many.
 

@@ -40,7 +40,7 @@ def save(array: np.ndarray, name: str) -> str:
 # %% [markdown]
 # ## The data
 #
-# Each rater draws a ball of another radius.
+# Each rater draws a ball of a different radius.
 
 # %%
 generator = np.random.default_rng(0)
@@ -58,22 +58,23 @@ description = {"modality": {"0": "MR"}, "labels": {"0": "background", "1": "lesi
 # %% [markdown]
 # ## Why the form for soft labels
 #
-# A network that predicts exactly the share of the raters should pay nothing. The plain IoU loss charges it
-# nevertheless, and less for answers that are too sure; with `soft_label=True` its minimum is where it should be.
+# A network that predicts exactly the share of the raters should not be penalised. The plain IoU loss penalises even
+# this prediction, and penalises an overconfident one less; with `soft_label=True`, the loss is lowest where it should
+# be.
 
 # %%
 share = torch.as_tensor(np.mean(raters, axis=0), dtype=torch.float32)[None, None]
 sure = (share > 0.5).float()
 for loss in (IoULoss(), IoULoss(soft_label=True)):
-    print(f"the share {loss(share, share):.3f}, a sure answer {loss(sure, share):.3f}")
+    print(f"the share {loss(share, share):.3f}, an overconfident answer {loss(sure, share):.3f}")
 assert IoULoss(soft_label=True)(share, share) < 1e-6
 assert IoULoss()(sure, share) < IoULoss()(share, share)
 
 # %% [markdown]
 # ## Train on the mean
 #
-# `monai-iou train` finds the lists of raters and chooses `soft_label`. Scores are taken of the majority. The keys
-# behind `--epochs` make this tiny; leave them out for your own data.
+# `monai-iou train` finds the lists of raters and chooses `soft_label`. The reference for the scores is the majority.
+# `--epochs` and the keys after it make this training tiny. Leave them all out for your own data: then the plan decides.
 
 # %%
 tiny = (
@@ -96,8 +97,8 @@ assert plan["loss"]["soft_label"] is True
 # %% [markdown]
 # ## Or draw a rater
 #
-# The network then sees each opinion as a whole. `seed` decides who is drawn, so that a stopped training goes on with
-# the same draws.
+# The network then sees each opinion as a whole. `seed` decides who is drawn, so that a stopped training continues
+# with the same draws.
 
 # %%
 loss = {"_target_": "monai_iou.IoUCELoss", "softmax": True, "include_background": False, "batch": True}
