@@ -32,7 +32,7 @@ class Batches:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(("kill", "found"), [(signal.SIGKILL, TrainingError), (signal.SIGTERM, RuntimeError)])
 def test_a_killed_worker_is_out_of_memory(kill: signal.Signals, found: type[Exception]) -> None:
-    first, last = _with_failure(Batches(kill))  # type: ignore[arg-type]
+    first, last = _with_failure(Batches(kill), None)  # type: ignore[arg-type]
     assert first == 0
     assert isinstance(last, _Failure)
     with pytest.raises(found) as caught, explain_out_of_memory():
