@@ -34,6 +34,7 @@ __all__ = ["ClassValuesd", "MaskWriter", "SaveImageMaskd", "mask_dtype"]
 LARGEST_CODE, ALIGNED = 5, 2
 # What other programs read too, smallest first; 64 bits only where nothing else holds the values.
 DTYPES = (np.uint8, np.uint16, np.int32, np.uint32, np.int64)
+_TORCH_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)  # torch computes little with wider unsigned ones
 
 
 def mask_dtype(values: Sequence[int]) -> type[np.generic]:
@@ -48,7 +49,10 @@ def mask_dtype(values: Sequence[int]) -> type[np.generic]:
 
 
 class ClassValuesd(MapTransform):
-    """Turn a network's classes 0, 1, ... into label values, as 64-bit integers: float32 would merge large ones.
+    """Turn a network's classes 0, 1, ... into label values, of the smallest integer type that holds them.
+
+    It is one that other programs write as well: those of MONAI Label have no 64-bit integers, and float32 would merge
+    large values.
 
     Regions that overlap, maps (C, *S) of 0 and 1 with the background first, are written one over the other.
 
@@ -73,6 +77,10 @@ class ClassValuesd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.values = [int(value) for value in values]
         self.order = [int(value) for value in order]
+        ends = min((0, *self.values, *self.order)), max((0, *self.values, *self.order))
+        self.dtype = next(
+            dtype for dtype in _TORCH_DTYPES if torch.iinfo(dtype).min <= ends[0] and ends[1] <= torch.iinfo(dtype).max
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with label values in place of classes."""
@@ -85,10 +93,10 @@ class ClassValuesd(MapTransform):
         return items
 
     def _of_classes(self, classes: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(self.values, dtype=torch.int64, device=classes.device)[classes.to(torch.int64)]
+        return torch.as_tensor(self.values, dtype=self.dtype, device=classes.device)[classes.to(torch.int64)]
 
     def _over_each_other(self, maps: torch.Tensor) -> torch.Tensor:
-        written = torch.zeros_like(maps[:1], dtype=torch.int64)
+        written = torch.zeros_like(maps[:1], dtype=self.dtype)
         for region, value in zip(maps[1:], self.order, strict=True):
             written[0][region > 0] = value
         return written

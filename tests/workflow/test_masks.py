@@ -118,6 +118,24 @@ def test_values_of_any_size_come_back(tmp_path: Path) -> None:
     assert mask.get_data_dtype() == np.int32
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255], torch.uint8),
+        ([0, 256], torch.int16),
+        ([0, -1], torch.int16),
+        ([0, 40000], torch.int32),
+        ([0, 1 << 33], torch.int64),
+    ],
+)
+def test_values_take_the_smallest_type_that_other_programs_write(values: list[int], dtype: torch.dtype) -> None:
+    plain = ClassValuesd("x", values)({"x": torch.tensor([[0.0, 1.0]])})["x"]
+    regions = ClassValuesd("x", values, values[1:])({"x": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})["x"]
+    for found in (plain, regions):
+        assert found.dtype == dtype
+        assert found.tolist() == [values]
+
+
 def test_a_mask_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nib.save(nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4)), tmp_path / "a.nii.gz")
 
