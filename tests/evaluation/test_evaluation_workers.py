@@ -282,6 +282,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 
 INTERRUPTED = """
+import signal
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_evaluation_workers import evaluate_slowly
@@ -289,6 +290,7 @@ from monai_iou.cli import main
 from monai_iou.evaluation import evaluate
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     evaluate.evaluate_files = evaluate_slowly
     sys.exit(main(["evaluate", "-p", "predictions", "-r", "references", "-o", "out", "--workers", "2"]))
 """
