@@ -29,7 +29,6 @@ from monai_iou.workflow.result_files import check_results
 from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.run_lock import locked_for_run
 from monai_iou.workflow.settings import Settings, exit_with_message
-from monai_iou.workflow.targets import has_maps
 
 __all__ = ["check_evaluation", "check_inference", "check_training"]
 
@@ -209,7 +208,7 @@ def _check_shared_memory(cases: BundleCases, plan: Plan, settings: Settings) -> 
 
 def _batch_bytes(plan: Plan, settings: Settings) -> int:
     """The patches of one batch: image and label leave the random transforms as float32."""
-    channels = plan.in_channels + (plan.out_channels if has_maps(plan) else 1)
+    channels = plan.in_channels + (plan.out_channels if plan.has_maps else 1)
     return 4 * channels * int(settings.batch_size * settings.num_samples) * math.prod(plan.patch_size)
 
 

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def has_maps(plan: Plan) -> bool:
-    """Return whether the target is maps of all classes instead of a label map."""
+    """Return whether the target is maps of all classes instead of a label map; for configs, also copied ones."""
     return plan.has_maps
 
 
@@ -75,7 +75,7 @@ class LabelTargetsd(MapTransform):
         plan = self.plan
         if plan.soft_labels:
             return _with_background(label.to(torch.float32).clamp(0, 1), plan)
-        if not has_maps(plan) and len(label) == 1:
+        if not plan.has_maps and len(label) == 1:
             return label
         maps = [_class_maps(label[rater], plan) for rater in range(len(label))]
         if not plan.soft and len(label) == 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from default_dtype import default_dtype
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.dictionary import RandAffined
 from monai.transforms.utils import create_rotate, create_scale, create_shear, create_translate
@@ -53,16 +53,6 @@ def crop_of(item: dict[str, Any]) -> torch.Tensor:
 
 def with_meta(values: Any) -> MetaTensor:
     return MetaTensor(torch.as_tensor(values), affine=torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]).double()))
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def run(name: str, kind: Callable[[Any], Any]) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from default_dtype import default_dtype
 from torch import Tensor, nn
 
 from monai_iou import (
@@ -46,16 +46,6 @@ LOSSES: list[Callable[..., nn.Module]] = [
     InstanceIoULoss,
     lambda **o: InstanceIoULoss("blob", cells="both", **o),
 ]
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 DEFAULTS = [
