@@ -18,7 +18,7 @@ from places import DATA as REAL
 from places import DOCS
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import running
+from benchmarks.evidence import running, tables
 from benchmarks.evidence.choices import COPIED_LESIONS, LOSSES, SAMPLERS
 from benchmarks.evidence.data import DATA, Data
 from benchmarks.evidence.datasets import BUILDERS, build
@@ -180,6 +180,7 @@ def test_what_another_study_made_is_copied_but_for_quick_runs(
     run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
     add_run(tmp_path, other, {**SUMMARY, "cases": 1, "commit": "abc"}, [CASE])
     asked: list[Run] = []
+    monkeypatch.setattr(tables, "trains_as_now", lambda _: True)
     monkeypatch.setattr(running, "_in_a_process", lambda run, *_, **__: asked.append(run) or True)
     assert running.run_all([run], 1, tmp_path, tmp_path, quick=quick) == 0
     assert asked == ([run] if quick else [])

@@ -12,6 +12,7 @@ from evidence_rows import CASE, RUN, SUMMARY
 from places import ROOT
 
 from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import tables
 from benchmarks.evidence.data import DATA
 from benchmarks.evidence.studies import STUDIES, Run, Study, overrides, settings
 from benchmarks.evidence.tables import (
@@ -97,11 +98,13 @@ def test_only_the_cases_of_the_last_training_count(
     assert [row["case"] for row in cases_of(tmp_path, "compound") if row["seed"] == "1"] == ["q"] * between
 
 
-def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
+def test_a_run_of_another_study_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
     assert overrides(run) == overrides(other)
+    monkeypatch.setattr(tables, "trains_as_now", lambda commit: commit == "abc")
     summary = {**SUMMARY, "cases": 2, "commit": "abc"}
-    for number, broken in enumerate([{**summary, "commit": "abc+"}, {**summary, "cases": 3}]):
+    broken_ones = [{**summary, "commit": "abc+"}, {**summary, "commit": "older"}, {**summary, "cases": 3}]
+    for number, broken in enumerate(broken_ones):
         add_run(tmp_path / f"{number}", other, broken, [CASE, {**CASE, "case": "d"}])
         copy_runs_of_other_studies(tmp_path / f"{number}", [run])
         assert missing(tmp_path / f"{number}", [run]) == [run]
@@ -114,12 +117,23 @@ def test_a_run_of_another_study_is_not_made_again(tmp_path: Path) -> None:
     assert missing(tmp_path, [run]) == []
 
 
+def test_code_before_the_oldest_that_trains_as_now_is_told_by_git() -> None:
+    known = subprocess.run(["git", "cat-file", "-e", f"{tables.OLDEST}^"], cwd=ROOT, capture_output=True, check=False)
+    if known.returncode:
+        pytest.skip("needs the history of the repository")
+    assert tables.trains_as_now(tables.OLDEST)
+    assert tables.trains_as_now("HEAD")
+    assert not tables.trains_as_now(f"{tables.OLDEST}^")
+    assert not tables.trains_as_now("no commit")
+
+
 def test_a_run_by_other_settings_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, other = (Run(study, "unequal", "iou+ce/3", "q=1/2", 2, 0) for study in ("choices", "sampler"))
     add_run(tmp_path, other, {**SUMMARY, "cases": 1, "commit": "abc"}, [CASE])
     assert missing(tmp_path, [other]) == []
     told = settings(run)
     for name in ("arguments", "settings"):
+        monkeypatch.setattr(tables, "trains_as_now", lambda _: True)
         changed = {**getattr(DATA["unequal"], name), ("training" if name == "arguments" else "epochs"): 7}
         monkeypatch.setitem(DATA, "unequal", replace(DATA["unequal"], **{name: changed}))
         assert settings(run) != told
