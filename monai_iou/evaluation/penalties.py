@@ -6,8 +6,8 @@ is in neither there is nothing to find, and the score stays undefined. So do sco
 either side (all are smaller than asked for), the boundary IoU of two masks whose boundaries are both ignored, and
 everything about a structure that was not annotated.
 
-A case without a usable prediction counts as one whose prediction is empty, but a challenge may call an empty prediction
-perfect: that nothing is there, nobody has said.
+A case without a usable prediction counts as one whose prediction is empty. Where a challenge gives an empty prediction
+the perfect score, such a case gets the worst one: nobody has predicted that there is nothing.
 """
 
 from __future__ import annotations
