@@ -100,6 +100,7 @@ class Study:
         return [Run(self.name, name, loss, sampler, self.seeds[0], 0) for name in data for loss, sampler in first]
 
 
+SAMPLINGS = ("voxels", "q=1/2", "q=0", "q=1/3", "q=1", "q=1/2, centred", "q=1, centred")
 # Beside three losses with every sampling: losses that two samplings tell enough about.
 FEW_SAMPLINGS = tuple((loss, sampler) for loss in ("iou", "instance, both cells") for sampler in ("q=1/2", "voxels"))
 
@@ -131,9 +132,8 @@ STUDIES: dict[str, Study] = {
             "sampler",
             "Which sampling of patches is the best if lesions differ greatly in size?",
             ("unequal",),
-            ("dice+ce", "iou+ce/3", "instance"),
-            samplers=("voxels", "q=1/2", "q=0", "q=1/3", "q=1", "q=1/2, centred", "q=1, centred"),
-            more_choices=FEW_SAMPLINGS,
+            ("dice+ce", "iou+ce/3", "instance", "iou", "instance, both cells"),
+            samplers=SAMPLINGS,
             baseline=("dice+ce", "voxels"),
             primary="lesion_f1",
             quick={"epochs": 1},
@@ -164,7 +164,7 @@ STUDIES: dict[str, Study] = {
             "Which sampling of patches is the best on MS lesions?",
             ("task901",),
             ("iou+ce/3", "dice+ce", "instance"),
-            samplers=("q=1/2", "voxels", "q=0"),
+            samplers=("q=1/2", *(sampler for sampler in SAMPLINGS if sampler != "q=1/2")),
             more_choices=FEW_SAMPLINGS,
             baseline=("iou+ce/3", "q=1/2"),
             primary="lesion_f1",
