@@ -15,6 +15,7 @@ from torch import Tensor
 from monai_iou import checks, scores
 from monai_iou.losses.arguments import bound_arguments, explains_arguments
 from monai_iou.losses.pass_loss import SumsLoss
+from monai_iou.losses.weight_copies import weights_beside
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
@@ -146,7 +147,7 @@ class RegionLoss(SumsLoss):
             terms, counted = self.only_labelled(terms, counted, labelled)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
-            terms = terms * self.class_weight.to(terms)
+            terms = terms * weights_beside(self.class_weight, terms)
         return self.reduced(terms, counted, space)
 
     def with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from monai_iou import checks
 from monai_iou.distributed import sum_over_ranks
 from monai_iou.losses.base import RegionLoss
+from monai_iou.losses.weight_copies import weights_beside
 
 
-def _class_weights(loss: RegionLoss, channels: int) -> Tensor | None:
-    """Return the weights of all classes; one class that is scored alone has none, as in the global term."""
+def _class_weights(loss: RegionLoss, channels: int, values: Tensor) -> Tensor | None:
+    """Return the weights of all classes beside `values`; one that is scored alone has none, as in the global term."""
     scored = channels if loss.include_background or channels == 1 else channels - 1
     if loss.class_weight is None or scored == 1:
         return None
     checks.check_weight_length(loss.class_weight, scored, loss.include_background)
-    return nn.functional.pad(loss.class_weight.expand(scored), (channels - scored, 0))
+    return nn.functional.pad(weights_beside(loss.class_weight, values).expand(scored), (channels - scored, 0))
 
 
 def mean_over_cells(loss: RegionLoss, totals: Tensor, counts: Tensor, classes: Sequence[int], channels: int) -> Tensor:
@@ -31,14 +32,15 @@ def mean_over_cells(loss: RegionLoss, totals: Tensor, counts: Tensor, classes: S
         classes: the F foreground classes.
         channels: number of channels C of the input.
     """
-    # Every class gets a column, because ranks must agree on the shape whatever form their targets have.
-    both = nn.functional.pad(torch.stack([totals, counts]), (classes[0], channels - 1 - classes[-1]))
-    if loss.batch:
-        both = both.sum(1, keepdim=True)
-        both = sum_over_ranks(both) if loss.sync_batch else both
-    totals, counts = both
+    weights = _class_weights(loss, channels, totals)
+    if loss.batch or weights is not None:
+        # Every class gets a column, because ranks must agree on the shape whatever form their targets have.
+        both = nn.functional.pad(torch.stack([totals, counts]), (classes[0], channels - 1 - classes[-1]))
+        if loss.batch:
+            both = both.sum(1, keepdim=True)
+            both = sum_over_ranks(both) if loss.sync_batch else both
+        totals, counts = both
     means = totals / torch.where(counts > 0, counts, 1)
-    weights = _class_weights(loss, channels)
     if weights is not None:
-        means = means * weights.to(means)
+        means = means * weights
     return means.sum() / (counts > 0).sum().clamp_min(1)

@@ -36,6 +36,7 @@ class Cells:
         first: the number of the first component.
         of_all_classes: (B, C, *S), the same numbers as one map per class, if there is such a tensor. Class 0 has
             no cells, so that its map may hold any numbers below `known`.
+        in_range: whether all numbers are known to be from 0 to `known` - 1.
     """
 
     numbers: Tensor
@@ -43,6 +44,7 @@ class Cells:
     known: int | None = None
     first: int = 1
     of_all_classes: Tensor | None = None
+    in_range: bool = False
 
 
 def find_cells(
@@ -67,7 +69,7 @@ def find_cells(
     table = np.zeros((*masks.shape[:2], max((len(row) for row in sizes), default=0) or 1))
     for place, row in zip(np.ndindex(masks.shape[:2]), sizes, strict=True):
         table[place][: len(row)] = row
-    return Cells(torch.from_numpy(numbers), torch.from_numpy(table), table.shape[2])
+    return Cells(torch.from_numpy(numbers), torch.from_numpy(table), table.shape[2], in_range=True)
 
 
 def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray[np.bool_]:
@@ -115,14 +117,6 @@ def span(classes: Sequence[int]) -> slice:
     slice(1, 4, None)
     """
     return slice(classes[0], classes[-1] + 1)
-
-
-def numbered_from_one(sums: VoxelSums, first: int) -> VoxelSums:
-    """Return the sums (B, C, R) with all numbers below `first` as number 0, and those that follow from 1 on."""
-    if first == 1:
-        return sums
-    outside = sums.rows[..., :first].sum(-1, keepdim=True)
-    return VoxelSums(torch.cat([outside, sums.rows[..., first:]], -1))
 
 
 def sums_of_classes(sums: VoxelSums, classes: Sequence[int], *, exclusive: bool) -> VoxelSums:
@@ -233,33 +227,34 @@ def total_and_weight(
 
     Args:
         term: the loss in a cell.
-        sums: sums in the cells, (B, F, R), with the voxels outside of all cells as number 0.
+        sums: sums in the cells, (B, F, R), by their numbers; those below `cells.first` are of voxels outside of all.
         cells: the cells.
         cell_weight: "equal", or "inverse" for 1 / voxels of the component.
         blob: whether the voxels outside of all cells count as a part of every cell.
     """
-    inside = VoxelSums(sums.rows[..., 1:])
+    inside = VoxelSums(sums.rows[..., cells.first :])
     present = inside.present if cells.sizes is None else inside.annotated
     volume = (inside.target if cells.sizes is None else cells.sizes[..., 1:]).detach()
     if blob:
-        inside = VoxelSums(inside.rows + sums.rows[..., :1])
+        inside = VoxelSums(inside.rows + sums.rows[..., : cells.first].sum(-1, keepdim=True))
     values, counted = cell_values(term, inside)
     counts = present if counted is None else present & counted
-    weights = counts.to(values)
+    values, weights = torch.where(counts, values, 0), counts.to(values)
     if cell_weight == "inverse":
         weights = weights / torch.where(counts, volume.to(values), 1)
-    return (torch.where(counts, values, 0) * weights).sum(-1), weights.sum(-1)
+        values = values * weights
+    return values.sum(-1), weights.sum(-1)
 
 
 def nan_of(sums: VoxelSums, spec: PassSpec, annotated: Tensor | None) -> Tensor:
     """Return NaN for each image and class, (B, F), that has a NaN, also outside of the cells that count, and else 0.
 
     Args:
-        sums: sums in the cells, (B, F, R), with the voxels outside of all cells as number 0.
+        sums: sums in the cells and outside of all, (B, F, R).
         spec: the pass that they come from.
         annotated: (B, F) bool, False where a class was not annotated in an image; None if all were.
     """
-    values = sums.prediction if spec.overlap is not None else sums.cross_entropy
+    values = (sums.prediction if spec.overlap is not None else sums.cross_entropy).detach()
     found = values.isnan() if annotated is None else values.isnan() & annotated.unsqueeze(-1)
     return torch.where(found, values, 0).sum(-1)
 

@@ -12,6 +12,7 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together, is_synchronised
 from monai_iou.losses.arguments import check_factors, explains_arguments
 from monai_iou.losses.pass_loss import PassLoss, call_loss
+from monai_iou.losses.terms import weighted_sum
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
 
@@ -134,13 +135,7 @@ class CompoundLoss(_Loss):
         """Return the weighted sum; see :meth:`terms` for arguments and errors."""
         terms = self.terms(input, target, labelled)
         self.last_terms = {name: term.detach() for name, term in terms.items()}
-        weighted = [
-            term if weight == 1 else weight * term for weight, term in zip(self.weights, terms.values(), strict=True)
-        ]
-        total = weighted[0]
-        for term in weighted[1:]:
-            total = total + term
-        return total
+        return weighted_sum(self.weights, list(terms.values()))
 
 
 def _check_shapes(terms: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from monai_iou import checks, scores
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.pass_loss import SumsLoss
+from monai_iou.losses.weight_copies import weights_beside
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
@@ -160,9 +161,10 @@ class WeightedCrossEntropyLoss(SumsLoss):
         pos_weight = self._positive_weight(channels)
         if pos_weight is not None:
             checks.check_weight_length(pos_weight, classes, self.include_background, "pos_weight")
+            pos_weight = weights_beside(pos_weight, sums.target)
         if weight is not None:
             checks.check_weight_length(weight, classes, self.include_background)
-            weight = weight.to(sums.target).expand(classes)
+            weight = weights_beside(weight, sums.target).expand(classes)
         if self.reduction == "mean":
             return scores.cross_entropy(
                 self.pooled(sums, batch=True), weight, multi_label=multi_label, pos_weight=pos_weight

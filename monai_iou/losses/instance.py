@@ -25,7 +25,6 @@ from monai_iou.losses.cells import (
     find_cells,
     groups_of,
     nan_of,
-    numbered_from_one,
     predicted_masks,
     span,
     sums_of_classes,
@@ -35,6 +34,7 @@ from monai_iou.losses.cells import (
 from monai_iou.losses.iou import IoULoss
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.losses.precomputed_regions import check_numbers, holds_regions, split_regions
+from monai_iou.losses.terms import weighted_sum
 from monai_iou.losses.voxel_sizes import is_downsampled, voxel_sizes, was_label_map
 from monai_iou.spacing import check_spacing
 from monai_iou.voxels.labels import valid_voxels
@@ -191,12 +191,12 @@ class InstanceIoULoss(_Loss):
             sums, cells = self._read(input, label, precomputed, classes, pairs)
         loss, channels = self.region_loss, input.shape[1]
         means = {kind: mean_over_cells(loss, *part, classes, channels) for kind, part in cells.items()}
-        instance = torch.stack([share * means[kind] for kind, share in self._shares().items()]).sum()
+        instance = weighted_sum([*self._shares().values()], [*means.values()])
         terms = {"instance": instance, **(means if len(means) > 1 else {})}
-        total = self.lambda_instance * instance
+        factors = {"instance": self.lambda_instance}
         if self.lambda_global:
-            terms["global"] = self._global_term(input, label, sums, pairs)
-            total = self.lambda_global * terms["global"] + total
+            terms["global"], factors["global"] = self._global_term(input, label, sums, pairs), self.lambda_global
+        total = weighted_sum([*factors.values()], [terms[name] for name in factors])
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         return total
 
@@ -249,12 +249,12 @@ class InstanceIoULoss(_Loss):
         for kind in self._shares():
             cells = self._cells(kind, input, label, given, precomputed, classes, pairs)
             groups = groups_of(cells, classes, channels)
-            sums = run_pass(activated, label, wanted, loss.ignore_index, groups=groups, num_groups=cells.known)
+            options = (loss.ignore_index, None, groups, cells.known)
+            sums = run_pass(activated, label, wanted, *options, in_range=cells.in_range)
             if kind == "reference" and precomputed is not None and self.max_regions is not None:
                 sums = check_numbers(sums, cells, self.max_regions)
             if shared and whole is None:
                 whole = sums.over_groups() if pairs is None else sums.over_groups().only(pairs)
-            sums = numbered_from_one(sums, cells.first)
             sums = sums_of_classes(sums, classes, exclusive=wanted.activation != "sigmoid")
             total, weight = total_and_weight(term, sums, cells, self.cell_weight, blob=self.regions == "blob")
             annotated = None if pairs is None else pairs[:, span(classes)]
@@ -279,7 +279,7 @@ class InstanceIoULoss(_Loss):
         if kind == "reference" and precomputed is not None:
             cells = precomputed
             if self.max_regions is not None:  # and the labels of `of_all_classes` are to be below it
-                cells = replace(cells, known=max(self.max_regions + cells.first, input.shape[1]))
+                cells = replace(cells, known=max(self.max_regions + cells.first, input.shape[1]), in_range=False)
             if self.regions == "blob":
                 foreground = torch.cat([class_map(plain, index, input.shape[1]) for index in classes], 1)
                 cells = replace(cells, numbers=torch.where(foreground >= 0.5, cells.numbers, 0), of_all_classes=None)
@@ -292,4 +292,4 @@ class InstanceIoULoss(_Loss):
         masks = masks if kept is None else masks & kept.cpu().numpy()
         cells = find_cells(masks, self.regions, voxel_sizes(given, self.spacing), self.connectivity)
         volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)
-        return Cells(cells.numbers.to(input.device), volume, cells.known)
+        return Cells(cells.numbers.to(input.device), volume, cells.known, in_range=True)

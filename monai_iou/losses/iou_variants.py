@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from monai_iou import checks, scores
 from monai_iou.losses.base import RegionLoss, RegionOptions, suppression, with_region_arguments
+from monai_iou.losses.weight_copies import weights_beside
 from monai_iou.voxels.sums import VoxelSums
 
 
@@ -235,7 +236,7 @@ class GeneralizedIoULoss(RegionLoss):
         weights = scores.volume_weights(sums.target, self.w_type)
         if self.class_weight is not None:
             checks.check_weight_length(self.class_weight, weights.shape[1], self.include_background)
-            weights = weights * self.class_weight.to(weights)
+            weights = weights * weights_beside(self.class_weight, weights)
         if self.empty != "smooth":
             weights = torch.where(sums.present, weights, 0)
         return 1 - scores.generalized_iou(sums, weights, self.smooth_nr, self.smooth_dr).unsqueeze(1)

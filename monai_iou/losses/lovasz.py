@@ -12,6 +12,7 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together, largest_over_ranks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.lovasz_base import LovaszLoss
+from monai_iou.losses.weight_copies import weights_beside
 from monai_iou.voxels.error_bins import DEFAULT_BINS
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
@@ -161,7 +162,7 @@ class LovaszSoftmaxLoss(LovaszLoss):
             terms = torch.where(counted, terms, 0)
         if self.class_weight is not None and terms.shape[1] > 1:
             checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
-            terms = terms * self.class_weight.to(terms)
+            terms = terms * weights_beside(self.class_weight, terms)
         return self.reduced(terms, counted, space, labelled)
 
 

@@ -49,7 +49,7 @@ def split_regions(target: Tensor) -> tuple[Tensor, Cells]:
     highest_label = _highest_number(values[:, :1]) if channels > 2 else None  # with two, one map of regions serves both
     has_classes = highest_label is not None and highest_label < channels
     known = max(highest + 1, channels)  # of labels too, which are the region numbers of class 0 in the whole target
-    return label, Cells(regions, None, known, FIRST_REGION, values if has_classes else None)
+    return label, Cells(regions, None, known, FIRST_REGION, values if has_classes else None, in_range=True)
 
 
 def _highest_number(values: Tensor) -> int | None:

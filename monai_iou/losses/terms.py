@@ -1,11 +1,20 @@
-"""The terms of a loss as numbers for logging."""
+"""The terms of a loss: their weighted sum, and as numbers for logging."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """Return the sum of terms of one shape, each times its weight; a weight of 1 costs no operation."""
+    weighted = [term if weight == 1 else weight * term for weight, term in zip(weights, terms, strict=True)]
+    total = weighted[0]
+    for term in weighted[1:]:
+        total = total + term
+    return total
 
 
 def loss_and_terms(loss: nn.Module, tag: str = "train_loss") -> Callable[[Any], dict[str, float]]:

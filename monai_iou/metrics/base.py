@@ -173,9 +173,9 @@ class RowMetric(CumulativeIterationMetric):
         rows = self.get_rows()
         if rows is None:
             if self.num_classes is None:
-                return torch.zeros((0, len(self._named) or 1))
+                return torch.zeros((0, len(self._named) or 1), device="cpu")
             first = 0 if self.include_background or self.num_classes == 1 else 1  # as of label maps
-            return torch.zeros((0, self.num_classes - first))
+            return torch.zeros((0, self.num_classes - first), device="cpu")
         return self._scores(rows)
 
     def aggregate(self, reduction: MetricReduction | str | None = None) -> Any:

@@ -25,8 +25,13 @@ def flat_voxels(
     mask: Tensor | None = None,
     groups: Tensor | None = None,
     num_groups: int | None = None,
+    *,
+    in_range: bool = False,
 ) -> Voxels:
-    """Bring checked tensors into one plain, flat form; labels, and groups with them, stay as they were given."""
+    """Bring checked tensors into one plain, flat form; labels, and groups with them, stay as they were given.
+
+    `in_range` says that all numbers of regions are from 0 to `num_groups` - 1.
+    """
     ignore_index = checks.check_ignore_index(ignore_index)
     keep = None
     if mask is not None:
@@ -39,8 +44,10 @@ def flat_voxels(
     target = saveable(computable(plain(target).flatten(2)))
     if logits.shape[1] > 1 and target.shape[1] == 1:
         has_ignored = keep is not None or ignore_index is not None
-        return Voxels(logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index)
-    if groups is not None:
+        return Voxels(
+            logits, target[:, 0], None, keep, has_ignored, groups, regions, True, ignore_index, in_range=in_range
+        )
+    if groups is not None and not in_range:
         groups, inside = in_regions(groups, regions)
         keep = both_kept(keep, inside)
     valid = valid_voxels(target, ignore_index)

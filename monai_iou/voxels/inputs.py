@@ -40,6 +40,7 @@ class Voxels:
         as_given: whether labels are still what the user passed, values of any kind in any dtype: ignored where they are
             `ignore_index` or `valid` is False. Kernels that read them otherwise begin with :meth:`compact`.
         ignore_index: label of ignored voxels of labels as given.
+        in_range: whether all region numbers are known to be in range, so that no kernel's form needs to look.
         findings: where a kernel may write what it found out.
     """
 
@@ -53,13 +54,14 @@ class Voxels:
     as_given: bool = False
     ignore_index: int | None = None
     findings: Findings | None = None
+    in_range: bool = False
 
     def compact(self) -> Voxels:
         """Return the same voxels with labels in the kernels' form."""
         if not self.as_given or self.labels is None:
             return self
         groups, keep = self.groups, self.valid
-        if groups is not None:
+        if groups is not None and not self.in_range:
             groups, inside = in_regions(groups, self.regions)
             keep = both_kept(keep, inside)
         labels, has_ignored = compact_labels(self.labels, self.logits.shape[1], self.ignore_index, keep)

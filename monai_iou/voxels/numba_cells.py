@@ -26,8 +26,8 @@ from monai_iou.voxels.numba_math import (
     size,
     summing_loop,
 )
-from monai_iou.voxels.numba_regions import LEAST_MEAN, find_runs, read_pulls, region_of, signed
-from monai_iou.voxels.numba_vectors import sum_between
+from monai_iou.voxels.numba_regions import LEAST_MEAN, SHORTEST_RUN, find_runs, read_pulls, region_of, signed
+from monai_iou.voxels.numba_vectors import LANES, sum_between
 
 _F = np.float32
 
@@ -55,6 +55,13 @@ def _probabilities_of_two(u: Row, p: Row, q: Row, n: int) -> Any:
         q[i] = t * larger if u[i] > _F(0) else larger
         found += abs(u[i])
     return found
+
+
+@loop
+def _read_whole(numbers: Any, n: int, out: Row) -> None:
+    """Write n whole numbers as float32."""
+    for i in range(n):
+        out[i] = _F(numbers[i])
 
 
 @loop
@@ -129,10 +136,22 @@ def _add_counts(ends: Any, runs: int, groups: Any, statistic: Any) -> None:
 
 
 @loop
+def _add_runs_and_counts(values: Row, ends: Any, runs: int, groups: Any, statistic: Any, counts: Any) -> None:
+    """Do both at once."""
+    done = 0
+    for run in range(runs):
+        region = region_of(groups[done:])
+        statistic[region] += sum_between(values, done, ends[run])
+        counts[region] += ends[run] - done
+        done = ends[run]
+
+
+@loop
 def add_regions(
     x: Any,
     other: Any,
     target: Any,
+    whole: Any,
     number: int,
     groups: Any,
     two: bool,
@@ -144,18 +163,30 @@ def add_regions(
     """Add I, P, T and, if asked for, the cross-entropy of some voxels to `rows`, (2, R, 7) float64.
 
     They are added as by :func:`numba_lines.add_line`; what is returned, and what is kept, is as for
-    :func:`numba_usual.add_usual`.
+    :func:`numba_usual.add_usual`, but for 0 where regions change too often for these loops. `whole`, (n,) int32, holds
+    the target's values instead of `target`, unless it is empty.
     """
     spare = np.empty((7, min(WIDTH, x.shape[0]) + PADDING), np.float32)
     difference, selected, p, q, product = spare[0], spare[1], spare[2], spare[3], spare[4]
     inside, outside = spare[5], spare[6]
-    ends, soft = np.empty(WIDTH, np.int64), _F(0)
+    ends, soft, changes = np.empty(WIDTH, np.int64), _F(0), 0
     for start in range(0, x.shape[0], WIDTH):
         n = min(WIDTH, x.shape[0] - start)
         u, y, labels, regions = x[start:], target[start:], target[start:], groups[start:]
+        runs = find_runs(regions, n, ends)
+        changes += runs - 1
+        if (changes + 1) * SHORTEST_RUN > x.shape[0]:
+            return 0
         if number >= 0:
             y = selected
             select_class(labels, _F(number), n, y)
+        elif whole.shape[0] > 0:
+            y = selected
+            _read_whole(whole[start:], n, y)
+        has_class = size(labels if two else y, n) != _F(0)  # most rows hold the background alone
+        p = spare[2]
+        if keeps and not has_class and start + n + LANES <= kept.shape[0]:
+            p = kept[start:]  # as it is kept
         if two:
             u, first, second = difference, x[start:], other[start:]
             for i in range(n):
@@ -165,20 +196,16 @@ def add_regions(
             found = _probabilities(u, p, n)
         if not found < LARGEST:
             return 0
-        has_class = size(labels if two else y, n) != _F(0)  # most rows hold the background alone
-        runs = find_runs(regions, n, ends)
-        _add_counts(ends, runs, regions, rows[0, :, 5])
-        _add_runs(p, ends, runs, regions, rows[0, :, 1])
+        _add_runs_and_counts(p, ends, runs, regions, rows[0, :, 1], rows[0, :, 5])
         if two:
             _add_runs(q, ends, runs, regions, rows[1, :, 1])
             if not has_class:
-                _add_runs(q, ends, runs, regions, rows[1, :, 0])
-                _add_counts(ends, runs, regions, rows[1, :, 2])
+                _add_runs_and_counts(q, ends, runs, regions, rows[1, :, 0], rows[1, :, 2])
         if has_class:
             if not two:
                 rows[0, 0, 6] += not_shares(y, n)
                 soft += _soft_targets(y, n)
-            if number < 0:
+            if number < 0 and whole.shape[0] == 0:
                 for i in range(n):
                     selected[i] = y[i]
             _multiply(p, selected, n, product)
@@ -195,7 +222,7 @@ def add_regions(
             _multiply(q, others, n, product)
             _add_runs(product, ends, runs, regions, rows[1, :, 0])
             _add_runs(others, ends, runs, regions, rows[1, :, 2])
-        if keeps:
+        if keeps and (has_class or start + n + LANES > kept.shape[0]):
             _keep(p, y, has_class, n, kept[start:])
     if not keeps or (two and not _keep_digits(rows)):
         return 1

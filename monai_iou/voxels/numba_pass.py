@@ -81,7 +81,8 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
     """
     rows = np.zeros((tiles.classes, tiles.regions, ROWS))
     groups, step = tiles.groups_of(image, part)
-    if groups.size and not tiles.by_region.has_long_runs(groups, step, tiles.region_maps, part.stop - part.start):
+    looks = groups.size and (tiles.is_softmax or not tiles.is_usual)  # else the loops look themselves
+    if looks and not tiles.by_region.has_long_runs(groups, step, tiles.region_maps, part.stop - part.start):
         return rows, _State.GENERAL, False
     if tiles.is_softmax:
         if not tiles.softmax.add_classes(*tiles.of_all_classes(image, part), groups, step, rows):
@@ -90,13 +91,14 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
         return rows, _State.COMPUTED, wrong == 0
     wrong, state = 0.0, int(_State.SIGNED)
     place, stride = (None, 0) if kept is None else kept.tile(image, part)
-    for c, x, other, target, number in tiles.of_each_class(image, part):
+    for c, x, other, target, number in tiles.of_each_class(image, part, reads_target=tiles.whole is None):
         pair, own = np.zeros((2, *rows.shape[1:])), groups[c * step :]
         if tiles.is_usual:
             p = x if place is None else place[c * stride : c * stride + part.stop - part.start]
             keeps = place is not None
             if groups.size:
-                found = tiles.cells.add_regions(x, other, target, number, own, *tiles.of_cells, keeps, p, pair)
+                whole = tiles.whole_numbers(image, part, c)
+                found = tiles.cells.add_regions(x, other, target, whole, number, own, *tiles.of_cells, keeps, p, pair)
             else:
                 found = tiles.usual.add_usual(x, other, target, number, tiles.two, tiles.terms, keeps, p, pair[:, 0])
             state = min(state, found)

@@ -16,7 +16,7 @@ from monai_iou.voxels.numba_vectors import COMPARED, LANES, change_bits, fill, l
 LEAST_MEAN = 1 / 1024  # of the other class's probability: a smaller 1 - p has lost three digits where p is kept
 
 _F = np.float32
-_SHORTEST_RUN = 8  # voxels on average
+SHORTEST_RUN = 8  # voxels on average
 _LEAST = _F(1.1754944e-38)  # size of what is kept below 0: the sign of 0 would be lost
 
 
@@ -28,7 +28,7 @@ def has_long_runs(groups: Any, stride: int, maps: int, n: int) -> bool:
         regions = groups[c * stride :]
         for i in range(1, n):
             runs += 1 if regions[i] != regions[i - 1] else 0
-    return bool(runs * _SHORTEST_RUN <= maps * n)
+    return bool(runs * SHORTEST_RUN <= maps * n)
 
 
 @loop

@@ -112,6 +112,9 @@ class Tiles:
         if self.groups is not None:
             self.is_usual &= spec == PassSpec(spec.activation, cross_entropy=spec.cross_entropy, split=spec.split)
         self.of_cells = self.two, self.terms.entropy
+        reads_whole = self.groups is not None and self.is_usual and not self.labels and target.dtype == torch.int32
+        whole = Flat(target, torch.int32) if reads_whole else None
+        self.whole = whole if whole is not None and whole.is_shared else None
         size = _tile_size(batch * count, max(2, self.classes))
         self.parts = [
             (image, slice(start, min(start + size, count))) for image in range(batch) for start in range(0, count, size)
@@ -143,6 +146,13 @@ class Tiles:
         for c in [1] if self.two else range(self.classes):
             own, place = x[c * stride : c * stride + count], 0 if self.labels else c * map_stride
             yield c, own, x[:count], target[place : place + count], c if self.labels else -1
+
+    def whole_numbers(self, image: int, part: slice, c: int) -> Array:
+        """Return the target of a class as it is, int32; of no length where the loops are to read it as float32."""
+        if self.whole is None:
+            return _NO_GROUPS
+        target, stride = self.whole.tile(image, part)
+        return target[c * stride : c * stride + part.stop - part.start]
 
     def options(self, image: int, part: slice) -> tuple[Any, ...]:
         """Return what else the loops over a class and the others take, but for the regions."""

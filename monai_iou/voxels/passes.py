@@ -156,9 +156,11 @@ def run_pass(
     mask: Tensor | None = None,
     groups: Tensor | None = None,
     num_groups: int | None = None,
+    *,
+    in_range: bool = False,
 ) -> VoxelSums:
-    """Return the sums (B, C, R) of checked tensors, by region."""
-    voxels = suited(flat_voxels(input, target, ignore_index, mask, groups, num_groups))
+    """Return the sums (B, C, R) of checked tensors, by region; `in_range` is that of :func:`flat_voxels`."""
+    voxels = suited(flat_voxels(input, target, ignore_index, mask, groups, num_groups, in_range=in_range))
     rows = report_bad_values(pick_kernel(voxels, spec)(voxels, spec), target, voxels, ignore_index)
     return VoxelSums(rows.to(sum_dtype(input)))
 

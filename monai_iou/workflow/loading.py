@@ -153,8 +153,8 @@ class LabelClassesd(MapTransform):
 
     def _classes(self, label: Any) -> torch.Tensor:
         order = np.argsort(self.values, kind="stable")
-        ascending = torch.as_tensor(np.asarray(self.values, dtype=np.int64)[order])
-        whole = torch.as_tensor(label).as_subclass(torch.Tensor)
+        whole = (label if isinstance(label, torch.Tensor) else torch.from_numpy(label)).as_subclass(torch.Tensor)
+        ascending = torch.from_numpy(np.asarray(self.values, dtype=np.int64)[order]).to(whole.device)
         place = torch.searchsorted(ascending, whole.to(torch.int64).contiguous()).clamp(max=len(ascending) - 1)
         wrong = ascending[place] != whole
         if bool(wrong.any()):
@@ -164,5 +164,5 @@ class LabelClassesd(MapTransform):
                 f"{whole[wrong].flatten()[0].item()}: correct the label, or train with this value."
             )
             raise DatasetError(message)
-        classes = torch.as_tensor(order)[place].to(class_dtype(len(order)))
+        classes = torch.from_numpy(order).to(whole.device)[place].to(class_dtype(len(order)))
         return MetaTensor(classes, meta=label.meta) if isinstance(label, MetaTensor) else classes

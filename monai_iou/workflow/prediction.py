@@ -19,6 +19,7 @@ from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.images import find_images, image_cases
 from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.result_files import check_results, result_file
+from monai_iou.workflow.run_state import MODEL
 from monai_iou.workflow.running import run_configs
 
 __all__ = ["Prediction", "Predictions", "TrainedModels", "find_models", "plan_predictions", "run_all"]
@@ -112,7 +113,7 @@ def find_models(run: Path, folds: str | None = None) -> TrainedModels:
     Raises:
         DatasetError: there are no such models; the message says what to do.
     """
-    single = next((path for path in (run / "models" / "model.pt", run / "model.pt") if path.is_file()), None)
+    single = next((path for path in (run / "models" / MODEL, run / MODEL) if path.is_file()), None)
     found = [(FOLD.fullmatch(path.parents[1].name), path) for path in run.glob("fold*/models/model.pt")]
     trained = {int(match[1]): path for match, path in found if match is not None}
     files = [single] if folds is None and single is not None else _chosen(run, trained, folds or "all")

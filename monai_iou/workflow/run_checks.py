@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from monai_iou.files import OutputError
-from monai_iou.workflow.run_state import FILES, RunState
+from monai_iou.workflow.run_state import FILES, LAST_EPOCH, RunState
 
 __all__ = ["check_nothing_is_replaced", "check_one_plan"]
 
@@ -63,7 +63,7 @@ def check_one_plan(trainings: Sequence[_Training], others: Iterable[Path]) -> No
     for folder in others:
         state = RunState.read(folder)
         different = state.differences({**state.request, **files}) if state is not None else []
-        if different and (folder / "models" / "last_epoch.pt").is_file():
+        if different and (folder / "models" / LAST_EPOCH).is_file():
             message = (
                 f"Expected all folds in {folder.parent} to follow one train.json and one plan.json, but got others "
                 f"than those of {folder.name} ({'; '.join(different)}): write the earlier values into train.json and "

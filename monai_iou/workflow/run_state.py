@@ -16,7 +16,7 @@ from monai_iou.files import json_text, write_json, write_text
 __all__ = ["RunState", "file_keys", "has_checkpoint", "has_masks", "mask_files", "what_is_missing", "why_no_report"]
 
 STATE_NAME = "run.json"
-CHECKPOINTS = ("last_epoch.pt", "model.pt")
+CHECKPOINTS = LAST_EPOCH, MODEL = ("last_epoch.pt", "model.pt")
 LATER = ("memory_gb", "device")  # options that the requests of earlier versions lack, whatever was given
 CONTENT = "config_keys"  # of the user's own configs
 FILES = {"train_keys": "train.json", "plan_keys": "plan.json"}  # of the run's folder, as `file_keys` notes them

@@ -28,6 +28,7 @@ from monai_iou.workflow.records import differences, is_same
 from monai_iou.workflow.result_files import check_results
 from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.run_lock import locked_for_run
+from monai_iou.workflow.run_state import CHECKPOINTS, LAST_EPOCH
 from monai_iou.workflow.settings import Settings, exit_with_message
 
 __all__ = ["check_evaluation", "check_inference", "check_training"]
@@ -68,7 +69,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
             prepare(folders["ckpt_dir"], "ckpt_dir")
             locked.enter_context(locked_for_run(folders["ckpt_dir"], "training"))
         _check_nothing_is_replaced(folders["ckpt_dir"], settings)
-        _check_same_data(folders["ckpt_dir"] / "last_epoch.pt", cases, plan, settings)
+        _check_same_data(folders["ckpt_dir"] / LAST_EPOCH, cases, plan, settings)
         if rank == 0:
             for name, folder in folders.items():
                 if name != "ckpt_dir":
@@ -124,8 +125,8 @@ def _check_output(cases: BundleCases, settings: Settings, models: Sequence[str],
 
 
 def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
-    checkpoints = [folder / name for name in ("last_epoch.pt", "model.pt") if (folder / name).is_file()]
-    continues = settings.resume and checkpoints and checkpoints[0].name == "last_epoch.pt"
+    checkpoints = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    continues = settings.resume and checkpoints and checkpoints[0].name == LAST_EPOCH
     if not checkpoints or continues or (settings.overwrite and not settings.resume):
         return
     message = (
@@ -156,7 +157,7 @@ def _check_tuning(plan: Plan, settings: Settings, cases: BundleCases) -> None:
 def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
     epochs, interval = getattr(settings, "epochs", 1), getattr(settings, "val_interval", 1)
     chooses = getattr(settings, "keep_weights", "best") == "best" and settings.validates
-    resumed = settings.resume and (Path(settings.ckpt_dir) / "last_epoch.pt").is_file()  # with other scores, maybe
+    resumed = settings.resume and (Path(settings.ckpt_dir) / LAST_EPOCH).is_file()  # with other scores, maybe
     given = is_dataset(cases.dataset_dir)  # MONAI Label brings its own data
     if epochs < interval and chooses and given and cases.validation and not resumed:
         logger.warning(

@@ -25,7 +25,9 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
     distributed,
 )
+from monai_iou.losses import weight_copies
 from monai_iou.losses.pass_loss import PassLoss
+from monai_iou.losses.weight_copies import weights_beside
 from monai_iou.voxels import VoxelSums, late_checks
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.passes import Reading
@@ -36,13 +38,15 @@ INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 
 
 class NoCopies(TorchFunctionMode):
-    """Refuse to make tensors from Python's numbers and to index by lists: both wait until the GPU has its copy."""
+    """Refuse what waits until the GPU has its copy: of a tensor on the CPU, of numbers, of lists as indices."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         assert func not in COPIES or kwargs.get("device") == "cpu", f"a copy by {func}"
+        if func is Tensor.to and args[0].device.type == "cpu":
+            assert not any(getattr(other, "device", other) == torch.device("meta") for other in args[1:]), "a copy"
         if func in INDEXING:
             parts = args[1] if isinstance(args[1], tuple) else (args[1],)
             assert not any(isinstance(part, (list, Tensor)) for part in parts), f"indexing by {parts}"
@@ -104,6 +108,52 @@ def test_label_maps_are_not_looked_at(loss: nn.Module, classes: int, questions: 
 )
 def test_per_class_maps_are_not_looked_at(loss: nn.Module, classes: int, questions: list[Tensor]) -> None:
     run(copy.deepcopy(loss).to("meta"), classes, channels=classes)
+
+
+WEIGHTS = [1.0, 4.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "maps"),
+    [
+        (IoULoss(softmax=True, weight=WEIGHTS), False),
+        (GeneralizedIoULoss(softmax=True, weight=WEIGHTS), False),
+        (IoUCELoss(softmax=True, weight=WEIGHTS), False),
+        (WeightedCrossEntropyLoss(sigmoid=True, weight=WEIGHTS, pos_weight=WEIGHTS), True),
+        (LovaszSoftmaxLoss(softmax=True, weight=WEIGHTS), False),
+        (InstanceIoULoss(softmax=True, weight=WEIGHTS, max_regions=9), True),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+@pytest.mark.usefixtures("questions")
+def test_weights_of_a_loss_that_is_never_moved_are_copied_once(loss: nn.Module, maps: bool) -> None:
+    channels = 3 if maps else 1
+    with pytest.raises(AssertionError, match=r"^a copy"):
+        run(loss, 3, channels)
+    values = torch.zeros(2, 3, *SHAPE, device="meta")
+    loss(values, torch.zeros(2, channels, *SHAPE, device="meta", dtype=torch.int16))
+    run(loss, 3, channels)
+    logits, labels = torch.zeros(1, 3, 4), torch.tensor([[[0, 1, 2, 2]]])
+    assert loss(logits, torch.eye(3)[labels[:, 0]].movedim(-1, 1) if maps else labels).isfinite()  # still on the CPU
+
+
+def test_copies_of_weights_follow_the_weights_and_end_with_them() -> None:
+    weights, values = torch.tensor([1.0, 2.0]), torch.zeros(2, device="meta")
+    copied = weights_beside(weights, values)
+    assert copied.device.type == "meta"
+    assert weights_beside(weights, values) is copied
+    assert weights_beside(weights, values.double()).dtype == torch.float64
+    weights += 1
+    assert weights_beside(weights, values) is not copied
+    assert weights in weight_copies._copies
+    before = len(weight_copies._copies)
+    del weights
+    assert len(weight_copies._copies) == before - 1
+    learnt = torch.ones(2, requires_grad=True)
+    assert weights_beside(learnt, values) is not weights_beside(learnt, values)
+    with torch.inference_mode():
+        made_there = torch.ones(2)
+    assert weights_beside(made_there, values).device.type == "meta"
 
 
 @pytest.mark.parametrize(

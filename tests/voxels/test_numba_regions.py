@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_iou import InstanceIoULoss, IoUCELoss, use_kernel, voxel_sums
 from monai_iou.voxels import general_tiles, numba_pass, numba_tiles, tiled
-from monai_iou.voxels.inputs import Voxels
+from monai_iou.voxels.inputs import Findings, Voxels
 from monai_iou.voxels.passes import flatten_voxels
 from monai_iou.voxels.reference import compute_sums as reference_sums
 from monai_iou.voxels.spec import PassSpec
@@ -147,6 +147,30 @@ def test_targets_of_zeros_and_ones_in_regions(spec: PassSpec, classes: int, of_c
     assert_exact(replace(voxels, logits=logits, maps=maps), spec, repeat=2)
     assert_exact(replace(voxels, logits=logits, maps=mixed), spec)
     assert numba_tiles.Tiles(voxels, spec).is_usual == (spec.label_smoothing == 0)
+
+
+@pytest.mark.usefixtures("tiles", "only_loops")
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("step", [1, 2], ids=["in one piece", "apart in memory"])
+@pytest.mark.parametrize("cross_entropy", [False, True])
+def test_whole_numbers_are_read_as_the_same_numbers_in_float32(cross_entropy: bool, step: int, classes: int) -> None:
+    voxels, spec = case(classes, "maps"), PassSpec("sigmoid", cross_entropy=cross_entropy)
+    assert voxels.maps is not None
+    whole = (voxels.maps > 0.6).int()
+    whole[..., : whole.shape[-1] // 2] = 0  # rows without the class
+    whole = whole.repeat_interleave(step, -1)[..., ::step]
+    assert (numba_tiles.Tiles(replace(voxels, maps=whole), spec).whole is not None) == (step == 1)
+    assert_exact(replace(voxels, maps=whole), spec, repeat=2)
+    for wrong in (-1, 2, 2**31 - 1):
+        changed = whole.clone()
+        changed[1, -1, -7] = wrong
+        for maps in (changed, changed.float()):
+            found = replace(voxels, maps=maps, findings=Findings())
+            rows = tiled.compute_sums(found, spec)
+            assert found.findings is not None
+            assert found.findings.maps_are_shares is False
+            expected = reference_sums(replace(voxels, logits=voxels.logits.double(), maps=maps), spec)
+            torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("tiles", "only_loops")

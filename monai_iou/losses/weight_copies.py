@@ -1,0 +1,39 @@
+"""The weights of a loss on the device of its input: copied to a GPU once, and not at every step.
+
+A loss is usually made on the CPU and never moved. A copy of its weights at every call would let the host wait for the
+GPU each time, and could not be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+# For each tensor of weights: its version at the time of the copies, and a copy for each device.
+_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def weights_beside(weights: Tensor, values: Tensor) -> Tensor:
+    """Return weights on the device and in the dtype of some values.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.losses.weight_copies import weights_beside
+        >>> weights_beside(torch.tensor([1.0, 3.0]), torch.zeros(1, 2, dtype=torch.float64))
+        tensor([1., 3.], dtype=torch.float64)
+    """
+    if weights.device == values.device or torch.compiler.is_compiling():
+        return weights.to(values)
+    if weights.requires_grad or weights.is_inference():  # a graph of its own at each call, or no version
+        return weights.to(values)
+    version, copies = _copies.get(weights, (None, {}))
+    if version != weights._version:
+        copies = {}
+        _copies[weights] = weights._version, copies
+    copy: Tensor | None = copies.get(values.device)
+    if copy is None:
+        copy = weights.to(values.device)
+        if type(copy) is Tensor:  # those of a tracer must not outlive it
+            copies[values.device] = copy
+    return copy.to(values.dtype)
