@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from monai_iou.checks import is_integer
 from monai_iou.voxels.in_place import softmax
 from monai_iou.voxels.inputs import Tile, Voxels, sum_dtype
 from monai_iou.voxels.tiling import tile_size
@@ -96,7 +97,7 @@ class ErrorSpace:
 
 def check_bins(bins: int) -> int:
     """Return `bins`; raise unless it is an integer from 1 to 16384."""
-    if isinstance(bins, bool) or not isinstance(bins, int):
+    if not is_integer(bins):
         message = (
             f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}: 2048 is usual."
         )
@@ -106,7 +107,7 @@ def check_bins(bins: int) -> int:
             f"Expected `bins` to be from 1 to {_MAX_BINS}, or None to sort exactly, but got {bins}: 2048 is usual."
         )
         raise ValueError(message)
-    return bins
+    return int(bins)
 
 
 def tile_voxels(logits: Tensor) -> int:

@@ -4,7 +4,7 @@ Here too p is kept for the backward pass where the gradient will stand, as -p wh
 taken over runs of voxels of one region. In a row that holds the background alone, only the probabilities and the
 cross-entropy of the background are summed.
 
-The slopes of the backward pass, one number for each region and label, are written to a row run by run as well.
+The runs are kept for the backward pass, too: `numba_cell_slopes.py` neither reads the regions nor looks for runs again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from monai_iou.voxels.numba_math import (
     size,
     summing_loop,
 )
-from monai_iou.voxels.numba_regions import LEAST_MEAN, SHORTEST_RUN, find_runs, read_pulls, region_of, signed
+from monai_iou.voxels.numba_regions import LEAST_MEAN, SHORTEST_RUN, find_runs, region_of, signed
 from monai_iou.voxels.numba_vectors import LANES, sum_between
 
 _F = np.float32
@@ -76,15 +76,6 @@ def _soft_targets(y: Row, n: int) -> Any:
     found = _F(0)
     for i in range(n):
         found += _F(0) if (y[i] == _F(0)) | (y[i] == _F(1)) else _F(1)
-    return found
-
-
-@summing_loop
-def _below_zero(values: Row, n: int) -> Any:
-    """Return how many values are below 0."""
-    found = _F(0)
-    for i in range(n):
-        found += _F(1) if values[i] < _F(0) else _F(0)
     return found
 
 
@@ -146,6 +137,11 @@ def _add_runs_and_counts(values: Row, ends: Any, runs: int, groups: Any, statist
         done = ends[run]
 
 
+def most_runs(voxels: int) -> int:
+    """Return how many runs :func:`add_regions` keeps at most: those of regions that are long enough, cut by rows."""
+    return voxels // SHORTEST_RUN + -(-voxels // WIDTH)
+
+
 @loop
 def add_regions(
     x: Any,
@@ -158,25 +154,34 @@ def add_regions(
     entropy: bool,
     keeps: bool,
     kept: Any,
+    kept_runs: Any,
     rows: Any,
-) -> int:
+) -> tuple[int, int]:
     """Add I, P, T and, if asked for, the cross-entropy of some voxels to `rows`, (2, R, 7) float64.
 
     They are added as by :func:`numba_lines.add_line`; what is returned, and what is kept, is as for
     :func:`numba_usual.add_usual`, but for 0 where regions change too often for these loops. `whole`, (n,) int32, holds
-    the target's values instead of `target`, unless it is empty.
+    the target's values instead of `target`, unless it is empty. If it `keeps` the probabilities, it writes where
+    each run ends, and its region, to `kept_runs`, (2, :func:`most_runs`) int32, and also returns how many there are.
     """
     spare = np.empty((7, min(WIDTH, x.shape[0]) + PADDING), np.float32)
     difference, selected, p, q, product = spare[0], spare[1], spare[2], spare[3], spare[4]
     inside, outside = spare[5], spare[6]
-    ends, soft, changes = np.empty(WIDTH, np.int64), _F(0), 0
+    ends, soft, changes, known = np.empty(WIDTH, np.int64), _F(0), 0, 0
     for start in range(0, x.shape[0], WIDTH):
         n = min(WIDTH, x.shape[0] - start)
         u, y, labels, regions = x[start:], target[start:], target[start:], groups[start:]
         runs = find_runs(regions, n, ends)
         changes += runs - 1
         if (changes + 1) * SHORTEST_RUN > x.shape[0]:
-            return 0
+            return 0, 0
+        if keeps:
+            done = 0
+            for run in range(runs):
+                kept_runs[0, known + run] = start + ends[run]
+                kept_runs[1, known + run] = region_of(regions[done:])
+                done = ends[run]
+            known += runs
         if number >= 0:
             y = selected
             select_class(labels, _F(number), n, y)
@@ -195,7 +200,7 @@ def add_regions(
         else:
             found = _probabilities(u, p, n)
         if not found < LARGEST:
-            return 0
+            return 0, 0
         _add_runs_and_counts(p, ends, runs, regions, rows[0, :, 1], rows[0, :, 5])
         if two:
             _add_runs(q, ends, runs, regions, rows[1, :, 1])
@@ -225,76 +230,5 @@ def add_regions(
         if keeps and (has_class or start + n + LANES > kept.shape[0]):
             _keep(p, y, has_class, n, kept[start:])
     if not keeps or (two and not _keep_digits(rows)):
-        return 1
-    return 3 if soft == _F(0) else 2
-
-
-@loop
-def _write_row(kept: Row, y: Row, signs: bool, has_class: bool, n: int, outside: Row, inside: Row) -> None:
-    """Turn p of n voxels into the gradient by I and P; each voxel has its slopes where y is 0, and where it is 1."""
-    if not has_class:
-        for i in range(n):
-            kept[i] = kept[i] * (_F(1) - kept[i]) * outside[i]
-    elif signs:
-        for i in range(n):
-            slope = inside[i] if kept[i] < _F(0) else outside[i]
-            kept[i] = abs(kept[i]) * (_F(1) - abs(kept[i])) * slope
-    else:
-        for i in range(n):
-            slope = outside[i] * (_F(1) - y[i]) + inside[i] * y[i]
-            kept[i] = abs(kept[i]) * (_F(1) - abs(kept[i])) * slope
-
-
-@loop
-def _write_row_with_entropy(
-    kept: Row, y: Row, signs: bool, has_class: bool, n: int, slopes: tuple[Row, Row, Row, Row]
-) -> None:
-    """The same with the cross-entropy: `lift` and `lower` are its pulls outside of the class, and inside."""
-    outside, inside, lift, lower = slopes
-    if not has_class:
-        for i in range(n):
-            kept[i] = kept[i] * ((_F(1) - kept[i]) * outside[i] + lift[i])
-    elif signs:
-        for i in range(n):
-            p, q = abs(kept[i]), _F(1) - abs(kept[i])
-            at_class, elsewhere = q * (p * inside[i] - lower[i]), p * (q * outside[i] + lift[i])
-            kept[i] = at_class if kept[i] < _F(0) else elsewhere
-    else:
-        for i in range(n):
-            p, q = abs(kept[i]), _F(1) - abs(kept[i])
-            at_class, elsewhere = q * (p * inside[i] - lower[i]), p * (q * outside[i] + lift[i])
-            kept[i] = at_class * y[i] + elsewhere * (_F(1) - y[i])
-
-
-@loop
-def write_regions(
-    target: Any, signs: bool, groups: Any, two: bool, entropy: bool, pulls: Any, out: Any, out_other: Any
-) -> None:
-    """Turn p of :func:`add_regions` into d loss / d logits, in place; see :func:`numba_usual.write_usual`."""
-    table = np.empty((2, pulls.shape[2]), np.float32)  # of each region where y is 0, and where it is 1
-    for region in range(pulls.shape[2]):
-        of_i, of_p = pulls[0, 0, region], pulls[0, 1, region]
-        of_other, of_q = pulls[1, 0, region] if two else _F(0), pulls[1, 1, region] if two else _F(0)
-        table[0, region] = of_p - (of_other + of_q)
-        table[1, region] = (of_i + of_p) - of_q
-    rows = np.empty((4, min(WIDTH, out.shape[0]) + PADDING), np.float32)
-    slopes = (rows[0], rows[1], rows[2], rows[3])
-    outside, inside, lift, lower = slopes
-    for start in range(0, out.shape[0], WIDTH):
-        n = min(WIDTH, out.shape[0] - start)
-        place, y, regions = out[start:], target[start:], groups[start:]
-        has_class = not signs or _below_zero(place, n) != _F(0)  # most rows have no voxel of the class
-        read_pulls(table[0], regions, n, outside)
-        if has_class:
-            read_pulls(table[1], regions, n, inside)
-        if entropy:
-            read_pulls(pulls[1, 3], regions, n, lift)
-            if has_class:
-                read_pulls(pulls[0, 3], regions, n, lower)
-            _write_row_with_entropy(place, y, signs, has_class, n, slopes)
-        else:
-            _write_row(place, y, signs, has_class, n, outside, inside)
-        if two:
-            second = out_other[start:]
-            for i in range(n):
-                second[i] = -place[i]
+        return 1, 0
+    return (3 if soft == _F(0) else 2), known

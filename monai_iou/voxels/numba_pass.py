@@ -8,8 +8,9 @@ the general formulas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,31 +75,46 @@ def _write_general(out: Tensor, gradient: Tensor, voxels: Voxels, spec: PassSpec
         general_tiles.write_gradient(out, gradient, voxels, spec, image, part)
 
 
-def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tuple[Array, _State, bool]:
-    """Return the statistics (C, R, 7) of a tile, what becomes of its gradient, and whether targets are from 0 to 1.
+class _Tile(NamedTuple):
+    """What the loops found in a tile.
 
-    If its gradient is left to the general formulas, the other two mean nothing.
+    Attributes:
+        rows: the statistics, (C, R, 7).
+        state: what becomes of its gradient. If that is left to the general formulas, all else means nothing.
+        are_shares: whether targets are from 0 to 1.
+        runs: for each class, those of the regions, where probabilities are kept; see `numba_cells.add_regions`.
     """
+
+    rows: Array
+    state: _State
+    are_shares: bool
+    runs: Sequence[Array] = ()
+
+
+def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> _Tile:
+    """Return what the loops find in a tile."""
     rows = np.zeros((tiles.classes, tiles.regions, ROWS))
     groups, step = tiles.groups_of(image, part)
     looks = groups.size and (tiles.is_softmax or not tiles.is_usual)  # else the loops look themselves
     if looks and not tiles.by_region.has_long_runs(groups, step, tiles.region_maps, part.stop - part.start):
-        return rows, _State.GENERAL, False
+        return _Tile(rows, _State.GENERAL, False)
     if tiles.is_softmax:
         if not tiles.softmax.add_classes(*tiles.of_all_classes(image, part), groups, step, rows):
-            return rows, _State.GENERAL, False
+            return _Tile(rows, _State.GENERAL, False)
         wrong, rows[..., -1] = rows[..., -1].sum(), 0
-        return rows, _State.COMPUTED, wrong == 0
-    wrong, state = 0.0, int(_State.SIGNED)
+        return _Tile(rows, _State.COMPUTED, wrong == 0)
+    wrong, state, runs, count = 0.0, int(_State.SIGNED), list[Array](), part.stop - part.start
     place, stride = (None, 0) if kept is None else kept.tile(image, part)
     for c, x, other, target, number in tiles.of_each_class(image, part, reads_target=tiles.whole is None):
         pair, own = np.zeros((2, *rows.shape[1:])), groups[c * step :]
         if tiles.is_usual:
-            p = x if place is None else place[c * stride : c * stride + part.stop - part.start]
+            p = x if place is None else place[c * stride : c * stride + count]
             keeps = place is not None
             if groups.size:
-                whole = tiles.whole_numbers(image, part, c)
-                found = tiles.cells.add_regions(x, other, target, whole, number, own, *tiles.of_cells, keeps, p, pair)
+                sources = x, other, target, tiles.whole_numbers(image, part, c), number, own
+                space = np.empty((2, tiles.cells.most_runs(count) if keeps else 0), np.int32)
+                found, known = tiles.cells.add_regions(*sources, *tiles.of_cells, keeps, p, space, pair)
+                runs.append(space[:, :known].copy())
             else:
                 found = tiles.usual.add_usual(x, other, target, number, tiles.two, tiles.terms, keeps, p, pair[:, 0])
             state = min(state, found)
@@ -114,38 +130,40 @@ def _tile_sums(tiles: Tiles, kept: Flat | None, image: int, part: slice) -> tupl
         else:
             with np.errstate(invalid="ignore"):  # infinite targets, which are refused later
                 rows[c, :, CROSS_ENTROPY] += pair[1, :, CROSS_ENTROPY]
-    return rows, _State(state), wrong == 0
+    return _Tile(rows, _State(state), wrong == 0, runs if state >= _State.KEPT else ())
 
 
-def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[_State]]:
-    """Return the statistics (7, B, C, R), and what becomes of each tile's gradient."""
+def _sums(voxels: Voxels, spec: PassSpec, kept: Tensor | None) -> tuple[Tensor, list[tuple[_State, Sequence[Array]]]]:
+    """Return the statistics (7, B, C, R), and for each tile what becomes of its gradient, and the runs that it kept."""
     tiles = Tiles(voxels, spec)
     places = None if kept is None or not tiles.is_usual else Flat(kept)
     places = places if places is None or places.is_shared else None
 
-    def work(part: tuple[int, slice]) -> tuple[Array | slice, Array, _State, bool]:
-        rows, state, are_shares = _tile_sums(tiles, places, *part)
-        rows = _general_sums(voxels, spec, *part) if state == _State.GENERAL else rows
+    def work(part: tuple[int, slice]) -> tuple[Array | slice, _Tile]:
+        found = _tile_sums(tiles, places, *part)
+        if found.state == _State.GENERAL:
+            found = found._replace(rows=_general_sums(voxels, spec, *part))
         if voxels.groups is None:
-            return slice(None), rows, state, are_shares
+            return slice(None), found
         # Of thousands of regions a tile has few, and there are many tiles.
-        met = np.flatnonzero((rows != 0).any((0, 2)))
-        return met, rows[:, met], state, are_shares
+        met = np.flatnonzero((found.rows != 0).any((0, 2)))
+        return met, found._replace(rows=found.rows[:, met])
 
     total = np.zeros((*voxels.logits.shape[:2], voxels.regions, ROWS))
     results = in_threads(work, tiles.parts)
-    for (image, _), (met, rows, _, _) in zip(tiles.parts, results, strict=True):
+    for (image, _), (met, found) in zip(tiles.parts, results, strict=True):
         with np.errstate(invalid="ignore"):  # infinite logits or targets
-            total[image][:, met] += rows
-    states = [state for _, _, state, _ in results]
+            total[image][:, met] += found.rows
     # The loops read 1 + 1e-9 as 1, and -1e-60 as 0.
     reads_exactly = voxels.maps is not None and voxels.maps.dtype != torch.float64
-    if voxels.findings is not None and reads_exactly and _State.GENERAL not in states:
-        voxels.findings.maps_are_shares = all(are_shares for *_, are_shares in results)
-    return torch.from_numpy(total).permute(3, 0, 1, 2), states
+    if voxels.findings is not None and reads_exactly and all(found.state != _State.GENERAL for _, found in results):
+        voxels.findings.maps_are_shares = all(found.are_shares for _, found in results)
+    return torch.from_numpy(total).permute(3, 0, 1, 2), [(found.state, found.runs) for _, found in results]
 
 
-def _write_tile(tiles: Tiles, out: Flat, pulls: Array, state: _State, image: int, part: slice) -> None:
+def _write_tile(
+    tiles: Tiles, out: Flat, pulls: Array, state: _State, runs: Sequence[Array], image: int, part: slice
+) -> None:
     """Write the gradient of a tile into `out` (B, C, N); `pulls` is d loss / d statistics, (B, C, 7, R) float32."""
     place, stride = out.tile(image, part, copy=False)
     groups, step = tiles.groups_of(image, part)
@@ -160,7 +178,8 @@ def _write_tile(tiles: Tiles, out: Flat, pulls: Array, state: _State, image: int
                 pair[1, CROSS_ENTROPY] = pulls[image, c, of_others]
             places = place[c * stride : c * stride + count], place[:count]
             if state >= _State.KEPT and groups.size:
-                tiles.cells.write_regions(target, signs, own, *tiles.of_cells, pair, *places)
+                kept = runs[0 if tiles.two else c]
+                tiles.cell_slopes.write_regions(target, signs, kept, *tiles.of_cells, pair, *places)
             elif state >= _State.KEPT:
                 tiles.usual.write_usual(target, signs, tiles.two, tiles.terms, pair, *places)
             else:
@@ -173,8 +192,8 @@ class _NumbaSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, voxels: Voxels, spec: PassSpec, keeps: bool) -> Tensor:
         ctx.kept = huge_pages.empty_like(logits) if keeps else None
-        total, ctx.states = _sums(voxels, spec, ctx.kept)
-        if max(ctx.states) < _State.KEPT:
+        total, ctx.tiles = _sums(voxels, spec, ctx.kept)
+        if max(state for state, _ in ctx.tiles) < _State.KEPT:
             ctx.kept = None
         ctx.spec, ctx.has_ignored, ctx.regions = spec, voxels.has_ignored, voxels.regions
         # Wrong labels may wrap round here; their error follows the sums, and no backward does.
@@ -193,14 +212,15 @@ class _NumbaSums(torch.autograd.Function):
         out = huge_pages.empty_like(logits) if kept is None else kept
         places = Flat(out)
 
-        def work(task: tuple[tuple[int, slice], _State]) -> None:
-            part, state = task
+        def work(task: tuple[tuple[int, slice], tuple[_State, Sequence[Array]]]) -> None:
+            part, (state, runs) = task
             if state == _State.GENERAL:
                 _write_general(out, gradient, voxels, ctx.spec, *part)
             else:
-                _write_tile(tiles, places, pulls, state if kept is not None else _State.COMPUTED, *part)
+                _write_tile(tiles, places, pulls, state if kept is not None else _State.COMPUTED, runs, *part)
 
-        in_threads(work, list(zip(tiles.parts, ctx.states, strict=True)))
+        in_threads(work, list(zip(tiles.parts, ctx.tiles, strict=True)))
+        ctx.tiles = [(state, ()) for state, _ in ctx.tiles]
         return out, None, None, None
 
 

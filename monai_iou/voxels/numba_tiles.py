@@ -30,7 +30,7 @@ _NO_MASK, _NO_GROUPS = np.empty(0, np.bool_), np.empty(0, np.int32)
 def loaded() -> tuple[ModuleType, ...] | str:
     """Return the modules of the loops, or why there are none."""
     try:
-        names = ("usual", "lines", "softmax", "cells", "regions", "math")
+        names = ("usual", "lines", "softmax", "cells", "cell_slopes", "regions", "math")
         modules = tuple(importlib.import_module(f"monai_iou.voxels.numba_{name}") for name in names)
         if modules[-1].is_off():
             return "NUMBA_DISABLE_JIT is set"
@@ -94,7 +94,7 @@ class Tiles:
     def __init__(self, voxels: Voxels, spec: PassSpec) -> None:
         found = loaded()
         assert not isinstance(found, str)
-        self.usual, self.lines, self.softmax, self.cells, self.by_region, parts = found
+        self.usual, self.lines, self.softmax, self.cells, self.cell_slopes, self.by_region, parts = found
         self.terms, self.spec = parts.Terms.of(spec), spec
         batch, self.classes, count = voxels.logits.shape
         labels = voxels.labels

@@ -45,14 +45,13 @@ class ProbabilityHistograms:
 
 def check_resolution(resolution: int) -> int:
     """Return `resolution`; raise unless it is an even integer from 2 to 16384."""
-    whole = isinstance(resolution, int) and not isinstance(resolution, bool)
-    if not whole or resolution % 2 or not 2 <= resolution <= MAX_RESOLUTION:
+    if not checks.is_integer(resolution) or resolution % 2 or not 2 <= resolution <= MAX_RESOLUTION:
         message = (
             f"Expected `resolution` to be an even whole number from 2 to {MAX_RESOLUTION}, but got {resolution}: 1000 "
             "tells probabilities apart that differ by 0.001."
         )
         raise ValueError(message)
-    return resolution
+    return int(resolution)
 
 
 def probability_histograms(

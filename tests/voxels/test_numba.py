@@ -28,6 +28,7 @@ from monai_iou import IoUCELoss, IoUFocalLoss, IoULoss, kernel_report, use_kerne
 from monai_iou.voxels import (
     huge_pages,
     in_place,
+    numba_cell_slopes,
     numba_cells,
     numba_lines,
     numba_math,
@@ -499,7 +500,18 @@ def test_machine_code_of_earlier_loops_is_removed_and_that_of_other_processors_s
     assert of_other <= set(tmp_path.rglob("*.nb?"))
 
 
-@pytest.mark.parametrize("module", [numba_cells, numba_lines, numba_math, numba_regions, numba_softmax, numba_usual])
+@pytest.mark.parametrize(
+    "module",
+    [
+        numba_cell_slopes,
+        numba_cells,
+        numba_lines,
+        numba_math,
+        numba_regions,
+        numba_softmax,
+        numba_usual,
+    ],
+)
 def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
     for voxels in (case(2, "labels"), case(3, "ignored labels"), case(3, "maps", torch.float16)):
         run(numba_pass.compute_sums, voxels, PassSpec(cross_entropy=True, focal=2.0))
@@ -516,7 +528,7 @@ def test_every_loop_takes_one_combination_of_types(module: ModuleType) -> None:
 def test_machine_code_is_current_while_no_file_of_loops_has_changed(tmp_path: Path) -> None:
     folder = Path(numba_math.__file__).parent
     files = [path.name for path in folder.glob("numba_*.py")]
-    names = ("cells", "lines", "math", "regions", "softmax", "usual")
+    names = ("cell_slopes", "cells", "lines", "math", "regions", "softmax", "usual")
     assert {f"numba_{name}.py" for name in names} <= set(files)
     for name in files:
         shutil.copy(folder / name, tmp_path)

@@ -322,7 +322,7 @@ def test_what_a_tile_holds_does_not_grow_with_the_regions_of_others(monkeypatch:
 
     def watched(*each: Any) -> list[Any]:
         results = in_threads(*each)
-        sizes.extend(rows.shape[1] for _, rows, *_ in results)
+        sizes.extend(found.rows.shape[1] for _, found in results)
         return results
 
     monkeypatch.setattr(numba_pass, "in_threads", watched)
