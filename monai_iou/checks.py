@@ -12,7 +12,7 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -112,9 +112,14 @@ def check_ignore_index(ignore_index: Any) -> int | None:
     raise TypeError(message)
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer, of Python or NumPy, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any, remedy: str) -> int:
     """Return `value` as an int; raise TypeError unless it is an integer."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if not is_integer(value):
         message = f"Expected `{name}` to be an integer, but got {type(value).__name__}: {remedy}."
         raise TypeError(message)
     return int(value)

@@ -18,7 +18,9 @@ from monai_iou import (
     ContextAttentionLoss,
     InstanceIoULoss,
     IoUMetric,
+    LovaszSoftmaxLoss,
     MultiScaleLoss,
+    ThresholdIoUMetric,
     class_weights,
     fine_grained_iou,
     iou_counts,
@@ -104,6 +106,22 @@ KINDS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 def test_the_sentence_names_the_argument(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_whole_numbers_of_numpy_will_do() -> None:
+    number = np.int64(20)
+    assert CalibrationMetric(num_bins=number).num_bins == 20
+    assert ThresholdIoUMetric(resolution=number).resolution == 20
+    assert LovaszSoftmaxLoss(bins=number).bins == 20
+    kinds: list[tuple[Callable[..., Any], str]] = [
+        (CalibrationMetric, "num_bins"),
+        (ThresholdIoUMetric, "resolution"),
+        (LovaszSoftmaxLoss, "bins"),
+    ]
+    for construct, name in kinds:
+        for wrong in (True, 20.0):
+            with pytest.raises((TypeError, ValueError), match=rf"^Expected `{name}` to be an? "):
+                construct(**{name: wrong})
 
 
 def test_any_list_will_do() -> None:

@@ -280,7 +280,7 @@ class AttentionSupervisionLoss(_Loss):
         """
         if isinstance(input, Tensor):
             alone = call_loss(self.loss, input, target, labelled)
-            self.last_terms = {"segmentation": alone.detach()}
+            self.last_terms = {"segmentation": alone.detach().clone()}  # `loss /= 2` is not to change it
             return alone
         if not isinstance(input, (tuple, list)) or len(input) != 2:
             message = (

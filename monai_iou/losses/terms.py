@@ -9,8 +9,13 @@ from torch import Tensor, nn
 
 
 def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
-    """Return the sum of terms of one shape, each times its weight; a weight of 1 costs no operation."""
+    """Return the sum of terms of one shape, each times its weight, as a tensor of its own: `loss /= 2` changes no term.
+
+    A weight of 1 costs no operation beside another term.
+    """
     weighted = [term if weight == 1 else weight * term for weight, term in zip(weights, terms, strict=True)]
+    if len(weighted) == 1 and weighted[0] is terms[0]:
+        return weighted[0].clone()
     total = weighted[0]
     for term in weighted[1:]:
         total = total + term

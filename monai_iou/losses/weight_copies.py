@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-# For each tensor of weights: its version at the time of the copies, and a copy for each device.
+# For each tensor of weights on the CPU: its values at the time of the copies, and a copy for each device.
 _copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -23,17 +23,18 @@ def weights_beside(weights: Tensor, values: Tensor) -> Tensor:
         >>> weights_beside(torch.tensor([1.0, 3.0]), torch.zeros(1, 2, dtype=torch.float64))
         tensor([1., 3.], dtype=torch.float64)
     """
-    if weights.device == values.device or torch.compiler.is_compiling():
+    if weights.device.type != "cpu" or values.device.type == "cpu" or torch.compiler.is_compiling():
         return weights.to(values)
-    if weights.requires_grad or weights.is_inference():  # a graph of its own at each call, or no version
+    if weights.requires_grad or type(weights) is not Tensor:  # a graph of its own at each call, or a tracer's
         return weights.to(values)
-    version, copies = _copies.get(weights, (None, {}))
-    if version != weights._version:
-        copies = {}
-        _copies[weights] = weights._version, copies
+    before, copies = _copies.get(weights, (None, {}))
+    if before is None or not torch.equal(before, weights):  # whoever changed them
+        before, copies = weights.clone(), {}
+        _copies[weights] = before, copies
     copy: Tensor | None = copies.get(values.device)
     if copy is None:
-        copy = weights.to(values.device)
+        with torch.inference_mode(False):  # where a copy could serve no later training
+            copy = before.to(values.device)
         if type(copy) is Tensor:  # those of a tracer must not outlive it
             copies[values.device] = copy
     return copy.to(values.dtype)

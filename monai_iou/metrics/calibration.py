@@ -11,7 +11,7 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
-from monai_iou.checks import check_choice
+from monai_iou.checks import check_choice, is_integer
 from monai_iou.metrics.base import row_device
 from monai_iou.metrics.probability import Activation, ProbabilityMetric
 
@@ -77,13 +77,14 @@ class CalibrationMetric(ProbabilityMetric):
         ignore_index: int | None = None,
         activation: Activation = None,
     ) -> None:
-        if isinstance(num_bins, bool) or not isinstance(num_bins, int) or not 1 <= num_bins <= _MAX_BINS:
+        if not is_integer(num_bins) or not 1 <= num_bins <= _MAX_BINS:
             message = (
                 f"Expected `num_bins` to be a whole number from 1 to {_MAX_BINS}, but got {num_bins}: 10 to 20 "
                 "are usual."
             )
             raise ValueError(message)
         check_choice("kind", kind, scores.CALIBRATION_ERRORS)
+        num_bins = int(num_bins)
         resolution = 2 * num_bins * math.ceil(_LEAST_RESOLUTION / (2 * num_bins))  # the bins' edges are nodes
         super().__init__(
             include_background, reduction, get_not_nans, return_with_label, ignore_index, activation, resolution

@@ -14,7 +14,9 @@ from monai_iou.distributed import is_distributed, largest_over_ranks
 __all__ = ["gather_rows", "known_to_any"]
 
 
-def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
+def gather_rows(
+    rows: torch.Tensor | None, dtype: torch.dtype = torch.float64, *, error: str | None = None
+) -> torch.Tensor | None:
     """Concatenate the rows of all ranks in the order of the ranks; every rank must call it, even one without rows.
 
     The ranks first exchange the shapes of their rows, so that a rank without rows takes part with zero rows.
@@ -22,22 +24,33 @@ def gather_rows(rows: torch.Tensor | None, dtype: torch.dtype = torch.float64) -
     Args:
         rows: the rows of this rank, (N, ...), or None if it has none.
         dtype: type of the rows, the same on all ranks.
+        error: why this rank cannot give its rows, if it cannot.
 
     Returns:
         All rows, on the device of this rank's rows (on the CPU if it has none), or None if no rank has any.
 
     Raises:
-        ValueError: the rows of the ranks have different shapes; every rank raises it.
+        ValueError: the rows of the ranks have different shapes, or a rank has an error; every rank raises it.
     """
     if not is_distributed():
+        if error is not None:
+            raise ValueError(error)
         return rows
     device = get_dist_device() or torch.device("cpu")
     home = torch.device("cpu") if rows is None else rows.device
-    # number of rows, number of further dimensions, and up to three of them
+    # number of rows (-1 after an error), number of further dimensions, and up to three of them
     mine = torch.zeros(5, dtype=torch.int64)
-    if rows is not None:
+    if error is not None:
+        mine[0] = -1
+    elif rows is not None:
         mine[: 1 + rows.ndim] = torch.tensor([len(rows), rows.ndim - 1, *rows.shape[1:]])
     shapes = [s.tolist() for s in _all_gather(mine.to(device))]
+    failed = [rank for rank, shape in enumerate(shapes) if shape[0] < 0]
+    if error is not None:
+        raise ValueError(error)
+    if failed:
+        message = f"Expected the scores of every rank, but got an error on rank {failed[0]}: see its message."
+        raise ValueError(message)
     row_shapes = {tuple(s[2 : 2 + s[1]]) for s in shapes if s[0] > 0}
     if not row_shapes:
         return None

@@ -157,6 +157,25 @@ def test_metatensors_give_a_plain_tensor_through_monais_losses() -> None:
     assert type(AttentionSupervisionLoss(theirs, theirs)(pair, labels)) is torch.Tensor
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CompoundLoss([IoULoss(softmax=True)]),
+        CompoundLoss([IoULoss(softmax=True), DiceLoss(softmax=True, to_onehot_y=True)]),
+        InstanceIoULoss(softmax=True, lambda_global=0),
+        InstanceIoULoss(softmax=True, cells="both", lambda_global=0, alpha=1.0),
+        MultiScaleLoss(IoULoss(softmax=True)),
+        AttentionSupervisionLoss(IoULoss(softmax=True), IoULoss()),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_what_becomes_of_the_loss_changes_no_term(loss: Any) -> None:
+    value = loss(torch.zeros(1, 2, 4, 4).requires_grad_(), torch.eye(4, dtype=torch.long)[None, None])
+    before = {name: term.clone() for name, term in loss.last_terms.items()}
+    value /= 4  # as for the gradients of several batches
+    assert {name: term.item() for name, term in loss.last_terms.items()} == {k: v.item() for k, v in before.items()}
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_a_weight_is_void_on_one_channel_of_an_iou_loss(reduction: str) -> None:
     logits, labels = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)

@@ -143,7 +143,7 @@ def test_copies_of_weights_follow_the_weights_and_end_with_them() -> None:
     assert copied.device.type == "meta"
     assert weights_beside(weights, values) is copied
     assert weights_beside(weights, values.double()).dtype == torch.float64
-    weights += 1
+    weights.data[1] = 5
     assert weights_beside(weights, values) is not copied
     assert weights in weight_copies._copies
     before = len(weight_copies._copies)
@@ -151,9 +151,18 @@ def test_copies_of_weights_follow_the_weights_and_end_with_them() -> None:
     assert len(weight_copies._copies) == before - 1
     learnt = torch.ones(2, requires_grad=True)
     assert weights_beside(learnt, values) is not weights_beside(learnt, values)
+
+
+def test_weights_that_a_validation_copied_first_serve_the_training() -> None:
+    loss = IoULoss(softmax=True, weight=[1.0, 4.0])
+    rows = torch.zeros(7, 1, 2, device="meta")
     with torch.inference_mode():
+        loss.score(VoxelSums(rows), 3)
         made_there = torch.ones(2)
-    assert weights_beside(made_there, values).device.type == "meta"
+        assert weights_beside(made_there, rows).device.type == "meta"
+    assert not weights_beside(made_there, rows).is_inference()
+    loss.score(VoxelSums(rows.requires_grad_() * 1), 3).backward()
+    assert rows.grad is not None
 
 
 @pytest.mark.parametrize(

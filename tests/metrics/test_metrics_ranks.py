@@ -130,3 +130,26 @@ def test_scores_have_the_same_names_on_a_rank_without_images(tmp_path: Path) -> 
             assert list(theirs) == list(ours)
             assert list(theirs.values()) == pytest.approx(list(ours.values()), nan_ok=True)
         assert mixed == {"label_0": 1.0, "label_1": 1.0, "label_2": 1.0}
+
+
+def score_other_classes(rank: int, folder: str) -> None:
+    join_group(rank, 2, folder)
+    metric, messages = IoUMetric(), []
+    metric(torch.ones(1, 2, 4), torch.ones(1, 2, 4))
+    if rank == 0:
+        metric(torch.ones(1, 3, 4), torch.ones(1, 3, 4))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the texts are compared below
+        metric.aggregate()
+    messages.append(str(caught.value))
+    metric.reset()
+    metric(torch.ones(1, 2, 4), torch.ones(1, 2, 4))
+    torch.save([*messages, metric.aggregate().item()], Path(folder) / f"{rank}.pt")  # the ranks are still together
+    leave_group()
+
+
+def test_images_of_other_classes_on_one_rank_are_told_by_all(tmp_path: Path) -> None:
+    run_ranks(score_other_classes, 2, str(tmp_path))
+    told = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert told[0][0].startswith("Expected every image to have the same classes, but got [2, 3] of them: set ")
+    assert told[1][0] == "Expected the scores of every rank, but got an error on rank 0: see its message."
+    assert [values[-1] for values in told] == [1.0, 1.0]
