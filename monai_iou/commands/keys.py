@@ -17,14 +17,16 @@ __all__ = [
     "TRAINING_SETS",
     "CommandWithKeys",
     "known_keys",
-    "names_key",
+    "names_keys",
     "own_options",
+    "read_config",
     "read_keys",
     "words_of_keys",
 ]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = Path("bundles") / "small_foreground_segmentation" / "configs"
+MARK = "\ufeff"  # of the byte order, which editors of Windows may put before a text
 WORDS = "monai_iou.keys"  # of a context's meta
 PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")  # as the bundle's settings know them
 # Keys that a command sets itself, by what the user writes.
@@ -88,18 +90,37 @@ def known_keys(configs: Sequence[Path], shipped: str = "train", option: str = "-
     return {key for path in (own, *configs) for key in _keys_in(path, option)}
 
 
-def names_key(configs: Sequence[Path], key: str) -> bool:
-    """Whether one of the user's own configs gives a key."""
-    return any(key in _keys_in(path, "--config") for path in configs)
+def names_keys(given: Mapping[str, Any], configs: Sequence[Path]) -> set[str]:
+    """The bundle's keys that a command line or the user's own configs give, also by a part such as `train#inferer`."""
+    of_line = {_root(name.lstrip("+~")) for name in given}
+    return of_line.union(*(_keys_in(path, "--config") for path in configs))
+
+
+def read_config(path: Path, option: str) -> dict[str, Any]:
+    """Read a user's config, as `monai_iou.workflow.config_files` does, which takes seconds to import.
+
+    Args:
+        path: of the file.
+        option: that names it, for the message.
+
+    Raises:
+        click.UsageError: it cannot be read, or is no JSON object.
+    """
+    content, why = None, "it holds no object, {...}"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = None if text.startswith(MARK) else json.loads(text)
+        why = "it begins with a byte-order mark, which MONAI does not read" if text.startswith(MARK) else why
+    except (OSError, ValueError) as error:
+        why = str(error)
+    if isinstance(content, dict):
+        return content
+    message = f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({why}): correct it."
+    raise click.UsageError(message)
 
 
 def _keys_in(path: Path, option: str) -> set[str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({error}): correct it."
-        raise click.UsageError(message) from error
-    return {_root(key.lstrip("+~")) for key in content} if isinstance(content, dict) else set()
+    return {_root(key.lstrip("+~")) for key in read_config(path, option)}
 
 
 def read_keys(

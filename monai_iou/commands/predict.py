@@ -34,7 +34,7 @@ RESULTS = (
     ),
     click.option("--save-probabilities", is_flag=True, help="Also write the probabilities of all classes, as NIfTI."),
     click.option("--preview", is_flag=True, help="Also write a picture of each mask over its image."),
-    click.option("--overwrite", is_flag=True, help="Replace existing results, but never an image."),
+    click.option("--overwrite", is_flag=True, help="Replace all existing results of an image, but never an image."),
 )
 MODELS = (
     click.option(
@@ -68,9 +68,9 @@ def predict(
     keys = _keys(context, run)
     _check_paths(run, images)
     from monai_iou.console import say
-    from monai_iou.workflow.prediction import find_models, plan_predictions, run_all
+    from monai_iou.workflow.prediction import earlier_results, find_models, plan_predictions, run_all
     from monai_iou.workflow.previews import write_preview
-    from monai_iou.workflow.result_files import check_new
+    from monai_iou.workflow.result_files import check_new, check_none_beside, remove_result
 
     wanted = {"probabilities": options["save_probabilities"], "preview": options["preview"]}
     keys |= {"save_probabilities": True} if options["save_probabilities"] else {}
@@ -79,13 +79,18 @@ def predict(
         models = find_models(run, options["folds"])
         runs = plan_predictions(models, images, output, ending, **wanted)
         items = [item for each in runs for item in each.items]
+        earlier = earlier_results(runs)
         if not options["overwrite"]:
             check_new(path for item in items for path in item.files.values())
+            check_none_beside(path for paths in earlier.values() for path in paths)
         for each in runs:
             click.echo(bundle_line([str(models.config)], each.keys(keys)))
 
         def done(item: Any) -> None:
             say(f"Written: {item.mask}")
+            for path in earlier[item.mask]:
+                remove_result(path)
+                say(f"Removed, as it is of an earlier mask: {path}")
             if item.probabilities is not None:
                 say(f"Written: {item.probabilities}")
             if item.preview is not None:

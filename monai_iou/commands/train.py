@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import click
 
 from .command_lines import bundle_line, options_line
 from .errors import reported
-from .keys import CommandWithKeys, known_keys, names_key, own_options, read_keys, words_of_keys
+from .keys import CommandWithKeys, known_keys, names_keys, own_options, read_config, read_keys, words_of_keys
 from .options import FOLDER, check_folder, check_tables, with_options
 from .plan import MACHINE, write_plan
 
@@ -25,6 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 VALIDATIONS = 20  # of a training whose number of epochs the user gives
+# Keys that change the length of a training, or the time of its steps and validations.
+UNTIMED = (
+    "epochs", "case_repeats", "val_interval", "val_fraction", "batch_size", "num_samples", "patch_size", "pixdim",
+    "spatial_dims", "network", "network_def", "net", "plan", "base_channels", "full_resolution", "deep_supervision",
+    "attention", "instance", "training_loss", "augmentation", "cache_rate", "transform_device", "memory_format", "amp",
+    "amp_dtype", "sw_overlap", "tune_postprocessing",
+)  # fmt: skip
 
 LENGTH = (
     click.option(
@@ -140,14 +146,28 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> 
     if options["device"] != "auto":  # not only planned for
         keys = {**keys, "device": options["device"]}
     if options["epochs"] is None:
+        if options["minutes"] is not None:
+            _check_timed(keys, options["configs"])
         return keys
     if options["minutes"] is not None:
         message = "Expected either `--minutes` or `--epochs`, but got both: keep one."
         raise click.UsageError(message)
     interval = {}
-    if not names_key(options["configs"], "val_interval"):  # the plan's is for the plan's length
+    if "val_interval" not in names_keys({}, options["configs"]):  # the plan's is for the plan's length
         interval = {"val_interval": max(1, options["epochs"] // VALIDATIONS)}
     return {"epochs": options["epochs"], **interval, **keys}
+
+
+def _check_timed(keys: Mapping[str, Any], configs: Sequence[Path]) -> None:
+    """Refuse, beside --minutes, what another length or network would need: the plan's own is what is timed."""
+    given = names_keys(keys, configs)
+    name = next((name for name in UNTIMED if name in given), None)
+    if name is not None:
+        message = (
+            f"Expected `--minutes` without a key that changes how long the training takes, but got `{name}`, while the "
+            "training is timed as it is planned: leave the key out, or give --epochs instead of --minutes."
+        )
+        raise click.UsageError(message)
 
 
 def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[str, Any]) -> TrainingRun:
@@ -184,8 +204,7 @@ def _run(folder: Path, dataset: Path, keys: Mapping[str, Any], options: Mapping[
 
 def _content(configs: Sequence[Path]) -> dict[str, Any]:
     """The keys that the user's own configs give, later ones over earlier ones."""
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in configs]
-    return {name: value for content in contents if isinstance(content, dict) for name, value in content.items()}
+    return {name: value for path in configs for name, value in read_config(path, "--config").items()}
 
 
 def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:

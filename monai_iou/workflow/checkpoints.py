@@ -17,8 +17,9 @@ from monai_iou.distributed import is_distributed
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically
 from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
-from monai_iou.workflow.optimization import PolynomialDecay, WeightAverage, averages_of, inner_module, load_averages
+from monai_iou.workflow.optimization import WeightAverage, averages_of, inner_module, load_averages
 from monai_iou.workflow.records import differences
+from monai_iou.workflow.schedules import restore_schedule
 from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class CheckpointHandler:
         ckpt_dir: folder of the three files.
         network: the trained module; of a DistributedDataParallel its inner module is stored.
         optimizer: its state is in `last_epoch.pt`.
-        lr_scheduler: likewise; a `PolynomialDecay` is only moved to the step, so that a resumed run follows its own
-            `learning_rate` and length.
+        lr_scheduler: its place is in `last_epoch.pt`; a resumed run follows its own `learning_rate` and length, see
+            `restore_schedule`.
         evaluator: gives the best score; None for a run without validation.
         plan: stored beside the best weights.
         average: stored as `model.pt` instead of the network, where it averages weights.
@@ -187,7 +188,7 @@ class CheckpointHandler:
                 path, state["epoch_length"], length,
             )  # fmt: skip
         engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
-        self._restore_schedule(engine.state.iteration, state["lr_scheduler"])
+        restore_schedule(self.lr_scheduler, engine.state.iteration, state["lr_scheduler"], path)
 
     def _restore_best_score(self, state: Mapping[str, Any]) -> None:
         """Take over the score to beat, unless it was measured on other cases and so says nothing of these."""
@@ -197,14 +198,6 @@ class CheckpointHandler:
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-
-    def _restore_schedule(self, step: int, state: dict[str, Any]) -> None:
-        if isinstance(self.lr_scheduler, PolynomialDecay):
-            self.lr_scheduler.move_to(step)
-            return
-        self.lr_scheduler.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
 
     def _iteration_completed(self, engine: Trainer) -> None:
         if self._is_final:

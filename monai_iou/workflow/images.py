@@ -13,9 +13,12 @@ from monai_iou.datasets.naming import check_names, names_of
 from monai_iou.volumes.names import (
     RESULTS,
     case_name,
+    composed,
+    find_spelling,
     is_png,
     is_volume,
     results_among,
+    visible_entries,
     volumes_below,
     with_name,
 )
@@ -70,8 +73,8 @@ def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
         A case for each image, without its label, named so that no two have one name.
 
     Raises:
-        DatasetError: a path is not there, a folder holds no image, a channel's file is missing, or a file that is named
-            has the name of a result for another one.
+        DatasetError: a path is not there, a folder holds no image, a channel's file is missing, an image has files of
+            more channels than the model, or a file that is named has the name of a result for another one.
     """
     images = [path for given in paths for path in _volumes(given)]
     for result in sorted(results_among(images)):  # `scans/*` names them as well
@@ -81,6 +84,7 @@ def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
         )
         raise DatasetError(message)
     groups = list(dict.fromkeys(tuple(_channel_files(path, channels)) for path in images))
+    _check_all_used([files for files in groups if len(files) > 1])
     names = names_of([_without_number(files) for files in groups])
     cases = [Case(name, first, None, tuple(others)) for name, (first, *others) in zip(names, groups, strict=True)]
     check_names(cases, "the images")
@@ -109,8 +113,8 @@ def _channel_files(path: Path, channels: int) -> list[Path]:
     match = CHANNEL.fullmatch(case_name(path))
     if channels == 1 or match is None or path.is_dir() or _has_channels(path):
         return [path]
-    ending = path.name[len(case_name(path)) :]
-    files = [path.with_name(f"{match[1]}_{number:04d}{ending}") for number in range(channels)]
+    wanted = [path.with_name(f"{match[1]}_{number:04d}{_ending(path)}") for number in range(channels)]
+    files = [find_spelling(file) or file for file in wanted]
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None and is_png(path) and match[2] == "0000":
         return [path]  # meant to be of colours
@@ -121,6 +125,28 @@ def _channel_files(path: Path, channels: int) -> list[Path]:
         )
         raise DatasetError(message)
     return files
+
+
+def _check_all_used(groups: Sequence[tuple[Path, ...]]) -> None:
+    """Raise DatasetError for the file of a further channel: the mask would be made without it.
+
+    For a model of one channel there is no group: there, `case_0001` is as often the number of a case.
+    """
+    known = {(files[0].parent, CHANNEL.sub(r"\1", case_name(files[0])), _ending(files[0])): files for files in groups}
+    entries = [entry for folder in dict.fromkeys(folder for folder, *_ in known) for entry in visible_entries(folder)]
+    for entry in entries:
+        match = CHANNEL.fullmatch(case_name(entry))
+        files = known.get((entry.parent, match[1], _ending(entry)), ()) if match is not None else ()
+        if files and entry not in files and not _has_channels(entry):
+            message = (
+                f"Expected {entry.parent} to have one file for each of the {len(files)} channels that the model was "
+                f"trained on, but {entry.name} is there too: move it, or name a model that was trained on as many."
+            )
+            raise DatasetError(message)
+
+
+def _ending(path: Path) -> str:
+    return composed(path.name)[len(case_name(path)) :]
 
 
 def _has_channels(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
+from monai_iou.workflow.config_files import read_config
 
 __all__ = ["check_preprocessing", "inference_identity", "keys_for_inference"]
 
@@ -19,7 +20,8 @@ TRANSFORMS = "train#deterministic_transforms"
 TRAINED, VALIDATED = "train#preprocessing", "validate#preprocessing"
 AS_TRAINED = ("$@train#deterministic_transforms", "$@train#deterministic_transforms[:-1]")  # of earlier versions
 TRAIN, INFERENCE = "train.json", "inference.json"
-NO_CONFIG = (KeyError, IndexError, TypeError, ValueError)  # of keys without a place; the training itself says so
+# Of keys without a place; the training itself says so.
+NO_CONFIG = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 
 
 def keys_for_inference(configs: Sequence[Path], keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def keys_for_inference(configs: Sequence[Path], keys: Mapping[str, Any]) -> dict
         >>> keys_for_inference([Path("train.json")], {"sw_batch_size": 1, "epochs": 3})
         {'sw_batch_size': 1}
     """
-    given = {name.lstrip("+") for path in configs[1:] if path.is_file() for name in _content(path)} | set(keys)
+    given = {name.lstrip("+") for path in configs[1:] if path.is_file() for name in read_config(path)} | set(keys)
     parser = _parser(configs, keys)
     values = {name: parser.get_parsed_content(name) for name in SHARED if name in given}
     return {name: _plain(value) for name, value in values.items()}
@@ -62,7 +64,7 @@ def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> Non
     inference, shipped = configs[0].with_name(INFERENCE), bundle_path() / "configs"
     try:
         changed = _changed(_parser(configs, keys), _parser([shipped / TRAIN], {}))
-        own, theirs = (_content(path).get("preprocessing") for path in (inference, shipped / INFERENCE))
+        own, theirs = (read_config(path).get("preprocessing") for path in (inference, shipped / INFERENCE))
     except NO_CONFIG:
         return
     if changed is not None and own == theirs:
@@ -95,17 +97,14 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
-def _content(path: Path) -> dict[str, Any]:
-    from monai.bundle.config_parser import ConfigParser
-
-    return dict(ConfigParser.load_config_file(str(path)))
-
-
 def _parser(configs: Sequence[Path], keys: Mapping[str, Any]) -> Any:
     """MONAI's parser of those configs that are there, merged as for a run, with keys over them."""
     from monai.bundle.config_parser import ConfigParser
 
-    parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in configs if path.is_file()]))
+    files = [path for path in configs if path.is_file()]
+    for path in files:
+        read_config(path)  # names a damaged one
+    parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in files]))
     for name, value in keys.items():
         with contextlib.suppress(*NO_CONFIG):
             parser[name] = value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from monai_iou.workflow.config_files import read_config
 
 __all__ = ["with_whole_loss"]
 
@@ -24,13 +25,11 @@ def with_whole_loss(keys: Mapping[str, Any], configs: Sequence[Path]) -> dict[st
     bundle, _, *own = configs
     given: dict[str, Any] = {}
     for path in own:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        given |= {key: value for key, value in content.items() if _parts(key)[0] == "loss"}
+        given |= {key: value for key, value in read_config(path).items() if _parts(key)[0] == "loss"}
     names = [_parts(key) for key in (*given, *keys)]
     if ["loss", "_target_"] not in names or ["loss"] in names:
         return dict(keys)
-    loss = json.loads(bundle.read_text(encoding="utf-8"))["loss"]
-    return {"loss": loss, **given, **keys}
+    return {"loss": read_config(bundle).get("loss"), **given, **keys}
 
 
 def _parts(key: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from monai_iou.workflow.result_files import check_results, result_file
 from monai_iou.workflow.run_state import MODEL
 from monai_iou.workflow.running import run_configs
 
-__all__ = ["Prediction", "Predictions", "TrainedModels", "find_models", "plan_predictions", "run_all"]
+__all__ = [
+    "Prediction", "Predictions", "TrainedModels", "earlier_results", "find_models", "plan_predictions", "run_all",
+]  # fmt: skip
 
 FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
 
@@ -195,6 +198,22 @@ def plan_predictions(
         runs.append(Predictions(models, folder, suffix, wanted, items))
     _check(runs)
     return runs
+
+
+def earlier_results(runs: Sequence[Predictions]) -> dict[Path, list[Path]]:
+    """Return for each mask the probabilities and the picture of an earlier one that this command does not replace.
+
+    No image and no result of the command is among them, whatever its name.
+    """
+    items = [item for run in runs for item in run.items]
+    own = {path for item in items for path in (*item.files.values(), *item.case.images)}
+
+    def beside(item: Prediction) -> list[Path]:
+        named = [(PROBABILITIES, ".nii.gz"), (PREVIEW, ".png")]
+        paths = [result_file(item.mask.parent, Path(item.case.name).name, *each) for each in named]
+        return [path for path in paths if path not in own and os.path.lexists(path)]
+
+    return {item.mask: beside(item) for item in items}
 
 
 def _named(case: Case, *, beside: bool) -> Case:

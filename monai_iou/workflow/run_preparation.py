@@ -16,6 +16,7 @@ from monai_iou.datasets.folder import SegmentationFolder, read_folder
 from monai_iou.datasets.found_folders import SPLITS, held_out_twice
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.config_files import check_configs
 from monai_iou.workflow.inference_keys import check_preprocessing
 from monai_iou.workflow.literal import literal
 from monai_iou.workflow.plan_of_run import command_report
@@ -58,9 +59,12 @@ def prepared(
     Raises:
         OutputError: the folder holds something else, is the dataset's or another run's, or has another plan, or its
             inference prepares images in another way than the training.
+        ConfigError: a config in the folder is damaged.
         ValueError: likewise, or the dataset cannot be used; nothing in the folder has changed then.
     """
     check_outputs({"--output": run.folder}, {"the dataset": [run.dataset / "dataset.json", run.dataset]})
+    if is_run(run.folder):
+        check_configs(run.folder)
     run.check(resume=resume, overwrite=overwrite)
     _check_folds(run, read_folder(run.dataset))
     prepare(run.folder)

@@ -126,10 +126,11 @@ class Training:
         gc.collect()
 
     def predict(self, masks: Path) -> None:
-        """Write the masks of the cases that were held out; earlier ones, of other weights perhaps, go before."""
+        """Write the masks of the cases that were held out; earlier masks and their scores go before."""
         held_out = self.state.facts["held_out"]
         if self.is_predicted(masks):
             return
+        remove_scores(masks.parent)
         if held_out:
             for path in mask_files(self.state, masks):
                 path.unlink(missing_ok=True)
@@ -278,6 +279,7 @@ class TrainingRun:
         # The cases without a mask are failures of the report; a fold that is a job of its own is to be started again.
         without = [] if self.is_job else [number for number, path in enumerate(folders) if path in failed]
         if self.folds and (reason := why_no_report(states, self.masks, without)):
+            remove_scores(self.folder / SCORES)
             tell(reason)
             return None
         known = [state for state in states if state is not None]

@@ -6,17 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from monai_iou.commands.command_lines import bundle_line
-from monai_iou.commands.keys import INFERENCE_SETS, PATHS, known_keys, read_keys, words_of_keys
+from monai_iou.commands.keys import INFERENCE_SETS, PATHS, known_keys, names_keys, read_keys, words_of_keys
 from monai_iou.commands.predict import predict
-from monai_iou.commands.train import train
+from monai_iou.commands.train import UNTIMED, _keys, train
 from monai_iou.workflow import settings
 
 KNOWN = known_keys([])
+
+
+def keys_of(words: list[str], tmp_path: Path) -> dict[str, Any]:
+    with train.make_context("train", [str(tmp_path), *words]) as context:
+        return _keys(context, tmp_path, context.params)
 
 
 def test_keys_are_read_as_monai_reads_them() -> None:
@@ -61,9 +67,47 @@ def test_a_users_config_adds_its_keys(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"my_width": 3, "+imports": [], "train#inferer": {}}), encoding="utf-8")
     assert known_keys([path]) == KNOWN | {"my_width"}
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(click.UsageError, match="Expected `--config` to be a JSON file"):
-        known_keys([path])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "it holds no object, {...}"),
+        ("\ufeff{}", "it begins with a byte-order mark, which MONAI does not read"),
+    ],
+)
+def test_a_config_that_holds_no_keys_is_named(text: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text, encoding="utf-8")
+    for read in (known_keys, lambda paths: names_keys({}, paths)):
+        with pytest.raises(click.UsageError) as caught:
+            read([path])
+        assert str(caught.value) == (
+            f"Expected `--config` to be a JSON file of the bundle's keys, but got `{path}` ({why}): correct it."
+        )
+
+
+@pytest.mark.parametrize("name", ["case_repeats", "network_def#dropout", "+instance", "epochs"])
+def test_minutes_are_not_given_for_another_training_than_the_one_that_is_timed(name: str, tmp_path: Path) -> None:
+    key = name.lstrip("+").split("#")[0]
+    sentence = (
+        f"Expected `--minutes` without a key that changes how long the training takes, but got `{key}`, while the "
+        "training is timed as it is planned: leave the key out, or give --epochs instead of --minutes."
+    )
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({name: 3}), encoding="utf-8")
+    for words in [["--config", str(config)], *([[f"--{name}", "3"]] if key != "epochs" else [])]:
+        with pytest.raises(click.UsageError) as caught:
+            keys_of(["--minutes", "5", *words], tmp_path)
+        assert str(caught.value) == sentence
+        keys_of([*words, "--seed", "1"], tmp_path)
+    assert keys_of(["--minutes", "5", "--learning_rate", "0.1"], tmp_path) == {"learning_rate": 0.1}
+
+
+def test_keys_that_change_a_trainings_length_are_keys_of_the_bundle() -> None:
+    assert set(UNTIMED) <= KNOWN
+    assert len(set(UNTIMED)) == len(UNTIMED)
 
 
 def test_keys_may_stand_anywhere_among_options_and_images() -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from monai_iou.evaluation.request import RESULTS
 from monai_iou.files import OutputError
+from monai_iou.workflow import training_runs
 from monai_iou.workflow.inference_keys import inference_identity
+from monai_iou.workflow.prediction import TrainedModels
 from monai_iou.workflow.run_state import RunState, why_no_report
-from monai_iou.workflow.training_runs import Training, TrainingRun
+from monai_iou.workflow.training_runs import SCORES, Training, TrainingRun
 
 
 def files_run(folder: Path, folds: int | None = None) -> TrainingRun:
@@ -156,3 +159,64 @@ def test_masks_are_made_again_after_inference_was_edited(tmp_path: Path) -> None
     edit(tmp_path / "configs" / "inference.json", sw_overlap=0.75)
     assert not training.is_predicted(tmp_path / "masks")
     assert training.is_done("trained")
+
+
+def with_masks_by(monkeypatch: pytest.MonkeyPatch, text: list[str]) -> None:
+    """Let each run of inference write the last of some texts as its masks, without a model."""
+
+    def make(configs: object, keys: dict[str, Any], kind: str) -> None:
+        Path(keys["output_dir"]).mkdir(parents=True, exist_ok=True)
+        for image in keys["images"]:
+            (Path(keys["output_dir"]) / f"{image['case']}.nii.gz").write_text(text[-1])
+
+    monkeypatch.setattr(training_runs, "run_configs", make)
+    monkeypatch.setattr(training_runs, "find_models", lambda folder: TrainedModels((folder / "model.pt",), folder))
+
+
+def make_scored(run: TrainingRun) -> None:
+    for number, training in enumerate(run.trainings):
+        make_started(training)
+        held_out = [{"case": f"c{number}", "image": "i", "label": "l"}]
+        RunState(training.folder, training.asked, ["trained"], {"held_out": held_out, "labels": [1]}).write()
+        training.read_again()
+        training.predict(run.masks)
+    for name in RESULTS:
+        (run.folder / SCORES / name).write_text("of the first masks")
+    assert run.is_finished
+
+
+def test_a_kill_while_new_masks_are_scored_leaves_no_scores_of_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = ["first"]
+    with_masks_by(monkeypatch, masks)
+    make_scored(files_run(tmp_path))
+    edit(tmp_path / "configs" / "inference.json", sw_overlap=0.75)
+    masks.append("second")
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_runs, "score_request", kill)
+    run = files_run(tmp_path)
+    run.check(resume=False, overwrite=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(print, print)
+    assert (run.masks / "c0.nii.gz").read_text() == "second"
+    assert not [name for name in RESULTS if (tmp_path / SCORES / name).exists()]
+    files_run(tmp_path).check(resume=False, overwrite=False)  # the same command goes on
+
+
+def test_no_report_stays_beside_masks_that_are_not_scored_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_masks_by(monkeypatch, ["first"])
+    folds = files_run(tmp_path, folds=2)
+    make_scored(folds)
+    edit(tmp_path / "configs" / "inference.json", sw_overlap=0.75)
+    told: list[str] = []
+    for report in (tmp_path / SCORES / "report.html",) * 2:  # the second time, it is of an earlier version's command
+        TrainingRun(tmp_path, Path("d"), files_run(tmp_path, folds=2).trainings[:1], 2).run(told.append, print)
+        assert told[-1].startswith("Not scored together: the masks of the folds were made by different inference.json")
+        assert not report.exists()
+        report.touch()

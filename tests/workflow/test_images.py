@@ -38,6 +38,27 @@ def test_a_missing_channel_is_named(tmp_path: Path) -> None:
         find_images([tmp_path], 2)
 
 
+@pytest.mark.parametrize("named", [".", "p_0000.nii.gz", "p_0002.nii.gz"])
+def test_a_channel_that_the_model_lacks_is_not_left_out_silently(named: str, tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "p_0002.nii.gz", "q_0000.nii.gz", "q_0001.nii.gz")
+    with pytest.raises(DatasetError) as caught:
+        find_images([tmp_path / named], 2)
+    assert str(caught.value) == (
+        f"Expected {tmp_path} to have one file for each of the 2 channels that the model was trained on, but "
+        "p_0002.nii.gz is there too: move it, or name a model that was trained on as many."
+    )
+    assert len(find_images([tmp_path / "q_0001.nii.gz"], 2)) == 1, "another image's files are no channels of this one"
+    assert len(find_images([tmp_path / "p_0002.nii.gz"], 3)) == 1
+    assert len(find_images([tmp_path], 1)) == 5, "numbers of cases, where an image has one channel"
+
+
+def test_channels_are_found_in_whatever_form_their_names_were_written(tmp_path: Path) -> None:
+    names = [f"u\N{COMBINING DIAERESIS}_000{number}.nii.gz" for number in range(2)]
+    touch(tmp_path, *names)
+    (case,) = find_images([tmp_path], 2)
+    assert (case.name, [path.name for path in case.images]) == ("\N{LATIN SMALL LETTER U WITH DIAERESIS}", names)
+
+
 def write(path: Path, channels: int) -> Path:
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4, channels), np.float32), np.eye(4)), path)
     return path
@@ -62,6 +83,9 @@ def test_files_of_one_channel_beside_those_of_several_belong_together(tmp_path: 
     single = [write(tmp_path / f"p_000{number}.nii.gz", 1) for number in range(2)]
     several = write(tmp_path / "q_0001.nii.gz", 2)
     assert [case.images for case in find_images([tmp_path], 2)] == [tuple(single), (several,)]
+    write(tmp_path / "p_0002.nii.gz", 2)
+    assert [case.name for case in find_images([single[0]], 2)] == ["p"], "a file of several channels is none of them"
+    (tmp_path / "p_0002.nii.gz").unlink()
     single[1].unlink()
     with pytest.raises(
         DatasetError, match=r"there is no p_0001\.nii\.gz: add it, or name an image that holds them all\."

@@ -23,6 +23,7 @@ from monai_iou.workflow.prediction import (
     Prediction,
     Predictions,
     TrainedModels,
+    earlier_results,
     find_models,
     plan_predictions,
     run_all,
@@ -384,3 +385,44 @@ def test_what_is_wrong_with_every_folder_is_said_once(scan: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=r"^Expected a key, but got another: correct it\.$"):
         run_all(runs, {})
     assert segmenter.runs == ["p0"]
+
+
+def test_a_new_mask_takes_the_earlier_results_of_its_image_with_it(
+    scan: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans(tmp_path, scan, "a.nii.gz", "b.nii.gz")
+    earlier = [tmp_path / name for name in ("a_probabilities.nii.gz", "a_preview.png")]
+    others = [tmp_path / name for name in ("a_probabilities.mha", "a_b_preview.png", "a_mask.mha")]
+    for path in (*earlier, *others):
+        path.write_text("of an earlier mask")
+    images = (tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert predict(SHIPPED, *images) == 1
+    assert capsys.readouterr().err == (
+        f"Error: Expected no results of an earlier mask beside the new one, but got {earlier[0]}: add --overwrite to "
+        "remove it, or name another folder by --output.\n"
+    )
+    assert segmenter.runs == []
+    segmenter.only[tmp_path.name] = 0
+    segmenter.endings[tmp_path.name] = ValueError("Expected a to be segmented, but it is not: try again.")
+    assert predict(SHIPPED, *images, "--overwrite") == 1
+    assert all(path.exists() for path in earlier), "without a new mask, the results are of the mask that is there"
+    segmenter.only[tmp_path.name] = 1
+    assert predict(SHIPPED, *images, "--overwrite") == 1
+    assert not any(path.exists() for path in earlier)
+    assert all(path.exists() for path in others)
+    told = capsys.readouterr().out
+    assert all(f"Removed, as it is of an earlier mask: {path}\n" in told for path in earlier)
+
+
+def test_what_a_command_reads_or_writes_is_no_earlier_result(scan: Path, tmp_path: Path) -> None:
+    """`a_probabilities` may be an image, and its mask in another folder, where it has the name of a result of `a`."""
+    model = find_models(trained_model_path(SHIPPED) or tmp_path)
+    images = scans(tmp_path, scan, "d/a.nii.gz", "e/a_probabilities.nii.gz")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a_probabilities.nii.gz", "a_preview.png"):
+        (out / name).touch()
+    runs = plan_predictions(model, images, out, ".nii.gz")
+    assert earlier_results(runs) == {out / "a.nii.gz": [out / "a_preview.png"], out / "a_probabilities.nii.gz": []}
+    asked = plan_predictions(model, images[:1], out, ".nii.gz", probabilities=True, preview=True)
+    assert earlier_results(asked) == {out / "a.nii.gz": []}

@@ -18,6 +18,9 @@ from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
+from monai_iou.workflow.config_errors import ConfigError
+from monai_iou.workflow.inference_keys import keys_for_inference
+from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.replacement import replaced
 from monai_iou.workflow.run_preparation import is_run, plan_request, prepared
 from monai_iou.workflow.training_runs import PLAN, Training, TrainingRun
@@ -374,3 +377,40 @@ def test_folds_that_hold_out_a_case_twice_are_refused_before_the_first_is_traine
     assert Planner(run_of(tmp_path / "ours", data, folds=3)).prepare() == 1, "of another number of folds"
     (data / "splits_final.json").write_text(json.dumps([splits[0], {**splits[1], "val": ["c2"]}]))
     assert Planner(run).prepare() == 1
+
+
+@pytest.mark.parametrize("name", ["train.json", "plan.json", "inference.json"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"monai_iou": 1', "it cannot be read (Expecting ',' delimiter: line 1 column 16 (char 15))"),
+        ('["monai_iou"]', "it holds no object, {...}"),
+        ('\ufeff{"monai_iou": 1}', "it begins with a byte-order mark"),
+    ],
+)
+def test_a_damaged_config_of_the_run_is_named(name: str, text: str, why: str, dataset: Path, tmp_path: Path) -> None:
+    run = run_of(copy_bundle(tmp_path / "run"), dataset)
+    path = run.folder / "configs" / name
+    path.write_text(text, encoding="utf-8")
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ConfigError) as caught:
+            Planner(run).prepare(**how)
+        assert str(caught.value) == (
+            f"Expected {path} to be a JSON file of the bundle's keys in UTF-8, but {why}: correct it."
+        )
+
+
+def test_what_reads_the_configs_later_names_a_damaged_one_too(tmp_path: Path) -> None:
+    configs = [tmp_path / name for name in ("train.json", "plan.json", "mine.json")]
+    for path in configs:
+        path.write_text("{}")
+    readers: list[Callable[[], object]] = [
+        lambda: keys_for_inference(configs, {}),
+        lambda: with_whole_loss({"loss::_target_": "IoULoss"}, configs),
+    ]
+    for read in readers:
+        read()
+    configs[2].write_text("[]")
+    for read in readers:
+        with pytest.raises(ConfigError, match=rf"^Expected {configs[2]} to be a JSON file of the bundle's keys in UTF"):
+            read()

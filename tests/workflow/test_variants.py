@@ -311,3 +311,24 @@ def test_under_the_bundles_command_one_sentence_ends_the_program(
     with pytest.raises(SystemExit) as caught:
         build_loss(IoUCELoss(softmax=True), tiny_plan(), **keys)
     assert str(caught.value.code).startswith(f"monai_iou: {expected}")
+
+
+NO_SCRIPT = [("dynunet", True), ("mednext", False), ("mednext", True)]  # as docs/networks.md says; and swin_unetr
+
+
+@pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support:UserWarning")
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("network", COMBINED)
+def test_networks_are_exported_to_torchscript_as_the_page_says(network: str | None, deep: bool) -> None:
+    name = network or "unet"
+    if deep and name in ONE_OUTPUT:
+        return
+    plan = with_network(tiny_plan(), name, deep)
+    built = build_network(plan).eval()
+    if (name, deep) in NO_SCRIPT or name == "swin_unetr":
+        with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
+            torch.jit.script(built)
+        return
+    image = torch.rand(1, 1, *plan.patch_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.jit.script(built)(image), built(image))
