@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timezone
@@ -26,7 +27,10 @@ CHECK = "a check"
 SECONDS_BETWEEN_TRIES = 0.2
 BRIEF_SECONDS = 10.0  # for a check, or until a holder has written who it is, which it cannot on a full disk
 REMINDER_SECONDS = 300.0
-_held: set[tuple[int, int]] = set()  # the system does not stop a process from locking its own file again
+# The system does not stop a process from locking its own file again, and lets a lock go as soon as its process closes
+# the file anywhere: threads take turns to open one, and never open one that this process holds.
+_held: dict[tuple[int, int], str] = {}  # the purpose for which each is held
+_turn = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -58,20 +62,18 @@ def folder_lock(
     """
     path = folder / LOCK_NAME
     descriptor = _wait(path, purpose, wait_for, tell)
-    status = os.fstat(descriptor)
-    _held.add((status.st_dev, status.st_ino))
     try:
         yield
     finally:
         _release(descriptor, path)
-        _held.discard((status.st_dev, status.st_ino))
 
 
 def is_locked(folder: Path) -> bool:
     """Return whether a run, of this process or another, holds the lock of a folder."""
     path = folder / LOCK_NAME
-    if _is_held_here(path) or not path.exists():
-        return _is_held_here(path)
+    here = _held_here(path)
+    if here not in (None, CHECK) or not path.exists():
+        return here not in (None, CHECK)
     try:
         with folder_lock(folder, CHECK):
             return False
@@ -84,9 +86,7 @@ def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[s
     began = known = time.monotonic()
     notices = [(REMINDER_SECONDS, "Still waiting", f" If that process is dead, delete `{path}`."), (0.0, "Waiting", "")]
     while (descriptor := _try(path, purpose)) is None:
-        if _is_held_here(path):  # to read who holds it would release it
-            raise _refusal(path, {})
-        holder = _holder(path)  # read once, because it may let the lock go at any moment
+        holder = _other(path)  # looked up once, because it may let the lock go at any moment
         now, brief = time.monotonic(), _is_brief(holder)
         known = known if brief else now
         is_short = now - known < BRIEF_SECONDS if brief else holder.get("purpose") in wait_for
@@ -99,7 +99,24 @@ def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[s
     return descriptor
 
 
+def _other(path: Path) -> dict[str, Any]:
+    """Who holds the lock, {} if nobody knows; raise OutputError if it is this process, and for more than a look."""
+    with _turn:
+        here = _held_here(path)
+        if here is None:
+            return _holder(path)
+    if here != CHECK:
+        raise _refusal(path, {})
+    return {"purpose": CHECK}
+
+
 def _release(descriptor: int, path: Path) -> None:
+    with _turn:
+        _held.pop(_key(os.fstat(descriptor)), None)
+        _let_go(descriptor, path)
+
+
+def _let_go(descriptor: int, path: Path) -> None:
     if fcntl is None:
         # Windows removes no open file, not even for its owner. Another run may have it open at this moment, so that it
         # stays: an empty one is nobody's.
@@ -114,16 +131,18 @@ def _release(descriptor: int, path: Path) -> None:
 
 def _try(path: Path, purpose: str) -> int | None:
     """Lock the file and return its descriptor, None if another run holds it."""
-    while True:
-        descriptor = None if _is_held_here(path) else _open(path)
-        if descriptor is None or not _lock(descriptor, path):
-            if descriptor is not None:
+    with _turn:
+        while _held_here(path) is None:
+            descriptor = _open(path)
+            if not _lock(descriptor, path):
                 os.close(descriptor)
-            return None
-        if _is_file_of(descriptor, path):  # otherwise its holder removed it after we opened it and before we locked it
-            _write_holder(descriptor, purpose)
-            return descriptor
-        os.close(descriptor)
+                return None
+            if _is_file_of(descriptor, path):  # or its holder removed it after we opened it and before we locked it
+                _write_holder(descriptor, purpose)
+                _held[_key(os.fstat(descriptor))] = purpose
+                return descriptor
+            os.close(descriptor)
+        return None
 
 
 def _open(path: Path) -> int:
@@ -157,12 +176,15 @@ def _is_abandoned(holder: Mapping[str, Any]) -> bool:
     return not holder or (is_here and (process == os.getpid() or not is_running(int(process))))
 
 
-def _is_held_here(path: Path) -> bool:
-    # Without opening the file, because closing any of its descriptors would release the lock of this process.
+def _held_here(path: Path) -> str | None:
+    """The purpose for which this process holds the lock, None if it does not."""
     with contextlib.suppress(OSError):
-        status = path.stat()
-        return (status.st_dev, status.st_ino) in _held
-    return False
+        return _held.get(_key(path.stat()))
+    return None
+
+
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_file_of(descriptor: int, path: Path) -> bool:

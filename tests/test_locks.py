@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,6 +136,45 @@ def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
         assert others_try(tmp_path) == "refused", "the refusals have released the lock"
     with folder_lock(tmp_path, "training"):
         pass
+
+
+def test_one_thread_of_a_process_holds_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_holder, start, leave = locks._write_holder, threading.Barrier(4), threading.Event()
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.1)  # the others come meanwhile
+        write_holder(*arguments)
+
+    def enter() -> str:
+        start.wait()
+        try:
+            with folder_lock(tmp_path, "training"):
+                leave.wait(30)
+                return "held"
+        except OutputError as error:
+            return str(error)
+
+    monkeypatch.setattr(locks, "_write_holder", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        threads = [pool.submit(enter) for _ in range(4)]
+        try:
+            refused = [done.result() for done in islice(as_completed(threads, timeout=10), 3)]
+            assert others_try(tmp_path) == "refused", "the refusals have released the lock"
+        finally:
+            leave.set()
+    assert all("used by one run at a time, but another run is using it" in text for text in refused)
+    assert sorted(thread.result() == "held" for thread in threads) == [False, False, False, True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_by_another_thread_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for enter in (lambda: contextlib.nullcontext(is_locked(tmp_path)), lambda: folder_lock(tmp_path, "training")):
+        check = folder_lock(tmp_path, locks.CHECK)
+        check.__enter__()
+        clock = Clock(monkeypatch, second_2=lambda check=check: check.__exit__(None, None, None))
+        with enter() as found:
+            assert clock.seconds == 2
+            assert not found
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

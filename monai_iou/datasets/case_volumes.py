@@ -18,7 +18,7 @@ __all__ = ["CaseVolumes", "check_case", "check_side", "check_trainable", "read_c
 
 FOREGROUND_SAMPLES_PER_CASE = 10_000
 MAX_SHOWN = 12
-SHARE_ROUNDING = 1e-3  # by which stored shares may miss 1
+SHARE_ROUNDING = 1e-3  # by which stored shares may miss 0 and 1: the scale of a file of integers leaves such values
 
 logger = logging.getLogger(__name__)
 
@@ -168,20 +168,20 @@ def _with_soft_labels(message: str) -> str:
 
 
 def read_shares(path: Path) -> Volume:
-    """Read a soft label: the share of each foreground class in a voxel, (F, X, Y, Z) as float32.
+    """Read a soft label: the share of each foreground class in a voxel, (F, X, Y, Z) as float32 from 0 to 1.
 
     Raises:
-        VolumeError: as `read_channels`, or a share is not between 0 and 1.
+        VolumeError: as `read_channels`, or a share is not between 0 and 1, apart from rounding.
     """
     volume = read_channels([path])
     low, high = float(volume.array.min()), float(volume.array.max())
-    if not (low >= 0 and high <= 1):
+    if not (low >= -SHARE_ROUNDING and high <= 1 + SHARE_ROUNDING):
         message = (
             f"Expected {path} to hold shares from 0 to 1, as `soft_labels` in dataset.json says, but got "
-            f"{low if not low >= 0 else high:g}: divide by the largest value, or set `soft_labels` to false."
+            f"{high if low >= -SHARE_ROUNDING else low:g}: divide by the largest value, or set `soft_labels` to false."
         )
         raise VolumeError(message)
-    return Volume(volume.array.astype(np.float32), volume.grid, volume.path, volume.notes)
+    return Volume(volume.array.astype(np.float32).clip(0, 1), volume.grid, volume.path, volume.notes)
 
 
 def _check_shares(label: Volume, scheme: LabelScheme) -> None:

@@ -227,7 +227,7 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
         test=test or evaluation,
         patient_groups=read_groups(content, path, [*training, *validation, *evaluation, *test]),
         validation=validation,
-        splits=read_splits(root, {case.name for case in training}),
+        splits=read_splits(root, {case.name for case in (*training, *validation)}),
         regions=scheme.regions,
         regions_order=scheme.order,
         ignore=scheme.ignore,

@@ -84,8 +84,8 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
     Raises:
         TypeError: if an argument has an unsuitable type.
         ValueError: if an argument is out of range; when called, if a source item and the item do not match, the lesions
-            of a source item are not where `LesionIndicesd` found them, or the label has no background (see
-            `ignore_index`).
+            of a source item are not where `LesionIndicesd` found them, the type of the label cannot hold a class to
+            paste, or the label has no background (see `ignore_index`).
 
     Example:
         >>> import torch
@@ -152,7 +152,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         Raises:
             TypeError: if `source` does not return a dictionary.
             ValueError: if the images of an item differ in shape, a source item lacks one of its keys or has other
-                channels, or the label holds regions or has no background.
+                channels, the label holds regions or has no background, or its type cannot hold a class to paste.
         """
         items = dict(data)
         self.randomize(None)
@@ -163,7 +163,8 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         check_label(self.label_key, arrays[self.label_key], self.ignore_index, allow_overlap=self.allow_overlap)
         body = self._body(arrays)
         wanted = int(self.R.randint(1, self.max_lesions + 1))
-        if not sum(self._paste_one(arrays, body) for _ in range(wanted)):
+        dtype = items[self.label_key].dtype  # of the array it may be another, as NumPy has no bfloat16
+        if not sum(self._paste_one(arrays, body, dtype) for _ in range(wanted)):
             return items
         items.pop(self.lesions_key, None)
         for key, values in arrays.items():
@@ -174,7 +175,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         masks = [body_mask(values, self.image_threshold) for key, values in arrays.items() if key != self.label_key]
         return np.asarray(np.logical_or.reduce(masks))
 
-    def _paste_one(self, arrays: dict[Hashable, NDArray[Any]], body: NDArray[np.bool_]) -> bool:
+    def _paste_one(self, arrays: dict[Hashable, NDArray[Any]], body: NDArray[np.bool_], dtype: Any) -> bool:
         """Paste a lesion of a source item into the arrays in place; return whether a position was found for it."""
         item = self._source_item(arrays)
         source = {key: as_array(item[key]) for key in arrays}
@@ -190,7 +191,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         for key in arrays:
             if key != self.label_key:
                 paste_image(arrays[key], source[key], lesion, offset, body & ~occupied, self.rim, self.match_intensity)
-        paste_label(arrays[self.label_key], source[self.label_key], lesion, offset)
+        paste_label(arrays[self.label_key], source[self.label_key], lesion, offset, dtype)
         return True
 
     def _source_item(self, keys: Iterable[Hashable]) -> Item:

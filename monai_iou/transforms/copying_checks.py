@@ -6,12 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from monai_iou.transforms.lesions import holds_regions
+from monai_iou.components import ROUNDING
+from monai_iou.transforms.lesions import as_array, holds_regions
 from monai_iou.transforms.shapes import check_same_shape
 
-__all__ = ["check_count", "check_fit", "check_keys", "check_label", "source_length"]
+__all__ = ["check_count", "check_fit", "check_keys", "check_label", "check_type", "source_length"]
 
 
 def check_keys(keys: Sequence[Hashable], label_key: str) -> None:
@@ -77,5 +80,25 @@ def check_label(key: str, label: NDArray[Any], ignore_index: int | None, *, allo
             f"Expected the label map {key!r} to have a background to paste lesions on, but got ignore_index=0, which "
             "ignores the background: give the value of the ignored voxels, such as 255, or set allow_overlap=True to "
             "paste over the classes above 0."
+        )
+        raise ValueError(message)
+
+
+def check_type(values: NDArray[Any], dtype: np.dtype[Any] | torch.dtype) -> None:
+    """Raise ValueError if labels (C, n) to paste would be others in the type of an item: 300 becomes 44 in uint8.
+
+    In per-class maps only the side of 0.5 counts, on which a share lies.
+    """
+    found = np.unique(values).astype(np.float64 if values.dtype.kind == "f" else np.int64)
+    with np.errstate(all="ignore"):  # what is too large becomes infinite
+        kept = as_array(torch.as_tensor(found).to(dtype)) if isinstance(dtype, torch.dtype) else found.astype(dtype)
+    if len(values) == 1:
+        wrong = ~np.isclose(kept.astype(np.float64), found, rtol=0, atol=ROUNDING, equal_nan=True)
+    else:
+        wrong = (kept >= 0.5) != (found >= 0.5)
+    if wrong.any():
+        message = (
+            f"Expected the labels of a source item to fit into the type of the item's label, {dtype}, but got "
+            f"{found[wrong][0]:.16g}: convert the labels of all items to one wider type first."
         )
         raise ValueError(message)

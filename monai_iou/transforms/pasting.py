@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from monai_iou.components import ROUNDING, whole_numbers
+from monai_iou.transforms.copying_checks import check_type
 
 __all__ = ["Lesion", "body_mask", "foreground_mask", "ignored_mask", "in_channels", "matched", "occupied_mask"]
 __all__ += ["paste_image", "paste_label", "surrounded"]
@@ -193,7 +195,9 @@ def paste_image(
     _write(image, lesion.voxels + offset, pasted)
 
 
-def paste_label(label: NDArray[Any], source: NDArray[Any], lesion: Lesion, offset: NDArray[Any]) -> None:
+def paste_label(
+    label: NDArray[Any], source: NDArray[Any], lesion: Lesion, offset: NDArray[Any], dtype: np.dtype[Any] | torch.dtype
+) -> None:
     """Write the labels of a lesion into a label in place.
 
     A label of integers takes rounded values: a cast would make background of a class that is stored as 0.9999999.
@@ -203,13 +207,16 @@ def paste_label(label: NDArray[Any], source: NDArray[Any], lesion: Lesion, offse
         source: the label that contains the lesion, (C, *S').
         lesion: the voxel indices of the lesion in `source`.
         offset: offset from indices in `source` to indices in `label`, (d,).
+        dtype: of the label in its item.
 
     Raises:
-        ValueError: if a label map of integers would take a value that is not a whole number.
+        ValueError: if a label map of integers would take a value that is not a whole number, or a label a class that
+            its type cannot hold.
     """
     values = source[in_channels(lesion.voxels)]
     if label.dtype.kind != "f" and values.dtype.kind == "f":
         values = whole_numbers(values) if len(label) == 1 else np.floor(values + 0.5)
+    check_type(values, dtype)
     label[in_channels(lesion.voxels + offset)] = values
 
 

@@ -22,10 +22,11 @@ from monai_iou.volumes.dicom_checks import (
     tag_text,
 )
 from monai_iou.volumes.dicom_frames import check_frames
+from monai_iou.volumes.dicom_marks import DIRECTORY_CLASS, dicom_class, is_dicom
 from monai_iou.volumes.header import check_affine, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
-from monai_iou.volumes.names import DIRECTORY_CLASS, dicom_class, dicom_slices, is_dicom, slice_candidates, unreadable
+from monai_iou.volumes.names import dicom_slices, slice_candidates, slice_ending, unreadable
 
 SOP_CLASS = "0008|0016"
 PREAMBLE = 128  # bytes before DICM
@@ -147,7 +148,7 @@ def _check_complete(folder: Path, links: dict[Path, Path], slices: set[Path]) ->
     out = [link for link in links if link not in slices]
     classes = {dicom_class(link) for link in slices} | {""} if out else set()
     cut = [links[link] for link in out if dicom_class(link) in classes]
-    cut += _without_content(folder, set(links.values()), {_ending(links[link]) for link in slices})
+    cut += _without_content(folder, set(links.values()), {slice_ending(links[link]) for link in slices})
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
         problem = f"`{cut[0].name}`{more}, which cannot be read"
@@ -157,12 +158,7 @@ def _check_complete(folder: Path, links: dict[Path, Path], slices: set[Path]) ->
 def _without_content(folder: Path, dicom: set[Path], endings: set[str]) -> list[Path]:
     """Return the files that are named as the slices are and are no DICOM, because they are empty or overwritten."""
     others = [f for f in slice_candidates(folder) if f not in dicom and f.is_file() and not is_dicom(f)]
-    return [file for file in others if _ending(file) in endings and (_ending(file) or _is_blank(file))]
-
-
-def _ending(file: Path) -> str:
-    ending = file.suffix.lower()
-    return "" if ending[1:].isdigit() else ending  # of a UID or a number
+    return [file for file in others if slice_ending(file) in endings and (slice_ending(file) or _is_blank(file))]
 
 
 def _is_blank(file: Path) -> bool:

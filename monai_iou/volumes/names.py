@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from monai_iou.volumes.dicom_marks import DIRECTORY_CLASS, dicom_class, is_dicom
 from monai_iou.volumes.header import VolumeError, refusal
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
@@ -23,16 +23,11 @@ MASK, PROBABILITIES, PREVIEW = "mask", "probabilities", "preview"
 RESULTS = (MASK, PROBABILITIES)  # those that are volumes
 PREVIEW_ENDING = f"_{PREVIEW}.png"
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
-# Number of files of a folder to inspect before deciding that it contains no DICOM slices.
+# The slices of a series have one ending. Of an ending that slices usually have, all files are inspected, as others may
+# share it; of any other, such as `.jpg`, only so many: a folder may hold 100,000 files.
+SLICE_ENDINGS = (".dcm", ".dicom", ".ima", "")
 LOOKED_INTO = 32
-_VALUE_TYPES = b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV"
-# Groups 2 and 8 in little-endian order: what a DICOM file without its preamble begins with.
-_FIRST_GROUPS = (b"\x02\0", b"\x08\0")
-# The class of the object that a DICOM file holds: of the file, or of the object itself, with or without its type.
-_CLASS = re.compile(rb"(?:\x02\0\x02\0|\x08\0\x16\0)(?:UI(..)|(..)\0\0)", re.DOTALL)
-_CLASS_WITHIN = 4096
 DIRECTORY = "dicomdir"  # the table of contents of a CD, which is DICOM and no slice
-DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 # Folders that the operating system keeps for itself, often without the right to read them.
 _OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
@@ -114,8 +109,8 @@ def is_volume(path: Path) -> bool:
     if is_hidden(path):
         return False
     if is_folder(path):
-        return next(dicom_slices(path, LOOKED_INTO), None) is not None
-    return path.name.lower().endswith(EXTENSIONS) and not path.name.endswith(PREVIEW_ENDING)
+        return any(map(_is_slice, _most_likely(slice_candidates(path))))
+    return path.name.lower().endswith(EXTENSIONS)
 
 
 def is_png(path: Path) -> bool:
@@ -123,17 +118,34 @@ def is_png(path: Path) -> bool:
     return path.name.lower().endswith(PNG_EXTENSION)
 
 
-def dicom_slices(folder: Path, most: int | None = None) -> Iterator[Path]:
-    """Yield the DICOM files directly in a folder, sorted by name; inspect at most `most` files if it is given.
-
-    The `DICOMDIR` of a CD is none of them.
+def dicom_slices(folder: Path) -> Iterator[Path]:
+    """Yield the DICOM files directly in a folder, sorted by name; the `DICOMDIR` of a CD is none of them.
 
     Raises:
         VolumeError: if the folder may not be read.
     """
-    for entry in slice_candidates(folder)[:most]:
-        if is_dicom(entry) and dicom_class(entry) != DIRECTORY_CLASS:
-            yield entry
+    yield from filter(_is_slice, slice_candidates(folder))
+
+
+def _is_slice(file: Path) -> bool:
+    return is_dicom(file) and dicom_class(file) != DIRECTORY_CLASS
+
+
+def _most_likely(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files to inspect for slices, those whose names look like slices first."""
+    of_ending: dict[str, list[Path]] = {}
+    for file in files:
+        of_ending.setdefault(slice_ending(file), []).append(file)
+    for ending in SLICE_ENDINGS:
+        yield from of_ending.pop(ending, [])
+    for others in of_ending.values():
+        yield from others[:LOOKED_INTO]
+
+
+def slice_ending(file: Path) -> str:
+    """Return the extension of a slice in lower case; the last part of a UID or a number is none."""
+    ending = file.suffix.lower()
+    return "" if ending[1:].isdigit() else ending
 
 
 def slice_candidates(folder: Path) -> list[Path]:
@@ -142,58 +154,22 @@ def slice_candidates(folder: Path) -> list[Path]:
     return [entry for entry, name in named if not name.endswith(_ALL_EXTENSIONS) and name != DIRECTORY]
 
 
-def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, with or without the preamble that the standard requires.
-
-    A file that may not be read counts as DICOM if it is called so, so that reading the series fails by its name.
-    """
-    try:
-        if not path.is_file():  # never opens a pipe or a device
-            return False
-        with path.open("rb") as stream:
-            start = stream.read(132)
-    except PermissionError:
-        return path.suffix.lower() == ".dcm"
-    except OSError:
-        return False
-    if start[128:] == b"DICM":
-        return True
-    if start[:4] == b"DICM":
-        return True
-    explicit = start[4:6] in _VALUE_TYPES.split()
-    implicit = start[6:8] == b"\0\0" and 0 < int.from_bytes(start[4:6], "little") <= 64
-    return start[:2] in _FIRST_GROUPS and start[3:4] == b"\0" and (explicit or implicit)
-
-
-def dicom_class(path: Path) -> str:
-    """Return the SOP class of a DICOM file, "" if its first bytes do not hold it: the file may be cut off there."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(_CLASS_WITHIN)
-    except OSError:
-        return ""
-    for match in _CLASS.finditer(start):
-        length = int.from_bytes(match[1] or match[2], "little")
-        text = start[match.end() : match.end() + length].rstrip(b"\0 ")
-        if match.end() + length <= len(start) and re.fullmatch(rb"[0-9.]+", text):
-            return text.decode("ascii")
-    return ""
-
-
 def results_among(volumes: Iterable[Path], kinds: Sequence[str] = RESULTS) -> set[Path]:
     """Return the files that have the names of results for others: `a_mask.nii.gz` beside `a.mha` or `a_0000.mha`.
 
     Args:
         volumes: files, and folders of DICOM slices; each may be the image and none but a file the result.
-        kinds: of `RESULTS`; the pictures of masks are found in any case.
+        kinds: of `RESULTS`; the pictures of masks are found in any case, beside the mask too.
     """
     named = [(path, case_name(path)) for path in volumes]
     images = {(path.parent, image) for path, name in named for image in (name, name.removesuffix("_0000"))}
+    shown = images | {(path.parent, name.removesuffix(f"_{kind}")) for path, name in named for kind in RESULTS}
 
     def is_result(path: Path, name: str) -> bool:
         image, _, kind = name.rpartition("_")
-        known = kind in kinds or path.name.endswith(PREVIEW_ENDING)
-        return known and image != "" and (path.parent, image) in images and not path.is_dir()
+        place = (path.parent, image)
+        known = place in shown if path.name.endswith(PREVIEW_ENDING) else kind in kinds and place in images
+        return known and image != "" and not path.is_dir()
 
     return {path for path, name in named if is_result(path, name)}
 
@@ -219,9 +195,10 @@ def volumes_below(folder: Path, *, deep: bool = True, without: Sequence[str] = (
 
 def _below(folder: Path, deep: bool, without: Sequence[str], above: tuple[object, ...]) -> Iterator[Path]:
     entries = visible_entries(folder)
-    folders = [entry for entry in entries if is_folder(entry)]
+    folders = dict.fromkeys(entry for entry in entries if is_folder(entry))
     files = [entry for entry in entries if entry not in folders and is_volume(entry)]
-    volumes = [*(entry for entry in folders if is_volume(entry)), *files]
+    series = {entry for entry in folders if is_volume(entry)}
+    volumes = [*series, *files]
     results = results_among(volumes, without)
     maps = f"_{PROBABILITIES}"
     pictures_only = all(is_png(e) or case_name(e).endswith(maps) for e in volumes if e not in results)
@@ -230,7 +207,7 @@ def _below(folder: Path, deep: bool, without: Sequence[str], above: tuple[object
         identity = _identity(entry)
         if identity in above:
             continue
-        if is_volume(entry):
+        if entry in series:
             yield entry
         elif deep:
             yield from _below(entry, deep, without, (*above, identity))

@@ -171,7 +171,7 @@ def _qform(path: Path, header: Any) -> NDArray[np.float64]:
         # The standard defines 1 and -1 only, and treats 0 as 1.
         raise refusal(path, "have -1 or 1 in `pixdim[0]`", f"{factor:g}", DAMAGED)
     try:
-        fixed = header.copy()
+        fixed = _with_lengths(header)
         fixed["pixdim"][0] = factor or 1.0
         return np.asarray(fixed.get_qform(), float)
     except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
@@ -179,9 +179,16 @@ def _qform(path: Path, header: Any) -> NDArray[np.float64]:
 
 
 def _base(header: Any) -> NDArray[np.float64]:
+    return np.asarray(_with_lengths(header).get_base_affine(), float)
+
+
+def _with_lengths(header: Any) -> Any:
+    """Return a copy with 1 as the spacing along the axes that the file does not have, where many programs write 0."""
     fixed = header.copy()
-    fixed["pixdim"][1:4] = [value if np.isfinite(value) and value > 0 else 1.0 for value in header["pixdim"][1:4]]
-    return np.asarray(fixed.get_base_affine(), float)
+    for axis in range(int(header["dim"][0]) + 1, 4):
+        value = float(header["pixdim"][axis])
+        fixed["pixdim"][axis] = value if np.isfinite(value) and value > 0 else 1.0
+    return fixed
 
 
 def _conflict(path: Path, header: Any, affine: NDArray[np.float64], scale: float) -> list[str]:

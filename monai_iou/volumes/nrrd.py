@@ -160,17 +160,34 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
     vectors = re.findall(r"none|\([^)]*\)|\S+", fields["space directions"])
     spatial = [axis for axis, vector in enumerate(vectors) if vector != "none"]
     size = len(spatial)
-    if len(vectors) != axes or not 1 <= size <= 3:
+    if len(vectors) != axes or not 1 <= size <= 4:
         counts = f"{len(vectors)} for {axes} axes"
         raise refusal(path, "have a direction for each axis in `space directions`", counts, "correct its header")
     columns = np.stack([_vector(path, "space directions", vectors[axis], size) for axis in spatial], axis=1)
     origin = _vector(path, "space origin", fields["space origin"], size) if "space origin" in fields else np.zeros(size)
+    if size == 4:
+        columns, spatial = _three_of_four(path, columns, spatial)
     space = choice(path, "space", fields.get("space", ""), SPACES)
     signs = np.array([-1.0 if sign == "-" else 1.0 for sign in (*space.split(), "+")])[:size]
-    scale, notes = _unit(path, "space units", _quoted(fields.get("space units", "")))
-    affine = lps_affine(columns * signs[:, None] * scale, origin * signs * scale)
+    scale, notes = _unit(path, "space units", _quoted(fields.get("space units", ""))[:3])
+    affine = lps_affine(columns * signs[:, None] * scale, origin[:3] * signs * scale)
     check_affine(path, affine)
     return affine, spatial, notes
+
+
+def _three_of_four(path: Path, columns: NDArray[np.float64], axes: list[int]) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the directions (3, 3) of the axes that lie in space, and these axes.
+
+    ITK gives each of four axes a direction in four dimensions. The fourth dimension, such as time, must have an axis of
+    its own, which then counts the channels.
+    """
+    outside = np.flatnonzero(columns[3])
+    if len(outside) != 1 or columns[:3, outside].any():
+        expected = "have one axis along the fourth dimension, and three without a part of it"
+        vectors = "; ".join("(" + ", ".join(f"{value:g}" for value in column) + ")" for column in columns.T)
+        raise refusal(path, expected, vectors, "write each volume to its own file")
+    inside = [place for place in range(4) if place != outside[0]]
+    return columns[:3, inside], [axes[place] for place in inside]
 
 
 def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64], list[int], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -52,8 +53,12 @@ def read_png(path: Path, *, as_labels: bool = False) -> tuple[NDArray[Any], NDAr
     channels = 1 if kind in (GREY, GREY + 4) or as_labels else 3
     with room_for(path, 4 * width * height * channels * max(1, depth // 8), (width, height)):
         is_large = width * height > LARGEST_OF_PILLOW and depth == 8 and kind in (GREY, COLOURS, COLOURS + 4)
-        by_itk = is_large or (depth == 16 and kind != GREY)
-        pixels = _by_itk(path) if by_itk else _by_pillow(path, depth, as_labels=as_labels)
+        if depth == 16 and kind == GREY + 4:
+            pixels = _greys_of_16_bits(path)
+        elif is_large or (depth == 16 and kind != GREY):
+            pixels = _by_itk(path)
+        else:
+            pixels = _by_pillow(path, depth, as_labels=as_labels)
     notes: tuple[str, ...] = ()
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         colours, opaque = pixels[..., :-1], bool((pixels[..., -1] == np.iinfo(pixels.dtype).max).all())
@@ -126,6 +131,23 @@ def _by_pillow(path: Path, depth: int, *, as_labels: bool) -> NDArray[Any]:
     if greys and depth < 8:  # Pillow spreads them over 0 to 255
         values = values // (255 // (2**depth - 1))
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _greys_of_16_bits(path: Path) -> NDArray[Any]:
+    """Greys and transparency of 16 bits, (rows, columns, 2): Pillow would drop 8 of them, and ITK refuses them.
+
+    A pixel has four bytes, as one of colours and transparency of 8 bits has, so that the file is read as these.
+    """
+    from PIL import Image
+
+    stored = list(_parts(path.read_bytes()))
+    head = stored[0][1][:8] + bytes((8, COLOURS + 4)) + stored[0][1][10:]
+    kept = [(b"IHDR", head), *(each for each in stored if each[0] in (b"IDAT", b"IEND"))]
+    written = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in kept
+    )
+    with Image.open(io.BytesIO(SIGNATURE + written)) as image:
+        return np.ascontiguousarray(image).view(">u2").astype(np.uint16)
 
 
 def _by_itk(path: Path) -> NDArray[Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.volumes.dicom import itk_is_quiet, read_dicom, read_with_itk
+from monai_iou.volumes.dicom_marks import is_dicom
 from monai_iou.volumes.grid import Grid, same_grid, spatial_grid
 from monai_iou.volumes.header import Header, VolumeError, check_regular, refusal
 from monai_iou.volumes.labels import whole_labels
@@ -30,7 +31,6 @@ from monai_iou.volumes.names import (
     PAIR_EXTENSIONS,
     case_name,
     dicom_slices,
-    is_dicom,
     is_png,
     is_volume,
 )
@@ -61,6 +61,8 @@ _READERS = {
     METAIMAGE_EXTENSIONS: read_metaimage_header,
     NRRD_EXTENSIONS: read_nrrd_header,
 }
+# Formats of pictures, as ITK calls them, which state no distance in mm between voxels, or none between slices.
+_PICTURES = ("BMP", "JPEG", "JPEG2000", "TIFF")
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +250,17 @@ def _by_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         return read_dicom(path)
     check_regular(path)
     with itk_is_quiet():
+        _refuse_pictures(path)
         return read_with_itk(path, [path])
+
+
+def _refuse_pictures(path: Path) -> None:
+    import SimpleITK
+
+    kind = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path)).removesuffix("ImageIO")
+    if kind in _PICTURES:
+        remedy = "convert it to .nii.gz with its spacing or, if it is a single picture, to .png"
+        raise refusal(path, "be of a format that states the spacing in mm", kind, remedy)
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, ...]:

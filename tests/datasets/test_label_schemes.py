@@ -11,12 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_iou.datasets.case_volumes import read_case
+from monai_iou.datasets.case_volumes import read_case, read_shares
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.description import read_label_scheme
 from monai_iou.datasets.folder import SegmentationFolder, read_folder
 from monai_iou.datasets.label_counts import count_label_files
 from monai_iou.planning.fingerprint import compute_fingerprint, measure_case
+from monai_iou.volumes.reading import VolumeError
 
 SHAPE = (6, 7, 8)
 PATH = Path("dataset.json")
@@ -174,6 +175,25 @@ def test_soft_labels_are_shares_of_the_classes(tmp_path: Path) -> None:
 )
 def test_wrong_shares_are_refused(tmp_path: Path, shares: np.ndarray, words: str) -> None:
     assert words in refusal(dataset(tmp_path, [shares, shares], soft_labels=True))
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (-0.25, 1.0), (0.0, 1.25)])
+def test_shares_that_a_file_stores_as_scaled_integers_are_read(ends: tuple[float, float], tmp_path: Path) -> None:
+    shares = np.linspace(*ends, int(np.prod(SHAPE)), dtype=np.float32).reshape(SHAPE)
+    image = nib.Nifti1Image(shares, np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nib.save(image, tmp_path / "a.nii.gz")
+    stored = np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj)
+    if ends == (0.0, 1.0):
+        assert stored.max() > 1, "the scale in the header is rounded"
+        read_back = read_shares(tmp_path / "a.nii.gz").array[0]
+        assert read_back.dtype == np.float32
+        assert (read_back.min(), read_back.max()) == (0, 1)
+        np.testing.assert_allclose(read_back, stored, atol=1e-6)
+    else:
+        wrong = next(end for end in ends if end not in (0, 1))
+        with pytest.raises(VolumeError, match=rf"shares from 0 to 1, as .*, but got {wrong:g}: divide by the largest"):
+            read_shares(tmp_path / "a.nii.gz")
 
 
 def test_shares_of_more_than_a_voxel_are_refused(tmp_path: Path) -> None:

@@ -252,6 +252,29 @@ def test_a_validation_list_is_validated_on(tmp_path: Path) -> None:
     assert "comes twice" in refusal(tmp_path)
 
 
+def test_splits_may_name_the_cases_of_a_validation_list(tmp_path: Path) -> None:
+    decathlon(tmp_path, 4)
+    pairs = json.loads((tmp_path / "dataset.json").read_text())["training"]
+    describe(tmp_path, training=pairs[:3], validation=pairs[3:])
+    folds = [{"train": ["c0", "c1"], "val": ["c2", "c3"]}, {"train": ["c2", "c3"], "val": ["c0", "c1"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    folder = read_folder(tmp_path)
+    for number, fold in enumerate(folds):
+        sides = [[case.name for case in side] for side in folder.split(0.2, folds=2, fold=number)]
+        assert sides == [fold["train"], fold["val"]]
+    assert [case.name for case in folder.split(0.2)[1]] == ["c3"]
+
+
+def test_a_pair_that_is_called_as_a_preview_is_a_case(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a", "b", "c_preview"):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / f"{name}.png")
+    assert [case.name for case in read_folder(tmp_path).training] == ["a", "b", "c_preview"]
+
+
 def test_names_in_the_other_unicode_form_are_found(tmp_path: Path) -> None:
     decathlon(tmp_path, 1)
     (tmp_path / "imagesTr/c0.nii.gz").rename(tmp_path / "imagesTr" / unicodedata.normalize("NFD", "Müller.nii.gz"))

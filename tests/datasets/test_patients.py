@@ -11,7 +11,7 @@ import pytest
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import read_folder
-from monai_iou.datasets.patients import patient_of
+from monai_iou.datasets.patients import group_of, patient_of
 from monai_iou.datasets.splits import count_patients
 from monai_iou.evaluation.groups import patients_of
 from monai_iou.evaluation.pairing import Pair
@@ -128,6 +128,52 @@ def test_a_right_table_may_name_cases_that_are_elsewhere_or_left_out(tmp_path: P
     (tmp_path / "moved/left_out").mkdir()
     (tmp_path / "moved/left_out/P3_c_0000.nii.gz").touch()
     read_folder(tmp_path / "moved")
+
+
+def test_a_whole_name_of_a_file_or_folder_claims_no_longer_one(tmp_path: Path) -> None:
+    """Whose names end with it: they would be taken from their own patient."""
+    files = ["imagesTr/scan7.nii.gz", "imagesTr/scan8.nii.gz", "imagesTr/rescan7.nii.gz", "imagesTr/rescan9.nii.gz"]
+    files += ["anna/s1.nii.gz", "joanna/s2.nii.gz", "joanna/s3.nii.gz"]
+    groups = {
+        "A": ["scan7.nii.gz", "scan8.nii.gz"],
+        "B": ["rescan7.nii.gz", "rescan9.nii.gz"],
+        "C": ["anna/"],
+        "D": ["joanna/"],
+    }
+    found = [group_of(Path(file).name.removesuffix(".nii.gz"), groups, [file]) for file in files]
+    assert found == ["A", "A", "B", "B", "C", "D", "D"]
+    assert group_of("joanna/s2", groups) == "D", "of a case that is called by its folder"
+    ends = {"a": ["_a.nii.gz"], "b": ["_b.nii.gz"]}  # which can only be meant as the end of a name
+    assert evaluated(dataset(tmp_path, patient_groups=ends)) == {case: case[-1] for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("groups", "patient"),
+    [
+        ({"first": ["_a"], "second": ["P1"]}, "first"),
+        ({"first": ["P1"], "second": ["_a"]}, "first"),
+        ({"first": ["P1"], "second": ["P1_a.nii.gz"]}, "second"),
+        ({"first": ["imagesTr/"], "second": ["imagesTr/P1_"]}, "second"),
+        ({"first": ["./imagesTr/P1_"], "second": ["imagesTr/P1_a"]}, "second"),
+        ({"first": ["imagesTr"], "second": ["labelsTr/"]}, "second"),
+    ],
+)
+def test_the_longest_path_decides_and_then_the_first_part(
+    groups: dict[str, list[str]], patient: str, tmp_path: Path
+) -> None:
+    folder = read_folder(dataset(tmp_path, patient_groups=groups))
+    assert {case.name: patient_of(case, groups) for case in folder.labelled}["P1_a"] == f"group {patient}"
+    assert evaluated(tmp_path)["P1_a"] == patient
+
+
+@pytest.mark.parametrize("layout", [dataset, nnunet])
+@pytest.mark.parametrize("parts", [("P1_a.nii.gz", "P1_a.nii.gz"), ("labelsTr/P1_", "./labelsTr/P1_")])
+def test_a_case_that_two_patients_name_is_refused(layout: Any, parts: tuple[str, str], tmp_path: Path) -> None:
+    groups = {"one": [parts[0]], "two": ["P2_", parts[1]]}
+    assert refusal(layout(tmp_path, patient_groups=groups)) == (
+        f"Expected `patient_groups` of {tmp_path}/dataset.json to give each case to one patient, but got one and two "
+        "for P1_a: keep it in the list of one of them."
+    )
 
 
 SPLITS = [

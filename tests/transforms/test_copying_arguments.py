@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,3 +151,55 @@ def test_maps_whose_channel_0_marks_ignored_voxels_have_a_background() -> None:
     assert pasted[1].sum() > 4
     assert torch.equal(pasted[0], maps[0])
     assert not (pasted[1] * maps[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "fits"),
+    [
+        (300, torch.uint8, False),
+        (255, torch.uint8, True),
+        (-3, torch.uint8, False),
+        (200, torch.int8, False),
+        (2, torch.bool, False),
+        (3001, torch.float16, False),
+        (3000, torch.float16, True),
+        (100_000, torch.float16, False),
+        (300, torch.bfloat16, True),
+        (301, torch.bfloat16, False),
+        (2**24 + 1, torch.float32, False),
+        (300, torch.int16, True),
+        (300, np.dtype("uint8"), False),
+        (300, np.dtype("int16"), True),
+    ],
+)
+def test_a_class_that_the_label_cannot_hold_is_refused(value: int, dtype: Any, fits: bool) -> None:
+    """A cast would make another class of it."""
+    label = torch.zeros(1, 24, 24, dtype=torch.int32)
+    label[0, 4:6, 4:6] = value
+    source = {"image": torch.rand(1, 24, 24) + 1, "label": label}
+    empty = np.zeros((1, 24, 24), dtype) if isinstance(dtype, np.dtype) else torch.zeros(1, 24, 24, dtype=dtype)
+    copy = RandCopyLesionsd(KEYS, "label", [source], prob=1.0, labels=[value], tries=200).set_random_state(0)
+    item = {"image": torch.rand(1, 24, 24) + 1, "label": empty}
+    if fits:
+        pasted = copy(item)["label"]
+        assert pasted.dtype == dtype
+        assert (pasted == value).sum() == 4
+        return
+    with pytest.raises(ValueError, match=r"^Expected the labels") as error:
+        copy(item)
+    assert str(error.value) == (
+        f"Expected the labels of a source item to fit into the type of the item's label, {dtype}, but got {value}: "
+        "convert the labels of all items to one wider type first."
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.int64])
+def test_maps_keep_their_classes_in_every_type(dtype: torch.dtype) -> None:
+    maps = torch.zeros(3, 24, 24)
+    maps[0], maps[0, 4:6, 4:6], maps[2, 4:6, 4:6] = 1, 0, 0.7
+    item = {"image": torch.rand(1, 24, 24) + 1, "label": (torch.arange(3) == 0)[:, None, None].expand(3, 24, 24)}
+    item["label"] = item["label"].to(dtype)
+    source = {"image": item["image"], "label": maps}
+    pasted = RandCopyLesionsd(KEYS, "label", [source], prob=1.0, tries=200).set_random_state(0)(item)["label"]
+    assert pasted.dtype == dtype
+    assert (pasted >= 0.5).sum((1, 2)).tolist() == [24 * 24 - 4, 0, 4]

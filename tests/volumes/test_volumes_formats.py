@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from monai_iou.volumes.reading import VolumeError, file_hash, read_channels, read_header, read_labels, read_volume
+from monai_iou.volumes.reading import (
+    VolumeError,
+    channel_count,
+    file_hash,
+    read_channels,
+    read_header,
+    read_labels,
+    read_volume,
+)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ANGLE = 0.3
@@ -305,6 +313,65 @@ def test_channels_are_the_fourth_axis_or_files(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(array[..., 0], np.diag([2.0, 1, 1, 1])), tmp_path / "c1.nii.gz")
     with pytest.raises(VolumeError, match=r"to be on the same grid .* as its other channels"):
         read_channels([tmp_path / "c0.nii.gz", tmp_path / "c1.nii.gz"])
+
+
+def series() -> SimpleITK.Image:
+    """Three volumes on one grid, joined along a fourth axis."""
+    rng = np.random.default_rng(2)
+    volumes = [itk_image(rng.integers(0, 100, (4, 5, 6)).astype(np.int16)) for _ in range(3)]
+    return SimpleITK.JoinSeries(volumes, 11.0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.nii.gz"])
+def test_a_series_of_itk_is_an_image_of_channels(tmp_path: Path, name: str) -> None:
+    image = series()
+    SimpleITK.WriteImage(image, str(tmp_path / name))
+    got = read_channels([tmp_path / name])
+    np.testing.assert_array_equal(got.array, SimpleITK.GetArrayFromImage(image).transpose(0, 3, 2, 1))
+    np.testing.assert_allclose(got.grid.affine, itk_affine(image[..., 0]), atol=1e-4)
+    assert channel_count(tmp_path / name) == 3
+    with pytest.raises(VolumeError, match="to hold one 3D volume, but got shape 4x5x6x3: write each volume to its own"):
+        read_volume(tmp_path / name)
+
+
+def test_a_fourth_axis_of_nrrd_lies_along_a_dimension_of_its_own(tmp_path: Path) -> None:
+    array = np.arange(48, dtype="<i2").reshape(2, 3, 4, 2)
+    header = (
+        "space: {}\nspace directions: (0,2,0,0) (3,0,0,0) (0,0,4,0) {}\nspace origin: (1,2,3,9)\n"
+        'space units: "cm" "cm" "cm" "s"\n'
+    )
+    for space, signs in (("left-posterior-superior-time", [1, 1, 1]), ("RAST", [-1, -1, 1])):
+        text = header.format(space, "(0,0,0,0.5)")
+        got = read_channels([nrrd(tmp_path / "a.nrrd", array, "raw", array.tobytes(order="F"), header=text)])
+        np.testing.assert_array_equal(got.array, np.moveaxis(array, -1, 0))
+        lps = np.diag([*signs, 1]) @ [[0, 30, 0, 10], [20, 0, 0, 20], [0, 0, 40, 30], [0, 0, 0, 1]]
+        np.testing.assert_allclose(got.grid.affine, LPS_TO_RAS @ lps)
+    for vector in ("(0,0,1,0.5)", "(0,0,0,0)"):
+        path = nrrd(tmp_path / "a.nrrd", array, "raw", array.tobytes(), header=header.format("RAST", vector))
+        with pytest.raises(VolumeError) as error:
+            read_channels([path])
+        shown = vector.replace(",", ", ")
+        assert str(error.value) == (
+            f"Expected `{path}` to have one axis along the fourth dimension, and three without a part of it, but got "
+            f"(0, 2, 0, 0); (3, 0, 0, 0); (0, 0, 4, 0); {shown}: write each volume to its own file."
+        )
+
+
+@pytest.mark.parametrize("code", ["qform", "sform", "both", "none"])
+@pytest.mark.parametrize("length", [0, -1, np.nan])
+def test_the_length_of_an_axis_that_a_nifti_lacks_does_not_matter(tmp_path: Path, code: str, length: float) -> None:
+    image = nibabel.Nifti1Image(np.ones((4, 5), np.uint8), np.eye(4))
+    affine = np.array([[0, 0.5, 0, 3], [2, 0, 0, 4], [0, 0, -1, 5], [0, 0, 0, 1.0]])
+    image.set_qform(affine, 1 if code in ("qform", "both") else 0)
+    image.set_sform(affine, 1 if code in ("sform", "both") else 0)
+    raw = bytearray(image.to_bytes())
+    np.frombuffer(raw, nibabel.nifti1.header_dtype, count=1)["pixdim"][0, 3] = length
+    (tmp_path / "a.nii").write_bytes(raw)
+    got = read_volume(tmp_path / "a.nii")
+    assert got.grid.spacing == (2.0, 0.5, 1.0)
+    assert got.notes == ()
+    if code != "none":
+        np.testing.assert_allclose(got.grid.affine, affine, atol=1e-6)
 
 
 def test_the_header_alone_tells_shape_and_place(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dicom_files import write_directory
 from test_volumes_reading import write_dicom
 
+from monai_iou.volumes import names as names_of_volumes
 from monai_iou.volumes.names import RESULTS, case_name, find_spelling, is_volume, results_among, volumes_below
 from monai_iou.volumes.reading import VolumeError, file_hash, read_volume
 from monai_iou.workflow.images import find_images
@@ -133,6 +134,33 @@ def test_other_files_are_no_dicom(tmp_path: Path) -> None:
     assert not is_volume(tmp_path)
 
 
+@pytest.mark.parametrize("slice_name", ["{:03d}.dcm", "{:03d}.IMA", "1.2.840.{}", "IM{:04d}", "s{:03d}.mr"])
+@pytest.mark.parametrize("other", ["{:03d}.jpg", "0{:03d}.txt", "!{:03d}", "!{:03d}.dcm"])
+def test_a_series_is_found_behind_any_number_of_other_files(tmp_path: Path, slice_name: str, other: str) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, np.ones((3, 4, 5), np.uint8))
+    for number, file in enumerate(sorted(folder.iterdir()), 100):
+        file.rename(folder / slice_name.format(number))
+    for number in range(40):
+        (folder / other.format(number)).write_bytes(b"another file")
+    assert is_volume(folder)
+    assert list(volumes_below(tmp_path)) == [folder]
+    assert [case.image for case in find_images([tmp_path], 1)] == [folder]
+
+
+def test_few_files_of_a_large_folder_without_a_series_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        touch(tmp_path / f"{number}.jpg")
+        touch(tmp_path / f"{number}.txt")
+        touch(tmp_path / f"{number}.nii.gz")
+    opened = list[Path]()
+    monkeypatch.setattr(names_of_volumes, "is_dicom", opened.append)
+    assert not is_volume(tmp_path)
+    assert 0 < len(opened) <= 100
+
+
 def test_results_beside_their_image_are_left_out(tmp_path: Path) -> None:
     for name in ("a.mha", "a_mask.nii.gz", "a_probabilities.nii.gz", "a_preview.png", "a_mask_mask.nrrd"):
         touch(tmp_path / name)
@@ -161,3 +189,13 @@ def test_pictures_are_images_still_when_their_masks_lie_beside_them(tmp_path: Pa
     for name in ("a.png", "a_mask.nii.gz", "a_probabilities.nii.gz", "b.png"):
         touch(tmp_path / name)
     assert [path.name for path in volumes_below(tmp_path, without=RESULTS)] == ["a.png", "b.png"]
+
+
+def test_a_preview_is_one_where_its_image_or_mask_lies_beside_it(tmp_path: Path) -> None:
+    for name in ("a.png", "a_preview.png", "b_mask.png", "b_preview.png", "c_0000.png", "c_preview.png"):
+        touch(tmp_path / name)
+    for name in ("d_preview.png", "deep/d.png", "_preview.png"):
+        touch(tmp_path / name)
+    images = ["_preview.png", "a.png", "b_mask.png", "c_0000.png", "d_preview.png"]
+    assert [path.name for path in volumes_below(tmp_path, deep=False)] == images
+    assert [path.name for path in volumes_below(tmp_path, deep=False, without=RESULTS)] == images

@@ -86,6 +86,39 @@ def test_transparency_is_left_out_and_told(mode: str, tmp_path: Path) -> None:
     assert read_channels([tmp_path / "a.png"]).notes == ()
 
 
+def write_greys_of_16_bits(path: Path, rows: np.ndarray) -> np.ndarray:
+    """A PNG of greys and transparency, (rows, columns, 2), by its standard; every line has another filter."""
+    lines, above = b"", np.zeros((rows.shape[1] + 1, 4), np.uint8)
+    for number, row in enumerate(rows.astype(">u2").view(np.uint8)):
+        line = np.concatenate([np.zeros((1, 4), np.uint8), row])
+        left, up, corner = line[:-1].astype(int), above[1:].astype(int), above[:-1].astype(int)
+        guess = left + up - corner
+        nearest = np.argmin(np.abs(guess - [left, up, corner]), axis=0)
+        paeth = np.choose(nearest, [left, up, corner])
+        filters = [np.zeros_like(left), left, up, (left + up) // 2, paeth]
+        lines += bytes([number % 5]) + ((row - filters[number % 5]) % 256).astype(np.uint8).tobytes()
+        above = line
+    head = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], 16, 4, 0, 0, 0)
+    background = part(b"bKGD", b"\0\1")  # of greys, one number
+    body = part(b"IHDR", head) + background + part(b"IDAT", zlib.compress(lines)) + part(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return rows[..., 0].T
+
+
+def test_greys_of_16_bits_with_transparency_are_read(tmp_path: Path) -> None:
+    path, rows = tmp_path / "a.png", pixels(np.uint16, 2)
+    greys = write_greys_of_16_bits(path, rows)
+    volume = read_channels([path])
+    assert volume.array.dtype == np.uint16
+    np.testing.assert_array_equal(volume.array[0, :, :, 0], greys)
+    np.testing.assert_array_equal(read_labels(path).array[:, :, 0], greys)
+    assert volume.notes == (f"{path}: its transparency is left out.",)
+    rows[..., 1] = 65535
+    write_greys_of_16_bits(path, rows)
+    assert read_channels([path]).notes == ()
+    assert png_channels(path) == 1
+
+
 def test_every_byte_of_a_picture_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(pixels()).save(path)

@@ -178,6 +178,27 @@ def test_colour_and_zero_spacing_are_refused(tmp_path):
         read_volume(tmp_path / "flat.nii")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.tif", "TIFF"), ("a.jpg", "JPEG"), ("a.bmp", "BMP"), ("a.dat", "TIFF")])
+def test_pictures_without_a_spacing_in_mm_are_refused(tmp_path, name, kind):
+    """ITK reads them with the resolution of a print, or with 1 mm."""
+    SimpleITK.WriteImage(SimpleITK.Image((8, 8), SimpleITK.sitkUInt8), tmp_path / f"a.{kind.lower()[:4]}")
+    (tmp_path / f"a.{kind.lower()[:4]}").rename(tmp_path / name)
+    with pytest.raises(VolumeError) as error:
+        read_volume(tmp_path / name)
+    assert str(error.value) == (
+        f"Expected `{tmp_path / name}` to be of a format that states the spacing in mm, but got {kind}: convert it to "
+        ".nii.gz with its spacing or, if it is a single picture, to .png."
+    )
+
+
+@pytest.mark.parametrize("name", ["a.gipl", "a.vtk", "a.mnc"])
+def test_other_formats_of_itk_keep_their_spacing(tmp_path, labels, name):
+    SimpleITK.WriteImage(as_itk(labels), tmp_path / name)
+    got = read_labels(tmp_path / name)
+    np.testing.assert_array_equal(got.array, labels)
+    np.testing.assert_allclose(got.grid.spacing, (0.5, 1.0, 3.0))
+
+
 def test_hash_covers_detached_data_and_every_slice(tmp_path, labels):
     SimpleITK.WriteImage(as_itk(labels), tmp_path / "a.mhd")
     write_dicom(tmp_path / "series", labels)
