@@ -68,8 +68,9 @@ def print_evaluation(done: Evaluation, output: Path) -> None:
             say(f"Label {label}: mean HD95 {_both(distance, 2, ' mm')}")
     for label, maps in list(done.summary["probabilities"].items())[:MANY_LABELS]:
         if maps["best_iou"] is not None:
-            best = f"{maps['best_iou']:.3f} at {maps['best_threshold']:g}"
-            say(f"Label {label}: best mean IoU {best}, {maps['iou_at_half']:.3f} at 0.5, ECE {maps['ece']:.4f}")
+            best, half, ece = (_number(maps[name], d) for name, d in (("best_iou", 3), ("iou_at_half", 3), ("ece", 4)))
+            at = f"{maps['best_threshold']:g}"
+            say(f"Label {label}: best mean IoU {best} at {at}, {half} at 0.5, ECE {ece}")
     if len(labels) > MANY_LABELS:
         say(f"... and {len(labels) - MANY_LABELS} more labels: see the report.")
     say(f"Report: {output / 'report.html'}")
@@ -95,21 +96,24 @@ def _grouped(notes: Sequence[str], cases: Collection[str]) -> list[str]:
     return shown
 
 
+def _number(value: float | None, digits: int = 3, unit: str = "") -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}{unit}"
+
+
 def _mean(score: Mapping[str, Any]) -> str:
-    """A mean with its interval, or both means where something is missing."""
+    """A mean with its interval, or both means where something is missing, of which one has the interval."""
     bounds = score["mean_interval"]
-    if score["n_penalty"] != score["n_defined"]:
-        return _both(score, 3) + (f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
-    mean = "undefined" if score["mean"] is None else f"{score['mean']:.3f}"
-    return f"{mean} (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else mean
+    interval = f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
+    if score["n_penalty"] == score["n_defined"]:
+        return _number(score["mean"]) + interval
+    return _both(score, 3, interval=interval)
 
 
-def _both(score: Mapping[str, Any], digits: int, unit: str = "") -> str:
-    penalty, defined = (
-        "undefined" if score[name] is None else f"{score[name]:.{digits}f}{unit}"
-        for name in ("mean_penalty", "mean_defined")
-    )
-    return f"{penalty} with and {defined} without the {score['n_penalty'] - score['n_defined']} missing"
+def _both(score: Mapping[str, Any], digits: int, unit: str = "", interval: str = "") -> str:
+    penalty, defined = (_number(score[name], digits, unit) for name in ("mean_penalty", "mean_defined"))
+    # The main mean, whose interval it is, has as many cases as the one or the other.
+    own, other = (interval, "") if score["n"] == score["n_penalty"] else ("", interval)
+    return f"{penalty}{own} with and {defined}{other} without the {score['n_penalty'] - score['n_defined']} missing"
 
 
 def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:

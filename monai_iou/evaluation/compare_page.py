@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai_iou.evaluation import charts, resume
-from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.columns import COLUMNS, columns_of
 from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, scores_of
 from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.statistics import MIN_UNITS
@@ -155,7 +155,7 @@ def _forests(rows: _Rows, other: str, baseline: str) -> list[str]:
 
 
 def _texts(row: dict[str, Any], keys: Sequence[_Key], first: Evaluated, second: Evaluated) -> dict[str, Any]:
-    column, pair = COLUMNS[row["metric"]], (first, second)
+    column, pair = columns_of(first.challenge or second.challenge)[row["metric"]], (first, second)
     interval = "" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
     winner = {"baseline": first.name, "other": second.name}.get(row["better"], "no evidence")
     return {

@@ -73,22 +73,29 @@ def evaluate_folders(
         replaced = replaced_note(request)
         named = request.named_structures
         settings = Settings(named or None, request.ignore, request.resample, request.rules)
-        maps = MapRecords(request, settings, [pair.case for pair in pairs])
+        maps = MapRecords(request, settings, {pair.case: pair.prediction for pair in pairs})
         evaluation = _evaluate(run, request, settings, pairs, maps, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
         evaluation.maps = maps.finish(run, evaluation, progress)
-        own = [*_own_reference(request), *patient_notes(patients, request), *dataset_notes(request)]
+        own = [*_own_reference(request, pairs), *patient_notes(patients, request), *dataset_notes(request)]
         evaluation.run_notes += [*notes, *run.notes, *replaced, *own]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation
 
 
-def _own_reference(request: Request) -> list[str]:
+def _own_reference(request: Request, pairs: Sequence[Pair]) -> list[str]:
     """Say that masks were compared with themselves, which no score shows."""
-    if request.pairs is not None or request.predictions.resolve() != request.references.resolve():
-        return []
-    return [f"--predictions and --references are the same, {request.predictions}: each mask was compared with itself."]
+    if request.pairs is None and request.predictions.resolve() == request.references.resolve():
+        return [
+            f"--predictions and --references are the same, {request.predictions}: each mask was compared with itself."
+        ]
+    own = [pair.case for pair in pairs if pair.is_one_file]
+    return [
+        f"Cases whose prediction is the file of the reference itself, or a link to it: {len(own)} of {len(pairs)}, "
+        f"such as `{case}`. Each was compared with itself."
+        for case in own[:1]
+    ]
 
 
 def _write(evaluation: Evaluation) -> None:
@@ -129,14 +136,15 @@ def _evaluate(
     records = without_unlabelled(records, pairs, request, structures)
     failures |= {case: record["problem"] for case, record in records.items() if record["problem"]}
     ordered = [records[pair.case] for pair in pairs if pair.case in records]
+    scored = [record for record in ordered if not record["problem"]]
     return Evaluation(
         request,
-        [record for record in ordered if not record["problem"]],
+        scored,
         [record for record in ordered if record["problem"]],
         [_failure(pair, failures[pair.case]) for pair in pairs if pair.case in failures],
         list(pairs),
         structures,
-        reused,
+        reused & {record["case"] for record in scored},
     )
 
 
@@ -158,8 +166,8 @@ def _records(
     pairs: Sequence[Pair],
     maps: MapRecords,
     progress: Callable[[Progress], None],
-) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
-    """The records of all cases with a readable reference, the others' reasons, and how many records are old ones."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], set[str]]:
+    """The records of all cases with a readable reference, the others' reasons, and the cases whose records are old."""
     fingerprint = resume.settings_hash(settings)
     records: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
@@ -177,7 +185,7 @@ def _records(
         else:
             files = _absolute(pair.prediction), _absolute(pair.reference)
             tasks[pair.case] = (pair.case, *files, settings, hashes, pair.problem, maps.wanted(pair.case))
-    reused, total = len(records), len(records) + len(tasks)
+    reused, total = set(records), len(records) + len(tasks)
     for done, (case, result) in enumerate(run(evaluate_files, tasks), start=1):
         if isinstance(result, TaskError):
             failures[case] = request.as_typed(result.reason)
@@ -190,7 +198,7 @@ def _records(
                 resume.write(request.output, records[case])
             del records[case]["pictures"]
         problem = failures.get(case) or records[case]["problem"]
-        progress(Progress("cases", reused + done, total, case, problem))
+        progress(Progress("cases", len(reused) + done, total, case, problem))
     return records, failures, reused
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from monai_iou.evaluation import resume
 from monai_iou.evaluation.case_files import Settings
-from monai_iou.evaluation.probabilities import count_files, find_maps, hash_maps
+from monai_iou.evaluation.map_files import GRID, find_maps, is_archive
+from monai_iou.evaluation.probabilities import count_files, hash_maps
 from monai_iou.evaluation.request import Progress, Request
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.thresholds import sparse, stored
@@ -28,17 +29,22 @@ class MapRecords:
     Args:
         request: of the evaluation; without `probabilities` there are no maps.
         settings: of its tasks.
-        cases: names of all cases.
+        predictions: of all cases, by their names; None where there is none.
 
     Raises:
         PairingError: the folder of maps has none of any case.
     """
 
-    def __init__(self, request: Request, settings: Settings, cases: Sequence[str]) -> None:
+    def __init__(self, request: Request, settings: Settings, predictions: Mapping[str, Path | None]) -> None:
         self._output = request.output
         self._settings = settings
         self._folder = request.probabilities
-        self._files = {} if self._folder is None else find_maps(self._folder, cases)
+        self._files = {} if self._folder is None else find_maps(self._folder, list(predictions))
+        # Archives that were moved away from their masks.
+        alone = [case for case, files in self._files.items() if is_archive(files) and GRID not in files]
+        self._alone = [case for case in alone if predictions[case] is not None]
+        for case in self._alone:
+            self._files[case] = {**self._files[case], GRID: cast("Path", predictions[case])}
         self._fingerprint = resume.settings_hash(settings)
         self._found: dict[str, Mapping[str, Any]] = {}
         self._problems: dict[str, str] = {}
@@ -99,6 +105,12 @@ class MapRecords:
             f"{case}: there is no probability map of this name in {self._folder}."
             for case in cases
             if case not in self._files
+        ]
+        moved = [case for case in cases if case in self._alone and case in self._found]
+        evaluation.run_notes += [
+            f"Archives of probabilities without their masks beside them: {len(moved)}, such as {case}.npz. They were "
+            "read as probabilities of the scored predictions, with the same axes."
+            for case in moved[:1]
         ]
         evaluation.run_notes += [
             f"{case}: its probabilities are left out. {request.as_typed(self._problems[case])}"

@@ -15,6 +15,7 @@ from monai_iou.evaluation.groups import own_patient
 from monai_iou.evaluation.penalties import OF_LESIONS, empty_prediction, penalised
 from monai_iou.evaluation.rendering import readable
 from monai_iou.files import read_csv
+from monai_iou.metrics import CHALLENGES, Challenge
 
 Scores = dict[tuple[str, str], dict[str, float]]
 
@@ -59,6 +60,11 @@ class Evaluated:
     def unit(self) -> str:
         """What intervals and tests resample."""
         return "patients" if self.patients else "cases"
+
+    @property
+    def challenge(self) -> Challenge | None:
+        """The challenge whose columns the folder has; None if there is none, or an earlier version did not write it."""
+        return CHALLENGES.get(str(self.options.get("like")))
 
     @cached_property
     def labels(self) -> list[str]:
@@ -177,7 +183,7 @@ def score_of(evaluated: Evaluated, key: tuple[str, str], metric: str) -> float:
     """A score; of a failed case that of an empty prediction, for which any compared folder knows the reference."""
     if key in evaluated.scores:
         return evaluated.scores[key][metric]
-    return float(penalised(empty_prediction(evaluated.known[key]))[metric])
+    return float(penalised(empty_prediction(evaluated.known[key], evaluated.challenge))[metric])
 
 
 def is_in(evaluated: Evaluated, key: tuple[str, str]) -> bool:

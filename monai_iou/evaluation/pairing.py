@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monai_iou.files import read_csv
-from monai_iou.volumes.names import PROBABILITIES, case_name, composed, find_spelling, is_volume, volumes_below
+from monai_iou.volumes.header import VolumeError
+from monai_iou.volumes.names import (
+    PROBABILITIES,
+    case_name,
+    composed,
+    dicom_slices,
+    find_spelling,
+    is_volume,
+    volumes_below,
+)
 
 
 class PairingError(ValueError):
@@ -38,6 +47,19 @@ class Pair:
         else:
             what, remedy = f"two files for the case `{self.case}`", f"{remedy}remove the case"
         return f"Expected {what}, but got {none}: {remedy}."
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether the prediction is the reference itself, by whatever link or name."""
+        if self.prediction is None or self.reference is None:
+            return False
+        try:  # a folder of slices may hold links to those of the other
+            one, other = (
+                next(dicom_slices(path), path) if path.is_dir() else path for path in (self.prediction, self.reference)
+            )
+            return one.samefile(other)
+        except (OSError, VolumeError):
+            return False
 
 
 def pair_folders(predictions: Path, references: Path) -> list[Pair]:

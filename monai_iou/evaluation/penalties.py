@@ -76,8 +76,13 @@ def without_prediction(row: Mapping[str, Any], challenge: Challenge | None) -> d
     return {**row, **dict.fromkeys(undefined, math.nan), **worst}
 
 
-def empty_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row that an empty prediction would have, from one of the same reference.
+def empty_prediction(row: Mapping[str, Any], challenge: Challenge | None = None) -> dict[str, Any]:
+    """The row of a case without a usable prediction, from one of the same reference.
+
+    Args:
+        row: of any prediction.
+        challenge: whose score may take the place of a column. It is defined for every empty prediction, so that the
+            case has the worst one, as in `without_prediction`, also where there is nothing to find.
 
     >>> row = dict.fromkeys(COLUMNS, 1.0) | {"lesion_tp": 2.0}
     >>> penalised(empty_prediction(row))["pq"], empty_prediction(row)["lesion_fn"]
@@ -85,7 +90,8 @@ def empty_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = {name: row[name] for name in ("reference_ml", "diagonal_mm")}
     lesions = {"lesion_tp": 0.0, "lesion_fp": 0.0, "lesion_fn": row["lesion_tp"] + row["lesion_fn"]}
-    return {**dict.fromkeys(COLUMNS, math.nan), **known, **lesions, "prediction_ml": 0.0}
+    worst = {} if challenge is None or math.isnan(row["reference_ml"]) else challenge.missing
+    return {**dict.fromkeys(COLUMNS, math.nan), **known, **lesions, **worst, "prediction_ml": 0.0}
 
 
 def with_and_without(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,79 +18,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_iou.evaluation.map_files import ARCHIVE, GRID
 from monai_iou.evaluation.masks import mask_of
-from monai_iou.evaluation.pairing import PairingError, find_volumes
 from monai_iou.evaluation.probability_channels import channels_of, check_range
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import lesion_volume_scale
 from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
-from monai_iou.volumes.grid import Grid, align
+from monai_iou.volumes.grid import Grid, GridError, align, same_grid, spatial_grid
 from monai_iou.volumes.memory import room_for
-from monai_iou.volumes.names import PROBABILITIES, RESULTS, composed, files_below
 from monai_iou.volumes.probability_kind import are_separate
-from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_channels, read_labels, read_volume
+from monai_iou.volumes.reading import (
+    Volume,
+    VolumeError,
+    file_hash,
+    read_channels,
+    read_header,
+    read_labels,
+    read_volume,
+)
 from monai_iou.voxels.probability_bins import probability_histograms
 
-__all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "find_maps", "hash_maps"]
+__all__ = ["OPERATING_POINTS", "RESOLUTION", "count_files", "count_maps", "hash_maps"]
 
 RESOLUTION = 4000  # nodes of the histograms: the thresholds and the bins of calibration are among them
 OPERATING_POINTS = tuple(i / 10 for i in range(1, 10))
-ARCHIVE = ".npz"
 _KEYS = ("probabilities", "softmax")  # of nnU-Net v2 and v1
-
-
-def find_maps(folder: Path, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Return the probability files of each case, by the structure's name, or by "" for one file with all channels.
-
-    Where a case has `CASE_probabilities` or an archive, the other volumes of the folder are taken for masks.
-
-    Args:
-        folder: folder with `CASE_probabilities.nii.gz` of `monai-iou predict`, `CASE.npz` of nnU-Net, `CASE.nii.gz`
-            with a channel for each class, or `CASE_LABEL.nii.gz`.
-        cases: names of the cases.
-
-    Raises:
-        PairingError: the folder does not exist or has no file of any case.
-    """
-    found = files_below(folder, ARCHIVE)
-    archives = {composed(path.relative_to(folder).with_suffix("").as_posix()): path for path in found}
-    try:
-        volumes = find_volumes(folder, "--probabilities", without=())
-    except PairingError:
-        if not archives:
-            raise
-        volumes = {}
-    known = set(cases)
-    ours = {case: volumes[name] for case in cases if (name := f"{case}_{PROBABILITIES}") in volumes}
-    whole_maps = {case: archives[case] for case in cases if case in archives} | ours or volumes
-    results = {f"{case}_{kind}" for case in cases for kind in RESULTS} if ours else set()
-    others = {name: path for name, path in volumes.items() if name not in known and name not in results}
-    parts = _parts(others, known - whole_maps.keys())
-    maps = {
-        case: {"": whole_maps[case]} if case in whole_maps else parts[case]
-        for case in cases
-        if case in whole_maps or case in parts
-    }
-    if not maps:
-        message = (
-            f"Expected probability maps in `{folder}` named as the cases, such as {cases[0]}.npz or {cases[0]}.nii.gz, "
-            "but got none: rename them."
-        )
-        raise PairingError(message)
-    return maps
-
-
-def _parts(volumes: Mapping[str, Path], cases: Set[str]) -> dict[str, dict[str, Path]]:
-    """Return the files CASE_STRUCTURE of each case, by the structure's name."""
-    found: dict[str, dict[str, Path]] = {}
-    for name, path in volumes.items():
-        ends = [i for i, character in enumerate(name) if character == "_"]
-        for case, structure in ((name[:end], name[end + 1 :]) for end in ends):
-            if case in cases:
-                found.setdefault(case, {})[structure] = path
-    return found
 
 
 def hash_maps(files: Mapping[str, Path]) -> dict[str, str]:
@@ -121,7 +75,7 @@ def count_maps(
     """Count the voxels and lesions of one case by their probability.
 
     Args:
-        files: see `find_maps`.
+        files: see `monai_iou.evaluation.map_files.find_maps`.
         reference: the label map.
         digest: hash of its file.
         structures: what is scored; None for every label value that has a channel or a file of its own.
@@ -208,11 +162,16 @@ def _read_maps(
         maps = {}
         for structure in structures:
             volume = read_volume(files[structure.name])
-            maps[structure] = _without(ignored, align(volume.array, volume.grid, reference.grid))
+            (array,) = _on_reference(volume.path, volume.array[None], volume.grid, reference.grid)
+            maps[structure] = _without(ignored, array)
             check_range(files[structure.name], maps[structure])
         return maps
     path = files[""]
-    channels = _archive(path, reference) if path.suffix.lower() == ARCHIVE else _channels(path, reference)
+    if path.suffix.lower() == ARCHIVE:
+        channels = _archive(path, reference, files.get(GRID))
+    else:
+        volume = read_channels([path])
+        channels = _on_reference(path, volume.array, volume.grid, reference.grid)
     channels = _without(ignored, channels)
     if structures is None:
         structures = [Structure(str(value), (value,)) for value in range(1, max(2, len(channels)))]
@@ -224,23 +183,40 @@ def _without(ignored: NDArray[np.bool_] | None, maps: NDArray[Any]) -> NDArray[A
     return maps if ignored is None else np.where(ignored, 0, maps)
 
 
-def _channels(path: Path, reference: Volume) -> NDArray[Any]:
-    volume = read_channels([path])
-    return np.stack([align(channel, volume.grid, reference.grid) for channel in volume.array])
+def _on_reference(path: Path, channels: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
+    """Channels (C, X, Y, Z) with the axes of the reference's grid; they are not copied where these are their own."""
+    if same_grid(grid, onto):
+        return channels
+    try:
+        return np.stack([align(channel, grid, onto) for channel in channels])
+    except GridError as error:
+        message = (
+            f"Expected the probabilities of `{path}` on the reference's grid ({onto}), but got {grid}: write them on "
+            "that grid, because `--resample` takes masks only."
+        )
+        raise ValueError(message) from error
 
 
-def _archive(path: Path, reference: Volume) -> NDArray[Any]:
-    """The channels of an archive; its axes are those of the reference's file in reversed order, as in nnU-Net."""
-    array, shape = _stored(path), reference.array.shape
-    if array.ndim == 4 and array.shape[1:] == shape[::-1]:
-        return np.transpose(array, (0, 3, 2, 1))
+def _archive(path: Path, reference: Volume, mask: Path | None = None) -> NDArray[Any]:
+    """The channels of an archive on the reference: nnU-Net writes them for its mask, with the axes in reversed order.
+
+    Without a mask, or a prediction in its place, their grid is taken to be the reference's.
+    """
+    grid = reference.grid if mask is None else _grid_of(mask)
+    array, shape = _stored(path), grid.shape[::-1]
     if array.ndim == 4 and array.shape[1:] == shape:
-        return array
+        return _on_reference(path, np.transpose(array, (0, 3, 2, 1)), grid, reference.grid)
     message = (
-        f"Expected `{path}` to hold probabilities of shape (classes, {', '.join(map(str, shape[::-1]))}), as nnU-Net "
-        f"writes them, but got {array.shape}: write them on the grid of the image."
+        f"Expected `{path}` to hold probabilities of shape (classes, {', '.join(map(str, shape))}), as nnU-Net writes "
+        f"them for the mask `{mask or reference.path}`, but got {array.shape}: put the two files of one prediction "
+        "there."
     )
     raise ValueError(message)
+
+
+def _grid_of(mask: Path) -> Grid:
+    header = None if mask.is_dir() else read_header(mask)
+    return read_volume(mask).grid if header is None else spatial_grid(header.shape, header.affine)
 
 
 def _stored(path: Path) -> NDArray[Any]:

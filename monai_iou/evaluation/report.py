@@ -8,7 +8,7 @@ from typing import Any
 
 from monai_iou.evaluation import charts
 from monai_iou.evaluation.case_table import case_table
-from monai_iou.evaluation.columns import COLUMNS, columns_of
+from monai_iou.evaluation.columns import Column, columns_of
 from monai_iou.evaluation.map_charts import probability_charts
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
 from monai_iou.evaluation.rendering import number, readable, render
@@ -47,13 +47,13 @@ def report_text(evaluation: Evaluation) -> str:
         "failures": summary["failures"],
         "notes": summary["notes"],
         "tiles": _tiles(summary, titles, lesions),
-        "headline": [COLUMNS[name] for name in HEADLINE],
+        "headline": [columns[name] for name in HEADLINE],
         "score_rows": [
-            {"label": titles[name], "cells": _cells(summary["labels"][name], summary["options"]["unit"])}
+            {"label": titles[name], "cells": _cells(summary["labels"][name], columns, summary["options"]["unit"])}
             for name in titles
         ],
         "least_units": MIN_UNITS,
-        "distributions": _distributions(by_label, titles),
+        "distributions": _distributions(by_label, columns, titles),
         "heat": _heat(evaluation, titles),
         "labels": [
             {
@@ -102,7 +102,7 @@ def _tiles(
             {
                 "what": f"{kind}{titles[name]}",
                 "value": f"IoU {number(iou['mean'])}",
-                "note": f"Dice {number(dice['mean'])}. {interval}{_missing(iou)}",
+                "note": f"{interval}{_missing(iou)}. Dice {number(dice['mean'])}",
             }
         )
     if len(titles) == 1:
@@ -154,10 +154,10 @@ def _interval(bounds: Sequence[float] | None, digits: int, unit: str) -> str:
     return f"95 % interval {number(bounds[0], digits)} to {number(bounds[1], digits)}"
 
 
-def _cells(scores: Mapping[str, Mapping[str, Any]], unit: str) -> list[dict[str, str]]:
+def _cells(scores: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column], unit: str) -> list[dict[str, str]]:
     cells = []
     for name in HEADLINE:
-        score, digits = scores[name], COLUMNS[name].digits
+        score, digits = scores[name], columns[name].digits
         patients = f" of {score['units']} patients" if unit == "patient" else ""
         count = f", n = {score['n']}{patients}" if score["undefined"] else ""
         bounds = score["mean_interval"]
@@ -173,11 +173,11 @@ def _cells(scores: Mapping[str, Mapping[str, Any]], unit: str) -> list[dict[str,
 
 
 def _distributions(
-    by_label: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]
+    by_label: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, Column], titles: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     result = []
     for name in DISTRIBUTIONS:
-        column = COLUMNS[name]
+        column = columns[name]
         points = [
             (
                 titles[label],

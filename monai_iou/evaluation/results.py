@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,7 +33,7 @@ class Evaluation:
         failures: rows of failures.csv.
         pairs: all cases.
         structures: the structures that were scored.
-        reused: number of records taken from an earlier run.
+        kept: the evaluated cases whose records were taken from an earlier run.
         patients: the patient of every case; None if every case is a patient of its own.
         run_notes: notes for the reader about how the evaluation was run.
         maps: by case, what `count_maps` counted in the probability maps of each structure.
@@ -49,7 +49,7 @@ class Evaluation:
     failures: list[dict[str, Any]]
     pairs: list[Pair]
     structures: tuple[Structure, ...]
-    reused: int
+    kept: Collection[str]
     patients: dict[str, str] | None = None
     run_notes: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +70,11 @@ class Evaluation:
         if self.request.missing == "penalty":
             order = {pair.case: i for i, pair in enumerate(self.pairs)}
             self.rows = sorted(self.penalised, key=lambda row: order[row["case"]])  # stable: labels keep their order
+
+    @property
+    def reused(self) -> int:
+        """How many of the evaluated cases were evaluated by an earlier run."""
+        return sum(record["case"] in self.kept for record in self.records)
 
     @property
     def averaged(self) -> list[dict[str, Any]]:

@@ -50,6 +50,13 @@ def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
     assert "Failed: case0: Expected a prediction for the reference" in err
 
 
+def test_a_case_without_a_prediction_is_not_counted_as_evaluated_before(folders, tmp_path, capsys):
+    (tmp_path / "predictions" / "case0.nii.gz").unlink()
+    for expected in ("Evaluated 1 of 2 cases.", "Evaluated 1 of 2 cases (1 from before)."):
+        assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
+        assert capsys.readouterr().out.splitlines()[0] == expected
+
+
 def test_an_interrupted_command_ends_with_130_and_goes_on_later(folders, tmp_path, capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -277,7 +284,28 @@ def test_masks_that_are_compared_with_themselves_are_named(folders, tmp_path, ca
     assert main(["evaluate", *own, f"--output={tmp_path / 'own'}"]) == 0
     assert note in capsys.readouterr().out
     assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 0
-    assert "the same" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the same" not in out
+    assert "itself" not in out
+
+
+@pytest.mark.parametrize("how", ["symbolic links", "hard links", "pairs"])
+def test_single_masks_that_are_compared_with_themselves_are_counted(folders, tmp_path, capsys, how):
+    own, options = tmp_path / "predictions" / "case1.nii.gz", []
+    reference = tmp_path / "references" / own.name
+    if how == "pairs":
+        table = f"prediction,reference\ncase0.nii.gz,case0.nii.gz\n{reference},case1.nii.gz\n"
+        (tmp_path / "pairs.csv").write_text(table, encoding="utf-8")
+        options = [f"--pairs={tmp_path / 'pairs.csv'}"]
+    else:
+        own.unlink()
+        (own.symlink_to if how == "symbolic links" else own.hardlink_to)(reference)
+    assert main(["evaluate", *folders, *options, f"--output={tmp_path / 'out'}"]) == 0
+    note = (
+        "Note: Cases whose prediction is the file of the reference itself, or a link to it: 1 of 2, such as `case1`. "
+        "Each was compared with itself."
+    )
+    assert note in capsys.readouterr().out.splitlines()
 
 
 def test_a_class_that_no_file_holds_is_named(folders, tmp_path, capsys):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from monai_iou.evaluation import case_files
+from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare import METRICS, compare_folders
 from monai_iou.evaluation.evaluate import _score_empty, evaluate_folders
-from monai_iou.evaluation.penalties import penalised
+from monai_iou.evaluation.penalties import empty_prediction, penalised
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.rules import Rules, Structure
@@ -162,6 +163,32 @@ def test_a_case_that_both_folders_failed_at_counts_where_a_row_or_another_folder
     assert tables["both", ""] == (2, 2, 1.0, None, 1)
     assert tables["penalty", ""] == (3, 1, pytest.approx(2 / 3), ("0.0", "0.0"), 0), "and one with nothing to find"
     assert tables["both", "b"] == tables["penalty", ""]
+
+
+@pytest.mark.parametrize("like", [None, "isles22"])
+def test_a_failed_case_counts_in_a_comparison_as_in_the_evaluation(three_folders, like):
+    """Both lack the healthy case2, whose Dice ISLES'22 defines: 0 where nobody predicted anything."""
+    (three_folders / "b" / "case2.nii.gz").unlink()
+    save(three_folders / "c", "case2", NOTHING)
+    for i in (0, 1, 3):
+        save(three_folders / "c", f"case{i}", box(3, 5))
+    means = {
+        name: evaluated(three_folders, name, like=like, missing="penalty").summary["labels"]["1"]["dice"]["mean"]
+        for name in "abc"
+    }
+    folders = [three_folders / f"out-{name}" for name in "abc"]
+    rows = compare_folders(folders, three_folders / "compared", ["dice"])
+    for row in rows:
+        first, second = (name.removeprefix("out-") for name in row["names"])
+        assert (row["baseline_mean"], row["other_mean"]) == pytest.approx((means[first], means[second]))
+        assert (row["n"], row["left_out"]) == ((3, 1) if like is None else (4, 0))
+    paired = {line["case"]: line for line in read_csv(three_folders / "compared" / "paired.csv")}["case2"]
+    assert [paired[f"out-{name}"] for name in "abc"] == (["", "", ""] if like is None else ["0.0", "0.0", "1.0"])
+
+
+def test_a_failed_case_of_a_class_that_was_not_annotated_has_no_score():
+    row = dict.fromkeys(COLUMNS, math.nan) | {"diagonal_mm": 30.0}
+    assert math.isnan(penalised(empty_prediction(row, CHALLENGES["isles22"]))["dice"])
 
 
 def test_the_pictures_of_empty_predictions_are_dropped_one_by_one():

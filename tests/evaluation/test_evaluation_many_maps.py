@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tracemalloc
 import zipfile
 from collections.abc import ItemsView
@@ -13,9 +14,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_iou.evaluation import probabilities
+from monai_iou.evaluation import map_files, probabilities
 from monai_iou.evaluation.evaluate import evaluate_folders
-from monai_iou.evaluation.probabilities import OPERATING_POINTS, RESOLUTION, find_maps
+from monai_iou.evaluation.map_files import find_maps
+from monai_iou.evaluation.pairing import PairingError
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, RESOLUTION
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.thresholds import sparse, summarise_maps
 from monai_iou.volumes import memory
@@ -40,25 +43,61 @@ def test_the_files_are_gone_through_once_however_many_cases_there_are(
 ) -> None:
     cases = [f"site_{i // 10}/case_{i}" for i in range(50)]
     files = Counted({f"{case}_{label}": Path(f"{case}_{label}") for case in cases for label in ("10", "9", "whole_a")})
-    monkeypatch.setattr(probabilities, "find_volumes", lambda *_, **__: files)
+    monkeypatch.setattr(map_files, "find_volumes", lambda *_, **__: files)
     found = find_maps(tmp_path, cases)
     assert files.times <= 2
     assert found == {case: {label: Path(f"{case}_{label}") for label in ("10", "9", "whole_a")} for case in cases}
     assert [list(parts) for parts in found.values()] == [["10", "9", "whole_a"]] * 50
 
 
-def test_a_file_may_be_of_a_structure_of_two_cases_and_is_of_none_where_it_is_a_case(tmp_path: Path) -> None:
-    for name in ("a_b_1", "a_b_2", "a_1", "a_b_c"):
-        (tmp_path / f"{name}.nii.gz").touch()
-    paths = {name: tmp_path / f"{name}.nii.gz" for name in ("a_b_1", "a_b_2", "a_1", "a_b_c")}
+def touched(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.nii.gz" for name in names}
+    for path in paths.values():
+        path.touch()
+    return paths
+
+
+def test_a_file_is_of_the_longest_case_that_it_names(tmp_path: Path) -> None:
+    paths = touched(tmp_path, ("a_b_1", "a_b_2", "a_1", "a_b_c"))
     assert find_maps(tmp_path, ["a", "a_b", "x"]) == {
-        "a": {"1": paths["a_1"], "b_1": paths["a_b_1"], "b_2": paths["a_b_2"], "b_c": paths["a_b_c"]},
+        "a": {"1": paths["a_1"]},
         "a_b": {"1": paths["a_b_1"], "2": paths["a_b_2"], "c": paths["a_b_c"]},
     }
-    assert find_maps(tmp_path, ["a", "a_b_c"]) == {
-        "a": {"1": paths["a_1"], "b_1": paths["a_b_1"], "b_2": paths["a_b_2"]},
-        "a_b_c": {"": paths["a_b_c"]},
-    }
+
+
+@pytest.mark.parametrize("values", [("1",), ("1", "2")])
+def test_a_case_that_is_called_as_a_structure_of_another_has_maps_of_its_own(
+    values: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Label 1 of `p`, label 1 of `p_1` and so on; and of `p_1_1`, which has no masks of its own name."""
+    cases = ["p", "p_1", "p_1_1"]
+    expected = {case: {value: tmp_path / f"{case}_{value}.nii.gz" for value in values} for case in cases}
+    touched(tmp_path, tuple(f"{case}_{value}" for case in cases for value in values))
+    assert find_maps(tmp_path, cases) == expected
+    touched(tmp_path, ("p",))
+    assert find_maps(tmp_path, cases) == expected, "the mask beside the maps is none"
+
+
+def test_whole_maps_of_cases_that_are_called_as_structures_are_whole(tmp_path: Path) -> None:
+    cases = ["p", "p_1", "q"]
+    paths = touched(tmp_path, ("p", "p_1", "q", "p_mask", "p_1_mask"))
+    assert find_maps(tmp_path, cases) == {case: {"": paths[case]} for case in cases}
+    paths["p"].unlink()
+    (tmp_path / "p_mask.nii.gz").unlink()
+    assert find_maps(tmp_path, cases) == {case: {"": paths[case]} for case in ("p_1", "q")}, "all are whole"
+
+
+@pytest.mark.parametrize("others", [(), ("p_2",), ("q_1",), ("p_2", "p_2_1", "p_2_2"), ("q", "q_1")])
+def test_a_file_that_may_be_of_two_cases_is_refused(others: tuple[str, ...], tmp_path: Path) -> None:
+    """Of `p_1` there is nothing else: the file is the map of it, or of the structure 1 of `p`."""
+    touched(tmp_path, ("p_1", *others))
+    message = (
+        f"Expected the name of `{tmp_path / 'p_1.nii.gz'}` to say whose map it is, but got that of the case p_1 and of "
+        "the structure 1 of the case p: name the maps of whole cases CASE_probabilities, or add those of the "
+        "structures of p_1."
+    )
+    with pytest.raises(PairingError, match=f"^{re.escape(message)}$"):
+        find_maps(tmp_path, ["p", "p_1", "p_2", "q"])
 
 
 def test_histograms_of_many_cases_are_never_all_dense() -> None:
@@ -102,8 +141,8 @@ def header_of(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def read(path: Path) -> np.ndarray:
-    grid = Grid((5, 4, 3), np.eye(4))
-    return probabilities._archive(path, Volume(np.zeros((5, 4, 3), np.uint8), grid, path))
+    reference = Volume(np.zeros((5, 4, 3), np.uint8), Grid((5, 4, 3), np.eye(4)), path)
+    return probabilities._archive(path, reference)
 
 
 def test_an_archive_that_asks_for_more_memory_than_there_is_is_one_sentence(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_peak import needs_peak, peak_kb, reset_peak
 
+from monai_iou.console import print_evaluation
 from monai_iou.evaluation import penalties, results
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare import compare_folders
@@ -201,6 +203,22 @@ def test_both_means_are_in_the_summary_whatever_is_asked_for(folders):
     assert default["labels"] == penalty["labels"]
     assert default["dataset"] == penalty["dataset"]
     assert default["dataset_defined"] == excluded["dataset"]
+
+
+@pytest.mark.parametrize("missing", ["both", "exclude", "penalty"])
+def test_the_printed_interval_stands_behind_its_own_mean(folders, capsys, missing):
+    for i in range(6, 10):
+        for kind in ("references", "predictions"):
+            shutil.copy(folders / kind / f"case{i - 6}.nii.gz", folders / kind / f"case{i}.nii.gz")
+    output = folders / "out"
+    done = evaluate_folders(Request(folders / "predictions", folders / "references", output, missing=missing))
+    print_evaluation(done, output)
+    iou = done.summary["labels"]["1"]["iou"]
+    interval = " (95 % interval {:.3f} to {:.3f})".format(*iou["mean_interval"])
+    means = [f"{iou[name]:.3f}{interval * (iou[name] == iou['mean'])}" for name in ("mean_penalty", "mean_defined")]
+    line = f"Label 1: mean IoU {means[0]} with and {means[1]} without the 1 missing"
+    assert line.count("interval") == 1
+    assert line in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("missing", ["both", "exclude", "penalty"])

@@ -167,3 +167,19 @@ def test_a_case_of_a_table_is_named_as_its_files_are(folders, tmp_path):
 def test_tables_of_spreadsheets_are_read(folders, tmp_path, text):
     (tmp_path / "pairs.csv").write_text(text, encoding="utf-8-sig")
     assert read_pairs(tmp_path / "pairs.csv", *folders) == [Pair("a", folders[0] / "a.mha", folders[1] / "a.nii.gz")]
+
+
+def test_slices_that_are_links_are_one_file_and_copies_are_two(folders):
+    predictions, references = (folder / "series" for folder in folders)
+    for folder in (predictions, references):
+        folder.mkdir()
+        (folder / "readme").write_text("no slice", encoding="utf-8")
+    (references / "001").write_bytes(bytes(128) + b"DICM")
+    pair = Pair("series", predictions, references)
+    (predictions / "001").write_bytes((references / "001").read_bytes())
+    assert not pair.is_one_file
+    (predictions / "001").unlink()
+    (predictions / "001").hardlink_to(references / "001")
+    assert pair.is_one_file
+    assert not Pair("lost", None, references).is_one_file
+    assert not Pair("absent", predictions / "absent.nii", references / "absent.nii").is_one_file

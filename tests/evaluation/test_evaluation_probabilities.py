@@ -19,8 +19,9 @@ from monai_iou.cli import main
 from monai_iou.evaluation import case_files, map_records
 from monai_iou.evaluation import probabilities as reading
 from monai_iou.evaluation.evaluate import evaluate_folders
+from monai_iou.evaluation.map_files import GRID, find_maps
 from monai_iou.evaluation.pairing import PairingError
-from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files, find_maps
+from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files
 from monai_iou.evaluation.probability_channels import channels_of
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
@@ -61,10 +62,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(root / "predictions" / f"c{i}.nii.gz", probabilities.argmax(0).astype(np.uint8))
         (root / "npz").mkdir(exist_ok=True)
         np.savez_compressed(root / "npz" / f"c{i}.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+        shutil.copy(root / "predictions" / f"c{i}.nii.gz", root / "npz")
         save(root / "channels" / f"c{i}.nii.gz", np.moveaxis(probabilities, 0, -1))
         for value in (1, 2):
             save(root / "files" / f"c{i}_{value}.nii.gz", probabilities[value])
     return root
+
+
+def archive(folder: Path) -> dict[str, Path]:
+    """The first archive and its mask."""
+    return {"": folder / "npz" / "c0.npz", GRID: folder / "npz" / "c0.nii.gz"}
 
 
 def evaluated(folder: Path, output: Path, maps: str, **options: Any) -> dict[str, Any]:
@@ -151,7 +158,7 @@ def test_every_layout_and_number_of_workers_gives_the_same(folder: Path, tmp_pat
 def test_regions_are_sums_of_channels(folder: Path, tmp_path: Path) -> None:
     label, probabilities = made_case(0)
     whole = Structure("whole", (1, 2))
-    counted = count_files({"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz", [whole], None, Rules())
+    counted = count_files(archive(folder), folder / "references" / "c0.nii.gz", [whole], None, Rules())
     histogram = counted["counts"]["whole"]["histogram"]
     assert histogram.sum() == label.size
     assert histogram[1].sum() == (label > 0).sum()
@@ -406,7 +413,7 @@ def test_logits_are_refused_by_what_a_user_can_change(layout: str, folder: Path,
 
 
 def test_ignored_voxels_may_hold_anything(folder: Path, tmp_path: Path) -> None:
-    files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
+    files, reference = archive(folder), folder / "references" / "c0.nii.gz"
     label, probabilities = made_case(0)
     spoilt = np.where(label == 2, np.float32(-7), probabilities)
     spoilt[:, np.argwhere(label == 2)[0][0]][:, label[np.argwhere(label == 2)[0][0]] == 2] = np.nan
@@ -419,7 +426,7 @@ def test_ignored_voxels_may_hold_anything(folder: Path, tmp_path: Path) -> None:
 
 
 def test_ignored_voxels_count_nowhere(folder: Path) -> None:
-    files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
+    files, reference = archive(folder), folder / "references" / "c0.nii.gz"
     label, _ = made_case(0)
     counted = count_files(files, reference, [Structure("1", (1,))], 2, Rules())
     assert counted["counts"]["1"]["histogram"].sum() == (label != 2).sum()
@@ -445,13 +452,16 @@ def test_maps_that_cannot_be_used_are_noted_and_none_at_all_is_an_error(
     (maps / "c0.npz").write_bytes((folder / "npz" / "c0.npz").read_bytes())
     (maps / "c1.npz").write_bytes(damage((folder / "npz" / "c1.npz").read_bytes()))
     np.savez(maps / "c2.npz", probabilities=np.zeros((3, 4, 4, 4), np.float32))
+    for i in range(3):
+        shutil.copy(folder / "npz" / f"c{i}.nii.gz", maps)
     done = evaluate_folders(request)
     assert done.failures == [], "the scores of the masks are there"
     summary = json.loads(json.dumps(done.summary))
     assert summary["probabilities"]["1"]["cases"] == 1
     notes = "\n".join(summary["notes"])
     assert "c1: its probabilities are left out. Expected `" in notes
-    assert "shape (classes, 10, 12, 14), as nnU-Net writes them, but got (3, 4, 4, 4): write them on the grid" in notes
+    mask = maps / "c2.nii.gz"
+    assert f"(classes, 10, 12, 14), as nnU-Net writes them for the mask `{mask}`, but got (3, 4, 4, 4): put" in notes
     assert "c3: there is no probability map of this name" in notes
 
 
@@ -496,12 +506,14 @@ def test_every_file_is_read_once_and_nothing_to_do_is_hashing(
     folder: Path, tmp_path: Path, calls: dict[str, list[str]], layout: str, labels: tuple[int, ...]
 ) -> None:
     first = evaluated(folder, tmp_path / "out", layout, labels=labels)
-    assert sorted(calls["read"]) == sorted(calls["hash"]) == every_file(layout)
+    hashed = sorted([*every_file(layout), *(f"npz/c{i}.nii.gz" for i in range(CASES) if layout == "npz")])
+    assert sorted(calls["read"]) == every_file(layout), "of the mask beside an archive only the header"
+    assert sorted(calls["hash"]) == hashed
     calls["read"].clear()
     calls["hash"].clear()
     again = evaluated(folder, tmp_path / "out", layout, labels=labels)
     assert calls["read"] == []
-    assert sorted(calls["hash"]) == every_file(layout)
+    assert sorted(calls["hash"]) == hashed
     assert again["probabilities"] == first["probabilities"]
 
 
@@ -559,7 +571,7 @@ def test_channels_in_the_order_of_labels_that_nobody_named(folder: Path, tmp_pat
 
 
 def test_counts_are_kept_whole(folder: Path) -> None:
-    files, reference = {"": folder / "npz" / "c0.npz"}, folder / "references" / "c0.nii.gz"
+    files, reference = archive(folder), folder / "references" / "c0.nii.gz"
     count = count_files(files, reference, [Structure("1", (1,))], None, Rules())["counts"]["1"]
     kept = {**count, "histogram": sparse(count["histogram"])}
     again = map_records._compact(json.loads(json.dumps(map_records._plain(kept))))
@@ -595,7 +607,7 @@ def test_a_structure_may_be_called_mask(tmp_path: Path) -> None:
 def test_nnunets_masks_are_no_maps_where_an_archive_is_missing(tmp_path: Path) -> None:
     for name in ("a.npz", "a.nii.gz", "b.nii.gz"):
         (tmp_path / name).touch()
-    assert find_maps(tmp_path, ["a", "b"]) == {"a": {"": tmp_path / "a.npz"}}
+    assert find_maps(tmp_path, ["a", "b"]) == {"a": {"": tmp_path / "a.npz", GRID: tmp_path / "a.nii.gz"}}
 
 
 def test_maps_of_predict_are_no_predictions(folder: Path, tmp_path: Path) -> None:
@@ -621,3 +633,109 @@ def test_archives_behind_links_and_with_capital_letters_are_found(tmp_path: Path
     (maps / "._b.npz").touch()
     found = find_maps(maps, ["site/a", "b"])
     assert found == {"site/a": {"": maps / "site" / "a.npz"}, "b": {"": maps / "b.NPZ"}}
+
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def archived(root: Path, affine: np.ndarray, shift: int = 0, shape: tuple[int, ...] = (10, 9, 8)) -> Request:
+    """A reference on the plain grid, and a mask and an archive of nnU-Net of the same place on that of `affine`."""
+    label = np.zeros(shape, np.uint8)
+    label[2:5, 3:6, 4:7] = 1
+    label[4, 5, 6] = 0  # not the same from all sides
+    image = nibabel.Nifti1Image(np.roll(label, shift, (0, 1, 2)), affine)
+    for kind in ("predictions", "references"):
+        (root / kind).mkdir(parents=True)
+    nibabel.save(image, root / "predictions" / "c.nii.gz")
+    sure = image.get_fdata().astype(np.float32) * np.float32(0.9)
+    channels = np.stack([1 - sure, sure]).transpose(0, 3, 2, 1)
+    np.savez_compressed(root / "predictions" / "c.npz", probabilities=channels)
+    onto = nibabel.Nifti1Image(label, np.eye(4)) if shift else nibabel.as_closest_canonical(image)
+    nibabel.save(onto, root / "references" / "c.nii.gz")
+    folders = root / "predictions", root / "references", root / "out"
+    return Request(*folders, probabilities=root / "predictions", resample=bool(shift))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with the masks", "added later"])
+@pytest.mark.parametrize("shape", [(10, 9, 8), (8, 9, 8)], ids=["cuboid", "the same reversed"])
+@pytest.mark.parametrize("permuted", [False, True])
+def test_an_archive_lies_where_the_mask_beside_it_lies(
+    shape: tuple[int, ...], permuted: bool, late: bool, tmp_path: Path
+) -> None:
+    """Not where the reference's voxels lie, which may be stored in another order."""
+    request = archived(tmp_path, LPS[:, [2, 0, 1, 3]] if permuted else LPS, shape=shape)
+    if late:
+        evaluate_folders(replace(request, probabilities=None))
+    done = evaluate_folders(request)
+    assert done.rows[0]["iou"] == 1.0
+    assert done.summary["probabilities"]["1"]["iou_at_half"] == 1.0
+    assert done.notes == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with the masks", "added later"])
+def test_an_archive_on_another_grid_is_left_out_although_the_mask_is_resampled(late: bool, tmp_path: Path) -> None:
+    moved = np.eye(4)
+    moved[:3, 3] = 2
+    request = archived(tmp_path, moved, shift=-2)
+    if late:
+        evaluate_folders(replace(request, probabilities=None))
+    done = evaluate_folders(request)
+    assert done.rows[0]["iou"] == 1.0
+    assert done.summary["probabilities"] == {}
+    (note,) = (note for note in done.notes if "probabilities" in note)
+    assert note == (
+        f"c: its probabilities are left out. Expected the probabilities of `{tmp_path / 'predictions' / 'c.npz'}` on "
+        "the reference's grid (shape 10x9x8, spacing 1x1x1 mm, orientation RAS, origin (0, 0, 0) mm), but got shape "
+        "10x9x8, spacing 1x1x1 mm, orientation RAS, origin (2, 2, 2) mm: write them on that grid, because "
+        "`--resample` takes masks only."
+    )
+
+
+def test_an_archive_without_its_mask_is_read_with_the_axes_of_the_prediction_and_the_notes_say_so(
+    tmp_path: Path,
+) -> None:
+    request = archived(tmp_path, LPS)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    shutil.copy(tmp_path / "predictions" / "c.npz", maps)
+    request = replace(request, probabilities=maps)
+    done = evaluate_folders(request)
+    assert done.summary["probabilities"]["1"]["iou_at_half"] == 1.0
+    told = (
+        "Archives of probabilities without their masks beside them: 1, such as c.npz. They were read as probabilities "
+        "of the scored predictions, with the same axes."
+    )
+    assert done.notes == [told]
+    shutil.copy(tmp_path / "predictions" / "c.nii.gz", maps)
+    done = evaluate_folders(request)
+    assert (done.summary["probabilities"]["1"]["iou_at_half"], done.notes) == (1.0, [])
+    nibabel.save(nibabel.load(tmp_path / "references" / "c.nii.gz"), maps / "c.nii.gz")
+    assert evaluate_folders(request).summary["probabilities"]["1"]["iou_at_half"] < 0.5, "another mask is another grid"
+
+
+def test_an_archive_with_its_axes_in_the_order_of_the_file_is_refused(tmp_path: Path) -> None:
+    """Where the shape is the same reversed, nobody could tell the two orders apart."""
+    request = archived(tmp_path, LPS)
+    path = tmp_path / "predictions" / "c.npz"
+    with np.load(path) as held:
+        np.savez(path, probabilities=held["probabilities"].transpose(0, 3, 2, 1))
+    (note,) = evaluate_folders(request).notes
+    assert "to hold probabilities of shape (classes, 8, 9, 10), as nnU-Net writes them for the mask" in note
+    assert "but got (2, 10, 9, 8): put the two files of one prediction there." in note
+
+
+def test_a_label_that_is_nowhere_and_hardly_predicted_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its mean IoU is 0 at low thresholds and undefined at 0.5, where nothing is predicted."""
+    nothing = np.zeros(SHAPE, np.uint8)
+    probability = np.zeros(SHAPE, np.float32)
+    probability[2, 2, 2] = 0.3
+    for kind in ("references", "predictions"):
+        save(tmp_path / kind / "a.nii.gz", nothing)
+    save(tmp_path / "maps" / "a_1.nii.gz", probability)
+    options = [f"--{kind}={tmp_path / kind}" for kind in ("predictions", "references")]
+    options += [f"--probabilities={tmp_path / 'maps'}", f"--output={tmp_path / 'out'}", "--labels=1"]
+    assert main(["evaluate", *options]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "best mean IoU" in line)
+    assert re.fullmatch(r"Label 1: best mean IoU 0\.000 at [\d.]+, undefined at 0\.5, ECE 0\.000\d", line)

@@ -40,7 +40,8 @@ def test_a_prediction_that_cannot_be_read_is_not_one_that_was_missing(request_: 
         assert done.reused == 1
     path.unlink()
     done = evaluate_folders(request_)
-    assert (done.failures, done.reused) == ([missing], 2)
+    assert (done.failures, done.reused) == ([missing], 1), "the record of the empty prediction is no evaluated case"
+    assert done.summary["cases"] == {"paired": 2, "evaluated": 1, "failed": 1, "reused": 1}
 
 
 def test_a_prediction_that_was_read_but_not_hashed_is_not_kept_as_missing(

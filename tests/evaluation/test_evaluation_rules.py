@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,8 @@ import pytest
 from scipy.integrate import trapezoid
 
 from monai_iou.cli import main
+from monai_iou.evaluation.columns import columns_of
+from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.evaluation.rules import Rules, Structure, split_width
@@ -127,6 +130,25 @@ def test_challenge_columns_are_the_challenges_own(tmp_path, like):
     assert summary["options"]["like_rule"] == CHALLENGES[like].rule
     assert set(expected) <= set(summary["labels"]["1"])
     assert CHALLENGES[like].rule in (tmp_path / "out" / "report.html").read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+@pytest.mark.parametrize("like", [None, "isles22"])
+def test_pages_explain_the_dice_that_they_show(tmp_path, like):
+    mask = np.zeros(GRID.shape, np.uint8)
+    mask[2:6, 2:6, 2:6] = 1
+    for kind in ("predictions", "references"):
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(mask, GRID.affine), tmp_path / kind / "a.nii.gz")
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        evaluate_folders(Request(tmp_path / "predictions", tmp_path / "references", folder, like=like))
+    compare_folders(folders, tmp_path / "compared", ["dice"], "dice")
+    shown = columns_of(None if like is None else CHALLENGES[like])["dice"].definition
+    other = columns_of(CHALLENGES["isles22"] if like is None else None)["dice"].definition
+    for page in (folders[0] / "report.html", tmp_path / "compared" / "comparison.html"):
+        text = html.unescape(page.read_text(encoding="utf-8"))
+        assert shown in text
+        assert other not in text
 
 
 def test_summary_and_report_name_the_rule_in_words(tmp_path):
