@@ -143,13 +143,13 @@ class RowMetric(CumulativeIterationMetric):
         if self._synced:
             return
         rows = [row for buffer in self._buffers or [] for row in buffer]
-        message = None
+        error = None
         if len({row.shape for row in rows}) > 1:
-            message = (
+            error = (
                 f"Expected every image to have the same classes, but got {sorted({len(r) for r in rows})} of them: set "
                 "`include_background` and `num_classes`, or use one metric for each kind of image."
             )
-        gathered = gather_rows(torch.stack(rows) if rows and message is None else None, error=message)
+        gathered = gather_rows(torch.stack(rows) if rows and error is None else None, error=error)
         if self.include_background is None:  # on a rank without images, those of others tell
             known = known_to_any(self._first_scored if rows else None)
             self._first_scored = self._first_scored if known is None else known
