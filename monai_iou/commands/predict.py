@@ -70,7 +70,7 @@ def predict(
     from monai_iou.console import say
     from monai_iou.workflow.prediction import earlier_results, find_models, plan_predictions, run_all
     from monai_iou.workflow.previews import write_preview
-    from monai_iou.workflow.result_files import check_new, check_none_beside, remove_result
+    from monai_iou.workflow.result_files import check_new, remove_result
 
     wanted = {"probabilities": options["save_probabilities"], "preview": options["preview"]}
     keys |= {"save_probabilities": True} if options["save_probabilities"] else {}
@@ -82,7 +82,6 @@ def predict(
         earlier = earlier_results(runs)
         if not options["overwrite"]:
             check_new(path for item in items for path in item.files.values())
-            check_none_beside(path for paths in earlier.values() for path in paths)
         for each in runs:
             click.echo(bundle_line([str(models.config)], each.keys(keys)))
 

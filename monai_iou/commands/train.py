@@ -80,8 +80,8 @@ def train(context: click.Context, /, dataset: Path, output: Path | None, **optio
     fold is trained in a folder of its own and scored on the cases that it held out, and one report joins all cases.
     To continue a run that was stopped, give the same command again.
     """
-    keys = _keys(context, dataset, options)
     run_folder = output if output is not None else Path(f"{dataset.resolve().name}_run")
+    keys = _keys(context, dataset, options, begun=_is_begun(run_folder))
     from monai_iou.console import say
     from monai_iou.workflow.run_preparation import plan_request, prepared
 
@@ -126,7 +126,12 @@ def _how_to_go_on(run: TrainingRun, words: Sequence[str]) -> str:
     return f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *kept])}"
 
 
-def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _is_begun(folder: Path) -> bool:
+    """Whether a training has reached a checkpoint: its plan stands, and the same command goes on."""
+    return any(next(folder.glob(f"{place}models/last_epoch.pt"), None) for place in ("", "fold*/"))
+
+
+def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any], *, begun: bool = False) -> dict[str, Any]:
     """Check the command line, before anything that takes seconds is imported, and return the bundle's keys in it."""
     for path in options["configs"]:
         check_tables({"--config": path})
@@ -146,7 +151,7 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any]) -> 
     if options["device"] != "auto":  # not only planned for
         keys = {**keys, "device": options["device"]}
     if options["epochs"] is None:
-        if options["minutes"] is not None:
+        if options["minutes"] is not None and not begun:
             _check_timed(keys, options["configs"])
         return keys
     if options["minutes"] is not None:

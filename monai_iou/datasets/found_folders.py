@@ -11,7 +11,6 @@ from monai_iou.datasets.cases import Case, DatasetError, values_of
 from monai_iou.datasets.description import MOST_CLASSES, read_description
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import (
-    EXTENSIONS,
     PNG_EXTENSION,
     RESULTS,
     case_name,
@@ -34,6 +33,7 @@ __all__ = [
 
 PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"), ("images", "masks"), ("imgs", "masks"))
 SPLITS = "splits_final.json"
+PICTURES = (".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".bmp")
 
 
 def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels: int) -> tuple[Case, ...]:
@@ -46,17 +46,17 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
         channels: number of channels; each case has the files `CASE_0000` and on.
 
     Raises:
-        DatasetError: `file_ending` is that of no volume, a channel's file or a training label is missing, or a volume
+        DatasetError: `file_ending` is that of pictures, a channel's file or a training label is missing, or a volume
             of the folders belongs to no case.
     """
     ending = str(content.get("file_ending", ".nii.gz"))
     folder, labels = root / f"images{part}", root / f"labels{part}"
     files = {entry.name: entry for entry in visible_entries(folder)}
-    if files and not ending.lower().endswith(EXTENSIONS):
+    if files and ending.lower().endswith(PICTURES):
         _check_all_used((), folder, labels, ending, channels)  # where the volumes are right and `file_ending` is wrong
         message = (
-            f"Expected `file_ending` in {root / 'dataset.json'} to be .nii, .nii.gz, .mha, .nrrd or .png, but got "
-            f"{ending}: convert the files to .nii.gz, with the spacing in mm, and correct `file_ending`."
+            f"Expected `file_ending` in {root / 'dataset.json'} to be that of a format that states the spacing in mm, "
+            f"but got {ending}: convert the files to .nii.gz, and correct `file_ending`."
         )
         raise DatasetError(message)
     pattern = _image_pattern(ending)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,16 +23,13 @@ def patient_of(case: Case, groups: Groups) -> str:
 
 
 def group_of(name: str, groups: Groups, paths: Sequence[str] = ()) -> str | None:
-    """Return the patient to whom a case belongs by the parts that claim it, None if none does.
-
-    If parts of several patients claim a case, the longest of those with a folder or an extension decides and, if there
-    is none, the first patient with one of the others.
+    """Return the patient to whom a case belongs: the first with a part of its name or path, None if nobody has one.
 
     Args:
         name: of the case.
         groups: patient -> parts. A part that begins or ends with a number matches this whole number only.
         paths: of the case's files, see `paths_in`. A part with a folder or an extension is looked for in them as well,
-            from the beginning of a folder's or a file's name. A part that is the name of a folder claims its files.
+            but not from within a word. A part that is the name of a folder claims the files in it.
 
     Example:
         >>> group_of("P14_a", {"P1": ["P1"], "P14": ["P14"]}), group_of("P2_a", {"P1": ["P1"]})
@@ -42,26 +39,11 @@ def group_of(name: str, groups: Groups, paths: Sequence[str] = ()) -> str | None
         >>> group_of("rescan", {"A": ["scan.nii"], "B": ["rescan.nii"]}, ["images/rescan.nii"])
         'B'
     """
-    patients = _patients_by_path(name, groups, paths)
-    if patients:
-        return patients[0]
-    return next((patient for patient, _ in _claiming(name, groups, paths, by_path=False)), None)
-
-
-def _patients_by_path(name: str, groups: Groups, paths: Sequence[str]) -> list[str]:
-    """The patients with the longest part with a folder or an extension that claims a case: one in a right table."""
-    found = list(_claiming(name, groups, paths, by_path=True))
-    longest = max((len(part) for _, part in found), default=0)
-    return list(dict.fromkeys(patient for patient, part in found if len(part) == longest))
-
-
-def _claiming(name: str, groups: Groups, paths: Sequence[str], *, by_path: bool) -> Iterator[tuple[str, str]]:
-    """Yield the parts that claim a case, with their patients: those with a folder or an extension, or the others."""
     everywhere = "\n".join((composed(name), *paths))  # looked through first, as most parts are in none of these
     for patient, parts in groups.items():
-        for part, is_path in map(_read, parts):
-            if is_path == by_path and part in everywhere and _claims(part, name, paths):
-                yield patient, part
+        if any(_read(part)[0] in everywhere and _claims(part, name, paths) for part in parts):
+            return patient
+    return None
 
 
 def paths_in(root: Path, files: Iterable[Path]) -> tuple[str, ...]:
@@ -77,7 +59,7 @@ def paths_in(root: Path, files: Iterable[Path]) -> tuple[str, ...]:
 
 
 def check_groups(groups: Groups, cases: Sequence[Case], path: Path) -> None:
-    """Check that no case has two patients, and that every part claims a case: a misspelt one would part a patient's.
+    """Check that every part of `patient_groups` claims a case, as a misspelt one would part a patient's cases.
 
     A part is no mistake where no harm can come of it, because every labelled case has a patient, or where it claims a
     volume of the folder that is in no list.
@@ -88,16 +70,8 @@ def check_groups(groups: Groups, cases: Sequence[Case], path: Path) -> None:
         path: of dataset.json.
 
     Raises:
-        DatasetError: a part claims no case, or paths of two patients claim one; the message names them.
+        DatasetError: a part claims none; the message names it and its patient.
     """
-    for case in cases if any(_read(part)[1] for parts in groups.values() for part in parts) else ():
-        patients = _patients_by_path(case.name, groups, _paths(case))
-        if len(patients) > 1:
-            message = (
-                f"Expected `patient_groups` of {path} to give each case to one patient, but got {patients[0]} and "
-                f"{patients[1]} for {case.name}: keep it in the list of one of them."
-            )
-            raise DatasetError(message)
     alone = next((case for case in cases if case.label is not None and _group_of_case(case, groups) is None), None)
     if alone is None:
         return
@@ -160,7 +134,7 @@ def _unlisted(root: Path, known: Sequence[tuple[str, Sequence[str]]]) -> list[tu
 def _claims(part: str, name: str, paths: Sequence[str]) -> bool:
     part, is_path = _read(part)
     if is_path:
-        return any(_occurs(part, text, from_start=True) for text in (composed(name), *paths))
+        return any(_occurs(part, text, whole_words=True) for text in (composed(name), *paths))
     return _occurs(part, composed(name)) or any(part in path.split("/")[:-1] for path in paths)
 
 
@@ -171,12 +145,11 @@ def _read(part: str) -> tuple[str, bool]:
     return part, "/" in part or part.lower().endswith(EXTENSIONS)
 
 
-def _occurs(part: str, text: str, *, from_start: bool = False) -> bool:
+def _occurs(part: str, text: str, *, whole_words: bool = False) -> bool:
     if not part or part not in text:
         return False
-    # A number ends where its digits end, so that "P1" does not claim "P14". Nor does "scan.nii" claim "rescan.nii",
-    # while "_scan.nii" can only be meant as the end of a name.
+    # A number ends where its digits end, so that "P1" does not claim "P14". Nor does "scan.nii" claim "rescan.nii".
     before = r"(?<!\d)" if part[:1].isdigit() else ""
-    before = r"(?<![^/])" if from_start and part[:1].isalnum() else before
+    before = r"(?<![^\W_])" if whole_words and part[:1].isalnum() else before
     after = r"(?!\d)" if part[-1:].isdigit() else ""
     return re.search(before + re.escape(part) + after, text) is not None

@@ -25,7 +25,8 @@ def weights_beside(weights: Tensor, values: Tensor) -> Tensor:
     """
     if weights.device.type != "cpu" or values.device.type == "cpu" or torch.compiler.is_compiling():
         return weights.to(values)
-    if weights.requires_grad or type(weights) is not Tensor:  # a graph of its own at each call, or a tracer's
+    # With a graph of its own at each call, or of a tracer, which must not outlive it.
+    if weights.requires_grad or not type(weights) is type(values.detach()) is type(weights.clone()) is Tensor:
         return weights.to(values)
     before, copies = _copies.get(weights, (None, {}))
     if before is None or not torch.equal(before, weights):  # whoever changed them
@@ -35,6 +36,6 @@ def weights_beside(weights: Tensor, values: Tensor) -> Tensor:
     if copy is None:
         with torch.inference_mode(False):  # where a copy could serve no later training
             copy = before.to(values.device)
-        if type(copy) is Tensor:  # those of a tracer must not outlive it
+        if type(copy) is Tensor:
             copies[values.device] = copy
     return copy.to(values.dtype)

@@ -23,6 +23,7 @@ MASK, PROBABILITIES, PREVIEW = "mask", "probabilities", "preview"
 RESULTS = (MASK, PROBABILITIES)  # those that are volumes
 PREVIEW_ENDING = f"_{PREVIEW}.png"
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
+_OF_SCANS = tuple(ending for ending in EXTENSIONS if ending != PNG_EXTENSION)
 # The slices of a series have one ending. Of an ending that slices usually have, all files are inspected, as others may
 # share it; of any other, such as `.jpg`, only so many: a folder may hold 100,000 files.
 SLICE_ENDINGS = (".dcm", ".dicom", ".ima", "")
@@ -109,7 +110,7 @@ def is_volume(path: Path) -> bool:
     if is_hidden(path):
         return False
     if is_folder(path):
-        return any(map(_is_slice, _most_likely(slice_candidates(path))))
+        return any(map(_is_slice, _inspected(path)))
     return path.name.lower().endswith(EXTENSIONS)
 
 
@@ -131,8 +132,15 @@ def _is_slice(file: Path) -> bool:
     return is_dicom(file) and dicom_class(file) != DIRECTORY_CLASS
 
 
-def _most_likely(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files to inspect for slices, those whose names look like slices first."""
+def _inspected(folder: Path) -> Iterator[Path]:
+    """Yield the files to inspect for slices, those whose names look like slices first.
+
+    Beside volumes there are only a few: a single slice, such as the localiser of a study, does not stand for them.
+    """
+    files = slice_candidates(folder)
+    if any(entry.name.lower().endswith(_OF_SCANS) for entry in visible_entries(folder)):
+        yield from files[:LOOKED_INTO]
+        return
     of_ending: dict[str, list[Path]] = {}
     for file in files:
         of_ending.setdefault(slice_ending(file), []).append(file)

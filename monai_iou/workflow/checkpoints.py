@@ -188,7 +188,8 @@ class CheckpointHandler:
                 path, state["epoch_length"], length,
             )  # fmt: skip
         engine.state.iteration = state["epoch"] * length + min(state.get("step", 0), max(0, length - 1))
-        restore_schedule(self.lr_scheduler, engine.state.iteration, state["lr_scheduler"], path)
+        stored = state["epoch"] * state.get("epoch_length", length) + state.get("step", 0)
+        restore_schedule(self.lr_scheduler, engine.state.iteration, state["lr_scheduler"], path, stored)
 
     def _restore_best_score(self, state: Mapping[str, Any]) -> None:
         """Take over the score to beat, unless it was measured on other cases and so says nothing of these."""

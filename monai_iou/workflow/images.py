@@ -137,10 +137,11 @@ def _check_all_used(groups: Sequence[tuple[Path, ...]]) -> None:
     for entry in entries:
         match = CHANNEL.fullmatch(case_name(entry))
         files = known.get((entry.parent, match[1], _ending(entry)), ()) if match is not None else ()
-        if files and entry not in files and not _has_channels(entry):
+        is_next = match is not None and int(match[2]) == len(files)  # others may number something else
+        if files and is_next and entry not in files and not _has_channels(entry):
             message = (
                 f"Expected {entry.parent} to have one file for each of the {len(files)} channels that the model was "
-                f"trained on, but {entry.name} is there too: move it, or name a model that was trained on as many."
+                f"trained on, but {entry.name} is there too: move it, or name a model that was trained on all of them."
             )
             raise DatasetError(message)
 

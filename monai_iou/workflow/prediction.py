@@ -201,17 +201,19 @@ def plan_predictions(
 
 
 def earlier_results(runs: Sequence[Predictions]) -> dict[Path, list[Path]]:
-    """Return for each mask the probabilities and the picture of an earlier one that this command does not replace.
+    """Return for each mask that is there the probabilities and the picture that this command would leave beside it.
 
     No image and no result of the command is among them, whatever its name.
     """
     items = [item for run in runs for item in run.items]
-    own = {path for item in items for path in (*item.files.values(), *item.case.images)}
+    own = {os.path.realpath(path) for item in items for path in (*item.files.values(), *item.case.images)}
 
     def beside(item: Prediction) -> list[Path]:
-        named = [(PROBABILITIES, ".nii.gz"), (PREVIEW, ".png")]
-        paths = [result_file(item.mask.parent, Path(item.case.name).name, *each) for each in named]
-        return [path for path in paths if path not in own and os.path.lexists(path)]
+        kinds = (PROBABILITIES, ".nii.gz"), (PREVIEW, ".png")
+        paths = [result_file(item.mask.parent, Path(item.case.name).name, *kind) for kind in kinds]
+        return [
+            p for p in paths if os.path.lexists(item.mask) and os.path.lexists(p) and os.path.realpath(p) not in own
+        ]
 
     return {item.mask: beside(item) for item in items}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monai_iou.files import OutputError, check_outputs
 
-__all__ = ["check_new", "check_none_beside", "check_results", "remove_result", "result_file"]
+__all__ = ["check_new", "check_results", "remove_result", "result_file"]
 
 LONGEST_NAME = 255  # bytes that file systems allow; the name of an image may fit, but not with `_mask` behind it
 
@@ -78,23 +78,6 @@ def check_new(paths: Iterable[Path]) -> None:
                 "replace it, or name another folder by --output."
             )
             raise OutputError(message)
-
-
-def check_none_beside(paths: Iterable[Path]) -> None:
-    """Refuse to put a mask beside the probabilities or the picture of an earlier one.
-
-    Args:
-        paths: of such files that are there.
-
-    Raises:
-        OutputError: there is one.
-    """
-    for path in paths:
-        message = (
-            f"Expected no results of an earlier mask beside the new one, but got {path}: add --overwrite to remove it, "
-            "or name another folder by --output."
-        )
-        raise OutputError(message)
 
 
 def remove_result(path: Path) -> None:

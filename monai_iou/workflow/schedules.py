@@ -20,7 +20,9 @@ BY_STEPS = ("torch.optim.lr_scheduler", "monai.optimizers.lr_scheduler", "monai_
 RUNNING = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")  # of ReduceLROnPlateau
 
 
-def restore_schedule(scheduler: LRScheduler, step: int, state: Mapping[str, Any], source: object) -> None:
+def restore_schedule(
+    scheduler: LRScheduler, step: int, state: Mapping[str, Any], source: object, stored: int | None = None
+) -> None:
     """Bring a new schedule, and the learning rate of its optimizer, to where a checkpoint was.
 
     The settings are those of this run: base rate, length, milestones. A `ReduceLROnPlateau` keeps the rate to which it
@@ -31,6 +33,7 @@ def restore_schedule(scheduler: LRScheduler, step: int, state: Mapping[str, Any]
         step: of the training, counted in this run's epochs.
         state: of the checkpoint's schedule.
         source: the checkpoint's file, for messages.
+        stored: the step as the checkpoint counts, whose epochs may have another length; by default `step`.
 
     Raises:
         ValueError: the schedule of this run ends before the checkpoint, or the state is of another kind of schedule.
@@ -40,7 +43,9 @@ def restore_schedule(scheduler: LRScheduler, step: int, state: Mapping[str, Any]
         return
     try:
         if _is_by_steps(scheduler):
-            _take(scheduler, _steps(state) - _steps(scheduler.state_dict()), source)
+            taken = _steps(state)
+            taken = round(taken * step / stored) if stored else taken
+            _take(scheduler, taken - _steps(scheduler.state_dict()), source)
             return
         if isinstance(scheduler, ReduceLROnPlateau):
             state = {**scheduler.state_dict(), **{name: state[name] for name in RUNNING}}

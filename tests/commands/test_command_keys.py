@@ -14,7 +14,7 @@ import pytest
 from monai_iou.commands.command_lines import bundle_line
 from monai_iou.commands.keys import INFERENCE_SETS, PATHS, known_keys, names_keys, read_keys, words_of_keys
 from monai_iou.commands.predict import predict
-from monai_iou.commands.train import UNTIMED, _keys, train
+from monai_iou.commands.train import UNTIMED, _is_begun, _keys, train
 from monai_iou.workflow import settings
 
 KNOWN = known_keys([])
@@ -103,6 +103,16 @@ def test_minutes_are_not_given_for_another_training_than_the_one_that_is_timed(n
         assert str(caught.value) == sentence
         keys_of([*words, "--seed", "1"], tmp_path)
     assert keys_of(["--minutes", "5", "--learning_rate", "0.1"], tmp_path) == {"learning_rate": 0.1}
+
+
+def test_a_training_that_has_begun_with_such_a_key_goes_on(tmp_path: Path) -> None:
+    assert not _is_begun(tmp_path / "run")
+    for place in ("models", "fold1/models"):
+        checkpoint = tmp_path / place / "last_epoch.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        assert _is_begun(tmp_path)
+        checkpoint.unlink()
 
 
 def test_keys_that_change_a_trainings_length_are_keys_of_the_bundle() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from monai_iou import (
@@ -151,6 +152,14 @@ def test_copies_of_weights_follow_the_weights_and_end_with_them() -> None:
     assert len(weight_copies._copies) == before - 1
     learnt = torch.ones(2, requires_grad=True)
     assert weights_beside(learnt, values) is not weights_beside(learnt, values)
+
+
+def test_a_tracer_leaves_no_copies_behind() -> None:
+    weights, values = torch.tensor([1.0, 2.0]), torch.zeros(2, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights_beside(weights, values)
+    assert weights not in weight_copies._copies
+    assert type(weights_beside(weights, values)) is Tensor
 
 
 def test_weights_that_a_validation_copied_first_serve_the_training() -> None:

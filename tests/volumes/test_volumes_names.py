@@ -148,6 +148,21 @@ def test_a_series_is_found_behind_any_number_of_other_files(tmp_path: Path, slic
     assert [case.image for case in find_images([tmp_path], 1)] == [folder]
 
 
+def test_a_single_slice_beside_scans_does_not_stand_for_them(tmp_path: Path) -> None:
+    """As a localiser does beside what dcm2niix made of a study."""
+    write_dicom(tmp_path / "study", np.ones((1, 4, 5), np.uint8))
+    (tmp_path / "study").rename(tmp_path / "scans")
+    first, *others = sorted((tmp_path / "scans").iterdir())
+    first.rename(tmp_path / "scans" / "reference.dcm")
+    for slice_file in others:
+        slice_file.unlink()
+    for number in range(40):
+        touch(tmp_path / "scans" / f"c{number:03}.nii.gz")
+        touch(tmp_path / "scans" / f"c{number:03}.json")
+    assert not is_volume(tmp_path / "scans")
+    assert len(list(volumes_below(tmp_path))) == 40
+
+
 def test_few_files_of_a_large_folder_without_a_series_are_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

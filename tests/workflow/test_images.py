@@ -45,7 +45,7 @@ def test_a_channel_that_the_model_lacks_is_not_left_out_silently(named: str, tmp
         find_images([tmp_path / named], 2)
     assert str(caught.value) == (
         f"Expected {tmp_path} to have one file for each of the 2 channels that the model was trained on, but "
-        "p_0002.nii.gz is there too: move it, or name a model that was trained on as many."
+        "p_0002.nii.gz is there too: move it, or name a model that was trained on all of them."
     )
     assert len(find_images([tmp_path / "q_0001.nii.gz"], 2)) == 1, "another image's files are no channels of this one"
     assert len(find_images([tmp_path / "p_0002.nii.gz"], 3)) == 1

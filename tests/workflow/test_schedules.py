@@ -59,8 +59,10 @@ def made(schedule: Schedule, rate: float, total: int) -> tuple[torch.nn.Module, 
     return network, optimizer, schedule(optimizer, total)
 
 
-def rates(schedule: Schedule, rate: float, total: int, epochs: int, folder: Path, *, resume: bool = False) -> list[Any]:
-    """Train in epochs of two steps; return the settings of each step."""
+def rates(
+    schedule: Schedule, rate: float, total: int, epochs: int, folder: Path, *, resume: bool = False, length: int = 2
+) -> list[Any]:
+    """Train in epochs of `length` steps; return the settings of each step."""
     network, optimizer, scheduler = made(schedule, rate, total)
     used = []
 
@@ -75,7 +77,7 @@ def rates(schedule: Schedule, rate: float, total: int, epochs: int, folder: Path
     engine = Engine(step)
     engine.state.rank = 0
     CheckpointHandler(str(folder), network, optimizer, scheduler, resume=resume).attach(engine)
-    engine.run([0, 0], max_epochs=epochs)
+    engine.run([0] * length, max_epochs=epochs)
     return used
 
 
@@ -89,6 +91,15 @@ def test_the_curve_is_that_of_this_run_from_the_checkpoint_on(
     resumed = rates(schedule, rate, total, total // 2, tmp_path, resume=True)
     assert resumed == rates(schedule, rate, total, total // 2, tmp_path / "whole")[4:]
     assert len({each["lr"] for each in resumed}) > 1
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one cycle"])
+def test_a_checkpoint_of_longer_epochs_is_counted_in_this_runs(kind: str, tmp_path: Path) -> None:
+    """As with a larger `batch_size`: the curve is as far as the epochs are, and does not run backwards at its end."""
+    schedule = SCHEDULES[kind]
+    rates(schedule, 0.1, 16, 2, tmp_path, length=4)
+    resumed = rates(schedule, 0.1, 8, 4, tmp_path, resume=True)
+    assert resumed == rates(schedule, 0.1, 8, 4, tmp_path / "whole")[4:]
 
 
 def test_a_schedule_that_follows_scores_keeps_its_state_and_takes_new_settings(
