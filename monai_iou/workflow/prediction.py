@@ -209,11 +209,9 @@ def earlier_results(runs: Sequence[Predictions]) -> dict[Path, list[Path]]:
     own = {os.path.realpath(path) for item in items for path in (*item.files.values(), *item.case.images)}
 
     def beside(item: Prediction) -> list[Path]:
-        kinds = (PROBABILITIES, ".nii.gz"), (PREVIEW, ".png")
+        kinds = ((PROBABILITIES, ".nii.gz"), (PREVIEW, ".png")) if os.path.lexists(item.mask) else ()
         paths = [result_file(item.mask.parent, Path(item.case.name).name, *kind) for kind in kinds]
-        return [
-            p for p in paths if os.path.lexists(item.mask) and os.path.lexists(p) and os.path.realpath(p) not in own
-        ]
+        return [path for path in paths if os.path.lexists(path) and os.path.realpath(path) not in own]
 
     return {item.mask: beside(item) for item in items}
 
