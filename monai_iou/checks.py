@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -144,55 +144,13 @@ def check_list(name: str, value: Any, remedy: str) -> list[Any]:
 
 def check_connectivity(connectivity: Any) -> int | None:
     """Return `connectivity`; raise ValueError unless it is None or fits 2 or 3 dimensions, which are not known yet."""
-    whole = isinstance(connectivity, numbers.Integral) and not isinstance(connectivity, bool)
-    if connectivity is None or (whole and connectivity in (4, 8, 6, 18, 26)):
+    if connectivity is None or (is_integer(connectivity) and connectivity in (4, 8, 6, 18, 26)):
         return None if connectivity is None else int(connectivity)
     message = (
         f"Expected `connectivity` to be 6, 18 or 26 in 3D, or 4 or 8 in 2D, but got {connectivity!r}: choose one of "
         "these, or None for the largest."
     )
     raise ValueError(message)
-
-
-def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weight") -> Tensor | None:
-    """Return `weight` as a scalar or one-dimensional float tensor, or None.
-
-    Raises:
-        TypeError: if `weight` holds no numbers.
-        ValueError: if a weight is negative or not finite, or `weight` has more than one dimension.
-    """
-    if weight is None:
-        return None
-    try:
-        tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).clone()  # what inference mode made, too
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        kind = type(weight).__name__
-        message = f"Expected `{name}` to be a number or one number per class, but got {kind} {weight!r}: list numbers."
-        raise TypeError(message) from error
-    if tensor.ndim > 1:
-        shape = tuple(tensor.shape)
-        message = f"Expected `{name}` to be a number or one number per class, but got shape {shape}: flatten it."
-        raise ValueError(message)
-    bad = tensor[~(tensor >= 0) | torch.isinf(tensor)] if tensor.numel() else tensor
-    if bad.numel():
-        message = (
-            f"Expected every `{name}` to be finite and at least 0, but got {float(bad.reshape(-1)[0])}: correct it, or "
-            "give 0 to leave a class out."
-        )
-        raise ValueError(message)
-    return tensor
-
-
-def check_weight_length(weight: Tensor, classes: int, include_background: bool, name: str = "weight") -> None:
-    """Raise ValueError unless `weight` is one number or one number per scored class."""
-    if weight.ndim == 1 and weight.shape[0] != classes:
-        remedy = (
-            "give one weight per class"
-            if include_background
-            else "with include_background=False, give no weight for the background"
-        )
-        message = f"Expected `{name}` to hold {classes} values, but got {weight.shape[0]}: {remedy}."
-        raise ValueError(message)
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_iou import checks, scores
 from monai_iou.losses.arguments import bound_arguments, explains_arguments
 from monai_iou.losses.pass_loss import SumsLoss
-from monai_iou.losses.weight_copies import weights_beside
+from monai_iou.losses.weights import as_weight, scored_weights
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
@@ -112,7 +112,7 @@ class RegionLoss(SumsLoss):
         self.average = average
         self._spec = self._make_spec()
         self.class_weight: Tensor | None
-        self.register_buffer("class_weight", checks.as_weight(weight))
+        self.register_buffer("class_weight", as_weight(weight))
 
     def _make_spec(self) -> PassSpec:
         # With q = 2 the product form already is 0 only at p = y, because U - I = sum (p - y)^2.
@@ -146,8 +146,7 @@ class RegionLoss(SumsLoss):
         if labelled is not None:
             terms, counted = self.only_labelled(terms, counted, labelled)
         if self.class_weight is not None and terms.shape[1] > 1:
-            checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
-            terms = terms * weights_beside(self.class_weight, terms)
+            terms = terms * scored_weights(self.class_weight, terms, terms.shape[1], self.include_background)
         return self.reduced(terms, counted, space)
 
     def with_empty_rule(self, terms: Tensor, sums: VoxelSums) -> tuple[Tensor, Tensor | None]:

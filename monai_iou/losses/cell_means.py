@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_iou import checks
 from monai_iou.distributed import sum_over_ranks
 from monai_iou.losses.base import RegionLoss
-from monai_iou.losses.weight_copies import weights_beside
+from monai_iou.losses.weights import scored_weights
 
 
 def _class_weights(loss: RegionLoss, channels: int, values: Tensor) -> Tensor | None:
@@ -18,8 +17,8 @@ def _class_weights(loss: RegionLoss, channels: int, values: Tensor) -> Tensor | 
     scored = channels if loss.include_background or channels == 1 else channels - 1
     if loss.class_weight is None or scored == 1:
         return None
-    checks.check_weight_length(loss.class_weight, scored, loss.include_background)
-    return nn.functional.pad(weights_beside(loss.class_weight, values).expand(scored), (channels - scored, 0))
+    weights = scored_weights(loss.class_weight, values, scored, loss.include_background)
+    return nn.functional.pad(weights.expand(scored), (channels - scored, 0))
 
 
 def mean_over_cells(loss: RegionLoss, totals: Tensor, counts: Tensor, classes: Sequence[int], channels: int) -> Tensor:

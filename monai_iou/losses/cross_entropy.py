@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from monai_iou import checks, scores
+from monai_iou import scores
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.pass_loss import SumsLoss
-from monai_iou.losses.weight_copies import weights_beside
+from monai_iou.losses.weights import as_weight, scored_weights
 from monai_iou.voxels.spec import PassSpec, checked_spec
 from monai_iou.voxels.sums import VoxelSums
 
@@ -102,9 +102,9 @@ class WeightedCrossEntropyLoss(SumsLoss):
         self.gamma, self.label_smoothing = spec.focal, spec.label_smoothing
         self.include_background = include_background
         self.class_weight: Tensor | None
-        self.register_buffer("class_weight", checks.as_weight(weight))
+        self.register_buffer("class_weight", as_weight(weight))
         self.pos_weight: Tensor | None
-        self.register_buffer("pos_weight", checks.as_weight(pos_weight, "pos_weight"))
+        self.register_buffer("pos_weight", as_weight(pos_weight, "pos_weight"))
 
     def activation(self, channels: int) -> str | None:
         """Return the activation; a single channel uses a sigmoid."""
@@ -160,11 +160,9 @@ class WeightedCrossEntropyLoss(SumsLoss):
         weight = None if one_channel else self.class_weight
         pos_weight = self._positive_weight(channels)
         if pos_weight is not None:
-            checks.check_weight_length(pos_weight, classes, self.include_background, "pos_weight")
-            pos_weight = weights_beside(pos_weight, sums.target)
+            pos_weight = scored_weights(pos_weight, sums.target, classes, self.include_background, "pos_weight")
         if weight is not None:
-            checks.check_weight_length(weight, classes, self.include_background)
-            weight = weights_beside(weight, sums.target).expand(classes)
+            weight = scored_weights(weight, sums.target, classes, self.include_background).expand(classes)
         if self.reduction == "mean":
             return scores.cross_entropy(
                 self.pooled(sums, batch=True), weight, multi_label=multi_label, pos_weight=pos_weight

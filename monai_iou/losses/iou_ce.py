@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from monai_iou import checks
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.weights import as_weight
 
 # The arguments of a region loss that the cross-entropy accepts as well.
 _SHARED = ("to_onehot_y", "sigmoid", "softmax", "reduction", "ignore_index", "sync_batch")
@@ -63,7 +63,7 @@ class IoUCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         _check_terms_fit(options)
-        weight = checks.as_weight(options.pop("weight", None))
+        weight = as_weight(options.pop("weight", None))
         shared: dict[str, Any] = {name: value for name, value in options.items() if name in _SHARED}
         shared = {"softmax": False, "pos_weight": pos_weight, **shared}
         entropy = WeightedCrossEntropyLoss(weight, gamma, label_smoothing, **shared)

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from monai_iou import checks, scores
 from monai_iou.losses.base import RegionLoss, RegionOptions, suppression, with_region_arguments
-from monai_iou.losses.weight_copies import weights_beside
+from monai_iou.losses.weights import scored_weights
 from monai_iou.voxels.sums import VoxelSums
 
 
@@ -235,8 +235,7 @@ class GeneralizedIoULoss(RegionLoss):
         """Return the loss of each image, (B, 1), because all classes share one ratio."""
         weights = scores.volume_weights(sums.target, self.w_type)
         if self.class_weight is not None:
-            checks.check_weight_length(self.class_weight, weights.shape[1], self.include_background)
-            weights = weights * weights_beside(self.class_weight, weights)
+            weights = weights * scored_weights(self.class_weight, weights, weights.shape[1], self.include_background)
         if self.empty != "smooth":
             weights = torch.where(sums.present, weights, 0)
         return 1 - scores.generalized_iou(sums, weights, self.smooth_nr, self.smooth_dr).unsqueeze(1)

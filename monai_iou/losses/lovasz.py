@@ -12,7 +12,7 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together, largest_over_ranks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.lovasz_base import LovaszLoss
-from monai_iou.losses.weight_copies import weights_beside
+from monai_iou.losses.weights import as_weight, scored_weights
 from monai_iou.voxels.error_bins import DEFAULT_BINS
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
 from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
@@ -98,7 +98,7 @@ class LovaszSoftmaxLoss(LovaszLoss):
         self.classes = classes
         self.include_background = include_background
         self.class_weight: Tensor | None
-        self.register_buffer("class_weight", checks.as_weight(weight))
+        self.register_buffer("class_weight", as_weight(weight))
 
     def shares_passes(self) -> bool:
         """Return whether a compound may make the pass for this loss: not if it sorts or runs inside torch.compile."""
@@ -161,8 +161,7 @@ class LovaszSoftmaxLoss(LovaszLoss):
         if counted is not None:
             terms = torch.where(counted, terms, 0)
         if self.class_weight is not None and terms.shape[1] > 1:
-            checks.check_weight_length(self.class_weight, terms.shape[1], self.include_background)
-            terms = terms * weights_beside(self.class_weight, terms)
+            terms = terms * scored_weights(self.class_weight, terms, terms.shape[1], self.include_background)
         return self.reduced(terms, counted, space, labelled)
 
 

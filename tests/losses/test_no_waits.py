@@ -26,9 +26,9 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
     distributed,
 )
-from monai_iou.losses import weight_copies
+from monai_iou.losses import weights as weights_of_losses
 from monai_iou.losses.pass_loss import PassLoss
-from monai_iou.losses.weight_copies import weights_beside
+from monai_iou.losses.weights import weights_beside
 from monai_iou.voxels import VoxelSums, late_checks
 from monai_iou.voxels.histograms import ErrorHistograms
 from monai_iou.voxels.passes import Reading
@@ -146,10 +146,10 @@ def test_copies_of_weights_follow_the_weights_and_end_with_them() -> None:
     assert weights_beside(weights, values.double()).dtype == torch.float64
     weights.data[1] = 5
     assert weights_beside(weights, values) is not copied
-    assert weights in weight_copies._copies
-    before = len(weight_copies._copies)
+    assert weights in weights_of_losses._copies
+    before = len(weights_of_losses._copies)
     del weights
-    assert len(weight_copies._copies) == before - 1
+    assert len(weights_of_losses._copies) == before - 1
     learnt = torch.ones(2, requires_grad=True)
     assert weights_beside(learnt, values) is not weights_beside(learnt, values)
 
@@ -158,7 +158,7 @@ def test_a_tracer_leaves_no_copies_behind() -> None:
     weights, values = torch.tensor([1.0, 2.0]), torch.zeros(2, device="meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
         weights_beside(weights, values)
-    assert weights not in weight_copies._copies
+    assert weights not in weights_of_losses._copies
     assert type(weights_beside(weights, values)) is Tensor
 
 
