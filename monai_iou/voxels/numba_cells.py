@@ -118,17 +118,8 @@ def _add_runs(values: Row, ends: Any, runs: int, groups: Any, statistic: Any) ->
 
 
 @loop
-def _add_counts(ends: Any, runs: int, groups: Any, statistic: Any) -> None:
-    """Add the voxels of the runs."""
-    done = 0
-    for run in range(runs):
-        statistic[region_of(groups[done:])] += ends[run] - done
-        done = ends[run]
-
-
-@loop
 def _add_runs_and_counts(values: Row, ends: Any, runs: int, groups: Any, statistic: Any, counts: Any) -> None:
-    """Do both at once."""
+    """Add the sums of the runs and, to `counts`, their voxels."""
     done = 0
     for run in range(runs):
         region = region_of(groups[done:])

@@ -398,7 +398,10 @@ def test_a_new_mask_takes_the_earlier_results_of_its_image_with_it(
         path.write_text("of an earlier mask")
     images = (tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
     assert predict(SHIPPED, *images) == 1
-    assert capsys.readouterr().err.startswith("Error: Expected ")
+    assert capsys.readouterr().err == (
+        f"Error: Expected no file at {tmp_path / 'a_mask.nii.gz'}, where a result is to be written, but there is one: "
+        "add --overwrite to replace it, or name another folder by --output.\n"
+    )
     assert segmenter.runs == []
     segmenter.only[tmp_path.name] = 0
     segmenter.endings[tmp_path.name] = ValueError("Expected a to be segmented, but it is not: try again.")
