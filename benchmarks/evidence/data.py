@@ -50,7 +50,6 @@ DATA: dict[str, Data] = {
     "task904, 208": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "epochs": 12}),
     # About the steps of `--minutes 5` on two slow cores, with the network that it plans.
     "task904, 468 steps": Data("task904", {"training": 208}, {**HIPPOCAMPUS, "base_channels": 16, "epochs": 9} | CROPS),
-    **{f"task904, {minutes} min": Data("task904", {"training": 208}, minutes=minutes) for minutes in (10, 30)},
     **{
         f"task904, {minutes} min, 2 threads": Data("task904", {"training": 208}, minutes=minutes, threads=2)
         for minutes in (2, 3, 5, 30)

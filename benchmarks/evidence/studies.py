@@ -251,7 +251,7 @@ STUDIES: dict[str, Study] = {
         Study(
             "minutes",
             "How good is a training of each package after the same number of minutes?",
-            ("task904, 10 min", "task904, 30 min", "task904, 30 min, 2 threads"),
+            ("task904, 30 min, 2 threads",),
             (
                 "ours",
                 "bare loop",

@@ -124,7 +124,7 @@ def test_shares_of_lesions_are_of_all_cases_and_left_out_where_dice_decides(tmp_
     cases = [{**CASE, "case": "a"}, {**CASE, "case": "b", "lesions": 0, "found": 0, "invented": 4}]
     add_run(tmp_path, RUN, SUMMARY, cases)
     assert "| 75 % | 2.5 |" in table(STUDIES["compound"], tmp_path)
-    add_run(tmp_path, Run("minutes", "task904, 10 min", "ours", "own", 0, 0), SUMMARY, [CASE])
+    add_run(tmp_path, Run("minutes", "task904, 30 min, 2 threads", "ours", "own", 0, 0), SUMMARY, [CASE])
     assert "lesions found" not in table(STUDIES["minutes"], tmp_path)
 
 
