@@ -173,8 +173,9 @@ def table(results: list[Result]) -> str:
         cells = []
         for column in zip(*result.cases.values(), strict=True):
             summary = describe(column)
-            low, high = summary["mean_interval"] or (math.nan, math.nan)
-            cells.append("-" if summary["mean"] is None else f"{summary['mean']:.3f} ({low:.3f} to {high:.3f})")
+            interval = summary["mean_interval"]  # None below eight cases
+            mean = "-" if summary["mean"] is None else f"{summary['mean']:.3f}"
+            cells.append(f"{mean} ({interval[0]:.3f} to {interval[1]:.3f})" if interval else mean)
         lines.append(
             f"| {result.name} | {result.first_epoch:.4f} | {result.last_epoch:.4f} | "
             f"{'yes' if result.fell else 'NO'} | "

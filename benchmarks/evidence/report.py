@@ -45,7 +45,7 @@ def block(study: Study, results: Path) -> str:
     """Return one study as Markdown: its question, its state, its table and its picture."""
     runs, _ = made(study, results)
     planned = len(study.runs())
-    command = f"```sh\npython -m benchmarks.evidence --study {study.name}\n```\n"
+    command = f"```sh\npython -m benchmarks.evidence --study {study.name} --results runs/again\n```\n"
     if not runs:
         return f"{study.question} Not run yet ({planned} runs):\n\n{command}"
     text = f"{study.question} {len(runs)} of {planned} runs are done.\n\n{command}\n{table(study, results)}\n"

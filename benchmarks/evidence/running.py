@@ -162,7 +162,11 @@ def score(data: Path, masks: Path) -> list[dict[str, Any]]:
 
 
 def score_masks(prediction: Any, reference: Any, spacing: Sequence[float]) -> dict[str, float]:
-    """Return the scores of one structure: IoU, Dice, and lesion F1 where any shared voxel makes a lesion found."""
+    """Return the scores of one structure: IoU, Dice, and lesion F1 with the smallest threshold, any shared voxel.
+
+    Lesions are paired one to one: a predicted component finds at most one lesion, and further pieces of a lesion are
+    false ones.
+    """
     from monai_iou.metrics.lesion import lesion_scores
     from monai_iou.metrics.overlap import overlap_from_counts
 

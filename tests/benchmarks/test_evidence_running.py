@@ -34,7 +34,7 @@ from monai_iou.bundle_files import bundle_path
 
 
 def test_docstring_examples() -> None:
-    for name in ("studies", "datasets"):
+    for name in ("studies", "datasets", "hippocampi"):
         assert doctest.testmod(importlib.import_module(f"benchmarks.evidence.{name}")).failed == 0
 
 
