@@ -26,6 +26,7 @@ __all__ = ["print_comparison", "print_demo", "print_evaluation", "print_tables",
 
 MANY_LABELS = 12
 NOTED_ONE_BY_ONE = 3  # cases of which the same is said
+STAGES = {"cases": "Scoring cases", "references": "Reading references", "training": "Reading training cases"}
 
 
 def printable(text: str) -> str:
@@ -60,17 +61,17 @@ def print_evaluation(done: Evaluation, output: Path) -> None:
         say(f"Note: {note}")
     for failure in done.failures:
         say(f"Failed: {failure['case']}: {failure['reason']}", error=True)
-    labels = done.summary["labels"]
+    labels, titles = done.summary["labels"], done.summary["titles"]
     for label, scores in list(labels.items())[:MANY_LABELS]:
-        say(f"Label {label}: mean IoU {_mean(scores['iou'])}")
+        say(f"Label {titles[label]}: mean IoU {_mean(scores['iou'])}")
         distance = scores["hd95_mm"]
         if distance["n_penalty"] != distance["n_defined"]:
-            say(f"Label {label}: mean HD95 {_both(distance, 2, ' mm')}")
+            say(f"Label {titles[label]}: mean HD95 {_both(distance, 2, ' mm')}")
     for label, maps in list(done.summary["probabilities"].items())[:MANY_LABELS]:
         if maps["best_iou"] is not None:
             best, half, ece = (_number(maps[name], d) for name, d in (("best_iou", 3), ("iou_at_half", 3), ("ece", 4)))
             at = f"{maps['best_threshold']:g}"
-            say(f"Label {label}: best mean IoU {best} at {at}, {half} at 0.5, ECE {ece}")
+            say(f"Label {titles[label]}: best mean IoU {best} at {at}, {half} at 0.5, ECE {ece}")
     if len(labels) > MANY_LABELS:
         say(f"... and {len(labels) - MANY_LABELS} more labels: see the report.")
     say(f"Report: {output / 'report.html'}")
@@ -121,12 +122,12 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     for row in rows:
         if row["difference"] is None:
             continue
-        first, second = row["names"]
+        (first, second), (label, metric) = row["names"], row["titles"]
         few = f"no interval below 8 {row['unit']}"
         bounds = few if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
         primary = row["family"] == "primary"
         p = f"{row['p_holm']:.4g} corrected" if primary else f"{row['p']:.4g} exploratory"
-        what = f"{second} against {first}, label {row['label']}, {row['metric']}"
+        what = f"{second} against {first}, label {label}, {metric}"
         say(f"{what}: {row['difference']:+.4f} ({bounds}), p = {p}")
     say(f"Report: {output / 'comparison.html'}")
 
@@ -136,7 +137,8 @@ def progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with the time left on a terminal, a line for each case elsewhere."""
     if not sys.stderr.isatty():
         yield lambda step: say(
-            f"{step.stage} {step.done}/{step.total}: {step.case}{f' failed: {step.reason}' if step.reason else ''}",
+            f"{STAGES[step.stage]} {step.done}/{step.total}: {step.case}"
+            f"{f' failed: {step.reason}' if step.reason else ''}",
             error=True,
         )
         return
@@ -146,12 +148,11 @@ def progress() -> Iterator[Callable[[Progress], None]]:
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
     times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
     with bars.Progress(*columns, *times, console=Console(stderr=True)) as bar:
-        names = {"cases": "Scoring cases", "training": "Reading training cases"}
         tasks: dict[str, Any] = {}
 
         def show(step: Progress) -> None:
             if step.stage not in tasks:
-                tasks[step.stage] = bar.add_task(names[step.stage], total=step.total)
+                tasks[step.stage] = bar.add_task(STAGES[step.stage], total=step.total)
             bar.update(tasks[step.stage], completed=step.done)
 
         yield show

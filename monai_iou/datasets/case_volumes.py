@@ -86,7 +86,8 @@ class CaseVolumes:
         order = np.argsort(nib.io_orientation(self.affine)[:, 0])
         shape, spacing = np.array(self.image.shape[1:])[order], nib.affines.voxel_sizes(self.affine)[order]
         sizes = (*map(int, shape),), (*map(float, spacing),)
-        return CaseFacts(*sizes, foreground, bool(ignored.all()))  # type: ignore[arg-type]
+        lowest = tuple(float(channel.min()) for channel in self.image)
+        return CaseFacts(*sizes, foreground, bool(ignored.all()), lowest)  # type: ignore[arg-type]
 
 
 def check_trainable(cases: Sequence[Case], facts: Sequence[CaseFacts], ignore: int | None) -> None:

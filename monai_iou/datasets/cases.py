@@ -73,12 +73,20 @@ def _one_or_all(paths: tuple[Path, ...]) -> str | list[str]:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What reading a case once tells: shape in voxels and spacing in mm in RAS order, foreground intensities."""
+    """What reading a case once tells: shape in voxels and spacing in mm in RAS order, and intensities.
+
+    Attributes:
+        shape, spacing: of the image.
+        foreground: intensities of voxels of the foreground, (channels, samples).
+        all_ignored: whether every voxel is ignored.
+        lowest: lowest intensity of each channel in the whole image; empty if it is not known.
+    """
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    foreground: np.ndarray = field(repr=False)  # (channels, samples)
+    foreground: np.ndarray = field(repr=False)
     all_ignored: bool = False
+    lowest: tuple[float, ...] = ()
 
 
 def check_voxel_size(image: Path, spacing: Sequence[float], usual: float, others: str) -> None:

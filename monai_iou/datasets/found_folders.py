@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,15 @@ def _channel_files(files: Mapping[str, Path], name: str, ending: str, channels: 
     missing = next((file for file in wanted if file not in files), None)
     if missing is not None:
         message = (
-            f"Expected {next(iter(files.values())).parent} to have a file for each of {channels} channels of {name}, "
+            f"Expected {next(iter(files.values())).parent} to have a file for {_channels(channels)} of {name}, "
             f"but {missing} is not there: add it, or correct `channel_names` in dataset.json."
         )
         raise DatasetError(message)
     return [files[file] for file in wanted]
+
+
+def _channels(number: int) -> str:
+    return "the only channel" if number == 1 else f"each of {number} channels"
 
 
 def _check_all_used(cases: Sequence[Case], images: Path, labels: Path, ending: str, channels: int) -> None:
@@ -107,7 +111,7 @@ def _check_all_used(cases: Sequence[Case], images: Path, labels: Path, ending: s
         )
     elif number:
         message = (
-            f"Expected {images} to have one file for each of {channels} channels of a case, but {lost.name} is there "
+            f"Expected {images} to have one file for {_channels(channels)} of a case, but {lost.name} is there "
             "too: name its channel in `channel_names` in dataset.json, or move the file."
         )
     else:
@@ -129,11 +133,13 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
         DatasetError: an image has no label, a label no image, or two of one folder have the same name.
     """
     masks = _by_name(volumes_below(labels, deep=False), lambda name: name)
+    named = set(masks)
     scans = volumes_below(images, deep=False, without=RESULTS)
     found = _by_name(scans, lambda name: name if name in masks else name.removesuffix("_0000"))
     cases = []
     for name, path in found.items():
         if name not in masks:
+            _check_is_no_channel(name, path, named)
             message = f"Expected a label for {path} in {labels}, but there is none called {name}: add or rename it."
             raise DatasetError(message)
         cases.append(Case(name, path, masks.pop(name)))
@@ -142,6 +148,18 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
         message = f"Expected an image for {label} in {images}, but there is none of its name: add or rename it."
         raise DatasetError(message)
     return tuple(cases)
+
+
+def _check_is_no_channel(name: str, path: Path, labels: Collection[str]) -> None:
+    """Raise DatasetError for `c_0001` where the label is called c: such a name is that of another channel."""
+    match = _image_pattern("").fullmatch(name)
+    if match and match[1] in labels:
+        message = (
+            f"Expected one image for the label {match[1]}, as the folder has no dataset.json, but got {path} too, "
+            "which has the name of a further channel: write a dataset.json that lists the channels, as docs/bundle.md "
+            "shows, or move the file."
+        )
+        raise DatasetError(message)
 
 
 def _by_name(files: Iterable[Path], rename: Callable[[str], str]) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_iou.components import label_components
 from monai_iou.datasets.description import description_places, read_description, read_label_scheme
+from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.volumes.reading import read_labels
 
@@ -29,12 +30,14 @@ class LabelCounts:
         cases: file names without the extension.
         voxels: (N, C), numbers of voxels of each case and class.
         components: (C,), numbers of connected components (26 neighbours) over all cases; 0 for the background.
+        regions: names of the regions that dataset.json has for classes; what is counted is still the label values.
     """
 
     values: tuple[int, ...]
     cases: tuple[str, ...]
     voxels: NDArray[np.int64]
     components: NDArray[np.int64]
+    regions: tuple[str, ...] = ()
 
     def as_json(self, weights: Tensor, method: str) -> dict[str, Any]:
         """Return what `monai-iou class-weights` writes."""
@@ -71,7 +74,8 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
         message = f"Expected `{root}` to be a folder of label files, but {problem}: give the folder that holds them."
         raise ValueError(message)
     _check_names(files)
-    named, ignore = _values_of_dataset(root)
+    scheme = _scheme_of_dataset(root)
+    named, ignore = tuple(scheme.labels), scheme.ignore
     allowed = tuple(sorted(set(values))) if values else named
     rows = []
     for path in files:
@@ -95,7 +99,8 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     known = allowed or tuple(sorted({0, *(value for row in rows for value in row)}))
     voxels = np.array([[row.get(value, (0, 0))[0] for value in known] for row in rows], dtype=np.int64)
     components = np.array([sum(row.get(value, (0, 0))[1] for row in rows) for value in known], dtype=np.int64)
-    return LabelCounts(known, tuple(case_name(path.relative_to(root)) for path in files), voxels, components)
+    cases = tuple(case_name(path.relative_to(root)) for path in files)
+    return LabelCounts(known, cases, voxels, components, tuple(scheme.regions))
 
 
 def _check_names(files: Sequence[Path]) -> None:
@@ -117,10 +122,7 @@ def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
     return result
 
 
-def _values_of_dataset(folder: Path) -> tuple[tuple[int, ...], int | None]:
-    """The label values that `dataset.json` next to the folder names, () without it, and the ignored one, if any."""
+def _scheme_of_dataset(folder: Path) -> LabelScheme:
+    """What `dataset.json` next to the folder says of label values; without it, nothing."""
     path = next((path for path in description_places(folder) if path.is_file()), None)
-    if path is None:
-        return (), None
-    scheme = read_label_scheme(read_description(path), path)
-    return tuple(scheme.labels), scheme.ignore
+    return LabelScheme({}) if path is None else read_label_scheme(read_description(path), path)

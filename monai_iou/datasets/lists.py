@@ -15,6 +15,8 @@ from monai_iou.datasets.patients import check_groups
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import EXTENSIONS, composed, find_spelling
 
+FIRST = "_0000"  # of the first channel's file
+
 __all__ = ["case_names", "read_groups", "read_images", "read_labelled_map", "read_pairs"]
 
 
@@ -45,7 +47,7 @@ def read_pairs(
             f"Expected `{key}` in {root / 'dataset.json'} to be a list of pairs, but got {entries!r:.200}: add it."
         )
         raise DatasetError(message)
-    images, labels, labelled = [], [], []
+    images, labels, labelled, named = [], [], [], []
     for entry in entries:
         if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
             message = (
@@ -53,11 +55,13 @@ def read_pairs(
                 f"but got {entry!r:.200}: add what is missing or remove the entry."
             )
             raise DatasetError(message)
+        named.append(entry["image"])
         images.append(_images(root, entry["image"], f"the image in `{key}`", channels))
         labels.append(_labels(root, entry["label"], f"the label of {images[-1][0].name}"))
         where = f"{images[-1][0].name} in {root / 'dataset.json'}"
         labelled.append(read_labelled(entry.get("labelled"), scheme, where))
-    return read_labelled_map(content, _cases(images, labels, labelled, key, root), scheme, root)
+    names = case_names(images, named)
+    return read_labelled_map(content, _cases(names, images, labels, labelled, key, root), scheme, root)
 
 
 def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[Case, ...]:
@@ -69,7 +73,7 @@ def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[
         raise DatasetError(message)
     named = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = [_images(root, each, "the image in `test`", channels) for each in named]
-    return _cases(images, [()] * len(images), [None] * len(images), "test", root)
+    return _cases(case_names(images, named), images, [()] * len(images), [None] * len(images), "test", root)
 
 
 def read_groups(content: Mapping[str, Any], path: Path, cases: Sequence[Case]) -> dict[str, list[str]]:
@@ -87,8 +91,8 @@ def read_groups(content: Mapping[str, Any], path: Path, cases: Sequence[Case]) -
     lists = list(groups.values()) if isinstance(groups, dict) else [None]
     if not all(isinstance(parts, list) and all(isinstance(part, str) and part for part in parts) for parts in lists):
         message = (
-            f'Expected `patient_groups` in {path} to name parts of file names for each patient, as {{"P1": ["P1_"]}}, '
-            f"but got {groups!r:.200}: correct or remove it."
+            f"Expected `patient_groups` in {path} to name substrings of file names for each patient, as "
+            f'{{"P1": ["P1_"]}}, but got {groups!r:.200}: correct or remove it.'
         )
         raise DatasetError(message)
     check_groups(groups, cases, path)
@@ -119,6 +123,7 @@ def read_labelled_map(
 
 
 def _cases(
+    names: Sequence[str],
     images: Sequence[tuple[Path, ...]],
     labels: Sequence[tuple[Path, ...]],
     labelled: Sequence[tuple[int, ...] | None],
@@ -127,7 +132,7 @@ def _cases(
 ) -> tuple[Case, ...]:
     cases = tuple(
         Case(name, files[0], next(iter(maps), None), files[1:], maps[1:], classes, root)
-        for name, files, maps, classes in zip(case_names(images), images, labels, labelled, strict=True)
+        for name, files, maps, classes in zip(names, images, labels, labelled, strict=True)
     )
     check_names(cases, f"`{key}` of {root / 'dataset.json'}")
     return cases
@@ -146,14 +151,23 @@ def _labels(root: Path, named: object, what: str) -> tuple[Path, ...]:
     return tuple(_inside(root, each, what) for each in named)
 
 
-def case_names(images: Sequence[Sequence[Path]]) -> list[str]:
-    """Return the names of cases; `c_0000`, the first of several files of one image, is the case c.
+def case_names(images: Sequence[Sequence[Path]], named: Sequence[object] | None = None) -> list[str]:
+    """Return the names of cases; `c_0000`, the first of several files or the one that is listed as c, is the case c.
 
     Args:
         images: the files of each case.
+        named: what dataset.json calls them; their paths, if it is not given.
+
+    >>> one, two = [Path("c_0000.nii.gz")], [Path("d_0000.nii.gz"), Path("d_0001.nii.gz")]
+    >>> case_names([one, two]), case_names([one], ["./imagesTr/c.nii.gz"])
+    (['c_0000', 'd'], ['c'])
     """
     names = names_of([files[0] for files in images])
-    return [name.removesuffix("_0000") if len(files) > 1 else name for name, files in zip(names, images, strict=True)]
+    listed = [files[0].name for files in images] if named is None else named
+    return [
+        name.removesuffix(FIRST) if len(files) > 1 or (isinstance(word, str) and FIRST not in Path(word).name) else name
+        for name, files, word in zip(names, images, listed, strict=True)
+    ]
 
 
 def _images(root: Path, named: object, what: str, channels: int) -> tuple[Path, ...]:

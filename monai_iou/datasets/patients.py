@@ -106,7 +106,7 @@ def check_sides(training: Sequence[Case], validation: Sequence[Case], groups: Gr
             message = (
                 f"Expected {where} to keep the cases of a patient on one side, but {patient} has "
                 f"{trained[patient].name} in training and {case.name} in validation: put both on one side there or, "
-                f"if the patient is to be parted, take {patient} out of `patient_groups` in dataset.json."
+                f"if you do want to split this patient, take {patient} out of `patient_groups` in dataset.json."
             )
             raise DatasetError(message)
 

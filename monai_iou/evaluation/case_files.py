@@ -180,6 +180,14 @@ def structures_of(values: set[int], ignore: int | None) -> tuple[Structure, ...]
     return tuple(Structure(str(value), (value,)) for value in sorted(values - {0, ignore}))
 
 
+def values_of(reference: Path) -> set[int]:
+    """The values of a reference; none of one that cannot be read, which fails where it is scored."""
+    try:
+        return set(label_counts(read_labels(reference)))
+    except Exception:  # of whatever kind: the libraries raise errors of any type for damaged files
+        return set()
+
+
 def label_counts(volume: Volume) -> dict[int, int]:
     """Voxels by label value, in ascending order.
 
@@ -234,6 +242,6 @@ def _header_notes(case: str, reference: Volume, like: str | None) -> list[str]:
     return [
         *notes,
         f"{case}: the reference's axes are {reference.grid.shear:.3g} degrees off right angles (gantry tilt): volumes "
-        f"and overlaps are exact, but {', '.join(inexact[:-1])} and {inexact[-1]} take the angles as right: resample "
+        f"and overlaps are exact, but {', '.join(inexact[:-1])} and {inexact[-1]} assume right angles: resample "
         "both files first.",
     ]

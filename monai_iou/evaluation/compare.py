@@ -78,8 +78,8 @@ def compare_folders(
         note: called for each note on the folders, which the page shows too.
 
     Returns:
-        One row per pair of folders, label and metric: the columns of comparison.csv, the folders' `names`, and the
-        `unit` of intervals and tests, "cases" or "patients".
+        One row per pair of folders, label and metric: the columns of comparison.csv, the folders' `names`, the `titles`
+        of label and metric, and the `unit` of intervals and tests, "cases" or "patients".
 
     Raises:
         CompareError: fewer than two folders, no cases.csv in one, an unknown metric, no label or case in common, or
@@ -152,6 +152,7 @@ def _compare(first: Evaluated, second: Evaluated, metrics: Sequence[str]) -> lis
                     "baseline": str(first.folder),
                     "other": str(second.folder),
                     "label": label,
+                    "titles": (first.titles.get(label, label), COLUMNS[metric].title),
                     "metric": metric,
                     "family": "primary" if metric == metrics[0] else "exploratory",
                     "n": test["n"],

@@ -52,8 +52,9 @@ def comparison_page(
         "ranking": [
             {
                 **row,
+                "label": evaluated[0].titles.get(row["label"], row["label"]),
                 "mean": number(row["mean"]),
-                "share": f"{100 * row['share_first']:.0f} %",
+                **_certainty(row, evaluated[0].unit),
                 "n": _counted(row["n"], everywhere[row["label"]], evaluated, primary),
             }
             for row in ranking
@@ -63,6 +64,13 @@ def comparison_page(
         "least_units": MIN_UNITS,
     }
     return render("comparison.html", context)
+
+
+def _certainty(row: Mapping[str, Any], unit: str) -> dict[str, str]:
+    """How sure a rank is, as the page says it."""
+    if row["rank_low"] is None:
+        return {"ranks": f"fewer than {MIN_UNITS} {unit}", "share": ""}
+    return {"ranks": f"{row['rank_low']:g} to {row['rank_high']:g}", "share": f"{100 * row['share_first']:.0f} %"}
 
 
 def _group(rows: _Rows, first: Evaluated, second: Evaluated, primary: str) -> dict[str, Any]:

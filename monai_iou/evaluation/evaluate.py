@@ -8,7 +8,7 @@ from typing import Any
 
 from monai_iou import files as out
 from monai_iou.evaluation import resume
-from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of
+from monai_iou.evaluation.case_files import Settings, evaluate_files, hash_files, structures_of, values_of
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, LESION_COLUMNS, columns_of
 from monai_iou.evaluation.earlier import check_earlier, earlier_exports, replaced_note
 from monai_iou.evaluation.exports import EXPORTS
@@ -20,10 +20,11 @@ from monai_iou.evaluation.groups import (
     without_unlabelled,
 )
 from monai_iou.evaluation.map_records import MapRecords
-from monai_iou.evaluation.pairing import Pair, pair_folders, pair_volumes, read_pairs
+from monai_iou.evaluation.pairing import Pair, pair_folders, pair_volumes, pairing_notes, read_pairs
 from monai_iou.evaluation.report import report_text
 from monai_iou.evaluation.request import Progress, Request, RequestError, check_names, check_request
 from monai_iou.evaluation.results import Evaluation
+from monai_iou.evaluation.rules import Structure
 from monai_iou.evaluation.summary import summarise
 from monai_iou.evaluation.workers import Runner, TaskError, end_unguarded_child, runner
 from monai_iou.locks import folder_lock
@@ -40,8 +41,9 @@ def evaluate_folders(
 ) -> Evaluation:
     """Evaluate every pair and write cases.csv, lesions.csv, failures.csv, summary.json and report.html.
 
-    Every file is hashed and then read once. A case that cannot be evaluated becomes a row of failures.csv and does not
-    stop the other cases. Finished cases are kept in the folder `finished` of the output; a later run takes them from
+    Every file is hashed and then read once; only with tolerances of labels, where nothing names the labels, are
+    references read before. A case that cannot be evaluated becomes a row of failures.csv and does not stop the other
+    cases. Finished cases are kept in the folder `finished` of the output; a later run takes them from
     there unless a file or an option has changed.
 
     Args:
@@ -68,6 +70,8 @@ def evaluate_folders(
     check_names(request, request.named_structures)
     pairs = _pairs(request)
     patients = patients_of(pairs, request)
+    if request.tolerances and not request.named_structures:
+        check_names(request, _labels_for_tolerances(request, pairs, progress))
     out.prepare(request.output)
     with folder_lock(request.output, "an evaluation"), runner(request.workers, request.scheduler) as run:
         replaced = replaced_note(request)
@@ -77,25 +81,27 @@ def evaluate_folders(
         evaluation = _evaluate(run, request, settings, pairs, maps, progress)
         evaluation.patients = patients if len(set(patients.values())) < len(patients) else None
         evaluation.maps = maps.finish(run, evaluation, progress)
-        own = [*_own_reference(request, pairs), *patient_notes(patients, request), *dataset_notes(request)]
+        own = [*pairing_notes(pairs, request), *patient_notes(patients, request), *dataset_notes(request)]
         evaluation.run_notes += [*notes, *run.notes, *replaced, *own]
         evaluation.summary = summarise(evaluation)
         _write(evaluation)
     return evaluation
 
 
-def _own_reference(request: Request, pairs: Sequence[Pair]) -> list[str]:
-    """Say that masks were compared with themselves, which no score shows."""
-    if request.pairs is None and request.predictions.resolve() == request.references.resolve():
-        return [
-            f"--predictions and --references are the same, {request.predictions}: each mask was compared with itself."
-        ]
-    own = [pair.case for pair in pairs if pair.is_one_file]
-    return [
-        f"Cases whose prediction is the file of the reference itself, or a link to it: {len(own)} of {len(pairs)}, "
-        f"such as `{case}`. Each was compared with itself."
-        for case in own[:1]
-    ]
+def _labels_for_tolerances(
+    request: Request, pairs: Sequence[Pair], progress: Callable[[Progress], None]
+) -> tuple[Structure, ...]:
+    """The labels of as many references as it takes to find all that have a tolerance: a wrong one ends all at once."""
+    files = {pair.case: pair.reference for pair in pairs if pair.reference is not None}
+    found: tuple[Structure, ...] = ()
+    values: set[int] = set()
+    for done, (case, reference) in enumerate(files.items(), start=1):
+        values |= values_of(reference)
+        found = structures_of(values, request.ignore)
+        progress(Progress("references", done, len(files), case))
+        if request.tolerances.keys() <= {structure.name for structure in found}:
+            break
+    return found
 
 
 def _write(evaluation: Evaluation) -> None:
@@ -127,7 +133,6 @@ def _evaluate(
     records.update(_without_prediction(run, settings, pairs, failures))
     known = {value for record in records.values() for value in record["reference_values"]}
     structures = settings.structures or structures_of(known, request.ignore)
-    check_names(request, structures)
     if not structures:
         failures = _without_labels(request, pairs, records, failures)
         records = {}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_iou.evaluation.rendering import restored
+from monai_iou.evaluation.request import Request
 from monai_iou.files import read_csv
 from monai_iou.volumes.header import VolumeError
 from monai_iou.volumes.names import (
+    MASK,
     PROBABILITIES,
+    RESULTS,
     case_name,
     composed,
     dicom_slices,
@@ -18,6 +23,9 @@ from monai_iou.volumes.names import (
     is_volume,
     volumes_below,
 )
+
+# nnU-Net's numbers behind the names of the files of one image, one for each channel.
+CHANNEL = re.compile(r"_\d{4}$")
 
 
 class PairingError(ValueError):
@@ -49,6 +57,13 @@ class Pair:
         return f"Expected {what}, but got {none}: {remedy}."
 
     @property
+    def is_mask_of_image(self) -> bool:
+        """Whether the prediction has the name that `monai-iou predict` gives to a mask beside the image of the case."""
+        if self.prediction is None or self.reference is None:
+            return False
+        return case_name(self.prediction) == f"{Path(self.case).name}_{MASK}"
+
+    @property
     def is_one_file(self) -> bool:
         """Whether the prediction is the reference itself, by whatever link or name."""
         if self.prediction is None or self.reference is None:
@@ -65,12 +80,14 @@ class Pair:
 def pair_folders(predictions: Path, references: Path) -> list[Pair]:
     """Pair the volumes in two folders by their relative names without extensions, sorted by name.
 
-    `a/b.nii.gz` is paired with `a/b.mha`, or with the DICOM folder `a/b`.
+    `a/b.nii.gz` is paired with `a/b.mha`, or with the DICOM folder `a/b`. Where predictions lie beside their images, as
+    `monai-iou predict` writes them, `a/b_mask` is that of `a/b`.
 
     Raises:
         PairingError: a folder is missing or contains no volume, or two files in one folder have the same name.
     """
     predicted, found_references = find_volumes(predictions, "--predictions"), find_volumes(references, "--references")
+    predicted = _without_images(predicted, predictions, found_references)
     names = sorted(predicted.keys() | found_references.keys())
     if not predicted.keys() & found_references.keys():
         message = (
@@ -79,6 +96,40 @@ def pair_folders(predictions: Path, references: Path) -> list[Pair]:
         )
         raise PairingError(message)
     return [Pair(name, predicted.get(name), found_references.get(name)) for name in names]
+
+
+def _without_images(predicted: dict[str, Path], folder: Path, references: Collection[str]) -> dict[str, Path]:
+    """The predictions with the masks of `monai-iou predict` under the names of the images that they lie beside.
+
+    What has the name of a reference itself is no such mask, and no channel of an image.
+    """
+    if not any(name.endswith(f"_{MASK}") for name in predicted):
+        return predicted
+    masks = predicted.keys() - find_volumes(folder, "--predictions", RESULTS).keys() - set(references)
+    of_images = {name.removesuffix(f"_{MASK}"): predicted[name] for name in masks}
+    channels = {name for name in predicted if CHANNEL.sub("", name) in of_images} - set(references)
+    return {name: path for name, path in predicted.items() if name not in masks | channels} | of_images
+
+
+def pairing_notes(pairs: Sequence[Pair], request: Request) -> list[str]:
+    """Say which masks were found beside images, and that masks were compared with themselves, which no score shows."""
+    named = request.predictions if request.pairs is None else None
+    if named is not None and named.resolve() == request.references.resolve():
+        return [f"--predictions and --references are the same, {named}: each mask was compared with itself."]
+    beside = [pair for pair in pairs if named not in (None, pair.prediction) and pair.is_mask_of_image]
+    own = [pair.case for pair in pairs if pair.is_one_file]
+    return [
+        *(
+            "Masks beside their images, as `monai-iou predict` writes them, were scored as the predictions of these "
+            f"images: {len(beside)} of {len(pairs)}, such as `{pair.prediction}`."
+            for pair in beside[:1]
+        ),
+        *(
+            f"Cases whose prediction is the file of the reference itself, or a link to it: {len(own)} of {len(pairs)}, "
+            f"such as `{case}`. Each was compared with itself."
+            for case in own[:1]
+        ),
+    ]
 
 
 def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
@@ -140,8 +191,9 @@ def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABIL
 def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
     """Read pairs from a CSV with the columns prediction, reference and, optionally, case.
 
-    Relative paths start at the two folders. An empty cell or a file that does not exist is a missing partner; the path
-    of the latter is kept for the failure of the case.
+    Relative paths start at the two folders. Blanks around a path are left out, and escapes for bytes that are no text
+    are read as these bytes, unless a file has the very name. An empty cell or a file that does not exist is a missing
+    partner; the path of the latter is kept for the failure of the case.
 
     Raises:
         PairingError: the file is missing, is not such a CSV, or names a case twice.
@@ -160,15 +212,16 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
         raise PairingError(message)
     pairs: dict[str, Pair] = {}
     for line, row in enumerate(rows, start=2):
-        named = (row.get("reference") or row.get("prediction") or "").strip()
+        prediction, reference = _spelled(predictions, row.get("prediction")), _spelled(references, row.get("reference"))
+        named = reference or prediction
         if not named:
             message = f"Expected every row of `{path}` to name a file, but got empty cells in row {line}: remove it."
             raise PairingError(message)
-        name = composed((row.get("case") or "").strip() or name_of_file(named))
+        name = composed(_case(row.get("case"), (prediction, reference)) or name_of_file(named))
         if name in pairs:
             message = f"Expected every row of `{path}` to name a case of its own, but got `{name}` again: rename it."
             raise PairingError(message)
-        pairs[name] = _pair(name, _path(predictions, row.get("prediction")), _path(references, row.get("reference")))
+        pairs[name] = _pair(name, _path(predictions, prediction), _path(references, reference))
     return list(pairs.values())
 
 
@@ -189,5 +242,18 @@ def _pair(case: str, prediction: Path | None, reference: Path | None) -> Pair:
     return Pair(case, files[0], files[1], lost)
 
 
-def _path(folder: Path, name: str | None) -> Path | None:
-    return folder / name.strip() if name is not None and name.strip() else None
+def _spelled(folder: Path, cell: str | None) -> str:
+    """The path in a cell as it leads to a file; without the blanks around it if none of its spellings does."""
+    plain = (cell or "").strip()
+    spellings = dict.fromkeys((cell or "", plain, restored(cell or ""), restored(plain))) if plain else {}
+    return next((each for each in spellings if find_spelling(folder / each) is not None), plain)
+
+
+def _case(cell: str | None, files: Sequence[str]) -> str:
+    """The name in a cell; blanks around it, and escapes as such, count only where a file of the case is called so."""
+    named, whole = [name_of_file(file) for file in files if file], restored(cell or "")
+    return next((name for name in (cell, whole) if name in named), whole.strip())
+
+
+def _path(folder: Path, name: str) -> Path | None:
+    return folder / name if name else None

@@ -77,7 +77,7 @@ def _with_image(picture: Mapping[str, Any], image: Path | None) -> tuple[dict[st
 def missed_lesions(evaluation: Evaluation, pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The missed lesions, the largest first: volume, position, and the number of the picture that shows each."""
     viewers = {(picture["case"], picture["label"]): i for i, picture in enumerate(pictures)}
-    missed = [row for row in evaluation.lesions if row["status"] == "fn"]
+    missed = [row for row in evaluation.counted_lesions if row["status"] == "fn"]
     ranked = sorted(missed, key=lambda row: (-row["volume_ml"], row["case"]))
     return [
         {

@@ -28,7 +28,7 @@ from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import Grid, GridError, align, same_grid, spatial_grid
 from monai_iou.volumes.memory import room_for
-from monai_iou.volumes.probability_kind import are_separate
+from monai_iou.volumes.probability_kind import kind_of
 from monai_iou.volumes.reading import (
     Volume,
     VolumeError,
@@ -173,9 +173,11 @@ def _read_maps(
         volume = read_channels([path])
         channels = _on_reference(path, volume.array, volume.grid, reference.grid)
     channels = _without(ignored, channels)
+    kind = kind_of(path)
     if structures is None:
-        structures = [Structure(str(value), (value,)) for value in range(1, max(2, len(channels)))]
-    return channels_of(path, channels, structures, separate=are_separate(path))
+        named = (kind.values or ())[1:] or range(1, max(2, len(channels)))
+        structures = [Structure(str(value), (value,)) for value in named]
+    return channels_of(path, channels, structures, kind=kind)
 
 
 def _without(ignored: NDArray[np.bool_] | None, maps: NDArray[Any]) -> NDArray[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.evaluation.rules import Structure
+from monai_iou.volumes.probability_kind import UNKNOWN_KIND, ProbabilityKind
 
 __all__ = ["channels_of", "check_range"]
 
@@ -26,7 +27,7 @@ _BACKGROUND = 0.25  # mean distance of a background from what the most probable 
 
 
 def channels_of(
-    path: Path, channels: NDArray[Any], structures: Sequence[Structure], *, separate: bool | None = None
+    path: Path, channels: NDArray[Any], structures: Sequence[Structure], *, kind: ProbabilityKind = UNKNOWN_KIND
 ) -> dict[Structure, NDArray[np.floating[Any]]]:
     """Return the probabilities of each structure.
 
@@ -34,8 +35,7 @@ def channels_of(
         path: of the file, for messages.
         channels: (C, *S), of one case.
         structures: what is scored; where channels and structures go together by their order, all of them.
-        separate: whether the channels are outputs by themselves, as the file says, or shares of one probability, the
-            first for the background; None if it does not say.
+        kind: what the file says of its channels.
 
     Raises:
         ValueError: the channels are no probabilities, or cannot be told to be those of the structures.
@@ -46,21 +46,27 @@ def channels_of(
     {'1': 0.2, '5': 0.1}
     >>> round(float(channels_of(Path("a"), shares, (both,))[both][0]), 6)
     0.3
+    >>> kind = ProbabilityKind(False, (0, 5, 7))
+    >>> float(channels_of(Path("a"), shares, (two,), kind=kind)[two][0])
+    0.2
     >>> regions = np.array([[0.1], [0.9], [0.8]])
     >>> {structure.name: float(p[0]) for structure, p in channels_of(Path("a"), regions, (both, two)).items()}
     {'both': 0.9, '5': 0.8}
     """
     count, first = len(channels), len(channels) - len(structures)
-    values = [value for structure in structures for value in structure.values]
-    are_channels = min(values) >= 0 and max(values) < count
+    separate, values = kind.separate, [value for structure in structures for value in structure.values]
+    held = range(count) if kind.values is None else kind.values
+    channel = {value: i for i, value in enumerate(held)} if len(held) == count else {}
+    are_channels = all(value in channel for value in values)
     known = _telling_voxels(path, channels)
     # Files that say what they hold have a background, unless somebody removed it.
     in_order = first == 1 or (first == 0 and (separate is None or count == 1 or not _has_background(known)))
-    same = in_order and len(values) == len(structures) and sorted(values) == list(range(first, count))
+    same = in_order and len(values) == len(structures) and sorted(values) == sorted(channel)[first:]
     are_shares = _are_shares(known) if separate is None else not separate
     if are_channels and not same and (are_shares or (are_shares is None and not in_order)):
         return {
-            structure: np.minimum(channels[sorted(set(structure.values))].sum(axis=0), 1) for structure in structures
+            structure: np.minimum(channels[sorted({channel[v] for v in structure.values})].sum(axis=0), 1)
+            for structure in structures
         }
     names = ", ".join(structure.name for structure in structures)
     if are_shares is None and are_channels and not same:
@@ -94,7 +100,7 @@ def channels_of(
         )
         raise ValueError(message)
     if same:
-        return {structure: channels[structure.values[0]] for structure in structures}
+        return {structure: channels[channel[structure.values[0]]] for structure in structures}
     return {structure: channels[first + i] for i, structure in enumerate(structures)}
 
 

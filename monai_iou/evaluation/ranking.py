@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.paired_scores import Evaluated, paired_keys, scores_of
-from monai_iou.evaluation.statistics import resamples, unit_indices
+from monai_iou.evaluation.statistics import MIN_UNITS, percentiles, resamples, unit_indices
 
 RANKING_COLUMNS = ("label", "folder", "metric", "n", "mean", "rank", "rank_low", "rank_high", "share_first")
 
@@ -27,7 +27,8 @@ def rank_folders(evaluated: Sequence[Evaluated], metric: str) -> list[dict[str, 
 
     Returns:
         One row per label and folder, the best first: its mean, its rank, the 95 % interval of its rank and the share of
-        2000 resamples of the patients in which it is first. Ties share the better rank.
+        2000 resamples of the patients in which it is first; None for both with fewer than `MIN_UNITS` patients. Ties
+        share the better rank.
     """
     rows = []
     paired = paired_keys(*evaluated)
@@ -46,13 +47,8 @@ def _ranked(
     evaluated: Sequence[Evaluated], label: str, metric: str, scores: NDArray[np.float64], units: Sequence[str]
 ) -> list[dict[str, Any]]:
     sign = 1 if COLUMNS[metric].better == "lower" else -1
-    which = unit_indices(len(units), units)
-    sums = np.stack([np.bincount(which, weights=column) for column in scores.T], axis=1)
-    sizes = np.bincount(which)
-    drawn_means = np.concatenate([drawn @ sums / (drawn @ sizes)[:, None] for drawn in resamples(len(sums))])
-    ranks = _ranks(sign * drawn_means)
     means = scores.mean(axis=0)
-    own = _ranks(sign * means[None])[0]
+    own, certainty = _ranks(sign * means[None])[0], _certainty(sign * scores, unit_indices(len(units), units))
     rows = [
         {
             "label": label,
@@ -61,13 +57,27 @@ def _ranked(
             "n": len(scores),
             "mean": float(means[i]),
             "rank": int(own[i]),
-            "rank_low": float(np.percentile(ranks[:, i], 2.5)),
-            "rank_high": float(np.percentile(ranks[:, i], 97.5)),
-            "share_first": float((ranks[:, i] == 1).mean()),
+            **certainty[i],
         }
         for i, one in enumerate(evaluated)
     ]
     return sorted(rows, key=lambda row: row["rank"])
+
+
+def _certainty(scores: NDArray[np.float64], which: NDArray[np.int64]) -> list[dict[str, float | None]]:
+    """How sure the rank of each folder is, from the scores of the cases, (cases, folders), and their patients."""
+    sizes = np.bincount(which)
+    if len(sizes) < MIN_UNITS:  # resamples of one patient are all alike, and say nothing of others
+        return [dict.fromkeys(("rank_low", "rank_high", "share_first"))] * scores.shape[1]
+    sums = np.stack([np.bincount(which, weights=column) for column in scores.T], axis=1)
+    drawn_means = np.concatenate([drawn @ sums / (drawn @ sizes)[:, None] for drawn in resamples(len(sums))])
+    ranks = _ranks(drawn_means)
+    low, high = np.percentile(ranks, percentiles(len(sums)), axis=0)
+    first = (ranks == 1).mean(axis=0)
+    return [
+        {"rank_low": float(low[i]), "rank_high": float(high[i]), "share_first": float(first[i])}
+        for i in range(scores.shape[1])
+    ]
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:

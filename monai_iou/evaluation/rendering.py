@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,3 +41,12 @@ def readable(name: str) -> str:
     'a\\udcff'
     """
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def restored(name: str) -> str:
+    r"""The name that a table has in its readable form.
+
+    >>> restored(readable("a\udcff")) == "a\udcff", restored("a")
+    (True, 'a')
+    """
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda escape: chr(int(escape[1], 16)), name)

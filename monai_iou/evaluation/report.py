@@ -38,7 +38,7 @@ def report_text(evaluation: Evaluation) -> str:
     titles = summary["titles"]
     pictures = shown_pictures(evaluation)
     viewers = {(picture["case"], picture["label"]): i for i, picture in enumerate(pictures)}
-    by_label, lesions = _by_label(evaluation.rows, titles), _by_label(evaluation.lesions, titles)
+    by_label, lesions = _by_label(evaluation.rows, titles), _by_label(evaluation.counted_lesions, titles)
     columns = columns_of(evaluation.request.rules.challenge)
     context = {
         "cases": summary["cases"],
@@ -46,7 +46,7 @@ def report_text(evaluation: Evaluation) -> str:
         "many": len(titles) > MANY_LABELS,
         "failures": summary["failures"],
         "notes": summary["notes"],
-        "tiles": _tiles(summary, titles, lesions),
+        "tiles": _tiles(evaluation, titles, lesions),
         "headline": [columns[name] for name in HEADLINE],
         "score_rows": [
             {"label": titles[name], "cells": _cells(summary["labels"][name], columns, summary["options"]["unit"])}
@@ -88,9 +88,10 @@ def _by_label(rows: Iterable[Mapping[str, Any]], titles: Iterable[str]) -> dict[
 
 
 def _tiles(
-    summary: Mapping[str, Any], titles: Mapping[str, str], lesions: Mapping[str, Sequence[Mapping[str, Any]]]
+    evaluation: Evaluation, titles: Mapping[str, str], lesions: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, str]]:
     """Cases, then IoU and Dice of each label: regions overlap, and are never pooled with their parts."""
+    summary = evaluation.summary
     cases, labels, options = summary["cases"], summary["labels"], summary["options"]
     failed = f"{cases['failed']} failed" if cases["failed"] else "none failed"
     patients = f", from {options['patients']} patients" if options["patients"] else ""
@@ -109,7 +110,7 @@ def _tiles(
         dataset, (name,) = summary["dataset"], titles
         worst = number(dataset["iou_i_worst_10"])
         tiles.append({"what": "Worst 10 % of cases", "value": f"IoU {worst}", "note": "mean of the lowest"})
-        tiles.append(_lesion_tile(lesions[name]))
+        tiles.append(_lesion_tile(evaluation, lesions[name]))
     return tiles
 
 
@@ -124,18 +125,25 @@ def _headed(labels: Mapping[str, Any], titles: Iterable[str]) -> list[tuple[str,
     return [("lowest: ", ranked[0]), ("middle: ", ranked[len(ranked) // 2]), ("highest: ", ranked[-1])]
 
 
-def _lesion_tile(lesions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _lesion_tile(evaluation: Evaluation, lesions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The lesions found, and the same with or without those of missing cases where these have some."""
     status = [row["status"] for row in lesions]
     detected, missed, false = (status.count(kind) for kind in ("tp", "fn", "fp"))
-    return {"what": "Lesions found", "value": f"{detected} of {detected + missed}", "note": f"{false} false positives"}
+    note, total, unseen = f"{false} false positives", detected + missed, len(evaluation.missing_lesions)
+    if unseen and evaluation.request.missing == "exclude":
+        note += f". With the missing cases {detected} of {total + unseen}"
+    elif unseen:
+        note += f". Without the missing cases {detected} of {total - unseen}"
+    return {"what": "Lesions found", "value": f"{detected} of {total}", "note": note}
 
 
 def _missing(score: Mapping[str, Any]) -> str:
-    """Both means where something is missing."""
+    """Both means of the IoU where something is missing."""
     missing = score["n_penalty"] - score["n_defined"]
     if not missing:
         return ""
-    return f". With the {missing} missing {number(score['mean_penalty'])}, without them {number(score['mean_defined'])}"
+    counted, left_out = number(score["mean_penalty"]), number(score["mean_defined"])
+    return f". IoU {counted} with the {missing} missing, {left_out} without them"
 
 
 def _other_mean(score: Mapping[str, Any], digits: int) -> str:

@@ -53,7 +53,7 @@ class Request:
         boundary: width of the bands of the boundary IoU: "2mm", or "2%" of the diagonal of the image.
         match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
         pairing: "one-to-one", or "many-to-one", where fragments and merged lesions count as found.
-        connectivity: number of neighbours by which voxels are connected to a lesion: 6, 18 or 26.
+        connectivity: voxel neighbourhood that defines a connected component (lesion): 6, 18 or 26.
         min_volume_mm3: smaller lesions are left out.
         like: challenge whose own columns are added: "brats-mets", "isles22", "autopet" or "ms".
         instances: whether the files hold a number for each lesion instead of labels; all are then scored as label 1.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_iou.evaluation.columns import FAILURE_COLUMNS, columns_of
+from monai_iou.evaluation.groups import label_titles
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.penalties import penalised, without_prediction
 from monai_iou.evaluation.request import Progress, Request, RequestError
@@ -95,10 +96,22 @@ class Evaluation:
 
     @property
     def lesions(self) -> list[dict[str, Any]]:
-        """One row per lesion."""
+        """The rows of lesions.csv, one per lesion, of the cases that cases.csv has."""
+        return self._lesions_of([*self.records, *self.missing] if self.request.missing == "penalty" else self.records)
+
+    @property
+    def counted_lesions(self) -> list[dict[str, Any]]:
+        """The lesions of the cases that the means count: those of a missing case are missed unless it is excluded."""
+        return self._lesions_of(self.records if self.request.missing == "exclude" else [*self.records, *self.missing])
+
+    @property
+    def missing_lesions(self) -> list[dict[str, Any]]:
+        """The lesions of the missing cases."""
+        return self._lesions_of(self.missing)
+
+    def _lesions_of(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         names = set(self.names)
-        counted = [*self.records, *self.missing] if self.request.missing == "penalty" else self.records
-        return [row for record in counted for row in record["lesions"] if row["label"] in names]
+        return [row for record in records for row in record["lesions"] if row["label"] in names]
 
     @property
     def notes(self) -> list[str]:
@@ -106,10 +119,11 @@ class Evaluation:
         held = {row["label"] for row in self.with_missing if row["reference_ml"] > 0}
         known = {row["label"] for row in self.with_missing if not math.isnan(row["reference_ml"])}
         absent = [name for name in self.names if name not in held] if self.rows else []
+        titles = label_titles(self.request, absent)
         notes = [
-            f"{name}: no reference holds it, so that only false positives count."
+            f"{titles[name]}: no reference holds it, so that only false positives count."
             if name in known
-            else f"{name}: it was annotated in no case and has no scores."
+            else f"{titles[name]}: it was annotated in no case and has no scores."
             for name in absent
         ]
         return [*self.run_notes, *notes, *(note for record in self.records for note in record["notes"])]

@@ -73,7 +73,7 @@ def _options(evaluation: Evaluation) -> dict[str, Any]:
         "lesion_rule": request.rules.in_words,
         "like": request.like,
         "like_rule": None if request.rules.challenge is None else request.rules.challenge.rule,
-        "intervals": f"95 % percentile bootstrap over cases or patients; null below {MIN_UNITS} of them",
+        "intervals": f"95 % expanded percentile bootstrap over cases or patients; null below {MIN_UNITS} of them",
         "unit": "case" if evaluation.patients is None else "patient",
         "patients": None if evaluation.patients is None else len(set(evaluation.patients.values())),
         "resample": "reference" if request.resample else None,

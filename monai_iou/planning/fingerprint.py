@@ -16,6 +16,7 @@ from monai_iou.datasets.cases import Case, CaseFacts, values_of
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.datasets.splits import count_patients
+from monai_iou.planning.intensity import warn_of_unnamed_ct
 
 __all__ = [
     "CaseMeasures",
@@ -206,6 +207,7 @@ def summarise_measures(folder: SegmentationFolder, measures: Sequence[CaseMeasur
     check_trainable(folder.training, facts, folder.scheme.ignore)
     folder.need_foreground(facts)
     folder.need_like_spacings(folder.training, facts)
+    warn_of_unnamed_ct(folder.modalities, facts)
     voxels = np.array([case.voxels for case in measures], dtype=np.int64)
     shapes, spacings = (np.array([getattr(case, name) for case in facts], float) for name in ("shape", "spacing"))
     return Fingerprint(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["intensity_rule", "is_ct", "shared_intensity"]
+from monai_iou.datasets.cases import CaseFacts
+
+__all__ = ["intensity_rule", "is_ct", "looks_like_ct", "shared_intensity", "warn_of_unnamed_ct"]
+
+logger = logging.getLogger(__name__)
 
 CT_PERCENTILES = (0.5, 99.5)
+# Lowest values of a CT image: below lung, and not below what scanners write outside of their field of view (-3024).
+UNNAMED_CT = (-3100, -500)
 # Cone-beam, non-contrast, contrast-enhanced, low-dose, high-resolution, multi-detector, photon-counting and others, and
 # what datasets put behind: angiography, perfusion, resampled.
 CT_PREFIXES = ("CB", "NC", "NE", "NEC", "CE", "LD", "ULD", "ND", "SD", "FD", "HR", "MD", "MS", "DE", "DS", "PC", "Q")
@@ -29,6 +36,31 @@ def is_ct(modality: str) -> bool:
         return False
     word = rf"(?<![A-Z])(?:{'|'.join(CT_PREFIXES)})?CT(?:{'|'.join(CT_SUFFIXES)})?(?![A-Z])"
     return re.search(rf"{word}|COMPUT[A-Z]*[\W_]*(?:AXIAL[\W_]*)?TOMOGRA", name) is not None
+
+
+def looks_like_ct(modality: str, channel: int, cases: Sequence[CaseFacts]) -> bool:
+    """Whether a channel that is not named as CT holds numbers like those of CT, with air, in most cases.
+
+    Example:
+        >>> case = CaseFacts((9, 9, 9), (1.0, 1.0, 1.0), np.array([[40.0, 55.0]]), lowest=(-1024.0,))
+        >>> [looks_like_ct(name, 0, [case]) for name in ("image", "CT")]
+        [True, False]
+    """
+    air = [case for case in cases if case.lowest and UNNAMED_CT[0] <= case.lowest[channel] <= UNNAMED_CT[1]]
+    whole = all((case.foreground[channel] == np.rint(case.foreground[channel])).all() for case in air)
+    return not is_ct(modality) and whole and 2 * len(air) > len(cases)
+
+
+def warn_of_unnamed_ct(modalities: Sequence[str], cases: Sequence[CaseFacts]) -> None:
+    """Log a warning for each channel that is normalised image by image although it `looks_like_ct`."""
+    for channel, name in enumerate(modalities):
+        if looks_like_ct(name, channel, cases):
+            logger.warning(
+                "The values of channel %s look like Hounsfield units, but its name is not one of CT, so that every "
+                'image is normalised by itself. If the images are CT, name the channel "CT" in dataset.json, as '
+                "docs/bundle.md shows.",
+                name,
+            )
 
 
 def intensity_rule(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:

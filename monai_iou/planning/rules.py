@@ -7,16 +7,19 @@ A rule is a function that returns one `Decision`; docs/planning.md lists them. S
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from monai_iou.datasets.cases import CaseFacts
 from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.datasets.splits import check_folds, count_patients
 from monai_iou.planning.crop_rules import crop_decision, lesion_draw_decision
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.hardware import Machine
+from monai_iou.planning.intensity import looks_like_ct
 from monai_iou.planning.loss_rules import label_decisions, loss_decision, unequal_classes
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.size_rules import (
@@ -24,13 +27,14 @@ from monai_iou.planning.size_rules import (
     batch_decision,
     cache_decision,
     choose_levels,
+    counted,
     format_size,
     network_decision,
     patch_decision,
 )
 from monai_iou.weighting import class_weights
 
-__all__ = ["Proposal", "escape_config_text", "propose"]
+__all__ = ["Proposal", "escape_config_text", "propose", "without_signs"]
 
 
 THICK_SLICES = 3.0  # slices this many times thicker than the pixels of the other axes
@@ -62,7 +66,7 @@ class Proposal:
             "memory": machine.source,
             "fingerprint": fingerprint.as_json(),
         }
-        return {**self.config, "plan_report": _without_signs(report)}
+        return {**self.config, "plan_report": without_signs(report)}
 
 
 def propose(
@@ -99,7 +103,7 @@ def propose(
         cache_decision(plan, fingerprint, machine),
         crop_decision(plan, fingerprint),
         lesion_draw_decision(plan, fingerprint),
-        _normalisation(plan),
+        _normalisation(plan, facts),
         *label_decisions(plan, folder),
         weights,
         loss_decision(plan, fingerprint, weights.keys["class_weights"]),
@@ -129,16 +133,17 @@ def _spacing(fingerprint: Fingerprint) -> Decision:
     return Decision("target spacing", f"{format_size(pixdim)} mm", reason, {"pixdim": pixdim})
 
 
-def _normalisation(plan: Plan) -> Decision:
+def _normalisation(plan: Plan, facts: Sequence[CaseFacts]) -> Decision:
     texts, reasons = [], []
-    for name, rule in zip(plan.modalities, plan.intensity, strict=True):
-        is_ct = rule["kind"] == "ct"
+    for index, (name, rule) in enumerate(zip(plan.modalities, plan.intensity, strict=True)):
+        is_ct, channel = rule["kind"] == "ct", f"channel {escape_config_text(name)}"
         texts.append(f"CT window {rule['lower']:.0f} to {rule['upper']:.0f}" if is_ct else "z-score")
-        reasons.append(
-            f"channel {escape_config_text(name)} is CT, whose values mean the same in every scan"
-            if is_ct
-            else f"channel {escape_config_text(name)} has no common scale"
-        )
+        if is_ct:
+            reasons.append(f"{channel} is CT, whose values mean the same in every scan")
+        elif looks_like_ct(name, index, facts):
+            reasons.append(f'{channel} looks like CT by its values: if it is CT, name it "CT" in dataset.json')
+        else:
+            reasons.append(f"{channel} has no common scale")
     return Decision("normalisation", ", ".join(texts), "; ".join(reasons))
 
 
@@ -170,20 +175,24 @@ def _lesion_threshold(plan: Plan, fingerprint: Fingerprint) -> Decision:
 
 
 def _split(folder: SegmentationFolder, fingerprint: Fingerprint, folds: int | None, fold: int) -> Decision:
-    sides = "patients, each on one side of the split"
+    sides = "each on one side of the split"
     if folds is not None:
         count = count_patients(folder.labelled, folder.patient_groups)
         check_folds(folds, fold, count)
         keys: dict[str, Any] = {"folds": folds, "fold": fold}
         return Decision(
-            "split", f"fold {fold} of {folds}", f"{count} {sides}; every case is validated in one fold", keys
+            "split", f"fold {fold} of {folds}", f"{count} patients, {sides}; every case is validated in one fold", keys
         )
     if folder.validation:
         count = len(folder.validation)
-        text = f"the {count} case{'s' if count > 1 else ''} of `validation`"
+        text = f"the {counted(count, 'case')} of `validation`"
         return Decision("split", text, "dataset.json lists them", {"val_fraction": 0.1})
     fraction = round(max(0.1, min(0.25, 3 / fingerprint.patients)), 2)
-    reason = f"{fingerprint.patients} {sides}; a tenth of the cases, or up to a quarter to hold out three patients"
+    if fingerprint.patients == 1:
+        reason = "one patient, whose cases are on both sides: they say nothing of how well others are segmented"
+        return Decision("split", "all cases for training and for validation", reason, {"val_fraction": fraction})
+    patients = counted(fingerprint.patients, "patient")
+    reason = f"{patients}, {sides}; a tenth of the cases, or up to a quarter to hold out three patients"
     return Decision("split", f"{fraction:.0%} for validation", reason, {"val_fraction": fraction})
 
 
@@ -199,7 +208,8 @@ def _length(batch: int, trained: int, machine: Machine) -> Decision:
     epochs = max(MIN_EPOCHS, math.ceil(STEPS[machine.device] / steps))
     interval = max(1, epochs // VALIDATIONS[machine.device])
     again = f", {repeats} times each," if repeats > 1 else ""
-    reason = f"{trained} training cases{again} give {steps} steps per epoch and {epochs * steps} in all"
+    give = f"give{'s' if trained == 1 else ''} {steps} steps per epoch and {epochs * steps} in all"
+    reason = f"{counted(trained, 'training case')}{again} {give}"
     value = f"{epochs} epochs, validation every {interval}"
     return Decision("length", value, reason, {"epochs": epochs, "case_repeats": repeats, "val_interval": interval})
 
@@ -229,11 +239,17 @@ def escape_config_text(text: str) -> str:
     return text.replace("$", "_").replace("@", "_").replace("%", "_").replace("\n", " ")
 
 
-def _without_signs(value: Any) -> Any:
+def without_signs(value: Any) -> Any:
+    """Return text, or what holds text, as a config can hold it, by `escape_config_text` where it has such characters.
+
+    Example:
+        >>> without_signs({"0": "%stenosis", "1": "50 % stenosis"})
+        {'0': '_stenosis', '1': '50 % stenosis'}
+    """
     if isinstance(value, dict):
-        return {key: _without_signs(item) for key, item in value.items()}
+        return {key: without_signs(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_signs(item) for item in value]
+        return [without_signs(item) for item in value]
     # At the start of a text these characters mark an expression, a reference or a macro; "@#" and "%#" count anywhere.
     risky = isinstance(value, str) and (value[:1] in tuple("$@%") or any(sign in value for sign in ("@", "%#", "%::")))
     return escape_config_text(value) if risky else value

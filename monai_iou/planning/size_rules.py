@@ -21,6 +21,7 @@ __all__ = [
     "batch_decision",
     "cache_decision",
     "choose_levels",
+    "counted",
     "format_size",
     "holds_a_volume",
     "network_decision",
@@ -166,7 +167,7 @@ def batch_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine, train
         f"a step takes about {needed:.1f} GiB (3 x what backward keeps + 16 bytes per parameter); "
         f"it may take {machine.step_bytes / GIB:.1f} of {machine.source}"
     )
-    value = f"{batch} volumes x {samples} patch{'es' if samples > 1 else ''}"
+    value = f"{counted(batch, 'volume')} x {counted(samples, 'patch', 'patches')}"
     return Decision("batch", value, reason, {"batch_size": batch, "num_samples": samples})
 
 
@@ -185,6 +186,16 @@ def cache_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> De
 def holds_a_volume(plan: Plan, fingerprint: Fingerprint) -> bool:
     """Return whether the patch is at least as large as the median volume, in mm along each axis."""
     return bool((np.array(plan.patch_size) * plan.pixdim >= np.array(fingerprint.extent.median) * (1 - 1e-3)).all())
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "case"), counted(2, "case"), counted(2, "patch", "patches")
+        ('1 case', '2 cases', '2 patches')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def format_size(numbers: Sequence[float]) -> str:

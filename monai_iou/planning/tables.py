@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from monai_iou.planning.size_rules import counted
+
 if TYPE_CHECKING:
     from monai_iou.datasets.folder import SegmentationFolder
     from monai_iou.planning.fingerprint import Fingerprint
@@ -21,7 +23,7 @@ def plan_tables(folder: SegmentationFolder, fingerprint: Fingerprint, proposal: 
 
 
 def _dataset(folder: SegmentationFolder, fingerprint: Fingerprint) -> Table:
-    cases = f"{fingerprint.cases} training cases of {fingerprint.patients} patients"
+    cases = f"{counted(fingerprint.cases, 'training case')} of {counted(fingerprint.patients, 'patient')}"
     table = Table("", "median", "smallest", "largest", title=escape(f"{folder.root.name}: {cases}"))
     for name, spread in (("shape, voxels (RAS)", fingerprint.shape), ("spacing, mm (RAS)", fingerprint.spacing)):
         table.add_row(name, *(_by(values) for values in (spread.median, spread.smallest, spread.largest)))
@@ -29,7 +31,8 @@ def _dataset(folder: SegmentationFolder, fingerprint: Fingerprint) -> Table:
     shares = (f"{100 * values[0]:.3g}" for values in (share.median, share.smallest, share.largest))
     table.add_row("foreground, % of a case", *shares)
     empty = ", ".join(fingerprint.empty_cases[:5]) + (", ..." if len(fingerprint.empty_cases) > 5 else "")
-    table.caption = escape(f"{len(fingerprint.empty_cases)} cases without foreground{f': {empty}' if empty else ''}")
+    without = counted(len(fingerprint.empty_cases), "case")
+    table.caption = escape(f"{without} without foreground{f': {empty}' if empty else ''}")
     return table
 
 

@@ -171,10 +171,28 @@ def _is_blank(file: Path) -> bool:
 
 
 @contextmanager
+def _temporary_folder(path: Path) -> Iterator[str]:
+    """A folder that is removed afterwards.
+
+    Raises:
+        VolumeError: none can be made; the fault is not the volume's.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="monai_iou_")
+    except OSError as error:
+        problem = f"the error '{error.strerror or error}'"
+        raise refusal(
+            path, "be read through a temporary folder", problem, "set TMPDIR to a folder that you may write to"
+        ) from error
+    with made as folder:
+        yield folder
+
+
+@contextmanager
 def _plain_names(path: Path) -> Iterator[dict[Path, Path]]:
     """Link to the DICOM files under names that every library accepts; skip hidden files, pipes and other formats."""
     files = list(dicom_slices(path)) if path.is_dir() else [path]
-    with tempfile.TemporaryDirectory(prefix="monai_iou_") as folder:
+    with _temporary_folder(path) as folder:
         links = {}
         for number, file in enumerate(files):
             link = Path(folder) / f"{number:06d}.dcm"

@@ -16,6 +16,7 @@ from monai_iou.volumes.text_header import (
     choice,
     listed_files,
     numbers,
+    unit_in_mm,
     whole_numbers,
 )
 
@@ -31,7 +32,6 @@ KNOWN = (
     "ElementNumberOfChannels", "ElementType", "ElementDataFile", "DistanceUnits",
 )  # fmt: skip
 YES_NO = {"true": "yes", "t": "yes", "1": "yes", "false": "", "f": "", "0": ""}
-UNITS_MM = {"mm": 1.0, "um": 1e-3, "cm": 10.0, "?": 1.0, "": 1.0}
 
 
 def read_metaimage_header(path: Path) -> Header:
@@ -125,9 +125,7 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
     offset = _field(fields, ("Offset", "Position", "Origin"))
     origin = np.zeros(axes) if offset is None else numbers(path, "Offset", offset, axes)
     check_directions(path, directions)
-    unit = fields.get("DistanceUnits", "mm").lower()
-    scale = UNITS_MM.get(unit, 1.0)
-    notes = [] if scale == 1 else [f"`{path.name}`: the header's lengths are in {unit} and were converted to mm."]
+    scale, notes = unit_in_mm(path, "DistanceUnits", [fields.get("DistanceUnits", "mm")])
     affine = scale * lps_affine(directions.T * spacing, origin)
     affine[3, 3] = 1
     check_affine(path, affine)

@@ -14,6 +14,7 @@ from monai_iou.volumes.header import VolumeError, refusal
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 # A pair of files is listed by the name of its header; `.img` is accepted where the user names it.
 PAIR_EXTENSIONS = (".hdr.gz", ".hdr")
+NIFTI_ENDINGS = (*NIFTI_EXTENSIONS, *PAIR_EXTENSIONS, ".img.gz", ".img")
 METAIMAGE_EXTENSIONS = (".mha", ".mhd")
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 PNG_EXTENSION = ".png"

@@ -28,7 +28,7 @@ def read_nifti_header(path: Path) -> Header:
     Raises:
         VolumeError: if the file has no NIfTI header, or the header is damaged or contradictory.
     """
-    first = _partner(path, ".hdr") if path.name.lower().endswith((".img", ".img.gz")) else path
+    first = _header_file(path)
     block, compressed = _first_bytes(first)
     header, pair = _parse(path, block)
     shape = tuple(int(length) for length in header["dim"][1 : 1 + _axes(path, header)])
@@ -47,8 +47,12 @@ def read_nifti_header(path: Path) -> Header:
 
 
 def load_raw_header(path: Path) -> Any:
-    """Return the header of a NIfTI file as a nibabel object, for writing another file on the same grid."""
-    return _parse(path, _first_bytes(path)[0])[0]
+    """Return the header of a NIfTI file or pair as a nibabel object, for writing another file on the same grid."""
+    return _parse(path, _first_bytes(_header_file(path))[0])[0]
+
+
+def _header_file(path: Path) -> Path:
+    return _partner(path, ".hdr") if path.name.lower().endswith((".img", ".img.gz")) else path
 
 
 def _first_bytes(path: Path, count: int = 540) -> tuple[bytes, bool]:

@@ -18,6 +18,7 @@ from monai_iou.volumes.text_header import (
     choice,
     listed_files,
     numbers,
+    unit_in_mm,
     whole_numbers,
 )
 
@@ -48,13 +49,6 @@ SPACES = {
 }
 SPACES |= {f"{name}-time": signs for name, signs in SPACES.items() if name} | {
     f"{n}t": SPACES[n] for n in ("ras", "las", "lps")
-}
-UNITS_MM = {
-    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???"), 1.0),
-    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"), 1e-3),
-    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
-    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
 }
 CENTERS = {"cell": "cell", "node": "node", "???": "cell", "none": "cell"}
 KNOWN = (
@@ -169,7 +163,7 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
         columns, spatial = _three_of_four(path, columns, spatial)
     space = choice(path, "space", fields.get("space", ""), SPACES)
     signs = np.array([-1.0 if sign == "-" else 1.0 for sign in (*space.split(), "+")])[:size]
-    scale, notes = _unit(path, "space units", _quoted(fields.get("space units", ""))[:3])
+    scale, notes = unit_in_mm(path, "space units", _quoted(fields.get("space units", ""))[:3])
     affine = lps_affine(columns * signs[:, None] * scale, origin[:3] * signs * scale)
     check_affine(path, affine)
     return affine, spatial, notes
@@ -197,12 +191,14 @@ def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray
         a for a in range(axes) if not (len(kinds) == axes and kinds[a] not in ("domain", "space", "???", "none"))
     ]
     spatial = spatial[:3]
+    if "space origin" in fields:  # in a space, and in no direction of it
+        raise refusal(path, "have `space directions` with its `space origin`", "none", "add the axes' directions")
     if "spacings" not in fields:
         raise refusal(path, "have `space directions` or `spacings`", "neither", "add the distance between voxels in mm")
     spacing = numbers(path, "spacings", fields["spacings"], axes)[spatial]
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise refusal(path, "have a positive spacing", repr(fields["spacings"]), "correct the spacing in its header")
-    scale, notes = _unit(path, "units", _units_of_axes(path, fields, axes, spatial))
+    scale, notes = unit_in_mm(path, "units", _units_of_axes(path, fields, axes, spatial))
     affine = lps_affine(np.diag(spacing) * scale, _first_voxel(path, fields, axes, spatial, spacing) * scale)
     check_affine(path, affine)
     return affine, spatial, notes
@@ -242,17 +238,3 @@ def _units_of_axes(path: Path, fields: dict[str, str], axes: int, spatial: list[
     if len(units) not in (0, axes):
         raise refusal(path, f"have {axes} units in `units`", repr(fields["units"][:80]), CORRECT)
     return [units[axis] for axis in spatial] if units else []
-
-
-def _unit(path: Path, field: str, units: list[str]) -> tuple[float, list[str]]:
-    """Return the length of the unit of a field in mm, and a note if it is not 1."""
-    names = {name.strip().lower() for name in units} or {""}
-    unknown = sorted(name for name in names if name not in UNITS_MM)
-    if unknown:
-        raise refusal(path, f"have a unit of length in `{field}`", repr(unknown[0][:40]), "write mm, um, cm or m")
-    scales = {UNITS_MM[name] for name in names}
-    if len(scales) > 1:
-        raise refusal(path, f"have one unit in `{field}`", ", ".join(sorted(names)), "correct its header")
-    scale = scales.pop()
-    notes = [f"`{path.name}`: the header's unit is {', '.join(sorted(names))}; lengths were converted to mm."]
-    return scale, notes if scale != 1 else []

@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from monai_iou.volumes.header import check_regular, refusal
 from monai_iou.volumes.memory import room_for
 
-__all__ = ["MOST_STORED", "PNG_AFFINE", "png_channels", "read_png", "write_png"]
+__all__ = ["MOST_STORED", "PNG_AFFINE", "of_slice", "png_channels", "read_png", "write_png"]
 
 # Pixels of 1 mm; columns run to the patient's left and rows to the back, as ITK takes them.
 PNG_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -90,6 +90,26 @@ def write_png(array: NDArray[Any], path: Path) -> None:
     small = int(array.max(initial=0)) < 256
     rows = np.ascontiguousarray(array.squeeze(flat[-1]).T, dtype=np.uint8 if small else np.uint16)
     Image.fromarray(rows).save(path, format="PNG")
+
+
+def of_slice(array: NDArray[Any], shape: Sequence[int], path: Path) -> NDArray[Any]:
+    """Return the map of labels that `write_png` made a picture of.
+
+    Args:
+        array: the picture as `read_png` gives it, (columns, rows, 1).
+        shape: of the map, (X, Y, Z).
+        path: the file, for the error.
+
+    Raises:
+        VolumeError: the picture has other sides.
+    """
+    sides = list(shape)
+    if 1 in sides:
+        del sides[2 - sides[::-1].index(1)]  # the axis that is left out there
+    if list(array.shape[:2]) != sides:
+        found, wanted = ("x".join(map(str, each)) for each in (array.shape[:2], shape))
+        raise refusal(path, f"be a mask of an image of {wanted} voxels", f"{found} pixels", "write the mask again")
+    return array.reshape(shape)
 
 
 def _checked(path: Path) -> tuple[int, int, int, int]:

@@ -26,9 +26,8 @@ from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import read_metaimage_header
 from monai_iou.volumes.names import (
     METAIMAGE_EXTENSIONS,
-    NIFTI_EXTENSIONS,
+    NIFTI_ENDINGS,
     NRRD_EXTENSIONS,
-    PAIR_EXTENSIONS,
     case_name,
     dicom_slices,
     is_png,
@@ -57,7 +56,7 @@ __all__ = [
 ]
 
 _READERS = {
-    (*NIFTI_EXTENSIONS, *PAIR_EXTENSIONS, ".img", ".img.gz"): read_nifti_header,
+    NIFTI_ENDINGS: read_nifti_header,
     METAIMAGE_EXTENSIONS: read_metaimage_header,
     NRRD_EXTENSIONS: read_nrrd_header,
 }

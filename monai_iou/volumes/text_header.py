@@ -17,6 +17,13 @@ LONGEST_HEADER = 1 << 20
 MAX_FILES = 100_000
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CORRECT = "correct its header or write the file again"
+UNITS_MM = {
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?", "???"), 1.0),
+    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"), 1e-3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
+}
 
 
 def check_spelling(path: Path, names: Collection[str], known: Collection[str]) -> None:
@@ -113,3 +120,21 @@ def _resolved(path: Path, name: str) -> Path:
     if not file.is_file() and "\\" in name and (other := path.parent / name.replace("\\", "/")).is_file():
         return other  # written on Windows
     return file
+
+
+def unit_in_mm(path: Path, field: str, units: list[str]) -> tuple[float, list[str]]:
+    """Return the length of the unit of a field in mm, and a note if it is not 1.
+
+    Raises:
+        VolumeError: if a unit is unknown, or the axes have different ones.
+    """
+    names = {name.strip().lower() for name in units} or {""}
+    unknown = sorted(name for name in names if name not in UNITS_MM)
+    if unknown:
+        raise refusal(path, f"have a unit of length in `{field}`", repr(unknown[0][:40]), "write mm, um, cm or m")
+    scales = {UNITS_MM[name] for name in names}
+    if len(scales) > 1:
+        raise refusal(path, f"have one unit in `{field}`", ", ".join(sorted(names)), "correct its header")
+    scale = scales.pop()
+    notes = [f"`{path.name}`: the header's unit is {', '.join(sorted(names))}; lengths were converted to mm."]
+    return scale, notes if scale != 1 else []

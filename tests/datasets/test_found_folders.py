@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import DOCS
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import read_folder
@@ -39,10 +40,10 @@ def nnunet(root: Path, *files: str, **content: Any) -> Path:
         ),
         (
             "imagesTr/a_0001.nii.gz",
-            "Expected {root}/imagesTr to have one file for each of 1 channels of a case, but a_0001.nii.gz is there "
+            "Expected {root}/imagesTr to have one file for the only channel of a case, but a_0001.nii.gz is there "
             "too: name its channel in `channel_names` in dataset.json, or move the file.",
         ),
-        ("imagesTs/c_0001.nii.gz", "Expected {root}/imagesTs to have one file for each of 1 channels of a case, but"),
+        ("imagesTs/c_0001.nii.gz", "Expected {root}/imagesTs to have one file for the only channel of a case, but"),
         (
             "imagesTr/d_0000.nii",
             "Expected {root}/imagesTr/d_0000.nii to be called CASE_0000.nii.gz, as `file_ending` in dataset.json says, "
@@ -103,3 +104,39 @@ def test_folders_without_training_cases_are_named(tmp_path: Path) -> None:
     message = f"Expected {tmp_path}/imagesTr to hold images with labels, but it has none: add at least one pair."
     with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):
         folder.need_training()
+
+
+def plain(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.nii.gz").touch()
+    return root
+
+
+def test_a_plain_pair_with_channels_in_files_is_told_to_have_a_description(tmp_path: Path) -> None:
+    plain(tmp_path, "images/c_0000", "images/c_0001", "labels/c")
+    message = (
+        f"Expected one image for the label c, as the folder has no dataset.json, but got {tmp_path}/images/c_0001."
+        "nii.gz too, which has the name of a further channel: write a dataset.json that lists the channels, as "
+        "docs/bundle.md shows, or move the file."
+    )
+    with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):
+        read_folder(tmp_path)
+
+
+def test_a_numbered_case_without_a_label_is_no_channel(tmp_path: Path) -> None:
+    plain(tmp_path, "images/c_0000", "images/c_0001", "labels/c_0000")
+    with pytest.raises(DatasetError, match=r"^Expected a label for .*c_0001\.nii\.gz in .*: add or rename it\.$"):
+        read_folder(tmp_path)
+
+
+def test_the_descriptions_of_the_page_are_read(tmp_path: Path) -> None:
+    page = (DOCS / "bundle.md").read_text(encoding="utf-8").split("## The dataset folder")[0]
+    single, several = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    plain(tmp_path, *(f"{part}/{name}" for part in ("images", "labels") for name in "ab"))
+    plain(tmp_path, *(f"images/{name}_{channel:04d}" for name in "ab" for channel in range(2)))
+    for text, modalities in ((single, ("CT",)), (several, ("T1", "FLAIR"))):
+        (tmp_path / "dataset.json").write_text(text)
+        folder = read_folder(tmp_path)
+        assert folder.modalities == modalities
+        assert [len(case.images) for case in folder.training] == [len(modalities)] * 2

@@ -238,6 +238,17 @@ def test_a_list_of_images_and_numbered_files_are_channels(tmp_path: Path) -> Non
     assert "one for each of 2 channels, but got 3" in refusal(tmp_path)
 
 
+def test_a_numbered_file_of_one_channel_is_named_as_the_list_names_it(tmp_path: Path) -> None:
+    """As nnU-Net v1 lists it; the masks are then called as the labels are."""
+    decathlon(tmp_path, 2, test=["imagesTr/c0.nii.gz", "imagesTr/c1_0000.nii.gz"])
+    for k in range(2):
+        (tmp_path / f"imagesTr/c{k}.nii.gz").rename(tmp_path / f"imagesTr/c{k}_0000.nii.gz")
+    folder = read_folder(tmp_path)
+    assert [case.name for case in folder.training] == ["c0", "c1"]
+    assert [case.image.name for case in folder.training] == ["c0_0000.nii.gz", "c1_0000.nii.gz"]
+    assert [case.name for case in folder.test] == ["c0", "c1_0000"]
+
+
 def test_a_validation_list_is_validated_on(tmp_path: Path) -> None:
     decathlon(tmp_path, 6)
     pairs = json.loads((tmp_path / "dataset.json").read_text())["training"]

@@ -173,8 +173,8 @@ def test_folds_of_splits_final_that_part_a_patient_are_refused(layout: Any, tmp_
     (tmp_path / "splits_final.json").write_text(json.dumps(SPLITS))
     message = (
         f"Expected fold 0 of {tmp_path}/splits_final.json to keep the cases of a patient on one side, but one has P1_b "
-        "in training and P1_a in validation: put both on one side there or, if the patient is to be parted, take one "
-        "out of `patient_groups` in dataset.json."
+        "in training and P1_a in validation: put both on one side there or, if you do want to split this "
+        "patient, take one out of `patient_groups` in dataset.json."
     )
     for fold in (0, 1):  # before the first fold is trained, and before volumes are opened, which are empty here
         with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):

@@ -295,6 +295,27 @@ def test_three_folders_are_ranked(tmp_path):
     assert "Ranking by mean IoU" in page
 
 
+@pytest.mark.parametrize(("cases", "patients"), [(1, 1), (7, 7), (14, 7), (8, 8), (16, 8)])
+def test_ranks_of_few_patients_have_no_interval(tmp_path, cases, patients):
+    folders = [evaluated(tmp_path / name, {"iou": [0.9 - i / 10] * cases}, cases) for i, name in enumerate("abc")]
+    if patients < cases:
+        write_json(folders[0] / "summary.json", {"patients": {f"case{i}": f"p{i % patients}" for i in range(cases)}})
+    rows = compare_folders(folders, tmp_path / "out", ["iou"])
+    certain = [(r["rank_low"], r["rank_high"], r["share_first"]) for r in read_csv(tmp_path / "out" / "ranking.csv")]
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    unit = "cases" if cases == patients else "patients"
+    assert f"over 2000 resamples of the {unit}, given from 8 {unit} on" in page
+    if patients < 8:
+        assert certain == [("", "", "")] * 3
+        assert page.count(f"<td>fewer than 8 {unit}</td><td></td>") == 3
+        assert "1 to 1" not in page
+        assert "100 %" not in page
+    else:
+        assert certain == [("1.0", "1.0", "1.0"), ("2.0", "2.0", "0.0"), ("3.0", "3.0", "0.0")]
+        assert "<td>1 to 1</td><td>100 %</td>" in page
+    assert all((row["low"] is None) == (patients < 8) for row in rows)
+
+
 def test_leaving_out_the_hard_cases_does_not_raise_a_rank(tmp_path):
     """Five easy and five hard cases; the third method is as good as the others, but has none of the hard ones."""
     hard = {"a": 0.5, "b": 0.3, "c": None}

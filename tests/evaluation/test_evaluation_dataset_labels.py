@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_iou.console import print_comparison, print_evaluation
 from monai_iou.evaluation.columns import columns_of
 from monai_iou.evaluation.compare import compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
@@ -84,6 +85,7 @@ def test_a_tolerance_that_nothing_would_use_is_refused_before_any_work(
 
 
 def test_a_tolerance_of_a_label_that_no_reference_holds_is_refused(tmp_path: Path) -> None:
+    """Before any case is scored, which would be for nothing: the tolerances are part of what a score depends on."""
     folders(tmp_path)
     with pytest.raises(RequestError) as error:
         scores(tmp_path, tolerances={"11": 3.0})
@@ -91,13 +93,32 @@ def test_a_tolerance_of_a_label_that_no_reference_holds_is_refused(tmp_path: Pat
         "Expected `--tolerance` to name structures that are scored (1, 2, 9), but got 11: correct its name, or name "
         "what is scored with `--labels` or `--regions`."
     )
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["finished"]
+    assert not (tmp_path / "out").exists()
     found = scores(tmp_path, tolerances={"1": 3.0})
     results = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
     with pytest.raises(RequestError):
         scores(tmp_path, tolerances={"11": 3.0})
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == results
     assert scores(tmp_path, labels=(1, 2, 9, 11), tolerances={"11": 3.0}).keys() == found.keys() | {"11"}
+
+
+@pytest.mark.parametrize(("label", "read"), [("1", ["a"]), ("3", ["a", "b"])])
+def test_references_are_read_until_the_labels_with_a_tolerance_are_found(
+    tmp_path: Path, label: str, read: list[str]
+) -> None:
+    """One that cannot be read ends nothing: it is a failure where it is scored."""
+    folders(tmp_path)
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 3, np.uint8), np.eye(4)), tmp_path / "labelsTr" / "b.nii.gz")
+    for name in ("b", "c"):
+        (tmp_path / "predictions" / f"{name}.nii.gz").write_bytes((tmp_path / "predictions/a.nii.gz").read_bytes())
+    (tmp_path / "labelsTr" / "c.nii.gz").write_bytes(b"no volume")
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", tolerances={label: 3.0})
+    steps: list[Any] = []
+    done = evaluate_folders(request, steps.append)
+    assert [(step.case, step.total) for step in steps if step.stage == "references"] == [(name, 3) for name in read]
+    assert [failure["case"] for failure in done.failures] == ["c"]
+    with pytest.raises(RequestError, match=r"to name structures that are scored \(1, 2, 3, 9\), but got 4: correct"):
+        evaluate_folders(replace(request, tolerances={label: 3.0, "4": 1.0}))
 
 
 def test_a_tolerance_of_a_region_of_the_description_is_used(tmp_path: Path) -> None:
@@ -265,7 +286,7 @@ def test_what_no_case_was_annotated_for_is_noted_as_such(tmp_path: Path) -> None
     folders(tmp_path, labels={"background": 0, "one": 1, "two": 2}, labelled={"a": [1]})
     request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", labels=(1, 2, 3))
     assert evaluate_folders(request).notes == [
-        "2: it was annotated in no case and has no scores.",
+        "2 (two): it was annotated in no case and has no scores.",
         "3: no reference holds it, so that only false positives count.",
     ]
 
@@ -288,13 +309,23 @@ def test_a_class_that_a_case_lacks_is_not_counted_in_its_probabilities(tmp_path:
         assert {label: scores["cases"] for label, scores in found.items()} == counts
 
 
-def test_report_and_comparison_call_labels_by_their_names(tmp_path: Path) -> None:
-    folders(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2})
-    for out in ("out", "other"):
-        evaluate_folders(Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / out, labels=(1, 2)))
-    compare_folders([tmp_path / "out", tmp_path / "other"], tmp_path / "comparison")
+def test_report_and_comparison_call_labels_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2, "cyst": 7})
+    for kind in ("labelsTr", "predictions"):
+        (tmp_path / kind / "b.nii.gz").write_bytes((tmp_path / kind / "a.nii.gz").read_bytes())
+    for out in ("out", "other", "third"):
+        request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / out, labels=(1, 2, 7))
+        done = evaluate_folders(request)
+    print_evaluation(done, tmp_path / "out")
+    said = [line.removeprefix("Note: ").partition(": ")[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert said == ["7 (cyst)", "Label 1 (liver)", "Label 2 (tumour)", "Label 7 (cyst)"]
+    rows = compare_folders([tmp_path / name for name in ("out", "other", "third")], tmp_path / "comparison")
+    print_comparison(rows, tmp_path / "comparison")
+    assert capsys.readouterr().out.startswith("other against out, label 1 (liver), IoU: +0.0000 (")
+    ranking = (tmp_path / "comparison" / "comparison.html").read_text(encoding="utf-8").partition("Ranking by mean")[2]
+    assert ranking.partition("</table>")[0].count("<tr><td>2 (tumour)</td>") == 3
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert summary["titles"] == {"1": "1 (liver)", "2": "2 (tumour)"}
+    assert summary["titles"] == {"1": "1 (liver)", "2": "2 (tumour)", "7": "7 (cyst)"}
     for page in (tmp_path / "out" / "report.html", tmp_path / "comparison" / "comparison.html"):
         text = page.read_text(encoding="utf-8")
         assert "1 (liver)" in text

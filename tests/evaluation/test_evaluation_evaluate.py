@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -67,6 +68,31 @@ def test_tables_hold_every_case_and_label_and_read_back_exactly(request_):
         for status in ("tp", "fp", "fn"):
             assert sum(lesion["status"] == status for lesion in mine) == row[f"lesion_{status}"]
     assert table(request_.output / "failures.csv") == []
+
+
+@pytest.mark.parametrize("by_table", [False, True])
+def test_masks_beside_their_images_are_scored_as_those_in_a_folder_of_their_own(request_, tmp_path, by_table):
+    """As `monai-iou predict` writes them without `--output`; a table of pairs names them itself, without a note."""
+    beside = tmp_path / "beside"
+    for i in range(4):
+        save(beside / f"case{i}.nii.gz", np.full(SHAPE, -389, np.int16))
+        save(beside / f"case{i}_mask.nii.gz", np.roll(volume(i), 1, axis=i % 3))
+        save(beside / f"case{i}_probabilities.nii.gz", np.zeros((*SHAPE, 3), np.float32), (1.0, 1.0, 2.0))
+    lines = "".join(f"case{i}_mask.nii.gz,case{i}.nii.gz\n" for i in range(4))
+    (tmp_path / "pairs.csv").write_text(f"prediction,reference\n{lines}", encoding="utf-8")
+    table = tmp_path / "pairs.csv" if by_table else None
+    expected, done = (
+        evaluate_folders(replace(request_, **options))
+        for options in ({}, {"predictions": beside, "output": tmp_path / "other", "pairs": table, "images": beside})
+    )
+    assert (done.rows, done.failures) == (expected.rows, [])
+    note = (
+        "Masks beside their images, as `monai-iou predict` writes them, were scored as the predictions of these "
+        f"images: 4 of 4, such as `{beside / 'case0_mask.nii.gz'}`."
+    )
+    assert done.notes == ([] if by_table else [note])
+    file = Request(beside / "case0_mask.nii.gz", request_.references / "case0.nii.gz", tmp_path / "one")
+    assert evaluate_folders(file).notes == [], "two files are a pair whatever their names"
 
 
 def test_summary_describes_the_rows(request_):

@@ -221,6 +221,17 @@ def test_the_printed_interval_stands_behind_its_own_mean(folders, capsys, missin
     assert line in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize("missing", ["both", "exclude"])
+def test_the_report_names_the_means_that_count_what_is_missing(folders, missing):
+    summary, _ = evaluated(folders, missing=missing)
+    page = (folders / "out0" / "report.html").read_text(encoding="utf-8")
+    iou = summary["labels"]["1"]["iou"]
+    assert f". IoU {iou['mean_penalty']:.3f} with the 1 missing, {iou['mean_defined']:.3f} without them. Dice" in page
+    warned = 'are left out of all scores below, except those marked "with ... missing".'
+    assert (warned in page) == (missing == "exclude")
+    assert (f"with 1 missing {iou['mean_penalty']:.3f}<" in page) == (missing == "exclude")
+
+
 @pytest.mark.parametrize("missing", ["both", "exclude", "penalty"])
 def test_each_row_is_penalised_once(folders, monkeypatch, missing):
     """Once per label and column again, hundreds of labels would take minutes."""
@@ -234,6 +245,43 @@ def test_each_row_is_penalised_once(folders, monkeypatch, missing):
         monkeypatch.setattr(module, "penalised", counted)
     evaluated(folders, missing=missing, labels=(1, 2, 3))
     assert sorted(rows) == [(f"case{i}", label) for i in range(6) for label in "123"]
+
+
+@pytest.mark.parametrize("missing", ["both", "exclude", "penalty"])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_the_lesions_of_a_missing_case_are_missed_as_its_scores_count(tmp_path, missing, is_missing):
+    """Three lesions, all found, and nine in a case without a prediction, of which each is larger than those three."""
+    for case, (count, size) in enumerate([(3, 1), (9, 2)]):
+        reference = np.zeros((40, 20, 20), np.uint8)
+        for x in range(2, 2 + 4 * count, 4):
+            reference[x : x + size, 5:7, 5:7] = 1
+        for kind in ("references", "predictions"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            if kind == "references" or case == 0 or not is_missing:
+                nibabel.save(nibabel.Nifti1Image(reference, GRID.affine), tmp_path / kind / f"case{case}.nii.gz")
+    done = evaluate_folders(
+        Request(tmp_path / "predictions", tmp_path / "references", tmp_path / "out", missing=missing)
+    )
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    found = re.search("Lesions found</span><b>(.*?)</b><span>(.*?)</span>", page).groups()
+    lesions = [row["case"] for row in read_csv(tmp_path / "out" / "lesions.csv") if row["kind"] == "reference"]
+    listed = re.search('<section id="missed">.*?</section>', page, re.DOTALL)
+    if not is_missing:
+        assert found == ("12 of 12", "0 false positives")
+        assert listed is None
+    elif missing == "exclude":
+        assert found == ("3 of 3", "0 false positives. With the missing cases 3 of 12")
+        assert listed is None
+    else:
+        assert found == ("3 of 12", "0 false positives. Without the missing cases 3 of 3")
+        assert listed[0].count('<td class="wrap">case1</td>') == listed[0].count('<td class="wrap">') == 9
+    assert f"Lesions found, by their volume: {found[0]}<" in page
+    assert lesions.count("case0") == 3
+    assert lesions.count("case1") == (9 if not is_missing or missing == "penalty" else 0), "as cases.csv"
+    # The same share as that of the mean numbers of lesions.
+    means = {name: done.summary["labels"]["1"][f"lesion_{name}"]["mean"] for name in ("tp", "fn")}
+    detected, total = map(int, found[0].split(" of "))
+    assert detected / total == pytest.approx(means["tp"] / (means["tp"] + means["fn"]))
 
 
 def test_a_missing_prediction_is_an_empty_one(folders):

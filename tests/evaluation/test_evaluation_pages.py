@@ -109,16 +109,16 @@ def test_a_heat_map_of_most_cases_is_a_canvas_that_browsers_draw() -> None:
 def test_the_lesions_are_collected_once_however_many_labels_there_are(
     many: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect, asked = Evaluation.lesions.fget, []
+    collect, asked = Evaluation.counted_lesions.fget, []
     assert collect is not None
 
     def counting(evaluation: Evaluation) -> list[dict[str, Any]]:
         asked.append(evaluation)
         return collect(evaluation)
 
-    monkeypatch.setattr(Evaluation, "lesions", property(counting))
+    monkeypatch.setattr(Evaluation, "counted_lesions", property(counting))
     report_text(many)
-    assert len(asked) <= 2, "of the page, and of its list of missed lesions"
+    assert 1 <= len(asked) <= 2, "of the page, and of its list of missed lesions"
 
 
 def compared(folder: Path, values: np.ndarray, patients: int | None = None) -> Path:
@@ -169,7 +169,7 @@ def test_a_comparison_says_whether_cases_or_patients_are_too_few(
     folders = [compared(tmp_path / name, rng.random((count, 1)), patients) for name in "abc"]
     rows = compare_folders(folders, tmp_path / "out", ["iou"])
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
-    assert page.count(f"<td>fewer than 8 {said}</td>") == 3
+    assert page.count(f"<td>fewer than 8 {said}</td>") == 6, "of three pairs, and of three ranks"
     assert page.count(f"<td>{f'{count} of {patients} patients' if patients else count}</td>") == 3 + 3, (
         "of the pairs, and of the ranking"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from monai_iou.evaluation.pairing import Pair, PairingError, pair_folders, pair_volumes, read_pairs
+from monai_iou.files import write_csv
 
 
 @pytest.fixture
@@ -58,6 +59,33 @@ def test_two_volumes_are_one_case_also_if_they_are_dicom(folders, monkeypatch):
     (references / "link.nii.gz").unlink()
     assert pair_volumes(predictions, references) == []
     assert pair_volumes(series.parent, references) == [], "a folder above a series is a folder of volumes"
+
+
+def test_a_mask_beside_its_image_is_the_prediction_of_the_image(tmp_path: Path):
+    """By the names of `monai-iou predict`: beside one file, channels, a DICOM series or a picture; never an image."""
+    for image in ("one.nii.gz", "two_0000.mha", "two_0001.mha", "series/001", "site/deep.nii", "pictures/flat.png"):
+        (tmp_path / "p" / image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / image).write_bytes(bytes(128) + b"DICM")
+    names = ("one", "pictures/flat", "series", "site/deep", "two")
+    for name in names:
+        (tmp_path / "p" / f"{name}_mask.nii.gz").touch()
+        (tmp_path / "r" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "r" / f"{name}.nrrd").touch()
+    folders = tmp_path / "p", tmp_path / "r"
+    pairs = pair_folders(*folders)
+    assert pairs == [Pair(n, folders[0] / f"{n}_mask.nii.gz", folders[1] / f"{n}.nrrd") for n in names]
+    assert all(pair.is_mask_of_image for pair in pairs)
+
+
+@pytest.mark.parametrize("own", ["a_mask", "b_mask", "c_0001"])
+def test_what_has_the_name_of_a_reference_or_no_image_is_no_mask_beside_one(tmp_path: Path, own: str):
+    for path in ("p/a.nii", "p/a_mask.nii", "p/b_mask.nii", "p/c_0001.nii", "p/c.nii", "r/a.nii", f"r/{own}.nii"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    pairs = pair_folders(tmp_path / "p", tmp_path / "r")
+    masks = {"a": "a.nii", "a_mask": "a_mask.nii"} if own == "a_mask" else {"a": "a_mask.nii"}
+    expected = {**masks, "b_mask": "b_mask.nii", "c": "c.nii", "c_0001": "c_0001.nii"}
+    assert {pair.case: pair.prediction and pair.prediction.name for pair in pairs} == expected
 
 
 @pytest.mark.parametrize("file", ["a.nii.gz", "series"])
@@ -167,6 +195,30 @@ def test_a_case_of_a_table_is_named_as_its_files_are(folders, tmp_path):
 def test_tables_of_spreadsheets_are_read(folders, tmp_path, text):
     (tmp_path / "pairs.csv").write_text(text, encoding="utf-8-sig")
     assert read_pairs(tmp_path / "pairs.csv", *folders) == [Pair("a", folders[0] / "a.mha", folders[1] / "a.nii.gz")]
+
+
+@pytest.mark.parametrize(
+    "name", [" a1", "a1 ", "site/ a", "M\udcf6ller", " M\udcf6ller ", r"M\udcf6ller", "=1+1", "a1"]
+)
+def test_a_table_of_our_own_leads_to_files_of_any_name(tmp_path: Path, name: str) -> None:
+    """Whose tables have bytes that are no text as escapes, and whose readers leave out blanks."""
+    folders = tmp_path / "p", tmp_path / "r"
+    for folder in folders:
+        (folder / name).parent.mkdir(parents=True)
+        (folder / f"{name}.nii.gz").touch()
+    row = {"prediction": f"{name}.nii.gz", "reference": folders[1] / f"{name}.nii.gz", "case": name}
+    write_csv(tmp_path / "pairs.csv", tuple(row), [row])
+    (pair,) = read_pairs(tmp_path / "pairs.csv", *folders)
+    assert (pair.prediction, pair.reference) == tuple(folder / f"{name}.nii.gz" for folder in folders)
+    assert pair.case == name
+    write_csv(tmp_path / "pairs.csv", ("prediction", "reference"), [row])
+    assert read_pairs(tmp_path / "pairs.csv", *folders)[0].problem is None
+
+
+def test_blanks_around_a_cell_are_none_of_its_name(folders, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("prediction,reference,case\n a.mha ,  a.nii.gz, one \n")
+    expected = [Pair("one", folders[0] / "a.mha", folders[1] / "a.nii.gz")]
+    assert read_pairs(tmp_path / "pairs.csv", *folders) == expected
 
 
 def test_slices_that_are_links_are_one_file_and_copies_are_two(folders):

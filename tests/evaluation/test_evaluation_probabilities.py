@@ -26,7 +26,7 @@ from monai_iou.evaluation.probability_channels import channels_of
 from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.thresholds import dense, sparse
-from monai_iou.volumes.probability_kind import are_separate, description
+from monai_iou.volumes.probability_kind import ProbabilityKind, description, kind_of
 
 SHAPE, SPACING = (14, 12, 10), (1.0, 2.0, 1.5)
 AFFINE = np.diag([*SPACING, 1.0])
@@ -292,20 +292,22 @@ def test_regions_of_a_case_without_the_inner_ones_are_outputs_where_the_file_say
     channels[0] = 1 - channels[1]
     with pytest.raises(ValueError, match="for each of whole, core, active, but got sums that tell neither: write one"):
         channels_of(Path("M"), channels, structures(REGIONS))
-    found = channels_of(Path("M"), channels, structures(REGIONS), separate=True)
+    found = channels_of(Path("M"), channels, structures(REGIONS), kind=ProbabilityKind(True))
     for i, values in enumerate(found.values(), start=1):
         np.testing.assert_array_equal(values, channels[i])
     order = {"active": (3,), "core": (2, 3), "whole": (1, 2, 3)}
-    found = channels_of(Path("M"), channels[[0, 3, 2, 1]], structures(order), separate=True)
+    found = channels_of(Path("M"), channels[[0, 3, 2, 1]], structures(order), kind=ProbabilityKind(True))
     for i, values in zip((3, 2, 1), found.values(), strict=True):
         np.testing.assert_array_equal(values, channels[i])
     with pytest.raises(ValueError, match="to exclude each other, because each of 1, 2, 3 is one label"):
-        channels_of(Path("M"), channels, structures({"1": (1,), "2": (2,), "3": (3,)}), separate=True)
+        channels_of(Path("M"), channels, structures({"1": (1,), "2": (2,), "3": (3,)}), kind=ProbabilityKind(True))
     with pytest.raises(ValueError, match="one for each of whole, core, active, more, but got 4 that do not add up"):
-        channels_of(Path("M"), channels, structures({**REGIONS, "more": (2,)}), separate=True)
-    assert len(channels_of(Path("M"), channels[1:], structures(REGIONS), separate=True)) == 3, "without its background"
+        channels_of(Path("M"), channels, structures({**REGIONS, "more": (2,)}), kind=ProbabilityKind(True))
+    assert len(channels_of(Path("M"), channels[1:], structures(REGIONS), kind=ProbabilityKind(True))) == 3, (
+        "without its background"
+    )
     channels[0] = 0.9  # a background that was hardly trained
-    assert len(channels_of(Path("M"), channels, structures(REGIONS), separate=True)) == 3
+    assert len(channels_of(Path("M"), channels, structures(REGIONS), kind=ProbabilityKind(True))) == 3
 
 
 @pytest.mark.parametrize("large", [0, 15])
@@ -342,11 +344,46 @@ def test_a_file_of_predict_says_what_its_channels_are(tmp_path: Path) -> None:
         image = nibabel.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4))
         image.header["descrip"] = description(regions=regions)
         nibabel.save(image, tmp_path / "a.nii.gz")
-        assert are_separate(tmp_path / "a.nii.gz") is regions
+        assert kind_of(tmp_path / "a.nii.gz") == ProbabilityKind(regions)
     nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4)), tmp_path / "b.nii")
     np.savez(tmp_path / "c.npz", np.zeros(3))
     (tmp_path / "d.nii").write_bytes(b"broken")
-    assert [are_separate(tmp_path / name) for name in ("b.nii", "c.npz", "d.nii", "absent.nii")] == [None] * 4
+    assert [kind_of(tmp_path / name) for name in ("b.nii", "c.npz", "d.nii", "absent.nii")] == [ProbabilityKind()] * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "known"),
+    [
+        ((0, 2, 3), "monai_iou: classes share one probability, of 0 2-3", (0, 2, 3)),
+        ((0, 3, 1), "monai_iou: classes share one probability, of 0 3 1", (0, 3, 1)),
+        (tuple(range(0, 60, 2)), "monai_iou: classes share one probability, of other values", ()),
+    ],
+)
+def test_a_file_of_predict_names_label_values_that_are_no_channel_numbers(
+    tmp_path: Path, values: tuple[int, ...], told: str, known: tuple[int, ...]
+) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 2, 2, len(values)), np.float32), np.eye(4))
+    image.header["descrip"] = description(regions=False, values=values)
+    assert image.header["descrip"].item().decode() == told
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert kind_of(tmp_path / "a.nii.gz") == ProbabilityKind(False, known)
+
+
+@pytest.mark.parametrize("scored", [(2,), (3,), (2, 3), (3, 2)])
+def test_label_values_with_gaps_have_the_channels_that_the_file_names(scored: tuple[int, ...]) -> None:
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), 500).T
+    chosen = structures({str(value): (value,) for value in scored})
+    found = channels_of(Path("M"), shares, chosen, kind=ProbabilityKind(False, (0, 2, 3)))
+    for structure, channel in found.items():
+        np.testing.assert_array_equal(channel, shares[structure.values[0] - 1])
+
+
+def test_one_of_the_labels_is_not_guessed_where_the_file_had_no_room_for_their_values() -> None:
+    shares = np.random.default_rng(0).dirichlet(np.ones(4), 500).T
+    with pytest.raises(
+        ValueError, match="Expected `M` to have one channel for each of 2, with or without a background"
+    ):
+        channels_of(Path("M"), shares, structures({"2": (2,)}), kind=ProbabilityKind(False, ()))
 
 
 def test_one_label_may_have_two_outputs_that_are_no_shares() -> None:

@@ -184,9 +184,9 @@ def test_a_tilted_gantry_changes_volumes_and_is_noted(tmp_path):
     assert (row["reference_ml"], row["prediction_ml"], lesion["volume_ml"]) == pytest.approx((expected,) * 3)
     assert len(record["notes"]) == 1
     assert record["notes"][0].startswith("c: the reference's axes are 20 degrees off right angles (gantry tilt): ")
-    assert "boundary IoU and CC-IoU take the angles as right" in record["notes"][0]
+    assert "boundary IoU and CC-IoU assume right angles" in record["notes"][0]
     like = evaluate_files("c", tmp_path / "r.nii", tmp_path / "r.nii", Settings(ONE, rules=Rules(like="autopet")))
-    assert "CC-IoU and the columns of `--like autopet` take the angles as right" in like["notes"][0]
+    assert "CC-IoU and the columns of `--like autopet` assume right angles" in like["notes"][0]
 
 
 def test_headers_that_round_an_oblique_affine_get_no_note(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from monai.transforms import create_rotate, create_shear
 
 from monai_iou.datasets.cases import CaseFacts, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder
+from monai_iou.planning.intensity import looks_like_ct
 from monai_iou.planning.plan import make_plan, network_size
 from monai_iou.planning.stored import load_plan
 from monai_iou.transforms import NormalizeModalitiesd
@@ -172,3 +174,24 @@ def test_small_volumes_keep_their_patch() -> None:
 def test_channels_are_a_positive_integer(channels: object) -> None:
     with pytest.raises(ValueError, match=r"^Expected `base_channels` to be a positive integer, but got"):
         make_plan(None, [], [16, 16, 16], base_channels=channels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lowest", "values", "expected"),
+    [
+        ([-1024, -1000, 0], [40, 55], True),  # of one the air is cut off
+        ([-1024, 0, 0], [40, 55], False),
+        ([-3024, -500, -2000], [40, 55], True),
+        ([-499, -499, -499], [40, 55], False),
+        ([-4096, -4096, -4096], [40, 55], False),  # the phase of MR
+        ([-1024, -1024, -1024], [40, 55.5], False),
+        ([0, 0, 0], [40, 55], False),
+    ],
+)
+def test_a_channel_looks_like_ct_by_its_air_and_whole_numbers(
+    lowest: list[int], values: list[float], expected: bool
+) -> None:
+    cases = [replace(facts((9, 9, 9), (1, 1, 1), values), lowest=(float(low),)) for low in lowest]
+    assert looks_like_ct("image", 0, cases) is expected
+    assert not looks_like_ct("CTA", 0, cases)
+    assert not looks_like_ct("image", 0, [replace(case, lowest=()) for case in cases])

@@ -227,12 +227,12 @@ def test_folds_are_checked_before_any_volume_is_read(tmp_path: Path, capsys: pyt
     assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", "--folds=99", "--memory-gb=4"]) == 1
     error = capsys.readouterr().err
     assert "Expected `folds` to be at most 4, the number of patients in `training`, but got 99" in error
-    assert "training 1/4" not in error
+    assert "Reading training cases" not in error
 
 
 def test_a_folder_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tmp_path / "none"), f"--output={tmp_path / 'plan.json'}"]) == 2
-    none = f"Expected DATASET_DIR to be a folder of labelled volumes, but got `{tmp_path / 'none'}`: check the path."
+    none = f"Expected DATASET to be a folder of labelled volumes, but got `{tmp_path / 'none'}`: check the path."
     assert none in capsys.readouterr().err
     data = pet_folder(tmp_path / "data")
     (data / "patient1" / "image.nii.gz").write_bytes(b"no gzip")
@@ -265,7 +265,7 @@ def test_the_demo_set_gets_a_plan_for_ct(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", "--memory-gb=4"]) == 0
     out, err = capsys.readouterr()
     assert "CT window" in out
-    assert "training 3/3: phantom_0" in err
+    assert "Reading training cases 3/3: phantom_0" in err
     assert out.splitlines()[-1].startswith("python -m monai.bundle run --config_file ")
 
 
@@ -287,3 +287,44 @@ def test_real_folders(tmp_path: Path, task: str, expected: dict[str, Any]) -> No
     assert {key: config[key] for key in expected} == expected
     many = task == "Task901_MSLesionFLAIR"  # 16 and more lesions a scan, the largest 10^4 times the smallest
     assert config["loss"]["_target_"] == f"monai_iou.{'InstanceIoULoss' if many else 'IoUCELoss'}"
+
+
+CT_NOTE = (
+    "The values of channel {} look like Hounsfield units, but its name is not one of CT, so that every image is "
+    'normalised by itself. If the images are CT, name the channel "CT" in dataset.json, as docs/bundle.md shows.'
+)
+
+
+@pytest.mark.parametrize("channel", [None, "PET", "CT"])
+def test_ct_under_another_name_is_noted_once_and_in_the_plan(
+    channel: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_phantom_dataset(tmp_path / "data", training=3, evaluation=1, shape=(32, 32, 24))
+    if channel is None:  # the folders alone
+        (data / "dataset.json").unlink()
+    else:
+        content = json.loads((data / "dataset.json").read_text())
+        (data / "dataset.json").write_text(json.dumps({**content, "modality": {"0": channel}}))
+    path = tmp_path / "plan.json"
+    assert main(["plan", str(data), "-o", str(path), "--memory-gb=4"]) == 0
+    rows = {row["decision"]: row for row in json.loads(path.read_text())["plan_report"]["decisions"]}
+    name = channel or "image"
+    notes = [CT_NOTE.format(name)] * (name != "CT")
+    assert [record.getMessage() for record in caplog.records if "Hounsfield" in record.getMessage()] == notes
+    assert rows["normalisation"]["value"].startswith("CT window" if name == "CT" else "z-score")
+    remedy = f'channel {name} looks like CT by its values: if it is CT, name it "CT" in dataset.json'
+    assert (rows["normalisation"]["reason"] == remedy) == (name != "CT")
+    caplog.clear()
+    BundleCases(str(data)).plan([16, 16, 16])
+    assert [record.getMessage() for record in caplog.records if "Hounsfield" in record.getMessage()] == notes
+
+
+def test_one_case_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [(np.ones((12, 12, 12), np.float32), np.pad(np.ones((4, 4, 4), np.uint8), 4))]
+    data = write_folder(tmp_path / "data", entries, (1, 1, 1))
+    assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", "--memory-gb=4"]) == 0
+    text = capsys.readouterr().out
+    assert "data: 1 training case of 1 patient" in text
+    assert "1 volume x " in text
+    assert "one patient, whose cases are on both sides" in text
+    assert not re.search(r"\b1 (?:cases|patients|volumes|patches|training cases)\b", text)

@@ -266,6 +266,24 @@ def test_nothing_below_the_lesion_threshold_could_match_an_annotated_lesion(size
     assert threshold <= side**3 * (1 + 1e-3) or np.mean(matched) <= 0.01 + 1 / len(sizes)
 
 
+@pytest.mark.parametrize("patients", [1, 2, 3])
+def test_the_plan_says_of_one_patient_that_nothing_is_held_out(patients: int) -> None:
+    """Three scans of so many patients."""
+    folder, found = dataset(one_lesion(3))
+    folder = replace(
+        folder, patient_groups={f"P{i}": [f"c{j}" for j in range(i, 3, patients)] for i in range(patients)}
+    )
+    found = summarise_measures(folder, found.measures)
+    assert found.patients == patients
+    proposal = propose(folder, found, CPU)
+    (split,) = [decision for decision in proposal.decisions if decision.name == "split"]
+    training, validation = folder.split(proposal.config["val_fraction"], 0, None, 0)
+    is_on_both_sides = bool({*training} & {*validation})
+    assert is_on_both_sides == (patients == 1)
+    assert ("all cases for training and for validation" in split.value) == is_on_both_sides
+    assert ("each on one side of the split" in split.reason) == (not is_on_both_sides)
+
+
 @given(st.integers(1, 60), st.sampled_from([CPU, GPU]))
 @settings(max_examples=20, deadline=None)
 def test_length_and_split_follow_the_number_of_cases(cases: int, machine: Machine) -> None:

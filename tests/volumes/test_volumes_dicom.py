@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +246,16 @@ def test_a_series_is_read_where_no_links_can_be_made(
     assert second_names == ([] if len(missing) > 1 else ["1.dcm", "2.dcm", "1.dcm"])
     after = [(file, file.read_bytes(), file.stat().st_mode, file.stat().st_nlink) for file in sorted(series.iterdir())]
     assert after == before
+
+
+def test_a_missing_temporary_folder_is_named_and_not_the_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_series(tmp_path / "series", np.zeros((4, 4, 3), np.int16))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    message = (
+        f"Expected `{folder}` to be read through a temporary folder, but got the error 'No such file or directory': "
+        "set TMPDIR to a folder that you may write to."
+    )
+    with pytest.raises(VolumeError, match=f"^{re.escape(message)}$"):
+        read_volume(folder)

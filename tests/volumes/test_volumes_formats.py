@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import re
 from pathlib import Path
 
 import nibabel
@@ -117,6 +118,43 @@ def test_every_space_of_nrrd_lies_where_itk_puts_it(tmp_path: Path, header: str)
     path = nrrd(tmp_path / "a.nrrd", array, "raw", array.tobytes(order="F"), header=header)
     expected = SimpleITK.ReadImage(str(path))
     np.testing.assert_allclose(read_volume(path).grid.affine, itk_affine(expected), atol=1e-9)
+
+
+def test_an_origin_of_nrrd_without_directions_is_refused_and_not_dropped(tmp_path: Path) -> None:
+    header = "space: left-posterior-superior\nspacings: 2 3 4\nspace origin: (1,2,3)\n"
+    path = nrrd(tmp_path / "a.nrrd", np.zeros((2, 3, 4), "<i2"), "raw", bytes(48), header=header)
+    message = (
+        f"Expected `{path}` to have `space directions` with its `space origin`, but got none: add the axes' directions."
+    )
+    with pytest.raises(VolumeError, match=f"^{re.escape(message)}$"):
+        read_volume(path)
+    with pytest.raises(RuntimeError, match="NRRD"):
+        SimpleITK.ReadImage(str(path))
+
+
+@pytest.mark.parametrize(
+    ("unit", "millimetres"), [("mm", 1), ("?", 1), ("um", 1e-3), ("cm", 10), ("m", 1e3), ("nm", 1e-6)]
+)
+def test_every_unit_of_length_of_metaimage_is_converted(tmp_path: Path, unit: str, millimetres: float) -> None:
+    got = read_volume(_with_unit(tmp_path, unit))
+    np.testing.assert_allclose(got.grid.spacing, np.multiply((2, 3, 4), millimetres))
+
+
+def test_an_unknown_unit_of_metaimage_is_refused(tmp_path: Path) -> None:
+    path = _with_unit(tmp_path, "inch")
+    message = f"Expected `{path}` to have a unit of length in `DistanceUnits`, but got 'inch': write mm, um, cm or m."
+    with pytest.raises(VolumeError, match=f"^{re.escape(message)}$"):
+        read_volume(path)
+
+
+def _with_unit(folder: Path, unit: str) -> Path:
+    header = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nElementSpacing = 2 3 4\n"
+        f"DimSize = 2 3 4\nDistanceUnits = {unit}\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    path = folder / "a.mha"
+    path.write_bytes(header.encode() + bytes(48))
+    return path
 
 
 @pytest.mark.parametrize("edges", ["5 6 7\ncenters: cell cell", "5 6 7\ncenters: cell cell edge", "inf 6 7"])
