@@ -134,12 +134,25 @@ def check_count(name: str, value: Any, remedy: str) -> int:
     return count
 
 
-def check_list(name: str, value: Any, remedy: str) -> list[Any]:
+def check_list(name: str, value: Any, remedy: str, kind: str = "a list") -> list[Any]:
     """Return the items of `value` as a list; raise TypeError if it is text, or a single thing."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1) != 0:
         return list(value)
-    message = f"Expected `{name}` to be a list, but got {type(value).__name__}: {remedy}."
+    message = f"Expected `{name}` to be {kind}, but got {type(value).__name__}: {remedy}."
     raise TypeError(message)
+
+
+def check_class_numbers(name: str, value: Any) -> list[int] | None:
+    """Return a list of class numbers, or None; raise TypeError for anything else: "1" would be a class of no voxel."""
+    if value is None:
+        return None
+    remedy, kind = f"name the classes by their numbers, such as {name}=[1, 2]", "a list of class numbers"
+    found = check_list(name, value.tolist() if isinstance(value, Tensor) else value, remedy, kind)
+    wrong = [item for item in found if not is_integer(item)]
+    if wrong:
+        message = f"Expected `{name}` to be {kind}, but got {wrong[0]!r} in it: {remedy}."
+        raise TypeError(message)
+    return [int(item) for item in found]
 
 
 def check_connectivity(connectivity: Any) -> int | None:
@@ -224,12 +237,21 @@ def check_target(input: Tensor, target: Tensor) -> None:
     raise ValueError(message)
 
 
+def warn_ignored(option: str, *, stacklevel: int) -> None:
+    """Warn, as MONAI does, that an option has no effect on a single channel.
+
+    torch.compile would break its graph here.
+    """
+    if not torch.compiler.is_compiling():
+        warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=stacklevel + 1)
+
+
 def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, stacklevel: int = 4) -> None:
     """Raise ValueError if `to_onehot_y` contradicts the target's shape; warn, as MONAI does, for a single channel."""
     if not to_onehot_y:
         return
     if input.shape[1] == 1:
-        warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=stacklevel)
+        warn_ignored("to_onehot_y=True", stacklevel=stacklevel)
     elif target.shape[1] != 1:
         message = (
             f"Expected `target` to be a label map with one channel because to_onehot_y=True, but got {target.shape[1]} "

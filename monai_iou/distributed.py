@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from monai.utils.dist import get_dist_device
 from torch import Tensor, nn
 
 from monai_iou.voxels import VoxelSums, late_checks
@@ -80,8 +81,13 @@ class _FailsTogether(AbstractContextManager[None]):
     ) -> None:
         if error is not None and not isinstance(error, Exception):
             return  # after an interrupt, do not wait for other ranks
-        failures = torch.tensor([float(error is not None)], device="cpu")
-        dist.all_reduce(failures)
+        failures = torch.tensor([float(error is not None)], device=get_dist_device() or torch.device("cpu"))
+        try:
+            dist.all_reduce(failures)
+        except RuntimeError:
+            if error is None:
+                raise
+            return  # the ranks cannot agree here, and this rank's own error says more than the reason
         if error is None and failures.item():
             raise _of_another_rank()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -95,6 +95,9 @@ class DiceHandler(IoUHandler):
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
 
+    Raises:
+        ValueError: if an argument is out of range.
+
     Example:
         >>> import torch
         >>> from ignite.engine import Engine
@@ -111,7 +114,8 @@ class DiceHandler(IoUHandler):
 class LesionIoUHandler(IgniteMetricHandler):
     """Compute `LesionIoUMetric` during an evaluation; see there for the definitions.
 
-    The voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm otherwise.
+    Without `spacing`, the voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm
+    otherwise: a config whose transforms drop the metadata, as those of the bundle's training do, must give it.
 
     Args:
         include_background: whether class 0 is scored; None leaves it out if it is a background.
@@ -125,6 +129,7 @@ class LesionIoUHandler(IgniteMetricHandler):
         strict: whether a pair must exceed the threshold instead of reaching it.
         min_volume_mm3: smaller components are left out.
         dilation: reference components that touch after this number of dilations count as one lesion.
+        spacing: voxel size in mm of all images.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -157,6 +162,7 @@ class LesionIoUHandler(IgniteMetricHandler):
         strict: bool = False,
         min_volume_mm3: float = 0.0,
         dilation: int = 0,
+        spacing: Sequence[float] | float | None = None,
     ) -> None:
         metric = LesionIoUMetric(
             include_background=include_background,
@@ -172,6 +178,7 @@ class LesionIoUHandler(IgniteMetricHandler):
             strict=strict,
             min_volume_mm3=min_volume_mm3,
             dilation=dilation,
+            spacing=spacing,
         )
         super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
 
@@ -179,7 +186,8 @@ class LesionIoUHandler(IgniteMetricHandler):
 class BoundaryIoUHandler(IgniteMetricHandler):
     """Compute `BoundaryIoUMetric` during an evaluation; see there for the definitions.
 
-    The voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm otherwise.
+    Without `spacing`, the voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm
+    otherwise: a config whose transforms drop the metadata, as those of the bundle's training do, must give it.
 
     Args:
         include_background: whether class 0 is scored; None leaves it out if it is a background.
@@ -187,6 +195,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
         width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
         distance: "euclidean" or "chessboard".
         ignore_index: reference label whose voxels belong to no band.
+        spacing: voxel size in mm of all images.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -213,6 +222,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
+        spacing: Sequence[float] | float | None = None,
     ) -> None:
         metric = BoundaryIoUMetric(
             include_background=include_background,
@@ -222,5 +232,6 @@ class BoundaryIoUHandler(IgniteMetricHandler):
             ignore_empty=ignore_empty,
             num_classes=num_classes,
             ignore_index=ignore_index,
+            spacing=spacing,
         )
         super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)

@@ -149,10 +149,12 @@ class ContextPriorHead(nn.Module):
         """Return logits (B, out_channels, *S) for features (B, C, *S), and in training also the affinity (B, N, N)."""
         coarse = nn.functional.interpolate(x, size=self.size, mode="area")
         gathered = self.gather(coarse)
-        affinity = self.affinity(gathered).flatten(2).transpose(1, 2).sigmoid()
+        scores = self.affinity(gathered).flatten(2).transpose(1, 2)
+        # The loss takes logarithms of it: in half precision, it would be exactly 1 from a score of 8 on.
+        affinity = (scores if scores.dtype == torch.float64 else scores.float()).sigmoid()
         values = gathered.flatten(2).transpose(1, 2)
-        count = values.shape[1]
-        same, other = affinity @ values / count, (1 - affinity) @ values / count
+        shares = values / values.shape[1]  # before the sums, which float16 might not hold
+        same, other = affinity.to(values.dtype) @ shares, (1 - affinity).to(values.dtype) @ shares
         context = [part.transpose(1, 2).reshape(coarse.shape) for part in (same, other)]
         mixed = self.mix(torch.cat([coarse, context[0], context[1]], 1))
         fine = nn.functional.interpolate(mixed, size=x.shape[2:], mode=self.mode, align_corners=False)

@@ -75,8 +75,9 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
     Args:
         y_pred: the predictions: a batch, or a list of images.
         y: the references: a batch, or a list of images.
-        spacing: one voxel size for all images, one per image as a list or as an array (count, spatial_dims), or None
-            for those of MetaTensors, of `y` first, or else 1 mm.
+        spacing: one voxel size for all images, one per image as a list or as an array (count, spatial_dims), or as a
+            list of one tensor (count,) per axis, which torch's collate makes of them; or None for those of MetaTensors,
+            of `y` first, or else 1 mm.
         count: number of images.
         spatial_dims: number of spatial dimensions.
 
@@ -87,6 +88,7 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
         pixdims = _pixdims(y) or _pixdims(y_pred) or [None] * count
         return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in pixdims]
     if _is_per_image(spacing):
+        spacing = _of_images(spacing, count, spatial_dims)
         if len(spacing) != count:
             message = (
                 f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}: give "
@@ -103,6 +105,26 @@ def _is_per_image(spacing: Any) -> bool:
     first = spacing[0] if isinstance(spacing, Sequence) and spacing else None
     is_size = isinstance(first, (Sequence, np.ndarray, torch.Tensor)) and not isinstance(first, str)
     return is_size and getattr(first, "ndim", 1) == 1
+
+
+def _of_images(spacing: Any, count: int, spatial_dims: int) -> Any:
+    """Return one voxel size per image, also of one tensor per axis, into which torch's collate turns tuples of numbers.
+
+    Raises:
+        ValueError: a list of as many tensors as there are axes could be either, and they differ.
+    """
+    is_list = isinstance(spacing, (list, tuple)) and all(isinstance(each, torch.Tensor) for each in spacing)
+    if not is_list or len(spacing) != spatial_dims or any(each.shape != (count,) for each in spacing):
+        return spacing
+    table = torch.stack([each.detach().cpu().double() for each in spacing])
+    if count == spatial_dims and not torch.equal(table, table.T):
+        message = (
+            f"Expected `spacing` to be one voxel size for each of {count} images, but got {count} tensors of {count} "
+            f"numbers, which could be one per image or one per axis: give one tensor ({count}, {spatial_dims}), of "
+            "images and axes."
+        )
+        raise ValueError(message)
+    return table.T
 
 
 def _pixdims(batch: Any) -> list[Any] | None:

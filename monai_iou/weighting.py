@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from monai_iou import checks
 from monai_iou.components import ROUNDING
@@ -18,6 +19,7 @@ __all__ = ["class_weights", "count_voxels"]
 
 
 METHODS = ("inverse", "median", "effective")
+_MOST_AXES = 4  # a channel and three of space
 _MOST_CLASSES = 1 << 16  # a larger number is no class, such as -1 stored without a sign
 
 
@@ -110,7 +112,9 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
             (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S),
-            hard or soft. Class numbers that miss a whole number by up to 1e-4, as resampling leaves them, are rounded.
+            hard or soft, with up to 3 spatial dimensions and no batch dimension: pass a dataset, and no DataLoader
+            that makes batches. Class numbers that miss a whole number by up to 1e-4, as resampling leaves them, are
+            rounded, and so are shares outside of 0 to 1.
         num_classes: number of classes C; by default, one more than the largest label.
         key: key of the label in dictionaries.
 
@@ -119,8 +123,8 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
 
     Raises:
         TypeError: if an item contains no label, or `num_classes` is not an integer.
-        ValueError: if a value is negative, not a whole number, or at least `num_classes` or 65536, a per-class map
-            leaves the range from 0 to 1, or the dataset is empty.
+        ValueError: if an item has a batch dimension, a value is negative, not a whole number, or at least `num_classes`
+            or 65536, a per-class map leaves the range from 0 to 1, or the dataset is empty.
 
     Example:
         >>> import torch
@@ -134,6 +138,12 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     """
     if num_classes is not None:
         num_classes = checks.check_count("num_classes", num_classes, "count the background too")
+    if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None:
+        message = (
+            "Expected `dataset` to yield one case at a time, but got a DataLoader, which makes batches: pass its "
+            "`dataset`, or a DataLoader with batch_size=None."
+        )
+        raise ValueError(message)
     rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(dataset)]
     if not rows:
         message = "Expected `dataset` to contain at least one item, but it is empty: give the training cases."
@@ -184,8 +194,14 @@ def _as_array(item: Any) -> NDArray[Any]:
 
 
 def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
+    if label.ndim > _MOST_AXES:
+        message = (
+            f"Expected {name} of `dataset` to hold a label (1, *S) or (C, *S) with up to 3 spatial dimensions, but got "
+            f"the shape {label.shape}, which is that of a batch: give one case at a time."
+        )
+        raise ValueError(message)
     if label.ndim > 1 and label.shape[0] > 1:
-        wrong = label[~((label >= 0) & (label <= 1))]
+        wrong = label[~((label >= -ROUNDING) & (label <= 1 + ROUNDING))]
         if wrong.size:
             message = (
                 f"Expected {name} of `dataset`, whose {label.shape[0]} channels are maps of classes, to hold values "
@@ -193,7 +209,8 @@ def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
                 "or label[None] of a label map without a channel."
             )
             raise ValueError(message)
-        counts: NDArray[np.int64] = np.rint(label.reshape(len(label), -1).sum(1, dtype=np.float64)).astype(np.int64)
+        shares = np.clip(label, 0, 1) if label.dtype.kind == "f" else label
+        counts: NDArray[np.int64] = np.rint(shares.reshape(len(label), -1).sum(1, dtype=np.float64)).astype(np.int64)
         return counts
     whole = _class_numbers(label, name)
     if label.size and whole.max() >= _MOST_CLASSES:

@@ -155,7 +155,7 @@ class ContextAttentionLoss(_Loss):
         mask = label != 0 if label.shape[1] == 1 else (maps >= 0.5 if maps.is_floating_point() else maps != 0)
         mask = mask.any(1, keepdim=True)
         mask = mask if valid is None else mask & valid
-        parts = [dilate(mask[[index]], self.context_mm, spacing) for index, spacing in enumerate(spacings)]
+        parts = [dilate(mask[index : index + 1], self.context_mm, spacing) for index, spacing in enumerate(spacings)]
         context = torch.cat(parts).float() if parts else mask.float()
         context = checked_numbers(context, label, valid, self.ignore_index)
         return context if valid is None else context.masked_fill(~valid, _IGNORED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar, cast
@@ -128,7 +127,7 @@ class RegionLoss(SumsLoss):
     def pass_spec(self, channels: int) -> PassSpec:
         """Return what the loss needs from the voxel pass over an input with `channels` channels."""
         if channels == 1 and not self.include_background:
-            warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
+            checks.warn_ignored("include_background=False", stacklevel=4)
         spec = self._spec
         return PassSpec(self.activation(channels), spec.overlap, spec.power, confidence=spec.confidence)
 

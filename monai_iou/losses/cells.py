@@ -78,7 +78,7 @@ def class_masks(label: Tensor, classes: Sequence[int], channels: int) -> NDArray
         label = label.detach()
         values = (label.float() if label.dtype == torch.bfloat16 else label).cpu().numpy()  # NumPy has no bfloat16
         return np.concatenate([values == index for index in classes], 1)
-    masks: NDArray[np.bool_] = (label[:, list(classes)].detach().float() >= 0.5).cpu().numpy()
+    masks: NDArray[np.bool_] = (label[:, span(classes)].detach().float() >= 0.5).cpu().numpy()
     return masks
 
 
@@ -87,7 +87,7 @@ def predicted_masks(input: Tensor, classes: Sequence[int], *, softmax: bool) -> 
     logits = input.detach().as_subclass(Tensor)
     if softmax and input.shape[1] > 1:
         return class_masks(logits.argmax(1, keepdim=True).to(torch.int16), classes, input.shape[1])
-    masks: NDArray[np.bool_] = (logits[:, list(classes)] > 0).cpu().numpy()
+    masks: NDArray[np.bool_] = (logits[:, span(classes)] > 0).cpu().numpy()
     return masks
 
 
@@ -167,7 +167,8 @@ def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
             raise ValueError(message)
         chosen = (part.sigmoid, part.softmax)
         by_default = isinstance(part, WeightedCrossEntropyLoss) and chosen == (False, True)
-        if chosen not in ((False, False), (region_loss.sigmoid, region_loss.softmax)) and not by_default:
+        own = chosen not in ((False, False), (region_loss.sigmoid, region_loss.softmax)) and not by_default
+        if own or (part.other_act is not None and part.other_act is not region_loss.other_act):
             message = (
                 f"Expected `term` to have no activation of its own, but got one in {type(part).__name__}: set it in "
                 "InstanceIoULoss alone, which applies it."

@@ -98,8 +98,9 @@ class InstanceIoULoss(_Loss):
         spacing: voxel size in mm; by default that of a MetaTensor target, or else 1 mm. It has no effect on precomputed
             regions.
         max_regions: the largest number of precomputed regions of a class in an image. If given, every target (B, 1 + F,
-            *S) is read as a label map with regions without a synchronisation with the GPU, so that a training step can
-            be captured as a CUDA graph. A value that is ten times too large costs almost nothing.
+            *S) is read as a label map with regions without a synchronisation with the GPU, so that a training step with
+            cells of the reference can be captured as a CUDA graph. Cells of the prediction are found on the CPU, for
+            which the GPU is waited for. A value that is ten times too large costs almost nothing.
 
     Attributes:
         last_terms: "global" and "instance" at the last call and, with `cells="both"`, also "reference" and

@@ -70,7 +70,7 @@ def pool_labels(
         channels, dtype = (classes, torch.float32) if mode == "area" else (target.shape[1], target.dtype)
         return torch.zeros((len(target), channels or 1, *size), dtype=dtype, device=target.device)
     if mode == "nearest":
-        return F.interpolate(target.float(), size=tuple(size), mode="nearest-exact").to(target.dtype)
+        return _nearest(target, size)
     if mode == "max":
         return (
             _rarest(target, size, classes, ignore_index, counts) if is_labels else _largest(target, size, ignore_index)
@@ -96,6 +96,17 @@ def class_counts(target: Tensor, classes: int) -> Tensor:
         slots = F.pad(slots, (0, -len(slots) % columns), value=classes).view(-1, columns)
         counters.scatter_add_(0, slots, one.expand(slots.shape))
     return counters.sum(1)[:classes]
+
+
+def _nearest(target: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the voxels that torch's "nearest-exact" takes; float32, in which it reads them, rounds ids above 2^24."""
+    space = target.ndim - 2
+    places: list[slice | Tensor] = [slice(None), slice(None)]
+    for axis, (full, side) in enumerate(zip(target.shape[2:], size, strict=True)):
+        line = torch.arange(full, dtype=torch.float32, device=target.device).view(1, 1, full)
+        chosen = F.interpolate(line, size=side, mode="nearest-exact").long()
+        places.append(chosen.view(side, *[1] * (space - 1 - axis)))
+    return target[tuple(places)]
 
 
 def _parts(labels: Tensor) -> Sequence[Tensor]:

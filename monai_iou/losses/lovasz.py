@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.lovasz_base import LovaszLoss
 from monai_iou.losses.weights import as_weight, scored_weights
 from monai_iou.voxels.error_bins import DEFAULT_BINS
-from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
+from monai_iou.voxels.partly_labelled import Labelled, excluded, labelled_pairs
 from monai_iou.voxels.passes import Reading, error_reading, largest_errors, sorted_lovasz
 from monai_iou.voxels.spec import PassSpec
 
@@ -107,7 +106,7 @@ class LovaszSoftmaxLoss(LovaszLoss):
     def pass_spec(self, channels: int) -> PassSpec:
         """Return what the loss needs from the voxel pass over an input with `channels` channels."""
         if channels == 1 and not self.include_background:
-            warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
+            checks.warn_ignored("include_background=False", stacklevel=4)
         return PassSpec(self.activation(channels), overlap=None, bins=self.bins)
 
     def score_reading(self, reading: Reading, space: int) -> Tensor:
@@ -121,8 +120,8 @@ class LovaszSoftmaxLoss(LovaszLoss):
         Args:
             input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
             target: label map (B, 1, *S) or per-class maps of 0 and 1, (B, C, *S).
-            labelled: (B, C) bool, False where a class was not annotated in an image; see :meth:`IoULoss.forward`. Not
-                supported with `bins=None` and `batch`.
+            labelled: (B, C) bool, False where a class was not annotated in an image; see :meth:`IoULoss.forward`.
+                With `bins=None` and `batch`, all must be True, and on a GPU `labelled` must be None.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for other shapes.
@@ -137,12 +136,14 @@ class LovaszSoftmaxLoss(LovaszLoss):
         checks.check_target(input, target)
         checks.check_onehot_request(input, target, self.to_onehot_y)
         pairs = labelled_pairs(input, target, labelled)
-        if pairs is not None and self.batch:
-            message = (
-                "Expected every class of every image to be labelled with bins=None and batch=True, but some are not: "
-                "set `bins`, for example to 2048, because sorting a batch cannot leave images out."
-            )
-            raise ValueError(message)
+        if self.batch:
+            found, pairs = excluded(pairs, labelled), None
+            if found is not None:
+                message = (
+                    f"Expected every class of every image to be annotated with bins=None and batch=True, but got "
+                    f"{found}: set `bins`, for example to 2048, because sorting a batch cannot leave images out."
+                )
+                raise ValueError(message)
         values, volume = sorted_lovasz(
             self.activated(input, target), target, self.pass_spec(input.shape[1]), self.ignore_index, pairs,
             batch=self.batch,
@@ -237,7 +238,8 @@ class LovaszHingeLoss(LovaszLoss):
         Args:
             input: logits (B, 1, *S) with 1 to 3 spatial dimensions.
             target: binary maps (B, 1, *S).
-            labelled: must be None, because there is only one class: leave unlabelled images out of the batch instead.
+            labelled: must be None or, on a CPU, True for all, because there is only one class: leave images that were
+                not annotated out of the batch instead.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for other shapes.
@@ -257,10 +259,11 @@ class LovaszHingeLoss(LovaszLoss):
                 raise ValueError(message)
             checks.check_target(input, target)
             checks.check_onehot_request(input, target, self.to_onehot_y)
-            if labelled_pairs(input, target, labelled) is not None:
+            found = excluded(labelled_pairs(input, target, labelled), labelled)
+            if found is not None:
                 message = (
-                    "Expected `labelled` to be None for LovaszHingeLoss, which has one class, but got a tensor that "
-                    "excludes images: leave these out of the batch."
+                    f"Expected every image to be annotated for LovaszHingeLoss, which has one class, but got {found}: "
+                    "leave other images out of the batch, and `labelled` out of the call."
                 )
                 raise ValueError(message)
             spec = self.pass_spec(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -152,12 +153,13 @@ class MultiScaleLoss(_Loss):
         if output.shape[1] == 1 or carries_regions(self.loss, target, output.shape[1]):
             return None
         if input.shape[1] == 1:
-            raise _channel_error(input, target)
+            raise _channel_error(input.shape, target.shape)
         if not any(getattr(part, "softmax", False) is True for part in self.loss.modules()):
             return None
         wrong = plain(target).float().sum(1) > 1 + _SHARES
         mark = torch.zeros((), device=target.device)
-        return raised_or_marked(mark, wrong.any(), lambda: lambda: _channel_error(input, target))
+        error = partial(_channel_error, input.shape, target.shape)
+        return raised_or_marked(mark, wrong.any(), lambda: error)
 
     def _checked_values(
         self, scales: Sequence[tuple[Tensor, float]], labels: Sequence[Tensor], target: Tensor, whole: Tensor
@@ -210,10 +212,10 @@ class MultiScaleLoss(_Loss):
         return self.weights
 
 
-def _channel_error(input: Tensor, target: Tensor) -> ValueError:
+def _channel_error(input: Sequence[int], target: Sequence[int]) -> ValueError:
     message = (
-        f"Expected the per-class maps of `target` {tuple(target.shape)} to add up to at most 1 and `input` to be a "
-        f"stack of outputs (B, K, C, *S), but got {tuple(input.shape)}: add the channel dimension, "
+        f"Expected the per-class maps of `target` {tuple(target)} to add up to at most 1 and `input` to be a "
+        f"stack of outputs (B, K, C, *S), but got {tuple(input)}: add the channel dimension, "
         "target.unsqueeze(1), if the target is a label map; otherwise, pass the outputs as a list."
     )
     return ValueError(message)

@@ -16,7 +16,7 @@ from monai_iou import checks
 from monai_iou.distributed import fails_together, sums_over_ranks
 from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import valid_voxels
-from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
+from monai_iou.voxels.partly_labelled import Labelled, excluded, labelled_pairs
 from monai_iou.voxels.passes import Reading, run_passes
 from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums
@@ -55,17 +55,18 @@ def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -
         labelled: (B, C) bool, False where a class was not annotated in an image; None if all were.
 
     Raises:
-        ValueError: if `labelled` is given and the loss does not accept it: it would count such classes as absent.
+        ValueError: if `labelled` excludes a class and the loss does not accept it: it would count the class as absent.
     """
-    if labelled is None:
-        return _plain_value(loss(input, target))
-    if "labelled" not in inspect.signature(loss.forward).parameters:
+    if labelled is not None and "labelled" in inspect.signature(loss.forward).parameters:
+        return _plain_value(loss(input, target, labelled))
+    found = excluded(None, labelled)
+    if found is not None:
         message = (
-            f"Expected `labelled` to be None with {type(loss).__name__}, which cannot leave classes out, but got a "
-            "tensor: use a loss that accepts `labelled`, such as IoUCELoss."
+            f"Expected every class to be annotated with {type(loss).__name__}, which cannot leave classes out, but got "
+            f"{found}: use a loss that accepts `labelled`, such as IoUCELoss."
         )
         raise ValueError(message)
-    return _plain_value(loss(input, target, labelled))
+    return _plain_value(loss(input, target))
 
 
 def _plain_value(value: Any) -> Tensor:
@@ -111,7 +112,7 @@ class PassLoss(_Loss):
         """Return the activation that the pass applies to an input with `channels` channels."""
         if self.softmax and channels == 1:
             # MONAI continues with the raw input here, which is not a probability.
-            warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
+            checks.warn_ignored("softmax=True", stacklevel=4)
             return "sigmoid"
         return "sigmoid" if self.sigmoid else "softmax" if self.softmax else None
 

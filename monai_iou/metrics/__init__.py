@@ -16,12 +16,14 @@ voxels):
     crop_to_union(prediction, reference, *, margin=0) -> Crop(prediction, reference, offset)
     overlap_scores(prediction, reference, *, spacing=None, ignore_empty="both")
         -> OverlapScores(iou, dice, precision, recall, reference_ml, prediction_ml, ...)
-    overlap_from_counts(intersection, prediction, reference, *, spacing, ignore_empty="both") -> OverlapScores
+    overlap_from_counts(intersection, prediction, reference, *, spacing=None, ignore_empty="both") -> OverlapScores
     lesion_scores(prediction, reference, *, spacing=None, threshold=0.5, connectivity=None, affine=None, label=1,
                   match=None, pairing="one-to-one", strict=False, min_volume_mm3=0, dilation=0, instances=False)
         -> LesionScores(tp, fp, fn, precision, recall, f1, sq, rq, pq, cc_iou, cc_dice, both_empty, lesions, ...)
-    challenge_scores(challenge, prediction, reference, *, spacing=None) -> dict, the challenge's own columns
-    boundary_iou(prediction, reference, *, width=2.0, spacing=None, ignore_empty="both", distance="euclidean") -> float
+    challenge_scores(challenge, prediction, reference, *, spacing=None, voxels=None)
+        -> dict, the challenge's own columns
+    boundary_iou(prediction, reference, *, width=2.0, spacing=None, ignore_empty="both", ignored=None,
+                 distance="euclidean") -> float
     surface_scores(prediction, reference, *, tolerances=(1.0,), spacing=None)
         -> SurfaceScores(hd95_mm, assd_mm, nsd: tuple)
 """

@@ -226,6 +226,8 @@ class RowMetric(CumulativeIterationMetric):
 class PerClassMetric(RowMetric):
     """Base of the metrics of hard segmentations: a subclass implements `_image_row` and `_scores`."""
 
+    spacing: Any = None  # what `spacing` is in a call without it
+
     @abstractmethod
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
         """Return the statistics of one image for the classes from `first_class` on, (C, K)."""
@@ -245,8 +247,8 @@ class PerClassMetric(RowMetric):
                 tensors without the batch dimension. S has 1 to 3 dimensions.
             y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
             spacing: voxel size in mm: a number, one number per axis, or a list of these, one for each image of the
-                batch. None reads it from `y` or `y_pred` if they are MetaTensors, and takes 1 mm otherwise. Scores
-                without distances ignore it.
+                batch. None takes that of the constructor, or else of `y` or `y_pred` if they are MetaTensors, or else 1
+                mm. Scores without distances ignore it.
             labelled: (B, C) bool, which classes were annotated in each image, including the background; None means all.
                 The score of a class that was not annotated is NaN and is left out of every average and sum.
             kwargs: no further keywords are accepted.
@@ -264,6 +266,7 @@ class PerClassMetric(RowMetric):
             )
             raise TypeError(message)
         pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index, labelled)
+        spacing = self.spacing if spacing is None else spacing
         spacings = image_spacings(y_pred, y, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
         first = self._first_class(pairs)
         rows = [known_rows(self._image_row(p, s, first), p, first) for p, s in zip(pairs, spacings, strict=True)]

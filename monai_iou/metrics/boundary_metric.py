@@ -13,6 +13,7 @@ from monai_iou.metrics.base import PerClassMetric, row_device
 from monai_iou.metrics.boundary import DISTANCES, BoundaryDistance, boundary_counts, parse_width
 from monai_iou.metrics.inputs import ImagePair
 from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
+from monai_iou.spacing import check_spacing
 
 __all__ = ["BoundaryIoUMetric"]
 
@@ -33,6 +34,7 @@ class BoundaryIoUMetric(PerClassMetric):
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
         ignore_index: reference label whose voxels are ignored: they belong to no band and form no boundary.
         distance: "euclidean", or "chessboard", which the authors use.
+        spacing: voxel size in mm of all images; None takes that of MetaTensors, or 1 mm. A call may give another.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -54,6 +56,8 @@ class BoundaryIoUMetric(PerClassMetric):
         return_with_label: bool | Sequence[str] = False,
         ignore_index: int | None = None,
         distance: BoundaryDistance = "euclidean",
+        *,
+        spacing: Sequence[float] | float | None = None,
     ) -> None:
         super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
         check_ignore_empty(ignore_empty)
@@ -62,6 +66,7 @@ class BoundaryIoUMetric(PerClassMetric):
         self.width = width
         self.distance: BoundaryDistance = distance
         self.ignore_empty = ignore_empty
+        self.spacing = check_spacing(spacing)
 
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
         ignored = None if pair.valid is None else ~pair.valid.cpu().numpy()

@@ -46,6 +46,12 @@ def isles22(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None)
     Raises:
         TypeError: an input is neither an array nor a tensor.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
+
+    Example:
+        >>> reference = np.zeros((6, 6, 12), dtype=bool); reference[1:3, 1:3, 1:4] = reference[1:3, 1:3, 8:11] = True
+        >>> scores = isles22(reference & (np.arange(12) < 6), reference, spacing=10)
+        >>> scores["absolute_volume_difference"], scores["absolute_lesion_difference"]
+        (12.0, 1.0)
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
@@ -78,6 +84,11 @@ def autopet(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None)
     Raises:
         TypeError: an input is neither an array nor a tensor.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
+
+    Example:
+        >>> reference = np.zeros((6, 6, 12), dtype=bool); reference[1:3, 1:3, 1:4] = reference[1:3, 1:3, 8:11] = True
+        >>> autopet(reference, reference & (np.arange(12) < 6), spacing=10)["false_pos_vol"]
+        12.0
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)
@@ -115,6 +126,12 @@ def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> d
     Raises:
         TypeError: an input is neither an array nor a tensor.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or `spacing` does not fit them.
+
+    Example:
+        >>> reference = np.zeros((6, 6, 12), dtype=bool); reference[1:3, 1:3, 1:4] = reference[1:3, 1:3, 8:11] = True
+        >>> scores = ms(reference & (np.arange(12) < 6), reference)
+        >>> scores["SensL"], scores["PPVL"], scores["LTPR"], scores["LFPR"]
+        (0.5, 1.0, 0.5, 0.0)
     """
     p, r = mask_pair(prediction, reference, dimensions=(3,))
     size = spacing_tuple(spacing, 3)

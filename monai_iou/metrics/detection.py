@@ -146,13 +146,14 @@ def recall_by_volume(
 
     Args:
         lesions: records of `lesion_scores`; false positives are left out.
-        edges_ml: edges of the bins in ml, ascending. A bin includes its lower edge and excludes its upper edge.
+        edges_ml: two or more edges of the bins in ml, ascending. A bin includes its lower edge and excludes its upper
+            edge.
 
     Returns:
         One bin between each pair of consecutive edges.
 
     Raises:
-        ValueError: `edges_ml` is not ascending.
+        ValueError: `edges_ml` is not ascending, or has fewer than two edges.
 
     Example:
         >>> from monai_iou.metrics import lesion_scores

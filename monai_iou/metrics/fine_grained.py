@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from monai_iou import checks, scores
+from monai_iou.metrics.inputs import ArrayLike, as_plain_tensor
 from monai_iou.voxels.inputs import total_dtype
 
 __all__ = ["fine_grained_iou"]
@@ -26,13 +29,13 @@ _ROUNDING = 1e-6
 
 
 def fine_grained_iou(
-    intersection: torch.Tensor,
-    union: torch.Tensor,
+    intersection: ArrayLike,
+    union: ArrayLike,
     *,
-    active: torch.Tensor | None = None,
+    active: ArrayLike | None = None,
     worst: Sequence[float] = (5, 10, 50),
-    reference: torch.Tensor | None = None,
-    labelled: torch.Tensor | None = None,
+    reference: ArrayLike | None = None,
+    labelled: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Compute the mean IoU over the dataset, by image, by class and of the worst images.
 
@@ -59,6 +62,7 @@ def fine_grained_iou(
         nothing counts, or if a count that is used is NaN.
 
     Raises:
+        TypeError: the counts, or a percentage, are not numbers.
         ValueError: the shapes differ or are not (N, C), I exceeds U, a count is negative, or a percentage is outside
             (0, 100].
 
@@ -70,10 +74,13 @@ def fine_grained_iou(
         [0.818, 0.45, 0.45, 0.045, 0.045, 0.0, 0.0]
     """
     worst = [checks.check_number("worst", q) for q in checks.check_list("worst", worst, "10 is a tenth: pass (10,)")]
-    _check(intersection, union, worst, active=active, reference=reference, labelled=labelled)
-    known = torch.ones_like(union, dtype=torch.bool) if labelled is None else labelled
-    present = union != 0 if reference is None else reference != 0
-    counted = (present if active is None else active) & known & (union != 0)
+    intersection, union = as_counts(intersection, "intersection"), as_counts(union, "union")
+    true = None if reference is None else as_counts(reference, "reference")
+    chosen = None if active is None else _as_tensor(active, "active")
+    known = torch.ones_like(union, dtype=torch.bool) if labelled is None else _as_tensor(labelled, "labelled")
+    _check(intersection, union, worst, active=chosen, reference=true, labelled=known)
+    present = union != 0 if true is None else true != 0
+    counted = (present if chosen is None else chosen) & known & (union != 0)
     values = scores.ratio(intersection, union, empty=math.nan)
     pooled_union = torch.where(known, union, 0).sum(dim=0)
     pooled = scores.ratio(torch.where(known, intersection, 0).sum(dim=0), pooled_union, empty=math.nan)
@@ -128,6 +135,23 @@ def _check(
         message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}: 10 is a tenth."
         raise ValueError(message)
     check_counts(intersection, union, "union")
+
+
+def _as_tensor(values: Any, name: str) -> torch.Tensor:
+    try:
+        return as_plain_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values), name)
+    except (TypeError, ValueError) as error:
+        message = (
+            f"Expected `{name}` to hold numbers, but got {getattr(values, 'dtype', type(values).__name__)}: pass a "
+            "tensor, an array or a list of numbers."
+        )
+        raise TypeError(message) from error
+
+
+def as_counts(values: Any, name: str) -> torch.Tensor:
+    """Return counts as a plain tensor; integers as int64, which holds their sums. Raise TypeError for no numbers."""
+    counts = _as_tensor(values, name)
+    return counts if counts.is_floating_point() else counts.long()
 
 
 def check_counts(intersection: torch.Tensor, limit: torch.Tensor, name: str) -> None:

@@ -17,7 +17,7 @@ from monai.utils.enums import MetricReduction
 from monai_iou import scores
 from monai_iou.checks import check_choice, check_count, check_ignore_empty, check_ignore_index
 from monai_iou.metrics.base import PerClassMetric, row_device
-from monai_iou.metrics.fine_grained import check_counts, fine_grained_iou
+from monai_iou.metrics.fine_grained import as_counts, check_counts, fine_grained_iou
 from monai_iou.metrics.inputs import ArrayLike, ImagePair, as_plain_tensor, pair_images
 
 __all__ = ["ClassCounts", "IgnoreEmpty", "IoUMetric", "iou_counts", "iou_from_counts"]
@@ -77,9 +77,9 @@ def iou_counts(
 
 
 def iou_from_counts(
-    intersection: torch.Tensor,
-    prediction: torch.Tensor,
-    reference: torch.Tensor,
+    intersection: ArrayLike,
+    prediction: ArrayLike,
+    reference: ArrayLike,
     ignore_empty: IgnoreEmpty = "both",
 ) -> torch.Tensor:
     """Return IoU = I / (P + T - I) for counts of any shape.
@@ -96,6 +96,7 @@ def iou_from_counts(
         Float32 scores of the shape of the counts; NaN where a count is NaN.
 
     Raises:
+        TypeError: the counts are not numbers.
         ValueError: `ignore_empty` is not one of the three, or I exceeds P or T.
 
     Example:
@@ -103,6 +104,8 @@ def iou_from_counts(
         tensor([0.5000, 0.0000,    nan])
     """
     check_ignore_empty(ignore_empty)
+    intersection = as_counts(intersection, "intersection")
+    prediction, reference = as_counts(prediction, "prediction"), as_counts(reference, "reference")
     check_counts(intersection, torch.minimum(prediction, reference), "prediction` and `reference")
     nothing = 1.0 if ignore_empty is False else math.nan
     iou = scores.iou(intersection, prediction, reference, empty=nothing)

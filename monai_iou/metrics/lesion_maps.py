@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from monai_iou.checks import check_connectivity, check_positive
 from monai_iou.metrics.components import label_components
+from monai_iou.metrics.inputs import ROUNDING as LABEL_ROUNDING
 from monai_iou.metrics.inputs import ArrayLike, as_plain_array
 from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_pair
 
@@ -128,9 +129,13 @@ def _given(prediction: ArrayLike, reference: ArrayLike) -> LesionMaps:
 def _lesion_numbers(image: ArrayLike, name: str) -> _IntMap:
     values: _IntMap = as_plain_array(image, name)
     whole = np.rint(values) if values.dtype.kind == "f" else values
-    wrong = values[~((values == whole) & (values >= 0))]
+    known = whole >= 0
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            known &= np.abs(values - whole) <= LABEL_ROUNDING
+    wrong = values[~known]
     if wrong.size or values.ndim not in (2, 3):
-        problem = f"{wrong.flat[0]:g}" if wrong.size else f"shape {values.shape}"
+        problem = str(wrong.flat[0]) if wrong.size else f"shape {values.shape}"
         message = (
             f"Expected `{name}` to hold lesion numbers, 0 for none, in 2 or 3 dimensions, but got {problem}: with "
             "instances=False pass a mask."

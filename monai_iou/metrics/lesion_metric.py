@@ -17,6 +17,7 @@ from monai_iou.metrics.iou import IgnoreEmpty
 from monai_iou.metrics.lesion import lesion_scores
 from monai_iou.metrics.lesion_maps import check_components
 from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
+from monai_iou.spacing import check_spacing
 
 __all__ = ["LesionIoUMetric"]
 
@@ -48,6 +49,7 @@ class LesionIoUMetric(PerClassMetric):
         min_volume_mm3: smaller components are left out.
         dilation: number of dilations; reference components that join when they are dilated so often count as one
             lesion.
+        spacing: voxel size in mm of all images; None takes that of MetaTensors, or 1 mm. A call may give another.
 
     Raises:
         TypeError: a volume or an index is not a number.
@@ -79,6 +81,7 @@ class LesionIoUMetric(PerClassMetric):
         strict: bool = False,
         min_volume_mm3: float = 0.0,
         dilation: int = 0,
+        spacing: Sequence[float] | float | None = None,
     ) -> None:
         super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
         names = ("pq", "sq", "rq", "f1", "precision", "recall", "cc_iou", "cc_dice", "f1_area")
@@ -101,6 +104,7 @@ class LesionIoUMetric(PerClassMetric):
             "dilation": dilation,
         }
         self.ignore_empty = ignore_empty
+        self.spacing = check_spacing(spacing)
 
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
         rows = []

@@ -16,7 +16,9 @@ def labelled_rows(labelled: Any, count: int) -> list[torch.Tensor | None]:
     """Which classes each of the images was annotated for, None for all."""
     if labelled is None:
         return [None] * count
-    rows = torch.as_tensor(np.asarray(labelled) if isinstance(labelled, (list, tuple)) else labelled)
+    if isinstance(labelled, (list, tuple)):
+        labelled = np.asarray([row.cpu() if isinstance(row, torch.Tensor) else row for row in labelled])
+    rows = torch.as_tensor(labelled)
     if rows.dtype != torch.bool or rows.ndim != 2 or len(rows) != count:
         message = (
             f"Expected `labelled` to be bool of shape ({count}, C), one row per image, but got {rows.dtype} of shape "

@@ -127,7 +127,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         self.label_key = label_key
         self.source, self.count = source, source_length(source)
         self.max_lesions = check_count("max_lesions", max_lesions, 1, "set prob=0 to paste none")
-        self.labels = None if labels is None else list(labels)
+        self.labels = checks.check_class_numbers("labels", labels)
         if self.labels == []:
             message = (
                 "Expected `labels` to name a class to copy, but got an empty list: leave it out to copy all classes "

@@ -21,7 +21,7 @@ from monai.utils.misc import fall_back_tuple
 
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances
-from monai_iou.transforms.lesions import check_shape, check_unmoved, find_lesions
+from monai_iou.transforms.lesions import check_shape, check_unmoved, find_lesions, up_to_date
 
 __all__ = ["RandCropByLesions"]
 
@@ -67,7 +67,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         centers: the centres of the last patches, in voxels of the volume.
 
     Raises:
-        TypeError: if an argument is not a number.
+        TypeError: if an argument is not a number, or `labels` is not a list of integers.
         ValueError: if an argument is out of range; when called, if the label contains a value that is not a whole
             number, the volume is smaller than the patch or contains no voxel on which to centre a patch, or `lesions`
             are not where they were found.
@@ -122,7 +122,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         self.jitter: float = checks.check_fraction(
             "jitter", jitter, allow_one=True, remedy="give a fraction of the patch, or 0 to centre it on the voxel"
         )
-        self.labels: list[int] | None = None if labels is None else list(labels)
+        self.labels: list[int] | None = checks.check_class_numbers("labels", labels)
         self.connectivity: int | None = checks.check_connectivity(connectivity)
         self.ignore_index: int | None = checks.check_ignore_index(ignore_index)
         self.image_threshold: float = image_threshold
@@ -242,6 +242,7 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         if randomize:
             self.randomize(label, lesions, image)
         lazy = self.lazy if lazy is None else lazy
+        img = img if lazy else up_to_date(img)
         patches = []
         for number, (center, slices) in enumerate(zip(self.centers, self._slices, strict=True)):
             patch = SpatialCrop(roi_slices=slices, lazy=lazy)(img)

@@ -40,7 +40,7 @@ class LesionIndicesd(MapTransform):
         allow_missing_keys: whether keys may be absent from an item.
 
     Raises:
-        TypeError: if `ignore_index` is not an integer.
+        TypeError: if `ignore_index` is not an integer, or `labels` is not a list of integers.
         ValueError: when called, if the label contains a value that is not a whole number.
 
     Example:
@@ -64,7 +64,7 @@ class LesionIndicesd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key, self.image_threshold = image_key, image_threshold
-        self.labels = None if labels is None else list(labels)
+        self.labels = checks.check_class_numbers("labels", labels)
         self.connectivity = checks.check_connectivity(connectivity)
         self.ignore_index = checks.check_ignore_index(ignore_index)
         self.postfix = postfix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from monai_iou.components import BACKGROUND, FIRST_REGION, ComponentRuns, component_runs
 
-__all__ = ["as_array", "check_shape", "check_unmoved", "find_lesions", "holds_regions"]
+__all__ = ["as_array", "check_shape", "check_unmoved", "find_lesions", "holds_regions", "up_to_date"]
+
+
+_Image = TypeVar("_Image", bound=NdarrayOrTensor)
 
 
 def find_lesions(
@@ -27,6 +30,8 @@ def find_lesions(
 ) -> ComponentRuns:
     """Return the voxels of a label's components, and of its background where the image exceeds a threshold.
 
+    They are those of the label and image as their pending lazy transforms leave them.
+
     Args:
         label: label map (1, *S), also with regions behind it, or per-class maps (C, *S).
         image: (C, *S); only voxels where any channel exceeds `image_threshold` count as background. None for no limit.
@@ -38,10 +43,18 @@ def find_lesions(
     Raises:
         ValueError: as :func:`monai_iou.components.component_runs`.
     """
-    inside = None if image is None else np.any(as_array(image) > image_threshold, axis=0)
-    values = as_array(label)
+    inside = None if image is None else np.any(as_array(up_to_date(image)) > image_threshold, axis=0)
+    values = as_array(up_to_date(label))
     values = values[:1] if holds_regions(values, ignore_index) else values
     return component_runs(values, labels, connectivity, ignore_index, inside)
+
+
+def up_to_date(values: _Image) -> _Image:
+    """Return an image (C, *S) with its pending lazy transforms applied; the image itself keeps them."""
+    if isinstance(values, MetaTensor) and values.pending_operations:
+        applied: _Image = apply_pending(values.clone())[0]  # which takes them off the image that it is given
+        return applied
+    return values
 
 
 def holds_regions(label: NDArray[Any], ignore_index: int | None) -> bool:
@@ -92,8 +105,7 @@ def check_unmoved(
         classes: class in which each was found, (n,); `BACKGROUND` is not looked at.
         ignore_index: value of ignored voxels, or the channel that marks them; they are no foreground.
     """
-    if isinstance(label, MetaTensor) and label.pending_operations:
-        label = apply_pending(label)[0]
+    label = up_to_date(label)
     lesions = classes != BACKGROUND
     voxels, classes = voxels[lesions], classes[lesions]
     places: Any = (slice(None), *voxels.T)

@@ -15,7 +15,7 @@ from monai.utils.type_conversion import convert_to_tensor
 from monai_iou import checks
 from monai_iou.components import FIRST_REGION, component_regions, whole_numbers
 from monai_iou.spacing import check_spacing, image_spacings
-from monai_iou.transforms.lesions import as_array
+from monai_iou.transforms.lesions import as_array, up_to_date
 
 
 class ComponentRegionsd(MapTransform):
@@ -27,6 +27,10 @@ class ComponentRegionsd(MapTransform):
     interpolation) change them alike. Compute them once, before the random transforms: they then also contain the
     components that a crop leaves out. Voxel sizes are those of a MetaTensor, so put the transform after `Spacingd` and
     before `EnsureTyped(track_meta=False)`.
+
+    MONAI's `RandCropByPosNegLabeld` takes every voxel of the channels behind the first for foreground, and would draw
+    its patches anywhere: crop with `RandCropByLesionsd`, which knows the regions, or let `FgBgToIndicesd` find the
+    foreground before this transform and pass its results as `fg_indices_key` and `bg_indices_key`.
 
     Args:
         keys: label maps (1, *S) with class numbers from 0, the background. Values that differ from a whole number by at
@@ -78,6 +82,7 @@ class ComponentRegionsd(MapTransform):
         return items
 
     def _with_regions(self, key: str, label: Any) -> torch.Tensor:
+        label = up_to_date(label)
         if label.ndim < 2 or label.shape[0] != 1:
             message = f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: append regions once."
             raise ValueError(message)

@@ -43,8 +43,6 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
     On a GPU the answer is not waited for: the sums become NaN there, and the error is raised by a later call. Inside
     torch.compile and in a CUDA graph they become NaN, and no error is raised.
     """
-    if not _is_recorded(rows):
-        late_checks.raise_arrived()
     bad = found_bad_values(rows, voxels)
     return rows if bad is None else raised_or_marked(rows, bad, lambda: _error_of(target, voxels, ignore_index))
 
@@ -56,10 +54,12 @@ def _is_recorded(rows: Tensor) -> bool:
 def raised_or_marked(rows: Tensor, bad: Tensor, error_of: Callable[[], Callable[[], ValueError]]) -> Tensor:
     """Raise an error if `bad`, one bool, holds; return `rows`, which are NaN where the answer is not waited for.
 
-    `error_of` returns what makes the error, and is not asked where no error can follow.
+    The error of an earlier call is raised here too. `error_of` returns what makes the error, and is not asked where no
+    error can follow; what it returns may be kept for long, and so must hold no logits.
     """
     if _is_recorded(rows):
         return rows.masked_fill(bad, float("nan"))
+    late_checks.raise_arrived()  # whoever asks also listens, so that unanswered questions never pile up
     error = error_of()
     if late_checks.answers_late(rows):
         late_checks.ask(bad, error)

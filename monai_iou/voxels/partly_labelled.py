@@ -49,6 +49,25 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
     return ~maps.flatten(2).isnan().all(2)
 
 
+def excluded(pairs: Tensor | None, labelled: Labelled) -> str | None:
+    """Return in words what excludes classes from a loss that cannot leave them out, or None if nothing does.
+
+    A GPU would have to wait for the values of its tensor, so that one there counts as excluding some.
+
+    Args:
+        pairs: what :func:`labelled_pairs` found.
+        labelled: what the user gave.
+    """
+    known = pairs if labelled is None else torch.as_tensor(labelled)
+    if known is None:
+        return None
+    if known.device.type != "cpu" or torch.compiler.is_compiling():
+        return f"`labelled` on {known.device}, where its values are not read"
+    if bool(known.all()):
+        return None
+    return "a map that is NaN everywhere" if labelled is None else "False for some of them in `labelled`"
+
+
 def merge_unlabelled(
     logits: Tensor, target: Tensor, labelled: Tensor, ignore_index: int | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -227,7 +227,7 @@ def voxel_sums(
         :class:`VoxelSums` of shape (B, C), or (B, C, R) with `groups`.
 
     Raises:
-        TypeError: if a tensor has an unsuitable dtype.
+        TypeError: if a tensor has an unsuitable dtype, or `num_groups` is not an integer.
         ValueError: if the shapes do not match, an option is not one of its choices, or the target contains values that
             are not classes. On a GPU no step waits for this check: the sums become NaN at once, and a later call raises
             the error.
@@ -250,6 +250,8 @@ def voxel_sums(
     if activation == "softmax" and input.shape[1] == 1:
         activation = "sigmoid"
     spec = checked_spec(activation, overlap, power, cross_entropy, gamma, label_smoothing, confidence)
+    if num_groups is not None:
+        num_groups = checks.check_count("num_groups", num_groups, "give the number of regions, or leave it out")
     sums = run_pass(input, target, spec, ignore_index, mask, groups, num_groups)
     return sums if groups is not None else VoxelSums(sums.rows.squeeze(-1))
 

@@ -118,6 +118,11 @@ class VoxelSums:
         return union(self.intersection, self.prediction, self.target)
 
     def __add__(self, other: VoxelSums) -> VoxelSums:
+        """Add the sums of other voxels of the same images.
+
+        Raises:
+            ValueError: the sums are of other numbers of images, classes or regions.
+        """
         if not isinstance(other, VoxelSums):
             return NotImplemented
         if self.rows.shape != other.rows.shape:  # torch would count one image for each of several

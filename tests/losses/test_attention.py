@@ -252,6 +252,61 @@ def test_evaluation_and_export_see_plain_logits(head: bool) -> None:
         torch.testing.assert_close(traced(x), expected)
 
 
+def halves() -> Tensor:
+    labels = torch.zeros(1, 1, 16, 16, 16)
+    labels[..., :8] = 1
+    return labels
+
+
+def sure_head(score: float) -> ContextPriorHead:
+    """A head that says of all positions that they belong together."""
+    torch.manual_seed(0)
+    head = ContextPriorHead(8, 2, size=(4, 4, 4))
+    with torch.no_grad():
+        head.affinity.conv.bias.add_(score)
+    return head
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("score", [3.0, 9.0])
+def test_confident_mistakes_cost_in_half_precision_what_they_cost_in_float32(score: float, dtype: torch.dtype) -> None:
+    image, results = torch.randn(1, 8, 16, 16, 16, generator=torch.Generator().manual_seed(0)), []
+    for enabled in (False, True):
+        head = sure_head(score)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            _, affinity = head(image)
+        assert affinity.dtype == torch.float32
+        assert affinity.max() < 1
+        value = AffinityLoss()(affinity, halves())
+        value.backward()
+        gradient = head.affinity.conv.bias.grad
+        assert isinstance(gradient, Tensor)
+        results.append((value.item(), gradient))
+    (value, gradient), (found, found_gradient) = results
+    assert found == pytest.approx(value, rel=0.02)
+    torch.testing.assert_close(found_gradient, gradient, rtol=0.02, atol=0.02 * gradient.abs().max().item())
+
+
+def test_float16_holds_the_context_of_the_largest_grid() -> None:
+    """4096 features of 100 add up to more than float16 has, half of each too; their mean does not."""
+    head = ContextPriorHead(1, 2, size=(16, 16, 16)).half().eval()
+    head.gather.forward = lambda coarse: torch.full_like(coarse, 100)  # type: ignore[method-assign]
+    mixed: list[Tensor] = []
+    head.mix.register_forward_pre_hook(lambda _, given: mixed.append(given[0]))
+    with torch.no_grad():
+        head(torch.ones(1, 1, 16, 16, 16, dtype=torch.float16))
+    _, same, other = mixed[0].float().unbind(1)
+    torch.testing.assert_close(same + other, torch.full_like(same, 100), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_head_of_any_precision(dtype: torch.dtype) -> None:
+    logits, affinity = sure_head(9).to(dtype)(torch.ones(2, 8, 8, 8, 8, dtype=dtype))
+    assert logits.dtype == dtype
+    assert affinity.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert affinity.max() < 1
+
+
 class PriorNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()

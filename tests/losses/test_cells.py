@@ -224,6 +224,16 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"term": LovaszSoftmaxLoss()}, TypeError, "Expected `term` to be a region loss such as IoULoss or FocalTversky"),
     ({"term": GeneralizedIoULoss()}, TypeError, "Expected `term` to be a region loss such as IoULoss or FocalTversky"),
     ({"term": IoULoss(sigmoid=True)}, ValueError, "Expected `term` to have no activation of its own, but got one in"),
+    (
+        {"term": IoULoss(other_act=torch.sigmoid)},
+        ValueError,
+        "Expected `term` to have no activation of its own, but got one in IoULoss: set it in InstanceIoULoss alone",
+    ),
+    (
+        {"softmax": False, "other_act": torch.tanh, "term": CompoundLoss([IoULoss(other_act=torch.sigmoid)])},
+        ValueError,
+        "Expected `term` to have no activation of its own, but got one in IoULoss: set it in InstanceIoULoss alone",
+    ),
     ({"term": IoUCELoss(weight=[1.0, 2.0])}, ValueError, "Expected `term` without weights, but got some in"),
     ({"term": IoULoss(ignore_index=3)}, ValueError, "Expected `ignore_index` of `term` to be left out or that of"),
 ]
@@ -241,3 +251,11 @@ def test_terms_that_cannot_share_a_reading() -> None:
     term = CompoundLoss([IoULoss(power=2.0), IoULoss()])
     with pytest.raises(ValueError, match=r"^Expected the losses of `term` to share one pass over the voxels, but they"):
         InstanceIoULoss(softmax=True, term=term)(logits, labels)
+
+
+def test_a_term_may_name_the_activation_of_the_loss() -> None:
+    logits, labels = cases(2)
+    logits = logits[:, 1:]
+    expected = InstanceIoULoss(sigmoid=True)(logits, labels)
+    for term in (IoULoss(other_act=torch.sigmoid), IoULoss()):
+        torch.testing.assert_close(InstanceIoULoss(other_act=torch.sigmoid, term=term)(logits, labels), expected)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pretend_gpu import pretended_gpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_iou import IoUCELoss, IoULoss, MultiScaleLoss
+from monai_iou import AffinityLoss, IoUCELoss, IoULoss, MultiScaleLoss
 from monai_iou.losses.label_pooling import class_counts, pool_labels
 from monai_iou.voxels import late_checks
 
@@ -148,3 +149,24 @@ def test_one_graph_of_torch_compile() -> None:
     loss = MultiScaleLoss(IoUCELoss(softmax=True), downsample="max")
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(outputs, labels), loss(outputs, labels))
+
+
+@pytest.mark.parametrize("shape", [(37,), (23, 8), (7, 5, 11)], ids=str)
+def test_nearest_is_that_of_torch(shape: tuple[int, ...]) -> None:
+    labels = torch.randint(0, 99, (2, 3, *shape), generator=torch.Generator().manual_seed(0))
+    for step in range(12):
+        size = [1 + (step * 5 + axis) % full for axis, full in enumerate(shape)]
+        expected = F.interpolate(labels.float(), size=size, mode="nearest-exact").long()
+        assert torch.equal(pool_labels(labels, size, classes=3, mode="nearest"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint32, torch.float64])
+def test_ids_that_float32_cannot_tell_apart_stay_two(dtype: torch.dtype) -> None:
+    ids = (torch.arange(4).repeat_interleave(16).view(1, 1, 8, 8) + 2**24).to(dtype)
+    found = pool_labels(ids, [4, 4], classes=None, mode="nearest")
+    assert torch.equal(found, ids[..., 1::2, 1::2])
+    small = (ids.long() - 2**24).to(dtype)
+    affinity = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for downsample in ("nearest", "max"):
+        loss = AffinityLoss((4, 4), downsample)
+        torch.testing.assert_close(loss(affinity, ids), loss(affinity, small))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import torch
+import torch.distributed as dist
 from gloo_ranks import join_group, leave_group, run_ranks
 from loss_ranks import JOIN, make_losses
 from monai.losses import DiceCELoss
@@ -20,6 +23,7 @@ from monai_iou import (
     LovaszHingeLoss,
     LovaszSoftmaxLoss,
     WeightedCrossEntropyLoss,
+    distributed,
 )
 from monai_iou.voxels import late_checks
 from monai_iou.voxels.late_checks import LateChecks
@@ -119,6 +123,54 @@ def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
         kinds = {"value": "but got 7", "number": "but got -1", "shape": "but got (1, 1, 6, 5)", "rule": "but got none"}
         own = kinds[name.rpartition("_")[2]]
         assert own in sentence, name
+
+
+def fail_in_a_group_for_gpus_alone(rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder, "cuda:gloo")  # as NCCL, it has nothing for tensors on a CPU
+    attention = ContextAttentionLoss(batch=True, sync_batch=True)
+    label = torch.zeros(1, 1, 6, 6)
+    found = []
+    for loss, given in ((IoULoss(**JOIN), {"out": label}), (attention, []), (CompoundLoss([IoULoss(**JOIN)]), {})):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            loss(given, label)
+        found.append(str(caught.value))
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    os._exit(0)  # without a barrier, which the group has none of
+
+
+def test_an_input_that_is_no_tensor_is_named_where_the_ranks_cannot_agree(tmp_path: Path) -> None:
+    run_ranks(fail_in_a_group_for_gpus_alone, 2, 2, str(tmp_path))
+    no_tensor = "Expected `input` to be a tensor, but got dict: convert it with torch.as_tensor."
+    no_map = (
+        "Expected `input` to hold at least one attention map, but got none: pass the output of a network in training "
+        "mode."
+    )
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt") == [no_tensor, no_map, no_tensor]
+
+
+def test_an_error_is_told_on_the_device_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's tensors are on this rank's GPU, whatever the input is."""
+    told: list[torch.device] = []
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "get_dist_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: told.append(tensor.device))
+    with pytest.raises(TypeError, match=r"^Expected `input` to be a tensor, but got dict: "):
+        IoULoss(**JOIN)({}, torch.zeros(1, 1, 6, 6))
+    assert told == [torch.device("meta")]
+
+
+def test_a_group_that_breaks_where_nothing_else_is_wrong_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Tensor) -> None:
+        message = "Connection closed by peer"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    with pytest.raises(RuntimeError, match="closed by peer"), distributed.fails_together(True, None):
+        pass
+    with pytest.raises(KeyError, match="mine"), distributed.fails_together(True, None):
+        raise KeyError("mine")  # noqa: EM101
 
 
 class Event:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from monai_iou import (
+    AffinityLoss,
+    AttentionSupervisionLoss,
     ComponentRegionsd,
+    ContextAttentionLoss,
     FocalTverskyLoss,
     GeneralizedIoULoss,
     InstanceIoULoss,
@@ -22,7 +28,9 @@ from monai_iou import (
     IoUFocalLoss,
     IoULoss,
     LogIoULoss,
+    LovaszHingeLoss,
     LovaszSoftmaxLoss,
+    MultiScaleLoss,
     WeightedCrossEntropyLoss,
     distributed,
 )
@@ -31,6 +39,7 @@ from monai_iou.losses.pass_loss import PassLoss
 from monai_iou.losses.weights import weights_beside
 from monai_iou.voxels import VoxelSums, late_checks
 from monai_iou.voxels.histograms import ErrorHistograms
+from monai_iou.voxels.late_checks import LateChecks
 from monai_iou.voxels.passes import Reading
 
 SHAPE = (6, 5, 4)
@@ -50,8 +59,23 @@ class NoCopies(TorchFunctionMode):
             assert not any(getattr(other, "device", other) == torch.device("meta") for other in args[1:]), "a copy"
         if func in INDEXING:
             parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-            assert not any(isinstance(part, (list, Tensor)) for part in parts), f"indexing by {parts}"
+            assert not any(map(has_to_be_read, parts)), f"indexing by {parts}"
         return func(*args, **kwargs)
+
+
+def has_to_be_read(index: Any) -> bool:
+    """Whether an index waits for the device: a list and a tensor on the CPU are copied, and a mask is counted."""
+    is_mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+    return isinstance(index, list) or is_mask or (isinstance(index, Tensor) and index.device.type == "cpu")
+
+
+@pytest.mark.parametrize("index", [[0, 1], torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool, device="meta")])
+def test_the_check_of_indices_can_fail(index: Any) -> None:
+    values = torch.zeros(2, device="meta")
+    with NoCopies():
+        assert values[torch.zeros(2, dtype=torch.int64, device="meta")].shape == (2,)
+        with pytest.raises(AssertionError, match=r"^indexing by"):
+            values[index]
 
 
 @pytest.fixture
@@ -286,3 +310,175 @@ def test_a_largest_number_that_is_none(value: Any, error: type[Exception], text:
     with pytest.raises(error) as caught:
         InstanceIoULoss(softmax=True, max_regions=value)
     assert str(caught.value).startswith(text)
+
+
+def outputs(classes: int = 2, channels: int | None = None, device: str = "meta") -> list[Tensor]:
+    """What a network with two scales returns for images of 8 x 8 voxels, or its attention maps."""
+    count = classes if channels is None else channels
+    return [torch.zeros(2, count, side, side, device=device, requires_grad=True) for side in (8, 4)]
+
+
+def affinities(device: str = "meta") -> Tensor:
+    return torch.full((2, 16, 16), 0.5, device=device, requires_grad=True)
+
+
+def labels(channels: int = 1, device: str = "meta") -> Tensor:
+    return torch.zeros(2, channels, 8, 8, device=device, dtype=torch.int16)
+
+
+MANY = MultiScaleLoss(IoUCELoss(softmax=True))
+ATTENTION = ContextAttentionLoss(context_mm=1.0)
+LARGEST = {"softmax": True, "max_regions": 9}
+
+
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        (ATTENTION, lambda device: (outputs(1, device=device), labels(device=device))),
+        (ATTENTION, lambda device: (outputs(1, device=device), labels(3, device))),
+        (AffinityLoss(downsample="nearest"), lambda device: (affinities(device), labels(device=device))),
+        (AffinityLoss(downsample="nearest", sigmoid=True), lambda device: (affinities(device), labels(device=device))),
+        (
+            AttentionSupervisionLoss(MANY, ATTENTION),
+            lambda device: ((outputs(device=device), outputs(1, device=device)), labels(device=device)),
+        ),
+        (MANY, lambda device: (outputs(device=device), labels(device=device))),
+        (
+            MultiScaleLoss(LovaszSoftmaxLoss(softmax=True), downsample="max"),
+            lambda device: (outputs(3, device=device), labels(device=device)),
+        ),
+        (
+            MultiScaleLoss(DiceCELoss(softmax=True, to_onehot_y=True), [0.0, 1.0], "nearest"),
+            lambda device: (outputs(device=device), labels(device=device).float()),
+        ),
+    ],
+    ids=["attention", "maps", "affinity", "logits", "supervision", "scales", "max", "nearest"],
+)
+def test_maps_affinities_and_scales_are_not_looked_at(
+    loss: nn.Module, given: Callable[[str], tuple[Any, Tensor]], questions: list[Tensor]
+) -> None:
+    loss(*given("cpu"))  # the first step looks whether an input without an activation holds probabilities
+    values, target = given("meta")
+    with NoCopies():
+        loss(values, target).backward()
+    assert len(questions) >= 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        (AffinityLoss(), (affinities(), labels())),
+        (InstanceIoULoss(cells="both", **LARGEST), (outputs()[0], labels(2))),
+        (InstanceIoULoss(cells="prediction", **LARGEST), (outputs()[0], labels(2))),
+        (InstanceIoULoss(cells="prediction", sigmoid=True, max_regions=9), (outputs()[0], labels(2))),
+        (InstanceIoULoss(**LARGEST), (outputs()[0], labels())),
+        (MultiScaleLoss(InstanceIoULoss(**LARGEST)), (outputs(), labels(2))),
+        (InstanceIoULoss(softmax=True), (outputs()[0], labels(2))),
+        (LovaszHingeLoss(), (outputs(1)[0], labels())),
+        (LovaszSoftmaxLoss(softmax=True), (outputs()[0], labels(2))),
+        (LovaszSoftmaxLoss(softmax=True), (outputs()[0], labels(2).float())),
+        (IoULoss(), (outputs()[0], labels())),
+    ],
+    ids=[
+        "affinity", "cells of both", "cells of the prediction", "cells of maps", "no regions", "coarser scales",
+        "no largest number", "hinge", "maps", "soft maps", "first call",
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("questions")
+def test_losses_that_docs_losses_names_look_at_values(loss: nn.Module, given: tuple[Any, Tensor]) -> None:
+    with NoCopies(), pytest.raises((RuntimeError, NotImplementedError), match=r"[Mm]eta tensor"):
+        loss(*given)
+
+
+class Event:
+    """Stands in for torch.cuda.Event: every answer is there."""
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> LateChecks:
+    """The questions of a process that checks labels as it does on a GPU."""
+    checks = LateChecks(lambda: cast("Any", Event()), pinned=False)
+    monkeypatch.setattr(late_checks, "answers_late", lambda _: True)
+    monkeypatch.setattr(late_checks, "_alone", checks)
+    return checks
+
+
+ASKING = pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        (IoULoss(softmax=True), lambda: outputs(device="cpu")[0]),
+        (IoUCELoss(softmax=True), lambda: outputs(device="cpu")[0]),
+        (WeightedCrossEntropyLoss(softmax=True), lambda: outputs(device="cpu")[0]),
+        (LovaszSoftmaxLoss(softmax=True), lambda: outputs(device="cpu")[0]),
+        (InstanceIoULoss(softmax=True), lambda: outputs(device="cpu")[0]),
+        (MANY, lambda: outputs(device="cpu")),
+        (MultiScaleLoss(DiceCELoss(softmax=True, to_onehot_y=True)), lambda: outputs(device="cpu")),
+        (
+            MultiScaleLoss(DiceCELoss(softmax=True, to_onehot_y=True), [0.0, 1.0], "max"),
+            lambda: outputs(device="cpu"),
+        ),
+        (ATTENTION, lambda: outputs(1, device="cpu")),
+        (AffinityLoss(), lambda: affinities("cpu")),
+        (
+            AttentionSupervisionLoss(DiceCELoss(softmax=True, to_onehot_y=True), AffinityLoss()),
+            lambda: (outputs(device="cpu")[0], affinities("cpu")),
+        ),
+    ],
+    ids=["iou", "iou_ce", "ce", "lovasz", "instance", "scales", "monais", "max", "attention", "affinity", "both"],
+)
+
+
+@ASKING
+def test_questions_never_pile_up_and_keep_no_outputs(
+    loss: nn.Module, given: Callable[[], Any], waiting: LateChecks
+) -> None:
+    outgoing: list[weakref.ref[Tensor]] = []
+    for _ in range(20):
+        values = given()
+        first = values if isinstance(values, Tensor) else values[0]
+        logits = first[0] if isinstance(first, list) else first
+        outgoing.append(weakref.ref(logits))
+        assert loss(values, labels(device="cpu").float()).isfinite()
+        assert 1 <= len(waiting._questions) <= 2
+        del values, first, logits
+    gc.collect()
+    assert all(reference() is None for reference in outgoing), "a question holds the graph of the network"
+
+
+def error_within_two_calls(loss: nn.Module, values: Any, wrong: Tensor, right: Tensor) -> str:
+    """A loss that asks several questions may have the answer to the first one when it asks the last one."""
+    try:
+        assert loss(values, wrong).isnan()
+        loss(values, right)
+    except ValueError as error:
+        return str(error)
+    pytest.fail("nothing was raised")
+
+
+@ASKING
+def test_a_wrong_label_is_raised_by_the_next_call(
+    loss: nn.Module, given: Callable[[], Any], waiting: LateChecks
+) -> None:
+    right = labels(device="cpu").float()
+    sentence = error_within_two_calls(loss, given(), right + 0.5, right)
+    assert re.match(r"Expected .* but got 0.5: give a soft target one channel per class", sentence), sentence
+    assert loss(given(), right).isfinite()
+    assert 1 <= len(waiting._questions) <= 2
+
+
+def test_a_label_map_without_its_channel_is_raised_by_the_next_call(waiting: LateChecks) -> None:
+    loss, stack, slices = MultiScaleLoss(IoULoss(softmax=True)), torch.zeros(2, 3, 2, 8, 8), torch.ones(2, 2, 8, 8)
+    assert "but got (2, 3, 2, 8, 8): add the channel dim" in error_within_two_calls(loss, stack, slices, slices / 2)
+    reference = weakref.ref(stack)
+    with late_checks.collected() as asked:
+        loss(stack, slices / 2)
+    assert len(asked) == 1 + stack.shape[1]
+    del stack
+    gc.collect()
+    assert reference() is None
+    assert not waiting._questions

@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from monai_iou import (
     CompoundLoss,
+    FocalTverskyLoss,
     InstanceIoULoss,
     IoUCELoss,
     IoUFocalLoss,
@@ -172,3 +173,15 @@ def test_voxel_sums_of_one_channel() -> None:
     torch.testing.assert_close(sums.cross_entropy, F.binary_cross_entropy(p, y, reduction="none").sum((2, 3)))
     groups = (torch.arange(63) % 3).view(1, 1, 7, 9).expand(2, 1, 7, 9)
     torch.testing.assert_close(voxel_sums(p, y, activation=None, groups=groups).over_groups().rows, sums.rows)
+
+
+@pytest.mark.parametrize("options", [{"softmax": True}, {"include_background": False}, {"to_onehot_y": True}], ids=str)
+@pytest.mark.parametrize("loss", [IoULoss, IoUCELoss, FocalTverskyLoss])
+def test_options_without_effect_leave_one_graph_of_torch_compile(loss: Any, options: dict[str, bool]) -> None:
+    torch.compiler.reset()
+    chosen = loss(**{"sigmoid": "softmax" not in options, **options})
+    logits, labels = torch.randn(2, 1, 6, 5), torch.randint(0, 2, (2, 1, 6, 5))
+    found = torch.compile(chosen, backend="eager", fullgraph=True)(logits, labels)
+    name, value = next(iter(options.items()))
+    with pytest.warns(UserWarning, match=rf"^single channel prediction, `{name}={value}` ignored\.$"):
+        torch.testing.assert_close(found, chosen(logits, labels))

@@ -34,6 +34,7 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
     use_kernel,
 )
+from monai_iou.losses.pass_loss import call_loss
 
 REGION: list[Callable[..., nn.Module]] = [
     IoULoss, LogIoULoss, FocalIoULoss, FocalTverskyLoss, lambda **o: IoULoss(empty="suppress", **o),
@@ -186,11 +187,14 @@ def test_what_cannot_be_left_out_is_refused() -> None:
          lambda: IoULoss()(logits, labels, LABELLED.long())),
         (ValueError, "Expected `labelled` to have shape (3, 4), but got (3, 3): one value per image and class.",
          lambda: IoUCELoss(softmax=True)(logits, labels, LABELLED[:, :3])),
-        (ValueError, "Expected every class of every image to be labelled with bins=None and batch=True",
+        (ValueError, "Expected every class of every image to be annotated with bins=None and batch=True, but got False "
+         "for some of them in `labelled`: set `bins`, for example to 2048, because sorting a batch cannot leave images",
          lambda: LovaszSoftmaxLoss(bins=None, batch=True, softmax=True)(logits, labels, LABELLED)),
-        (ValueError, "Expected `labelled` to be None for LovaszHingeLoss",
-         lambda: LovaszHingeLoss()(logits[:, :1], labels.clamp(0, 1), LABELLED[:, :1])),
-        (ValueError, "Expected `labelled` to be None with DiceLoss, which cannot leave classes out, but",
+        (ValueError, "Expected every image to be annotated for LovaszHingeLoss, which has one class, but got False for "
+         "some of them in `labelled`: leave other images out of the batch, and `labelled` out of the call.",
+         lambda: LovaszHingeLoss()(logits[:, :1], labels.clamp(0, 1), LABELLED[:, 1:2])),
+        (ValueError, "Expected every class to be annotated with DiceLoss, which cannot leave classes out, but got "
+         "False for some of them in `labelled`: use a loss that accepts `labelled`, such as IoUCELoss.",
          lambda: CompoundLoss([IoULoss(softmax=True), DiceLoss(softmax=True)])(logits, labels, LABELLED)),
     ]  # fmt: skip
     for kind, message, call in cases:
@@ -349,7 +353,7 @@ def test_a_loss_that_cannot_leave_them_out_is_named() -> None:
     logits, labels = case()
     for loss in (MultiScaleLoss(DiceLoss(softmax=True)), InstanceIoULoss(softmax=True, global_loss=DiceLoss())):
         with pytest.raises(
-            ValueError, match="Expected `labelled` to be None with DiceLoss, which cannot leave classes out, but"
+            ValueError, match="Expected every class to be annotated with DiceLoss, which cannot leave classes out, but"
         ):
             loss(logits, labels, LABELLED)
 
@@ -359,7 +363,7 @@ def test_attention_is_supervised_only_where_every_class_was_annotated() -> None:
     loss = AttentionSupervisionLoss(IoULoss(softmax=True), ContextAttentionLoss())
     torch.testing.assert_close(loss(logits, labels, LABELLED), IoULoss(softmax=True)(logits, labels, LABELLED))
     maps = [torch.rand(2, 1, *logits.shape[2:])]
-    with pytest.raises(ValueError, match="Expected `labelled` to be None with ContextAttentionLoss, which cannot"):
+    with pytest.raises(ValueError, match="Expected every class to be annotated with ContextAttentionLoss, which"):
         loss((logits, maps), labels, LABELLED)
 
 
@@ -442,3 +446,60 @@ def test_what_was_annotated_may_come_from_inference_mode(make: Callable[..., nn.
     options = {} if make in (InstanceIoULoss, mixed, *LOVASZ) else {"weight": weight}
     expected = gradient(lambda x: make(softmax=True, **options)(x, labels, LABELLED), logits)
     torch.testing.assert_close(gradient(lambda x: make(softmax=True, **options)(x, labels, known), logits), expected)
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's that knows nothing of `labelled`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return (input - target.to(input.dtype)).abs().mean()
+
+
+UNABLE: dict[str, Callable[[], nn.Module]] = {
+    "hinge": LovaszHingeLoss,
+    "hinge of a batch": lambda: LovaszHingeLoss(batch=True),
+    "sorted hinge": lambda: LovaszHingeLoss(bins=None),
+    "sorted batch": lambda: LovaszSoftmaxLoss(bins=None, batch=True, sigmoid=True),
+    "compound": lambda: CompoundLoss([IoULoss(sigmoid=True), DiceLoss(sigmoid=True), OwnLoss()]),
+    "scales": lambda: MultiScaleLoss(DiceLoss(sigmoid=True)),
+    "global term": lambda: InstanceIoULoss(sigmoid=True, global_loss=DiceLoss(sigmoid=True)),
+    "logits alone": lambda: AttentionSupervisionLoss(DiceLoss(sigmoid=True), ContextAttentionLoss()),
+}
+
+
+@pytest.mark.parametrize("name", UNABLE)
+def test_where_every_class_was_annotated_every_loss_will_do(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 8, 8, generator=generator)
+    labels = torch.randint(0, 2, (2, 1, 8, 8), generator=generator).float()
+    loss, known = UNABLE[name](), torch.ones(2, 1, dtype=torch.bool)
+    expected = gradient(lambda x: loss(x, labels), logits)
+    for labelled in (known, known.tolist()):
+        torch.testing.assert_close(gradient(lambda x, rows=labelled: loss(x, labels, rows), logits), expected)
+    with pytest.raises(ValueError, match=r"^Expected every .* to be annotated .*, but got False for some of them in"):
+        loss(logits, labels, torch.tensor([[True], [False]]))
+
+
+def test_attention_is_supervised_where_labelled_says_that_every_class_was_annotated() -> None:
+    logits, labels = case()
+    maps = [torch.rand(len(logits), 1, *logits.shape[2:], dtype=logits.dtype)]
+    loss = AttentionSupervisionLoss(IoULoss(softmax=True), ContextAttentionLoss())
+    torch.testing.assert_close(loss((logits, maps), labels, torch.ones_like(LABELLED)), loss((logits, maps), labels))
+
+
+def test_what_excludes_classes_is_said_in_words() -> None:
+    logits, labels = torch.randn(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    labels[0] = torch.nan
+    text = (
+        "Expected every image to be annotated for LovaszHingeLoss, which has one class, but got a map that is NaN "
+        "everywhere: leave other images out of the batch, and `labelled` out of the call."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        LovaszHingeLoss()(logits, labels)
+    elsewhere = torch.ones(2, 1, dtype=torch.bool, device="meta")  # as on a GPU, nobody looks at its values
+    text = (
+        "Expected every class to be annotated with DiceLoss, which cannot leave classes out, but got `labelled` on "
+        "meta, where its values are not read: use a loss that accepts `labelled`, such as IoUCELoss."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        call_loss(DiceLoss(), logits, labels, elsewhere)

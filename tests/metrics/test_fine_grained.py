@@ -129,3 +129,55 @@ def test_a_share_of_the_images_is_not_cut_by_a_rounding_error(percent: float, im
     inside = torch.arange(images).unsqueeze(1)
     got = fine_grained_iou(inside, torch.full_like(inside, images), worst=(percent,))
     assert got[f"iou_i_worst_{percent:g}"] == pytest.approx((expected - 1) / 2 / images)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.int64, np.float64]))
+def test_counts_may_be_arrays_lists_or_tensors(seed: int, dtype: type) -> None:
+    generator = np.random.default_rng(seed)
+    inside = generator.integers(0, 120, (5, 3))
+    predicted, true = (inside + generator.integers(0, 120, (5, 3)) for _ in range(2))
+    active, labelled = (generator.random((5, 3)) < 0.7 for _ in range(2))
+    counts = [torch.from_numpy(each) for each in (inside, predicted, true)]
+    expected = iou_from_counts(*counts)
+    means = fine_grained_iou(
+        counts[0],
+        counts[1] + counts[2] - counts[0],
+        active=torch.from_numpy(active),
+        reference=counts[2],
+        labelled=torch.from_numpy(labelled),
+    )
+    union = predicted + true - inside
+    for form in (
+        lambda each: each.astype(dtype),
+        lambda each: each.tolist(),
+        lambda each: torch.from_numpy(each).int(),
+    ):
+        assert torch.equal(iou_from_counts(*map(form, (inside, predicted, true))).nan_to_num(2), expected.nan_to_num(2))
+    rows = [inside, union, active, true, labelled]
+    for forms in (
+        rows,
+        [each.astype(np.uint16 if each.dtype != bool else bool) for each in rows],
+        [each.tolist() for each in rows],
+    ):
+        given_inside, given_union, chosen, given_true, known = forms
+        got = fine_grained_iou(given_inside, given_union, active=chosen, reference=given_true, labelled=known)
+        assert got == pytest.approx(means, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [
+        ("3", "str"),
+        ([[1], [1, 2]], "list"),
+        (None, "NoneType"),
+        (np.array(["3"]), "<U1"),
+        (np.array([1j]), "complex128"),
+    ],
+)
+def test_counts_that_are_no_numbers_are_named(counts: object, found: str) -> None:
+    text = f"Expected `prediction` to hold numbers, but got {found}: pass a tensor, an array or a list of numbers."
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        iou_from_counts(1, counts, 2)
+    with pytest.raises(TypeError, match=r"^Expected `union` to hold numbers, but got "):
+        fine_grained_iou([[1]], counts)

@@ -271,6 +271,35 @@ def test_precision_is_undefined_where_a_right_component_finds_no_lesion():
     assert metric.aggregate()[0] == metric.summary()[0]["precision"] == 1  # the first case adds nothing to either
 
 
+@pytest.mark.parametrize("factor", [0.99999994, 1.0000001, 1.00004, 0.99996])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_of_lesions_that_a_scale_factor_moved_are_rounded(factor, dtype):
+    reference = np.zeros((9, 9), dtype=dtype)
+    reference[:2, :2], reference[4, 4:7], reference[8, 0] = 1, 2, 2
+    prediction = reference.copy()
+    prediction[4, 4:7] = 0
+    scaled = (reference * dtype(factor)).astype(dtype)
+    scaled[7, 7] = -5e-5
+    assert (scaled != reference).any()
+    expected = lesion_scores(prediction, reference, instances=True)
+    found = lesion_scores(prediction, scaled, instances=True)
+    assert (found.tp, found.fp, found.fn, found.f1, found.pq) == (
+        expected.tp,
+        expected.fp,
+        expected.fn,
+        expected.f1,
+        expected.pq,
+    )
+    for wrong in (1.0002, 0.5, np.inf, -np.inf):
+        scaled[7, 7] = wrong
+        text = (
+            "Expected `reference` to hold lesion numbers, 0 for none, in 2 or 3 dimensions, but got "
+            f"{scaled[7, 7]!s}: with instances=False pass a mask."
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            lesion_scores(prediction, scaled, instances=True)
+
+
 def test_refused_instances():
     with pytest.raises(ValueError, match=r"Expected `reference` to hold lesion numbers, 0 for none, .* but got -2"):
         lesion_scores(np.zeros((3, 3)), np.full((3, 3), -2), instances=True)

@@ -66,6 +66,21 @@ def test_metrics(make: Callable[[], Any], prediction: Tensor, reference: Tensor)
         assert torch.equal(found.held, on_cpu.aggregate())
 
 
+@pytest.mark.parametrize("many", [list, tuple, torch.stack], ids=lambda many: many.__name__)
+def test_what_was_annotated_is_on_the_gpu_too(many: Callable[[list[Tensor]], Any]) -> None:
+    """A loader that keeps images apart gives a row for each of them, as MONAI's engines do."""
+    rows = [torch.tensor([True, True]), torch.tensor([True, False])]
+    on_cpu, on_gpu = IoUMetric(num_classes=2), IoUMetric(num_classes=2)
+    expected = on_cpu(PREDICTION, REFERENCE, labelled=torch.stack(rows))
+    assert expected.isnan().tolist() == [[False, False], [False, True]]
+    torch.testing.assert_close(on_cpu(PREDICTION, REFERENCE, labelled=many(rows)), expected, equal_nan=True)
+    with pretended_gpu():
+        given = many([row.cuda() for row in rows])
+        found = on_gpu(PREDICTION.cuda(), REFERENCE.cuda(), labelled=given)
+        assert isinstance(found, OnPretendGpu)
+    torch.testing.assert_close(found.held, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @CASES
 def test_metrics_on_a_gpu_without_float64(make: Callable[[], Any], prediction: Tensor, reference: Tensor) -> None:
     on_cpu, on_gpu = make(), make()

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
-from monai_iou import InstanceIoULoss
-from monai_iou.metrics import BoundaryIoUMetric
+from monai_iou import ContextAttentionLoss, InstanceIoULoss
+from monai_iou.metrics import BoundaryIoUMetric, LesionIoUMetric
 from monai_iou.spacing import image_spacings, spacing_tuple
 
 SIZES = [[1.0, 1.0, 1.0], [2.0, 1.0, 0.5]]
@@ -58,6 +59,49 @@ def test_what_is_no_voxel_size_is_refused(wrong: Any) -> None:
     if np.ndim(wrong if isinstance(wrong, (np.ndarray, torch.Tensor)) else wrong[0]) == 0:
         with pytest.raises(ValueError, match=r"^Expected `spacing` to be 3 positive numbers in mm"):
             image_spacings(None, None, wrong, 2, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_what_torch_collates_is_one_tensor_per_axis(count: int, dims: int) -> None:
+    sizes = [tuple(1.0 + image + 0.25 * axis for axis in range(dims)) for image in range(count)]
+    collated = default_collate(sizes)
+    assert [len(axis) for axis in collated] == [count] * dims
+    if count == dims > 1:
+        message = f"one voxel size for each of {count} images, but got {count} tensors of {count} numbers, which could"
+        for given in (collated, [torch.tensor(size) for size in sizes]):
+            with pytest.raises(ValueError, match=f"^Expected `spacing` to be {message}") as caught:
+                image_spacings(None, None, given, count, dims)
+            assert str(caught.value).endswith(f": give one tensor ({count}, {dims}), of images and axes.")
+        assert image_spacings(None, None, torch.stack(collated, 1), count, dims) == sizes
+        return
+    assert image_spacings(None, None, collated, count, dims) == sizes
+    assert image_spacings(None, None, [torch.tensor(size) for size in sizes], count, dims) == sizes
+
+
+def test_both_readings_of_as_many_tensors_as_axes_may_agree() -> None:
+    rows = [[0.5, 0.5, 0.5]] * 3
+    assert image_spacings(None, None, default_collate(rows), 3, 3) == [(0.5, 0.5, 0.5)] * 3
+    assert image_spacings(None, None, [torch.ones(1)] * 3, 3, 3) == [(1.0, 1.0, 1.0)] * 3
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_metrics_and_losses_read_a_collated_spacing(count: int) -> None:
+    shape = (count, 1, 8, 8, 8)
+    masks, other = ((torch.rand(shape, generator=torch.Generator().manual_seed(n)) > 0.4).float() for n in (0, 1))
+    sizes = [(1.0, 1.0, 2.0 + image) for image in range(count)]
+    calls: list[Callable[[Any], Any]] = [
+        lambda spacing: BoundaryIoUMetric(width=1.0)(masks, other, spacing=spacing),
+        lambda spacing: LesionIoUMetric(score="cc_iou", connectivity=6)(masks, other, spacing=spacing),
+        lambda spacing: InstanceIoULoss(sigmoid=True, spacing=spacing)(4 * masks - 2, other),
+        lambda spacing: ContextAttentionLoss(context_mm=1.5, spacing=spacing)([masks], other),
+    ]
+    for call in calls:
+        if count == 3:
+            with pytest.raises(ValueError, match="which could be one per image or one per axis"):
+                call(default_collate(sizes))
+        else:
+            torch.testing.assert_close(call(default_collate(sizes)), call(sizes))
 
 
 def test_metrics_and_losses_take_arrays() -> None:

@@ -23,11 +23,11 @@ def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
     start_processes(work, arguments, ranks, start_method="forkserver")
 
 
-def join_group(rank: int, world: int, folder: str) -> None:
+def join_group(rank: int, world: int, folder: str, backend: str = "gloo") -> None:
     """Make the group of a test's ranks, which meet at a file in its folder: a port may be taken before they bind it."""
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     assert dist.get_world_size() == world
 
 

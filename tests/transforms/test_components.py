@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.transforms import Compose, FgBgToIndicesd, RandCropByPosNegLabeld
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_iou import ComponentRegionsd, InstanceIoULoss, LesionIndicesd, RandCropByLesions
+from monai_iou import ComponentRegionsd, InstanceIoULoss, LesionIndicesd, RandCropByLesions, RandCropByLesionsd
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
 
 SHAPES = [(7,), (9, 8), (1, 12), (6, 7, 5), (1, 9, 8), (9, 1, 8), (9, 8, 1), (2, 1, 1), (1, 1, 1)]
@@ -189,3 +190,24 @@ def test_labels_between_whole_numbers_are_refused(find: Callable[[torch.Tensor],
     with pytest.raises(ValueError, match=r"^Expected") as error:
         find(label)
     assert str(error.value) == message
+
+
+def test_patches_of_labels_with_regions_show_lesions_as_the_docs_say() -> None:
+    label = torch.zeros(1, 48, 48, 48)
+    label[0, 5:9, 5:9, 5:9] = 1
+    keys, size = ["image", "label"], (16, 16, 16)
+    indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
+    regions, before = ComponentRegionsd("label"), FgBgToIndicesd("label")
+
+    def share_of(*transforms: object) -> float:
+        item = {"image": torch.rand(1, 48, 48, 48), "label": label}
+        patches = Compose(transforms).set_random_state(0)(item)
+        assert all(patch["label"].shape == (2, *size) for patch in patches)
+        return float(np.mean([bool((patch["label"][0] == 1).any()) for patch in patches]))
+
+    options = {"pos": 1, "neg": 0, "num_samples": 50}
+    with pytest.warns(UserWarning, match="Num backgrounds 0, unable to generate class balanced samples"):
+        assert share_of(regions, RandCropByPosNegLabeld(keys, "label", size, **options)) < 0.5
+    assert share_of(before, regions, RandCropByPosNegLabeld(keys, "label", size, **indices, **options)) == 1
+    assert share_of(regions, RandCropByLesionsd(keys, "label", size, **options)) == 1
+    assert share_of(LesionIndicesd("label"), regions, RandCropByLesionsd(keys, "label", size, **options)) == 1

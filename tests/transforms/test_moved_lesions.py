@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, Flip, Flipd, RandFlipd, RandGaussianNoised, RandShiftIntensityd
+from monai.transforms.lazy.functional import apply_pending
 from torch import Tensor
 
 from monai_iou import ComponentRegionsd, LesionIndicesd, RandCopyLesionsd, RandCropByLesions, RandCropByLesionsd
@@ -66,6 +67,38 @@ def test_the_form_for_arrays_compares_too_if_it_has_the_label(lazy: bool) -> Non
     crop(label, label, lesions)
     with pytest.raises(ValueError, match=re.escape("after all transforms that move voxels or change the shape")):
         crop(label[:, 1:], label[:, 1:], lesions)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_lesions_lie_where_pending_transforms_leave_them(lazy: bool) -> None:
+    """Without Compose, which applies them before a crop that is no lazy one."""
+    label = Flip(0, lazy=True)(MetaTensor(volume()))
+    crop = RandCropByLesions((8, 8, 8), 20, pos=1, neg=0, lazy=lazy).set_random_state(0)
+    lesions = LesionIndicesd("label")({"label": label})["label_lesions"]
+    found = LesionIndicesd("label")({"label": volume().flip(1)})["label_lesions"]
+    assert all(np.array_equal(lesions[name], found[name]) for name in found)
+    for given in ((label,), (label, lesions)):
+        patches = [apply_pending(patch)[0] for patch in crop(label, *given)]
+        assert len(label.pending_operations) == 1
+        assert all(patch.shape == (1, 8, 8, 8) and patch.sum() > 0 for patch in patches)
+    items = RandCropByLesionsd(KEYS, "label", (8, 8, 8), 9, pos=1, neg=0, lazy=lazy)({"image": label, "label": label})
+    assert all(apply_pending(item[key])[0].sum() > 0 for item in items for key in KEYS)
+
+
+def test_the_background_lies_where_pending_transforms_leave_the_image() -> None:
+    image = Flip(0, lazy=True)(MetaTensor(volume()))  # above 0 in a corner alone
+    crop = RandCropByLesions((3, 3, 3), 20, pos=0, neg=1, lazy=True)
+    patches = crop(image, torch.zeros(1, *SHAPE), None, image)
+    assert all(apply_pending(patch)[0][0, 1, 1, 1] == 1 for patch in patches)
+
+
+def test_regions_are_those_of_the_label_after_pending_transforms() -> None:
+    label = volume()
+    label[0, 20, 18, 14] = 1
+    expected = ComponentRegionsd("label")({"label": label.flip(1)})["label"]
+    found = ComponentRegionsd("label")({"label": Flip(0, lazy=True)(MetaTensor(label))})["label"]
+    assert not found.pending_operations
+    assert torch.equal(found.as_tensor(), expected)
 
 
 def test_ignored_voxels_are_no_foreground() -> None:

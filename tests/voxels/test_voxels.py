@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -246,3 +248,21 @@ def test_sums_of_other_shapes_are_not_added() -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         first + last
     assert (first.over_batch() + last.over_batch()).count.sum() == voxel_sums(logits, labels).count.sum()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "problem"),
+    [
+        (-3, ValueError, "to be at least 1, but got -3"),
+        (0, ValueError, "to be at least 1, but got 0"),
+        ("2", TypeError, "to be an integer, but got str"),
+        (2.0, TypeError, "to be an integer, but got float"),
+    ],
+)
+def test_a_number_of_regions_is_one(number: Any, kind: type[Exception], problem: str) -> None:
+    logits, labels = torch.randn(1, 2, 6), torch.randint(0, 2, (1, 1, 6))
+    groups = torch.arange(6).view(1, 1, 6) // 2
+    text = f"Expected `num_groups` {problem}: give the number of regions, or leave it out."
+    with pytest.raises(kind, match=f"^{re.escape(text)}$"):
+        voxel_sums(logits, labels, groups=groups, num_groups=number)
+    assert voxel_sums(logits, labels, groups=groups, num_groups=np.int64(3)).count.tolist() == [[[2, 2, 2]] * 2]
