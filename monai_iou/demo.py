@@ -20,6 +20,7 @@ from monai_iou.workflow.literal import with_literal_paths
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]
 
 MARKER = ".monai-iou-demo"
+WRITTEN = ("dataset", "bundle", "masks", "report")  # into the folder
 
 # Sized for two minutes on two cores; a GPU run would take the bundle's defaults.
 DEMO_SETTINGS: dict[str, Any] = {
@@ -83,8 +84,8 @@ def run_demo(
     """Generate a dataset, train on it, score the held-out volumes and write their masks.
 
     Args:
-        output: a new or empty folder, or one that an earlier demo wrote, which is replaced. Afterwards it contains
-            `dataset`, `bundle` (with the trained model), `masks` and `report`.
+        output: a new or empty folder, or one that holds an earlier demo, which is replaced, and nothing else.
+            Afterwards it contains `dataset`, `bundle` (with the trained model), `masks` and `report`.
         say: called with one line of text before each step.
         settings: overrides of the bundle's configs, which take precedence over `DEMO_SETTINGS`.
         dataset: arguments of `write_phantom_dataset`.
@@ -140,8 +141,19 @@ def _fresh_folder(folder: Path) -> Path:
         if not ours and not (folder.is_dir() and not any(folder.iterdir())):
             message = f"Expected `{folder}` to be a new folder or an earlier demo's, but it exists: name another one."
             raise ValueError(message)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+        others = sorted({path.name for path in folder.iterdir()} - {MARKER, *WRITTEN})
+        if others:
+            message = (
+                f"Expected `{folder}` to hold nothing but an earlier demo, which is replaced, but got `{others[0]}` in "
+                "it: move that elsewhere, or name another folder."
+            )
+            raise ValueError(message)
+        for path in (folder / name for name in WRITTEN):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
     return folder
 
@@ -156,7 +168,9 @@ def _scores(workflow: Any) -> dict[str, tuple[float, float]]:
 
 
 def _command(bundle: Path, overrides: Mapping[str, Any]) -> str:
-    words = ["python", "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs" / "train.json")]
-    for name, value in overrides.items():
+    config = str(bundle / "configs" / "train.json")
+    # Of a single path the command line would cut off what follows a `#`.
+    words = ["python", "-m", "monai.bundle", "run", "--config_file", repr([config]) if "#" in config else config]
+    for name, value in with_literal_paths(overrides).items():
         words += [f"--{name}", str(value)]
     return shlex.join(words)

@@ -27,6 +27,7 @@ from monai_iou import (
 )
 from monai_iou.losses import IoULoss
 from monai_iou.metrics.base import reduce_scores
+from monai_iou.transforms import LesionIndicesd, RandCopyLesionsd, RandCropByLesions, RandCropByLesionsd
 
 ONE = torch.ones(1, 1, dtype=torch.long)
 COMPLEX = torch.zeros(1, 1, 4, 4, dtype=torch.complex64)
@@ -143,4 +144,37 @@ def test_a_voxel_size_is_checked_before_a_training_starts(construct: Callable[[A
         construct(good)
     for bad, axes in ((-1, 1), ("1 mm", 1), ((1, 0), 2), ((1, 2, float("nan")), 3), ((1, 1, 1, 1), 3)):
         with pytest.raises(ValueError, match=rf"^Expected `spacing` to be {axes} positive numbers in mm, but got "):
+            construct(bad)
+
+
+@pytest.mark.parametrize(
+    "construct",
+    [
+        lambda labels: RandCropByLesions(4, labels=labels).labels,
+        lambda labels: RandCropByLesionsd(["label"], "label", 4, labels=labels).cropper.labels,
+        lambda labels: LesionIndicesd("label", labels=labels).labels,
+        lambda labels: RandCopyLesionsd(["image", "label"], "label", [{}], labels=labels).labels,
+    ],
+    ids=["crop", "crop of a dictionary", "indices", "copy"],
+)
+def test_classes_are_a_list_of_numbers(construct: Callable[[Any], Any]) -> None:
+    assert construct(None) is None
+    for good in ([1, 2], (1, 2), range(1, 3), np.array([1, 2]), torch.tensor([1, 2])):
+        assert construct(good) == [1, 2]
+    for bad, found in (
+        ("1", "str"),
+        (1, "int"),
+        ({1: "lesion"}, "dict"),
+        (torch.tensor(1), "int"),
+        (np.array(1), "ndarray"),
+        (["1"], "'1' in it"),
+        ([1, 2.0], "2.0 in it"),
+        ([None], "None in it"),
+        ([True], "True in it"),
+    ):
+        text = (
+            f"Expected `labels` to be a list of class numbers, but got {found}: name the classes by their numbers, "
+            "such as labels=[1, 2]."
+        )
+        with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
             construct(bad)

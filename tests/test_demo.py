@@ -46,7 +46,7 @@ def test_phantoms_are_the_same_each_time() -> None:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
     """A demo of a few seconds."""
-    output = tmp_path_factory.mktemp("demo") / "out"
+    output = tmp_path_factory.mktemp("demo") / "out#1"
     return demo.run_demo(
         output, settings={**SMALL, "pictures": 1}, dataset={"training": 3, "evaluation": 2, "shape": (32, 32, 24)}
     )
@@ -93,6 +93,36 @@ def test_demo_replaces_its_own_folder_and_no_other(tmp_path: Path, capsys: pytes
     assert main(["demo", "--output", str(tmp_path)]) == 1
     assert "to be a new folder or an earlier demo's" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_demo_deletes_no_file_that_it_did_not_write(tmp_path: Path) -> None:
+    for name in (*demo.WRITTEN, "my_run", "thesis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / demo.MARKER).touch()
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"^Expected") as raised:
+        demo.run_demo(tmp_path)
+    assert str(raised.value) == (
+        f"Expected `{tmp_path}` to hold nothing but an earlier demo, which is replaced, but got `my_run` in it: move "
+        "that elsewhere, or name another folder."
+    )
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_demo_replaces_an_earlier_one_but_not_what_its_links_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    folder = demo._fresh_folder(tmp_path / "demo")
+    (folder / "masks").symlink_to(tmp_path / "elsewhere")
+    (folder / "bundle").mkdir()
+    assert demo._fresh_folder(folder) == folder
+    assert [path.name for path in folder.iterdir()] == [demo.MARKER]
+    assert (tmp_path / "elsewhere" / "file").is_file()
+
+
+def test_the_folder_of_a_demo_is_what_it_deletes(result: demo.DemoResult) -> None:
+    assert {path.name for path in result.masks.parent.iterdir()} == {demo.MARKER, *demo.WRITTEN}
 
 
 def test_command_prints_the_table(

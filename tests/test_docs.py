@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import json
 import pkgutil
 import pydoc
@@ -16,6 +17,7 @@ from doc_commands import blocks, problems
 from places import ROOT
 
 import monai_iou
+from monai_iou import metrics
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "bundles").rglob("*.md"))]
 # Loaded by path, or importing packages that only their users have.
@@ -61,6 +63,21 @@ def test_the_readme_links_to_every_page() -> None:
 @pytest.mark.parametrize("name", [name for name in monai_iou.__all__ if callable(getattr(monai_iou, name))])
 def test_every_public_name_has_an_example(name: str) -> None:
     assert ">>>" in (getattr(monai_iou, name).__doc__ or "")
+
+
+@pytest.mark.parametrize("challenge", metrics.CHALLENGES.values(), ids=lambda challenge: challenge.title)
+def test_the_function_of_every_challenge_has_an_example(challenge: metrics.Challenge) -> None:
+    assert ">>>" in (challenge.score.__doc__ or "")
+
+
+def test_the_metrics_are_listed_with_their_own_arguments() -> None:
+    listed = re.findall(r"^ {4}(\w+)\(((?:[^()]|\([^()]*\))*)\)", metrics.__doc__ or "", flags=re.MULTILINE)
+    assert len(listed) == 10
+    for name, arguments in listed:
+        own, written = (inspect.signature(f) for f in (getattr(metrics, name), eval(f"(lambda {arguments}: None)")))
+        assert [(p.name, p.kind, p.default) for p in written.parameters.values()] == [
+            (p.name, p.kind, p.default) for p in own.parameters.values()
+        ], name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

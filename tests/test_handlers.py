@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import MeanIoUHandler, MetricsSaver, from_engine
 from monai.networks.utils import one_hot
+from places import DOCS
 
 from monai_iou import CompoundLoss, InstanceIoULoss, IoUCELoss, IoULoss, MultiScaleLoss
 from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler, LossWeightSchedule
@@ -128,6 +129,17 @@ def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
     other = handler(output_transform=from_engine(["pred", "label"]), **options)
     assert evaluator(other, "score").run(blob_batches((1.0, 1.0, 1.0))).metrics["score"] != state.metrics["score"]
     assert (tmp_path / "score_raw.csv").exists()
+    # without metadata, as in the bundle's training, it is an argument; a call of the metric may give another
+    plain = [[{"pred": i["pred"], "label": i["label"].as_tensor()} for i in batch] for batch in data]
+    given = handler(output_transform=from_engine(["pred", "label"]), spacing=spacing, **options)
+    assert evaluator(given, "score").run(plain).metrics["score"] == state.metrics["score"]
+    torch.testing.assert_close(given.metric_fn.get_buffer(), alone.get_buffer())
+    first = [i["pred"] for i in data[0]], [i["label"] for i in data[0]]
+    ones = metric(**options)(*first, spacing=1.0)
+    torch.testing.assert_close(metric(spacing=1.0, **options)(*first), ones)
+    torch.testing.assert_close(metric(spacing=spacing, **options)(*first, spacing=1.0), ones)
+    with pytest.raises(ValueError, match=r"^Expected `spacing` to be 3 positive numbers in mm, but got"):
+        handler(spacing=(1.0, 0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,7 @@ def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
                 "ignore_empty": False,
                 "num_classes": 4,
                 "ignore_index": 9,
+                "spacing": (3.0, 1.0, 0.5),
             },
         ),
         (
@@ -155,6 +168,7 @@ def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
                 "ignore_empty": True,
                 "num_classes": 4,
                 "ignore_index": 9,
+                "spacing": (3.0, 1.0, 0.5),
             },
         ),
     ],
@@ -294,3 +308,14 @@ def test_dice_is_over_the_cases_of_iou(ignore_empty: Any) -> None:
         monai = DiceMetric(include_background=False, num_classes=3)
         expected = torch.cat([monai(*pair) for pair in pairs])
         assert torch.allclose(dice.float(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("handler", "metric"),
+    [(IoUHandler, IoUMetric), (LesionIoUHandler, LesionIoUMetric), (BoundaryIoUHandler, BoundaryIoUMetric)],
+)
+def test_the_page_names_what_a_handler_does_not_take(handler, metric):
+    ours, theirs = (set(inspect.signature(each).parameters) for each in (handler, metric))
+    assert theirs - ours == {"get_not_nans", "return_with_label"}
+    page = " ".join((DOCS / "metrics.md").read_text(encoding="utf-8").split())
+    assert "the other arguments of their metric by keyword, except `get_not_nans` and `return_with_label`" in page

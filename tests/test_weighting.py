@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data.dataset import Dataset
 from places import DATA
+from torch.utils.data import DataLoader
 
 from monai_iou import ComponentRegionsd, WeightedCrossEntropyLoss, class_weights, count_voxels
 from monai_iou.cli import main
@@ -266,3 +267,42 @@ def test_real_labels(tmp_path: Path) -> None:
     assert len(counts.cases) == 6
     assert 0.0001 < counts.voxels[:, 1].sum() / counts.voxels.sum() < 0.01
     assert counts.components[1] > 100
+
+
+def test_one_file_is_no_plural(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "more" / "second.nii").unlink()
+    assert main(["class-weights", str(folder), "-o", str(tmp_path / "weights.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "1 label file, weights: inverse"
+
+
+def test_count_voxels_takes_one_case_at_a_time() -> None:
+    label = torch.zeros(1, 4, 5, 6)
+    label[0, 0, 0, :2] = 1
+    items = [{"label": label}, {"label": 1 - label}, {"label": label}]
+    text = (
+        "Expected `dataset` to yield one case at a time, but got a DataLoader, which makes batches: pass its "
+        "`dataset`, or a DataLoader with batch_size=None."
+    )
+    for loader in (DataLoader(items, batch_size=2), DataLoader(items)):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            count_voxels(loader)
+    expected = [[118, 2], [2, 118], [118, 2]]
+    assert count_voxels(DataLoader(items, batch_size=2).dataset).tolist() == expected
+    assert count_voxels(DataLoader(items, batch_size=None)).tolist() == expected
+    text = (
+        "Expected item 1 of `dataset` to hold a label (1, *S) or (C, *S) with up to 3 spatial dimensions, but got the "
+        "shape (2, 1, 4, 5, 6), which is that of a batch: give one case at a time."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        count_voxels([label, torch.stack([label, label])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_count_voxels_rounds_shares_that_leave_their_range(dtype: torch.dtype) -> None:
+    maps = torch.tensor([[1.0000001, 1.00005, -1e-7, 0], [0, -5e-5, 1, 1]], dtype=dtype)
+    assert count_voxels([maps, maps.numpy()]).tolist() == [[2, 2]] * 2
+    row = torch.full((2, 100_000), 1.00009, dtype=dtype)
+    assert count_voxels([row]).tolist() == [[100_000] * 2]
+    for wrong in (1.001, -0.001):
+        with pytest.raises(ValueError, match=rf"to hold values from 0 to 1, but got {wrong}"):
+            count_voxels([torch.full((2, 3), wrong, dtype=dtype)])

@@ -3,7 +3,7 @@
 #
 # From a folder of labelled volumes to masks of new scans and to scores. Everything is written to a new temporary
 # folder. The data are generated here, so that nothing is downloaded, and so small that all commands together take
-# about a minute at most; the scores after two epochs say nothing.
+# about a minute at most; the scores after two epochs are meaningless.
 #
 # The cells call the commands from Python. In a shell, `run("train", data, "--output", model)` is `monai-iou train
 # DATA --output MODEL`.

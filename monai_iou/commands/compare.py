@@ -14,7 +14,7 @@ __all__ = ["compare"]
 
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="BASELINE OTHER...")
-@output_option("-o", default="comparison", help="Folder for the tables and the page.")
+@output_option(default="comparison", help="Folder for the tables and the page.")
 @click.option(
     "--metrics",
     metavar="iou,hd95_mm",

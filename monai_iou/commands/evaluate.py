@@ -41,7 +41,7 @@ FILES = (
         metavar="DIR",
         help="Folder of reference label maps, or a single file.",
     ),
-    output_option("-o", help="Folder for the tables and the report."),
+    output_option(help="Folder for the tables and the report."),
 )
 LABELS = (
     click.option(
@@ -116,7 +116,9 @@ LESIONS = (
         metavar="N",
         help="Count as one lesion the components of the reference that join when dilated N times (BraTS).",
     ),
-    click.option("--instances", is_flag=True, help="The files hold a number for each lesion, instead of labels."),
+    click.option(
+        "--instances", is_flag=True, help="The files are instance maps (one number per lesion) instead of label maps."
+    ),
     click.option(
         "--min-volume",
         "min_volume_mm3",
@@ -147,7 +149,7 @@ CASES = (
         "--probabilities",
         type=FOLDER,
         metavar="DIR",
-        help="Folder of probability maps (nnU-Net's npz, or NIfTI), to score at every threshold.",
+        help="Folder of probability maps (nnU-Net's npz, or volumes of any format), to score at every threshold.",
     ),
     click.option(
         "--groups",

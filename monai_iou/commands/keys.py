@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -27,8 +28,9 @@ __all__ = [
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = Path("bundles") / "small_foreground_segmentation" / "configs"
 MARK = "\ufeff"  # of the byte order, which editors of Windows may put before a text
-WORDS = "monai_iou.keys"  # of a context's meta
-PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")  # as the bundle's settings know them
+WORDS, LISTS = "monai_iou.keys", "monai_iou.lists"  # of a context's meta
+PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir", "start_from")  # as of the bundle
+SWITCH = ("true", "false")  # which the bundle's switches take, and flags do not
 # Keys that a command sets itself, by what the user writes.
 TRAINING_SETS = {
     "bundle_root": "--output", "ckpt_dir": "--output", "output_dir": "--output", "dataset_dir": "DATASET",
@@ -57,11 +59,15 @@ class CommandWithKeys(click.Command):
         keys: list[str] = ctx.meta.setdefault(WORDS, [])
         while left and left[0] != "--":
             word = left.pop(0)
-            name, equals, _ = word.partition("=")
+            name, equals, value = word.partition("=")
+            if name in own and own[name].is_flag and (equals or (left and left[0].lower() in SWITCH)):
+                raise click.UsageError(_flag_with_value(name, value if equals else left[0]))
             target = keys if name.startswith("--") and name not in own else rest
             target.append(word)
             takes_value = not equals and (target is keys or (word in own and not own[word].is_flag))
             target += [left.pop(0)] if takes_value and left else []
+            if target is keys and (several := _several(value if equals else target[-1], left)):
+                ctx.meta.setdefault(LISTS, {})[name] = several
         return super().parse_args(ctx, [*rest, *left])
 
 
@@ -145,8 +151,7 @@ def read_keys(
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            message = f"Expected options and keys with their values, but got {word!r}: write --key {word}."
-            raise click.UsageError(message)
+            raise click.UsageError(_word_alone(word))
         name, equals, value = word[2:].partition("=")
         _check(name, known, options, sets)
         if not equals and not rest:
@@ -154,6 +159,35 @@ def read_keys(
             raise click.UsageError(message)
         keys[name] = _value(name, value if equals else rest.pop(0))
     return keys
+
+
+def _flag_with_value(name: str, value: str) -> str:
+    remedy = f"leave {name} out" if value.lower() == "false" else f"write {name} alone"
+    return f"Expected {name} without a value, but got {value!r}: {remedy}."
+
+
+def _several(value: str, words: Sequence[str]) -> list[str]:
+    """The numbers of a list that was typed as several words, [] if it was not."""
+    numbers = [word.strip("[](),") for word in [value, *itertools.takewhile(_is_number, words)]]
+    return numbers if _is_number(value) and len(numbers) > 1 else []
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word.strip("[](),"))
+    except ValueError:
+        return False
+    return True
+
+
+def _word_alone(word: str) -> str:
+    context = click.get_current_context(silent=True)
+    for name, numbers in context.meta.get(LISTS, {}).items() if context is not None else ():
+        return (
+            f"Expected one value after {name}, but got {' '.join(numbers)}: write the list as one word, "
+            f"[{','.join(numbers)}]."
+        )
+    return f"Expected options and keys with their values, but got {word!r}: write the name of its key before it."
 
 
 def _check(name: str, known: Collection[str], options: Collection[str], sets: Mapping[str, str]) -> None:

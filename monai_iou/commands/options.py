@@ -46,12 +46,10 @@ else:
     _Words = click.Choice  # which takes no type before click 8.2
 
 
-def output_option(
-    *names: str, help: str, default: str | None = None, metavar: str = "DIR"
-) -> Callable[[_Command], _Command]:
-    """`--output` of a command, with a default or required."""
+def output_option(*, help: str, default: str | None = None, metavar: str = "DIR") -> Callable[[_Command], _Command]:
+    """`-o` or `--output` of a command, with a default or required."""
     given: dict[str, Any] = {"required": True} if default is None else {"default": Path(default), "show_default": True}
-    return click.option(*names, "--output", type=FOLDER, metavar=metavar, help=help, **given)
+    return click.option("-o", "--output", type=FOLDER, metavar=metavar, help=help, **given)
 
 
 class Choice(_Words):

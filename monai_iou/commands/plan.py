@@ -34,7 +34,7 @@ MACHINE = (
 
 
 @click.command()
-@click.argument("dataset_dir", type=FOLDER)
+@click.argument("dataset_dir", type=FOLDER, metavar="DATASET")
 @output_option(default="plan.json", metavar="FILE", help="Config file for the decisions.")
 @click.option("--folds", type=int, metavar="N", help="Number of folds of a cross-validation. Default: a single split.")
 @click.option("--fold", type=int, metavar="K", help="Fold of --folds to validate on, counted from 0. Default: 0.")
@@ -43,12 +43,12 @@ MACHINE = (
     "--minutes",
     type=float,
     metavar="M",
-    help="Plan a training that ends in M minutes on this machine, timed here. Default: no limit.",
+    help="Plan a training that ends within M minutes on this machine, timed here. Default: no limit.",
 )
 def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, **machine: Any) -> int:
     """Decide from a dataset how to train on it, and give the reason for each decision.
 
-    Spacing, patch, batch, crops, loss and length are decided from the training cases of DATASET_DIR, a folder in the
+    Spacing, patch, batch, crops, loss and length are decided from the training cases of DATASET, a folder in the
     layout of the Decathlon or of nnU-Net v2, or one with the folders `images` and `labels`. The cases of test_labelled
     are not read.
 
@@ -57,12 +57,15 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, *
     if fold is not None and folds is None:
         message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
         raise click.UsageError(message)
-    check_folder("DATASET_DIR", dataset_dir, "a folder of labelled volumes")
+    check_folder("DATASET", dataset_dir, "a folder of labelled volumes")
     with reported():
         write_plan(dataset_dir, output, folds, fold, machine)
     from monai_iou.console import say
 
-    say(f"Written: {output}. Train with it, TRAIN.JSON being that of the folder `monai-iou init` wrote:")
+    say(
+        f"Written: {output}. To train with it, replace TRAIN.JSON by the path of configs/train.json in the folder that "
+        "`monai-iou init` wrote:"
+    )
     # In the config's text a backslash would be an escape.
     click.echo(bundle_command(["TRAIN.JSON", output.as_posix()], dataset_dir.as_posix()))
     return 0

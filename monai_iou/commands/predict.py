@@ -89,7 +89,7 @@ def predict(
             say(f"Written: {item.mask}")
             for path in earlier[item.mask]:
                 remove_result(path)
-                say(f"Removed, as it is of an earlier mask: {path}")
+                say(f"Removed, because it belonged to an earlier mask: {path}")
             if item.probabilities is not None:
                 say(f"Written: {item.probabilities}")
             if item.preview is not None:

@@ -41,7 +41,7 @@ LENGTH = (
         help="Folder for the training. Default: DATASET's name and `_run`.",
     ),
     click.option(
-        "--minutes", type=float, metavar="M", help="Plan trainings that end in M minutes, all folds together."
+        "--minutes", type=float, metavar="M", help="Plan trainings that end within M minutes, all folds together."
     ),
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Number of epochs. Default: the plan's."),
 )
@@ -64,7 +64,7 @@ AGAIN = (
     click.option(
         "--overwrite",
         is_flag=True,
-        help="Replace the training in RUN; together with --resume, continue it although the data have changed.",
+        help="Replace the training in RUN; together with --resume, continue it even if the data have changed.",
     ),
 )
 
@@ -121,9 +121,10 @@ def _how_to_go_on(run: TrainingRun, words: Sequence[str]) -> str:
     replaces = "--overwrite" in words and "--resume" not in words
     if replaces and not any(training.has_started for training in run.trainings):
         command = shlex.join(["monai-iou", *words])
-        return f"Stopped before the first checkpoint: any earlier results are back. To replace them, start: {command}"
+        told = "Stopped before the first checkpoint: any earlier results have been restored."
+        return f"{told} To replace them, run: {command}"
     kept = [word for word in words if not (replaces and word == "--overwrite")]
-    return f"Stopped. The same command goes on from there: {shlex.join(['monai-iou', *kept])}"
+    return f"Stopped. To continue, run the same command again: {shlex.join(['monai-iou', *kept])}"
 
 
 def _is_begun(folder: Path) -> bool:

@@ -54,7 +54,7 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
         weights = weights_of(counts.voxels, method, beta)
         write_json(output, counts.as_json(weights, method))
     voxels = counts.voxels.sum(0)
-    click.echo(f"{len(counts.cases)} label files, weights: {method}")
+    click.echo(f"{len(counts.cases)} label file{'' if len(counts.cases) == 1 else 's'}, weights: {method}")
     click.echo(f"{'class':>6}{'voxels':>14}{'%':>10}{'cases':>8}{'components':>12}{'weight':>12}")
     cases = (counts.voxels > 0).sum(0)
     for row in zip(counts.values, voxels, 100 * voxels / voxels.sum(), cases, counts.components, weights, strict=True):
@@ -62,5 +62,10 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     absent = [str(value) for value, number in zip(counts.values, voxels, strict=True) if number == 0]
     if absent:
         say(f"No file holds the labels {', '.join(absent)}: their weight is 0.")
+    if counts.regions:
+        say(
+            f"The classes of this dataset are the regions {', '.join(counts.regions)}. The weights are those of the "
+            "label values, and not of the regions: do not give them to a loss of regions."
+        )
     say(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
     return 0

@@ -22,6 +22,7 @@ from monai_iou.volumes.reading import volume_files
 from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content, write_atomically
 from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.settings import exit_with_message, optional
+from monai_iou.workflow.typed_words import switch_on
 from monai_iou.workflow.versions import about_this_run
 
 __all__ = ["DiskCacheDataset", "cached_dataset"]
@@ -82,7 +83,7 @@ class _Watched:
                 what = "was replaced or changed" if path.exists() else "is no longer there"
                 message = (
                     f"Expected {path} to stay as it was when the run started, but it {what}: leave the dataset alone "
-                    "during a run; a training continues by --resume true once the file is back."
+                    f"during a run; a training continues with {switch_on('resume')} once the file is back."
                 )
                 raise TrainingError(message)
 

@@ -20,6 +20,7 @@ import torch
 from monai_iou.files import replaced_file
 from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.typed_words import switch_on
 
 __all__ = ["UNREADABLE", "check_content", "last_epoch", "load_state", "write_atomically"]
 
@@ -60,8 +61,8 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
             usable, error = False, caught
         if not usable:
             message = (
-                f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it or set "
-                "--resume false."
+                f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it, or start anew "
+                f"with {switch_on('overwrite')} and without --resume."
             )
             raise ValueError(message) from error
     return dict(state)

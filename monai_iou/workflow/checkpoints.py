@@ -6,7 +6,6 @@ import logging
 import math
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ from monai_iou.workflow.optimization import WeightAverage, averages_of, inner_mo
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.schedules import restore_schedule
 from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.starting_weights import start_from, with_seen
+from monai_iou.workflow.typed_words import switch_on
 
 if TYPE_CHECKING:
     from monai.engines.evaluator import Evaluator
@@ -62,6 +63,7 @@ class CheckpointHandler:
         keep: "best", the weights with the best validation score; or "last", until training is complete the same, then
             the final ones.
         resume: continue after the epoch of `last_epoch.pt`; start from the beginning if there is none.
+        start: a trained model from whose weights a training that is not resumed starts, see `model_file`.
         events: TensorBoard's files; those of an earlier training go when the first checkpoint replaces its own.
 
     Raises:
@@ -85,6 +87,7 @@ class CheckpointHandler:
         *,
         keep: str = "best",
         resume: bool = False,
+        start: str | None = None,
         events: EventFolder | None = None,
     ) -> None:
         if keep not in ("best", "last"):
@@ -95,10 +98,10 @@ class CheckpointHandler:
         self.folder = Path(ckpt_dir)
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
         self.evaluator, self.plan, self.resume, self.cases = evaluator, plan, resume, cases
-        self.events = events
+        self.events, self.start = events, start
         self.average = average if average is not None else WeightAverage(network, optimizer)
         self._guard = StepGuard(items)
-        self._has_model = self._is_final = False
+        self._has_started = self._has_model = self._is_final = False
 
     def attach(self, engine: Trainer) -> None:
         """Register on the trainer."""
@@ -117,13 +120,19 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Trainer) -> None:
-        self._has_model = self._is_final = False
-        if not self.resume:
+        if self._has_started and engine.state.epoch > 0:  # a further run, such as a federated round, goes on as it is
             return
+        self._has_started, self._has_model, self._is_final = True, False, False
+        if self.plan is not None and self.cases is not None:  # a given plan names the cases of another training
+            self.plan = self.cases.trained_on(self.plan)
         path = self.folder / "last_epoch.pt"
-        if not path.is_file():
-            logger.info("No checkpoint at %s: training starts from the beginning.", path)
+        if not self.resume or not path.is_file():
+            if self.resume:
+                logger.info("No checkpoint at %s: training starts from the beginning.", path)
+            self.plan = start_from(self.start, self.network, self.average, self.plan)
             return
+        if self.start is not None:
+            logger.info("`start_from` has no effect on a training that is resumed from %s.", path)
         state = load_state(path)
         with exit_with_message():
             self._restore(engine, state, path)
@@ -144,11 +153,7 @@ class CheckpointHandler:
         # A file alone may be of an earlier training in this folder, or the final weights of fewer epochs.
         self._has_model = (self._is_final or self._best_epoch > 0) and (self.folder / "model.pt").is_file()
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
-            self.plan = replace(
-                self.plan,
-                trained=tuple(dict.fromkeys([*state.get("trained", ()), *self.plan.trained])),
-                trained_images=tuple(dict.fromkeys([*state.get("trained_images", ()), *self.plan.trained_images])),
-            )
+            self.plan = with_seen(self.plan, state.get("trained", ()), state.get("trained_images", ()))
         logger.info(
             "Resumed from %s after epoch %d%s%s.",
             path,
@@ -171,8 +176,8 @@ class CheckpointHandler:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = (
                 f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
-                "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or set "
-                "--resume false."
+                "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or "
+                f"start anew with {switch_on('overwrite')} and without --resume."
             )
             raise ValueError(message) from error
         load_averages(self.optimizer, state["optimizer"], path)
@@ -214,11 +219,9 @@ class CheckpointHandler:
         if engine.state.rank == 0:
             self._write_state(engine, validated=False)
             logger.info(
-                "%s: stopped in epoch %d; %s has the weights of this step, and --resume true goes on from there.",
-                signal.Signals(number).name,
-                engine.state.epoch,
-                self.folder / "last_epoch.pt",
-            )
+                "%s: stopped in epoch %d; %s has the weights of this step, and %s continues from there.",
+                signal.Signals(number).name, engine.state.epoch, self.folder / "last_epoch.pt", switch_on("resume"),
+            )  # fmt: skip
         if is_distributed():
             dist.barrier()  # the launcher ends all ranks as soon as one has left
         raise SystemExit(128 + number)

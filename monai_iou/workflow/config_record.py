@@ -18,8 +18,8 @@ __all__ = ["config_record", "other_settings"]
 BESIDE = (
     "_meta_", "about", "bundle_root", "cache_dir", "cache_rate", "cache_workers", "ckpt_dir", "dataset_dir", "device",
     "finalize", "imports", "initialize", "memory_format", "num_workers", "output_dir", "overwrite", "pictures",
-    "plan_report", "rank", "resume", "run", "sw_batch_size", "train.json", "transform_device",
-    "tune_postprocessing", "world_size",
+    "plan_report", "rank", "resume", "run", "start_from", "sw_batch_size", "train.json",
+    "transform_device", "tune_postprocessing", "world_size",
 )  # fmt: skip
 WORDS = {"true": True, "false": False, "null": None, "none": None}  # which arrive as text from a command line
 MISSING = "not given"

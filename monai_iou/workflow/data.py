@@ -20,6 +20,7 @@ from monai_iou.datasets.case_volumes import check_case, check_side
 from monai_iou.datasets.cases import Case, DatasetError, check_voxel_size
 from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
 from monai_iou.datasets.naming import check_names
+from monai_iou.planning.intensity import warn_of_unnamed_ct
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.volumes.names import PNG_EXTENSION, RESULTS, case_name, volumes_below
@@ -135,10 +136,7 @@ class BundleCases:
                 cases = self.folder.evaluation
                 self.folder.need_like_spacings(cases, self.folder.check(cases))
                 return case_items(cases, self.folder, scheme)
-            if not self._split[1]:
-                message = "Expected cases that are held out, but `val_fraction` is 0: score `test_labelled` cases."
-                raise DatasetError(message)
-            check_held_out(*self._split, plans)
+            check_held_out(self.folder, *self._split, plans)
         return case_items(self._split[1], self.folder, scheme)
 
     def scored_part(self, which: str | None) -> str:
@@ -174,8 +172,7 @@ class BundleCases:
             if self._images is not None or not is_dataset(self.dataset_dir):
                 images = self._to_segment() if self._images is not None or self.dataset_dir.is_dir() else []
                 return {"the images": [path for case in images for path in case.images]}
-            folder = self.folder
-            cases = [*folder.labelled, *folder.evaluation, *folder.test]
+            cases = [*self.folder.labelled, *self.folder.evaluation, *self.folder.test]
             return {
                 "the dataset": [self.dataset_dir / "dataset.json"],
                 "the images": [path for case in cases for path in case.images],
@@ -188,9 +185,8 @@ class BundleCases:
         return str(Path(os.sep).absolute()) if self._case_names else ""
 
     def mask_name(self, meta: Mapping[str, Any] | None, saver: object = None) -> dict[str, Any]:
-        """Name a mask after its case, for the `output_name_formatter` of the same copies."""
+        """Name a mask after its case, for `output_name_formatter` of the same copies; MONAI takes an extension off."""
         file = Path(str((meta or {}).get("filename_or_obj", "image")))
-        # MONAI takes an extension off, of names with other dots too.
         return {"subject": str(Path(self.mask_root) / f"{self._case_names.get(file, case_name(file))}.nii.gz")}
 
     def result_path(self, image: Path, folder: str, suffix: str, ending: str) -> Path:
@@ -267,20 +263,27 @@ class BundleCases:
                 return make_plan(None, [], patch_size, pixdim, base_channels, full_resolution=whole)
             check_raters(self.folder, self.raters)
             facts = dict(zip(self.folder.labelled, self.folder.training_facts, strict=True))
-            training, _ = self._split
-            trained, every = [facts[case] for case in training], list(facts.values())
-            check_side(training, trained)
+            trained, every = [facts[case] for case in self._split[0]], list(facts.values())
+            check_side(self._split[0], trained)
+            warn_of_unnamed_ct(self.folder.modalities, every)
             kinds: dict[str, Any] = {"raters": self.raters, "spatial_dims": self.spatial_dims, "trained": trained}
             plan = make_plan(self.folder, every, patch_size, pixdim, base_channels, full_resolution=whole, **kinds)
-            images = tuple(map_cases(image_identity, training))
-            return replace(plan, trained=tuple(case.name for case in training), trained_images=images)
+            return self.trained_on(plan)
+
+    def trained_on(self, plan: Plan) -> Plan:
+        """Return a plan with the cases of this split as those that its model is trained on; as it is without them."""
+        return replace(plan, **self._trained) if is_dataset(self.dataset_dir) else plan
+
+    @cached_property
+    def _trained(self) -> dict[str, Any]:
+        own, _ = self._split
+        return {"trained": tuple(case.name for case in own), "trained_images": tuple(map_cases(image_identity, own))}
 
     def record(self, plan: Plan) -> dict[str, Any]:
         """Return what a resumed training must have in common with this one; {} for data that others brought."""
         if not is_dataset(self.dataset_dir):
             return {}
-        if self._record is None:
-            self._record = data_record(*self._split, plan)
+        self._record = self._record or data_record(*self._split, self.trained_on(plan))
         return self._record
 
     @cached_property

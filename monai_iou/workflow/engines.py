@@ -17,6 +17,8 @@ from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
 from monai.engines.trainer import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from monai.handlers.checkpoint_loader import CheckpointLoader
+from monai.utils.misc import ensure_tuple
 
 from monai_iou.distributed import from_all_ranks
 from monai_iou.metrics.base import RowMetric
@@ -78,11 +80,15 @@ class Trainer(_MixedPrecision, SupervisedTrainer):
     Args:
         device: to train on.
         args, kwargs: as for `monai.engines.SupervisedTrainer`.
+        train_handlers: likewise; a `CheckpointLoader` acts first, so that a resumed training keeps its own weights.
         amp: mixed precision.
         amp_kwargs: with its `dtype`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        handlers = ensure_tuple(kwargs.pop("train_handlers", None) or ())
+        if handlers:
+            kwargs["train_handlers"] = sorted(handlers, key=lambda each: not isinstance(each, CheckpointLoader))
         super().__init__(*args, **kwargs)
         self._backward = contextlib.ExitStack()
         if isinstance(self.inferer, CpuAutocast):

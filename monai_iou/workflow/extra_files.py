@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def extra_file(path: Path, told: set[Path] | None = None) -> Iterator[None]:
-    """Go on where a file cannot be read or written, as a viewer may hold it, with one warning that names it.
+    """Go on where a file cannot be made, read or written, as a viewer may hold it, with one warning that names it.
 
     Args:
         path: of the file.
@@ -26,9 +26,12 @@ def extra_file(path: Path, told: set[Path] | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, OutputError) as error:
+    except Exception as error:  # drawing libraries raise errors of any type
         if told is None or path not in told:
-            logger.warning("%s cannot be read or replaced now and stays as it is: %s", path, error)
+            held = isinstance(error, (OSError, OutputError))
+            what = "read or replaced" if held else "made"
+            why = str(error) if held else " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("%s cannot be %s now and stays as it is: %s", path, what, why)
         if told is not None:
             told.add(path)
 

@@ -26,19 +26,12 @@ from monai_iou.planning.own_errors import chain
 from monai_iou.voxels import late_checks
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.typed_words import output_key
 
 __all__ = [
-    "StepGuard",
-    "TrainingError",
-    "batch_loss",
-    "disk_full",
-    "explain_out_of_memory",
-    "quiet_stop",
-    "run",
-    "stop_signal",
-    "stop_signals",
-]
-
+    "StepGuard", "TrainingError", "batch_loss", "disk_full", "explain_out_of_memory", "quiet_stop", "run",
+    "stop_signal", "stop_signals",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +44,10 @@ _NO_GPU_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_AL
 NO_MEMORY = (*_NO_CPU_MEMORY, *_NO_GPU_MEMORY)
 _SECONDS_TO_DIE = 2.0  # from when a process closes its connections until the system says that it has ended
 NO_SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
+LESS_MEMORY = (
+    "lower `patch_size`, `batch_size`, `num_samples` or, if the machine's own memory is full, `cache_rate`; in a "
+    "validation, set `sw_batch_size` to 1 and `validate#inferer#device` to cpu"
+)
 
 
 class TrainingError(ValueError):
@@ -62,7 +59,7 @@ def run(engine: Any, folder: str | None = None) -> None:
 
     SIGTERM and SIGINT end the training after the current step, see
     `monai_iou.workflow.checkpoints.CheckpointHandler`; before training and in evaluation they behave
-    as usual. Running out of memory names the keys to lower.
+    as usual. Running out of memory names the keys that help.
 
     Args:
         engine: a MONAI workflow engine.
@@ -75,7 +72,7 @@ def run(engine: Any, folder: str | None = None) -> None:
     """
     with (
         _alone_in(folder, engine),
-        explain_out_of_memory(),
+        explain_out_of_memory(_remedy(engine)),
         stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext(),
     ):
         try:
@@ -112,6 +109,16 @@ def _report_failed_cases(engine: Any) -> None:
     if failed:
         with exit_with_message():
             raise TrainingError("\n".join(dict.fromkeys(failed)))
+
+
+def _remedy(engine: Any) -> str:
+    if hasattr(engine, "optimizer"):
+        return LESS_MEMORY
+    inferer = "inferer" if getattr(engine.state, "key_metric_name", None) is None else "validate#inferer"
+    return (
+        f"set `sw_batch_size` to 1 and `{inferer}#device` to cpu, which moves the output to the machine's own memory, "
+        "or set `device` to cpu; if that memory itself is full, set `num_workers` to 0"
+    )
 
 
 def _alone_in(folder: str | None, engine: Any) -> contextlib.AbstractContextManager[None]:
@@ -232,8 +239,8 @@ def quiet_stop(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def explain_out_of_memory() -> Iterator[None]:
-    """Turn running out of memory into a sentence that names the keys to lower."""
+def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
+    """Turn running out of memory into a sentence that names the keys that help, by default those of a training."""
     try:
         yield
     except (MemoryError, RuntimeError, ConnectionError, EOFError) as error:
@@ -247,10 +254,7 @@ def explain_out_of_memory() -> Iterator[None]:
                 raise TrainingError(message) from error
         if not any(_is_out_of_memory(cause) for cause in causes):
             raise
-        message = (
-            "Expected the run to fit into memory, but it ran out of it: lower `patch_size`, `batch_size`, "
-            "`num_samples`, `sw_batch_size` or, if the machine's own memory is full, `cache_rate`."
-        )
+        message = f"Expected the run to fit into memory, but it ran out of it: {remedy}."
         with exit_with_message():
             raise TrainingError(message) from error
 
@@ -290,7 +294,7 @@ def disk_full(path: Path) -> Iterator[None]:
         kept = "the earlier file is kept; " if path.is_file() else ""
         message = (
             f"Expected room to write {path}, but the disk is full or a limit is reached ({free:.1f} MB free): {kept}"
-            "delete something there, or name a folder on another disk by `ckpt_dir` (or `cache_dir`)."
+            f"delete something there, or write to another disk with {output_key('ckpt_dir')} (or --cache_dir)."
         )
         with exit_with_message():
             raise TrainingError(message) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["SliceNetwork"]
@@ -32,14 +33,20 @@ class SliceNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         """Return the network's output for the slices."""
-        if image.shape[2 + self.axis] != 1:
+        slices = image.shape[2 + self.axis]
+        if slices != 1:
             message = (
-                f"Expected volumes of one slice along axis {self.axis}, but got {tuple(image.shape)}: give the patch "
-                "one voxel along it, or train with spatial_dims 3."
+                f"Expected volumes of one slice along axis {self.axis}, but got {slices} slices: give the patch one "
+                "voxel along it, or train with spatial_dims 3."
             )
             raise ValueError(message)
-        return self._thick(self.network(image.squeeze(2 + self.axis)))
+        output = self.network(image.squeeze(2 + self.axis))
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            assert isinstance(output, Tensor)  # TorchScript wants to be told: no network gives several tensors there
+            return output.unsqueeze(2 + self.axis)
+        return self._thick(output)
 
+    @torch.jit.unused
     def _thick(self, output: Any) -> Any:
         if isinstance(output, Tensor):
             # DynUNet stacks its scales behind the batch.

@@ -23,16 +23,19 @@ from monai_iou.workflow.run_summary import write_summary
 
 if TYPE_CHECKING:
     from monai_iou.workflow.data import BundleCases
+    from monai_iou.workflow.settings import Settings
 
 __all__ = [
     "failure_notes",
+    "held_out_facts",
     "left_out_notes",
     "remove_scores",
     "report_failures",
     "score_request",
+    "scored_cases",
     "seen_before",
+    "seen_notes",
     "to_stderr",
-    "tuning_notes",
     "write_summaries",
 ]
 
@@ -40,7 +43,7 @@ MOST_NAMED = 3
 
 
 def seen_before(cases: BundleCases, plan: Plan, model: Path) -> list[str]:
-    """Return the held-out cases that a model has seen in an earlier part of its training, which had another split.
+    """Return the held-out cases that a model has seen before: with another split, or in the model of `start_from`.
 
     Cases that the present split trains on and validates, as it does with a single patient, are not among them.
 
@@ -59,15 +62,35 @@ def seen_before(cases: BundleCases, plan: Plan, model: Path) -> list[str]:
     return [case.name for case in seen_cases(held_out, cases.folder.labelled, [stored], cases.folder.patient_groups)]
 
 
+def held_out_facts(cases: BundleCases, settings: Settings, seen: Sequence[str]) -> dict[str, Any]:
+    """Return what the state of a training says of the cases that it held out, with what its model knows of them.
+
+    Args:
+        cases: of the training.
+        settings: of the training; those of an earlier copy of the bundle lack some keys.
+        seen: the cases that are not scored, from `seen_before`.
+    """
+    items = [item for item in cases.validation if item["case"] not in seen] if settings.validates else []
+    trained = {item["case"] for item in cases.training}
+    # Without a validated epoch, the final weights are stored.
+    is_chosen = getattr(settings, "epochs", 1) >= getattr(settings, "val_interval", 1)
+    return {
+        "held_out": [{name: item[name] for name in ("case", "image", "label")} for item in items],
+        "left_out": list(seen),
+        "trained_on": [item["case"] for item in items if item["case"] in trained],
+        "chose_weights": is_chosen and getattr(settings, "keep_weights", "best") == "best",
+    }
+
+
 def left_out_notes(states: Sequence[RunState]) -> list[str]:
     """Say of each training which cases it holds out and are not scored, because its model was trained on them.
 
     >>> left_out_notes([RunState(Path("run"), {}, facts={"left_out": ["a", "b"]}), RunState(Path("other"), {})])
-    ['Left out: a, b. The training in run now holds out what it was trained on before, with another split.']
+    ['Left out: a, b. The model in run was trained on them before: with another split, or as the one it started from.']
     """
     return [
-        f"Left out: {_some(names)}. The training in {state.folder} now holds out what it was trained on before, with "
-        "another split."
+        f"Left out: {_some(names)}. The model in {state.folder} was trained on them before: with another split, or as "
+        "the one it started from."
         for state in states
         if (names := state.facts.get("left_out"))
     ]
@@ -78,16 +101,49 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def tuning_notes(states: Sequence[RunState]) -> list[str]:
-    """Say whether the post-processing of some training was chosen on the very cases that are scored."""
-    files = [state.folder / "models" / "postprocessing.json" for state in states if state.facts.get("held_out")]
-    tuned = [str(path) for path in files if path.is_file()]
-    if not tuned:
-        return []
-    return [
-        f"The post-processing ({', '.join(tuned)}) was tuned on these very cases: score others before you report what "
-        "it gains."
+def seen_notes(states: Sequence[RunState]) -> list[str]:
+    """Say which cases are scored although a model was trained on them, or they chose its weights or post-processing.
+
+    >>> facts = {"held_out": [{"case": "a"}], "trained_on": ["a"], "chose_weights": True}
+    >>> for note in seen_notes([RunState(Path("run"), {}, facts=facts)]):
+    ...     print(note)
+    Not held out: a. All cases are of one patient, and the model in run was trained on them: score other patients.
+    The weights (run/models/model.pt) were chosen by the scores of these very cases: score others before you report any.
+    """
+    scored = [state for state in states if state.facts.get("held_out")]
+    notes = [
+        f"Not held out: {_some(names)}. All cases are of one patient, and the model in {state.folder} was trained on "
+        "them: score other patients."
+        for state in scored
+        if (names := state.facts.get("trained_on"))
     ]
+    chosen = [str(state.folder / "models" / "model.pt") for state in scored if state.facts.get("chose_weights")]
+    if chosen:
+        notes.append(
+            f"The weights ({', '.join(chosen)}) were chosen by the scores of these very cases: score others before you "
+            "report any."
+        )
+    files = [state.folder / "models" / "postprocessing.json" for state in scored]
+    tuned = [str(path) for path in files if path.is_file()]
+    if tuned:
+        notes.append(
+            f"The post-processing ({', '.join(tuned)}) was tuned on these very cases: score others before you report "
+            "what it gains."
+        )
+    return notes
+
+
+def scored_cases(states: Sequence[RunState]) -> str:
+    """Return how many cases are scored and what they are to the training, for a sentence.
+
+    >>> facts = {"held_out": [{"case": "a"}]}
+    >>> scored_cases([RunState(Path(), {}, facts=facts)])
+    'case that was held out'
+    """
+    number = sum(len(state.facts.get("held_out", ())) for state in states)
+    was = "case that was" if number == 1 else f"{number} cases that were"
+    is_trained = any(state.facts.get("trained_on") for state in states)
+    return f"{was} {'trained and validated on' if is_trained else 'held out'}"
 
 
 def failure_notes(failed: Mapping[Path, str]) -> list[str]:
@@ -134,7 +190,9 @@ def write_summaries(folders: Sequence[Path], scores: Evaluation | None) -> None:
         if state is not None and (folder / "epochs.csv").is_file():
             cases = [item["case"] for item in state.facts.get("held_out", ())]
             with extra_file(folder / "summary.html"):
-                write_summary(folder, evaluation=None if scores is None else part_of(scores, cases))
+                part = None if scores is None else part_of(scores, cases)
+                notes = [*left_out_notes([state]), *seen_notes([state])]
+                write_summary(folder, evaluation=part, notes=notes, trained=bool(state.facts.get("trained_on")))
 
 
 def score_request(dataset: Path, run: Path, masks: Path, output: Path, states: Sequence[RunState]) -> Request:

@@ -71,7 +71,7 @@ def check_raters(folder: SegmentationFolder, raters: str) -> None:
     if raters == "draw" and folder.soft and folder.has_raters:
         message = (
             f"Expected `raters` to be mean for several raters with `soft_labels` in {folder.root / 'dataset.json'}, "
-            "but got draw: train on the mean of their shares by --raters mean."
+            "but got draw: train on the mean of their shares with --raters mean."
         )
         raise DatasetError(message)
 

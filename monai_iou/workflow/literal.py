@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["literal", "with_literal_paths"]
 
-PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "images", "models")
+PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "images", "models", "start_from")
 # At the start of a text these signs mark an expression, a reference or a macro; the others count anywhere.
 SIGNS = re.compile(r"\A[$@%]|#|[@%]::")
 

@@ -16,13 +16,10 @@ from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 
 from monai_iou.files import OutputError, replaced_file
-from monai_iou.volumes.grid import Grid, same_grid, spatial_grid
-from monai_iou.volumes.header import Header, VolumeError
-from monai_iou.volumes.names import NIFTI_EXTENSIONS, PNG_EXTENSION
-from monai_iou.volumes.nifti import load_raw_header
+from monai_iou.volumes.names import PNG_EXTENSION
 from monai_iou.volumes.png import write_png
-from monai_iou.volumes.reading import read_header
 from monai_iou.workflow.mask_formats import ITK_ENDINGS, mask_ending, write_with_itk
+from monai_iou.workflow.result_headers import nifti_on_image
 from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassValuesd", "MaskWriter", "SaveImageMaskd", "mask_dtype"]
 
-# Of sform and qform in a header: the largest code that nibabel knows, and that of a place other than the scanner's.
-LARGEST_CODE, ALIGNED = 5, 2
 # What other programs read too, smallest first; 64 bits only where nothing else holds the values.
 DTYPES = (np.uint8, np.uint16, np.int32, np.uint32, np.int64)
 _TORCH_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)  # torch computes little with wider unsigned ones
@@ -105,9 +100,8 @@ class ClassValuesd(MapTransform):
 class MaskWriter(ImageWriter):
     """MONAI writer of masks: NIfTI, or MetaImage, NRRD or PNG where the name ends so.
 
-    If the image was NIfTI, the mask carries its header: qform and sform with their codes, units and trailing axes, so
-    that programs that read one or the other put the mask where they put the image. For other images both forms hold
-    the image's affine. The file is written aside and renamed.
+    A NIfTI mask has the header of a NIfTI image (`nifti_on_image`), so that programs that read qform or sform put the
+    mask where they put the image. The file is written aside and renamed.
 
     Args:
         output_dtype: integer type of the mask.
@@ -147,7 +141,7 @@ class MaskWriter(ImageWriter):
                 elif ending in ITK_ENDINGS:
                     write_with_itk(self._array(), self._affine(), temporary)
                 else:
-                    self._image().to_filename(temporary)
+                    nifti_on_image(self._array(), self._affine(), self.source).to_filename(temporary)
         except OSError as error:
             message = (
                 f"Expected to write the mask `{path}`, but got the error '{error.strerror or error}': free space or "
@@ -162,44 +156,6 @@ class MaskWriter(ImageWriter):
 
     def _affine(self) -> NDArray[np.float64]:
         return np.eye(4) if self.affine is None else self.affine
-
-    def _image(self) -> Any:
-        import nibabel
-
-        array, affine = self._array(), self._affine()
-        header = self._header(spatial_grid(array.shape, affine))
-        if header is None:
-            image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
-            image.set_qform(affine, 1)
-            image.set_sform(affine, 1)
-            image.header.set_xyzt_units("mm")
-            return image
-        image_shape, raw = header
-        # Channels lie on the image's fourth axis; a mask has none, only axes of length one.
-        shape = tuple(n if axis < 3 else 1 for axis, n in enumerate(image_shape.shape))
-        array = array.reshape(shape if image_shape.shape[3:] == shape[3:] else shape[:3])
-        raw = raw.copy()
-        raw.set_data_dtype(array.dtype)
-        for name in ("cal_min", "cal_max", "intent_code", "scl_slope", "scl_inter", "vox_offset"):
-            raw[name] = 0
-        for name in ("sform_code", "qform_code"):
-            if int(raw[name]) > LARGEST_CODE:  # nibabel would write 0, and the mask would lie elsewhere
-                raw[name] = ALIGNED
-        kind = nibabel.Nifti2Image if len(raw.binaryblock) == 540 else nibabel.Nifti1Image
-        return kind(array, None, raw)
-
-    def _header(self, grid: Grid) -> tuple[Header, Any] | None:
-        """The image's header, if the image is NIfTI, still there, and lies where the mask lies."""
-        if self.source is None or not self.source.name.lower().endswith(NIFTI_EXTENSIONS):
-            return None
-        try:
-            header = read_header(self.source)
-            raw = load_raw_header(self.source)
-        except (VolumeError, OSError):
-            return None
-        if header is None or not same_grid(spatial_grid(header.shape, header.affine), grid):
-            return None
-        return header, raw
 
 
 class SaveImageMaskd(SaveImaged):

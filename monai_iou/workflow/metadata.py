@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
+from monai_iou.planning.rules import without_signs
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.architecture import with_network
 from monai_iou.workflow.named_networks import total_stride
@@ -17,6 +18,8 @@ from monai_iou.workflow.prediction import FOLD, find_models
 
 def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Return `metadata` with the channels, classes and sides of patches of a plan; everything else is as it was.
+
+    Names have no characters that MONAI, which reads the metadata with the config, takes for references.
 
     Example:
         >>> from monai_iou.planning.plan import Plan
@@ -28,13 +31,13 @@ def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
         ['2*(n+1)', '2*n', '2*n']
     """
     formats = metadata["network_data_format"]
-    channels = {str(index): name for index, name in enumerate(plan.modalities)}
-    classes = {str(index): name for index, name in enumerate([plan.labels[0], *plan.class_names])}
+    channels = without_signs({str(index): name for index, name in enumerate(plan.modalities)})
+    classes = without_signs({str(index): name for index, name in enumerate([plan.labels[0], *plan.class_names])})
     shape = {"spatial_shape": _spatial_shape(plan)}
     image = {**formats["inputs"]["image"], "num_channels": plan.in_channels, **shape, "channel_def": channels}
     prediction = {**formats["outputs"]["pred"], "num_channels": plan.out_channels, **shape, "channel_def": classes}
     own = {"inputs": {**formats["inputs"], "image": image}, "outputs": {**formats["outputs"], "pred": prediction}}
-    values = ", ".join(f"{value} {name}" for value, name in plan.labels.items())
+    values = ", ".join(f"{value} {without_signs(name)}" for value, name in plan.labels.items())
     return {
         **metadata,
         "label_classes": f"one channel: {values}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from monai_iou.workflow.records import is_same
 from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = [
+    "check_finite",
     "check_models",
     "image_intensity",
     "load_network",
@@ -147,7 +149,7 @@ def check_models(files: Sequence[str], network: torch.nn.Module) -> None:
                 )
                 raise DatasetError(message)
             weights = load_weights(path)
-            _check_finite(path, weights)
+            check_finite(path, weights)
             if _shapes(weights) != _shapes(network.state_dict()):
                 message = (
                     f"Expected {path} to hold the weights of `network_def`, but they do not fit: override "
@@ -244,14 +246,17 @@ def load_weights(path: str) -> Mapping[str, Any]:
     """
     try:
         check_content(Path(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'torch.load' received a zip file", UserWarning)  # TorchScript is refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content.get("model", content))  # CheckpointLoader takes both forms
     except (*UNREADABLE, AttributeError) as error:
         message = f"Expected {path} to be a trained model, but it cannot be read: copy it again or train again."
         raise DatasetError(message) from error
 
 
-def _check_finite(path: str, weights: Mapping[str, Any]) -> None:
+def check_finite(path: str, weights: Mapping[str, Any]) -> None:
+    """Raise DatasetError if weights of a file are NaN or infinite."""
     for name, value in weights.items():
         if torch.is_tensor(value) and not bool(torch.isfinite(value).all()):
             message = (

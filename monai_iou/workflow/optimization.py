@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from monai_iou.workflow.cpu_layers import use_fast_layers
 from monai_iou.workflow.settings import exit_with_message, optional
+from monai_iou.workflow.typed_words import switch_on
 
 __all__ = [
     "PolynomialDecay",
@@ -72,7 +73,8 @@ def load_averages(optimizer: torch.optim.Optimizer, state: dict[str, Any], sourc
     if not fits or not all(_finds_its_state(optimizer, group) for group in optimizer.param_groups):
         message = (
             f"Expected {source} to hold the state of this run's `optimizer`, but it is of another one: resume with the "
-            "`optimizer` of the training and its options, or set --resume false."
+            f"`optimizer` of the training and its options, or start anew with {switch_on('overwrite')} and without "
+            "--resume."
         )
         raise ValueError(message) from cause
 

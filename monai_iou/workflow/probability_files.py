@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from monai.transforms.transform import MapTransform
 from monai_iou.files import OutputError, replaced_file
 from monai_iou.volumes.names import PROBABILITIES
 from monai_iou.volumes.probability_kind import description
+from monai_iou.workflow.result_headers import nifti_on_image
 from monai_iou.workflow.settings import exit_with_message
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class SaveProbabilitiesd(MapTransform):
         output_dir: folder of the files.
         regions: whether the channels are regions, each with a probability of its own, and not classes that share one;
             the files' descriptions say so, for `monai-iou evaluate`. None says nothing.
+        values: of the classes in label files, of the background too; the descriptions name them if they have gaps.
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
@@ -47,9 +49,10 @@ class SaveProbabilitiesd(MapTransform):
         allow_missing_keys: bool = False,
         *,
         regions: bool | None = None,
+        values: Sequence[int] = (),
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.cases, self.output_dir, self.regions = cases, output_dir, regions
+        self.cases, self.output_dir, self.regions, self.values = cases, output_dir, regions, values
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return the item as it is."""
@@ -60,16 +63,12 @@ class SaveProbabilitiesd(MapTransform):
             path = self.cases.result_path(image, self.output_dir, PROBABILITIES, ".nii.gz")
             values = items[key].detach().cpu().as_subclass(torch.Tensor).to(torch.float32).numpy()
             affine = np.asarray(meta["affine"], dtype=np.float64)
-            told = "" if self.regions is None else description(regions=self.regions)
-            _write(np.moveaxis(values, 0, -1), affine, path, told)
+            told = "" if self.regions is None else description(regions=self.regions, values=self.values)
+            _write(nifti_on_image(np.moveaxis(values, 0, -1), affine, image), path, told)
         return items
 
 
-def _write(values: np.ndarray, affine: np.ndarray, path: Path, told: str) -> None:
-    import nibabel
-
-    image = nibabel.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
+def _write(image: Any, path: Path, told: str) -> None:
     image.header["descrip"] = told
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

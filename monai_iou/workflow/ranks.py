@@ -40,7 +40,9 @@ def join_group(device: torch.device | str) -> None:
     if is_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
     if not dist.is_initialized():
-        dist.init_process_group(backend="nccl" if is_gpu else "gloo", timeout=LONGEST_WAIT)
+        # NCCL would guess a rank's GPU from its number among all ranks, which is wrong on machines with unequal GPUs.
+        gpu = torch.device("cuda", torch.cuda.current_device()) if is_gpu else None
+        dist.init_process_group(backend="nccl" if is_gpu else "gloo", timeout=LONGEST_WAIT, device_id=gpu)
 
 
 def leave_group() -> None:

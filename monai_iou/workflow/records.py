@@ -177,22 +177,27 @@ def check_unseen(folder: SegmentationFolder, plans: Sequence[Plan]) -> None:
         raise DatasetError(message)
 
 
-def check_held_out(training: Sequence[Case], validation: Sequence[Case], plans: Sequence[Plan]) -> None:
+def check_held_out(
+    folder: SegmentationFolder, training: Sequence[Case], validation: Sequence[Case], plans: Sequence[Plan]
+) -> None:
     """Check that no model was trained on a case that is held out.
 
     Raises:
-        DatasetError: one was; the message names the case.
+        DatasetError: one was; the message names the case. Or none is held out.
     """
-    for plan in plans:
-        # With one patient a case is trained on and validated, which the split has said.
-        seen = [case.name for case in validation if case not in training and case.name in plan.trained]
-        if seen:
-            message = (
-                f"Expected cases that the model has not seen, but it was trained on {seen[0]}: give "
-                "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score "
-                "`test_labelled`."
-            )
-            raise DatasetError(message)
+    if not validation:
+        message = "Expected cases that are held out, but `val_fraction` is 0: score `test_labelled` cases."
+        raise DatasetError(message)
+    # With one patient a case is trained on and validated, which the split has said.
+    held_out = [case for case in validation if case not in training]
+    seen = seen_cases(held_out, folder.labelled, plans, folder.patient_groups)
+    if seen:
+        message = (
+            f"Expected cases that the model has not seen, but it was trained on {seen[0].name}, by the same image or "
+            "the same patient: give `val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one "
+            "model, or score `test_labelled`."
+        )
+        raise DatasetError(message)
 
 
 def seen_cases(

@@ -81,7 +81,7 @@ def _set_aside(run: TrainingRun, aside: Path) -> None:
     except OSError as error:  # such as a fold's folder that is a link to another file system
         message = (
             f"Expected to set {path} aside in {aside}, but got the error '{error.strerror}', and everything is where "
-            "it was: name another folder by --output, or remove the earlier results yourself."
+            "it was: choose another folder with --output, or remove the earlier results yourself."
         )
         raise OutputError(message) from error
     aside.mkdir(exist_ok=True)

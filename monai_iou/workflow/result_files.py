@@ -75,7 +75,7 @@ def check_new(paths: Iterable[Path]) -> None:
         if os.path.lexists(path):
             message = (
                 f"Expected no file at {path}, where a result is to be written, but there is one: add --overwrite to "
-                "replace it, or name another folder by --output."
+                "replace it, or choose another folder with --output."
             )
             raise OutputError(message)
 

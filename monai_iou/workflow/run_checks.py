@@ -43,8 +43,8 @@ def check_nothing_is_replaced(trainings: Iterable[_Training], *, is_finished: bo
         if not known or different or is_finished:
             why = f" ({'; '.join(different)})" if known and different else ""
             message = (
-                f"Expected {training.folder} to be without a training, but it has one{why}: continue it by "
-                "--resume, replace it by --overwrite, or name another folder by --output."
+                f"Expected {training.folder} to be without a training, but it has one{why}: continue it with "
+                "--resume, replace it with --overwrite, or choose another folder with --output."
             )
             raise OutputError(message)
 
@@ -67,6 +67,6 @@ def check_one_plan(trainings: Sequence[_Training], others: Iterable[Path]) -> No
             message = (
                 f"Expected all folds in {folder.parent} to follow one train.json and one plan.json, but got others "
                 f"than those of {folder.name} ({'; '.join(different)}): write the earlier values into train.json and "
-                "plan.json, name another folder by --output, or use these nevertheless by --resume."
+                "plan.json, choose another folder with --output, or use these nevertheless with --resume."
             )
             raise OutputError(message)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_iou.evaluation.rendering import readable
 from monai_iou.files import prepare, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.workflow.curves import draw_curves
@@ -188,21 +189,23 @@ class RunFolderHandler:
         for source, item in zip(evaluator.state.batch, evaluator.state.output, strict=True):
             case = source.get("case")
             if case in self.cases:
-                image, prediction, label = (torch.as_tensor(item[name]).cpu() for name in ("image", "pred", "label"))
-                picture = draw_case(
-                    image[0].float().numpy(), class_numbers(prediction), class_numbers(label),
-                    spacing=self.spacing, title=f"{case}, epoch {engine.state.epoch}",
-                )  # fmt: skip
-                with extra_file(self.folder / "pictures" / picture_name(case), self._told):
-                    save_png(picture, self.folder / "pictures" / picture_name(case))
-                with extra_file(self.folder / "tensorboard", self._told):
-                    self._to_tensorboard(picture, str(case), engine.state.epoch)
+                path, picture = self.folder / "pictures" / picture_name(case), None
+                with extra_file(path, self._told):
+                    image, *maps = (torch.as_tensor(item[name]).cpu() for name in ("image", "pred", "label"))
+                    picture = draw_case(
+                        image[0].float().numpy(), *map(class_numbers, maps),
+                        spacing=self.spacing, title=f"{case}, epoch {engine.state.epoch}, prepared volume",
+                    )  # fmt: skip
+                    save_png(picture, path)
+                if picture is not None:
+                    with extra_file(self.folder / "tensorboard", self._told):
+                        self._to_tensorboard(picture, str(case), engine.state.epoch)
 
     def _to_tensorboard(self, picture: np.ndarray, case: str, epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=".pictures") as writer:
-            writer.add_image(f"validation/{case}", picture, epoch, dataformats="HWC")
+            writer.add_image(f"validation/{readable(case)}", picture, epoch, dataformats="HWC")
 
     def _completed(self, engine: Trainer) -> None:
         if self._rows:  # once more, as a viewer may have held it at the last epoch

@@ -19,8 +19,10 @@ from monai_iou.locks import folder_lock
 from monai_iou.workflow.config_files import check_configs
 from monai_iou.workflow.inference_keys import check_preprocessing
 from monai_iou.workflow.literal import literal
+from monai_iou.workflow.loss_override import check_loss
 from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.replacement import recover, replaced
+from monai_iou.workflow.settings import optional
 from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, TrainingRun
 
 __all__ = ["is_run", "plan_request", "prepared"]
@@ -66,6 +68,8 @@ def prepared(
     if is_run(run.folder):
         check_configs(run.folder)
     run.check(resume=resume, overwrite=overwrite)
+    if overwrite and not resume:
+        _check_start(run)
     _check_folds(run, read_folder(run.dataset))
     prepare(run.folder)
     with contextlib.ExitStack() as held, contextlib.ExitStack() as preparing:
@@ -74,6 +78,7 @@ def prepared(
         if not is_run(run.folder):
             copy_bundle(run.folder)
         check_preprocessing(run.trainings[0].configs, run.trainings[0].keys)
+        check_loss(run.trainings[0].keys, run.trainings[0].configs)
         for folder in run.own_folders:
             folder.mkdir(exist_ok=True)
             held.enter_context(folder_lock(folder, TRAINING))
@@ -86,6 +91,20 @@ def prepared(
             run.check(resume=resume, overwrite=overwrite)  # the plan of a training that has begun may be gone
         preparing.close()
         yield
+
+
+def _check_start(run: TrainingRun) -> None:
+    """Refuse to start from a model that the training replaces: it is put aside before it could be read."""
+    start = optional(run.trainings[0].keys.get("start_from"))
+    if start is None:
+        return
+    path = Path(str(start)).resolve()
+    if any(training.folder.resolve() in (path, *path.parents) for training in run.trainings):
+        message = (
+            f"Expected `start_from` to be outside of what --overwrite replaces, but got {start}: choose another folder "
+            "with --output, or copy that model, with its model.json, and start from the copy."
+        )
+        raise OutputError(message)
 
 
 def _check_folds(run: TrainingRun, folder: SegmentationFolder) -> None:
@@ -158,15 +177,15 @@ def _folds(count: int | None) -> str:
 
 def _refusal(run: TrainingRun, different: Sequence[str], *, overwrite: bool) -> str:
     if run.is_job:
-        remedy = "replace all folds by --overwrite without --fold"
+        remedy = "replace all folds with --overwrite without --fold"
     elif overwrite:  # what is left are not this command's trainings
         remedy = f"remove the other trainings in {run.folder}"
     else:
-        remedy = "replace all trainings there by --overwrite"
+        remedy = "replace all trainings there with --overwrite"
     return (
         f"Expected the plan {run.folder / PLAN}, which a training there follows, to be what is asked for, but got "
-        f"{'; '.join(different)}: leave the option out, train longer by --epochs, {remedy}, or name another folder by "
-        "--output."
+        f"{'; '.join(different)}: leave the option out, train longer with --epochs, {remedy}, or choose another folder "
+        "with --output."
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.pictures import shown_pictures
 from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.results import Evaluation
@@ -21,7 +22,12 @@ SCORES = ("iou", "dice", "precision", "recall", "hd95_mm", "lesion_f1")
 
 
 def write_summary(
-    folder: Path, pictures: Mapping[str, str] | None = None, evaluation: Evaluation | None = None
+    folder: Path,
+    pictures: Mapping[str, str] | None = None,
+    evaluation: Evaluation | None = None,
+    *,
+    notes: Sequence[str] = (),
+    trained: bool = False,
 ) -> Path:
     """Write the page from what lies in a run's folder.
 
@@ -30,6 +36,8 @@ def write_summary(
         pictures: case -> file in its `pictures`; None takes those that are there.
         evaluation: of the held-out cases on their own grids, if it is done: their scores, and the worst cases slice by
             slice.
+        notes: what the reader should know before these scores.
+        trained: whether the training trained on these cases as well, as with a single patient.
 
     Returns:
         The page's path.
@@ -48,9 +56,12 @@ def write_summary(
             for case, file in (pictures or {path.stem: path.name for path in _drawn(folder)}).items()
         ],
         "scores": _scores(evaluation),
-        "score_names": SCORES,
+        "score_names": [COLUMNS[name].title for name in SCORES],
+        "titles": evaluation and evaluation.summary["titles"],
         "viewers": shown or [],
         "cases": evaluation and len(evaluation.records),
+        "notes": notes,
+        "trained": trained,
         "report": evaluation and os.path.relpath(evaluation.request.output / "report.html", folder),
         "about": config.pop("about", {}),
         "keys": {name: json.dumps(value) for name, value in config.items() if not isinstance(value, (dict, list))},
@@ -87,5 +98,8 @@ def _scores(evaluation: Evaluation | None) -> list[dict[str, Any]]:
     """Means of each label over the held-out cases."""
     if evaluation is None:
         return []
-    labels = evaluation.summary["labels"]
-    return [{"label": label, "cells": [number(labels[label][name]["mean"]) for name in SCORES]} for label in labels]
+    labels, titles = evaluation.summary["labels"], evaluation.summary["titles"]
+    return [
+        {"label": titles[label], "cells": [number(scores[name]["mean"]) for name in SCORES]}
+        for label, scores in labels.items()
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from monai_iou.workflow.optimization import PolynomialDecay
+from monai_iou.workflow.typed_words import switch_on
 
 __all__ = ["restore_schedule"]
 
@@ -52,7 +53,8 @@ def restore_schedule(
     except KeyError as error:
         message = (
             f"Expected {source} to hold the state of a {type(scheduler).__name__}, the `lr_scheduler` of this run, but "
-            f"it has no {error}: resume with the `lr_scheduler` of the training, or set --resume false."
+            f"it has no {error}: resume with the `lr_scheduler` of the training, or start anew with "
+            f"{switch_on('overwrite')} and without --resume."
         )
         raise ValueError(message) from error
     scheduler.load_state_dict(dict(state))

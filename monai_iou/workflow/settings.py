@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator
 from numbers import Integral, Real
@@ -18,7 +17,7 @@ import torch
 from monai_iou.files import OutputError
 from monai_iou.workflow.log_file import log_failure
 from monai_iou.workflow.mask_formats import MASK_ENDINGS
-from monai_iou.workflow.typed_words import is_bundle_command, misread, typed_text
+from monai_iou.workflow.typed_words import is_bundle_command, is_cut, misread, typed_text
 
 __all__ = ["Settings", "amp_type", "check_device", "exit_with_message", "is_true", "optional"]
 
@@ -74,7 +73,8 @@ SWITCHES = (
     "tta_flips",
     "tune_postprocessing",
 )
-PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir")
+PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir", "start_from")
+OPEN_PATHS = ("cache_dir", "start_from")  # may be null
 SHARES = ("augmentation", "cache_rate", "crop_jitter", "flip_prob")
 NOT_NEGATIVE = ("context_mm", "negative_crops", "positive_crops", "size_exponent", "weight_decay")
 FROM_ZERO = ("cache_workers", "num_workers", "pictures", "seed", "split_seed")  # integers; all others are from 1
@@ -148,11 +148,10 @@ def _resolved(name: str, value: Any) -> Any:
 def _check_typed(name: str, value: object) -> None:
     """Refuse a path of which the command line made another one: `x#y` arrives as x, and 2024_01 as 202401."""
     typed = typed_text(name, sys.argv) if is_bundle_command() else None
-    is_cut = typed is not None and "#" in typed and not re.search("#|::", str(value))
-    if typed is None or not (is_cut or (name in PATHS and misread(value, typed))):
+    if typed is None or not (is_cut(value, typed) or (name in PATHS and misread(value, typed))):
         return
     remedy = "rename the folder, or make a link to it under another name"
-    if not is_cut:
+    if not is_cut(value, typed):
         remedy = f"write --{name} ./NAME for a folder called by a number or a word such as None"
     with exit_with_message():
         message = f"Expected `{name}` to be {typed!r} as it was typed, but the command line read {value!r}: {remedy}."
@@ -169,7 +168,7 @@ def _mask_format(value: object) -> str:
 
 
 def _path(name: str, value: Any) -> str | None:
-    if name == "cache_dir" and optional(value) is None:
+    if name in OPEN_PATHS and optional(value) is None:
         return None
     with exit_with_message():
         if isinstance(value, bool) or not isinstance(value, (str, int, os.PathLike)) or str(value) == "":

@@ -30,6 +30,7 @@ from monai_iou.workflow.run_folder import open_run_folder
 from monai_iou.workflow.run_lock import locked_for_run
 from monai_iou.workflow.run_state import CHECKPOINTS, LAST_EPOCH
 from monai_iou.workflow.settings import Settings, exit_with_message
+from monai_iou.workflow.typed_words import output_key, switch_on
 
 __all__ = ["check_evaluation", "check_inference", "check_training"]
 
@@ -130,8 +131,9 @@ def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
     if not checkpoints or continues or (settings.overwrite and not settings.resume):
         return
     message = (
-        f"Expected `ckpt_dir` to be without a training, but {checkpoints[0]} is there: continue it by --resume true, "
-        "replace it by --overwrite true, or name another folder."
+        f"Expected `ckpt_dir` to be without a training, but {checkpoints[0]} is there: continue it with "
+        f"{switch_on('resume')}, replace it with {switch_on('overwrite')}, or choose another folder with "
+        f"{output_key('ckpt_dir')}."
     )
     raise OutputError(message)
 
@@ -161,8 +163,8 @@ def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
     given = is_dataset(cases.dataset_dir)  # MONAI Label brings its own data
     if epochs < interval and chooses and given and cases.validation and not resumed:
         logger.warning(
-            "No epoch is validated, as `epochs` is %d and `val_interval` is %d, so that the final weights are stored "
-            "although `keep_weights` is best: lower --val_interval, or raise --epochs.",
+            "No epoch will be validated, because `epochs` is %d and `val_interval` is %d; the final weights will be "
+            "stored even though `keep_weights` is best: lower --val_interval, or raise --epochs.",
             epochs, interval,
         )  # fmt: skip
 
@@ -178,11 +180,11 @@ def _check_same_data(path: Path, cases: BundleCases, plan: Plan, settings: Setti
         sizes = {name: stored[name] for name in ("pixdim", "patch_size") if stored.get(name) and name in current}
         options = " and ".join(f'--{name} "{json.dumps(size, separators=(",", ":"))}"' for name, size in sizes.items())
         is_other = any(not is_same(name, size, current[name]) for name, size in sizes.items())
-        earlier = f", give the earlier values by {options}" if is_other else ""
+        earlier = f", give the earlier values with {options}" if is_other else ""
         message = (
             f"Expected {path} to be of a training on these data, but {'; '.join(changes)}: resume with the same "
             f"dataset, split and settings{earlier}, set `overwrite` as well as `resume` to continue it on these, or "
-            "name another folder."
+            "choose another folder."
         )
         raise OutputError(message)
     settings_changed = other_settings(stored.get("config", {}), current.get("config", {}))

@@ -21,13 +21,15 @@ from monai_iou.files import write_json
 from monai_iou.locks import folder_lock, is_locked
 from monai_iou.workflow.held_out import (
     failure_notes,
+    held_out_facts,
     left_out_notes,
     remove_scores,
     report_failures,
     score_request,
+    scored_cases,
     seen_before,
+    seen_notes,
     to_stderr,
-    tuning_notes,
     write_summaries,
 )
 from monai_iou.workflow.inference_keys import inference_identity, keys_for_inference
@@ -116,12 +118,9 @@ class Training:
         with self.state.kept_unless_trained():
             self.state.write()
             workflow = run_configs(self.configs, self.bundle_keys)
-        cases, plan = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan"))
-        items = cases.validation if workflow.parser.get_parsed_content("settings").validates else []
-        seen = seen_before(cases, plan, self.folder / "models" / "model.json") if items else []
-        held_out = [{name: item[name] for name in ("case", "image", "label")} for item in items]
-        kept = [item for item in held_out if item["case"] not in seen]
-        self.state.finish("trained", held_out=kept, left_out=seen, labels=list(plan.label_values[1:]))
+        cases, plan, keys = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan", "settings"))
+        seen = seen_before(cases, plan, self.folder / "models" / "model.json") if keys.validates else []
+        self.state.finish("trained", **held_out_facts(cases, keys, seen), labels=list(plan.label_values[1:]))
         del workflow, cases
         gc.collect()
 
@@ -196,7 +195,7 @@ class TrainingRun:
         """Refuse to replace a training; nothing is changed.
 
         An unfinished run that is started again by the same command goes on. To `resume` and to `overwrite` means to
-        continue, although the data have changed.
+        continue, even if the data have changed.
 
         Raises:
             OutputError: the folder holds a finished training, or one that asked for something else or has another plan.
@@ -231,7 +230,7 @@ class TrainingRun:
                 continue
             tell(f"Training {number} of {len(self.trainings)}: {training.folder}")
             training.train()
-            for note in left_out_notes([training.state]):
+            for note in (*left_out_notes([training.state]), *seen_notes([training.state])):
                 warn(note)
             with self._turn(PREDICTING, tell):
                 failed |= self._predict(training, tell)
@@ -291,7 +290,7 @@ class TrainingRun:
             if notes or masks:
                 remove_scores(self.folder / SCORES)
             return None
-        tell(f"Scoring the {len(masks)} cases that were held out")
-        notes += [*tuning_notes(known), *failure_notes(failed)]
+        tell(f"Scoring the {scored_cases(known)}")
+        notes += [*seen_notes(known), *failure_notes(failed)]
         request = score_request(self.dataset, self.trainings[0].folder, self.masks, self.folder / SCORES, known)
         return evaluate_folders(request, progress, notes=notes)

@@ -38,7 +38,7 @@ def test_evaluate_writes_everything_and_says_where(folders, tmp_path, capsys):
     assert out.splitlines()[0] == "Evaluated 2 of 2 cases."
     assert out.splitlines()[1].startswith("Label 1: mean IoU 0.8")
     assert out.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'report.html'}"
-    assert err.splitlines()[-1] == "cases 2/2: case1"
+    assert err.splitlines()[-1] == "Scoring cases 2/2: case1"
 
 
 def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
@@ -247,8 +247,8 @@ def test_compare_prints_and_writes_the_differences(folders, tmp_path, capsys):
     out = tmp_path / "comparison"
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), f"--output={out}", "--metrics=iou,dice"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "b against a, label 1, iou: +0.0000 (no interval below 8 cases), p = 1 corrected"
-    assert lines[1] == "b against a, label 1, dice: +0.0000 (no interval below 8 cases), p = 1 exploratory"
+    assert lines[0] == "b against a, label 1, IoU: +0.0000 (no interval below 8 cases), p = 1 corrected"
+    assert lines[1] == "b against a, label 1, Dice: +0.0000 (no interval below 8 cases), p = 1 exploratory"
     assert lines[-1] == f"Report: {out / 'comparison.html'}"
     assert {path.name for path in out.iterdir()} == {"comparison.csv", "paired.csv", "comparison.html"}
     for arguments, text in (
@@ -314,6 +314,18 @@ def test_a_class_that_no_file_holds_is_named(folders, tmp_path, capsys):
     assert main(arguments) == 0
     assert "No file holds" not in capsys.readouterr().out
     assert main([*arguments, "--labels=0,1,2,7,9"]) == 0
+    assert note in capsys.readouterr().out.splitlines()
+
+
+def test_weights_of_a_dataset_of_regions_are_said_to_be_those_of_its_label_values(folders, tmp_path, capsys):
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert main(["class-weights", str(tmp_path / "references"), f"--output={tmp_path / 'weights.json'}"]) == 0
+    note = (
+        "The classes of this dataset are the regions whole, core. The weights are those of the label values, and not "
+        "of the regions: do not give them to a loss of regions."
+    )
     assert note in capsys.readouterr().out.splitlines()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from monai_iou.cli import cli
 from monai_iou.commands.command_lines import bundle_line
 from monai_iou.commands.keys import INFERENCE_SETS, PATHS, known_keys, names_keys, read_keys, words_of_keys
 from monai_iou.commands.predict import predict
@@ -61,6 +64,40 @@ def test_what_is_no_key_is_refused_with_a_suggestion(words: list[str], sentence:
     with pytest.raises(click.UsageError) as caught:
         read_keys(words, KNOWN | {"fold"}, ["output", "epochs"])
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--resume", "false"], "Expected --resume without a value, but got 'false': leave --resume out."),
+        (["--resume=True"], "Expected --resume without a value, but got 'True': write --resume alone."),
+        (["--overwrite", "true", "--epochs", "3"], "--overwrite without a value, but got 'true': write --overwrite al"),
+        (
+            ["--patch_size", "16", "24", "8", "--epochs", "3"],
+            "Expected one value after --patch_size, but got 16 24 8: write the list as one word, [16,24,8].",
+        ),
+        (
+            ["--patch_size=[16,", "24,", "8]"],
+            "Expected one value after --patch_size, but got 16 24 8: write the list as one word, [16,24,8].",
+        ),
+        (["--batch_size", "2", "x"], "but got 'x': write the name of its key before it."),
+    ],
+)
+def test_a_word_too_many_is_answered_with_what_to_write(words: list[str], sentence: str, tmp_path: Path) -> None:
+    for line in ([str(tmp_path), *words], [*words, str(tmp_path)]):
+        found = CliRunner().invoke(cli, ["train", *line])
+        assert found.exit_code == 2
+        if "'x'" not in sentence or line[0] == str(tmp_path):  # else that word is the folder
+            assert sentence in found.output
+
+
+def test_a_folder_may_be_called_by_a_number_behind_a_key(tmp_path: Path) -> None:
+    (tmp_path / "2024").mkdir()
+    with train.make_context("train", ["--batch_size", "2", str(tmp_path / "2024"), "--resume"]) as context:
+        assert _keys(context, context.params["dataset"], context.params) == {"batch_size": 2}
+    with train.make_context("train", ["--batch_size", "2", "2024"]) as context:
+        assert context.params["dataset"] == Path("2024")
+        assert not context.args
 
 
 def test_a_users_config_adds_its_keys(tmp_path: Path) -> None:
@@ -162,6 +199,16 @@ def test_a_line_can_be_pasted() -> None:
     assert words[6:] == ["--flag", "true", "--none", "null", "--names", "['a b','c']", "--n", "0.001"]
 
 
+@pytest.mark.parametrize("name", ["train", "predict", "evaluate", "compare", "plan", "demo", "class-weights"])
+def test_every_command_with_an_output_takes_o(name: str) -> None:
+    assert "-o, --output " in CliRunner().invoke(cli, [name, "--help"]).output
+
+
+@pytest.mark.parametrize("name", ["train", "plan"])
+def test_a_dataset_is_named_alike_in_every_command(name: str) -> None:
+    assert re.search(rf"^Usage: .* {name} \[OPTIONS\] DATASET", CliRunner().invoke(cli, [name, "--help"]).output)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -170,7 +217,7 @@ def test_a_line_can_be_pasted() -> None:
         (["train", ".", "--fold", "1"], "Expected `--folds` to be given with `--fold 1`"),
         (["train", ".", "--folds", "3", "--fold", "3"], "count from 0"),
         (["train", ".", "--config", "no.json"], "Expected `--config` to be a file, but got `no.json`"),
-        (["plan", "nowhere"], "Expected DATASET_DIR to be a folder of labelled volumes, but got `nowhere`"),
+        (["plan", "nowhere"], "Expected DATASET to be a folder of labelled volumes, but got `nowhere`"),
         (["class-weights", "nowhere"], "Expected LABELS_DIR to be a folder of label files, but got `nowhere`"),
         (["describe", "nowhere"], "Expected DIR to be the folder of a trained bundle, but got `nowhere`"),
         (["predict", "nowhere", "scan.nii.gz"], "Expected RUN to be the folder of a training"),

@@ -111,6 +111,34 @@ def test_a_federated_client_trains_and_evaluates(workspace: Path) -> None:
     assert best.keys() == weights(workspace).keys()
 
 
+def test_the_best_model_of_a_federated_client_is_that_of_all_rounds(workspace: Path) -> None:
+    from monai.fl.client import MonaiAlgo
+    from monai.fl.utils.constants import ExtraItems, ModelType
+    from monai.fl.utils.exchange_object import ExchangeObject
+
+    given = workspace / BUNDLE_NAME / "models" / "model.json"
+    keys = {"dataset_dir": "dataset", "plan": f"$monai_iou.planning.load_plan('{given}')", "val_interval": 1}
+    client = MonaiAlgo(
+        bundle_root=BUNDLE_NAME,
+        local_epochs=1,
+        send_weight_diff=False,
+        train_kwargs={**keys, "val_fraction": 0.4},
+        config_evaluate_filename=None,
+    )
+    client.initialize()
+    evaluator = client.train_workflow.parser.get_parsed_content("validate#evaluator")
+    best = []
+    for finished in (1, 2):
+        client.train(ExchangeObject(weights=client.get_weights().weights))
+        assert (evaluator.state.best_metric_epoch, client.trainer.state.epoch) == (1, finished)
+        evaluator.state.best_metric = 2.0  # no later round is better
+        best.append(client.get_weights({ExtraItems.MODEL_TYPE: ModelType.BEST_MODEL}).weights)
+    client.finalize()
+    assert all(torch.equal(torch.as_tensor(best[0][name]), torch.as_tensor(best[1][name])) for name in best[0])
+    own = client.train_workflow.parser.get_parsed_content("cases").training
+    assert load_plan(given).trained == tuple(item["case"] for item in own)
+
+
 def test_auto3dseg_parses_the_loss_alone_and_supervises_deeply() -> None:
     import yaml
     from monai.losses import DeepSupervisionLoss

@@ -464,11 +464,11 @@ def test_cases_that_a_model_was_trained_on_are_not_its_validation(data: Path, ot
     if held_out not in trained.trained:
         assert cases.evaluation_on("validation", [trained]) == cases.validation
         return
-    message = f"but it was trained on {held_out}: give `val_fraction`, `split_seed`, `folds` and"
+    message = f"but it was trained on {held_out}, by the same image or the same patient: give `val_fraction`, `split_se"
     for plans in ([trained], [own, trained]):
         with pytest.raises(DatasetError, match=message):
             cases.evaluation_on("validation", plans)
-    elsewhere = replace(trained, trained=("a case of another dataset",))
+    elsewhere = replace(trained, trained=("a case of another dataset",), trained_images=("another image",))
     assert cases.evaluation_on("validation", [elsewhere]) == cases.validation
 
 

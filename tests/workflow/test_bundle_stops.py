@@ -168,7 +168,8 @@ def test_a_checkpoint_that_cannot_be_read(damage: str, bundle: Path, data: Path)
     elif damage != "foreign":
         path.write_bytes({"garbage": b"not a checkpoint", "empty": b"", "truncated": whole[:-100]}[damage])
     sentence = (
-        f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it or set --resume false."
+        f"Expected {path} to be a checkpoint of this bundle, but it cannot be read: delete it, or start anew with "
+        "--overwrite and without --resume."
     )
     for read in (last_epoch, load_state):
         with pytest.raises(ValueError, match="checkpoint of this bundle") as caught:
@@ -393,7 +394,11 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path: Path, monk
     monkeypatch.setattr(files, "temporary_file", lambda *_: full)
     with pytest.raises(TrainingError, match="disk is full or a limit is reached") as caught:
         write_atomically({"epoch": 2, "weights": torch.zeros(10**6)}, path)
-    assert re.search(rf"write {path}, but .* \([\d.]+ MB free\): the earlier file is kept;", str(caught.value))
+    assert re.search(
+        rf"write {path}, but .* \([\d.]+ MB free\): the earlier file is kept; delete something there, or write to "
+        r"another disk with --output \(or --cache_dir\)\.$",
+        str(caught.value),
+    )
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["last_epoch.pt"]
 

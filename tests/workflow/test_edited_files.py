@@ -56,7 +56,7 @@ def test_an_edited_plan_is_not_mixed_with_the_one_before(tmp_path: Path) -> None
     assert str(caught.value) == (
         f"Expected {tmp_path} to be without a training, but it has one (epochs of train.json was 300 and is 400; train "
         "of train.json is another one; learning_rate of plan.json was 0.002 and is 0.01; plan.json has batch_size 4): "
-        "continue it by --resume, replace it by --overwrite, or name another folder by --output."
+        "continue it with --resume, replace it with --overwrite, or choose another folder with --output."
     )
     run.check(resume=True, overwrite=False)
     assert not run.trainings[0].is_done("trained")
@@ -89,7 +89,7 @@ def test_a_fold_with_another_plan_than_the_others_is_refused(tmp_path: Path) -> 
         assert str(caught.value) == (
             f"Expected all folds in {tmp_path} to follow one train.json and one plan.json, but got others than those "
             "of fold0 (amp of plan.json was True and is False): write the earlier values into train.json and "
-            "plan.json, name another folder by --output, or use these nevertheless by --resume."
+            "plan.json, choose another folder with --output, or use these nevertheless with --resume."
         )
     job.check(resume=True, overwrite=False)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
+import monai.inferers.inferer
 import nibabel as nib
 import numpy as np
 import pytest
@@ -133,6 +135,47 @@ def test_a_network_that_is_sure_in_every_view_writes_masks_and_scores(data: Path
     assert len(list((tmp_path / "masks").iterdir())) == 2
     with (tmp_path / "scores" / "test_mean_iou_raw.csv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 2
+
+
+@pytest.mark.parametrize(
+    ("configs", "inferer"),
+    [(["inference"], "inferer"), (["train", "evaluate"], "validate#inferer"), (["train"], "validate#inferer")],
+    ids=["inference", "evaluation", "training"],
+)
+def test_the_output_of_a_volume_that_does_not_fit_onto_the_gpu(
+    configs: list[str], inferer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = monai.inferers.inferer.sliding_window_inference
+
+    def too_small(*args: Any, **kwargs: Any) -> Any:
+        if inspect.signature(joined).bind(*args, **kwargs).arguments["device"] is None:  # that of the image
+            message = "CUDA out of memory. Tried to allocate 2.00 GiB"
+            raise torch.OutOfMemoryError(message)
+        return joined(*args, **kwargs)
+
+    monkeypatch.setattr(monai.inferers.inferer, "sliding_window_inference", too_small)
+    bundle = copy_bundle(tmp_path / "bundle")
+    own = {"network_def": {"_target_": "test_engines.Sure"}}
+    places = {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(tmp_path / "out")}
+    given = {**overrides(bundle, data, epochs=1), **places, **own}
+    given = given if configs == ["train"] else {**given, "load_pretrain": False}
+    given = {**places, **own, "load_pretrain": False, "patch_size": [24, 24, 16]} if inferer == "inferer" else given
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, configs, given)
+    (sentence,) = {str(cause) for cause in causes(caught.value) if isinstance(cause, TrainingError)}
+    outside = (
+        f"set `sw_batch_size` to 1 and `{inferer}#device` to cpu, which moves the output to the machine's own memory, "
+        "or set `device` to cpu; if that memory itself is full, set `num_workers` to 0."
+    )
+    training = (
+        "lower `patch_size`, `batch_size`, `num_samples` or, if the machine's own memory is full, `cache_rate`; in a "
+        f"validation, set `sw_batch_size` to 1 and `{inferer}#device` to cpu."
+    )
+    remedy = training if configs == ["train"] else outside
+    assert sentence == f"Expected the run to fit into memory, but it ran out of it: {remedy}"
+    run_workflow(bundle, configs, {**given, f"{inferer}#device": "cpu"})
+    written = {"inference": "out/*.nii.gz", "evaluate": "out/test_mean_iou_raw.csv", "train": "bundle/models/model.pt"}
+    assert list(tmp_path.glob(written[configs[-1]]))
 
 
 def test_weights_that_are_not_finite_end_inference_and_evaluation(data: Path, tmp_path: Path) -> None:

@@ -70,9 +70,11 @@ def test_every_output_gets_its_axis_back() -> None:
 
 
 def test_more_than_a_slice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one slice along axis 2, but got \(1, 1, 6, 7, 2\)") as caught:
-        SliceNetwork(nn.Conv2d(1, 1, 1), 2)(torch.zeros(1, 1, 6, 7, 2))
+    with pytest.raises(ValueError, match=r"one slice along axis 2, but got 5 slices: give the patch") as caught:
+        SliceNetwork(nn.Conv2d(1, 1, 1), 2)(torch.zeros(1, 1, 6, 7, 5))
     assert re.fullmatch(r"Expected .+, but .+: .+\.", str(caught.value))
+    with pytest.raises(torch.jit.Error, match=re.escape(str(caught.value))):  # type: ignore[attr-defined]
+        torch.jit.script(SliceNetwork(nn.Conv2d(1, 1, 1), 2))(torch.zeros(1, 1, 6, 7, 5))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

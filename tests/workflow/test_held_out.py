@@ -17,11 +17,11 @@ from layouts import decathlon, describe, make_case, save
 from monai_iou.commands import train as train_command
 from monai_iou.datasets.folder import read_folder
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.files import OutputError, read_csv
+from monai_iou.files import OutputError, read_csv, write_csv
 from monai_iou.workflow import training_runs
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError
-from monai_iou.workflow.held_out import seen_before
+from monai_iou.workflow.held_out import held_out_facts, seen_before
 from monai_iou.workflow.records import image_identity
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.training_runs import Training, TrainingRun
@@ -37,6 +37,8 @@ class Bundle:
     held: Mapping[str, Sequence[str]]  # name of a training's folder -> its cases
     broken: set[str] = field(default_factory=set)
     trained: list[str] = field(default_factory=list)
+    trained_on: Sequence[str] = ()
+    keep: str = "last"
 
     def __call__(self, _: object, keys: Mapping[str, Any], kind: str = "train") -> Any:
         folder = Path(keys["output_dir"])
@@ -47,9 +49,9 @@ class Bundle:
         self.trained.append(folder.name)
         held = [case.as_item() for case in read_folder(self.dataset).training if case.name in self.held[folder.name]]
         parts = {
-            "cases": SimpleNamespace(validation=held),
+            "cases": SimpleNamespace(validation=held, training=[{"case": case} for case in self.trained_on]),
             "plan": SimpleNamespace(label_values=[0, 1, 2, 3]),
-            "settings": SimpleNamespace(validates=True),
+            "settings": SimpleNamespace(validates=True, keep_weights=self.keep),
         }
         return SimpleNamespace(parser=SimpleNamespace(get_parsed_content=parts.__getitem__))
 
@@ -129,8 +131,8 @@ def test_the_report_leaves_out_what_the_model_has_seen_and_says_so(
     assert scores is not None
     for rows in (scores.rows, read_csv(run / "validation" / "cases.csv")):
         assert {row["case"] for row in rows} == {"c1"}
-    why = "now holds out what it was trained on before, with another split."
-    note = f"Left out: c0, c2. The training in {run} {why}"
+    why = "was trained on them before: with another split, or as the one it started from."
+    note = f"Left out: c0, c2. The model in {run} {why}"
     assert notes_of(run) == [note]
     assert note in (run / "validation" / "report.html").read_text(encoding="utf-8")
     assert capsys.readouterr().err == f"{note}\n"
@@ -182,6 +184,86 @@ def test_the_report_says_that_post_processing_was_tuned_on_its_cases(
     assert notes_of(run) == [
         f"The post-processing ({tuned}) was tuned on these very cases: score others before you report what it gains."
     ]
+
+
+@pytest.mark.parametrize("folds", [(), (0, 1, 2)])
+def test_the_report_says_that_its_cases_chose_the_weights(
+    folds: Sequence[int],
+    dataset: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"fold{fold}" for fold in folds] or ["run"]
+    bundle = Bundle(dataset, {name: [f"c{number}"] for number, name in enumerate(names)}, keep="best")
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    start(run, bundle, folds)
+    said = "were chosen by the scores of these very cases: score others before you report any."
+    models = [str(run / ("" if name == "run" else name) / "models" / "model.pt") for name in names]
+    assert notes_of(run) == [f"The weights ({', '.join(models)}) {said}"]
+    assert f"The weights ({', '.join(models)}) {said}" in (run / "validation" / "report.html").read_text("utf-8")
+    assert capsys.readouterr().err == "".join(f"The weights ({model}) {said}\n" for model in models)
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_chosen"),
+    [
+        ({}, True),  # an earlier copy of the bundle
+        ({"keep_weights": "best", "epochs": 4, "val_interval": 4}, True),
+        ({"keep_weights": "best", "epochs": 4, "val_interval": 5}, False),  # no epoch is validated
+        ({"keep_weights": "last", "epochs": 4, "val_interval": 1}, False),
+    ],
+)
+def test_cases_choose_the_weights_only_where_the_best_ones_are_kept(keys: Mapping[str, Any], is_chosen: bool) -> None:
+    items = [{"case": name, "image": f"{name}.nii", "label": f"{name}_label.nii", "more": 1} for name in "ab"]
+    cases: Any = SimpleNamespace(validation=items, training=[*items[:1], {"case": "c"}])
+    settings: Any = SimpleNamespace(validates=True, **keys)
+    held_out = [{"case": "b", "image": "b.nii", "label": "b_label.nii"}]
+    expected = {"held_out": held_out, "left_out": ["a"], "trained_on": [], "chose_weights": is_chosen}
+    assert held_out_facts(cases, settings, ["a"]) == expected
+    assert held_out_facts(cases, settings, [])["trained_on"] == ["a"]
+    settings.validates = False
+    assert held_out_facts(cases, settings, [])["held_out"] == []
+
+
+def test_scores_of_cases_that_were_trained_on_are_not_said_to_be_held_out(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle(dataset, {"run": ["c0", "c1"]}, trained_on=["c0", "c1"])
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    write_csv(run / "epochs.csv", ("epoch", "val_mean_iou"), [{"epoch": 1, "val_mean_iou": "0.5000"}])
+    told: list[str] = []
+    start(run, bundle, (), told)
+    note = (
+        f"Not held out: c0, c1. All cases are of one patient, and the model in {run} was trained on them: score other "
+        "patients."
+    )
+    assert notes_of(run) == [note]
+    assert capsys.readouterr().err == f"{note}\n"
+    assert told[-1] == "Scoring the 2 cases that were trained and validated on"
+    assert note in (run / "validation" / "report.html").read_text(encoding="utf-8")
+    page = (run / "summary.html").read_text(encoding="utf-8")
+    assert f'<p class="warning">{note}</p>' in page
+    assert "Means over the 2 cases that this training trained and validated on, on" in page
+    assert "Scores of the validation cases" in page
+    assert "eld-out" not in page
+    assert "this training held out" not in page
+
+
+def test_a_fold_s_page_says_what_its_own_cases_chose(dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(dataset, {f"fold{fold}": [f"c{fold}"] for fold in range(3)})
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    for fold in range(3):
+        (run / f"fold{fold}").mkdir()
+        write_csv(run / f"fold{fold}" / "epochs.csv", ("epoch",), [{"epoch": 1}])
+    start(run, bundle, range(3))
+    tuned = run / "fold1" / "models" / "postprocessing.json"
+    tuned.touch()
+    start(run, bundle, range(3))
+    for fold in range(3):
+        page = (run / f"fold{fold}" / "summary.html").read_text(encoding="utf-8")
+        assert "Means over the 1 case that this training held out, on" in page
+        assert ("was tuned on these very cases" in page) == (fold == 1)
 
 
 def test_the_other_folds_go_on_where_the_masks_of_one_fail(

@@ -13,6 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from monai_iou.planning.intensity import shared_intensity
 from monai_iou.transforms import NormalizeModalitiesd
 from monai_iou.workflow.inferers import Ensemble, MeanProbabilityInferer
+from tests.support.pretend_gpu import OnPretendGpu, pretended_gpu
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -35,6 +36,26 @@ def test_flipped_views_are_the_mean_of_eight_windows() -> None:
     # the result does not depend on how the volume lies
     mirrored = MeanProbabilityInferer(**arguments, flips=True)(image.flip(3), network).flip(3)
     torch.testing.assert_close(mirrored, found)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("members", [1, 2])
+def test_windows_of_a_gpu_are_joined_on_the_cpu_where_its_memory_is_too_small(flips: bool, members: int) -> None:
+    def network(patch: torch.Tensor) -> torch.Tensor:
+        return torch.cat([patch, 1 - patch], 1)
+
+    class Members(Ensemble):
+        def with_images(self, image: torch.Tensor) -> Any:
+            return [(network, image)] * members
+
+    image = torch.randn(1, 1, 6, 6, 6)
+    many: Any = network if members == 1 else Members(networks(members), [[{"kind": "zscore"}]] * members)
+    arguments: dict[str, Any] = {"roi_size": (4, 4, 4), "overlap": 0.5, "flips": flips}
+    expected = MeanProbabilityInferer(**arguments)(image, many)
+    with pretended_gpu():
+        found = MeanProbabilityInferer(**arguments, device="cpu")(image.cuda(), many)
+    assert not isinstance(found, OnPretendGpu)
+    torch.testing.assert_close(found, expected)
 
 
 def test_an_ensemble_is_the_mean_of_its_models_probabilities() -> None:

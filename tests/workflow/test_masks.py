@@ -16,6 +16,7 @@ from monai_iou.workflow import masks
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.loading import VolumeReader
 from monai_iou.workflow.masks import ClassValuesd, SaveImageMaskd, mask_dtype
+from monai_iou.workflow.probability_files import SaveProbabilitiesd
 
 TURNED = np.eye(4)
 TURNED[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
@@ -53,6 +54,42 @@ def test_itk_and_nibabel_put_the_mask_on_the_image(tmp_path: Path, codes: tuple[
         for path in (tmp_path / "a.nii.gz", mask)
     ]
     np.testing.assert_allclose(*corners, atol=1e-4)
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (0, 0), (1, 0), (0, 2)])
+@pytest.mark.parametrize("ending", [".nii.gz", ".hdr", ".img"])
+def test_masks_and_probabilities_of_files_and_pairs_lie_on_the_image(
+    tmp_path: Path, codes: tuple[int, int], ending: str
+) -> None:
+    """Also where a header states two places, or none, or a scale that is not its spacing."""
+    kind = nib.Nifti1Image if ending == ".nii.gz" else nib.Nifti1Pair
+    made = kind(np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32), None)
+    made.header.set_zooms((1, 1, 1))
+    made.set_qform(TURNED if codes[0] else None, codes[0])
+    made.set_sform(np.diag([1.0, 2.0, 3.0, 1.0]) if codes[1] else None, codes[1])
+    made.header.set_xyzt_units("mm", "sec")
+    image = tmp_path / f"a{ending}"
+    nib.save(made, image)
+    mask = written(image, tmp_path / "masks")
+    x = EnsureChannelFirstd("x")(LoadImaged("x", reader=VolumeReader)({"x": image}))["x"]
+    half = MetaTensor(torch.full((2, 5, 6, 7), 0.5), meta=x.meta)
+    cases = BundleCases(str(tmp_path), images=[str(image)])
+    SaveProbabilitiesd("x", cases, str(tmp_path / "maps"), regions=False)({"x": half})
+    (maps,) = (tmp_path / "maps").iterdir()
+    for path in (mask, maps):
+        first, second = (nib.load(each).header for each in (image, path))
+        for name in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z"):
+            np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_array_equal(first["pixdim"][:4], second["pixdim"][:4])
+        there, here = SimpleITK.ReadImage(str(image)), SimpleITK.ReadImage(str(path))
+        index = (4, 5, 6)
+        point = here.TransformIndexToPhysicalPoint((*index, 0) if path == maps else index)
+        np.testing.assert_allclose(point[:3], there.TransformIndexToPhysicalPoint(index), atol=1e-4)
+    probabilities = nib.load(maps)
+    assert probabilities.shape == (5, 6, 7, 2)
+    assert probabilities.get_data_dtype() == np.float32
+    assert probabilities.header.get_xyzt_units() == ("mm", "unknown"), "classes are no times"
+    assert (probabilities.get_fdata() == 0.5).all()
 
 
 @pytest.mark.parametrize("codes", [(0, 7), (9, 0), (6, 6), (200, 1), (1, 200)])

@@ -104,7 +104,7 @@ def test_the_state_of_another_optimizer_is_refused_by_name(before: Any, now: Any
         load_averages(second, state, "models/last_epoch.pt")
     assert str(caught.value) == (
         "Expected models/last_epoch.pt to hold the state of this run's `optimizer`, but it is of another one: resume "
-        "with the `optimizer` of the training and its options, or set --resume false."
+        "with the `optimizer` of the training and its options, or start anew with --overwrite and without --resume."
     )
 
 

@@ -117,7 +117,7 @@ def test_one_of_several_raters_shares_is_not_drawn(tmp_path: Path) -> None:
         plan_of(root, raters="draw")
     assert str(caught.value) == (
         f"Expected `raters` to be mean for several raters with `soft_labels` in {root.resolve() / 'dataset.json'}, "
-        "but got draw: train on the mean of their shares by --raters mean."
+        "but got draw: train on the mean of their shares with --raters mean."
     )
     single = [entry(tmp_path, f"s{k}", dtype=np.float32, last=1) for k in range(3)]
     assert plan_of(dataset(tmp_path, single, **labels), raters="draw").soft

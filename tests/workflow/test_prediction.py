@@ -87,9 +87,12 @@ def test_keys_of_inference_reach_it(
     folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = ("--device", "cpu", "--amp=false", "--sw_batch_size", 1, "--sw_overlap", 0.6)
+    keys = (*keys, "--inferer#device", "cpu")
     assert predict("--num_workers", "0", folds / "fold0", *keys, scan, "-o", tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert "--num_workers 0 --device cpu --amp false --sw_batch_size 1 --sw_overlap 0.6\n" in printed
+    assert "--num_workers 0 --device cpu --amp false --sw_batch_size 1 --sw_overlap 0.6 --inferer#device cpu\n" in (
+        printed
+    )
     assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlap", "2") == 1
     assert "overlap" in capsys.readouterr().err, "the key reaches the inferer"
     assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlapp", "2") == 2
@@ -412,7 +415,7 @@ def test_a_new_mask_takes_the_earlier_results_of_its_image_with_it(
     assert not any(path.exists() for path in earlier)
     assert all(path.exists() for path in others)
     told = capsys.readouterr().out
-    assert all(f"Removed, as it is of an earlier mask: {path}\n" in told for path in earlier)
+    assert all(f"Removed, because it belonged to an earlier mask: {path}\n" in told for path in earlier)
 
 
 def test_what_a_command_reads_or_writes_is_no_earlier_result(scan: Path, tmp_path: Path) -> None:

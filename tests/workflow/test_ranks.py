@@ -34,9 +34,11 @@ def test_the_group_is_for_the_device_also_on_a_machine_with_gpus(
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
     monkeypatch.setattr(dist, "init_process_group", lambda **given: made.append(given))
     ranks.join_group(device)
-    assert made == [{"backend": backend, "timeout": ranks.LONGEST_WAIT}]
+    gpu = torch.device("cuda", current[0]) if current else None  # which NCCL would guess from the number of the rank
+    assert made == [{"backend": backend, "timeout": ranks.LONGEST_WAIT, "device_id": gpu}]
     assert chosen == current
     assert timedelta(hours=12) <= ranks.LONGEST_WAIT, "rank 0 may tune for hours on large volumes"
 

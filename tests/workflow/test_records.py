@@ -150,6 +150,58 @@ def test_a_patient_whose_validation_case_was_trained_on_is_no_test_case(split: d
         assert len(cases.evaluation_on("test_labelled", [trained])) == 2
 
 
+HELD_OUT = (
+    "Expected cases that the model has not seen, but it was trained on {}, by the same image or the same patient: give "
+    "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score `test_labelled`."
+)
+
+
+def test_held_out_copies_of_training_images_are_refused_under_any_name(data: Path) -> None:
+    trained = plan(data)
+    content = json.loads((data / "dataset.json").read_text())
+    for part in ("imagesTr", "labelsTr"):
+        for path in (data / part).iterdir():
+            path.rename(path.with_name(path.name.replace("phantom", "renamed")))
+    training = json.loads(json.dumps(content["training"]).replace("phantom", "renamed"))
+    describe(data, training=training)
+    cases = BundleCases(str(data), val_fraction=0.5)
+    held_out = cases.validation[0]["case"]
+    assert held_out.startswith("renamed")
+    for plans in ([trained], [cases.plan([16, 16, 16]), trained]):
+        with pytest.raises(DatasetError) as caught:
+            cases.evaluation_on("validation", plans)
+        assert str(caught.value) == HELD_OUT.format(held_out)
+    without_images = replace(trained, trained_images=())  # of earlier versions: by name, as far as it goes
+    assert cases.evaluation_on("validation", [without_images]) == cases.validation
+
+
+def test_another_scan_of_a_patient_who_was_trained_on_is_not_held_out(data: Path) -> None:
+    first, second, third = json.loads((data / "dataset.json").read_text())["training"]
+    describe(data, training=[first])
+    trained = plan(data)
+    groups = {"P": ["phantom_00", "phantom_02"]}
+    describe(data, training=[second], validation=[third, first], patient_groups=groups)
+    with pytest.raises(DatasetError) as caught:
+        BundleCases(str(data)).evaluation_on("validation", [trained])
+    assert str(caught.value) == HELD_OUT.format("phantom_02")
+
+
+def test_held_out_cases_of_another_dataset_may_have_the_same_names(data: Path, tmp_path: Path) -> None:
+    other = write_phantom_dataset(tmp_path / "other", training=3, evaluation=0, shape=(25, 24, 16))
+    cases = BundleCases(str(other), val_fraction=0.5)
+    assert cases.evaluation_on("validation", [plan(data)]) == cases.validation
+    with pytest.raises(DatasetError, match=r"^Expected cases that the model has not seen"):
+        cases.evaluation_on("validation", [replace(plan(data), trained_images=())])
+
+
+def test_one_patient_is_validated_on_what_was_trained_on(data: Path) -> None:
+    describe(data, patient_groups={"P": ["phantom"]}, test_labelled=[], test=[])
+    cases = BundleCases(str(data), val_fraction=0.5)
+    own = cases.plan([16, 16, 16])
+    assert set(own.trained) & {item["case"] for item in cases.validation}
+    assert cases.evaluation_on("validation", [own]) == cases.validation
+
+
 def test_cases_of_another_dataset_with_the_same_names_are_test_cases(data: Path, tmp_path: Path) -> None:
     other = write_phantom_dataset(tmp_path / "other", training=3, evaluation=2, shape=(25, 24, 16))
     content = json.loads((other / "dataset.json").read_text())

@@ -398,8 +398,8 @@ def test_the_command_that_goes_on_does_not_overwrite(
     command = f"monai-iou train {dataset} --output {run} --folds 3"
     told = capsys.readouterr().err
     if started:
-        assert f"Stopped. The same command goes on from there: {command}\n" in told
+        assert f"Stopped. To continue, run the same command again: {command}\n" in told
     else:
-        words = "Stopped before the first checkpoint: any earlier results are back. To replace them, start: "
+        words = "Stopped before the first checkpoint: any earlier results have been restored. To replace them, run: "
         assert f"{words}{command} --overwrite\n" in told
     assert (run / "fold2" / "models" / "model.pt").exists() is not started, "that is so"

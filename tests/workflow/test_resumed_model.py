@@ -15,8 +15,10 @@ from monai.bundle import ConfigWorkflow
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.checkpoints import CheckpointHandler
+from monai_iou.workflow.data import BundleCases
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 # Four steps an epoch, or three.
@@ -114,3 +116,48 @@ def test_the_best_weights_are_kept_when_a_training_is_made_longer(bundle: Path, 
     best = (bundle / "models" / "model.pt").read_bytes()
     train(bundle, data, epochs=2, val_interval=9, resume=True)
     assert (bundle / "models" / "model.pt").read_bytes() == best
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_further_run_of_the_same_trainer_goes_on_as_a_federated_round(
+    keep: str, resume: bool, tmp_path: Path
+) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    def step(*_: Any) -> list[dict[str, float]]:
+        with torch.no_grad():
+            network.weight.add_(1)
+        return [{"loss": 0.0}]
+
+    trainer, evaluator = Engine(step), Engine(lambda *_: None)
+    trainer.state.rank = evaluator.state.rank = 0
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = 0.5, 1  # no later epoch is better
+    CheckpointHandler(str(tmp_path), network, optimizer, schedule, evaluator, keep=keep, resume=resume).attach(trainer)
+    seen = []
+    for end in (1, 2, 3):
+        with torch.no_grad():
+            network.weight.fill_(10 * end)  # what the server sends
+        trainer.run([0], max_epochs=end)
+        seen.append(network.weight.item())
+        assert torch.load(tmp_path / "last_epoch.pt", weights_only=True)["epoch"] == end
+    assert seen == [11, 21, 31]
+    assert float(torch.load(tmp_path / "model.pt", weights_only=True)["weight"]) == (11 if keep == "best" else 31)
+
+
+def test_a_training_on_the_plan_of_another_names_its_own_cases(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """A site of a federated training, whose cases may have the names of another site's."""
+    other = write_phantom_dataset(tmp_path / "other", training=4, evaluation=2, shape=(34, 32, 24))
+    train(bundle, data, epochs=1)
+    given = load_plan((bundle / "models" / "model.json").rename(tmp_path / "given.json"))
+    shared = {"plan": f"$monai_iou.planning.load_plan('{tmp_path}/given.json')", "split_seed": 1, "overwrite": True}
+    train(bundle, other, epochs=1, **shared)
+    stored = load_plan(bundle / "models" / "model.json")
+    own = BundleCases(str(other), val_fraction=0.25, split_seed=1).plan([16, 16, 16])
+    assert set(own.trained) != set(given.trained)
+    assert (stored.trained, stored.trained_images) == (own.trained, own.trained_images)
+    state = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert tuple(state["trained_images"]) == own.trained_images
+    assert [state["data"]["images"][name] for name in own.trained] == list(own.trained_images)

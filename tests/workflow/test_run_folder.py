@@ -81,11 +81,19 @@ def test_the_page_is_one_file_with_everything(run: Path) -> None:
     assert page.count("data:image/png;base64,") == 2
     assert "val_mean_dice" in page
     assert "phantom_" in page
+    assert "Slice numbers are those of the prepared volume" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
 
 
 def test_a_page_of_an_empty_folder(tmp_path: Path) -> None:
     assert "Training" in write_summary(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("epochs", "text"), [(1, ">1 epoch."), (2, ">2 epochs.")])
+def test_a_page_counts_its_epochs(epochs: int, text: str, tmp_path: Path) -> None:
+    rows = "".join(f"{epoch},10,0.9\n" for epoch in range(1, epochs + 1))
+    (tmp_path / "epochs.csv").write_text(f"epoch,seconds,train_loss\n{rows}", encoding="utf-8")
+    assert text in write_summary(tmp_path).read_text(encoding="utf-8")
 
 
 def test_per_class_columns_and_undefined_scores(tmp_path: Path) -> None:
@@ -140,7 +148,14 @@ def test_pictures_of_regions_show_the_last_region_of_each_voxel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[np.ndarray] = []
-    monkeypatch.setattr(run_folder, "draw_case", lambda _, *maps, **__: drawn.extend(maps) or np.zeros((4, 4, 3)))
+    titles: list[str] = []
+
+    def draw(_: object, *maps: np.ndarray, title: str, **__: object) -> np.ndarray:
+        drawn.extend(maps)
+        titles.append(title)
+        return np.zeros((4, 4, 3))
+
+    monkeypatch.setattr(run_folder, "draw_case", draw)
     monkeypatch.setattr(run_folder, "save_png", lambda *_: None)
     monkeypatch.setattr(RunFolderHandler, "_to_tensorboard", lambda *_: None)
     values = torch.randint(0, 4, (4, 5, 6), generator=torch.Generator().manual_seed(0))
@@ -153,6 +168,7 @@ def test_pictures_of_regions_show_the_last_region_of_each_voxel(
         output = [{"image": torch.zeros(2, 4, 5, 6), "pred": prediction, "label": label}]
         state = SimpleNamespace(batch=[{"case": "c"}], output=output)
         handler._draw(SimpleNamespace(state=state), SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
+    assert titles == ["c, epoch 1, prepared volume"] * 2
     expected = [values, values, values, (values > 0).long()]
     for found, each in zip(drawn, expected, strict=True):
         np.testing.assert_array_equal(found, each.numpy())
@@ -414,3 +430,41 @@ def test_rows_of_a_table_that_could_not_be_opened_are_read_later(
     assert [row["epoch"] for row in read_csv(table)] == ["1", "2"]
     complete(handler, 4)
     assert [row["epoch"] for row in read_csv(table)] == ["1", "2", "3", "4"]
+
+
+def drawn_once(handler: RunFolderHandler, *cases: str) -> None:
+    label = torch.ones(1, 8, 8, 4)
+    items = [{"image": label, "pred": label, "label": label}] * len(cases)
+    batch: Any = SimpleNamespace(batch=[{"case": case} for case in cases], output=items)
+    handler._draw(SimpleNamespace(state=batch), SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
+
+
+def test_cases_of_any_name_have_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    names = ["a$1_$1", "M\udcf6ller"]
+    drawn_once(handler_of(tmp_path, cases=names), *names)
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {f"{name}.png" for name in names}
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"validation/a$1_$1", r"validation/M\udcf6ller"}
+
+
+@pytest.mark.parametrize(("part", "file"), [("draw_case", "pictures/c.png"), ("_to_tensorboard", "tensorboard")])
+def test_pictures_that_cannot_be_made_end_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str, file: str
+) -> None:
+    """As the libraries that draw them raise errors of any type."""
+
+    def fail(*_: object, **__: object) -> None:
+        message = "set_text(): incompatible\n  arguments"
+        raise TypeError(message)
+
+    monkeypatch.setattr(run_folder if part == "draw_case" else RunFolderHandler, part, fail)
+    handler = handler_of(tmp_path, cases=["c"])
+    for _ in range(2):
+        drawn_once(handler, "c")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path / file} cannot be made now and stays as it is: TypeError: set_text(): incompatible arguments"
+    ]

@@ -123,7 +123,7 @@ def test_a_plan_that_is_made_again_for_a_training_that_has_begun_must_be_the_sam
             assert planner.prepare() == 1
         else:
             planner.more = {"batch_size": 3}
-            with pytest.raises(OutputError, match=r"it has one \(plan\.json has batch_size 3\): continue it by"):
+            with pytest.raises(OutputError, match=r"it has one \(plan\.json has batch_size 3\): continue it with"):
                 planner.prepare()
             assert planner.prepare(resume=True) == 0
 
@@ -157,7 +157,7 @@ def test_overwriting_plans_again_unless_others_follow_the_plan(dataset: Path, tm
     assert Planner(one).prepare(overwrite=True) == 0
     with pytest.raises(
         OutputError,
-        match=r"minutes for each training 1\.0 instead of 10\.0.*replace all folds by --overwrite without --fold,",
+        match=r"minutes for each training 1\.0 instead of 10\.0.*replace all folds with --overwrite without --fold,",
     ):
         Planner(one, minutes=1.0).prepare(overwrite=True)
     again = Planner(whole, minutes=2.0)
@@ -167,15 +167,35 @@ def test_overwriting_plans_again_unless_others_follow_the_plan(dataset: Path, tm
     assert json.loads((whole.folder / PLAN).read_text())["plan_report"]["asked"]["minutes"] == 1.0
 
 
+def test_a_training_does_not_start_from_the_model_that_it_replaces(dataset: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", dataset)
+    Planner(run).prepare()
+    make_started(run.trainings[0])
+
+    def from_model(start: str | None) -> TrainingRun:
+        return replace(run, trainings=(replace(run.trainings[0], keys={"start_from": start}),))
+
+    for start in (str(run.folder), str(run.folder / "models" / "model.pt")):
+        with pytest.raises(OutputError) as caught:
+            Planner(from_model(start)).prepare(overwrite=True)
+        assert str(caught.value) == (
+            f"Expected `start_from` to be outside of what --overwrite replaces, but got {start}: choose another folder "
+            "with --output, or copy that model, with its model.json, and start from the copy."
+        )
+    assert run.trainings[0].has_started
+    for start in ("null", None, str(tmp_path / "run2")):
+        Planner(from_model(start)).prepare(overwrite=True)
+
+
 def test_what_a_refusal_advises_has_not_been_done_already(dataset: Path, tmp_path: Path) -> None:
     whole = run_of(tmp_path / "run", dataset, folds=3)
     Planner(whole).prepare()
     for training in whole.trainings:
         make_started(training)
     fewer, single = (Planner(run_of(tmp_path / "run", dataset, folds)) for folds in (2, None))
-    with pytest.raises(OutputError, match=r"got 2 folds instead of 3 folds: .* replace all trainings there by --over"):
+    with pytest.raises(OutputError, match=r"got 2 folds instead of 3 folds: .* replace all trainings there with --ov"):
         fewer.prepare()
-    with pytest.raises(OutputError, match=f"remove the other trainings in {whole.folder}, or name another folder"):
+    with pytest.raises(OutputError, match=f"remove the other trainings in {whole.folder}, or choose another folder"):
         fewer.prepare(overwrite=True)
     with pytest.raises(OutputError, match="got a single training instead of 3 folds"):
         single.prepare()

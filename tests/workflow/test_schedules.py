@@ -141,5 +141,5 @@ def test_a_schedule_that_cannot_go_on_says_why() -> None:
         restore_schedule(other, 5, long.state_dict(), "a.pt")
     assert str(caught.value) == (
         "Expected a.pt to hold the state of a ReduceLROnPlateau, the `lr_scheduler` of this run, but it has no 'best': "
-        "resume with the `lr_scheduler` of the training, or set --resume false."
+        "resume with the `lr_scheduler` of the training, or start anew with --overwrite and without --resume."
     )

@@ -59,8 +59,8 @@ def test_an_earlier_training_is_not_replaced(bundle: Path, data: Path) -> None:
     run_workflow(bundle, ["train"], given)
     before = {path.name: path.read_bytes() for path in (bundle / "models").iterdir()}
     expected = (
-        f"Expected `ckpt_dir` to be without a training, but {bundle}/models/last_epoch.pt is there: continue it by "
-        "--resume true, replace it by --overwrite true, or name another folder."
+        f"Expected `ckpt_dir` to be without a training, but {bundle}/models/last_epoch.pt is there: continue it with "
+        "--resume, replace it with --overwrite, or choose another folder with --output."
     )
     assert sentence(["train"], given, bundle) == expected
     assert {path.name: path.read_bytes() for path in (bundle / "models").iterdir()} == before
@@ -68,11 +68,11 @@ def test_an_earlier_training_is_not_replaced(bundle: Path, data: Path) -> None:
     found = sentence(["train"], {**given, "resume": True, "split_seed": 3, "val_fraction": 0.5, "epochs": 2}, bundle)
     assert found.startswith(f"Expected {bundle}/models/last_epoch.pt to be of a training on these data, but its ")
     assert "validation cases lack" in found
-    assert found.endswith("set `overwrite` as well as `resume` to continue it on these, or name another folder.")
+    assert found.endswith("set `overwrite` as well as `resume` to continue it on these, or choose another folder.")
     found = sentence(["train"], {**given, "resume": True, "pixdim": [2.0, 2.0, 2.0], "epochs": 2}, bundle)
     assert "its `pixdim` was [" in found
     # The options that the sentence names are those with which the training goes on.
-    options = re.search(r'settings, give the earlier values by --pixdim "(.*)" and --patch_size "(.*)", set `o', found)
+    options = re.search(r'settings, give the earlier values with --pixdim "(.*)" and --patch_size "(.*)", set', found)
     assert options is not None
     sizes = dict(zip(("pixdim", "patch_size"), map(json.loads, options.groups()), strict=True))
     run_workflow(bundle, ["train"], {**given, "resume": True, "epochs": 2, **sizes})
@@ -383,8 +383,8 @@ def test_a_training_without_a_validation_is_told_so(
     assert (
         lines
         == [
-            "No epoch is validated, as `epochs` is 2 and `val_interval` is 3, so that the final weights are stored "
-            "although `keep_weights` is best: lower --val_interval, or raise --epochs."
+            "No epoch will be validated, because `epochs` is 2 and `val_interval` is 3; the final weights will be "
+            "stored even though `keep_weights` is best: lower --val_interval, or raise --epochs."
         ]
         * warned
     )

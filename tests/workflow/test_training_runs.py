@@ -22,8 +22,9 @@ import pytest
 from forked_runs import finish, fork
 from layouts import plain_pair
 
+import monai_iou
 from monai_iou import IoULoss
-from monai_iou.bundle_files import copy_bundle
+from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.commands import train as train_command
 from monai_iou.commands.command_lines import options_line
 from monai_iou.evaluation.results import Evaluation
@@ -32,6 +33,7 @@ from monai_iou.locks import folder_lock
 from monai_iou.workflow import training_runs
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
+from monai_iou.workflow.loss_override import check_loss, with_whole_loss
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.settings import Settings
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
@@ -59,7 +61,7 @@ def make_finished(folder: Path) -> None:
 
 def test_a_finished_training_is_not_replaced(tmp_path: Path) -> None:
     make_finished(tmp_path)
-    with pytest.raises(OutputError, match=re.escape("continue it by --resume, replace it by --overwrite, or name")):
+    with pytest.raises(OutputError, match=re.escape("it with --resume, replace it with --overwrite, or choose")):
         run_of(tmp_path).check(resume=False, overwrite=False)
     run_of(tmp_path).check(resume=True, overwrite=False)
     run = run_of(tmp_path)
@@ -183,6 +185,40 @@ def test_another_loss_takes_the_place_of_the_planned_one_and_of_its_arguments(tm
     assert "loss" not in keys_of(["--loss::lambda_ce", "1"], tmp_path)
 
 
+@pytest.mark.parametrize("name", sorted(name for name in monai_iou.__all__ if name.endswith("Loss")))
+def test_a_loss_takes_what_replaces_the_planned_ones_arguments_or_is_refused(name: str, tmp_path: Path) -> None:
+    kind, configs = getattr(monai_iou, name), (bundle_path() / "configs" / "train.json", tmp_path / "plan.json")
+    keys = {"loss::_target_": f"monai_iou.{name}"}
+    arguments = {key: value for key, value in with_whole_loss(keys, configs)["loss"].items() if key != "_target_"}
+    takes = inspect.signature(kind).parameters
+    others = [argument for argument in arguments if argument not in takes]
+    if any(each.kind is each.VAR_KEYWORD for each in takes.values()) or not others:
+        check_loss(keys, configs)
+        assert {"include_background", "softmax", "sigmoid", "ignore_index", "sync_batch"} <= {*arguments}
+        assert {"batch", "soft_label"} & {*takes} <= {*arguments}
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_loss(keys, configs)
+    assert str(caught.value) == (
+        f"Expected the class of --loss::_target_ to take the arguments of the bundle's own loss, but {name} does not "
+        f"take {', '.join(others)}: write that loss with its own arguments as the whole `loss` into a JSON file, and "
+        "give the file with --config."
+    )
+
+
+def test_a_loss_of_monai_is_refused_unless_it_is_given_whole(tmp_path: Path) -> None:
+    configs = (bundle_path() / "configs" / "train.json", tmp_path / "plan.json")
+    for name in ("DiceCELoss", "monai.losses.DiceCELoss"):
+        with pytest.raises(ConfigError, match="DiceCELoss does not take soft_label, ignore_index, sync_batch: write"):
+            check_loss({"loss::_target_": name}, configs)
+    own = tmp_path / "own.json"
+    own.write_text('{"loss": {"_target_": "DiceCELoss", "softmax": true, "to_onehot_y": true}}', encoding="utf-8")
+    check_loss({}, (*configs, own))
+    own.write_text('{"~loss::soft_label": 0, "~loss#ignore_index": 0, "~loss#sync_batch": 0}', encoding="utf-8")
+    check_loss({"loss::_target_": "DiceCELoss"}, (*configs, own))
+    check_loss({"loss::_target_": "no.such.Loss"}, configs)  # is named when it is made
+
+
 def test_a_config_may_give_the_interval_of_validations(tmp_path: Path) -> None:
     assert keys_of(["--epochs", "40"], tmp_path)["val_interval"] == 2
     shutil.rmtree(tmp_path / "run")
@@ -193,7 +229,7 @@ def test_a_config_may_give_the_interval_of_validations(tmp_path: Path) -> None:
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     make_started(run_of(tmp_path).trainings[0], "trained")
     run_of(tmp_path).check(resume=False, overwrite=False)
-    with pytest.raises(OutputError, match=r"it has one \(epochs was 2 and is 3\): continue it by --resume"):
+    with pytest.raises(OutputError, match=r"it has one \(epochs was 2 and is 3\): continue it with --resume"):
         run_of(tmp_path, {"epochs": 3}).check(resume=False, overwrite=False)
     run_of(tmp_path, {"epochs": 3}).check(resume=True, overwrite=False)
 
@@ -353,7 +389,8 @@ def test_what_a_config_says_belongs_to_the_request_and_not_where_it_lies(tmp_pat
     assert str(caught.value) == (
         f"Expected {folder} to be without a training, but it has one (epochs was 10 and is 100; configs had "
         "learning_rate 0.002; loss was {'smooth': [1, 2]} and is {'smooth': [1, 3]}; configs have seed "
-        f"{100 * '7'}...): continue it by --resume, replace it by --overwrite, or name another folder by --output."
+        f"{100 * '7'}...): continue it with --resume, replace it with --overwrite, or choose another folder with "
+        "--output."
     )
     other.check(resume=True, overwrite=False)
     assert not any(other.trainings[0].is_done(stage) for stage in STAGES)
@@ -472,7 +509,7 @@ def test_killed_in_the_second_fold_and_started_again(data: Path, tmp_path: Path)
 
     third = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert third.returncode == 1
-    assert "continue it by --resume" in third.stderr
+    assert "continue it with --resume" in third.stderr
     scan = sorted((data / "imagesTs").glob("*.nii.gz"))[0]
     code = "import sys, monai_iou_command; sys.exit(monai_iou_command.main())"
     output = str(tmp_path / "masks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from layouts import NAMES, decathlon, describe, make_case, save
 from monai_iou.datasets.folder import read_folder
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.training_runs import STAGES, Training, TrainingRun
 
 LABELS = [1, 2, 3]
@@ -55,6 +57,19 @@ def test_labels_that_link_to_a_content_store_are_scored_as_files(tmp_path: Path)
     assert plain.summary["titles"] == linked.summary["titles"] == {str(v): f"{v} ({NAMES[str(v)]})" for v in LABELS}
     lacking = [row["label"] for row in linked.rows if row["case"] == "c2" and np.isnan(row["iou"])]
     assert lacking == ["2", "3"]
+
+
+def test_the_page_of_a_training_has_the_names_and_headings_of_the_report(tmp_path: Path) -> None:
+    scores = score(describe(tmp_path / "data", decathlon(tmp_path / "data")), tmp_path / "run")
+    page = write_summary(tmp_path / "run", {}, scores).read_text(encoding="utf-8")
+    report = (scores.request.output / "report.html").read_text(encoding="utf-8")
+    heads, names = r'<th scope="col"[^>]*>([^<]*)</th>', r'<th scope="row" class="left">([^<]*)</th>'
+    titles = list(scores.summary["titles"].values())
+    assert re.findall(names, page) == re.findall(names, report)[: len(LABELS)] == titles
+    assert len(re.findall(heads, page)) == 7
+    assert set(re.findall(heads, page)) <= set(re.findall(heads, report))
+    shown = r", label ([^<]*) <span"
+    assert set(re.findall(shown, page)) == set(re.findall(shown, report)) <= set(titles)
 
 
 def test_links_into_two_folders_of_which_one_holds_the_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from monai_iou.workflow import settings
+from monai_iou.workflow import settings, typed_words
 from monai_iou.workflow.settings import Settings
 
 LINK = "rename the folder, or make a link to it under another name."
@@ -21,6 +21,14 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(settings, "is_bundle_command", lambda: True)
     return typed
+
+
+def test_messages_name_what_the_command_that_runs_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert typed_words.switch_on("resume") == "--resume", "of `monai-iou train`"
+    assert typed_words.output_key("ckpt_dir") == "--output"
+    monkeypatch.setattr(typed_words, "is_bundle_command", lambda: True)
+    assert typed_words.switch_on("resume") == "--resume true"
+    assert typed_words.output_key("ckpt_dir") == "--ckpt_dir"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,21 @@ def test_another_folder_than_the_one_that_was_typed_is_refused(
 def test_what_was_typed_is_taken(typed: str, value: Any, command: Any) -> None:
     command(typed)
     assert Settings(output_dir=value).output_dir == str(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "value"),
+    [
+        ("epochs", "--epochs %params.json#epochs", 5),
+        ("epochs", "--epochs \"'%params.json#epochs'\"", 5),
+        ("val_interval", "--val_interval @train#trainer#max_epochs", 2),
+        ("images", "--images %images.json#images", ["a.nii.gz", "b.nii.gz"]),
+        ("output_dir", "--output_dir '$@train#name'", "/x"),
+    ],
+)
+def test_what_monai_resolves_is_not_cut(name: str, typed: str, value: Any, command: Any) -> None:
+    command(typed)
+    assert getattr(Settings(**{name: value}), name) == value
 
 
 def test_lists_and_separators_keep_their_own_checks(command: Any) -> None:

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -22,6 +23,7 @@ from monai_iou import (
     MultiScaleLoss,
 )
 from monai_iou.bundle_files import bundle_path
+from monai_iou.datasets.cases import CaseFacts
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.workflow import named_networks, settings
 from monai_iou.workflow.architecture import HALVING, ONE_OUTPUT, with_network
@@ -317,13 +319,18 @@ NO_SCRIPT = [("dynunet", True), ("mednext", False), ("mednext", True)]  # as doc
 
 
 @pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support:UserWarning")
+@pytest.mark.parametrize("flat_axis", [None, 0, 2])
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("network", COMBINED)
-def test_networks_are_exported_to_torchscript_as_the_page_says(network: str | None, deep: bool) -> None:
+def test_networks_are_exported_to_torchscript_as_the_page_says(
+    network: str | None, deep: bool, flat_axis: int | None
+) -> None:
     name = network or "unet"
     if deep and name in ONE_OUTPUT:
         return
-    plan = with_network(tiny_plan(), name, deep)
+    shape: Any = tuple(1 if axis == flat_axis else 32 for axis in range(3))
+    slices = make_plan(None, [CaseFacts(shape, (1.0, 1.0, 1.0), np.zeros((1, 0)))], [24, 24, 24], base_channels=4)
+    plan = with_network(tiny_plan() if flat_axis is None else slices, name, deep)
     built = build_network(plan).eval()
     if (name, deep) in NO_SCRIPT or name == "swin_unetr":
         with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):

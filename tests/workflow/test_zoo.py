@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import SMALL
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from places import ROOT
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
@@ -266,6 +266,25 @@ def test_metadata_of_folds_are_those_of_their_one_plan(
         assert formats["inputs"]["image"]["channel_def"] == {"0": "T1", "1": "T2"}
         assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "oedema", "2": "core"}
     assert not (run / "fold1" / "configs").exists()
+
+
+def test_names_with_the_signs_of_a_config_are_plain_text_in_metadata(tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path / "run")
+    labels = {0: "$background", 1: "%stenosis", 2: "50 % (a@#b)"}
+    plan = Plan(("@T1", "$import os"), labels, (1.0,) * 3, (16,) * 3, (8, 16), ((2, 2, 2),), ({"kind": "zscore"},) * 2)
+    (bundle / "models").mkdir()
+    (bundle / "models" / "model.json").write_text(plan.to_json(), encoding="utf-8")
+    written = json.loads(describe_model(bundle).read_text(encoding="utf-8"))
+    parser = ConfigParser()
+    parser.read_meta(bundle / "configs" / "metadata.json")
+    parser.parse()
+    read = parser.get_parsed_content("_meta_")
+    for content in (written, read):
+        formats = content["network_data_format"]
+        assert formats["inputs"]["image"]["channel_def"] == {"0": "_T1", "1": "_import os"}
+        assert formats["outputs"]["pred"]["channel_def"]["1"] == "_stenosis"
+        assert "1 _stenosis, 2 50 _ (a_#b)" in content["label_classes"].replace("::", "#")
+        assert content["pred_classes"].startswith("one channel per class: _background, _stenosis, 50 _ ")
 
 
 def test_a_folder_in_a_bundle_that_is_no_fold_has_no_metadata(tmp_path: Path) -> None:
