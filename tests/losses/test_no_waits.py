@@ -34,6 +34,7 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
     distributed,
 )
+from monai_iou.losses import pass_loss
 from monai_iou.losses import weights as weights_of_losses
 from monai_iou.losses.pass_loss import PassLoss
 from monai_iou.losses.weights import weights_beside
@@ -385,7 +386,10 @@ def test_maps_affinities_and_scales_are_not_looked_at(
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("questions")
-def test_losses_that_docs_losses_names_look_at_values(loss: nn.Module, given: tuple[Any, Tensor]) -> None:
+def test_losses_that_docs_losses_names_look_at_values(
+    loss: nn.Module, given: tuple[Any, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pass_loss, "_has_warned", False)
     with NoCopies(), pytest.raises((RuntimeError, NotImplementedError), match=r"[Mm]eta tensor"):
         loss(*given)
 

@@ -403,7 +403,7 @@ def test_a_new_mask_takes_the_earlier_results_of_its_image_with_it(
     assert predict(SHIPPED, *images) == 1
     assert capsys.readouterr().err == (
         f"Error: Expected no file at {tmp_path / 'a_mask.nii.gz'}, where a result is to be written, but there is one: "
-        "add --overwrite to replace it, or name another folder by --output.\n"
+        "add --overwrite to replace it, or choose another folder with --output.\n"
     )
     assert segmenter.runs == []
     segmenter.only[tmp_path.name] = 0
