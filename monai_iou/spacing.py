@@ -121,7 +121,7 @@ def _of_images(spacing: Any, count: int, spatial_dims: int) -> Any:
         message = (
             f"Expected `spacing` to be one voxel size for each of {count} images, but got {count} tensors of {count} "
             f"numbers, which could be one per image or one per axis: give one tensor ({count}, {spatial_dims}), of "
-            "images and axes."
+            "images and axes, such as torch.stack(sizes)."
         )
         raise ValueError(message)
     return table.T

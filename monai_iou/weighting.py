@@ -20,6 +20,8 @@ __all__ = ["class_weights", "count_voxels"]
 
 METHODS = ("inverse", "median", "effective")
 _MOST_AXES = 4  # a channel and three of space
+# Collate functions of torch and MONAI that stack the images of a batch.
+_BATCHING = ("default_collate", "list_data_collate", "pad_list_data_collate")
 _MOST_CLASSES = 1 << 16  # a larger number is no class, such as -1 stored without a sign
 
 
@@ -112,9 +114,9 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
             (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S),
-            hard or soft, with up to 3 spatial dimensions and no batch dimension: pass a dataset, and no DataLoader
-            that makes batches. Class numbers that miss a whole number by up to 1e-4, as resampling leaves them, are
-            rounded, and so are shares outside of 0 to 1.
+            hard or soft, with up to 3 spatial dimensions and no batch dimension; of a DataLoader of torch or MONAI
+            with their own collate functions, each image of a batch counts as an item. Class numbers that miss a whole
+            number by up to 1e-4, as resampling leaves them, are rounded, and so are shares outside of 0 to 1.
         num_classes: number of classes C; by default, one more than the largest label.
         key: key of the label in dictionaries.
 
@@ -138,13 +140,11 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     """
     if num_classes is not None:
         num_classes = checks.check_count("num_classes", num_classes, "count the background too")
-    if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None:
-        message = (
-            "Expected `dataset` to yield one case at a time, but got a DataLoader, which makes batches: pass its "
-            "`dataset`, or a DataLoader with batch_size=None."
-        )
-        raise ValueError(message)
-    rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(dataset)]
+    cases = dataset
+    collate = dataset.collate_fn if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None else None
+    if getattr(collate, "__name__", "") in _BATCHING:
+        cases = (image for batch in dataset for image in _images_of(batch, key))
+    rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(cases)]
     if not rows:
         message = "Expected `dataset` to contain at least one item, but it is empty: give the training cases."
         raise ValueError(message)
@@ -159,6 +159,12 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     for row, counts in zip(table, rows, strict=True):
         row[: len(counts)] = counts
     return torch.from_numpy(table)
+
+
+def _images_of(batch: Any, key: str) -> Iterable[Any]:
+    """Return the labels of the images in a batch; what is no batch of labels is returned as it is, to be refused."""
+    labels = batch.get(key) if isinstance(batch, dict) else batch[-1] if isinstance(batch, (list, tuple)) else batch
+    return labels if isinstance(labels, Tensor) and labels.ndim else [batch]
 
 
 def _count_item(item: Any, key: str, name: str) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_iou import checks
-from monai_iou.distributed import fails_together, largest_over_ranks
+from monai_iou.distributed import fails_together, is_distributed, largest_over_ranks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.lovasz_base import LovaszLoss
 from monai_iou.losses.weights import as_weight, scored_weights
@@ -121,7 +121,8 @@ class LovaszSoftmaxLoss(LovaszLoss):
             input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
             target: label map (B, 1, *S) or per-class maps of 0 and 1, (B, C, *S).
             labelled: (B, C) bool, False where a class was not annotated in an image; see :meth:`IoULoss.forward`.
-                With `bins=None` and `batch`, all must be True, and on a GPU `labelled` must be None.
+                With `bins=None` and `batch`, all must be True; on a GPU, on several ranks and inside torch.compile it
+                must be None.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for other shapes.
@@ -137,7 +138,7 @@ class LovaszSoftmaxLoss(LovaszLoss):
         checks.check_onehot_request(input, target, self.to_onehot_y)
         pairs = labelled_pairs(input, target, labelled)
         if self.batch:
-            found, pairs = excluded(pairs, labelled), None
+            found, pairs = excluded(pairs, labelled, has_ranks=is_distributed()), None
             if found is not None:
                 message = (
                     f"Expected every class of every image to be annotated with bins=None and batch=True, but got "
@@ -238,8 +239,8 @@ class LovaszHingeLoss(LovaszLoss):
         Args:
             input: logits (B, 1, *S) with 1 to 3 spatial dimensions.
             target: binary maps (B, 1, *S).
-            labelled: must be None or, on a CPU, True for all, because there is only one class: leave images that were
-                not annotated out of the batch instead.
+            labelled: must be None or, in one process on a CPU, True for all, because there is only one class: leave
+                images that were not annotated out of the batch instead.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for other shapes.
@@ -259,7 +260,7 @@ class LovaszHingeLoss(LovaszLoss):
                 raise ValueError(message)
             checks.check_target(input, target)
             checks.check_onehot_request(input, target, self.to_onehot_y)
-            found = excluded(labelled_pairs(input, target, labelled), labelled)
+            found = excluded(labelled_pairs(input, target, labelled), labelled, has_ranks=is_distributed())
             if found is not None:
                 message = (
                     f"Expected every image to be annotated for LovaszHingeLoss, which has one class, but got {found}: "

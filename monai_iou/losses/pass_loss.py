@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_iou import checks
-from monai_iou.distributed import fails_together, sums_over_ranks
+from monai_iou.distributed import fails_together, is_distributed, sums_over_ranks
 from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import valid_voxels
 from monai_iou.voxels.partly_labelled import Labelled, excluded, labelled_pairs
@@ -59,11 +59,12 @@ def call_loss(loss: nn.Module, input: Any, target: Tensor, labelled: Labelled) -
     """
     if labelled is not None and "labelled" in inspect.signature(loss.forward).parameters:
         return _plain_value(loss(input, target, labelled))
-    found = excluded(None, labelled)
+    found = excluded(None, labelled, has_ranks=is_distributed())
     if found is not None:
         message = (
             f"Expected every class to be annotated with {type(loss).__name__}, which cannot leave classes out, but got "
-            f"{found}: use a loss that accepts `labelled`, such as IoUCELoss."
+            f"{found}: use a loss that accepts `labelled`, such as IoUCELoss, or leave `labelled` out if every class "
+            "was."
         )
         raise ValueError(message)
     return _plain_value(loss(input, target))

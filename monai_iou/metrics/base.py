@@ -247,8 +247,9 @@ class PerClassMetric(RowMetric):
                 tensors without the batch dimension. S has 1 to 3 dimensions.
             y: the reference, in either form. In per-class maps, a class that is NaN throughout was not annotated.
             spacing: voxel size in mm: a number, one number per axis, or a list of these, one for each image of the
-                batch. None takes that of the constructor, or else of `y` or `y_pred` if they are MetaTensors, or else 1
-                mm. Scores without distances ignore it.
+                batch; stack several tensors to (B, d), because torch's collate makes one per axis. None takes that of
+                the constructor, or else of `y` or `y_pred` if they are MetaTensors, or else 1 mm. Scores without
+                distances ignore it.
             labelled: (B, C) bool, which classes were annotated in each image, including the background; None means all.
                 The score of a class that was not annotated is NaN and is left out of every average and sum.
             kwargs: no further keywords are accepted.

@@ -76,8 +76,8 @@ def fine_grained_iou(
     worst = [checks.check_number("worst", q) for q in checks.check_list("worst", worst, "10 is a tenth: pass (10,)")]
     intersection, union = as_counts(intersection, "intersection"), as_counts(union, "union")
     true = None if reference is None else as_counts(reference, "reference")
-    chosen = None if active is None else _as_tensor(active, "active")
-    known = torch.ones_like(union, dtype=torch.bool) if labelled is None else _as_tensor(labelled, "labelled")
+    chosen = None if active is None else _as_tensor(active, "active") != 0
+    known = torch.ones_like(union, dtype=torch.bool) if labelled is None else _as_tensor(labelled, "labelled") != 0
     _check(intersection, union, worst, active=chosen, reference=true, labelled=known)
     present = union != 0 if true is None else true != 0
     counted = (present if chosen is None else chosen) & known & (union != 0)
@@ -150,6 +150,8 @@ def _as_tensor(values: Any, name: str) -> torch.Tensor:
 
 def as_counts(values: Any, name: str) -> torch.Tensor:
     """Return counts as a plain tensor; integers as int64, which holds their sums. Raise TypeError for no numbers."""
+    if isinstance(values, torch.Tensor) and values.is_floating_point():  # soft counts keep their gradient
+        return values.as_subclass(torch.Tensor)
     counts = _as_tensor(values, name)
     return counts if counts.is_floating_point() else counts.long()
 

@@ -44,6 +44,8 @@ def report_bad_values(rows: Tensor, target: Tensor, voxels: Voxels, ignore_index
     torch.compile and in a CUDA graph they become NaN, and no error is raised.
     """
     bad = found_bad_values(rows, voxels)
+    if bad is None and not _is_recorded(rows):
+        late_checks.raise_arrived()  # nothing to ask, as of maps of booleans
     return rows if bad is None else raised_or_marked(rows, bad, lambda: _error_of(target, voxels, ignore_index))
 
 

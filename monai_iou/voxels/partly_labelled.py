@@ -49,19 +49,25 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
     return ~maps.flatten(2).isnan().all(2)
 
 
-def excluded(pairs: Tensor | None, labelled: Labelled) -> str | None:
+def excluded(pairs: Tensor | None, labelled: Labelled, *, has_ranks: bool) -> str | None:
     """Return in words what excludes classes from a loss that cannot leave them out, or None if nothing does.
 
-    A GPU would have to wait for the values of its tensor, so that one there counts as excluding some.
+    A GPU would have to wait for the values of its tensor, so that one there counts as excluding some. So does one on
+    several ranks: each would decide by its own values, and those that go on would wait for the others.
 
     Args:
         pairs: what :func:`labelled_pairs` found.
         labelled: what the user gave.
+        has_ranks: whether several ranks are running.
     """
     known = pairs if labelled is None else torch.as_tensor(labelled)
     if known is None:
         return None
-    if known.device.type != "cpu" or torch.compiler.is_compiling():
+    if labelled is not None and has_ranks:
+        return "`labelled` on several ranks, which must decide alike and do not read its values"
+    if torch.compiler.is_compiling():
+        return "`labelled` inside torch.compile, where its values are not read"
+    if known.device.type != "cpu":
         return f"`labelled` on {known.device}, where its values are not read"
     if bool(known.all()):
         return None

@@ -147,6 +147,12 @@ def build_loss(
                 context_mm, tuple(plan.pixdim), ignore_index=plan.ignore_index, batch=True, sync_batch=True
             )
             loss = AttentionSupervisionLoss(loss, supervised, lambda_attention=0.5)
+        if plan.partly_labelled and any(isinstance(part, AttentionSupervisionLoss) for part in loss.modules()):
+            message = (
+                "Expected every class to be annotated in every case to supervise attention maps, but got cases without "
+                "some (`labelled` in dataset.json): leave --attention out, or these cases."
+            )
+            raise ValueError(message)
         return PartlyLabelledLoss(loss) if plan.partly_labelled else loss
 
 

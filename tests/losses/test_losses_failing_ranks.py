@@ -125,6 +125,31 @@ def test_every_rank_ends_with_one_sentence(tmp_path: Path) -> None:
         assert own in sentence, name
 
 
+def labelled_by_one_rank(rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder)
+    logits, labels = torch.zeros(1, 3, 6, 6), torch.zeros(1, 1, 6, 6, dtype=torch.long)
+    labelled = torch.ones(1, 3, dtype=torch.bool)
+    labelled[0, 2] = rank == 0
+    found = {}
+    for name, loss in {"attention": attention_losses()["both"], "compound": compounds()["last"]}.items():
+        given: Any = (logits, [logits[:, :1].sigmoid()]) if name == "attention" else logits
+        try:
+            found[name] = str(loss(given, labels, labelled))
+        except ValueError as error:
+            found[name] = str(error)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    leave_group()
+
+
+def test_ranks_refuse_together_what_one_of_them_did_not_annotate(tmp_path: Path) -> None:
+    """Each would decide by its own values, and those that go on would wait for the others."""
+    run_ranks(labelled_by_one_rank, 2, 2, str(tmp_path))
+    every, some = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert every == some
+    for sentence in every.values():
+        assert "`labelled` on several ranks, which must decide alike and do not read its values: use a loss" in sentence
+
+
 def fail_in_a_group_for_gpus_alone(rank: int, world: int, folder: str) -> None:
     join_group(rank, world, folder, "cuda:gloo")  # as NCCL, it has nothing for tensors on a CPU
     attention = ContextAttentionLoss(batch=True, sync_batch=True)

@@ -475,6 +475,13 @@ def test_a_wrong_label_is_raised_by_the_next_call(
     assert 1 <= len(waiting._questions) <= 2
 
 
+def test_a_wrong_label_is_raised_by_a_call_that_has_nothing_to_ask(waiting: LateChecks) -> None:
+    loss, logits, right = IoULoss(softmax=True), torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 8, 8, dtype=torch.bool)
+    wrong = torch.full((2, 1, 8, 8), 7)
+    assert "but got 7" in error_within_two_calls(loss, logits, wrong, right)
+    assert not waiting._questions
+
+
 def test_a_label_map_without_its_channel_is_raised_by_the_next_call(waiting: LateChecks) -> None:
     loss, stack, slices = MultiScaleLoss(IoULoss(softmax=True)), torch.zeros(2, 3, 2, 8, 8), torch.ones(2, 2, 8, 8)
     assert "but got (2, 3, 2, 8, 8): add the channel dim" in error_within_two_calls(loss, stack, slices, slices / 2)

@@ -194,7 +194,8 @@ def test_what_cannot_be_left_out_is_refused() -> None:
          "some of them in `labelled`: leave other images out of the batch, and `labelled` out of the call.",
          lambda: LovaszHingeLoss()(logits[:, :1], labels.clamp(0, 1), LABELLED[:, 1:2])),
         (ValueError, "Expected every class to be annotated with DiceLoss, which cannot leave classes out, but got "
-         "False for some of them in `labelled`: use a loss that accepts `labelled`, such as IoUCELoss.",
+         "False for some of them in `labelled`: use a loss that accepts `labelled`, such as IoUCELoss, or leave "
+         "`labelled` out if every class was.",
          lambda: CompoundLoss([IoULoss(softmax=True), DiceLoss(softmax=True)])(logits, labels, LABELLED)),
     ]  # fmt: skip
     for kind, message, call in cases:
@@ -499,7 +500,8 @@ def test_what_excludes_classes_is_said_in_words() -> None:
     elsewhere = torch.ones(2, 1, dtype=torch.bool, device="meta")  # as on a GPU, nobody looks at its values
     text = (
         "Expected every class to be annotated with DiceLoss, which cannot leave classes out, but got `labelled` on "
-        "meta, where its values are not read: use a loss that accepts `labelled`, such as IoUCELoss."
+        "meta, where its values are not read: use a loss that accepts `labelled`, such as IoUCELoss, or leave "
+        "`labelled` out if every class was."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         call_loss(DiceLoss(), logits, labels, elsewhere)

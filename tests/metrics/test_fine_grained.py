@@ -181,3 +181,13 @@ def test_counts_that_are_no_numbers_are_named(counts: object, found: str) -> Non
         iou_from_counts(1, counts, 2)
     with pytest.raises(TypeError, match=r"^Expected `union` to hold numbers, but got "):
         fine_grained_iou([[1]], counts)
+
+
+def test_soft_counts_keep_their_gradient_and_lists_of_flags_are_read() -> None:
+    counts = torch.tensor([2.0, 1.0], requires_grad=True)
+    iou_from_counts(counts, torch.tensor([4.0, 2.0]), torch.tensor([4.0, 2.0])).sum().backward()
+    torch.testing.assert_close(counts.grad, torch.tensor([8 / 36, 4 / 9]))
+    inside, union = [[9, 1], [0, 2]], [[10, 2], [1, 4]]
+    flags = [[1, 0], [1, 1]]
+    expected = fine_grained_iou(inside, union, active=np.array(flags, bool), labelled=np.array(flags, bool))
+    assert fine_grained_iou(inside, union, active=flags, labelled=flags) == expected

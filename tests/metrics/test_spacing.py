@@ -72,7 +72,8 @@ def test_what_torch_collates_is_one_tensor_per_axis(count: int, dims: int) -> No
         for given in (collated, [torch.tensor(size) for size in sizes]):
             with pytest.raises(ValueError, match=f"^Expected `spacing` to be {message}") as caught:
                 image_spacings(None, None, given, count, dims)
-            assert str(caught.value).endswith(f": give one tensor ({count}, {dims}), of images and axes.")
+            remedy = f": give one tensor ({count}, {dims}), of images and axes, such as torch.stack(sizes)."
+            assert str(caught.value).endswith(remedy)
         assert image_spacings(None, None, torch.stack(collated, 1), count, dims) == sizes
         return
     assert image_spacings(None, None, collated, count, dims) == sizes

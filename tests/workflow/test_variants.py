@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -339,3 +340,13 @@ def test_networks_are_exported_to_torchscript_as_the_page_says(
     image = torch.rand(1, 1, *plan.patch_size)
     with torch.inference_mode():
         torch.testing.assert_close(torch.jit.script(built)(image), built(image))
+
+
+def test_attention_is_refused_at_once_where_a_class_was_not_annotated_in_some_case() -> None:
+    plan = replace(make_plan(None, [], [32, 32, 32], base_channels=4), partly_labelled=True)
+    message = (
+        "Expected every class to be annotated in every case to supervise attention maps, but got cases without "
+        "some (`labelled` in dataset.json): leave --attention out, or these cases."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build_loss(IoUCELoss(softmax=True), plan, attention=True)
