@@ -21,6 +21,7 @@ __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow
 
 MARKER = ".monai-iou-demo"
 WRITTEN = ("dataset", "bundle", "masks", "report")  # into the folder
+OF_WINDOWS = ("desktop.ini", "Thumbs.db")  # which file managers put into folders, as others do with hidden files
 
 # Sized for two minutes on two cores; a GPU run would take the bundle's defaults.
 DEMO_SETTINGS: dict[str, Any] = {
@@ -138,10 +139,12 @@ def run_workflow(bundle: Path, configs: Sequence[str], overrides: Mapping[str, A
 def _fresh_folder(folder: Path) -> Path:
     if folder.exists():
         ours = folder.is_dir() and (folder / MARKER).is_file()
-        if not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        seen = {name for name in present if not name.startswith(".") and name not in OF_WINDOWS}
+        if not ours and (seen or not folder.is_dir()):
             message = f"Expected `{folder}` to be a new folder or an earlier demo's, but it exists: name another one."
             raise ValueError(message)
-        others = sorted({path.name for path in folder.iterdir()} - {MARKER, *WRITTEN})
+        others = sorted(seen - {*WRITTEN})
         if others:
             message = (
                 f"Expected `{folder}` to hold nothing but an earlier demo, which is replaced, but got `{others[0]}` in "

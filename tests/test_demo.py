@@ -95,6 +95,16 @@ def test_demo_replaces_its_own_folder_and_no_other(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_demo_takes_a_folder_that_a_file_manager_has_looked_into(tmp_path: Path) -> None:
+    left = (".DS_Store", "desktop.ini", "Thumbs.db")
+    for folder in (tmp_path / "new", demo._fresh_folder(tmp_path / "earlier")):
+        folder.mkdir(exist_ok=True)
+        for name in left:
+            (folder / name).touch()
+        assert demo._fresh_folder(folder) == folder
+        assert {path.name for path in folder.iterdir()} == {demo.MARKER, *left}
+
+
 def test_demo_deletes_no_file_that_it_did_not_write(tmp_path: Path) -> None:
     for name in (*demo.WRITTEN, "my_run", "thesis"):
         (tmp_path / name).mkdir()

@@ -183,6 +183,8 @@ def _is_number(word: str) -> bool:
 def _word_alone(word: str) -> str:
     context = click.get_current_context(silent=True)
     for name, numbers in context.meta.get(LISTS, {}).items() if context is not None else ():
+        if word.strip("[](),") not in numbers and any(Path(number).exists() for number in numbers[1:]):
+            continue  # a folder that is called by a number
         return (
             f"Expected one value after {name}, but got {' '.join(numbers)}: write the list as one word, "
             f"[{','.join(numbers)}]."

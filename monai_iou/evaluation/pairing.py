@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from monai_iou.evaluation.rendering import restored
 from monai_iou.evaluation.request import Request
@@ -23,6 +25,7 @@ from monai_iou.volumes.names import (
     is_volume,
     volumes_below,
 )
+from monai_iou.volumes.reading import read_labels
 
 # nnU-Net's numbers behind the names of the files of one image, one for each channel.
 CHANNEL = re.compile(r"_\d{4}$")
@@ -98,17 +101,40 @@ def pair_folders(predictions: Path, references: Path) -> list[Pair]:
     return [Pair(name, predicted.get(name), found_references.get(name)) for name in names]
 
 
-def _without_images(predicted: dict[str, Path], folder: Path, references: Collection[str]) -> dict[str, Path]:
+def _without_images(predicted: dict[str, Path], folder: Path, references: Mapping[str, Path]) -> dict[str, Path]:
     """The predictions with the masks of `monai-iou predict` under the names of the images that they lie beside.
 
-    What has the name of a reference itself is no such mask, and no channel of an image.
+    What has the name of a reference itself is no such mask, and no channel of an image. Of the first pair is read
+    whether the other file is an image at all: masks of a brain may lie beside predictions.
+
+    Raises:
+        PairingError: it is a label map.
     """
     if not any(name.endswith(f"_{MASK}") for name in predicted):
         return predicted
     masks = predicted.keys() - find_volumes(folder, "--predictions", RESULTS).keys() - set(references)
     of_images = {name.removesuffix(f"_{MASK}"): predicted[name] for name in masks}
+    pair = next((name for name in sorted(of_images) if name in predicted and name in references), None)
+    if pair is not None and _is_label_map(predicted[pair], of_images[pair], references[pair]):
+        message = (
+            f"Expected `{folder}` to hold one prediction for `{pair}`, but got the label map `{predicted[pair].name}` "
+            f"with `{of_images[pair].name}` beside it: keep one of the two, or name the predictions in a CSV with "
+            "`--pairs`."
+        )
+        raise PairingError(message)
     channels = {name for name in predicted if CHANNEL.sub("", name) in of_images} - set(references)
     return {name: path for name, path in predicted.items() if name not in masks | channels} | of_images
+
+
+def _is_label_map(path: Path, *labelled: Path) -> bool:
+    """Return whether a file has no other values than these label maps, and 0; not if one cannot be read."""
+    try:
+        values = np.unique(np.concatenate([[0], *(np.unique(read_labels(other).array) for other in labelled)]))
+        found = read_labels(path).array
+    except (OSError, VolumeError):
+        return False
+    inside = found.min() >= values[0] and found.max() <= values[-1]  # at once False for most images
+    return bool(inside and np.isin(found, values).all())
 
 
 def pairing_notes(pairs: Sequence[Pair], request: Request) -> list[str]:

@@ -174,6 +174,12 @@ def _read_maps(
         channels = _on_reference(path, volume.array, volume.grid, reference.grid)
     channels = _without(ignored, channels)
     kind = kind_of(path)
+    if structures is None and kind.values == ():
+        message = (
+            f"Expected `{path}` to name the label values of its channels, but its header has no room for them: name "
+            "all of them in `--labels`, in the order of the channels."
+        )
+        raise ValueError(message)
     if structures is None:
         named = (kind.values or ())[1:] or range(1, max(2, len(channels)))
         structures = [Structure(str(value), (value,)) for value in named]

@@ -58,6 +58,14 @@ def channels_of(
     held = range(count) if kind.values is None else kind.values
     channel = {value: i for i, value in enumerate(held)} if len(held) == count else {}
     are_channels = all(value in channel for value in values)
+    if separate is False and kind.values and channel and not are_channels:
+        missing = ", ".join(str(value) for value in dict.fromkeys(values) if value not in channel)
+        message = (
+            f"Expected `{path}` to have a channel for every scored label, but got those of "
+            f"{', '.join(map(str, held))}, and none of {missing}: name labels that the model has in `--labels` or "
+            "`--regions`."
+        )
+        raise ValueError(message)
     known = _telling_voxels(path, channels)
     # Files that say what they hold have a background, unless somebody removed it.
     in_order = first == 1 or (first == 0 and (separate is None or count == 1 or not _has_background(known)))

@@ -191,7 +191,7 @@ def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray
         a for a in range(axes) if not (len(kinds) == axes and kinds[a] not in ("domain", "space", "???", "none"))
     ]
     spatial = spatial[:3]
-    if "space origin" in fields:  # in a space, and in no direction of it
+    if _has_origin(path, fields):  # in a space, and in no direction of it
         raise refusal(path, "have `space directions` with its `space origin`", "none", "add the axes' directions")
     if "spacings" not in fields:
         raise refusal(path, "have `space directions` or `spacings`", "neither", "add the distance between voxels in mm")
@@ -202,6 +202,13 @@ def _plain_place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray
     affine = lps_affine(np.diag(spacing) * scale, _first_voxel(path, fields, axes, spatial, spacing) * scale)
     check_affine(path, affine)
     return affine, spatial, notes
+
+
+def _has_origin(path: Path, fields: dict[str, str]) -> bool:
+    """Return whether `space origin` is a place other than 0, which is also that of no origin; NaN: unknown."""
+    text = fields.get("space origin", "(0)")
+    origin = _vector(path, "space origin", text, len(text.strip("()").replace(",", " ").split()))
+    return bool((~np.isnan(origin) & (origin != 0)).any())
 
 
 def _first_voxel(

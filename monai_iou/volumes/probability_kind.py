@@ -15,6 +15,7 @@ __all__ = ["UNKNOWN_KIND", "ProbabilityKind", "description", "kind_of"]
 
 _KINDS = {False: "monai_iou: classes share one probability", True: "monai_iou: regions have one probability each"}
 _OTHER = ", of other values"  # more of them than the header has room for
+_MOST = 10_000  # values that a file may name: a damaged digit would fill the memory
 _LENGTH = 79  # characters of `descrip`, with a zero after them
 
 
@@ -81,11 +82,13 @@ def _ranges(values: Sequence[int]) -> str:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Return the values that a text of `_ranges` names; () if it names none."""
+    """Return the values that a text of `_ranges` names; () if it names none, or more than a model has."""
     values: list[int] = []
     for part in text.split():
         first, _, last = part.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()):
+            return ()
+        if len(values) + int(last or first) - int(first) >= _MOST:
             return ()
         values += range(int(first), int(last or first) + 1)
     return tuple(values)

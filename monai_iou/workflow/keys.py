@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.bundle_files import bundle_path
-from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = ["calling_parser", "calling_workflow", "check_keys"]
 
@@ -27,8 +27,8 @@ def check_keys() -> None:
     MONAI takes any key that a command line names, and a mistyped one changes nothing.
 
     Raises:
-        ValueError: nothing uses a key that is nearly one of the bundle's, or a config that changes train.json is not
-            named after it.
+        ValueError: nothing uses a key that is nearly one of the bundle's, or `start_from`, or a config that changes
+            train.json is not named after it.
     """
     workflow = calling_workflow()
     if workflow is None:
@@ -36,6 +36,7 @@ def check_keys() -> None:
     config = dict(workflow.parser.get())
     with exit_with_message():
         _check_base(config, Path(workflow.config_root_path))
+        _check_start_from(config)
         for name, meant in _mistyped(config, _known_keys()).items():
             message = (
                 f"Expected `{name}` to be a key of the bundle, but nothing uses it: write --{meant} if that was meant, "
@@ -64,6 +65,20 @@ def _check_base(config: Mapping[str, Any], folder: Path) -> None:
     raise ValueError(message)
 
 
+def _check_start_from(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a training would pass over `start_from`, as a train.json of an earlier version does."""
+    if "train" in config and optional(config.get("start_from")) is not None and not _is_used("start_from", config):
+        message = (
+            "Expected train.json to know `start_from`, but it is of an earlier version: copy the bundle anew with "
+            "`monai-iou init`, or choose a new --output."
+        )
+        raise ValueError(message)
+
+
+def _is_used(name: str, config: Mapping[str, Any]) -> bool:
+    return re.search(rf"@{re.escape(name)}\b", json.dumps(config, default=str)) is not None
+
+
 def _known_keys() -> set[str]:
     files = [bundle_path() / "configs" / f"{name}.json" for name in SHIPPED]
     return {
@@ -78,10 +93,9 @@ def _mistyped(config: dict[str, Any], known: set[str]) -> dict[str, str]:
         >>> _mistyped({"epoch": 3, "epochs": 300, "mine": 1, "epochs2": 5, "sum": "$@epochs2 + 1"}, {"epochs"})
         {'epoch': 'epochs'}
     """
-    text = json.dumps(config, default=str)
     mistyped = {}
     for name in config:
-        if name in known or name.startswith("_") or re.search(rf"@{re.escape(name)}\b", text):
+        if name in known or name.startswith("_") or _is_used(name, config):
             continue
         near = difflib.get_close_matches(name, sorted(known), 1, LIKENESS)
         if near:

@@ -33,6 +33,8 @@ ORDERED = ("labels", "regions")  # in the order of the network's classes
 
 OWN_NETWORK = "network_def"
 
+FIRST = "_0000"  # of the first channel's file, which is no part of the name if dataset.json leaves it out
+
 BLOCK, BLOCKS = 1 << 20, 64  # few blocks, because a disk may need as long to go to one as to read it
 
 
@@ -50,7 +52,9 @@ def data_record(training: Sequence[Case], validation: Sequence[Case], plan: Plan
     """
     cases = list(dict.fromkeys([*training, *validation]))
     planned = asdict(plan)
-    images = dict(zip(plan.trained, plan.trained_images, strict=False))  # have been read for the plan
+    names = {case.name for case in training}  # behind them, a plan may have cases of the model that it started from
+    read = zip(plan.trained, plan.trained_images, strict=False)  # for the plan
+    images = {name: image for name, image in read if name in names}
     unread = [case for case in cases if case.name not in images]
     images |= dict(zip([case.name for case in unread], map_cases(image_identity, unread), strict=True))
     return {
@@ -75,6 +79,7 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     """
     if not stored or not current:
         return []
+    stored = _with_present_names(stored, current)
     differences = []
     for side in ("training", "validation"):
         before, now = set(stored.get(side, ())), set(current.get(side, ()))
@@ -94,6 +99,23 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
         if name in stored and name in current and not is_same(name, stored[name], current[name])
     ]
     return differences
+
+
+def _with_present_names(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the case `c_0000` of earlier versions called c, if that is what it is called now."""
+    before, now = ({*record.get("training", ()), *record.get("validation", ())} for record in (stored, current))
+
+    def name_of(case: str) -> str:
+        bare = case.removesuffix(FIRST)
+        return bare if case not in now and bare in now - before else case
+
+    sides = {side: [name_of(case) for case in stored[side]] for side in ("training", "validation") if side in stored}
+    files = {
+        what: {name_of(case): value for case, value in stored[what].items()}
+        for what in ("files", "images")
+        if what in stored
+    }
+    return {**stored, **sides, **files}
 
 
 def is_same(name: str, one: Any, other: Any) -> bool:
@@ -195,7 +217,8 @@ def check_held_out(
         message = (
             f"Expected cases that the model has not seen, but it was trained on {seen[0].name}, by the same image or "
             "the same patient: give `val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one "
-            "model, or score `test_labelled`."
+            "model. If they are the same, the case was seen with an earlier split or by the model it started from: "
+            "score `test_labelled`."
         )
         raise DatasetError(message)
 
@@ -232,8 +255,9 @@ def seen_cases(
 
 
 def _is_trained(case: Case, plan: Plan) -> bool:
+    named = case.name in plan.trained or f"{case.name}{FIRST}" in plan.trained  # as earlier versions named it
     # Another dataset may have cases of the same names.
-    return case.name in plan.trained and (not plan.trained_images or _is_known(case, plan.trained_images))
+    return named and (not plan.trained_images or _is_known(case, plan.trained_images))
 
 
 def _has_group(case: Case, groups: Mapping[str, Sequence[str]]) -> bool:

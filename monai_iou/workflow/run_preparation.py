@@ -16,14 +16,15 @@ from monai_iou.datasets.folder import SegmentationFolder, read_folder
 from monai_iou.datasets.found_folders import SPLITS, held_out_twice
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
-from monai_iou.workflow.config_files import check_configs
+from monai_iou.workflow.config_files import check_configs, read_config
 from monai_iou.workflow.inference_keys import check_preprocessing
 from monai_iou.workflow.literal import literal
 from monai_iou.workflow.loss_override import check_loss
 from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.replacement import recover, replaced
 from monai_iou.workflow.settings import optional
-from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, TrainingRun
+from monai_iou.workflow.starting_weights import model_file
+from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, Training, TrainingRun
 
 __all__ = ["is_run", "plan_request", "prepared"]
 
@@ -95,16 +96,27 @@ def prepared(
 
 def _check_start(run: TrainingRun) -> None:
     """Refuse to start from a model that the training replaces: it is put aside before it could be read."""
-    start = optional(run.trainings[0].keys.get("start_from"))
+    start = _start_of(run.trainings[0])
     if start is None:
         return
-    path = Path(str(start)).resolve()
-    if any(training.folder.resolve() in (path, *path.parents) for training in run.trainings):
+    path = model_file(start).resolve()
+    if any((training.folder / "models").resolve() in path.parents for training in run.trainings):
         message = (
             f"Expected `start_from` to be outside of what --overwrite replaces, but got {start}: choose another folder "
             "with --output, or copy that model, with its model.json, and start from the copy."
         )
         raise OutputError(message)
+
+
+def _start_of(training: Training) -> str | None:
+    """The `start_from` of a training's keys, or else of the last config that has it; None also for an expression."""
+    if "start_from" in training.keys:
+        start = optional(training.keys["start_from"])
+    else:
+        given = [read_config(path) for path in training.configs if path.is_file()]
+        start = optional(next((each["start_from"] for each in reversed(given) if "start_from" in each), None))
+        start = None if str(start).startswith(("$", "@", "%")) else start
+    return None if start is None else str(start)
 
 
 def _check_folds(run: TrainingRun, folder: SegmentationFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +14,6 @@ import torch
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.stored import load_plan
-from monai_iou.workflow.checkpoint_files import load_state
 from monai_iou.workflow.models import check_finite, load_weights
 from monai_iou.workflow.optimization import WeightAverage, inner_module
 from monai_iou.workflow.run_state import LAST_EPOCH, MODEL
@@ -22,6 +22,8 @@ from monai_iou.workflow.settings import Settings, exit_with_message
 __all__ = ["check_start", "model_file", "start_from", "with_seen"]
 
 logger = logging.getLogger(__name__)
+
+PLAN = "model.json"  # which a training writes beside its model
 
 
 def model_file(start: str) -> Path:
@@ -88,19 +90,28 @@ def with_seen(plan: Plan, trained: Iterable[str], images: Iterable[str]) -> Plan
     """Return a plan that also has the cases on which the weights were trained before, behind its own."""
     return replace(
         plan,
-        trained=tuple(dict.fromkeys([*plan.trained, *trained])),
-        trained_images=tuple(dict.fromkeys([*plan.trained_images, *images])),
+        trained=(*plan.trained, *(name for name in dict.fromkeys(trained) if name not in plan.trained)),
+        trained_images=(
+            *plan.trained_images,
+            *(image for image in dict.fromkeys(images) if image not in plan.trained_images),
+        ),
     )
 
 
 def _seen_by(file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The cases that a model was trained on, as far as it lies where a training wrote it."""
+    """The cases that a model was trained on, as far as a plan lies beside it or it is a training's checkpoint."""
     if file.name == LAST_EPOCH:
-        state = load_state(file, mmap=True)
-        return tuple(state.get("trained", ())), tuple(state.get("trained_images", ()))
-    stored = file.with_suffix(".json")
-    plan = load_plan(stored) if stored.is_file() else None
-    return ((), ()) if plan is None else (plan.trained, plan.trained_images)
+        state = torch.load(file, map_location="cpu", weights_only=True)  # its weights were read before
+        if "trained" in state:
+            return tuple(state["trained"]), tuple(state.get("trained_images", ()))
+    for stored in (file.with_suffix(".json"), file.parent / PLAN):
+        with contextlib.suppress(DatasetError):
+            plan = load_plan(stored)
+            return plan.trained, plan.trained_images
+    logger.warning(
+        "No plan lies beside %s: the cases that it was trained on are not known and may be scored as unseen.", file
+    )
+    return (), ()
 
 
 def _fitting_weights(file: Path, network: torch.nn.Module) -> Mapping[str, Any]:

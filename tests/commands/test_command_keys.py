@@ -91,6 +91,18 @@ def test_a_word_too_many_is_answered_with_what_to_write(words: list[str], senten
             assert sentence in found.output
 
 
+def test_a_folder_that_is_called_by_a_number_is_not_blamed_for_a_word_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "904").mkdir()
+    found = CliRunner().invoke(cli, ["train", "--batch_size", "2", "904", "--epochs", "3", "junk"])
+    assert found.exit_code == 2
+    assert "but got 'junk': write the name of its key before it." in found.output
+    found = CliRunner().invoke(cli, ["train", "--patch_size", "16", "24", "8", "data"])
+    assert "write the list as one word, [16,24,8]." in found.output
+
+
 def test_a_folder_may_be_called_by_a_number_behind_a_key(tmp_path: Path) -> None:
     (tmp_path / "2024").mkdir()
     with train.make_context("train", ["--batch_size", "2", str(tmp_path / "2024"), "--resume"]) as context:

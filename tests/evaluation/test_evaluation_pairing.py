@@ -4,6 +4,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from monai_iou.evaluation.pairing import Pair, PairingError, pair_folders, pair_volumes, read_pairs
@@ -86,6 +88,28 @@ def test_what_has_the_name_of_a_reference_or_no_image_is_no_mask_beside_one(tmp_
     masks = {"a": "a.nii", "a_mask": "a_mask.nii"} if own == "a_mask" else {"a": "a_mask.nii"}
     expected = {**masks, "b_mask": "b_mask.nii", "c": "c.nii", "c_0001": "c_0001.nii"}
     assert {pair.case: pair.prediction and pair.prediction.name for pair in pairs} == expected
+
+
+@pytest.mark.parametrize("kind", ["prediction", "empty", "image", "fractions"])
+def test_predictions_with_masks_beside_them_are_told_from_images(tmp_path: Path, kind: str):
+    """Masks of a brain, for example: only the values of a file tell that it is no image."""
+    mask = np.zeros((4, 5, 6), np.uint8)
+    mask[1:3] = 1
+    beside = {"prediction": mask * 3, "empty": mask * 0, "image": mask * 2, "fractions": mask * 0.5}[kind]
+    folders = tmp_path / "p", tmp_path / "r"
+    for path, array in (("p/a", beside), ("p/a_mask", mask), ("r/a", mask * 3), ("p/b", mask), ("p/b_mask", mask)):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / f"{path}.nii")
+    (tmp_path / "r" / "b.nii").touch()  # of the first pair alone is read what it is
+    if kind in ("image", "fractions"):
+        assert [pair.prediction for pair in pair_folders(*folders)] == [folders[0] / f"{n}_mask.nii" for n in "ab"]
+        return
+    message = (
+        f"Expected `{folders[0]}` to hold one prediction for `a`, but got the label map `a.nii` with `a_mask.nii` "
+        "beside it: keep one of the two, or name the predictions in a CSV with `--pairs`."
+    )
+    with pytest.raises(PairingError, match=f"^{re.escape(message)}$"):
+        pair_folders(*folders)
 
 
 @pytest.mark.parametrize("file", ["a.nii.gz", "series"])

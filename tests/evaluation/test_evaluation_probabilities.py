@@ -369,6 +369,50 @@ def test_a_file_of_predict_names_label_values_that_are_no_channel_numbers(
     assert kind_of(tmp_path / "a.nii.gz") == ProbabilityKind(False, known)
 
 
+@pytest.mark.parametrize(
+    ("told", "count"), [("0-9999", 10_000), ("0 2-10001", 0), ("0-9999999999", 0), (f"0-{'9' * 30}", 0)]
+)
+def test_a_damaged_number_of_a_header_does_not_fill_the_memory(tmp_path: Path, told: str, count: int) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 2, 2, 3), np.float32), np.eye(4))
+    image.header["descrip"] = f"monai_iou: classes share one probability, of {told}"
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert kind_of(tmp_path / "a.nii.gz") == ProbabilityKind(False, tuple(range(count)))
+
+
+@pytest.mark.parametrize("held", [(2, 4), tuple(range(2, 60, 2))])
+@pytest.mark.parametrize("named", [False, True])
+def test_channels_whose_values_had_no_room_are_not_scored_by_their_numbers(
+    tmp_path: Path, held: tuple[int, ...], named: bool
+) -> None:
+    """They go by the order of the labels, if these are as many, and else they are left out with a note."""
+    values = tuple(range(0, 60, 2))
+    label = np.zeros((10, 10, 10), np.uint8)
+    label.flat[: 20 * len(held)] = np.repeat(held, 20)
+    for kind in ("references", "predictions"):
+        save(tmp_path / kind / "a.nii.gz", label)
+    image = nibabel.Nifti1Image(np.stack([label == value for value in values], -1).astype(np.float32), AFFINE)
+    image.header["descrip"] = description(regions=False, values=values)
+    path = tmp_path / "predictions" / "a_probabilities.nii.gz"
+    nibabel.save(image, path)
+    folders = tmp_path / "predictions", tmp_path / "references", tmp_path / "out"
+    done = evaluate_folders(Request(*folders, probabilities=folders[0], labels=held if named else ()))
+    left_out = (
+        f"a: its probabilities are left out. Expected `{path}` to have one channel for each of 2, 4, with or without a "
+        "background before them, but got 30: name all of them in `--labels` or `--regions`, in the order of the "
+        "channels."
+    )
+    assert done.notes == ([left_out] if len(held) == 2 else [])
+    if len(held) > 2:
+        scores = {int(name): score["iou_at_half"] for name, score in done.summary["probabilities"].items()}
+        assert scores == dict.fromkeys(held, 1)
+    message = (
+        f"Expected `{path}` to name the label values of its channels, but its header has no room for them: name all of "
+        "them in `--labels`, in the order of the channels."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        count_files({"": path}, folders[1] / "a.nii.gz", None, None, Rules())
+
+
 @pytest.mark.parametrize("scored", [(2,), (3,), (2, 3), (3, 2)])
 def test_label_values_with_gaps_have_the_channels_that_the_file_names(scored: tuple[int, ...]) -> None:
     shares = np.random.default_rng(0).dirichlet(np.ones(3), 500).T
@@ -376,6 +420,17 @@ def test_label_values_with_gaps_have_the_channels_that_the_file_names(scored: tu
     found = channels_of(Path("M"), shares, chosen, kind=ProbabilityKind(False, (0, 2, 3)))
     for structure, channel in found.items():
         np.testing.assert_array_equal(channel, shares[structure.values[0] - 1])
+
+
+@pytest.mark.parametrize("chosen", [{"1": (1,), "2": (2,)}, {"whole": (1, 2, 3), "3": (3,)}])
+def test_a_label_that_is_not_among_the_values_of_the_file_gets_no_channel(chosen: dict[str, tuple[int, ...]]) -> None:
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), 500).T
+    message = (
+        "Expected `M` to have a channel for every scored label, but got those of 0, 2, 3, and none of 1: name labels "
+        "that the model has in `--labels` or `--regions`."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        channels_of(Path("M"), shares, structures(chosen), kind=ProbabilityKind(False, (0, 2, 3)))
 
 
 def test_one_of_the_labels_is_not_guessed_where_the_file_had_no_room_for_their_values() -> None:

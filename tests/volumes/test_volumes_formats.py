@@ -120,8 +120,16 @@ def test_every_space_of_nrrd_lies_where_itk_puts_it(tmp_path: Path, header: str)
     np.testing.assert_allclose(read_volume(path).grid.affine, itk_affine(expected), atol=1e-9)
 
 
-def test_an_origin_of_nrrd_without_directions_is_refused_and_not_dropped(tmp_path: Path) -> None:
-    header = "space: left-posterior-superior\nspacings: 2 3 4\nspace origin: (1,2,3)\n"
+@pytest.mark.parametrize("origin", ["(0,0,0)", "(nan, nan, nan)"])
+def test_an_origin_of_nrrd_that_says_nothing_needs_no_directions(tmp_path: Path, origin: str) -> None:
+    header = f"space: left-posterior-superior\nspacings: 2 3 4\nspace origin: {origin}\n"
+    path = nrrd(tmp_path / "a.nrrd", np.zeros((2, 3, 4), "<i2"), "raw", bytes(48), header=header)
+    np.testing.assert_array_equal(read_volume(path).grid.affine, np.diag([-2, -3, 4, 1]))
+
+
+@pytest.mark.parametrize("origin", ["(1,2,3)", "(0,0,3)", "(nan,0,3)", "(inf,0,0)"])
+def test_an_origin_of_nrrd_without_directions_is_refused_and_not_dropped(tmp_path: Path, origin: str) -> None:
+    header = f"space: left-posterior-superior\nspacings: 2 3 4\nspace origin: {origin}\n"
     path = nrrd(tmp_path / "a.nrrd", np.zeros((2, 3, 4), "<i2"), "raw", bytes(48), header=header)
     message = (
         f"Expected `{path}` to have `space directions` with its `space origin`, but got none: add the axes' directions."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ def test_keys_of_ones_own_are_taken(bundle: Path) -> None:
         config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference",
         my_window=3, epochs2=4, other="$@epochs2 + 1",
     ).initialize()  # fmt: skip
+
+
+def test_start_from_is_refused_where_an_earlier_train_config_would_pass_over_it(bundle: Path) -> None:
+    path = bundle / "configs" / "train.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["start_from"], content["settings"]["start_from"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert sentence(bundle, ["train"], start_from="earlier") == (
+        "Expected train.json to know `start_from`, but it is of an earlier version: copy the bundle anew with "
+        "`monai-iou init`, or choose a new --output."
+    )
+    keys._check_start_from({**content, "start_from": "null"})
+    keys._check_start_from({**content, "start_from": "earlier", "mine": "$@start_from"})
+    keys._check_start_from({"start_from": "earlier", "infer": []})
 
 
 @pytest.mark.filterwarnings("ignore:Can't merge entry:UserWarning")

@@ -24,6 +24,7 @@ from monai_iou.workflow.caching import cached_dataset
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError, run
 from monai_iou.workflow.records import data_record, differences, image_identity
+from monai_iou.workflow.starting_weights import with_seen
 
 
 @pytest.fixture
@@ -152,7 +153,8 @@ def test_a_patient_whose_validation_case_was_trained_on_is_no_test_case(split: d
 
 HELD_OUT = (
     "Expected cases that the model has not seen, but it was trained on {}, by the same image or the same patient: give "
-    "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model, or score `test_labelled`."
+    "`val_fraction`, `split_seed`, `folds` and `fold` as in its training, and one model. If they are the same, the "
+    "case was seen with an earlier split or by the model it started from: score `test_labelled`."
 )
 
 
@@ -272,6 +274,40 @@ def test_a_damaged_cache_file_is_prepared_again(data: Path, tmp_path: Path, capl
 
 
 LABELS = {0: "background", 1: "oedema", 2: "core"}
+
+
+def test_a_case_is_known_by_the_name_that_earlier_versions_gave_it(data: Path) -> None:
+    trained = plan(data)
+    earlier = replace(trained, trained=tuple(f"{name}_0000" for name in trained.trained))
+    content = json.loads((data / "dataset.json").read_text())
+    another = content["test_labelled"][0]["image"].split("/")[-1].removesuffix(".nii.gz")
+    describe(data, patient_groups={"P": [trained.trained[0], another]})
+    for each in (trained, earlier):
+        with pytest.raises(DatasetError, match=f"has not seen, but {another} of `test_labelled`"):
+            BundleCases(str(data), val_fraction=0).evaluation_on("test_labelled", [each])
+
+
+def test_records_of_earlier_names_of_the_same_cases_agree() -> None:
+    def made(training: list[str], validation: list[str], mark: str = "") -> dict[str, Any]:
+        files = {name: name.removesuffix("_0000") + mark for name in (*training, *validation)}
+        return {"training": training, "validation": validation, "files": files, "images": files}
+
+    stored = made(["a_0000", "b_0000"], ["c_0000"])
+    assert differences(stored, made(["a", "b"], ["c"])) == []
+    assert differences(stored, stored) == []
+    assert differences(stored, made(["a", "b"], ["c"], "!")) == ["the label or image of a, b, c has changed"]
+    assert differences(stored, made(["a"], ["c", "b"])) == [
+        "its training cases have b", "its validation cases lack b"
+    ]  # fmt: skip
+    assert differences(made(["a", "a_0000"], []), made(["a"], [])) == ["its training cases have a_0000"]
+
+
+def test_cases_of_the_model_that_a_training_started_from_do_not_mix_up_its_record(data: Path) -> None:
+    cases = BundleCases(str(data), val_fraction=0.3)
+    own = cases.plan([16, 16, 16])
+    assert cases.validation
+    seen = with_seen(own, [*own.trained, cases.validation[0]["case"]], ["x", "y", "z"])
+    assert differences(cases.record(seen), cases.record(own)) == []
 
 
 def record(made: Plan) -> dict[str, Any]:

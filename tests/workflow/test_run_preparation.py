@@ -22,7 +22,7 @@ from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.replacement import replaced
-from monai_iou.workflow.run_preparation import is_run, plan_request, prepared
+from monai_iou.workflow.run_preparation import _check_start, is_run, plan_request, prepared
 from monai_iou.workflow.training_runs import PLAN, Training, TrainingRun
 
 OPTIONS: dict[str, Any] = {"minutes": None, "memory_gb": None, "device": "auto"}
@@ -171,6 +171,7 @@ def test_a_training_does_not_start_from_the_model_that_it_replaces(dataset: Path
     run = run_of(tmp_path / "run", dataset)
     Planner(run).prepare()
     make_started(run.trainings[0])
+    (run.folder / "models" / "model.pt").touch()
 
     def from_model(start: str | None) -> TrainingRun:
         return replace(run, trainings=(replace(run.trainings[0], keys={"start_from": start}),))
@@ -183,8 +184,34 @@ def test_a_training_does_not_start_from_the_model_that_it_replaces(dataset: Path
             "with --output, or copy that model, with its model.json, and start from the copy."
         )
     assert run.trainings[0].has_started
-    for start in ("null", None, str(tmp_path / "run2")):
+    other = tmp_path / "other.pt"
+    other.touch()
+    for start in ("null", None, str(other)):
         Planner(from_model(start)).prepare(overwrite=True)
+
+
+def test_a_model_beside_what_is_replaced_may_be_started_from_and_a_config_counts_too(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", dataset)
+    Planner(run).prepare()
+    make_started(run.trainings[0])
+    kept, config = run.folder / "kept.pt", tmp_path / "own.json"
+    for file in (kept, run.folder / "models" / "model.pt"):
+        file.touch()
+    shipped = run.folder / "configs" / "train.json"
+
+    def start_of(in_config: str | Path, **keys: Any) -> None:
+        config.write_text(json.dumps({"start_from": str(in_config)}), encoding="utf-8")
+        _check_start(replace(run, trainings=(replace(run.trainings[0], configs=(shipped, config), keys=keys),)))
+
+    for start in (kept, "$@bundle_root", "null"):
+        start_of(start)
+        start_of(run.folder, start_from=str(start) if start != "$@bundle_root" else None)
+    with pytest.raises(OutputError, match="to be outside of what --overwrite replaces, but got"):
+        start_of(run.folder)
+    with pytest.raises(OutputError, match="to be outside of what --overwrite replaces, but got"):
+        start_of(kept, start_from=str(run.folder / "models"))
 
 
 def test_what_a_refusal_advises_has_not_been_done_already(dataset: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.planning.plan import make_plan
+from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.optimization import WeightAverage
 from monai_iou.workflow.settings import Settings
@@ -151,6 +152,36 @@ def test_a_model_without_a_plan_has_seen_nothing_that_is_known(tmp_path: Path) -
     expected = weights_of(tmp_path / "model.pt")
     for each in (network, average.network):
         assert all(torch.equal(each.state_dict()[name], value) for name, value in expected.items())
+
+
+def test_a_copied_model_keeps_its_cases_under_any_name(trained: Path, tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 3)
+    average = WeightAverage(network, torch.optim.SGD(network.parameters(), lr=0.1), 0.9)
+    plan = make_plan(None, [], [16, 16, 16], base_channels=4)
+    seen = load_plan(trained / "models" / "model.json")
+    assert seen.trained
+    shutil.copy(trained / "models" / "model.json", tmp_path)
+    (tmp_path / "other.json").write_text('{"dataset": "x"}', encoding="utf-8")
+    for name in ("base.pt", "other.pt", "last_epoch.pt"):
+        write_atomically(network.state_dict(), tmp_path / name)
+        made = start_from(str(tmp_path / name), network, average, plan)
+        assert made is not None
+        assert (made.trained, made.trained_images) == (seen.trained, seen.trained_images)
+
+
+@pytest.mark.parametrize("name", ["base.pt", "last_epoch.pt"])
+def test_a_model_whose_cases_are_not_known_is_warned_of(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, file = torch.nn.Linear(2, 3), tmp_path / name
+    average = WeightAverage(network, torch.optim.SGD(network.parameters(), lr=0.1), 0.9)
+    plan = make_plan(None, [], [16, 16, 16], base_channels=4)
+    file.with_suffix(".json").write_text("[]", encoding="utf-8")
+    write_atomically(network.state_dict(), file)
+    assert start_from(str(file), network, average, plan) == plan
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+        f"No plan lies beside {file}: the cases that it was trained on are not known and may be scored as unseen."
+    ]
 
 
 @pytest.mark.slow
