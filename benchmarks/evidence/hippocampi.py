@@ -2,9 +2,10 @@
 
     python -m benchmarks.evidence.hippocampi
 
-The cases 2k - 1 and 2k of Task904 are the two hippocampi of one scan: in all pairs whose intensities were rescaled, so
-that a scan has a step between grey values of its own, both have the same step. The data's split into training and test
-does not keep them together, so that about half of the test volumes are of scans of which the other side was trained on.
+The cases 2k - 1 and 2k of Task904 are the two hippocampi of one scan: where the intensities were rescaled, so that a
+scan has a step between grey values of its own, both have the same step, which the command counts first. The data's
+split into training and test does not keep them together, so that about half of the test volumes are of scans of which
+the other side was trained on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.evidence.data import DATA
 from benchmarks.evidence.datasets import real_cases
@@ -24,14 +29,46 @@ from benchmarks.evidence.studies import STUDIES
 Choice = tuple[str, str, str, str]  # study, data, loss, sampler
 
 
+def number_of(case: str) -> int:
+    """Return the number in the name of a case."""
+    (number,) = re.findall(r"\d+", Path(case).name)
+    return int(number)
+
+
 def scan_of(case: str) -> int:
     """Return the number of the scan that a case of Task904 is a part of.
 
     >>> [scan_of(f"./imagesTr/hippocampus_{number}.nii.gz") for number in ("227", "228", "229")]
     [114, 114, 115]
     """
-    (number,) = re.findall(r"\d+", Path(case).name)
-    return (int(number) + 1) // 2
+    return (number_of(case) + 1) // 2
+
+
+def grey_step(values: NDArray[Any]) -> float | None:
+    """Return the step of which all grey values are multiples; None if it is 1, as of unscaled values, or there is none.
+
+    >>> grey_step(np.array([0, 2.5, 5, 12.5])), grey_step(np.array([0, 1, 3])), grey_step(np.array([0, 1, 2.4, 3.9]))
+    (2.5, None, None)
+    """
+    present = np.unique(values.astype(np.float64))
+    steps = np.sort(np.diff(present))
+    steps = steps[steps > 1e-9 * np.abs(present).max()]
+    step = float(np.median(steps[: max(5, len(steps) // 10)])) if len(steps) else 1.0
+    counts = np.rint(present / step)
+    step = float((present * counts).sum() / (counts**2).sum())  # of all values, as each is rounded
+    fits = np.abs(present / step - counts).max() < 0.05
+    return step if fits and abs(step - 1) > 1e-6 else None
+
+
+def pairs_alike(steps: Mapping[int, float | None], first: int) -> tuple[int, int]:
+    """Return the number of neighbours of which both have a step of their own, and how many have the same.
+
+    >>> pairs_alike({1: 2.5, 2: 2.5, 3: 7.0, 4: None}, 1), pairs_alike({1: 2.5, 2: 2.5, 3: 7.0, 4: None}, 2)
+    ((1, 1), (1, 0))
+    """
+    numbers = [number for number in steps if number % 2 == first % 2 and steps[number] and steps.get(number + 1)]
+    alike = [abs(steps[number] / steps[number + 1] - 1) < 1e-5 for number in numbers]  # type: ignore[operator]
+    return len(alike), sum(alike)
 
 
 def means(rows: Iterable[Mapping[str, str]], trained: Collection[int], score: str) -> tuple[float, float, int]:
@@ -50,8 +87,15 @@ def means(rows: Iterable[Mapping[str, str]], trained: Collection[int], score: st
 
 
 def main() -> int:
-    """Print both means for each choice of each study on Task904, by the study's primary score."""
-    _, content, _ = real_cases("Task904_Hippocampus")
+    """Print how many pairs have the same step, and both means for each choice of each study on Task904."""
+    import nibabel
+
+    source, content, entries = real_cases("Task904_Hippocampus")
+    images = {number_of(entry["image"]): source / entry["image"] for entry in entries}
+    steps = {number: grey_step(np.asanyarray(nibabel.load(path).dataobj)) for number, path in sorted(images.items())}
+    for first, what in ((1, "2k - 1 and 2k"), (2, "2k and 2k + 1")):
+        both, alike = pairs_alike(steps, first)
+        print(f"Cases {what} with a step of their own: {both} pairs, {alike} with the same step")
     training = [scan_of(entry["image"]) for entry in content["training"]]
     print("| study | data | choice | score | other side was trained on | was not | volumes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
+from monai_iou.datasets.lists import FIRST
 from monai_iou.datasets.patients import patient_of
 from monai_iou.planning.plan import Plan
 from monai_iou.volumes.reading import volume_files
@@ -33,7 +34,6 @@ ORDERED = ("labels", "regions")  # in the order of the network's classes
 
 OWN_NETWORK = "network_def"
 
-FIRST = "_0000"  # of the first channel's file, which is no part of the name if dataset.json leaves it out
 
 BLOCK, BLOCKS = 1 << 20, 64  # few blocks, because a disk may need as long to go to one as to read it
 

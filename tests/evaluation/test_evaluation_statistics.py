@@ -111,8 +111,8 @@ def test_intervals_cover_the_mean_about_as_often_as_they_say():
     assert 0.85 <= covered <= 1.0
 
 
-# Of three times 1000 draws, 93.6, 94.2 and 90.4 % were covered, less 2 standard errors of 1000; the percentiles 2.5 and
-# 97.5 cover 89, 88 and 84 %.
+# Of three times 1000 draws, 93.6, 94.2 and 90.4 % were covered, less 2 standard errors of 1000; `benchmarks.coverage`
+# prints such shares, and those of the percentiles 2.5 and 97.5.
 @pytest.mark.parametrize(("kind", "mean", "least"), [("normal", 0, 0.92), ("beta", 5 / 7, 0.927), ("skewed", 1, 0.885)])
 def test_intervals_of_the_fewest_cases_cover_the_mean_almost_as_often_as_they_say(kind, mean, least):
     rng = np.random.default_rng(0)
