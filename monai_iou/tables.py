@@ -1,4 +1,4 @@
-"""Tables and JSON as text whose values are restored exactly when it is read."""
+"""Tables and JSON as text whose values are restored exactly when it is read, and numbers with their nouns."""
 
 from __future__ import annotations
 
@@ -124,3 +124,13 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return value
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "case"), counted(2, "case"), counted(2, "patch", "patches")
+        ('1 case', '2 cases', '2 patches')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -25,6 +25,7 @@ from monai_iou.evaluation.svg import (
     x_axis,
     y_axis,
 )
+from monai_iou.tables import counted
 
 ROW = 58
 FEW_POINTS = 25
@@ -154,8 +155,8 @@ def paired(points: Sequence[Point], first: str, second: str, column: Column) -> 
     ]
     better = sum((point.y > point.x) == (column.better == "higher") for point in points if point.x != point.y)
     worse = sum(point.x != point.y for point in points) - better
-    counted = f"{shortened(second, 40)} is better in {better} cases, worse in {worse}"
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, height + 8, counted, "middle", "small"))
+    verdict = f"{shortened(second, 40)} is better in {counted(better, 'case')}, worse in {worse}"
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, height + 8, verdict, "middle", "small"))
     return figure(height + 14, f"{column.title} of every case in both evaluations", parts)
 
 

@@ -15,6 +15,7 @@ from monai_iou.evaluation.rendering import number, render
 from monai_iou.evaluation.statistics import MIN_UNITS
 from monai_iou.evaluation.svg import Point, shortened
 from monai_iou.evaluation.thumbnails import show_picture
+from monai_iou.tables import counted
 
 CHANGED_MOST = 10
 _Key = tuple[str, str]  # case and label
@@ -111,7 +112,7 @@ def _counted(n: int, keys: Sequence[_Key], evaluated: Sequence[Evaluated], metri
         return str(n)
     if n < len(keys):
         keys = [key for key in keys if all(map(math.isfinite, scores_of(evaluated, key, metric)))]
-    return f"{n} of {len({evaluated[0].patient(case) for case, _ in keys})} patients"
+    return f"{n} of {counted(len({evaluated[0].patient(case) for case, _ in keys}), 'patient')}"
 
 
 def _paired_plots(

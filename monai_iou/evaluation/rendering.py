@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from monai_iou.tables import counted
+
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Fill one of the package's templates; every value is escaped unless it is markup made here."""
@@ -19,6 +21,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["counted"] = counted
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     return environment.get_template(template).render(context)
 

@@ -15,6 +15,7 @@ from monai_iou.evaluation.rendering import number, readable, render
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.statistics import MIN_UNITS
 from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Point
+from monai_iou.tables import counted
 
 __all__ = ["number", "render", "report_text"]
 
@@ -94,7 +95,7 @@ def _tiles(
     summary = evaluation.summary
     cases, labels, options = summary["cases"], summary["labels"], summary["options"]
     failed = f"{cases['failed']} failed" if cases["failed"] else "none failed"
-    patients = f", from {options['patients']} patients" if options["patients"] else ""
+    patients = f", from {counted(options['patients'], 'patient')}" if options["patients"] else ""
     tiles = [{"what": "Cases", "value": str(cases["evaluated"]), "note": f"of {cases['paired']}{patients}; {failed}"}]
     for kind, name in _headed(labels, titles):
         iou, dice = labels[name]["iou"], labels[name]["dice"]
@@ -166,7 +167,7 @@ def _cells(scores: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column
     cells = []
     for name in HEADLINE:
         score, digits = scores[name], columns[name].digits
-        patients = f" of {score['units']} patients" if unit == "patient" else ""
+        patients = f" of {counted(score['units'], 'patient')}" if unit == "patient" else ""
         count = f", n = {score['n']}{patients}" if score["undefined"] else ""
         bounds = score["mean_interval"]
         cells.append(

@@ -27,11 +27,11 @@ from monai_iou.planning.size_rules import (
     batch_decision,
     cache_decision,
     choose_levels,
-    counted,
     format_size,
     network_decision,
     patch_decision,
 )
+from monai_iou.tables import counted
 from monai_iou.weighting import class_weights
 
 __all__ = ["Proposal", "escape_config_text", "propose", "without_signs"]

@@ -14,6 +14,7 @@ from monai_iou.datasets.folder import SegmentationFolder
 from monai_iou.planning.fingerprint import Fingerprint
 from monai_iou.planning.hardware import GIB, Machine, training_bytes
 from monai_iou.planning.plan import Plan, make_plan
+from monai_iou.tables import counted
 
 __all__ = [
     "Decision",
@@ -186,16 +187,6 @@ def cache_decision(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> De
 def holds_a_volume(plan: Plan, fingerprint: Fingerprint) -> bool:
     """Return whether the patch is at least as large as the median volume, in mm along each axis."""
     return bool((np.array(plan.patch_size) * plan.pixdim >= np.array(fingerprint.extent.median) * (1 - 1e-3)).all())
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun.
-
-    Example:
-        >>> counted(1, "case"), counted(2, "case"), counted(2, "patch", "patches")
-        ('1 case', '2 cases', '2 patches')
-    """
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def format_size(numbers: Sequence[float]) -> str:

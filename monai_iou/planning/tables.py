@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from monai_iou.planning.size_rules import counted
+from monai_iou.tables import counted
 
 if TYPE_CHECKING:
     from monai_iou.datasets.folder import SegmentationFolder
