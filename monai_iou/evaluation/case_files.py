@@ -19,7 +19,9 @@ from monai_iou.evaluation.probabilities import count_maps
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import diagonal_mm, score_pair
 from monai_iou.evaluation.thumbnails import take_picture
-from monai_iou.volumes.grid import SHEAR_DEGREES, align, offset_note, reorient, resample
+from monai_iou.volumes.grid import SHEAR_DEGREES, GridError, align, offset_note, reorient, resample
+from monai_iou.volumes.names import is_png
+from monai_iou.volumes.png import of_slice
 from monai_iou.volumes.reading import Volume, VolumeError, file_hash, read_labels
 
 # A label map of more values than this is an image that was passed by mistake.
@@ -219,14 +221,27 @@ def label_counts(volume: Volume) -> dict[int, int]:
 def on_reference(case: str, predicted: Volume, reference: Volume, resampling: bool) -> tuple[NDArray[Any], list[str]]:
     """The prediction's voxels on the reference's grid, and a note if they had to be resampled.
 
+    A PNG states no place: its pixels are the voxels of the reference, as `monai-iou predict --format .png` writes them.
+
     Raises:
-        GridError: the grids differ and `resampling` is false.
+        GridError: the grids differ and `resampling` is false, or the reference is a PNG.
+        VolumeError: the prediction is a PNG with other sides.
     """
+    if is_png(predicted.path):
+        note = f"{case}: the prediction is a PNG, which states no place: its pixels count as the reference's voxels."
+        array = of_slice(predicted.array, reference.grid.shape, predicted.path)
+        return array, [] if is_png(reference.path) else [note]
     array, grid = reorient(predicted.array, predicted.grid, reference.grid)
     try:
         apart = offset_note(grid, reference.grid)
         return align(predicted.array, predicted.grid, reference.grid), [f"{case}: {apart}."] if apart else []
-    except ValueError:
+    except ValueError as error:
+        if is_png(reference.path):
+            message = (
+                f"Expected the prediction as a PNG, because the reference `{reference.path}` is one and states no "
+                f"place, but got {predicted.grid}: write the prediction as a PNG too."
+            )
+            raise GridError(message) from error
         if not resampling:
             raise
     note = f"{case}: the prediction was resampled by nearest neighbour from {grid} to {reference.grid}."

@@ -143,7 +143,8 @@ def _changed(
             "views": [
                 {"name": one.name, "crop": show_picture(picture, None)}
                 for one in (first, second)
-                if (picture := resume.read_picture(one.folder, case, label)) is not None
+                # Where it failed, the kept picture is of an earlier prediction.
+                if case not in one.failed and (picture := resume.read_picture(one.folder, case, label)) is not None
             ],
         }
         for (case, label), x, y in chosen

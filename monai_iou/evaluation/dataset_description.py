@@ -15,6 +15,7 @@ from monai_iou.datasets.naming import names_of
 from monai_iou.datasets.patients import group_of, paths_in
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.request import Request
+from monai_iou.volumes.header import is_dangling
 from monai_iou.volumes.names import case_name, composed, volumes_below
 
 __all__ = ["Description", "description_of"]
@@ -81,7 +82,15 @@ class Description:
 
     @cached_property
     def _names_of_files(self) -> dict[str, str]:
-        return {_place(file): name for name, _, labels, _ in self._entries for file in labels}
+        listed = {_place(file): name for name, _, labels, _ in self._entries for file in labels}
+        return {**{_place(file): name for name, files in self._nnunet.items() for file in files}, **listed}
+
+    @cached_property
+    def _nnunet(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for name, files in _nnunet_files(self.path.parent, self.content):
+            found.setdefault(name, []).extend(files)  # a name may stand for a case of both parts
+        return found
 
     @cached_property
     def _names_of_labels(self) -> dict[str, str]:
@@ -93,25 +102,28 @@ class Description:
     def _files_of_names(self) -> dict[str, list[Path]]:
         """The files of each case by its name, those of nnU-Net's folders too."""
         listed = {name: [*images, *labels] for name, images, labels, _ in self._entries}
-        return {**dict(_nnunet_files(self.path.parent, self.content)), **listed}
+        return {**self._nnunet, **listed}
 
 
 def description_of(request: Request) -> Description:
-    """Read the dataset.json of a request; it is an extra, so that a damaged one is as good as none, and is noted."""
+    """Read the dataset.json of a request; it is an extra, so that a damaged one is as good as none, and is noted.
+
+    With `instances`, the files hold lesion numbers, which nothing that it says of labels is about.
+    """
     references = request.references.parent if request.references.is_file() else request.references
     named = None if request.dataset is None else [request.dataset.absolute() / "dataset.json"]
     places = named or description_places(references)
-    problem = ""
+    problem, of_labels = "", ("labels", "labelled") if request.instances else ()
     for path in places:
         try:
             content = json.loads(path.read_bytes())  # in each encoding in which a training reads it
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         except (OSError, ValueError, RecursionError) as error:
-            problem = problem or _left_out(path, " ".join(str(error).split()))
+            is_none = isinstance(error, (FileNotFoundError, NotADirectoryError)) and not is_dangling(path)
+            problem = problem if is_none else problem or _left_out(path, " ".join(str(error).split()))
             continue
         if isinstance(content, dict):
-            return Description(path, content, problem)
+            known = {key: value for key, value in content.items() if key not in of_labels}
+            return Description(path, known, problem)
         problem = problem or _left_out(path, f"it holds no object but a {type(content).__name__}")
     return Description(places[0], {}, problem)
 

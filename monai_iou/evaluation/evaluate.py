@@ -14,6 +14,7 @@ from monai_iou.evaluation.earlier import check_earlier, earlier_exports, replace
 from monai_iou.evaluation.exports import EXPORTS
 from monai_iou.evaluation.groups import (
     dataset_notes,
+    dataset_values,
     patient_notes,
     patients_of,
     with_dataset_labels,
@@ -91,10 +92,13 @@ def evaluate_folders(
 def _labels_for_tolerances(
     request: Request, pairs: Sequence[Pair], progress: Callable[[Progress], None]
 ) -> tuple[Structure, ...]:
-    """The labels of as many references as it takes to find all that have a tolerance: a wrong one ends all at once."""
+    """The labels of as many references as it takes to find all that have a tolerance: a wrong one ends all at once.
+
+    Those that dataset.json names are scored, too, where predictions hold them.
+    """
     files = {pair.case: pair.reference for pair in pairs if pair.reference is not None}
     found: tuple[Structure, ...] = ()
-    values: set[int] = set()
+    values = set(dataset_values(request))
     for done, (case, reference) in enumerate(files.items(), start=1):
         values |= values_of(reference)
         found = structures_of(values, request.ignore)
@@ -132,11 +136,13 @@ def _evaluate(
     records, failures, reused = _records(run, request, settings, pairs, maps, progress)
     records.update(_without_prediction(run, settings, pairs, failures))
     known = {value for record in records.values() for value in record["reference_values"]}
-    structures = settings.structures or structures_of(known, request.ignore)
+    named = dataset_values(request)
+    predicted = {value for record in records.values() for value, _ in record["prediction_values"]}
+    structures = settings.structures or structures_of(known | (named & predicted), request.ignore)
     if not structures:
         failures = _without_labels(request, pairs, records, failures)
         records = {}
-    allowed = known | {value for structure in structures for value in structure.values}
+    allowed = known | named | {value for structure in structures for value in structure.values}
     records.update(_refuse_unnamed(run, settings, pairs, records, allowed))
     records = without_unlabelled(records, pairs, request, structures)
     failures |= {case: record["problem"] for case, record in records.items() if record["problem"]}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_iou.evaluation.dataset_description import description_of
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import table_text
 from monai_iou.scores import ratio
@@ -32,10 +33,10 @@ def nnunet_text(evaluation: Evaluation) -> str:
     """Return what `nnUNetv2_evaluate_folder` writes: metrics per case, their means per label and of the foreground.
 
     As there, a score without a voxel in either mask is NaN and left out of its label's mean, and a region is named by
-    the list of its values. Cases that could not be evaluated are left out, and of a structure that was not annotated in
-    a case, all metrics and counts are NaN.
+    the list of its values, or by its value where dataset.json writes no list. Cases that could not be evaluated are
+    left out, and of a structure that was not annotated in a case, all metrics and counts are NaN.
     """
-    names = {s.name: str(s.values if len(s.values) > 1 else s.values[0]) for s in evaluation.structures}
+    names = _nnunet_names(evaluation)
     rows = {(row["case"], row["label"]): row for row in evaluation.measured}
     files = {pair.case: pair for pair in evaluation.pairs}
     cases: list[dict[str, Any]] = []
@@ -50,6 +51,19 @@ def nnunet_text(evaluation: Evaluation) -> str:
     foreground = {key: _mean([mean[key] for mean in means.values()]) for key in _METRICS}
     content = {"foreground_mean": foreground, "mean": means, "metric_per_case": cases}
     return json.dumps(content, indent=4, sort_keys=True) + "\n"
+
+
+def _nnunet_names(evaluation: Evaluation) -> dict[str, str]:
+    """What each structure is called there: a list of one value in dataset.json is a region too."""
+    content = description_of(evaluation.request).content if evaluation.request.regions else {}
+    regions = content.get("regions", content.get("labels"))
+    lists = {name for name, values in regions.items() if isinstance(values, list)} if isinstance(regions, dict) else ()
+    return {
+        structure.name: str(structure.values)
+        if len(structure.values) > 1 or structure.name in lists
+        else str(structure.values[0])
+        for structure in evaluation.structures
+    }
 
 
 _METRICS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")

@@ -12,6 +12,7 @@ from typing import Any
 from monai_iou.datasets.description import read_label_scheme, read_labelled
 from monai_iou.evaluation.dataset_description import Description, description_of
 from monai_iou.evaluation.pairing import Pair, name_of_file
+from monai_iou.evaluation.rendering import restored
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.evaluation.rules import Structure
 from monai_iou.files import read_csv
@@ -85,9 +86,10 @@ def with_dataset_labels(request: Request) -> Request:
     """The request with what the dataset.json of the references says of labels, where the options say nothing.
 
     That is the value to ignore and, if neither labels nor regions are named, the regions.
+
+    Raises:
+        RequestError: a region of the file holds the value that `--ignore` names.
     """
-    if request.instances:  # the files hold lesion numbers, which no scheme of labels is about
-        return request
     dataset = description_of(request)
     try:
         scheme = read_label_scheme(dataset.content, dataset.path)
@@ -96,13 +98,27 @@ def with_dataset_labels(request: Request) -> Request:
     named = {*request.labels, *(value for values in request.regions.values() for value in values)}
     ignore = scheme.ignore if request.ignore is None and scheme.ignore not in named else request.ignore
     regions = request.regions if named else scheme.regions
+    within = next((name for name, values in regions.items() if ignore in values), None)
+    if within is not None:
+        message = (
+            f"Expected `--ignore` to differ from the labels of the regions in `{dataset.path}`, but got {ignore}, a "
+            f"label of {within}: drop `--ignore`, or name what is scored with `--labels` or `--regions`."
+        )
+        raise RequestError(message)
     return replace(request, ignore=ignore, regions=regions)
+
+
+def dataset_values(request: Request) -> set[int]:
+    """The label values that the dataset.json of the references names, without the background and what is ignored."""
+    dataset = description_of(request)
+    try:
+        return set(read_label_scheme(dataset.content, dataset.path).labels) - {0}
+    except ValueError:  # an extra, as the rest of the file
+        return set()
 
 
 def dataset_notes(request: Request) -> list[str]:
     """Notes on what the dataset.json of the references says and could not be used: the scores may then be of others."""
-    if request.instances:
-        return []
     dataset = description_of(request)
     problem = dataset.problem or _label_problem(dataset)
     if problem and not request.references.is_absolute():  # as the user wrote it
@@ -216,12 +232,16 @@ def _from_file(pairs: Sequence[Pair], file: Path) -> dict[str, str]:
 
 
 def _by_name(cases: Sequence[str], rows: Iterable[tuple[str, str]], source: Path) -> dict[str, str]:
-    """The patients of the cases from rows that name both; a case may be named with the extension of its file."""
+    """The patients of the cases from rows that name both.
+
+    A case may be named with the extension of its file, and with escapes for bytes that are no text, as in cases.csv.
+    """
     known = {composed(case): case for case in cases}
     patients: dict[str, str] = {}
     strange: list[str] = []
     for written, patient in ((composed(case.strip()), patient.strip()) for case, patient in rows):
-        case = known.get(written) or known.get(name_of_file(written), "")
+        names = (name for each in (written, restored(written)) for name in (each, name_of_file(each)))
+        case = next((known[name] for name in names if name in known), "")
         if not case:
             strange += [written] if written else []
         elif patient and patients.setdefault(case, patient) != patient:

@@ -72,7 +72,7 @@ class MapRecords:
         if counted is None:
             return
         if "problem" in counted:
-            self._problems[case] = counted["problem"]
+            self._problems[case] = _sentence(counted["problem"])
             return
         counts = {name: {**count, "histogram": sparse(count["histogram"])} for name, count in counted["counts"].items()}
         self._found[case] = {**counted, "counts": counts}
@@ -132,6 +132,18 @@ class MapRecords:
         if found is None or not found["counts"].keys() >= set(names):
             return False
         return bool(found["independent"]) or list(found["counts"]) == list(names)
+
+
+def _sentence(problem: str) -> str:
+    """A problem as a sentence: the error of a library alone would not say what it ended.
+
+    >>> _sentence("KeyError: 'x'")
+    "Expected probabilities that can be scored, but got the error KeyError: 'x': check files and free memory."
+    """
+    if problem.startswith("Expected "):
+        return problem
+    error = problem.rstrip(" :.")
+    return f"Expected probabilities that can be scored, but got the error {error}: check files and free memory."
 
 
 def _plain(count: Mapping[str, Any]) -> dict[str, Any]:

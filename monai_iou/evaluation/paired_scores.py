@@ -13,7 +13,7 @@ from typing import Any
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.groups import own_patient
 from monai_iou.evaluation.penalties import OF_LESIONS, empty_prediction, penalised
-from monai_iou.evaluation.rendering import readable
+from monai_iou.evaluation.rendering import readable, restored
 from monai_iou.files import read_csv
 from monai_iou.metrics import CHALLENGES, Challenge
 
@@ -195,14 +195,16 @@ def _read(folder: Path, name: str) -> Evaluated:
     summary = _summary(folder)
     patients, titles = (_texts(summary.get(key)) for key in ("patients", "titles"))
     options, inputs = (_table(summary.get(key)) for key in ("options", "inputs"))
-    named = {readable(case): case for case in (*patients, *inputs)}  # tables have bytes that are no text as escapes
-    failed = frozenset(named.get(case, case) for case in _failed(folder))
+    failures = [row["case"] for row in _rows(summary.get("failures")) if isinstance(row.get("case"), str)]
+    # Tables have bytes that are no text as escapes.
+    named = {readable(case): case for case in (*patients, *inputs, *failures)}
+    failed = frozenset(named.get(case, restored(case)) for case in _failed(folder))
     try:
         rows = read_csv(folder / "cases.csv")
         columns = frozenset(rows[0] if rows else ())
         absent = {column: math.nan for column in COLUMNS if column not in columns}  # and not penalised either
         known = {
-            (named.get(row["case"], row["case"]), row["label"]): {
+            (named.get(row["case"], restored(row["case"])), row["label"]): {
                 **penalised({column: float(row[column]) if row.get(column) else math.nan for column in COLUMNS}),
                 **absent,
             }
@@ -237,6 +239,11 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _table(content: object) -> dict[str, Any]:
     """A table in summary.json; empty where an evaluation wrote none."""
     return content if isinstance(content, dict) else {}
+
+
+def _rows(content: object) -> list[dict[str, Any]]:
+    """A list of tables likewise."""
+    return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []
 
 
 def _texts(content: object) -> dict[str, str]:

@@ -209,7 +209,10 @@ def find_volumes(folder: Path, argument: str, without: Sequence[str] = (PROBABIL
             raise PairingError(message)
         volumes[name] = path
     if not volumes:
-        message = f"Expected volumes in `{folder}`, but got none: NIfTI, MetaImage, NRRD, PNG or DICOM folders."
+        message = (
+            f"Expected volumes in `{folder}`, but got none: name a folder with NIfTI, MetaImage, NRRD or PNG files "
+            "or DICOM series."
+        )
         raise PairingError(message)
     return dict(sorted(volumes.items()))
 

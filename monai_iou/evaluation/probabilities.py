@@ -28,6 +28,8 @@ from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
 from monai_iou.volumes.grid import Grid, GridError, align, same_grid, spatial_grid
 from monai_iou.volumes.memory import room_for
+from monai_iou.volumes.names import is_png
+from monai_iou.volumes.png import of_slice
 from monai_iou.volumes.probability_kind import kind_of
 from monai_iou.volumes.reading import (
     Volume,
@@ -193,6 +195,8 @@ def _without(ignored: NDArray[np.bool_] | None, maps: NDArray[Any]) -> NDArray[A
 
 def _on_reference(path: Path, channels: NDArray[Any], grid: Grid, onto: Grid) -> NDArray[Any]:
     """Channels (C, X, Y, Z) with the axes of the reference's grid; they are not copied where these are their own."""
+    if is_png(path):  # it states no place
+        return np.stack([of_slice(channel, onto.shape, path) for channel in channels])
     if same_grid(grid, onto):
         return channels
     try:
@@ -210,7 +214,7 @@ def _archive(path: Path, reference: Volume, mask: Path | None = None) -> NDArray
 
     Without a mask, or a prediction in its place, their grid is taken to be the reference's.
     """
-    grid = reference.grid if mask is None else _grid_of(mask)
+    grid = reference.grid if mask is None or is_png(mask) else _grid_of(mask)
     array, shape = _stored(path), grid.shape[::-1]
     if array.ndim == 4 and array.shape[1:] == shape:
         return _on_reference(path, np.transpose(array, (0, 3, 2, 1)), grid, reference.grid)

@@ -113,15 +113,14 @@ def channels_of(
 
 
 def _telling_voxels(path: Path, channels: NDArray[Any]) -> NDArray[Any]:
-    """Return the channels (C, N) where all are finite and one is not 0: a margin of zeros tells nothing.
+    """Return the channels (C, N) where none is NaN and one is not 0: a margin of zeros tells nothing.
 
     Raises:
-        ValueError: a value is outside 0 to 1.
+        ValueError: a value is outside 0 to 1, infinite or not.
     """
     known = channels.reshape(len(channels), -1)
-    known = known[:, np.isfinite(known).all(axis=0) & (known != 0).any(axis=0)]  # NaN is refused where it is counted
     check_range(path, known)
-    return known
+    return known[:, ~np.isnan(known).any(axis=0) & (known != 0).any(axis=0)]  # NaN is refused where it is counted
 
 
 def check_range(path: Path, values: NDArray[Any]) -> None:
@@ -142,7 +141,10 @@ def _are_shares(known: NDArray[Any]) -> bool | None:
 
     Shares add up to 1 in nearly all voxels. Where they were interpolated and clipped, voxels that may hold two
     structures tell: the background is what all of them leave or, for regions, what the most probable one leaves.
+    One channel has nothing to share with.
     """
+    if len(known) < 2:
+        return False
     most = known[1:].max(axis=0, initial=0)
     seen = (most > _SEEN) | (known[0] < 1 - _SEEN)
     here = known[:, seen] if seen.any() else known
@@ -171,5 +173,7 @@ def _overlap(structures: NDArray[Any]) -> float:
 
 
 def _has_background(known: NDArray[Any]) -> bool:
-    """Return whether the first channel is large where all others are small, and the reverse."""
+    """Return whether the first channel is large where all others are small, and the reverse; one alone is no such."""
+    if len(known) < 2:
+        return False
     return not known.size or bool(np.abs(1 - known[0] - known[1:].max(axis=0)).mean() <= _BACKGROUND)

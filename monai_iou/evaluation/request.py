@@ -49,7 +49,7 @@ class Request:
             cases.csv too; "exclude" leaves what is missing out of the means. Both means are always reported.
         groups: CSV or JSON that assigns the cases to patients.
         pictures: the cases that the report shows slice by slice: "worst" (the five worst, the median and the best
-            case), a number of worst cases, or "all".
+            case), a number N (the N worst, the median and the best; 0 for none), or "all".
         boundary: width of the bands of the boundary IoU: "2mm", or "2%" of the diagonal of the image.
         match: when a lesion counts as found: "any", "iou:0.5" or "overlap:0.25".
         pairing: "one-to-one", or "many-to-one", where fragments and merged lesions count as found.

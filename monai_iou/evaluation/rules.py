@@ -63,10 +63,11 @@ class Rules:
         """The rule by which a lesion counts as found.
 
         >>> Rules(match="any").in_words
-        'found: any overlap, one to one; components of 26 neighbours'
+        'found: any overlap, one to one; components of 26 neighbours (8 in a slice)'
         """
         least = f" of {self.min_volume_mm3:g} mm³ or more" if self.min_volume_mm3 else ""
-        lesions = "lesions as numbered" if self.instances else f"components of {self.connectivity} neighbours"
+        near = f"{self.connectivity} neighbours ({self.neighbours(2)} in a slice)"
+        lesions = "lesions as numbered" if self.instances else f"components of {near}"
         joined = f", joined by {self.dilation} dilation{'s' if self.dilation > 1 else ''}" if self.dilation else ""
         return f"found: {self.lesion_rule}; {lesions}{joined}{least}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +177,8 @@ def _match(options: Mapping[str, Any], label: str) -> str:
 
 
 def _components(options: Mapping[str, Any], label: str) -> str:
-    return str(options["lesion_rule"].partition("; ")[2])
+    # Earlier versions did not name the neighbours in a slice, which follow from those in a volume.
+    return re.sub(r" \(\d in a slice\)", "", str(options["lesion_rule"].partition("; ")[2]))
 
 
 def _challenge(column: str) -> Callable[[Mapping[str, Any], str], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,16 @@ def test_a_description_that_says_nothing_usable_changes_nothing_and_is_noted(
     assert [note[: len(said)] for note in notes] == ([said] if problem else [])
 
 
-@pytest.mark.parametrize("content", [b'{"labels": {"background": 0, "whole": [1, 2]},}', b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [b'{"labels": {"background": 0, "whole": [1, 2]},}', b"[]", b"\xff", None])
 def test_a_description_that_cannot_be_read_is_noted(
-    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = folders(tmp_path)
-    (tmp_path / "dataset.json").write_bytes(content)
+    (tmp_path / "dataset.json").unlink(missing_ok=True)
+    if content is None:  # a link whose file is not there
+        (tmp_path / "dataset.json").symlink_to(tmp_path / "nowhere.json")
+    else:
+        (tmp_path / "dataset.json").write_bytes(content)
     monkeypatch.chdir(tmp_path)
     done = evaluate_folders(Request(Path("predictions"), Path("labelsTr"), Path("out")))
     assert done.rows[0]["iou"] == pytest.approx(expected(*maps, [1], None))
@@ -280,6 +285,102 @@ def test_a_class_that_a_case_lacks_is_unknown_in_the_exports(tmp_path: Path) -> 
         first, second = csv.DictReader(stream, delimiter="\t")
     assert {cell for name, cell in second.items() if name.startswith("2-")} == {""}
     assert first["2-global_bin_volume_pred"] == str((prediction == 2).sum())
+
+
+def one_and_false(root: Path, **content: Any) -> Request:
+    """References of class 1 alone in two cases, and perfect predictions with a box of class 2 beside it."""
+    reference = np.zeros(SHAPE, np.uint8)
+    reference[1:3, 1:3, 1:3] = 1
+    prediction = reference.copy()
+    prediction[4:6, 4:6, 4:6] = 2
+    for kind, array in (("labelsTr", reference), ("predictions", prediction)):
+        (root / kind).mkdir()
+        for case in "ab":
+            nib.save(nib.Nifti1Image(array, np.eye(4)), root / kind / f"{case}.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(content))
+    return Request(root / "predictions", root / "labelsTr", root / "out")
+
+
+LIVER = {"background": 0, "liver": 1, "tumour": 2}
+
+
+@pytest.mark.parametrize(
+    ("labelled", "ious", "note"),
+    [
+        ({}, [0.0, 0.0], "2 (tumour): no reference holds it, so that only false positives count."),
+        ({"a": ["liver"]}, [math.nan, 0.0], "2 (tumour): no reference holds it, so that only false positives count."),
+        ({"a": [1], "b": ["liver"]}, [math.nan] * 2, "2 (tumour): it was annotated in no case and has no scores."),
+    ],
+)
+def test_a_class_that_the_description_names_is_no_unknown_label_where_it_is_predicted_alone(
+    labelled: dict[str, Any], ious: list[float], note: str, tmp_path: Path
+) -> None:
+    """No reference holds it: it was not annotated, or there is none."""
+    done = evaluate_folders(one_and_false(tmp_path, labels=LIVER, labelled=labelled))
+    assert done.failures == []
+    assert done.notes == [note]
+    rows = {(row["case"], row["label"]): row for row in done.rows}
+    assert [rows[case, "1"]["iou"] for case in "ab"] == [1.0, 1.0]
+    np.testing.assert_equal([rows[case, "2"]["iou"] for case in "ab"], ious)
+    np.testing.assert_equal([rows[case, "2"]["lesion_fp"] for case in "ab"], [iou + 1 for iou in ious])
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen", "failed"),
+    [(LIVER, (1,), []), (LIVER, (), []), ({"background": 0, "liver": 1}, (), ["a", "b"]), ("none", (), ["a", "b"])],
+)
+def test_only_labels_that_nobody_names_make_a_case_fail(
+    labels: Any, chosen: tuple[int, ...], failed: list[str], tmp_path: Path
+) -> None:
+    done = evaluate_folders(replace(one_and_false(tmp_path, labels=labels), labels=chosen))
+    assert [failure["case"] for failure in done.failures] == failed
+    assert {row["label"] for row in done.rows} == ({"1"} if chosen else {"1", "2"} if not failed else set())
+
+
+def test_what_a_description_says_of_labels_is_not_said_of_lesion_numbers(tmp_path: Path) -> None:
+    """But of the patients it is."""
+    request = one_and_false(tmp_path, labels=LIVER, labelled={"b": ["tumour"]}, patient_groups={"P": ["a", "b"]})
+    done = evaluate_folders(replace(request, instances=True))
+    assert [(row["label"], row["lesion_tp"], row["lesion_fp"]) for row in done.rows] == [("1", 1, 1)] * 2
+    assert done.summary["titles"] == {"1": "1"}
+    assert done.summary["patients"] == {"a": "P", "b": "P"}
+    assert done.notes == []
+    (tmp_path / "dataset.json").write_text("{")
+    (note,) = evaluate_folders(replace(request, instances=True)).notes
+    assert note.startswith(f"`{tmp_path / 'dataset.json'}` cannot be read ("), "the patients are lost"
+
+
+@pytest.mark.parametrize("regions", [{"labels": REGIONS}, {"labels": LIVER, "regions": {"whole": [1, 2], "core": [2]}}])
+def test_a_value_of_a_region_of_the_description_is_not_ignored(regions: dict[str, Any], tmp_path: Path) -> None:
+    maps = folders(tmp_path, **regions, regions_class_order=[1, 2])
+    with pytest.raises(RequestError) as error:
+        scores(tmp_path, ignore=2)
+    assert str(error.value) == (
+        f"Expected `--ignore` to differ from the labels of the regions in `{tmp_path / 'dataset.json'}`, but got 2, a "
+        "label of whole: drop `--ignore`, or name what is scored with `--labels` or `--regions`."
+    )
+    assert not (tmp_path / "out").exists()
+    assert scores(tmp_path, ignore=2, labels=(1,)) == {"1": pytest.approx(expected(*maps, [1], 2))}
+
+
+@pytest.mark.parametrize("named", ["as its file", "as the table says", "below the folder"])
+def test_the_description_of_nnunet_knows_its_cases_by_their_files(named: str, tmp_path: Path) -> None:
+    """It lists none, and a table of pairs may call them otherwise."""
+    labelled, groups = {"b": ["liver"]}, {"P": ["a", "b"]}
+    channels = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    request = one_and_false(tmp_path, labels=LIVER, labelled=labelled, patient_groups=groups, **channels)
+    shutil.copytree(tmp_path / "labelsTr", tmp_path / "labelsTs")  # of other cases that have the same names
+    table = {
+        "as its file": "prediction,reference\na.nii.gz,a.nii.gz\nb.nii.gz,b.nii.gz\n",
+        "as the table says": "prediction,reference,case\na.nii.gz,a.nii.gz,one\nb.nii.gz,b.nii.gz,two\n",
+        "below the folder": "prediction,reference\na.nii.gz,labelsTr/a.nii.gz\nb.nii.gz,labelsTr/b.nii.gz\n",
+    }
+    (tmp_path / "pairs.csv").write_text(table[named])
+    references = tmp_path if named == "below the folder" else tmp_path / "labelsTr"
+    output = tmp_path.parent / f"{tmp_path.name}-out"
+    done = evaluate_folders(replace(request, references=references, output=output, pairs=tmp_path / "pairs.csv"))
+    assert [math.isnan(row["iou"]) for row in done.rows if row["label"] == "2"] == [False, True]
+    assert set((done.patients or {}).values()) == {"P"}
 
 
 def test_what_no_case_was_annotated_for_is_noted_as_such(tmp_path: Path) -> None:

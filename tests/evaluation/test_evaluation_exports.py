@@ -165,6 +165,23 @@ def test_the_export_has_the_layout_of_nnunet(tmp_path: Path) -> None:
     assert rows[0]["dicelow"] == ""  # three cases have no interval
 
 
+@pytest.mark.parametrize("chosen", [{}, {"regions": {"whole": (1, 2), "alone": (2,)}}, {"labels": (1, 2)}])
+def test_the_export_names_regions_as_nnunet_does(chosen: dict[str, Any], tmp_path: Path) -> None:
+    """By the text of a tuple where dataset.json writes a list, also of one value (`LabelManager._get_regions`)."""
+    for kind in ("labelsTr", "predictions"):
+        save(tmp_path / kind / "a.nii.gz", np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 3)
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "rim": 1}
+    content = {"labels": labels, "regions_class_order": [1, 2, 1]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    request = Request(tmp_path / "predictions", tmp_path / "labelsTr", tmp_path / "out", export=("nnunet",), **chosen)
+    evaluate_folders(request)
+    found = json.loads((tmp_path / "out" / "nnunet_summary.json").read_text(encoding="utf-8"))
+    theirs = {str(tuple(value) if isinstance(value, list) else value) for value in labels.values() if value != 0}
+    expected = {"labels": {"1", "2"}, "regions": {"(1, 2)", "2"}}.get(next(iter(chosen), ""), theirs)
+    assert theirs == {"(1, 2)", "(2,)", "1"}
+    assert set(found["mean"]) == set(found["metric_per_case"][0]["metrics"]) == expected
+
+
 def test_labels_are_text_for_latex(tmp_path: Path) -> None:
     for kind in ("references", "predictions"):
         save(tmp_path / kind / "a.nii.gz", touching_lesions(0))

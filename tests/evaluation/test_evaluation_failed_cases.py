@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,49 @@ def test_missing_changes_nothing_that_is_compared(three_folders):
         tables.append((rows, read_csv(three_folders / "compared" / "paired.csv")))
         assert {row["metric"]: row["baseline_mean"] for row in rows}["iou"] == 0.5
     assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.parametrize("patients", [False, True])
+@pytest.mark.parametrize("missing", ["both", "penalty"])
+def test_a_failed_case_whose_name_is_no_text_counts_in_a_comparison(missing, patients, tmp_path):
+    """Its table has the bytes as escapes, and where there are no patients, nothing else names it."""
+    cases = "a\udcfc1", "a\udcfc2", r"a\udcfe", "b1", "b2"
+    save(tmp_path, "reference", box(2, 5))
+    save(tmp_path, "prediction", box(3, 5))
+    for case in cases:
+        for kind, source in (("references", "reference"), ("a", "prediction"), ("b", "prediction")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{case}.nii.gz").write_bytes((tmp_path / f"{source}.nii.gz").read_bytes())
+    (tmp_path / "b" / f"{cases[0]}.nii.gz").unlink()
+    (tmp_path / "b" / f"{cases[1]}.nii.gz").write_bytes(b"broken")
+    (tmp_path / "b" / f"{cases[2]}.nii.gz").unlink()
+    (tmp_path / "groups.csv").write_text("case,patient\nb1,P\nb2,P\n", encoding="utf-8")
+    for name in "ab":
+        evaluated(tmp_path, name, missing=missing, groups=tmp_path / "groups.csv" if patients else None)
+    notes: list[str] = []
+    folders = [tmp_path / "out-a", tmp_path / "out-b"]
+    row = compare_folders(folders, tmp_path / "compared", ["iou"], note=notes.append)[0]
+    assert (row["n"], row["left_out"], notes) == (5, 0, [])
+    assert row["other_mean"] == pytest.approx(row["baseline_mean"] * 2 / 5)
+
+
+def test_a_comparison_shows_no_earlier_prediction_of_a_case_that_failed_since(three_folders):
+    """Its record and pictures are kept, for the time when the prediction is as it was."""
+    for name in "ab":
+        evaluated(three_folders, name)
+    folders, page = [three_folders / f"out-{name}" for name in "ab"], three_folders / "compared" / "comparison.html"
+    shown = []
+    for damaged in (None, "case0", "case3"):
+        if damaged is not None:
+            (three_folders / "b" / f"{damaged}.nii.gz").write_bytes(b"broken")
+            assert damaged in {failure["case"] for failure in evaluated(three_folders, "b").failures}
+        compare_folders(folders, three_folders / "compared", ["iou"])
+        pictures = page.read_text(encoding="utf-8").partition("Cases that changed most")[2].split("<details")[1:]
+        shown.append({text.partition("<summary>")[2][:5]: re.findall(r"<h4>out-(.)</h4>", text) for text in pictures})
+    # The folder `a` never had a prediction of case1.
+    assert shown[0] == {"case0": ["a", "b"], "case1": ["b"], "case3": ["a", "b"]}
+    assert shown[1] == {"case0": ["a"], "case1": ["b"], "case3": ["a", "b"]}
+    assert shown[2] == {"case0": ["a"], "case1": ["b"], "case3": ["a"]}
 
 
 @pytest.mark.parametrize("missing", ["both", "penalty"])

@@ -17,6 +17,7 @@ from monai_iou.datasets.patients import patient_of
 from monai_iou.evaluation.groups import patient_notes, patients_of
 from monai_iou.evaluation.pairing import Pair
 from monai_iou.evaluation.request import Request, RequestError
+from monai_iou.files import read_csv, write_csv
 
 
 def pairs_of(*cases: str, references: Path = Path("labelsTr")) -> list[Pair]:
@@ -100,6 +101,16 @@ def test_a_short_row_is_an_empty_cell(tmp_path: Path) -> None:
 def test_cases_may_be_named_as_their_files(tmp_path: Path) -> None:
     found = listed(tmp_path, "case,patient\nsite/a.nii.gz,P\n b.mha ,P\nnot evaluated,Q\n", "site/a", "b")
     assert found == {"site/a": "P", "b": "P"}
+
+
+def test_cases_may_be_named_with_the_escapes_of_our_tables(tmp_path: Path) -> None:
+    """Which stand for bytes that are no text, unless a case is called so."""
+    cases = "M\udcfc_1", "M\udcfc_2", r"M\udcfe"
+    write_csv(tmp_path / "cases.csv", ("case",), [{"case": case} for case in cases])
+    shown = [row["case"] for row in read_csv(tmp_path / "cases.csv")]
+    assert shown == [r"M\udcfc_1", r"M\udcfc_2", r"M\udcfe"]
+    rows = f"{shown[0]},P\n{shown[1]}.nii.gz,P\n{shown[2]},Q\n"
+    assert listed(tmp_path, f"case,patient\n{rows}", *cases) == dict(zip(cases, "PPQ", strict=True))
 
 
 @pytest.mark.parametrize(

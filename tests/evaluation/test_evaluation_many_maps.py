@@ -117,6 +117,7 @@ def test_histograms_of_many_cases_are_never_all_dense() -> None:
     assert sum(found["reliability"]["counts"][0:1]) == 300 * 909
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_an_evaluation_keeps_of_maps_is_sparse(tmp_path: Path) -> None:
     label = np.zeros((8, 8, 4), np.uint8)
     label[2:5, 2:5, 1:3] = 1

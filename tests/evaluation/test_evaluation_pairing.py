@@ -139,7 +139,7 @@ def test_folders_that_cannot_be_paired_are_refused(folders, tmp_path):
     with pytest.raises(PairingError, match=r"`--predictions` to be a folder of volumes, but got `.*absent`"):
         pair_folders(tmp_path / "absent", folders[1])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PairingError, match=r"Expected volumes in `.*empty`, but got none"):
+    with pytest.raises(PairingError, match=r"Expected volumes in `.*empty`, but got none: name a folder with NIfTI"):
         pair_folders(folders[0], tmp_path / "empty")
     (tmp_path / "empty" / "z.nii").touch()
     with pytest.raises(PairingError, match=r"named as the references, but got `z` in .* or pair them in a CSV"):

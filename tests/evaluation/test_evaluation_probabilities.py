@@ -146,6 +146,7 @@ def test_operating_points_are_what_components_give(folder: Path, tmp_path: Path)
     assert known == sorted(known)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_every_layout_and_number_of_workers_gives_the_same(folder: Path, tmp_path: Path) -> None:
     first = evaluated(folder, tmp_path / "npz", "npz")
     for i, layout in enumerate(("channels", "files")):
@@ -488,6 +489,63 @@ def test_nan_does_not_change_what_the_channels_are(folder: Path) -> None:
     soft[1, 7, 6, 5] = np.nan
     ((_, values),) = channels_of(Path("M"), soft, structures({"core": (2, 3)})).items()
     np.testing.assert_allclose(values, soft[2:].sum(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["volume", "one channel", "archive"])
+@pytest.mark.parametrize("options", [{}, {"labels": (1,)}, {"regions": {"1": (1, 2)}}])
+def test_one_channel_is_the_only_structure(layout: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever its values are: it is no background, and shares its probability with nothing."""
+    for i, sure in enumerate((False, True)):
+        label, (_, probability, _) = made_case(i)
+        probability = np.where(probability >= 0.5, np.float32(0.95), np.float32(0.02)) if sure else probability
+        for kind, mask in (("references", label == 1), ("predictions", probability >= 0.5)):
+            save(tmp_path / kind / f"c{i}.nii.gz", mask.astype(np.uint8))
+        save(tmp_path / "alone" / f"c{i}_1.nii.gz", probability)
+        if layout == "archive":
+            save(tmp_path / "maps" / f"c{i}.nii.gz", (probability >= 0.5).astype(np.uint8))
+            np.savez(tmp_path / "maps" / f"c{i}.npz", probabilities=probability.T[None])
+        else:
+            save(tmp_path / "maps" / f"c{i}.nii.gz", probability if layout == "volume" else probability[..., None])
+    alone, found = (evaluated(tmp_path, tmp_path / "out", maps, **options) for maps in ("alone", "maps"))
+    assert found["notes"] == []
+    assert found["probabilities"]["1"]["cases"] == 2
+    assert found["probabilities"] == alone["probabilities"]
+
+
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+@pytest.mark.parametrize("values", [[(1,)], [(1, 2)], [(1,), (2,)]])
+@pytest.mark.parametrize("layout", ["shares", "outputs", "a file for each structure"])
+def test_infinity_is_no_probability(
+    layout: str, values: list[tuple[int, ...]], infinite: float, folder: Path, tmp_path: Path
+) -> None:
+    """Nor part of one: the sum of a region is cut at 1. It is refused in a channel that nobody asks for as well."""
+    maps = np.moveaxis(made_case(0)[1] if layout == "shares" else nested(background=True)[1], 0, -1).copy()
+    maps[-1, -1, :, 1] = infinite
+    save(tmp_path / "maps.nii.gz", maps[..., 1] if layout == "a file for each structure" else maps)
+    named = [Structure(f"s{i}", each) for i, each in enumerate(values)]
+    files = {each.name if layout == "a file for each structure" else "": tmp_path / "maps.nii.gz" for each in named}
+    with pytest.raises(ValueError, match="to hold probabilities") as error:
+        count_files(files, folder / "references" / "c0.nii.gz", named, None, Rules())
+    assert str(error.value) == (
+        f"Expected `{tmp_path / 'maps.nii.gz'}` to hold probabilities between 0 and 1, but got {infinite}: write the "
+        "outputs of a softmax or a sigmoid instead of logits."
+    )
+
+
+def test_an_error_of_a_library_is_told_in_a_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        message = "zero-size array"
+        raise KeyError(message)
+
+    monkeypatch.setattr(reading, "channels_of", fails)
+    notes = evaluated(folder, tmp_path / "out", "channels")["notes"]
+    assert notes == [
+        f"c{i}: its probabilities are left out. Expected probabilities that can be scored, but got the error KeyError: "
+        "'zero-size array': check files and free memory."
+        for i in range(CASES)
+    ]
 
 
 @pytest.mark.parametrize("layout", ["one file", "a file for each label"])

@@ -74,10 +74,11 @@ def test_exact_halves_and_near_components_are_the_users_choice(tmp_path):
         row = read_csv(tmp_path / name / "cases.csv")[0]
         rule = json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))["options"]["lesion_rule"]
         found[name] = [*(int(row[f"lesion_{kind}"]) for kind in ("tp", "fp", "fn")), rule]
-    assert found["default"] == [2, 0, 1, "found: IoU of at least 0.5, one to one; components of 26 neighbours"]
-    assert found["strict"] == [0, 2, 3, "found: IoU above 0.5, one to one; components of 26 neighbours"]
+    near = "components of 26 neighbours (8 in a slice)"
+    assert found["default"] == [2, 0, 1, f"found: IoU of at least 0.5, one to one; {near}"]
+    assert found["strict"] == [0, 2, 3, f"found: IoU above 0.5, one to one; {near}"]
     assert found["joined"][:3] == [1, 1, 1]
-    assert found["joined"][3].endswith("components of 26 neighbours, joined by 1 dilation")
+    assert found["joined"][3].endswith(f"{near}, joined by 1 dilation")
 
 
 def test_the_curve_of_f1_is_the_mean_of_the_cases(tmp_path):
@@ -110,6 +111,8 @@ def test_a_slice_has_fewer_neighbours():
         for n in (6, 18, 26)
     ]
     assert counts == [2, 1, 1]
+    words = [Rules(connectivity=n).in_words.partition("; ")[2] for n in (6, 18, 26)]
+    assert words == [f"components of {n} neighbours ({flat} in a slice)" for n, flat in ((6, 4), (18, 8), (26, 8))]
 
 
 @pytest.mark.parametrize("like", sorted(CHALLENGES))

@@ -150,7 +150,15 @@ def test_every_rule_is_compared_where_a_score_depends_on_it(
         assert found[0].endswith(", on which no compared score depends.")
 
 
-@pytest.mark.parametrize("changed", [{"like": "autopet"}, {"missing": "exclude"}, {"present": "either"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"like": "autopet"},
+        {"missing": "exclude"},
+        {"present": "either"},
+        {"lesion_rule": f"{OPTIONS['lesion_rule']} (8 in a slice)"},
+    ],
+)
 def test_what_changes_no_compared_score_is_allowed(tmp_path: Path, changed: dict[str, Any]) -> None:
     folders = [stored(tmp_path / "a", OPTIONS), stored(tmp_path / "b", {**OPTIONS, **changed})]
     assert notes_of(folders, tmp_path / "out") == []

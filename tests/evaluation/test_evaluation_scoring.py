@@ -16,6 +16,7 @@ from monai_iou.evaluation.probabilities import OPERATING_POINTS, count_files
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import evaluate_case
 from monai_iou.volumes.grid import Grid
+from monai_iou.volumes.png import PNG_AFFINE, write_png
 from monai_iou.volumes.reading import VolumeError
 
 SPACING = (0.5, 1.0, 2.5)
@@ -232,6 +233,63 @@ def test_other_grids_are_refused_or_resampled_with_a_note(tmp_path):
     record = evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.nii", Settings(ONE, resample=True))
     assert record["rows"][0]["iou"] == 1
     assert record["notes"][0].startswith("c: the prediction was resampled by nearest neighbour from shape 16x16x16,")
+
+
+@pytest.mark.parametrize("resampling", [False, True])
+@pytest.mark.parametrize("shape", [(9, 7, 1), (1, 9, 7), (9, 1, 1)])
+def test_the_pixels_of_a_png_are_the_voxels_of_its_reference(tmp_path, shape, resampling):
+    """`monai-iou predict --format .png` writes such masks; a PNG states no place that could be compared."""
+    reference, prediction = np.random.default_rng(0).integers(0, 2, (2, *shape), dtype=np.uint8)
+    affine = np.diag([-0.5, 0.5, 3, 1])
+    affine[:3, 3] = 30, 40, 5
+    save(tmp_path / "r.nii", reference, affine)
+    save(tmp_path / "p.nii", prediction, affine)
+    write_png(prediction, tmp_path / "p.png")
+    settings_ = Settings(ONE, resample=resampling)
+    record, expected = (
+        evaluate_files("c", tmp_path / name, tmp_path / "r.nii", settings_) for name in ("p.png", "p.nii")
+    )
+    assert record["problem"] is None
+    assert repr(record["rows"]) == repr(expected["rows"])
+    assert record["notes"] == [
+        "c: the prediction is a PNG, which states no place: its pixels count as the reference's voxels."
+    ]
+    write_png(np.ones((8, 7, 1), np.uint8), tmp_path / "q.png")
+    sides = "x".join(map(str, shape))
+    assert evaluate_files("c", tmp_path / "q.png", tmp_path / "r.nii", settings_)["problem"] == (
+        f"Expected `{tmp_path / 'q.png'}` to be a picture of {sides} voxels, but got 8x7 pixels: write the file again."
+    )
+
+
+@pytest.mark.parametrize("resampling", [False, True])
+def test_a_reference_that_is_a_png_has_no_place_to_resample_to(tmp_path, resampling):
+    mask = np.ones((9, 7, 1), np.uint8)
+    write_png(mask, tmp_path / "r.png")
+    write_png(mask, tmp_path / "p.png")
+    save(tmp_path / "p.nii", mask, np.diag([0.5, 0.5, 3, 1]))
+    save(tmp_path / "same.nii", mask, PNG_AFFINE)
+    settings_ = Settings(ONE, resample=resampling)
+    for name in ("p.png", "same.nii"):
+        record = evaluate_files("c", tmp_path / name, tmp_path / "r.png", settings_)
+        assert (record["problem"], record["notes"], record["rows"][0]["iou"]) == (None, [], 1)
+    problem = evaluate_files("c", tmp_path / "p.nii", tmp_path / "r.png", settings_)["problem"]
+    assert problem == (
+        f"Expected the prediction as a PNG, because the reference `{tmp_path / 'r.png'}` is one and states no place, "
+        "but got shape 9x7x1, spacing 0.5x0.5x3 mm, orientation RAS, origin (0, 0, 0) mm: write the prediction as a "
+        "PNG too."
+    )
+
+
+def test_probabilities_that_are_png_lie_on_the_reference_too(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 2, (9, 7, 1), dtype=np.uint8)
+    save(tmp_path / "r.nii", mask, np.diag([0.5, 0.5, 3, 1]))
+    write_png(mask, tmp_path / "p.png")
+    save(tmp_path / "p.nii", mask, np.diag([0.5, 0.5, 3, 1]))
+    counted = [
+        evaluate_files("c", None, tmp_path / "r.nii", Settings(ONE), maps={"1": tmp_path / name})["maps"]
+        for name in ("p.png", "p.nii")
+    ]
+    np.testing.assert_equal(counted[0]["counts"], counted[1]["counts"])
 
 
 def test_an_image_is_not_a_label_map(tmp_path):

@@ -53,6 +53,7 @@ def test_errors_of_this_package_are_given_as_they_are():
     assert results == {"ours": TaskError("Expected a b."), "other": TaskError("KeyError: 'k'")}
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_processes_share_the_work_and_one_that_dies_loses_no_task(tmp_path):
     with runner(workers=2) as run:
         first = dict(run(slow_square, {str(i): (i, tmp_path) for i in range(6)}))
