@@ -18,6 +18,7 @@ __all__ = [
     "DatasetError",
     "check_intensities",
     "check_voxel_size",
+    "log_edges",
     "values_of",
 ]
 
@@ -89,25 +90,38 @@ class CaseFacts:
     lowest: tuple[float, ...] = ()
 
 
-def check_voxel_size(image: Path, spacing: Sequence[float], usual: float, others: str) -> None:
+def log_edges(shape: Sequence[int], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """Return the logarithms of a voxel's edges in mm: their mean, then each, sorted.
+
+    NaN, last, stands for the edge along an axis of one voxel: nothing depends on it, and programs write anything there.
+    """
+    edges = np.where(np.asarray(shape) > 1, np.log(np.asarray(spacing, np.float64)), np.nan)
+    known = edges[np.isfinite(edges)]
+    return np.array([known.mean() if known.size else np.nan, *np.sort(edges)])
+
+
+def check_voxel_size(image: Path, facts: CaseFacts, usual: NDArray[np.float64], others: str) -> None:
     """Refuse voxels that are 50 times larger or smaller than usual: no two scans differ like that, but units do.
+
+    Their edges are compared one by one, too: of an error along one axis, the mean shows little. The edges are sorted,
+    because scans may have their thick slices along different axes.
 
     Args:
         image: the file.
-        spacing: of its voxels, in mm.
-        usual: edge of a usual voxel, in mm: the geometric mean of its three.
+        facts: of the file.
+        usual: the `log_edges` of usual voxels, a row for each.
         others: whose voxels are usual, for the error.
 
     Raises:
         DatasetError: the message names the file and both sizes.
     """
-    edge = float(np.prod(spacing)) ** (1 / len(spacing))
-    if 1 / ODD_SPACING < edge / usual < ODD_SPACING:
+    typical = np.ma.median(np.ma.masked_invalid(usual), axis=0).filled(np.nan)
+    if not (np.abs(log_edges(facts.shape, facts.spacing) - typical) >= np.log(ODD_SPACING)).any():
         return
-    sizes = "x".join(f"{length:.4g}" for length in spacing)
+    sizes = "x".join(f"{length:.4g}" for length in facts.spacing)
     message = (
-        f"Expected {image} to have voxels like {others}, of about {usual:.3g} mm, but got {sizes} mm: correct the "
-        "spacing or its unit in the header, or leave the case out."
+        f"Expected {image} to have voxels like {others}, of about {np.exp(typical[0]):.3g} mm, but got {sizes} mm: "
+        "correct the spacing or its unit in the header, or leave the case out."
     )
     raise DatasetError(message)
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from monai_iou.datasets.case_volumes import check_case, check_trainable
-from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_voxel_size
+from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_voxel_size, log_edges
 from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
 from monai_iou.datasets.found_folders import (
     SPLITS,
@@ -173,11 +173,10 @@ class SegmentationFolder:
 
     def need_like_spacings(self, cases: Sequence[Case], facts: Sequence[CaseFacts]) -> None:
         """Raise DatasetError if a case's voxels are 50 times larger or smaller than those of the others."""
-        sizes = np.array([float(np.log(case.spacing).mean()) for case in facts])
-        if len(sizes) > 1:
+        edges = np.array([log_edges(case.shape, case.spacing) for case in facts])
+        if len(edges) > 1:
             for index, (case, fact) in enumerate(zip(cases, facts, strict=True)):
-                usual = float(np.exp(np.median(np.delete(sizes, index))))
-                check_voxel_size(case.image, fact.spacing, usual, "the other cases")
+                check_voxel_size(case.image, fact, np.delete(edges, index, axis=0), "the other cases")
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
@@ -186,7 +185,7 @@ class SegmentationFolder:
 
 def is_dataset(folder: Path) -> bool:
     """Whether a folder is described by a dataset.json, or is a plain pair of folders of images and labels."""
-    return (folder / "dataset.json").is_file() or find_pair(folder) is not None
+    return os.path.lexists(folder / "dataset.json") or find_pair(folder) is not None
 
 
 def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
@@ -198,7 +197,7 @@ def read_folder(dataset_dir: str | os.PathLike[str]) -> SegmentationFolder:
     """
     root = Path(dataset_dir).resolve()
     path = root / "dataset.json"
-    if path.is_file():
+    if os.path.lexists(path):  # reading a link whose file is not there fails by its name
         content = read_description(path)
         is_found = "training" not in content and "channel_names" in content
         folder = _read_found(content, root) if is_found else _read_listed(content, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from monai_iou.datasets.cases import Case, DatasetError, values_of
 from monai_iou.datasets.description import MOST_CLASSES, read_description
 from monai_iou.datasets.scheme import LabelScheme
+from monai_iou.volumes.header import is_dangling
 from monai_iou.volumes.names import (
     PNG_EXTENSION,
     RESULTS,
@@ -59,12 +61,15 @@ def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels
             f"but got {ending}: convert the files to .nii.gz, and correct `file_ending`."
         )
         raise DatasetError(message)
+    if is_dangling(labels):
+        message = f"Expected labels in {labels}, but the link leads nowhere: fetch what it stands for, or remove it."
+        raise DatasetError(message)
     pattern = _image_pattern(ending)
     cases = []
     for name in dict.fromkeys(match[1] for file in files if (match := pattern.fullmatch(file))):
         first, *others = _channel_files(files, name, ending, channels)
         label = find_spelling(labels / f"{name}{ending}")
-        if part == "Tr" and (label is None or not label.is_file()):
+        if (part == "Tr" and (label is None or not label.is_file())) or (label is not None and is_dangling(label)):
             place = label or labels / f"{name}{ending}"
             message = f"Expected the label of {name} at {place}, but there is no such file: add it or move the image."
             raise DatasetError(message)
@@ -203,7 +208,7 @@ def read_splits(root: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tup
         DatasetError: it is not such a file, or names a case that the dataset has not.
     """
     path = root / SPLITS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return ()
     content = read_description(path, list)
     folds = []

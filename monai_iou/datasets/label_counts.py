@@ -124,5 +124,5 @@ def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
 
 def _scheme_of_dataset(folder: Path) -> LabelScheme:
     """What `dataset.json` next to the folder says of label values; without it, nothing."""
-    path = next((path for path in description_places(folder) if path.is_file()), None)
+    path = next((path for path in description_places(folder) if os.path.lexists(path)), None)
     return LabelScheme({}) if path is None else read_label_scheme(read_description(path), path)

@@ -209,7 +209,7 @@ def _inside(root: Path, relative: object, what: str) -> Path:
         raise DatasetError(message)
     shown = str(path) if str(path).isprintable() else repr(str(path))  # a line break would tear the sentence
     if not path.name.lower().endswith(EXTENSIONS):
-        message = f"Expected {what} to be .nii, .nii.gz, .mha, .nrrd or .png, but got {shown}: convert it to NIfTI."
+        message = f"Expected {what} to be a NIfTI, MetaImage, NRRD or PNG file, but got {shown}: convert it to NIfTI."
         raise DatasetError(message)
     existing = find_spelling(path)
     if existing is None or not existing.is_file():

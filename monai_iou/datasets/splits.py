@@ -115,7 +115,7 @@ def check_folds(folds: Any, fold: Any, patients: int) -> None:
     if folds > patients:
         remedy = f"take {patients} or fewer" if patients > 1 else "one patient cannot be cross-validated"
         message = (
-            f"Expected `folds` to be at most {patients}, the number of patients in `training`, but got {folds}: "
+            f"Expected `folds` to be at most {patients}, the number of patients to divide into folds, but got {folds}: "
             f"{remedy}."
         )
         raise ValueError(message)

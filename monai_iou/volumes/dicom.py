@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ from monai_iou.volumes.dicom_checks import (
 )
 from monai_iou.volumes.dicom_frames import check_frames
 from monai_iou.volumes.dicom_marks import DIRECTORY_CLASS, dicom_class, is_dicom
-from monai_iou.volumes.header import check_affine, one_number, refusal
+from monai_iou.volumes.header import check_affine, is_dangling, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
 from monai_iou.volumes.names import dicom_slices, slice_candidates, slice_ending, unreadable
+from monai_iou.volumes.plain_names import give_name, temporary_folder
 
 SOP_CLASS = "0008|0016"
 PREAMBLE = 128  # bytes before DICM
@@ -39,8 +38,6 @@ NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.5": "a DICOM surface segmentation",
     DIRECTORY_CLASS: "the table of contents of a CD",
 }
-# Registrations and surfaces have no pixels and may lie beside the series that they are of.
-BESIDE_A_SERIES = ("1.2.840.10008.5.1.4.1.1.66.1", "1.2.840.10008.5.1.4.1.1.66.5")
 
 
 def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -57,10 +54,8 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     with itk_is_quiet(), _plain_names(path) as links:
         if not links:
             raise refusal(path, "hold one DICOM series", "0", "name the folder that contains its slices")
-        first = next(iter(links))
-        kind = dicom_kind(first)
-        _refuse_objects(path, "" if len(links) > 1 and kind in BESIDE_A_SERIES else kind)
-        return read_with_itk(path, _one_series(path, links) if path.is_dir() else [first])
+        _refuse_objects(path, _kind_of_images(links))
+        return read_with_itk(path, _one_series(path, links) if path.is_dir() else list(links))
 
 
 def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -149,6 +144,10 @@ def _check_complete(folder: Path, links: dict[Path, Path], slices: set[Path]) ->
     classes = {dicom_class(link) for link in slices} | {""} if out else set()
     cut = [links[link] for link in out if dicom_class(link) in classes]
     cut += _without_content(folder, set(links.values()), {slice_ending(links[link]) for link in slices})
+    _refuse_remains(folder, cut)
+
+
+def _refuse_remains(folder: Path, cut: list[Path]) -> None:
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
         problem = f"`{cut[0].name}`{more}, which cannot be read"
@@ -156,9 +155,25 @@ def _check_complete(folder: Path, links: dict[Path, Path], slices: set[Path]) ->
 
 
 def _without_content(folder: Path, dicom: set[Path], endings: set[str]) -> list[Path]:
-    """Return the files that are named as the slices are and are no DICOM, because they are empty or overwritten."""
-    others = [f for f in slice_candidates(folder) if f not in dicom and f.is_file() and not is_dicom(f)]
-    return [file for file in others if slice_ending(file) in endings and (slice_ending(file) or _is_blank(file))]
+    """Return the files that are named as the slices are and are no DICOM, because they are empty or overwritten.
+
+    So is a link whose file is not there.
+    """
+    files = [f for f in slice_candidates(folder) if f not in dicom and (is_dangling(f) or f.is_file())]
+    others = [file for file in files if not is_dicom(file)]
+    return [file for file in others if slice_ending(file) in endings and (slice_ending(file) or _was_slice(file))]
+
+
+def _was_slice(file: Path) -> bool:
+    """Whether a file without an ending may be the rest of a slice; a link may have led to anything but for a number."""
+    return any(map(str.isdigit, file.name)) if is_dangling(file) else _is_blank(file)
+
+
+def _kind_of_images(files: Iterable[Path]) -> str:
+    """The class of the first file that holds an image, or of the first of all if there are only other objects."""
+    kinds = map(dicom_kind, files)
+    first = next(kinds)
+    return next((kind for kind in chain([first], kinds) if kind not in NOT_IMAGES), first)
 
 
 def _is_blank(file: Path) -> bool:
@@ -171,28 +186,12 @@ def _is_blank(file: Path) -> bool:
 
 
 @contextmanager
-def _temporary_folder(path: Path) -> Iterator[str]:
-    """A folder that is removed afterwards.
-
-    Raises:
-        VolumeError: none can be made; the fault is not the volume's.
-    """
-    try:
-        made = tempfile.TemporaryDirectory(prefix="monai_iou_")
-    except OSError as error:
-        problem = f"the error '{error.strerror or error}'"
-        raise refusal(
-            path, "be read through a temporary folder", problem, "set TMPDIR to a folder that you may write to"
-        ) from error
-    with made as folder:
-        yield folder
-
-
-@contextmanager
 def _plain_names(path: Path) -> Iterator[dict[Path, Path]]:
     """Link to the DICOM files under names that every library accepts; skip hidden files, pipes and other formats."""
     files = list(dicom_slices(path)) if path.is_dir() else [path]
-    with _temporary_folder(path) as folder:
+    if path.is_dir():
+        _refuse_remains(path, [file for file in files if is_dangling(file)])
+    with temporary_folder(path) as folder:
         links = {}
         for number, file in enumerate(files):
             link = Path(folder) / f"{number:06d}.dcm"
@@ -200,24 +199,9 @@ def _plain_names(path: Path) -> Iterator[dict[Path, Path]]:
             if start:
                 link.write_bytes(start + file.read_bytes())
             else:
-                _give_name(link, file.resolve())
+                give_name(link, file.resolve())
             links[link] = file
         yield links
-
-
-def _give_name(name: Path, file: Path) -> None:
-    """Let a name lead to a file, or to a copy of it where no link can be made, as by ordinary users of Windows.
-
-    A protected file gets no second name: on Windows, taking that away would take the protection away too.
-    """
-    ways: list[Callable[[Path], None]] = [name.symlink_to]
-    if os.access(file, os.W_OK):
-        ways.append(name.hardlink_to)
-    for link in ways:
-        with suppress(OSError):
-            link(file)
-            return
-    shutil.copyfile(file, name)
 
 
 def _missing_start(file: Path) -> bytes:

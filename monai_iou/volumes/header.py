@@ -101,6 +101,21 @@ def check_regular(path: Path) -> None:
         raise refusal(path, "be a file", kind, "name a file that contains a volume")
 
 
+def is_dangling(path: Path) -> bool:
+    """Return whether a path is a link whose file is not there, such as one that git-annex has not fetched.
+
+    Of a link into a folder that may not be entered, nobody knows.
+    """
+    try:
+        if path.is_symlink():
+            path.stat()
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def check_shape(path: Path, shape: tuple[int, ...]) -> None:
     """Raise VolumeError if an axis has no voxels, or there are more axes than any supported format allows."""
     if not shape or len(shape) > MAX_AXES or any(length < 1 for length in shape):

@@ -8,25 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_iou.volumes.header import refusal
+from monai_iou.checks import label_tolerance
+from monai_iou.volumes.header import Header, refusal
 
-# Header scaling and resampling in float32 cause rounding errors of this size, plus this fraction of the value.
-ROUNDING = 1e-4
-ROUNDING_PER_VALUE = 4 * float(np.finfo(np.float32).eps)
-# For errors up to this size, the nearest whole number is certain.
-MAX_ROUNDING = 0.05
 # The largest whole numbers, by bytes of the float type, below which all whole numbers are represented exactly: in
 # float32, 312782546 and 312782547 are the same number.
 EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 INTEGERS = (np.uint8, np.int16, np.int32, np.int64)
 
 
-def whole_labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
+def whole_labels(array: NDArray[Any], path: Path, rounding: float = 0.0) -> NDArray[Any]:
     """Return labels as the smallest of uint8, int16, int32 and int64 that represents every value.
 
     Args:
         array: values of any real dtype, shape (X, Y, Z).
         path: the file of the labels, for error messages.
+        rounding: further error of each value, see `rounding_of`.
 
     Raises:
         VolumeError: if a voxel is NaN, infinite or a fraction, or so large that its float type cannot distinguish it
@@ -36,7 +33,7 @@ def whole_labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
     dtype('int16')
     """
     if array.dtype.kind == "f":
-        array = _of_floats(array, path)
+        array = _of_floats(array, path, rounding)
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     for dtype in INTEGERS:
         limits = np.iinfo(dtype)
@@ -45,7 +42,14 @@ def whole_labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
     raise refusal(path, "hold labels within 64-bit integers", f"values up to {high}", "renumber them")
 
 
-def _of_floats(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
+def rounding_of(header: Header | None) -> float:
+    """Return how far a value may lie from what was written, where the header scales whole numbers: half of a step."""
+    if header is None or header.scaling is None or header.dtype.kind not in "iu":
+        return 0.0
+    return abs(header.scaling[0]) / 2
+
+
+def _of_floats(array: NDArray[Any], path: Path, rounding: float) -> NDArray[np.int64]:
     """Convert a float volume to labels, slice by slice, because copies of the volume would need far more memory."""
     exact = EXACT[min(array.dtype.itemsize, 8)]
     whole = np.zeros(array.shape, dtype=np.int64, order="F")
@@ -61,7 +65,7 @@ def _of_floats(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
         if largest > exact:
             continue
         rounded = np.rint(part)
-        tolerance = np.minimum(ROUNDING + ROUNDING_PER_VALUE * np.abs(part), MAX_ROUNDING)
+        tolerance = label_tolerance(part, rounding)
         fractions = part[np.abs(part - rounded) > tolerance]
         wrong += int(fractions.size)
         example = example or float(next(iter(fractions), 0.0))

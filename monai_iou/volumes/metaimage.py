@@ -126,8 +126,7 @@ def _place(path: Path, fields: dict[str, str], axes: int) -> tuple[NDArray[np.fl
     origin = np.zeros(axes) if offset is None else numbers(path, "Offset", offset, axes)
     check_directions(path, directions)
     scale, notes = unit_in_mm(path, "DistanceUnits", [fields.get("DistanceUnits", "mm")])
-    affine = scale * lps_affine(directions.T * spacing, origin)
-    affine[3, 3] = 1
+    affine = lps_affine(directions.T * spacing * scale, origin * scale)
     check_affine(path, affine)
     return affine, notes
 

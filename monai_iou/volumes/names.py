@@ -6,9 +6,10 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-from monai_iou.volumes.dicom_marks import DIRECTORY_CLASS, dicom_class, is_dicom
+from monai_iou.volumes.dicom_marks import DICOM_ENDINGS, DIRECTORY_CLASS, dicom_class, is_dicom
 from monai_iou.volumes.header import VolumeError, refusal
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
@@ -27,7 +28,7 @@ _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
 _OF_SCANS = tuple(ending for ending in EXTENSIONS if ending != PNG_EXTENSION)
 # The slices of a series have one ending. Of an ending that slices usually have, all files are inspected, as others may
 # share it; of any other, such as `.jpg`, only so many: a folder may hold 100,000 files.
-SLICE_ENDINGS = (".dcm", ".dicom", ".ima", "")
+SLICE_ENDINGS = (*DICOM_ENDINGS, "")
 LOOKED_INTO = 32
 DIRECTORY = "dicomdir"  # the table of contents of a CD, which is DICOM and no slice
 # Folders that the operating system keeps for itself, often without the right to read them.
@@ -107,11 +108,11 @@ def unreadable(path: Path, error: OSError) -> VolumeError:
 
 
 def is_volume(path: Path) -> bool:
-    """Return whether a path has the name of a volume file, or is a folder that contains DICOM slices."""
+    """Return whether a path has the name of a volume file, or is a folder of DICOM slices; see `_holds_series`."""
     if is_hidden(path):
         return False
     if is_folder(path):
-        return any(map(_is_slice, _inspected(path)))
+        return _holds_series(path)
     return path.name.lower().endswith(EXTENSIONS)
 
 
@@ -133,15 +134,29 @@ def _is_slice(file: Path) -> bool:
     return is_dicom(file) and dicom_class(file) != DIRECTORY_CLASS
 
 
-def _inspected(folder: Path) -> Iterator[Path]:
-    """Yield the files to inspect for slices, those whose names look like slices first.
+def _holds_series(folder: Path) -> bool:
+    """Return whether a folder contains DICOM slices, and more of them than volumes.
 
-    Beside volumes there are only a few: a single slice, such as the localiser of a study, does not stand for them.
+    A single slice beside several volumes, such as the localiser of a study, does not stand for them.
+
+    Raises:
+        VolumeError: it contains slices and at least as many volumes, of which either may be what is meant.
     """
     files = slice_candidates(folder)
-    if any(entry.name.lower().endswith(_OF_SCANS) for entry in visible_entries(folder)):
-        yield from files[:LOOKED_INTO]
-        return
+    volumes = sum(entry.name.lower().endswith(_OF_SCANS) for entry in visible_entries(folder))
+    if not volumes:
+        return any(map(_is_slice, _inspected(files)))
+    endings = {slice_ending(file) for file in files[:LOOKED_INTO] if _is_slice(file)}
+    slices = filter(_is_slice, (file for file in files if slice_ending(file) in endings))
+    count = len(list(islice(slices, volumes + 1)))
+    if 1 < count <= volumes or (count == volumes == 1):
+        found = f"{count} DICOM file{'s' if count > 1 else ''} beside {volumes} volume{'s' if volumes > 1 else ''}"
+        raise refusal(folder, "hold either a DICOM series or volumes", found, "move them to folders of their own")
+    return count > volumes
+
+
+def _inspected(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files to inspect for slices, those whose names look like slices first."""
     of_ending: dict[str, list[Path]] = {}
     for file in files:
         of_ending.setdefault(slice_ending(file), []).append(file)
@@ -252,18 +267,20 @@ def _identity(folder: Path) -> object:
 
 
 def find_spelling(path: Path) -> Path | None:
-    """Return an existing path that equals `path` up to the Unicode form (NFC or NFD) of its name, or None.
+    """Return an existing path that equals `path` up to the Unicode form (NFC or NFD) of its names, or None.
 
     macOS may store an umlaut as a letter and two dots where other systems store one character: the names look the same
-    but consist of different bytes.
+    but consist of different bytes, and each folder and file on the way may have been named by another system.
     """
     if os.path.lexists(path):
         return path
-    for form in ("NFC", "NFD"):
-        other = Path(unicodedata.normalize(form, str(path)))
-        if os.path.lexists(other):
+    folder = find_spelling(path.parent) if path.name else None
+    if folder is None:
+        return None
+    for name in (path.name, *(unicodedata.normalize(form, path.name) for form in ("NFC", "NFD"))):
+        if os.path.lexists(other := folder / name):
             return other
     try:
-        return next((e for e in path.parent.iterdir() if composed(e.name) == composed(path.name)), None)
+        return next((entry for entry in folder.iterdir() if composed(entry.name) == composed(path.name)), None)
     except OSError:
         return None

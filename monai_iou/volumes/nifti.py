@@ -153,7 +153,7 @@ def _place(path: Path, header: Any) -> tuple[NDArray[np.float64], list[str]]:
     elif unit in UNIT_NAMES:
         notes.append(f"`{path.name}`: the header's lengths are in {UNIT_NAMES[unit]} and were converted to mm.")
     scale = UNITS_MM.get(unit, 1.0)
-    affine[:3] *= scale
+    affine = _in_mm(header, affine, scale)
     check_affine(path, affine)
     if sform and qform:
         notes += _conflict(path, header, affine, scale)
@@ -195,10 +195,16 @@ def _with_lengths(header: Any) -> Any:
     return fixed
 
 
+def _in_mm(header: Any, affine: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Return an affine in mm; an axis that the file does not have keeps the 1 that stands for it, as 1 mm."""
+    filled = (np.arange(3) >= int(header["dim"][0])) & np.isclose(np.linalg.norm(affine[:3, :3], axis=0), 1)
+    factors = np.array([*np.where(filled, 1.0, scale), scale])
+    return np.vstack([affine[:3] * factors, affine[3:]])
+
+
 def _conflict(path: Path, header: Any, affine: NDArray[np.float64], scale: float) -> list[str]:
     try:
-        other = _qform(path, header)
-        other[:3] *= scale
+        other = _in_mm(header, _qform(path, header), scale)
         check_affine(path, other)
     except VolumeError:
         return [f"`{path.name}`: the qform is invalid; the sform (code {int(header['sform_code'])}) was used."]

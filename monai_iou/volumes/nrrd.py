@@ -75,7 +75,9 @@ def read_nrrd_header(path: Path) -> Header:
         raise one_number(path, str(values))  # colours or vectors, interleaved
     parts = _parts(path, fields, following, position)
     files = tuple(dict.fromkeys((path, *(part.file for part in parts))))
-    kept = tuple(shape[axis] for axis in spatial) + ((values,) if values > 1 else ())
+    kept = tuple(shape[axis] for axis in spatial)
+    if values > 1:
+        kept = (*(*kept, 1, 1)[:3], values)  # the channels are no axis in space
     return Header(path, kept, _dtype(path, fields), affine, parts, None, files, tuple(notes))
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from monai_iou.volumes.header import check_regular, refusal
 from monai_iou.volumes.memory import room_for
+from monai_iou.volumes.plain_names import plain_name
 
 __all__ = ["MOST_STORED", "PNG_AFFINE", "of_slice", "png_channels", "read_png", "write_png"]
 
@@ -108,7 +109,7 @@ def of_slice(array: NDArray[Any], shape: Sequence[int], path: Path) -> NDArray[A
         del sides[2 - sides[::-1].index(1)]  # the axis that is left out there
     if list(array.shape[:2]) != sides:
         found, wanted = ("x".join(map(str, each)) for each in (array.shape[:2], shape))
-        raise refusal(path, f"be a mask of an image of {wanted} voxels", f"{found} pixels", "write the mask again")
+        raise refusal(path, f"be a picture of {wanted} voxels", f"{found} pixels", "write the file again")
     return array.reshape(shape)
 
 
@@ -174,4 +175,5 @@ def _by_itk(path: Path) -> NDArray[Any]:
     """Colours and transparency of 16 bits, of which Pillow would drop 8, and pictures that it takes for an attack."""
     import SimpleITK
 
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    with plain_name(path) as name:
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(name)))

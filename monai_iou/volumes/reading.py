@@ -21,7 +21,7 @@ from monai_iou.volumes.dicom import itk_is_quiet, read_dicom, read_with_itk
 from monai_iou.volumes.dicom_marks import is_dicom
 from monai_iou.volumes.grid import Grid, same_grid, spatial_grid
 from monai_iou.volumes.header import Header, VolumeError, check_regular, refusal
-from monai_iou.volumes.labels import whole_labels
+from monai_iou.volumes.labels import rounding_of, whole_labels
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import read_metaimage_header
 from monai_iou.volumes.names import (
@@ -36,6 +36,7 @@ from monai_iou.volumes.names import (
 from monai_iou.volumes.nifti import read_nifti_header
 from monai_iou.volumes.nrrd import read_nrrd_header
 from monai_iou.volumes.payload import AGAIN, check_claims, stored_numbers
+from monai_iou.volumes.plain_names import plain_name
 from monai_iou.volumes.png import png_channels, read_png
 
 if TYPE_CHECKING:
@@ -185,7 +186,9 @@ def read_labels(path: Path | str) -> Volume:
     """
     remedy = "write one value per class instead of one-hot channels, or each volume to its own file"
     volume = _read_single(Path(path), "hold one label map", remedy, as_labels=True)
-    return Volume(whole_labels(volume.array, volume.path), volume.grid, volume.path, volume.notes)
+    header = None if volume.path.is_dir() else read_header(volume.path)
+    array = whole_labels(volume.array, volume.path, rounding_of(header))
+    return Volume(array, volume.grid, volume.path, volume.notes)
 
 
 def file_hash(path: Path | str) -> str:
@@ -248,15 +251,15 @@ def _by_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     if path.is_dir() or is_dicom(path):
         return read_dicom(path)
     check_regular(path)
-    with itk_is_quiet():
-        _refuse_pictures(path)
-        return read_with_itk(path, [path])
+    with itk_is_quiet(), plain_name(path) as name:
+        _refuse_pictures(path, name)
+        return read_with_itk(path, [name])
 
 
-def _refuse_pictures(path: Path) -> None:
+def _refuse_pictures(path: Path, name: Path) -> None:
     import SimpleITK
 
-    kind = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path)).removesuffix("ImageIO")
+    kind = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(name)).removesuffix("ImageIO")
     if kind in _PICTURES:
         remedy = "convert it to .nii.gz with its spacing or, if it is a single picture, to .png"
         raise refusal(path, "be of a format that states the spacing in mm", kind, remedy)

@@ -322,10 +322,13 @@ def test_every_case_is_validated_in_exactly_one_fold(patients: list[int], data: 
     assert max(sizes) - min(sizes) <= max(patients)
 
 
+PATIENTS = "the number of patients to divide into folds"
+
+
 @pytest.mark.parametrize(
     ("folds", "fold", "text"),
     [
-        (4, 0, "Expected `folds` to be at most 3, the number of patients in `training`, but got 4: take 3 or fewer."),
+        (4, 0, f"Expected `folds` to be at most 3, {PATIENTS}, but got 4: take 3 or fewer."),
         (1, 0, "Expected `folds` to be an integer of at least 2, but got 1: 5 is usual."),
         ("five", 0, "Expected `folds` to be an integer of at least 2, but got 'five': 5 is usual."),
         (3, 3, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got 3: folds are counted from 0."),
@@ -357,6 +360,18 @@ def test_the_bundle_validates_on_the_fold(folder: Path) -> None:
         _ = BundleCases(str(folder), fold=1).validation
 
 
+def test_the_cases_of_validation_are_counted_as_what_they_are(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training = json.loads((folder / "dataset.json").read_text())["training"]
+    edit(folder, training=training[:1], validation=training[1:])
+    with pytest.raises(
+        ValueError, match=f"^Expected `folds` to be at most 3, {PATIENTS}, but got 4: take 3 or fewer.$"
+    ):
+        read_folder(folder).split(0.1, 0, 4)
+    with caplog.at_level("INFO"):
+        assert len(BundleCases(str(folder)).validation) == 2
+    assert f"Checking 3 cases for training and validation of {folder}" in caplog.messages
+
+
 def test_fraction_outside_its_range() -> None:
     with pytest.raises(ValueError, match=r"Expected `val_fraction` to be in \[0, 1\), but got 1"):
         split_cases([], 1)
@@ -378,7 +393,7 @@ def test_three_visits_of_one_patient_stay_together() -> None:
     [
         (
             "a\n",
-            "Expected the image in `test` to be .nii, .nii.gz, .mha, .nrrd or .png, but got {}: convert it to NIfTI.",
+            "Expected the image in `test` to be a NIfTI, MetaImage, NRRD or PNG file, but got {}: convert it to NIfTI.",
         ),
         (
             "a\n.nii.gz",

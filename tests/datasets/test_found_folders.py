@@ -95,6 +95,20 @@ def test_files_that_are_no_volumes_of_the_dataset_are_passed_over(tmp_path: Path
     assert [case.name for case in folder.test] == [case.name for case in folder.evaluation] == ["c"]
 
 
+@pytest.mark.parametrize("label", ["labelsTr/a.nii.gz", "labelsTs/c.nii.gz"])
+def test_a_label_whose_link_leads_nowhere_is_missed(label: str, tmp_path: Path) -> None:
+    """A test case would be segmented and not scored."""
+    nnunet(tmp_path, "labelsTs/c.nii.gz")
+    (tmp_path / label).unlink()
+    (tmp_path / label).symlink_to(tmp_path / "nowhere.nii.gz")
+    name = Path(label).name[0]
+    message = (
+        f"Expected the label of {name} at {tmp_path / label}, but there is no such file: add it or move the image."
+    )
+    with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):
+        read_folder(tmp_path)
+
+
 def test_folders_without_training_cases_are_named(tmp_path: Path) -> None:
     nnunet(tmp_path)
     for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTr/b_0000", "labelsTr/b"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.datasets.folder import read_folder
+from monai_iou.datasets.folder import is_dataset, read_folder
 from monai_iou.datasets.label_counts import count_label_files
 from monai_iou.planning import make_plan
 from monai_iou.planning.intensity import is_ct
@@ -130,6 +130,22 @@ def test_splits_of_nnunet_are_the_folds(tmp_path: Path) -> None:
     assert "but got x, which is none" in refusal(tmp_path)
     (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["a"]}]))
     assert "but got a on both sides" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "splits_final.json"])
+def test_a_description_whose_link_leads_nowhere_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    """As of a dataset of git-annex that was fetched in part: another description would stand in for it."""
+    nnunet(tmp_path)
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}]))
+    (tmp_path / name).rename(tmp_path / "stored.json")
+    (tmp_path / name).symlink_to(tmp_path / "stored.json")
+    assert len(read_folder(tmp_path).splits) == 1
+    (tmp_path / "stored.json").unlink()
+    assert is_dataset(tmp_path)
+    assert refusal(tmp_path).startswith(f"Expected {tmp_path / name} to be JSON, but it cannot be read ([Errno 2] No ")
+    if name == "dataset.json":
+        with pytest.raises(DatasetError, match=r"dataset\.json to be JSON, but it cannot be read"):
+            count_label_files(tmp_path / "labelsTr")
 
 
 def test_a_plain_pair_of_folders(tmp_path: Path) -> None:
@@ -303,6 +319,40 @@ def test_one_spacing_unlike_the_others_is_named(tmp_path: Path, factor: float) -
     assert f"imagesTr/c2.nii.gz to have voxels like the other cases, of about 1 mm, but got {factor:g}x" in message
 
 
+def spaced(root: Path, *spacing: float, case: str = "c2", shape: tuple[int, ...] = SHAPE) -> None:
+    affine = np.diag([*spacing, 1.0])
+    (inside := np.zeros(shape, np.uint8))[0] = 1
+    nib.save(nib.Nifti1Image(RNG.normal(size=shape), affine), root / f"imagesTr/{case}.nii.gz")
+    nib.save(nib.Nifti1Image(inside, affine), root / f"labelsTr/{case}.nii.gz")
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("factor", [1000.0, 1e-3])
+def test_a_spacing_unlike_the_others_along_one_axis_is_named(tmp_path: Path, factor: float, axis: int) -> None:
+    decathlon(tmp_path)
+    spacing = [factor if k == axis else 1.0 for k in range(3)]
+    spaced(tmp_path, *spacing)
+    sizes = "x".join(f"{length:g}" for length in spacing)
+    message = refusal(tmp_path)
+    assert f"imagesTr/c2.nii.gz to have voxels like the other cases, of about 1 mm, but got {sizes} mm: " in message
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5, 6.0), (6.0, 0.4, 0.4), (0.05, 1.0, 1.0), (1.0, 40.0, 1.0)])
+def test_thick_slices_among_cubes_are_trained_on(tmp_path: Path, spacing: tuple[float, ...]) -> None:
+    decathlon(tmp_path)
+    spaced(tmp_path, *spacing)
+    assert read_folder(tmp_path).training_facts[2].spacing == pytest.approx(spacing)
+
+
+def test_the_edge_along_an_axis_of_one_voxel_is_not_compared(tmp_path: Path) -> None:
+    decathlon(tmp_path)
+    for k in range(4):
+        spaced(tmp_path, 0.01, 0.01, 1.0 if k % 2 else 0.01, case=f"c{k}", shape=(6, 7, 1))
+    assert len(read_folder(tmp_path).training_facts) == 4
+    spaced(tmp_path, 0.01, 10.0, 0.01, shape=(6, 7, 1))
+    assert "but got 0.01x10x0.01 mm: " in refusal(tmp_path)
+
+
 def test_grids_a_fiftieth_of_a_voxel_apart_are_one_and_it_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,11 +402,16 @@ def test_class_weights_count_each_label_once_and_refuse_negative_ones(tmp_path: 
 
 CT_NAMES = (
     "CT", "CTA", "NCCT", "CECT", "LDCT", "HRCT", "MDCT", "CBCT", "CTres", "CT angiography", "computed tomography",
-    "Computerized axial tomography", "ct_portal", "PET/CT",
+    "Computerized axial tomography", "ct_portal", "PET/CT", "PETCT", "PET-CT", "CCTA", "ccta", "CTPA", "CTCA", "CTU",
+    "CTV", "CCT", "cCT", "4DCT", "3DCT_lung", "4D-CT", "4DCBCT", "uCT", "\N{MICRO SIGN}CT", "microCT", "ChestCT",
+    "BrainCT", "chestCTScan", "LowDoseCT", "MSCT", "FDCT", "sCT", "CTAC", "CT1", "phase2CT", "SPECT/CT",
+    "arterialCT_1mm",
 )  # fmt: skip
 OTHER_NAMES = (
     "SPECT", "OCT", "T1", "PET", "single photon emission computed tomography", "infarct", "ADC", "ACTH", "contrast",
-    "optical coherence tomography",
+    "optical coherence tomography", "oct", "oCT", "Oct", "SD-OCT", "SDOCT", "retinaOCT", "OCTA", "SpeCT", "spect",
+    "VECTOR", "DOCTOR", "vectorDoctor", "ECT", "ACT", "tract", "TrACT", "DCT", "dsDCT", "PETMR", "CTRL", "ACTIN",
+    "factor2", "CTG",
 )  # fmt: skip
 
 

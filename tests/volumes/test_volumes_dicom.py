@@ -23,9 +23,10 @@ from dicom_files import (
     write_without_pixels,
 )
 
-from monai_iou.volumes.reading import VolumeError, read_channels, read_labels, read_volume
+from monai_iou.volumes.reading import VolumeError, file_hash, read_channels, read_labels, read_volume
 
 VOLUME = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+REGISTRATION = "1.2.840.10008.5.1.4.1.1.66.1"
 SPACING, DIRECTION, POSITION = (0x0028, 0x0030), (0x0020, 0x0037), (0x0020, 0x0032)
 INTERCEPT, SLOPE = (0x0028, 0x1052), (0x0028, 0x1053)
 
@@ -138,15 +139,44 @@ def test_slices_without_an_ending_are_missed_too_and_a_text_beside_them_is_not(t
     refused(folder, "hold whole slices, but got `1.2.840.0` and 1 more, which cannot be read")
 
 
-@pytest.mark.parametrize("kind", [STRUCTURES, REPORT])
-def test_objects_without_pixels_may_lie_beside_a_series(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("name", ["{}.dcm", "{}.IMA", "1.2.840.{}", "{}.mr"])
+@pytest.mark.parametrize("lost", [[2], [0, 2], [0, 1, 2]])
+def test_a_slice_whose_link_leads_nowhere_is_missed_by_its_name(tmp_path: Path, name: str, lost: list[int]) -> None:
+    """As of a dataset of git-annex that was fetched in part."""
+    stored = sorted(write_series(tmp_path / "store", VOLUME).iterdir())
+    folder = tmp_path / "series"
+    folder.mkdir()
+    links = [folder / name.format(number) for number in range(3)]
+    for link, file in zip(links, stored, strict=True):
+        link.symlink_to(file)
+    np.testing.assert_array_equal(read_volume(folder).array, VOLUME)
+    for number in lost:
+        stored[number].unlink()
+    if len(lost) < 3 or name in ("{}.dcm", "{}.IMA"):
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        refused(folder, f"hold whole slices, but got `{links[lost[0]].name}`{more}, which cannot be read: copy it")
+        with pytest.raises(OSError, match="no such file"):
+            file_hash(links[lost[0]])
+    else:  # nothing tells that these were slices
+        refused(folder, "hold one DICOM series, but got 0: name the folder that contains its slices.")
+
+
+@pytest.mark.parametrize("name", ["RS.dcm", "!RS.dcm", "1.2.246.dcm"])
+@pytest.mark.parametrize("kind", [STRUCTURES, REPORT, REGISTRATION])
+def test_objects_without_pixels_may_lie_beside_a_series(tmp_path: Path, kind: str, name: str) -> None:
     folder = write_series(tmp_path / "series", VOLUME)
-    write_without_pixels(folder / "RS.dcm", kind)
+    write_without_pixels(folder / name, kind)
     write_without_pixels(folder / "same.dcm", kind, "1.2.4")
     np.testing.assert_array_equal(read_volume(folder).array, VOLUME)
     other = {**first_slice(), (0x0020, 0x000E): ("UI", "1.2.6")}
     write_elements(folder / "other.dcm", other)
     refused(folder, "hold one DICOM series, but got 2: put each series into a folder of its own.")
+
+
+def test_structure_sets_alone_are_refused_by_their_name(tmp_path: Path) -> None:
+    for number in range(2):
+        write_without_pixels(tmp_path / "series" / f"{number}.dcm", STRUCTURES)
+    refused(tmp_path / "series", "hold image slices, but got an RT structure set: convert it to a NIfTI or NRRD label")
 
 
 def test_the_table_of_contents_of_a_cd_is_no_slice(tmp_path: Path) -> None:

@@ -148,6 +148,61 @@ def test_every_unit_of_length_of_metaimage_is_converted(tmp_path: Path, unit: st
     np.testing.assert_allclose(got.grid.spacing, np.multiply((2, 3, 4), millimetres))
 
 
+@pytest.mark.parametrize("unit", ["mm", "um", "cm"])
+def test_an_axis_that_the_file_does_not_have_is_1_mm_in_every_unit_and_format(tmp_path: Path, unit: str) -> None:
+    scale, pixels = {"mm": 1.0, "um": 1e-3, "cm": 10.0}[unit], bytes(20)
+    metaimage = (
+        "ObjectType = Image\nNDims = 2\nBinaryData = True\nBinaryDataByteOrderMSB = False\nElementSpacing = 5 6\n"
+        f"Offset = 7 8\nDimSize = 4 5\nDistanceUnits = {unit}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    )
+    nrrd_ = (
+        "NRRD0004\ntype: uchar\ndimension: 2\nspace dimension: 2\nsizes: 4 5\nspace directions: (5,0) (0,6)\n"
+        f'space origin: (-7,-8)\nspace units: "{unit}" "{unit}"\nencoding: raw\nendian: little\n\n'
+    )
+    (tmp_path / "a.mha").write_bytes(metaimage.encode() + pixels)
+    (tmp_path / "a.nrrd").write_bytes(nrrd_.encode() + pixels)
+    for name in ("a.mha", "a.nrrd"):
+        grid = read_volume(tmp_path / name).grid
+        assert grid.shape == (4, 5, 1)
+        assert grid.spacing == pytest.approx((5 * scale, 6 * scale, 1.0))
+        assert np.abs(grid.affine[:3, 3]) == pytest.approx([7 * scale, 8 * scale, 0.0])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "space dimension: 2\nspace directions: (5,0) (0,6) none\nspace origin: (-7,-8)\nkinds: domain domain vector\n",
+        "spacings: 5 6 nan\naxis mins: -7 -8 nan\ncenters: node node ???\nkinds: domain domain list\n",
+    ],
+)
+def test_channels_of_a_slice_of_nrrd_are_no_slices(tmp_path: Path, header: str) -> None:
+    array = np.arange(60, dtype="<i2").reshape(4, 5, 3)
+    path = nrrd(tmp_path / "a.nrrd", array, "raw", array.tobytes(order="F"), header=header)
+    volume = read_channels([path])
+    np.testing.assert_array_equal(volume.array, array.transpose(2, 0, 1)[..., None])
+    np.testing.assert_allclose(volume.grid.affine, [[-5, 0, 0, 7], [0, -6, 0, 8], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert channel_count(path) == 3
+    for read, expected in ((read_volume, "hold one 3D volume"), (read_labels, "hold one label map")):
+        with pytest.raises(VolumeError, match=f"^Expected `{path}` to {expected}, but got shape 4x5x1x3: write "):
+            read(path)
+
+
+@pytest.mark.parametrize("third", [0.0, 1.0, 250.0])
+@pytest.mark.parametrize("form", ["sform", "qform", "spacing"])
+def test_an_axis_that_a_nifti_file_does_not_have_is_1_mm_unless_it_states_another(
+    tmp_path: Path, form: str, third: float
+) -> None:
+    affine = np.diag([500.0, 600, third or 1, 1])
+    image = nibabel.Nifti1Image(np.zeros((4, 5), np.uint8), affine)
+    image.set_sform(affine, int(form == "sform"))
+    image.set_qform(affine, int(form == "qform"))
+    image.header.set_xyzt_units("micron")
+    image.header["pixdim"][3] = third
+    nibabel.save(image, tmp_path / "a.nii")
+    states = third > 1 and form != "spacing"  # which nibabel reads for the axes of the file alone
+    assert read_volume(tmp_path / "a.nii").grid.spacing == pytest.approx((0.5, 0.6, third / 1e3 if states else 1.0))
+
+
 def test_an_unknown_unit_of_metaimage_is_refused(tmp_path: Path) -> None:
     path = _with_unit(tmp_path, "inch")
     message = f"Expected `{path}` to have a unit of length in `DistanceUnits`, but got 'inch': write mm, um, cm or m."

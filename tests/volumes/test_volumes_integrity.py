@@ -19,6 +19,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from light_import import LIGHT_IMPORT
 from memory_peak import needs_peak, peak_kb, reset_peak
 
 from monai_iou.planning.hardware import detect_hardware
@@ -201,7 +202,7 @@ def test_a_limit_on_the_process_counts_as_its_memory() -> None:
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = 1 << 40 if most == resource.RLIM_INFINITY else most
     code = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit})); "
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n{LIGHT_IMPORT}"
         "from monai_iou.volumes.memory import _of_process; print(_of_process()[0])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

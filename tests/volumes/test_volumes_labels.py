@@ -50,6 +50,30 @@ def test_scaled_integers_of_a_large_label_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(tmp_path / "a.nii.gz").array, labels)
 
 
+@pytest.mark.parametrize("largest", [10, 14, 24, 117, 255])
+def test_labels_that_nibabel_rounds_to_steps_are_read(largest: int, tmp_path: Path) -> None:
+    """It scales floats to the header's type over their whole range."""
+    labels = np.arange(343.0).reshape(7, 7, 7) % (largest + 1)
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4), header), tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.nii.gz").array, labels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "stored"), [("i2", 0.01, 48), ("i2", 0.2, 1), ("f4", 0.09, 11), ("u1", 1 / 255, 128)]
+)
+def test_fractions_of_scaled_numbers_are_refused(dtype: str, slope: float, stored: int, tmp_path: Path) -> None:
+    """Also where a step is as wide as the rounding; numbers with a fraction of their own are not rounded to steps."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    image = nibabel.Nifti1Image(np.full((2, 3, 4), stored, dtype), np.eye(4), header)
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, tmp_path / "a.nii")
+    with pytest.raises(VolumeError, match="whole-number labels, but got 24 fractions such as 0"):
+        read_labels(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_nan_and_infinity_are_no_labels(dtype: str) -> None:
     with pytest.raises(VolumeError, match="to hold labels, but got 2 NaN or infinite voxels: write 0 for background"):

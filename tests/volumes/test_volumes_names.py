@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,8 +15,9 @@ from test_volumes_reading import write_dicom
 
 from monai_iou.volumes import names as names_of_volumes
 from monai_iou.volumes.names import RESULTS, case_name, find_spelling, is_volume, results_among, volumes_below
-from monai_iou.volumes.reading import VolumeError, file_hash, read_volume
+from monai_iou.volumes.reading import VolumeError, file_hash, read_channels, read_volume
 from monai_iou.workflow.images import find_images
+from monai_iou.workflow.mask_formats import write_with_itk
 
 JUNK = b"\0\5\x16\7" + bytes(4000)  # what macOS keeps in ._x
 
@@ -69,6 +73,22 @@ def test_two_spellings_of_one_name_are_one_case(tmp_path: Path) -> None:
     assert find_spelling(tmp_path / "other.nii") is None
 
 
+@pytest.mark.parametrize("asked", range(8))
+@pytest.mark.parametrize("stored", range(8))
+def test_each_name_of_a_path_may_be_in_a_form_of_its_own(tmp_path: Path, stored: int, asked: int) -> None:
+    def path(forms: int) -> Path:
+        parts = [
+            unicodedata.normalize("NFC" if forms >> k & 1 else "NFD", name)
+            for k, name in enumerate(("Köln", "Größe", "Müller.nii"))
+        ]
+        return tmp_path.joinpath(*parts)
+
+    file = touch(path(stored))
+    assert find_spelling(path(asked)) == file
+    assert find_spelling(path(asked).parent / "other.nii") is None
+    assert find_spelling(path(asked).parent.parent / "other" / file.name) is None
+
+
 def test_names_that_are_not_utf8_are_read_in_every_format(tmp_path: Path) -> None:
     import SimpleITK
 
@@ -82,6 +102,57 @@ def test_names_that_are_not_utf8_are_read_in_every_format(tmp_path: Path) -> Non
     write_dicom(tmp_path / "series", array)
     odd_folder = (tmp_path / "series").rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xf6rie")))
     np.testing.assert_array_equal(read_volume(odd_folder).array, array)
+
+
+def test_simpleitk_gets_names_in_utf8_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the process at others."""
+    import SimpleITK
+
+    def only_utf8(call: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def checked(*arguments: Any, **options: Any) -> Any:
+            arguments[place].encode("utf-8")
+            return call(*arguments, **options)
+
+        return checked
+
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xf6ller"))
+    folder.mkdir()
+    colours = np.random.default_rng(0).integers(0, 60000, (6, 5, 3)).astype(np.uint16)
+    image = SimpleITK.GetImageFromArray(colours[..., :2].astype(np.int16))
+    image.SetSpacing((0.5, 0.75, 2))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(colours, isVector=True), str(tmp_path / "c.png"))
+    SimpleITK.WriteImage(image, str(tmp_path / "c.gipl"))
+    SimpleITK.WriteImage(image, str(tmp_path / "c.tif"))
+    read = {name: read_channels([tmp_path / name]) for name in ("c.png", "c.gipl")}
+    for name in ("c.png", "c.gipl", "c.tif"):
+        (tmp_path / name).rename(folder / name)
+    reader = SimpleITK.ImageFileReader
+    for owner, name, place in (
+        (SimpleITK, "WriteImage", 1),
+        (SimpleITK, "ReadImage", 0),
+        (reader, "GetImageIOFromFileName", 0),
+        (reader, "SetFileName", 1),
+    ):
+        made = only_utf8(getattr(owner, name), place)
+        monkeypatch.setattr(owner, name, staticmethod(made) if name == "GetImageIOFromFileName" else made)
+    for name, volume in read.items():
+        got = read_channels([folder / name])
+        np.testing.assert_array_equal(got.array, volume.array)
+        np.testing.assert_array_equal(got.grid.affine, volume.grid.affine)
+        assert got.path == folder / name
+    with pytest.raises(VolumeError) as caught:
+        read_volume(folder / "c.tif")
+    problem = "to be of a format that states the spacing in mm, but got TIFF: convert"
+    assert str(caught.value).startswith(f"Expected `{folder / 'c.tif'}` {problem}")
+    mask = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    for name in ("m.mha", "m.nrrd"):
+        write_with_itk(mask, np.diag([2.0, 3, 4, 1]), folder / name)
+        np.testing.assert_array_equal(read_volume(folder / name).array, mask)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(VolumeError, match="to be read through a temporary folder with a name in UTF-8, but got '"):
+        read_volume(folder / "c.gipl")
+    with pytest.raises(OSError, match=r"^the name of the temporary folder '.+' is not UTF-8$"):
+        write_with_itk(mask, np.eye(4), folder / "n.mha")
 
 
 def test_a_name_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:
@@ -161,6 +232,46 @@ def test_a_single_slice_beside_scans_does_not_stand_for_them(tmp_path: Path) -> 
         touch(tmp_path / "scans" / f"c{number:03}.json")
     assert not is_volume(tmp_path / "scans")
     assert len(list(volumes_below(tmp_path))) == 40
+
+
+@pytest.mark.parametrize(
+    ("slices", "volumes", "is_series"), [(1, 2, False), (1, 3, False), (2, 1, True), (40, 35, True)]
+)
+def test_a_folder_of_volumes_is_a_series_only_where_slices_outnumber_them(
+    tmp_path: Path, slices: int, volumes: int, is_series: bool
+) -> None:
+    write_dicom(tmp_path / "scans", np.ones((3, 4, slices), np.uint8))
+    scans = [touch(tmp_path / "scans" / f"c{number:02}.nii.gz") for number in range(volumes)]
+    found = [tmp_path / "scans"] if is_series else scans
+    assert is_volume(tmp_path / "scans") is is_series
+    assert list(volumes_below(tmp_path)) == found
+    assert [case.image for case in find_images([tmp_path / "scans"], 1)] == found
+
+
+@pytest.mark.parametrize(
+    ("slices", "volumes", "found"),
+    [(3, 4, "3 DICOM files beside 4 volumes"), (1, 1, "1 DICOM file beside 1 volume")],
+)
+def test_a_folder_that_may_be_a_series_or_volumes_is_refused(
+    tmp_path: Path, slices: int, volumes: int, found: str
+) -> None:
+    """Such as a case with masks of many organs beside its few slices, which must not become the images."""
+    (tmp_path / "scans").mkdir()
+    write_dicom(tmp_path / "scans" / "case1", np.ones((3, 4, slices), np.uint8))
+    for number in range(volumes):
+        touch(tmp_path / "scans" / "case1" / f"organ{number}.nii.gz")
+    for folder in (tmp_path / "scans", tmp_path / "scans" / "case1"):
+        with pytest.raises(VolumeError, match=rf"case1` to hold either a DICOM series or volumes, but got {found}"):
+            find_images([folder], 1)
+
+
+def test_a_series_of_links_that_lead_nowhere_is_found_and_refused(tmp_path: Path) -> None:
+    for name in ("000.dcm", "001.dcm"):
+        (tmp_path / "scans/series").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scans/series" / name).symlink_to(tmp_path / "nowhere" / name)
+    assert [case.image for case in find_images([tmp_path / "scans"], 1)] == [tmp_path / "scans/series"]
+    with pytest.raises(VolumeError, match=r"to hold whole slices, but got `000\.dcm` and 1 more, which cannot be read"):
+        read_volume(tmp_path / "scans/series")
 
 
 def test_few_files_of_a_large_folder_without_a_series_are_opened(

@@ -94,6 +94,14 @@ def test_a_slice_that_may_not_be_read_is_named(root: Path, name: str) -> None:
     assert name in str(caught.value)
 
 
+def test_a_slice_that_is_a_link_into_a_folder_that_may_not_be_entered_is_named(root: Path) -> None:
+    folder = write_series(root / "series", SLICES)
+    (folder / "2.dcm").rename(root / "siteB" / "2.dcm")
+    (folder / "2.dcm").symlink_to(root / "siteB" / "2.dcm")
+    with without_rights(root / "siteB", 0o000), pytest.raises(VolumeError, match=r"2\.dcm` to be readable, but got"):
+        read_volume(folder)
+
+
 def test_a_text_that_may_not_be_read_hinders_nothing(root: Path) -> None:
     folder = write_series(root / "series", SLICES)
     (folder / "notes.txt").write_text("mine")
