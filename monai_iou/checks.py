@@ -21,6 +21,7 @@ ACTIVATIONS = ("softmax", "sigmoid", None)
 OVERLAPS = ("product", "min_max")
 EMPTY_RULES = ("smooth", "skip", "suppress")
 REDUCTIONS = ("mean", "sum", "none")
+ROUNDING = 1e-4  # by which values may miss 0 or 1: resampling and scale factors of files leave such values
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -207,6 +208,16 @@ def check_input(input: Tensor) -> None:
             "class."
         )
         raise ValueError(message)
+
+
+def label_tolerance(values: Any, more: float = 0.0) -> Any:
+    """Return by how much labels, an array or a tensor, may miss whole numbers: `ROUNDING` and four float32 steps."""
+    return (ROUNDING + more + 2**-21 * abs(values)).clip(max=0.05)  # up to there, the nearest one is certain
+
+
+def digits(value: float) -> str:
+    """Return a number that is not whole with as many digits as show it: 0.7, or 2035.00012."""
+    return next((text for text in (f"{value:g}", f"{value:.9g}") if float(text) % 1 != 0), repr(float(value)))
 
 
 def check_real(name: str, labels: Tensor) -> None:

@@ -26,7 +26,6 @@ REGIONS = ("voronoi", "blob")
 # A label map with precomputed regions must be distinguishable from per-class maps, whose values are 0 and 1.
 FIRST_REGION = 2
 BACKGROUND = -1  # the class of background voxels, because 0 may be a channel of overlapping maps
-ROUNDING = 1e-4  # by which labels may miss a whole number: resampling and scale factors of files leave such values
 
 
 def label_components(mask: NDArray[np.bool_], connectivity: int | None) -> tuple[NDArray[Any], int]:
@@ -281,11 +280,12 @@ def whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
         return values.astype(np.uint8) if values.dtype == np.bool_ else values
     nearest = np.round(values)
     odd = values[(values != nearest) | np.isinf(values)]
-    bad = odd[np.isinf(odd) | ~np.isclose(odd, np.round(odd), rtol=0, atol=ROUNDING)]
+    with np.errstate(invalid="ignore"):  # the difference of infinities is no number
+        bad = odd[~(np.abs(odd - np.round(odd)) <= checks.label_tolerance(odd))]
     if bad.size:
         message = (
-            f"Expected the label to hold whole class numbers, but got {bad[0]:g}: pass soft labels as one map per "
-            "class, shape (C, *S)."
+            f"Expected the label to hold whole class numbers, but got {checks.digits(bad[0])}: pass soft labels as "
+            "one map per class, shape (C, *S)."
         )
         raise ValueError(message)
     return np.asarray(nearest.astype(np.int64))

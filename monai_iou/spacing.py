@@ -85,8 +85,8 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
         ValueError: if the values do not fit the images.
     """
     if spacing is None:
-        pixdims = _pixdims(y) or _pixdims(y_pred) or [None] * count
-        return [spacing_tuple(None if s is None else s[:spatial_dims], spatial_dims) for s in pixdims]
+        known = _affine_sizes(y, count, spatial_dims) or _affine_sizes(y_pred, count, spatial_dims)
+        return [spacing_tuple(size, spatial_dims) for size in known or [(1.0,)] * count]
     if _is_per_image(spacing):
         spacing = _of_images(spacing, count, spatial_dims)
         if len(spacing) != count:
@@ -127,18 +127,42 @@ def _of_images(spacing: Any, count: int, spatial_dims: int) -> Any:
     return table.T
 
 
-def _pixdims(batch: Any) -> list[Any] | None:
-    """Return the voxel sizes of a batch that is a MetaTensor, or of a list of MetaTensors; None for anything else."""
+def _affine_sizes(batch: Any, count: int, spatial_dims: int) -> list[tuple[float, ...]] | None:
+    """Return the voxel sizes of a MetaTensor, or of a list of MetaTensors, from their affines; None for anything else.
+
+    MONAI's `pixdim` is cut to the dimensions that the tensor had before channels or images were added to it.
+
+    Raises:
+        ValueError: the affines are not those of these images: torch's functions leave the list of a batch as it was.
+    """
     if isinstance(batch, (list, tuple)):
-        if all(isinstance(image, MetaTensor) for image in batch):
-            return [np.asarray(image.pixdim) for image in batch]
+        if not all(isinstance(image, MetaTensor) for image in batch):
+            return None
+        affines = [image.affine for image in batch]
+    elif isinstance(batch, MetaTensor):
+        affines = list(batch.affine) if batch.affine.ndim == 3 else [batch.affine] * count
+    else:
         return None
-    if not isinstance(batch, MetaTensor):
-        return None
-    pixdim = batch.pixdim
-    if isinstance(pixdim, (list, tuple)):
-        return [np.asarray(p) for p in pixdim]
-    return [np.asarray(pixdim)] * len(batch)
+    sizes = [_affine_size(affine, spatial_dims) for affine in affines]
+    if len(sizes) < count or (len(sizes) > count and not np.allclose(sizes, sizes[:1], rtol=1e-3)):
+        message = (
+            f"Expected one affine for each image of a MetaTensor ({count}), but got {len(sizes)}, as MONAI does not "
+            "update the affines when a batch is split, joined or repeated: give `spacing`, or collate the images again."
+        )
+        raise ValueError(message)
+    return sizes[:count]
+
+
+def _affine_size(affine: Any, spatial_dims: int) -> tuple[float, ...]:
+    """Return the lengths of the columns of an affine, of as many axes as the image has; 1 for a column of zeros."""
+    table = torch.as_tensor(affine).detach().cpu().double()
+    if table.ndim != 2 or table.shape[1] <= spatial_dims:
+        message = (
+            f"Expected the affine of an image of {spatial_dims} dimensions to have {spatial_dims + 1} rows and columns "
+            f"or more, but got the shape {tuple(table.shape)}: give `spacing`, or the image an affine of its own."
+        )
+        raise ValueError(message)
+    return tuple(float(size) or 1.0 for size in table[:-1, :spatial_dims].norm(dim=0))
 
 
 def check_positions(name: str, size: Sequence[int]) -> int:

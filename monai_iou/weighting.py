@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_iou import checks
-from monai_iou.components import ROUNDING
 
 __all__ = ["class_weights", "count_voxels"]
 
@@ -21,7 +21,7 @@ __all__ = ["class_weights", "count_voxels"]
 METHODS = ("inverse", "median", "effective")
 _MOST_AXES = 4  # a channel and three of space
 # Collate functions of torch and MONAI that stack the images of a batch.
-_BATCHING = ("default_collate", "list_data_collate", "pad_list_data_collate")
+_BATCHING = {"default_collate", "list_data_collate", "pad_list_data_collate", "PadListDataCollate"}
 _MOST_CLASSES = 1 << 16  # a larger number is no class, such as -1 stored without a sign
 
 
@@ -37,9 +37,10 @@ def class_weights(
     - "inverse": :math:`1 / n_c`.
     - "median": :math:`\mathrm{median}(f) / f_c`, where f_c is the fraction of class c among the voxels of the cases
       that contain it (Eigen & Fergus 2015, https://arxiv.org/abs/1411.4734). Counts (C,) are treated as one case.
-    - "effective": :math:`(1 - \beta) / (1 - \beta^{n_c})`, the inverse of the effective number of samples (Cui et al.
-      2019, https://arxiv.org/abs/1901.05555). It levels off at :math:`1 / (1 - \beta)` voxels: larger classes have
-      about equal weights, and the weights of two classes never differ by more than this factor.
+    - "effective": :math:`(1 - \beta) / (1 - \beta^{m_c})`, the inverse of the effective number of samples (Cui et al.
+      2019, https://arxiv.org/abs/1901.05555), where m_c is the mean of n_c over the cases that contain the class.
+      Counts (C,) are treated as one case. It levels off at :math:`1 / (1 - \beta)` voxels: above five times as many,
+      the weights of classes are equal within 1 %, and those of two classes never differ by more than this factor.
 
     The weights are scaled so that those of the classes with voxels have a mean of 1, which preserves the scale of the
     loss. A class without voxels has a weight of 0.
@@ -47,7 +48,7 @@ def class_weights(
     Args:
         counts: number of voxels of each class, (C,), or of each case and class, (N, C).
         method: "inverse", "median" or "effective".
-        beta: parameter of "effective", at least 0 and below 1. With 0.9999, the weights level off at 10^4 voxels.
+        beta: parameter of "effective", at least 0 and below 1. With 0.9999, weights level off at 10^4 voxels per case.
 
     Returns:
         The weights, (C,) float32, on the CPU.
@@ -61,6 +62,8 @@ def class_weights(
         >>> from monai_iou import class_weights
         >>> class_weights([9900, 90, 10])
         tensor([0.0027, 0.2997, 2.6975])
+        >>> class_weights([[990_000, 500], [990_000, 0]], "effective")
+        tensor([0.0930, 1.9070])
     """
     checks.check_choice("method", method, METHODS)
     beta = checks.check_fraction("beta", beta)
@@ -71,7 +74,9 @@ def class_weights(
     if method == "median":
         amount = amount / np.maximum((table.sum(1, keepdims=True) * (table > 0)).sum(0), 1.0)
     elif method == "effective" and beta > 0:
-        # This is 1 - beta^n without loss of precision for beta near 1.
+        # The totals of a data set would all be far above the level at which the weights become equal.
+        amount = amount / np.maximum((table > 0).sum(0), 1)
+        # This is 1 - beta^m without loss of precision for beta near 1.
         amount = -np.expm1(amount * np.log(beta))
     elif method == "effective":
         amount = np.ones_like(amount)
@@ -114,9 +119,10 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
             (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S),
-            hard or soft, with up to 3 spatial dimensions and no batch dimension; of a DataLoader of torch or MONAI
-            with their own collate functions, each image of a batch counts as an item. Class numbers that miss a whole
-            number by up to 1e-4, as resampling leaves them, are rounded, and so are shares outside of 0 to 1.
+            hard or soft, with up to 3 spatial dimensions and no batch dimension; of a DataLoader with a collate
+            function of torch or MONAI, or one that returns the items as they are, each image of a batch counts as an
+            item. Class numbers that miss a whole number by rounding, as resampling leaves them, are rounded, and so
+            are shares outside of 0 to 1.
         num_classes: number of classes C; by default, one more than the largest label.
         key: key of the label in dictionaries.
 
@@ -125,8 +131,9 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
 
     Raises:
         TypeError: if an item contains no label, or `num_classes` is not an integer.
-        ValueError: if an item has a batch dimension, a value is negative, not a whole number, or at least `num_classes`
-            or 65536, a per-class map leaves the range from 0 to 1, or the dataset is empty.
+        ValueError: if an item has a batch dimension, another collate function made the batches, a value is negative,
+            not a whole number, or at least `num_classes` or 65536, a per-class map leaves the range from 0 to 1, or the
+            dataset is empty.
 
     Example:
         >>> import torch
@@ -141,9 +148,12 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     if num_classes is not None:
         num_classes = checks.check_count("num_classes", num_classes, "count the background too")
     cases = dataset
-    collate = dataset.collate_fn if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None else None
-    if getattr(collate, "__name__", "") in _BATCHING:
-        cases = (image for batch in dataset for image in _images_of(batch, key))
+    if isinstance(dataset, DataLoader) and dataset.batch_sampler is not None:
+        if _stacks(dataset.collate_fn):
+            cases = (image for batch in dataset for image in _images_of(batch, key))
+        elif not _returns_its_item(dataset):
+            _check_returns_items(dataset.collate_fn)
+            cases = (item for batch in dataset for item in batch)
     rows = [_count_item(item, key, f"item {index}") for index, item in enumerate(cases)]
     if not rows:
         message = "Expected `dataset` to contain at least one item, but it is empty: give the training cases."
@@ -159,6 +169,39 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     for row, counts in zip(table, rows, strict=True):
         row[: len(counts)] = counts
     return torch.from_numpy(table)
+
+
+def _stacks(collate: Any) -> bool:
+    """Return whether a collate function is known to stack the images of a batch."""
+    while isinstance(collate, functools.partial):
+        collate = collate.func
+    kinds = {kind.__name__ for kind in type(collate).__mro__}
+    return not _BATCHING.isdisjoint({getattr(collate, "__name__", ""), *kinds})
+
+
+def _returns_its_item(loader: DataLoader[Any]) -> bool:
+    """Return whether the batches of a loader are single items, as by `lambda batch: batch[0]`."""
+    item = object()
+    return loader.batch_size == 1 and _collated(loader.collate_fn, [item]) is item
+
+
+def _check_returns_items(collate: Any) -> None:
+    """Raise ValueError unless a collate function returns the very items: of what it makes, nobody knows the axes."""
+    items = [object(), object()]
+    batch = _collated(collate, items)
+    if not isinstance(batch, (list, tuple)) or sorted(map(id, batch)) != sorted(map(id, items)):
+        message = (
+            "Expected a DataLoader in `dataset` to have a collate function of torch or MONAI, but got another, whose "
+            "batches may hold images along any axis: give `dataset.dataset`, which holds single items."
+        )
+        raise ValueError(message)
+
+
+def _collated(collate: Any, items: list[object]) -> Any:
+    try:
+        return collate([*items])
+    except Exception:  # of any function of a user's
+        return None
 
 
 def _images_of(batch: Any, key: str) -> Iterable[Any]:
@@ -207,7 +250,7 @@ def _count_label(label: NDArray[Any], name: str) -> NDArray[np.int64]:
         )
         raise ValueError(message)
     if label.ndim > 1 and label.shape[0] > 1:
-        wrong = label[~((label >= -ROUNDING) & (label <= 1 + ROUNDING))]
+        wrong = label[~((label >= -checks.ROUNDING) & (label <= 1 + checks.ROUNDING))]
         if wrong.size:
             message = (
                 f"Expected {name} of `dataset`, whose {label.shape[0]} channels are maps of classes, to hold values "
@@ -235,7 +278,7 @@ def _class_numbers(label: NDArray[Any], name: str) -> NDArray[np.int64]:
         whole = (np.rint(label) if label.dtype.kind == "f" else label).astype(np.int64)
         known = whole >= 0
         if label.dtype.kind == "f":
-            known &= np.abs(label - whole) <= ROUNDING
+            known &= np.abs(label - whole) <= checks.label_tolerance(label)
     if not known.all():
         message = (
             f"Expected {name} of `dataset` to hold class numbers from 0, but got {label[~known].flat[0]}: map the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data.dataloader import DataLoader as MonaiLoader
 from monai.data.dataset import Dataset
-from places import DATA
+from monai.data.utils import pad_list_data_collate
+from monai.transforms.croppad.batch import PadListDataCollate
+from places import DATA, DOCS
 from torch.utils.data import DataLoader
 
 from monai_iou import ComponentRegionsd, WeightedCrossEntropyLoss, class_weights, count_voxels
@@ -57,6 +60,26 @@ def test_effective_number(beta: float) -> None:
     effective = np.array([np.sum(beta ** np.arange(n, dtype=np.float64)) for n in counts])
     expected = 1 / effective / np.mean(1 / effective)
     np.testing.assert_allclose(class_weights(counts, "effective", beta), expected, rtol=1e-5)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 50_000), min_size=3, max_size=3), min_size=1, max_size=6).filter(np.any),
+    st.integers(2, 9),
+)
+def test_the_effective_number_is_that_of_a_case_with_the_class(counts: list[list[int]], times: int) -> None:
+    """Of the totals of a data set it levelled off for every class, and all weights were 1."""
+    found = [[case[index] for case in counts if case[index]] for index in range(3)]
+    means = [sum(sizes) / len(sizes) if sizes else 0 for sizes in found]
+    expected = class_weights(means, "effective").numpy()
+    for table in (counts, counts * times, [*counts, *([[0, 0, 0]] * times)]):
+        np.testing.assert_allclose(class_weights(table, "effective"), expected, rtol=1e-5)
+
+
+def test_classes_above_fifty_thousand_voxels_a_case_weigh_alike() -> None:
+    """The number of docs/losses.md, five times that at which the weights level off."""
+    for beta, least in ((0.9999, 50_000), (0.999, 5_000)):
+        assert class_weights([[1e9, least]] * 5, "effective", beta).numpy() == pytest.approx(1, abs=0.005)
+        assert class_weights([[1e9, least / 5]] * 5, "effective", beta)[1] > 1.2
 
 
 @pytest.mark.parametrize("method", ["inverse", "median", "effective"])
@@ -243,6 +266,41 @@ def test_command_prints_a_table_and_writes_what_a_config_reads(
     assert printed[-1].endswith(f'"weight": "%{output}::weights"')
 
 
+@pytest.mark.parametrize(
+    "name", ["w.json", "x #1/w.json", "a@b/w.json", "50%/w.json", "%::a/w.json", "it's/w.json", "\u00e4#1/w.json"]
+)
+def test_what_the_command_prints_for_a_config_is_read_from_that_file(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / name
+    assert main(["class-weights", str(folder), "--output", str(output)]) == 0
+    _, _, printed = capsys.readouterr().out.rpartition('In a config: "weight": ')
+    parser = ConfigParser()
+    parser.read_config({"loss": {"_target_": "monai_iou.WeightedCrossEntropyLoss", "weight": json.loads(printed)}})
+    found = parser.get_parsed_content("loss").class_weight.tolist()
+    assert found == pytest.approx(json.loads(output.read_text())["weights"], abs=1e-6)
+
+
+def test_command_weighs_the_cases_of_a_dataset_as_its_plan_does(tmp_path: Path) -> None:
+    """Three cases, of which two hold 500 voxels of a lesion; a plan gives 0.093 and 1.907."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((60, 60, 60), np.uint8)
+    label[10:20, 10:20, 10:15] = 1
+    pairs = []
+    for case in range(3):
+        write(tmp_path / "labelsTr" / f"c{case}.nii.gz", label if case else np.zeros_like(label))
+        write(tmp_path / "imagesTr" / f"c{case}.nii.gz", rng.normal(size=label.shape).astype(np.float32))
+        pairs.append({"image": f"imagesTr/c{case}.nii.gz", "label": f"labelsTr/c{case}.nii.gz"})
+    description = {"modality": {"0": "MR"}, "labels": {"0": "background", "1": "lesion"}, "training": pairs}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    weights, plan = tmp_path / "weights.json", tmp_path / "plan.json"
+    assert main(["class-weights", str(tmp_path / "labelsTr"), "--method", "effective", "-o", str(weights)]) == 0
+    assert main(["plan", str(tmp_path), "-o", str(plan), "--device", "cpu", "--memory-gb", "8"]) == 0
+    planned = json.loads(plan.read_text())["class_weights"]
+    assert json.loads(weights.read_text())["weights"] == pytest.approx(planned, abs=1e-4)
+    assert planned == pytest.approx([0.093, 1.907], abs=1e-3)
+
+
 def test_command_fails_in_one_sentence_and_leaves_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +328,20 @@ def test_real_labels(tmp_path: Path) -> None:
     assert counts.components[1] > 100
 
 
+@pytest.mark.real_data
+def test_the_documents_example_is_what_the_command_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = DATA / "Task904_Hippocampus" / "labelsTr"
+    if not labels.is_dir():
+        pytest.skip(f"{labels} is not there")
+    text = (DOCS / "losses.md").read_text(encoding="utf-8")
+    command, printed = text.split("$ monai-iou class-weights labelsTr ")[1].split("```")[0].split("\n", 1)
+    monkeypatch.chdir(tmp_path)
+    assert main(["class-weights", str(labels), *command.split()]) == 0
+    assert capsys.readouterr().out == printed
+
+
 def test_one_file_is_no_plural(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "more" / "second.nii").unlink()
     assert main(["class-weights", str(folder), "-o", str(tmp_path / "weights.json")]) == 0
@@ -291,6 +363,38 @@ def test_the_images_of_a_loaders_batches_are_cases(loader: type[DataLoader], siz
     one = DataLoader(items, batch_size=1, collate_fn=lambda batch: batch[0])
     assert count_voxels(one).tolist() == count_voxels(items).tolist()
     assert count_voxels(DataLoader(items, batch_size=None)).tolist() == count_voxels(items).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_collate_function_of_any_form_makes_no_classes_of_images(size: int) -> None:
+    """Of 2D labels: a batch (B, 1, H, W) has the shape of per-class maps of a volume."""
+    torch.manual_seed(0)
+    items = [{"label": (torch.rand(1, 6, 5) < 0.1 * share).float()} for share in (1, 3, 5)]
+    expected = count_voxels(items).tolist()
+    known = [PadListDataCollate(), pad_list_data_collate, functools.partial(pad_list_data_collate, mode="constant")]
+    as_they_are: list[Any] = [list, tuple, lambda batch: batch, functools.partial(sorted, key=lambda item: 0)]
+    for collate in (*known, *as_they_are):
+        assert count_voxels(DataLoader(items, batch_size=size, collate_fn=collate)).tolist() == expected
+    pairs = [(item["label"], item["label"]) for item in items]
+    assert count_voxels(DataLoader(pairs, batch_size=size, collate_fn=list)).tolist() == expected
+    plain = [item["label"] for item in items]
+    assert count_voxels(DataLoader(plain, batch_size=size, collate_fn=lambda batch: batch)).tolist() == expected
+    unknown: list[Any] = [
+        lambda batch: {"label": torch.stack([item["label"] for item in batch])},
+        lambda batch: torch.cat([item["label"] for item in batch]),
+        lambda batch: [item["label"] for item in batch],
+        lambda batch: list(zip(*[item.values() for item in batch], strict=True)),
+        lambda batch: [torch.stack(labels) for labels in zip(*[item.values() for item in batch], strict=True)],
+    ]
+    message = (
+        "Expected a DataLoader in `dataset` to have a collate function of torch or MONAI, but got another, whose "
+        "batches may hold images along any axis: give `dataset.dataset`, which holds single items."
+    )
+    for collate in unknown:
+        loader = DataLoader(items, batch_size=size, collate_fn=collate)
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            count_voxels(loader)
+        assert count_voxels(loader.dataset).tolist() == expected
 
 
 def test_a_batch_that_is_made_by_hand_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
@@ -11,6 +12,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.distributed import fails_together, is_synchronised
 from monai_iou.losses.arguments import check_factors, explains_arguments
+from monai_iou.losses.nested_instances import takers_of_regions, without_regions
 from monai_iou.losses.pass_loss import PassLoss, call_loss
 from monai_iou.losses.terms import weighted_sum
 from monai_iou.voxels.partly_labelled import Labelled, labelled_pairs
@@ -78,40 +80,42 @@ class CompoundLoss(_Loss):
 
         Args:
             input: (B, C, *S).
-            target: (B, 1, *S) or (B, C, *S).
+            target: (B, 1, *S) or (B, C, *S). Precomputed regions are seen by terms with an InstanceIoULoss alone.
             labelled: (B, C) bool; see :meth:`IoULoss.forward`.
 
         Raises:
             TypeError: as the terms do.
             ValueError: as the terms do, or if the terms differ in shape.
         """
-        pairs = None
+        pairs, label = None, target
         values: dict[int, Tensor] = {}
         readings: dict[int, Reading] = {}
         synchronised = [is_synchronised(loss) for loss in self.losses]
         with fails_together(any(synchronised), input):
+            label = _label_of(self, input, target)
             for members in self._groups():
                 checks.check_input(input)
-                checks.check_target(input, target)
+                checks.check_target(input, label)
                 for loss in members.values():
-                    checks.check_onehot_request(input, target, loss.to_onehot_y)
+                    checks.check_onehot_request(input, label, loss.to_onehot_y)
                 specs = [loss.pass_spec(input.shape[1]) for loss in members.values()]
                 first = next(iter(members.values()))
-                pairs = labelled_pairs(input, target, labelled)
-                shared = run_passes(first.activated(input, target), target, specs, first.ignore_index, pairs)
+                pairs = labelled_pairs(input, label, labelled)
+                shared = run_passes(first.activated(input, label), label, specs, first.ignore_index, pairs)
                 readings |= dict(zip(members, shared, strict=True))
         known = labelled if pairs is None else pairs
+        targets = [target if label is target or takers_of_regions(loss) else label for loss in self.losses]
         alone = [index for index, synced in enumerate(synchronised) if not (synced or index in readings)]
         # Such as MONAI's: on a CPU, an error of theirs on one rank would leave the others waiting for its sums.
         with fails_together(bool(alone) and any(synchronised), input):
             for index in alone:
-                values[index] = call_loss(self.losses[index], input, target, known)
+                values[index] = call_loss(self.losses[index], input, targets[index], known)
         for index, term in enumerate(self.losses):
             if index in readings:
                 assert isinstance(term, PassLoss)
                 values[index] = term.score_reading(readings[index], input.ndim - 2)
             elif index not in values:
-                values[index] = call_loss(term, input, target, known)
+                values[index] = call_loss(term, input, targets[index], known)
         terms = {name: values[index] for index, name in enumerate(self.names)}
         _check_shapes(terms)
         return terms
@@ -136,6 +140,18 @@ class CompoundLoss(_Loss):
         terms = self.terms(input, target, labelled)
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         return weighted_sum(self.weights, list(terms.values()))
+
+
+def _label_of(loss: nn.Module, input: Any, target: Tensor) -> Tensor:
+    """Return the target without its precomputed regions, which the channels of the (finest) input tell from classes."""
+    while isinstance(input, (list, tuple)) and input:
+        input = input[0]
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor) and input.ndim > 1):
+        return target  # the terms refuse it
+    stacked = input.ndim == target.ndim + 1  # as DynUNet stacks its outputs
+    if target.is_complex() or target.shape[2:] != input.shape[3 if stacked else 2 :]:
+        return target  # likewise
+    return without_regions(loss, target, input.shape[2 if stacked else 1])
 
 
 def _check_shapes(terms: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from monai_iou import scores
+from monai_iou import checks, scores
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.pass_loss import SumsLoss
 from monai_iou.losses.weights import as_weight, scored_weights
@@ -114,6 +114,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
 
     def pass_spec(self, channels: int) -> PassSpec:
         """Return what the loss needs from the voxel pass over an input with `channels` channels."""
+        if channels == 1 and not self.include_background:
+            checks.warn_ignored("include_background=False", stacklevel=4)
         return PassSpec(
             self.activation(channels),
             overlap=None,

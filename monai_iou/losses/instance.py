@@ -32,6 +32,7 @@ from monai_iou.losses.cells import (
     total_and_weight,
 )
 from monai_iou.losses.iou import IoULoss
+from monai_iou.losses.nested_instances import TakesRegions
 from monai_iou.losses.pass_loss import call_loss
 from monai_iou.losses.precomputed_regions import check_numbers, holds_regions, split_regions
 from monai_iou.losses.terms import weighted_sum
@@ -44,7 +45,7 @@ from monai_iou.voxels.spec import PassSpec, joined
 from monai_iou.voxels.sums import VoxelSums
 
 
-class InstanceIoULoss(_Loss):
+class InstanceIoULoss(_Loss, TakesRegions):
     r"""Mean over the connected components of a loss in the cell of each component, plus a global term.
 
     .. math:: \lambda_g L_{global} + \lambda_i \frac{1}{K} \sum_{k=1}^{K} L(\mathrm{cell}_k), \qquad
@@ -291,6 +292,7 @@ class InstanceIoULoss(_Loss):
             masks = predicted_masks(input, classes, softmax=self.region_loss.softmax)
         masks = masks if valid is None else masks & valid.cpu().numpy()
         masks = masks if kept is None else masks & kept.cpu().numpy()
-        cells = find_cells(masks, self.regions, voxel_sizes(given, self.spacing), self.connectivity)
+        sizes = [(1.0,) * space] * len(masks) if self.regions == "blob" else voxel_sizes(given, self.spacing)
+        cells = find_cells(masks, self.regions, sizes, self.connectivity)
         volume = None if kind == "reference" or cells.sizes is None else cells.sizes.to(input.device)
         return Cells(cells.numbers.to(input.device), volume, cells.known, in_range=True)

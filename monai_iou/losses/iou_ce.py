@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
+from monai_iou import checks
 from monai_iou.losses.base import RegionOptions, with_region_arguments
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
@@ -63,6 +64,8 @@ class IoUCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         _check_terms_fit(options)
+        lambda_iou = checks.check_positive("lambda_iou", lambda_iou, allow_zero=True)
+        lambda_ce = checks.check_positive("lambda_ce", lambda_ce, allow_zero=True)
         weight = as_weight(options.pop("weight", None))
         shared: dict[str, Any] = {name: value for name, value in options.items() if name in _SHARED}
         shared = {"softmax": False, "pos_weight": pos_weight, **shared}
@@ -133,7 +136,7 @@ class IoUFocalLoss(IoUCELoss):
             *args,
             gamma=gamma,
             lambda_iou=lambda_iou,
-            lambda_ce=lambda_focal,
+            lambda_ce=checks.check_positive("lambda_focal", lambda_focal, allow_zero=True),
             label_smoothing=label_smoothing,
             pos_weight=pos_weight,
             **options,

@@ -7,12 +7,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from monai_iou.losses.instance import InstanceIoULoss
-from monai_iou.losses.voxel_sizes import downsampled_from
+from monai_iou.losses.voxel_sizes import downsampled_from, is_downsampled
 
 
-def _instances(loss: nn.Module) -> list[InstanceIoULoss]:
-    return [part for part in loss.modules() if isinstance(part, InstanceIoULoss)]
+class TakesRegions:
+    """What InstanceIoULoss is derived from, so that the losses that it is built on can recognise it."""
+
+    def carries_regions(self, target: Tensor, channels: int) -> bool:
+        """Return whether the target of an input with `channels` channels contains precomputed regions."""
+        raise NotImplementedError
+
+
+def takers_of_regions(loss: nn.Module) -> list[TakesRegions]:
+    """Return every InstanceIoULoss inside `loss`, itself included."""
+    return [part for part in loss.modules() if isinstance(part, TakesRegions)]
 
 
 def carries_regions(loss: nn.Module, target: Tensor, channels: int) -> bool:
@@ -20,10 +28,11 @@ def carries_regions(loss: nn.Module, target: Tensor, channels: int) -> bool:
 
     Args:
         loss: any loss.
-        target: its target.
+        target: its target; one that was downsampled contains none.
         channels: number of channels of its input.
     """
-    return any(part.carries_regions(target, channels) for part in _instances(loss))
+    takers = takers_of_regions(loss)  # first, because torch.compile knows no context variable
+    return bool(takers) and not is_downsampled() and any(part.carries_regions(target, channels) for part in takers)
 
 
 def without_regions(loss: nn.Module, target: Tensor, channels: int) -> Tensor:
@@ -39,4 +48,4 @@ def on_coarser_grid(
     They then measure in mm, look for no regions in the label and, if `target` is a label map, have the same classes as
     in it, also where the label holds the fractions of its classes.
     """
-    return downsampled_from(target, size, is_label_map=is_label_map) if _instances(loss) else nullcontext()
+    return downsampled_from(target, size, is_label_map=is_label_map) if takers_of_regions(loss) else nullcontext()

@@ -20,7 +20,7 @@ from monai_iou.metrics.gathering import gather_rows, known_to_any
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
 from monai_iou.voxels.inputs import total_dtype
 
-__all__ = ["PerClassMetric", "RowMetric", "known_rows", "reduce_scores", "row_device"]
+__all__ = ["PerClassMetric", "RowMetric", "known_rows", "reduce_scores", "row_device", "stacked_rows"]
 
 
 def _checked_reduction(reduction: MetricReduction | str) -> MetricReduction:
@@ -78,6 +78,17 @@ def known_rows(row: torch.Tensor, pair: ImagePair, first_class: int) -> torch.Te
     if pair.labelled is None:
         return row
     return row.masked_fill(~pair.labelled[first_class:, None].to(row.device), math.nan)
+
+
+def stacked_rows(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return the rows of images as (B, C, K); raise ValueError if their numbers of classes differ."""
+    if len({row.shape for row in rows}) > 1:
+        message = (
+            f"Expected every image to have the same classes, but got {sorted({len(row) for row in rows})} of them: set "
+            "`include_background` and `num_classes`, or use one metric for each kind of image."
+        )
+        raise ValueError(message)
+    return torch.stack(rows)
 
 
 class RowMetric(CumulativeIterationMetric):
@@ -143,13 +154,12 @@ class RowMetric(CumulativeIterationMetric):
         if self._synced:
             return
         rows = [row for buffer in self._buffers or [] for row in buffer]
-        error = None
-        if len({row.shape for row in rows}) > 1:
-            error = (
-                f"Expected every image to have the same classes, but got {sorted({len(r) for r in rows})} of them: set "
-                "`include_background` and `num_classes`, or use one metric for each kind of image."
-            )
-        gathered = gather_rows(torch.stack(rows) if rows and error is None else None, error=error)
+        own = error = None
+        try:
+            own = stacked_rows(rows) if rows else None
+        except ValueError as unlike:
+            error = str(unlike)
+        gathered = gather_rows(own, error=error)
         if self.include_background is None:  # on a rank without images, those of others tell
             known = known_to_any(self._first_scored if rows else None)
             self._first_scored = self._first_scored if known is None else known
@@ -227,6 +237,7 @@ class PerClassMetric(RowMetric):
     """Base of the metrics of hard segmentations: a subclass implements `_image_row` and `_scores`."""
 
     spacing: Any = None  # what `spacing` is in a call without it
+    _has_distances = True  # whether the voxel size matters, so that images without a known one are refused
 
     @abstractmethod
     def _image_row(self, pair: ImagePair, spacing: tuple[float, ...], first_class: int) -> torch.Tensor:
@@ -268,9 +279,10 @@ class PerClassMetric(RowMetric):
             raise TypeError(message)
         pairs = pair_images(y_pred, y, self.num_classes, self.ignore_index, labelled)
         spacing = self.spacing if spacing is None else spacing
-        spacings = image_spacings(y_pred, y, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
+        sized, reference = (y_pred, y) if self._has_distances else (None, None)
+        spacings = image_spacings(sized, reference, spacing, len(pairs), pairs[0].spatial_dims if pairs else 3)
         first = self._first_class(pairs)
         rows = [known_rows(self._image_row(p, s, first), p, first) for p, s in zip(pairs, spacings, strict=True)]
-        batch = torch.stack(rows)
+        batch = stacked_rows(rows)
         self.extend(batch)
         return self._scores(batch)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-from monai_iou.checks import check_real
+from monai_iou.checks import check_real, digits, label_tolerance
 from monai_iou.metrics.partly_labelled import annotated, labelled_rows
 from monai_iou.spacing import image_spacings, spacing_tuple
 from monai_iou.voxels.compact_labels import equals
@@ -28,8 +28,6 @@ __all__ += ["labelled_rows", "pair_images", "rounded", "spacing_tuple", "split_i
 # Voxels looked at a time: no copy of the volume is made, and no threads are woken.
 _CHUNK = 1 << 15
 
-# By which labels may miss a whole number: float32 arithmetic on class numbers does not reach it, probabilities do.
-ROUNDING = 1e-4
 # By which the probabilities of a voxel may miss 1 in half precision.
 _SHARES = 1e-2
 
@@ -214,7 +212,7 @@ def rounded(image: torch.Tensor) -> torch.Tensor:
     if not image.is_floating_point() or all(bool((p == p.round()).all()) for p in image.reshape(-1).split(_CHUNK)):
         return image
     nearest = image.round()
-    return torch.where((image - nearest).abs() <= ROUNDING, nearest, image)
+    return torch.where((image - nearest).abs() <= label_tolerance(image), nearest, image)
 
 
 def _number_of_classes(prediction_channels: int, reference_channels: int, num_classes: int | None) -> int:
@@ -265,7 +263,7 @@ def _check_chunk(values: torch.Tensor, num_classes: int, name: str) -> None:
     if values.is_floating_point() and not bool((values == values.round()).all()):
         wrong = values[values != values.round()][0].item()
         remedy = _NAN_REMEDIES["y_pred"] if math.isnan(wrong) else "take the argmax of probabilities first"
-        message = f"Expected `{name}` to hold whole class numbers, but got {wrong:g}: {remedy}."
+        message = f"Expected `{name}` to hold whole class numbers, but got {digits(wrong)}: {remedy}."
         raise ValueError(message)
     low, high = (v.item() for v in values.aminmax())
     if low < 0 or high >= num_classes:

@@ -194,6 +194,8 @@ class IoUMetric(PerClassMetric):
         tensor([[0.5000]])
     """
 
+    _has_distances = False
+
     def __init__(
         self,
         include_background: bool = True,

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from monai_iou.checks import check_connectivity, check_positive
+from monai_iou.checks import check_connectivity, check_positive, label_tolerance
 from monai_iou.metrics.components import label_components
-from monai_iou.metrics.inputs import ROUNDING as LABEL_ROUNDING
 from monai_iou.metrics.inputs import ArrayLike, as_plain_array
 from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_pair
 
@@ -132,7 +131,7 @@ def _lesion_numbers(image: ArrayLike, name: str) -> _IntMap:
     known = whole >= 0
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # infinity minus infinity
-            known &= np.abs(values - whole) <= LABEL_ROUNDING
+            known &= np.abs(values - whole) <= label_tolerance(values)
     wrong = values[~known]
     if wrong.size or values.ndim not in (2, 3):
         problem = str(wrong.flat[0]) if wrong.size else f"shape {values.shape}"

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou import scores
-from monai_iou.checks import check_ignore_empty, check_integer
-from monai_iou.metrics.inputs import ROUNDING, ArrayLike, as_plain_array, spacing_tuple
+from monai_iou.checks import ROUNDING, check_ignore_empty, check_integer
+from monai_iou.metrics.inputs import ArrayLike, as_plain_array, spacing_tuple
 from monai_iou.metrics.iou import IgnoreEmpty
 
 __all__ = ["BoolMask", "Crop", "OverlapScores", "crop_to_union", "overlap_from_counts", "overlap_scores"]

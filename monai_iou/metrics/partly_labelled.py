@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from monai_iou.voxels.partly_labelled import blank_unlabelled
+from monai_iou.voxels.partly_labelled import blank_unlabelled, labelled_table
 
 __all__ = ["annotated", "labelled_rows"]
 
@@ -16,9 +15,7 @@ def labelled_rows(labelled: Any, count: int) -> list[torch.Tensor | None]:
     """Which classes each of the images was annotated for, None for all."""
     if labelled is None:
         return [None] * count
-    if isinstance(labelled, (list, tuple)):
-        labelled = np.asarray([row.cpu() if isinstance(row, torch.Tensor) else row for row in labelled])
-    rows = torch.as_tensor(labelled)
+    rows = labelled_table(labelled, f"({count}, C)")
     if rows.dtype != torch.bool or rows.ndim != 2 or len(rows) != count:
         message = (
             f"Expected `labelled` to be bool of shape ({count}, C), one row per image, but got {rows.dtype} of shape "

@@ -10,7 +10,7 @@ import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou.checks import ACTIVATIONS, check_choice
-from monai_iou.metrics.base import RowMetric, known_rows
+from monai_iou.metrics.base import RowMetric, known_rows, stacked_rows
 from monai_iou.metrics.inputs import (
     ImagePair,
     check_binary,
@@ -103,7 +103,7 @@ class ProbabilityMetric(RowMetric):
         known = labelled_rows(labelled, len(references))
         pairs = [self._pair(p, r, row) for p, r, row in zip(predictions, references, known, strict=True)]
         first = self._first_class(pairs)
-        batch = torch.stack([known_rows(self._row(pair, first), pair, first) for pair in pairs])
+        batch = stacked_rows([known_rows(self._row(pair, first), pair, first) for pair in pairs])
         self.extend(batch)
         return self._scores(batch)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_iou.components import ROUNDING
+from monai_iou.checks import label_tolerance
 from monai_iou.transforms.lesions import as_array, holds_regions
 from monai_iou.transforms.shapes import check_same_shape
 
@@ -93,7 +93,7 @@ def check_type(values: NDArray[Any], dtype: np.dtype[Any] | torch.dtype) -> None
     with np.errstate(all="ignore"):  # what is too large becomes infinite
         kept = as_array(torch.as_tensor(found).to(dtype)) if isinstance(dtype, torch.dtype) else found.astype(dtype)
     if len(values) == 1:
-        wrong = ~np.isclose(kept.astype(np.float64), found, rtol=0, atol=ROUNDING, equal_nan=True)
+        wrong = ~np.isclose(kept.astype(np.float64), found, rtol=0, atol=label_tolerance(found), equal_nan=True)
     else:
         wrong = (kept >= 0.5) != (found >= 0.5)
     if wrong.any():

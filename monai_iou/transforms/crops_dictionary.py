@@ -21,6 +21,19 @@ __all__ = ["LesionIndicesd", "RandCropByLesionsd"]
 POSTFIX = "_lesions"
 
 
+def _limiting_image(item: Mapping[Hashable, Any], key: str | None) -> Any:
+    """Return the image that limits the background, None without a key; raise KeyError if an item lacks it."""
+    if not key:
+        return None
+    if key not in item:
+        message = (
+            f"Expected `image_key` to be a key of the item, but got {key!r} beside {sorted(map(str, item))}: correct "
+            "it, or leave `image_key` out to take background anywhere."
+        )
+        raise KeyError(message)
+    return item[key]
+
+
 class LesionIndicesd(MapTransform):
     """Find the lesions and the background of a label once per volume, for `RandCropByLesionsd`.
 
@@ -41,6 +54,7 @@ class LesionIndicesd(MapTransform):
 
     Raises:
         TypeError: if `ignore_index` is not an integer, or `labels` is not a list of integers.
+        KeyError: when called, if the item lacks `image_key`.
         ValueError: when called, if the label contains a value that is not a whole number.
 
     Example:
@@ -72,7 +86,7 @@ class LesionIndicesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with the result for each label added."""
         items = dict(data)
-        image = None if self.image_key is None else items[self.image_key]
+        image = _limiting_image(items, self.image_key)
         for key in self.key_iterator(items):
             runs = find_lesions(
                 items[key], image, self.image_threshold, self.labels, self.connectivity, self.ignore_index
@@ -102,6 +116,7 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
 
     Raises:
         TypeError: as `RandCropByLesions`.
+        KeyError: when called, if the item holds neither `image_key` nor the result of `LesionIndicesd`.
         ValueError: as `RandCropByLesions`; when called, also if the images differ in spatial shape.
 
     Example:
@@ -176,7 +191,7 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
         """Draw the positions of the patches from an item."""
         label, lesions = data.get(self.label_key), data.get(self.lesions_key)
-        image = None if self.image_key is None else data.get(self.image_key)
+        image = None if lesions is not None else _limiting_image(data, self.image_key)
         self.cropper.randomize(label, lesions, image)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> list[dict[Hashable, Any]]:

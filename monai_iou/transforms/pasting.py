@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_iou.components import ROUNDING, whole_numbers
+from monai_iou.checks import label_tolerance
+from monai_iou.components import whole_numbers
 from monai_iou.transforms.copying_checks import check_type
 
 __all__ = ["Lesion", "body_mask", "foreground_mask", "ignored_mask", "in_channels", "matched", "occupied_mask"]
@@ -136,7 +137,7 @@ def _rounded(values: NDArray[Any]) -> NDArray[Any]:
         return values
     nearest = np.rint(values)
     with np.errstate(invalid="ignore"):  # the difference of infinities is no number
-        return np.where(np.abs(values - nearest) <= ROUNDING, nearest, values)
+        return np.where(np.abs(values - nearest) <= label_tolerance(values), nearest, values)
 
 
 def matched(values: NDArray[Any], source: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:

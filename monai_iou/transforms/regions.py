@@ -34,7 +34,7 @@ class ComponentRegionsd(MapTransform):
 
     Args:
         keys: label maps (1, *S) with class numbers from 0, the background. Values that differ from a whole number by at
-            most 0.0001, as resampling and scale factors of files leave them, are rounded.
+            most 0.0001 (and four float32 steps), as resampling and scale factors of files leave them, are rounded.
         num_classes: number of classes C with the background; the result has C channels.
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; the most by default.
         spacing: voxel size in mm, instead of the MetaTensor's.

@@ -12,6 +12,10 @@ so that node j stands for the error t_j = limit (1 - (j / M)^2). An error lies w
 |u - j/M| <= 1/(2M) and |de/du| = 2 limit u <= 2 limit. Errors of 0 and of `limit` are exact. The root makes the cells
 finer where it counts: with a small foreground only the few background voxels of largest error have a gradient to
 speak of, and near e = limit a cell is 1 / (2 bins) times as wide as elsewhere.
+
+With equally wide cells, floor(M p + 1/2) decides, whatever y is, and is mirrored outside the class. Rounding 1 - e
+instead would round a p halfway between two nodes up inside the class and down outside it, so that even a constant p
+would separate the two.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ class ErrorSpec:
     Attributes:
         activation: "softmax", "sigmoid" or None for the errors of probabilities, "hinge" for those of logits.
         bins: resolution; M = 2 bins.
-        even: whether the cells are equally wide, u = 1 - e / limit, so that errors of probabilities count these.
+        even: whether the cells are equally wide, u = 1 - e, so that errors of probabilities count these.
     """
 
     activation: str | None
@@ -60,7 +64,8 @@ class ErrorTile:
         p: (C, n) probabilities (logits for the hinge).
         index: (C * n,) int32, place of each error in the flattened counts (C, 2, cells) of the image; ignored voxels
             have the place behind the last.
-        position: (C, n), the same before it is rounded down: its fraction is 0 at the large end of the cell.
+        position: (C, n), the same before it is rounded down: its fraction is 0 at the large end of the cell. With even
+            cells, it is rounded.
         active: (C, n), 1 where a hinge error is above 0; None for other errors.
         valid: (1, n), 1 and 0, or None if every voxel counts.
     """
@@ -148,9 +153,12 @@ def tile_errors(voxels: Tile, spec: ErrorSpec, limit: Tensor, space: ErrorSpace)
         torch.sub(1, error / torch.where(limit > 0, limit, 1), out=position).clamp_min_(0)
     else:
         p = _written(logits, spec.activation, p, space.line[:, :length])
-        torch.add(p, target, out=position).sub_(1).abs_()  # 1 - |y - p| of a hard y, with fewer digits lost
-        if spec.activation is None:
-            position.clamp_max_(1)  # a softmax in half precision may go beyond
+        if spec.even:
+            _rounded_places(p, target, 2 * spec.bins, out=position)
+        else:
+            torch.add(p, target, out=position).sub_(1).abs_()  # 1 - |y - p| of a hard y, with fewer digits lost
+            if spec.activation is None:
+                position.clamp_max_(1)  # a softmax in half precision may go beyond
     if not spec.even:
         position.sqrt_()
     if position.device.type != "cpu" or not bool(position.sum().isfinite()):
@@ -162,6 +170,12 @@ def tile_errors(voxels: Tile, spec: ErrorSpec, limit: Tensor, space: ErrorSpace)
     if valid is not None:
         index.masked_fill_(valid == 0, 2 * len(p) * spec.cells)
     return ErrorTile(p, index.view(-1), position, active, valid)
+
+
+def _rounded_places(p: Tensor, target: Tensor, last: int, out: Tensor) -> None:
+    """Write 1 - |y - p| of a hard y in steps of 1 / `last`: p is rounded first, alike inside and outside the class."""
+    torch.mul(p, last, out=out).add_(0.5).floor_().clamp_(0, last)
+    out.add_(target, alpha=last).sub_(last).abs_().div_(last)
 
 
 def _written(logits: Tensor, activation: str | None, p: Tensor, line: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,26 @@ from monai_iou.voxels.flat_voxels import computable
 from monai_iou.voxels.inputs import plain, saveable, sum_dtype
 
 Labelled = Tensor | Sequence[Sequence[bool]] | None
+
+
+def labelled_table(labelled: Any, shape: tuple[int, ...] | str, device: torch.device | None = None) -> Tensor:
+    """Return `labelled`, a tensor, an array, or a list of rows of any kind, as a tensor of whatever type and shape.
+
+    Raises:
+        ValueError: if it is no table of values. `shape` is what the message asks for.
+    """
+    if isinstance(labelled, Tensor) or torch.compiler.is_compiling():
+        return torch.as_tensor(labelled, device=device)
+    rows = labelled
+    try:
+        if isinstance(labelled, (list, tuple)):
+            rows = np.asarray([row.cpu() if isinstance(row, Tensor) else row for row in labelled])
+        return torch.as_tensor(rows, device=device)
+    except (TypeError, ValueError) as error:  # rows of different lengths, or what is neither a number nor bool
+        lengths = sorted({len(row) for row in labelled if hasattr(row, "__len__")}) if np.iterable(labelled) else []
+        found = f"rows of {lengths} values" if len(lengths) > 1 else f"{type(labelled).__name__} of other values"
+        message = f"Expected `labelled` to have shape {shape}, but got {found}: one value per image and class."
+        raise ValueError(message) from error
 
 
 def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor | None:
@@ -28,7 +50,7 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
         ValueError: if it has another shape.
     """
     if labelled is not None:
-        pairs = torch.as_tensor(labelled, device=input.device)
+        pairs = labelled_table(labelled, tuple(input.shape[:2]), input.device)
         if pairs.dtype != torch.bool:
             message = f"Expected `labelled` to be bool, but got {pairs.dtype}: True where a class was annotated."
             raise TypeError(message)
@@ -60,7 +82,7 @@ def excluded(pairs: Tensor | None, labelled: Labelled, *, has_ranks: bool) -> st
         labelled: what the user gave.
         has_ranks: whether several ranks are running.
     """
-    known = pairs if labelled is None else torch.as_tensor(labelled)
+    known = pairs if labelled is None else labelled_table(labelled, "(B, C)")
     if known is None:
         return None
     if labelled is not None and has_ranks:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss, FocalLoss
 from torch import nn
 
 from monai_iou import (
     AffinityLoss,
     AttentionSupervisionLoss,
+    ComponentRegionsd,
     CompoundLoss,
     ContextAttentionLoss,
     FocalIoULoss,
@@ -32,8 +33,10 @@ from monai_iou import (
     WeightedCrossEntropyLoss,
     use_kernel,
 )
+from monai_iou.planning.plan import make_plan
 from monai_iou.voxels import passes
 from monai_iou.voxels.inputs import Voxels
+from monai_iou.workflow.variants import build_loss
 
 
 def test_terms_of_different_shapes_are_refused() -> None:
@@ -249,3 +252,61 @@ def test_other_kernels_leave_lovasz_a_pass_of_its_own(kernel: str) -> None:
     with use_kernel(kernel):
         found = loss(logits, labels)
     torch.testing.assert_close(found, loss(logits, labels))
+
+
+def with_regions(labels: torch.Tensor, channels: int) -> torch.Tensor:
+    find = ComponentRegionsd("x", num_classes=max(channels, 2))
+    return torch.stack([find({"x": label})["x"] for label in labels])
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("limit", [None, 50])
+@pytest.mark.parametrize(("channels", "activation"), [(1, "sigmoid"), (2, "softmax"), (3, "softmax"), (3, "sigmoid")])
+def test_only_an_instance_loss_sees_precomputed_regions(
+    channels: int, activation: str, limit: int | None, empty: bool
+) -> None:
+    torch.manual_seed(0)
+    logits, fine = torch.randn(2, channels, 8, 8, 8), torch.zeros(2, 1, 8, 8, 8)
+    if not empty:
+        fine[:, :, 1:3, 1:3, 1:4] = 1
+        fine[:, :, 6, 6, 4:6] = max(1, channels - 1)
+    options: dict[str, Any] = {activation: True}
+    instance = InstanceIoULoss(max_regions=limit, **options)
+    target = with_regions(fine, channels)
+    others: list[nn.Module] = [IoUCELoss(**options), LovaszSoftmaxLoss(bins=None, **options)]
+    others += [MultiScaleLoss(IoULoss(**options)), DiceCELoss(to_onehot_y=channels > 1, **options)]
+    nested = CompoundLoss([CompoundLoss([IoULoss(**options), instance]), DiceLoss(to_onehot_y=channels > 1, **options)])
+    for loss in (CompoundLoss([instance, *others]), CompoundLoss([*others, IoULoss(**options), instance]), nested):
+        expected = loss(logits, fine)
+        torch.testing.assert_close(loss(logits, target), expected)
+        outputs = [logits, torch.randn(2, channels, 4, 4, 4)]
+        if loss is nested or limit is None:
+            several = MultiScaleLoss(nested)
+            torch.testing.assert_close(several(outputs, target), several(outputs, fine))
+            whole = CompoundLoss([MultiScaleLoss(instance), MultiScaleLoss(IoULoss(**options))])
+            torch.testing.assert_close(whole(outputs, target), whole(outputs, fine))
+            stacked = torch.stack([logits, logits / 2], 1)
+            torch.testing.assert_close(whole(stacked, target), whole(stacked, fine))
+    plan = make_plan(None, [], [32, 32, 32], base_channels=4)
+    if (channels, activation) == (2, "softmax"):
+        loss = build_loss(CompoundLoss([InstanceIoULoss(softmax=True), others[0]]), plan, instance=True)
+        torch.testing.assert_close(loss(logits, target), loss(logits, fine))
+
+
+def test_a_term_that_takes_no_label_map_is_not_trained_on_numbers_of_regions() -> None:
+    label = torch.zeros(1, 1, 6, 6)
+    label[..., 1:3, 1:3] = label[..., 5, 5] = 1
+    terms: list[nn.Module] = [DiceLoss(softmax=True), FocalLoss(to_onehot_y=False)]
+    for term in terms:
+        with pytest.raises((AssertionError, ValueError), match="ground truth has different shape"):
+            CompoundLoss([InstanceIoULoss(softmax=True), term])(torch.randn(1, 2, 6, 6), with_regions(label, 2))
+
+
+@pytest.mark.parametrize(("make", "own"), [(IoUCELoss, "lambda_ce"), (IoUFocalLoss, "lambda_focal")])
+def test_a_wrong_factor_is_named_as_it_was_given(make: Any, own: str) -> None:
+    for name in ("lambda_iou", own):
+        with pytest.raises(ValueError, match=f"^Expected `{name}` to be a finite number at least 0, but got -1: "):
+            make(softmax=True, **{name: -1})
+        with pytest.raises(TypeError, match=f"^Expected `{name}` to be a number, but got str: "):
+            make(softmax=True, **{name: "1"})
+        assert make(softmax=True, **{name: 0}).weights.count(0) == 1

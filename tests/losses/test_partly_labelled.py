@@ -187,6 +187,12 @@ def test_what_cannot_be_left_out_is_refused() -> None:
          lambda: IoULoss()(logits, labels, LABELLED.long())),
         (ValueError, "Expected `labelled` to have shape (3, 4), but got (3, 3): one value per image and class.",
          lambda: IoUCELoss(softmax=True)(logits, labels, LABELLED[:, :3])),
+        (ValueError, "Expected `labelled` to have shape (3, 4), but got rows of [3, 4] values: one value per image and "
+         "class.", lambda: IoUCELoss(softmax=True)(logits, labels, [*LABELLED[:2].tolist(), [True] * 3])),
+        (ValueError, "Expected `labelled` to have shape (3, 4), but got rows of [3, 4] values: one value per image and "
+         "class.", lambda: MultiScaleLoss(IoULoss(softmax=True))(logits, labels, [*LABELLED[:2], LABELLED[2, :3]])),
+        (ValueError, "Expected `labelled` to have shape (B, C), but got rows of [3, 4] values: one value per image and "
+         "class.", lambda: call_loss(DiceLoss(softmax=True), logits, labels, [[True] * 3, [True] * 4])),
         (ValueError, "Expected every class of every image to be annotated with bins=None and batch=True, but got False "
          "for some of them in `labelled`: set `bins`, for example to 2048, because sorting a batch cannot leave images",
          lambda: LovaszSoftmaxLoss(bins=None, batch=True, softmax=True)(logits, labels, LABELLED)),
@@ -201,6 +207,8 @@ def test_what_cannot_be_left_out_is_refused() -> None:
     for kind, message, call in cases:
         with pytest.raises(kind, match=re.escape(message)):
             call()
+    rows = IoULoss(softmax=True)(logits, labels, list(LABELLED))
+    torch.testing.assert_close(rows, IoULoss(softmax=True)(logits, labels, LABELLED))
     partly = F.one_hot(labels[:, 0], 4).movedim(-1, 1).double()
     partly[0, 1, 2, 2] = torch.nan
     with pytest.raises(ValueError, match="per-class values between 0 and 1, but got nan"):

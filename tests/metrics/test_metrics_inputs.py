@@ -198,6 +198,14 @@ def test_nothing_was_annotated():
         (torch.ones(2, 3), "Expected `labelled` to be bool of shape (2, C), one row per image, but got torch.float32"),
         (torch.ones(1, 3) > 0, "but got torch.bool of shape (1, 3): say for each image which classes were annotated."),
         (torch.ones(2, 2) > 0, "Expected `labelled` to have 3 columns, one per class, but got 2: count the background"),
+        (
+            [[True, True, True], [True, False]],
+            "Expected `labelled` to have shape (2, C), but got rows of [2, 3] values: one value per image and class.",
+        ),
+        (
+            [["yes"] * 3, ["no"] * 3],
+            "Expected `labelled` to have shape (2, C), but got list of other values: one value per image and class.",
+        ),
     ],
 )
 def test_refused_labelled(labelled, text):

@@ -14,7 +14,16 @@ from monai.data import MetaTensor
 from monai.metrics import MeanIoU, compute_iou
 from monai.networks.utils import one_hot
 
-from monai_iou.metrics import IoUMetric, fine_grained_iou, iou_counts, iou_from_counts
+from monai_iou.metrics import (
+    BoundaryIoUMetric,
+    CalibrationMetric,
+    IoUMetric,
+    LesionIoUMetric,
+    ThresholdIoUMetric,
+    fine_grained_iou,
+    iou_counts,
+    iou_from_counts,
+)
 
 SHAPES = [(7,), (5, 6), (4, 5, 3)]
 
@@ -354,6 +363,17 @@ def test_refused_arguments():
         fine_grained_iou(torch.ones(1), torch.ones(1))
     with pytest.raises(ValueError, match="ignore_empty"):
         iou_from_counts(torch.ones(1), torch.ones(1), torch.ones(1), ignore_empty="nan")
+
+
+@pytest.mark.parametrize("make", [IoUMetric, BoundaryIoUMetric, LesionIoUMetric, ThresholdIoUMetric, CalibrationMetric])
+def test_images_of_one_call_with_other_classes_are_named(make):
+    images = [torch.ones((channels, 4, 4)) for channels in (2, 3)]
+    text = (
+        "Expected every image to have the same classes, but got [2, 3] of them: set `include_background` and "
+        "`num_classes`, or use one metric for each kind of image."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        make(include_background=True)(images, images)
 
 
 def test_images_with_other_classes_are_named():

@@ -171,6 +171,58 @@ def test_calibration_equals_monai(kind):
     torch.testing.assert_close(got, theirs.aggregate(), atol=1e-3 if kind == "expected" else 5e-3, rtol=0)
 
 
+def direct_precision(p: torch.Tensor, y: torch.Tensor) -> float:
+    """Average precision by sorting: equal probabilities are found together."""
+    values, places = p.double().flatten().unique(return_inverse=True)
+    hits = torch.zeros(len(values), dtype=torch.float64).index_add_(0, places, y.double().flatten()).flip(0)
+    found = torch.bincount(places, minlength=len(values)).flip(0)
+    return float((hits * hits.cumsum(0) / found.cumsum(0)).sum() / hits.sum())
+
+
+@pytest.mark.parametrize("resolution", [10, 200, 4000])
+def test_a_constant_map_scores_the_prevalence(resolution):
+    """Halfway between two nodes too, where rounding up the errors of both sides would tell them apart."""
+    y = (torch.rand(1, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0)) < 0.1).long()
+    share = y.double().mean().item()
+    halves = [(k + 0.5) / resolution for k in range(0, resolution, max(1, resolution // 20))]
+    for p in [k / 64 for k in range(65)] + halves + [1 / 3, 0.4975, 1e-7, 1 - 1e-7]:
+        metric = ThresholdIoUMetric(resolution=resolution)
+        metric(torch.full(y.shape, p), y)
+        curves = metric.curves()
+        for got in (curves.best_iou, curves.average_precision, curves.pooled_iou.amax(1)):
+            assert got.item() == pytest.approx(share, rel=1e-6), p
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ties_of_votes_are_found_together(seed):
+    generator = torch.Generator().manual_seed(seed)
+    y = (torch.rand(1, 1, 12, 12, 12, generator=generator) < 0.1).long()
+    votes = [torch.rand(y.shape, generator=generator) < 0.08 + 0.3 * y for _ in range(16)]
+    share = torch.stack(votes).float().mean(0)
+    for resolution in (16, 200, 4000):
+        metric = ThresholdIoUMetric(resolution=resolution)
+        metric(share, y)
+        curves = metric.curves()
+        assert curves.average_precision.item() == pytest.approx(direct_precision(share, y), rel=1e-6)
+        assert curves.best_iou.item() == pytest.approx(direct_curve(share, y, np.arange(17) / 16)[0].max(), rel=1e-6)
+
+
+@pytest.mark.parametrize("resolution", [200, 4000])
+def test_probabilities_in_half_precision_are_rounded_by_their_value_alone(resolution):
+    generator = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn((1, 1, 24, 24, 24), generator=generator) - 2
+    y = (torch.rand(logits.shape, generator=generator) < (0.6 * logits).sigmoid()).long()
+    p = logits.sigmoid().bfloat16().float()
+    nodes = (p.double() * resolution + 0.5).floor()
+    counts = probability_histograms(p, y, activation=None, resolution=resolution).counts[0, 0]
+    for side in range(2):
+        direct = np.bincount(nodes[y == side].long().numpy(), minlength=resolution + 1)
+        assert counts[side].tolist() == direct.tolist()
+    metric = ThresholdIoUMetric(resolution=resolution)
+    metric(p, y)
+    assert metric.curves().average_precision.item() == pytest.approx(direct_precision(nodes, y), rel=1e-6)
+
+
 def test_votes_of_an_ensemble_stay_in_their_bins():
     """Probabilities that lie on the edges of bins: both sides of a label must fall into the same."""
     votes = torch.arange(6).repeat(50) / 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,19 @@ from monai.transforms import Compose, FgBgToIndicesd, RandCropByPosNegLabeld
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_iou import ComponentRegionsd, InstanceIoULoss, LesionIndicesd, RandCropByLesions, RandCropByLesionsd
-from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs
+from monai_iou import (
+    ComponentRegionsd,
+    InstanceIoULoss,
+    LesionIndicesd,
+    RandCropByLesions,
+    RandCropByLesionsd,
+    count_voxels,
+)
+from monai_iou.components import BACKGROUND, ComponentRuns, component_chances, component_runs, whole_numbers
+from monai_iou.metrics.inputs import pair_images
+from monai_iou.metrics.lesion_maps import lesion_maps
+from monai_iou.transforms.pasting import foreground_mask
+from monai_iou.volumes.labels import whole_labels
 
 SHAPES = [(7,), (9, 8), (1, 12), (6, 7, 5), (1, 9, 8), (9, 1, 8), (9, 8, 1), (2, 1, 1), (1, 1, 1)]
 
@@ -175,6 +188,56 @@ def test_labels_that_miss_whole_numbers_by_rounding_have_the_same_components(
     scaled[0, 0, 0] = 5e-5
     assert not (scaled == label).all()
     torch.testing.assert_close(find(scaled), find(label), rtol=0, atol=0)
+
+
+def _of_metrics(label: np.ndarray, classes: int) -> np.ndarray:
+    pair = next(iter(pair_images(torch.from_numpy(label)[None, None], torch.zeros(1, 1, *label.shape), classes, None)))
+    return pair.prediction[0].numpy()
+
+
+def _of_instances(label: np.ndarray, _: int) -> np.ndarray:
+    return np.where(label > 0, max(lesion_maps(label, label, (1.0, 1.0), instances=True).reference_numbers), 0)
+
+
+def _counted(label: np.ndarray, classes: int) -> np.ndarray:
+    counts = count_voxels([{"label": label[None]}], num_classes=classes)[0]
+    return np.where(label > 0, np.flatnonzero(counts).max(), 0)
+
+
+ROUNDERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "files": lambda label, _: whole_labels(label[None], Path("a.nii"))[0],
+    "components": lambda label, _: whole_numbers(label),
+    "metrics": _of_metrics,
+    "lesion numbers": _of_instances,
+    "class weights": _counted,
+    "pasting": lambda label, classes: np.where(foreground_mask(label[None], [classes - 1], None), classes - 1, 0),
+}
+
+
+@pytest.mark.parametrize("reader", ROUNDERS)
+@pytest.mark.parametrize("number", [1, 1023, 1024, 2035, 7015, 65000])
+@pytest.mark.parametrize("towards", [-np.inf, np.inf])
+def test_a_label_that_misses_a_whole_number_by_float32_rounding_is_that_number(
+    reader: str, number: int, towards: float
+) -> None:
+    label = np.zeros((4, 5), np.float32)
+    label[1:3] = np.nextafter(np.nextafter(np.float32(number), np.float32(towards)), np.float32(towards))
+    expected = np.zeros((4, 5), int)
+    expected[1:3] = number
+    np.testing.assert_array_equal(ROUNDERS[reader](label, number + 1), expected)
+
+
+@pytest.mark.parametrize("reader", [name for name in ROUNDERS if name != "pasting"])
+@pytest.mark.parametrize("value", ["1.00015", "1023.00073", "2035.00293", "65000.0625"])
+def test_a_label_that_misses_a_whole_number_by_more_is_shown_as_no_whole_number(reader: str, value: str) -> None:
+    label = np.zeros((4, 5), np.float32)
+    label[1] = np.float32(value)
+    with pytest.raises(ValueError, match=r"^Expected") as error:
+        ROUNDERS[reader](label, 65001)
+    shown = re.search(r"but got (?:5 fractions such as )?([\d.]+)[:,]", str(error.value))
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(float(value), rel=1e-5)
+    assert float(shown[1]) % 1 != 0
 
 
 @pytest.mark.parametrize("find", FINDERS)

@@ -236,6 +236,24 @@ def crop(**options: Any) -> RandCropByLesionsd:
     return RandCropByLesionsd(["image", "label"], "label", (8, 8, 8), num_samples=3, **options)
 
 
+def test_an_image_that_the_item_lacks_is_named() -> None:
+    """A crop that went on without it would take its negative patches from the air around the body."""
+    label = torch.zeros(1, 16, 16, 16)
+    label[0, 2, 2, 2] = 1
+    item = {"image": torch.ones(1, 16, 16, 16), "label": label}
+    options: dict[str, Any] = {"num_samples": 2, "image_key": "imge"}
+    crop = RandCropByLesionsd(["image", "label"], "label", 8, **options)
+    text = (
+        "Expected `image_key` to be a key of the item, but got 'imge' beside ['image', 'label']: correct it, or leave "
+        "`image_key` out to take background anywhere."
+    )
+    for transform in (crop, LesionIndicesd("label", image_key="imge")):
+        with pytest.raises(KeyError) as caught:
+            transform(item)
+        assert caught.value.args == (text,)
+    assert len(crop(LesionIndicesd("label")(item))) == 2  # where it has no effect
+
+
 def test_stored_and_found_components_give_the_same_patches() -> None:
     item = volume()
     found = crop().set_random_state(3)(item)
