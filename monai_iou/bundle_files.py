@@ -10,7 +10,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from monai_iou.files import remove_stale, temporary_name
+from monai_iou.files import prepare, temporary_name
 
 __all__ = ["BUNDLE_NAME", "TRAINED_MODELS", "bundle_path", "copy_bundle", "trained_model_path"]
 
@@ -54,20 +54,22 @@ def trained_model_path(name: str) -> Path | None:
     return bundle_path().parent / name if name in TRAINED_MODELS else None
 
 
-def copy_bundle(destination: str | os.PathLike[str]) -> Path:
+def copy_bundle(destination: str | os.PathLike[str], option: str = "destination") -> Path:
     """Copy the shipped bundle to a folder where it can be edited; a failed copy leaves no files behind.
 
     A copy whose process was killed is completed by the next one.
 
     Args:
         destination: a folder that does not exist yet or is empty, or holds a part of the bundle that was not changed.
+        option: the name of the option that gives the folder, for the error message.
 
     Returns:
         The folder of the new bundle.
 
     Raises:
         ValueError: if `destination` is a file or a folder that is not empty.
-        OSError: if the files cannot be written.
+        OutputError: if the folder cannot be made or written, or the disk is full.
+        OSError: if a file cannot be written.
 
     Example:
         >>> import tempfile
@@ -79,9 +81,8 @@ def copy_bundle(destination: str | os.PathLike[str]) -> Path:
     _check_vacant(destination)
     target = Path(destination).resolve()
     is_new = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    remove_stale(target)
     try:
+        prepare(target, option)
         # Inside the folder: it may be mounted, its parent may be read-only, and the user's shell may stand in it.
         with tempfile.TemporaryDirectory(prefix=temporary_name(), dir=target) as temporary:
             partial = Path(temporary) / BUNDLE_NAME  # so that the date of the temporary folder remains its own

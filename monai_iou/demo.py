@@ -15,6 +15,7 @@ from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
+from monai_iou.files import prepare
 from monai_iou.workflow.literal import with_literal_paths
 
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]
@@ -156,7 +157,7 @@ def _fresh_folder(folder: Path) -> Path:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
     (folder / MARKER).touch()
     return folder
 

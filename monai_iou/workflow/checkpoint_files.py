@@ -7,6 +7,7 @@ saved by another program, is taken if the zip's own checksums, where it has any,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -17,12 +18,12 @@ from typing import Any
 
 import torch
 
-from monai_iou.files import replaced_file
+from monai_iou.files import temporary_file
 from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.typed_words import switch_on
 
-__all__ = ["UNREADABLE", "check_content", "last_epoch", "load_state", "write_atomically"]
+__all__ = ["UNREADABLE", "check_content", "last_epoch", "load_state", "write_atomically", "write_together"]
 
 
 # What torch.load raises for a file that is damaged or no checkpoint.
@@ -54,6 +55,7 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
     with exit_with_message():
         try:
             check_content(path)
+            mmap = mmap and _is_utf8(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             usable = isinstance(state, Mapping) and set(KEYS) <= set(state) and isinstance(state["epoch"], int)
             error = None
@@ -66,6 +68,15 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
             )
             raise ValueError(message) from error
     return dict(state)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether torch can map a file at this path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_atomically(content: Any, path: Path) -> None:
@@ -81,14 +92,42 @@ def write_atomically(content: Any, path: Path) -> None:
     Raises:
         TrainingError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full(path), replaced_file(path) as temporary:
-        if isinstance(content, str):
-            temporary.write_bytes(content.encode())
-        else:
-            with temporary.open("wb") as stream:
-                torch.save(content, stream)
-            _seal(temporary)
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, Any], without: Path | None = None) -> None:
+    """Save files that belong together, each as `write_atomically` does, once there is room for all.
+
+    Args:
+        contents: what to save at each path, in the order in which the files take their places.
+        without: a file that goes with the earlier ones.
+
+    Raises:
+        TrainingError: the disk is full; all earlier files remain.
+    """
+    with contextlib.ExitStack() as stack:
+        written = {}
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk_full(path):
+                written[path] = stack.enter_context(temporary_file(path.parent))
+                _write(content, written[path])
+        if without is not None:
+            without.unlink(missing_ok=True)
+        for path, temporary in written.items():
+            with disk_full(path):  # the folder itself may have to grow
+                temporary.replace(path)
+
+
+def _write(content: Any, path: Path) -> None:
+    if isinstance(content, str):
+        path.write_bytes(content.encode())
+    else:
+        with path.open("wb") as stream:
+            torch.save(content, stream)
+        _seal(path)
+    with path.open("r+b") as stream:  # Windows flushes no file that is open for reading alone
+        os.fsync(stream.fileno())
 
 
 def check_content(path: Path) -> None:

@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from monai_iou.distributed import is_distributed
 from monai_iou.planning.plan import Plan
-from monai_iou.workflow.checkpoint_files import load_state, write_atomically
-from monai_iou.workflow.failures import StepGuard, TrainingError, quiet_stop, stop_signal
-from monai_iou.workflow.optimization import WeightAverage, averages_of, inner_module, load_averages
+from monai_iou.workflow.checkpoint_files import load_state, write_atomically, write_together
+from monai_iou.workflow.failures import StepGuard, quiet_stop, stop_signal
+from monai_iou.workflow.finite_outputs import check_weights
+from monai_iou.workflow.optimization import WeightAverage, averages_of, has_updated, inner_module, load_averages
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.schedules import restore_schedule
 from monai_iou.workflow.settings import exit_with_message
@@ -44,10 +45,10 @@ class CheckpointHandler:
     "last", the final weights are stored as `model.pt` when training is complete. Weights that are NaN or infinite
     are never stored.
 
-    Under `monai_iou.workflow.failures.run`, SIGTERM and SIGINT end the training after the current step:
-    `last_epoch.pt` gets the state of that step, and the program ends with exit code 128 + the signal's number. A signal
-    during validation ends it after the current volume (with several ranks: after the validation).
-    Resuming does what was left of the epoch: its steps, on a new order of the data, or its validation.
+    Under `monai_iou.workflow.failures.run`, SIGTERM and SIGINT end the training after the current step, with MONAI's
+    `accumulation_steps` the next that changes the weights: `last_epoch.pt` gets the state of that step, and the program
+    ends with exit code 128 + the signal's number. A signal during validation ends it after the current volume (with
+    several ranks: after the validation). Resuming does what was left of the epoch, its steps or its validation.
 
     Args:
         ckpt_dir: folder of the three files.
@@ -101,16 +102,24 @@ class CheckpointHandler:
         self.events, self.start = events, start
         self.average = average if average is not None else WeightAverage(network, optimizer)
         self._guard = StepGuard(items)
-        self._has_started = self._has_model = self._is_final = False
+        self._has_started = self._has_model = self._is_final = self._is_behind = False
+
+    def attach_first(self, engine: Trainer) -> None:
+        """Register what comes before all other handlers' start, at which one may validate the network."""
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.STARTED, self._started)
 
     def attach(self, engine: Trainer) -> None:
         """Register on the trainer."""
         from ignite.engine import Events
 
+        if not engine.has_event_handler(self._started, Events.STARTED):
+            self.attach_first(engine)
         for each in (engine, self.evaluator):
             if each is not None:
                 each.logger.addFilter(quiet_stop)
-        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.STARTED, self._catch_up)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         if self.evaluator is not None and not is_distributed():  # ranks score different numbers of volumes
             self.evaluator.add_event_handler(
@@ -136,10 +145,14 @@ class CheckpointHandler:
         state = load_state(path)
         with exit_with_message():
             self._restore(engine, state, path)
-        if not state.get("validated", True):
+        self._is_behind = not state.get("validated", True)
+
+    def _catch_up(self, engine: Trainer) -> None:
+        if self._is_behind:
+            # The run ended between the epoch's last step and what follows it: whatever that is, by its own interval.
             from ignite.engine import Events
 
-            # The run ended between the epoch's last step and what follows it: whatever that is, by its own interval.
+            self._is_behind = False
             engine.fire_event(Events.EPOCH_COMPLETED)
 
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
@@ -151,7 +164,8 @@ class CheckpointHandler:
         self._restore_best_score(state)
         self._is_final = state.get("final", False)
         # A file alone may be of an earlier training in this folder, or the final weights of fewer epochs.
-        self._has_model = (self._is_final or self._best_epoch > 0) and (self.folder / "model.pt").is_file()
+        was_chosen = state["best_metric_epoch"] > 0 and not math.isnan(state["best_metric"])
+        self._has_model = (self._is_final or was_chosen) and (self.folder / "model.pt").is_file()
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
             self.plan = with_seen(self.plan, state.get("trained", ()), state.get("trained_images", ()))
         logger.info(
@@ -211,10 +225,12 @@ class CheckpointHandler:
             self._is_final = self._has_model = False
             if self.evaluator is not None:
                 self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+        elif self._best_epoch < 1:
+            self._has_model = False  # it was chosen on other cases, and this run now has weights of its own
         self._stop(engine, self._guard.check(engine))
 
     def _stop(self, engine: Trainer, number: int) -> None:
-        if not number:
+        if not number or not has_updated(engine):
             return
         if engine.state.rank == 0:
             self._write_state(engine, validated=False)
@@ -234,7 +250,7 @@ class CheckpointHandler:
         self._write_state(engine, validated=True)
 
     def _write_state(self, engine: Trainer, *, validated: bool) -> None:
-        self._check_weights()
+        check_weights(self.network, self.folder)
         best = self.evaluator.state if self.evaluator is not None else None
         scaler = getattr(engine, "scaler", None)
         epoch, step = divmod(engine.state.iteration, int(engine.state.epoch_length or 1))
@@ -259,17 +275,6 @@ class CheckpointHandler:
         if self.events is not None:
             self.events.remove_earlier()
 
-    def _check_weights(self) -> None:
-        # An infinite gradient ruins the weights one step before the loss shows it.
-        if all(bool(torch.isfinite(weights).all()) for weights in self.network.parameters()):
-            return
-        message = (
-            f"Expected finite weights at the end of an epoch, but some are NaN or infinite: lower `learning_rate`; "
-            f"{self.folder} still holds the last good epoch."
-        )
-        with exit_with_message():
-            raise TrainingError(message)
-
     @property
     def _best_epoch(self) -> int:
         """The epoch whose weights a validation of this training chose, -1 for none: a score of NaN chooses nothing."""
@@ -285,12 +290,11 @@ class CheckpointHandler:
             self._write_state(engine, validated=True)
 
     def _write_model(self) -> None:
-        self._check_weights()
-        # What was tuned for earlier weights does not fit these.
-        (self.folder / "postprocessing.json").unlink(missing_ok=True)
+        check_weights(self.network, self.folder)
         # The plan first: a kill in between must not leave weights without it.
-        if self.plan is not None:
-            write_atomically(self.plan.to_json(), self.folder / "model.json")
+        plan = {} if self.plan is None else {self.folder / "model.json": self.plan.to_json()}
         # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
-        write_atomically(inner_module(self.average.network).state_dict(), self.folder / "model.pt")
+        weights = {self.folder / "model.pt": inner_module(self.average.network).state_dict()}
+        # What was tuned for earlier weights does not fit these.
+        write_together({**plan, **weights}, without=self.folder / "postprocessing.json")
         self._has_model = True

@@ -14,10 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from monai_iou.datasets.case_volumes import check_case, check_side
-from monai_iou.datasets.cases import Case, DatasetError, check_voxel_size
+from monai_iou.datasets.cases import Case, DatasetError, check_voxel_size, log_edges
 from monai_iou.datasets.folder import SegmentationFolder, is_dataset, map_cases, read_folder
 from monai_iou.datasets.naming import check_names
 from monai_iou.planning.intensity import warn_of_unnamed_ct
@@ -151,7 +149,7 @@ class BundleCases:
             if not cases:
                 message = (
                     f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "
-                    "`test` images nor .nii.gz, .nii, .mha, .nrrd, .png or DICOM: name a folder that has."
+                    "`test` images nor NIfTI, MetaImage, NRRD or PNG files or DICOM series: name a folder that has."
                 )
                 raise DatasetError(message)
             return [replace(case, label=None).as_item() for case in cases]
@@ -213,8 +211,8 @@ class BundleCases:
 
         def check(case: Case) -> None:
             facts = check_case(case, plan.scheme, plan.modalities, "the trained model")
-            usual = float(np.prod(plan.pixdim)) ** (1 / 3)
-            check_voxel_size(case.image, facts.spacing, usual, "those that the model was trained on")
+            usual = log_edges(plan.patch_size, plan.pixdim)[None]
+            check_voxel_size(case.image, facts, usual, "those that the model was trained on")
             if mask_format == PNG_EXTENSION:
                 check_fits_png(case.image, facts.shape, plan.label_values)
 
@@ -290,7 +288,7 @@ class BundleCases:
     def _split(self) -> tuple[list[Case], list[Case]]:
         with exit_with_message():
             folder = self.folder
-            logger.info("Checking %d training cases of %s", len(folder.labelled), folder.root)
+            logger.info("Checking %d cases for training and validation of %s", len(folder.labelled), folder.root)
             folder.need_training()
             # Before minutes of reading.
             training, validation = folder.split(self.val_fraction, self.split_seed, self.folds, self.fold)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from monai.utils.misc import MAX_SEED
 from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler, get_worker_info
 
 from monai_iou.distributed import is_distributed
+from monai_iou.workflow.settings import exit_with_message
 
 __all__ = ["BufferedLoader", "StepSeeds", "derive_seed"]
 
@@ -47,7 +48,10 @@ class BufferedLoader(ThreadDataLoader):
         seed: of the order and of the items' transforms.
         shuffle: take the items in a random order.
         sampler: gives the order instead; one with `set_epoch` is told the epoch.
-        kwargs: as for `monai.data.ThreadDataLoader`.
+        kwargs: as for `monai.data.ThreadDataLoader`; workers are processes, not threads.
+
+    Raises:
+        ValueError: `use_thread_workers` is set.
 
     Example:
         >>> import torch
@@ -59,6 +63,7 @@ class BufferedLoader(ThreadDataLoader):
     def __init__(
         self, dataset: Any, *, seed: int = 0, shuffle: bool = False, sampler: Sampler[int] | None = None, **kwargs: Any
     ) -> None:
+        _check_processes(kwargs)
         self._next, self._order = (1, 0), None
         if isinstance(dataset, IterableDataset):
             super().__init__(dataset, **kwargs)  # type: ignore[arg-type]
@@ -85,6 +90,18 @@ class BufferedLoader(ThreadDataLoader):
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
+
+
+def _check_processes(options: Mapping[str, Any]) -> None:
+    """Threads would share the random transforms: one would draw the place of an image, another that of its label."""
+    if options.get("use_thread_workers"):
+        message = (
+            f"Expected `use_thread_workers` to be false, but got {options['use_thread_workers']!r}: leave it out, as "
+            "threads would share the random transforms and crop an image and its label at different places; "
+            "`num_workers` starts processes."
+        )
+        with exit_with_message():
+            raise ValueError(message)
 
 
 class StepSeeds:

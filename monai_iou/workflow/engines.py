@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines.evaluator import SupervisedEvaluator
 from monai.engines.trainer import SupervisedTrainer
@@ -20,11 +21,12 @@ from monai.engines.utils import IterationEvents
 from monai.handlers.checkpoint_loader import CheckpointLoader
 from monai.utils.misc import ensure_tuple
 
-from monai_iou.distributed import from_all_ranks
+from monai_iou.distributed import from_all_ranks, is_distributed
 from monai_iou.metrics.base import RowMetric
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
 from monai_iou.workflow.freed_memory import kept_memory
 from monai_iou.workflow.half_precision import CpuAutocast, SmallInFloat32, in_mixed_precision
+from monai_iou.workflow.optimization import inner_module, is_parallel
 
 __all__ = ["CaseEvaluator", "Trainer", "ValidationEvaluator"]
 
@@ -38,6 +40,13 @@ class _NotFiniteError(Exception):
 def _takes_empty_ranks(metric: Any) -> bool:
     """Whether a rank without scores takes part in a metric: of MONAI's it stays away, and the others wait for ever."""
     return isinstance(getattr(metric, "metric_fn", None), RowMetric)
+
+
+def _take_buffers_of_first_rank(network: torch.nn.Module) -> None:
+    for buffer in network.buffers() if is_distributed() else ():
+        shared = buffer.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(shared, 0)
+        buffer.data.copy_(shared)
 
 
 @contextlib.contextmanager
@@ -72,6 +81,16 @@ class _MixedPrecision:
         self.inferer = in_mixed_precision(self.inferer, device, amp, amp_kwargs or {})
 
 
+class _First:
+    """What a handler does before all others."""
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    def attach(self, engine: Any) -> None:
+        self.handler.attach_first(engine)
+
+
 class Trainer(_MixedPrecision, SupervisedTrainer):
     """MONAI's `SupervisedTrainer`, whose mixed precision works on a CPU too and survives what float16 cannot hold.
 
@@ -80,7 +99,8 @@ class Trainer(_MixedPrecision, SupervisedTrainer):
     Args:
         device: to train on.
         args, kwargs: as for `monai.engines.SupervisedTrainer`.
-        train_handlers: likewise; a `CheckpointLoader` acts first, so that a resumed training keeps its own weights.
+        train_handlers: likewise; a `CheckpointLoader` acts first, so that a resumed training keeps its own weights, and
+            then the handlers that have a method `attach_first`: a validation at the start is of the restored network.
         amp: mixed precision.
         amp_kwargs: with its `dtype`.
     """
@@ -88,7 +108,9 @@ class Trainer(_MixedPrecision, SupervisedTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         handlers = ensure_tuple(kwargs.pop("train_handlers", None) or ())
         if handlers:
-            kwargs["train_handlers"] = sorted(handlers, key=lambda each: not isinstance(each, CheckpointLoader))
+            loaders = [each for each in handlers if isinstance(each, CheckpointLoader)]
+            early = [_First(each) for each in handlers if hasattr(each, "attach_first")]
+            kwargs["train_handlers"] = [*loaders, *early, *(each for each in handlers if each not in loaders)]
         super().__init__(*args, **kwargs)
         self._backward = contextlib.ExitStack()
         if isinstance(self.inferer, CpuAutocast):
@@ -128,16 +150,21 @@ class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # A DistributedDataParallel may wait in a call for the other ranks, whose volumes have other numbers of patches.
+        if is_parallel(self.network):
+            self.network = inner_module(self.network)
         self.state.failed_cases = []
         self._finished = 0
         self._has_failed = False
         metrics = {**(kwargs.get("key_val_metric") or {}), **(kwargs.get("additional_metrics") or {})}
+        self._names = list(metrics)
         self._takes_empty_ranks = all(_takes_empty_ranks(metric) for metric in metrics.values())
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_output)
 
     def run(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Evaluate all cases."""
         self.state.failed_cases, self._finished = [], 0
+        self.state.metrics, self.state.metric_details = {}, {}
         with kept_memory():
             super().run(*args, **kwargs)
 
@@ -165,6 +192,7 @@ class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
         if event_name in (Events.EPOCH_COMPLETED, Events.COMPLETED):
             counts = from_all_ranks((len(self.state.failed_cases), self._finished))
             if self._has_no_score(counts):
+                self.state.metrics, self.state.metric_details = dict.fromkeys(self._names, math.nan), {}
                 return
         super()._fire_event(event_name, *event_args, **event_kwargs)
 
@@ -183,24 +211,14 @@ class ValidationEvaluator(CaseEvaluator):
 
     Args:
         args, kwargs: as for `monai.engines.SupervisedEvaluator`.
-        key_val_metric: likewise.
-        additional_metrics: likewise.
     """
 
     remedy = "lower `learning_rate` or set `amp` to false; this validation gives no score and chooses no model"
 
-    def __init__(
-        self,
-        *args: Any,
-        key_val_metric: dict[str, Any] | None = None,
-        additional_metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, key_val_metric=key_val_metric, additional_metrics=additional_metrics, **kwargs)
-        self._names = [*(key_val_metric or {}), *(additional_metrics or {})]
+    def run(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Validate the network as rank 0 has it and stores it, whose buffers are not those of the other ranks."""
+        _take_buffers_of_first_rank(self.network)
+        super().run(*args, **kwargs)
 
     def _has_no_score(self, counts: list[tuple[int, int]]) -> bool:
-        if not any(failed for failed, _ in counts):
-            return False
-        self.state.metrics, self.state.metric_details = dict.fromkeys(self._names, math.nan), {}
-        return True
+        return any(failed for failed, _ in counts)

@@ -1,13 +1,17 @@
-"""Whether the output of a network can be used, and the sentence on a case where it cannot."""
+"""Whether the output of a network and its weights can be used, and the sentence where they cannot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["is_finite", "not_finite"]
+from monai_iou.workflow.failures import TrainingError
+from monai_iou.workflow.settings import exit_with_message
+
+__all__ = ["check_weights", "is_finite", "not_finite"]
 
 
 def is_finite(output: Any) -> bool:
@@ -22,6 +26,22 @@ def is_finite(output: Any) -> bool:
     if isinstance(output, (list, tuple)):
         return all(map(is_finite, output))
     return bool(torch.isfinite(output).all())
+
+
+def check_weights(network: torch.nn.Module, folder: Path) -> None:
+    """Check that weights can be stored: an infinite gradient ruins them one step before the loss shows it.
+
+    Raises:
+        TrainingError: some are NaN or infinite; `folder` has the last good ones.
+    """
+    if all(bool(torch.isfinite(weights).all()) for weights in network.parameters()):
+        return
+    message = (
+        f"Expected finite weights at the end of an epoch, but some are NaN or infinite: lower `learning_rate`; "
+        f"{folder} still holds the last good epoch."
+    )
+    with exit_with_message():
+        raise TrainingError(message)
 
 
 def not_finite(batch: Any, remedy: str) -> str:

@@ -86,11 +86,12 @@ def left_out_notes(states: Sequence[RunState]) -> list[str]:
     """Say of each training which cases it holds out and are not scored, because its model was trained on them.
 
     >>> left_out_notes([RunState(Path("run"), {}, facts={"left_out": ["a", "b"]}), RunState(Path("other"), {})])
-    ['Left out: a, b. The model in run was trained on them before: with another split, or as the one it started from.']
+    ['Left out: a, b. The model in run has already been trained on them: on another split, or through the model that it
+    started from.']
     """
     return [
-        f"Left out: {_some(names)}. The model in {state.folder} was trained on them before: with another split, or as "
-        "the one it started from."
+        f"Left out: {_some(names)}. The model in {state.folder} has already been trained on them: on another split, "
+        "or through the model that it started from."
         for state in states
         if (names := state.facts.get("left_out"))
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def image_cases(images: object) -> list[Case]:
     if missing is not None:
         message = f"Expected `images` to name images, but there is no {missing}: check the path."
         raise DatasetError(message)
-    names = names_of([_without_number(paths) for _, paths in entries])
+    names = names_of(_case_paths([paths for _, paths in entries]))
     cases = [
         Case(given or name, first, None, tuple(others))
         for name, (given, (first, *others)) in zip(names, entries, strict=True)
@@ -85,7 +85,7 @@ def find_images(paths: Sequence[Path], channels: int) -> list[Case]:
         raise DatasetError(message)
     groups = list(dict.fromkeys(tuple(_channel_files(path, channels)) for path in images))
     _check_all_used([files for files in groups if len(files) > 1])
-    names = names_of([_without_number(files) for files in groups])
+    names = names_of(_case_paths(groups))
     cases = [Case(name, first, None, tuple(others)) for name, (first, *others) in zip(names, groups, strict=True)]
     check_names(cases, "the images")
     return cases
@@ -100,8 +100,8 @@ def _volumes(path: Path) -> list[Path]:
         volumes = list(volumes_below(path, deep=False, without=RESULTS))
         if not volumes:
             message = (
-                f"Expected {path} to hold images (.nii.gz, .nii, .mha, .nrrd, .png or DICOM series), but it has none: "
-                "name the folder that does."
+                f"Expected {path} to hold images (NIfTI, MetaImage, NRRD, PNG or DICOM series), but it has none: name "
+                "the folder that does."
             )
             raise DatasetError(message)
         return volumes
@@ -158,12 +158,27 @@ def _has_channels(path: Path) -> bool:
         return False
 
 
-def _without_number(files: Iterable[Path]) -> Path:
-    """The path that names the case: that of the first file, without the channel's number."""
-    first = next(iter(files))
-    match = CHANNEL.fullmatch(case_name(first))
-    alone = match is not None and match[2] == "0000"
-    return first.with_name(f"{match[1]}.nii.gz") if match is not None and alone else first
+def _case_paths(groups: Sequence[Sequence[Path]]) -> list[Path]:
+    """The paths that name the cases: of the first file of each, without the number of its channel.
+
+    The number of a single file belongs to its name if files of other numbers lie beside it: it counts cases then.
+    """
+    single = {files[0].parent for files in groups if len(files) == 1 and _numbered(files[0])[1] == "0000"}
+    entries = [(folder, *_numbered(entry)) for folder in single for entry in visible_entries(folder)]
+    counted = {(folder, stem) for folder, stem, number in entries if number not in ("", "0000")}
+    return [
+        files[0].with_name(f"{stem}.nii.gz")
+        if number == "0000" and (len(files) > 1 or (files[0].parent, stem) not in counted)
+        else files[0]
+        for files, (stem, number) in ((files, _numbered(files[0])) for files in groups)
+    ]
+
+
+def _numbered(path: Path) -> tuple[str, str]:
+    """The name of a file without a number such as 0000 at its end, and that number, "" if there is none."""
+    name = case_name(path)
+    match = CHANNEL.fullmatch(name)
+    return (name, "") if match is None else (match[1], match[2])
 
 
 def _as_list(images: object) -> list[Any]:

@@ -12,12 +12,16 @@ from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
 from monai_iou.workflow.config_files import read_config
 
-__all__ = ["check_preprocessing", "inference_identity", "keys_for_inference"]
+__all__ = ["AS_SHIPPED", "check_preprocessing", "inference_identity", "keys_for_inference", "keys_over"]
 
 # How the network is run; what else inference needs is stored with the model.
 SHARED = ("amp", "amp_dtype", "device", "num_workers", "sw_batch_size", "sw_overlap")
+# What the shipped inference.json has where a command decides; a run's own copy may have something else.
+AS_SHIPPED = {"models": None, "mask_format": ".nii.gz", "mask_suffix": "", "save_probabilities": False}
 TRANSFORMS = "train#deterministic_transforms"
 TRAINED, VALIDATED = "train#preprocessing", "validate#preprocessing"
+# What earlier versions resampled by: the same but for voxels of micrometres.
+RESAMPLED_BEFORE, RESAMPLED = "Spacingd", "monai_iou.transforms.ResampleSpacingd"
 AS_TRAINED = ("$@train#deterministic_transforms", "$@train#deterministic_transforms[:-1]")  # of earlier versions
 TRAIN, INFERENCE = "train.json", "inference.json"
 # Of keys without a place; the training itself says so.
@@ -43,6 +47,24 @@ def keys_for_inference(configs: Sequence[Path], keys: Mapping[str, Any]) -> dict
     parser = _parser(configs, keys)
     values = {name: parser.get_parsed_content(name) for name in SHARED if name in given}
     return {name: _plain(value) for name, value in values.items()}
+
+
+def keys_over(config: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the keys whose value the config has already, so that the others replace what was written into it.
+
+    Args:
+        config: an inference.json; one that lacks a key has its value as shipped.
+        keys: all that a command decides, also where it decides for the value as shipped.
+
+    Raises:
+        ConfigError: the config cannot be read.
+
+    Example:
+        >>> keys_over(Path("inference.json"), {"mask_format": ".nii.gz", "mask_suffix": "_mask"})
+        {'mask_suffix': '_mask'}
+    """
+    has = {**AS_SHIPPED, **(read_config(config) if config.is_file() else {})}
+    return {name: value for name, value in keys.items() if name not in AS_SHIPPED or has[name] != value}
 
 
 def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> None:
@@ -138,4 +160,10 @@ def _of_images(transforms: Any) -> Any:
     """Transforms without those of the label alone; an expression as it is."""
     if not isinstance(transforms, list):
         return transforms
-    return [each for each in transforms if not (isinstance(each, Mapping) and each.get("keys") in ("label", ["label"]))]
+    kept = [each for each in transforms if not (isinstance(each, Mapping) and each.get("keys") in ("label", ["label"]))]
+    return [_as_now(each) for each in kept]
+
+
+def _as_now(transform: Any) -> Any:
+    is_former = isinstance(transform, Mapping) and transform.get("_target_") == RESAMPLED_BEFORE
+    return {**transform, "_target_": RESAMPLED} if is_former else transform

@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["calling_parser", "calling_workflow", "check_keys"]
 SHIPPED = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 BASE = "train.json"
 CHANGED_BY = {"model_files": "evaluate.json", "world_size": "multi_gpu_train.json"}  # a key that only this file has
+ANYWHERE = "load_pretrain"  # a key that users of MONAI give any workflow
 LIKENESS = 0.75  # of two names, from which on one may be the other mistyped
 
 
@@ -29,6 +31,9 @@ def check_keys() -> None:
     Raises:
         ValueError: nothing uses a key that is nearly one of the bundle's, or `start_from`, or a config that changes
             train.json is not named after it.
+
+    Warns:
+        UserWarning: a training was given keys that only inference uses.
     """
     workflow = calling_workflow()
     if workflow is None:
@@ -37,7 +42,8 @@ def check_keys() -> None:
     with exit_with_message():
         _check_base(config, Path(workflow.config_root_path))
         _check_start_from(config)
-        for name, meant in _mistyped(config, _known_keys()).items():
+        _warn_of_other_keys(config)
+        for name, meant in _mistyped(config, _known_keys(SHIPPED)).items():
             message = (
                 f"Expected `{name}` to be a key of the bundle, but nothing uses it: write --{meant} if that was meant, "
                 "or remove it."
@@ -50,6 +56,13 @@ def _check_base(config: Mapping[str, Any], folder: Path) -> None:
     base = config.get(BASE)
     if not isinstance(base, Mapping):  # of inference.json, or of another bundle
         return
+    replaced = _replaced(list(config), _names_in(folder / BASE))
+    if replaced:
+        message = (
+            f"Expected {BASE} to be the first of --config_file, but a config before it sets `{replaced[0]}`, which "
+            f"{BASE} replaces: name that config after {BASE}."
+        )
+        raise ValueError(message)
     last = base.get("changed_by")
     early = next((file for key, file in CHANGED_BY.items() if key in config), None) if last is None else None
     if "note" in base and early is None:
@@ -63,6 +76,47 @@ def _check_base(config: Mapping[str, Any], folder: Path) -> None:
         f'--config_file "[{paths}]".'
     )
     raise ValueError(message)
+
+
+def _replaced(names: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Return the keys that a config set before train.json set them again.
+
+    Args:
+        names: of the merged config, in its order.
+        own: of train.json alone, in its own order, which a user may have changed.
+
+    >>> _replaced(["_meta_", "epochs", "train.json", "imports"], ["train.json", "imports", "epochs"])
+    ['epochs']
+    >>> _replaced(["_meta_", "epochs", "train.json", "imports"], ["epochs", "train.json", "imports"])
+    []
+    """
+    before = own[: own.index(BASE)] if BASE in own else []
+    return [name for name in names[: names.index(BASE)] if name in own and name not in before]
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # the configs may have other names
+        return []
+
+
+def _warn_of_other_keys(config: Mapping[str, Any]) -> None:
+    """Warn of keys in the config of a training that mean something to inference alone."""
+    if BASE not in config:
+        return
+    base = config[BASE]
+    loaded = str(base.get("changed_by")) if isinstance(base, Mapping) else ""
+    own = ("train", "multi_gpu_train", *(("evaluate", "multi_gpu_evaluate") if "evaluate" in loaded else ()))
+    others = _known_keys(("inference",)) - _known_keys(own) - {ANYWHERE}
+    unused = [name for name in config if name in others and not name.startswith("_") and not _is_used(name, config)]
+    if unused:
+        have, them = ("has", "it") if len(unused) == 1 else ("have", "them")
+        message = (
+            f"{', '.join(f'`{name}`' for name in unused)} {have} no effect on a training, because only inference.json "
+            f"uses {them}: give {them} to the prediction."
+        )
+        warnings.warn(message, stacklevel=2)
 
 
 def _check_start_from(config: Mapping[str, Any]) -> None:
@@ -79,8 +133,8 @@ def _is_used(name: str, config: Mapping[str, Any]) -> bool:
     return re.search(rf"@{re.escape(name)}\b", json.dumps(config, default=str)) is not None
 
 
-def _known_keys() -> set[str]:
-    files = [bundle_path() / "configs" / f"{name}.json" for name in SHIPPED]
+def _known_keys(names: Sequence[str]) -> set[str]:
+    files = [bundle_path() / "configs" / f"{name}.json" for name in names]
     return {
         re.split("#|::", key.lstrip("+"))[0] for file in files for key in json.loads(file.read_text(encoding="utf-8"))
     }

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["literal", "with_literal_paths"]
+__all__ = ["PATHS", "as_code", "literal", "reference", "with_literal_paths"]
 
-PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "images", "models", "start_from")
+PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir", "start_from")  # the keys of one path
+LISTS = ("images", "models")
 # At the start of a text these signs mark an expression, a reference or a macro; the others count anywhere.
 SIGNS = re.compile(r"\A[$@%]|#|[@%]::")
 
@@ -27,12 +28,31 @@ def literal(value: Any) -> Any:
     """
     if not any(SIGNS.search(text) for text in _texts(value)):
         return value
-    return "$" + re.sub("[#@%]", lambda sign: f"\\x{ord(sign[0]):x}", repr(value))
+    return f"${as_code(value)}"
+
+
+def reference(path: str, key: str) -> str:
+    r"""Return the text by which a config reads a key of a JSON file: a macro, or where it would not do, an expression.
+
+    Example:
+        >>> reference("weights.json", "weights")
+        '%weights.json::weights'
+        >>> print(reference("run#1.json", "weights"))
+        $__import__('json').loads(__import__('pathlib').Path('run\x231.json').read_text('utf-8'))['weights']
+    """
+    if literal(path) == path:
+        return f"%{path}::{key}"
+    return f"$__import__('json').loads(__import__('pathlib').Path({as_code(path)}).read_text('utf-8'))[{key!r}]"
+
+
+def as_code(value: Any) -> str:
+    """Return a value as Python, for an expression of a config in which no sign is a reference to another key."""
+    return re.sub("[#@%]", lambda sign: f"\\x{ord(sign[0]):x}", repr(value))
 
 
 def with_literal_paths(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return the bundle's keys with the paths among them as they are; in other keys, `$` and `@` are the user's own."""
-    return {name: literal(value) if name in PATHS else value for name, value in keys.items()}
+    return {name: literal(value) if name in (*PATHS, *LISTS) else value for name, value in keys.items()}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.volumes.names import PNG_EXTENSION
+from monai_iou.volumes.plain_names import plain_target
 from monai_iou.volumes.png import MOST_STORED
 
 __all__ = ["ITK_ENDINGS", "MASK_ENDINGS", "check_fits_png", "mask_ending", "write_with_itk"]
@@ -65,7 +66,8 @@ def write_with_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path)
     image.SetOrigin((LPS @ affine[:3, 3]).tolist())
     image.SetDirection((LPS @ columns / spacing).ravel().tolist())
     try:
-        SimpleITK.WriteImage(image, str(path), useCompression=True)
+        with plain_target(path) as name:
+            SimpleITK.WriteImage(image, str(name), useCompression=True)
     except RuntimeError as error:
         message = str(error).strip().splitlines()[-1]
         raise OSError(message) from error

@@ -13,7 +13,8 @@ from monai_iou.planning.rules import without_signs
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.architecture import with_network
 from monai_iou.workflow.named_networks import total_stride
-from monai_iou.workflow.prediction import FOLD, find_models
+from monai_iou.workflow.run_state import FOLD
+from monai_iou.workflow.trained_models import find_models
 
 
 def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from monai_iou.workflow.checkpoint_files import UNREADABLE, check_content
 from monai_iou.workflow.inferers import Ensemble
 from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.records import is_same
-from monai_iou.workflow.settings import exit_with_message, optional
+from monai_iou.workflow.settings import Settings, exit_with_message, optional
 
 __all__ = [
     "check_finite",
@@ -33,6 +33,7 @@ __all__ = [
     "report_missing_plan",
     "sibling_path",
     "tell_keys_without_effect",
+    "trained_plan",
 ]
 
 
@@ -88,6 +89,21 @@ def sibling_path(files: Sequence[str], name: str) -> str:
         'models/model.json'
     """
     return str(Path(files[0]).parent / name)
+
+
+def trained_plan(settings: Settings) -> Plan | None:
+    """Return the plan of the model in `ckpt_dir`, None where a training may start or go on there.
+
+    Where it may not, the config gives the network for that model's weights, as `monai.bundle.load` asks for.
+
+    Raises:
+        DatasetError: the plan is damaged.
+    """
+    files = [Path(settings.ckpt_dir) / name for name in ("model.pt", "model.json")]
+    if settings.resume or settings.overwrite or not all(file.is_file() for file in files):
+        return None
+    with exit_with_message():
+        return load_plan(files[1])
 
 
 def tell_keys_without_effect(files: Sequence[str]) -> None:

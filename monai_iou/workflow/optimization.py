@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from monai_iou.workflow.cpu_layers import use_fast_layers
@@ -18,8 +19,10 @@ __all__ = [
     "PolynomialDecay",
     "WeightAverage",
     "averages_of",
+    "has_updated",
     "inner_module",
     "is_better",
+    "is_parallel",
     "load_averages",
     "with_weights_in",
 ]
@@ -40,8 +43,29 @@ def is_better(current: float, best: float) -> bool:
 
 
 def inner_module(network: torch.nn.Module) -> torch.nn.Module:
-    """Return the module inside a DistributedDataParallel, else the network itself."""
-    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+    """Return the module inside a DistributedDataParallel, DataParallel or compiled module, else the network itself."""
+    within = _within(network)
+    return network if within is None else inner_module(within)
+
+
+def is_parallel(network: torch.nn.Module) -> bool:
+    """Return whether a DistributedDataParallel is the network or inside what `torch.compile` made of it."""
+    within = _within(network)
+    return isinstance(network, DistributedDataParallel) or (within is not None and is_parallel(within))
+
+
+def _within(network: torch.nn.Module) -> torch.nn.Module | None:
+    is_shared = isinstance(network, (DistributedDataParallel, torch.nn.DataParallel))
+    # The other is that of torch.compile, whose class takes seconds to import.
+    within: object = getattr(network, "module" if is_shared else "_orig_mod", None)
+    return within if isinstance(within, torch.nn.Module) else None
+
+
+def has_updated(engine: Any) -> bool:
+    """Return whether the last step's gradients are in the weights: MONAI's `accumulation_steps` sums those of some."""
+    steps, length = int(getattr(engine, "accumulation_steps", 1)), int(engine.state.epoch_length or 0)
+    done = int(engine.state.iteration)
+    return (done % length if length else done) % steps == 0
 
 
 def averages_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,16 +1,14 @@
-"""`monai-iou predict`: which models of a run folder, which images, and where their masks go."""
+"""`monai-iou predict`: which images, and where their masks go."""
 
 from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.planning.stored import load_plan
@@ -18,36 +16,13 @@ from monai_iou.volumes.names import MASK, PREVIEW, PROBABILITIES
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.images import find_images, image_cases
+from monai_iou.workflow.inference_keys import keys_over
 from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.result_files import check_results, result_file
-from monai_iou.workflow.run_state import MODEL
 from monai_iou.workflow.running import run_configs
+from monai_iou.workflow.trained_models import TrainedModels
 
-__all__ = [
-    "Prediction", "Predictions", "TrainedModels", "earlier_results", "find_models", "plan_predictions", "run_all",
-]  # fmt: skip
-
-FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
-
-
-@dataclass(frozen=True)
-class TrainedModels:
-    """The models of a run folder.
-
-    Attributes:
-        files: a `model.pt` for each model.
-        config: the bundle's inference.json.
-    """
-
-    files: tuple[Path, ...]
-    config: Path
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The keys that tell the bundle of the models."""
-        if len(self.files) == 1:
-            return {"ckpt_dir": str(self.files[0].parent)}
-        return {"models": [str(path.parent) for path in self.files]}
+__all__ = ["Prediction", "Predictions", "earlier_results", "plan_predictions", "run_all"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +61,9 @@ class Predictions:
     def keys(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """The bundle's keys of this run."""
         images = [_entry(item.case) for item in self.items]
-        named = {"mask_suffix": self.suffix} if self.suffix else {}
-        ending = {} if self.ending == ".nii.gz" else {"mask_format": self.ending}
-        return {"images": images, **self.models.keys, "output_dir": str(self.output), **named, **ending, **extra}
+        results = {"output_dir": str(self.output), "mask_suffix": self.suffix, "mask_format": self.ending}
+        decided = {**self.models.keys, **results, "save_probabilities": False, **extra}
+        return {"images": images, **keys_over(self.models.config, decided)}
 
     def run(self, extra: Mapping[str, Any]) -> None:
         """Write the masks.
@@ -104,49 +79,6 @@ def _entry(case: Case) -> Any:
     """A case as the bundle's key `images` names it, by its files alone where they give its name."""
     item = case.as_item()
     return item["image"] if image_cases([item["image"]])[0].name == case.name else item
-
-
-def find_models(run: Path, folds: str | None = None) -> TrainedModels:
-    """Find the models of a run folder: its own, or those of its folds.
-
-    Args:
-        run: what `monai-iou train` or `monai-iou init` wrote, one fold of it, or a folder with `model.pt`.
-        folds: "all", or numbers such as "0,2"; None takes all folds of a folder that has no model of its own.
-
-    Raises:
-        DatasetError: there are no such models; the message says what to do.
-    """
-    single = next((path for path in (run / "models" / MODEL, run / MODEL) if path.is_file()), None)
-    found = [(FOLD.fullmatch(path.parents[1].name), path) for path in run.glob("fold*/models/model.pt")]
-    trained = {int(match[1]): path for match, path in found if match is not None}
-    files = [single] if folds is None and single is not None else _chosen(run, trained, folds or "all")
-    if not files:
-        message = (
-            f"Expected {run} to hold a trained model (models/model.pt, or fold0/models/model.pt), but it has none: "
-            "train one by `monai-iou train`, or name the folder of its training."
-        )
-        raise DatasetError(message)
-    bundle = next((folder for folder in (run, run.parent) if _config(folder).is_file()), bundle_path())
-    return TrainedModels(tuple(files), _config(bundle))
-
-
-def _config(bundle: Path) -> Path:
-    return bundle / "configs" / "inference.json"
-
-
-def _chosen(run: Path, trained: Mapping[int, Path], folds: str) -> list[Path]:
-    if folds == "all":
-        return [trained[fold] for fold in sorted(trained)]
-    if not re.fullmatch(r"\d+(,\d+)*", folds):
-        message = f"Expected `--folds` to be all or numbers of folds, but got {folds!r}: write for instance 0,1,2."
-        raise DatasetError(message)
-    wanted = [int(fold) for fold in folds.split(",")]
-    missing = next((fold for fold in wanted if fold not in trained), None)
-    if missing is not None:
-        known = ", ".join(map(str, sorted(trained))) or "none"
-        message = f"Expected {run} to hold a model of fold {missing}, but it has {known}: train it or leave it out."
-        raise DatasetError(message)
-    return [trained[fold] for fold in wanted]
 
 
 def plan_predictions(

@@ -65,7 +65,7 @@ class ProgressHandler:
         self._losses = []
 
     def _iteration_started(self, engine: Trainer) -> None:
-        # Not in _started: the handler that restores a checkpoint sets the iteration after it.
+        # Not in _started: a handler may restore a checkpoint, and so set the iteration, after it.
         if self._first_iteration is not None:
             return
         self._first_iteration = engine.state.iteration - 1

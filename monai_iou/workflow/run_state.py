@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,21 @@ from typing import Any
 from monai_iou.datasets.found_folders import held_out_twice
 from monai_iou.files import json_text, write_json, write_text
 
-__all__ = ["RunState", "file_keys", "has_checkpoint", "has_masks", "mask_files", "what_is_missing", "why_no_report"]
+__all__ = [
+    "FOLD", "RunState", "file_keys", "folds_in", "has_checkpoint", "has_masks", "mask_files",
+    "no_longer_held_out", "remove_masks", "what_is_missing", "why_no_report",
+]  # fmt: skip
 
 STATE_NAME = "run.json"
+FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
 CHECKPOINTS = LAST_EPOCH, MODEL = ("last_epoch.pt", "model.pt")
 LATER = ("memory_gb", "device")  # options that the requests of earlier versions lack, whatever was given
 CONTENT = "config_keys"  # of the user's own configs
 FILES = {"train_keys": "train.json", "plan_keys": "plan.json"}  # of the run's folder, as `file_keys` notes them
 MOST_SHOWN, HASH = 100, "sha256:"
 MASKS_DIFFER = (
-    "Not scored together: the masks of the folds were made by different inference.json: start the commands of the "
-    "other folds again."
+    "Not scored together: the masks of the folds were made with different versions of inference.json: start the "
+    "commands of the other folds again."
 )
 
 
@@ -149,6 +154,36 @@ def _short(value: Any) -> Any:
 def mask_files(state: RunState, masks: Path) -> list[Path]:
     """Return the masks of the cases that a training held out, in the folder of all masks."""
     return [masks / f"{item['case']}.nii.gz" for item in state.facts.get("held_out", ())]
+
+
+def folds_in(run: Path) -> list[Path]:
+    """Return the folders of the folds of a run that are there."""
+    return [path for path in run.glob("fold*") if FOLD.fullmatch(path.name)]
+
+
+def no_longer_held_out(state: RunState, held_out: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the cases that a training held out before, by its state, and does not hold out now.
+
+    >>> before = RunState(Path(), {}, facts={"held_out": [{"case": "a"}, {"case": "b"}], "earlier": ["c"]})
+    >>> no_longer_held_out(before, [{"case": "b"}])
+    ['a', 'c']
+    """
+    before = [*(item["case"] for item in state.facts.get("held_out", ())), *state.facts.get("earlier", ())]
+    now = {item["case"] for item in held_out}
+    return [case for case in dict.fromkeys(before) if case not in now]
+
+
+def remove_masks(state: RunState, masks: Path) -> None:
+    """Remove the masks of the cases that a training holds out, and of those that it held out before.
+
+    The folds of a run share the folder of masks: what another fold holds out now stays.
+    """
+    folders = folds_in(state.folder.parent) if FOLD.fullmatch(state.folder.name) else []
+    others = [RunState.read(each) for each in folders if each.name != state.folder.name]
+    elsewhere = {path for other in others if other is not None for path in mask_files(other, masks)}
+    earlier = [masks / f"{case}.nii.gz" for case in state.facts.get("earlier", ())]
+    for path in (*mask_files(state, masks), *(path for path in earlier if path not in elsewhere)):
+        path.unlink(missing_ok=True)
 
 
 def has_masks(state: RunState | None, masks: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from monai_iou.files import OutputError
+from monai_iou.workflow.literal import PATHS
 from monai_iou.workflow.log_file import log_failure
 from monai_iou.workflow.mask_formats import MASK_ENDINGS
 from monai_iou.workflow.typed_words import is_bundle_command, is_cut, misread, typed_text
@@ -73,7 +74,6 @@ SWITCHES = (
     "tta_flips",
     "tune_postprocessing",
 )
-PATHS = ("bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "cache_dir", "start_from")
 OPEN_PATHS = ("cache_dir", "start_from")  # may be null
 SHARES = ("augmentation", "cache_rate", "crop_jitter", "flip_prob")
 NOT_NEGATIVE = ("context_mm", "negative_crops", "positive_crops", "size_exponent", "weight_decay")

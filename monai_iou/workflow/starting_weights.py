@@ -18,6 +18,7 @@ from monai_iou.workflow.models import check_finite, load_weights
 from monai_iou.workflow.optimization import WeightAverage, inner_module
 from monai_iou.workflow.run_state import LAST_EPOCH, MODEL
 from monai_iou.workflow.settings import Settings, exit_with_message
+from monai_iou.workflow.typed_words import is_bundle_command
 
 __all__ = ["check_start", "model_file", "start_from", "with_seen"]
 
@@ -118,10 +119,11 @@ def _fitting_weights(file: Path, network: torch.nn.Module) -> Mapping[str, Any]:
     weights, own = load_weights(str(file)), inner_module(network).state_dict()
     difference = _difference(weights, own)
     if difference:
+        untimed = "" if is_bundle_command() else " (with --epochs instead of --minutes)"
         message = (
             f"Expected `start_from` to be a model of the network that is trained here, but in {file} {difference}: "
             "train with the channels, classes, `network`, `network_def`, `base_channels`, `full_resolution`, "
-            "`patch_size` and `pixdim` of that model, or leave --start_from out."
+            f"`patch_size` and `pixdim` of that model{untimed}, or leave --start_from out."
         )
         raise DatasetError(message)
     check_finite(str(file), weights)

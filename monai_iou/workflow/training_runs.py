@@ -32,12 +32,22 @@ from monai_iou.workflow.held_out import (
     to_stderr,
     write_summaries,
 )
-from monai_iou.workflow.inference_keys import inference_identity, keys_for_inference
+from monai_iou.workflow.inference_keys import AS_SHIPPED, inference_identity, keys_for_inference, keys_over
 from monai_iou.workflow.loss_override import with_whole_loss
-from monai_iou.workflow.prediction import FOLD, find_models
 from monai_iou.workflow.run_checks import check_nothing_is_replaced, check_one_plan
-from monai_iou.workflow.run_state import RunState, file_keys, has_checkpoint, has_masks, mask_files, why_no_report
+from monai_iou.workflow.run_state import (
+    RunState,
+    file_keys,
+    folds_in,
+    has_checkpoint,
+    has_masks,
+    mask_files,
+    no_longer_held_out,
+    remove_masks,
+    why_no_report,
+)
 from monai_iou.workflow.running import run_configs
+from monai_iou.workflow.trained_models import ensemble, find_models
 
 __all__ = ["Training", "TrainingRun"]
 
@@ -120,7 +130,9 @@ class Training:
             workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan, keys = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan", "settings"))
         seen = seen_before(cases, plan, self.folder / "models" / "model.json") if keys.validates else []
-        self.state.finish("trained", **held_out_facts(cases, keys, seen), labels=list(plan.label_values[1:]))
+        facts = held_out_facts(cases, keys, seen)
+        facts["earlier"] = no_longer_held_out(self.state, facts["held_out"])
+        self.state.finish("trained", **facts, labels=list(plan.label_values[1:]))
         del workflow, cases
         gc.collect()
 
@@ -130,13 +142,12 @@ class Training:
         if self.is_predicted(masks):
             return
         remove_scores(masks.parent)
+        remove_masks(self.state, masks)
         if held_out:
-            for path in mask_files(self.state, masks):
-                path.unlink(missing_ok=True)
             images = [{name: item[name] for name in ("case", "image")} for item in held_out]
-            given = {**find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
-            run_configs([self.configs[0].with_name("inference.json")],
-                        {"images": images, **given, "output_dir": str(masks)}, "inference")  # fmt: skip
+            config = self.configs[0].with_name("inference.json")
+            given = {**AS_SHIPPED, **find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
+            run_configs([config], {"images": images, **keys_over(config, given), "output_dir": str(masks)}, "inference")
         self.state.finish("predicted", inference=inference_identity(self.configs))
         gc.collect()
 
@@ -176,8 +187,7 @@ class TrainingRun:
     def others_started(self) -> bool:
         """Whether the run's folder holds trainings, stopped or running, that are not of this command."""
         own = [training.folder for training in self.trainings]
-        folds = [path for path in self.folder.glob("fold*") if FOLD.fullmatch(path.name)]
-        others = [path for path in (self.folder, *folds) if path not in own]
+        others = [path for path in (self.folder, *folds_in(self.folder)) if path not in own]
         return any(has_checkpoint(path) or (path != self.folder and is_locked(path)) for path in others)
 
     @property
@@ -236,7 +246,7 @@ class TrainingRun:
                 failed |= self._predict(training, tell)
         with self._turn(SCORING, tell):
             if self.folds:
-                self._write_ensemble()
+                write_json(self.folder / ENSEMBLE, ensemble(self.fold_folders))
             scores = self._score(tell, progress, failed)
             everyone = self.fold_folders if scores is not None else []
             write_summaries(everyone or [training.folder for training in self.trainings], scores)
@@ -265,12 +275,6 @@ class TrainingRun:
     def masks(self) -> Path:
         """Folder of the masks of all held-out cases."""
         return self.folder / SCORES / "masks"
-
-    def _write_ensemble(self) -> None:
-        """The list of the models, as a config that inference takes after its own."""
-        trained = [path.name for path in self.fold_folders if (path / "models" / "model.pt").is_file()]
-        models = [f"$@bundle_root + '/{name}/models'" for name in trained]
-        write_json(self.folder / ENSEMBLE, {"models": models})
 
     def _score(self, tell: Tell, progress: Callable[[Progress], None], failed: Mapping[Path, str]) -> Evaluation | None:
         folders = self.fold_folders or [self.folder]

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from monai_iou.components import REGIONS
 from monai_iou.losses.attention import AttentionSupervisionLoss, ContextAttentionLoss
 from monai_iou.losses.instance import InstanceIoULoss
 from monai_iou.losses.iou_ce import IoUCELoss
@@ -24,7 +25,7 @@ from monai_iou.workflow.named_networks import named_network
 from monai_iou.workflow.own_network import build_definition
 from monai_iou.workflow.settings import exit_with_message, optional
 
-__all__ = ["NETWORKS", "build_loss", "build_network", "default_loss", "without_cells"]
+__all__ = ["NETWORKS", "build_loss", "build_network", "check_cells", "default_loss", "without_cells"]
 
 DEFAULT_REGIONS, DEFAULT_CONTEXT_MM = "voronoi", 5.0
 
@@ -131,6 +132,7 @@ def build_loss(
         _check_fits(loss, plan)
         own = [part for part in loss.modules() if isinstance(part, InstanceIoULoss)]
         _check_regions(regions, own)
+        check_cells(regions)
         _check_idle("regions", regions, DEFAULT_REGIONS, "instance", is_used=bool(own or cells))
         _check_idle("downsample", optional(downsample), None, "deep_supervision", is_used=bool(scales))
         _check_idle("context_mm", context_mm, DEFAULT_CONTEXT_MM, "attention", is_used=bool(maps))
@@ -238,6 +240,16 @@ def _measure_in_mm(loss: nn.Module, plan: Plan) -> None:
     for part in loss.modules():
         if isinstance(part, (InstanceIoULoss, ContextAttentionLoss)) and part.spacing is None:
             part.spacing = tuple(plan.pixdim)
+
+
+def check_cells(regions: object) -> None:
+    """Raise ValueError if the key `regions` names no cells; an expression of MONAI's is for whoever resolves it."""
+    if regions not in REGIONS and not str(regions).startswith(("$", "@", "%")):
+        message = (
+            f"Expected `regions` to be {' or '.join(REGIONS)}, the cells of lesions, but got {regions!r}: choose one; "
+            "unions of labels are named in `regions` of dataset.json."
+        )
+        raise ValueError(message)
 
 
 def _check_regions(regions: str, own: Sequence[InstanceIoULoss]) -> None:

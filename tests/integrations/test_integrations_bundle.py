@@ -205,6 +205,26 @@ def test_a_frozen_config_needs_no_file_beside_it(frozen: Path, monkeypatch: pyte
     assert parser.get_parsed_content("plan") == stored
 
 
+def test_a_frozen_config_holds_a_network_of_ones_own_and_names_of_any_signs(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = workspace / BUNDLE_NAME / "models" / "model.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["modalities"] = ["MR@3T #1 %::x"]
+    own = {
+        "_target_": "BasicUNet", "spatial_dims": "$@plan.spatial_dims", "in_channels": "$@plan.in_channels",
+        "out_channels": "$@plan.out_channels", "features": [4, 4, 8, 8, 8, 4],
+    }  # fmt: skip
+    network = {"network": "own", "deep_supervision": False, "attention": False, "definition": {"network_def": own}}
+    content["network"] = network
+    path.write_text(json.dumps(content), encoding="utf-8")
+    follow("MONAI Deploy")
+    monkeypatch.chdir(workspace.parent)
+    parser = ConfigParser(ConfigParser.load_config_file(workspace / "deploy" / "configs" / "inference.json"))
+    assert parser.get_parsed_content("plan") == load_plan(path)
+    assert type(parser.get_parsed_content("network_def")).__name__ == "BasicUNet"
+
+
 TUNED = Postprocessing(0.35, (60.0,))
 
 

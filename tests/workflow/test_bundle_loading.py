@@ -11,14 +11,23 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import SMALL
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, load
 
-from monai_iou.bundle_files import bundle_path
+from monai_iou.bundle_files import bundle_path, copy_bundle
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.phantoms import write_phantom_dataset
+from monai_iou.planning.plan import make_plan
+from monai_iou.workflow.architecture import with_network
+from monai_iou.workflow.checkpoint_files import write_together
+from monai_iou.workflow.models import trained_plan
+from monai_iou.workflow.settings import Settings
+from monai_iou.workflow.variants import build_network
 
 # Python's advice against forking beside threads, which torch's loader does by design.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
 ]
 
 
@@ -79,3 +88,36 @@ def test_configs_resolve_where_a_consumer_brings_the_data(copies: Path, tmp_path
     parser = ConfigParser(ConfigParser.load_config_file(configs / "train.json"))
     parser.update({**places, **SMALL, "train#dataset#data": items, "validate#dataset#data": items[:1]})
     assert parser.get_parsed_content("train#trainer").state.max_epochs == SMALL["epochs"]
+
+
+@pytest.mark.parametrize("kind", [None, "train", "inference"])
+def test_a_loaded_bundle_has_the_weights_of_its_model_also_beside_a_dataset(
+    kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI's default is the config of the training, which plans by the data; a model of another plan lies there."""
+    monkeypatch.chdir(tmp_path)
+    bundle = copy_bundle(tmp_path / "own")
+    write_phantom_dataset(bundle / "dataset", training=3, evaluation=1, shape=(32, 32, 24))
+    plan = with_network(make_plan(None, [], [24, 24, 16], None, 4), deep_supervision=True)
+    network = build_network(plan)
+    models = bundle / "models"
+    write_together({models / "model.json": plan.to_json(), models / "model.pt": network.state_dict()})
+    loaded = load(name="own", bundle_dir=".", **({} if kind is None else {"workflow_type": kind})).state_dict()
+    assert loaded.keys() == network.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_training_that_may_start_makes_its_own_plan(tmp_path: Path) -> None:
+    def found(*, resume: bool = False, overwrite: bool = False) -> Any:
+        return trained_plan(Settings(ckpt_dir=str(tmp_path), resume=resume, overwrite=overwrite))
+
+    plan = make_plan(None, [], [24, 24, 16])
+    (tmp_path / "model.json").write_text(plan.to_json(), encoding="utf-8")
+    assert found() is None, "weights are missing"
+    (tmp_path / "model.pt").touch()
+    assert found() == plan
+    assert found(resume=True) is found(overwrite=True) is None
+    (tmp_path / "model.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"model\.json"):
+        found()
+    assert found(overwrite=True) is None

@@ -25,9 +25,9 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from places import ROOT
 
-from monai_iou import files
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.workflow import checkpoint_files
 from monai_iou.workflow.checkpoint_files import last_epoch, load_state, write_atomically
 from monai_iou.workflow.checkpoints import CheckpointHandler
 from monai_iou.workflow.failures import StepGuard, TrainingError, explain_out_of_memory, run, stop_signals
@@ -391,7 +391,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path: Path, monk
     path = tmp_path / "last_epoch.pt"
     write_atomically({"epoch": 1}, path)
     full = contextlib.nullcontext(Path("/dev/full"))  # every write to it fails as on a full disk
-    monkeypatch.setattr(files, "temporary_file", lambda *_: full)
+    monkeypatch.setattr(checkpoint_files, "temporary_file", lambda *_: full)
     with pytest.raises(TrainingError, match="disk is full or a limit is reached") as caught:
         write_atomically({"epoch": 2, "weights": torch.zeros(10**6)}, path)
     assert re.search(

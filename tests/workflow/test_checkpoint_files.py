@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.workflow.checkpoint_files import check_content, last_epoch, write_atomically
+from monai_iou.workflow.checkpoint_files import check_content, last_epoch, load_state, write_atomically, write_together
+from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.models import check_models
 
 STATE = {"epoch": 3, "optimizer": {}, "lr_scheduler": {}, "scaler": {}, "best_metric": 0.5, "best_metric_epoch": 2}
@@ -144,3 +147,36 @@ def test_values_of_a_plan_that_no_training_stores(tmp_path: Path) -> None:
         path.write_text(json.dumps({**plan, key: value}))
         with pytest.raises(DatasetError, match=r"model\.json to be the plan that training stored"):
             load_plan(path)
+
+
+def test_files_that_belong_together_are_replaced_once_there_is_room_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, model, tuned = (tmp_path / name for name in ("model.json", "model.pt", "postprocessing.json"))
+    write_together({plan: "old", model: {"epoch": 1}}, without=tuned)
+    tuned.write_text("{}", encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+
+    def fill(content: Any, stream: Any) -> None:
+        stream.write(b"a part of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(torch, "save", fill)
+        with pytest.raises(TrainingError, match=r"^Expected room to write .*model\.pt, but the disk is full"):
+            write_together({plan: "new", model: {"epoch": 2}}, without=tuned)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_together({plan: "new", model: {"epoch": 2}}, without=tuned)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
+    assert (plan.read_text(encoding="utf-8"), torch.load(model, weights_only=True)) == ("new", {"epoch": 2})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, names are UTF-8")
+def test_a_checkpoint_is_read_below_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xf6ller")) / "last_epoch.pt"
+    write_atomically({**STATE, "model": network().state_dict()}, path)
+    assert last_epoch(path) == 3
+    for mmap in (False, True):
+        weights = load_state(path, mmap=mmap)["model"]
+        assert all(torch.equal(weights[key], value) for key, value in network().state_dict().items())

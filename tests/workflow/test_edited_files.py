@@ -12,8 +12,8 @@ from monai_iou.evaluation.request import RESULTS
 from monai_iou.files import OutputError
 from monai_iou.workflow import training_runs
 from monai_iou.workflow.inference_keys import inference_identity
-from monai_iou.workflow.prediction import TrainedModels
-from monai_iou.workflow.run_state import RunState, why_no_report
+from monai_iou.workflow.run_state import RunState, no_longer_held_out, why_no_report
+from monai_iou.workflow.trained_models import TrainedModels
 from monai_iou.workflow.training_runs import SCORES, Training, TrainingRun
 
 
@@ -135,8 +135,8 @@ def test_masks_of_two_inference_configs_are_not_scored_together(tmp_path: Path) 
     assert not trainings[1].is_predicted(masks)
     make_masks(1)
     assert why() == (
-        "Not scored together: the masks of the folds were made by different inference.json: start the commands of the "
-        "other folds again."
+        "Not scored together: the masks of the folds were made with different versions of inference.json: start the "
+        "commands of the other folds again."
     )
     (masks / "c0.nii.gz").unlink()
     assert why((0,)) == "", "a fold without masks has none that could differ"
@@ -185,6 +185,25 @@ def make_scored(run: TrainingRun) -> None:
     assert run.is_finished
 
 
+def test_masks_of_cases_that_are_no_longer_held_out_go_unless_another_fold_holds_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of earlier weights, and of cases that the training has seen since."""
+    with_masks_by(monkeypatch, ["mask"])
+    run = files_run(tmp_path, 2)
+    make_scored(run)
+    (run.masks / "c9.nii.gz").write_text("of a case that the first fold held out before c0")
+    first = run.trainings[0]
+    first.state.facts = {**first.state.facts, "held_out": [{"case": "c0"}], "earlier": ["c9", "c1"]}
+    new = [{"case": "c5", "image": "i", "label": "l"}]
+    earlier = no_longer_held_out(first.state, new)
+    first.state.finish("trained", held_out=new, earlier=earlier)
+    first.state.done.remove("predicted")
+    first.predict(run.masks)
+    assert earlier == ["c0", "c9", "c1"]
+    assert {path.name for path in run.masks.iterdir()} == {"c1.nii.gz", "c5.nii.gz"}, "c1 is the second fold's"
+
+
 def test_a_kill_while_new_masks_are_scored_leaves_no_scores_of_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +236,6 @@ def test_no_report_stays_beside_masks_that_are_not_scored_together(
     told: list[str] = []
     for report in (tmp_path / SCORES / "report.html",) * 2:  # the second time, it is of an earlier version's command
         TrainingRun(tmp_path, Path("d"), files_run(tmp_path, folds=2).trainings[:1], 2).run(told.append, print)
-        assert told[-1].startswith("Not scored together: the masks of the folds were made by different inference.json")
+        assert told[-1].startswith("Not scored together: the masks of the folds were made with different versions of")
         assert not report.exists()
         report.touch()

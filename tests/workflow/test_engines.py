@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import causes, overrides
+from monai.handlers import from_engine
 
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.handlers import DiceHandler, IoUHandler
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.engines import CaseEvaluator
 from monai_iou.workflow.failures import TrainingError, run
@@ -72,6 +74,25 @@ def test_other_cases_go_on(marked: tuple[bool, ...], network: torch.nn.Module) -
             run(engine)
         assert count.seen == [f"case{index}" for index, bad in enumerate(marked) if not bad]
     assert count.completed == (0 if all(marked) else 2), "means over nothing"
+
+
+def test_an_evaluation_without_a_score_does_not_keep_an_earlier_one() -> None:
+    """MONAI's federated client reads the scores itself, and sees no error."""
+    options: Any = {"include_background": False, "num_classes": 2, "output_transform": from_engine(["pred", "label"])}
+    engine = CaseEvaluator(
+        device=torch.device("cpu"), val_data_loader=Loader(False), network=torch.nn.Identity(), epoch_length=1,
+        key_val_metric={"iou": IoUHandler(**options)}, additional_metrics={"dice": DiceHandler(**options)},
+    )  # fmt: skip
+    engine.run()
+    assert (engine.state.metrics, sorted(engine.state.metric_details)) == ({"iou": 1.0, "dice": 1.0}, ["dice", "iou"])
+    engine.data_loader = Loader(True)
+    engine.run()
+    assert [*engine.state.metrics] == ["iou", "dice"]
+    assert all(math.isnan(value) for value in engine.state.metrics.values())
+    assert engine.state.metric_details == {}
+    engine.data_loader = Loader(False)
+    engine.run()
+    assert engine.state.metrics == {"iou": 1.0, "dice": 1.0}
 
 
 @pytest.fixture(scope="module")

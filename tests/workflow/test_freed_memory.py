@@ -9,13 +9,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from light_import import LIGHT_IMPORT
 
 from monai_iou.workflow import freed_memory
 from monai_iou.workflow.freed_memory import kept_memory
 
 # Page faults of allocating, filling and freeing the same eight images, in a process of its own.
-COUNT = """
-import contextlib, json, resource, sys
+COUNT = f"""
+{LIGHT_IMPORT}import contextlib, json, resource, sys
 import torch
 from monai_iou.workflow.freed_memory import kept_memory
 

@@ -131,7 +131,7 @@ def test_the_report_leaves_out_what_the_model_has_seen_and_says_so(
     assert scores is not None
     for rows in (scores.rows, read_csv(run / "validation" / "cases.csv")):
         assert {row["case"] for row in rows} == {"c1"}
-    why = "was trained on them before: with another split, or as the one it started from."
+    why = "has already been trained on them: on another split, or through the model that it started from."
     note = f"Left out: c0, c2. The model in {run} {why}"
     assert notes_of(run) == [note]
     assert note in (run / "validation" / "report.html").read_text(encoding="utf-8")

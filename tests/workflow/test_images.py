@@ -52,6 +52,15 @@ def test_a_channel_that_the_model_lacks_is_not_left_out_silently(named: str, tmp
     assert len(find_images([tmp_path], 1)) == 5, "numbers of cases, where an image has one channel"
 
 
+@pytest.mark.parametrize("named", [".", "p_0000.nii.gz"])
+def test_the_number_of_a_case_stays_in_its_name(named: str, tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nii.gz", "p_0001.nii.gz", "q_0000.nii.gz")
+    names = [case.name for case in find_images([tmp_path / named], 1)]
+    assert names == (["p_0000", "p_0001", "q"] if named == "." else ["p_0000"])
+    assert [case.name for case in image_cases([str(tmp_path / "p_0000.nii.gz")])] == ["p_0000"]
+    assert [case.name for case in image_cases([str(tmp_path / "q_0000.nii.gz")])] == ["q"]
+
+
 def test_channels_are_found_in_whatever_form_their_names_were_written(tmp_path: Path) -> None:
     names = [f"u\N{COMBINING DIAERESIS}_000{number}.nii.gz" for number in range(2)]
     touch(tmp_path, *names)

@@ -43,6 +43,33 @@ def test_a_mistyped_key_is_named_with_what_was_meant(
     assert sentence(bundle, configs, **{typed: "3"}).startswith(expected)
 
 
+@pytest.mark.parametrize(("first", "key"), [("instance", "instance"), ("plan", "patch_size")])
+def test_a_config_before_train_json_whose_keys_it_replaces_is_refused(first: str, key: str, bundle: Path) -> None:
+    plan = {"patch_size": [32, 32, 16], "plan_report": {}}
+    (bundle / "configs" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    assert sentence(bundle, [first, "train"]) == (
+        f"Expected train.json to be the first of --config_file, but a config before it sets `{key}`, which train.json "
+        "replaces: name that config after train.json."
+    )
+
+
+def test_a_config_before_train_json_may_import_and_train_json_may_have_another_order(bundle: Path) -> None:
+    (bundle / "configs" / "mine.json").write_text('{"imports": ["$import os"], "epochs": 5}', encoding="utf-8")
+    assert "a config before it sets `imports`" in sentence(bundle, ["mine", "train"])
+    path = bundle / "configs" / "train.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({"epochs": content.pop("epochs"), **content}), encoding="utf-8")
+    ConfigWorkflow(config_file=str(path), workflow_type="train").initialize()
+
+
+def test_a_key_of_inference_has_no_effect_on_a_training_which_is_said(bundle: Path) -> None:
+    files = str(bundle / "configs" / "train.json")
+    workflow = ConfigWorkflow(config_file=files, workflow_type="train", tta_flips=True, save_probabilities=True)
+    expected = "^`tta_flips`, `save_probabilities` have no effect on a training, because only inference.json uses them"
+    with pytest.warns(UserWarning, match=expected):
+        workflow.initialize()
+
+
 def test_keys_of_ones_own_are_taken(bundle: Path) -> None:
     ConfigWorkflow(
         config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference",

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 
+from monai_iou.commands import keys as commands
 from monai_iou.commands.command_lines import bundle_line
-from monai_iou.workflow.literal import literal, with_literal_paths
+from monai_iou.workflow import settings
+from monai_iou.workflow.literal import PATHS, literal, with_literal_paths
 from monai_iou.workflow.running import run_configs
 
 SIGNS = [
@@ -55,9 +57,19 @@ def test_the_parser_would_change_them() -> None:
 
 
 def test_plain_paths_and_the_users_own_expressions_stay_as_they_are() -> None:
-    keys = {"images": ["a b.nii.gz", "50%.nii.gz"], "dataset_dir": "me@home/d", "cache_dir": "$@bundle_root + '/c'"}
+    keys = {"images": ["a b.nii.gz", "50%.nii.gz"], "dataset_dir": "me@home/d", "my_folder": "$@bundle_root + '/c'"}
     assert with_literal_paths(keys) == keys
     assert with_literal_paths({"models": ["a#"]})["models"].startswith("$")
+
+
+@pytest.mark.parametrize("text", SIGNS)
+@pytest.mark.parametrize("name", commands.PATHS)
+def test_every_key_of_a_path_takes_its_name_as_it_is(name: str, text: str) -> None:
+    assert parsed(with_literal_paths({name: text})[name]) == text
+
+
+def test_the_commands_know_the_same_keys_of_paths() -> None:
+    assert commands.PATHS == settings.PATHS == PATHS
 
 
 @pytest.mark.filterwarnings("ignore:Default logging file:UserWarning")

@@ -110,11 +110,14 @@ def test_inference_refuses_a_damaged_image_before_the_first_mask(tmp_path: Path)
         BundleCases(str(tmp_path)).check_inference(make_plan(None, [], [32, 32, 32]))
 
 
-def test_inference_names_the_image_whose_voxels_are_unlike_the_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spacing", [(1000.0, 1000.0, 1000.0), (1.0, 1000.0, 1.0)])
+def test_inference_names_the_image_whose_voxels_are_unlike_the_models(
+    tmp_path: Path, spacing: tuple[float, ...]
+) -> None:
     from monai_iou.planning.plan import make_plan
 
     save(tmp_path / "b.nii.gz", np.ones((4, 5, 6), np.int16))
-    nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([1000.0, 1000, 1000, 1])), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([*spacing, 1])), tmp_path / "a.nii.gz")
     with pytest.raises(
         DatasetError, match=r"a\.nii\.gz to have voxels like those that the model was trained on, of abo"
     ):

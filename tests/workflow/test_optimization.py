@@ -10,7 +10,7 @@ import torch
 from bundle_runs import overrides
 
 from monai_iou.demo import run_workflow
-from monai_iou.workflow.optimization import WeightAverage, averages_of, load_averages
+from monai_iou.workflow.optimization import WeightAverage, averages_of, inner_module, is_parallel, load_averages
 from monai_iou.workflow.settings import Settings
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -148,3 +148,39 @@ def test_a_state_that_fits_goes_on_with_the_optimizers_own_options(
         assert all(torch.equal(one[name], other[name]) for name in one if torch.is_tensor(one[name]))
     layer(torch.ones(1, 2)).sum().backward()
     second.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # what torch.compile imports
+def test_the_network_is_found_in_all_that_torch_wraps_around_it() -> None:
+    layer = torch.nn.Linear(2, 1)
+    for wrapped in (
+        layer,
+        torch.nn.DataParallel(layer),
+        torch.compile(layer),
+        torch.compile(torch.nn.DataParallel(layer)),
+        torch.nn.DataParallel(torch.compile(layer)),
+    ):
+        assert inner_module(wrapped) is layer
+        assert not is_parallel(wrapped)
+    assert inner_module(torch.nn.Sequential(layer))[0] is layer
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"_target_": "torch.nn.DataParallel", "module": "$@network_def.to(@device)"},
+        "$torch.compile(@network_def.to(@device), backend='eager')",
+    ],
+    ids=["parallel", "compiled"],
+)
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_the_weights_of_a_wrapped_network_are_stored_by_its_own_names(
+    net: Any, ema_decay: float | None, bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    trained = run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1, net=net, ema_decay=ema_decay))
+    stored = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    last = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    names = trained.parser.get_parsed_content("network_def").state_dict().keys()
+    assert stored.keys() == last["model"].keys() == names
+    run_workflow(bundle, ["train", "evaluate"], overrides(bundle, data, output_dir=str(tmp_path)))
+    assert (tmp_path / "metrics.csv").is_file()

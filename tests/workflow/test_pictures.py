@@ -181,6 +181,5 @@ def test_a_png_mask_of_another_image_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(VolumeError) as raised:
         write_preview([tmp_path / "image.nii.gz"], tmp_path / "mask.png", tmp_path / "preview.png")
     assert str(raised.value) == (
-        f"Expected `{tmp_path / 'mask.png'}` to be a mask of an image of 4x6x1 voxels, but got 6x4 pixels: write the "
-        "mask again."
+        f"Expected `{tmp_path / 'mask.png'}` to be a picture of 4x6x1 voxels, but got 6x4 pixels: write the file again."
     )

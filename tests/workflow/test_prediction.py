@@ -12,22 +12,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_iou.bundle_files import copy_bundle, trained_model_path
+from monai_iou.bundle_files import bundle_path, copy_bundle, trained_model_path
 from monai_iou.cli import main
 from monai_iou.files import OutputError
 from monai_iou.volumes.reading import read_channels, read_labels, read_volume
 from monai_iou.workflow import prediction
 from monai_iou.workflow.config_errors import ConfigError
+from monai_iou.workflow.inference_keys import AS_SHIPPED
 from monai_iou.workflow.mask_formats import write_with_itk
 from monai_iou.workflow.prediction import (
     Prediction,
     Predictions,
-    TrainedModels,
     earlier_results,
-    find_models,
     plan_predictions,
     run_all,
 )
+from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.trained_models import TrainedModels, find_models, fold_notes
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,9 @@ def test_keys_of_inference_reach_it(
     assert "--num_workers 0 --device cpu --amp false --sw_batch_size 1 --sw_overlap 0.6 --inferer#device cpu\n" in (
         printed
     )
-    assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlap", "2") == 1
-    assert "overlap" in capsys.readouterr().err, "the key reaches the inferer"
+    for value, code in (("2", 2), ("$1 + 1", 1)):
+        assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlap", value) == code
+        assert "overlap" in capsys.readouterr().err, "the key reaches the inferer"
     assert predict(folds / "fold0", scan, "-o", tmp_path / "other", "--sw_overlapp", "2") == 2
     assert "perhaps you meant --sw_overlap." in capsys.readouterr().err
 
@@ -130,6 +132,38 @@ def test_a_folder_of_formats_goes_to_a_folder_of_the_same_formats(folds: Path, s
         np.testing.assert_allclose(mask.grid.affine, volume.grid.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "note"),
+    [
+        ("2", "Note: of the 3 folds in {}, the model of fold 2 alone is used; to use all, leave --folds out.\n"),
+        (
+            "2,0",
+            "Note: of the 3 folds in {}, the models of folds 2, 0 alone are used; to use all, leave --folds out.\n",
+        ),
+        ("0,1,2", ""),
+        ("all", ""),
+        (None, ""),
+    ],
+)
+def test_a_number_of_folds_is_not_mistaken_for_that_of_a_fold(
+    chosen: str | None,
+    note: str,
+    folds: Path,
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After `train --folds 5`, `predict --folds 2` is fold 2."""
+    for fold in range(3):
+        shutil.copytree(folds / "fold0", tmp_path / "run" / f"fold{fold}" / "models")
+    monkeypatch.setattr(prediction, "run_all", lambda *_: None)
+    options = [] if chosen is None else ["--folds", chosen]
+    assert predict(tmp_path / "run", scan, "--output", tmp_path / "masks", *options) == 0
+    told = "".join(line for line in capsys.readouterr().err.splitlines(True) if line.startswith("Note: "))
+    assert told == note.format(tmp_path / "run")
+
+
 def test_the_folder_of_the_images_is_refused_for_the_masks(
     folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +196,74 @@ def test_the_models_of_chosen_folds(folds: Path, tmp_path: Path) -> None:
     for name in ("fold0_2", "fold0_old", "fold01", "fold2x", "fold"):
         shutil.copytree(folds / "fold0", tmp_path / name / "models")
     assert [path.parent.parent.name for path in find_models(tmp_path).files] == ["fold0", "fold1", "fold10"]
+
+
+def test_folds_that_are_not_complete_are_left_out_and_named(tmp_path: Path) -> None:
+    for fold, done in enumerate((["trained", "predicted"], [], ["trained"])):
+        (tmp_path / f"fold{fold}" / "models").mkdir(parents=True)
+        (tmp_path / f"fold{fold}" / "models" / "model.pt").touch()
+        RunState(tmp_path / f"fold{fold}", {"folds": 4}, done).write()
+    assert [path.parents[1].name for path in find_models(tmp_path).files] == ["fold0", "fold2"]
+    notes = [
+        f"Note: the model of fold 1 in {tmp_path} is left out, because it is not trained to the end.",
+        f"Note: fold 3 of the 4 in {tmp_path} has no model yet.",
+    ]
+    assert fold_notes(tmp_path) == fold_notes(tmp_path, "all") == notes
+    assert fold_notes(tmp_path, "1") == [
+        f"Note: of the 4 folds in {tmp_path}, the model of fold 1 alone is used; to use all, leave --folds out.",
+        f"Note: the model of fold 1 in {tmp_path} is used although it is not trained to the end.",
+    ]
+    assert fold_notes(tmp_path, "0,02,0") == [
+        f"Note: of the 4 folds in {tmp_path}, the models of folds 0, 2 alone are used; to use all, leave --folds out."
+    ]
+    assert fold_notes(tmp_path / "fold0") == []
+    assert fold_notes(tmp_path / "fold1") == [f"Note: the model in {tmp_path / 'fold1'} is not trained to the end."]
+    assert [path.parents[1].name for path in find_models(tmp_path, "1,0,1").files] == ["fold1", "fold0"]
+
+    for fold in (0, 2):
+        RunState(tmp_path / f"fold{fold}", {"folds": 3}, []).write()
+    RunState(tmp_path / "fold1", {"folds": 3}, []).write()
+    assert [path.parents[1].name for path in find_models(tmp_path).files] == ["fold0", "fold1", "fold2"]
+    used = "Note: the model of fold {} in {} is used, as no fold is trained to the end."
+    assert fold_notes(tmp_path) == [used.format(fold, tmp_path) for fold in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "value"),
+    [({"mask_format": ".mha"}, "mask_format", ".nii.gz"), ({"mask_suffix": "seg"}, "mask_suffix", "_mask"),
+     ({"save_probabilities": True}, "save_probabilities", False), ({"models": ["elsewhere"]}, "models", None)],
+)  # fmt: skip
+def test_keys_of_results_that_were_edited_in_the_run_do_not_move_them(
+    written: dict[str, object], key: str, value: object, tmp_path: Path
+) -> None:
+    """The command has decided where results go, and checked that they replace nothing."""
+    (tmp_path / "inference.json").write_text(json.dumps(written), encoding="utf-8")
+    models = TrainedModels((tmp_path / "model.pt",), tmp_path / "inference.json")
+    found = Predictions(models, tmp_path, "_mask", ".nii.gz", ()).keys({})
+    assert found[key] == value
+    asked = Predictions(models, tmp_path, "_mask", ".nii.gz", ()).keys({"save_probabilities": True})
+    assert {**written, **asked}["save_probabilities"] is True
+    config = json.loads((bundle_path() / "configs" / "inference.json").read_text(encoding="utf-8"))
+    assert AS_SHIPPED.items() <= config.items()
+    shipped = TrainedModels((tmp_path / "model.pt",), tmp_path / "none.json")
+    assert set(Predictions(shipped, tmp_path, "", ".nii.gz", ()).keys({})) == {"images", "ckpt_dir", "output_dir"}
+
+
+def test_a_format_that_was_edited_in_the_run_replaces_no_file_of_the_user(
+    folds: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folds / "fold0", tmp_path / "run" / "models")
+    config = json.loads((bundle_path() / "configs" / "inference.json").read_text(encoding="utf-8"))
+    (tmp_path / "run" / "configs").mkdir()
+    edited = {**config, "mask_format": ".mha", "save_probabilities": True}
+    (tmp_path / "run" / "configs" / "inference.json").write_text(json.dumps(edited), encoding="utf-8")
+    image = Path(shutil.copy(scan, tmp_path / "scan.nii.gz"))
+    (tmp_path / "scan_mask.mha").write_text("drawn by hand", encoding="utf-8")
+    assert predict(tmp_path / "run", image) == 0
+    assert f"Written: {tmp_path / 'scan_mask.nii.gz'}" in capsys.readouterr().out
+    assert (tmp_path / "scan_mask.nii.gz").is_file()
+    assert (tmp_path / "scan_mask.mha").read_text(encoding="utf-8") == "drawn by hand"
+    assert not (tmp_path / "scan_probabilities.nii.gz").exists()
 
 
 def test_images_and_runs_of_any_name(folds: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bundle_runs import bundle_command, overrides, run_command
 from gloo_ranks import run_ranks
 from torch.multiprocessing.spawn import ProcessException
 
+from monai_iou.demo import run_workflow
 from monai_iou.workflow import ranks
 
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
@@ -43,11 +45,16 @@ def test_the_group_is_for_the_device_also_on_a_machine_with_gpus(
     assert timedelta(hours=12) <= ranks.LONGEST_WAIT, "rank 0 may tune for hours on large volumes"
 
 
-def _leave_one_after_the_other(rank: int, port: int, wait: float, work: float) -> None:
+def _be_rank(rank: int, port: int) -> None:
+    """Take a rank's place, as torchrun gives it."""
     torch.set_num_threads(1)
-    place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     place |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}  # what torchrun sets as well
     os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def _leave_one_after_the_other(rank: int, port: int, wait: float, work: float) -> None:
+    _be_rank(rank, port)
     ranks.LONGEST_WAIT = timedelta(seconds=wait)
     ranks.join_group("cpu")
     dist.barrier()
@@ -57,21 +64,39 @@ def _leave_one_after_the_other(rank: int, port: int, wait: float, work: float) -
     os._exit(0)
 
 
+def _store() -> dist.TCPStore:
+    """Where the ranks meet, as torchrun has it, on any port."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
 def test_the_longest_wait_is_that_for_a_rank_that_works_alone() -> None:
-    for wait, work in ((120, 4), (4, 12)):
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has it, on any port
-        if work < wait:
-            run_ranks(_leave_one_after_the_other, 2, store.port, wait, work)
-        else:
-            with pytest.raises(ProcessException, match=r"(?i)timed? ?out"):
-                run_ranks(_leave_one_after_the_other, 2, store.port, wait, work)
+    stores = [_store(), _store()]
+    with ThreadPoolExecutor(2) as threads:  # both at once: most of the time, their ranks wait
+        long, short = (
+            threads.submit(run_ranks, _leave_one_after_the_other, 2, store.port, wait, work)
+            for store, wait, work in zip(stores, (120, 4), (4, 12), strict=True)
+        )
+    long.result()
+    with pytest.raises(ProcessException, match=r"(?i)timed? ?out"):
+        short.result()
+
+
+def _train_on_rank(rank: int, port: int, bundle: Path, given: dict[str, Any]) -> None:
+    _be_rank(rank, port)
+    with (bundle / f"printed{rank}.txt").open("w") as printed:
+        os.dup2(printed.fileno(), 1)
+        run_workflow(bundle, ["train", "multi_gpu_train"], given)
+        sys.stdout.flush()
+    os._exit(0)
 
 
 def test_two_ranks_train_and_tune_on_the_cpu_that_the_command_names(bundle: Path, data: Path) -> None:
     given = overrides(bundle, data, device="cpu", epochs=1, tune_postprocessing=True)
-    done = run_command(bundle_command(bundle, ["train", "multi_gpu_train"], given, *LAUNCHER))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"raises the validation IoU|Validation IoU", done.stdout)) == 1, "rank 0 tunes"
+    store = _store()
+    run_ranks(_train_on_rank, 2, store.port, bundle, given)
+    printed = "".join((bundle / f"printed{rank}.txt").read_text(encoding="utf-8") for rank in range(2))
+    assert len(re.findall(r"raises the validation IoU|Validation IoU", printed)) == 1, "rank 0 tunes"
+    assert (bundle / "models" / "postprocessing.json").is_file()
 
 
 @pytest.mark.slow
@@ -80,3 +105,12 @@ def test_two_ranks_evaluate_on_the_cpu_that_the_command_names(folds: Path, data:
     done = run_command(bundle_command(folds, ["train", "evaluate", "multi_gpu_evaluate"], given, *LAUNCHER))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_a_training_without_a_group_writes_as_the_first_rank(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")  # as PyTorchJob and SageMaker set it for each container
+    run_workflow(bundle, ["train"], overrides(bundle, data, epochs=1))
+    assert (bundle / "models" / "model.pt").is_file()
+    assert list((bundle / "eval" / "tensorboard").iterdir())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bundle_runs import overrides
+from bundle_runs import causes, overrides
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
@@ -19,6 +21,7 @@ from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.checkpoints import CheckpointHandler
 from monai_iou.workflow.data import BundleCases
+from monai_iou.workflow.failures import TrainingError
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 # Four steps an epoch, or three.
@@ -161,3 +164,40 @@ def test_a_training_on_the_plan_of_another_names_its_own_cases(bundle: Path, dat
     state = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     assert tuple(state["trained_images"]) == own.trained_images
     assert [state["data"]["images"][name] for name in own.trained] == list(own.trained_images)
+
+
+@pytest.mark.parametrize("keys", [{"val_fraction": 0}, {"split_seed": 1}], ids=str)
+def test_a_model_is_kept_on_other_data_as_long_as_nothing_is_trained_on_them(
+    keys: dict[str, Any], bundle: Path, data: Path
+) -> None:
+    train(bundle, data, epochs=1)
+    models = bundle / "models"
+    (models / "postprocessing.json").write_text('{"min_size_mm3": [5.0]}', encoding="utf-8")
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in models.iterdir()}
+    assert {"model.pt", "model.json", "postprocessing.json"} <= {*before}
+    train(bundle, data, epochs=1, resume=True, overwrite=True, **keys)
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in models.iterdir()} == before
+    train(bundle, data, epochs=2, resume=True, overwrite=True, val_interval=9, **keys)
+    assert has_final_weights(bundle, 2), "that of its own, as the score was of other data"
+    assert not (models / "postprocessing.json").exists()
+
+
+def test_a_full_disk_leaves_the_model_with_its_plan(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(bundle, data, epochs=1, pixdim=[1.0, 1.0, 1.5])
+    models = bundle / "models"
+    (models / "postprocessing.json").write_text("{}", encoding="utf-8")
+    names = ("model.pt", "model.json", "postprocessing.json")
+    before = [(models / name).read_bytes() for name in names]
+    save = torch.save
+
+    def fill(content: Any, stream: Any) -> None:
+        if "optimizer" not in content and content:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(content, stream)
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(RuntimeError) as caught:
+        train(bundle, data, epochs=1, pixdim=[2.0, 2.0, 2.0], overwrite=True)
+    (sentence,) = {str(each) for each in causes(caught.value) if isinstance(each, TrainingError)}
+    assert sentence.startswith(f"Expected room to write {models / 'model.pt'}, but the disk is full")
+    assert [(models / name).read_bytes() for name in names] == before

@@ -17,6 +17,8 @@ from monai.transforms import Randomizable, Transform
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.workflow.dataloader import BufferedLoader, StepSeeds, derive_seed
+from monai_iou.workflow.engines import Trainer
+from monai_iou.workflow.optimization import has_updated
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
@@ -161,3 +163,49 @@ def test_a_stopped_and_resumed_training_ends_with_the_same_weights(bundle: Path,
         assert torch.equal(resumed["model"][key], value), key
     for key, value in whole["average"]["network"].items():
         assert torch.equal(resumed["average"]["network"][key], value), key
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # MONAI's handler counts each
+def test_a_training_that_sums_gradients_is_stopped_between_two_updates(bundle: Path, data: Path) -> None:
+    """MONAI's `accumulation_steps`: the sum of an update that is not complete is in no checkpoint."""
+    changes = {"train#trainer#accumulation_steps": 2, "val_fraction": 0, "batch_size": 1, "epochs": 2}  # 4 steps each
+    whole = train(bundle, data, **changes)
+    train(bundle, data, stop=4, **changes)  # seen in the next step, after which half of a sum is there
+    stopped = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    assert (stopped["epoch"], stopped["step"]) == (1, 2)
+    resumed = train(bundle, data, resume=True, **changes)
+    for key, value in whole["model"].items():
+        assert torch.equal(resumed["model"][key], value), key
+
+
+@pytest.mark.parametrize(("steps", "between"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (7, [5])])
+def test_an_update_ends_with_its_steps_or_with_the_epoch(steps: int, between: list[int]) -> None:
+    """As MONAI's trainer counts them, in each epoch anew."""
+    updated: list[int] = []
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: updated.append(trainer.state.iteration))
+    batch = {"image": torch.ones(1, 1), "label": torch.ones(1, 1)}
+    trainer = Trainer(
+        device=torch.device("cpu"), max_epochs=2, train_data_loader=[batch] * 5,
+        network=layer, optimizer=optimizer, loss_function=torch.nn.MSELoss(), accumulation_steps=steps,
+    )  # fmt: skip
+    found: list[int] = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def note() -> None:
+        found.extend([trainer.state.iteration] if has_updated(trainer) else [])
+
+    trainer.run()
+    assert found == updated == [*between, *(step + 5 for step in between)]
+
+
+def test_workers_that_are_threads_are_refused() -> None:
+    for dataset in (Items(), torch.utils.data.ChainDataset([])):
+        with pytest.raises(ValueError, match=r"^Expected `use_thread_workers`") as caught:
+            BufferedLoader(dataset, batch_size=2, num_workers=2, use_thread_workers=True)
+        assert str(caught.value) == (
+            "Expected `use_thread_workers` to be false, but got True: leave it out, as threads would share the random "
+            "transforms and crop an image and its label at different places; `num_workers` starts processes."
+        )
+    assert len(list(BufferedLoader(Items(), batch_size=7, use_thread_workers=False, collate_fn=list))) == 1

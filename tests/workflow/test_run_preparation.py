@@ -344,6 +344,12 @@ OTHER_IMAGES = {"_target_": "ScaleIntensityd", "keys": "image"}
 OTHER_LABELS = {"_target_": "CastToTyped", "keys": ["label"], "dtype": "$torch.uint8"}
 
 
+def transforms_of_before() -> list[dict[str, Any]]:
+    """As a run has them that an earlier version began."""
+    former = {"monai_iou.transforms.ResampleSpacingd": "Spacingd"}
+    return [{**each, "_target_": former.get(each["_target_"], each["_target_"])} for each in shipped_transforms()]
+
+
 def shipped_transforms() -> list[dict[str, Any]]:
     train = json.loads((bundle_path() / "configs" / "train.json").read_text(encoding="utf-8"))["train"]
     return list(train["deterministic_transforms"])
@@ -363,6 +369,8 @@ def shipped_transforms() -> list[dict[str, Any]]:
         ({"validate#preprocessing#transforms": shipped_transforms()[:-1]}, {}, False),
         ({"train#preprocessing#transforms": "$@train::deterministic_transforms + [@mine]"}, {}, False),
         ({"validate#preprocessing#transforms": "$@train#deterministic_transforms[:-1]"}, {}, False),
+        ({"train#deterministic_transforms": transforms_of_before()}, {}, False),
+        ({"train#preprocessing#transforms": transforms_of_before()}, {}, False),
         ({}, {"train::deterministic_transforms::5::mode": ["nearest", "nearest"]}, True),
         ({"train#deterministic_transforms#9": OTHER_LABELS, "sw_batch_size": 1}, {"epochs": 2}, False),
         (

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from bundle_runs import bundle_command, causes, overrides, run_command
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
 
 from monai_iou.bundle_files import copy_bundle
 from monai_iou.datasets.cases import DatasetError
@@ -17,6 +19,7 @@ from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
 from monai_iou.planning.plan import make_plan
 from monai_iou.planning.stored import load_plan
+from monai_iou.workflow import starting_weights
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.optimization import WeightAverage
 from monai_iou.workflow.settings import Settings
@@ -91,11 +94,13 @@ def settings(start: Path | None, folder: Path, *, resume: bool = False) -> Setti
     return Settings(start_from=start, ckpt_dir=str(folder), resume=resume)
 
 
-def test_a_model_of_another_network_is_refused_with_the_first_difference(tmp_path: Path) -> None:
+def test_a_model_of_another_network_is_refused_with_the_first_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, path = torch.nn.Linear(2, 3), tmp_path / "a.pt"
     remedy = (
         "train with the channels, classes, `network`, `network_def`, `base_channels`, `full_resolution`, "
-        "`patch_size` and `pixdim` of that model, or leave --start_from out."
+        "`patch_size` and `pixdim` of that model (with --epochs instead of --minutes), or leave --start_from out."
     )
     weights = network.state_dict()
     for content, difference in [
@@ -111,6 +116,9 @@ def test_a_model_of_another_network_is_refused_with_the_first_difference(tmp_pat
             f"Expected `start_from` to be a model of the network that is trained here, but in {path} {difference}: "
             f"{remedy}"
         )
+    monkeypatch.setattr(starting_weights, "is_bundle_command", lambda: True)  # it has no --minutes
+    with pytest.raises(DatasetError, match="and `pixdim` of that model, or leave --start_from out"):
+        check_start(network, settings(path, tmp_path))
     write_atomically({**weights, "bias": torch.full((3,), torch.nan)}, path)
     with pytest.raises(DatasetError, match="to hold finite weights, but `bias` has NaN"):
         check_start(network, settings(path, tmp_path))
@@ -207,3 +215,26 @@ def test_a_wrong_model_ends_the_training_before_volumes_are_prepared(
     with pytest.raises(RuntimeError) as wrapped:
         run_workflow(bundle, ["train"], overrides(bundle, data, **keys))
     assert any("to be a model of the network that is trained here" in str(each) for each in causes(wrapped.value))
+
+
+def test_a_validation_at_the_start_is_of_the_weights_that_the_training_starts_from(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    bundle = copy_bundle(tmp_path / "bundle")
+    keys = {"start_from": str(trained), "overwrite": False, "seed": 1, "train#handlers#1#exec_at_start": True}
+    made = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"), workflow_type="train",
+        **overrides(bundle, data, epochs=1, **keys),
+    )  # fmt: skip
+    made.initialize()
+    network, evaluator = (made.parser.get_parsed_content(name) for name in ("net", "validate#evaluator"))
+    validated: list[dict[str, torch.Tensor]] = []
+
+    @evaluator.on(Events.STARTED)
+    def note() -> None:
+        validated.append({name: value.clone() for name, value in network.state_dict().items()})
+
+    made.run()
+    assert len(validated) == 2, "at the start and after the epoch"
+    for name, value in weights_of(trained / "models" / "model.pt").items():
+        assert torch.equal(validated[0][name], value), name

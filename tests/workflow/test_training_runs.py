@@ -255,7 +255,7 @@ def test_a_cross_validation_with_one_fold_to_go_goes_on(tmp_path: Path) -> None:
 
 def test_folds_may_be_jobs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").mkdir()
-    monkeypatch.setattr(Training, "train", lambda self: make_started(self, "trained"))
+    monkeypatch.setattr(Training, "train", lambda self: (make_started(self), self.state.finish("trained")))
     monkeypatch.setattr(Training, "predict", lambda self, masks: self.state.finish("predicted"))
     whole = run_of(tmp_path, folds=3)
     told: list[str] = []

@@ -21,7 +21,7 @@ from monai.handlers import from_engine
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.handlers import DiceHandler, IoUHandler
 from monai_iou.workflow.engines import ValidationEvaluator
-from monai_iou.workflow.optimization import is_better
+from monai_iou.workflow.optimization import WeightAverage, inner_module, is_better, is_parallel
 from monai_iou.workflow.postprocessing import tune_postprocessing
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
@@ -43,10 +43,11 @@ def batches(*values: float) -> list[dict[str, Any]]:
     return found
 
 
-def evaluator_of(batches: list[dict[str, Any]]) -> ValidationEvaluator:
-    def metric(kind: Any) -> Any:
-        return kind(include_background=False, num_classes=2, output_transform=from_engine(["pred", "label"]))
+def metric(kind: Any) -> Any:
+    return kind(include_background=False, num_classes=2, output_transform=from_engine(["pred", "label"]))
 
+
+def evaluator_of(batches: list[dict[str, Any]]) -> ValidationEvaluator:
     return ValidationEvaluator(
         device=torch.device("cpu"), val_data_loader=batches, network=torch.nn.Identity(), epoch_length=len(batches),
         key_val_metric={"val_mean_iou": metric(IoUHandler)}, additional_metrics={"val_mean_dice": metric(DiceHandler)},
@@ -94,6 +95,39 @@ def test_a_failed_case_of_one_rank_leaves_all_without_a_score(tmp_path: Path) ->
         assert math.isnan(first[0])
         assert math.isnan(second[0])
         assert [first[1], second[1], third] == [-1, -1, (0.5, 3)]
+
+
+def validate_with_buffers(rank: int, folder: str, averages: bool, compiles: bool) -> None:
+    """Rank 1 has another running mean than rank 0, by which its output is wrong, and more volumes."""
+    join_group(rank, 2, folder)
+    norm = torch.nn.BatchNorm3d(1, eps=0, affine=False, momentum=None)
+    parallel = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(norm, torch.nn.Conv3d(1, 1, 1)))
+    with torch.no_grad():
+        norm.running_mean.fill_(-float(rank))
+        parallel.module[1].weight.fill_(1)
+        parallel.module[1].bias.fill_(0)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    network = torch.compile(parallel, backend="eager") if compiles else parallel
+    trained = WeightAverage(network, optimizer, 0.5 if averages else None).network
+    volumes = batches(*[1] * (1 + 7 * rank))
+    engine = ValidationEvaluator(
+        device=torch.device("cpu"), val_data_loader=volumes, network=trained, epoch_length=len(volumes),
+        key_val_metric={"val_mean_iou": metric(IoUHandler)},
+    )  # fmt: skip
+    assert not is_parallel(engine.network), "it may wait in a call for a rank that has no volume left"
+    engine.run(1)
+    stored = inner_module(trained)[0].running_mean
+    torch.save([engine.state.metrics["val_mean_iou"], float(stored)], Path(folder) / f"{rank}.pt")
+    leave_group()
+
+
+@pytest.mark.parametrize(("averages", "compiles"), [(False, False), (True, False), (False, True)])
+def test_ranks_with_buffers_validate_the_network_that_rank_0_stores(
+    averages: bool, compiles: bool, tmp_path: Path
+) -> None:
+    """The buffers of the others are those of their own last batch."""
+    run_ranks(validate_with_buffers, 2, str(tmp_path), averages, compiles)
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [[0.5, 0.0]] * 2
 
 
 class Flaky(torch.nn.Module):

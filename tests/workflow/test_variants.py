@@ -302,7 +302,10 @@ def test_keys_of_a_loss_that_does_it_in_its_own_way_are_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"instance": True, "regions": "foo"}, "Expected `regions` to be one of 'voronoi', 'blob', but got 'foo': "),
+        (
+            {"instance": True, "regions": "foo"},
+            "Expected `regions` to be voronoi or blob, the cells of lesions, but got 'foo': choose one; unions of ",
+        ),
         ({"attention": True, "context_mm": -1}, "Expected `context_mm` to be a finite number at least 0, but got -1: "),
         ({"instance": "maybe"}, "Expected `instance` to be true, false or null, but got 'maybe': "),
     ],
