@@ -20,7 +20,7 @@ def init(folder: Path) -> int:
     from monai_iou.bundle_files import copy_bundle
 
     with reported():
-        target = copy_bundle(folder)
+        target = copy_bundle(folder, "DIR")
     click.echo(f"Copied the bundle to {target}. Train it on a dataset folder:")
     click.echo(bundle_command([(target / "configs" / "train.json").as_posix()], "YOUR_FOLDER"))
     return 0

@@ -18,7 +18,8 @@ __all__ = ["compare"]
 @click.option(
     "--metrics",
     metavar="iou,hd95_mm",
-    help="Columns of cases.csv to test, beside the one of --primary. Default: all that rank a method.",
+    help="Columns of cases.csv to compare, in addition to that of --primary. Default: all for which higher or lower is "
+    "better, except rq.",
 )
 @click.option(
     "--primary",

@@ -13,10 +13,13 @@ from typing import Any
 
 import click
 
+from .errors import reported
+
 __all__ = [
     "INFERENCE_SETS",
     "TRAINING_SETS",
     "CommandWithKeys",
+    "check_values",
     "known_keys",
     "names_keys",
     "own_options",
@@ -91,9 +94,36 @@ def known_keys(configs: Sequence[Path], shipped: str = "train", option: str = "-
         shipped: name of the shipped config.
         option: that names these, for the message about one that cannot be read.
     """
-    places = [folder / CONFIGS / f"{shipped}.json" for folder in (PACKAGE, PACKAGE.parent)]
-    own = next(path for path in places if path.is_file())
-    return {key for path in (own, *configs) for key in _keys_in(path, option)}
+    return {key for path in (_shipped(shipped), *configs) for key in _keys_in(path, option)}
+
+
+def _shipped(name: str) -> Path:
+    places = [folder / CONFIGS / f"{name}.json" for folder in (PACKAGE, PACKAGE.parent)]
+    return next(path for path in places if path.is_file())
+
+
+def check_values(given: Mapping[str, Any], shipped: str = "train") -> None:
+    """Check the settings among the bundle's keys as it will, but before anything is read, planned or written.
+
+    Args:
+        given: key -> value; what MONAI resolves is left to it.
+        shipped: name of the shipped config.
+
+    Raises:
+        click.UsageError: one is out of its range.
+    """
+    names = read_config(_shipped(shipped), "--config")["settings"]
+    plain = {name: value for name, value in given.items() if name in names and _is_plain(value)}
+    if not plain:
+        return
+    from monai_iou.workflow.settings import Settings
+
+    with reported(ValueError):
+        Settings(**plain)
+
+
+def _is_plain(value: object) -> bool:
+    return not isinstance(value, (dict, list)) and not str(value).startswith(("$", "@", "%"))
 
 
 def names_keys(given: Mapping[str, Any], configs: Sequence[Path]) -> set[str]:
@@ -187,7 +217,7 @@ def _word_alone(word: str) -> str:
             continue  # a folder that is called by a number
         return (
             f"Expected one value after {name}, but got {' '.join(numbers)}: write the list as one word, "
-            f"[{','.join(numbers)}]."
+            f'"[{",".join(numbers)}]".'
         )
     return f"Expected options and keys with their values, but got {word!r}: write the name of its key before it."
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,15 +15,20 @@ import click
 __all__ = [
     "FOLDER",
     "Choice",
+    "Number",
+    "check_fold",
     "check_folder",
     "check_folders",
     "check_tables",
+    "fold_list",
     "is_file",
     "is_folder",
     "label_list",
     "output_option",
+    "positive",
     "region_list",
     "tolerance_in_mm",
+    "whole",
     "with_options",
 ]
 
@@ -42,8 +49,10 @@ FOLDER = _Place(path_type=Path)
 
 if TYPE_CHECKING:
     _Words = click.Choice[str]
+    _Type = click.ParamType[Any]
 else:
     _Words = click.Choice  # which takes no type before click 8.2
+    _Type = click.ParamType  # likewise
 
 
 def output_option(*, help: str, default: str | None = None, metavar: str = "DIR") -> Callable[[_Command], _Command]:
@@ -63,6 +72,35 @@ class Choice(_Words):
             known = f"{'one of ' if len(self.choices) > 1 else ''}{', '.join(self.choices)}"
             self.fail(f"Expected {known}, but got {value!r}: {remedy}.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Number(_Type):
+    """A number of some kind; NaN and infinity are of none, unlike for the ranges of click."""
+
+    name = "number"
+
+    def __init__(self, kind: str, is_kind: Callable[[float], bool], remedy: str, read: type = float) -> None:
+        self.kind, self.is_kind, self.remedy, self.read = kind, is_kind, remedy, read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or end with a usage error."""
+        try:
+            number = self.read(value)
+        except ValueError:
+            number = math.nan
+        if not self.is_kind(number):
+            self.fail(f"Expected {self.kind}, but got {value!r}: {self.remedy}.", param, ctx)
+        return number
+
+
+def positive(remedy: str) -> Number:
+    """Numbers above 0."""
+    return Number("a positive number", lambda number: 0 < number < math.inf, remedy)
+
+
+def whole(least: int, remedy: str) -> Number:
+    """Whole numbers from `least`."""
+    return Number(f"a whole number of at least {least}", lambda number: number >= least, remedy, int)
 
 
 def with_options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -103,6 +141,14 @@ def region_list(context: click.Context, parameter: click.Parameter, value: str |
     return regions
 
 
+def fold_list(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """`all`, or numbers of folds such as `0,2`, as they are."""
+    if value is not None and not re.fullmatch(r"all|\d+(,\d+)*", value):
+        message = f"Expected all or numbers of folds, but got {value!r}: write for instance 0,1,2."
+        raise click.BadParameter(message)
+    return value
+
+
 def tolerance_in_mm(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, dict[str, float]]:
     """`2` as (2, {}); `1=0.5,2=2` as (1, {"1": 0.5, "2": 2}), where 1 mm is for the others."""
     try:
@@ -139,6 +185,18 @@ def check_tables(tables: Mapping[str, Path | None]) -> None:
         if path is not None and (is_folder(path) or not os.path.exists(path)):  # noqa: PTH110
             message = f"Expected `{option}` to be a file, but got `{path}`: check the path."
             raise click.UsageError(message)
+
+
+def check_fold(folds: int | None, fold: int | None) -> None:
+    """Check the fold that a command is to train or to plan alone."""
+    if fold is None:
+        return
+    if folds is None:
+        message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
+        raise click.UsageError(message)
+    if fold >= folds:
+        message = f"Expected `--fold` to be below `--folds {folds}`, but got {fold}: count from 0."
+        raise click.UsageError(message)
 
 
 def is_folder(path: Path) -> bool:

@@ -10,17 +10,22 @@ import click
 
 from .command_lines import bundle_command
 from .errors import reported
-from .options import FOLDER, Choice, check_folder, output_option, with_options
+from .options import FOLDER, Choice, check_fold, check_folder, output_option, positive, whole, with_options
 
 if TYPE_CHECKING:
     from monai_iou.datasets.folder import SegmentationFolder
 
-__all__ = ["MACHINE", "plan", "write_plan"]
+__all__ = ["FOLD_COUNT", "FOLD_NUMBER", "MACHINE", "MINUTES", "plan", "write_plan"]
 
 
+MINUTES = positive("give minutes, such as 30")
+FOLD_COUNT, FOLD_NUMBER = whole(2, "5 folds are usual"), whole(0, "folds are counted from 0")
 MACHINE = (
     click.option(
-        "--memory-gb", type=float, metavar="GIB", help="Memory of the GPU, or RAM. Default: what is free now."
+        "--memory-gb",
+        type=positive("give GiB, such as 8"),
+        metavar="GIB",
+        help="Memory of the GPU, or RAM, in GiB (2^30 bytes). Default: what is free now.",
     ),
     click.option(
         "--device",
@@ -36,12 +41,19 @@ MACHINE = (
 @click.command()
 @click.argument("dataset_dir", type=FOLDER, metavar="DATASET")
 @output_option(default="plan.json", metavar="FILE", help="Config file for the decisions.")
-@click.option("--folds", type=int, metavar="N", help="Number of folds of a cross-validation. Default: a single split.")
-@click.option("--fold", type=int, metavar="K", help="Fold of --folds to validate on, counted from 0. Default: 0.")
+@click.option(
+    "--folds",
+    type=FOLD_COUNT,
+    metavar="N",
+    help="Number of folds of a cross-validation. Default: a single split.",
+)
+@click.option(
+    "--fold", type=FOLD_NUMBER, metavar="K", help="Fold of --folds to validate on, counted from 0. Default: 0."
+)
 @with_options(*MACHINE)
 @click.option(
     "--minutes",
-    type=float,
+    type=MINUTES,
     metavar="M",
     help="Plan a training that ends within M minutes on this machine, timed here. Default: no limit.",
 )
@@ -54,9 +66,7 @@ def plan(dataset_dir: Path, output: Path, folds: int | None, fold: int | None, *
 
     Writes a config that `monai.bundle run` merges after train.json.
     """
-    if fold is not None and folds is None:
-        message = f"Expected `--folds` to be given with `--fold {fold}`, but it is not: add --folds 5 or drop --fold."
-        raise click.UsageError(message)
+    check_fold(folds, fold)
     check_folder("DATASET", dataset_dir, "a folder of labelled volumes")
     with reported():
         write_plan(dataset_dir, output, folds, fold, machine)

@@ -10,8 +10,8 @@ import click
 
 from .command_lines import bundle_line
 from .errors import reported
-from .keys import INFERENCE_SETS, CommandWithKeys, known_keys, own_options, read_keys, words_of_keys
-from .options import FOLDER, Choice, is_file, is_folder, with_options
+from .keys import INFERENCE_SETS, CommandWithKeys, check_values, known_keys, own_options, read_keys, words_of_keys
+from .options import FOLDER, Choice, fold_list, is_file, is_folder, with_options
 
 __all__ = ["predict"]
 
@@ -38,7 +38,11 @@ RESULTS = (
 )
 MODELS = (
     click.option(
-        "--folds", metavar="all|0,1", help="Average the models of these folds. Default: all, if RUN has folds."
+        "--folds",
+        callback=fold_list,
+        metavar="all|0,1",
+        help="Numbers of the folds, counted from 0, whose models are averaged: 2 takes the model of fold 2 alone. "
+        "Default: all, if RUN has folds.",
     ),
     click.option("--tta", is_flag=True, help="Average over the eight flips of each image: eight times the work."),
 )
@@ -67,16 +71,20 @@ def predict(
     run = _model_folder(run)
     keys = _keys(context, run)
     _check_paths(run, images)
+    check_values(keys, "inference")
     from monai_iou.console import say
-    from monai_iou.workflow.prediction import earlier_results, find_models, plan_predictions, run_all
+    from monai_iou.workflow.prediction import earlier_results, plan_predictions, run_all
     from monai_iou.workflow.previews import write_preview
     from monai_iou.workflow.result_files import check_new, remove_result
+    from monai_iou.workflow.trained_models import find_models, fold_notes
 
     wanted = {"probabilities": options["save_probabilities"], "preview": options["preview"]}
     keys |= {"save_probabilities": True} if options["save_probabilities"] else {}
     keys |= {"tta_flips": True} if options["tta"] else {}
     with reported():
         models = find_models(run, options["folds"])
+        for note in fold_notes(run, options["folds"]):
+            say(note, error=True)
         runs = plan_predictions(models, images, output, ending, **wanted)
         items = [item for each in runs for item in each.items]
         earlier = earlier_results(runs)

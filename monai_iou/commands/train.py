@@ -13,9 +13,18 @@ import click
 
 from .command_lines import bundle_line, options_line
 from .errors import reported
-from .keys import CommandWithKeys, known_keys, names_keys, own_options, read_config, read_keys, words_of_keys
-from .options import FOLDER, check_folder, check_tables, with_options
-from .plan import MACHINE, write_plan
+from .keys import (
+    CommandWithKeys,
+    check_values,
+    known_keys,
+    names_keys,
+    own_options,
+    read_config,
+    read_keys,
+    words_of_keys,
+)
+from .options import FOLDER, check_fold, check_folder, check_tables, whole, with_options
+from .plan import FOLD_COUNT, FOLD_NUMBER, MACHINE, MINUTES, write_plan
 
 if TYPE_CHECKING:
     from monai_iou.evaluation.results import Evaluation
@@ -41,13 +50,23 @@ LENGTH = (
         help="Folder for the training. Default: DATASET's name and `_run`.",
     ),
     click.option(
-        "--minutes", type=float, metavar="M", help="Plan trainings that end within M minutes, all folds together."
+        "--minutes", type=MINUTES, metavar="M", help="Plan trainings that end within M minutes, all folds together."
     ),
-    click.option("--epochs", type=click.IntRange(1), metavar="N", help="Number of epochs. Default: the plan's."),
+    click.option(
+        "--epochs",
+        type=whole(1, "leave --epochs out for the plan's"),
+        metavar="N",
+        help="Number of epochs. Default: the plan's.",
+    ),
 )
 FOLDS = (
-    click.option("--folds", type=click.IntRange(2), metavar="N", help="Train all N folds of a cross-validation."),
-    click.option("--fold", type=click.IntRange(0), metavar="K", help="Train fold K of --folds alone, counted from 0."),
+    click.option(
+        "--folds",
+        type=FOLD_COUNT,
+        metavar="N",
+        help="Number of folds of a cross-validation, all of which are trained: 5 trains the folds 0 to 4.",
+    ),
+    click.option("--fold", type=FOLD_NUMBER, metavar="K", help="Train fold K of --folds alone, counted from 0."),
 )
 CONFIGS = (
     click.option(
@@ -81,7 +100,11 @@ def train(context: click.Context, /, dataset: Path, output: Path | None, **optio
     To continue a run that was stopped, give the same command again.
     """
     run_folder = output if output is not None else Path(f"{dataset.resolve().name}_run")
-    keys = _keys(context, dataset, options, begun=_is_begun(run_folder))
+    continues = options["resume"] or not options["overwrite"]
+    keys = _keys(context, dataset, options, begun=continues and _is_begun(run_folder))
+    given = {**_content(options["configs"]), **keys}
+    check_values(given)
+    _check_cells(given)
     from monai_iou.console import say
     from monai_iou.workflow.run_preparation import plan_request, prepared
 
@@ -139,14 +162,7 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any], *, 
     given = [*context.args, *words_of_keys(context)]
     keys = read_keys(given, known_keys(options["configs"]), own_options(context))
     check_folder("DATASET", dataset, "a folder of labelled volumes")
-    if options["fold"] is not None and options["folds"] is None:
-        message = f"Expected `--folds` to be given with `--fold {options['fold']}`, but it is not: add --folds 5."
-        raise click.UsageError(message)
-    if options["fold"] is not None and options["fold"] >= options["folds"]:
-        message = (
-            f"Expected `--fold` to be below `--folds {options['folds']}`, but got {options['fold']}: count from 0."
-        )
-        raise click.UsageError(message)
+    check_fold(options["folds"], options["fold"])
     if options["resume"] and options["overwrite"]:  # as of the bundle: continue, whatever has changed
         keys = {**keys, "overwrite": True}
     if options["device"] != "auto":  # not only planned for
@@ -162,6 +178,16 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any], *, 
     if "val_interval" not in names_keys({}, options["configs"]):  # the plan's is for the plan's length
         interval = {"val_interval": max(1, options["epochs"] // VALIDATIONS)}
     return {"epochs": options["epochs"], **interval, **keys}
+
+
+def _check_cells(given: Mapping[str, Any]) -> None:
+    """Refuse what `monai-iou evaluate` takes for regions: a plan takes minutes, and the bundle reads the key later."""
+    if "regions" not in given:
+        return
+    from monai_iou.workflow.variants import check_cells
+
+    with reported(ValueError):
+        check_cells(given["regions"])
 
 
 def _check_timed(keys: Mapping[str, Any], configs: Sequence[Path]) -> None:

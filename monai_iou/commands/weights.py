@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from .errors import reported
-from .options import FOLDER, Choice, check_folder, label_list, output_option
+from .options import FOLDER, Choice, Number, check_folder, label_list, output_option
 
 __all__ = ["class_weights"]
 
@@ -19,14 +20,16 @@ __all__ = ["class_weights"]
     type=Choice(["inverse", "median", "effective"]),
     default="inverse",
     show_default=True,
-    help="Formula of the weights; `effective` is the mildest and a good first choice.",
+    help="Formula of the weights; `effective` is the mildest, and weighs classes of very many voxels per case alike.",
 )
 @click.option(
     "--beta",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number("a number of at least 0 and below 1", lambda beta: 0 <= beta < 1, "0.9999 is usual"),
     default=0.9999,
     show_default=True,
-    help="Parameter of the method `effective`.",
+    metavar="BETA",
+    help="Parameter of the method `effective`: weights level off at 1 / (1 - BETA) voxels per case, which is 10 000 "
+    "by default.",
 )
 @click.option(
     "--labels",
@@ -46,6 +49,7 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     from monai_iou.datasets.label_counts import count_label_files
     from monai_iou.files import prepare, write_json
     from monai_iou.weighting import class_weights as weights_of
+    from monai_iou.workflow.literal import reference
 
     with reported():
         check_replaceable(output, "cases_with_class")
@@ -67,5 +71,6 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
             f"The classes of this dataset are the regions {', '.join(counts.regions)}. The weights are those of the "
             "label values, and not of the regions: do not give them to a loss of regions."
         )
-    say(f'Written: {output}. In a config: "weight": "%{output.as_posix()}::weights"')
+    weight = json.dumps(reference(output.as_posix(), "weights"), ensure_ascii=False)
+    say(f'Written: {output}. In a config: "weight": {weight}')
     return 0

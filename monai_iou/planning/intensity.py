@@ -19,22 +19,32 @@ CT_PERCENTILES = (0.5, 99.5)
 # Lowest values of a CT image: below lung, and not below what scanners write outside of their field of view (-3024).
 UNNAMED_CT = (-3100, -500)
 # Cone-beam, non-contrast, contrast-enhanced, low-dose, high-resolution, multi-detector, photon-counting and others, and
-# what datasets put behind: angiography, perfusion, resampled.
-CT_PREFIXES = ("CB", "NC", "NE", "NEC", "CE", "LD", "ULD", "ND", "SD", "FD", "HR", "MD", "MS", "DE", "DS", "PC", "Q")
-CT_SUFFIXES = ("A", "AP", "C", "HU", "P", "RES", "SCAN", "SCANS", "V", "IMAGE", "IMAGES", "ANGIO", "ANGIOGRAPHY")
+# what datasets put behind: angiography, also of the coronary or pulmonary arteries, perfusion, urography, resampled.
+CT_PREFIXES = (
+    "C", "CB", "FB", "KV", "MV", "NC", "NCE", "NE", "NEC", "CE", "LD", "ULD", "ND", "SD", "FD", "HR", "UHR", "MD", "MS",
+    "DE", "DS", "PC", "PCD", "PET", "Q", "PQ",
+)  # fmt: skip
+CT_SUFFIXES = (
+    "A", "AC", "AP", "C", "CA", "CAP", "HU", "P", "PA", "RES", "SCAN", "SCANS", "TAP", "U", "V", "IMAGE", "IMAGES",
+    "ANGIO", "ANGIOGRAPHY",
+)  # fmt: skip
+# Where a capital letter behind a small one starts a word: ChestCT and uCT, but not SDoCT and SpeCT.
+CT_WORD_STARTS = re.compile(r"(?<=[a-z])(?:(?<!o)|(?<=micro))(?<!infar)(?<![sS]pe)(?=[A-Z])")
 
 
 def is_ct(modality: str) -> bool:
     """Whether a channel's name is one of CT: `CT`, `CTA`, `NCCT`, `CECT`, `CTres`, `CT angiography`, and the like.
 
     Example:
-        >>> [is_ct(name) for name in ("CT", "NCCT", "LDCT", "computed tomography", "SPECT", "OCT", "T1", "ct_1mm")]
-        [True, True, True, True, False, False, False, True]
+        >>> [is_ct(name) for name in ("CT", "NCCT", "CCTA", "4DCT", "ChestCT", "computed tomography", "ct_1mm")]
+        [True, True, True, True, True, True, True]
+        >>> [is_ct(name) for name in ("SPECT", "OCT", "T1", "vector")]
+        [False, False, False, False]
     """
-    name = modality.upper()
+    name = CT_WORD_STARTS.sub(" ", modality).upper()
     if re.search(r"EMISSION|COHERENCE", name):  # SPECT and OCT in full
         return False
-    word = rf"(?<![A-Z])(?:{'|'.join(CT_PREFIXES)})?CT(?:{'|'.join(CT_SUFFIXES)})?(?![A-Z])"
+    word = rf"(?<![A-Z])(?:(?<=[2-4])D)?(?:{'|'.join(CT_PREFIXES)})?CT(?:{'|'.join(CT_SUFFIXES)})?(?![A-Z])"
     return re.search(rf"{word}|COMPUT[A-Z]*[\W_]*(?:AXIAL[\W_]*)?TOMOGRA", name) is not None
 
 

@@ -100,8 +100,6 @@ def _chosen_loss(plan: Plan, fingerprint: Fingerprint, weights: list[float]) -> 
             "each one should count"
         )
         return Decision("loss", "InstanceIoULoss + IoUCELoss", reason, {"loss": loss})
-    reason = (
-        "no lesions or classes of very unequal size, so that the most robust compound is used; sums over the batch, "
-    )
+    reason = "no lesions or classes of very unequal size, so the default compound loss is used; sums over the batch, "
     reason += f"because {100 * fingerprint.foreground_fraction.median[0]:.3g} % of a case is foreground"
     return Decision("loss", "IoUCELoss", reason, {"loss": compound})

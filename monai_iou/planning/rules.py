@@ -150,7 +150,7 @@ def _normalisation(plan: Plan, facts: Sequence[CaseFacts]) -> Decision:
 def _class_weights(fingerprint: Fingerprint) -> Decision:
     """Decide class weights by the effective number of voxels in the cases that contain the class."""
     voxels = np.array([case.voxels for case in fingerprint.measures], dtype=float)
-    weights = class_weights(voxels.sum(0) / np.maximum((voxels > 0).sum(0), 1), "effective")
+    weights = class_weights(voxels, "effective")
     rounded = [round(weight, 4) for weight in weights.tolist()]
     reason = "effective number of voxels per case (beta 0.9999)"
     reason += (

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from light_import import LIGHT_IMPORT
 from places import DOCS
 
 from monai_iou.cli import main
@@ -331,7 +332,7 @@ def test_weights_of_a_dataset_of_regions_are_said_to_be_those_of_its_label_value
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_under_stdout_is_one_sentence():
-    code = "import sys; from monai_iou.cli import main; sys.exit(main(['--version']))"
+    code = f"{LIGHT_IMPORT}from monai_iou.cli import main; sys.exit(main(['--version']))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1

@@ -13,11 +13,20 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from monai_iou.cli import cli
+from monai_iou.bundle_files import bundle_path
+from monai_iou.cli import cli, main
 from monai_iou.commands.command_lines import bundle_line
-from monai_iou.commands.keys import INFERENCE_SETS, PATHS, known_keys, names_keys, read_keys, words_of_keys
+from monai_iou.commands.keys import (
+    INFERENCE_SETS,
+    PATHS,
+    check_values,
+    known_keys,
+    names_keys,
+    read_keys,
+    words_of_keys,
+)
 from monai_iou.commands.predict import predict
-from monai_iou.commands.train import UNTIMED, _is_begun, _keys, train
+from monai_iou.commands.train import UNTIMED, _check_cells, _is_begun, _keys, train
 from monai_iou.workflow import settings
 
 KNOWN = known_keys([])
@@ -74,11 +83,11 @@ def test_what_is_no_key_is_refused_with_a_suggestion(words: list[str], sentence:
         (["--overwrite", "true", "--epochs", "3"], "--overwrite without a value, but got 'true': write --overwrite al"),
         (
             ["--patch_size", "16", "24", "8", "--epochs", "3"],
-            "Expected one value after --patch_size, but got 16 24 8: write the list as one word, [16,24,8].",
+            'Expected one value after --patch_size, but got 16 24 8: write the list as one word, "[16,24,8]".',
         ),
         (
             ["--patch_size=[16,", "24,", "8]"],
-            "Expected one value after --patch_size, but got 16 24 8: write the list as one word, [16,24,8].",
+            'Expected one value after --patch_size, but got 16 24 8: write the list as one word, "[16,24,8]".',
         ),
         (["--batch_size", "2", "x"], "but got 'x': write the name of its key before it."),
     ],
@@ -100,7 +109,7 @@ def test_a_folder_that_is_called_by_a_number_is_not_blamed_for_a_word_too_many(
     assert found.exit_code == 2
     assert "but got 'junk': write the name of its key before it." in found.output
     found = CliRunner().invoke(cli, ["train", "--patch_size", "16", "24", "8", "data"])
-    assert "write the list as one word, [16,24,8]." in found.output
+    assert 'write the list as one word, "[16,24,8]".' in found.output
 
 
 def test_a_folder_may_be_called_by_a_number_behind_a_key(tmp_path: Path) -> None:
@@ -164,6 +173,19 @@ def test_a_training_that_has_begun_with_such_a_key_goes_on(tmp_path: Path) -> No
         checkpoint.unlink()
 
 
+@pytest.mark.parametrize(("again", "code"), [(["--overwrite"], 2), ([], 1), (["--overwrite", "--resume"], 1)])
+def test_a_training_that_is_replaced_is_timed_anew(
+    again: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is no dataset, at which what goes on ends, after the check of the command line."""
+    (tmp_path / "run" / "models").mkdir(parents=True)
+    (tmp_path / "run" / "models" / "last_epoch.pt").touch()
+    (tmp_path / "data").mkdir()
+    words = [str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--minutes", "5", "--batch_size", "8"]
+    assert main(["train", *words, *again]) == code
+    assert ("Expected `--minutes` without a key" in capsys.readouterr().err) == (code == 2)
+
+
 def test_keys_that_change_a_trainings_length_are_keys_of_the_bundle() -> None:
     assert set(UNTIMED) <= KNOWN
     assert len(set(UNTIMED)) == len(UNTIMED)
@@ -219,6 +241,139 @@ def test_every_command_with_an_output_takes_o(name: str) -> None:
 @pytest.mark.parametrize("name", ["train", "plan"])
 def test_a_dataset_is_named_alike_in_every_command(name: str) -> None:
     assert re.search(rf"^Usage: .* {name} \[OPTIONS\] DATASET", CliRunner().invoke(cli, [name, "--help"]).output)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", ".", "--batch_size", "0"], "Expected `batch_size` to be an integer of at least 1, but got 0: leave"),
+        (["train", ".", "--learning_rate", "nan"], "Expected `learning_rate` to be a positive number, but got 'nan': "),
+        (["train", ".", "--val_fraction=1"], "Expected `val_fraction` to be a number from 0 to less than 1, but got 1"),
+        (["train", ".", "--amp", "maybe"], "Expected `amp` to be true or false, but got 'maybe': write --amp true or"),
+        (["train", ".", "--config", "mine.json"], "Expected `ema_decay` to be null or a number between 0 and 1, but"),
+        (["predict", ".", "x.nii", "--sw_batch_size", "0"], "Expected `sw_batch_size` to be an integer of at least 1"),
+        (["predict", ".", "x.nii", "--sw_overlap", "1"], "Expected `sw_overlap` to be a number from 0 to less than 1"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_a_wrong_line_and_nothing_is_done(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended with 1, after minutes of planning."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps({"ema_decay": 2}), encoding="utf-8")
+    (tmp_path / "x.nii").touch()
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 2
+    assert sentence in found.output
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "x.nii"}
+
+
+@pytest.mark.parametrize("shipped", ["train", "inference"])
+def test_what_the_bundle_takes_or_resolves_is_no_wrong_setting(shipped: str) -> None:
+    config = json.loads((bundle_path() / "configs" / f"{shipped}.json").read_text(encoding="utf-8"))
+    check_values(config, shipped)
+    for sign in "$@%":
+        check_values(dict.fromkeys(config["settings"], f"{sign}x"), shipped)
+    check_values({"batch_size::x": 0, "+epochs": 0, "mine": -1, "sw_overlap": ["@x", 0.5]}, shipped)
+
+
+MACHINE_NUMBERS = [("--memory-gb", "give GiB, such as 8"), ("--minutes", "give minutes, such as 30")]
+FOLD_NUMBERS = [("--folds", 2, "5 folds are usual"), ("--fold", 0, "folds are counted from 0")]
+WRONG_NUMBERS = [
+    *(
+        ([command, ".", option, value], f"'{option}': Expected a positive number, but got '{value}': {remedy}.")
+        for command in ("plan", "train")
+        for option, remedy in MACHINE_NUMBERS
+        for value in ("-1", "0", "nan", "inf", "much")
+    ),
+    *(
+        (
+            [command, ".", option, value],
+            f"'{option}': Expected a whole number of at least {least}, but got '{value}': {remedy}.",
+        )
+        for command in ("plan", "train")
+        for option, least, remedy in FOLD_NUMBERS
+        for value in (str(least - 1), "nan", "2.5")
+    ),
+    (["train", ".", "--epochs", "0"], "Expected a whole number of at least 1, but got '0': leave --epochs out for"),
+    *(
+        ([command, ".", "--folds", "3", "--fold", "3"], "`--fold` to be below `--folds 3`, but got 3: count from 0.")
+        for command in ("plan", "train")
+    ),
+    *(
+        ([command, ".", "--fold", "1"], "`--folds` to be given with `--fold 1`, but it is not: add --folds 5 or drop")
+        for command in ("plan", "train")
+    ),
+    *(
+        (
+            ["predict", ".", "x", "--folds", value],
+            f"Expected all or numbers of folds, but got '{value}': write for instance 0,1,2.",
+        )
+        for value in ("abc", "0,", "-1", "fold0", "")
+    ),
+    *(
+        (
+            ["class-weights", ".", "--beta", value],
+            f"Expected a number of at least 0 and below 1, but got '{value}': 0.9999 is usual.",
+        )
+        for value in ("nan", "1", "-0.1", "inf")
+    ),
+]
+
+
+def test_a_number_out_of_its_range_is_a_wrong_line_and_nothing_is_done(tmp_path: Path) -> None:
+    """Some ended with 1, after all volumes were read or with a copy of the bundle in a new folder."""
+    code = (
+        "import sys, monai_iou_command\n"
+        f"for words in {[words for words, _ in WRONG_NUMBERS]}:\n"
+        "    print('status', monai_iou_command.main(words), file=sys.stderr)\n"
+        "assert 'monai_iou' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
+    *said, end = re.split(r"^status (?=\d)", result.stderr, flags=re.MULTILINE)
+    assert end == "2\n"
+    assert all(text.startswith("2\n") for text in said[1:])
+    for (words, sentence), text in zip(WRONG_NUMBERS, said, strict=True):
+        assert sentence in text, words
+
+
+@pytest.mark.parametrize("words", [["--regions", "whole=1+2"], ["--config", "mine.json"]])
+def test_regions_of_labels_are_refused_before_anything_is_planned(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps({"regions": "whole=1+2"}), encoding="utf-8")
+    found = CliRunner().invoke(cli, ["train", ".", *words])
+    assert found.exit_code == 2
+    assert (
+        "Expected `regions` to be voronoi or blob, the cells of lesions, but got 'whole=1+2': choose one; unions of "
+        "labels are named in `regions` of dataset.json.\n"
+    ) in found.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+    for cells in ("blob", "voronoi", "$'blob'", "@my_cells"):
+        _check_cells({"regions": cells, "instance": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "train",
+            "--folds N Number of folds of a cross-validation, all of which are trained: 5 trains the folds 0 to 4.",
+        ),
+        (
+            "predict",
+            "--folds all|0,1 Numbers of the folds, counted from 0, whose models are averaged: 2 takes the model",
+        ),
+        ("train", "--memory-gb GIB Memory of the GPU, or RAM, in GiB (2^30 bytes). Default: what is free now."),
+        ("plan", "--memory-gb GIB Memory of the GPU, or RAM, in GiB (2^30 bytes). Default: what is free now."),
+        ("class-weights", "weights level off at 1 / (1 - BETA) voxels per case, which is 10 000 by default."),
+    ],
+)
+def test_the_help_says_what_a_number_is_of(name: str, text: str) -> None:
+    assert text in " ".join(CliRunner().invoke(cli, [name, "--help"]).output.split())
 
 
 @pytest.mark.parametrize(

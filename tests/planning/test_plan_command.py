@@ -189,24 +189,19 @@ def test_folds_are_written_and_followed(tmp_path: Path, capsys: pytest.CaptureFi
     path.unlink()
     capsys.readouterr()
     assert main(["plan", str(data), f"--output={path}", "--folds=4", "--memory-gb=2"]) == 1
-    assert (
-        "Expected `folds` to be at most 3, the number of patients in `training`, but got 4" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "Expected `folds` to be at most 3, the number of patients to divide into folds, but got 4" in error
     assert not path.exists()
 
 
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
-        (["--memory-gb=0"], 1, "Expected `--memory-gb` to be a positive number, but got 0.0: give GiB, such as 8."),
+        (["--memory-gb=0"], 2, "'--memory-gb': Expected a positive number, but got '0': give GiB, such as 8."),
         (["--memory-gb=0.001"], 1, "Expected memory for a training step of two patches of"),
         (["--device=tpu"], 2, "Expected one of auto, cpu, cuda, but got 'tpu': perhaps you meant cpu."),
-        (["--folds=1"], 1, "Expected `folds` to be an integer of at least 2, but got 1"),
-        (
-            ["--folds=2", "--fold=2"],
-            1,
-            "Expected `fold` to be an integer from 0 to 1, as `folds` is 2, but got 2: folds",
-        ),
+        (["--folds=1"], 2, "Expected a whole number of at least 2, but got '1': 5 folds are usual."),
+        (["--folds=2", "--fold=2"], 2, "Expected `--fold` to be below `--folds 2`, but got 2: count from 0."),
         (["--fold=3"], 2, "Expected `--folds` to be given with `--fold 3`, but it is not: add --folds 5 or drop"),
         (["--output=/proc/no/plan.json"], 1, "Expected `--output` to be a folder that can be written"),
     ],
@@ -226,7 +221,7 @@ def test_folds_are_checked_before_any_volume_is_read(tmp_path: Path, capsys: pyt
     data = pet_folder(tmp_path / "data")
     assert main(["plan", str(data), f"--output={tmp_path / 'plan.json'}", "--folds=99", "--memory-gb=4"]) == 1
     error = capsys.readouterr().err
-    assert "Expected `folds` to be at most 4, the number of patients in `training`, but got 99" in error
+    assert "Expected `folds` to be at most 4, the number of patients to divide into folds, but got 99" in error
     assert "Reading training cases" not in error
 
 

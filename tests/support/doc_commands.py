@@ -42,6 +42,7 @@ def problems(text: str) -> list[str]:
         except (LookupError, ValueError, click.ClickException) as error:
             message = error.format_message() if isinstance(error, click.ClickException) else str(error)
             wrong.append(f"{shlex.join(words)}: {message}")
+    wrong += [f"a shell would read the brackets: {code}" for code in _bare_brackets(text)]
     known = _known_options()
     return wrong + [f"no command has {name}" for name in _options_alone(text) if not _is_option(name, known)]
 
@@ -72,6 +73,15 @@ def _words(line: str) -> list[list[str]]:
 
 def _indented_commands(text: str) -> list[str]:
     return re.findall(r"^ {4,}(?:monai-iou|python|torchrun|pytest) .*$", _FENCED.sub("", text), re.MULTILINE)
+
+
+def _bare_brackets(text: str) -> list[str]:
+    """Return what a reader types into a shell in which a bracket stands outside of quotes, where it is a pattern."""
+    typed = [line for block in blocks(text, "sh", "bash") for line in block.replace("\\\n", " ").splitlines()]
+    typed += [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
+    alone = re.findall(r"`([^`\n]+)`", _FENCED.sub("", text))
+    typed += [code for code in alone if code.startswith("--") or _words(code)]
+    return [code for code in typed if "[" in re.sub(r"\"[^\"]*\"|'[^']*'|#.*", "", code)]
 
 
 def _options_alone(text: str) -> set[str]:

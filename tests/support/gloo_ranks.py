@@ -13,13 +13,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+PRELOADED = ["monai_iou", "monai_iou.metrics"]  # by the server from which processes are forked
+
 
 def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
     """Run `work(rank, *arguments)` in that many processes; an error in one of them is raised here.
 
     The processes are forked from a server that has imported the package once: importing MONAI takes seconds per rank.
     """
-    multiprocessing.set_forkserver_preload(["monai_iou", "monai_iou.metrics"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     start_processes(work, arguments, ranks, start_method="forkserver")
 
 
