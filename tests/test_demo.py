@@ -95,6 +95,17 @@ def test_demo_replaces_its_own_folder_and_no_other(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(("words", "option"), [(["demo", "--output"], "--output"), (["init"], "DIR")])
+def test_a_folder_that_cannot_be_made_is_named(
+    words: list[str], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "new"
+    assert main([*words, str(folder)]) == 1
+    expected = f"Expected `{option}` to be a folder that can be written, but got `{folder}` (Not a directory): choose"
+    assert f"{expected} another folder." in " ".join(capsys.readouterr().err.split())
+
+
 def test_demo_takes_a_folder_that_a_file_manager_has_looked_into(tmp_path: Path) -> None:
     left = (".DS_Store", "desktop.ini", "Thumbs.db")
     for folder in (tmp_path / "new", demo._fresh_folder(tmp_path / "earlier")):

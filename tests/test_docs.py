@@ -96,6 +96,8 @@ def test_commands_exist(page: Path) -> None:
         ("monai.bundle run", "monai.bundle rum", "no command rum"),
         ("--epochs 100", "--epoch 100", "no key epoch"),
         ("`--resume true`", "`--resmue true`", "no command has --resmue"),
+        ("`--resume true`", "`--patch_size [64,64,32]`", "read the brackets: --patch_size [64,64,32]"),
+        ("\"['my_bundle/configs/train.json'", "['my_bundle/configs/train.json'", "read the brackets: .venv/bin/python"),
         ("`--resume true`", "`--train::trainer::compiel true`", "no command has --train::trainer::compiel"),
     ],
 )

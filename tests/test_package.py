@@ -40,10 +40,28 @@ TOP_FILES = {
 }
 
 
-def _modules_after(statement: str) -> set[str]:
-    code = f"{statement}; import sys, json; print(json.dumps(sorted(sys.modules)))"
+def _modules_of(first: str, second: str) -> tuple[set[str], list[str]]:
+    """Return the top names of the modules that the second statements add to those of the first, and what is printed."""
+    code = f"import sys, json\n{first}\nbefore = set(sys.modules)\n{second}\n"
+    code += "print(json.dumps(sorted(set(sys.modules) - before)))"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return {name.split(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+    *printed, modules = result.stdout.splitlines()
+    return {name.split(".")[0] for name in json.loads(modules)}, printed
+
+
+BY_A_FULL_NAME = """
+from monai.bundle import ConfigParser
+parser = ConfigParser({'loss': {'_target_': 'monai_iou.IoULoss'}})
+assert 'monai_iou' not in sys.modules
+print(type(parser.get_parsed_content('loss')).__module__)
+import monai_iou
+"""
+
+
+@pytest.fixture(scope="module")
+def beside_monai() -> tuple[set[str], list[str]]:
+    """What the package adds to MONAI, and the module of a loss that a config names: imported once, as that is slow."""
+    return _modules_of("import monai, monai.handlers", BY_A_FULL_NAME)
 
 
 def test_no_file_lies_outside_the_folders() -> None:
@@ -61,14 +79,14 @@ def test_changelog_has_the_version() -> None:
     assert re.search(rf"^## {re.escape(monai_iou.__version__)}", changelog, re.MULTILINE)
 
 
-def test_import_adds_nothing_heavy_to_monai() -> None:
-    ours = _modules_after("import monai_iou")
-    monai_alone = _modules_after("import monai, monai.handlers")
-    assert not (ours - monai_alone) & set(HEAVY)
+def test_import_adds_nothing_heavy_to_monai(beside_monai: tuple[set[str], list[str]]) -> None:
+    added, _ = beside_monai
+    assert "monai_iou" in added
+    assert not added & set(HEAVY)
 
 
 def test_the_check_of_light_imports_can_fail() -> None:
-    assert "scipy" in _modules_after("import scipy")
+    assert "scipy" in _modules_of("import json", "import scipy")[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "monai_iou."])
@@ -89,14 +107,8 @@ def test_no_public_name_is_monais() -> None:
     assert taken == ["MultiScaleLoss"]
 
 
-def test_full_name_needs_no_import() -> None:
-    code = (
-        "from monai.bundle import ConfigParser;"
-        "loss = ConfigParser({'loss': {'_target_': 'monai_iou.IoULoss'}}).get_parsed_content('loss');"
-        "print(type(loss).__module__)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert result.stdout.strip().splitlines()[-1].startswith("monai_iou.")
+def test_full_name_needs_no_import(beside_monai: tuple[set[str], list[str]]) -> None:
+    assert beside_monai[1][-1].startswith("monai_iou.")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -111,6 +123,29 @@ def test_help_imports_nothing_heavy() -> None:
     imported = set(result.stdout.splitlines()[-1].split())
     # Without these the help takes a fifth of a second; each of them would take it past the second that is promised.
     assert not imported & {"monai", "monai_iou", "numpy", "torch", *HEAVY}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the files that git tracks")
+def test_a_wheel_holds_the_bundles_files_that_git_tracks_and_no_others(tmp_path: Path) -> None:
+    """Hatch takes forced files and whole forced folders without asking .gitignore."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    listed = subprocess.run(["git", "ls-files", "-z", "bundles"], cwd=ROOT, check=True, capture_output=True, text=True)
+    tracked = listed.stdout.rstrip("\0").split("\0")
+    left = ["eval/pictures/case.png", "models/last_epoch.pt", "predictions/case.nii.gz", "log.txt"]
+    bundle = "bundles/small_foreground_segmentation"
+    for name in [*tracked, *(f"{bundle}/{name}" for name in left), "bundles/hippocampus_mr/models/.monai_iou.lock"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = settings["tool"]["hatch"]["build"]["targets"]["wheel"]
+    held = {}
+    for source, target in wheel["force-include"].items():
+        path = tmp_path / source
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        held.update({str(target + file.as_posix().removeprefix(path.as_posix())): file for file in files})
+    del held["monai_iou_command.py"]
+    assert sorted(held) == sorted(f"monai_iou/{name}" for name in tracked)
+    assert all(file == tmp_path / name.removeprefix("monai_iou/") and file.is_file() for name, file in held.items())
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,7 @@ def test_one_cell_has_an_interval_of_no_width_and_no_test() -> None:
     assert (one.p, one.verdict) == (None, "too few seeds")
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("variances", [(0.0, 0.05, 0.05), (0.05, 0.02, 0.02), (0.03, 0.05, 0.05), (0.0, 0.0, 0.05)])
 def test_the_interval_covers_and_the_test_rejects_as_they_should_where_nothing_differs(
@@ -124,6 +125,7 @@ def test_the_test_is_students_over_the_seeds_where_all_patients_agree() -> None:
     assert p_value(np.repeat(seeds[:, None], 24, axis=1)) == pytest.approx(ttest_1samp(seeds, 0).pvalue)
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_the_interval_of_an_effect_covers_it() -> None:
     """Its standard deviation is drawn again, so that it is wider than the difference's over a constant."""
     rng, covered, wider = np.random.default_rng(8), 0, 0

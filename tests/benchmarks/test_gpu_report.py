@@ -58,7 +58,7 @@ def is_running(number: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for the state of a process")
 @pytest.mark.parametrize(
-    ("after", "status"), [("time.sleep(60)", "stopped after its 10 s"), ("sys.exit(2)", "failed with code 2")]
+    ("after", "status"), [("time.sleep(60)", "stopped after its 5 s"), ("sys.exit(2)", "failed with code 2")]
 )
 def test_what_a_part_started_ends_with_it(after: str, status: str, tmp_path: Path) -> None:
     """A child that goes on would be measured with the next part."""
@@ -70,7 +70,7 @@ def test_what_a_part_started_ends_with_it(after: str, status: str, tmp_path: Pat
         "stderr=subprocess.DEVNULL)\n"
         f"pathlib.Path({str(note)!r}).write_text(str(child.pid)); print('started', flush=True); {after}"
     )
-    outcome = run(part(code), 10.0)
+    outcome = run(part(code), 5.0)
     assert (outcome.status, outcome.output) == (status, "started\n")
     until = time.monotonic() + 10
     while is_running(int(note.read_text())) and time.monotonic() < until:

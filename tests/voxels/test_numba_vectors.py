@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from light_import import LIGHT_IMPORT
 
 from monai_iou.voxels import numba_regions, numba_vectors
 from monai_iou.voxels.numba_math import PADDING, WIDTH, loop
@@ -79,20 +79,43 @@ def test_runs_end_where_numpy_sees_a_change(length: int, longest: int) -> None:
     np.testing.assert_array_equal(out[:length], pulls[regions])
 
 
-@pytest.mark.parametrize("spoilt", ["lowest_bit", "change_bits", "fill", "sum_between"])
-def test_vectors_that_do_something_else_are_noticed(spoilt: str, tmp_path: Path) -> None:
+WRONG = {"lowest_bit": "17", "change_bits": "np.uint64(1 << 31)", "fill": "None", "sum_between": "np.float32(0)"}
+SPOIL = f"""
+import os, sys, traceback
+import numba.core.config
+import numpy as np
+import torch
+{LIGHT_IMPORT}
+def spoil(name, wrong, folder):
+    numba.core.config.CACHE_DIR = folder
+    from monai_iou.voxels import numba_regions, numba_tiles
+    setattr(numba_regions, name, numba.njit(eval(f"lambda *_: {{wrong}}", dict(np=np))))
+    print(name, numba_tiles.loaded(), sep=": ", flush=True)
+
+for name, wrong in {WRONG}.items():
+    child = os.fork()
+    if child == 0:
+        try:
+            spoil(name, wrong, os.path.join(sys.argv[1], name))
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def noticed(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """What is said of each function that does something else, in processes of their own after one import."""
+    folder = str(tmp_path_factory.mktemp("machine code"))
+    return subprocess.run([sys.executable, "-c", SPOIL, folder], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("spoilt", WRONG)
+def test_vectors_that_do_something_else_are_noticed(spoilt: str, noticed: subprocess.CompletedProcess[str]) -> None:
     """As bits in the order of another processor would."""
-    wrong = {"lowest_bit": "17", "change_bits": "np.uint64(1 << 31)", "fill": "None", "sum_between": "np.float32(0)"}
-    code = f"""if True:
-        import numpy as np
-        from numba import njit
-        from monai_iou.voxels import numba_regions, numba_tiles
-        numba_regions.{spoilt} = njit(eval("lambda *_: {wrong[spoilt]}", dict(np=np)))
-        assert numba_tiles.loaded() == "vectors do not work in Numba here", numba_tiles.loaded()
-        """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert f"{spoilt}: vectors do not work in Numba here" in noticed.stdout.splitlines(), noticed.stderr
 
 
 def test_without_regions_all_voxels_are_one_run() -> None:
