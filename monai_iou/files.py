@@ -180,7 +180,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
                 _write_through(written[path], text.encode("utf-8", "backslashreplace"))
             for path, temporary in written.items():
                 if len(written) > 1:
-                    stack.enter_context(_put_back_after_errors(path))
+                    stack.enter_context(put_back_after_errors(path))
                 temporary.replace(path)
     except OSError as error:
         message = (
@@ -190,7 +190,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 @contextlib.contextmanager
-def _put_back_after_errors(path: Path) -> Iterator[None]:
+def put_back_after_errors(path: Path) -> Iterator[None]:
     """Keep the file at a path under a temporary name, from which an error puts it back; a new one is removed."""
     if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -29,7 +29,7 @@ CT_SUFFIXES = (
     "ANGIO", "ANGIOGRAPHY",
 )  # fmt: skip
 # Where a capital letter behind a small one starts a word: ChestCT and uCT, but not SDoCT and SpeCT.
-CT_WORD_STARTS = re.compile(r"(?<=[a-z])(?:(?<!o)|(?<=micro))(?<!infar)(?<![sS]pe)(?=[A-Z])")
+CT_WORD_STARTS = re.compile(r"(?<=[a-z])(?:(?<!o)|(?<=micro))(?<![iI]nfar)(?<![sS][pP]e)(?=[A-Z])")
 
 
 def is_ct(modality: str) -> bool:

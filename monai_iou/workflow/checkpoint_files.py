@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from monai_iou.files import temporary_file
+from monai_iou.files import put_back_after_errors, temporary_file
 from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.typed_words import switch_on
@@ -112,6 +112,9 @@ def write_together(contents: Mapping[Path, Any], without: Path | None = None) ->
             with disk_full(path):
                 written[path] = stack.enter_context(temporary_file(path.parent))
                 _write(content, written[path])
+        for path in [*written][:-1] + ([] if without is None else [without]):
+            with disk_full(path):
+                stack.enter_context(put_back_after_errors(path))
         if without is not None:
             without.unlink(missing_ok=True)
         for path, temporary in written.items():

@@ -17,7 +17,14 @@ from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically, write_together
 from monai_iou.workflow.failures import StepGuard, quiet_stop, stop_signal
 from monai_iou.workflow.finite_outputs import check_weights
-from monai_iou.workflow.optimization import WeightAverage, averages_of, has_updated, inner_module, load_averages
+from monai_iou.workflow.optimization import (
+    WeightAverage,
+    averages_of,
+    has_updated,
+    inner_module,
+    load_averages,
+    restore_weights,
+)
 from monai_iou.workflow.records import differences
 from monai_iou.workflow.schedules import restore_schedule
 from monai_iou.workflow.settings import exit_with_message
@@ -32,7 +39,6 @@ if TYPE_CHECKING:
     from monai_iou.workflow.event_files import EventFolder
 
 __all__ = ["CheckpointHandler"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +107,11 @@ class CheckpointHandler:
         self.evaluator, self.plan, self.resume, self.cases = evaluator, plan, resume, cases
         self.events, self.start = events, start
         self.average = average if average is not None else WeightAverage(network, optimizer)
-        self._guard = StepGuard(items)
+        self._guard, self._chosen_before = StepGuard(items), -1
         self._has_started = self._has_model = self._is_final = self._is_behind = False
 
     def attach_first(self, engine: Trainer) -> None:
-        """Register what comes before all other handlers' start, at which one may validate the network."""
+        """Register the restoring of weights, before any other handler acts at the start."""
         from ignite.engine import Events
 
         engine.add_event_handler(Events.STARTED, self._started)
@@ -129,6 +135,10 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Trainer) -> None:
+        self._prepare(engine)
+        self._chosen_before = self._best_epoch
+
+    def _prepare(self, engine: Trainer) -> None:
         if self._has_started and engine.state.epoch > 0:  # a further run, such as a federated round, goes on as it is
             return
         self._has_started, self._has_model, self._is_final = True, False, False
@@ -154,9 +164,12 @@ class CheckpointHandler:
 
             self._is_behind = False
             engine.fire_event(Events.EPOCH_COMPLETED)
+        elif engine.state.rank == 0 and self._chosen_before != self._best_epoch == engine.state.epoch:
+            self._write_model()  # a validation at the start chose the weights that training starts from
 
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
-        self._restore_weights(state, path)
+        restore_weights(self.network, self.average, state, path)
+        load_averages(self.optimizer, state["optimizer"], path)
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
@@ -164,7 +177,7 @@ class CheckpointHandler:
         self._restore_best_score(state)
         self._is_final = state.get("final", False)
         # A file alone may be of an earlier training in this folder, or the final weights of fewer epochs.
-        was_chosen = state["best_metric_epoch"] > 0 and not math.isnan(state["best_metric"])
+        was_chosen = state["best_metric_epoch"] >= 0 and not math.isnan(state["best_metric"])
         self._has_model = (self._is_final or was_chosen) and (self.folder / "model.pt").is_file()
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
             self.plan = with_seen(self.plan, state.get("trained", ()), state.get("trained_images", ()))
@@ -182,19 +195,6 @@ class CheckpointHandler:
                 "Nothing is left to train, as `epochs` is %d and %d are done: a larger --epochs continues.",
                 engine.state.max_epochs, state["epoch"],
             )  # fmt: skip
-
-    def _restore_weights(self, state: Mapping[str, Any], path: Path) -> None:
-        try:
-            inner_module(self.network).load_state_dict(state["model"])
-            self.average.load_state_dict(state.get("average", {}))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            message = (
-                f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
-                "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or "
-                f"start anew with {switch_on('overwrite')} and without --resume."
-            )
-            raise ValueError(message) from error
-        load_averages(self.optimizer, state["optimizer"], path)
 
     def _restore_position(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
         """Go to the epoch and step of the checkpoint, and the learning rate with them."""
@@ -225,7 +225,7 @@ class CheckpointHandler:
             self._is_final = self._has_model = False
             if self.evaluator is not None:
                 self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
-        elif self._best_epoch < 1:
+        elif self._best_epoch < 0:
             self._has_model = False  # it was chosen on other cases, and this run now has weights of its own
         self._stop(engine, self._guard.check(engine))
 

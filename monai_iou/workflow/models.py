@@ -103,7 +103,9 @@ def trained_plan(settings: Settings) -> Plan | None:
     if settings.resume or settings.overwrite or not all(file.is_file() for file in files):
         return None
     with exit_with_message():
-        return load_plan(files[1])
+        plan = load_plan(files[1])
+    tell_keys_without_effect([str(files[0])])
+    return plan
 
 
 def tell_keys_without_effect(files: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,42 @@ def _within(network: torch.nn.Module) -> torch.nn.Module | None:
     # The other is that of torch.compile, whose class takes seconds to import.
     within: object = getattr(network, "module" if is_shared else "_orig_mod", None)
     return within if isinstance(within, torch.nn.Module) else None
+
+
+def restore_weights(network: torch.nn.Module, average: WeightAverage, state: Mapping[str, Any], path: Path) -> None:
+    """Load the weights of a checkpoint, and their average.
+
+    Args:
+        network: the trained module.
+        average: of its weights.
+        state: the checkpoint's `model` and `average`; earlier versions kept the names of compiled and parallel modules.
+        path: of the checkpoint, for the error.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    try:
+        inner_module(network).load_state_dict(_plain_names(state["model"]))
+        average.load_state_dict(state.get("average", {}))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        message = (
+            f"Expected {path} to hold the network that this run trains, but its weights do not fit: "
+            "resume with the same data, `patch_size`, `base_channels`, `full_resolution` and `network_def`, or "
+            f"start anew with {switch_on('overwrite')} and without --resume."
+        )
+        raise ValueError(message) from error
+
+
+def _plain_names(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Weights by the names that the network itself gives them, without those of what torch wraps around it.
+
+    >>> _plain_names({"_orig_mod.module.a": 1, "_orig_mod.module.b": 2}), _plain_names({"module.a": 1, "b": 2})
+    ({'a': 1, 'b': 2}, {'module.a': 1, 'b': 2})
+    """
+    for prefix in ("_orig_mod.", "module."):
+        if weights and all(name.startswith(prefix) for name in weights):
+            return _plain_names({name.removeprefix(prefix): value for name, value in weights.items()})
+    return weights
 
 
 def has_updated(engine: Any) -> bool:
@@ -210,7 +247,7 @@ class WeightAverage:
             RuntimeError: it is of another network.
         """
         if self.decay is not None:
-            self.network.load_state_dict(state["network"] if state else self._source.state_dict())
+            self.network.load_state_dict(_plain_names(state["network"]) if state else self._source.state_dict())
             self.steps = int(state["steps"]) if state else 0
 
 

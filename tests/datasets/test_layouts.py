@@ -411,7 +411,7 @@ OTHER_NAMES = (
     "SPECT", "OCT", "T1", "PET", "single photon emission computed tomography", "infarct", "ADC", "ACTH", "contrast",
     "optical coherence tomography", "oct", "oCT", "Oct", "SD-OCT", "SDOCT", "retinaOCT", "OCTA", "SpeCT", "spect",
     "VECTOR", "DOCTOR", "vectorDoctor", "ECT", "ACT", "tract", "TrACT", "DCT", "dsDCT", "PETMR", "CTRL", "ACTIN",
-    "factor2", "CTG",
+    "factor2", "CTG", "SDoCT", "source_oCT", "_oCT", "SPeCT", "InfarCT",
 )  # fmt: skip
 
 

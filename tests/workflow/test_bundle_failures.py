@@ -24,7 +24,6 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Randomizable, Transform
 
-from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
@@ -294,12 +293,13 @@ def test_a_probability_of_flips_above_one_is_refused_before_the_first_step(bundl
     assert not (bundle / "models" / "last_epoch.pt").exists()
 
 
-def test_the_command_ends_with_one_sentence(tmp_path: Path, data: Path) -> None:
-    done = run_command(bundle_command(bundle_path(), ["train"], {"dataset_dir": str(tmp_path / "nowhere")}))
+def test_the_command_ends_with_one_sentence(tmp_path: Path, bundle: Path) -> None:
+    done = run_command(bundle_command(bundle, ["train"], {"dataset_dir": str(tmp_path / "nowhere")}))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(f"monai_iou: Expected {tmp_path}/nowhere/dataset.json")
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [bundle]
+    assert not list((bundle / "models").glob("*.pt"))
 
 
 @pytest.mark.parametrize("configs", [["train"], ["train", "evaluate"]])

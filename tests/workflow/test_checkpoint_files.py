@@ -167,6 +167,19 @@ def test_files_that_belong_together_are_replaced_once_there_is_room_for_all(
         with pytest.raises(TrainingError, match=r"^Expected room to write .*model\.pt, but the disk is full"):
             write_together({plan: "new", model: {"epoch": 2}}, without=tuned)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    replace = Path.replace
+
+    def no_room_for_the_model(self: Path, target: Path) -> Path:
+        if Path(target) == model:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(self, target)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "replace", no_room_for_the_model)
+        with pytest.raises(TrainingError, match=r"^Expected room to write .*model\.pt, but the disk is full"):
+            write_together({plan: "new", model: {"epoch": 2}}, without=tuned)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     write_together({plan: "new", model: {"epoch": 2}}, without=tuned)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
     assert (plan.read_text(encoding="utf-8"), torch.load(model, weights_only=True)) == ("new", {"epoch": 2})

@@ -52,6 +52,34 @@ def stop_at(step: int, bundle: Path, data: Path, **changes: Any) -> None:
         made.run()
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
+def test_a_checkpoint_with_the_names_of_a_wrapped_network_is_resumed(prefix: str, bundle: Path, data: Path) -> None:
+    """Earlier versions stored a compiled or DataParallel network so."""
+    train(bundle, data, epochs=1)
+    path = bundle / "models" / "last_epoch.pt"
+    state = torch.load(path, weights_only=True)
+    before = {name: value.clone() for name, value in state["model"].items()}
+    write_atomically({**state, "model": {f"{prefix}{name}": value for name, value in before.items()}}, path)
+    train(bundle, data, epochs=2, resume=True)
+    after = torch.load(path, weights_only=True)
+    assert (after["epoch"], after["model"].keys()) == (2, before.keys())
+
+
+def test_the_weights_that_a_validation_at_the_start_chose_are_stored(bundle: Path, data: Path) -> None:
+    at_start = {"train#handlers#1#exec_at_start": True}
+    train(bundle, data, epochs=3, val_interval=2)
+    third = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    second = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    low = {**third, "best_metric": -0.5}  # so that any score is better
+    write_atomically(low, bundle / "models" / "last_epoch.pt")
+    train(bundle, data, epochs=4, val_interval=9, resume=True, **at_start)
+    state = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
+    model = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert state["best_metric_epoch"] == 3
+    assert all(torch.equal(model[name], value) for name, value in third["model"].items())
+    assert not all(torch.equal(model[name], value) for name, value in second.items())
+
+
 def has_final_weights(bundle: Path, epoch: int) -> bool:
     last, model = (torch.load(bundle / "models" / name, weights_only=True) for name in ("last_epoch.pt", "model.pt"))
     assert last["epoch"] == epoch
