@@ -38,14 +38,6 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    """Leave it to the system when files reach the disk, which no test sees; what is no open file is still refused."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", os.fstat)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _same_locale() -> Iterator[None]:
     """Undo what ITK's DICOM writer does: it leaves the process in the C locale, where Python reads text as ASCII."""

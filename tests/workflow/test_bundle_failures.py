@@ -186,8 +186,9 @@ def test_two_ranks_run_the_multi_gpu_config_as_it_is(
     settings = overrides(bundle, data, val_fraction=val_fraction, case_repeats=2)
     done = run_command(bundle_command(bundle, ["train", "multi_gpu_train"], settings, *launcher))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("epoch 2/2 ") == 1, "rank 0 alone reports"
-    assert done.stdout.count("threads at the end: []") == 2, "a thread of the process group could abort a rank"
+    said = done.stdout + done.stderr
+    assert done.stdout.count("epoch 2/2 ") == 1, f"rank 0 alone reports: {said}"
+    assert done.stdout.count("threads at the end: []") == 2, f"a thread of the group could abort a rank: {said}"
     models = bundle / "models"
     trained = {0.3: 2, 0.1: 3}[val_fraction]
     steps = torch.load(models / "last_epoch.pt", weights_only=True)["epoch_length"]
