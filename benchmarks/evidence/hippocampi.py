@@ -27,6 +27,7 @@ from benchmarks.evidence.datasets import real_cases
 from benchmarks.evidence.report import RESULTS, made
 from benchmarks.evidence.statistics import Choice, comparison, differences, scores_of
 from benchmarks.evidence.studies import STUDIES, Study
+from monai_iou.tables import counted
 
 Rows = Iterable[Mapping[str, str]]
 
@@ -103,8 +104,7 @@ def differences_on_new_scans(study: Study, rows: Rows, trained: Mapping[str, Col
         elif baseline in scores and (table := differences(scores[baseline], one)).size:
             compared = comparison(choice, baseline, table)
             low, high = compared.interval
-            seeds = f"{compared.seeds} seed{'s' if compared.seeds != 1 else ''}"
-            found[choice] = f"{compared.difference:+.3f} ({low:+.3f} to {high:+.3f}), {seeds}"
+            found[choice] = f"{compared.difference:+.3f} ({low:+.3f} to {high:+.3f}), {counted(compared.seeds, 'seed')}"
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from monai_iou.tables import counted
 from monai_iou.volumes.dicom_marks import DICOM_ENDINGS, DIRECTORY_CLASS, dicom_class, is_dicom
 from monai_iou.volumes.header import VolumeError, refusal
 
@@ -150,7 +151,7 @@ def _holds_series(folder: Path) -> bool:
     slices = filter(_is_slice, (file for file in files if slice_ending(file) in endings))
     count = len(list(islice(slices, volumes + 1)))
     if 1 < count <= volumes or (count == volumes == 1):
-        found = f"{count} DICOM file{'s' if count > 1 else ''} beside {volumes} volume{'s' if volumes > 1 else ''}"
+        found = f"{counted(count, 'DICOM file')} beside {counted(volumes, 'volume')}"
         raise refusal(folder, "hold either a DICOM series or volumes", found, "move them to folders of their own")
     return count > volumes
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from monai_iou.volumes.header import refusal
 
-__all__ = ["give_name", "plain_name", "plain_target", "temporary_folder"]
+__all__ = ["give_name", "is_plain", "plain_name", "plain_target", "temporary_folder"]
 
 PREFIX = "monai_iou_"
 
@@ -23,7 +23,7 @@ def plain_name(path: Path) -> Iterator[Path]:
     Raises:
         VolumeError: see `temporary_folder`.
     """
-    if _is_plain(path):
+    if is_plain(path):
         yield path
         return
     with temporary_folder(path) as folder:
@@ -39,11 +39,11 @@ def plain_target(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be copied, or there is no such temporary folder.
     """
-    if _is_plain(path):
+    if is_plain(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
-        if not _is_plain(folder):
+        if not is_plain(folder):
             message = f"the name of the temporary folder {folder!r} is not UTF-8"
             raise OSError(message)
         name = Path(folder) / f"file{_endings(path)}"
@@ -65,7 +65,7 @@ def temporary_folder(path: Path) -> Iterator[str]:
         problem = f"the error '{error.strerror or error}'"
         raise refusal(path, "be read through a temporary folder", problem, remedy) from error
     with made as folder:
-        if not _is_plain(folder):
+        if not is_plain(folder):
             raise refusal(path, "be read through a temporary folder with a name in UTF-8", repr(folder), remedy)
         yield folder
 
@@ -86,10 +86,11 @@ def give_name(name: Path, file: Path) -> None:
 
 
 def _endings(path: Path) -> str:
-    return "".join(ending for ending in path.suffixes if _is_plain(ending))
+    return "".join(ending for ending in path.suffixes if is_plain(ending))
 
 
-def _is_plain(path: Path | str) -> bool:
+def is_plain(path: Path | str) -> bool:
+    """Return whether a path is UTF-8, which SimpleITK and torch's memory maps need."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from monai_iou.files import put_back_after_errors, temporary_file
+from monai_iou.volumes.plain_names import is_plain
 from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.typed_words import switch_on
@@ -55,8 +56,7 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
     with exit_with_message():
         try:
             check_content(path)
-            mmap = mmap and _is_utf8(path)
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_plain(path))
             usable = isinstance(state, Mapping) and set(KEYS) <= set(state) and isinstance(state["epoch"], int)
             error = None
         except UNREADABLE as caught:
@@ -68,15 +68,6 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
             )
             raise ValueError(message) from error
     return dict(state)
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether torch can map a file at this path."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def write_atomically(content: Any, path: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "is_better",
     "is_parallel",
     "load_averages",
+    "restore_weights",
     "with_weights_in",
 ]
 
