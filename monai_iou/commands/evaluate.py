@@ -78,6 +78,14 @@ DISTANCES = (
         metavar="2mm|2%",
         help="Width of the bands of boundary IoU, in mm or as a share of the image's diagonal.",
     ),
+    click.option(
+        "--boundary-distance",
+        type=Choice(["euclidean", "chessboard"]),
+        default="euclidean",
+        show_default=True,
+        help="How this width is measured: in a straight line, or by the largest distance along an axis, as the authors "
+        "of boundary IoU do (chessboard).",
+    ),
 )
 LESIONS = (
     click.option(

@@ -147,8 +147,7 @@ def _scores(
 ) -> dict[str, Any]:
     voxels = counted_voxels(reference.array, settings.ignore)
     rows, lesions, pictures = [], [], {}
-    whole = settings.rules.like is not None
-    for pair in mask_pairs(array, reference.array, structures, settings.ignore, whole):
+    for pair in mask_pairs(array, reference.array, structures, settings.ignore, settings.rules.whole):
         row, pair_lesions = score_pair(pair, reference.grid, voxels, settings.rules, numbers)
         rows.append({"case": case, **row})
         lesions += [{"case": case, **lesion} for lesion in pair_lesions]

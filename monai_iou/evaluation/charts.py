@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def _box(values: Sequence[float], axis: Axis, middle: float) -> list[str]:
     ]
 
 
-def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
+def recall_chart(lesions: Sequence[tuple[float, bool]], title: str) -> str:
     """Share of the reference's lesions that were found, by volume, with Wilson's 95 % intervals.
 
     Args:
@@ -82,9 +82,10 @@ def recall_chart(lesions: Iterable[tuple[float, bool]], title: str) -> str:
         title: the axis label.
     """
     bins: dict[int, list[bool]] = {}
+    least = min((volume for volume, _ in lesions if volume > 0), default=1.0)  # 0 has no logarithm
     for volume, detected in lesions:
         # Volumes are products of spacings: the added share keeps 10 mm^3 out of the bin below 10.
-        bins.setdefault(math.floor(math.log10(max(volume, 1e-3) * (1 + 1e-9))), []).append(detected)
+        bins.setdefault(math.floor(math.log10(max(volume, least) * (1 + 1e-9))), []).append(detected)
     height = 260
     y = Axis(0.0, 1.0, height - BOTTOM, TOP)
     parts = [y_axis(y, "Share of lesions found")]
@@ -115,10 +116,11 @@ def bland_altman(points: Sequence[Point]) -> str:
     differences = np.array([point.y for point in points] or [0.0])
     limits = len(points) > 2
     mean, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1)) if limits else 0.0
-    reach = max(abs(differences).max(), abs(mean) + spread, 1e-3) * 1.15
+    # Volumes may be tiny: only an axis of no length at all is given one.
+    reach = (max(float(abs(differences).max()), abs(mean) + spread) or 1e-3) * 1.15
     height = 300
-    largest = max([point.x for point in points] or [1.0])
-    x, y = Axis(0.0, max(largest, 1e-3) * 1.05, LEFT, WIDTH - RIGHT), Axis(-reach, reach, height - BOTTOM, TOP)
+    largest = max((point.x for point in points), default=0.0) or 1.0
+    x, y = Axis(0.0, largest * 1.05, LEFT, WIDTH - RIGHT), Axis(-reach, reach, height - BOTTOM, TOP)
     parts = [x_axis(x, height, "Mean of prediction and reference, ml"), y_axis(y, "Prediction - reference, ml")]
     # Each text has a place of its own beside its line, as the lines may lie on each other.
     lines = (
@@ -216,8 +218,8 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def _power(power: int) -> str:
-    """A power of ten as people write it: 0.1, 10, 1k, 100k, 1M."""
+    """A power of ten as people write it: 1e-6, 0.1, 10, 1k, 100k, 1M."""
     for step, unit in ((6, "M"), (3, "k")):
         if power >= step:
             return f"{10 ** (power - step)}{unit}"
-    return f"{10.0**power:g}"
+    return f"{10.0**power:g}" if power > -5 else f"1e{power}"

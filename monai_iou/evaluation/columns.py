@@ -53,6 +53,10 @@ COLUMNS = {
     "sq": Column("SQ", "Mean IoU of the matched lesions."),
     "rq": Column("RQ", "Recognition quality: lesion F1 by another name."),
     "cc_iou": Column("CC-IoU", "Mean IoU inside the region that is nearest to each reference lesion."),
+    "fragments": _count(
+        "Fragments", "Predicted lesions beyond the first that overlap the same lesion of the reference."
+    ),
+    "merges": _count("Merges", "Lesions of the reference beyond the first that the same predicted lesion overlaps."),
     "voxels_tp": _count("Voxels TP", "Voxels in both masks."),
     "voxels_fp": _count("Voxels FP", "Voxels in the prediction alone."),
     "voxels_fn": _count("Voxels FN", "Voxels in the reference alone."),

@@ -66,8 +66,9 @@ def compare_folders(
     named. A case that failed in one folder and a score that is undefined because a mask is empty count as the worst
     score (`monai_iou.evaluation.penalties`). If a structure is absent and only one of two folders predicts it, the
     score of the other one counts as the best; if neither predicts it, the case is left out. So is a case that both
-    folders failed at, unless another one knows its reference. The function writes comparison.csv, paired.csv (the
-    primary scores, one column per folder), comparison.html and, for three or more folders, ranking.csv.
+    folders failed at, unless another one knows its reference, and a case of which one folder has no score at all, such
+    as one without a reference there. The function writes comparison.csv, paired.csv (the primary scores, one column per
+    folder), comparison.html and, for three or more folders, ranking.csv.
 
     Args:
         folders: outputs of `monai-iou evaluate`; the first folder is the baseline.

@@ -12,7 +12,7 @@ from monai_iou.evaluation.exports import EXPORTS
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.files import OutputError
 
-__all__ = ["check_earlier", "check_marks", "earlier_exports", "replaced_note"]
+__all__ = ["MARKS", "begins_with", "check_earlier", "check_marks", "earlier_exports", "replaced_note"]
 
 # How the results of an evaluation begin.
 MARKS = {
@@ -23,6 +23,8 @@ MARKS = {
     "report.html": b"<title>Segmentation evaluation: ",
 }
 LOOKED_INTO = 4096  # bytes of a page until its title
+# Between the cells of a table that a spreadsheet saved where numbers have a decimal comma.
+OTHER_SEPARATORS = bytes.maketrans(b";\t", b",,")
 
 
 def check_marks(output: Path, marks: Mapping[str, bytes], what: str) -> None:
@@ -38,7 +40,7 @@ def check_marks(output: Path, marks: Mapping[str, bytes], what: str) -> None:
     """
     for name, mark in marks.items():
         path = output / name
-        if os.path.lexists(path) and mark not in _beginning(path):
+        if os.path.lexists(path) and not begins_with(path, mark):
             raise _foreign(path, what)
 
 
@@ -90,6 +92,14 @@ def _options(output: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
+
+
+def begins_with(path: Path, mark: bytes) -> bool:
+    """Whether the beginning of a file contains a mark; of a table, also if a spreadsheet has saved it since."""
+    beginning = _beginning(path)
+    if path.suffix == ".csv":
+        beginning = beginning.partition(b"\n")[0].translate(OTHER_SEPARATORS, b'"')
+    return mark in beginning
 
 
 def _beginning(path: Path) -> bytes:

@@ -55,8 +55,8 @@ def mask_pairs(
     """The structures' masks one after the other, each cut to where either label map holds the structure.
 
     What lies beyond the box is in neither mask, as what lies beyond the image is, so that no score changes by it. With
-    ignored voxels, which may lie beyond the box and are not background, and where `whole` asks for it (challenges count
-    the background), the box is the whole volume.
+    ignored voxels, which may lie beyond the box and are not background, and where `whole` asks for it (`Rules.whole`),
+    the box is the whole volume.
     """
     ignored = None if ignore is None else reference == ignore
     boxes = [_boxes(labels) for labels in (prediction, reference)] if ignored is None and not whole else []

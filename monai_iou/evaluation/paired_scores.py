@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from monai_iou.evaluation.columns import COLUMNS
+from monai_iou.evaluation.earlier import MARKS, begins_with
 from monai_iou.evaluation.groups import own_patient
 from monai_iou.evaluation.penalties import OF_LESIONS, empty_prediction, penalised
 from monai_iou.evaluation.rendering import readable, restored
@@ -33,6 +34,7 @@ class Evaluated:
         name: short and its own among the folders compared.
         scores: by case and label, with penalties for what is undefined although there was something to find.
         failed: the cases of failures.csv.
+        unscored: those of them that were not even scored as empty predictions, such as cases without a reference.
         patients: the patient of every case, where one of the evaluations that are compared knew them.
         titles: how the report calls each label, where it has another name than its value.
         options: by what rules the scores were computed, as summary.json has them.
@@ -45,6 +47,7 @@ class Evaluated:
     name: str
     scores: Scores
     failed: frozenset[str]
+    unscored: frozenset[str]
     patients: Mapping[str, str]
     titles: Mapping[str, str]
     options: Mapping[str, Any]
@@ -142,7 +145,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def paired_keys(*evaluated: Evaluated) -> list[tuple[str, str]]:
-    """Cases and labels that every folder has or failed at, and of which any compared folder knows the reference."""
+    """Cases and labels of which every folder has a score, and of which any compared folder knows the reference."""
     return sorted(key for key in evaluated[0].known if all(is_in(one, key) for one in evaluated))
 
 
@@ -187,8 +190,9 @@ def score_of(evaluated: Evaluated, key: tuple[str, str], metric: str) -> float:
 
 
 def is_in(evaluated: Evaluated, key: tuple[str, str]) -> bool:
-    """Whether a folder was asked for a case and label: it has a score, or failed at the case."""
-    return key in evaluated.scores or (key[0] in evaluated.failed and key[1] in evaluated.labels)
+    """Whether a folder has a score of a case and label: its own, or that of an empty prediction where it failed."""
+    failed = key[0] in evaluated.failed and key[0] not in evaluated.unscored
+    return key in evaluated.scores or (failed and key[1] in evaluated.labels)
 
 
 def _read(folder: Path, name: str) -> Evaluated:
@@ -198,7 +202,7 @@ def _read(folder: Path, name: str) -> Evaluated:
     failures = [row["case"] for row in _rows(summary.get("failures")) if isinstance(row.get("case"), str)]
     # Tables have bytes that are no text as escapes.
     named = {readable(case): case for case in (*patients, *inputs, *failures)}
-    failed = frozenset(named.get(case, restored(case)) for case in _failed(folder))
+    failed = {named.get(row["case"], restored(row["case"])): row for row in _failed(folder)}
     try:
         rows = read_csv(folder / "cases.csv")
         columns = frozenset(rows[0] if rows else ())
@@ -211,21 +215,56 @@ def _read(folder: Path, name: str) -> Evaluated:
             for row in rows
         }
     except (OSError, KeyError, ValueError, TypeError) as error:
-        message = (
-            f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
-        )
-        raise CompareError(message) from error
+        raise _unreadable(folder) from error
     references = _texts({case: files.get("reference") for case, files in inputs.items() if isinstance(files, dict)})
     # With `--missing penalty` failed cases have rows too, of which nobody could tell that they failed.
     scores = {key: row for key, row in known.items() if key[0] not in failed}
-    return Evaluated(folder, name, scores, failed, patients, titles, options, references, columns, known)
+    unscored = _unscored(failed, summary, {case for case, _ in known})
+    return Evaluated(
+        folder, name, scores, frozenset(failed), unscored, patients, titles, options, references, columns, known
+    )
 
 
-def _failed(folder: Path) -> frozenset[str]:
+def _unreadable(folder: Path) -> CompareError:
+    """Why there are no scores: no evaluation, or one whose table was changed since."""
+    path = folder / "cases.csv"
+    if begins_with(path, MARKS[path.name]):
+        message = (
+            f"Expected `{path}` as `monai-iou evaluate` wrote it, but got a table that another program has saved in a "
+            "format of its own, as a spreadsheet with decimal commas does: evaluate into this folder again."
+        )
+    else:
+        message = (
+            f"Expected the output of `monai-iou evaluate` in `{folder}`, but got no readable cases.csv: evaluate first."
+        )
+    return CompareError(message)
+
+
+def _failed(folder: Path) -> list[dict[str, str]]:
+    """The rows of failures.csv that name a case; none where it cannot be read."""
     try:
-        return frozenset(row["case"] for row in read_csv(folder / "failures.csv"))
-    except (OSError, KeyError, ValueError):
-        return frozenset()
+        return [row for row in read_csv(folder / "failures.csv") if "case" in row]
+    except (OSError, ValueError):
+        return []
+
+
+def _unscored(
+    failed: Mapping[str, Mapping[str, str]], summary: Mapping[str, Any], in_table: Set[str]
+) -> frozenset[str]:
+    """The failed cases of which the evaluation has no score, so that they are no failures of the method.
+
+    An earlier version did not list the others: there, they are those without a reference and, with `--missing penalty`,
+    those without a row in cases.csv.
+    """
+    scored = summary.get("scored_as_empty")
+    if isinstance(scored, list):
+        return frozenset(failed).difference(case for case in scored if isinstance(case, str))
+    with_rows = _table(summary.get("options")).get("missing") == "penalty"
+    return frozenset(
+        case
+        for case, row in failed.items()
+        if (row.get("prediction") and not row.get("reference")) or (with_rows and case not in in_table)
+    )
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from monai_iou.evaluation.label_maps import is_image, is_label_map
 from monai_iou.evaluation.rendering import restored
 from monai_iou.evaluation.request import Request
 from monai_iou.files import read_csv
@@ -25,7 +25,6 @@ from monai_iou.volumes.names import (
     is_volume,
     volumes_below,
 )
-from monai_iou.volumes.reading import read_labels
 
 # nnU-Net's numbers behind the names of the files of one image, one for each channel.
 CHANNEL = re.compile(r"_\d{4}$")
@@ -87,10 +86,12 @@ def pair_folders(predictions: Path, references: Path) -> list[Pair]:
     `monai-iou predict` writes them, `a/b_mask` is that of `a/b`.
 
     Raises:
-        PairingError: a folder is missing or contains no volume, or two files in one folder have the same name.
+        PairingError: a folder is missing or contains no volume, two files in one folder have the same name, or images
+            have the names of the predictions.
     """
     predicted, found_references = find_volumes(predictions, "--predictions"), find_volumes(references, "--references")
     predicted = _without_images(predicted, predictions, found_references)
+    _check_not_images(predicted, found_references, references)
     names = sorted(predicted.keys() | found_references.keys())
     if not predicted.keys() & found_references.keys():
         message = (
@@ -115,7 +116,7 @@ def _without_images(predicted: dict[str, Path], folder: Path, references: Mappin
     masks = predicted.keys() - find_volumes(folder, "--predictions", RESULTS).keys() - set(references)
     of_images = {name.removesuffix(f"_{MASK}"): predicted[name] for name in masks}
     pair = next((name for name in sorted(of_images) if name in predicted and name in references), None)
-    if pair is not None and _is_label_map(predicted[pair], of_images[pair], references[pair]):
+    if pair is not None and is_label_map(predicted[pair], of_images[pair], references[pair]):
         message = (
             f"Expected `{folder}` to hold one prediction for `{pair}`, but got the label map `{predicted[pair].name}` "
             f"with `{of_images[pair].name}` beside it: keep one of the two, or name the predictions in a CSV with "
@@ -126,15 +127,25 @@ def _without_images(predicted: dict[str, Path], folder: Path, references: Mappin
     return {name: path for name, path in predicted.items() if name not in masks | channels} | of_images
 
 
-def _is_label_map(path: Path, *labelled: Path) -> bool:
-    """Return whether a file has no other values than these label maps, and 0; not if one cannot be read."""
-    try:
-        values = np.unique(np.concatenate([[0], *(np.unique(read_labels(other).array) for other in labelled)]))
-        found = read_labels(path).array
-    except (OSError, VolumeError):
-        return False
-    inside = found.min() >= values[0] and found.max() <= values[-1]  # at once False for most images
-    return bool(inside and np.isin(found, values).all())
+def _check_not_images(predicted: Mapping[str, Path], references: Mapping[str, Path], folder: Path) -> None:
+    """Refuse references under the names of predictions that are images, whose label maps lie beside them.
+
+    One is read to find out, from a folder in which at least as many references have no prediction.
+
+    Raises:
+        PairingError: it is an image.
+    """
+    paired = [path for name, path in references.items() if name in predicted]
+    alone = [path for name, path in references.items() if name not in predicted]
+    of_pairs, others = (Counter(path.parent for path in paths) for paths in (paired, alone))
+    path = next((path for path in paired if of_pairs[path.parent] <= others[path.parent]), None)
+    if path is not None and is_image(path):
+        beside = next(other.name for other in alone if other.parent == path.parent)
+        message = (
+            f"Expected `{folder}` to hold label maps under the names of the predictions, but got the image `{path}` "
+            f"with `{beside}` beside it: pair the predictions with the label maps in a CSV with `--pairs`."
+        )
+        raise PairingError(message)
 
 
 def pairing_notes(pairs: Sequence[Pair], request: Request) -> list[str]:

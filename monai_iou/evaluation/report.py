@@ -64,6 +64,7 @@ def report_text(evaluation: Evaluation) -> str:
             for name in titles
         ],
         "maps": _maps(summary["probabilities"], titles),
+        "lesion": evaluation.request.rules.lesion_in_words,
         "rule": summary["options"]["lesion_rule"],
         "pictures": pictures,
         "missed": missed_lesions(evaluation, pictures),
@@ -108,11 +109,23 @@ def _tiles(
             }
         )
     if len(titles) == 1:
-        dataset, (name,) = summary["dataset"], titles
-        worst = number(dataset["iou_i_worst_10"])
+        (name,) = titles
+        # Not that of `dataset`, which may leave out false positives in cases without the label: the mean counts them.
+        worst = number(_lowest_tenth([row["iou"] for row in evaluation.averaged]))
         tiles.append({"what": "Worst 10 % of cases", "value": f"IoU {worst}", "note": "mean of the lowest"})
         tiles.append(_lesion_tile(evaluation, lesions[name]))
     return tiles
+
+
+def _lowest_tenth(values: Iterable[float]) -> float | None:
+    """The mean of the lowest tenth of the values that are defined, and of at least one.
+
+    >>> _lowest_tenth([0.5, math.nan, *[1.0] * 18, 0.0]), _lowest_tenth([1.0, 0.5]), _lowest_tenth([math.nan])
+    (0.25, 0.5, None)
+    """
+    defined = sorted(value for value in values if math.isfinite(value))
+    lowest = defined[: max(1, len(defined) // 10)]
+    return math.fsum(lowest) / len(lowest) if lowest else None
 
 
 def _headed(labels: Mapping[str, Any], titles: Iterable[str]) -> list[tuple[str, str]]:

@@ -6,13 +6,14 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from monai_iou.evaluation.cluster import SchedulerError, host_and_port
 from monai_iou.evaluation.rules import Rules, Structure, split_width
 from monai_iou.files import OutputError, check_outputs
 from monai_iou.metrics import CHALLENGES
+from monai_iou.metrics.boundary import DISTANCES, BoundaryDistance
 from monai_iou.metrics.lesion_rules import Pairing, lesion_rule
 
 MISSING = ("both", "exclude", "penalty")
@@ -65,6 +66,7 @@ class Request:
             the paper, or "either" where one of the two does.
         dataset: folder whose dataset.json names labels, patients and what was annotated; None takes the dataset.json
             beside or above the references.
+        boundary_distance: how the width of `boundary` is measured: "euclidean", or "chessboard" as its authors do.
     """
 
     predictions: Path
@@ -97,23 +99,13 @@ class Request:
     strict: bool = False
     dilation: int = 0
     dataset: Path | None = None
+    boundary_distance: BoundaryDistance = "euclidean"
 
     @property
     def rules(self) -> Rules:
-        """The rules of scoring."""
-        return Rules(
-            self.tolerance,
-            dict(self.tolerances),
-            self.boundary,
-            self.match,
-            self.pairing,
-            self.connectivity,
-            self.min_volume_mm3,
-            self.like,
-            self.instances,
-            self.strict,
-            self.dilation,
-        )
+        """The rules of scoring, which are called as here."""
+        named = {rule.name: getattr(self, rule.name) for rule in fields(Rules)}
+        return Rules(**named | {"tolerances": dict(self.tolerances)})
 
     @property
     def named_structures(self) -> tuple[Structure, ...]:
@@ -257,6 +249,7 @@ def _check_choices(request: Request) -> None:
     choices: tuple[tuple[str, Sequence[str | None], Sequence[str]], ...] = (
         ("--like", (request.like,), tuple(CHALLENGES)),
         ("--present", (request.present,), PRESENT),
+        ("--boundary-distance", (request.boundary_distance,), DISTANCES),
         ("--missing", (request.missing,), MISSING),
         ("--export", request.export, EXPORTED),
     )

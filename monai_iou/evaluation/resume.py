@@ -20,7 +20,7 @@ from monai_iou import files as out
 from monai_iou.evaluation.case_files import Settings
 
 # Raised when the content of a record changes: older ones are then evaluated again.
-VERSION = 8
+VERSION = 9
 
 
 def settings_hash(settings: Settings) -> str:

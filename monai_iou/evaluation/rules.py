@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from monai_iou.metrics import CHALLENGES, Challenge
+from monai_iou.metrics.boundary import BoundaryDistance
 from monai_iou.metrics.lesion_rules import LesionRule, Pairing, lesion_rule
+from monai_iou.tables import counted
 
 __all__ = ["Rules", "Structure", "split_width"]
 
@@ -39,6 +41,7 @@ class Rules:
         instances: whether the maps hold a number for each lesion, so that no components are looked for.
         strict: whether a threshold of `match` must be exceeded, not only reached.
         dilation: reference components that join when dilated so many times are one lesion, as in BraTS.
+        boundary_distance: "euclidean", or "chessboard" as the authors of the boundary IoU measure the width.
     """
 
     tolerance: float = 1.0
@@ -52,6 +55,7 @@ class Rules:
     instances: bool = False
     strict: bool = False
     dilation: int = 0
+    boundary_distance: BoundaryDistance = "euclidean"
 
     @property
     def challenge(self) -> Challenge | None:
@@ -72,6 +76,20 @@ class Rules:
         return f"found: {self.lesion_rule}; {lesions}{joined}{least}"
 
     @property
+    def lesion_in_words(self) -> str:
+        """What one lesion of the reference is.
+
+        >>> Rules().lesion_in_words, Rules(instances=True).lesion_in_words
+        ('a connected component of the reference', 'what has one number in the reference')
+        >>> Rules(dilation=2).lesion_in_words
+        'a connected component of the reference, or several that are joined by 2 dilations'
+        """
+        if self.instances:
+            return "what has one number in the reference"
+        joined = f", or several that are joined by {counted(self.dilation, 'dilation')}" if self.dilation else ""
+        return f"a connected component of the reference{joined}"
+
+    @property
     def lesion_rule(self) -> LesionRule:
         """The rule by which components match."""
         return lesion_rule(self.match, strict=self.strict, pairing=self.pairing)
@@ -80,9 +98,21 @@ class Rules:
         """The connectivity in an image of so many dimensions."""
         return self.connectivity if dimensions == 3 else {6: 4, 18: 8, 26: 8}[self.connectivity]
 
-    def boundary_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
-        """The width of the bands in mm, in an image of this shape and spacing."""
+    @property
+    def whole(self) -> bool:
+        """Whether masks are needed in the whole image: challenges count the background, rounded bands take its size."""
+        return self.like is not None or self._rounds
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether the bands are rounded to whole voxels, as the authors do, which `boundary_iou` does by itself."""
+        return self.boundary_distance == "chessboard" and split_width(self.boundary)[1] == "%"
+
+    def boundary_width(self, shape: Sequence[int], spacing: Sequence[float]) -> float | str:
+        """The width of the bands in an image of this shape and spacing, in mm or as `boundary_iou` takes it."""
         number, unit = split_width(self.boundary)
+        if self._rounds:
+            return f"{number}%"
         return number if unit == "mm" else number / 100 * float(np.linalg.norm(np.multiply(shape, spacing)))
 
     def tolerance_of(self, structure: Structure) -> float:

@@ -60,18 +60,26 @@ def check_rules(evaluated: Sequence[Evaluated], metrics: Sequence[str]) -> list[
 
 
 def _left_out(one: Evaluated, other: Evaluated) -> Iterator[str]:
-    """What only one folder was asked for: the means of the comparison are not those of its own report."""
+    """What only one folder has scores of: the means of the comparison are not those of its own report."""
     labels = [label for label in one.labels if label not in other.labels]
     if labels:
         yield f"`{one.folder}` has the labels {', '.join(labels)} and `{other.folder}` does not: they are left out."
-    asked = [*one.scores, *((case, label) for case in sorted(one.failed) for label in one.labels)]
-    shared = [key for key in asked if key[1] in other.labels]
+    scored = [*one.scores, *((case, label) for case in sorted(one.failed - one.unscored) for label in one.labels)]
+    shared = [key for key in scored if key[1] in other.labels]
     cases = dict.fromkeys(case for case, _ in shared)
-    missing = list(dict.fromkeys(key[0] for key in shared if not is_in(other, key)))
+    lacking = [key for key in shared if not is_in(other, key)]
+    missing = list(dict.fromkeys(case for case, _ in lacking if case not in other.failed))
     if missing:
         yield (
             f"`{other.folder}` was not asked for {len(missing)} of the {len(cases)} cases of `{one.folder}`, such as "
             f"`{missing[0]}`: they are left out."
+        )
+    # Where no compared folder knows what there was to find, `_unknown` tells it of both.
+    unscored = list(dict.fromkeys(key[0] for key in lacking if key[0] in other.failed and key in other.known))
+    if unscored:
+        yield (
+            f"`{other.folder}` has no score for {len(unscored)} of the {len(cases)} cases of `{one.folder}`, such as "
+            f"`{unscored[0]}`, not even as an empty prediction (its failures.csv says why): they are left out."
         )
 
 
@@ -172,6 +180,11 @@ def _boundary(options: Mapping[str, Any], label: str) -> str:
     return f"{number} {unit}"
 
 
+def _boundary_distance(options: Mapping[str, Any], label: str) -> str:
+    _boundary(options, label)  # who does not know the width does not know the distance either
+    return str(options.get("boundary_distance", "euclidean"))  # an earlier version had no other
+
+
 def _match(options: Mapping[str, Any], label: str) -> str:
     return str(options["lesion_rule"].partition("; ")[0].removeprefix("found: "))
 
@@ -198,6 +211,7 @@ RULES = (
     _Rule("`--ignore`", (), _ignored),
     _Rule("`--tolerance`", ("nsd",), _tolerance),
     _Rule("`--boundary`", ("boundary_iou",), _boundary),
+    _Rule("`--boundary-distance`", ("boundary_iou",), _boundary_distance),
     _Rule("`--match`, `--strict` and `--pairing`", MATCHED, _match),
     _Rule("`--connectivity`, `--dilation` and `--min-volume`", (*MATCHED, "cc_iou"), _components),
     _Rule("`--like`", ("dice",), _challenge("dice")),

@@ -71,7 +71,7 @@ def evaluate_case(
     rules = rules or Rules(tolerance)
     rows: list[dict[str, Any]] = []
     lesions: list[dict[str, Any]] = []
-    for pair in mask_pairs(prediction, reference, structures, ignore, rules.like is not None):
+    for pair in mask_pairs(prediction, reference, structures, ignore, rules.whole):
         row, pair_lesions = score_pair(pair, grid, counted_voxels(reference, ignore), rules)
         rows.append(row)
         lesions += pair_lesions
@@ -98,7 +98,7 @@ def score_pair(
     whole = pair.prediction.squeeze(plane), pair.reference.squeeze(plane)
     hidden = None if pair.ignored is None else pair.ignored.squeeze(plane)
     spacing = tuple(np.delete(grid.spacing, plane))
-    width = rules.boundary_mm(np.delete(grid.shape, plane).tolist(), spacing)
+    width = rules.boundary_width(np.delete(grid.shape, plane).tolist(), spacing)
     crop = crop_to_union(*whole)
     masks = crop.prediction, crop.reference
     numbered = None if numbers is None else [_cut(array[pair.box].squeeze(plane), crop) for array in numbers]
@@ -108,7 +108,9 @@ def score_pair(
     row = {
         "label": pair.structure.name,
         **_overlap(pair, grid, voxels),
-        "boundary_iou": boundary_iou(*whole, width=width, spacing=spacing, ignored=hidden),
+        "boundary_iou": boundary_iou(
+            *whole, width=width, spacing=spacing, ignored=hidden, distance=rules.boundary_distance
+        ),
         "hd95_mm": surface.hd95_mm,
         "nsd": surface.nsd[0],
         "assd_mm": surface.assd_mm,
@@ -116,7 +118,7 @@ def score_pair(
         "lesion_fp": lesion.fp,
         "lesion_fn": lesion.fn,
         "lesion_f1": lesion.f1,
-        **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou")},
+        **{name: getattr(lesion, name) for name in ("pq", "sq", "rq", "cc_iou", "fragments", "merges")},
         "f1_curve": lesion.curve(CURVE).f1.tolist(),
     }
     if rules.like is not None:

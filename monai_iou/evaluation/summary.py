@@ -47,12 +47,13 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         },
         "worst_cases": [{key: row[key] for key in ("case", "label", "iou", "dice")} for row in ranked[:WORST_CASES]],
         "failures": evaluation.failures,
+        "scored_as_empty": [record["case"] for record in evaluation.missing],
         "notes": evaluation.notes,
         "options": _options(evaluation),
         "command": list(request.command),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "patients": evaluation.patients,
-        "inputs": {record["case"]: record["inputs"] for record in evaluation.records},
+        "inputs": {record["case"]: record["inputs"] for record in [*evaluation.records, *evaluation.missing]},
     }
 
 
@@ -68,6 +69,7 @@ def _options(evaluation: Evaluation) -> dict[str, Any]:
         "tolerance_mm": request.tolerance,
         "tolerances_mm": dict(request.tolerances),
         "boundary": request.boundary,
+        "boundary_distance": request.boundary_distance,
         "missing": request.missing,
         "present": request.present,
         "lesion_rule": request.rules.in_words,

@@ -48,9 +48,10 @@ class Axis:
             return [10.0**power for power in powers]
         rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough - 1e-12)
+        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
         first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 10) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        # Rounded to digits, not to places: volumes in ml may be very small.
+        return [float(f"{i * step:.10g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def figure(height: float, title: str, parts: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_iou.evaluation.compare import compare_folders
+from monai_iou.evaluation.compare import CompareError, compare_folders
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.exports import EXPORTS
 from monai_iou.evaluation.request import RESULTS, Request, RequestError
@@ -100,3 +101,42 @@ def test_a_comparison_replaces_its_own_files_only(masks: Path, tmp_path: Path) -
             compare_folders(folders[:2], output)
         assert (output / name).read_text(encoding="utf-8") == "mine\n"
         (output / name).unlink()
+
+
+def save_from_a_spreadsheet(path: Path, separator: str, quoting: int) -> None:
+    """As a program does where numbers have a decimal comma, after it has opened the table."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    with path.open("w", newline="", encoding="utf-8-sig") as stream:
+        cells = ([re.sub(r"^(-?\d+)\.(\d+)$", r"\1,\2", cell) for cell in row] for row in rows)
+        csv.writer(stream, delimiter=separator, quoting=quoting).writerows(cells)
+
+
+@pytest.mark.parametrize(
+    ("separator", "quoting"), [(";", csv.QUOTE_MINIMAL), ("\t", csv.QUOTE_MINIMAL), (";", csv.QUOTE_ALL)]
+)
+def test_tables_that_a_spreadsheet_has_saved_are_replaced(
+    separator: str, quoting: int, masks: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        evaluate(masks, folder)
+    before = texts(folders[1])
+    for name in ("cases.csv", "lesions.csv", "failures.csv"):
+        save_from_a_spreadsheet(folders[1] / name, separator, quoting)
+    assert b"0,5" in (folders[1] / "cases.csv").read_bytes()
+    output = tmp_path / "compared"
+    with pytest.raises(CompareError) as error:
+        compare_folders(folders, output)
+    assert str(error.value) == (
+        f"Expected `{folders[1] / 'cases.csv'}` as `monai-iou evaluate` wrote it, but got a table that another program "
+        "has saved in a format of its own, as a spreadsheet with decimal commas does: evaluate into this folder again."
+    )
+    evaluate(masks, folders[1])
+    assert {name: texts(folders[1])[name] for name in ("cases.csv", "lesions.csv", "failures.csv")} == {
+        name: before[name] for name in ("cases.csv", "lesions.csv", "failures.csv")
+    }
+    for _ in range(2):  # and so are the tables of a comparison
+        assert compare_folders(folders, output)[0]["difference"] == 0
+        for name in ("comparison.csv", "paired.csv"):
+            save_from_a_spreadsheet(output / name, separator, quoting)

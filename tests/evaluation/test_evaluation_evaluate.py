@@ -55,8 +55,8 @@ def test_tables_hold_every_case_and_label_and_read_back_exactly(request_):
     rows = table(request_.output / "cases.csv")
     assert (request_.output / "cases.csv").read_text(encoding="utf-8").splitlines()[0] == (
         "case,label,iou,dice,precision,recall,reference_ml,prediction_ml,boundary_iou,hd95_mm,nsd,assd_mm,"
-        "lesion_tp,lesion_fp,lesion_fn,lesion_f1,pq,sq,rq,cc_iou,voxels_tp,voxels_fp,voxels_fn,voxels_tn,"
-        "relative_volume_error,diagonal_mm"
+        "lesion_tp,lesion_fp,lesion_fn,lesion_f1,pq,sq,rq,cc_iou,fragments,merges,voxels_tp,voxels_fp,"
+        "voxels_fn,voxels_tn,relative_volume_error,diagonal_mm"
     )
     assert [(row["case"], row["label"]) for row in rows] == [(f"case{i}", label) for i in range(4) for label in "12"]
     for text, row in zip(rows, done.rows, strict=True):

@@ -62,6 +62,10 @@ def test_numbered_lesions_stay_apart_where_they_touch(folder: Path) -> None:
         both, either = ((f(prediction > 0, reference > 0)).sum() for f in (np.logical_and, np.logical_or))
         assert float(row["iou"]) == both / either
     assert summary["options"]["lesion_rule"] == "found: IoU of at least 0.5, one to one; lesions as numbered"
+    page = (folder / "out0" / "report.html").read_text(encoding="utf-8")
+    rule = "(found: IoU of at least 0.5, one to one; lesions as numbered)"
+    assert f"A lesion is what has one number in the reference {rule}." in page
+    assert "connected component" not in page
     assert [row["label"] for row in rows] == ["1"] * 3
 
 

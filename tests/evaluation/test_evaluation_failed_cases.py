@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from monai_iou.evaluation import case_files
+from monai_iou.evaluation.case_files import hash_files
 from monai_iou.evaluation.columns import COLUMNS
 from monai_iou.evaluation.compare import METRICS, compare_folders
 from monai_iou.evaluation.evaluate import _score_empty, evaluate_folders
@@ -21,6 +23,7 @@ from monai_iou.evaluation.request import Request
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.evaluation.rules import Rules, Structure
 from monai_iou.evaluation.scoring import evaluate_case, score_pair
+from monai_iou.evaluation.summary import part_of
 from monai_iou.evaluation.workers import Runner, TaskError
 from monai_iou.files import read_csv
 from monai_iou.metrics import CHALLENGES
@@ -289,6 +292,23 @@ def test_a_label_that_only_a_failed_case_has_is_scored(tmp_path, monkeypatch):
     assert (labels["1"]["iou"]["mean"], labels["2"]["iou"]["mean"], labels["2"]["iou"]["n_defined"]) == (1.0, 0.0, 0)
 
 
+def test_the_summary_has_the_hashes_of_failed_cases_too(tmp_path):
+    for case in ("good", "broken", "lost", "missing"):
+        for kind in ("references", "predictions"):
+            save(tmp_path / kind, case, box(2, 4))
+    for file in ("predictions/broken.nii.gz", "references/lost.nii.gz"):
+        (tmp_path / file).write_bytes(b"broken")
+    (tmp_path / "predictions" / "missing.nii.gz").unlink()
+    done = evaluated(tmp_path, "predictions")
+    assert sorted(row["case"] for row in done.failures) == ["broken", "lost", "missing"]
+    names = ("good", "broken", "missing")
+    files = {case: [tmp_path / kind / f"{case}.nii.gz" for kind in ("predictions", "references")] for case in names}
+    files["missing"][0] = None
+    expected = {case: hash_files(*files[case]) for case in names}
+    assert done.summary["inputs"] == expected
+    assert part_of(done, ["missing"]).summary["inputs"] == {"missing": expected["missing"]}
+
+
 def test_a_reference_that_cannot_be_read_has_no_score(tmp_path):
     for kind in ("references", "predictions"):
         save(tmp_path / kind, "good", box(2, 4))
@@ -298,3 +318,63 @@ def test_a_reference_that_cannot_be_read_has_no_score(tmp_path):
     assert [row["case"] for row in done.rows] == ["good"]
     summary = json.loads((tmp_path / "out-predictions" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["labels"]["1"]["iou"]["n_penalty"], summary["cases"]["failed"]) == (1, 1)
+
+
+@pytest.mark.parametrize("missing", ["both", "penalty"])
+@pytest.mark.parametrize("listed", [True, False], ids=["of today", "of an earlier version"])
+def test_a_case_without_a_readable_reference_is_no_failure_of_the_method(tmp_path, missing, listed):
+    """The same predictions, evaluated before the reference of `late` was drawn and while that of `torn` was broken."""
+    cases = ["first", "late", "second", "torn"]
+    for case in cases:
+        for name in "ab":
+            save(tmp_path / name, case, box(3, 5))
+        if case != "late":
+            save(tmp_path / "references", case, box(2, 5))
+    (tmp_path / "references" / "torn.nii.gz").write_bytes(b"broken")
+    early = evaluated(tmp_path, "b", missing=missing)
+    assert [failure["case"] for failure in early.failures] == ["late", "torn"]
+    for case in ("late", "torn"):
+        save(tmp_path / "references", case, box(2, 5))
+    assert evaluated(tmp_path, "a", missing=missing).failures == []
+    a, b, again, output = (tmp_path / name for name in ("out-a", "out-b", "again", "compared"))
+    if not listed:
+        content = json.loads((b / "summary.json").read_text(encoding="utf-8"))
+        assert content.pop("scored_as_empty") == []
+        (b / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    # The tables of an earlier version showed of `torn` only with `--missing penalty` that it had no score.
+    left = ["late", "torn"] if listed or missing == "penalty" else ["late"]
+    notes: list[str] = []
+    row = compare_folders([a, b], output, ["iou"], note=notes.append)[0]
+    assert (row["n"], row["left_out"], row["difference"] == 0) == (4 - len(left), 0, left[-1] == "torn")
+    assert notes == [
+        f"`{b}` has no score for {len(left)} of the 4 cases of `{a}`, such as `late`, not even as an empty prediction "
+        "(its failures.csv says why): they are left out."
+    ]
+    paired = {line["case"]: line["out-b"] for line in read_csv(output / "paired.csv")}
+    assert [case for case in cases if paired[case] == ""] == left
+    for folder, neighbour in ((a, "c"), (b, "again")):
+        shutil.copytree(folder, tmp_path / neighbour)
+    compare_folders([a, b, tmp_path / "c"], output, ["iou"])
+    ranking = read_csv(output / "ranking.csv")
+    assert {line["n"] for line in ranking} == {str(4 - len(left))}
+    assert (len({line["mean"] for line in ranking}) == 1) == (left[-1] == "torn")
+    notes = []
+    row = compare_folders([b, again], output, ["iou"], note=notes.append)[0]
+    assert (row["n"], row["left_out"]) == (2, 2)
+    assert notes == [
+        f"Cases that both `{b}` and `{again}` failed at, and of which no compared folder has a score: 2, such as "
+        "`late`. They are left out."
+    ]
+
+
+def test_the_summary_lists_the_failed_cases_that_count_as_empty_predictions(tmp_path):
+    for case in ("good", "lost", "broken", "unknown"):
+        save(tmp_path / "references", case, box(2, 4))
+        save(tmp_path / "predictions", case, box(2, 4))
+    (tmp_path / "predictions" / "lost.nii.gz").unlink()
+    (tmp_path / "predictions" / "broken.nii.gz").write_bytes(b"broken")
+    (tmp_path / "references" / "unknown.nii.gz").unlink()
+    summary = evaluated(tmp_path, "predictions").summary
+    assert [failure["case"] for failure in summary["failures"]] == ["broken", "lost", "unknown"]
+    assert summary["scored_as_empty"] == ["broken", "lost"]
+    assert summary["labels"]["1"]["iou"]["n"] == 3

@@ -112,6 +112,53 @@ def test_predictions_with_masks_beside_them_are_told_from_images(tmp_path: Path,
         pair_folders(*folders)
 
 
+@pytest.mark.parametrize("image", ["whole", "8 bits", "fractions", "channels"])
+@pytest.mark.parametrize("layout", ["p{}/imaging", "{}"])
+def test_references_beside_their_images_are_not_paired_with_these(tmp_path: Path, image: str, layout: str):
+    rng = np.random.default_rng(0)
+    shape, mask = (8, 8, 8), np.zeros((8, 8, 8), np.uint8)
+    mask[2:4] = 1
+    scan = {
+        "whole": lambda: rng.integers(-1000, 1000, shape, np.int16),
+        "8 bits": lambda: rng.integers(0, 256, shape, np.uint8),
+        "fractions": lambda: rng.normal(size=shape),
+        "channels": lambda: rng.normal(size=(*shape, 2)),
+    }[image]
+    folders, other = (tmp_path / "p", tmp_path / "r"), layout.replace("imaging", "segmentation") + "{}"
+    for number in range(2):
+        name = layout.format(number)
+        files = {f"p/{name}": mask, f"r/{name}": scan(), "r/" + other.format(number, "_seg"): mask}
+        for path, array in files.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / f"{path}.nii")
+    first, beside = folders[1] / f"{layout.format(0)}.nii", (folders[1] / f"{other.format(0, '_seg')}.nii").name
+    message = (
+        f"Expected `{folders[1]}` to hold label maps under the names of the predictions, but got the image `{first}` "
+        f"with `{beside}` beside it: pair the predictions with the label maps in a CSV with `--pairs`."
+    )
+    with pytest.raises(PairingError, match=f"^{re.escape(message)}$"):
+        pair_folders(*folders)
+    nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), first)
+    assert len(pair_folders(*folders)) == 4
+
+
+@pytest.mark.parametrize("kind", ["regions", "lesions", "damaged", "one more"])
+def test_references_without_predictions_beside_others_are_no_sign_of_images(tmp_path: Path, kind: str):
+    """Of many values too, as of numbered lesions; nor is a file that cannot be read."""
+    labels = np.arange(256).repeat(32).reshape(16, 16, 32).astype(np.int16).T
+    if kind == "lesions":
+        labels = np.zeros((16, 16, 32), np.int16)
+        labels[::2, ::2, ::2] = np.arange(1024).reshape(8, 8, 16)
+    if kind == "one more":  # a single case that was not predicted does not make all others images
+        labels = np.random.default_rng(0).integers(0, 256, (8, 8, 8), np.uint8)
+    for name in ("p/a", "p/b", "r/a", "r/b", "r/c", *([] if kind == "one more" else ["r/d"])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / f"{name}.nii")
+    if kind == "damaged":
+        (tmp_path / "r/a.nii").write_bytes(b"no volume")
+    assert [pair.problem is None for pair in pair_folders(tmp_path / "p", tmp_path / "r")][:2] == [True, True]
+
+
 @pytest.mark.parametrize("file", ["a.nii.gz", "series"])
 def test_a_volume_and_a_folder_of_volumes_are_no_pair(folders, file):
     predictions, references = folders

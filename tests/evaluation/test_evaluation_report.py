@@ -16,6 +16,7 @@ from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.masks import mask_pairs
 from monai_iou.evaluation.results import Request
 from monai_iou.evaluation.rules import Structure
+from monai_iou.evaluation.statistics import dataset_scores
 from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Axis, Point
 from monai_iou.evaluation.thumbnails import CODE_STEP, MAX_SIZE, codes_of, show_picture, take_picture
 from monai_iou.volumes.grid import Grid
@@ -74,6 +75,25 @@ def test_only_undefined_scores_make_a_report(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "No case has a structure to show." in page
     assert not re.search(r">\s*-?(nan|inf)\b", page)
+
+
+@pytest.mark.parametrize("present", ["reference", "either"])
+def test_the_worst_cases_are_among_those_that_the_mean_counts(tmp_path, present):
+    """Ten cases with IoU 0.8, and ten without a lesion in which one is predicted."""
+    for i in range(20):
+        reference, prediction = np.zeros((2, 8, 6, 4), np.uint8)
+        reference[1:6, 2, 2] = i < 10
+        prediction[1:5, 2, 2] = 1
+        for kind, array in (("references", reference), ("predictions", prediction)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / f"c{i}.nii")
+    folders = [tmp_path / name for name in ("predictions", "references", "out")]
+    done = evaluate_folders(Request(*folders, present=present))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<span class="what">1</span><b>IoU 0.400</b>' in page
+    assert '<span class="what">Worst 10 % of cases</span><b>IoU 0.000</b>' in page
+    assert dataset_scores(done.averaged, present="either")["iou_i_worst_10"] == 0
+    assert done.summary["dataset"]["iou_i_worst_10"] == pytest.approx(0.8 if present == "reference" else 0)
 
 
 def test_images_that_are_not_there_are_told_and_fail_nothing(report, tmp_path):
@@ -201,6 +221,28 @@ def test_ticks_are_round_and_inside():
         ticks = Axis(low, high, 0, 100).ticks()
         assert 3 <= len(ticks) <= 9
         assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.7, 12.2), (-2.0, 2.0), (0.0, 3456.0)])
+def test_ticks_of_small_numbers_are_those_of_large_ones(low, high):
+    small = Axis(low * 1e-12, high * 1e-12, 0, 100).ticks()
+    assert [tick * 1e12 for tick in small] == pytest.approx(Axis(low, high, 0, 100).ticks())
+
+
+def test_small_volumes_have_bins_and_places_of_their_own():
+    """A voxel of 0.01 mm has 1e-6 mm3, which are 1e-9 ml."""
+    chart = recall_chart([(volume, True) for volume in (2e-6, 5e-5, 3e-4, 2e-3, 0.0)], "mm")
+    bins = [("1e-6", "1e-5"), ("1e-5", "0.0001"), ("0.0001", "0.001"), ("0.001", "0.01")]
+    assert re.findall(r">([^<>]*) to ([^<>]*)</text>", chart) == bins
+    assert re.findall(r"<title>(.*?)</title>", chart)[0] == "2 of 2 lesions found", "that of no volume is the smallest"
+    volumes = [(2.0, 0.5), (5.0, -0.25), (8.0, 0.125)]
+    for points in (volumes, volumes[:1]):
+        places = [
+            re.findall(r'cx="(.*?)" cy="(.*?)"', bland_altman([Point(x * scale, y * scale, "") for x, y in points]))
+            for scale in (1.0, 2.0**-30)
+        ]
+        assert places[0] == places[1]
+        assert len(set(places[0])) == len(points)
 
 
 def test_charts_of_nothing_and_of_one_value_are_charts():

@@ -55,7 +55,25 @@ def test_lesion_columns_follow_the_rule(options):
     expected = lesion_scores(prediction, reference, spacing=SPACING, **options)
     assert (row["lesion_tp"], row["lesion_fp"], row["lesion_fn"]) == (expected.tp, expected.fp, expected.fn)
     assert row["lesion_f1"] == expected.f1
+    assert (row["fragments"], row["merges"]) == (1, 0), "whatever the rule, one lesion is split in two"
     assert row["lesion_f1"] != evaluate_case(prediction, reference, GRID, ONE)[0][0]["lesion_f1"]
+
+
+def test_fragments_and_merges_are_counted_where_they_count_as_found(tmp_path):
+    """A lesion that is predicted in three pieces, and two lesions that are predicted as one."""
+    reference, prediction = np.zeros((12, 10, 8), np.uint8), np.zeros((12, 10, 8), np.uint8)
+    reference[1:10, 1:3, 1:3] = prediction[1:3, 1:3, 1:3] = prediction[4:6, 1:3, 1:3] = prediction[7:10, 1:3, 1:3] = 1
+    reference[1:4, 6:8, 1:3] = reference[6:9, 6:8, 1:3] = prediction[1:9, 6:8, 1:3] = 1
+    for kind, array in (("references", reference), ("predictions", prediction)):
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / "a.nii.gz")
+    folders = tmp_path / "predictions", tmp_path / "references", tmp_path / "out"
+    done = evaluate_folders(Request(*folders, match="any", pairing="many-to-one"))
+    row = read_csv(tmp_path / "out" / "cases.csv")[0]
+    names = ("lesion_tp", "lesion_fp", "lesion_fn", "fragments", "merges")
+    assert [row[name] for name in names] == ["3", "0", "0", "2", "1"]
+    assert [done.summary["labels"]["1"][name]["mean"] for name in names] == [3, 0, 0, 2, 1]
+    assert "<dt>Fragments</dt>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_exact_halves_and_near_components_are_the_users_choice(tmp_path):
@@ -74,6 +92,9 @@ def test_exact_halves_and_near_components_are_the_users_choice(tmp_path):
         row = read_csv(tmp_path / name / "cases.csv")[0]
         rule = json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))["options"]["lesion_rule"]
         found[name] = [*(int(row[f"lesion_{kind}"]) for kind in ("tp", "fp", "fn")), rule]
+        joined = ", or several that are joined by 1 dilation" if name == "joined" else ""
+        lesion = f"A lesion is a connected component of the reference{joined} ({rule})."
+        assert lesion in (tmp_path / name / "report.html").read_text(encoding="utf-8")
     near = "components of 26 neighbours (8 in a slice)"
     assert found["default"] == [2, 0, 1, f"found: IoU of at least 0.5, one to one; {near}"]
     assert found["strict"] == [0, 2, 3, f"found: IoU above 0.5, one to one; {near}"]
@@ -190,6 +211,34 @@ def test_boundary_width_in_mm_or_of_the_diagonal(text, width):
     assert row["boundary_iou"] == boundary_iou(prediction, reference, width=width, spacing=SPACING)
 
 
+@pytest.mark.parametrize(("text", "width"), [("3mm", 3.0), ("4%", "4%")])
+def test_the_authors_distance_of_the_boundary_is_an_option(tmp_path, text, width):
+    """Of the whole image, although masks are cut to their structure; the distances differ in the corner of an L."""
+    reference = np.zeros(GRID.shape, np.uint8)
+    reference[4:16, 4:16, 4:12] = 1
+    reference[10:16, 10:16] = 0
+    prediction = np.roll(reference, 1, axis=0)
+    for kind, array in (("references", reference), ("predictions", prediction)):
+        (tmp_path / kind).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, GRID.affine), tmp_path / kind / "a.nii.gz")
+    command = ["evaluate", *(f"--{kind}={tmp_path / kind}" for kind in ("references", "predictions"))]
+    found = {}
+    for distance in ("euclidean", "chessboard"):  # into one folder, where the finished case is scored again
+        options = [f"--output={tmp_path / 'out'}", f"--boundary={text}"]
+        options += [f"--boundary-distance={distance}"] if distance == "chessboard" else []
+        assert main([*command, *options]) == 0
+        found[distance] = float(read_csv(tmp_path / "out" / "cases.csv")[0]["boundary_iou"])
+        expected = boundary_iou(prediction, reference, width=width, spacing=SPACING, distance=distance)
+        assert found[distance] == pytest.approx(expected, abs=1e-12)
+        rules = Rules(boundary=text, boundary_distance=distance)
+        assert evaluate_case(prediction, reference, GRID, ONE, rules=rules)[0][0]["boundary_iou"] == found[distance]
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+        assert summary["options"]["boundary_distance"] == distance
+        shown = f"wide, {distance.replace('euclid', 'Euclid')} distance</dd>"
+        assert shown in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert found["chessboard"] != found["euclidean"]
+
+
 @pytest.mark.parametrize("text", ["2", "mm", "0mm", "-1mm", "2 px", "1.2.3mm", "."])
 def test_other_widths_are_refused(text):
     with pytest.raises(ValueError, match="Expected `--boundary` to be a width such as 2mm or 2%, but got"):
@@ -200,6 +249,10 @@ def test_other_widths_are_refused(text):
     ("options", "text"),
     [
         ({"boundary": "2"}, "Expected `--boundary` to be a width such as 2mm or 2%, but got 2: correct it."),
+        (
+            {"boundary_distance": "city"},
+            "Expected `--boundary-distance` to be among euclidean, chessboard, but got city: choose one.",
+        ),
         ({"match": "dice:0.5"}, 'Expected `match` to be "any", "iou:0.5" or "overlap:0.25", but got'),
         ({"connectivity": 8}, "Expected `--connectivity` to be 6, 18 or 26, but got 8: choose one."),
         ({"like": "kits"}, "Expected `--like` to be among brats-mets, isles22, autopet, ms, but got kits: choose one."),

@@ -124,6 +124,11 @@ def stored(folder: Path, options: dict[str, Any] | None = None, volume: float = 
         ({"tolerances_mm": {}}, ("nsd",), "`2.0 mm` and `1.0 mm` for label 2 by `--tolerance`"),
         ({"boundary": "2%"}, ("boundary_iou",), "`2.0 mm` and `2.0 %` for label 1 by `--boundary`"),
         (
+            {"boundary_distance": "chessboard"},
+            ("boundary_iou",),
+            "`euclidean` and `chessboard` for label 1 by `--boundary-distance`",
+        ),
+        (
             {"lesion_rule": "found: any overlap, one to one; components of 26 neighbours"},
             ("lesion_f1", "pq", "sq", "rq"),
             "`IoU of at least 0.5, one to one` and `any overlap, one to one` for label 1 by `--match`",
@@ -156,6 +161,7 @@ def test_every_rule_is_compared_where_a_score_depends_on_it(
         {"like": "autopet"},
         {"missing": "exclude"},
         {"present": "either"},
+        {"boundary_distance": "euclidean"},
         {"lesion_rule": f"{OPTIONS['lesion_rule']} (8 in a slice)"},
     ],
 )

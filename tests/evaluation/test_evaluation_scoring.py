@@ -104,6 +104,8 @@ def test_empty_masks():
     counts = {
         "reference_ml",
         "prediction_ml",
+        "fragments",
+        "merges",
         *(f"{kind}_{n}" for kind in ("lesion", "voxels") for n in ("tp", "fp", "fn")),
     }
     assert (both.pop("voxels_tn"), both.pop("diagonal_mm") > 0) == (empty.size, True)
