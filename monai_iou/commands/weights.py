@@ -20,7 +20,8 @@ __all__ = ["class_weights"]
     type=Choice(["inverse", "median", "effective"]),
     default="inverse",
     show_default=True,
-    help="Formula of the weights; `effective` is the mildest, and weighs classes of very many voxels per case alike.",
+    help="Formula of the weights; `effective` is the mildest, and gives nearly equal weights to classes with very many "
+    "voxels.",
 )
 @click.option(
     "--beta",
@@ -35,7 +36,7 @@ __all__ = ["class_weights"]
     "--labels",
     callback=label_list,
     metavar="0,1,2",
-    help="Labels to count. Default: those of dataset.json, else of the files.",
+    help="Labels to count. Default: those of dataset.json, or else all that occur in the files.",
 )
 @output_option(default="class_weights.json", metavar="FILE", help="JSON file for the weights.")
 def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int, ...], output: Path) -> int:

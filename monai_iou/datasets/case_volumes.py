@@ -14,8 +14,9 @@ from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.grid import distance_voxels, offset_note, same_grid
 from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
-__all__ = ["CaseVolumes", "check_case", "check_side", "check_trainable", "read_case", "read_shares"]
+__all__ = ["SOURCE", "CaseVolumes", "check_case", "check_side", "check_trainable", "read_case", "read_shares"]
 
+SOURCE = "`modality` in dataset.json"
 FOREGROUND_SAMPLES_PER_CASE = 10_000
 MAX_SHOWN = 12
 SHARE_ROUNDING = 1e-3  # by which stored shares may miss 0 and 1: the scale of a file of integers leaves such values
@@ -116,7 +117,7 @@ def check_case(
     case: Case,
     scheme: LabelScheme,
     modalities: Sequence[str],
-    source: str = "`modality` in dataset.json",
+    source: str = SOURCE,
 ) -> CaseFacts:
     """Read a case completely, check it as `read_case` does, and return its facts."""
     return read_case(case, scheme, modalities, source).facts()
@@ -126,7 +127,7 @@ def read_case(
     case: Case,
     scheme: LabelScheme,
     modalities: Sequence[str],
-    source: str = "`modality` in dataset.json",
+    source: str = SOURCE,
 ) -> CaseVolumes:
     """Read a case completely and check image, label and that their grids agree.
 
@@ -143,7 +144,7 @@ def read_case(
     """
     try:
         image = read_channels(case.images)
-        _check_channels(image, modalities, source)
+        _check_channels(image, modalities, source, by_itself=case.root is None and case.label is None)
         check_intensities(image)
         _tell_constant(image)
         read = read_shares if scheme.soft else read_labels
@@ -200,15 +201,19 @@ def _check_shares(label: Volume, scheme: LabelScheme) -> None:
         raise DatasetError(message)
 
 
-def _check_channels(image: Volume, modalities: Sequence[str], source: str) -> None:
+def _check_channels(image: Volume, modalities: Sequence[str], source: str, *, by_itself: bool) -> None:
     channels = len(image.array)
     if channels == len(modalities):
         return
     expected = "a 3D image" if len(modalities) == 1 else f"a 4D image with {len(modalities)} channels last"
     shape = (*image.grid.shape, *([channels] if channels > 1 else []))
+    remedy = "correct one of the two"
+    if by_itself and channels == 1:
+        files = ", ".join(f"NAME_{number:04d} ({name})" for number, name in enumerate(modalities))
+        remedy = f"join the channels of an image in one file, or call their files {files} for `monai-iou predict`"
     message = (
         f"Expected {image.path} to be {expected} ({', '.join(modalities)}), as {source} says, but got shape "
-        f"{'x'.join(map(str, shape))}: correct one of the two."
+        f"{'x'.join(map(str, shape))}: {remedy}."
     )
     raise DatasetError(message)
 

@@ -19,11 +19,13 @@ __all__ = [
     "check_intensities",
     "check_voxel_size",
     "log_edges",
+    "looks_like_image",
     "values_of",
 ]
 
 
 ODD_SPACING = 50.0
+FEW_VALUES = 32
 
 
 class DatasetError(ValueError):
@@ -144,6 +146,37 @@ def check_intensities(image: Volume) -> None:
             "voxels or rescale the image."
         )
         raise DatasetError(message)
+
+
+def looks_like_image(numbers: NDArray[Any]) -> bool:
+    """Return whether numbers are the intensities of an image: there are many of them, and most neighbours differ.
+
+    In a label map, also in one of numbered lesions, neighbours differ at boundaries alone, along one axis at least. The
+    most frequent value counts as background.
+
+    Args:
+        numbers: (X, Y, Z), of which some slices along the last axis are looked at.
+
+    Example:
+        >>> looks_like_image(np.arange(1000).reshape(10, 10, 10))
+        True
+        >>> looks_like_image(np.arange(100).repeat(10).reshape(10, 10, 10).T)
+        False
+    """
+    some = numbers[..., :: max(1, numbers.shape[-1] // 16)]
+    values, voxels = np.unique(some, return_counts=True)
+    if len(values) <= FEW_VALUES:
+        return False
+    background = values[voxels.argmax()]
+
+    def differ(axis: int) -> bool:
+        lines = some.swapaxes(0, axis)
+        before, after = lines[:-1], lines[1:]
+        inside = (before != background) & (after != background)
+        return bool(2 * np.count_nonzero((before != after) & inside) > np.count_nonzero(inside))
+
+    axes = [axis for axis in (0, 1) if some.shape[axis] > 1]
+    return bool(axes) and all(map(differ, axes))
 
 
 def values_of(labels: NDArray[np.integer]) -> list[int]:

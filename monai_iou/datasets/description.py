@@ -12,7 +12,14 @@ from typing import Any
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.scheme import LabelScheme
 
-__all__ = ["description_places", "read_description", "read_label_scheme", "read_labelled", "read_modalities"]
+__all__ = [
+    "channels_key",
+    "description_places",
+    "read_description",
+    "read_label_scheme",
+    "read_labelled",
+    "read_modalities",
+]
 
 LARGEST_FILE = 64 * 2**20
 MOST_CLASSES = 1000
@@ -68,9 +75,14 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
+def channels_key(content: Mapping[str, Any]) -> str:
+    """Return the key that names the channels: `modality`, or nnU-Net's `channel_names`."""
+    return "modality" if "modality" in content or "channel_names" not in content else "channel_names"
+
+
 def read_modalities(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Read the channels' names from `modality`, or nnU-Net's `channel_names`."""
-    key = "modality" if "modality" in content or "channel_names" not in content else "channel_names"
+    """Read the channels' names."""
+    key = channels_key(content)
     modalities = content.get(key)
     channels = sorted(modalities, key=lambda name: (len(name), name)) if isinstance(modalities, dict) else []
     if not channels or channels != [str(channel) for channel in range(len(channels))]:

@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from monai_iou.datasets.case_volumes import check_case, check_trainable
+from monai_iou.datasets.case_volumes import SOURCE, check_case, check_trainable
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_voxel_size, log_edges
-from monai_iou.datasets.description import read_description, read_label_scheme, read_modalities
+from monai_iou.datasets.description import channels_key, read_description, read_label_scheme, read_modalities
 from monai_iou.datasets.found_folders import (
     SPLITS,
     find_pair,
@@ -31,12 +31,11 @@ from monai_iou.datasets.found_folders import (
     read_plain_scheme,
     read_splits,
 )
-from monai_iou.datasets.lists import read_groups, read_images, read_labelled_map, read_pairs
+from monai_iou.datasets.lists import check_labelled_names, read_groups, read_images, read_labelled_map, read_pairs
 from monai_iou.datasets.naming import check_names
 from monai_iou.datasets.patients import check_sides
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.datasets.splits import check_folds, count_patients, fold_cases, split_cases
-from monai_iou.volumes.names import composed
 
 __all__ = ["SegmentationFolder", "is_dataset", "map_cases", "read_folder"]
 
@@ -64,6 +63,7 @@ class SegmentationFolder:
         soft: whether label files hold shares of the classes instead of values.
         layout: what the folder was taken for.
         listing: what lists the training cases: a key of dataset.json, or a folder.
+        source: what names the channels: a key of dataset.json, or the first image.
     """
 
     root: Path
@@ -81,6 +81,7 @@ class SegmentationFolder:
     soft: bool = False
     layout: str = "Decathlon"
     listing: str = "`training`"
+    source: str = SOURCE
 
     @property
     def scheme(self) -> LabelScheme:
@@ -180,7 +181,7 @@ class SegmentationFolder:
 
     def check(self, cases: Sequence[Case]) -> tuple[CaseFacts, ...]:
         """Open and check `cases` in parallel; raise DatasetError for the first bad one in their order."""
-        return tuple(map_cases(lambda case: check_case(case, self.scheme, self.modalities), cases))
+        return tuple(map_cases(lambda case: check_case(case, self.scheme, self.modalities, self.source), cases))
 
 
 def is_dataset(folder: Path) -> bool:
@@ -215,7 +216,7 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
     validation = read_pairs(content, "validation", root, channels, scheme, required=False)
     check_names([*training, *validation], f"`training` and `validation` of {path}")
     evaluation = read_pairs(content, "test_labelled", root, channels, scheme, required=False)
-    _check_labelled_names(content, (*training, *validation, *evaluation), path)
+    check_labelled_names(content, (*training, *validation, *evaluation), path)
     test = read_images(content, root, channels)
     return SegmentationFolder(
         root=root,
@@ -233,6 +234,7 @@ def _read_listed(content: Mapping[str, object], root: Path) -> SegmentationFolde
         soft=scheme.soft,
         layout="a folder in the Medical Segmentation Decathlon's layout",
         listing=f"`training` in {path}",
+        source=f"`{channels_key(content)}` in dataset.json",
     )
 
 
@@ -243,7 +245,7 @@ def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder
         read_labelled_map(content, read_found_cases(content, root, part, len(modalities)), scheme, root)
         for part in ("Tr", "Ts")
     )
-    _check_labelled_names(content, (*training, *test), path)
+    check_labelled_names(content, (*training, *test), path)
     return SegmentationFolder(
         root=root,
         modalities=modalities,
@@ -259,30 +261,26 @@ def _read_found(content: Mapping[str, object], root: Path) -> SegmentationFolder
         soft=scheme.soft,
         layout="nnU-Net v2's raw data",
         listing=str(root / "imagesTr"),
+        source=f"`{channels_key(content)}` in dataset.json",
     )
-
-
-def _check_labelled_names(content: Mapping[str, object], cases: Iterable[Case], path: Path) -> None:
-    named = content.get("labelled")
-    known = {case.name for case in cases}
-    unknown = next((name for name in named if composed(name) not in known), None) if isinstance(named, dict) else None
-    if unknown is not None:
-        message = f"Expected `labelled` in {path} to name cases with labels, but got {unknown}: correct the name."
-        raise DatasetError(message)
 
 
 def _read_plain(root: Path) -> SegmentationFolder:
     pair = find_pair(root)
     if pair is None:
         message = (
-            f"Expected {root / 'dataset.json'} to exist, but it does not: set `dataset_dir` to a folder in the "
-            "Decathlon's or nnU-Net v2's layout, or to one with the folders images and labels."
+            f"Expected {root / 'dataset.json'} to exist, but it does not: write one that lists the files, as "
+            "docs/bundle.md shows, or name a folder in the Decathlon's or nnU-Net v2's layout, or one with the folders "
+            "images and labels."
         )
         raise DatasetError(message)
     training = read_plain_cases(*pair)
     modalities, scheme = read_plain_scheme(training, pair[1])
     layout = f"a pair of folders, {pair[0].name} and {pair[1].name}, without a description"
-    return SegmentationFolder(root, modalities, scheme.labels, training, (), (), layout=layout, listing=str(pair[0]))
+    source = f"the first image, {training[0].image.name},"
+    return SegmentationFolder(
+        root, modalities, scheme.labels, training, (), (), layout=layout, listing=str(pair[0]), source=source
+    )
 
 
 def map_cases(function: Callable[[Case], T], cases: Iterable[Case]) -> list[T]:

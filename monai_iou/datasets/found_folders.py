@@ -10,14 +10,17 @@ from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError, values_of
 from monai_iou.datasets.description import MOST_CLASSES, read_description
+from monai_iou.datasets.naming import each_channel
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.header import is_dangling
 from monai_iou.volumes.names import (
     PNG_EXTENSION,
+    PREVIEW,
     RESULTS,
     case_name,
     composed,
     find_spelling,
+    is_folder,
     visible_entries,
     volumes_below,
 )
@@ -36,6 +39,8 @@ __all__ = [
 PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"), ("images", "masks"), ("imgs", "masks"))
 SPLITS = "splits_final.json"
 PICTURES = (".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".bmp")
+# What is no volume by its name, but may be meant as one.
+UNREAD = (*PICTURES, ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".npy", ".npz", ".dcm")
 
 
 def read_found_cases(content: Mapping[str, Any], root: Path, part: str, channels: int) -> tuple[Case, ...]:
@@ -90,15 +95,11 @@ def _channel_files(files: Mapping[str, Path], name: str, ending: str, channels: 
     missing = next((file for file in wanted if file not in files), None)
     if missing is not None:
         message = (
-            f"Expected {next(iter(files.values())).parent} to have a file for {_channels(channels)} of {name}, "
+            f"Expected {next(iter(files.values())).parent} to have a file for {each_channel(channels)} of {name}, "
             f"but {missing} is not there: add it, or correct `channel_names` in dataset.json."
         )
         raise DatasetError(message)
     return [files[file] for file in wanted]
-
-
-def _channels(number: int) -> str:
-    return "the only channel" if number == 1 else f"each of {number} channels"
 
 
 def _check_all_used(cases: Sequence[Case], images: Path, labels: Path, ending: str, channels: int) -> None:
@@ -116,7 +117,7 @@ def _check_all_used(cases: Sequence[Case], images: Path, labels: Path, ending: s
         )
     elif number:
         message = (
-            f"Expected {images} to have one file for {_channels(channels)} of a case, but {lost.name} is there "
+            f"Expected {images} to have one file for {each_channel(channels)} of a case, but {lost.name} is there "
             "too: name its channel in `channel_names` in dataset.json, or move the file."
         )
     else:
@@ -135,12 +136,15 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
     """Pair images and labels by their names; `c_0000` pairs with c too.
 
     Raises:
-        DatasetError: an image has no label, a label no image, or two of one folder have the same name.
+        DatasetError: there is no pair, an image has no label, a label no image, two of one folder have the same name,
+            or one of a pair is not read, because of its format or because it lies in a subfolder.
     """
     masks = _by_name(volumes_below(labels, deep=False), lambda name: name)
     named = set(masks)
     scans = volumes_below(images, deep=False, without=RESULTS)
     found = _by_name(scans, lambda name: name if name in masks else name.removesuffix("_0000"))
+    passed_over = _passed_over(images, found.values()), _passed_over(labels, masks.values())
+    _check_none_lost((found, masks), passed_over)
     cases = []
     for name, path in found.items():
         if name not in masks:
@@ -152,7 +156,53 @@ def read_plain_cases(images: Path, labels: Path) -> tuple[Case, ...]:
         label = next(iter(masks.values()))
         message = f"Expected an image for {label} in {images}, but there is none of its name: add or rename it."
         raise DatasetError(message)
+    if not cases:
+        others = [entry for named in passed_over for entry in named.values()]
+        message = f"Expected {images} to hold images with labels, but it has none: add at least one pair."
+        raise _not_read(others[0]) if others else DatasetError(message)
     return tuple(cases)
+
+
+def _passed_over(folder: Path, volumes: Iterable[Path]) -> dict[str, Path]:
+    """What a folder has besides its volumes, but somebody may take for one: other formats and subfolders, by name."""
+    named: dict[str, Path] = {}
+    read = set(volumes)
+    own = {case_name(path) for path in read}
+    for entry in visible_entries(folder):
+        ending = next((end for end in (*UNREAD, PNG_EXTENSION) if entry.name.lower().endswith(end)), "")
+        if entry not in read and (ending or is_folder(entry)):
+            name = composed(entry.name[: len(entry.name) - len(ending)])
+            stem, _, kind = name.rpartition("_")
+            if name in own or (kind in (*RESULTS, PREVIEW) and {stem, f"{stem}_0000"} & own):
+                continue  # a picture of what is read, or a result for it
+            for each in (name, name.removesuffix("_0000")):
+                named.setdefault(each, entry)
+    return named
+
+
+def _check_none_lost(volumes: Sequence[Mapping[str, Path]], passed_over: Sequence[Mapping[str, Path]]) -> None:
+    """Raise DatasetError if a pair of image and label is there that is not read; of one side alone it may be a note."""
+    sides = list(zip(volumes, passed_over, strict=True))
+    images, labels = (read.keys() | others.keys() for read, others in sides)
+    for name in sorted((images & labels) - (volumes[0].keys() & volumes[1].keys())):
+        for entry in (others[name] for read, others in sides if name not in read):
+            if not is_folder(entry) or next(volumes_below(entry), None) is not None:
+                raise _not_read(entry)
+
+
+def _not_read(entry: Path) -> DatasetError:
+    if is_folder(entry):
+        message = (
+            f"Expected {entry.parent} to hold the volumes themselves, but got the folder {entry.name}: move its files "
+            "up, an image and its label under one name, write a dataset.json that lists them, as docs/bundle.md shows, "
+            "or move the folder elsewhere if they are not meant."
+        )
+    else:
+        message = (
+            f"Expected {entry} to be a NIfTI, MetaImage or NRRD file, or a PNG where all files of its folder are, but "
+            "it is not: convert it to .nii.gz or, if all are pictures, to .png, or move it elsewhere."
+        )
+    return DatasetError(message)
 
 
 def _check_is_no_channel(name: str, path: Path, labels: Collection[str]) -> None:
@@ -187,7 +237,7 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
     try:
         for case in cases:
             values.update(values_of(read_labels(case.label or case.image).array))
-        channels = channel_count(cases[0].image) if cases else 1
+        channels = channel_count(cases[0].image)
     except VolumeError as error:
         raise DatasetError(str(error)) from error
     if not 1 < len(values) <= MOST_CLASSES or min(values) < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_iou.components import label_components
-from monai_iou.datasets.description import description_places, read_description, read_label_scheme
+from monai_iou.datasets.cases import looks_like_image, values_of
+from monai_iou.datasets.description import MOST_CLASSES, description_places, read_description, read_label_scheme
 from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.volumes.reading import read_labels
@@ -65,7 +66,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
 
     Raises:
         ValueError: if there is no such folder or no file in it, two files are the same case, a file is not a label map,
-            or a label is not among `values`.
+            there are so many values that the files are images, or a label is not among `values`.
     """
     root = Path(folder)
     files = sorted(volumes_below(root)) if root.is_dir() else []
@@ -77,25 +78,15 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     scheme = _scheme_of_dataset(root)
     named, ignore = tuple(scheme.labels), scheme.ignore
     allowed = tuple(sorted(set(values))) if values else named
-    rows = []
+    left_out: set[int] = set() if ignore is None or ignore in allowed else {ignore}
+    rows: list[dict[int, tuple[int, int]]] = []
+    every = {0}
     for path in files:
-        row = _count_array(read_labels(path).array)
-        if ignore is not None and ignore not in allowed:
-            row.pop(ignore, None)
-        if min(row, default=0) < 0:
-            message = (
-                f"Expected `{path}` to hold labels from 0 up, but got {min(row)}: a negative value is no class; write "
-                "0, or another value where the voxels are to be ignored."
-            )
-            raise ValueError(message)
-        wrong = sorted(set(row) - set(allowed)) if allowed else []
-        if wrong:
-            message = (
-                f"Expected `{path}` to hold the labels {', '.join(map(str, allowed))}, but got {wrong[0]}: correct the "
-                "file, or the labels named for it."
-            )
-            raise ValueError(message)
-        rows.append(row)
+        labels = read_labels(path).array
+        held = set(values_of(labels)) - left_out
+        every |= held
+        _check_is_label_map(path, labels, held, every, allowed)  # first: to count the values of an image takes minutes
+        rows.append(_count_array(labels, held))
     known = allowed or tuple(sorted({0, *(value for row in rows for value in row)}))
     voxels = np.array([[row.get(value, (0, 0))[0] for value in known] for row in rows], dtype=np.int64)
     components = np.array([sum(row.get(value, (0, 0))[1] for row in rows) for value in known], dtype=np.int64)
@@ -113,13 +104,47 @@ def _check_names(files: Sequence[Path]) -> None:
             raise ValueError(message)
 
 
-def _count_array(labels: NDArray[Any]) -> dict[int, tuple[int, int]]:
-    """Return voxels and components of each label value."""
-    values, counts = np.unique(labels, return_counts=True)
-    result = {}
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        result[value] = (count, label_components(labels == value, None)[1] if value != 0 else 0)
-    return result
+def _check_is_label_map(
+    path: Path, labels: NDArray[Any], held: Collection[int], every: Collection[int], allowed: Collection[int]
+) -> None:
+    """Raise ValueError for an image, or for values that are no labels.
+
+    Args:
+        path: the file.
+        labels: of the file.
+        held: their values.
+        every: the values of this file and those before it.
+        allowed: the labels that are named, if any are.
+    """
+    wrong = sorted(set(held) - set(allowed)) if allowed else []
+    if len(every) > max(MOST_CLASSES, len(allowed) + 1) or ((wrong or not allowed) and looks_like_image(labels)):
+        of_all = f", and {len(every)} in all files so far" if len(held) < len(every) - 1 else ""
+        message = (
+            f"Expected `{path}` to be a label map, but got {len(held)} different values{of_all}: the folder seems to "
+            "hold images; name the folder of label files instead, or the label values if so many are right."
+        )
+        raise ValueError(message)
+    if min(held, default=0) < 0:
+        message = (
+            f"Expected `{path}` to hold labels from 0 up, but got {min(held)}: a negative value is no class; write 0, "
+            "or another value where the voxels are to be ignored, or name another folder if this is an image."
+        )
+        raise ValueError(message)
+    if wrong:
+        message = (
+            f"Expected `{path}` to hold the labels {', '.join(map(str, allowed))}, but got {wrong[0]}: correct the "
+            "file, or the labels named for it, or name another folder if this is an image."
+        )
+        raise ValueError(message)
+
+
+def _count_array(labels: NDArray[Any], values: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Return voxels and components of each of these label values."""
+    masks = ((value, labels == value) for value in values)
+    return {
+        value: (int(np.count_nonzero(mask)), label_components(mask, None)[1] if value != 0 else 0)
+        for value, mask in masks
+    }
 
 
 def _scheme_of_dataset(folder: Path) -> LabelScheme:

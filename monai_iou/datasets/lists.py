@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.datasets.description import read_labelled
-from monai_iou.datasets.naming import check_names, names_of
+from monai_iou.datasets.description import channels_key, read_labelled
+from monai_iou.datasets.naming import check_names, each_channel, is_first_channel, names_of
 from monai_iou.datasets.patients import check_groups
 from monai_iou.datasets.scheme import LabelScheme
-from monai_iou.volumes.names import EXTENSIONS, composed, find_spelling
+from monai_iou.volumes.names import EXTENSIONS, case_name, composed, find_spelling
 
 FIRST = "_0000"  # of the first channel's file
 
-__all__ = ["case_names", "read_groups", "read_images", "read_labelled_map", "read_pairs"]
+__all__ = ["case_names", "check_labelled_names", "read_groups", "read_images", "read_labelled_map", "read_pairs"]
 
 
 def read_pairs(
@@ -56,9 +56,10 @@ def read_pairs(
             )
             raise DatasetError(message)
         named.append(entry["image"])
-        images.append(_images(root, entry["image"], f"the image in `{key}`", channels))
-        labels.append(_labels(root, entry["label"], f"the label of {images[-1][0].name}"))
-        where = f"{images[-1][0].name} in {root / 'dataset.json'}"
+        images.append(_images(root, entry["image"], f"the image in `{key}`", channels, channels_key(content)))
+        listed = _shown(entry["image"][0] if isinstance(entry["image"], list) else entry["image"])
+        labels.append(_labels(root, entry["label"], f"the label of {listed}"))
+        where = f"{listed} in {root / 'dataset.json'}"
         labelled.append(read_labelled(entry.get("labelled"), scheme, where))
     names = case_names(images, named)
     return read_labelled_map(content, _cases(names, images, labels, labelled, key, root), scheme, root)
@@ -72,7 +73,7 @@ def read_images(content: Mapping[str, Any], root: Path, channels: int) -> tuple[
         message = f"Expected `test` in {root / 'dataset.json'} to be a list of images, but got {value}: correct it."
         raise DatasetError(message)
     named = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
-    images = [_images(root, each, "the image in `test`", channels) for each in named]
+    images = [_images(root, each, "the image in `test`", channels, channels_key(content)) for each in named]
     return _cases(case_names(images, named), images, [()] * len(images), [None] * len(images), "test", root)
 
 
@@ -122,6 +123,16 @@ def read_labelled_map(
     )
 
 
+def check_labelled_names(content: Mapping[str, Any], cases: Iterable[Case], path: Path) -> None:
+    """Raise DatasetError if the key `labelled` of the whole dataset names a case that there is not."""
+    named = content.get("labelled")
+    known = {case.name for case in cases}
+    unknown = next((name for name in named if composed(name) not in known), None) if isinstance(named, dict) else None
+    if unknown is not None:
+        message = f"Expected `labelled` in {path} to name cases with labels, but got {unknown}: correct the name."
+        raise DatasetError(message)
+
+
 def _cases(
     names: Sequence[str],
     images: Sequence[tuple[Path, ...]],
@@ -152,7 +163,7 @@ def _labels(root: Path, named: object, what: str) -> tuple[Path, ...]:
 
 
 def case_names(images: Sequence[Sequence[Path]], named: Sequence[object] | None = None) -> list[str]:
-    """Return the names of cases; `c_0000`, the first of several files or the one that is listed as c, is the case c.
+    """Return the names of cases; `c_0000`, with a `c_0001` in the same image or listed as c, is the case c.
 
     Args:
         images: the files of each case.
@@ -161,36 +172,76 @@ def case_names(images: Sequence[Sequence[Path]], named: Sequence[object] | None 
     >>> one, two = [Path("c_0000.nii.gz")], [Path("d_0000.nii.gz"), Path("d_0001.nii.gz")]
     >>> case_names([one, two]), case_names([one], ["./imagesTr/c.nii.gz"])
     (['c_0000', 'd'], ['c'])
+    >>> case_names([[Path("CT/e_0000.nii.gz"), Path("PET/e_0000.nii.gz")]])
+    ['e_0000']
     """
     names = names_of([files[0] for files in images])
-    listed = [files[0].name for files in images] if named is None else named
+    listed = [None] * len(images) if named is None else named
     return [
-        name.removesuffix(FIRST) if len(files) > 1 or (isinstance(word, str) and FIRST not in Path(word).name) else name
+        name.removesuffix(FIRST) if is_first_channel(files) or _is_listed_without(files[0], word) else name
         for name, files, word in zip(names, images, listed, strict=True)
     ]
 
 
-def _images(root: Path, named: object, what: str, channels: int) -> tuple[Path, ...]:
+def _is_listed_without(file: Path, word: object) -> bool:
+    """Whether dataset.json leaves the number of a file out."""
+    return isinstance(word, str) and case_name(file) == f"{case_name(Path(word))}{FIRST}"
+
+
+def _images(root: Path, named: object, what: str, channels: int, key: str) -> tuple[Path, ...]:
+    """The files of an image; `key` names the channels in dataset.json."""
     if not isinstance(named, list):
-        if isinstance(named, str) and find_spelling(root / named) is None and channels > 0:
-            numbered = _numbered(named, channels)
-            if all(find_spelling(root / name) is not None for name in numbered):
-                return tuple(_inside(root, name, what) for name in numbered)
+        if isinstance(named, str) and find_spelling(root / named) is None:
+            numbered = _numbered_files(root, named, f"{what} of {root / 'dataset.json'}", channels, key)
+            return tuple(_inside(root, name, what) for name in numbered or [named])
         return (_inside(root, named, what),)
     if len(named) not in (1, channels):
+        several = f" or one for {each_channel(channels)}" if channels > 1 else ""
+        remedy = f"name every channel in `{key}`, or remove some of the files"
+        if len(named) < channels:
+            remedy = f"list a file for every channel, or correct `{key}`"
         message = (
-            f"Expected {what} of {root / 'dataset.json'} to be one file or one for each of {channels} channels, but "
-            f"got {len(named)}: name them all in `modality`, or remove some."
+            f"Expected {what} of {root / 'dataset.json'} to be one file{several}, but got {len(named)} files, "
+            f"{named!r:.200}: {remedy}."
         )
         raise DatasetError(message)
     return tuple(_inside(root, each, what) for each in named)
 
 
-def _numbered(name: str, channels: int) -> list[str]:
-    """The files of nnU-Net's raw data for a name of dataset.json, which leaves their `_0000` out."""
-    extension = next((end for end in EXTENSIONS if name.lower().endswith(end)), "")
-    stem = name[: len(name) - len(extension)]
-    return [f"{stem}_{channel:04d}{name[len(stem) :]}" for channel in range(channels)]
+def _numbered_files(root: Path, named: str, where: str, channels: int, key: str) -> list[str]:
+    """The files of nnU-Net's raw data for a name of dataset.json, which leaves their `_0000` out; [] without any.
+
+    Raises:
+        DatasetError: there are fewer or more of them than channels.
+    """
+    extension = next((end for end in EXTENSIONS if named.lower().endswith(end)), "")
+    stem = named[: len(named) - len(extension)]
+    *numbered, further = [f"{stem}_{channel:04d}{named[len(stem) :]}" for channel in range(channels + 1)]
+    missing = [name for name in numbered if find_spelling(root / name) is None]
+    if len(missing) == channels:
+        return []
+    if missing:
+        message = (
+            f"Expected {where} to have a file for {each_channel(channels)} of {_shown(named)}, but "
+            f"{_shown(missing[0])} is not there: add it, or correct `{key}`."
+        )
+        raise DatasetError(message)
+    last = find_spelling(root / numbered[-1]) or root / numbered[-1]
+    # Beside it, and so in the spelling of its name: to look for another one takes as long as the folder is large.
+    ending = f"_{channels - 1:04d}{named[len(stem) :]}"
+    beside = last.with_name(f"{last.name[: -len(ending)]}_{channels:04d}{named[len(stem) :]}")
+    if os.path.lexists(beside):
+        message = (
+            f"Expected {where} to have one file for {each_channel(channels)} of {_shown(named)}, but "
+            f"{_shown(further)} is there too: name its channel in `{key}`, or move the file."
+        )
+        raise DatasetError(message)
+    return numbered
+
+
+def _shown(text: object) -> str:
+    """A name for a message; a line break would tear the sentence."""
+    return str(text) if str(text).isprintable() else repr(str(text))
 
 
 def _inside(root: Path, relative: object, what: str) -> Path:
@@ -207,7 +258,7 @@ def _inside(root: Path, relative: object, what: str) -> Path:
             "copy or link the file into the folder and name it relative to dataset.json."
         )
         raise DatasetError(message)
-    shown = str(path) if str(path).isprintable() else repr(str(path))  # a line break would tear the sentence
+    shown = _shown(path)
     if not path.name.lower().endswith(EXTENSIONS):
         message = f"Expected {what} to be a NIfTI, MetaImage, NRRD or PNG file, but got {shown}: convert it to NIfTI."
         raise DatasetError(message)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.volumes.names import case_name, composed
 
-__all__ = ["check_names", "names_of", "names_root"]
+__all__ = ["CHANNEL", "check_names", "each_channel", "is_first_channel", "name_and_number", "names_of", "names_root"]
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of one image
 
 
 def names_root(images: Sequence[Path]) -> Path | None:
@@ -35,6 +38,33 @@ def names_of(images: Sequence[Path]) -> list[str]:
     if root is None:
         return [case_name(image) for image in images]
     return [composed((_absolute(image.parent).relative_to(root) / case_name(image)).as_posix()) for image in images]
+
+
+def name_and_number(path: Path) -> tuple[str, str]:
+    """Return the name of a file without a number such as 0000 at its end, and that number, "" if there is none."""
+    name = case_name(path)
+    match = CHANNEL.fullmatch(name)
+    return (name, "") if match is None else (match[1], match[2])
+
+
+def is_first_channel(files: Sequence[Path]) -> bool:
+    """Return whether the 0000 of an image's first file counts channels, as a file of it without this number shows.
+
+    With a folder for each channel, it counts cases.
+
+    Example:
+        >>> is_first_channel([Path("c_0000.nii.gz"), Path("c_0001.nii.gz")])
+        True
+        >>> is_first_channel([Path("CT/c_0000.nii.gz"), Path("PET/c_0000.nii.gz")])
+        False
+    """
+    first, *others = (name_and_number(file)[1] for file in files)
+    return first == "0000" and any(number != first for number in others)
+
+
+def each_channel(number: int) -> str:
+    """Return what stands for all channels of an image in a message."""
+    return "the only channel" if number == 1 else f"each of {number} channels"
 
 
 def _absolute(path: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_iou.components import label_components
-from monai_iou.datasets.case_volumes import CaseVolumes, check_trainable, read_case
+from monai_iou.datasets.case_volumes import SOURCE, CaseVolumes, check_trainable, read_case
 from monai_iou.datasets.cases import Case, CaseFacts, values_of
 from monai_iou.datasets.folder import SegmentationFolder, map_cases
 from monai_iou.datasets.scheme import LabelScheme
@@ -142,13 +142,13 @@ class Fingerprint:
         return {key: value for key, value in asdict(self).items() if key != "measures"}
 
 
-def measure_case(case: Case, scheme: LabelScheme, modalities: Sequence[str]) -> CaseMeasures:
+def measure_case(case: Case, scheme: LabelScheme, modalities: Sequence[str], source: str = SOURCE) -> CaseMeasures:
     """Read a labelled case, check it, and measure its classes.
 
     Raises:
         DatasetError: the case cannot be used, as in `check_case`.
     """
-    volumes = read_case(case, scheme, modalities)
+    volumes = read_case(case, scheme, modalities, source)
     empty = np.zeros(0, dtype=np.int64)
     sizes, voxels = [], [int(np.count_nonzero(volumes.background))]
     for number in _present(volumes):
@@ -184,7 +184,7 @@ def compute_fingerprint(
     done: list[str] = []
 
     def measure(case: Case) -> CaseMeasures:
-        measures = measure_case(case, folder.scheme, folder.modalities)
+        measures = measure_case(case, folder.scheme, folder.modalities, folder.source)
         with lock:
             done.append(case.name)
             show(len(done), total, case.name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.datasets.naming import check_names, names_of
+from monai_iou.datasets.naming import CHANNEL, check_names, is_first_channel, name_and_number, names_of
 from monai_iou.volumes.names import (
     RESULTS,
     case_name,
@@ -25,8 +24,6 @@ from monai_iou.volumes.names import (
 from monai_iou.volumes.reading import VolumeError, channel_count
 
 __all__ = ["find_images", "image_cases"]
-
-CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of one image
 
 
 def image_cases(images: object) -> list[Case]:
@@ -161,24 +158,22 @@ def _has_channels(path: Path) -> bool:
 def _case_paths(groups: Sequence[Sequence[Path]]) -> list[Path]:
     """The paths that name the cases: of the first file of each, without the number of its channel.
 
-    The number of a single file belongs to its name if files of other numbers lie beside it: it counts cases then.
+    The number of a single file belongs to its name if files of other numbers lie beside it: it counts cases then. So
+    does that of several files if it is the same for all of them, as with a folder for each channel.
     """
-    single = {files[0].parent for files in groups if len(files) == 1 and _numbered(files[0])[1] == "0000"}
-    entries = [(folder, *_numbered(entry)) for folder in single for entry in visible_entries(folder)]
+    single = {files[0].parent for files in groups if len(files) == 1 and name_and_number(files[0])[1] == "0000"}
+    entries = [(folder, *name_and_number(entry)) for folder in single for entry in visible_entries(folder)]
     counted = {(folder, stem) for folder, stem, number in entries if number not in ("", "0000")}
+
+    def is_channel(files: Sequence[Path], stem: str, number: str) -> bool:
+        if len(files) > 1:
+            return is_first_channel(files)
+        return number == "0000" and (files[0].parent, stem) not in counted
+
     return [
-        files[0].with_name(f"{stem}.nii.gz")
-        if number == "0000" and (len(files) > 1 or (files[0].parent, stem) not in counted)
-        else files[0]
-        for files, (stem, number) in ((files, _numbered(files[0])) for files in groups)
+        files[0].with_name(f"{stem}.nii.gz") if is_channel(files, stem, number) else files[0]
+        for files, (stem, number) in ((files, name_and_number(files[0])) for files in groups)
     ]
-
-
-def _numbered(path: Path) -> tuple[str, str]:
-    """The name of a file without a number such as 0000 at its end, and that number, "" if there is none."""
-    name = case_name(path)
-    match = CHANNEL.fullmatch(name)
-    return (name, "") if match is None else (match[1], match[2])
 
 
 def _as_list(images: object) -> list[Any]:

@@ -102,12 +102,12 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
 
 
 def _with_present_names(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the case `c_0000` of earlier versions called c, if that is what it is called now."""
+    """A record with the case `c_0000` of earlier versions called c, or c called `c_0000`, if it is called so now."""
     before, now = ({*record.get("training", ()), *record.get("validation", ())} for record in (stored, current))
 
     def name_of(case: str) -> str:
-        bare = case.removesuffix(FIRST)
-        return bare if case not in now and bare in now - before else case
+        others = (case.removesuffix(FIRST), f"{case}{FIRST}")
+        return case if case in now else next((other for other in others if other in now - before), case)
 
     sides = {side: [name_of(case) for case in stored[side]] for side in ("training", "validation") if side in stored}
     files = {
@@ -255,7 +255,9 @@ def seen_cases(
 
 
 def _is_trained(case: Case, plan: Plan) -> bool:
-    named = case.name in plan.trained or f"{case.name}{FIRST}" in plan.trained  # as earlier versions named it
+    names = {case.name, f"{case.name}{FIRST}"}  # as earlier versions named it
+    names |= {case.name.removesuffix(FIRST)} if len(case.images) > 1 else set()
+    named = not names.isdisjoint(plan.trained)
     # Another dataset may have cases of the same names.
     return named and (not plan.trained_images or _is_known(case, plan.trained_images))
 

@@ -12,6 +12,7 @@ from places import DOCS
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import read_folder
+from monai_iou.datasets.found_folders import read_plain_cases
 
 
 def nnunet(root: Path, *files: str, **content: Any) -> Path:
@@ -144,6 +145,83 @@ def test_a_numbered_case_without_a_label_is_no_channel(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def touch(root: Path, *files: str) -> Path:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+FORMATS = (
+    "to be a NIfTI, MetaImage or NRRD file, or a PNG where all files of its folder are, but it is not: convert it to "
+    ".nii.gz or, if all are pictures, to .png, or move it elsewhere."
+)
+UP = (
+    "move its files up, an image and its label under one name, write a dataset.json that lists them, as "
+    "docs/bundle.md shows, or move the folder elsewhere if they are not meant."
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("images/a.mgz", "labels/a.mgz"), f"Expected {{}}/images/a.mgz {FORMATS}"),
+        (("images/a.tif", "labels/a.tif"), f"Expected {{}}/images/a.tif {FORMATS}"),
+        (("images/a.jpg", "masks/a.png"), f"Expected {{}}/images/a.jpg {FORMATS}"),
+        (("images/a.png", "masks/a.TIF"), f"Expected {{}}/masks/a.TIF {FORMATS}"),
+        (("images/a.jpg", "masks/b.tif"), f"Expected {{}}/images/a.jpg {FORMATS}"),
+        (
+            ("images/a.nii.gz", "images/b.mgz", "labels/a.nii.gz", "labels/b.mgz"),
+            f"Expected {{}}/images/b.mgz {FORMATS}",
+        ),
+        (
+            ("images/a.nii", "images/b_0000.mgz", "labels/a.nii", "labels/b.nii"),
+            f"Expected {{}}/images/b_0000.mgz {FORMATS}",
+        ),
+        (("images/a.nii", "images/b.png", "labels/a.nii", "labels/b.png"), f"Expected {{}}/images/b.png {FORMATS}"),
+        (
+            ("images/p/t1.nii.gz", "labels/p/seg.nii.gz"),
+            f"Expected {{}}/images to hold the volumes themselves, but got the folder p: {UP}",
+        ),
+        (
+            ("images/a.nii.gz", "images/p/t1.nii.gz", "labels/a.nii.gz", "labels/p/seg.nii.gz"),
+            f"Expected {{}}/images to hold the volumes themselves, but got the folder p: {UP}",
+        ),
+        (
+            ("images/p.nii.gz", "labels/p/seg.nii.gz"),
+            f"Expected {{}}/labels to hold the volumes themselves, but got the folder p: {UP}",
+        ),
+        (
+            ("images/notes.txt", "labels/notes.txt"),
+            "Expected {}/images to hold images with labels, but it has none: add at least one pair.",
+        ),
+    ],
+)
+def test_a_plain_pair_that_is_not_read_is_named(files: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(DatasetError) as caught:
+        read_folder(tmp_path)
+    assert str(caught.value) == message.format(tmp_path)
+
+
+def test_notes_beside_a_plain_pair_are_passed_over(tmp_path: Path) -> None:
+    """A picture or a copy in another format of what is read, and what only one of the folders has."""
+    cases = touch(tmp_path, "images/a_0000.nii.gz", "images/a.jpg", "labels/a.nii.gz", "labels/a.mgz", "labels/a.png")
+    touch(tmp_path, "images/overview.png", "images/old/b.nii.gz", "images/drafts/readme", "labels/drafts/readme")
+    assert [case.name for case in read_plain_cases(cases / "images", cases / "labels")] == ["a"]
+
+
+def test_a_folder_without_a_description_is_told_how_to_get_one(tmp_path: Path) -> None:
+    touch(tmp_path, "case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz")
+    with pytest.raises(DatasetError) as caught:
+        read_folder(tmp_path)
+    assert str(caught.value) == (
+        f"Expected {tmp_path}/dataset.json to exist, but it does not: write one that lists the files, as "
+        "docs/bundle.md shows, or name a folder in the Decathlon's or nnU-Net v2's layout, or one with the folders "
+        "images and labels."
+    )
+
+
 def test_the_descriptions_of_the_page_are_read(tmp_path: Path) -> None:
     page = (DOCS / "bundle.md").read_text(encoding="utf-8").split("## The dataset folder")[0]
     single, several = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
@@ -154,3 +232,9 @@ def test_the_descriptions_of_the_page_are_read(tmp_path: Path) -> None:
         folder = read_folder(tmp_path)
         assert folder.modalities == modalities
         assert [len(case.images) for case in folder.training] == [len(modalities)] * 2
+
+
+@pytest.mark.parametrize("ending", ["_preview.png", "_probabilities.npz", ".png"])
+def test_results_and_pictures_of_a_plain_pair_are_passed_over(ending: str, tmp_path: Path) -> None:
+    root = touch(tmp_path, *(f"{folder}/a{each}" for folder in ("images", "labels") for each in (".nii.gz", ending)))
+    assert [case.name for case in read_plain_cases(root / "images", root / "labels")] == ["a"]

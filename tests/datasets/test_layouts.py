@@ -12,10 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_iou.datasets.cases import DatasetError
+from monai_iou.datasets.case_volumes import check_case
+from monai_iou.datasets.cases import Case, DatasetError
 from monai_iou.datasets.folder import is_dataset, read_folder
 from monai_iou.datasets.label_counts import count_label_files
+from monai_iou.datasets.scheme import LabelScheme
 from monai_iou.planning import make_plan
+from monai_iou.planning.fingerprint import compute_fingerprint
 from monai_iou.planning.intensity import is_ct
 from monai_iou.workflow.data import BundleCases
 
@@ -265,6 +268,157 @@ def test_a_numbered_file_of_one_channel_is_named_as_the_list_names_it(tmp_path: 
     assert [case.name for case in folder.test] == ["c0", "c1_0000"]
 
 
+def numbered(root: Path, channels: int, numbers: tuple[int, ...], key: str = "modality") -> Path:
+    """Two cases as nnU-Net v1 lists them, `c1` with the files of these numbers."""
+    decathlon(root, 2)
+    for k, held in enumerate((range(channels), numbers)):
+        (root / f"imagesTr/c{k}.nii.gz").unlink()
+        for number in held:
+            save(root / f"imagesTr/c{k}_{number:04d}.nii.gz", np.ones(SHAPE, np.float32))
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    del content["modality"]
+    (root / "dataset.json").unlink()
+    return describe(root, **content, **{key: {str(channel): f"T{channel}" for channel in range(channels)}})
+
+
+@pytest.mark.parametrize("key", ["modality", "channel_names"])
+@pytest.mark.parametrize(
+    ("channels", "numbers", "problem"),
+    [
+        (
+            1,
+            (0, 1),
+            "one file for the only channel of {case}, but {next} is there too: name its channel in {key}, or move",
+        ),
+        (
+            2,
+            (0, 1, 2),
+            "one file for each of 2 channels of {case}, but {next} is there too: name its channel in {key}, or",
+        ),
+        (3, (0, 1), "a file for each of 3 channels of {case}, but {next} is not there: add it, or correct {key}."),
+        (
+            2,
+            (1,),
+            "a file for each of 2 channels of {case}, but imagesTr/c1_0000.nii.gz is not there: add it, or correct",
+        ),
+    ],
+)
+def test_a_numbered_file_that_is_missing_or_left_over_is_named(
+    key: str, channels: int, numbers: tuple[int, ...], problem: str, tmp_path: Path
+) -> None:
+    numbered(tmp_path, channels, numbers, key)
+    following = f"imagesTr/c1_{len(numbers) - ('too' in problem):04d}.nii.gz"
+    expected = problem.format(case="imagesTr/c1.nii.gz", next=following, key=f"`{key}`")
+    where = f"the image in `training` of {tmp_path}/dataset.json"
+    assert refusal(tmp_path).startswith(f"Expected {where} to have {expected}")
+
+
+def test_a_file_that_is_listed_is_free_to_have_neighbours(tmp_path: Path) -> None:
+    numbered(tmp_path, 1, (0, 1))
+    pairs = [{"image": f"imagesTr/c{k}_0000.nii.gz", "label": f"labelsTr/c{k}.nii.gz"} for k in range(2)]
+    for entry in (pairs, [{**pair, "image": [pair["image"]]} for pair in pairs]):
+        describe(tmp_path, training=entry)
+        assert [case.image.name for case in read_folder(tmp_path).training] == ["c0_0000.nii.gz", "c1_0000.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("count", "remedy"),
+    [
+        (2, "list a file for every channel, or correct `modality`."),
+        (0, "list a file for every channel, or correct `modality`."),
+        (4, "name every channel in `modality`, or remove some of the files."),
+    ],
+)
+def test_a_case_of_another_number_of_files_is_named(count: int, remedy: str, tmp_path: Path) -> None:
+    decathlon(tmp_path, 1, modality={str(channel): f"T{channel}" for channel in range(3)})
+    files = ["imagesTr/c0.nii.gz"] * count
+    describe(tmp_path, training=[{"image": files, "label": "labelsTr/c0.nii.gz"}])
+    assert refusal(tmp_path) == (
+        f"Expected the image in `training` of {tmp_path}/dataset.json to be one file or one for each of 3 channels, "
+        f"but got {count} files, {files!r}: {remedy}"
+    )
+
+
+@pytest.mark.parametrize("problem", ["labelled", "label"])
+def test_a_case_is_named_as_it_is_listed(problem: str, tmp_path: Path) -> None:
+    """Where every image is called imaging.nii.gz."""
+    pairs = []
+    for k in range(2):
+        folder = tmp_path / f"case_{k}"
+        save(folder / "imaging.nii.gz", RNG.normal(size=SHAPE))
+        save(folder / "segmentation.nii.gz", label(1))
+        pairs.append({"image": f"case_{k}/imaging.nii.gz", "label": f"case_{k}/segmentation.nii.gz"})
+    pairs[1][problem] = "nothing"
+    describe(tmp_path, modality={"0": "CT"}, labels={"0": "background", "1": "kidney"}, training=pairs)
+    expected = {"labelled": "`labelled` of case_1/imaging.nii.gz in", "label": "the label of case_1/imaging.nii.gz to"}
+    assert refusal(tmp_path).startswith(f"Expected {expected[problem]}")
+
+
+def test_the_number_of_a_case_with_a_folder_for_each_channel_stays_in_its_name(tmp_path: Path) -> None:
+    pairs = []
+    for k in range(2):
+        images = [f"{folder}/case_{k:04d}.nii.gz" for folder in ("CT", "PET")]
+        for image in images:
+            save(tmp_path / image, RNG.normal(size=SHAPE))
+        save(tmp_path / f"masks/case_{k:04d}.nii.gz", label(1))
+        pairs.append({"image": images, "label": f"masks/case_{k:04d}.nii.gz"})
+    labels = {"0": "background", "1": "lesion"}
+    describe(tmp_path, modality={"0": "CT", "1": "PET"}, labels=labels, training=pairs, test=[pairs[0]["image"]])
+    folder = read_folder(tmp_path)
+    assert [case.name for case in folder.training] == ["case_0000", "case_0001"]
+    assert [case.name for case in folder.test] == ["case_0000"]
+
+
+def test_a_case_that_nnunet_v1_lists_with_a_number_keeps_it(tmp_path: Path) -> None:
+    decathlon(tmp_path, 1)
+    (tmp_path / "imagesTr/c0.nii.gz").rename(tmp_path / "imagesTr/c_0000_0000.nii.gz")
+    describe(tmp_path, training=[{"image": "imagesTr/c_0000.nii.gz", "label": "labelsTr/c0.nii.gz"}])
+    assert [case.name for case in read_folder(tmp_path).training] == ["c_0000"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "source"),
+    [
+        ("Decathlon", "`modality` in dataset.json says"),
+        ("nnU-Net", "`channel_names` in dataset.json says"),
+        ("plain", "the first image, a.nii.gz, says"),
+    ],
+)
+@pytest.mark.parametrize("read", ["training", "planning"])
+def test_an_image_of_other_channels_is_compared_with_what_there_is(
+    layout: str, source: str, read: str, tmp_path: Path
+) -> None:
+    names = {"Decathlon": "imagesTr/c0", "nnU-Net": "imagesTr/c_0000", "plain": "images/b"}
+    if layout == "plain":
+        for name in "ab":
+            save(tmp_path / f"images/{name}.nii.gz", np.ones(SHAPE, np.float32))
+            save(tmp_path / f"labels/{name}.nii.gz", label(1))
+    elif layout == "Decathlon":
+        decathlon(tmp_path)
+    else:
+        save(tmp_path / "labelsTr/c.nii.gz", label(1))
+        describe(tmp_path, channel_names={"0": "MRI"}, labels={"background": 0, "lesion": 1}, file_ending=".nii.gz")
+    image = save(tmp_path / f"{names[layout]}.nii.gz", np.ones((*SHAPE, 2), np.float32))
+    folder = read_folder(tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        _ = compute_fingerprint(folder) if read == "planning" else folder.training_facts
+    (channel,) = folder.modalities
+    assert str(caught.value) == (
+        f"Expected {image} to be a 3D image ({channel}), as {source}, but got shape 6x7x8x2: correct one of the two."
+    )
+
+
+def test_an_image_of_one_channel_for_a_model_of_several_is_told_its_names(tmp_path: Path) -> None:
+    case = Case("a", save(tmp_path / "a.nii.gz", np.ones(SHAPE, np.float32)))
+    with pytest.raises(DatasetError) as caught:
+        check_case(case, LabelScheme({0: "background", 1: "lesion"}), ("T1", "FLAIR"), "the trained model")
+    assert str(caught.value) == (
+        f"Expected {case.image} to be a 4D image with 2 channels last (T1, FLAIR), as the trained model says, but got "
+        "shape 6x7x8: join the channels of an image in one file, or call their files NAME_0000 (T1), NAME_0001 (FLAIR) "
+        "for `monai-iou predict`."
+    )
+
+
 def test_a_validation_list_is_validated_on(tmp_path: Path) -> None:
     decathlon(tmp_path, 6)
     pairs = json.loads((tmp_path / "dataset.json").read_text())["training"]
@@ -398,6 +552,51 @@ def test_class_weights_count_each_label_once_and_refuse_negative_ones(tmp_path: 
         ValueError, match=r"c\.nii\.gz` to hold labels from 0 up, but got -1: a negative value is no class"
     ):
         count_label_files(tmp_path / "labels")
+
+
+@pytest.mark.parametrize("kind", ["CT", "MR", "named", "all files"])
+def test_class_weights_of_images_are_refused_before_they_are_counted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_iou.datasets.label_counts.label_components", None)
+    rng = np.random.default_rng(0)
+    shape = (20, 20, 20)
+    images = {
+        "CT": [rng.integers(-1024, 2000, shape, np.int16)],
+        "MR": [rng.integers(0, 200, shape, np.uint8)],
+        "named": [rng.integers(0, 200, shape, np.uint8)],
+        "all files": [
+            np.arange(step, step + 400, dtype=np.int16).repeat(20).reshape(shape).T for step in (0, 400, 800)
+        ],
+    }[kind]
+    for number, array in enumerate(images):
+        save(tmp_path / f"imagesTr/{number}.nii.gz", array)
+    if kind == "named":
+        describe(tmp_path, labels={"0": "background", "1": "lesion"})
+    if kind == "all files":  # no file looks like an image, but no dataset has so many classes
+        monkeypatch.setattr("monai_iou.datasets.label_counts.label_components", lambda mask, _: (mask, 1))
+    values = len(np.unique(images[-1]))
+    found = f"{values} different values" + (", and 1200 in all files so far" if kind == "all files" else "")
+    with pytest.raises(ValueError, match="seems to hold images") as caught:
+        count_label_files(tmp_path / "imagesTr")
+    assert str(caught.value) == (
+        f"Expected `{tmp_path}/imagesTr/{len(images) - 1}.nii.gz` to be a label map, but got {found}: the folder seems "
+        "to hold images; name the folder of label files instead, or the label values if so many are right."
+    )
+
+
+def test_class_weights_of_an_atlas_are_counted(tmp_path: Path) -> None:
+    """Many values, of which each fills a region, and lesions of one voxel that touch nothing."""
+    regions = np.arange(100).repeat(80).reshape(20, 20, 20).astype(np.uint8)
+    lesions = np.zeros((20, 20, 20), np.int16)
+    lesions[::2, ::2, ::2] = np.arange(1000).reshape(10, 10, 10)
+    for name, array in (("regions", regions), ("lesions", lesions)):
+        save(tmp_path / name / "a.nii.gz", array)
+        counts = count_label_files(tmp_path / name)
+        values, voxels = np.unique(array, return_counts=True)
+        assert (counts.values, counts.voxels.tolist()) == (tuple(values.tolist()), [voxels.tolist()])
+    save(tmp_path / "many/a.nii.gz", np.arange(1200).repeat(10).reshape(1200, 10, 1).astype(np.int16))
+    assert len(count_label_files(tmp_path / "many", range(1200)).values) == 1200, "if they are named"
 
 
 CT_NAMES = (

@@ -61,6 +61,15 @@ def test_the_number_of_a_case_stays_in_its_name(named: str, tmp_path: Path) -> N
     assert [case.name for case in image_cases([str(tmp_path / "q_0000.nii.gz")])] == ["q"]
 
 
+def test_the_number_of_a_case_with_a_folder_for_each_channel_stays_in_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{folder}/p_000{number}.nii.gz" for folder in ("CT", "PET") for number in range(2)))
+    images = [[str(tmp_path / f"{folder}/p_000{number}.nii.gz") for folder in ("CT", "PET")] for number in range(2)]
+    assert [case.name for case in image_cases(images)] == ["p_0000", "p_0001"]
+    assert [case.name for case in image_cases(images[:1])] == ["p_0000"]
+    apart = [str(tmp_path / "CT/p_0000.nii.gz"), str(tmp_path / "PET/p_0001.nii.gz")]
+    assert [case.name for case in image_cases([apart])] == ["p"], "numbers of channels, in folders of their own"
+
+
 def test_channels_are_found_in_whatever_form_their_names_were_written(tmp_path: Path) -> None:
     names = [f"u\N{COMBINING DIAERESIS}_000{number}.nii.gz" for number in range(2)]
     touch(tmp_path, *names)

@@ -300,6 +300,8 @@ def test_records_of_earlier_names_of_the_same_cases_agree() -> None:
         "its training cases have b", "its validation cases lack b"
     ]  # fmt: skip
     assert differences(made(["a", "a_0000"], []), made(["a"], [])) == ["its training cases have a_0000"]
+    assert differences(made(["a", "b_0001"], []), made(["a_0000", "b_0001"], [])) == []
+    assert differences(made(["a"], []), made(["a", "a_0000"], [])) == ["its training cases lack a_0000"]
 
 
 def test_cases_of_the_model_that_a_training_started_from_do_not_mix_up_its_record(data: Path) -> None:
