@@ -5,7 +5,14 @@ looking through the modules that are loaded.
 """
 
 from monai_iou.distributed import sum_over_ranks
-from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler, LossWeightSchedule
+from monai_iou.handlers import (
+    BoundaryIoUHandler,
+    CalibrationHandler,
+    IoUHandler,
+    LesionIoUHandler,
+    LossWeightSchedule,
+    ThresholdIoUHandler,
+)
 from monai_iou.losses import (
     AffinityLoss,
     AttentionSupervisionLoss,
@@ -62,6 +69,7 @@ __all__ = [
     "AttentionSupervisionLoss",
     "BoundaryIoUHandler",
     "BoundaryIoUMetric",
+    "CalibrationHandler",
     "CalibrationMetric",
     "ComponentRegionsd",
     "CompoundLoss",
@@ -91,6 +99,7 @@ __all__ = [
     "RandCropByLesions",
     "RandCropByLesionsd",
     "SurfaceScores",
+    "ThresholdIoUHandler",
     "ThresholdIoUMetric",
     "VoxelSums",
     "WeightedCrossEntropyLoss",

@@ -142,8 +142,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
     Args:
         tensor: of any shape. Every rank must call this function with the same shape; a rank without data passes zeros.
-            If the others differentiate the sum, these must depend on its parameters, as `output.sum() * 0` does: else
-            the others wait in their backward pass for a rank that has none.
+            If the other ranks differentiate the sum, the zeros must depend on the parameters of this rank's network, as
+            `output.sum() * 0` does; otherwise the others wait in their backward pass for this one.
+
+    Returns:
+        The sum, of the shape and dtype of `tensor`.
 
     Example:
         >>> import torch

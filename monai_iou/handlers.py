@@ -15,8 +15,17 @@ from monai_iou.metrics.boundary_metric import BoundaryIoUMetric
 from monai_iou.metrics.iou import IgnoreEmpty, IoUMetric
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
 from monai_iou.metrics.lesion_rules import Pairing
+from monai_iou.metrics.probability_handlers import CalibrationHandler, ThresholdIoUHandler
 
-__all__ = ["BoundaryIoUHandler", "DiceHandler", "IoUHandler", "LesionIoUHandler", "LossWeightSchedule"]
+__all__ = [
+    "BoundaryIoUHandler",
+    "CalibrationHandler",
+    "DiceHandler",
+    "IoUHandler",
+    "LesionIoUHandler",
+    "LossWeightSchedule",
+    "ThresholdIoUHandler",
+]
 
 
 def _identity(output: Any) -> Any:

@@ -119,10 +119,10 @@ def count_voxels(dataset: Iterable[Any], num_classes: int | None = None, key: st
     Args:
         dataset: items that are dictionaries with a label under `key`, pairs (image, label), labels, or lists of these
             (several crops of one volume). A label is a label map (1, *S) of class numbers, or per-class maps (C, *S),
-            hard or soft, with up to 3 spatial dimensions and no batch dimension; of a DataLoader with a collate
-            function of torch or MONAI, or one that returns the items as they are, each image of a batch counts as an
-            item. Class numbers that miss a whole number by rounding, as resampling leaves them, are rounded, and so
-            are shares outside of 0 to 1.
+            hard or soft, with up to 3 spatial dimensions and no batch dimension. If `dataset` is a DataLoader, each
+            image of a batch counts as an item; its collate function must be one of torch or MONAI, or return the items
+            unchanged. Class numbers that miss a whole number by rounding, as resampling leaves them, are rounded, and
+            so are shares outside of 0 to 1.
         num_classes: number of classes C; by default, one more than the largest label.
         key: key of the label in dictionaries.
 

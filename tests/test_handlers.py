@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from gloo_ranks import join_group, leave_group, run_ranks
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import MeanIoUHandler, MetricsSaver, from_engine
@@ -19,8 +20,15 @@ from monai.networks.utils import one_hot
 from places import DOCS
 
 from monai_iou import CompoundLoss, InstanceIoULoss, IoUCELoss, IoULoss, MultiScaleLoss
-from monai_iou.handlers import BoundaryIoUHandler, IoUHandler, LesionIoUHandler, LossWeightSchedule
-from monai_iou.metrics import BoundaryIoUMetric, IoUMetric, LesionIoUMetric
+from monai_iou.handlers import (
+    BoundaryIoUHandler,
+    CalibrationHandler,
+    IoUHandler,
+    LesionIoUHandler,
+    LossWeightSchedule,
+    ThresholdIoUHandler,
+)
+from monai_iou.metrics import BoundaryIoUMetric, CalibrationMetric, IoUMetric, LesionIoUMetric, ThresholdIoUMetric
 
 IMAGES = torch.randint(0, 3, (4, 2, 1, 6, 6, 4), generator=torch.Generator().manual_seed(3))
 
@@ -68,7 +76,9 @@ def test_every_argument_reaches_the_metric():
     assert (metric.num_classes, metric.ignore_index, handler.save_details) == (3, 2, False)
 
 
-@pytest.mark.parametrize("handler", [IoUHandler, LesionIoUHandler, BoundaryIoUHandler])
+@pytest.mark.parametrize(
+    "handler", [IoUHandler, LesionIoUHandler, BoundaryIoUHandler, ThresholdIoUHandler, CalibrationHandler]
+)
 def test_positional_arguments_are_those_of_monais_handler(handler):
     ours, theirs = (list(inspect.signature(h).parameters.values()) for h in (handler, MeanIoUHandler))
     positional = [parameter.name for parameter in ours if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
@@ -171,11 +181,120 @@ def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
                 "spacing": (3.0, 1.0, 0.5),
             },
         ),
+        (
+            ThresholdIoUHandler,
+            {
+                "include_background": True,
+                "reduction": "sum",
+                "score": "iou",
+                "threshold": 0.3,
+                "ignore_empty": True,
+                "ignore_index": 9,
+                "activation": "softmax",
+                "resolution": 50,
+            },
+        ),
+        (
+            CalibrationHandler,
+            {
+                "include_background": True,
+                "reduction": "sum",
+                "num_bins": 7,
+                "kind": "average",
+                "ignore_index": 9,
+                "activation": "sigmoid",
+            },
+        ),
     ],
 )
 def test_every_argument_of_the_others_reaches_the_metric(handler, arguments):
     metric = handler(**arguments).metric_fn
     assert {name: getattr(metric, name) for name in arguments} == arguments
+
+
+def probability_batches() -> list:
+    """Two batches of two images, the probabilities of three classes and their label; class 2 is in none of the last."""
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.randint(0, 3, (4, 1, 6, 6, 4), generator=generator)
+    labels[3] = labels[3].clamp_max(1)
+    logits = torch.randn((4, 3, 6, 6, 4), generator=generator).scatter_add(1, labels, torch.ones(labels.shape))
+    items = [{"pred": p, "label": r} for p, r in zip(logits.softmax(1), labels, strict=True)]
+    return [items[:2], items[2:]]
+
+
+def slow_precision(probability: torch.Tensor, true: torch.Tensor, nodes: int) -> float:
+    """Average precision by a loop over the thresholds, of probabilities on the nodes k / nodes."""
+    recalls, precisions = [], []
+    for node in range(nodes + 1):
+        predicted = (probability * nodes).round() >= node
+        recalls.append(float((predicted & true).sum() / true.sum()))
+        precisions.append(float((predicted & true).sum() / predicted.sum().clamp_min(1)))
+    steps = [recall - following for recall, following in zip(recalls, [*recalls[1:], 0.0], strict=True)]
+    return sum(step * precision for step, precision in zip(steps, precisions, strict=True))
+
+
+def test_average_precision_is_that_of_a_loop_over_the_thresholds() -> None:
+    handler = ThresholdIoUHandler(resolution=50, output_transform=from_engine(["pred", "label"]))
+    state = evaluator(handler, "precision").run(probability_batches())
+    items = [item for batch in probability_batches() for item in batch]
+    expected = torch.tensor([
+        [slow_precision(item["pred"][number], item["label"][0] == number, 50) for number in (1, 2)] for item in items
+    ])  # fmt: skip
+    torch.testing.assert_close(state.metric_details["precision"], expected, equal_nan=True)
+    assert expected[3].isnan().tolist() == [False, True]
+    assert state.metrics["precision"] == pytest.approx(float(expected.nanmean(1).mean()))
+    metric = ThresholdIoUMetric(resolution=50)
+    metric([item["pred"] for item in items], [item["label"] for item in items])
+    assert handler.curves is not None
+    assert torch.equal(handler.curves.best_threshold, metric.curves().best_threshold)
+    assert handler.curves.best_threshold.shape == (2,)
+    iou = ThresholdIoUHandler(score="iou", resolution=50, output_transform=from_engine(["pred", "label"]))
+    assert evaluator(iou, "iou").run(probability_batches()).metrics["iou"] == pytest.approx(float(metric.aggregate()))
+
+
+def test_a_calibration_handler_gives_the_metrics_errors() -> None:
+    handler, metric = CalibrationHandler(output_transform=from_engine(["pred", "label"])), CalibrationMetric()
+    assert handler.diagram is None
+    for batch in probability_batches():
+        metric([item["pred"] for item in batch], [item["label"] for item in batch])
+    engine = evaluator(handler, "ece")
+    for _ in range(2):  # the second run begins anew
+        state = engine.run(probability_batches())
+        assert state.metrics["ece"] == pytest.approx(float(metric.aggregate()))
+        torch.testing.assert_close(state.metric_details["ece"], metric.get_buffer())
+        assert torch.equal(handler.diagram.counts, metric.reliability().counts)
+        assert handler.errors == metric.summary()
+        assert [*handler.errors[0]] == ["ece", "ace", "mce"]
+
+
+def computed(images: slice) -> list[Any]:
+    """What the two handlers compute and keep of some images."""
+    kept: list[Any] = []
+    items = [item for batch in probability_batches() for item in batch][images]
+    for handler in (ThresholdIoUHandler(save_details=False), CalibrationHandler(save_details=False)):
+        if items:
+            handler.update(([item["pred"] for item in items], [item["label"] for item in items]))
+        kept += [handler.compute(), *(vars(handler).get(name) for name in ("curves", "diagram", "errors"))]
+    return kept
+
+
+def compute_on_a_rank(rank: int, folder: str) -> None:
+    join_group(rank, 2, folder)
+    (Path(folder) / f"{rank}.txt").write_text(repr([computed(slice(0, 4 * (1 - rank))), computed(slice(0))]))
+    leave_group()
+
+
+def test_a_rank_without_images_computes_what_the_others_do(tmp_path: Path) -> None:
+    run_ranks(compute_on_a_rank, 2, str(tmp_path))
+    expected = repr([computed(slice(4)), computed(slice(0))])
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [expected] * 2
+
+
+def test_an_unknown_score_of_thresholds_is_refused() -> None:
+    with pytest.raises(ValueError, match="`score`") as caught:
+        ThresholdIoUHandler(score="dice")
+    expected = "Expected `score` to be one of 'iou', 'average_precision', but got 'dice': choose one of these."
+    assert str(caught.value) == expected
 
 
 RAMP = {"start": 0.2, "end": 1.0, "first_epoch": 3, "last_epoch": 7}
@@ -312,7 +431,13 @@ def test_dice_is_over_the_cases_of_iou(ignore_empty: Any) -> None:
 
 @pytest.mark.parametrize(
     ("handler", "metric"),
-    [(IoUHandler, IoUMetric), (LesionIoUHandler, LesionIoUMetric), (BoundaryIoUHandler, BoundaryIoUMetric)],
+    [
+        (IoUHandler, IoUMetric),
+        (LesionIoUHandler, LesionIoUMetric),
+        (BoundaryIoUHandler, BoundaryIoUMetric),
+        (ThresholdIoUHandler, ThresholdIoUMetric),
+        (CalibrationHandler, CalibrationMetric),
+    ],
 )
 def test_the_page_names_what_a_handler_does_not_take(handler, metric):
     ours, theirs = (set(inspect.signature(each).parameters) for each in (handler, metric))

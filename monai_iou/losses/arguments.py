@@ -95,4 +95,7 @@ def check_factors(weights: Sequence[float] | None) -> list[float] | None:
         return None
     remedy = "give one factor for each, such as weights=[1.0, 0.5]"
     factors = checks.check_list("weights", weights, remedy)
+    if not factors:
+        message = f"Expected `weights` to hold at least one factor, but got {weights}: {remedy}."
+        raise ValueError(message)
     return [checks.check_positive("weights", factor, allow_zero=True) for factor in factors]

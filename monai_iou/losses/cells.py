@@ -155,8 +155,9 @@ def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
             raise TypeError(message)
         if part.class_weight is not None or getattr(part, "pos_weight", None) is not None:
             message = (
-                f"Expected `term` without weights, but got some in {type(part).__name__}: pass class weights to "
-                "InstanceIoULoss as `weight`."
+                f"Expected `term` without weights, but got some in {type(part).__name__}: pass those of several "
+                "classes to InstanceIoULoss as `weight`, and that of one channel, or `pos_weight`, to the global term, "
+                "as in global_loss=IoUCELoss(sigmoid=True, pos_weight=2)."
             )
             raise ValueError(message)
         if part.ignore_index not in (None, region_loss.ignore_index):

@@ -80,7 +80,7 @@ class CompoundLoss(_Loss):
 
         Args:
             input: (B, C, *S).
-            target: (B, 1, *S) or (B, C, *S). Precomputed regions are seen by terms with an InstanceIoULoss alone.
+            target: (B, 1, *S) or (B, C, *S). Only terms that contain an InstanceIoULoss get precomputed regions.
             labelled: (B, C) bool; see :meth:`IoULoss.forward`.
 
         Raises:
@@ -99,7 +99,9 @@ class CompoundLoss(_Loss):
                 for loss in members.values():
                     checks.check_onehot_request(input, label, loss.to_onehot_y)
                 specs = [loss.pass_spec(input.shape[1]) for loss in members.values()]
-                first = next(iter(members.values()))
+                # One without an activation, if there is one, as it looks whether the input is logits.
+                without = [loss for loss in members.values() if not (loss.sigmoid or loss.softmax)]
+                first = (without or list(members.values()))[0]
                 pairs = labelled_pairs(input, label, labelled)
                 shared = run_passes(first.activated(input, label), label, specs, first.ignore_index, pairs)
                 readings |= dict(zip(members, shared, strict=True))

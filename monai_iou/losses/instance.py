@@ -81,9 +81,10 @@ class InstanceIoULoss(_Loss, TakesRegions):
     Args:
         regions: "voronoi" or "blob".
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. `reduction` must be "mean". `weight` weights the classes in both terms. The
-            foreground classes are those from 1 on; with one channel, this channel; with `sigmoid` and per-class maps,
-            all included classes. A voxel of a soft map belongs to a component if its value is at least 0.5.
+        **options: the same, by name. `reduction` must be "mean". `weight` weights the classes in both terms, and has no
+            effect where a single class is scored, as with one channel. The foreground classes are those from 1 on; with
+            one channel, this channel; with `sigmoid` and per-class maps, all included classes. A voxel of a soft map
+            belongs to a component if its value is at least 0.5.
         cells: "reference", "prediction" or "both".
         alpha: weight of the cells of the prediction with `cells="both"`, from 0 to 1.
         term: the loss in a cell; by default an `IoULoss` with the options above. Possible are losses with one value per
@@ -100,8 +101,8 @@ class InstanceIoULoss(_Loss, TakesRegions):
             regions.
         max_regions: the largest number of precomputed regions of a class in an image. If given, every target (B, 1 + F,
             *S) is read as a label map with regions without a synchronisation with the GPU, so that a training step with
-            cells of the reference can be captured as a CUDA graph. Cells of the prediction are found on the CPU, for
-            which the GPU is waited for. A value that is ten times too large costs almost nothing.
+            cells of the reference can be captured as a CUDA graph. Cells of the prediction are found on the CPU, so
+            that the host waits for the GPU. A value that is ten times too large costs almost nothing.
 
     Attributes:
         last_terms: "global" and "instance" at the last call and, with `cells="both"`, also "reference" and

@@ -44,8 +44,9 @@ class IoULoss(RegionLoss):
             :math:`\sum p^{q+1} / \sum p^q`, which keeps a gradient on false positives.
         average: how `reduction="mean"` averages the terms that count. "pairs": over all pairs of image and class.
             "images": over the classes of each image, then over the images. "classes": over the images of each class,
-            then over the classes. The three differ only where `empty="skip"` leaves pairs out; the last two then
-            correspond to mIoU-I and mIoU-C of Wang et al. 2023 (https://arxiv.org/abs/2310.19252).
+            then over the classes. The three differ only where pairs are left out, by `empty="skip"` or by
+            `labelled`; with `empty="skip"`, the last two correspond to mIoU-I and mIoU-C of Wang et al. 2023
+            (https://arxiv.org/abs/2310.19252).
         sync_batch: with `batch`, add the sums over all ranks as well, so that training with DistributedDataParallel
             equals training in one process.
 

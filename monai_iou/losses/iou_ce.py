@@ -30,7 +30,7 @@ class IoUCELoss(CompoundLoss):
         lambda_iou: factor of the IoU loss.
         lambda_ce: factor of the cross-entropy.
         gamma: focal exponent of the cross-entropy; 0 for the plain cross-entropy.
-        label_smoothing: label smoothing of the cross-entropy.
+        label_smoothing: label smoothing of the cross-entropy, also with one channel, where MONAI's DiceCELoss has none.
         weight: one number, or one number per class including the background, for both terms. With
             `include_background=False` the IoU term ignores the weight of the background. With one channel, `weight` is
             the `pos_weight` of the cross-entropy, as in MONAI's DiceCELoss.
@@ -103,7 +103,8 @@ class IoUFocalLoss(IoUCELoss):
     Args:
         gamma: focal exponent (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. `weight` is as in :class:`IoUCELoss`.
+        **options: the same, by name. `weight` is as in :class:`IoUCELoss`. The focal loss always includes class 0; that
+            of MONAI's DiceFocalLoss leaves it out with `include_background=False`.
         lambda_iou: factor of the IoU loss.
         lambda_focal: factor of the focal loss.
         label_smoothing: label smoothing of the focal loss.

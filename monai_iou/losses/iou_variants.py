@@ -205,7 +205,7 @@ class GeneralizedIoULoss(RegionLoss):
 
     Args:
         w_type: "square" for 1 / T^2, "simple" for 1 / T, or "uniform" for 1. A class that is absent from the image
-            takes the largest weight of the other classes. The gradient by a soft target that requires one is exact: it
+            takes the largest weight of the other classes. The gradient with respect to a soft target is exact: it
             includes that of the weights. (MONAI's GeneralizedDiceLoss has no such gradient.)
         *args: the arguments of :class:`IoULoss`, in its order.
         **options: the same, by name. `weight` multiplies w_c. `empty="skip"` leaves absent classes out of both sums.

@@ -62,6 +62,7 @@ class LovaszLoss(PassLoss):
         """
         errors, sums = reading.errors, replace(reading.sums, rows=reading.sums.rows.detach())
         assert errors is not None
+        sums = sums.with_marks() if self.sync_batch else sums
         if self.batch:
             errors, sums = errors.over_batch(), sums.over_batch()
         if self.sync_batch:

@@ -179,5 +179,6 @@ class SumsLoss(PassLoss):
 
     def pooled(self, sums: VoxelSums, batch: bool) -> VoxelSums:
         """Add the sums over the images if `batch` is True, and over the ranks if `sync_batch` is True."""
+        sums = sums.with_marks() if self.sync_batch else sums
         sums = sums.over_batch() if batch else sums
         return sums_over_ranks(sums) if self.sync_batch else sums

@@ -16,7 +16,7 @@ from monai.metrics.metric import CumulativeIterationMetric
 from monai.utils.enums import MetricReduction
 
 from monai_iou.checks import check_choice, check_count, check_ignore_index
-from monai_iou.metrics.gathering import gather_rows, known_to_any
+from monai_iou.metrics.gathering import gather_rows, is_true_for_any, known_to_any
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
 from monai_iou.voxels.inputs import total_dtype
 
@@ -150,8 +150,10 @@ class RowMetric(CumulativeIterationMetric):
         message = "Expected a call of the metric itself, but got one of its parts: it takes batches and lists alike."
         raise NotImplementedError(message)
 
-    def _sync(self) -> None:
-        if self._synced:
+    def _sync(self, *, ask: bool = False) -> None:
+        # Asked, a rank without new images answers as well: others may have some, and would wait for it. Who reads again
+        # what has been collected may be alone, and asks nobody.
+        if not is_true_for_any(not self._synced) if ask else self._synced:
             return
         rows = [row for buffer in self._buffers or [] for row in buffer]
         own = error = None
@@ -165,6 +167,11 @@ class RowMetric(CumulativeIterationMetric):
             self._first_scored = self._first_scored if known is None else known
         self._synced_tensors = None if gathered is None else [gathered]
         self._synced = True
+
+    def __len__(self) -> int:
+        """Return the number of images of all ranks; every rank must call it, unless its images are collected."""
+        self._sync()
+        return sum(len(rows) for rows in self._synced_tensors or () if rows is not None)
 
     def get_rows(self) -> torch.Tensor | None:
         """Return the statistics of all images of all ranks, (N, C, K), or None; every rank must call it."""
@@ -199,6 +206,7 @@ class RowMetric(CumulativeIterationMetric):
             label; with `get_not_nans`, a tuple of the result and the number of scores from which it was computed.
         """
         chosen = _checked_reduction(reduction or self.reduction)
+        self._sync(ask=True)
         value, not_nans = reduce_scores(self.get_buffer(), chosen)
         result: Any = value
         if self.return_with_label and chosen == MetricReduction.MEAN_BATCH:

@@ -11,7 +11,7 @@ from monai.utils.dist import get_dist_device
 
 from monai_iou.distributed import is_distributed, largest_over_ranks
 
-__all__ = ["gather_rows", "known_to_any"]
+__all__ = ["gather_rows", "is_true_for_any", "known_to_any"]
 
 
 def gather_rows(
@@ -80,3 +80,8 @@ def known_to_any(number: int | None) -> int | None:
     known = torch.tensor([-1 if number is None else number], device=get_dist_device() or torch.device("cpu"))
     largest = int(largest_over_ranks(known))
     return None if largest < 0 else largest
+
+
+def is_true_for_any(flag: bool) -> bool:
+    """Return whether a flag is True on at least one rank."""
+    return known_to_any(int(flag)) == 1

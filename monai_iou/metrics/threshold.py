@@ -13,17 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from monai.utils.enums import MetricReduction
 
 from monai_iou import scores
-from monai_iou.checks import check_fraction, check_ignore_empty
+from monai_iou.checks import check_choice, check_fraction, check_ignore_empty
 from monai_iou.metrics.base import row_device
 from monai_iou.metrics.iou import IgnoreEmpty, iou_from_counts
 from monai_iou.metrics.probability import Activation, ProbabilityMetric
 
 __all__ = ["ThresholdCurves", "ThresholdIoUMetric"]
+
+SCORES = ("iou", "average_precision")
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class ThresholdIoUMetric(ProbabilityMetric):
             leaves it out if it is a background, as in label maps and one-hot maps, but not in overlapping regions.
         reduction: name of one of MONAI's `MetricReduction`; an average over nothing is NaN.
         get_not_nans: whether `aggregate` returns a tuple of the score and the number of scores that were averaged.
-        threshold: threshold of the score that a call and `aggregate` return, rounded to the nearest k / M.
+        threshold: threshold of the IoU that a call and `aggregate` return, rounded to the nearest k / M.
         ignore_empty: the score of an absent class; see `iou_from_counts`. At a threshold of 0 all voxels are predicted.
         return_with_label: with "mean_batch", return a dict by "label_0", "label_1", ... or by the names given.
         ignore_index: reference label whose voxels are ignored.
         activation: None (default) for probabilities, "softmax" or "sigmoid" for logits.
         resolution: M, an even number. The thresholds are k / M, and probabilities are rounded to the nearest of them.
+        score: what a call and `aggregate` return: "iou" at `threshold` (default), or "average_precision" of each image
+            and class over all thresholds, NaN where the reference lacks the class.
 
     Raises:
         ValueError: an argument is not one of the above.
@@ -86,11 +91,14 @@ class ThresholdIoUMetric(ProbabilityMetric):
         ignore_index: int | None = None,
         activation: Activation = None,
         resolution: int = 200,
+        score: Literal["iou", "average_precision"] = "iou",
     ) -> None:
         super().__init__(
             include_background, reduction, get_not_nans, return_with_label, ignore_index, activation, resolution
         )
         check_ignore_empty(ignore_empty)
+        check_choice("score", score, SCORES)
+        self.score = score
         self.threshold = check_fraction("threshold", threshold, allow_one=True, remedy="it is a probability")
         self.ignore_empty = ignore_empty
 
@@ -98,6 +106,8 @@ class ThresholdIoUMetric(ProbabilityMetric):
         return counts.flatten(1).to(row_device(counts)).double()
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.score == "average_precision":
+            return _average_precision(*_counts(rows)).float()
         node = round(self.threshold * self.resolution)
         both, predicted, true = (number[..., node] for number in _counts(rows))
         return iou_from_counts(both, predicted, true, self.ignore_empty)

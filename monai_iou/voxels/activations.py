@@ -59,7 +59,8 @@ def _log_softmax(logits: Tensor) -> Tensor:
     shifted = logits - logits.amax(-2, keepdim=True)
     at_peak = shifted >= 0  # not so where a logit is NaN or +inf, which makes all classes NaN, as in torch's softmax
     ties = at_peak.sum(-2, keepdim=True) - 1
-    rest = torch.where(at_peak, 0, shifted.exp()).sum(-2, keepdim=True) + ties
+    # Subtracted, not left out: the slopes of equal largest logits add up to 0, but their curvatures do not.
+    rest = (shifted.exp() - at_peak.to(shifted.dtype)).sum(-2, keepdim=True) + ties
     return shifted - rest.log1p()
 
 

@@ -31,8 +31,8 @@ def use_kernel(name: str) -> Iterator[None]:
     """Use one kernel for the voxel passes made inside the `with` block, in this thread or task.
 
     The environment variable `MONAI_IOU_KERNEL` sets the choice for a whole process; this context manager wins over it.
-    What a backward pass computes again, as checkpointing does, takes the choice that holds where `backward` is called;
-    on a GPU that needs a torch that hands it over to its threads, as 2.13 does, or else the environment variable.
+    What a backward pass recomputes, as with checkpointing, uses the kernel chosen where `backward` is called. On a GPU,
+    this needs a torch that passes the choice on to its backward threads, as 2.13 does; otherwise set the variable.
 
     Args:
         name: one of

@@ -11,6 +11,8 @@ from torch import Tensor
 from monai_iou.voxels.formulas import union
 from monai_iou.voxels.spec import BACKGROUND_ENTROPY, CONFIDENCE, COUNT, CROSS_ENTROPY, INTERSECTION, PREDICTION, TARGET
 
+_NO_VOXEL = 1e-20
+
 
 @dataclass(frozen=True, eq=False)
 class VoxelSums:
@@ -147,4 +149,15 @@ class VoxelSums:
 
     def only(self, labelled: Tensor) -> VoxelSums:
         """Set the sums of pairs of image and class that were not annotated to 0; `labelled` is (B, C) bool."""
-        return VoxelSums(torch.where(labelled, self.rows, 0), partly_labelled=True)
+        return VoxelSums(torch.where(labelled, self.with_marks().rows, 0), partly_labelled=True)
+
+    def with_marks(self) -> VoxelSums:
+        """Give every annotated pair a tiny count, which tells it from others also where all of its voxels are ignored.
+
+        It vanishes beside any voxel. Before a sum over ranks, every rank does so: another one may be partly labelled.
+        """
+        if self.partly_labelled is not False:
+            return self  # done by `only`
+        mark = torch.zeros_like(self.rows[:, :1, :1])
+        mark[COUNT] = _NO_VOXEL
+        return VoxelSums(self.rows + mark)

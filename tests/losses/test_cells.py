@@ -246,6 +246,34 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("term", [IoULoss(weight=2.0), IoUCELoss(pos_weight=2.0)])
+def test_a_term_with_weights_is_told_where_they_belong(term: Any) -> None:
+    part = "IoULoss" if isinstance(term, IoULoss) else "WeightedCrossEntropyLoss"
+    with pytest.raises(ValueError, match=r"^Expected") as caught:
+        InstanceIoULoss(sigmoid=True, term=term)
+    assert str(caught.value) == (
+        f"Expected `term` without weights, but got some in {part}: pass those of several classes to InstanceIoULoss as "
+        "`weight`, and that of one channel, or `pos_weight`, to the global term, as in "
+        "global_loss=IoUCELoss(sigmoid=True, pos_weight=2)."
+    )
+
+
+def test_the_weight_of_one_channel_has_an_effect_in_the_global_term_alone() -> None:
+    logits, labels = cases(2)
+    logits = logits[:, 1:]
+    values = [
+        InstanceIoULoss(sigmoid=True, **options)(logits, labels)
+        for options in (
+            {},
+            {"weight": 5.0},
+            {"global_loss": IoUCELoss(sigmoid=True)},
+            {"global_loss": IoUCELoss(sigmoid=True, pos_weight=5.0)},
+        )
+    ]
+    assert values[1] == values[0]
+    assert values[3] > values[2]
+
+
 def test_terms_that_cannot_share_a_reading() -> None:
     logits, labels = cases(2)
     term = CompoundLoss([IoULoss(power=2.0), IoULoss()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from monai_iou import GeneralizedIoULoss, IoUCELoss, IoULoss, LovaszSoftmaxLoss, WeightedCrossEntropyLoss, use_kernel
 
@@ -87,3 +88,31 @@ def test_the_derivative_of_a_step_by_the_parameters_of_a_network(kernel: str) ->
         expected = torch.autograd.grad(loss(network(image), labels), list(network.parameters()))
         found = torch.func.grad(lambda p: loss(torch.func.functional_call(network, p, (image,)), labels))(parameters)
     torch.testing.assert_close(list(found.values()), list(expected))
+
+
+TIES = [[0.0, 0.0, 0.0], [1.0, 1.0, -2.0], [-1.0, 2.0, 2.0], [0.5, 0.0, -torch.inf]]
+
+
+@pytest.mark.parametrize("logits", TIES, ids=str)
+@pytest.mark.parametrize("label", [0, 1])
+def test_derivatives_of_equal_logits_are_those_of_torch(logits: list[float], label: int) -> None:
+    """The largest logits are equal at the start of a training from weights of 0, for instance."""
+    x, target = torch.tensor(logits, dtype=torch.float64).reshape(1, 3, 1), torch.tensor([[label]])
+    ours, theirs = (lambda x: WeightedCrossEntropyLoss()(x, target[:, None])), (lambda x: F.cross_entropy(x, target))
+    with use_kernel("reference"):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-14, atol=0)
+        for derivative in (torch.func.jacrev, torch.func.hessian):
+            torch.testing.assert_close(derivative(ours)(x), derivative(theirs)(x))
+        hessian = torch.autograd.functional.hessian(ours, x)
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(theirs, x))
+
+
+def test_the_gradient_of_a_confident_voxel_keeps_its_digits() -> None:
+    """1 - p of the largest logit, which rounding would make 0 in 1 - 1 / (1 + rest)."""
+    x = torch.tensor([20.0, 0.0, -3.0]).reshape(1, 3, 1)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_()
+        with use_kernel("reference"):
+            gradients += torch.autograd.grad(WeightedCrossEntropyLoss()(leaf, torch.tensor([[[0]]])), leaf)
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=0)

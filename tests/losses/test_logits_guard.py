@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from monai_iou import FocalIoULoss, InstanceIoULoss, IoUCELoss, IoULoss
+from monai_iou import (
+    AttentionSupervisionLoss,
+    CompoundLoss,
+    ContextAttentionLoss,
+    FocalIoULoss,
+    InstanceIoULoss,
+    IoUCELoss,
+    IoULoss,
+    MultiScaleLoss,
+    WeightedCrossEntropyLoss,
+)
 from monai_iou.losses import pass_loss
 
 MESSAGE = (
@@ -31,6 +41,24 @@ def test_logits_are_named_once_per_process(make: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make()(LOGITS, LABELS)
+
+
+IN_ANOTHER: dict[str, Any] = {
+    "compound": lambda compound: compound,
+    "scales": MultiScaleLoss,
+    "attention": lambda compound: AttentionSupervisionLoss(compound, ContextAttentionLoss()),
+    "instances": lambda compound: InstanceIoULoss(softmax=True, global_loss=compound),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", IN_ANOTHER)
+def test_every_term_of_a_compound_looks(name: str, last: bool) -> None:
+    """The cross-entropy takes logits by default, and the IoU loss beside it took them for probabilities."""
+    terms = [IoULoss(to_onehot_y=True), WeightedCrossEntropyLoss()]
+    loss = IN_ANOTHER[name](CompoundLoss(terms[::-1] if last else terms))
+    with pytest.warns(UserWarning, match=MESSAGE):
+        loss(LOGITS, LABELS)
 
 
 @pytest.mark.filterwarnings("error")

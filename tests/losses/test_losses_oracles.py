@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceLoss, FocalLoss, TverskyLoss
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, TverskyLoss
 from torch import Tensor
 
 from monai_iou import (
@@ -101,6 +101,48 @@ def test_a_sigmoid_of_several_channels_has_a_binary_cross_entropy_and_monais_not
     torch.testing.assert_close(theirs, iou + F.cross_entropy(logits, maps))
     ours = IoUCELoss(sigmoid=True)(logits, maps)
     torch.testing.assert_close(ours, iou + F.binary_cross_entropy_with_logits(logits, maps))
+
+
+TWICE: dict[str, Any] = {"smooth_nr": 2e-5, "smooth_dr": 2e-5}  # as MONAI doubles what it is added to
+
+
+def test_iou_ce_of_maps_with_weights_divides_by_them_and_monais_by_the_voxels() -> None:
+    logits, labels = pair()
+    maps, weight = one_hot(labels), torch.tensor([0.5, 1.0, 2.0])
+    iou = DiceLoss(jaccard=True, softmax=True, weight=weight, **TWICE)(logits, maps)
+    theirs = DiceCELoss(jaccard=True, softmax=True, weight=weight, **TWICE)(logits, maps)
+    torch.testing.assert_close(theirs, iou + F.cross_entropy(logits, maps, weight=weight))
+    ours = IoUCELoss(softmax=True, weight=weight)(logits, maps)
+    torch.testing.assert_close(ours, iou + F.cross_entropy(logits, labels[:, 0], weight=weight))
+
+
+def test_one_channel_has_a_label_smoothing_and_monais_not() -> None:
+    logits, labels = pair()
+    one, maps = logits[:, :1], (labels == 1).float()
+    plain = DiceCELoss(jaccard=True, sigmoid=True, **TWICE)(one, maps)
+    theirs = DiceCELoss(jaccard=True, sigmoid=True, label_smoothing=0.1, **TWICE)(one, maps)
+    torch.testing.assert_close(theirs, plain, rtol=0, atol=0)
+    iou = DiceLoss(jaccard=True, sigmoid=True, **TWICE)(one, maps)
+    ours = IoUCELoss(sigmoid=True, label_smoothing=0.1)(one, maps)
+    torch.testing.assert_close(ours, iou + F.binary_cross_entropy_with_logits(one, maps * 0.9 + 0.05))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"batch": True}, {"squared_pred": True}], ids=str)
+def test_iou_focal_is_monais_dice_focal_with_a_sigmoid(options: dict[str, Any], channels: int) -> None:
+    logits, maps = (each[:, :channels] for each in (pair()[0], one_hot(pair()[1])))
+    theirs = DiceFocalLoss(jaccard=True, sigmoid=True, gamma=1.5, lambda_dice=0.7, lambda_focal=1.3, **TWICE, **options)
+    ours = IoUFocalLoss(1.5, sigmoid=True, lambda_iou=0.7, lambda_focal=1.3, **options)
+    torch.testing.assert_close(ours(logits, maps), theirs(logits, maps), **close)
+
+
+def test_the_focal_term_keeps_the_background_and_monais_not() -> None:
+    logits, labels = pair()
+    maps, options = one_hot(labels), {"sigmoid": True, "include_background": False}
+    iou = DiceLoss(jaccard=True, **TWICE, **options)(logits, maps)
+    theirs = DiceFocalLoss(jaccard=True, **TWICE, **options)(logits, maps)
+    torch.testing.assert_close(theirs, iou + FocalLoss()(logits[:, 1:], maps[:, 1:]))
+    torch.testing.assert_close(IoUFocalLoss(**options)(logits, maps), iou + FocalLoss()(logits, maps))
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])

@@ -221,6 +221,18 @@ def test_nearest_is_monais_deep_supervision(loss: nn.Module) -> None:
     torch.testing.assert_close(given(outputs, labels), theirs)
 
 
+def test_up_to_five_outputs_are_monais_up_to_a_factor_and_six_are_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(1, 3, side, side, generator=generator) for side in (64, 32, 16, 8, 4, 2)]
+    labels = torch.randint(0, 3, (1, 1, 64, 64), generator=generator).float()
+    loss = IoULoss(softmax=True)
+    ours, theirs = MultiScaleLoss(loss, downsample="nearest"), monai.losses.DeepSupervisionLoss(loss)
+    torch.testing.assert_close(ours(outputs[:5], labels) * (2 - 1 / 16), theirs(outputs[:5], labels))
+    assert abs(ours(outputs, labels) * (2 - 1 / 32) - theirs(outputs, labels)) > 1e-3
+    given = MultiScaleLoss(loss, weights=[1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16], downsample="nearest")
+    torch.testing.assert_close(given(outputs, labels), theirs(outputs, labels))
+
+
 @pytest.mark.parametrize("make", [IoULoss, LogIoULoss, FocalIoULoss, FocalTverskyLoss, GeneralizedIoULoss])
 def test_area_is_zero_only_at_the_fractions(make: Any) -> None:
     labels = some_labels()
@@ -408,6 +420,8 @@ def test_errors() -> None:
         MultiScaleLoss(loss, downsample="linear")
     with pytest.raises(ValueError, match="`weights` to be a finite number at least 0, but got -1"):
         MultiScaleLoss(loss, weights=[1.0, -1])
+    with pytest.raises(ValueError, match=r"Expected `weights` to hold at least one factor, but got \[\]: give one"):
+        MultiScaleLoss(loss, weights=[])
     with pytest.raises(ValueError, match=re.escape("one factor per scale (3), but got 2: give as many")):
         MultiScaleLoss(loss, weights=[1.0, 1.0])(outputs, labels)
     with pytest.raises(TypeError, match="`loss` to be a torch module, but got str"):

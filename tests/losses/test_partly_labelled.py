@@ -437,6 +437,28 @@ def test_labels_and_maps_agree_with_an_ignored_class(make: Callable[..., nn.Modu
     torch.testing.assert_close(loss(logits, labels, LABELLED), loss(logits, maps, LABELLED))
 
 
+@pytest.mark.parametrize("act", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("make", [*ALL, InstanceIoULoss])
+def test_annotated_throughout_is_as_without_the_table_where_an_image_is_ignored(
+    make: Callable[..., nn.Module], act: str
+) -> None:
+    """An image whose voxels are all ignored counts in the mean, as nobody has said that it was not annotated."""
+    logits, labels = case()
+    labels[1] = 255
+    for batch in ({}, {"batch": True}) if make in REGION + LOVASZ else ({},):
+        loss = make(**{act: True}, ignore_index=255, **batch)
+        found = gradient(lambda x, loss=loss: loss(x, labels, torch.ones(3, 4, dtype=torch.bool)), logits)
+        torch.testing.assert_close(found, gradient(lambda x, loss=loss: loss(x, labels), logits))
+
+
+def test_an_ignored_image_counts_in_the_mean_and_one_without_annotation_does_not() -> None:
+    loss, logits = IoULoss(softmax=True, ignore_index=255), torch.zeros(2, 2, 8)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, *[255] * 8]).reshape(2, 1, 8)
+    both = [[True, True], [True, True]]
+    values = [loss(logits, labels, table).item() for table in (None, both, [both[0], [False, False]])]
+    assert values == pytest.approx([1 / 3, 1 / 3, 2 / 3], abs=1e-5)
+
+
 def test_voxels_of_a_class_that_was_not_annotated_count_for_the_others() -> None:
     """With maps and a label to ignore that is no class, they hold nothing else; they are not ignored."""
     logits, _ = case()

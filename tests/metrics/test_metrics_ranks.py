@@ -153,3 +153,51 @@ def test_images_of_other_classes_on_one_rank_are_told_by_all(tmp_path: Path) -> 
     assert told[0][0].startswith("Expected every image to have the same classes, but got [2, 3] of them: set ")
     assert told[1][0] == "Expected the scores of every rank, but got an error on rank 0: see its message."
     assert [values[-1] for values in told] == [1.0, 1.0]
+
+
+COLLECTING: dict[str, tuple[Any, Any]] = {
+    "get_buffer": (LesionIoUMetric, lambda metric: metric.get_buffer()),
+    "summary": (IoUMetric, lambda metric: metric.summary()),
+    "get_counts": (IoUMetric, lambda metric: list(metric.get_counts())),
+    "curves": (ThresholdIoUMetric, lambda metric: metric.curves().iou),
+    "reliability": (CalibrationMetric, lambda metric: metric.reliability().counts),
+}
+FIRST = torch.tensor([[[1, 1, 0, 0, 1, 0]]]), torch.tensor([[[1, 0, 0, 0, 1, 0]]])
+MORE = torch.tensor([[[0, 1, 1, 0, 1, 0]]]), torch.tensor([[[1, 1, 1, 0, 1, 1]]])
+
+
+def score_on(metric: Any, *pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for prediction, reference in pairs:
+        metric(prediction.float(), reference.float())
+
+
+def collect_again(rank: int, folder: str) -> None:
+    """Score an image on both ranks and collect; then one more on rank 0 alone, and collect again without a reset."""
+    join_group(rank, 2, folder)
+    results = []
+    for make, collect in COLLECTING.values():
+        metric = make()
+        score_on(metric, FIRST)
+        once = collect(metric)
+        score_on(metric, *[MORE] * (rank == 0))
+        metric.aggregate()
+        # Rank 1 does not ask, and rank 0 waits for nobody: what has been collected is read again on one rank alone.
+        again, length = (collect(metric), len(metric)) if rank == 0 and metric else (None, None)
+        results.append((once, again, length))
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    leave_group()
+
+
+def test_images_of_one_rank_after_a_first_look_are_collected_from_all(tmp_path: Path) -> None:
+    """The other rank had no new image, and answered from what it had: the first one waited for it for ever."""
+    run_ranks(collect_again, 2, str(tmp_path))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for place, (make, collect) in enumerate(COLLECTING.values()):
+        first, both = make(), make()
+        score_on(first, FIRST, FIRST)
+        score_on(both, FIRST, MORE, FIRST)  # in the order of the ranks
+        for rank in range(2):
+            once, again, length = found[rank][place]
+            assert repr(once) == repr(collect(first))  # NaN included
+            assert repr(again) == (repr(collect(both)) if rank == 0 else "None")
+            assert length == (3 if rank == 0 else None)
