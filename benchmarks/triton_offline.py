@@ -16,6 +16,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from monai_iou.voxels.error_bins import DEFAULT_BINS
 from monai_iou.voxels.spec import ROWS
 
 ARCHITECTURES = (80, 90, 100)
-FLOATS = {"bf16": 2, "fp32": 4}
+CLASSES = (2, 4, 8, 16)
+FLOATS = {"bf16": 2, "fp16": 2, "fp32": 4}
 LABELS = {"u8": 1, "i64": 8, "fp32": 4}
 _GROUPS = 4  # bytes of a region number
 _REGIONS = 2  # in which the voxels lie that a program holds at a time
@@ -173,15 +175,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, action="append", choices=ARCHITECTURES, help="may be repeated")
     parser.add_argument("--loss", action="append", choices=list(LOSSES), metavar="NAME", help="may be repeated")
-    parser.add_argument("--classes", type=int, action="append", help="a power of two up to 16; may be repeated")
+    parser.add_argument("--classes", type=int, action="append", choices=CLASSES, help="may be repeated")
+    parser.add_argument("--logits", action="append", choices=list(FLOATS), help="may be repeated")
     options = parser.parse_args()
-    print(f"Triton {triton.__version__}; forward, backward; bytes of a voxel, both together\n")
+    print("# The Triton kernel, compiled for GPUs that are not there\n")
+    print("Registers of a thread and shared bytes are given for forward and backward, the bytes that a voxel requests")
+    print(f"for both together. Triton {triton.__version__}, {date.today():%d %B %Y}. See")
+    print("[performance](../performance.md#the-triton-kernel-without-a-gpu).\n")
     print("| GPU | loss | classes | logits | registers | bytes spilled | shared bytes | bytes | floor | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for arch in options.arch or ARCHITECTURES:
         for loss in options.loss or LOSSES:
-            for classes in options.classes or (2, 16):
-                for logits in FLOATS:
+            for classes in options.classes or CLASSES:
+                for logits in options.logits or FLOATS:
                     print(row(arch, classes, logits, loss), flush=True)
 
 

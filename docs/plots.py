@@ -97,7 +97,7 @@ def tversky() -> None:
         missed.plot(counts, values(loss, [lesion(100 - n) for n in counts], lesion(100)), label=name)
         invented.plot(counts, values(loss, [lesion(100 + n) for n in counts], lesion(100)), label=name)
     label(missed, "a lesion of 100 voxels, some missed", "missed voxels", "loss")
-    label(invented, "the same, too many found", "invented voxels", "loss")
+    label(invented, "the same lesion, over-segmented", "false positive voxels", "loss")
 
 
 @plot

@@ -180,7 +180,7 @@ def print_demo(result: DemoResult) -> None:
     Console().print(table)
     say(f"Mean IoU {result.mean_iou:.3f}, mean Dice {result.mean_dice:.3f}, {result.seconds:.0f} s in all.")
     say(f"Masks: {result.masks}")
-    say("The same training by MONAI's own command:")
+    say("The same training by MONAI's own command, which trains again and replaces the model:")
     click.echo(result.command)
     say(f"Report: {result.report}")
     say(f"Curves: {result.curves}")

@@ -16,12 +16,15 @@ from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
 from monai_iou.files import prepare
+from monai_iou.locks import folder_lock
 from monai_iou.workflow.literal import with_literal_paths
+from monai_iou.workflow.run_lock import release_unused
 
 __all__ = ["DEMO_SETTINGS", "CaseScore", "DemoResult", "run_demo", "run_workflow"]
 
 MARKER = ".monai-iou-demo"
 WRITTEN = ("dataset", "bundle", "masks", "report")  # into the folder
+PURPOSE = "a demo"
 OF_WINDOWS = ("desktop.ini", "Thumbs.db")  # which file managers put into folders, as others do with hidden files
 
 # Sized for two minutes on two cores; a GPU run would take the bundle's defaults.
@@ -94,27 +97,33 @@ def run_demo(
 
     Raises:
         ValueError: `output` contains files that no demo wrote.
+        OutputError: another demo is running there, or a training of an earlier one.
     """
     start = time.monotonic()
-    folder = _fresh_folder(Path(output).resolve())
-    say("1/5 Writing CT-like volumes with small lesions")
-    data = write_phantom_dataset(folder / "dataset", **(dataset or {}))
-    bundle = copy_bundle(folder / "bundle")
-    overrides = {"bundle_root": str(bundle), "dataset_dir": str(data), **DEMO_SETTINGS, **(settings or {})}
+    folder = Path(output).resolve()
+    _check_folder(folder)  # before anything is written to it
+    prepare(folder)
+    with folder_lock(folder, PURPOSE):
+        _fresh_folder(folder)
+        say("1/5 Writing CT-like volumes with small lesions")
+        data = write_phantom_dataset(folder / "dataset", **(dataset or {}))
+        bundle = copy_bundle(folder / "bundle")
+        overrides = {"bundle_root": str(bundle), "dataset_dir": str(data), **DEMO_SETTINGS, **(settings or {})}
 
-    say("2/5 Scoring an untrained network on the held-out volumes")
-    untrained = _scores(run_workflow(bundle, ["train", "evaluate"], {**overrides, "load_pretrain": False}))
-    say("3/5 Training")
-    run_workflow(bundle, ["train"], overrides)
-    say("4/5 Scoring the trained network")
-    trained = _scores(run_workflow(bundle, ["train", "evaluate"], overrides))
-    say("5/5 Writing masks in the images' own geometry, and the report")
-    masks = folder / "masks"
-    run_workflow(
-        bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(masks)}
-    )
-    report = folder / "report"
-    evaluate_folders(Request(masks, data / "labelsTs", report, images=data / "imagesTs"))
+        say("2/5 Scoring an untrained network on the held-out volumes")
+        untrained = _scores(run_workflow(bundle, ["train", "evaluate"], {**overrides, "load_pretrain": False}))
+        say("3/5 Training")
+        run_workflow(bundle, ["train"], overrides)
+        say("4/5 Scoring the trained network")
+        trained = _scores(run_workflow(bundle, ["train", "evaluate"], overrides))
+        say("5/5 Writing masks in the images' own geometry, and the report")
+        masks, report = folder / "masks", folder / "report"
+        run_workflow(
+            bundle, ["inference"], {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(masks)}
+        )
+        named = Path(output)  # as the user wrote it, also in the report
+        shown = named / "dataset"
+        evaluate_folders(Request(named / "masks", shown / "labelsTs", report, images=shown / "imagesTs"))
     scores = tuple(CaseScore(case, *trained[case], *untrained[case]) for case in trained)
     curves = bundle / "eval" / "progress.png"
     return DemoResult(
@@ -137,7 +146,7 @@ def run_workflow(bundle: Path, configs: Sequence[str], overrides: Mapping[str, A
     return workflow
 
 
-def _fresh_folder(folder: Path) -> Path:
+def _check_folder(folder: Path) -> None:
     if folder.exists():
         ours = folder.is_dir() and (folder / MARKER).is_file()
         present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -152,11 +161,20 @@ def _fresh_folder(folder: Path) -> Path:
                 "it: move that elsewhere, or name another folder."
             )
             raise ValueError(message)
-        for path in (folder / name for name in WRITTEN):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+
+
+def _fresh_folder(folder: Path) -> Path:
+    _check_folder(folder)
+    models = folder / "bundle" / "models"
+    if models.is_dir():
+        release_unused()  # what a demo of this process left that ended with an error
+        with folder_lock(models, PURPOSE):  # refused while a training holds it, as that of the printed command may
+            pass
+    for path in (folder / name for name in WRITTEN):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     prepare(folder)
     (folder / MARKER).touch()
     return folder
@@ -175,6 +193,7 @@ def _command(bundle: Path, overrides: Mapping[str, Any]) -> str:
     config = str(bundle / "configs" / "train.json")
     # Of a single path the command line would cut off what follows a `#`.
     words = ["python", "-m", "monai.bundle", "run", "--config_file", repr([config]) if "#" in config else config]
-    for name, value in with_literal_paths(overrides).items():
+    # The demo's own training is in the folder, and a training is never replaced unasked.
+    for name, value in {**with_literal_paths(overrides), "overwrite": "true"}.items():
         words += [f"--{name}", str(value)]
     return shlex.join(words)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,12 +15,17 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, run_in_browser
 from bundle_runs import SMALL, run_command
+from light_import import LIGHT_IMPORT
 from matplotlib.image import imread
 from scipy import ndimage
 
 from monai_iou import demo
 from monai_iou.cli import main
 from monai_iou.datasets import phantoms
+from monai_iou.files import OutputError
+from monai_iou.locks import folder_lock, is_locked
+
+steps: list[tuple[str, bool]] = []  # how each line of the demo begins, and whether it held its folder then
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -45,11 +55,16 @@ def test_phantoms_are_the_same_each_time() -> None:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
-    """A demo of a few seconds."""
+    """A demo of a few seconds, in a folder that the user gave by a relative path."""
     output = tmp_path_factory.mktemp("demo") / "out#1"
-    return demo.run_demo(
-        output, settings={**SMALL, "pictures": 1}, dataset={"training": 3, "evaluation": 2, "shape": (32, 32, 24)}
-    )
+    shape = {"training": 3, "evaluation": 2, "shape": (32, 32, 24)}
+
+    def say(line: str) -> None:
+        steps.append((line[:3], is_locked(output)))
+
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(output.parent)
+        return demo.run_demo(output.name, say, settings={**SMALL, "pictures": 1}, dataset=shape)
 
 
 def test_demo_scores_and_masks(result: demo.DemoResult) -> None:
@@ -79,13 +94,16 @@ def test_report_curves_and_summary_open_in_a_browser(result: demo.DemoResult, tm
             assert content["widths"][0] == imread(curves).shape[1]
 
 
-def test_demo_prints_the_command_that_does_the_same(result: demo.DemoResult, tmp_path: Path) -> None:
-    words = shlex.split(result.command)
+def test_demo_prints_a_command_that_can_be_pasted_and_does_the_same(result: demo.DemoResult, tmp_path: Path) -> None:
+    copy = shutil.copytree(result.masks.parent, tmp_path / result.masks.parent.name)
+    trained = copy / "bundle" / "models" / "model.pt"
+    before = trained.stat().st_mtime_ns
+    # Not of its own folder, whose `#` the command writes in another form.
+    words = shlex.split(result.command.replace(str(result.masks.parents[1]), str(tmp_path)))
     assert words[0] == "python"
-    command = [sys.executable, *words[1:], "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
-    done = run_command(command)
+    done = run_command([sys.executable, *words[1:]])
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model.pt").is_file()
+    assert trained.stat().st_mtime_ns > before
 
 
 def test_demo_replaces_its_own_folder_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +158,57 @@ def test_demo_replaces_an_earlier_one_but_not_what_its_links_lead_to(tmp_path: P
     assert demo._fresh_folder(folder) == folder
     assert [path.name for path in folder.iterdir()] == [demo.MARKER]
     assert (tmp_path / "elsewhere" / "file").is_file()
+
+
+HOLD = f"""
+{LIGHT_IMPORT}
+import sys
+from pathlib import Path
+from monai_iou.locks import folder_lock
+with folder_lock(Path(sys.argv[1]), "a demo"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_demo_leaves_the_one_that_is_running_alone(
+    result: demo.DemoResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steps == [(f"{step}/5", True) for step in range(1, 6)]
+    folder = demo._fresh_folder(tmp_path / "demo")
+    (folder / "dataset").mkdir()
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert main(["demo", "--output", str(folder)]) == 1
+        assert process.stdin is not None
+        process.stdin.close()
+    pattern = (
+        rf"Error: Expected `{folder}` to be used by one run at a time, but a demo by process {process.pid} on "
+        rf"{re.escape(socket.gethostname())} has been using it since \S+: wait until that run has ended, or name "
+        r"another folder\.\n"
+    )
+    assert re.fullmatch(pattern, capsys.readouterr().err)
+    assert {path.name for path in folder.iterdir()} == {demo.MARKER, "dataset"}
+
+
+def test_a_demo_leaves_a_training_of_an_earlier_one_alone(tmp_path: Path) -> None:
+    models = demo._fresh_folder(tmp_path) / "bundle" / "models"
+    models.mkdir(parents=True)
+    with folder_lock(models, "training"), pytest.raises(OutputError, match="to be used by one run at a time"):
+        demo.run_demo(tmp_path)
+    assert models.is_dir()
+    assert demo._fresh_folder(tmp_path) == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {demo.MARKER}
+
+
+def test_the_pages_of_a_demo_have_paths_as_the_user_gave_them(result: demo.DemoResult) -> None:
+    summary = json.loads(result.report.with_name("summary.json").read_text(encoding="utf-8"))
+    named = {name: summary["options"][name] for name in ("predictions", "references")}
+    assert named == {"predictions": "out#1/masks", "references": "out#1/dataset/labelsTs"}
+    for page in (result.report, result.curves.with_name("summary.html")):
+        assert str(result.masks.parents[1]) not in page.read_text(encoding="utf-8")
 
 
 def test_the_folder_of_a_demo_is_what_it_deletes(result: demo.DemoResult) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "known_keys",
     "names_keys",
     "own_options",
+    "plain_values",
     "read_config",
     "read_keys",
     "words_of_keys",
@@ -113,13 +114,18 @@ def check_values(given: Mapping[str, Any], shipped: str = "train") -> None:
         click.UsageError: one is out of its range.
     """
     names = read_config(_shipped(shipped), "--config")["settings"]
-    plain = {name: value for name, value in given.items() if name in names and _is_plain(value)}
+    plain = {name: value for name, value in plain_values(given).items() if name in names}
     if not plain:
         return
     from monai_iou.workflow.settings import Settings
 
     with reported(ValueError):
         Settings(**plain)
+
+
+def plain_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of which MONAI resolves nothing: their values are no lists, dictionaries, expressions or references."""
+    return {name: value for name, value in given.items() if _is_plain(value)}
 
 
 def _is_plain(value: object) -> bool:
@@ -225,7 +231,7 @@ def _word_alone(word: str) -> str:
 def _check(name: str, known: Collection[str], options: Collection[str], sets: Mapping[str, str]) -> None:
     root = _root(name.lstrip("+~"))
     if root in sets:
-        message = f"Expected a key that the command leaves to you, but it sets `{root}` itself: use {sets[root]}."
+        message = f"Expected a key that you may set, but the command sets `{root}` itself: use {sets[root]}."
         raise click.UsageError(message)
     if root in known:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ __all__ = ["FOLD_COUNT", "FOLD_NUMBER", "MACHINE", "MINUTES", "plan", "write_pla
 
 MINUTES = positive("give minutes, such as 30")
 FOLD_COUNT, FOLD_NUMBER = whole(2, "5 folds are usual"), whole(0, "folds are counted from 0")
+# The keys that lower a training's memory are the plan's own here.
+LESS_MEMORY = (
+    "give a smaller --memory-gb or, if a validation takes too much, give `monai-iou train` --minutes together with "
+    "--sw_batch_size 1 and --validate#inferer#device cpu"
+)
 MACHINE = (
     click.option(
         "--memory-gb",
@@ -96,7 +102,8 @@ def write_plan(
         output: the config file to write.
         folds: number of folds, None for one split.
         fold: the fold to validate on; None for all folds.
-        machine: what the options in `MACHINE` gave, and `minutes`, None without a limit.
+        machine: what the options in `MACHINE` gave, and `minutes`, None without a limit; perhaps also `keys`, those of
+            the bundle that the training is given beside the plan.
         asked: stored in the plan's report, by which a later command knows what it was made for.
 
     Raises:
@@ -113,6 +120,8 @@ def write_plan(
     from monai_iou.planning.minutes import propose_within
     from monai_iou.planning.rules import propose
     from monai_iou.planning.tables import plan_tables
+    from monai_iou.planning.timing import measure_timing
+    from monai_iou.workflow.failures import explain_out_of_memory
 
     check_replaceable(output, "plan_report")
     hardware = detect_hardware(machine["device"], machine["memory_gb"])
@@ -124,8 +133,13 @@ def write_plan(
             folder, lambda done, total, case: show(Progress("training", done, total, case))
         )
     measured = folder, fingerprint, hardware, folds
-    minutes = machine["minutes"]
-    proposal = propose(*measured, fold or 0) if minutes is None else propose_within(minutes, *measured, fold)
+    if machine["minutes"] is None:
+        proposal = propose(*measured, fold or 0)
+    else:
+        given = machine.get("keys")
+        timing: dict[str, Any] = {"measure": partial(measure_timing, given=given)} if given else {}
+        with explain_out_of_memory(LESS_MEMORY):
+            proposal = propose_within(machine["minutes"], *measured, fold, **timing)
     content = proposal.as_json(fingerprint, hardware)
     if asked is not None:
         content["plan_report"]["asked"] = dict(asked)

@@ -73,9 +73,10 @@ def predict(
     _check_paths(run, images)
     check_values(keys, "inference")
     from monai_iou.console import say
-    from monai_iou.workflow.prediction import earlier_results, plan_predictions, run_all
+    from monai_iou.workflow.config_files import OF_INFERENCE, check_configs
+    from monai_iou.workflow.prediction import plan_predictions, run_all
     from monai_iou.workflow.previews import write_preview
-    from monai_iou.workflow.result_files import check_new, remove_result
+    from monai_iou.workflow.result_files import check_new
     from monai_iou.workflow.trained_models import find_models, fold_notes
 
     wanted = {"probabilities": options["save_probabilities"], "preview": options["preview"]}
@@ -83,11 +84,11 @@ def predict(
     keys |= {"tta_flips": True} if options["tta"] else {}
     with reported():
         models = find_models(run, options["folds"])
+        check_configs(models.config.parents[1], OF_INFERENCE)
         for note in fold_notes(run, options["folds"]):
             say(note, error=True)
         runs = plan_predictions(models, images, output, ending, **wanted)
         items = [item for each in runs for item in each.items]
-        earlier = earlier_results(runs)
         if not options["overwrite"]:
             check_new(path for item in items for path in item.files.values())
         for each in runs:
@@ -95,16 +96,13 @@ def predict(
 
         def done(item: Any) -> None:
             say(f"Written: {item.mask}")
-            for path in earlier[item.mask]:
-                remove_result(path)
-                say(f"Removed, because it belonged to an earlier mask: {path}")
             if item.probabilities is not None:
                 say(f"Written: {item.probabilities}")
             if item.preview is not None:
                 write_preview(item.case.images, item.mask, item.preview)
                 say(f"Written: {item.preview}")
 
-        run_all(runs, keys, done)
+        run_all(runs, keys, done, say)
     return 0
 
 

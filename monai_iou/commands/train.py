@@ -19,6 +19,7 @@ from .keys import (
     known_keys,
     names_keys,
     own_options,
+    plain_values,
     read_config,
     read_keys,
     words_of_keys,
@@ -38,7 +39,7 @@ UNTIMED = (
     "epochs", "case_repeats", "val_interval", "val_fraction", "batch_size", "num_samples", "patch_size", "pixdim",
     "spatial_dims", "network", "network_def", "net", "plan", "base_channels", "full_resolution", "deep_supervision",
     "attention", "instance", "training_loss", "augmentation", "cache_rate", "transform_device", "memory_format", "amp",
-    "amp_dtype", "sw_overlap", "tune_postprocessing",
+    "amp_dtype", "sw_overlap", "tune_postprocessing", "calibration",
 )  # fmt: skip
 
 LENGTH = (
@@ -114,7 +115,8 @@ def train(context: click.Context, /, dataset: Path, output: Path | None, **optio
         asked = plan_request(run, options)
 
         def plan(path: Path) -> None:
-            write_plan(dataset, path, run.folds, None, {**options, "minutes": asked["minutes"]}, asked)
+            own = {**options, "minutes": asked["minutes"], "keys": plain_values(given)}
+            write_plan(dataset, path, run.folds, None, own, asked)
 
         with prepared(run, asked, plan, say, resume=resume, overwrite=overwrite):
             scores = _train(run)

@@ -17,7 +17,7 @@ its weights stay nnU-Net's own.
 | nnUNetTrainerFocalTversky | focal Tversky |
 | nnUNetTrainerLovasz | Lovasz |
 | nnUNetTrainerIoUInstance | IoU plus the mean of IoU in the cell of every lesion: small ones count as large ones |
-| nnUNetTrainerIoUBidirectional | the same with the cells of predicted components too: invented lesions count as well |
+| nnUNetTrainerIoUBidirectional | also the cells of predicted components: false positive lesions count as well |
 
 A trainer of your own is a subclass with other attributes, or another `region_loss`.
 """

@@ -17,9 +17,11 @@ from monai_iou.planning.hardware import Machine
 from monai_iou.planning.own_errors import own_error
 from monai_iou.planning.plan import Plan
 
-__all__ = ["Timing", "measure_timing"]
+__all__ = ["FREE", "Timing", "measure_timing"]
 
 
+# Keys that change what a validation takes of memory and time, and nothing of the plan: a training is timed with them.
+FREE = ("sw_batch_size", "validate#inferer#device", "validate#inferer#sw_device")
 SAMPLE_CASES = 4
 WARM_UP_STEPS, MIN_STEPS, MAX_STEPS, TIMED_SECONDS = 2, 4, 60, 20.0
 IMPORTS = "import monai_iou, monai.bundle, monai.engines, monai.handlers, ignite.engine"
@@ -42,7 +44,13 @@ class Timing:
     validation: float
 
 
-def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, Any], machine: Machine) -> Timing:
+def measure_timing(
+    folder: SegmentationFolder,
+    plan: Plan,
+    config: Mapping[str, Any],
+    machine: Machine,
+    given: Mapping[str, Any] | None = None,
+) -> Timing:
     """Run a few steps and validations of the shipped bundle as a config would run them, without writing anything.
 
     Args:
@@ -50,6 +58,7 @@ def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, 
         plan: of the whole dataset.
         config: the bundle's keys.
         machine: its device is used.
+        given: keys of the user's over those of `config`, of which those in `FREE` are used.
 
     Raises:
         ValueError: the machine's device is not here, or these cases cannot be trained on.
@@ -60,8 +69,9 @@ def measure_timing(folder: SegmentationFolder, plan: Plan, config: Mapping[str, 
             "trains, or leave `--minutes` out."
         )
         raise ValueError(message)
+    free = {name: value for name, value in (given or {}).items() if name.replace("::", "#") in FREE}
     try:
-        return _measured(folder, plan, config, machine)
+        return _measured(folder, plan, {**config, **free}, machine)
     except Exception as error:  # MONAI's says which expression raised it, this package's what is wrong with a dataset
         own = own_error(error)
         if own is None or own is error:

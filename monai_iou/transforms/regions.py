@@ -28,7 +28,7 @@ class ComponentRegionsd(MapTransform):
     components that a crop leaves out. Voxel sizes are those of a MetaTensor, so put the transform after `Spacingd` and
     before `EnsureTyped(track_meta=False)`.
 
-    MONAI's `RandCropByPosNegLabeld` takes every voxel of the channels behind the first for foreground, and would draw
+    MONAI's `RandCropByPosNegLabeld` treats every voxel of all channels after the first as foreground, and would draw
     its patches anywhere: crop with `RandCropByLesionsd`, which knows the regions, or let `FgBgToIndicesd` find the
     foreground before this transform and pass its results as `fg_indices_key` and `bg_indices_key`.
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from monai_iou.planning.own_errors import chain
@@ -15,6 +16,10 @@ __all__ = ["ConfigError", "explained"]
 COMPONENT = re.compile(r"Failed to instantiate component '([^']+)' with keywords: ([^\n\\]*)")
 EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression:\s*(.+)", re.DOTALL)
 NOT_FOUND = re.compile(r"Cannot locate class or function path: '([^']+)'")
+# What torch makes of an error in a loader's process: its traceback as text, with that of its cause, if any, before it.
+OF_WORKER = re.compile(r"Original Traceback \(most recent call last\):\n((?:[ \t][^\n]*\n)*)(\S.*)", re.DOTALL)
+FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')
+NEXT_TRACEBACK = re.compile(r"\n\n(?:The above exception was|During handling of the above) [^\n]*\n\nTraceback")
 OURS = "$monai_iou.workflow."  # of an expression of the shipped configs, which is not the user's to correct
 MOST_SHOWN = 200
 
@@ -34,7 +39,12 @@ def explained(error: BaseException, remedy: str) -> ConfigError:
     missing = next((match for each in causes if (match := NOT_FOUND.search(str(each)))), None)
     if missing is not None:
         return ConfigError(_not_found(missing[1]))
-    root = f"{type(causes[-1]).__name__}: {_one_line(str(causes[-1]))}{_place(causes[-1])}"
+    of_worker = next((found for each in reversed(causes) if (found := _of_worker(each))), None)
+    kind, said, place = of_worker or _of_this_process(causes[-1])
+    if of_worker and said.startswith("Expected ") and (kind == "ValueError" or kind.startswith("monai_iou.")):
+        return ConfigError(said)
+    name, words = kind.rpartition(".")[2], _one_line(said)
+    root = f"{name}: {words}{place}" if words else f"{name}{place}"
     for each in reversed(causes):
         if match := COMPONENT.search(str(each)):
             arguments = match[2].replace(",", ", ") or "no arguments"
@@ -43,6 +53,20 @@ def explained(error: BaseException, remedy: str) -> ConfigError:
             expression = _expression(match[1])
             return ConfigError(f"Expected the config's {expression} to have a value, but got {root}: correct it.")
     return ConfigError(f"Expected the run to go on, but got {root}: {remedy}.")
+
+
+def _of_worker(error: BaseException) -> tuple[str, str, str] | None:
+    """The class, words and place of what went wrong first in a loader's process; None for an error of this one."""
+    match = OF_WORKER.search(str(error))
+    if match is None:
+        return None
+    kind, _, said = NEXT_TRACEBACK.split(match[2])[0].strip().partition(": ")
+    return kind, said, _line([(file, int(line)) for file, line in FRAME.findall(match[1])])
+
+
+def _of_this_process(error: BaseException) -> tuple[str, str, str]:
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    return type(error).__name__, str(error), _line(frames)
 
 
 def _expression(text: str) -> str:
@@ -61,10 +85,10 @@ def _not_found(name: str) -> str:
     return f"Expected `_target_` to name a class or function, but {name} cannot be found: {remedy}."
 
 
-def _place(error: BaseException) -> str:
+def _line(frames: Sequence[tuple[str, int]]) -> str:
     """The line that raised an error, of any file but those of MONAI's and torch's libraries."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+    own = [(file, line) for file, line in frames if "site-packages" not in file]
+    return f" (line {own[-1][1]} of {Path(own[-1][0]).name})" if own else ""
 
 
 def _one_line(text: str) -> str:

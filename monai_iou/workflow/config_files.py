@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_iou.workflow.config_errors import ConfigError
 
-__all__ = ["check_configs", "read_config"]
+__all__ = ["OF_INFERENCE", "check_configs", "read_config"]
 
-OF_A_RUN = ("train.json", "plan.json", "inference.json")
+METADATA = "metadata.json"  # which MONAI reads with every config beside it
+OF_INFERENCE = ("inference.json", METADATA)
+OF_A_RUN = ("train.json", "plan.json", *OF_INFERENCE)
 MARK = "\ufeff"  # editors of Windows may put it before a text; MONAI refuses such a file, and does not name it
 
 
@@ -29,16 +32,21 @@ def read_config(path: Path) -> dict[str, Any]:
         why = f"it cannot be read ({error})"
     if isinstance(content, dict):
         return content
-    message = f"Expected {path} to be a JSON file of the bundle's keys in UTF-8, but {why}: correct it."
+    what = "metadata" if path.name == METADATA else "keys"
+    message = f"Expected {path} to be a JSON file of the bundle's {what} in UTF-8, but {why}: correct it."
     raise ConfigError(message)
 
 
-def check_configs(folder: Path) -> None:
+def check_configs(folder: Path, names: Sequence[str] = OF_A_RUN) -> None:
     """Check the configs of a run's folder, as far as they are there: MONAI names no file, and the plan is asked first.
+
+    Args:
+        folder: of the run.
+        names: of those that are to be read.
 
     Raises:
         ConfigError: one of them is damaged.
     """
-    for path in (folder / "configs" / name for name in OF_A_RUN):
+    for path in (folder / "configs" / name for name in names):
         if path.is_file():
             read_config(path)

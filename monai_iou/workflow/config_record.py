@@ -16,11 +16,13 @@ __all__ = ["config_record", "other_settings"]
 
 # Where a run reads and writes, how fast it is, and what comes before, beside or after the steps.
 BESIDE = (
-    "_meta_", "about", "bundle_root", "cache_dir", "cache_rate", "cache_workers", "ckpt_dir", "dataset_dir", "device",
-    "finalize", "imports", "initialize", "memory_format", "num_workers", "output_dir", "overwrite", "pictures",
-    "plan_report", "rank", "resume", "run", "start_from", "sw_batch_size", "train.json",
+    "_meta_", "about", "bundle_root", "cache_dir", "cache_rate", "cache_workers", "calibration", "ckpt_dir",
+    "dataset_dir", "device", "finalize", "imports", "initialize", "memory_format", "num_workers", "output_dir",
+    "overwrite", "pictures", "plan_report", "rank", "resume", "run", "start_from", "sw_batch_size", "train.json",
     "transform_device", "tune_postprocessing", "world_size",
 )  # fmt: skip
+# Components for scores that decide nothing, which configs of earlier versions lack.
+FOR_CALIBRATION = "$not @settings.calibration"
 WORDS = {"true": True, "false": False, "null": None, "none": None}  # which arrive as text from a command line
 MISSING = "not given"
 MOST_SHOWN, MOST_NAMED = 60, 5
@@ -46,6 +48,8 @@ def other_settings(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str
     lines = []
     for name in dict.fromkeys([*stored, *current]):
         before, now = stored.get(name, MISSING), current.get(name, MISSING)
+        if MISSING in (before, now) and f"@{name.removeprefix('settings#')}" in (before, now):
+            continue  # checks a key, which is compared by itself, as another version does not
         if before != now and json.dumps(before, sort_keys=True) != json.dumps(now, sort_keys=True):  # NaN is not NaN
             was, given = (value if isinstance(value, str) else json.dumps(value) for value in (before, now))
             short = max(len(was), len(given)) <= MOST_SHOWN
@@ -64,6 +68,8 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     own = config.get("_target_") == FROM_FILE and file.is_file()
     flat: dict[str, Any] = {f"{above}source": hashlib.sha256(file.read_bytes()).hexdigest()} if own else {}
     for name, value in config.items():
+        if _is_beside(value):
+            continue
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{above}{name}#")
         else:
@@ -71,8 +77,14 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
+def _is_beside(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("_disabled_") == FOR_CALIBRATION
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON has it; of an object what it says of itself, but for the place in memory."""
+    if isinstance(value, list):
+        value = [each for each in value if not _is_beside(each)]
     if isinstance(value, str):
         return WORDS.get(value.lower(), value)
     try:

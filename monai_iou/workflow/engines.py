@@ -219,6 +219,7 @@ class ValidationEvaluator(CaseEvaluator):
         """Validate the network as rank 0 has it and stores it, whose buffers are not those of the other ranks."""
         _take_buffers_of_first_rank(self.network)
         super().run(*args, **kwargs)
+        self.state.output = None  # ignite keeps the last case until the next validation, on a GPU in its memory
 
     def _has_no_score(self, counts: list[tuple[int, int]]) -> bool:
         return any(failed for failed, _ in counts)

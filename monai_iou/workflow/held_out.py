@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -147,13 +148,22 @@ def scored_cases(states: Sequence[RunState]) -> str:
     return f"{was} {'trained and validated on' if is_trained else 'held out'}"
 
 
-def failure_notes(failed: Mapping[Path, str]) -> list[str]:
+def failure_notes(failed: Mapping[Path, str], dataset: Path) -> list[str]:
     r"""Say of each training whose masks could not all be made why that is.
 
-    >>> failure_notes({Path("run"): "Expected one.\nExpected two."})
-    ['Not all masks of run could be made. Expected one. Expected two.']
+    Args:
+        failed: folder of a training -> the reason.
+        dataset: its folder as the user gave it; so the notes name its files, too.
+
+    Example:
+        >>> why = f"Expected `{Path('data').absolute()}/a.nii` to be read.\nExpected two."
+        >>> failure_notes({Path("run"): why}, Path("data"))
+        ['Not all masks of run could be made. Expected `data/a.nii` to be read. Expected two.']
     """
-    return [f"Not all masks of {folder} could be made. {' '.join(why.split())}" for folder, why in failed.items()]
+    places = sorted({str(dataset.absolute()), str(dataset.resolve())}, key=len, reverse=True)
+    named = re.compile(rf"(?<![\w./\\-])(?:{'|'.join(map(re.escape, places))})(?=[/\\`'\s:,]|$)")
+    reasons = {folder: " ".join(named.sub(lambda _: str(dataset), why).split()) for folder, why in failed.items()}
+    return [f"Not all masks of {folder} could be made. {reason}" for folder, reason in reasons.items()]
 
 
 def to_stderr(line: str) -> None:
@@ -199,6 +209,8 @@ def write_summaries(folders: Sequence[Path], scores: Evaluation | None) -> None:
 def score_request(dataset: Path, run: Path, masks: Path, output: Path, states: Sequence[RunState]) -> Request:
     """Return how the cases that trainings held out are scored, and write the list of their files.
 
+    The report, which people send to others, has the files of the dataset in the form in which the user gave its folder.
+
     Args:
         dataset: its folder.
         run: the folder of one of the trainings, whose model tells how labels are read.
@@ -207,30 +219,67 @@ def score_request(dataset: Path, run: Path, masks: Path, output: Path, states: S
         states: of the trainings.
     """
     folder = read_folder(dataset)
-    held_out = [item for state in states for item in state.facts["held_out"]]
+    held_out = [
+        _where_it_is(item, str(state.request.get("dataset")), folder.root)
+        for state in states
+        for item in state.facts["held_out"]
+    ]
     items = with_label_maps(held_out, folder, run / "models", output / "references")
     # Links are kept: what they lead to may have any name.
+    labels = [_as_given(item["label"], folder.root, dataset) for item in items]
+    if len({label.is_absolute() for label in labels}) > 1:  # as of a dataset that was moved between two folds
+        labels = [label.absolute() for label in labels]
+    references = Path(os.path.commonpath([label.parent for label in labels]))
     rows = [
-        {"prediction": f"{item['case']}.nii.gz", "reference": Path(item["label"]).absolute(), "case": item["case"]}
-        for item in items
+        {"prediction": f"{item['case']}.nii.gz", "reference": label.relative_to(references), "case": item["case"]}
+        for item, label in zip(items, labels, strict=True)
     ]
     write_csv(output / "pairs.csv", ("prediction", "reference", "case"), rows)
     return Request(
         masks,
-        Path(os.path.commonpath([Path(item["label"]).absolute().parent for item in items])),
+        references,
         output,
         labels=() if folder.regions else tuple(states[0].facts["labels"]),
         regions=folder.regions,
         ignore=folder.ignore,
-        images=_common_folder([item["image"] for item in items]),
+        images=_common_folder([item["image"] for item in items], folder.root, dataset),
         pairs=output / "pairs.csv",
         command=("monai-iou", "train", str(dataset)),
-        dataset=folder.root,
+        dataset=dataset,
     )
 
 
-def _common_folder(images: Sequence[Any]) -> Path | None:
+def _where_it_is(item: Mapping[str, Any], earlier: str, root: Path) -> dict[str, Any]:
+    """A case whose files are looked for where the dataset is now, if they are no longer where it was.
+
+    >>> item = {"case": "c0", "label": "/gone/labels/c0.nii", "image": ["/gone/images/c0.nii", "/other/c0.nii"]}
+    >>> sorted(_where_it_is(item, "/gone", Path("/data")).items())
+    [('case', 'c0'), ('image', ['/data/images/c0.nii', '/other/c0.nii']), ('label', '/data/labels/c0.nii')]
+    """
+
+    def found(file: Any) -> Any:
+        if isinstance(file, list):
+            return [found(each) for each in file]
+        path = Path(file)
+        moved = path.is_relative_to(earlier) and not path.exists()
+        return str(root / path.relative_to(earlier)) if moved else file
+
+    return {name: found(value) if name in ("image", "label") else value for name, value in item.items()}
+
+
+def _as_given(file: str, root: Path, dataset: Path) -> Path:
+    """A file of the dataset below the folder as the user gave it and not as it was found; another file as it is.
+
+    >>> root = Path("/home/alice/study/data")
+    >>> [str(_as_given(f"{place}/c0.nii", root, Path("data"))) for place in (f"{root}/labels", "run/references")]
+    ['data/labels/c0.nii', 'run/references/c0.nii']
+    """
+    path = Path(file)
+    return dataset / path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _common_folder(images: Sequence[Any], root: Path, dataset: Path) -> Path | None:
     """The one folder of the images, for the report's pictures."""
-    files = [Path(image[0] if isinstance(image, list) else image) for image in images]
+    files = [_as_given(image[0] if isinstance(image, list) else image, root, dataset) for image in images]
     folders = {file.parent for file in files}
     return folders.pop() if len(folders) == 1 else None

@@ -12,10 +12,12 @@ from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
 from monai_iou.workflow.config_files import read_config
 
-__all__ = ["AS_SHIPPED", "check_preprocessing", "inference_identity", "keys_for_inference", "keys_over"]
+__all__ = ["AS_SHIPPED", "check_preprocessing", "inference_identity", "keys_for_inference", "keys_over", "of_training"]
 
 # How the network is run; what else inference needs is stored with the model.
 SHARED = ("amp", "amp_dtype", "device", "num_workers", "sw_batch_size", "sw_overlap")
+# Where a validation keeps and computes the network's output, which inference has under another name.
+INFERER, OF_VALIDATION, DEVICES = "inferer#", "validate#inferer#", ("device", "sw_device")
 # What the shipped inference.json has where a command decides; a run's own copy may have something else.
 AS_SHIPPED = {"models": None, "mask_format": ".nii.gz", "mask_suffix": "", "save_probabilities": False}
 TRANSFORMS = "train#deterministic_transforms"
@@ -46,7 +48,20 @@ def keys_for_inference(configs: Sequence[Path], keys: Mapping[str, Any]) -> dict
     given = {name.lstrip("+") for path in configs[1:] if path.is_file() for name in read_config(path)} | set(keys)
     parser = _parser(configs, keys)
     values = {name: parser.get_parsed_content(name) for name in SHARED if name in given}
+    for name in DEVICES:
+        if parser.get(OF_VALIDATION + name) is not None:
+            values[INFERER + name] = parser.get_parsed_content(OF_VALIDATION + name)
     return {name: _plain(value) for name, value in values.items()}
+
+
+def of_training(sentence: str) -> str:
+    """Return what inference says of its keys as `monai-iou train` takes them.
+
+    Example:
+        >>> of_training("Expected room, but there is none: set `inferer#device` to cpu.")
+        'Expected room, but there is none: set `validate#inferer#device` to cpu.'
+    """
+    return sentence.replace(f"`{INFERER}", f"`{OF_VALIDATION}")
 
 
 def keys_over(config: Path, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def check_keys() -> None:
             train.json is not named after it.
 
     Warns:
-        UserWarning: a training was given keys that only inference uses.
+        UserWarning: a training was given keys that only inference uses, or that its train.json of an earlier version
+            does not.
     """
     workflow = calling_workflow()
     if workflow is None:
@@ -43,6 +44,7 @@ def check_keys() -> None:
         _check_base(config, Path(workflow.config_root_path))
         _check_start_from(config)
         _warn_of_other_keys(config)
+        _warn_of_later_keys(config)
         for name, meant in _mistyped(config, _known_keys(SHIPPED)).items():
             message = (
                 f"Expected `{name}` to be a key of the bundle, but nothing uses it: write --{meant} if that was meant, "
@@ -115,6 +117,21 @@ def _warn_of_other_keys(config: Mapping[str, Any]) -> None:
         message = (
             f"{', '.join(f'`{name}`' for name in unused)} {have} no effect on a training, because only inference.json "
             f"uses {them}: give {them} to the prediction."
+        )
+        warnings.warn(message, stacklevel=2)
+
+
+def _warn_of_later_keys(config: Mapping[str, Any]) -> None:
+    """Warn of settings that are given to a training whose train.json an earlier version made, without them."""
+    if "train" not in config or not isinstance(config.get("settings"), Mapping):
+        return
+    shipped = json.loads((bundle_path() / "configs" / BASE).read_text(encoding="utf-8"))["settings"]
+    unused = [name for name in shipped if name in config and not _is_used(name, config)]
+    if unused:
+        have, them = ("has", "it") if len(unused) == 1 else ("have", "them")
+        message = (
+            f"{', '.join(f'`{name}`' for name in unused)} {have} no effect here, because train.json was made by an "
+            f"earlier version, which did not know {them}: train in a new folder to use {them}."
         )
         warnings.warn(message, stacklevel=2)
 

@@ -12,6 +12,7 @@ from monai_iou.planning.plan import Plan
 from monai_iou.planning.rules import without_signs
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.architecture import with_network
+from monai_iou.workflow.config_files import read_config
 from monai_iou.workflow.named_networks import total_stride
 from monai_iou.workflow.run_state import FOLD
 from monai_iou.workflow.trained_models import find_models
@@ -78,6 +79,7 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: the bundle has no `models/model.json`, or no metadata.
+        ConfigError: the metadata cannot be read.
     """
     root = Path(bundle_root)
     path, model = _metadata_file(root), _model_file(root)
@@ -86,8 +88,8 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
             message = f"Expected `{file}` to be there, but it is not: {remedy}."
             raise ValueError(message)
     try:
-        metadata = with_plan(json.loads(path.read_text(encoding="utf-8")), load_plan(model))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        metadata = with_plan(read_config(path), load_plan(model))
+    except (KeyError, TypeError) as error:
         message = (
             f"Expected `{path}` to be a bundle's metadata, but it is not ({error}): copy it from `monai-iou init`."
         )

@@ -24,7 +24,7 @@ from torch import nn
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
-from monai_iou.workflow.architecture import BUILD_NETWORK
+from monai_iou.workflow.architecture import BUILD_NETWORK, OWN
 from monai_iou.workflow.failures import TrainingError, explain_out_of_memory
 from monai_iou.workflow.keys import calling_parser
 from monai_iou.workflow.settings import exit_with_message
@@ -197,36 +197,89 @@ def check_network(network: Any, plan: Plan, device: torch.device | str = "cpu") 
 
     Args:
         network: what `network_def` is.
-        plan: its channels and patch.
+        plan: its channels and patch, and whether `deep_supervision` and `attention` are set.
         device: where the training runs it; the network is moved there.
 
     Raises:
         DatasetError: it is no network, or gives no tensor of shape (B, classes, *patch). Under `python -m monai.bundle`
             the program ends with that sentence.
-        TrainingError: the patch does not fit into memory.
+        TrainingError: the patch does not fit into memory, or the network lacks in training what these two supervise.
     """
     patch = torch.zeros(1, plan.in_channels, *plan.patch_size, device=device)
     expected = (1, plan.out_channels, *plan.patch_size)
-    was_training = _checked(network).training
-    try:
-        with torch.no_grad(), explain_out_of_memory():
-            output = network.to(device).eval()(patch)
-        is_tensor = isinstance(output, torch.Tensor)
-        result = f"a tensor of shape {tuple(output.shape)}" if is_tensor else _short(type(output))
-    except TrainingError:
-        raise
-    except Exception as error:
-        output, result = None, f"the error {_short(error)}"
-    network.train(was_training)
+    output = _output(_checked(network), patch, training=False)
     if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
         flat = " and, for slices, wrap a 2D network in monai_iou.workflow.flat.SliceNetwork" * (plan.spatial_dims == 2)
         message = (
             f"Expected `network_def` to give a tensor of shape {expected} in evaluation for a patch of shape "
-            f"{tuple(patch.shape)}, but got {result}: set its channels and dimensions by @plan, and `patch_size` to "
-            f"what it takes{flat}."
+            f"{tuple(patch.shape)}, but got {_described(output)}: set its channels and dimensions by @plan, and "
+            f"`patch_size` to what it takes{flat}."
         )
         with exit_with_message():
             raise DatasetError(message)
+    _check_supervised(network, plan.network, patch)
+
+
+def _check_supervised(network: nn.Module, keys: Mapping[str, Any], patch: torch.Tensor) -> None:
+    """Check that the user's network returns in training what the keys supervise: a loss takes plain logits as well."""
+    scales, maps = bool(keys.get("deep_supervision")), bool(keys.get("attention"))
+    if keys.get("network") != OWN or not (scales or maps):  # one of ours may have a single scale for a small patch
+        return
+    output = _output_in_training(network, patch)
+    if maps and not (isinstance(output, (list, tuple)) and len(output) == 2):
+        _refuse("attention", "(logits, maps)", output, "its attention maps as well, as AttentionMapUnet does")
+    logits = output[0] if maps else output
+    is_stack = isinstance(logits, torch.Tensor) and logits.ndim == patch.ndim + 1 and logits.shape[1] > 1
+    if scales and not (is_stack or (isinstance(logits, (list, tuple)) and len(logits) > 1)):
+        _refuse("deep_supervision", "logits of several scales", logits, "a list of them, the finest first")
+
+
+def _output_in_training(network: nn.Module, patch: torch.Tensor) -> Any:
+    """Return what a network gives for two patches in training; its buffers and the random state stay as they were."""
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    with torch.random.fork_rng([patch.device] if patch.is_cuda else []):
+        output = _output(network, torch.cat([patch, patch]), training=True)  # a batch norm takes no mean of one voxel
+    with torch.no_grad():
+        for module, name, buffer, values in buffers:
+            setattr(module, name, buffer)
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
+    return output
+
+
+def _output(network: nn.Module, patch: torch.Tensor, *, training: bool) -> Any:
+    """Return what a network gives for a patch, or the error."""
+    was_training = network.training
+    try:
+        with torch.no_grad(), explain_out_of_memory():
+            return network.to(patch.device).train(training)(patch)
+    except TrainingError:
+        raise
+    except Exception as error:
+        return error
+    finally:
+        network.train(was_training)
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, torch.Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, (list, tuple)):
+        return f"a {type(output).__name__} of {len(output)}"
+    return f"the error {_short(output)}" if isinstance(output, Exception) else _short(type(output))
+
+
+def _refuse(key: str, wanted: str, output: Any, remedy: str) -> None:
+    message = (
+        f"Expected `network_def` to give {wanted} in training with --{key} true, but got {_described(output)}: return "
+        f"{remedy}, or leave --{key} out."
+    )
+    with exit_with_message():
+        raise TrainingError(message)
 
 
 def _checked(network: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""From probabilities to labels: a threshold and a smallest component, tuned on the validation cases alone.
+"""From probabilities to labels: thresholds and the smallest components, tuned on the validation cases alone.
 
 They are tuned with the weights that these cases chose (:mod:`monai_iou.workflow.tuning`), and kept beside the model.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,20 @@ from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
+from monai_iou.workflow.labelled import LABELLED
 from monai_iou.workflow.models import load_weights, sibling_path
 from monai_iou.workflow.optimization import inner_module
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message, optional
 from monai_iou.workflow.targets import ScoredLabelsd
-from monai_iou.workflow.tuning import CONNECTIVITY, Postprocessing, compact_prediction, tune
+from monai_iou.workflow.tuning import (
+    CONNECTIVITY,
+    Postprocessing,
+    compact_prediction,
+    labels_of,
+    tune,
+    tune_classes,
+)
 
 __all__ = [
     "LabelsFromProbabilitiesd",
@@ -39,8 +47,6 @@ __all__ = [
     "tune",
     "tune_postprocessing",
 ]
-
-REGION_THRESHOLD = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +71,7 @@ def load_postprocessing(path: str | None, classes: int, models: Sequence[str] | 
     try:
         content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
         threshold, sizes = content["threshold"], tuple(float(size) for size in content["min_size_mm3"])
-        usable = len(sizes) == classes - 1 and (threshold is None or (classes == 2 and 0 < threshold < 1))
+        usable = len(sizes) == classes - 1 and (threshold is None or _is_usable(threshold, classes))
         problem = "" if usable else f"it does not fit {classes} classes"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"it cannot be read ({error})"
@@ -73,7 +79,14 @@ def load_postprocessing(path: str | None, classes: int, models: Sequence[str] | 
         with exit_with_message():
             message = f"Expected {path} to be what training tuned, but {problem}: tune again or delete it."
             raise DatasetError(message)
-    return Postprocessing(threshold, sizes)
+    return Postprocessing(tuple(threshold) if isinstance(threshold, list) else threshold, sizes)
+
+
+def _is_usable(threshold: Any, classes: int) -> bool:
+    """Whether it is a number for one foreground class, or a list of numbers for several."""
+    numbers = threshold if isinstance(threshold, list) else [threshold]
+    fits = isinstance(threshold, list) == (classes > 2) and len(numbers) == classes - 1
+    return fits and all(0 < number < 1 for number in numbers)
 
 
 def _check_may_be_missing(path: str, models: Sequence[str] | None) -> None:
@@ -88,14 +101,15 @@ def _check_may_be_missing(path: str, models: Sequence[str] | None) -> None:
 
 
 class LabelsFromProbabilitiesd(MapTransform):
-    """Turn probabilities into a label map: by the most probable class or a threshold, without the smallest components.
+    """Turn probabilities into a label map: by the most probable class or thresholds, without the smallest components.
 
     Components have 26 neighbours; what is removed becomes background. The voxel's volume is that of the MetaTensor's
-    affine, 1 mm^3 for a plain tensor. Regions that overlap become maps of 0 and 1, each from a probability above 1/2.
+    affine, 1 mm^3 for a plain tensor. Regions that overlap become maps of 0 and 1, each without its own small
+    components. What thresholds mean is said at :func:`monai_iou.workflow.tuning.labels_of`.
 
     Args:
         keys: probabilities of shape (C, *S).
-        settings: threshold and smallest sizes.
+        settings: thresholds and smallest sizes.
         exclusive: whether a voxel belongs to one class.
         allow_missing_keys: do not fail where a key is absent.
 
@@ -125,17 +139,21 @@ class LabelsFromProbabilitiesd(MapTransform):
         return items
 
     def _labels(self, probabilities: torch.Tensor) -> torch.Tensor:
+        found = labels_of(probabilities.as_subclass(torch.Tensor), self.settings.threshold, self.exclusive)
+        labels = found.to(torch.float32)  # the type that MONAI's AsDiscrete gives
+        sizes, volume = self.settings.min_size_mm3, 1.0
+        if isinstance(probabilities, MetaTensor):
+            volume = abs(float(torch.det(probabilities.affine[:3, :3])))
+        limits_of: dict[int, Sequence[float]] = {0: sizes}
         if not self.exclusive:
-            return (probabilities > REGION_THRESHOLD).to(torch.float32)
-        if self.settings.threshold is None:
-            labels = probabilities.argmax(0, keepdim=True)
-        else:
-            labels = probabilities[1:] > self.settings.threshold
-        labels = labels.to(torch.float32)  # the type that MONAI's AsDiscrete gives
-        if any(size > 0 for size in self.settings.min_size_mm3):
-            volume = abs(float(torch.det(labels.affine[:3, :3]))) if isinstance(labels, MetaTensor) else 1.0
-            kept = without_small(labels[0].cpu().numpy(), self.settings.min_size_mm3, volume)
-            labels[0] = torch.from_numpy(kept).to(labels)
+            limits_of = {region: (size,) for region, size in enumerate(sizes, start=1)}
+        for channel, limits in limits_of.items():
+            if any(limit > 0 for limit in limits):
+                kept = without_small(labels[channel].cpu().numpy(), limits, volume)
+                labels[channel] = torch.from_numpy(kept).to(labels)
+        if isinstance(probabilities, MetaTensor):
+            done = probabilities.applied_operations
+            return MetaTensor(labels, meta=probabilities.meta, applied_operations=done)
         return labels
 
 
@@ -165,7 +183,7 @@ def tune_postprocessing(
         pixdim: voxel size of that grid in mm.
         classes: of the network, background included.
         ckpt_dir: folder of `model.pt`.
-        plan: what the labels are, if some of their voxels are ignored or they hold shares.
+        plan: what the labels are; None for label maps of which every voxel counts.
 
     Raises:
         TrainingError: the machine or the GPU ran out of memory.
@@ -178,36 +196,80 @@ def tune_postprocessing(
         network = inner_module(evaluator.network)  # DistributedDataParallel would wait for the other ranks
         with exit_with_message():
             network.load_state_dict(load_weights(str(path.with_name("model.pt"))))
-        with explain_out_of_memory():
-            predicted = [_predicted(evaluator, network, item, plan) for item in dataset]
-            cases = [case for case in predicted if case is not None]
-            if len(cases) < len(predicted):
-                return None
-            settings, before, after = tune(cases, float(np.prod(pixdim)), classes)
+        cases = _Predictions(evaluator, network, dataset, plan)
+        try:
+            with explain_out_of_memory():
+                if classes == 2:
+                    settings, before, after = tune(list(map(_compact_case, cases)), float(np.prod(pixdim)), classes)
+                else:
+                    settings, before, after = tune_classes(cases, float(np.prod(pixdim)), cases.exclusive)
+        except _NotFiniteError:
+            return None
         if after <= before:
             path.unlink(missing_ok=True)
-            logger.info("No threshold or smallest component raises the validation IoU of %.4f.", before)
+            of_what = "" if np.isinf(before) else f" of {before:.4f}"  # no case may have a score
+            logger.info("No threshold or smallest component raises the validation IoU%s.", of_what)
             return None
         write_atomically(settings.to_json(), path)
     logger.info("Validation IoU %.4f -> %.4f with %s: %s", before, after, settings, path)
     return settings
 
 
-def _predicted(
-    evaluator: Any, network: torch.nn.Module, item: Mapping[str, Any], plan: Plan | None
-) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
-    with (
-        torch.no_grad(),
-        evaluator.mode(network),
-        torch.autocast("cuda", enabled=evaluator.amp and image.device.type == "cuda", **evaluator.amp_kwargs),
-    ):
-        logits = evaluator.inferer(image, network)
-    if not is_finite(logits):
+def _compact_case(case: tuple[torch.Tensor, torch.Tensor]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the probability and the map (*S) of the only foreground class, whatever form the label has."""
+    probabilities, label = case
+    foreground = label[1].clone() if len(label) > 1 else label[0]
+    return compact_prediction(probabilities), np.asarray(foreground.cpu())
+
+
+class _NotFiniteError(Exception):
+    """The network's output of a validation case holds NaN or infinity."""
+
+
+class _Predictions:
+    """The probabilities and the label of each validation case as they are scored, predicted anew each time.
+
+    Every case whose output is not finite is logged, and left out; behind the last case they raise `_NotFiniteError`.
+    """
+
+    def __init__(self, evaluator: Any, network: torch.nn.Module, dataset: Any, plan: Plan | None) -> None:
+        self.evaluator, self.network, self.dataset, self.plan = evaluator, network, dataset, plan
+        self.exclusive = plan is None or plan.exclusive
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield probabilities (C, *S), and a label map (1, *S) or maps (C, *S)."""
+        is_complete = True
+        for item in self.dataset:
+            found = [case for case in (self._case(item),) if case is not None]
+            is_complete = is_complete and bool(found)
+            if found:
+                yield found.pop()  # nothing here keeps a whole volume while the next one is predicted
+        if not is_complete:
+            raise _NotFiniteError
+
+    def _case(self, item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        logits = self._logits(item)
+        if is_finite(logits):
+            return self._scored(logits[0].float(), item)
         logger.error(not_finite(item, "or set `amp` to false; no post-processing is tuned"))
         return None
-    prediction = compact_prediction(logits[0].float().softmax(0))
-    if plan is None:
-        return prediction, np.asarray(item["label"])[0]
-    scored = ScoredLabelsd(["pred", "label"], plan)({"pred": torch.as_tensor(prediction)[None], "label": item["label"]})
-    return np.asarray(scored["pred"])[0], np.asarray(scored["label"])[0]
+
+    def _logits(self, item: Mapping[str, Any]) -> torch.Tensor:
+        evaluator = self.evaluator
+        image = torch.as_tensor(item["image"])[None].to(evaluator.state.device)
+        with (
+            torch.no_grad(),
+            evaluator.mode(self.network),
+            torch.autocast("cuda", enabled=evaluator.amp and image.device.type == "cuda", **evaluator.amp_kwargs),
+        ):
+            logits: torch.Tensor = evaluator.inferer(image, self.network)
+        return logits
+
+    def _scored(self, logits: torch.Tensor, item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = logits.as_subclass(torch.Tensor)
+        probabilities, label = logits.softmax(0) if self.exclusive else logits.sigmoid(), item["label"]
+        if self.plan is not None:
+            given: dict[Hashable, Any] = {"pred": probabilities, "label": label, LABELLED: item.get(LABELLED)}
+            scored = ScoredLabelsd(["pred", "label"], self.plan)(given)
+            probabilities, label = scored["pred"], scored["label"]
+        return probabilities, torch.as_tensor(label).as_subclass(torch.Tensor)

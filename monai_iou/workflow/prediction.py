@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import Case, DatasetError
-from monai_iou.files import OutputError, check_outputs, prepare
+from monai_iou.files import check_outputs, prepare
 from monai_iou.planning.stored import load_plan
 from monai_iou.volumes.names import MASK, PREVIEW, PROBABILITIES
 from monai_iou.workflow.config_errors import ConfigError
@@ -21,31 +21,9 @@ from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.result_files import check_results, result_file
 from monai_iou.workflow.running import run_configs
 from monai_iou.workflow.trained_models import TrainedModels
+from monai_iou.workflow.written_results import Prediction, WrittenResults, failure_of
 
 __all__ = ["Prediction", "Predictions", "earlier_results", "plan_predictions", "run_all"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image and the files that its results go to.
-
-    Attributes:
-        case: the image.
-        mask: its file.
-        probabilities: their file, None where nobody asked for them.
-        preview: the file of its picture, None likewise.
-    """
-
-    case: Case
-    mask: Path
-    probabilities: Path | None = None
-    preview: Path | None = None
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """Every file of the results, by what it is."""
-        named = {"mask": self.mask, "probabilities": self.probabilities, "preview": self.preview}
-        return {f"the {what} of {self.case.name}": path for what, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -164,17 +142,23 @@ def _check(runs: Sequence[Predictions]) -> None:
 
 
 def run_all(
-    runs: Sequence[Predictions], extra: Mapping[str, Any], done: Callable[[Prediction], None] = lambda _: None
+    runs: Sequence[Predictions],
+    extra: Mapping[str, Any],
+    done: Callable[[Prediction], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run inference for each folder and format, and tell each mask that was written.
 
     The images of all runs are read before the first run. A run that fails keeps no other run from its images, unless
-    its config is at fault or it says what another said before, which has nothing to do with an image then.
+    its config is at fault or it says what another said before, which has nothing to do with an image then. What
+    belongs to an earlier mask is removed from beside a new one, also after Ctrl-C.
 
     Args:
         runs: the images, and where their results go.
         extra: the bundle's keys.
-        done: called for each image whose mask was written, also by a run that failed after it.
+        done: called for each image whose mask was written, also by a run that failed or was stopped after it, without
+            probabilities that were not written; it writes the picture, but after Ctrl-C it gets none to write.
+        tell: called with a line for each file that is removed.
 
     Raises:
         ValueError: an image cannot be segmented; the message has the sentences of all runs that failed.
@@ -184,13 +168,17 @@ def run_all(
     if len(runs) > 1:  # a single run checks its own images
         _raise_together(_checked(runs))
     failures: list[Exception] = []
+    earlier = earlier_results(runs)
     for run in runs:
-        before = [_stamp(item.mask) for item in run.items]
-        failed = _failure(functools.partial(run.run, extra))
-        written = [
-            item for item, old in zip(run.items, before, strict=True) if failed is None or _stamp(item.mask) != old
-        ]
-        of_results = [_failure(functools.partial(done, item)) for item in written]
+        results = WrittenResults(run.items, earlier)
+        try:
+            failed = failure_of(functools.partial(run.run, extra))
+            results.are_complete = failed is None
+            of_results = results.finish(done, tell)
+        except BaseException:  # Ctrl-C above all
+            for error in results.finish(done, tell, stopped=True):
+                tell(str(error))
+            raise
         again = failed is not None and str(failed) in map(str, failures)
         failures += [each for each in (failed, *of_results) if each is not None]
         if again or isinstance(failed, ConfigError):
@@ -202,17 +190,8 @@ def _checked(runs: Sequence[Predictions]) -> list[Exception]:
     """Read the images of every run, and return what is wrong with them: the first such sentence of each run."""
     plan = load_plan(runs[0].models.files[0].with_suffix(".json"))
     checks = [(BundleCases(str(run.output), images=run.keys({})["images"]), run.ending) for run in runs]
-    found = [_failure(functools.partial(cases.check_inference, plan, ending)) for cases, ending in checks]
+    found = [failure_of(functools.partial(cases.check_inference, plan, ending)) for cases, ending in checks]
     return [each for each in found if each is not None]
-
-
-def _failure(work: Callable[[], None]) -> Exception | None:
-    """Do some work and return the error that it ended with, if that says in a sentence what is wrong."""
-    try:
-        work()
-    except (ValueError, OutputError, ConfigError) as error:
-        return error
-    return None
 
 
 def _raise_together(failures: Sequence[Exception]) -> None:
@@ -221,12 +200,3 @@ def _raise_together(failures: Sequence[Exception]) -> None:
         raise DatasetError("\n".join(dict.fromkeys(map(str, failures)))) from failures[0]
     if failures:
         raise failures[0]
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is replaced, None where there is none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino

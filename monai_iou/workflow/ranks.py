@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from monai_iou.workflow.devices import ONE_FOR_EACH, own_gpu
+from monai_iou.workflow.settings import exit_with_message
 
 if dist.is_available():
     import torch.distributed.nn
@@ -32,17 +34,27 @@ def join_group(device: torch.device | str) -> None:
     """Make the process group of all ranks for the device that this rank runs on, unless there is one.
 
     Args:
-        device: as the config or the command line gives it; a GPU without a number is that of the rank's place on its
-            machine, and becomes the current one. GPUs communicate by NCCL, CPUs by gloo.
+        device: as the config or the command line gives it; a GPU without a number is that of `own_gpu`, and becomes
+            the current one. GPUs communicate by NCCL, CPUs by gloo.
+
+    Raises:
+        ValueError: there are more ranks than GPUs. Under `python -m monai.bundle` that one sentence ends the program.
     """
     device = torch.device(device)
     is_gpu = device.type == "cuda"
     if is_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        torch.cuda.set_device(own_gpu() if device.index is None else device.index)
     if not dist.is_initialized():
         # NCCL would guess a rank's GPU from its number among all ranks, which is wrong on machines with unequal GPUs.
         gpu = torch.device("cuda", torch.cuda.current_device()) if is_gpu else None
-        dist.init_process_group(backend="nccl" if is_gpu else "gloo", timeout=LONGEST_WAIT, device_id=gpu)
+        try:
+            dist.init_process_group(backend="nccl" if is_gpu else "gloo", timeout=LONGEST_WAIT, device_id=gpu)
+        except RuntimeError as error:
+            if "Duplicate GPU" not in str(error):
+                raise
+            message = f"Expected a GPU for each rank, but NCCL finds two ranks on the same one: {ONE_FOR_EACH}."
+            with exit_with_message():
+                raise ValueError(message) from error
 
 
 def leave_group() -> None:

@@ -6,6 +6,8 @@ Jobs that train one fold each may start at the same moment: one of them copies a
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,9 @@ def plan_request(run: TrainingRun, options: Mapping[str, Any]) -> dict[str, Any]
     Args:
         run: its dataset, folds, and number of trainings, which share `minutes`.
         options: `minutes`, `device` and `memory_gb` of the command line.
+
+    Raises:
+        DatasetError: the dataset cannot be used.
     """
     return {
         "dataset": literal(str(run.dataset.resolve())),
@@ -146,7 +151,14 @@ def plan_request(run: TrainingRun, options: Mapping[str, Any]) -> dict[str, Any]
         "minutes": options["minutes"] and options["minutes"] / len(run.trainings),
         "memory_gb": options["memory_gb"],
         "device": None if options["device"] == "auto" else options["device"],
+        "cases": _cases(run.dataset),
     }
+
+
+def _cases(dataset: Path) -> list[Any]:
+    """How many labelled cases a dataset has, and a hash of their names: those of a large one fill a config."""
+    names = sorted(case.name for case in read_folder(dataset).labelled)
+    return [len(names), hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]]
 
 
 def _is_to_be_planned(
@@ -168,17 +180,25 @@ def _is_to_be_planned(
             words = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             tell(f"Note: {path} was made by another command and is kept, without regard to {words}.")
         return False
+    before = {"cases": asked["cases"], **before}  # which earlier versions did not note
     # A training resumes on another device too, and the bundle compares its data.
     fixed = [name for name in given if name != "device"] if resume else ["dataset", "folds", *given]
+    if resume and run.others_started:
+        fixed.append("folds")
+    if not resume and not all(training.has_started for training in run.trainings):
+        fixed.append("cases")
     different = [name for name in (fixed if started else asked) if asked[name] != before.get(name)]
     if started and different:
-        raise OutputError(_refusal(run, [_change(name, before, asked) for name in different], overwrite=overwrite))
+        raise OutputError(_refusal(run, before, asked, different, overwrite=overwrite))
     return bool(different)
 
 
 def _change(name: str, before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     if name == "folds":
         return f"{_folds(asked[name])} instead of {_folds(before.get(name))}"
+    if name == "cases":
+        now, then = asked[name][0], before[name][0]
+        return f"{now} labelled cases instead of {then}" if now != then else "labelled cases of other names"
     shown = "minutes for each training" if name == "minutes" else name
     return f"{shown} {asked[name]} instead of {before.get(name)}"
 
@@ -187,17 +207,33 @@ def _folds(count: int | None) -> str:
     return "a single training" if count is None else f"{count} folds"
 
 
-def _refusal(run: TrainingRun, different: Sequence[str], *, overwrite: bool) -> str:
+def _refusal(
+    run: TrainingRun,
+    before: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    different: Sequence[str],
+    *,
+    overwrite: bool,
+) -> str:
+    remedies = []
+    if "folds" in different:
+        remedies.append(f"leave --folds {'out' if before.get('folds') is None else 'at ' + str(before['folds'])}")
+    if {*OPTIONS} & {*different}:
+        remedies += ["leave the option out", "train longer with --epochs"]
+    if "cases" in different:
+        remedies.append("restore the earlier cases")
+    if {"cases", "dataset"} & {*different} and not overwrite:
+        remedies.append("use this dataset nevertheless with --resume")
     if run.is_job:
-        remedy = "replace all folds with --overwrite without --fold"
+        remedies.append("replace all folds with --overwrite without --fold")
     elif overwrite:  # what is left are not this command's trainings
-        remedy = f"remove the other trainings in {run.folder}"
+        remedies.append(f"remove the other trainings in {run.folder}")
     else:
-        remedy = "replace all trainings there with --overwrite"
+        remedies.append("replace all trainings there with --overwrite")
     return (
         f"Expected the plan {run.folder / PLAN}, which a training there follows, to be what is asked for, but got "
-        f"{'; '.join(different)}: leave the option out, train longer with --epochs, {remedy}, or choose another folder "
-        "with --output."
+        f"{'; '.join(_change(name, before, asked) for name in different)}: {', '.join(remedies)}, or choose another "
+        "folder with --output."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,14 @@ from monai_iou.datasets.found_folders import held_out_twice
 from monai_iou.files import json_text, write_json, write_text
 
 __all__ = [
-    "FOLD", "RunState", "file_keys", "folds_in", "has_checkpoint", "has_masks", "mask_files",
+    "FOLD", "RunState", "file_keys", "folds_in", "has_checkpoint", "has_masks", "mask_files", "model_identity",
     "no_longer_held_out", "remove_masks", "what_is_missing", "why_no_report",
 ]  # fmt: skip
 
 STATE_NAME = "run.json"
 FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
 CHECKPOINTS = LAST_EPOCH, MODEL = ("last_epoch.pt", "model.pt")
+BESIDE_MODEL, END_BYTES = ("model.json", "postprocessing.json"), 1 << 16
 LATER = ("memory_gb", "device")  # options that the requests of earlier versions lack, whatever was given
 CONTENT = "config_keys"  # of the user's own configs
 FILES = {"train_keys": "train.json", "plan_keys": "plan.json"}  # of the run's folder, as `file_keys` notes them
@@ -186,9 +188,30 @@ def remove_masks(state: RunState, masks: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def model_identity(training: Path) -> str | None:
+    """Return what tells the model of a training from an earlier one there, None if there is no model.
+
+    Args:
+        training: its folder. The end of a checkpoint is enough: it has a checksum of all of it, or those of its parts.
+    """
+    model, digest = training / "models" / MODEL, hashlib.sha256()
+    if not model.is_file():
+        return None
+    with model.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - END_BYTES))
+        digest.update(f"{size} ".encode() + stream.read())
+    for path in (model.with_name(name) for name in BESIDE_MODEL):
+        digest.update(path.read_bytes() if path.is_file() else b"none")
+    return digest.hexdigest()[:16]
+
+
 def has_masks(state: RunState | None, masks: Path) -> bool:
-    """Return whether a training's masks are complete and still there."""
-    return state is not None and "predicted" in state.done and all(path.is_file() for path in mask_files(state, masks))
+    """Return whether a training's masks are complete, still there, and of the model that is there now."""
+    if state is None or "predicted" not in state.done:
+        return False
+    made_by, now = state.facts.get("model"), model_identity(state.folder)  # either may be unknown
+    return (None in (made_by, now) or made_by == now) and all(path.is_file() for path in mask_files(state, masks))
 
 
 def what_is_missing(states: Sequence[RunState | None], folds: Sequence[int]) -> str:
@@ -220,7 +243,10 @@ def why_no_report(states: Sequence[RunState | None], masks: Path, without: Colle
     if twice is None:
         return "" if _masks_are_alike(states, masks) else MASKS_DIFFER
     case, first, second = twice
-    return f"Not scored together: folds {first} and {second} both hold out {case}, which a report can have only once."
+    return (
+        f"Not scored together: folds {first} and {second} both hold out {case}, which a report can have only once. If "
+        "the cases or the split changed between their trainings, replace all folds with --overwrite."
+    )
 
 
 def _masks_are_alike(states: Sequence[RunState | None], masks: Path) -> bool:

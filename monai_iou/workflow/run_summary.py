@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from monai_iou.workflow.extra_files import read_epochs
 __all__ = ["write_summary"]
 
 SCORES = ("iou", "dice", "precision", "recall", "hd95_mm", "lesion_f1")
+KEY_SCORE = "val_mean_iou"
+DIGITS = 4  # of the scores in training, as in the log
 
 
 def write_summary(
@@ -44,13 +48,19 @@ def write_summary(
     """
     rows = read_epochs(folder / "epochs.csv")[0] if (folder / "epochs.csv").is_file() else []
     config = _config(folder)
+    about = config.pop("about", {})
     shown = evaluation and shown_pictures(evaluation)
+    last, best = rows[-1] if rows else {}, _best(rows)
     context = {
         "name": folder.resolve().name,
         "curves": _embedded(folder / "progress.png"),
-        "best": _best(rows),
-        "last": rows[-1] if rows else {},
-        "columns": [name for name in (rows[-1] if rows else {}) if name.startswith("val_")],
+        "epochs": _epoch(last),
+        "best": {"epoch": _epoch(best), "iou": number(_value(best, KEY_SCORE), DIGITS)} if best else None,
+        "validations": [
+            {"name": name, "last": number(_value(last, name), DIGITS), "best": number(_value(best, name), DIGITS)}
+            for name in last
+            if name.startswith("val_")
+        ],
         "pictures": [
             {"case": case, "data": _embedded(folder / "pictures" / file)}
             for case, file in (pictures or {path.stem: path.name for path in _drawn(folder)}).items()
@@ -59,12 +69,18 @@ def write_summary(
         "score_names": [COLUMNS[name].title for name in SCORES],
         "titles": evaluation and evaluation.summary["titles"],
         "viewers": shown or [],
-        "cases": evaluation and len(evaluation.records),
+        "cases": len({row["case"] for row in evaluation.averaged} if evaluation else ()),
+        "paired": len(evaluation.pairs if evaluation else ()),
+        "failures": evaluation.failures if evaluation else [],
         "notes": notes,
         "trained": trained,
         "report": evaluation and os.path.relpath(evaluation.request.output / "report.html", folder),
-        "about": config.pop("about", {}),
-        "keys": {name: json.dumps(value) for name, value in config.items() if not isinstance(value, (dict, list))},
+        "about": about,
+        "keys": {
+            name: json.dumps(_as_typed(value, about.get("command", "")))
+            for name, value in config.items()
+            if not isinstance(value, (dict, list))
+        },
     }
     path = folder / "summary.html"
     write_text(path, render("summary.html", context))
@@ -81,6 +97,19 @@ def _config(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def _as_typed(value: Any, command: str) -> Any:
+    """A path without the working folder, of which the page's reader need not know, unless the command line has it.
+
+    >>> whole = str(Path("data").absolute())
+    >>> [_as_typed(whole, f"monai-iou train {name}") == name for name in ("data", whole)]
+    [True, True]
+    """
+    if not isinstance(value, str) or value in command:
+        return value
+    here = str(Path.cwd())
+    return "." if value == here else re.sub(rf"(?<![\w./\\-]){re.escape(here + os.sep)}", "", value)
+
+
 def _embedded(path: Path) -> str | None:
     """A picture as a data URI: the page is one file."""
     if not path.is_file():
@@ -89,9 +118,18 @@ def _embedded(path: Path) -> str | None:
 
 
 def _best(rows: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-    """The epoch with the highest mean validation IoU."""
-    scored = [row for row in rows if row.get("val_mean_iou")]
-    return max(scored, key=lambda row: float(row["val_mean_iou"])) if scored else {}
+    """The epoch with the highest mean validation IoU; empty where none is defined."""
+    scored = [row for row in rows if not math.isnan(_value(row, KEY_SCORE))]
+    return max(scored, key=lambda row: _value(row, KEY_SCORE), default={})
+
+
+def _value(row: Mapping[str, str], column: str) -> float:
+    """A number of `epochs.csv`; NaN where the cell is empty, as in an epoch without a validation."""
+    return float(row.get(column) or "nan")
+
+
+def _epoch(row: Mapping[str, str]) -> int | None:
+    return int(float(row["epoch"])) if row else None
 
 
 def _scores(evaluation: Evaluation | None) -> list[dict[str, Any]]:

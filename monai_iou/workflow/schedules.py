@@ -1,24 +1,53 @@
-"""Going on with a learning rate schedule: the place on the curve is the checkpoint's, the curve is this run's."""
+"""Learning rate schedules: one that needs a score gets one, and one that goes on follows the curve of this run."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from monai.handlers.lr_schedule_handler import LrScheduleHandler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.optimization import PolynomialDecay
+from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.typed_words import switch_on
 
-__all__ = ["restore_schedule"]
+__all__ = ["check_schedule", "restore_schedule"]
 
 logger = logging.getLogger(__name__)
 
 # Of their classes, the rate depends on the number of steps alone: a new one is led to its place by as many steps.
 BY_STEPS = ("torch.optim.lr_scheduler", "monai.optimizers.lr_scheduler", "monai_iou.workflow.optimization")
 RUNNING = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")  # of ReduceLROnPlateau
+
+
+def check_schedule(scheduler: LRScheduler, handlers: Iterable[Any]) -> None:
+    """Check that MONAI's LrScheduleHandler gives a `ReduceLROnPlateau` the value that it watches, before any step.
+
+    Args:
+        scheduler: of the training.
+        handlers: of the trainer.
+
+    Raises:
+        TrainingError: the handler has its default `step_transform`, which gives no value. Under
+            `python -m monai.bundle` the program ends with that sentence.
+    """
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return
+    for handler in handlers:
+        if isinstance(handler, LrScheduleHandler) and handler.lr_scheduler is scheduler:
+            if getattr(handler.step_transform, "__module__", "") != LrScheduleHandler.__module__:
+                continue
+            message = (
+                "Expected a `step_transform` that gives the ReduceLROnPlateau in `lr_scheduler` a value to watch, but "
+                "LrScheduleHandler has none: set `train#handlers#0#step_transform` in a config, for instance to "
+                "\"$lambda engine: float(engine.state.output[0]['loss'])\"."
+            )
+            with exit_with_message():
+                raise TrainingError(message)
 
 
 def restore_schedule(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def exit_with_message() -> Iterator[None]:
 OPEN = ("instance",)  # null leaves it to the loss
 SWITCHES = (
     "amp",
+    "calibration",
     "full_resolution",
     "load_pretrain",
     "overwrite",
@@ -249,12 +251,13 @@ def amp_type(value: object) -> torch.dtype:
     return types[name]
 
 
-def check_device(value: Any, key: str = "device") -> None:
+def check_device(value: Any, key: str = "device", workers: int = 0) -> None:
     """Refuse a device that torch does not know or this machine does not have, before anything is moved to it.
 
     Args:
         value: a `torch.device`, or what makes one.
         key: of the bundle, for the error.
+        workers: number of processes that are to use it, which cannot be a GPU if they are forked from this one.
 
     Example:
         >>> check_device("cpu")
@@ -278,3 +281,16 @@ def check_device(value: Any, key: str = "device") -> None:
         )
         with exit_with_message():
             raise ValueError(message)
+    if workers and torch.device(value).type == "cuda" and _forks():
+        message = (
+            f"Expected `{key}` to be cpu, as `num_workers` is {workers} and forked processes cannot use a GPU, but got "
+            f"{str(value)!r}: set `num_workers` to 0, or leave --{key} out for the default."
+        )
+        with exit_with_message():
+            raise ValueError(message)
+
+
+def _forks() -> bool:
+    # To ask for the default one would fix it.
+    chosen = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return chosen == "fork"

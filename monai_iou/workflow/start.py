@@ -63,7 +63,7 @@ def check_training(cases: BundleCases, plan: Plan, settings: Settings, rank: int
     if settings.cache_dir is not None:
         folders["cache_dir"] = Path(settings.cache_dir)
     with exit_with_message(), contextlib.ExitStack() as locked:
-        _check_tuning(plan, settings, cases)
+        _check_tuning(settings, cases)
         check_outputs(folders, cases.files)
         _check_shared_memory(cases, plan, settings)
         if rank == 0:
@@ -138,20 +138,11 @@ def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
     raise OutputError(message)
 
 
-def _check_tuning(plan: Plan, settings: Settings, cases: BundleCases) -> None:
-    if not getattr(settings, "tune_postprocessing", False):
-        return
-    if not cases.validation:
+def _check_tuning(settings: Settings, cases: BundleCases) -> None:
+    if getattr(settings, "tune_postprocessing", False) and not cases.validation:
         message = (
             "Expected `tune_postprocessing` to be false without validation cases, but got true: keep some out of the "
             "training by `val_fraction` or `folds`, or list them as `validation`."
-        )
-        raise ValueError(message)
-    if not plan.exclusive or plan.partly_labelled:
-        kind = "cases that lack classes" if plan.exclusive else "regions that overlap"
-        message = (
-            f"Expected `tune_postprocessing` to be false for {kind}, but got true: it tunes label maps of classes that "
-            "exclude each other."
         )
         raise ValueError(message)
 

@@ -82,7 +82,14 @@ def fold_notes(run: Path, folds: str | None = None) -> list[str]:
     trained, single = _of_folds(run), _single(run)
     if folds is None and single is not None:
         folder = single.parents[1] if single.parent.name == "models" else single.parent
-        return [f"Note: the model in {run} is not trained to the end."] if is_unfinished(folder) else []
+        notes = [f"Note: the model in {run} is not trained to the end."] if is_unfinished(folder) else []
+        if trained:
+            numbers = ", ".join(map(str, sorted(trained)))
+            notes.append(
+                f"Note: {run} has a model of its own, {single}, which alone is used, and models of folds ({numbers}): "
+                "to use these, add --folds all."
+            )
+        return notes
     states = [RunState.read(path.parents[1]) for path in trained.values()]
     asked = [state.request.get("folds") or 0 for state in states if state is not None]
     count = max([len(trained), *asked])

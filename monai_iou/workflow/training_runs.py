@@ -18,7 +18,7 @@ from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Progress
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import write_json
-from monai_iou.locks import folder_lock, is_locked
+from monai_iou.locks import folder_lock
 from monai_iou.workflow.held_out import (
     failure_notes,
     held_out_facts,
@@ -32,16 +32,16 @@ from monai_iou.workflow.held_out import (
     to_stderr,
     write_summaries,
 )
-from monai_iou.workflow.inference_keys import AS_SHIPPED, inference_identity, keys_for_inference, keys_over
+from monai_iou.workflow.inference_keys import AS_SHIPPED, inference_identity, keys_for_inference, keys_over, of_training
 from monai_iou.workflow.loss_override import with_whole_loss
-from monai_iou.workflow.run_checks import check_nothing_is_replaced, check_one_plan
+from monai_iou.workflow.run_checks import check_none_replaced, check_one_kind, check_one_plan, others_in, unlike_notes
 from monai_iou.workflow.run_state import (
     RunState,
     file_keys,
-    folds_in,
     has_checkpoint,
     has_masks,
     mask_files,
+    model_identity,
     no_longer_held_out,
     remove_masks,
     why_no_report,
@@ -141,6 +141,7 @@ class Training:
         held_out = self.state.facts["held_out"]
         if self.is_predicted(masks):
             return
+        made_by = {"inference": inference_identity(self.configs), "model": model_identity(self.folder)}
         remove_scores(masks.parent)
         remove_masks(self.state, masks)
         if held_out:
@@ -148,7 +149,7 @@ class Training:
             config = self.configs[0].with_name("inference.json")
             given = {**AS_SHIPPED, **find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
             run_configs([config], {"images": images, **keys_over(config, given), "output_dir": str(masks)}, "inference")
-        self.state.finish("predicted", inference=inference_identity(self.configs))
+        self.state.finish("predicted", **made_by)
         gc.collect()
 
 
@@ -186,9 +187,7 @@ class TrainingRun:
     @property
     def others_started(self) -> bool:
         """Whether the run's folder holds trainings, stopped or running, that are not of this command."""
-        own = [training.folder for training in self.trainings]
-        others = [path for path in (self.folder, *folds_in(self.folder)) if path not in own]
-        return any(has_checkpoint(path) or (path != self.folder and is_locked(path)) for path in others)
+        return bool(others_in(self.folder, self.trainings))
 
     @property
     def any_started(self) -> bool:
@@ -208,19 +207,20 @@ class TrainingRun:
         continue, even if the data have changed.
 
         Raises:
-            OutputError: the folder holds a finished training, or one that asked for something else or has another plan.
+            OutputError: the folder holds a finished training, or one that asked for something else or has another plan;
+                or a single training beside folds.
         """
         for training in self.trainings:
             training.read_again()
+        check_one_kind(self.folder, self.folds, self.trainings)
         if resume:
             for training in self.trainings if overwrite else ():
                 training.state.done = []
             return
         if not overwrite:
-            check_nothing_is_replaced(self.trainings, is_finished=self.is_finished)
+            check_none_replaced(self.trainings, is_finished=self.is_finished)
         if self.is_job:
-            own = [training.folder for training in self.trainings]
-            check_one_plan(self.trainings, [folder for folder in self.fold_folders if folder not in own])
+            check_one_plan(self.trainings, self.fold_folders, overwrite=overwrite)
 
     def run(self, tell: Tell, progress: Callable[[Progress], None], warn: Tell = to_stderr) -> Evaluation | None:
         """Do what is not done yet; the caller holds the folders.
@@ -258,11 +258,11 @@ class TrainingRun:
         try:
             training.predict(self.masks)
         except (ValueError, RuntimeError, OSError) as error:  # which end the command in one sentence
-            failed = {training.folder: str(error)}
+            failed = {training.folder: of_training(str(error))}
         else:
             return {}
         gc.collect()  # what the traceback held
-        tell(*failure_notes(failed))
+        tell(*failure_notes(failed, self.dataset))
         return failed
 
     def _turn(self, purpose: str, tell: Tell) -> contextlib.AbstractContextManager[None]:
@@ -295,6 +295,6 @@ class TrainingRun:
                 remove_scores(self.folder / SCORES)
             return None
         tell(f"Scoring the {scored_cases(known)}")
-        notes += [*seen_notes(known), *failure_notes(failed)]
+        notes += [*unlike_notes(known), *seen_notes(known), *failure_notes(failed, self.dataset)]
         request = score_request(self.dataset, self.trainings[0].folder, self.masks, self.folder / SCORES, known)
         return evaluate_folders(request, progress, notes=notes)

@@ -22,6 +22,7 @@ from monai_iou.commands.keys import (
     check_values,
     known_keys,
     names_keys,
+    plain_values,
     read_keys,
     words_of_keys,
 )
@@ -64,7 +65,7 @@ def test_a_path_is_the_text_that_was_typed(text: str, value: str | None) -> None
         (["--lerning_rate=1"], "perhaps you meant --learning_rate."),
         (["--fold", "1", "--oputput", "x"], "perhaps you meant --output."),
         (["--quite::other", "1"], "but got --quite::other: docs/bundle.md lists the keys."),
-        (["--ckpt_dir", "x"], "it sets `ckpt_dir` itself: use --output."),
+        (["--ckpt_dir", "x"], "the command sets `ckpt_dir` itself: use --output."),
         (["--batch_size"], "Expected a value after --batch_size, but the command line ends: add it."),
         (["stray"], "Expected options and keys with their values, but got 'stray'"),
     ],
@@ -119,6 +120,18 @@ def test_a_folder_may_be_called_by_a_number_behind_a_key(tmp_path: Path) -> None
     with train.make_context("train", ["--batch_size", "2", "2024"]) as context:
         assert context.params["dataset"] == Path("2024")
         assert not context.args
+
+
+def test_a_plan_is_timed_with_plain_keys_alone() -> None:
+    plain = {"sw_batch_size": 1, "validate#inferer#device": "cpu", "amp": False, "cache_dir": None}
+    resolved = {
+        "device": "@mine",
+        "loss": {"_target_": "IoULoss"},
+        "patch_size": [8, 8, 8],
+        "epochs": "$1 + 1",
+        "x": "%a",
+    }
+    assert plain_values({**plain, **resolved}) == plain
 
 
 def test_a_users_config_adds_its_keys(tmp_path: Path) -> None:
@@ -211,9 +224,9 @@ def test_keys_may_stand_anywhere_among_options_and_images() -> None:
     [
         (["--sw_batchsize", "1"], "perhaps you meant --sw_batch_size."),
         (["--epochs", "1"], "Expected an option or a key of the bundle, but got --epochs: "),
-        (["--tta_flips", "true"], "it sets `tta_flips` itself: use --tta."),
-        (["--images", "a"], "it sets `images` itself: use IMAGES."),
-        (["--patch_size", "[8,8,8]"], "it sets `patch_size` itself: use another RUN."),
+        (["--tta_flips", "true"], "the command sets `tta_flips` itself: use --tta."),
+        (["--images", "a"], "the command sets `images` itself: use IMAGES."),
+        (["--patch_size", "[8,8,8]"], "the command sets `patch_size` itself: use another RUN."),
     ],
 )
 def test_predict_refuses_what_is_no_key_of_inference(words: list[str], sentence: str) -> None:

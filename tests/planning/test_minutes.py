@@ -12,17 +12,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from monai_iou.cli import main
+from monai_iou.commands.plan import write_plan
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.folder import SegmentationFolder, read_folder
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.planning.fingerprint import Fingerprint, compute_fingerprint
-from monai_iou.planning.hardware import GIB, Machine
+from monai_iou.planning.hardware import GIB, Machine, detect_hardware
 from monai_iou.planning.minutes import FEW_PASSES, FULL_RESOLUTION_STEPS, RESERVE, propose_within
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.planning.rules import Proposal, propose
-from monai_iou.planning.timing import Timing, measure_timing
+from monai_iou.planning.timing import Timing, _parser, measure_timing
 
 CPU = Machine("cpu", 8 * GIB, 8 * GIB, "16 GiB of RAM free")
 Measured = tuple[SegmentationFolder, Fingerprint]
@@ -189,6 +191,54 @@ def test_cases_with_foreground_are_timed_however_many_come_before_them(
         f"Expected the labels of `training` in {data.resolve()}/dataset.json to have foreground, but all 4 are empty: "
         "add cases with voxels of lesion."
     )
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2.00 GiB")])
+def test_full_memory_is_answered_with_what_the_command_takes(
+    error: Exception,
+    measured: Measured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("monai_iou.planning.timing._measured", full)
+    file = tmp_path / "plan.json"
+    arguments = ["plan", str(measured[0].root), f"--output={file}", "--device=cpu", "--memory-gb=8", "--minutes=5000"]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1] == (
+        "Error: Expected the run to fit into memory, but it ran out of it: give a smaller --memory-gb or, if a "
+        "validation takes too much, give `monai-iou train` --minutes together with --sw_batch_size 1 and "
+        "--validate#inferer#device cpu."
+    )
+    assert "Traceback" not in told
+    assert not file.exists()
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+def test_a_training_is_timed_with_the_keys_that_lower_the_memory_of_a_validation(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Mapping[str, Any]] = []
+
+    def time(_: SegmentationFolder, plan: Plan, config: Mapping[str, Any], machine: Machine) -> Timing:
+        used.append(config)
+        parser, _cases = _parser(measured[0], plan, config, machine)
+        inferer = parser.get_parsed_content("validate#inferer")
+        assert (inferer.device, inferer.sw_device, inferer.sw_batch_size) == ("cpu", "cpu", 1)
+        return Timing(10, 0.1, 0.1, 0.1)
+
+    monkeypatch.setattr("monai_iou.planning.timing._measured", time)
+    memory = {"sw_batch_size": 1, "validate#inferer#device": "cpu", "validate::inferer::sw_device": "cpu"}
+    options = {"device": "cpu", "memory_gb": 8.0, "minutes": 5000.0, "keys": {**memory, "learning_rate": 1.0}}
+    write_plan(measured[0].root, tmp_path / "plan.json", None, None, options)
+    planned = propose(*measured, detect_hardware("cpu", 8.0)).config
+    assert used == [{**planned, **memory}], "and no other key"
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert not {*memory} & {*written}, "they stay keys of the command"
 
 
 def uneven(root: Path) -> SegmentationFolder:

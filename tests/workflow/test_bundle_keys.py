@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -247,6 +248,53 @@ def test_a_device_that_this_machine_lacks_is_refused(value: object, monkeypatch:
         with pytest.raises(ValueError, match=r"^Expected") as caught:
             check_device(value, "transform_device")
         assert str(caught.value) == expected_devices("transform_device", known, value, "cuda" if count else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("configs", "loader"), [(["inference"], "handlers#0"), (["train", "evaluate"], "validate#handlers#0")]
+)
+def test_weights_are_loaded_onto_a_device_however_it_is_given(configs: list[str], loader: str) -> None:
+    """`--device 0` of a command line is a number, which torch.load does not take."""
+    files = [str(bundle_path() / "configs" / f"{name}.json") for name in configs]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    numbers = [0] if torch.accelerator.is_available() else []  # else torch makes no device of it
+    for given in (*numbers, "cpu", "cuda:2", torch.device("cpu")):
+        parser["device"] = given
+        place = parser.get_parsed_content(f"{loader}#map_location")
+        assert isinstance(place, torch.device)
+        assert place == torch.device(given)
+
+
+def test_a_gpu_is_refused_for_processes_that_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    chosen: list[str | None] = [None]
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: chosen[-1])
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["fork", "spawn"])
+    check_device("cuda", "transform_device")
+    check_device("cpu", "transform_device", 2)
+    with pytest.raises(ValueError, match=r"^Expected") as caught:
+        check_device(torch.device("cuda:0"), "transform_device", 2)
+    assert str(caught.value) == (
+        "Expected `transform_device` to be cpu, as `num_workers` is 2 and forked processes cannot use a GPU, but got "
+        "'cuda:0': set `num_workers` to 0, or leave --transform_device out for the default."
+    )
+    chosen.append("spawn")
+    check_device("cuda", "transform_device", 2)
+
+
+@pytest.mark.parametrize("configs", [["train"], ["train", "multi_gpu_train"]])
+def test_a_training_gives_its_forked_workers_no_gpu(
+    configs: list[str], bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: "fork")
+    given = overrides(bundle, data, device="cpu", transform_device="cuda", num_workers=2)
+    with pytest.raises(RuntimeError) as caught:
+        run_workflow(bundle, configs, given)
+    assert "Expected `transform_device` to be cpu, as `num_workers` is 2" in str(causes(caught.value))
+    assert not (bundle / "models").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._utils import ExceptionWrapper
 
-from monai_iou.workflow.config_errors import ConfigError
+from monai_iou.datasets.cases import DatasetError
+from monai_iou.workflow.config_errors import ConfigError, explained
 from monai_iou.workflow.log_file import open_log
 from monai_iou.workflow.running import run_configs
 
@@ -47,3 +49,58 @@ def test_each_kind_of_mistake_is_named(tmp_path: Path) -> None:
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert "Traceback (most recent call last)" in log
     assert told in log
+
+
+def of_worker(error: Exception, wrapped: bool) -> RuntimeError:
+    """What torch raises where an error arose in a loader's process, in a transform of MONAI's or outside of one."""
+    try:
+        try:
+            raise error  # noqa: TRY301
+        except Exception as cause:
+            if not wrapped:
+                raise
+            message = f"applying transform {'<long>' * 50}"
+            raise RuntimeError(message) from cause
+    except Exception:  # as torch's worker does
+        handed_over = ExceptionWrapper(where="in DataLoader worker process 0")
+    buried = RuntimeError("Failed to evaluate ConfigExpression: '$monai_iou.workflow.failures.run(@train#trainer)'")
+    try:
+        handed_over.reraise()
+    except Exception as raised:
+        buried.__cause__ = raised
+    return buried
+
+
+class TwoWordsError(Exception):
+    """One that torch cannot make again from the traceback alone."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize(
+    ("error", "root"),
+    [
+        (IndexError("index 7 is out of range.\nIt has 3."), "IndexError: index 7 is out of range. It has 3"),
+        (KeyError("mask"), "KeyError: 'mask'"),
+        (AssertionError(), "AssertionError"),
+        (TwoWordsError("broken", "file: a.nii"), "TwoWordsError: broken file: a.nii"),
+    ],
+)
+def test_an_error_in_a_process_of_a_loader_is_named_with_its_reason_and_line(
+    error: Exception, root: str, wrapped: bool
+) -> None:
+    line = of_worker.__code__.co_firstlineno + 4
+    assert str(explained(of_worker(error, wrapped), "its log.txt has the traceback")) == (
+        f"Expected the run to go on, but got {root} (line {line} of test_config_errors.py): its log.txt has the "
+        "traceback."
+    )
+
+
+def test_a_sentence_of_ours_arrives_from_a_process_of_a_loader() -> None:
+    said = "Expected `a.nii` to have voxels,\nbut it is empty: leave it out."
+    for error in (ValueError(said), DatasetError(said)):
+        assert str(explained(of_worker(error, wrapped=True), "look")) == said
+    other = str(explained(of_worker(RuntimeError("Expected all tensors to be on one device"), wrapped=True), "look"))
+    assert other.startswith("Expected the run to go on, but got RuntimeError: Expected all tensors to be on one device")

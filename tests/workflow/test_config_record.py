@@ -73,3 +73,14 @@ def test_what_changes_only_the_speed_and_values_that_are_no_json_are_no_other_se
     assert other_settings(stored, _flat({**config, "u": [object()]})) == ""
     assert other_settings(stored, _flat({**config, "w": 1.0})) == "`w` was NaN and is 1.0"
     assert other_settings({"w": 1, "v": {"a": 1, "b": 2}}, {"w": 1.0, "v": {"b": 2, "a": 1}}) == ""
+
+
+def test_what_a_version_adds_for_scores_that_are_off_is_no_other_setting() -> None:
+    def config(*transforms: Any, **metrics: Any) -> dict[str, Any]:
+        return {"epochs": 2, "settings": {"epochs": "@epochs"}, "transforms": [*transforms, "x"], "metrics": metrics}
+
+    part = {"_target_": "KeptProbabilitiesd", "_disabled_": "$not @settings.calibration"}
+    before, now = config(dice="y"), config(part, dice="y", val_ece=part)
+    now["settings"]["calibration"] = "@calibration"
+    assert other_settings(_flat(before), _flat(now)) == ""
+    assert other_settings(_flat(before), _flat({**now, "epochs": 3})) == "`epochs` was 2 and is 3"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from monai_iou.evaluation.request import RESULTS
 from monai_iou.files import OutputError
 from monai_iou.workflow import training_runs
+from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.inference_keys import inference_identity
-from monai_iou.workflow.run_state import RunState, no_longer_held_out, why_no_report
+from monai_iou.workflow.run_checks import unlike_notes
+from monai_iou.workflow.run_state import RunState, model_identity, no_longer_held_out, why_no_report
 from monai_iou.workflow.trained_models import TrainedModels
 from monai_iou.workflow.training_runs import SCORES, Training, TrainingRun
 
@@ -111,6 +115,72 @@ def test_a_fold_with_another_train_json_than_the_others_is_refused(tmp_path: Pat
         job.check(resume=False, overwrite=False)
 
 
+def asking(training: Training, keys: dict[str, Any], config: dict[str, Any] | None = None) -> Training:
+    """The training with options and, unless an earlier version noted it, with what the configs say."""
+    content = {} if config is None else {"config_keys": config}
+    return replace(training, request={**training.request, "keys": keys, **content})
+
+
+def test_a_fold_with_other_options_than_the_others_is_refused_before_it_begins(tmp_path: Path) -> None:
+    first, second = files_run(tmp_path, folds=2).trainings
+    first = asking(first, {"learning_rate": 0.01, "num_workers": 4, "seed": 1}, {})
+    make_started(first)
+    (first.folder / "models" / "last_epoch.pt").touch()
+
+    def check(keys: dict[str, Any], config: dict[str, Any] | None, **how: bool) -> None:
+        job = TrainingRun(tmp_path, Path("d"), (asking(second, keys, config),), 2)
+        job.check(**{"resume": False, "overwrite": False, **how})
+
+    check({"learning_rate": 0.01}, {})
+    check({"learning_rate": 0.01, "device": "cpu", "seed": 2, "cache_dir": "c"}, {"pictures": 0})
+    check({"learning_rate": 0.01, "validate::inferer::device": "cpu"}, {"validate#inferer#sw_device": "cpu"})
+    with pytest.raises(OutputError, match=r"of fold0 \(keys have validate#inferer#overlap 0.5\)"):
+        check({"learning_rate": 0.01, "validate#inferer#overlap": 0.5}, {})
+    check({"num_workers": 0}, {"learning_rate": 0.01})
+    check({"learning_rate": 0.01}, None)
+    with pytest.raises(OutputError) as caught:
+        check({}, {})
+    assert str(caught.value) == (
+        f"Expected all folds in {tmp_path} to be trained with the same options and configs, but got others than those "
+        "of fold0 (keys had learning_rate 0.01): give those of fold0, choose another folder with --output, or use "
+        "these nevertheless with --resume."
+    )
+    check({}, {}, resume=True)
+    check({}, {}, overwrite=True)  # as jobs do that replace all folds one after the other
+    with pytest.raises(OutputError, match=r"of fold0 \(learning_rate was 0.01 and is 0.1; keys have loss {'_target_'"):
+        check({}, {"learning_rate": 0.1, "loss": {"_target_": "IoULoss"}})
+    make_started(asking(second, {"epochs": 3}, {}))
+    check({"epochs": 3}, {})  # what has begun goes on
+    check({"epochs": 3, "calibration": True}, {}, overwrite=True)
+
+
+def test_a_report_says_which_folds_were_not_trained_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_masks_by(monkeypatch, ["mask"])
+    run = files_run(tmp_path, folds=3)
+    make_scored(run)
+    noted: list[str] = []
+    monkeypatch.setattr(training_runs, "score_request", lambda *_: None)
+    monkeypatch.setattr(training_runs, "evaluate_folders", lambda *_, notes: noted.extend(notes))
+
+    def note(number: int, keys: dict[str, Any]) -> list[str]:
+        training = run.trainings[number]
+        training.state.request = {**training.asked, "keys": keys}
+        training.state.write()
+        noted.clear()
+        files_run(tmp_path, folds=3)._score(print, print, {})
+        return noted
+
+    assert note(1, {"seed": 3}) == []
+    differs = "Not trained alike: fold1 differs from fold0 (keys have epochs 200)."
+    assert note(1, {"epochs": 200}) == [differs]
+    edit(tmp_path / "configs" / "plan.json", amp=False)
+    assert note(2, {}) == [
+        differs,
+        "Not trained alike: fold2 differs from fold0 (amp of plan.json was True and is False).",
+    ]
+    assert unlike_notes([run.trainings[1].state]) == []
+
+
 def test_masks_of_two_inference_configs_are_not_scored_together(tmp_path: Path) -> None:
     trainings = files_run(tmp_path, folds=3).trainings
     masks = tmp_path / "masks"
@@ -183,6 +253,61 @@ def make_scored(run: TrainingRun) -> None:
     for name in RESULTS:
         (run.folder / SCORES / name).write_text("of the first masks")
     assert run.is_finished
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.json", "postprocessing.json"])
+def test_masks_are_made_again_of_a_model_that_was_trained_further_by_other_means(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m monai.bundle run` does, which notes nothing in run.json."""
+    masks, told = ["first"], list[str]()
+    with_masks_by(monkeypatch, masks)
+    make_scored(files_run(tmp_path, 2))
+    monkeypatch.setattr(training_runs, "score_request", lambda *_: None)
+    monkeypatch.setattr(training_runs, "evaluate_folders", lambda *_, notes: told.extend(notes))
+    (tmp_path / "fold0" / "models" / name).write_text("of more epochs")
+    masks.append("second")
+    run = files_run(tmp_path, 2)
+    TrainingRun(tmp_path, Path("d"), run.trainings[1:], 2).run(told.append, print)
+    assert told == [
+        f"Done before: {tmp_path / 'fold1'}",
+        "Not scored yet: the report follows when fold 0 has its masks: start its command again unless it is running.",
+    ]
+    assert not (tmp_path / SCORES / "report.html").exists()
+    run = files_run(tmp_path, 2)
+    run.check(resume=False, overwrite=False)
+    run.run(told.append, print)
+    assert [(run.masks / f"c{fold}.nii.gz").read_text() for fold in (0, 1)] == ["second", "first"]
+    assert all(training.is_predicted(run.masks) for training in run.trainings)
+
+
+def test_masks_stay_where_their_model_is_unknown_or_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_masks_by(monkeypatch, ["first"])
+    run = files_run(tmp_path)
+    make_scored(run)
+    (training,) = run.trainings
+    model = tmp_path / "models" / "model.pt"
+    model.unlink()
+    assert training.is_predicted(run.masks)
+    model.write_text("another")
+    assert not training.is_predicted(run.masks)
+    del training.state.facts["model"]  # of an earlier version
+    assert training.is_predicted(run.masks)
+
+
+@pytest.mark.parametrize("save", [write_atomically, torch.save])
+def test_one_weight_makes_another_model(save: Any, tmp_path: Path) -> None:
+    """Whoever wrote the file, and wherever in it the weight is."""
+    (tmp_path / "models").mkdir()
+    weights = torch.zeros(1 << 18)
+    found = []
+    for place in (0, 0, 1 << 17, (1 << 18) - 1):
+        weights[place] += 1 if len(found) != 1 else 0
+        save({"w": weights}, tmp_path / "models" / "model.pt")
+        found.append(model_identity(tmp_path))
+    assert len({*found}) == 3
+    assert found[0] == found[1]
+    assert None not in found
 
 
 def test_masks_of_cases_that_are_no_longer_held_out_go_unless_another_fold_holds_them_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from monai_iou.commands import train as train_command
 from monai_iou.datasets.folder import read_folder
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import OutputError, read_csv, write_csv
-from monai_iou.workflow import training_runs
+from monai_iou.workflow import failures, training_runs
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.held_out import held_out_facts, seen_before
@@ -266,6 +267,30 @@ def test_a_fold_s_page_says_what_its_own_cases_chose(dataset: Path, run: Path, m
         assert ("was tuned on these very cases" in page) == (fold == 1)
 
 
+@pytest.mark.parametrize("folds", [(), (0, 1, 2)])
+def test_a_page_counts_the_cases_of_its_means_and_names_those_that_failed(
+    folds: Sequence[int], dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {f"fold{fold}": [f"c{fold}"] for fold in folds} or {"run": ["c0", "c1"]}
+    bundle = Bundle(dataset, held, broken={"c0"})
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    folders = [run / f"fold{fold}" for fold in folds] or [run]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        write_csv(folder / "epochs.csv", ("epoch",), [{"epoch": 1}])
+    scores = start(run, bundle, folds)
+    assert scores is not None
+    (failure,) = scores.failures
+    page, *others = (html.unescape((folder / "summary.html").read_text(encoding="utf-8")) for folder in folders)
+    counted = "1 case" if folds else "2 cases"
+    assert f"Means over the {counted} that this training held out, on" in page
+    assert f"<strong>1 of {counted[0]} cases could not be evaluated</strong>" in page
+    assert f"<li>c0: {failure['reason']}</li>" in page
+    for other in others:
+        assert "Means over the 1 case that this training held out, on" in other
+        assert "could not be evaluated" not in other
+
+
 def test_the_other_folds_go_on_where_the_masks_of_one_fail(
     dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +317,31 @@ def test_the_other_folds_go_on_where_the_masks_of_one_fail(
     assert told[:3] == [f"Training 1 of 3: {run / 'fold0'}", *done]
     assert bundle.trained == ["fold0", "fold1", "fold2"], "none again"
     assert again.is_finished
+
+
+def test_a_mask_that_does_not_fit_into_memory_is_answered_with_keys_of_the_training(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remedy = failures._remedy(SimpleNamespace(state=SimpleNamespace()))
+    assert "and `inferer#device` to cpu" in remedy, "of inference"
+    monkeypatch.setitem(globals(), "FAILED", f"Expected memory, but it is full: {remedy}.")
+    bundle = Bundle(dataset, {"run": ["c0", "c1"]}, broken={"c0"})
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    start(run, bundle)
+    for told in (*notes_of(run), capsys.readouterr().err):
+        assert "set `sw_batch_size` to 1 and `validate#inferer#device` to cpu, which" in told
+
+
+def test_the_report_names_an_image_without_a_mask_as_the_user_gave_the_folder(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dataset.parent)
+    reason = "Expected a finite network output for `{}/imagesTr/c0.nii.gz`, but got NaN: train again."
+    monkeypatch.setitem(globals(), "FAILED", reason.format(dataset))
+    bundle = Bundle(Path(dataset.name), {"run": ["c0", "c1"]}, broken={"c0"})
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    start(Path(run.name), bundle)
+    assert notes_of(run) == [f"Not all masks of {run.name} could be made. {reason.format('data')}"]
 
 
 def test_a_mask_of_earlier_weights_is_not_scored_in_the_place_of_one_that_fails(

@@ -70,6 +70,17 @@ def test_a_key_of_inference_has_no_effect_on_a_training_which_is_said(bundle: Pa
         workflow.initialize()
 
 
+def test_a_setting_that_an_earlier_train_config_does_not_know_is_named(bundle: Path) -> None:
+    path = bundle / "configs" / "train.json"
+    content = json.loads(path.read_text(encoding="utf-8").replace("$not @settings.calibration", "$True"))
+    del content["calibration"], content["settings"]["calibration"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    workflow = ConfigWorkflow(config_file=str(path), workflow_type="train", calibration=True)
+    expected = "^`calibration` has no effect here, because train.json was made by an earlier version, which did not"
+    with pytest.warns(UserWarning, match=expected):
+        workflow.initialize()
+
+
 def test_keys_of_ones_own_are_taken(bundle: Path) -> None:
     ConfigWorkflow(
         config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference",

@@ -22,8 +22,10 @@ from monai_iou.files import read_csv
 from monai_iou.planning.fingerprint import compute_fingerprint
 from monai_iou.planning.hardware import Machine
 from monai_iou.planning.rules import propose
+from monai_iou.planning.stored import load_plan
 from monai_iou.volumes.reading import read_labels
 from monai_iou.workflow.data import BundleCases
+from monai_iou.workflow.postprocessing import Postprocessing, load_postprocessing
 from monai_iou.workflow.settings import Settings
 
 MACHINE = Machine("cpu", 8 * 2**30, 8 * 2**30, "8 GiB")
@@ -136,6 +138,19 @@ def test_nnunets_folder_gives_the_masks_of_its_decathlon_twin(tmp_path: Path) ->
     for name, mask in masks[0].items():
         np.testing.assert_array_equal(mask, masks[1][name])
     assert not any((mask == 4).any() for mask in masks[0].values()), "the ignored value is never predicted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["nnU-Net regions and ignore", "partly labelled", "several raters"])
+def test_post_processing_is_tuned_for_several_labels_and_applied(layout: str, tmp_path: Path) -> None:
+    data, bundle = LAYOUTS[layout](tmp_path / "data"), tmp_path / "bundle"
+    masks = run(data, bundle, tune_postprocessing=True)
+    plan = load_plan(bundle / "models" / "model.json")
+    tuned = load_postprocessing(str(bundle / "models" / "postprocessing.json"), plan.out_channels)
+    assert plan.out_channels > 2
+    assert len(tuned.min_size_mm3) == plan.out_channels - 1
+    assert tuned != Postprocessing(None, (0.0,) * (plan.out_channels - 1)), "two epochs leave something to raise"
+    check_masks(masks, json.loads((bundle / "models" / "model.json").read_text()))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from bundle_runs import causes, overrides
 from monai.bundle import ConfigParser
 from monai.networks.nets.swin_unetr import SwinUNETR
+from torch import Tensor, nn
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.cli import main
@@ -21,6 +23,7 @@ from monai_iou.demo import run_workflow
 from monai_iou.planning.plan import make_plan
 from monai_iou.planning.stored import load_plan
 from monai_iou.workflow.architecture import NETWORKS, with_network
+from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.models import check_models
 from monai_iou.workflow.own_network import build_definition, check_network, encoded, from_file
 from monai_iou.workflow.records import differences
@@ -174,6 +177,87 @@ def test_what_is_no_network_is_refused_in_one_sentence(mine: dict[str, Any], tmp
     with pytest.raises(RuntimeError) as caught:
         resolved(tmp_path, **mine, network="unet").get_parsed_content("plan")
     assert "Expected either `network` or a `network_def` of your own" in str(causes(caught.value))
+
+
+class Supervised(nn.Module):
+    """A network with state of its own that gives in training what `give` makes of its logits."""
+
+    def __init__(self, give: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm3d(1), nn.Dropout(0.5), nn.Conv3d(1, 2, 1))
+        self.give = give
+
+    def forward(self, image: Tensor) -> Any:
+        logits = self.layers(image)
+        return self.give(logits) if self.training else logits
+
+
+def fail(_: Tensor) -> Any:
+    message = "no maps here"
+    raise RuntimeError(message)
+
+
+GIVEN: dict[str, Callable[[Tensor], Any]] = {
+    "logits": lambda x: x,
+    "one scale": lambda x: [x],
+    "scales": lambda x: [x, x[..., ::2, ::2, ::2]],
+    "stack": lambda x: torch.stack([x, x], 1),
+    "maps": lambda x: (x, [x[:, :1].sigmoid()]),
+    "scales and maps": lambda x: ((x, x[..., ::2, ::2, ::2]), [x[:, :1].sigmoid()]),
+    "error": fail,
+}
+A_TENSOR = "a tensor of shape (2, 2, 16, 16, 16)"
+REFUSED = {
+    ("attention", "logits"): ("attention", A_TENSOR),
+    ("attention", "one scale"): ("attention", "a list of 1"),
+    ("attention", "stack"): ("attention", "a tensor of shape (2, 2, 2, 16, 16, 16)"),
+    ("attention", "error"): ("attention", "the error RuntimeError: no maps here"),
+    ("deep_supervision", "logits"): ("deep_supervision", A_TENSOR),
+    ("deep_supervision", "one scale"): ("deep_supervision", "a list of 1"),
+    ("both", "logits"): ("attention", A_TENSOR),
+    ("both", "maps"): ("deep_supervision", A_TENSOR),
+}
+SENTENCES = {
+    "attention": "Expected `network_def` to give (logits, maps) in training with --attention true, but got {}: return "
+    "its attention maps as well, as AttentionMapUnet does, or leave --attention out.",
+    "deep_supervision": "Expected `network_def` to give logits of several scales in training with --deep_supervision "
+    "true, but got {}: return a list of them, the finest first, or leave --deep_supervision out.",
+}
+ACCEPTED = [
+    ("neither", "logits"),
+    ("neither", "error"),
+    ("attention", "maps"),
+    ("attention", "scales and maps"),
+    ("deep_supervision", "scales"),
+    ("deep_supervision", "stack"),
+    ("both", "scales and maps"),
+]
+
+
+@pytest.mark.parametrize(("keys", "given"), [*REFUSED, *ACCEPTED])
+def test_what_a_key_supervises_has_to_be_there_in_training(keys: str, given: str) -> None:
+    """The losses of both keys take plain logits as well, as networks give them in evaluation."""
+    chosen = {key: keys in (key, "both") for key in ("attention", "deep_supervision")}
+    own = {"network_def": {"_target_": "mine.Network"}}
+    plan = with_network(make_plan(None, [], [16, 16, 16]), definition=own, **chosen)
+    network = Supervised(GIVEN[given])
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    random = torch.get_rng_state()
+    if (keys, given) in REFUSED:
+        key, found = REFUSED[keys, given]
+        with pytest.raises(TrainingError) as caught:
+            check_network(network, plan)
+        assert str(caught.value) == SENTENCES[key].format(found)
+    else:
+        check_network(network, plan)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert network.training
+
+
+def test_one_of_our_networks_may_have_one_scale_for_a_small_patch() -> None:
+    plan = with_network(make_plan(None, [], [16, 16, 16], base_channels=4), deep_supervision=True)
+    check_network(build_network(plan), plan)
 
 
 def test_a_class_that_is_gone_is_named(tmp_path: Path) -> None:

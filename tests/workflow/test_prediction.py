@@ -228,6 +228,34 @@ def test_folds_that_are_not_complete_are_left_out_and_named(tmp_path: Path) -> N
     assert fold_notes(tmp_path) == [used.format(fold, tmp_path) for fold in range(3)]
 
 
+def test_a_model_beside_those_of_folds_is_named(tmp_path: Path) -> None:
+    for place in ("models", "fold0/models", "fold1/models"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model.pt").touch()
+    own = tmp_path / "models" / "model.pt"
+    assert find_models(tmp_path).files == (own,)
+    assert fold_notes(tmp_path) == [
+        f"Note: {tmp_path} has a model of its own, {own}, which alone is used, and models of folds (0, 1): to use "
+        "these, add --folds all."
+    ]
+    assert [path.parents[1].name for path in find_models(tmp_path, "all").files] == ["fold0", "fold1"]
+    assert fold_notes(tmp_path, "all") == fold_notes(tmp_path / "fold0") == []
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "inference.json"])
+def test_damaged_json_of_the_run_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, image = copy_bundle(tmp_path / "run"), tmp_path / "scan.nii.gz"
+    (run / "models").mkdir()
+    (run / "models" / "model.pt").touch()
+    image.touch()
+    (run / "configs" / name).write_text("{", encoding="utf-8")
+    assert predict(run, image) == (1 if name == "metadata.json" else 2)
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{run / 'configs' / name}" in told
+    if name == "metadata.json":
+        assert "to be a JSON file of the bundle's metadata in UTF-8, but it cannot be read (Expecting property" in told
+
+
 @pytest.mark.parametrize(
     ("written", "key", "value"),
     [({"mask_format": ".mha"}, "mask_format", ".nii.gz"), ({"mask_suffix": "seg"}, "mask_suffix", "_mask"),
@@ -420,7 +448,7 @@ class Segmenter:
     """Stands in for the runs of inference: it writes the masks of some images, and then ends with what it is told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.endings: dict[str, Exception] = {}
+        self.endings: dict[str, BaseException] = {}
         self.only: dict[str, int] = {}
         self.runs: list[str] = []
         monkeypatch.setattr(prediction, "run_configs", self.run)
@@ -518,6 +546,100 @@ def test_a_new_mask_takes_the_earlier_results_of_its_image_with_it(
     assert all(path.exists() for path in others)
     told = capsys.readouterr().out
     assert all(f"Removed, because it belonged to an earlier mask: {path}\n" in told for path in earlier)
+
+
+KINDS = ("mask.nii.gz", "probabilities.nii.gz", "preview.png")
+
+
+def with_earlier_results(scan: Path, folder: Path, *names: str) -> list[Path]:
+    """Images beside which the results of another model lie."""
+    for path in (folder / f"{name}_{kind}" for name in names for kind in KINDS):
+        path.write_text("earlier")
+    return scans(folder, scan, *(f"{name}.nii.gz" for name in names))
+
+
+def left(folder: Path, name: str) -> list[str | None]:
+    """The texts of the results of an image, None for one that is not there."""
+    paths = [folder / f"{name}_{kind}" for kind in KINDS]
+    return [path.read_text() if path.exists() else None for path in paths]
+
+
+def lines(printed: str) -> list[str]:
+    return sorted(line for line in printed.splitlines() if line.startswith(("Written", "Removed")))
+
+
+STALE = "Removed, because it belonged to an earlier mask:"
+
+
+@pytest.mark.parametrize("wanted", [(), ("--save-probabilities", "--preview")])
+def test_ctrl_c_leaves_no_results_of_an_earlier_mask_beside_a_new_one(
+    wanted: tuple[str, ...], scan: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = with_earlier_results(scan, tmp_path, "a", "b")
+    segmenter.only[tmp_path.name] = 1
+    segmenter.endings[tmp_path.name] = KeyboardInterrupt()
+    assert predict(SHIPPED, *images, "--overwrite", *wanted) == 130
+    assert left(tmp_path, "a") == ["a mask", None, None]
+    assert left(tmp_path, "b") == ["earlier"] * 3
+    removed = [f"{STALE} {tmp_path}/a_{kind}" for kind in KINDS[:0:-1]]
+    assert lines(capsys.readouterr().out) == [*removed, f"Written: {tmp_path}/a_mask.nii.gz"]
+
+
+def test_ctrl_c_among_the_pictures_leaves_none_of_an_earlier_mask(
+    scan: Path,
+    tmp_path: Path,
+    segmenter: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def draw(_: object, mask: Path, path: Path) -> None:
+        if mask.name.startswith("b"):
+            raise KeyboardInterrupt
+        path.write_text("drawn")
+
+    monkeypatch.setattr("monai_iou.workflow.previews.write_preview", draw)
+    images = with_earlier_results(scan, tmp_path, "a", "b", "c")
+    assert predict(SHIPPED, *images, "--overwrite", "--preview") == 130
+    assert [left(tmp_path, name)[1:] for name in "abc"] == [[None, "drawn"], [None, None], [None, None]]
+    assert lines(capsys.readouterr().out) == [
+        *(f"{STALE} {tmp_path}/{name}_{KINDS[1]}" for name in "ab"),
+        *(f"{STALE} {tmp_path}/c_{kind}" for kind in KINDS[:0:-1]),
+        *(f"Written: {tmp_path}/a_{kind}" for kind in (KINDS[0], KINDS[2])),
+        *(f"Written: {tmp_path}/{name}_{KINDS[0]}" for name in "bc"),
+    ]
+
+
+def test_what_could_not_be_written_with_a_new_mask_is_not_told_and_no_earlier_file_takes_its_place(
+    scan: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = with_earlier_results(scan, tmp_path, "a", "b")
+    segmenter.only[tmp_path.name] = 1
+    segmenter.endings[tmp_path.name] = ValueError("Expected b to be segmented, but it is not: try again.")
+    assert predict(SHIPPED, *images, "--overwrite", "--preview", "--save-probabilities") == 1
+    printed = capsys.readouterr()
+    assert left(tmp_path, "a") == ["a mask", None, None], "a text cannot be drawn"
+    assert left(tmp_path, "b") == ["earlier"] * 3
+    assert lines(printed.out) == [f"{STALE} {tmp_path}/a_{KINDS[1]}", f"Written: {tmp_path}/a_mask.nii.gz"]
+    assert "Expected b to be segmented, but it is not: try again." in printed.err
+    assert f"{tmp_path}/a_mask.nii.gz" in printed.err
+
+
+def test_probabilities_whose_mask_was_not_written_do_not_lie_beside_an_earlier_one(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object, keys: Mapping[str, Any], __: str) -> None:
+        for image in keys["images"]:
+            Path(image.replace(".nii.gz", "_probabilities.nii.gz")).write_text("new")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "run_configs", run)
+    images = with_earlier_results(scan, tmp_path, "a", "b")
+    (tmp_path / "b_mask.nii.gz").unlink()
+    assert predict(SHIPPED, *images, "--overwrite", "--save-probabilities") == 130
+    assert left(tmp_path, "a") == ["earlier", None, "earlier"]
+    assert left(tmp_path, "b") == [None, "new", "earlier"]
+    told = f"Removed, because its mask was not written: {tmp_path}/a_probabilities.nii.gz"
+    assert lines(capsys.readouterr().out) == [told]
 
 
 def test_what_a_command_reads_or_writes_is_no_earlier_result(scan: Path, tmp_path: Path) -> None:

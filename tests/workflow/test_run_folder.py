@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import logging
+import math
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +22,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.demo import run_workflow
-from monai_iou.files import read_csv
+from monai_iou.files import read_csv, write_csv, write_json
 from monai_iou.planning.loss_rules import CROSS_ENTROPY_WEIGHT
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow import run_folder
@@ -29,6 +32,7 @@ from monai_iou.workflow.curves import draw_curves
 from monai_iou.workflow.event_files import EventFolder
 from monai_iou.workflow.run_folder import RunFolderHandler
 from monai_iou.workflow.run_summary import write_summary
+from monai_iou.workflow.versions import about_this_run
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -94,6 +98,51 @@ def test_a_page_counts_its_epochs(epochs: int, text: str, tmp_path: Path) -> Non
     rows = "".join(f"{epoch},10,0.9\n" for epoch in range(1, epochs + 1))
     (tmp_path / "epochs.csv").write_text(f"epoch,seconds,train_loss\n{rows}", encoding="utf-8")
     assert text in write_summary(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "cells"),
+    [
+        ([5.208333488553762e-05], "; best mean validation IoU 0.0001 in epoch 1", ["0.0001", "0.0001"]),
+        ([0.69999, 0.12345], "; best mean validation IoU 0.7000 in epoch 1", ["0.1235", "0.7000"]),
+        ([0.1, 0.69999, 4e-7], "; best mean validation IoU 0.7000 in epoch 2", ["0.0000", "0.7000"]),
+        ([0.5, math.nan], "; best mean validation IoU 0.5000 in epoch 1", ["-", "0.5000"]),
+        ([math.nan, math.nan], "", ["-"]),
+    ],
+)
+def test_a_page_rounds_the_scores_of_the_training(
+    scores: list[float], best: str, cells: list[str], tmp_path: Path
+) -> None:
+    rows = [{"epoch": epoch, "train_loss": 0.9, "val_mean_iou": score} for epoch, score in enumerate(scores, start=1)]
+    write_csv(tmp_path / "epochs.csv", tuple(rows[0]), rows)
+    page = write_summary(tmp_path).read_text(encoding="utf-8")
+    assert f">{len(rows)} epoch{'s' if rows[1:] else ''}{best}.</p>" in page
+    assert re.findall(r"<td>(.*?)</td>", page) == cells
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page)
+    assert heads[:2] == ["Score", "last epoch"]
+    assert heads[2:] == [f"epoch {best[-1]}, the best" for _ in cells[1:]]
+
+
+def test_a_page_has_paths_as_the_user_gave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sent to others, and folders may be called after users or patients."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    typed = ["train", "data", "-o", "run", "--cache_dir", "/c"]
+    found = {"bundle_root": f"$'{tmp_path}/r\\x231'", "dataset_dir": f"{tmp_path}/data", "ckpt_dir": str(tmp_path)}
+    typed_keys = {"output_dir": "run", "start_from": f"/mnt{tmp_path}/model.pt", "cache_dir": "/c", "pixdim": None}
+    about = about_this_run([f"{tmp_path}/.venv/bin/monai-iou", *typed])
+    write_json(tmp_path / "run" / "config.json", {**found, **typed_keys, "about": about})
+    page = html.unescape(write_summary(Path("run")).read_text(encoding="utf-8"))
+    assert dict(re.findall("<dt>([^<]*)</dt><dd><code>([^<]*)</code></dd>", page)) == {
+        "Command": shlex.join(["monai-iou", *typed]),
+        "bundle_root": json.dumps("$'r\\x231'"),
+        "dataset_dir": '"data"',
+        "ckpt_dir": '"."',
+        "output_dir": '"run"',
+        "start_from": json.dumps(f"/mnt{tmp_path}/model.pt"),
+        "cache_dir": '"/c"',
+        "pixdim": "null",
+    }
 
 
 def test_per_class_columns_and_undefined_scores(tmp_path: Path) -> None:

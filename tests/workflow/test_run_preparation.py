@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -229,6 +230,118 @@ def test_what_a_refusal_advises_has_not_been_done_already(dataset: Path, tmp_pat
     assert whole.any_started
 
 
+HOW: tuple[dict[str, Any], ...] = ({}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True})
+ONE_KIND = "to hold either a single training or the folds of a cross-validation, but got"
+ELSEWHERE = "or choose another folder with --output."
+
+
+@pytest.mark.parametrize("plan", [None, {"epochs": 7}])
+def test_a_single_training_and_folds_do_not_share_a_folder(
+    plan: dict[str, int] | None, dataset: Path, tmp_path: Path
+) -> None:
+    """Either would replace the report of the other; whose plan they follow makes no difference."""
+    single, folds = run_of(tmp_path / "single", dataset), run_of(tmp_path / "folds", dataset, folds=2)
+    job = run_of(single.folder, dataset, folds=2, fold=1)
+    for run in (single, folds):
+        Planner(run).prepare()
+        for training in run.trainings:
+            make_started(training)
+        if plan is not None:
+            write_json(run.folder / PLAN, plan)
+    before = content(tmp_path)
+    for how in HOW:
+        with pytest.raises(OutputError) as caught:
+            Planner(run_of(folds.folder, dataset)).prepare(**how)
+        assert str(caught.value) == (
+            f"Expected {folds.folder} {ONE_KIND} a single training instead of 2 folds: give --folds 2 as before, "
+            f"{ELSEWHERE}"
+        )
+        for asked in (run_of(single.folder, dataset, folds=2), job):
+            with pytest.raises(OutputError) as caught:
+                Planner(asked).prepare(**how)
+            assert str(caught.value) == (
+                f"Expected {single.folder} {ONE_KIND} 2 folds instead of a single training: leave --folds out, "
+                f"{ELSEWHERE}"
+            )
+    assert content(tmp_path) == before
+    make_started(job.trainings[0])  # as an earlier version let it happen
+    for asked in (single, job, run_of(single.folder, dataset, folds=2)):
+        for how in HOW:
+            with pytest.raises(OutputError) as caught:
+                Planner(asked).prepare(**how)
+            assert str(caught.value) == (
+                f"Expected {single.folder} {ONE_KIND} both: move one of them, together with "
+                f"{single.folder / 'validation'}, to another place, {ELSEWHERE}"
+            )
+
+
+def test_the_number_of_folds_that_is_asked_for_again_is_the_one_that_was_given(dataset: Path, tmp_path: Path) -> None:
+    job = run_of(tmp_path / "run", dataset, folds=5, fold=1)
+    Planner(job).prepare()
+    job.trainings[0].state.request["folds"] = 5
+    make_started(job.trainings[0])
+    with pytest.raises(OutputError, match="a single training instead of 5 folds: give --folds 5 as before, or choose"):
+        Planner(run_of(job.folder, dataset)).prepare(resume=True)
+
+
+def test_another_number_of_folds_is_refused_with_resume_too_where_other_trainings_are(
+    dataset: Path, tmp_path: Path
+) -> None:
+    whole = run_of(tmp_path / "run", dataset, folds=3)
+    Planner(whole).prepare()
+    make_started(whole.trainings[0])
+    assert Planner(run_of(whole.folder, dataset, folds=2)).prepare(resume=True) == 0, "no other has started"
+    make_started(whole.trainings[2])
+    with pytest.raises(OutputError) as caught:
+        Planner(run_of(whole.folder, dataset, folds=2)).prepare(resume=True)
+    assert str(caught.value) == (
+        f"Expected the plan {whole.folder / PLAN}, which a training there follows, to be what is asked for, but got "
+        "2 folds instead of 3 folds: leave --folds at 3, replace all trainings there with --overwrite, or choose "
+        "another folder with --output."
+    )
+    with pytest.raises(OutputError, match="got 2 folds instead of 3 folds: leave --folds at 3, replace all folds with"):
+        Planner(run_of(whole.folder, dataset, folds=2, fold=1)).prepare(resume=True)
+    assert Planner(whole).prepare(resume=True) == 0
+
+
+def test_a_fold_is_not_trained_on_other_cases_than_the_plan_was_made_for(tmp_path: Path) -> None:
+    data = plain_pair(tmp_path / "data")
+    first, second = (run_of(tmp_path / "run", data, folds=2, fold=fold) for fold in (0, 1))
+    whole = run_of(tmp_path / "run", data, folds=2)
+
+    def add(name: str, earlier: str) -> None:
+        for kind in ("images", "labels"):
+            shutil.copy(data / kind / f"{earlier}.nii.gz", data / kind / f"{name}.nii.gz")
+
+    count = len(list((data / "images").iterdir()))
+    assert Planner(first).prepare() == 1
+    add("c8", "c0")
+    assert Planner(first).prepare() == 1, "no training follows the plan yet"
+    make_started(first.trainings[0])
+    add("c9", "c0")
+    assert Planner(first).prepare() == 0, "of a training that goes on, the bundle compares the data"
+    remedies = ((second, "folds with --overwrite without --fold"), (whole, "trainings there with --overwrite"))
+    for run, remedy in remedies:
+        with pytest.raises(OutputError) as caught:
+            Planner(run).prepare()
+        assert str(caught.value) == (
+            f"Expected the plan {run.folder / PLAN}, which a training there follows, to be what is asked for, but got "
+            f"{count + 2} labelled cases instead of {count + 1}: restore the earlier cases, use this dataset "
+            f"nevertheless with --resume, replace all {remedy}, or choose another folder with --output."
+        )
+        assert Planner(run).prepare(resume=True) == 0
+    with pytest.raises(OutputError, match=f"got {count + 2} labelled cases instead of {count + 1}: restore the"):
+        Planner(second).prepare(overwrite=True)
+    for kind in ("images", "labels"):
+        (data / kind / "c8.nii.gz").unlink()
+    with pytest.raises(OutputError, match="but got labelled cases of other names: restore the earlier cases"):
+        Planner(second).prepare()
+    plan = json.loads((first.folder / PLAN).read_text())
+    del plan["plan_report"]["asked"]["cases"]
+    write_json(first.folder / PLAN, plan)
+    assert Planner(second).prepare() == 0, "of an earlier version"
+
+
 def test_a_job_recovers_the_whole_run_whose_replacement_was_killed(dataset: Path, tmp_path: Path) -> None:
     whole = run_of(tmp_path / "run", dataset, folds=2)
     Planner(whole).prepare()
@@ -434,7 +547,7 @@ def test_folds_that_hold_out_a_case_twice_are_refused_before_the_first_is_traine
     assert Planner(run).prepare() == 1
 
 
-@pytest.mark.parametrize("name", ["train.json", "plan.json", "inference.json"])
+@pytest.mark.parametrize("name", ["train.json", "plan.json", "inference.json", "metadata.json"])
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -447,11 +560,12 @@ def test_a_damaged_config_of_the_run_is_named(name: str, text: str, why: str, da
     run = run_of(copy_bundle(tmp_path / "run"), dataset)
     path = run.folder / "configs" / name
     path.write_text(text, encoding="utf-8")
+    what = "metadata" if name == "metadata.json" else "keys"
     for how in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(ConfigError) as caught:
             Planner(run).prepare(**how)
         assert str(caught.value) == (
-            f"Expected {path} to be a JSON file of the bundle's keys in UTF-8, but {why}: correct it."
+            f"Expected {path} to be a JSON file of the bundle's {what} in UTF-8, but {why}: correct it."
         )
 
 

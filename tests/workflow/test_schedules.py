@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.handlers.lr_schedule_handler import LrScheduleHandler
 from torch.optim import lr_scheduler
 
 from monai_iou.workflow.checkpoints import CheckpointHandler
+from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.optimization import PolynomialDecay
-from monai_iou.workflow.schedules import restore_schedule
+from monai_iou.workflow.schedules import check_schedule, restore_schedule
 
 Schedule = Callable[[torch.optim.Optimizer, int], Any]
 
@@ -143,3 +145,12 @@ def test_a_schedule_that_cannot_go_on_says_why() -> None:
         "Expected a.pt to hold the state of a ReduceLROnPlateau, the `lr_scheduler` of this run, but it has no 'best': "
         "resume with the `lr_scheduler` of the training, or start anew with --overwrite and without --resume."
     )
+
+
+def test_a_schedule_that_watches_a_value_is_refused_without_one() -> None:
+    plateau = made(lambda optimizer, _: lr_scheduler.ReduceLROnPlateau(optimizer), 0.1, 1)[2]
+    with pytest.raises(TrainingError, match=r"^Expected a `step_transform` that gives the ReduceLROnPlateau"):
+        check_schedule(plateau, [LrScheduleHandler(plateau, epoch_level=False)])
+    check_schedule(plateau, [LrScheduleHandler(plateau, step_transform=lambda engine: engine.state.output)])
+    cosine = made(SCHEDULES["cosine"], 0.1, 4)[2]
+    check_schedule(cosine, [LrScheduleHandler(cosine, epoch_level=False), object()])

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bundle_runs import bundle_command, causes, overrides, run_command
+from layouts import LAYOUTS
 from light_import import LIGHT_IMPORT
 from monai.bundle import ConfigParser
 
@@ -360,6 +361,16 @@ def test_nothing_is_tuned_without_validation_cases(bundle: Path, data: Path) -> 
         "training by `val_fraction` or `folds`, or list them as `validation`."
     )
     assert not (bundle / "models").exists()
+
+
+@pytest.mark.parametrize("layout", ["nnU-Net regions and ignore", "partly labelled"])
+def test_regions_and_partly_labelled_cases_may_be_tuned_on(layout: str, tmp_path: Path) -> None:
+    cases = BundleCases(str(LAYOUTS[layout](tmp_path / "data")), val_fraction=0.34)
+    plan = cases.plan([16, 16, 8])
+    assert plan.regions or plan.partly_labelled
+    start.check_training(cases, plan, settings(tmp_path, val_fraction=0.34, tune_postprocessing=True))
+    assert (tmp_path / "m").is_dir()
+    run_lock.release_unused()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from forked_runs import finish, fork
 from layouts import plain_pair
+from monai.bundle import ConfigParser
 
 import monai_iou
 from monai_iou import IoULoss
@@ -150,6 +151,30 @@ def test_an_overlap_for_each_axis_holds_for_the_masks_as_it_is(tmp_path: Path) -
         assert Settings(**given).sw_overlap == given["sw_overlap"]
         assert shlex.split(options_line(given)) == ["--sw_overlap", "[0.5, 0.5, 0.25]"]
     assert keys_for_inference(configs, {"amp_dtype": "$torch.float16"}) == {"amp_dtype": "torch.float16"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "config"),
+    [
+        ({"validate#inferer#device": "cpu", "validate::inferer::sw_device": "$torch.device('cpu')"}, {}),
+        ({}, {"validate#inferer#device": "cpu", "validate#inferer#sw_device": "cpu"}),
+        ({}, {"+validate#inferer": {"device": "cpu", "sw_device": "cpu"}}),
+        ({"validate#inferer#sw_device": "@place"}, {"place": "cpu", "validate#inferer#device": "@place"}),
+    ],
+)
+def test_where_a_validation_keeps_its_output_holds_for_the_masks(
+    keys: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    run, mine = copy_bundle(tmp_path / "run"), tmp_path / "mine.json"
+    mine.write_text(json.dumps(config))
+    configs = [run / "configs" / "train.json", mine]
+    found = keys_for_inference(configs, keys)
+    assert found == {"inferer#device": "cpu", "inferer#sw_device": "cpu"}
+    assert keys_for_inference(configs[:1], {"validate#inferer#device": None, "validate#inferer#overlap": 0.5}) == {}
+    parser = ConfigParser(ConfigParser.load_config_file(run / "configs" / "inference.json"))
+    for name, value in found.items():
+        parser[name] = value
+    assert {parser.get("inferer")[name] for name in ("device", "sw_device")} == {"cpu"}
 
 
 def keys_of(words: list[str], tmp_path: Path) -> dict[str, Any]:
@@ -291,7 +316,10 @@ def test_jobs_whose_folds_hold_out_a_case_twice_end_without_a_report(
     told: list[str] = []
     for training in run_of(tmp_path, folds=3).trainings:
         assert TrainingRun(tmp_path, Path("d"), (training,), 3).run(told.append, lambda _: None) is None
-    assert told[-1] == "Not scored together: folds 0 and 2 both hold out b, which a report can have only once."
+    assert told[-1] == (
+        "Not scored together: folds 0 and 2 both hold out b, which a report can have only once. If the cases or the "
+        "split changed between their trainings, replace all folds with --overwrite."
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

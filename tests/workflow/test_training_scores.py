@@ -14,7 +14,10 @@ import pytest
 from layouts import NAMES, decathlon, describe, make_case, save
 
 from monai_iou.datasets.folder import read_folder
+from monai_iou.evaluation.pairing import read_pairs
+from monai_iou.evaluation.request import RESULTS
 from monai_iou.evaluation.results import Evaluation
+from monai_iou.workflow.held_out import score_request
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.training_runs import STAGES, Training, TrainingRun
@@ -78,6 +81,54 @@ def test_links_into_two_folders_of_which_one_holds_the_run(tmp_path: Path) -> No
         into_store(dataset / f"labelsTr/c{i}.nii.gz", tmp_path / "disk" / store)
     scores = score(dataset, tmp_path / "disk" / "run")
     assert (len(scores.records), scores.failures) == (3, [])
+
+
+def test_a_report_names_files_in_the_form_in_which_the_user_gave_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent to others, and folders may be called after users or patients."""
+    stored = describe(tmp_path / "disk", decathlon(tmp_path / "disk", patient_groups={"P": ["c0", "c1"]}))
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "data").symlink_to(stored)
+    (stored / "labelsTr" / "c2.nii.gz").write_bytes(b"damaged")
+    monkeypatch.chdir(tmp_path / "study")
+    scores = score(Path("data"), Path("run"))
+    assert scores.patients == {"c0": "P", "c1": "P", "c2": "case c2"}
+    (failure,) = scores.failures
+    assert "`data/labelsTr/c2.nii.gz`" in failure["reason"]
+    assert failure["reference"] == "data/labelsTr/c2.nii.gz"
+    assert scores.request.images == Path("data/imagesTr")
+    summary = json.loads(Path("run/validation/summary.json").read_text(encoding="utf-8"))
+    assert summary["options"]["references"] == "data/labelsTr"
+    assert summary["options"]["predictions"] == "run/validation/masks"
+    pages = {path: path.read_text(encoding="utf-8") for path in Path("run/validation").iterdir() if path.is_file()}
+    assert {path.name for path in pages} == {*RESULTS, "pairs.csv"}
+    assert [path for path, text in pages.items() if str(tmp_path) in text] == []
+    again = score(Path("data"), Path("run"))
+    assert (again.summary["cases"]["reused"], again.summary["notes"]) == (2, scores.summary["notes"])
+
+
+def test_files_of_a_dataset_that_was_moved_between_two_folds_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = describe(tmp_path / "data", decathlon(tmp_path / "data"))
+    before = shutil.copytree(described, tmp_path / "before")
+    held_out = [read_folder(root).training[i].as_item() for i, root in enumerate((described, before))]
+    states = [RunState(Path("run"), {}, facts={"held_out": [item], "labels": LABELS}) for item in held_out]
+    monkeypatch.chdir(tmp_path)
+    Path("run/validation").mkdir(parents=True)
+    request = score_request(Path("data"), Path("run"), Path("run/validation/masks"), Path("run/validation"), states)
+    assert request.pairs is not None
+    pairs = read_pairs(request.pairs, request.predictions, request.references)
+    assert [pair.reference for pair in pairs] == [Path(item["label"]) for item in held_out]
+
+    shutil.rmtree(before)
+    states[1].request["dataset"] = str(before)
+    request = score_request(Path("data"), Path("run"), Path("run/validation/masks"), Path("run/validation"), states)
+    assert request.pairs is not None
+    pairs = read_pairs(request.pairs, request.predictions, request.references)
+    assert all(pair.reference is not None and pair.reference.is_file() for pair in pairs)
+    assert (request.references, request.images) == (Path("data/labelsTr"), Path("data/imagesTr"))
 
 
 def test_one_held_out_case_in_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.cli import main
 from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.workflow.architecture import NETWORKS, with_network
+from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.metadata import describe_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -245,6 +246,28 @@ def test_metadata_of_what_was_never_trained_is_refused(
         describe_model(tmp_path)
     assert main(["describe", str(tmp_path)]) == 1
     assert "name the folder of a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"\xff", "it cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
+        (b"{", "it cannot be read (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+        (b"[]", "it holds no object, {...}"),
+    ],
+)
+def test_damaged_metadata_are_named(text: bytes, why: str, tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path / "run")
+    (bundle / "models").mkdir()
+    (bundle / "models" / "model.json").touch()
+    path = bundle / "configs" / "metadata.json"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        describe_model(bundle)
+    assert str(caught.value) == (
+        f"Expected {path} to be a JSON file of the bundle's metadata in UTF-8, but {why}: correct it."
+    )
+    assert main(["describe", str(bundle)]) == 1
 
 
 @pytest.mark.parametrize("described", [".", "fold1"])
