@@ -13,7 +13,7 @@ from monai_iou.evaluation.map_charts import probability_charts
 from monai_iou.evaluation.pictures import MISSED_SHOWN, missed_lesions, shown_pictures
 from monai_iou.evaluation.rendering import number, readable, render
 from monai_iou.evaluation.results import Evaluation
-from monai_iou.evaluation.statistics import MIN_UNITS
+from monai_iou.evaluation.statistics import MIN_UNITS, dataset_scores
 from monai_iou.evaluation.svg import MANY_DOTS, NAMED_DOTS, Point
 from monai_iou.tables import counted
 
@@ -111,21 +111,10 @@ def _tiles(
     if len(titles) == 1:
         (name,) = titles
         # Not that of `dataset`, which may leave out false positives in cases without the label: the mean counts them.
-        worst = number(_lowest_tenth([row["iou"] for row in evaluation.averaged]))
+        worst = number(dataset_scores(evaluation.averaged, present="either")["iou_i_worst_10"])
         tiles.append({"what": "Worst 10 % of cases", "value": f"IoU {worst}", "note": "mean of the lowest"})
         tiles.append(_lesion_tile(evaluation, lesions[name]))
     return tiles
-
-
-def _lowest_tenth(values: Iterable[float]) -> float | None:
-    """The mean of the lowest tenth of the values that are defined, and of at least one.
-
-    >>> _lowest_tenth([0.5, math.nan, *[1.0] * 18, 0.0]), _lowest_tenth([1.0, 0.5]), _lowest_tenth([math.nan])
-    (0.25, 0.5, None)
-    """
-    defined = sorted(value for value in values if math.isfinite(value))
-    lowest = defined[: max(1, len(defined) // 10)]
-    return math.fsum(lowest) / len(lowest) if lowest else None
 
 
 def _headed(labels: Mapping[str, Any], titles: Iterable[str]) -> list[tuple[str, str]]:

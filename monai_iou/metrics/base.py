@@ -168,11 +168,6 @@ class RowMetric(CumulativeIterationMetric):
         self._synced_tensors = None if gathered is None else [gathered]
         self._synced = True
 
-    def __len__(self) -> int:
-        """Return the number of images of all ranks; every rank must call it, unless its images are collected."""
-        self._sync()
-        return sum(len(rows) for rows in self._synced_tensors or () if rows is not None)
-
     def get_rows(self) -> torch.Tensor | None:
         """Return the statistics of all images of all ranks, (N, C, K), or None; every rank must call it."""
         self._sync()

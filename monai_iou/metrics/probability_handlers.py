@@ -79,8 +79,9 @@ class ThresholdIoUHandler(IgniteMetricHandler):
 
     def compute(self) -> Any:
         """Return the value for `engine.state.metrics`, and keep the curves; every rank must call it."""
+        value = super().compute()  # first, as it asks all ranks for new images
         self.curves = None if self.metric.get_rows() is None else self.metric.curves()
-        return super().compute()
+        return value
 
 
 class CalibrationHandler(IgniteMetricHandler):
@@ -137,7 +138,8 @@ class CalibrationHandler(IgniteMetricHandler):
 
     def compute(self) -> Any:
         """Return the value for `engine.state.metrics`, and keep diagram and errors; every rank must call it."""
+        value = super().compute()  # first, as it asks all ranks for new images
         is_empty = self.metric.get_rows() is None
         self.diagram = None if is_empty else self.metric.reliability()
         self.errors = [] if is_empty else self.metric.summary()
-        return super().compute()
+        return value

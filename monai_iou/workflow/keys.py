@@ -112,13 +112,7 @@ def _warn_of_other_keys(config: Mapping[str, Any]) -> None:
     own = ("train", "multi_gpu_train", *(("evaluate", "multi_gpu_evaluate") if "evaluate" in loaded else ()))
     others = _known_keys(("inference",)) - _known_keys(own) - {ANYWHERE}
     unused = [name for name in config if name in others and not name.startswith("_") and not _is_used(name, config)]
-    if unused:
-        have, them = ("has", "it") if len(unused) == 1 else ("have", "them")
-        message = (
-            f"{', '.join(f'`{name}`' for name in unused)} {have} no effect on a training, because only inference.json "
-            f"uses {them}: give {them} to the prediction."
-        )
-        warnings.warn(message, stacklevel=2)
+    _warn_of_no_effect(unused, "on a training, because only inference.json uses {them}: give {them} to the prediction.")
 
 
 def _warn_of_later_keys(config: Mapping[str, Any]) -> None:
@@ -127,13 +121,15 @@ def _warn_of_later_keys(config: Mapping[str, Any]) -> None:
         return
     shipped = json.loads((bundle_path() / "configs" / BASE).read_text(encoding="utf-8"))["settings"]
     unused = [name for name in shipped if name in config and not _is_used(name, config)]
-    if unused:
-        have, them = ("has", "it") if len(unused) == 1 else ("have", "them")
-        message = (
-            f"{', '.join(f'`{name}`' for name in unused)} {have} no effect here, because train.json was made by an "
-            f"earlier version, which did not know {them}: train in a new folder to use {them}."
-        )
-        warnings.warn(message, stacklevel=2)
+    why = "because train.json was made by an earlier version, which did not know {them}"
+    _warn_of_no_effect(unused, f"here, {why}: train in a new folder to use {{them}}.")
+
+
+def _warn_of_no_effect(names: Sequence[str], why: str) -> None:
+    if names:
+        have, them = ("has", "it") if len(names) == 1 else ("have", "them")
+        message = f"{', '.join(f'`{name}`' for name in names)} {have} no effect {why.format(them=them)}"
+        warnings.warn(message, stacklevel=3)
 
 
 def _check_start_from(config: Mapping[str, Any]) -> None:

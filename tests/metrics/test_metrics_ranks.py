@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import join_group, leave_group, run_ranks
+from ignite.engine import Engine
 
+from monai_iou.handlers import CalibrationHandler, ThresholdIoUHandler
 from monai_iou.metrics import BoundaryIoUMetric, CalibrationMetric, IoUMetric, LesionIoUMetric, ThresholdIoUMetric
 from monai_iou.voxels.probability_bins import probability_histograms
 
@@ -182,8 +184,16 @@ def collect_again(rank: int, folder: str) -> None:
         score_on(metric, *[MORE] * (rank == 0))
         metric.aggregate()
         # Rank 1 does not ask, and rank 0 waits for nobody: what has been collected is read again on one rank alone.
-        again, length = (collect(metric), len(metric)) if rank == 0 and metric else (None, None)
+        again, length = (collect(metric), len(metric)) if rank == 0 else (None, None)
         results.append((once, again, length))
+    for handler in (ThresholdIoUHandler(), CalibrationHandler()):
+        handler.attach(Engine(lambda _, batch: batch), "score")
+        handler.update(tuple(map(torch.Tensor.float, FIRST)))
+        handler.compute()
+        if rank == 0:
+            handler.update(tuple(map(torch.Tensor.float, MORE)))
+        handler.compute()
+        results.append(len(handler.metric))
     torch.save(results, Path(folder) / f"{rank}.pt")
     leave_group()
 
@@ -201,3 +211,4 @@ def test_images_of_one_rank_after_a_first_look_are_collected_from_all(tmp_path: 
             assert repr(once) == repr(collect(first))  # NaN included
             assert repr(again) == (repr(collect(both)) if rank == 0 else "None")
             assert length == (3 if rank == 0 else None)
+    assert [rank_found[len(COLLECTING) :] for rank_found in found] == [[3, 3]] * 2
