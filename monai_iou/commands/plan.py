@@ -21,7 +21,7 @@ __all__ = ["FOLD_COUNT", "FOLD_NUMBER", "MACHINE", "MINUTES", "plan", "write_pla
 
 MINUTES = positive("give minutes, such as 30")
 FOLD_COUNT, FOLD_NUMBER = whole(2, "5 folds are usual"), whole(0, "folds are counted from 0")
-# The keys that lower a training's memory are the plan's own here.
+# `monai-iou plan` takes no keys of the bundle, so that the remedy names the command that does.
 LESS_MEMORY = (
     "give a smaller --memory-gb or, if a validation takes too much, give `monai-iou train` --minutes together with "
     "--sw_batch_size 1 and --validate#inferer#device cpu"

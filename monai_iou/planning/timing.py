@@ -17,11 +17,11 @@ from monai_iou.planning.hardware import Machine
 from monai_iou.planning.own_errors import own_error
 from monai_iou.planning.plan import Plan
 
-__all__ = ["FREE", "Timing", "measure_timing"]
+__all__ = ["TIMED_KEYS", "Timing", "measure_timing"]
 
 
 # Keys that change what a validation takes of memory and time, and nothing of the plan: a training is timed with them.
-FREE = ("sw_batch_size", "validate#inferer#device", "validate#inferer#sw_device")
+TIMED_KEYS = ("sw_batch_size", "validate#inferer#device", "validate#inferer#sw_device")
 SAMPLE_CASES = 4
 WARM_UP_STEPS, MIN_STEPS, MAX_STEPS, TIMED_SECONDS = 2, 4, 60, 20.0
 IMPORTS = "import monai_iou, monai.bundle, monai.engines, monai.handlers, ignite.engine"
@@ -58,7 +58,7 @@ def measure_timing(
         plan: of the whole dataset.
         config: the bundle's keys.
         machine: its device is used.
-        given: keys of the user's over those of `config`, of which those in `FREE` are used.
+        given: keys of the user's over those of `config`, of which those in `TIMED_KEYS` are used.
 
     Raises:
         ValueError: the machine's device is not here, or these cases cannot be trained on.
@@ -69,7 +69,7 @@ def measure_timing(
             "trains, or leave `--minutes` out."
         )
         raise ValueError(message)
-    free = {name: value for name, value in (given or {}).items() if name.replace("::", "#") in FREE}
+    free = {name: value for name, value in (given or {}).items() if name.lstrip("+~").replace("::", "#") in TIMED_KEYS}
     try:
         return _measured(folder, plan, {**config, **free}, machine)
     except Exception as error:  # MONAI's says which expression raised it, this package's what is wrong with a dataset

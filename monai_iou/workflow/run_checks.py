@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from monai_iou.files import OutputError
 from monai_iou.locks import is_locked
+from monai_iou.planning.timing import TIMED_KEYS
 from monai_iou.workflow.run_state import CONTENT, FILES, LAST_EPOCH, RunState, folds_in, has_checkpoint
 
 __all__ = ["check_none_replaced", "check_one_kind", "check_one_plan", "others_in", "unlike_notes"]
@@ -15,8 +16,7 @@ __all__ = ["check_none_replaced", "check_one_kind", "check_one_plan", "others_in
 # Keys by which the folds of one report may differ: where and how fast each is trained, and its random numbers.
 FREE = (
     "device", "num_workers", "cache_rate", "cache_workers", "cache_dir", "transform_device", "memory_format",
-    "sw_batch_size", "validate#inferer#device", "validate#inferer#sw_device", "pictures", "calibration",
-    "seed", "overwrite",
+    *TIMED_KEYS, "pictures", "calibration", "seed", "overwrite",
 )  # fmt: skip
 
 
@@ -164,7 +164,8 @@ def _differences_of_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
     def keys(request: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for place in places for name, value in request.get(place, {}).items()}
-        return {name: value for name, value in given.items() if not _is_free(name.lstrip("+~").replace("::", "#"))}
+        spelt = {name.replace("::", "#"): value for name, value in given.items()}
+        return {name: value for name, value in spelt.items() if not _is_free(name.lstrip("+~"))}
 
     return RunState(Path(), {"keys": keys(before)}).differences({"keys": keys(now)})
 

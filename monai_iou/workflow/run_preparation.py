@@ -222,7 +222,7 @@ def _refusal(
         remedies += ["leave the option out", "train longer with --epochs"]
     if "cases" in different:
         remedies.append("restore the earlier cases")
-    if {"cases", "dataset"} & {*different} and not overwrite:
+    if {"cases", "dataset"} & {*different} and {*different} <= {"cases", "dataset", "device"} and not overwrite:
         remedies.append("use this dataset nevertheless with --resume")
     if run.is_job:
         remedies.append("replace all folds with --overwrite without --fold")

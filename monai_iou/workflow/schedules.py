@@ -44,7 +44,7 @@ def check_schedule(scheduler: LRScheduler, handlers: Iterable[Any]) -> None:
             message = (
                 "Expected a `step_transform` that gives the ReduceLROnPlateau in `lr_scheduler` a value to watch, but "
                 "LrScheduleHandler has none: set `train#handlers#0#step_transform` in a config, for instance to "
-                "\"$lambda engine: float(engine.state.output[0]['loss'])\"."
+                "\"$lambda engine: float(engine.state.output[0]['loss'])\", with a `patience` of many steps."
             )
             with exit_with_message():
                 raise TrainingError(message)

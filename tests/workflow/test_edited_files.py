@@ -154,6 +154,20 @@ def test_a_fold_with_other_options_than_the_others_is_refused_before_it_begins(t
     check({"epochs": 3, "calibration": True}, {}, overwrite=True)
 
 
+def test_two_spellings_of_a_nested_option_are_one(tmp_path: Path) -> None:
+    first, second = files_run(tmp_path, folds=2).trainings
+    make_started(asking(first, {"loss::batch": True, "+train#handlers": []}, {}))
+    (first.folder / "models" / "last_epoch.pt").touch()
+
+    def check(keys: dict[str, Any], config: dict[str, Any]) -> None:
+        TrainingRun(tmp_path, Path("d"), (asking(second, keys, config),), 2).check(resume=False, overwrite=False)
+
+    check({"loss#batch": True, "+train::handlers": []}, {})
+    check({"+train#handlers": []}, {"loss::batch": True})
+    with pytest.raises(OutputError, match=r"of fold0 \(loss#batch was True and is False\)"):
+        check({"loss#batch": False, "+train#handlers": []}, {})
+
+
 def test_a_report_says_which_folds_were_not_trained_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_masks_by(monkeypatch, ["mask"])
     run = files_run(tmp_path, folds=3)

@@ -330,6 +330,11 @@ def test_a_fold_is_not_trained_on_other_cases_than_the_plan_was_made_for(tmp_pat
             f"nevertheless with --resume, replace all {remedy}, or choose another folder with --output."
         )
         assert Planner(run).prepare(resume=True) == 0
+    with pytest.raises(OutputError) as caught:
+        Planner(whole, minutes=30.0).prepare()
+    assert "nevertheless with --resume" not in str(caught.value), "that is refused as well"
+    with pytest.raises(OutputError, match="but got minutes for each training"):
+        Planner(whole, minutes=30.0).prepare(resume=True)
     with pytest.raises(OutputError, match=f"got {count + 2} labelled cases instead of {count + 1}: restore the"):
         Planner(second).prepare(overwrite=True)
     for kind in ("images", "labels"):
