@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -77,6 +80,14 @@ def figures(samples: Sequence[Spent], parts: Sequence[str], statistic: Callable[
     return {**taken, WHOLE: total(taken)}
 
 
+def module(name: str, earlier: str) -> ModuleType:
+    """Return a module of the package, which an earlier version of the package has by another name."""
+    import monai_iou
+
+    found = any((Path(folder) / f"{name.replace('.', '/')}.py").is_file() for folder in monai_iou.__path__)
+    return importlib.import_module(f"monai_iou.{name if found else earlier}")
+
+
 def instrument(parser: Any, clock: Clock) -> Any:
     """Return the trainer of a parsed bundle, with its parts and those of its validation charged to the clock."""
     from monai.engines.utils import IterationEvents
@@ -125,7 +136,7 @@ def in_turn(clock: Clock) -> Iterator[None]:
 
     scored = clock.timed(SCORES, engine_apply_transform)
     with (
-        mock.patch("monai_iou.workflow.dataloader.buffer_iterator", one_by_one),
+        mock.patch.object(module("workflow.dataloader", "loading"), "buffer_iterator", one_by_one),
         mock.patch("monai.engines.workflow.engine_apply_transform", scored),
     ):
         yield

@@ -3,6 +3,7 @@
     python -m benchmarks.shares                                              # the demo's volumes
     OMP_NUM_THREADS=2 python -m benchmarks.shares --data TaskNNN --keys '{"patch_size": [64, 64, 64]}'
     python -m benchmarks.shares --data TaskNNN --keys '{"instance": true}'   # and what the cells cost
+    python -m benchmarks.shares --checkout ../old    # an earlier version, as by `git worktree add ../old 127b4c6`
 
 The shipped bundle trains for `--turns` epochs, each followed by a validation, and every moment is charged to the part
 that is at work, by the CPU time of the process and by the time that passes. A step is one batch, from the end of the
@@ -41,6 +42,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +70,7 @@ from benchmarks.part_times import (
     figures,
     in_turn,
     instrument,
+    module,
     timed_regions,
     total,
 )
@@ -105,11 +108,9 @@ def opened(folder: Path, keys: dict[str, Any]) -> Any:
     """Return the parser of the bundle's training in a folder of its own, its seed set and nothing read yet."""
     from monai.bundle.workflows import ConfigWorkflow
 
-    from monai_iou.bundle_files import bundle_path
-
     folders = {"bundle_root": str(folder), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
     workflow = ConfigWorkflow(
-        config_file=str(bundle_path() / "configs" / "train.json"),
+        config_file=str(module("bundle_files", "shipped").bundle_path() / "configs" / "train.json"),
         workflow_type="train",
         **{**folders, "device": "cpu", "epochs": 1000, "num_workers": 0, "val_interval": 1, **keys},
     )
@@ -201,7 +202,8 @@ def has_cells(parser: Any) -> bool:
     """Return whether the training's loss has cells."""
     from monai_iou import InstanceIoULoss
 
-    return any(isinstance(part, InstanceIoULoss) for part in parser.get_parsed_content("training_loss").modules())
+    name = "training_loss" if "training_loss" in parser.config else "loss"  # an earlier version trains with its loss
+    return any(isinstance(part, InstanceIoULoss) for part in parser.get_parsed_content(name).modules())
 
 
 def cell_times(clock: Clock, parsers: dict[str, Any], count: int) -> list[Spent]:
@@ -304,6 +306,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a dataset folder; the demo's volumes by default")
     parser.add_argument("--keys", type=json.loads, default={}, metavar="JSON", help="keys of the bundle")
+    parser.add_argument("--checkout", type=Path, metavar="FOLDER", help="measure the version in another folder")
     parser.add_argument("--turns", type=int, default=3, help="epochs (default: 3)")
     options = parser.parse_args(arguments)
     if options.turns < 1:
@@ -317,13 +320,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def take_package(checkout: Path) -> None:
+    """Import the package of another checkout, while this file and its neighbours stay those of this one."""
+    sys.path.insert(0, str(checkout.resolve()))
+    import monai_iou
+
+    del sys.path[0]
+    if not Path(monai_iou.__file__).resolve().is_relative_to(checkout.resolve()):
+        message = f"Expected the package of {checkout}, but got {monai_iou.__file__}: give the folder of `monai_iou`."
+        raise SystemExit(message)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     import monai
 
-    from monai_iou.datasets.phantoms import write_phantom_dataset
-
     options = parse(arguments)
+    if options.checkout is not None:
+        take_package(options.checkout)
+    write_phantom_dataset = module("datasets.phantoms", "phantoms").write_phantom_dataset
     with tempfile.TemporaryDirectory() as name, quiet(Path(name) / "shares.log"):
         data = options.data or write_phantom_dataset(Path(name) / "phantoms")
         measured = train(Path(name), {**options.keys, "dataset_dir": str(data.resolve())}, options.turns)

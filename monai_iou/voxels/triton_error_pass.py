@@ -26,8 +26,8 @@ def covers(voxels: Voxels) -> bool:
 
 
 def blocks(options: dict[str, Any]) -> dict[str, int]:
-    """Return how a program divides its work: with sums of 16 classes, a thread has registers for one voxel, not two."""
-    if options["SUMS"] and options["CLASSES"] == triton_kernels.CLASS_BLOCK:
+    """Return how a program divides its work: with 16 classes, a thread has registers for one voxel, not for two."""
+    if options["CLASSES"] == triton_kernels.CLASS_BLOCK:
         voxels = 32 * triton_kernels.WARPS
         return {"RUN": 1, "VOXELS": voxels, "CHUNKS": options["CHUNKS"] * options["VOXELS"] // voxels}
     return {}

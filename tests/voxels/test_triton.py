@@ -243,13 +243,13 @@ from monai_iou.voxels.spec import ROWS
 
 found = []
 for case in json.loads(CASES):
-    logits, labels, classes, wide = (case.pop(name) for name in ("logits", "labels", "classes", "wide"))
+    arch, logits, labels, classes, wide = (case.pop(name) for name in ("arch", "logits", "labels", "classes", "wide"))
     size = triton_kernels.blocks(classes, 4 if "fp32" in (logits, labels) else 2)
     options = {**BASE, "ROWS": ROWS, **size, **case}
     options |= triton_error_pass.blocks(options) if "CELLS" in case else {}
     options["APART"] = triton_kernels.keeps_apart(options)
     for kernel in ERRORS if "CELLS" in case else SUMS:
-        report = compiled(kernel, 90, logits, labels, options, "i64" if wide else "i32")
+        report = compiled(kernel, arch, logits, labels, options, "i64" if wide else "i32")
         found.append({
             "products": re.findall(r"arith\\.muli .*: (tensor<[^>]*i32>|i32) ", report.asm["ttir"]),
             "atomics": re.findall(r"\\b(?:atom|red)\\.[\\w.:]*", report.asm["ptx"]),
@@ -271,7 +271,9 @@ def compile_for_gpu(*cases: dict[str, object]) -> list[dict[str, Any]]:
 
 
 ROOT = Path(__file__).parents[2]
-BASE: dict[str, object] = {"logits": "bf16", "labels": "u8", "classes": 4, "wide": False, "ENTROPY": True}
+BASE: dict[str, object] = {
+    "arch": 90, "logits": "bf16", "labels": "u8", "classes": 4, "wide": False, "ENTROPY": True,
+}  # fmt: skip
 
 
 def test_it_compiles_for_a_gpu_with_64_bit_offsets_and_no_atomics() -> None:
@@ -296,6 +298,7 @@ def test_errors_are_counted_by_atomic_additions_of_whole_numbers() -> None:
         {"CELLS": 4098, "SUMS": False, "OVERLAP": 2, "ENTROPY": False, "IGNORE": 255, "classes": 2},
         {"CELLS": 4098, "SUMS": True, "labels": "i64", "IGNORE": -100, "wide": True, "classes": 4},
         {"CELLS": 130, "SUMS": True, "classes": 16},
+        {"CELLS": 4098, "SUMS": False, "OVERLAP": 2, "ENTROPY": False, "classes": 16, "arch": 100},
         {"CELLS": 66, "SUMS": False, "OVERLAP": 2, "ENTROPY": False, "ACTIVATION": 3, "classes": 1, "MAPS": True},
     ]
     results = compile_for_gpu(*cases)
