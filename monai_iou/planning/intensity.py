@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_iou.datasets.cases import CaseFacts
 
-__all__ = ["intensity_rule", "is_ct", "looks_like_ct", "shared_intensity", "warn_of_unnamed_ct"]
+__all__ = ["intensity_rule", "is_ct", "is_unchanged", "looks_like_ct", "shared_intensity", "warn_of_unnamed_ct"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,16 @@ def is_ct(modality: str) -> bool:
     return re.search(rf"{word}|COMPUT[A-Z]*[\W_]*(?:AXIAL[\W_]*)?TOMOGRA", name) is not None
 
 
+def is_unchanged(modality: str) -> bool:
+    """Whether a channel's name, nnU-Net's `noNorm`, says that its values are used as they are, such as a mask's.
+
+    Example:
+        >>> [is_unchanged(name) for name in ("noNorm", "nonorm", "T1")]
+        [True, True, False]
+    """
+    return modality.strip().casefold() == "nonorm"
+
+
 def looks_like_ct(modality: str, channel: int, cases: Sequence[CaseFacts]) -> bool:
     """Whether a channel that is not named as CT holds numbers like those of CT, with air, in most cases.
 
@@ -57,6 +67,8 @@ def looks_like_ct(modality: str, channel: int, cases: Sequence[CaseFacts]) -> bo
         [True, False]
     """
     air = [case for case in cases if case.lowest and UNNAMED_CT[0] <= case.lowest[channel] <= UNNAMED_CT[1]]
+    if is_unchanged(modality):
+        return False
     whole = all((case.foreground[channel] == np.rint(case.foreground[channel])).all() for case in air)
     return not is_ct(modality) and whole and 2 * len(air) > len(cases)
 
@@ -75,6 +87,8 @@ def warn_of_unnamed_ct(modalities: Sequence[str], cases: Sequence[CaseFacts]) ->
 
 def intensity_rule(modality: str, samples: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return how a channel is normalised, see `Plan.intensity`, from intensities inside the foreground."""
+    if is_unchanged(modality):
+        return {"kind": "none"}
     values = np.concatenate(samples) if samples else np.zeros(0)
     # CT numbers mean the same in every image, so one window serves them all; other modalities have no common scale.
     if not is_ct(modality) or values.size < 2:

@@ -137,9 +137,12 @@ def _normalisation(plan: Plan, facts: Sequence[CaseFacts]) -> Decision:
     texts, reasons = [], []
     for index, (name, rule) in enumerate(zip(plan.modalities, plan.intensity, strict=True)):
         is_ct, channel = rule["kind"] == "ct", f"channel {escape_config_text(name)}"
-        texts.append(f"CT window {rule['lower']:.0f} to {rule['upper']:.0f}" if is_ct else "z-score")
+        other = "none" if rule["kind"] == "none" else "z-score"
+        texts.append(f"CT window {rule['lower']:.0f} to {rule['upper']:.0f}" if is_ct else other)
         if is_ct:
             reasons.append(f"{channel} is CT, whose values mean the same in every scan")
+        elif rule["kind"] == "none":
+            reasons.append(f"{channel} is used as it is")
         elif looks_like_ct(name, index, facts):
             reasons.append(f'{channel} looks like CT by its values: if it is CT, name it "CT" in dataset.json')
         else:

@@ -75,6 +75,6 @@ def _is_number(value: Any) -> bool:
 def _is_rule(rule: dict[str, Any]) -> bool:
     """Whether this is how a channel can be normalised."""
     if rule["kind"] != "ct":
-        return bool(rule["kind"] == "zscore")
+        return rule["kind"] in ("zscore", "none")
     numbers = all(_is_number(rule[name]) for name in ("lower", "upper", "mean", "std"))
     return numbers and rule["lower"] <= rule["upper"] and rule["std"] > 0

@@ -17,7 +17,8 @@ class NormalizeModalitiesd(MapTransform):
     "ct": clip to the range from `lower` to `upper`, subtract `mean` and divide by `std`. All four are statistics of the
     foreground of the training data, because CT numbers (Hounsfield units) have an absolute meaning. "zscore": subtract
     the mean and divide by the standard deviation of the nonzero voxels of the image itself; voxels of exactly 0, such
-    as those outside the brain after skull stripping, remain 0. Source: Isensee et al. 2021,
+    as those outside the brain after skull stripping, remain 0. If the others all have the same value, as in a mask, they
+    become 1, and 0 if the image has no voxel of 0. "none": leave the values as they are. Source: Isensee et al. 2021,
     https://doi.org/10.1038/s41592-020-01008-z.
 
     Args:
@@ -64,10 +65,13 @@ def _normalize(channel: torch.Tensor, rule: Mapping[str, Any]) -> torch.Tensor:
     if rule["kind"] == "ct":
         lower, upper, mean, std = (float(rule[name]) for name in ("lower", "upper", "mean", "std"))
         return (channel.clamp(lower, upper) - mean) / std
+    if rule["kind"] == "none":
+        return channel
     inside = channel != 0
     # In float64, because raw MR intensities reach 1e6, and sums of their squares exceed the precision of float32.
     values = channel[inside].double()
     if values.numel() == 0:
         return channel
-    average, deviation = values.mean(), values.std(correction=0)
-    return torch.where(inside, ((channel - average) / (deviation if deviation > 0 else 1.0)).float(), channel)
+    if values.amin() == values.amax():  # a mask must not vanish; by rounding, the deviation may be above 0
+        return torch.zeros_like(channel) if inside.all() else inside.to(channel.dtype)
+    return torch.where(inside, ((channel - values.mean()) / values.std(correction=0)).float(), channel)

@@ -109,6 +109,24 @@ def test_zscore_keeps_zeros_and_survives_large_raw_values() -> None:
     assert (constant == 0).all()
 
 
+@pytest.mark.parametrize("value", [1.0, 0.1, 255.0, 1e6, -3.0])
+def test_a_channel_that_is_a_mask_does_not_vanish(value: float) -> None:
+    mask = torch.zeros(1, 12, 11, 10)
+    mask[0, 3:9, 2:9, 3:9] = value
+    normalize = NormalizeModalitiesd("image", [{"kind": "zscore"}])
+    torch.testing.assert_close(normalize({"image": mask})["image"], (mask != 0).float(), rtol=0, atol=0)
+
+
+def test_a_channel_named_nonorm_keeps_its_values(tmp_path: Path) -> None:
+    plan = make_plan(folder("T1", "noNorm"), [CaseFacts((9, 9, 9), (1, 1, 1), np.ones((2, 5)))], [8, 8, 8])
+    assert [rule["kind"] for rule in plan.intensity] == ["zscore", "none"]
+    (tmp_path / "model.json").write_text(plan.to_json())
+    assert load_plan(tmp_path / "model.json") == plan
+    image = torch.tensor([[0.0, 1, 3, 0], [0, 0.25, 1, -1000]])
+    out = NormalizeModalitiesd("image", plan.intensity)({"image": image})["image"]
+    torch.testing.assert_close(out, torch.stack([torch.tensor([0.0, -1, 1, 0]), image[1]]))
+
+
 def test_ct_window_and_channels() -> None:
     rule = {"kind": "ct", "lower": 0.0, "upper": 100.0, "mean": 50.0, "std": 25.0}
     normalize = NormalizeModalitiesd("image", [rule, {"kind": "zscore"}])
