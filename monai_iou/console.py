@@ -125,17 +125,21 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
         (first, second), (label, metric) = row["names"], row["titles"]
         few = f"no interval below 8 {row['unit']}"
         bounds = few if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
-        primary = row["family"] == "primary"
-        p = f"{row['p_holm']:.4g} corrected" if primary else f"{row['p']:.4g} exploratory"
+        p = "no p-value of a single case"
+        if row["p"] is not None:
+            primary = row["family"] == "primary"
+            p = "p = " + (f"{row['p_holm']:.4g} corrected" if primary else f"{row['p']:.4g} exploratory")
         what = f"{second} against {first}, label {label}, {metric}"
-        say(f"{what}: {row['difference']:+.4f} ({bounds}), p = {p}")
+        say(f"{what}: {row['difference']:+.4f} ({bounds}), {p}")
     say(f"Report: {output / 'comparison.html'}")
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with the time left on a terminal, a line for each case elsewhere."""
-    if not sys.stderr.isatty():
+    from monai_iou.streams import is_terminal
+
+    if not is_terminal(sys.stderr):
         yield lambda step: say(
             f"{STAGES[step.stage]} {step.done}/{step.total}: {step.case}"
             f"{f' failed: {step.reason}' if step.reason else ''}",

@@ -214,10 +214,10 @@ def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = N
         units: the patient of each case; None treats each case as a patient.
 
     Returns:
-        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None if there are fewer than two cases.
+        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None if there are no cases, and no `p` of a single one.
     """
     n = int(first.size)
-    if n < 2:
+    if n == 0:
         return {"n": n, "first_mean": None, "second_mean": None, "difference": None, "interval": None, "p": None}
     difference = second - first
     sums: _Floats = np.bincount(unit_indices(n, units), weights=difference).astype(float)
@@ -227,13 +227,14 @@ def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = N
         "second_mean": float(second.mean()),
         "difference": float(difference.mean()),
         "interval": interval(difference, "mean", units),
-        "p": _sign_flip_p(sums),
+        "p": _sign_flip_p(sums) if n > 1 else None,
     }
 
 
 def _sign_flip_p(sums: _Floats) -> float:
     """Share of the sign flips whose sum is at least as far from 0 as the observed one."""
-    observed = abs(float(sums.sum())) * (1 - 1e-12)  # equal sums in another order differ by rounding
+    # Equal sums in another order differ by the rounding of their terms, also where these cancel.
+    observed = abs(float(sums.sum())) - 1e-12 * float(np.abs(sums).sum())
     ways = 2**sums.size  # a whole number, because a float overflows from 1024 patients on
     if ways <= PERMUTATIONS:
         bits = np.arange(ways)[:, None] >> np.arange(sums.size) & 1

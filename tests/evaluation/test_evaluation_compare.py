@@ -56,6 +56,16 @@ def test_differences_intervals_and_p_values(tmp_path, scores):
     assert {row["p_holm"] for row in rows.values() if row["family"] == "exploratory"} == {None}
 
 
+def test_a_single_case_has_its_difference_and_no_p_value(tmp_path, capsys):
+    a, b = (evaluated(tmp_path / name, {"iou": [value]}, cases=1) for name, value in (("a", 0.75), ("b", 0.5)))
+    assert main(["compare", str(a), str(b), "-o", str(tmp_path / "out"), "--metrics", "iou"]) == 0
+    line = "b against a, label 1, IoU: -0.2500 (no interval below 8 cases), no p-value of a single case"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    (row,) = read_csv(tmp_path / "out" / "comparison.csv")
+    found = [row[name] for name in ("baseline_mean", "other_mean", "difference", "p", "p_holm", "better")]
+    assert found == ["0.75", "0.5", "-0.25", "", "", ""]
+
+
 def test_the_correction_counts_labels_and_pairs_of_folders(tmp_path, scores):
     first, second = scores
     third = np.clip(first + 0.004 * np.arange(12), 0, 1)

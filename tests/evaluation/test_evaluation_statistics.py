@@ -150,7 +150,25 @@ def test_nothing_and_one_value():
     }  # fmt: skip
     assert describe([0.5])["mean_interval"] is None
     assert describe([0.5])["sd"] is None
-    assert paired_test(np.array([1.0]), np.array([2.0]))["p"] is None
+    assert paired_test(np.array([1.0]), np.array([2.0])) == {
+        "n": 1, "first_mean": 1.0, "second_mean": 2.0, "difference": 1.0, "interval": None, "p": None,
+    }  # fmt: skip
+    assert set(paired_test(np.zeros(0), np.zeros(0)).values()) == {0, None}
+
+
+@pytest.mark.parametrize("denominator", [3, 7, 10, 30])
+def test_the_permutation_test_counts_as_whole_numbers_do(denominator):
+    """Differences that cancel leave rounding, which must not make equal methods differ."""
+    rng = np.random.default_rng(denominator)
+    for n in (2, 5, 8, 8, 8):
+        wins = rng.integers(0, denominator + 1, (2, n))
+        wins[1] = rng.permutation(wins[0]) if n % 2 == 0 else wins[1]  # a sum of 0
+        difference = wins[1] - wins[0]
+        flips = [abs(np.dot(signs, difference)) for signs in itertools.product((-1, 1), repeat=n)]
+        expected = np.mean([flip >= abs(difference.sum()) for flip in flips])
+        assert paired_test(wins[0] / denominator, wins[1] / denominator)["p"] == expected
+    first = rng.integers(0, denominator + 1, 20) / denominator
+    assert paired_test(first, np.roll(first, 3))["p"] == 1, "drawn at random"
 
 
 def test_spread_and_quartiles_are_numpys():
