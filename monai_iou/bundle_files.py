@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import os
+import re
 import shutil
 import stat
 import tempfile
 from pathlib import Path
 
-from monai_iou.files import prepare, temporary_name
+from monai_iou.files import OutputError, prepare, temporary_name
 
 __all__ = ["BUNDLE_NAME", "TRAINED_MODELS", "bundle_path", "copy_bundle", "trained_model_path"]
 
@@ -68,8 +69,8 @@ def copy_bundle(destination: str | os.PathLike[str], option: str = "destination"
 
     Raises:
         ValueError: if `destination` is a file or a folder that is not empty.
-        OutputError: if the folder cannot be made or written, or the disk is full.
-        OSError: if a file cannot be written.
+        OutputError: if the folder or a file cannot be made or written, or the disk is full.
+        FileNotFoundError: if the installation is incomplete.
 
     Example:
         >>> import tempfile
@@ -79,7 +80,7 @@ def copy_bundle(destination: str | os.PathLike[str], option: str = "destination"
         True
     """
     _check_vacant(destination)
-    target = Path(destination).resolve()
+    source, target = bundle_path(), Path(destination).resolve()
     is_new = not target.exists()
     try:
         prepare(target, option)
@@ -88,17 +89,26 @@ def copy_bundle(destination: str | os.PathLike[str], option: str = "destination"
             partial = Path(temporary) / BUNDLE_NAME  # so that the date of the temporary folder remains its own
             # The bundle of a checkout may contain results of a training, which must not be copied.
             shutil.copytree(
-                bundle_path(),
+                source,
                 partial,
                 ignore=shutil.ignore_patterns("models", "eval", "predictions", "__pycache__"),
             )
             _make_editable(partial)
             _move_children(partial, target)
-    except BaseException:
+    except BaseException as error:
         if is_new:
             with contextlib.suppress(OSError):
                 target.rmdir()
-        raise
+        if not isinstance(error, OSError):
+            raise
+        why = error.strerror or error
+        if isinstance(error, shutil.Error):  # a list of the files that `copytree` left out, with the errors as text
+            why = re.sub(r"^\[\w+ \d+\] ", "", error.args[0][0][2]).partition(": ")[0]
+        message = (
+            f"Expected to copy the bundle to `{target}`, but got the error '{why}': free space or choose another "
+            "folder."
+        )
+        raise OutputError(message) from error
     return target
 
 

@@ -137,7 +137,7 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
 @contextmanager
 def progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with the time left on a terminal, a line for each case elsewhere."""
-    from monai_iou.streams import is_terminal
+    from monai_iou.streams import is_terminal  # noqa: PLC0415 - see above
 
     if not is_terminal(sys.stderr):
         yield lambda step: say(

@@ -31,7 +31,7 @@ from monai_iou.transforms import LesionIndicesd, RandCopyLesionsd, RandCropByLes
 
 ONE = torch.ones(1, 1, dtype=torch.long)
 COMPLEX = torch.zeros(1, 1, 4, 4, dtype=torch.complex64)
-FACTORS = "Expected `weights` to be a list, but got {}: give one factor for each, such as weights=[1.0, 0.5]."
+FACTORS = "Expected `weights` to be a list, but got {}: give one factor for each {}, such as weights=[1.0, 0.5]."
 REDUCTIONS = "'none', 'mean', 'sum', 'mean_batch', 'sum_batch', 'mean_channel', 'sum_channel'"
 KINDS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     (
@@ -40,10 +40,15 @@ KINDS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         TypeError,
         "Expected `losses` to be a list, but got IoULoss: list the terms of the sum, such as [IoULoss(), DiceLoss()].",
     ),
-    ("factors of a sum", lambda: CompoundLoss([IoULoss()], weights=1), TypeError, FACTORS.format("int")),
-    ("a factor as a tensor", lambda: CompoundLoss([IoULoss()], torch.tensor(1.0)), TypeError, FACTORS.format("Tensor")),
-    ("factors of scales", lambda: MultiScaleLoss(IoULoss(), weights=0.5), TypeError, FACTORS.format("float")),
-    ("factors as text", lambda: ContextAttentionLoss(weights="1, 2"), TypeError, FACTORS.format("str")),
+    ("factors of a sum", lambda: CompoundLoss([IoULoss()], weights=1), TypeError, FACTORS.format("int", "loss")),
+    (
+        "a factor as a tensor",
+        lambda: CompoundLoss([IoULoss()], torch.tensor(1.0)),
+        TypeError,
+        FACTORS.format("Tensor", "loss"),
+    ),
+    ("factors of scales", lambda: MultiScaleLoss(IoULoss(), weights=0.5), TypeError, FACTORS.format("float", "scale")),
+    ("factors as text", lambda: ContextAttentionLoss(weights="1, 2"), TypeError, FACTORS.format("str", "scale")),
     (
         "percentages",
         lambda: fine_grained_iou(ONE, ONE, worst=5),

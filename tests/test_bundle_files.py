@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from light_import import LIGHT_IMPORT
 
 from monai_iou import bundle_files
 from monai_iou.bundle_files import bundle_path, copy_bundle
-from monai_iou.files import TEMPORARY_PREFIX, remove_stale, temporary_name
+from monai_iou.files import TEMPORARY_PREFIX, OutputError, remove_stale, temporary_name
 
 
 @pytest.fixture
@@ -120,3 +121,19 @@ def test_what_the_user_changed_or_added_is_not_taken_for_a_copy(change: str, tmp
     with pytest.raises(ValueError, match="new or empty folder"):
         copy_bundle(target)
     assert content(target) == before
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
+
+    target = tmp_path / "run"
+    for function in ("copyfile", "copytree"):  # in the list of all failures, and at once
+        monkeypatch.setattr(shutil, function, full)
+        with pytest.raises(OutputError) as caught:
+            copy_bundle(target)
+        assert str(caught.value) == (
+            f"Expected to copy the bundle to `{target}`, but got the error 'No space left on device': free space or "
+            "choose another folder."
+        )
+        assert not target.exists()

@@ -35,6 +35,7 @@ TOP_FILES = {
     "networks.py",
     "scores.py",
     "spacing.py",
+    "streams.py",
     "tables.py",
     "weighting.py",
 }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
+import importlib
 import importlib.util
 import io
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,8 +26,6 @@ from .weights import class_weights
 
 __all__ = ["cli", "main"]
 
-# Errors of a write to stdout; with a file's name, they are of that file.
-NOT_PRINTED = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -58,13 +55,11 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
         context.exit()
 
 
-def _console() -> ModuleType:
-    """The module `console`, by its path as long as the package is not imported."""
+def _module(name: str) -> ModuleType:
+    """The module `console` or `streams`, by its path as long as the package is not imported."""
     if "monai_iou" in sys.modules:
-        from monai_iou import console
-
-        return console
-    spec = importlib.util.spec_from_file_location("monai_iou_console", PACKAGE / "console.py")
+        return importlib.import_module(f"monai_iou.{name}")
+    spec = importlib.util.spec_from_file_location(f"monai_iou_{name}", PACKAGE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -92,7 +87,7 @@ def _show(error: click.ClickException) -> None:
     context = getattr(error, "ctx", None)
     if context is not None:
         click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.\n", err=True)
-    _console().say(f"Error: {error.format_message()}", error=True)
+    _module("console").say(f"Error: {error.format_message()}", error=True)
 
 
 @contextlib.contextmanager
@@ -114,9 +109,14 @@ def _any_text() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: `sys.argv[1:]`) and return its exit code."""
-    with _any_text():
-        return _run(argv)
+    """Run one command line (default: `sys.argv[1:]`) and return its exit code.
+
+    Whoever reads the output may end early, as `head` does: the work goes on, and its exit code is the same.
+    """
+    with _any_text(), _module("streams").outlasting() as outputs:
+        code = _run(argv)
+    failure = outputs["stdout"].failure if "stdout" in outputs else None
+    return code if failure is None else _not_printed(failure, code)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -130,21 +130,15 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         _show(error)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in NOT_PRINTED or error.filename is not None:
-            raise
-        return _not_printed(error)
     return int(result or 0)
 
 
-def _not_printed(error: OSError) -> int:
-    """Say on stderr that stdout cannot be written, as on a full disk."""
+def _not_printed(error: OSError, code: int) -> int:
+    """Say on stderr that stdout cannot be written, as on a full disk; the work is done nevertheless."""
+    message = (
+        f"Error: Expected to print the results, but got the error '{error.strerror or error}': free space, or send "
+        "the output elsewhere."
+    )
     with contextlib.suppress(OSError):
-        message = (
-            f"Error: Expected to print the results, but got the error '{error.strerror or error}': free space, or send "
-            "the output elsewhere."
-        )
         click.echo(message, err=True)
-    with contextlib.suppress(OSError, ValueError):  # what is left to print would fail again when the program ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    return code or 1

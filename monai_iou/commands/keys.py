@@ -46,7 +46,15 @@ INFERENCE_SETS = {
     # Stored with the model.
     "patch_size": "another RUN", "pixdim": "another RUN", "base_channels": "another RUN",
     "full_resolution": "another RUN",
+    "fold": "--folds",  # no key of inference, but nearly that option
 }  # fmt: skip
+SETS = {"train": TRAINING_SETS, "inference": INFERENCE_SETS}
+# Whom to give a key of another shipped config; the first of several that have it is named.
+TAKEN_BY = {
+    "train": "`monai-iou train`",
+    "inference": "`monai-iou predict`",
+    "evaluate": "`python -m monai.bundle run` with evaluate.json",
+}
 
 
 class CommandWithKeys(click.Command):
@@ -104,23 +112,25 @@ def _shipped(name: str) -> Path:
 
 
 def check_values(given: Mapping[str, Any], shipped: str = "train") -> None:
-    """Check the settings among the bundle's keys as it will, but before anything is read, planned or written.
+    """Check settings and devices among the bundle's keys as it will, but before anything is read, planned or written.
 
     Args:
         given: key -> value; what MONAI resolves is left to it.
         shipped: name of the shipped config.
 
     Raises:
-        click.UsageError: one is out of its range.
+        click.UsageError: a setting is out of its range, or this machine does not have a device.
     """
     names = read_config(_shipped(shipped), "--config")["settings"]
-    plain = {name: value for name, value in plain_values(given).items() if name in names}
+    plain = plain_values(given)
     if not plain:
         return
+    from monai_iou.workflow.devices import check_devices
     from monai_iou.workflow.settings import Settings
 
     with reported(ValueError):
-        Settings(**plain)
+        Settings(**{name: value for name, value in plain.items() if name in names})
+        check_devices(plain)
 
 
 def plain_values(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def _keys_in(path: Path, option: str) -> set[str]:
 
 
 def read_keys(
-    words: Sequence[str], known: Collection[str], options: Collection[str], sets: Mapping[str, str] = TRAINING_SETS
+    words: Sequence[str], known: Collection[str], options: Collection[str], shipped: str = "train"
 ) -> dict[str, Any]:
     """The keys that a command line gives beyond the command's own options.
 
@@ -174,7 +184,7 @@ def read_keys(
         words: what is left of the command line.
         known: keys of the bundle.
         options: names of the command's own options, without dashes.
-        sets: keys that the command sets itself, with what the user writes instead.
+        shipped: name of the shipped config whose keys these are.
 
     Returns:
         Key -> value, read as MONAI's own command line reads it: Python's literals, and text; a path is text always.
@@ -189,7 +199,7 @@ def read_keys(
         if not word.startswith("--"):
             raise click.UsageError(_word_alone(word))
         name, equals, value = word[2:].partition("=")
-        _check(name, known, options, sets)
+        _check(name, known, options, shipped)
         if not equals and not rest:
             message = f"Expected a value after --{name}, but the command line ends: add it."
             raise click.UsageError(message)
@@ -228,13 +238,20 @@ def _word_alone(word: str) -> str:
     return f"Expected options and keys with their values, but got {word!r}: write the name of its key before it."
 
 
-def _check(name: str, known: Collection[str], options: Collection[str], sets: Mapping[str, str]) -> None:
+def _check(name: str, known: Collection[str], options: Collection[str], shipped: str) -> None:
     root = _root(name.lstrip("+~"))
+    sets = SETS.get(shipped, {})
     if root in sets:
         message = f"Expected a key that you may set, but the command sets `{root}` itself: use {sets[root]}."
         raise click.UsageError(message)
     if root in known:
         return
+    other = next((config for config in TAKEN_BY if config != shipped and root in known_keys([], config)), None)
+    if other is not None:
+        own = SETS.get(other, {}).get(root)
+        remedy = f"give it to {TAKEN_BY[other]}" if own is None else f"use {own} of {TAKEN_BY[other]}"
+        message = f"Expected a key of {shipped}.json, but got `{root}`, which is one of {other}.json: {remedy}."
+        raise click.UsageError(message)
     near = difflib.get_close_matches(root, sorted({*known, *options}), n=1)
     remedy = f"perhaps you meant --{near[0]}" if near else "docs/bundle.md lists the keys"
     message = f"Expected an option or a key of the bundle, but got --{name}: {remedy}."

@@ -10,7 +10,7 @@ import click
 
 from .command_lines import bundle_line
 from .errors import reported
-from .keys import INFERENCE_SETS, CommandWithKeys, check_values, known_keys, own_options, read_keys, words_of_keys
+from .keys import CommandWithKeys, check_values, known_keys, own_options, read_keys, words_of_keys
 from .options import FOLDER, Choice, fold_list, is_file, is_folder, with_options
 
 __all__ = ["predict"]
@@ -66,7 +66,8 @@ def predict(
     segmented. A mask lies on exactly the grid of its image. Existing results are replaced only with --overwrite; images
     never are.
 
-    Every key of inference is an option too, such as --sw_batch_size 1 or --device cpu: docs/bundle.md lists them.
+    Every key of the bundle's inference.json is an option too, such as --sw_batch_size 1 or --device cpu: docs/bundle.md
+    lists them.
     """
     run = _model_folder(run)
     keys = _keys(context, run)
@@ -120,7 +121,7 @@ def _keys(context: click.Context, run: Path) -> dict[str, Any]:
     configs = [folder / "configs" / "inference.json" for folder in (run, run.parent)]
     own = [path for path in configs if is_file(path)][:1]
     known = known_keys(own, "inference", "configs/inference.json of RUN")
-    return read_keys(words_of_keys(context), known, own_options(context), INFERENCE_SETS)
+    return read_keys(words_of_keys(context), known, own_options(context), "inference")
 
 
 def _check_paths(run: Path, images: tuple[Path, ...]) -> None:

@@ -96,14 +96,17 @@ AGAIN = (
 def train(context: click.Context, /, dataset: Path, output: Path | None, **options: Any) -> int:
     """Train on the folder DATASET: plan, train, and score the cases that were held out.
 
-    Every key of the bundle is an option too, such as --batch_size 2: docs/bundle.md lists them. With --folds, each
-    fold is trained in a folder of its own and scored on the cases that it held out, and one report joins all cases.
+    Every key of the bundle's train.json is an option too, such as --batch_size 2: docs/bundle.md lists them. With
+    --folds, each fold is trained in a folder of its own and scored on the cases that it held out, and one report joins
+    all cases.
     To continue a run that was stopped, give the same command again.
     """
     run_folder = output if output is not None else Path(f"{dataset.resolve().name}_run")
     continues = options["resume"] or not options["overwrite"]
     keys = _keys(context, dataset, options, begun=continues and _is_begun(run_folder))
     given = {**_content(options["configs"]), **keys}
+    if options["device"] == "cuda":
+        _check_gpu()
     check_values(given)
     _check_cells(given)
     from monai_iou.console import say
@@ -180,6 +183,18 @@ def _keys(context: click.Context, dataset: Path, options: Mapping[str, Any], *, 
     if "val_interval" not in names_keys({}, options["configs"]):  # the plan's is for the plan's length
         interval = {"val_interval": max(1, options["epochs"] // VALIDATIONS)}
     return {"epochs": options["epochs"], **interval, **keys}
+
+
+def _check_gpu() -> None:
+    """Refuse `--device cuda` without a GPU, also where --memory-gb lets a plan be made for one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        message = (
+            "Expected a GPU for `--device cuda`, but torch finds none: write `--device cpu`, or leave `--device` out; "
+            "`monai-iou plan` can plan for another machine."
+        )
+        raise click.UsageError(message)
 
 
 def _check_cells(given: Mapping[str, Any]) -> None:

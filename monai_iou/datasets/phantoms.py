@@ -17,6 +17,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from monai_iou.files import OutputError, replaced_file, write_text
+
 __all__ = ["Phantom", "make_phantom", "write_phantom_dataset"]
 
 Lesions: TypeAlias = Literal["few", "unequal"]
@@ -121,6 +123,7 @@ def write_phantom_dataset(
 
     Raises:
         ValueError: a number of cases is smaller, or as `make_phantom`.
+        OutputError: a file cannot be written, for example because the disk is full.
     """
     _check_lesions(lesions, foreground)
     for name, count, least in (("training", training, 1), ("evaluation", evaluation, 0)):
@@ -148,9 +151,7 @@ def write_phantom_dataset(
         "test": [entry["image"] for entry in entries["Ts"]],
         "test_labelled": entries["Ts"],
     }
-    path = root / "dataset.json"
-    path.with_suffix(".tmp").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
+    write_text(root / "dataset.json", json.dumps(content, indent=1) + "\n")
     return root
 
 
@@ -273,9 +274,17 @@ def _affine(rng: np.random.Generator, spacing: np.ndarray) -> np.ndarray:
 def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     import nibabel as nib
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(voxels, affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path, ".nii.gz") as temporary:
+            nib.save(image, temporary)
+    except OSError as error:
+        message = (
+            f"Expected to write `{path}`, but got the error '{error.strerror or error}': free space or choose another "
+            "folder."
+        )
+        raise OutputError(message) from error

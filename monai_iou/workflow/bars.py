@@ -1,4 +1,4 @@
-"""A progress bar with log lines above it: while it is shown, what is logged to the terminal goes through it."""
+"""Where log lines go: through a progress bar while one is shown, and nowhere when their reader has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import logging
 import sys
 from typing import Any
 
-__all__ = ["start_above_log", "stop_above_log"]
+from monai_iou.streams import is_terminal, outlast
+from monai_iou.workflow.typed_words import is_bundle_command
+
+__all__ = ["outlast_readers", "start_above_log", "stop_above_log"]
 
 _streams: dict[int, list[tuple[logging.StreamHandler[Any], Any]]] = {}
 
@@ -33,10 +36,24 @@ def stop_above_log(bar: Any) -> None:
         handler.setStream(stream)
 
 
+def outlast_readers() -> None:
+    """Let a run of `python -m monai.bundle` go on when nobody reads its log any more, as `monai-iou` does.
+
+    A program of the user's own keeps its streams.
+    """
+    if not is_bundle_command():
+        return
+    before = {sys.stdout: "stdout", sys.stderr: "stderr"}
+    outlast()
+    for handler in _handlers():
+        if handler.stream in before:
+            handler.stream = getattr(sys, before[handler.stream])
+
+
 def _handlers() -> list[logging.StreamHandler[Any]]:
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
     return [handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
 
 
 def _is_terminal(handler: logging.StreamHandler[Any]) -> bool:
-    return handler.stream in (sys.stdout, sys.stderr) and handler.stream.isatty()
+    return handler.stream in (sys.stdout, sys.stderr) and is_terminal(handler.stream)

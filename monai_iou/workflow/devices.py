@@ -1,20 +1,46 @@
-"""The device of a run that names none: the GPU of this rank, where there is one for each."""
+"""The devices of a run: those that its keys name, and without one the GPU of this rank."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from monai_iou.tables import counted
-from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.settings import check_device, exit_with_message, optional
 
-__all__ = ["ONE_FOR_EACH", "default_device", "own_gpu"]
+__all__ = ["INFERER_DEVICES", "ONE_FOR_EACH", "check_devices", "default_device", "own_gpu"]
 
 ONE_FOR_EACH = (
     "start no more ranks than GPUs (--nproc_per_node of torchrun), or give each task of srun a GPU of its own "
     "(--gpus-per-task=1)"
 )
+# Of MONAI's sliding window: where it keeps the output of the network, and where it computes. Null is the image's.
+INFERER_DEVICES = tuple(
+    f"{place}#{name}" for place in ("inferer", "validate#inferer") for name in ("device", "sw_device")
+)
+DEVICES = ("device", "transform_device", *INFERER_DEVICES)
+
+
+def check_devices(given: Mapping[str, Any]) -> None:
+    """Refuse a device among a run's keys as `check_device` does, before anything is planned, read or trained.
+
+    Args:
+        given: key -> plain value, `validate#inferer#device` also as `validate::inferer::device`; other keys are none of
+            its business.
+
+    Example:
+        >>> check_devices({"device": "cpu", "validate::inferer::device": "null", "epochs": 3})
+
+    Raises:
+        ValueError: one cannot be used here.
+    """
+    for name, value in given.items():
+        key = name.lstrip("+~").replace("::", "#")
+        if key in DEVICES and not (key in INFERER_DEVICES and optional(value) is None):
+            check_device(value, key)
 
 
 def default_device() -> torch.device:

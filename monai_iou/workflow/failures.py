@@ -24,6 +24,7 @@ from monai_iou.distributed import from_all_ranks, is_distributed
 from monai_iou.files import OutputError
 from monai_iou.planning.own_errors import chain
 from monai_iou.voxels import late_checks
+from monai_iou.workflow.bars import outlast_readers
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.typed_words import output_key
@@ -57,9 +58,8 @@ class TrainingError(ValueError):
 def run(engine: Any, folder: str | None = None) -> None:
     """Run a trainer or an evaluator as a program's main task: what the bundle's `run` does.
 
-    SIGTERM and SIGINT end the training after the current step, see
-    `monai_iou.workflow.checkpoints.CheckpointHandler`; before training and in evaluation they behave
-    as usual. Running out of memory names the keys that help.
+    SIGTERM and SIGINT end the training after the current step, see `monai_iou.workflow.checkpoints.CheckpointHandler`;
+    before training and in evaluation they behave as usual. Running out of memory names the keys that help.
 
     Args:
         engine: a MONAI workflow engine.
@@ -70,6 +70,7 @@ def run(engine: Any, folder: str | None = None) -> None:
             that sentence.
         OutputError: another run holds `folder`.
     """
+    outlast_readers()
     with (
         _alone_in(folder, engine),
         explain_out_of_memory(_remedy(engine)),
@@ -260,10 +261,7 @@ def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
 
 
 def _death_of_a_worker(error: BaseException) -> list[BaseException]:
-    """Return what torch says of a loader's process that ended while it handed over a batch.
-
-    The connection to it may break before torch's loader looks, and says nothing of the reason.
-    """
+    """Return what torch says of a loader's process that ended: its connection may break first, without a reason."""
     if not any(isinstance(cause, (ConnectionError, EOFError)) for cause in chain(error)):
         return []
     deadline = time.monotonic() + _SECONDS_TO_DIE

@@ -167,8 +167,9 @@ def failure_notes(failed: Mapping[Path, str], dataset: Path) -> list[str]:
 
 
 def to_stderr(line: str) -> None:
-    """Write a line to stderr."""
-    sys.stderr.write(f"{line}\n")
+    """Write a line to stderr, if there is one."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"{line}\n")
 
 
 def report_failures(failed: Mapping[Path, str], scores: Evaluation | None, warn: Callable[[str], None]) -> None:

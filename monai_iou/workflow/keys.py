@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.bundle_files import bundle_path
+from monai_iou.workflow.devices import INFERER_DEVICES, check_devices
 from monai_iou.workflow.settings import exit_with_message, optional
 
 __all__ = ["calling_parser", "calling_workflow", "check_keys"]
@@ -30,7 +31,7 @@ def check_keys() -> None:
 
     Raises:
         ValueError: nothing uses a key that is nearly one of the bundle's, or `start_from`, or a config that changes
-            train.json is not named after it.
+            train.json is not named after it, or an inferer is to use a device that is not there.
 
     Warns:
         UserWarning: a training was given keys that only inference uses, or that its train.json of an earlier version
@@ -51,6 +52,15 @@ def check_keys() -> None:
                 "or remove it."
             )
             raise ValueError(message)
+        check_devices({name: _plain_value(workflow.parser, name) for name in INFERER_DEVICES})
+
+
+def _plain_value(parser: Any, name: str) -> Any:
+    """A key's value, or that of the key to which it refers; None for what MONAI has to resolve: it could take long."""
+    value = parser.get(name)
+    if str(value).startswith("@"):
+        value = parser.get(str(value)[1:])
+    return None if isinstance(value, (dict, list)) or str(value).startswith(("$", "@", "%")) else value
 
 
 def _check_base(config: Mapping[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.datasets.cases import DatasetError
+from monai_iou.files import write_text
 from monai_iou.planning.plan import Plan
 from monai_iou.planning.rules import without_signs
 from monai_iou.planning.stored import load_plan
@@ -80,6 +81,7 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: the bundle has no `models/model.json`, or no metadata.
         ConfigError: the metadata cannot be read.
+        OutputError: they cannot be written; the earlier ones remain.
     """
     root = Path(bundle_root)
     path, model = _metadata_file(root), _model_file(root)
@@ -94,9 +96,7 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
             f"Expected `{path}` to be a bundle's metadata, but it is not ({error}): copy it from `monai-iou init`."
         )
         raise ValueError(message) from error
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(metadata, indent=4) + "\n")
     return path
 
 

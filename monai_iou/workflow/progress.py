@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from monai_iou.streams import is_terminal
 from monai_iou.workflow.bars import start_above_log, stop_above_log
 from monai_iou.workflow.failures import batch_loss
 
@@ -69,7 +70,7 @@ class ProgressHandler:
         if self._first_iteration is not None:
             return
         self._first_iteration = engine.state.iteration - 1
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             self._open_bar(engine, self._first_iteration)
 
     def _open_bar(self, engine: Trainer, completed: int) -> None:
@@ -173,7 +174,7 @@ class CaseProgressHandler:
 
     def _started(self, _: Evaluator) -> None:
         self._last_line = time.monotonic()
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             from rich.console import Console
             from rich.progress import Progress
 

@@ -74,5 +74,4 @@ def write_reference(labels: Sequence[Path], plan: Plan, path: Path) -> None:
     writer = MaskWriter(mask_dtype([*plan.label_values, *([] if plan.ignore is None else [plan.ignore])]))
     writer.set_data_array(np.asarray(values))
     writer.set_metadata({"affine": volume.grid.affine, "filename_or_obj": str(labels[0])})
-    path.parent.mkdir(parents=True, exist_ok=True)
     writer.write(path)

@@ -114,7 +114,8 @@ def _put_all_back(run: TrainingRun, aside: Path) -> None:
     (aside / COMPLETE).unlink()  # from here on, the results in the folder are the earlier ones
     _put_back(aside, run.folder)
     for path, text in logs.items():  # a traceback that the user was told of
-        with path.open("a", encoding="utf-8") as stream:
+        # On a full disk, the error that ended the training is the one to tell.
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as stream:
             stream.write(text)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
+from places import DOCS
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.cli import cli, main
@@ -22,6 +24,7 @@ from monai_iou.commands.keys import (
     check_values,
     known_keys,
     names_keys,
+    own_options,
     plain_values,
     read_keys,
     words_of_keys,
@@ -223,7 +226,17 @@ def test_keys_may_stand_anywhere_among_options_and_images() -> None:
     ("words", "sentence"),
     [
         (["--sw_batchsize", "1"], "perhaps you meant --sw_batch_size."),
-        (["--epochs", "1"], "Expected an option or a key of the bundle, but got --epochs: "),
+        (
+            ["--epochs", "1"],
+            "Expected a key of inference.json, but got `epochs`, which is one of train.json: give it to "
+            "`monai-iou train`.",
+        ),
+        (
+            ["--evaluate_on=validation"],
+            "Expected a key of inference.json, but got `evaluate_on`, which is one of evaluate.json: give it to "
+            "`python -m monai.bundle run` with evaluate.json.",
+        ),
+        (["--fold", "1"], "the command sets `fold` itself: use --folds."),
         (["--tta_flips", "true"], "the command sets `tta_flips` itself: use --tta."),
         (["--images", "a"], "the command sets `images` itself: use IMAGES."),
         (["--patch_size", "[8,8,8]"], "the command sets `patch_size` itself: use another RUN."),
@@ -231,10 +244,101 @@ def test_keys_may_stand_anywhere_among_options_and_images() -> None:
 )
 def test_predict_refuses_what_is_no_key_of_inference(words: list[str], sentence: str) -> None:
     known = known_keys([], "inference")
-    assert set(INFERENCE_SETS) <= known
+    assert set(INFERENCE_SETS) - {"fold"} <= known
     with pytest.raises(click.UsageError) as caught:
-        read_keys(words, known, ["tta"], INFERENCE_SETS)
+        read_keys(words, known, ["tta"], "inference")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "config", "remedy"),
+    [
+        ("mask_format", "inference", "use --format of `monai-iou predict`"),
+        ("tta_flips", "inference", "use --tta of `monai-iou predict`"),
+        ("images", "inference", "use IMAGES of `monai-iou predict`"),
+        ("load_pretrain", "inference", "give it to `monai-iou predict`"),
+        ("evaluate_on", "evaluate", "give it to `python -m monai.bundle run` with evaluate.json"),
+    ],
+)
+def test_a_key_of_another_config_is_answered_with_who_takes_it(key: str, config: str, remedy: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        read_keys([f"--{key}", "x"], KNOWN, own_options_of(train))
+    expected = f"Expected a key of train.json, but got `{key}`, which is one of {config}.json: {remedy}."
+    assert str(caught.value) == expected
+
+
+def own_options_of(command: click.Command) -> list[str]:
+    return own_options(click.Context(command))
+
+
+@pytest.mark.parametrize(("command", "shipped"), [(train, "train"), (predict, "inference")])
+def test_every_key_of_the_page_is_taken_or_answered_with_who_takes_it(command: click.Command, shipped: str) -> None:
+    """`mask_format` was answered with "perhaps you meant --memory_format"."""
+    table = (DOCS / "bundle.md").read_text(encoding="utf-8").split("| key | default | meaning |")[1].split("\n\n")[0]
+    keys = {key for row in table.splitlines()[2:] for key in re.findall("`([a-z_]+)`", row.split("|")[1])}
+    known, sets = known_keys([], shipped), INFERENCE_SETS if shipped == "inference" else {}
+    others = keys - known - set(sets) - set(own_options_of(command))
+    assert {"evaluate_on", "score_trained_cases"} <= others
+    assert ("seed" if shipped == "inference" else "save_probabilities") in others
+    for key in others:
+        with pytest.raises(click.UsageError) as caught:
+            read_keys([f"--{key}", "x"], known, own_options_of(command), shipped)
+        start = re.escape(f"Expected a key of {shipped}.json, but got `{key}`, which is one of ")
+        named = re.match(start + r"(\w+)\.json: (give|use) ", str(caught.value))
+        assert named is not None, str(caught.value)
+        assert key in known_keys([], named[1])
+
+
+@pytest.mark.parametrize(("command", "config"), [("train", "train.json"), ("predict", "inference.json")])
+def test_the_help_names_the_config_whose_keys_are_options(command: str, config: str) -> None:
+    told = " ".join(CliRunner().invoke(cli, [command, "--help"]).output.split())
+    assert f"Every key of the bundle's {config} is an option too, such as --" in told
+
+
+@pytest.mark.parametrize("again", [[], ["--memory-gb", "8"], ["--memory-gb", "8", "--resume"], ["--overwrite"]])
+def test_a_training_on_a_gpu_that_is_not_there_is_refused_before_anything_is_prepared(
+    again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice was to give --memory-gb, with which the command planned, copied the bundle, and then ended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "data").mkdir()
+    words = ["train", str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--epochs", "1", "--device", "cuda", *again]
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 2
+    assert found.output.endswith(
+        "Error: Expected a GPU for `--device cuda`, but torch finds none: write `--device cpu`, or leave `--device` "
+        "out; `monai-iou plan` can plan for another machine.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["train", ".", "--validate#inferer#device", "gpu"], "validate#inferer#device"),
+        (["train", ".", "--validate::inferer::sw_device=gpu"], "validate#inferer#sw_device"),
+        (["train", ".", "--config", "mine.json"], "validate#inferer#device"),
+        (["train", ".", "--transform_device", "gpu"], "transform_device"),
+        (["predict", ".", "x.nii", "--inferer#device", "gpu"], "inferer#device"),
+        (["predict", ".", "x.nii", "--inferer#sw_device", "gpu"], "inferer#sw_device"),
+        (["predict", ".", "x.nii", "--device", "gpu"], "device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_a_wrong_line_and_nothing_is_done(
+    words: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of an inferer ended a training at its first validation, and a prediction with tracebacks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "mine.json").write_text(json.dumps({"validate#inferer#device": "gpu"}), encoding="utf-8")
+    (tmp_path / "x.nii").touch()
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 2
+    assert found.output.endswith(
+        f"Error: Expected `{key}` to be cpu, as torch can use no CUDA GPU here, but got 'gpu': write --{key} cpu, or "
+        f"leave --{key} out for the default.\n"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "x.nii"}
 
 
 def test_a_line_can_be_pasted() -> None:

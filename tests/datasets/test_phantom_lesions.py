@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import cc3d
+import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_iou.cli import main
 from monai_iou.datasets.phantoms import make_phantom, write_phantom_dataset
+from monai_iou.files import OutputError
 
 SHAPE = (48, 48, 32)
 
@@ -87,3 +92,38 @@ def test_datasets_that_cannot_be_written(given: dict[str, Any], message: str, tm
     with pytest.raises(ValueError, match=re.escape(message)):
         write_phantom_dataset(tmp_path / "data", **given)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("file", ["imagesTr/phantom_00.nii.gz", "dataset.json"])
+def test_a_disk_that_fills_up_is_one_sentence_with_the_file(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data" / file
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if file.endswith(".json"):
+        monkeypatch.setattr(json, "dumps", lambda *_, **__: monkeypatch.setattr(os, "fsync", full) or "")
+    else:
+        monkeypatch.setattr(nib, "save", full)
+    message = (
+        f"Expected to write `{path}`, but got the error 'No space left on device': free space or choose another folder."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(message)}$"):
+        write_phantom_dataset(tmp_path / "data", 1, 0, SHAPE)
+    assert not list(path.parent.glob(".*"))
+    assert not path.exists()
+
+
+def test_of_the_demo_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nib, "save", full)
+    assert main(["demo", f"--output={tmp_path / 'demo'}"]) == 1
+    path = tmp_path / "demo" / "dataset" / "imagesTr" / "phantom_00.nii.gz"
+    assert capsys.readouterr().err == (
+        f"Error: Expected to write `{path}`, but got the error 'No space left on device': free space or choose another "
+        "folder.\n"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bundle_runs import causes
 from monai.bundle import ConfigWorkflow
 
@@ -79,6 +80,39 @@ def test_a_setting_that_an_earlier_train_config_does_not_know_is_named(bundle: P
     expected = "^`calibration` has no effect here, because train.json was made by an earlier version, which did not"
     with pytest.warns(UserWarning, match=expected):
         workflow.initialize()
+
+
+@pytest.mark.parametrize(
+    ("configs", "key"),
+    [
+        (["train"], "validate#inferer#device"),
+        (["train", "multi_gpu_train"], "validate#inferer#sw_device"),
+        (["train", "evaluate"], "validate#inferer#device"),
+        (["inference"], "inferer#device"),
+        (["inference"], "inferer#sw_device"),
+    ],
+)
+def test_a_device_of_an_inferer_that_is_not_there_is_refused_before_the_first_epoch(
+    configs: list[str], key: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told at the first validation, after epochs of training."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    place, name = key.rsplit("#", 1)
+    (bundle / "configs" / "mine.json").write_text(json.dumps({f"+{place}": {name: "gpu"}}), encoding="utf-8")
+    expected = (
+        f"Expected `{key}` to be cpu, as torch can use no CUDA GPU here, but got 'gpu': write --{key} cpu, or leave "
+        f"--{key} out for the default."
+    )
+    for files, given in ((configs, {key: "gpu"}), (configs, {key: "@place", "place": "gpu"}), ([*configs, "mine"], {})):
+        assert sentence(bundle, files, **given) == expected
+    assert not (bundle / "models").exists()
+
+
+@pytest.mark.parametrize("value", [None, "null", "cpu", torch.device("cpu"), "@device", "@place", "$@device", "@cases"])
+def test_a_device_of_an_inferer_may_be_open_and_what_monai_resolves_is_left_to_it(value: Any, bundle: Path) -> None:
+    given = {"inferer#device": value, "device": "cpu", "place": {"_target_": "torch.device", "type": "cpu"}}
+    config = str(bundle / "configs" / "inference.json")
+    ConfigWorkflow(config_file=config, workflow_type="inference", **given).initialize()
 
 
 def test_keys_of_ones_own_are_taken(bundle: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from importlib.metadata import version
@@ -308,6 +310,27 @@ def test_names_with_the_signs_of_a_config_are_plain_text_in_metadata(tmp_path: P
         assert formats["outputs"]["pred"]["channel_def"]["1"] == "_stenosis"
         assert "1 _stenosis, 2 50 _ (a_#b)" in content["label_classes"].replace("::", "#")
         assert content["pred_classes"].startswith("one channel per class: _background, _stenosis, 50 _ ")
+
+
+def test_metadata_that_cannot_be_written_stay_as_they_were(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "models").mkdir()
+    (bundle / "models" / "model.json").write_text(make_plan(None, [], [16, 16, 16], base_channels=4).to_json())
+    path = bundle / "configs" / "metadata.json"
+    before, files = path.read_bytes(), sorted(path.parent.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["describe", str(bundle)]) == 1
+    assert capsys.readouterr().err == (
+        f"Error: Expected to write `{path}`, but got the error 'No space left on device': free space or choose another "
+        "folder.\n"
+    )
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == files
 
 
 def test_a_folder_in_a_bundle_that_is_no_fold_has_no_metadata(tmp_path: Path) -> None:
