@@ -131,8 +131,23 @@ def test_whole_numbers_of_numpy_will_do() -> None:
 
 
 def test_any_list_will_do() -> None:
-    loss = CompoundLoss((IoULoss(softmax=True) for _ in range(2)), weights=torch.tensor([1.0, 0.5]).tolist())
-    assert loss.weights == [1.0, 0.5]
+    for weights in ([1.0, 0.5], torch.tensor([1.0, 0.5]), np.array([1, 0.5])):
+        assert CompoundLoss((IoULoss(softmax=True) for _ in range(2)), weights=weights).weights == [1.0, 0.5]
+        assert MultiScaleLoss(IoULoss(softmax=True), weights=weights).weights == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("wrong", ["1", True, [1.0], None])
+def test_every_factor_is_a_number(wrong: Any) -> None:
+    for of, construct in (
+        ("loss", lambda weights: CompoundLoss([IoULoss(softmax=True)] * 2, weights=weights)),
+        ("scale", lambda weights: MultiScaleLoss(IoULoss(softmax=True), weights=weights)),
+    ):
+        with pytest.raises(TypeError) as caught:
+            construct([1.0, wrong])
+        assert str(caught.value) == (
+            f"Expected every one of `weights` to be a number, but got {type(wrong).__name__}: give one factor for each "
+            f"{of}, such as weights=[1.0, 0.5]."
+        )
 
 
 @pytest.mark.parametrize(

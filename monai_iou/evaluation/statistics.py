@@ -214,7 +214,8 @@ def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = N
         units: the patient of each case; None treats each case as a patient.
 
     Returns:
-        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None if there are no cases, and no `p` of a single one.
+        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None if there are no cases.
+        A single case has no `p`.
     """
     n = int(first.size)
     if n == 0:

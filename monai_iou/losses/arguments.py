@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
+
+from torch import Tensor
 
 from monai_iou import checks
 
@@ -89,13 +92,32 @@ def _remedy(name: str, names: list[str]) -> str:
     return _EXPLAINED.get(name, "choose among these arguments")
 
 
-def check_factors(weights: Sequence[float] | None) -> list[float] | None:
-    """Return the factors of the terms or scales of a loss; raise unless they are a list of numbers of at least 0."""
+def check_factors(weights: Sequence[float] | Tensor | None, of: str) -> list[float] | None:
+    """Return the factors of a loss, one for each term or scale; raise unless they are a list of numbers of at least 0.
+
+    Args:
+        weights: the factors.
+        of: what has a factor, "loss" or "scale".
+    """
     if weights is None:
         return None
-    remedy = "give one factor for each, such as weights=[1.0, 0.5]"
-    factors = checks.check_list("weights", weights, remedy)
+    check_constant("weights", weights)
+    remedy = f"give one factor for each {of}, such as weights=[1.0, 0.5]"
+    listed = weights.tolist() if isinstance(weights, Tensor) and weights.ndim else weights
+    factors = checks.check_list("weights", listed, remedy)
     if not factors:
         message = f"Expected `weights` to hold at least one factor, but got {weights}: {remedy}."
         raise ValueError(message)
+    for factor in factors:
+        if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
+            message = f"Expected every one of `weights` to be a number, but got {type(factor).__name__}: {remedy}."
+            raise TypeError(message)
     return [checks.check_positive("weights", factor, allow_zero=True) for factor in factors]
+
+
+def check_constant(name: str, value: object) -> None:
+    """Raise ValueError for a tensor, or a list with one, that requires a gradient: a loss trains no weights."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, Tensor) and part.requires_grad for part in parts):
+        message = f"Expected `{name}` to be constant, but got a tensor that requires a gradient: pass {name}.detach()."
+        raise ValueError(message)

@@ -107,7 +107,7 @@ class ContextAttentionLoss(_Loss):
         super().__init__()
         self.context_mm = checks.check_positive("context_mm", context_mm, allow_zero=True)
         self.spacing = check_spacing(spacing)
-        self.weights = check_factors(weights)
+        self.weights = check_factors(weights, of="scale")
         options["soft_label"] = True
         self.ignore_index = checks.check_ignore_index(options.get("ignore_index"))
         options["ignore_index"] = None if self.ignore_index is None else _IGNORED

@@ -49,6 +49,8 @@ class RegionLoss(SumsLoss):
     A subclass implements :meth:`class_terms`. For the arguments and the errors see :class:`IoULoss`.
     """
 
+    _known_spec: tuple[tuple[Any, ...], PassSpec] | None = None  # the last one, and the options that it is made of
+
     @explains_arguments
     def __init__(
         self,
@@ -80,7 +82,6 @@ class RegionLoss(SumsLoss):
             ignore_index=ignore_index,
             sync_batch=sync_batch,
         )
-        checks.check_choice("empty", empty, checks.EMPTY_RULES)
         checks.check_choice("average", average, scores.AVERAGES)
         if average != "pairs" and self.reduction != "mean":
             message = (
@@ -94,42 +95,55 @@ class RegionLoss(SumsLoss):
                 "ranks joins their batches."
             )
             raise ValueError(message)
-        if squared_pred and power not in (1, 2):
-            message = (
-                f"Expected `power` to be left at 1 with squared_pred=True, but got {power}: set `power` alone, because "
-                "squared_pred=True means power=2."
-            )
-            raise ValueError(message)
         self.include_background = include_background
-        self.squared_pred = squared_pred
-        self.power = 2.0 if squared_pred else checks.check_positive("power", power)
+        self.power = power
+        if squared_pred:
+            self.squared_pred = True
         self.smooth_nr = checks.check_positive("smooth_nr", smooth_nr, allow_zero=True)
         self.smooth_dr = checks.check_positive("smooth_dr", smooth_dr, allow_zero=True)
         self.batch = batch
         self.soft_label = soft_label
         self.empty = empty
         self.average = average
-        self._spec = self._make_spec()
+        self.power = self._checked_spec(None).power
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", as_weight(weight))
 
-    def _make_spec(self) -> PassSpec:
+    @property
+    def squared_pred(self) -> bool:
+        """Whether `power` is 2; setting it sets `power`."""
+        return self.power == 2
+
+    @squared_pred.setter
+    def squared_pred(self, squared: bool) -> None:
+        if squared and self.power not in (1, 2):
+            message = (
+                f"Expected `power` to be left at 1 with squared_pred=True, but got {self.power}: set `power` alone, "
+                "because squared_pred=True means power=2."
+            )
+            raise ValueError(message)
+        if squared or self.squared_pred:
+            self.power = 2.0 if squared else 1.0
+
+    def _checked_spec(self, activation: str | None) -> PassSpec:
+        """Return what the options need from the pass; they are checked here, as they may have been changed."""
+        asked, traced = (activation, self.soft_label, self.power, self.empty), torch.compiler.is_compiling()
+        known = None if traced else self._known_spec
+        if known is not None and known[0] == asked:
+            return known[1]
         # With q = 2 the product form already is 0 only at p = y, because U - I = sum (p - y)^2.
         overlap = "min_max" if self.soft_label and self.power != 2 else "product"
-        return checked_spec(None, overlap, self.power, False, 0.0, 0.0, confidence=self.empty == "suppress")
-
-    def use_soft_labels(self) -> None:
-        """Switch to the soft-label form if there is one; a power strictly between 1 and 2 has none."""
-        if self.power in (1, 2):
-            self.soft_label = True
-            self._spec = self._make_spec()
+        checks.check_choice("empty", self.empty, checks.EMPTY_RULES)
+        spec = checked_spec(activation, overlap, self.power, False, 0.0, 0.0, confidence=self.empty == "suppress")
+        if not traced:
+            self._known_spec = asked, spec
+        return spec
 
     def pass_spec(self, channels: int) -> PassSpec:
         """Return what the loss needs from the voxel pass over an input with `channels` channels."""
         if channels == 1 and not self.include_background:
             checks.warn_ignored("include_background=False", stacklevel=4)
-        spec = self._spec
-        return PassSpec(self.activation(channels), spec.overlap, spec.power, confidence=spec.confidence)
+        return self._checked_spec(self.activation(channels))
 
     @abstractmethod
     def class_terms(self, sums: VoxelSums) -> Tensor:

@@ -50,7 +50,7 @@ class CompoundLoss(_Loss):
     """
 
     @explains_arguments
-    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | Tensor | None = None) -> None:
         super().__init__()
         losses = checks.check_list("losses", losses, "list the terms of the sum, such as [IoULoss(), DiceLoss()]")
         if not losses:
@@ -63,7 +63,7 @@ class CompoundLoss(_Loss):
                     "such as IoULoss()."
                 )
                 raise TypeError(message)
-        factors = check_factors(weights)
+        factors = check_factors(weights, of="loss")
         self.weights = [1.0] * len(losses) if factors is None else factors
         if len(self.weights) != len(losses):
             message = (

@@ -76,6 +76,45 @@ class IoUCELoss(CompoundLoss):
         super().__init__([IoULoss(*args, **region), entropy], [lambda_iou, lambda_ce])
         self.names = ["iou", "focal" if gamma else "cross_entropy"]
 
+    @property
+    def lambda_iou(self) -> float:
+        """The factor of the IoU loss, `weights[0]`."""
+        return self.weights[0]
+
+    @lambda_iou.setter
+    def lambda_iou(self, factor: float) -> None:
+        # Into the list, as others may hold it.
+        self.weights[0] = checks.check_positive("lambda_iou", factor, allow_zero=True)
+
+    @property
+    def lambda_ce(self) -> float:
+        """The factor of the cross-entropy, `weights[1]`."""
+        return self.weights[1]
+
+    @lambda_ce.setter
+    def lambda_ce(self, factor: float) -> None:
+        self.weights[1] = checks.check_positive("lambda_ce", factor, allow_zero=True)
+
+    @property
+    def reduction(self) -> str:
+        """The reduction of both terms."""
+        terms: Any = self._modules.get("losses")
+        return "mean" if terms is None else str(terms[0].reduction)
+
+    @reduction.setter
+    def reduction(self, reduction: str) -> None:
+        terms: Any = self._modules.get("losses")
+        if terms is None:
+            return  # torch's constructor sets its own default before there are terms
+        reduction = str(getattr(reduction, "value", reduction))
+        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
+        region = terms[0]
+        _check_terms_fit(
+            {"reduction": reduction, "batch": region.batch, "include_background": region.include_background}
+        )
+        for term in terms:
+            term.reduction = reduction
+
 
 def _check_terms_fit(options: RegionOptions) -> None:
     if options.get("other_act") is not None:
@@ -142,3 +181,12 @@ class IoUFocalLoss(IoUCELoss):
             pos_weight=pos_weight,
             **options,
         )
+
+    @property
+    def lambda_focal(self) -> float:
+        """The factor of the focal loss, `weights[1]`."""
+        return self.weights[1]
+
+    @lambda_focal.setter
+    def lambda_focal(self, factor: float) -> None:
+        self.weights[1] = checks.check_positive("lambda_focal", factor, allow_zero=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from torch.nn.modules.loss import _Loss
 from monai_iou import checks
 from monai_iou.distributed import depending_on, fails_together, is_distributed, is_synchronised, sum_over_ranks
 from monai_iou.losses.arguments import check_factors, explains_arguments
-from monai_iou.losses.base import RegionLoss
-from monai_iou.losses.compound import CompoundLoss
+from monai_iou.losses.fraction_form import form_for_fractions
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, checked_target, class_counts, pool_labels
 from monai_iou.losses.lovasz import LovaszHingeLoss, LovaszSoftmaxLoss
 from monai_iou.losses.nested_instances import carries_regions, on_coarser_grid
@@ -44,10 +43,11 @@ class MultiScaleLoss(_Loss):
         weights: one factor per scale, finest first, used as given; by default 1/2^k, normalised to a sum of 1. A scale
             with the weight 0 is left out.
         downsample: how the label is downsampled. "area": to the fraction of each class in a coarse voxel. Region losses
-            then use their soft-label form (`soft_label` is set on a copy of `loss`; a loss with `power` between 1 and 2
-            has no such form and stays as it is). Lovasz losses need hard labels and do not accept "area". "max": a
-            coarse voxel is foreground if any of its voxels is; of several classes, it takes the one that is rarest in
-            the batch (of all ranks, if `loss` has `sync_batch`). "nearest": the nearest voxel, as in MONAI.
+            then use their soft-label form (`soft_label` is set on a copy of `loss`, which follows later changes of its
+            options and weights; a loss with `power` between 1 and 2 has no such form and stays as it is). Lovasz losses
+            need hard labels and do not accept "area". "max": a coarse voxel is foreground if any of its voxels is; of
+            several classes, it takes the one that is rarest in the batch (of all ranks, if `loss` has `sync_batch`).
+            "nearest": the nearest voxel, as in MONAI.
 
     Attributes:
         last_terms: the values at the last call, from "scale_0", the finest, detached and not weighted, for logging.
@@ -68,18 +68,18 @@ class MultiScaleLoss(_Loss):
     """
 
     @explains_arguments
-    def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None, downsample: str = "area") -> None:
+    def __init__(
+        self, loss: nn.Module, weights: Sequence[float] | Tensor | None = None, downsample: str = "area"
+    ) -> None:
         super().__init__()
         checks.check_module("loss", loss)
         checks.check_choice("downsample", downsample, DOWNSAMPLINGS)
         if downsample == "area":
             _check_takes_fractions(loss)
         self.loss = loss
-        self.soft_loss = _for_fractions(loss) if downsample == "area" else loss
-        self.weights = check_factors(weights)
+        self.soft_loss = form_for_fractions(loss) if downsample == "area" else loss  # for coarser outputs
+        self.weights = check_factors(weights, of="scale")
         self.downsample = downsample
-        self.ignore_index = _ignore_index(loss)
-        self._sync_batch = is_synchronised(loss)
         self.last_terms: dict[str, Tensor] = {}
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor, labelled: Labelled = None) -> Tensor:
@@ -101,8 +101,9 @@ class MultiScaleLoss(_Loss):
             ValueError: if `input` is an empty list, `weights` do not fit its length, or an output is larger than the
                 target.
         """
+        self._follow_loss()
         counts = self._class_counts(input, target)
-        with fails_together(self._sync_batch, input):
+        with fails_together(is_synchronised(self.loss), input):
             checks.check_tensor("target", target)
             outputs = _as_list(input, target)
             doubt = self._checked_channel(input, outputs[0], target)
@@ -124,6 +125,29 @@ class MultiScaleLoss(_Loss):
         total = sum((doubt for doubt in doubts if doubt is not None), total)
         return depending_on([output for output, weight in scales if weight == 0], total)
 
+    @property
+    def ignore_index(self) -> int | None:
+        """The `ignore_index` of the loss, or of the first of its terms that has one."""
+        # MONAI's compound losses contain torch's CrossEntropyLoss, whose default of -100 the user did not choose.
+        parts = (part for part in self.loss.modules() if not isinstance(part, (nn.CrossEntropyLoss, nn.NLLLoss)))
+        values = (getattr(part, "ignore_index", None) for part in parts)
+        return next((value for value in values if isinstance(value, int)), None)
+
+    def _follow_loss(self) -> None:
+        """Let the coarser outputs see what was changed of `loss`, or `downsample`, since the last call."""
+        soft = form_for_fractions(self.loss, self.soft_loss) if self.downsample == "area" else self.loss
+        if soft is not self.soft_loss:
+            self.soft_loss = soft
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load the weights, which `loss` and `soft_loss` share, from the loss: they once could differ."""
+        for key in list(state_dict):
+            if key.startswith(f"{prefix}soft_loss."):
+                state_dict[key] = state_dict.get(
+                    f"{prefix}loss.{key.removeprefix(f'{prefix}soft_loss.')}", state_dict[key]
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _class_counts(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor | None:
         """Return the number of voxels of each class, (C,), on all ranks if these decide together which one is rarest.
 
@@ -131,7 +155,7 @@ class MultiScaleLoss(_Loss):
         """
         if self.downsample != "max":
             return None
-        together = self._sync_batch and is_distributed()
+        together = is_synchronised(self.loss) and is_distributed()
         with fails_together(together, input):
             checks.check_tensor("target", target)
             outputs = _as_list(input, target)
@@ -194,7 +218,7 @@ class MultiScaleLoss(_Loss):
     ) -> Tensor:
         if label is target:
             return call_loss(self.loss, output, target, pairs)
-        with on_coarser_grid(self.soft_loss, target, output.shape[2:], is_label_map=is_label_map):
+        with on_coarser_grid(self.loss, target, output.shape[2:], is_label_map=is_label_map):
             return call_loss(self.soft_loss, output, label, pairs)
 
     def _weights(self, scales: int) -> list[float]:
@@ -250,26 +274,3 @@ def _check_takes_fractions(loss: nn.Module) -> None:
             'use downsample="max", which keeps small lesions.'
         )
         raise ValueError(message)
-
-
-def _ignore_index(loss: nn.Module) -> int | None:
-    """Return the `ignore_index` of the loss, or of the first of its terms that has one."""
-    # MONAI's compound losses contain torch's CrossEntropyLoss, whose default of -100 the user did not choose.
-    parts = (module for module in loss.modules() if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)))
-    values = (getattr(module, "ignore_index", None) for module in parts)
-    return next((value for value in values if isinstance(value, int)), None)
-
-
-def _for_fractions(loss: nn.Module) -> nn.Module:
-    """Return a copy of the loss that accepts class fractions: with soft-label forms and without `to_onehot_y`."""
-    original, loss = loss, copy.deepcopy(loss)
-    for own, module in zip(original.modules(), loss.modules(), strict=True):
-        if isinstance(own, CompoundLoss) and isinstance(module, CompoundLoss):
-            module.weights = own.weights  # one shared list, so that a LossWeightSchedule applies to every scale
-        if isinstance(module, RegionLoss):
-            module.use_soft_labels()
-        elif hasattr(module, "soft_label"):
-            setattr(module, "soft_label", True)  # noqa: B010 - an attribute of MONAI's losses, not of Module
-        if hasattr(module, "to_onehot_y"):
-            setattr(module, "to_onehot_y", False)  # noqa: B010
-    return loss

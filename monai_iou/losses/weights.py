@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from monai_iou.losses.arguments import check_constant
+
 # For each tensor of weights on the CPU: its values at the time of the copies, and a copy for each device.
 _copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -21,10 +23,11 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
 
     Raises:
         TypeError: if `weight` holds no numbers.
-        ValueError: if a weight is negative or not finite, or `weight` has more than one dimension.
+        ValueError: if a weight is negative, not finite or requires a gradient, or `weight` has more than one dimension.
     """
     if weight is None:
         return None
+    check_constant(name, weight)
     try:
         tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).clone()  # what inference mode made, too
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -41,7 +41,8 @@ class Plan:
         patch_size: training crop and inference window in voxels; each side a multiple of the network's total stride.
         channels: number of channels of each level of the U-Net.
         strides: stride of each level, one number per axis.
-        intensity: for each channel {"kind": "zscore"}, {"kind": "none"}, or {"kind": "ct", "lower", "upper", "mean", "std"}.
+        intensity: for each channel {"kind": "zscore"}, {"kind": "none"}, or
+            {"kind": "ct", "lower", "upper", "mean", "std"}.
         trained: names of the cases that the model was trained on.
         trained_images: hashes that identify their image files, whatever their names; see `image_identity`.
         regions: name -> label values of classes that overlap, in the order of the network's classes from 1; empty if

@@ -17,9 +17,9 @@ class NormalizeModalitiesd(MapTransform):
     "ct": clip to the range from `lower` to `upper`, subtract `mean` and divide by `std`. All four are statistics of the
     foreground of the training data, because CT numbers (Hounsfield units) have an absolute meaning. "zscore": subtract
     the mean and divide by the standard deviation of the nonzero voxels of the image itself; voxels of exactly 0, such
-    as those outside the brain after skull stripping, remain 0. If the others all have the same value, as in a mask, they
-    become 1, and 0 if the image has no voxel of 0. "none": leave the values as they are. Source: Isensee et al. 2021,
-    https://doi.org/10.1038/s41592-020-01008-z.
+    as those outside the brain after skull stripping, remain 0. If the others all have the same value, as in a mask,
+    they become 1, and 0 if the image has no voxel of 0. "none": leave the values as they are. Source: Isensee et al.
+    2021, https://doi.org/10.1038/s41592-020-01008-z.
 
     Args:
         keys: keys of images (C, *S).
