@@ -66,8 +66,8 @@ def make_phantom(
 
     Example:
         >>> phantom = make_phantom(0)
-        >>> phantom.image.shape, phantom.label.max(), bool(0.0002 < phantom.label.mean() < 0.005)
-        ((96, 96, 64), np.uint8(1), True)
+        >>> phantom.image.shape, int(phantom.label.max()), bool(0.0002 < phantom.label.mean() < 0.005)
+        ((96, 96, 64), 1, True)
     """
     _check_lesions(lesions, foreground)
     if len(shape) != 3 or min(shape) < SHORTEST:
