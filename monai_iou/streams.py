@@ -37,6 +37,7 @@ class Output(io.FileIO):
     """
 
     failure: OSError | None = None
+    _kept: int | None = None
 
     def write(self, data: Any, /) -> int:
         """Write bytes and return their number, also where they are lost; nothing is raised."""
@@ -45,16 +46,26 @@ class Output(io.FileIO):
         except OSError as error:
             if not self._is_unread(error):
                 self.failure = error
+                self._kept = os.dup(self.fileno())
             # The descriptor itself, so that other streams on it and child processes do not fail either.
             with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - no path
                 os.dup2(nowhere.fileno(), self.fileno())
             return memoryview(data).nbytes
 
     def _is_unread(self, error: OSError) -> bool:
-        """Whether a pipe's reader has ended, or a terminal was closed."""
-        return isinstance(error, BrokenPipeError) or (
+        """Whether the reader of a pipe or socket has ended, or a terminal was closed."""
+        if os.name == "nt" and error.errno == errno.EINVAL:  # a pipe without a reader
+            return True
+        return isinstance(error, ConnectionError) or (
             error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
         )
+
+    def restore(self) -> None:
+        """Let the descriptor lead again where a write failed although somebody may read it, as on a full disk."""
+        if self._kept is not None:
+            os.dup2(self._kept, self.fileno())
+            os.close(self._kept)
+            self._kept = None
 
 
 def outlast() -> dict[str, Output]:
@@ -99,9 +110,10 @@ def _replace(name: str, stream: io.TextIOWrapper, *, is_buffered: bool) -> Outpu
 @contextlib.contextmanager
 def outlasting() -> Iterator[dict[str, Output]]:
     """Do `outlast` for a while; at the end, all that was printed has been written."""
-    before = {name: getattr(sys, name) for name in NAMES}
+    before, outputs = {name: getattr(sys, name) for name in NAMES}, dict[str, Output]()
     try:
-        yield outlast()
+        outputs = outlast()
+        yield outputs
     finally:
         for name, stream in before.items():
             current = getattr(sys, name)
@@ -109,3 +121,5 @@ def outlasting() -> Iterator[dict[str, Output]]:
                 if not current.closed:
                     current.close() if stream is None else current.flush()
                 setattr(sys, name, stream)
+        for output in outputs.values():
+            output.restore()

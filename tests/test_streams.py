@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,9 @@ from monai_iou.cli import main
 from monai_iou.console import progress
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.evaluation.request import Progress
-from monai_iou.streams import is_terminal, outlasting
+from monai_iou.streams import Output, is_terminal, outlasting
 from monai_iou.workflow import bars
+from monai_iou.workflow.bars import outlast_readers
 from monai_iou.workflow.held_out import to_stderr
 
 posix = pytest.mark.skipif(os.name == "nt", reason="descriptors of a POSIX system")
@@ -77,7 +80,7 @@ def test_a_closed_stderr_costs_no_scores(data: Path, tmp_path: Path) -> None:
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", [False, True])
-def test_a_reader_that_ends_after_an_epoch_costs_no_scores(data: Path, tmp_path: Path, bundle: bool) -> None:
+def test_a_reader_that_ends_during_a_training_costs_no_scores(data: Path, tmp_path: Path, bundle: bool) -> None:
     small = ["--epochs=2", "--patch_size=[16,16,16]", "--device=cpu", "--base_channels=4"]
     command = [*MONAI_IOU, "train", str(data), f"--output={tmp_path / 'run'}", *small]
     if bundle:
@@ -88,7 +91,8 @@ def test_a_reader_that_ends_after_an_epoch_costs_no_scores(data: Path, tmp_path:
     errors = tmp_path / "errors"
     with errors.open("w") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream) as process:
         assert process.stdout is not None
-        assert any(b"epoch 1/2" in line for line in process.stdout)
+        last = b"Checking" if bundle else b"epoch 1/2"
+        assert any(last in line for line in process.stdout)
         process.stdout.close()
         assert process.wait() == 0
     assert "Traceback" not in errors.read_text()
@@ -125,6 +129,47 @@ def test_a_terminal_that_was_closed_is_no_full_disk() -> None:
         os.close(main_end)
         _, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
+
+
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_named_at_every_call_and_keeps_its_descriptor() -> None:
+    code = (
+        f"{STREAMS}import monai_iou.commands.group as group\n"
+        "codes = [group.main(['--version']) for _ in range(2)]\n"
+        "assert codes == [1, 1], codes\n"
+        "assert os.path.sameopenfile(1, os.open('/dev/full', os.O_WRONLY))\n"
+    )
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Expected to print the results") == 2
+
+
+@posix
+def test_a_socket_without_a_reader_is_no_full_disk() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    command = [sys.executable, "-c", f"{STREAMS}import monai_iou.commands.group as g; sys.exit(g.main(['--version']))"]
+    done = subprocess.run(command, stdout=theirs.fileno(), stderr=subprocess.PIPE, text=True, check=False)
+    theirs.close()
+    assert (done.returncode, done.stderr) == (0, "")
+    output = Output(os.open(os.devnull, os.O_WRONLY), "wb")
+    assert output._is_unread(ConnectionResetError(errno.ECONNRESET, "reset"))
+    output.close()
+
+
+def test_a_log_file_that_is_not_open_yet_stays_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monai_iou.workflow.bars.is_bundle_command", lambda: True)
+    monkeypatch.setattr(sys, "stderr", None)
+    handler = logging.FileHandler(tmp_path / "own.log", delay=True)
+    logger = logging.getLogger("own")
+    logger.addHandler(handler)
+    outlast_readers()
+    logger.error("a line")
+    logger.removeHandler(handler)
+    handler.close()
+    assert (tmp_path / "own.log").read_text() == "a line\n"
 
 
 @posix

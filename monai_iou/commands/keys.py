@@ -56,6 +56,9 @@ TAKEN_BY = {
     "evaluate": "`python -m monai.bundle run` with evaluate.json",
 }
 
+# Parts of inference.json, which train.json and evaluate.json have under `validate`.
+PARTS = ("dataloader", "dataset", "evaluator", "handlers", "inferer", "postprocessing", "preprocessing")
+
 
 class CommandWithKeys(click.Command):
     """A command that takes keys of the bundle with their values, anywhere among its own options and arguments.
@@ -246,7 +249,11 @@ def _check(name: str, known: Collection[str], options: Collection[str], shipped:
         raise click.UsageError(message)
     if root in known:
         return
+    if meant := _in_another_place(name.lstrip("+~"), known, shipped):
+        message = f"Expected an option or a key of the bundle, but got --{name}: perhaps you meant --{meant}."
+        raise click.UsageError(message)
     other = next((config for config in TAKEN_BY if config != shipped and root in known_keys([], config)), None)
+    other = None if root in PARTS else other
     if other is not None:
         own = SETS.get(other, {}).get(root)
         remedy = f"give it to {TAKEN_BY[other]}" if own is None else f"use {own} of {TAKEN_BY[other]}"
@@ -256,6 +263,14 @@ def _check(name: str, known: Collection[str], options: Collection[str], shipped:
     remedy = f"perhaps you meant --{near[0]}" if near else "docs/bundle.md lists the keys"
     message = f"Expected an option or a key of the bundle, but got --{name}: {remedy}."
     raise click.UsageError(message)
+
+
+def _in_another_place(name: str, known: Collection[str], shipped: str) -> str | None:
+    """The name in this config of what another has beside or below `validate`, such as `inferer#device`."""
+    root, *rest = re.split("#|::", name)
+    if shipped != "inference":
+        return f"validate#{root}#{'#'.join(rest)}" if root in PARTS and rest else None
+    return "#".join(rest) if root == "validate" and rest and rest[0] in known else None
 
 
 def _root(name: str) -> str:

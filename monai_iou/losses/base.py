@@ -43,6 +43,16 @@ class RegionOptions(TypedDict, total=False):
     sync_batch: bool
 
 
+def check_average(average: str, reduction: str) -> None:
+    """Raise ValueError for an `average` without a mean."""
+    if average != "pairs" and reduction != "mean":
+        message = (
+            f"Expected `reduction` to be 'mean' with average={average!r}, but got {reduction!r}: `average` "
+            "says how a mean is taken, so leave one of the two at its default."
+        )
+        raise ValueError(message)
+
+
 class RegionLoss(SumsLoss):
     """A loss with one term per image and class; it handles the background, weights, absent classes and reduction.
 
@@ -83,12 +93,7 @@ class RegionLoss(SumsLoss):
             sync_batch=sync_batch,
         )
         checks.check_choice("average", average, scores.AVERAGES)
-        if average != "pairs" and self.reduction != "mean":
-            message = (
-                f"Expected `reduction` to be 'mean' with average={average!r}, but got {self.reduction!r}: `average` "
-                "says how a mean is taken, so leave one of the two at its default."
-            )
-            raise ValueError(message)
+        check_average(average, self.reduction)
         if sync_batch and not batch:
             message = (
                 "Expected `batch` to be True with sync_batch=True, but got False: set batch=True, because summing over "

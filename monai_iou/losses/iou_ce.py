@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from monai_iou import checks
-from monai_iou.losses.base import RegionOptions, with_region_arguments
+from monai_iou.losses.base import RegionOptions, check_average, with_region_arguments
 from monai_iou.losses.compound import CompoundLoss
 from monai_iou.losses.cross_entropy import WeightedCrossEntropyLoss
 from monai_iou.losses.iou import IoULoss
@@ -112,6 +112,7 @@ class IoUCELoss(CompoundLoss):
         _check_terms_fit(
             {"reduction": reduction, "batch": region.batch, "include_background": region.include_background}
         )
+        check_average(region.average, reduction)
         for term in terms:
             term.reduction = reduction
 

@@ -43,14 +43,16 @@ class MultiScaleLoss(_Loss):
         weights: one factor per scale, finest first, used as given; by default 1/2^k, normalised to a sum of 1. A scale
             with the weight 0 is left out.
         downsample: how the label is downsampled. "area": to the fraction of each class in a coarse voxel. Region losses
-            then use their soft-label form (`soft_label` is set on a copy of `loss`, which follows later changes of its
-            options and weights; a loss with `power` between 1 and 2 has no such form and stays as it is). Lovasz losses
+            then use their soft-label form (`soft_label` is set on a copy of `loss`, `soft_loss`, which follows later
+            changes of its options and weights; change lists, tensors and parameters of a loss class of your own in
+            both; a loss with `power` between 1 and 2 has no such form and stays as it is). Lovasz losses
             need hard labels and do not accept "area". "max": a coarse voxel is foreground if any of its voxels is; of
             several classes, it takes the one that is rarest in the batch (of all ranks, if `loss` has `sync_batch`).
             "nearest": the nearest voxel, as in MONAI.
 
     Attributes:
         last_terms: the values at the last call, from "scale_0", the finest, detached and not weighted, for logging.
+        ignore_index: that of the loss; to change it, set it there.
 
     Raises:
         TypeError: if `loss` is not a module.
@@ -137,15 +139,16 @@ class MultiScaleLoss(_Loss):
         """Let the coarser outputs see what was changed of `loss`, or `downsample`, since the last call."""
         soft = form_for_fractions(self.loss, self.soft_loss) if self.downsample == "area" else self.loss
         if soft is not self.soft_loss:
+            if self.downsample == "area":
+                _check_takes_fractions(self.loss)
             self.soft_loss = soft
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load the weights, which `loss` and `soft_loss` share, from the loss: they once could differ."""
-        for key in list(state_dict):
-            if key.startswith(f"{prefix}soft_loss."):
-                state_dict[key] = state_dict.get(
-                    f"{prefix}loss.{key.removeprefix(f'{prefix}soft_loss.')}", state_dict[key]
-                )
+        """Load the weights that `loss` and `soft_loss` share from the loss: they once could differ."""
+        own = self.loss.state_dict(keep_vars=True)
+        for name, tensor in self.soft_loss.state_dict(keep_vars=True).items():
+            if own.get(name) is tensor and f"{prefix}loss.{name}" in state_dict:
+                state_dict[f"{prefix}soft_loss.{name}"] = state_dict[f"{prefix}loss.{name}"]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _class_counts(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor | None:

@@ -69,7 +69,8 @@ def measure_timing(
             "trains, or leave `--minutes` out."
         )
         raise ValueError(message)
-    free = {name: value for name, value in (given or {}).items() if name.lstrip("+~").replace("::", "#") in TIMED_KEYS}
+    bare = {name.lstrip("+~").replace("::", "#"): value for name, value in (given or {}).items()}
+    free = {name: value for name, value in bare.items() if name in TIMED_KEYS}
     try:
         return _measured(folder, plan, {**config, **free}, machine)
     except Exception as error:  # MONAI's says which expression raised it, this package's what is wrong with a dataset

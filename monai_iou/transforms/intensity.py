@@ -10,6 +10,8 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
+SAME = 1e-5  # part of a value by which rounding may change it
+
 
 class NormalizeModalitiesd(MapTransform):
     """Normalise each channel of an image according to its modality, as nnU-Net does.
@@ -72,6 +74,7 @@ def _normalize(channel: torch.Tensor, rule: Mapping[str, Any]) -> torch.Tensor:
     values = channel[inside].double()
     if values.numel() == 0:
         return channel
-    if values.amin() == values.amax():  # a mask must not vanish; by rounding, the deviation may be above 0
+    lowest, highest = values.amin(), values.amax()
+    if highest - lowest <= SAME * max(abs(lowest), abs(highest)):  # a mask must not vanish
         return torch.zeros_like(channel) if inside.all() else inside.to(channel.dtype)
     return torch.where(inside, ((channel - values.mean()) / values.std(correction=0)).float(), channel)

@@ -46,7 +46,7 @@ def outlast_readers() -> None:
     before = {sys.stdout: "stdout", sys.stderr: "stderr"}
     outlast()
     for handler in _handlers():
-        if handler.stream in before:
+        if not isinstance(handler, logging.FileHandler) and handler.stream in before:
             handler.stream = getattr(sys, before[handler.stream])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.bundle_files import bundle_path
+from monai_iou.workflow.bars import outlast_readers
 from monai_iou.workflow.devices import INFERER_DEVICES, check_devices
 from monai_iou.workflow.settings import exit_with_message, optional
 
@@ -37,6 +38,7 @@ def check_keys() -> None:
         UserWarning: a training was given keys that only inference uses, or that its train.json of an earlier version
             does not.
     """
+    outlast_readers()
     workflow = calling_workflow()
     if workflow is None:
         return

@@ -267,6 +267,24 @@ def test_a_key_of_another_config_is_answered_with_who_takes_it(key: str, config:
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "shipped", "key", "meant"),
+    [
+        (train, "train", "inferer#device", "validate#inferer#device"),
+        (train, "train", "+inferer::sw_device", "validate#inferer#sw_device"),
+        (train, "train", "dataset", "dataset_dir"),
+        (predict, "inference", "validate#inferer#device", "inferer#device"),
+    ],
+)
+def test_a_key_that_another_config_has_elsewhere_is_answered_with_its_place(
+    command: click.Command, shipped: str, key: str, meant: str
+) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        read_keys([f"--{key}", "x"], known_keys([], shipped), own_options_of(command), shipped)
+    expected = f"Expected an option or a key of the bundle, but got --{key}: perhaps you meant --{meant}."
+    assert str(caught.value) == expected
+
+
 def own_options_of(command: click.Command) -> list[str]:
     return own_options(click.Context(command))
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import monai.losses
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from monai_iou import (
     CompoundLoss,
@@ -302,26 +304,71 @@ def test_both_copies_of_a_checkpoint_are_loaded() -> None:
         torch.testing.assert_close(results(multi, scales=True), results(made, scales=True))
 
 
-class Scaled(nn.Module):
-    """A loss with a parameter."""
+class Own(nn.Module):
+    """A loss of the user's own, which remembers earlier calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
-        self.inner = IoULoss(softmax=True)
+        self.inner = IoULoss(softmax=True, weight=[1, 1, 1])
+        self.history: list[float] = []
+        self.factor = 1.0
+        self.register_buffer("mean", torch.ones(()))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        value: Tensor = self.scale * self.inner(input, target)
+        value: Tensor = self.factor * self.scale * self.inner(input, target)
+        self.history.append(value.item())
+        self.mean = 0.5 * self.mean + value.detach()
         return value
 
 
-def test_a_parameter_of_a_loss_is_trained_by_every_scale() -> None:
-    multi = MultiScaleLoss(Scaled())
-    (scale,) = multi.parameters()
-    multi([logits(), logits(4)], labels()).backward()
-    assert scale.grad is not None
-    terms = [2 / 3 * multi.last_terms["scale_0"], 1 / 3 * multi.last_terms["scale_1"]]
-    torch.testing.assert_close(scale.grad, torch.stack(terms).sum())
+def test_a_loss_of_ones_own_keeps_what_it_remembers_at_each_scale_apart() -> None:
+    multi = MultiScaleLoss(Own())
+    assert len(list(multi.parameters())) == 2
+    outputs, target = [logits(), logits(4)], labels()
+    for _ in range(2):
+        multi(outputs, target).backward()
+    fine, coarse = multi.loss, multi.soft_loss
+    assert len(fine.history) == len(coarse.history) == 2
+    assert fine.history[0] == fine.history[1]
+    assert fine.mean != coarse.mean
+    assert fine.scale.grad != coarse.scale.grad
+    fine.factor = 3.0
+    multi(outputs, target)
+    assert coarse.history[2] == pytest.approx(3 * coarse.history[0])
+    state = {name: value + index for index, (name, value) in enumerate(multi.state_dict().items())}
+    multi.load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in multi.state_dict().items())
+
+
+def test_tensors_that_torch_exchanges_for_a_call_come_back() -> None:
+    multi = MultiScaleLoss(IoUCELoss(softmax=True, weight=[1, 1, 1]))
+    outputs, target = [logits(), logits(4)], labels()
+    before = multi(outputs, target)
+    other = {name: torch.tensor([9.0, 1, 1]) for name, _ in multi.named_buffers(remove_duplicate=False)}
+    for_call = functional_call(multi, other, (outputs, target), tie_weights=False)
+    torch.testing.assert_close(for_call, MultiScaleLoss(IoUCELoss(softmax=True, weight=[9, 1, 1]))(outputs, target))
+    assert multi(outputs, target) == before
+    assert [value.tolist() for value in multi.state_dict().values()] == [[1, 1, 1]] * 4
+
+
+@pytest.mark.parametrize("weights", [[np.float32(1), np.float32(0)], np.array([1.0, 0.0]), (1, 0)])
+def test_factors_of_other_kinds_reach_every_scale(weights: Any) -> None:
+    multi = MultiScaleLoss(IoUCELoss(softmax=True))
+    multi.loss.weights = weights
+    torch.testing.assert_close(
+        results(multi, scales=True), results(MultiScaleLoss(IoUCELoss(softmax=True, lambda_ce=0)), scales=True)
+    )
+
+
+def test_a_change_that_the_constructor_refuses_is_refused() -> None:
+    loss = IoUCELoss(softmax=True, average="images")
+    with pytest.raises(ValueError, match=r"^Expected `reduction` to be 'mean' with average='images', but got 'sum'"):
+        loss.reduction = "sum"
+    multi = MultiScaleLoss(IoULoss(softmax=True))
+    multi.loss = LovaszSoftmaxLoss()
+    with pytest.raises(ValueError, match='use downsample="max"'):
+        multi([logits(), logits(4)], labels())
 
 
 @pytest.mark.parametrize("name", ["weight", "pos_weight"])

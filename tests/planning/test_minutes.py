@@ -193,6 +193,16 @@ def test_cases_with_foreground_are_timed_however_many_come_before_them(
     )
 
 
+@pytest.mark.parametrize("spelling", ["validate#inferer#device", "+validate::inferer::device"])
+def test_a_key_that_is_timed_may_be_spelt_as_monai_allows(
+    spelling: str, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Mapping[str, Any]] = []
+    monkeypatch.setattr("monai_iou.planning.timing._measured", lambda _f, _p, config, _m: given.append(config))
+    measure_timing(measured[0], make_plan(None, [], [8, 8, 8]), {"batch_size": 2}, CPU, {spelling: "cpu", "x": 1})
+    assert given == [{"batch_size": 2, "validate#inferer#device": "cpu"}]
+
+
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2.00 GiB")])
 def test_full_memory_is_answered_with_what_the_command_takes(
     error: Exception,

@@ -115,6 +115,8 @@ def test_a_channel_that_is_a_mask_does_not_vanish(value: float) -> None:
     mask[0, 3:9, 2:9, 3:9] = value
     normalize = NormalizeModalitiesd("image", [{"kind": "zscore"}])
     torch.testing.assert_close(normalize({"image": mask})["image"], (mask != 0).float(), rtol=0, atol=0)
+    mask[0, 4, 4] *= 1 + 1e-6
+    torch.testing.assert_close(normalize({"image": mask})["image"], (mask != 0).float(), rtol=0, atol=0)
 
 
 def test_a_channel_named_nonorm_keeps_its_values(tmp_path: Path) -> None:
