@@ -22,6 +22,7 @@ from places import SHARED
 from monai_iou.bundle_files import bundle_path, copy_bundle
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.files import OutputError
 
 # What MONAI 1.6 and torch 2.13 themselves warn of while a workflow is built or exported; nothing of ours.
 pytestmark = [
@@ -285,6 +286,10 @@ def test_a_copy_that_fails_leaves_nothing(
         monkeypatch.setattr(Path, "rename", fail_at_the_configs)
     else:
         monkeypatch.setattr(shutil, "copytree", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError) as caught:
         copy_bundle(target)
+    assert str(caught.value) == (
+        f"Expected to copy the bundle to `{target}`, but got the error 'No space left on device': free space or choose "
+        "another folder."
+    )
     assert list(tmp_path.rglob("*")) == ([target] if exists else [])
