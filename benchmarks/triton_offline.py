@@ -82,9 +82,15 @@ class Compiled:
 
 
 def compiled(
-    kernel: Any, arch: int, logits: str, labels: str, options: dict[str, Any], integer: str = "i32"
+    kernel: Any,
+    arch: int,
+    logits: str,
+    labels: str,
+    options: dict[str, Any],
+    integer: str = "i32",
+    registers: int | None = None,
 ) -> Compiled:
-    """Compile a kernel for an architecture and read the compiler's report."""
+    """Compile a kernel for an architecture, with at most so many registers, and read the compiler's report."""
     constants = {**_FIXED, **options}
     signature = {}
     for name in kernel.arg_names:
@@ -98,12 +104,14 @@ def compiled(
     given = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, given, aligned)
     warps = triton_kernels.WARPS
-    result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    result = triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "maxnreg": registers}
+    )
     ptx = result.asm["ptx"]
-    registers, spilled = _assembled(ptx)
+    used, spilled = _assembled(ptx)
     moved = _moved(ptx, options["CHUNKS"])
     each = 32 * warps / (options["VOXELS"] * options["CHUNKS"])  # threads of a voxel
-    return Compiled(registers, spilled, result.metadata.shared, moved["ld"] * each, moved["st"] * each, result.asm)
+    return Compiled(used, spilled, result.metadata.shared, moved["ld"] * each, moved["st"] * each, result.asm)
 
 
 def _moved(ptx: str, chunks: int) -> dict[str, int]:
@@ -142,7 +150,9 @@ def _assembled(ptx: str) -> tuple[int, int]:
     return int(registers[1]), sum(map(int, spills))
 
 
-def both_passes(arch: int, classes: int, logits: str, loss: str) -> tuple[Compiled, Compiled, int]:
+def both_passes(
+    arch: int, classes: int, logits: str, loss: str, registers: int | None = None
+) -> tuple[Compiled, Compiled, int]:
     """Compile forward and backward of one loss; return them and the floor of their bytes."""
     options = {**BASE, **LOSSES[loss]}
     labels = options.pop("y", "u8")
@@ -155,13 +165,13 @@ def both_passes(arch: int, classes: int, logits: str, loss: str) -> tuple[Compil
         options |= {**triton_kernels.region_blocks(classes, width), "CHUNKS": 1}  # each part adds to the table
         of_groups, kernels = _GROUPS * (classes if options["EACH"] else 1), REGIONS
     options |= {"APART": triton_kernels.keeps_apart(options)} if kernels is SUMS else {}
-    forward, backward = (compiled(kernel, arch, logits, labels, options) for kernel in kernels)
+    forward, backward = (compiled(kernel, arch, logits, labels, options, registers=registers) for kernel in kernels)
     return forward, backward, 3 * FLOATS[logits] * classes + 2 * (of_labels + of_groups)
 
 
-def row(arch: int, classes: int, logits: str, loss: str) -> str:
+def row(arch: int, classes: int, logits: str, loss: str, registers: int | None = None) -> str:
     """Compile forward and backward of one loss and return its line of the table."""
-    forward, backward, floor = both_passes(arch, classes, logits, loss)
+    forward, backward, floor = both_passes(arch, classes, logits, loss, registers)
     moved = forward.loaded + forward.stored + backward.loaded + backward.stored
     return (
         f"| sm_{arch} | {loss} | {classes} | {logits} | {forward.registers}, {backward.registers} | "
@@ -177,6 +187,7 @@ def main() -> None:
     parser.add_argument("--loss", action="append", choices=list(LOSSES), metavar="NAME", help="may be repeated")
     parser.add_argument("--classes", type=int, action="append", choices=CLASSES, help="may be repeated")
     parser.add_argument("--logits", action="append", choices=list(FLOATS), help="may be repeated")
+    parser.add_argument("--registers", type=int, metavar="N", help="at most so many of a thread, instead of any number")
     options = parser.parse_args()
     print("# The Triton kernel, compiled for GPUs that are not there\n")
     print("Registers of a thread and shared bytes are given for forward and backward, the bytes that a voxel requests")
@@ -188,7 +199,7 @@ def main() -> None:
         for loss in options.loss or LOSSES:
             for classes in options.classes or CLASSES:
                 for logits in options.logits or FLOATS:
-                    print(row(arch, classes, logits, loss), flush=True)
+                    print(row(arch, classes, logits, loss, options.registers), flush=True)
 
 
 if __name__ == "__main__":

@@ -214,8 +214,7 @@ def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = N
         units: the patient of each case; None treats each case as a patient.
 
     Returns:
-        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None if there are no cases.
-        A single case has no `p`.
+        `n`, `first_mean`, `second_mean`, `difference`, `interval` and `p`; None without cases, `p` also for one case.
     """
     n = int(first.size)
     if n == 0:
@@ -234,8 +233,7 @@ def paired_test(first: _Floats, second: _Floats, units: Sequence[str] | None = N
 
 def _sign_flip_p(sums: _Floats) -> float:
     """Share of the sign flips whose sum is at least as far from 0 as the observed one."""
-    # Equal sums in another order differ by the rounding of their terms, also where these cancel.
-    observed = abs(float(sums.sum())) - 1e-12 * float(np.abs(sums).sum())
+    observed = abs(float(sums.sum())) - 1e-12 * float(np.abs(sums).sum())  # other orders round the terms otherwise
     ways = 2**sums.size  # a whole number, because a float overflows from 1024 patients on
     if ways <= PERMUTATIONS:
         bits = np.arange(ways)[:, None] >> np.arange(sums.size) & 1

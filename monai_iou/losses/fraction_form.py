@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,21 +57,11 @@ def form_for_fractions(loss: nn.Module, made: nn.Module | None = None) -> nn.Mod
     return made
 
 
-def _without_state(module: nn.Module, is_known: bool = True) -> Iterator[bool]:
-    """Yield for a module and all in it, in the order of `modules()`, whether only known libraries made it."""
-    seen: set[nn.Module] = set()
-
-    def walk(part: nn.Module, is_known: bool) -> Iterator[bool]:
-        if part in seen:
-            return
-        seen.add(part)
-        is_known = is_known and type(part).__module__.partition(".")[0] in _STATELESS
-        yield is_known
-        for child in part._modules.values():
-            if child is not None:
-                yield from walk(child, is_known)
-
-    return walk(module, is_known)
+def _without_state(loss: nn.Module) -> list[bool]:
+    """Return for each of `loss.modules()` whether it, and all that contains it, is of a known library."""
+    own = [name for name, part in loss.named_modules() if type(part).__module__.partition(".")[0] not in _STATELESS]
+    names = [name for name, _ in loss.named_modules()]
+    return [not any(other in ("", name) or name.startswith(f"{other}.") for other in own) for name in names]
 
 
 def _share(tensors: dict[str, Any], copies: dict[str, Any]) -> None:

@@ -19,6 +19,16 @@ from monai_iou.losses.weights import as_weight
 _SHARED = ("to_onehot_y", "sigmoid", "softmax", "reduction", "ignore_index", "sync_batch")
 
 
+def _factor(term: int, name: str) -> Any:
+    """Return the property of a compound loss that reads and writes the factor of a term."""
+
+    def write(loss: CompoundLoss, factor: float) -> None:
+        # Into the list, as others may hold it.
+        loss.weights[term] = checks.check_positive(name, factor, allow_zero=True)
+
+    return property(lambda loss: loss.weights[term], write, doc=f"The factor of a term, `weights[{term}]`.")
+
+
 class IoUCELoss(CompoundLoss):
     r"""IoU loss plus cross-entropy, computed in one pass over the voxels.
 
@@ -76,24 +86,8 @@ class IoUCELoss(CompoundLoss):
         super().__init__([IoULoss(*args, **region), entropy], [lambda_iou, lambda_ce])
         self.names = ["iou", "focal" if gamma else "cross_entropy"]
 
-    @property
-    def lambda_iou(self) -> float:
-        """The factor of the IoU loss, `weights[0]`."""
-        return self.weights[0]
-
-    @lambda_iou.setter
-    def lambda_iou(self, factor: float) -> None:
-        # Into the list, as others may hold it.
-        self.weights[0] = checks.check_positive("lambda_iou", factor, allow_zero=True)
-
-    @property
-    def lambda_ce(self) -> float:
-        """The factor of the cross-entropy, `weights[1]`."""
-        return self.weights[1]
-
-    @lambda_ce.setter
-    def lambda_ce(self, factor: float) -> None:
-        self.weights[1] = checks.check_positive("lambda_ce", factor, allow_zero=True)
+    lambda_iou = _factor(0, "lambda_iou")
+    lambda_ce = _factor(1, "lambda_ce")
 
     @property
     def reduction(self) -> str:
@@ -183,11 +177,4 @@ class IoUFocalLoss(IoUCELoss):
             **options,
         )
 
-    @property
-    def lambda_focal(self) -> float:
-        """The factor of the focal loss, `weights[1]`."""
-        return self.weights[1]
-
-    @lambda_focal.setter
-    def lambda_focal(self, factor: float) -> None:
-        self.weights[1] = checks.check_positive("lambda_focal", factor, allow_zero=True)
+    lambda_focal = _factor(1, "lambda_focal")

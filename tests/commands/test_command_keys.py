@@ -20,6 +20,7 @@ from monai_iou.cli import cli, main
 from monai_iou.commands.command_lines import bundle_line
 from monai_iou.commands.keys import (
     INFERENCE_SETS,
+    PARTS,
     PATHS,
     check_values,
     known_keys,
@@ -265,6 +266,11 @@ def test_a_key_of_another_config_is_answered_with_who_takes_it(key: str, config:
         read_keys([f"--{key}", "x"], KNOWN, own_options_of(train))
     expected = f"Expected a key of train.json, but got `{key}`, which is one of {config}.json: {remedy}."
     assert str(caught.value) == expected
+
+
+def test_the_parts_below_validate_are_those_of_inference() -> None:
+    train_keys = json.loads((bundle_path() / "configs" / "train.json").read_text())
+    assert set(PARTS) == known_keys([], "inference") & set(train_keys["validate"])
 
 
 @pytest.mark.parametrize(
