@@ -24,7 +24,8 @@ class WeightedCrossEntropyLoss(SumsLoss):
     :math:`T_c = \sum_v y_{cv}`. For label maps and :math:`\gamma = 0` this is
     `torch.nn.functional.cross_entropy(weight=w)`. With `sigmoid` it is the binary cross-entropy of each class,
     :math:`\sum_c w_c E_c / \sum_c w_c N` over N voxels, which equals the mean of `binary_cross_entropy_with_logits` for
-    equal weights; for probabilities of a single channel it is the mean of `binary_cross_entropy`. The focal loss is
+    equal weights; for probabilities of a single channel it is the mean of `binary_cross_entropy`, except that
+    a probability below 1e-30 counts as 1e-30, without a gradient (torch: ln p is at least -100). The focal loss is
     that of Lin et al. 2017 (https://arxiv.org/abs/1708.02002), summed over the classes (MONAI's FocalLoss averages over
     them). See :class:`IoULoss` for the shapes.
 

@@ -81,6 +81,8 @@ def _smoothed(target: Tensor, p: Probabilities, spec: PassSpec) -> Tensor:
 def _power(value: Tensor, exponent: float) -> Tensor:
     if exponent == 1:
         return value
+    if not float(exponent).is_integer():
+        value = value.clamp_min(0)  # rounding gives probabilities such as -1e-8, which have no such power; NaN stays
     return value * value if exponent == 2 else value.pow(exponent)
 
 

@@ -189,6 +189,14 @@ def test_affinity_at_a_coarser_grid_keeps_small_lesions() -> None:
     assert AffinityLoss(downsample="nearest")(perfect, labels) > 0.1
 
 
+def test_a_certain_and_wrong_affinity_costs_the_least_logarithm() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1]]])
+    wrong = torch.zeros(1, 4, 4, requires_grad=True)
+    value = AffinityLoss(lambda_global=0)(wrong, labels)
+    torch.testing.assert_close(value, torch.tensor(69.07755 / 2))
+    assert (torch.autograd.grad(value, wrong)[0] == torch.where(labels == labels.mT, 0, 1 / 16)).all()
+
+
 def test_affinity_ignores_positions() -> None:
     labels = torch.tensor([[[0, 1, 255, 0, 1]]])
     keep = [0, 1, 3, 4]

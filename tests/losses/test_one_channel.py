@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import os
 from typing import Any
 
@@ -64,6 +65,32 @@ def test_it_is_torchs_binary_cross_entropy(shape: tuple[int, ...], soft: bool, k
     with use_kernel(kernel):
         found = slope_of(WeightedCrossEntropyLoss(softmax=False), p, y)
     torch.testing.assert_close(found, slope_of(F.binary_cross_entropy, p, y), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_certain_and_wrong_voxel_costs_the_least_logarithm_without_a_gradient(kernel: str) -> None:
+    p, y = torch.tensor([[[0.0, 1, 1e-35, 0.3]]]), torch.tensor([[[1.0, 0, 1, 1]]])
+    with use_kernel(kernel):
+        value, slope = slope_of(WeightedCrossEntropyLoss(softmax=False), p, y)
+    torch.testing.assert_close(value, torch.tensor((3 * 69.07755 - math.log(0.3)) / 4), rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope, torch.tensor([[[0, 0, 0, -1 / 1.2]]]))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [1.25, 1.5, 2, 2.5, 3])
+def test_rounding_beyond_0_and_1_does_not_matter_to_any_power(power: float, dtype: torch.dtype, kernel: str) -> None:
+    p, y = case(dtype=dtype)
+    rounded = p.clone()
+    rounded.view(-1)[:3], p.view(-1)[:3] = (
+        torch.tensor([-1e-8, -1e-7, 1 + 1.2e-7], dtype=dtype),
+        torch.tensor([0, 0, 1]),
+    )
+    with use_kernel(kernel):
+        found, expected = (slope_of(IoULoss(power=power), values, y) for values in (rounded, p))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        rounded.view(-1)[0] = torch.nan
+        assert slope_of(IoULoss(power=power), rounded, y)[0].isnan()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
