@@ -13,7 +13,6 @@ from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.spacing import check_grid, check_positions
-from monai_iou.voxels.activations import TINY
 from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import checked_numbers, valid_voxels
@@ -159,7 +158,7 @@ class AffinityLoss(_Loss):
 
 def _log(values: Tensor) -> Tensor:
     """Return the logarithm, of 1e-30 for all that is less, without a gradient, as in the voxel pass (torch: -100)."""
-    return values.clamp_min(TINY).log()
+    return values.clamp_min(1e-30).log()
 
 
 def _global_terms(p: Tensor, same: Tensor, pairs: Tensor, valid: Tensor) -> Tensor:
