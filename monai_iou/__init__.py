@@ -8,6 +8,7 @@ from monai_iou.distributed import sum_over_ranks
 from monai_iou.handlers import (
     BoundaryIoUHandler,
     CalibrationHandler,
+    DiceHandler,
     IoUHandler,
     LesionIoUHandler,
     LossWeightSchedule,
@@ -75,6 +76,7 @@ __all__ = [
     "CompoundLoss",
     "ContextAttentionLoss",
     "ContextPriorHead",
+    "DiceHandler",
     "FocalIoULoss",
     "FocalTverskyLoss",
     "GeneralizedIoULoss",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.utils.enums import MetricReduction
 
 from monai_iou.losses.weight_schedule import LossWeightSchedule
 from monai_iou.metrics.boundary import BoundaryDistance
 from monai_iou.metrics.boundary_metric import BoundaryIoUMetric
+from monai_iou.metrics.handler_base import MetricHandler, identity
 from monai_iou.metrics.iou import IgnoreEmpty, IoUMetric
 from monai_iou.metrics.lesion_metric import LesionIoUMetric
 from monai_iou.metrics.lesion_rules import Pairing
@@ -28,11 +29,7 @@ __all__ = [
 ]
 
 
-def _identity(output: Any) -> Any:
-    return output
-
-
-class IoUHandler(IgniteMetricHandler):
+class IoUHandler(MetricHandler):
     """Compute `IoUMetric` during an evaluation; see there for the definitions.
 
     Args:
@@ -44,9 +41,11 @@ class IoUHandler(IgniteMetricHandler):
         ignore_empty: which absent classes are left out, "both", True or False; see the metric.
         num_classes: number of classes of label maps, including the background.
         ignore_index: reference label whose voxels are ignored.
+        undefined: value in `engine.state.metrics` in place of NaN, a mean over nothing; the details keep NaN.
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `undefined` is not a number.
 
     Example:
         >>> import torch
@@ -64,12 +63,13 @@ class IoUHandler(IgniteMetricHandler):
         self,
         include_background: bool = True,
         reduction: MetricReduction | str = MetricReduction.MEAN,
-        output_transform: Callable[[Any], Any] = _identity,
+        output_transform: Callable[[Any], Any] = identity,
         save_details: bool = True,
         *,
         ignore_empty: IgnoreEmpty = "both",
         num_classes: int | None = None,
         ignore_index: int | None = None,
+        undefined: float = math.nan,
     ) -> None:
         metric = self._metric_type(
             include_background=include_background,
@@ -78,7 +78,7 @@ class IoUHandler(IgniteMetricHandler):
             num_classes=num_classes,
             ignore_index=ignore_index,
         )
-        super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
+        super().__init__(metric, output_transform, save_details, undefined)
 
 
 class _DiceOfIoU(IoUMetric):
@@ -103,9 +103,11 @@ class DiceHandler(IoUHandler):
         ignore_empty: "both", True or False, see `IoUMetric`.
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
+        undefined: value in `engine.state.metrics` in place of NaN, a mean over nothing.
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `undefined` is not a number.
 
     Example:
         >>> import torch
@@ -120,7 +122,7 @@ class DiceHandler(IoUHandler):
     _metric_type = _DiceOfIoU
 
 
-class LesionIoUHandler(IgniteMetricHandler):
+class LesionIoUHandler(MetricHandler):
     """Compute `LesionIoUMetric` during an evaluation; see there for the definitions.
 
     Without `spacing`, the voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm
@@ -128,7 +130,7 @@ class LesionIoUHandler(IgniteMetricHandler):
 
     Args:
         include_background: whether class 0 is scored; None leaves it out if it is a background.
-        reduction, output_transform, save_details, ignore_empty, num_classes: see :class:`IoUHandler`.
+        reduction, output_transform, save_details, ignore_empty, num_classes, undefined: see :class:`IoUHandler`.
         score: the lesion score to report.
         threshold: smallest IoU at which two components can match, or "any".
         connectivity: 6, 18 or 26 neighbours in 3D, 4 or 8 in 2D; None takes the largest number.
@@ -142,6 +144,7 @@ class LesionIoUHandler(IgniteMetricHandler):
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `undefined` is not a number.
 
     Example:
         >>> import torch
@@ -157,7 +160,7 @@ class LesionIoUHandler(IgniteMetricHandler):
         self,
         include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
-        output_transform: Callable[[Any], Any] = _identity,
+        output_transform: Callable[[Any], Any] = identity,
         save_details: bool = True,
         *,
         score: str = "pq",
@@ -172,6 +175,7 @@ class LesionIoUHandler(IgniteMetricHandler):
         min_volume_mm3: float = 0.0,
         dilation: int = 0,
         spacing: Sequence[float] | float | None = None,
+        undefined: float = math.nan,
     ) -> None:
         metric = LesionIoUMetric(
             include_background=include_background,
@@ -189,10 +193,10 @@ class LesionIoUHandler(IgniteMetricHandler):
             dilation=dilation,
             spacing=spacing,
         )
-        super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
+        super().__init__(metric, output_transform, save_details, undefined)
 
 
-class BoundaryIoUHandler(IgniteMetricHandler):
+class BoundaryIoUHandler(MetricHandler):
     """Compute `BoundaryIoUMetric` during an evaluation; see there for the definitions.
 
     Without `spacing`, the voxel size is read from the labels or the predictions if they are MetaTensors, and is 1 mm
@@ -200,7 +204,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
 
     Args:
         include_background: whether class 0 is scored; None leaves it out if it is a background.
-        reduction, output_transform, save_details, ignore_empty, num_classes: see :class:`IoUHandler`.
+        reduction, output_transform, save_details, ignore_empty, num_classes, undefined: see :class:`IoUHandler`.
         width: thickness of the band in mm, or as a percentage of the diagonal of the image, such as "2%".
         distance: "euclidean" or "chessboard".
         ignore_index: reference label whose voxels belong to no band.
@@ -208,6 +212,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `undefined` is not a number.
 
     Example:
         >>> import torch
@@ -223,7 +228,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
         self,
         include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
-        output_transform: Callable[[Any], Any] = _identity,
+        output_transform: Callable[[Any], Any] = identity,
         save_details: bool = True,
         *,
         width: float | str = 2.0,
@@ -232,6 +237,7 @@ class BoundaryIoUHandler(IgniteMetricHandler):
         num_classes: int | None = None,
         ignore_index: int | None = None,
         spacing: Sequence[float] | float | None = None,
+        undefined: float = math.nan,
     ) -> None:
         metric = BoundaryIoUMetric(
             include_background=include_background,
@@ -243,4 +249,4 @@ class BoundaryIoUHandler(IgniteMetricHandler):
             ignore_index=ignore_index,
             spacing=spacing,
         )
-        super().__init__(metric_fn=metric, output_transform=output_transform, save_details=save_details)
+        super().__init__(metric, output_transform, save_details, undefined)

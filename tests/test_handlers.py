@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import csv
 import inspect
+import math
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from gloo_ranks import join_group, leave_group, run_ranks
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.handlers import MeanIoUHandler, MetricsSaver, from_engine
+from monai.engines import SupervisedEvaluator
+from monai.handlers import CheckpointSaver, IgniteMetricHandler, MeanDice, MeanIoUHandler, MetricsSaver, from_engine
 from monai.networks.utils import one_hot
 from places import DOCS
 
@@ -23,12 +28,14 @@ from monai_iou import CompoundLoss, InstanceIoULoss, IoUCELoss, IoULoss, MultiSc
 from monai_iou.handlers import (
     BoundaryIoUHandler,
     CalibrationHandler,
+    DiceHandler,
     IoUHandler,
     LesionIoUHandler,
     LossWeightSchedule,
     ThresholdIoUHandler,
 )
 from monai_iou.metrics import BoundaryIoUMetric, CalibrationMetric, IoUMetric, LesionIoUMetric, ThresholdIoUMetric
+from monai_iou.workflow.optimization import is_better
 
 IMAGES = torch.randint(0, 3, (4, 2, 1, 6, 6, 4), generator=torch.Generator().manual_seed(3))
 
@@ -407,10 +414,7 @@ def test_a_schedule_that_cannot_be_followed_is_refused(loss, terms, error, text)
 
 @pytest.mark.parametrize("ignore_empty", ["both", True, False])
 def test_dice_is_over_the_cases_of_iou(ignore_empty: Any) -> None:
-    from ignite.engine import Engine
     from monai.metrics import DiceMetric
-
-    from monai_iou.handlers import DiceHandler, IoUHandler
 
     torch.manual_seed(0)
     pairs = [(torch.randint(0, 3, (1, 1, 6, 6)), torch.randint(0, 3, (1, 1, 6, 6))) for _ in range(4)]
@@ -444,3 +448,136 @@ def test_the_page_names_what_a_handler_does_not_take(handler, metric):
     assert theirs - ours == {"get_not_nans", "return_with_label"}
     page = " ".join((DOCS / "metrics.md").read_text(encoding="utf-8").split())
     assert "the other arguments of their metric by keyword, except `get_not_nans` and `return_with_label`" in page
+
+
+HANDLERS = [IoUHandler, DiceHandler, LesionIoUHandler, BoundaryIoUHandler, ThresholdIoUHandler, CalibrationHandler]
+
+
+@pytest.mark.parametrize("one_hot_maps", [False, True])
+@pytest.mark.parametrize("include_background", [False, True])
+@pytest.mark.parametrize(("ours", "theirs"), [(IoUHandler, MeanIoUHandler), (DiceHandler, MeanDice)])
+def test_monais_rule_gives_the_value_of_monais_handler(ours, theirs, include_background, one_hot_maps):
+    images = IMAGES.clone()
+    images[1, 1][images[1, 1] == 2] = 0  # no class 2, which is predicted
+    maps = torch.stack([one_hot(each, 3) for each in images])
+    values = []
+    for handler, options in ((ours, {"ignore_empty": True}), (theirs, {})):
+        given = maps if one_hot_maps or handler is theirs else images
+        options = {**options, "num_classes": 3} if given is images else options
+        engine = evaluator(handler(include_background, **options), "score")
+        values.append(engine.run([(each[:1], each[1:]) for each in given]).metrics["score"])
+    assert values[0] == pytest.approx(values[1])
+
+
+def nothing_then(scores: list[float], handler: IgniteMetricHandler, folder: Path, **options: Any) -> tuple[float, str]:
+    """Validate an image with nothing to score, then one of each IoU; return the best score and the name of the file."""
+    network, step = torch.nn.Conv3d(1, 1, 1), [0]
+
+    def predict(_engine: Engine, _batch: object) -> list[dict[str, torch.Tensor]]:
+        label = torch.full((1, 1, 1, 100), float(step[0] > 0))
+        prediction = label.clone()
+        prediction[..., round(100 * [1.0, *scores][step[0]]) :] = 0
+        return [{"pred": prediction, "label": label}]
+
+    engine = SupervisedEvaluator(
+        "cpu",
+        [{"image": torch.zeros(1), "label": torch.zeros(1)}],
+        network,
+        iteration_update=predict,
+        key_val_metric={"val_score": handler},
+        val_handlers=[CheckpointSaver(save_dir=str(folder), save_dict={"net": network}, save_key_metric=True)],
+        **options,
+    )
+    for step[0] in range(len(scores) + 1):
+        engine.run(step[0] + 1)
+    (saved,) = (path.name for path in folder.iterdir())
+    return engine.state.best_metric, saved
+
+
+PAIR = {"output_transform": from_engine(["pred", "label"])}
+
+
+@pytest.mark.parametrize("ignore_empty", ["both", True])
+def test_a_defined_first_score_leaves_monais_choice_of_the_best_model_open(ignore_empty: Any, tmp_path: Path) -> None:
+    handlers = [MeanIoUHandler(**PAIR), IoUHandler(ignore_empty=ignore_empty, undefined=0.0, **PAIR)]
+    folders = [tmp_path / name for name in ("theirs", "ours")]
+    theirs, ours = (nothing_then([0.25, 0.75, 0.5], *each) for each in zip(handlers, folders, strict=True))
+    assert ours == theirs == (0.75, "net_key_metric=0.7500.pt")
+
+
+FIRST_NAN = (
+    "Expected the first value of the key metric `val_score` to be a number, but got NaN, a mean over nothing, which no "
+    "later score replaces as the best of this engine and of MONAI's CheckpointSaver: pass `undefined=0.0`, "
+    "its worst value, to IoUHandler."
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"metric_cmp_fn": lambda current, best: current < best}])
+def test_a_first_nan_that_stays_the_best_is_named_once(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="key metric") as caught:
+        best, saved = nothing_then([0.25, 0.75], IoUHandler(**PAIR), tmp_path, **options)
+    assert [str(each.message) for each in caught] == [FIRST_NAN]
+    assert (math.isnan(best), saved) == (True, "net_key_metric=nan.pt")
+
+
+def test_the_value_that_the_warning_names_is_the_worst_of_the_metric() -> None:
+    kinds = (IoUHandler, DiceHandler, LesionIoUHandler, BoundaryIoUHandler, ThresholdIoUHandler, CalibrationHandler)
+    assert [kind.worst for kind in kinds] == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    handler = CalibrationHandler(True)
+    engine = SimpleNamespace(
+        metric_cmp_fn=lambda current, best: current < best,
+        state=SimpleNamespace(key_metric_name="ece", best_metric_epoch=-1, metrics={"ece": math.nan}),
+    )
+    handler.compute = lambda: math.nan  # type: ignore[method-assign]
+    with (
+        patch.object(IgniteMetricHandler, "completed"),
+        pytest.warns(UserWarning, match=r"pass `undefined=1\.0`, its worst value, to CalibrationHandler\.$"),
+    ):
+        handler.completed(engine, "ece")  # type: ignore[arg-type]
+
+
+def test_the_bundles_comparison_needs_no_word_about_nan(tmp_path: Path) -> None:
+    best, saved = nothing_then([0.25, 0.75], IoUHandler(**PAIR), tmp_path, metric_cmp_fn=is_better)
+    assert (best, saved) == (0.75, "net_key_metric=nan.pt")  # MONAI's saver compares by itself: docs/metrics.md
+
+
+def undefined_batch(handler: Callable[..., IgniteMetricHandler]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of two images and two classes in which a handler scores class 0 in the first image only."""
+    label = torch.zeros(2, 2, 4, 4)
+    label[0, 0, :2] = 1
+    if handler is CalibrationHandler:
+        label[1], label[:, 1] = math.nan, math.nan  # partly labelled: an error of absent classes is defined
+        return torch.full((2, 2, 4, 4), 0.5), label
+    return label.clone(), label
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("undefined", [math.nan, -1.0, 0, -math.inf])
+def test_undefined_stands_for_nan_in_the_metrics_alone(handler: Any, undefined: float) -> None:
+    batch = undefined_batch(handler)
+    by_class = handler(True, "mean_batch", undefined=undefined)
+    each = handler(True, "none", undefined=undefined)
+    whole = handler(True, undefined=undefined)
+    engine = evaluator(by_class, "by_class")
+    each.attach(engine, "each")
+    whole.attach(engine, "whole")
+    state = engine.run([batch])
+    details = state.metric_details["by_class"]
+    assert details.isnan().tolist() == [[False, True], [True, True]]
+    score, value = details[0, 0].item(), torch.tensor(float(undefined))
+    torch.testing.assert_close(state.metrics["by_class"], torch.stack([details[0, 0], value]), equal_nan=True)
+    expected = details.where(~details.isnan(), value)
+    torch.testing.assert_close(state.metrics["each"], expected, equal_nan=True)
+    torch.testing.assert_close(state.metric_details["each"], details, equal_nan=True)
+    assert state.metrics["whole"] == pytest.approx(score)
+    nothing = evaluator(handler(True, undefined=undefined), "whole").run([tuple(part[1:] for part in batch)])
+    assert nothing.metrics["whole"] == pytest.approx(undefined, nan_ok=True)
+    assert isinstance(nothing.metrics["whole"], float)
+    assert nothing.metric_details["whole"].isnan().all()
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_undefined_is_a_number(handler: Any) -> None:
+    with pytest.raises(TypeError, match="`undefined`") as caught:
+        handler(undefined="0")
+    assert str(caught.value) == "Expected `undefined` to be a number, but got str: pass an int or a float."

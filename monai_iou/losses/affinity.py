@@ -157,7 +157,7 @@ class AffinityLoss(_Loss):
 
 
 def _log(values: Tensor) -> Tensor:
-    """Return the logarithm, of 1e-30 for all that is less, without a gradient, as in the voxel pass (torch: -100)."""
+    """Return the logarithm; values below 1e-30 count as 1e-30 and get no gradient, as in the voxel pass."""
     return values.clamp_min(1e-30).log()
 
 

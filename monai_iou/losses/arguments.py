@@ -85,6 +85,12 @@ def bound_arguments(
 
 def _remedy(name: str, names: list[str]) -> str:
     """Return what to do instead of passing the unknown argument `name`."""
+    if name == "alpha" and "pos_weight" in names:  # a focal loss, which has another alpha than a Tversky loss
+        factor = next((f"`{each}`" for each in ("lambda_focal", "lambda_ce") if each in names), "the loss")
+        return (
+            "for the `alpha` of a focal loss, write `pos_weight=alpha / (1 - alpha)` with `sigmoid=True` and multiply "
+            f"{factor} by 1 - alpha, or use FocalTverskyLoss for that of a Tversky loss"
+        )
     renamed = [other for other in _RENAMED.get(name, ()) if other in names]
     close = renamed or ([] if name in _EXPLAINED else difflib.get_close_matches(name, names, n=1))
     if close:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from monai_iou import checks, scores
 from monai_iou.losses.base import RegionLoss, RegionOptions, suppression, with_region_arguments
 from monai_iou.losses.weights import scored_weights
+from monai_iou.voxels.spec import PassSpec
 from monai_iou.voxels.sums import VoxelSums
 
 
@@ -103,12 +104,14 @@ class FocalTverskyLoss(RegionLoss):
         beta: weight of false negatives.
         gamma: exponent, above 0.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. A `power` above 1 reduces P and with it FP; if alpha also exceeds beta, the
-            Tversky index can exceed 1 and the loss become negative.
+        **options: the same, by name. A `power` q above 1 reduces P and with it FP, so that the Tversky index would
+            exceed 1 at wrong predictions if alpha (q - 1) were above beta, or, with `soft_label`, alpha unequal to
+            beta; both are refused.
 
     Raises:
         TypeError: as :class:`IoULoss`.
-        ValueError: as :class:`IoULoss`, or if `gamma` is not above 0, or `alpha` or `beta` is negative, or both are 0.
+        ValueError: as :class:`IoULoss`; if `gamma` is not above 0, or `alpha` or `beta` is negative, or both are 0; or
+            if `power` and the weights do not go together.
 
     Example:
         >>> import torch
@@ -137,6 +140,35 @@ class FocalTverskyLoss(RegionLoss):
                 "error would count."
             )
             raise ValueError(message)
+        self._check_power()
+
+    def _check_power(self) -> None:
+        """Refuse a power for which the index exceeds 1, so that the best prediction would be a wrong one.
+
+        A voxel with y = 1 adds alpha (p^q - p) + beta (1 - p) to the denominator beside I. It is convex in p and 0 at
+        p = 1: it is negative below 1 if its slope alpha (q - 1) - beta there is positive.
+        """
+        if self.power == 1:
+            return
+        if self.soft_label and self.alpha != self.beta:
+            message = (
+                "Expected `alpha` and `beta` to be equal with soft_label=True and a `power` of 2, but got "
+                f"{self.alpha:g} and {self.beta:g}: leave `power` at 1 and squared_pred out, or give both one value."
+            )
+            raise ValueError(message)
+        slope = self.alpha * (min(self.power, 2.0) - 1)  # above 2, `power` alone makes every loss negative
+        if slope > self.beta * (1 + 1e-9):
+            message = (
+                f"Expected `beta` to be at least {slope:g}, which is `alpha` times (q - 1) with a `power` q of "
+                f"{self.power:g}, but got {self.beta:g}: leave `power` at 1 and squared_pred out, or raise `beta`, "
+                "because wrong predictions would have a lower loss than right ones."
+            )
+            raise ValueError(message)
+
+    def pass_spec(self, channels: int) -> PassSpec:
+        """Return what the loss needs from the voxel pass over an input with `channels` channels."""
+        self._check_power()
+        return super().pass_spec(channels)
 
     def class_terms(self, sums: VoxelSums) -> Tensor:
         """Return the focal Tversky loss of each class, (B, C)."""
@@ -165,7 +197,7 @@ class LogTverskyLoss(FocalTverskyLoss):
         beta: weight of false negatives.
         gamma: exponent, above 0.
         *args: the arguments of :class:`IoULoss`, in its order.
-        **options: the same, by name. A Tversky index above 1, which is possible with a `power` above 1, counts as 1.
+        **options: the same, by name. A Tversky index above 1, which is possible with a `power` above 2, counts as 1.
 
     Raises:
         TypeError: as :class:`IoULoss`.

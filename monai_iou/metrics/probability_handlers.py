@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.utils.enums import MetricReduction
 
 from monai_iou.metrics.calibration import CalibrationMetric, ReliabilityDiagram
+from monai_iou.metrics.handler_base import MetricHandler, identity
 from monai_iou.metrics.iou import IgnoreEmpty
 from monai_iou.metrics.probability import Activation
 from monai_iou.metrics.threshold import ThresholdCurves, ThresholdIoUMetric
@@ -16,11 +17,7 @@ from monai_iou.metrics.threshold import ThresholdCurves, ThresholdIoUMetric
 __all__ = ["CalibrationHandler", "ThresholdIoUHandler"]
 
 
-def _identity(output: Any) -> Any:
-    return output
-
-
-class ThresholdIoUHandler(IgniteMetricHandler):
+class ThresholdIoUHandler(MetricHandler):
     """Compute `ThresholdIoUMetric` during an evaluation; see there for the definitions.
 
     The predictions are probabilities (B, C, *S), or a list of (C, *S), from before the argmax. After an evaluation,
@@ -35,9 +32,11 @@ class ThresholdIoUHandler(IgniteMetricHandler):
             `engine.state.metric_details`, from which `MetricsSaver` writes them.
         score: "average_precision" (default) of each image and class, or "iou" at `threshold`.
         threshold, ignore_empty, ignore_index, activation, resolution: see the metric.
+        undefined: value in `engine.state.metrics` in place of NaN, a mean over nothing; the details keep NaN.
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `undefined` is not a number.
 
     Example:
         >>> import torch
@@ -54,7 +53,7 @@ class ThresholdIoUHandler(IgniteMetricHandler):
         self,
         include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
-        output_transform: Callable[[Any], Any] = _identity,
+        output_transform: Callable[[Any], Any] = identity,
         save_details: bool = True,
         *,
         score: Literal["average_precision", "iou"] = "average_precision",
@@ -63,6 +62,7 @@ class ThresholdIoUHandler(IgniteMetricHandler):
         ignore_index: int | None = None,
         activation: Activation = None,
         resolution: int = 200,
+        undefined: float = math.nan,
     ) -> None:
         self.metric = ThresholdIoUMetric(
             include_background=include_background,
@@ -75,7 +75,7 @@ class ThresholdIoUHandler(IgniteMetricHandler):
             score=score,
         )
         self.curves: ThresholdCurves | None = None
-        super().__init__(metric_fn=self.metric, output_transform=output_transform, save_details=save_details)
+        super().__init__(self.metric, output_transform, save_details, undefined)
 
     def compute(self) -> Any:
         """Return the value for `engine.state.metrics`, and keep the curves; every rank must call it."""
@@ -84,7 +84,7 @@ class ThresholdIoUHandler(IgniteMetricHandler):
         return value
 
 
-class CalibrationHandler(IgniteMetricHandler):
+class CalibrationHandler(MetricHandler):
     """Compute `CalibrationMetric` during an evaluation; see there for the definitions.
 
     The predictions are probabilities (B, C, *S), or a list of (C, *S), from before the argmax. After an evaluation,
@@ -92,7 +92,7 @@ class CalibrationHandler(IgniteMetricHandler):
     "ece", "ace" and "mce"; they are None and empty before the first one.
 
     Args:
-        include_background, reduction, output_transform, save_details: see :class:`ThresholdIoUHandler`.
+        include_background, reduction, output_transform, save_details, undefined: see :class:`ThresholdIoUHandler`.
         num_bins: number of bins of equal width between the probabilities 0 and 1.
         kind: "expected" (ECE, the default), "average" (ACE) or "maximum" (MCE), of each image and class.
         ignore_index: reference label whose voxels are ignored.
@@ -100,6 +100,7 @@ class CalibrationHandler(IgniteMetricHandler):
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `undefined` is not a number.
 
     Example:
         >>> import torch
@@ -112,17 +113,20 @@ class CalibrationHandler(IgniteMetricHandler):
         (0.25, tensor([[0.0000, 0.5000]]))
     """
 
+    worst = 1.0
+
     def __init__(
         self,
         include_background: bool | None = None,
         reduction: MetricReduction | str = MetricReduction.MEAN,
-        output_transform: Callable[[Any], Any] = _identity,
+        output_transform: Callable[[Any], Any] = identity,
         save_details: bool = True,
         *,
         num_bins: int = 20,
         kind: Literal["expected", "average", "maximum"] = "expected",
         ignore_index: int | None = None,
         activation: Activation = None,
+        undefined: float = math.nan,
     ) -> None:
         self.metric = CalibrationMetric(
             include_background=include_background,
@@ -134,7 +138,7 @@ class CalibrationHandler(IgniteMetricHandler):
         )
         self.diagram: ReliabilityDiagram | None = None
         self.errors: list[dict[str, float]] = []
-        super().__init__(metric_fn=self.metric, output_transform=output_transform, save_details=save_details)
+        super().__init__(self.metric, output_transform, save_details, undefined)
 
     def compute(self) -> Any:
         """Return the value for `engine.state.metrics`, and keep diagram and errors; every rank must call it."""

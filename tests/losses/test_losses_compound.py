@@ -102,6 +102,10 @@ def test_a_wrong_argument_names_the_class_it_was_given_to() -> None:
         FocalIoULoss(2.0, *SHARED, 1.0)
 
 
+FOCAL_ALPHA = (
+    "for the `alpha` of a focal loss, write `pos_weight=alpha / (1 - alpha)` with `sigmoid=True` and multiply "
+)
+TVERSKY_ALPHA = "or use FocalTverskyLoss for that of a Tversky loss"
 SUGGESTIONS = [
     (IoUCELoss, "lambda_dice", "write `lambda_iou`"),
     (IoUCELoss, "lambda_focal", "write `lambda_ce`"),
@@ -111,6 +115,9 @@ SUGGESTIONS = [
     (IoULoss, "sigmoid_", "write `sigmoid`"),
     (IoULoss, "weights", "write `weight`"),
     (IoULoss, "alpha", "use FocalTverskyLoss, which weights false positives by `alpha`"),
+    (IoUFocalLoss, "alpha", f"{FOCAL_ALPHA}`lambda_focal` by 1 - alpha, {TVERSKY_ALPHA}"),
+    (IoUCELoss, "alpha", f"{FOCAL_ALPHA}`lambda_ce` by 1 - alpha, {TVERSKY_ALPHA}"),
+    (WeightedCrossEntropyLoss, "alpha", f"{FOCAL_ALPHA}the loss by 1 - alpha, {TVERSKY_ALPHA}"),
     (IoULoss, "smooth", "write `smooth_nr` and `smooth_dr`"),
     (LogIoULoss, "sofmax", "write `softmax`"),
     (FocalIoULoss, "gama", "write `gamma`"),

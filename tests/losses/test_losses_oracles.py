@@ -145,6 +145,30 @@ def test_the_focal_term_keeps_the_background_and_monais_not() -> None:
     torch.testing.assert_close(IoUFocalLoss(**options)(logits, maps), iou + FocalLoss()(logits, maps))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [0.25, 0.9])
+def test_alpha_of_monais_focal_losses_is_a_pos_weight_and_a_factor(alpha: float, channels: int) -> None:
+    logits, maps = (each[:, :channels] for each in (pair()[0], one_hot(pair()[1])))
+    given: dict[str, Any] = {"sigmoid": True, "pos_weight": alpha / (1 - alpha)}
+    ours = (1 - alpha) * WeightedCrossEntropyLoss(gamma=2.0, **given)(logits, maps)
+    torch.testing.assert_close(ours, FocalLoss(alpha=alpha)(logits, maps), **close)
+    theirs = DiceFocalLoss(jaccard=True, sigmoid=True, alpha=alpha, lambda_focal=1.3, **TWICE)(logits, maps)
+    for compound in (
+        IoUFocalLoss(lambda_focal=1.3 * (1 - alpha), **given),
+        IoUCELoss(gamma=2.0, lambda_ce=1.3 * (1 - alpha), **given),
+    ):
+        torch.testing.assert_close(compound(logits, maps), theirs, **close)
+
+
+def test_tverskys_without_reduction_differ_in_shape_only() -> None:
+    logits, labels = pair()
+    options: dict[str, Any] = {"softmax": True, "alpha": 0.3, "beta": 0.7, "reduction": "none"}
+    theirs = TverskyLoss(to_onehot_y=True, **options)(logits, labels)
+    ours = FocalTverskyLoss(gamma=1.0, **options)(logits, labels)
+    assert theirs.shape == ours.shape[:2]
+    torch.testing.assert_close(ours.flatten(1), theirs, **close)
+
+
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_focal_is_monais_summed_over_classes(gamma: float) -> None:
     logits, labels = pair()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
+from typing import Any
 
 import monai.losses
 import pytest
@@ -29,6 +31,8 @@ from torch import Tensor, nn
 
 import monai_iou
 from monai_iou import (
+    FocalTverskyLoss,
+    LogTverskyLoss,
     use_kernel,
 )
 
@@ -74,13 +78,52 @@ def test_hard_prediction_is_one_minus_iou(case: Case) -> None:
     assert value.item() == pytest.approx(sum(expected) / 6, abs=1e-6)
 
 
+@pytest.mark.parametrize("squared", [False, True])
 @over({name: case for name, case in REGION.items() if name not in ("iou_power", "iou_ce", "iou_focal", "compound")})
-def test_soft_label_is_zero_only_at_the_label(case: Case) -> None:
+def test_soft_label_is_zero_only_at_the_label(case: Case, squared: bool) -> None:
     soft = pair(seed=3)[0].softmax(1)
     loss = case(soft_label=True)
+    if squared:
+        if isinstance(loss, FocalTverskyLoss) and loss.alpha != loss.beta:
+            with pytest.raises(ValueError, match="to be equal with soft_label=True and a `power` of 2"):
+                case(soft_label=True, squared_pred=True)
+            return
+        loss = case(soft_label=True, squared_pred=True)
     assert abs(loss(soft, soft).item()) < 1e-5
     assert loss(soft.roll(1, 2), soft) > 0.01
     assert loss(soft.roll(1, 2), soft) > loss((soft + soft.roll(1, 2)) / 2, soft)
+
+
+@pytest.mark.parametrize("kind", [FocalTverskyLoss, LogTverskyLoss])
+@pytest.mark.parametrize(("alpha", "beta", "power"), [(0.3, 0.7, 2), (0.5, 0.5, 2), (0.6, 0.4, 1.5), (0.7, 0.35, 1.5)])
+def test_no_wrong_prediction_has_a_lower_tversky_loss(kind: Any, alpha: float, beta: float, power: float) -> None:
+    labels = (torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    loss = kind(alpha, beta, 1.0, power=power)
+    perfect = loss(labels, labels).item()
+    assert perfect == pytest.approx(0, abs=1e-5)
+    for inside in (0.999, 0.9, 0.5, 0.1):
+        assert loss(labels * inside, labels).item() > perfect + 1e-7
+
+
+@pytest.mark.parametrize("kind", [FocalTverskyLoss, LogTverskyLoss])
+def test_powers_for_which_wrong_predictions_would_be_better_are_refused(kind: Any) -> None:
+    expected = (
+        "Expected `beta` to be at least 0.7, which is `alpha` times (q - 1) with a `power` q of 2, but got 0.3: leave "
+        "`power` at 1 and squared_pred out, or raise `beta`, because wrong predictions would have a lower loss than "
+        "right ones."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        kind(0.7, 0.3, squared_pred=True)
+    changed = kind(0.3, 0.7, squared_pred=True)
+    changed.alpha, changed.beta = 0.7, 0.3
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        changed(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    expected = (
+        "Expected `alpha` and `beta` to be equal with soft_label=True and a `power` of 2, but got 0.3 and 0.7: leave "
+        "`power` at 1 and squared_pred out, or give both one value."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        kind(soft_label=True, squared_pred=True)
 
 
 @every_loss

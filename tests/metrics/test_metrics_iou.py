@@ -105,6 +105,38 @@ def test_reductions_equal_monai_where_something_is_averaged(reduction):
     torch.testing.assert_close(ours.aggregate()[0], ours.aggregate()[0], equal_nan=True)
 
 
+class AverageMeter:
+    """The running mean of MONAI's BraTS tutorial."""
+
+    def __init__(self):
+        self.sum = self.count = 0
+
+    def update(self, value, n):
+        self.sum = self.sum + value * n
+        self.count = self.count + n
+        with np.errstate(invalid="ignore"):
+            self.average = np.where(self.count > 0, self.sum / self.count, self.sum)
+
+
+def test_a_running_mean_of_numbers_for_nan_is_monais():
+    """The recipe of docs/losses.md: without it, NaN with n = 0 makes the running mean NaN for good."""
+    meters = [AverageMeter() for _ in range(3)]
+    metrics = [IoUMetric(reduction="mean_batch", ignore_empty=True, get_not_nans=True) for _ in range(2)]
+    metrics.append(MeanIoU(reduction="mean_batch", get_not_nans=True))
+    for case in range(4):
+        pred, ref = (torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(case)) > s for s in (0.4, 0.5))
+        if case in (0, 2):
+            ref[:, 2] = False
+        for index, (metric, meter) in enumerate(zip(metrics, meters, strict=True)):
+            metric.reset()
+            metric(pred.float(), ref.float())
+            score, counted = metric.aggregate()
+            meter.update((score.nan_to_num() if index == 0 else score).numpy(), n=counted.numpy())
+    ours, as_it_is, theirs = (meter.average for meter in meters)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert np.isnan(as_it_is).tolist() == [False, False, True]
+
+
 def test_ignore_empty_table():
     ref = torch.tensor([[[0, 0, 0, 0]], [[0, 0, 0, 0]], [[0, 1, 1, 0]]])
     pred = torch.tensor([[[0, 0, 0, 0]], [[0, 1, 0, 0]], [[0, 1, 0, 0]]])
