@@ -90,7 +90,7 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     known = allowed or tuple(sorted({0, *(value for row in rows for value in row)}))
     voxels = np.array([[row.get(value, (0, 0))[0] for value in known] for row in rows], dtype=np.int64)
     components = np.array([sum(row.get(value, (0, 0))[1] for row in rows) for value in known], dtype=np.int64)
-    cases = tuple(case_name(path.relative_to(root)) for path in files)
+    cases = tuple(map(case_name, files))
     return LabelCounts(known, cases, voxels, components, tuple(scheme.regions))
 
 

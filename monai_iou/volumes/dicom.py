@@ -21,6 +21,7 @@ from monai_iou.volumes.dicom_checks import (
 )
 from monai_iou.volumes.dicom_frames import check_frames
 from monai_iou.volumes.dicom_marks import DIRECTORY_CLASS, dicom_class, is_dicom
+from monai_iou.volumes.dicom_neighbours import check_alone
 from monai_iou.volumes.header import check_affine, is_dangling, one_number, refusal
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.metaimage import lps_affine
@@ -49,13 +50,17 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
     Raises:
         VolumeError: if it is not an image, has colours or no valid spacing, or the folder contains several series, a
-            series with gaps, or the remains of a slice.
+            series with gaps, or the remains of a slice, or the file is one slice of a series that lies beside it.
     """
     with itk_is_quiet(), _plain_names(path) as links:
         if not links:
             raise refusal(path, "hold one DICOM series", "0", "name the folder that contains its slices")
         _refuse_objects(path, _kind_of_images(links))
-        return read_with_itk(path, _one_series(path, links) if path.is_dir() else list(links))
+        if path.is_dir():
+            return read_with_itk(path, _one_series(path, links))
+        (file,) = links
+        check_alone(path, _information(file))
+        return read_with_itk(path, [file])
 
 
 def read_with_itk(path: Path, files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:

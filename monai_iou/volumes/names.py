@@ -26,6 +26,7 @@ MASK, PROBABILITIES, PREVIEW = "mask", "probabilities", "preview"
 RESULTS = (MASK, PROBABILITIES)  # those that are volumes
 PREVIEW_ENDING = f"_{PREVIEW}.png"
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
+_NAMELESS = (*_ALL_EXTENSIONS, *DICOM_ENDINGS)  # what is no part of the name of a case
 _OF_SCANS = tuple(ending for ending in EXTENSIONS if ending != PNG_EXTENSION)
 # The slices of a series have one ending. Of an ending that slices usually have, all files are inspected, as others may
 # share it; of any other, such as `.jpg`, only so many: a folder may hold 100,000 files.
@@ -39,14 +40,16 @@ _OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 def case_name(path: Path) -> str:
     """Return the file name without the extension of a volume, in the composed Unicode form (NFC).
 
-    >>> case_name(Path("site.2/case_1.nii.gz")), case_name(Path("c.NII.GZ"))
-    ('case_1', 'c')
+    The name of a folder of slices is kept whole, so that `scan.dcm` does not become `scan`.
+
+    >>> case_name(Path("site.2/case_1.nii.gz")), case_name(Path("c.NII.GZ")), case_name(Path("IM0003.dcm"))
+    ('case_1', 'c', 'IM0003')
     """
     name = composed(path.name)
     lower = path.name.lower()
-    for extension in _ALL_EXTENSIONS:
+    for extension in _NAMELESS:
         if lower.endswith(extension) and len(lower) > len(extension):
-            return name[: -len(extension)]
+            return name if extension in DICOM_ENDINGS and path.is_dir() else name[: -len(extension)]
     return name
 
 
@@ -144,7 +147,9 @@ def _holds_series(folder: Path) -> bool:
         VolumeError: it contains slices and at least as many volumes, of which either may be what is meant.
     """
     files = slice_candidates(folder)
-    volumes = sum(entry.name.lower().endswith(_OF_SCANS) for entry in visible_entries(folder))
+    scans = [entry for entry in visible_entries(folder) if entry.name.lower().endswith(_OF_SCANS)]
+    # The mask of a lone slice, which `monai-iou predict` writes beside it, is no volume that may be meant.
+    volumes = len(scans) - len((results_among([*files, *scans]) - results_among(scans)).intersection(scans))
     if not volumes:
         return any(map(_is_slice, _inspected(files)))
     endings = {slice_ending(file) for file in files[:LOOKED_INTO] if _is_slice(file)}

@@ -234,7 +234,6 @@ def test_every_odd_file_is_read_or_refused_in_one_sentence():
         "CT_mask.mha",
         "brain1_label.nrrd",
         "breast1_label.nrrd",
-        "000001.dcm",
     }
     readable |= {"t2__t2_seg-manual.nii.gz", "mt__mt1_gmseg_goldstandard.nii.gz", "dmri__dwi_mean.nii.gz", "image"}
     assert readable <= read
