@@ -20,10 +20,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_NAME", "folder_lock", "is_locked"]
+__all__ = ["LOCK_NAME", "NAME_ANOTHER", "folder_lock", "is_locked"]
 
 LOCK_NAME = ".monai_iou.lock"
 CHECK = "a check"
+NAME_ANOTHER = "name another folder"
 SECONDS_BETWEEN_TRIES = 0.2
 BRIEF_SECONDS = 10.0  # for a check, or until a holder has written who it is, which it cannot on a full disk
 REMINDER_SECONDS = 300.0
@@ -35,7 +36,11 @@ _turn = threading.RLock()
 
 @contextlib.contextmanager
 def folder_lock(
-    folder: Path, purpose: str, wait_for: Collection[str] = (), tell: Callable[[str], None] = lambda _: None
+    folder: Path,
+    purpose: str,
+    wait_for: Collection[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
+    remedy: str = NAME_ANOTHER,
 ) -> Iterator[None]:
     """Lock a folder for one run; the lock file is removed at the end.
 
@@ -48,6 +53,7 @@ def folder_lock(
         purpose: what the run does, such as "training", for the error message of a second run.
         wait_for: purposes of other processes that are soon done: while one of them holds the lock, wait.
         tell: called with a line that says whom it waits for, and once more, with a remedy, after some minutes.
+        remedy: what a second run may do instead of waiting, for its error message.
 
     Raises:
         OutputError: if another run holds the lock, with its process, machine and start time in the message, or if the
@@ -61,7 +67,7 @@ def folder_lock(
         ['.monai_iou.lock']
     """
     path = folder / LOCK_NAME
-    descriptor = _wait(path, purpose, wait_for, tell)
+    descriptor = _wait(path, purpose, wait_for, tell, remedy)
     try:
         yield
     finally:
@@ -81,32 +87,32 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
-def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[str], None]) -> int:
+def _wait(path: Path, purpose: str, wait_for: Collection[str], tell: Callable[[str], None], remedy: str) -> int:
     """Lock the file, once all holders that are to be waited for have let it go, and return its descriptor."""
     began = known = time.monotonic()
     notices = [(REMINDER_SECONDS, "Still waiting", f" If that process is dead, delete `{path}`."), (0.0, "Waiting", "")]
     while (descriptor := _try(path, purpose)) is None:
-        holder = _other(path)  # looked up once, because it may let the lock go at any moment
+        holder = _other(path, remedy)  # looked up once, because it may let the lock go at any moment
         now, brief = time.monotonic(), _is_brief(holder)
         known = known if brief else now
         is_short = now - known < BRIEF_SECONDS if brief else holder.get("purpose") in wait_for
         if not is_short:
-            raise _refusal(path, holder)
+            raise _refusal(path, holder, remedy)
         if not brief and notices and now - began >= notices[-1][0]:
-            _, start, remedy = notices.pop()
-            tell(f"{start} for {path.parent}: {_user(path, holder)}.{remedy}")
+            _, start, hint = notices.pop()
+            tell(f"{start} for {path.parent}: {_user(path, holder)}.{hint}")
         time.sleep(SECONDS_BETWEEN_TRIES)
     return descriptor
 
 
-def _other(path: Path) -> dict[str, Any]:
+def _other(path: Path, remedy: str) -> dict[str, Any]:
     """Who holds the lock, {} if nobody knows; raise OutputError if it is this process, and for more than a look."""
     with _turn:
         here = _held_here(path)
         if here is None:
             return _holder(path)
     if here != CHECK:
-        raise _refusal(path, {})
+        raise _refusal(path, {}, remedy)
     return {"purpose": CHECK}
 
 
@@ -221,10 +227,10 @@ def _user(path: Path, holder: Mapping[str, Any]) -> str:
     return "{purpose} by process {process} on {host} has been using it since {since}".format_map(_Known(holder))
 
 
-def _refusal(path: Path, holder: Mapping[str, Any]) -> OutputError:
+def _refusal(path: Path, holder: Mapping[str, Any], remedy: str) -> OutputError:
     message = (
         f"Expected `{path.parent}` to be used by one run at a time, but {_user(path, holder)}: wait until that run has "
-        "ended, or name another folder."
+        f"ended, or {remedy}."
     )
     return OutputError(message)
 

@@ -48,6 +48,8 @@ INFERENCE_SETS = {
     "full_resolution": "another RUN",
     "fold": "--folds",  # no key of inference, but nearly that option
 }  # fmt: skip
+# Options of MONAI's own command, which are no keys.
+OF_MONAI = ("tracking", "tracking_uri", "experiment_name", "run_name")
 SETS = {"train": TRAINING_SETS, "inference": INFERENCE_SETS}
 # Whom to give a key of another shipped config; the first of several that have it is named.
 TAKEN_BY = {
@@ -258,6 +260,12 @@ def _check(name: str, known: Collection[str], options: Collection[str], shipped:
         own = SETS.get(other, {}).get(root)
         remedy = f"give it to {TAKEN_BY[other]}" if own is None else f"use {own} of {TAKEN_BY[other]}"
         message = f"Expected a key of {shipped}.json, but got `{root}`, which is one of {other}.json: {remedy}."
+        raise click.UsageError(message)
+    if root.replace("-", "_") in OF_MONAI:
+        message = (
+            f"Expected an option or a key of the bundle, but got --{name}, which MONAI's own command takes: give it to "
+            "`python -m monai.bundle run`, as docs/integrations.md describes."
+        )
         raise click.UsageError(message)
     near = difflib.get_close_matches(root, sorted({*known, *options}), n=1)
     remedy = f"perhaps you meant --{near[0]}" if near else "docs/bundle.md lists the keys"

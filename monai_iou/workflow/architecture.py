@@ -112,9 +112,11 @@ def _check_trained(given: Mapping[str, Any], trained: Mapping[str, Any]) -> None
     for key, value in given.items():
         if value is not None and value != known[key]:
             found = f"{known[key]!r}, with which the model was trained, but got {value!r}"
+            remedy = f"leave --{key} out, or name another model"
             if key == "network_def":  # either may be a whole program
                 found = "that with which the model was trained, but got another one"
-            message = f"Expected `{key}` to be {found}: leave --{key} out, or name another model."
+                remedy += ", or give an exported network, such as one of TorchScript, as `evaluator#network` instead"
+            message = f"Expected `{key}` to be {found}: {remedy}."
             raise ValueError(message)
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from monai_iou.distributed import is_distributed
 from monai_iou.planning.plan import Plan
 from monai_iou.workflow.checkpoint_files import load_state, write_atomically, write_together
-from monai_iou.workflow.failures import StepGuard, quiet_stop, stop_signal
+from monai_iou.workflow.failures import StepGuard
 from monai_iou.workflow.finite_outputs import check_weights
 from monai_iou.workflow.optimization import (
     WeightAverage,
@@ -29,6 +29,7 @@ from monai_iou.workflow.records import differences
 from monai_iou.workflow.schedules import restore_schedule
 from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.starting_weights import start_from, with_seen
+from monai_iou.workflow.stopping import quiet_stop, stop_signal
 from monai_iou.workflow.typed_words import switch_on
 
 if TYPE_CHECKING:
@@ -128,9 +129,8 @@ class CheckpointHandler:
         engine.add_event_handler(Events.STARTED, self._catch_up)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         if self.evaluator is not None and not is_distributed():  # ranks score different numbers of volumes
-            self.evaluator.add_event_handler(
-                Events.ITERATION_COMPLETED, lambda _: self._stop(engine, stop_signal(engine))
-            )
+            volume_completed = Events.ITERATION_COMPLETED
+            self.evaluator.add_event_handler(volume_completed, lambda _: self._stop(engine, stop_signal(engine)))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self._completed)
 

@@ -16,6 +16,7 @@ __all__ = ["ConfigError", "explained"]
 COMPONENT = re.compile(r"Failed to instantiate component '([^']+)' with keywords: ([^\n\\]*)")
 EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression:\s*(.+)", re.DOTALL)
 NOT_FOUND = re.compile(r"Cannot locate class or function path: '([^']+)'")
+UNDEFINED = re.compile(r"the referring item `@([^`]+)` is not defined")
 # What torch makes of an error in a loader's process: its traceback as text, with that of its cause, if any, before it.
 OF_WORKER = re.compile(r"Original Traceback \(most recent call last\):\n((?:[ \t][^\n]*\n)*)(\S.*)", re.DOTALL)
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')
@@ -39,6 +40,10 @@ def explained(error: BaseException, remedy: str) -> ConfigError:
     missing = next((match for each in causes if (match := NOT_FOUND.search(str(each)))), None)
     if missing is not None:
         return ConfigError(_not_found(missing[1]))
+    undefined = next((match for each in causes if (match := UNDEFINED.search(str(each)))), None)
+    if undefined is not None:  # MONAI raises it from a list of all keys, which says nothing
+        name = undefined[1].replace("::", "#")
+        return ConfigError(f"Expected `@{name}` to refer to a key of the config, but there is none: define it.")
     of_worker = next((found for each in reversed(causes) if (found := _of_worker(each))), None)
     kind, said, place = of_worker or _of_this_process(causes[-1])
     if of_worker and said.startswith("Expected ") and (kind == "ValueError" or kind.startswith("monai_iou.")):

@@ -21,11 +21,29 @@ from monai.utils.misc import MAX_SEED
 from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler, get_worker_info
 
 from monai_iou.distributed import is_distributed
+from monai_iou.workflow.lasting_workers import let_workers_last
 from monai_iou.workflow.settings import exit_with_message
 
-__all__ = ["BufferedLoader", "StepSeeds", "derive_seed"]
+__all__ = ["BufferedLoader", "LastingLoader", "StepSeeds", "derive_seed"]
 
 _KILLED = -getattr(signal, "SIGKILL", 9)  # the exit code of a process that the system ended, as where memory runs out
+
+
+class LastingLoader(DataLoader):
+    """MONAI's DataLoader whose worker processes only their parent ends, see `let_workers_last`.
+
+    Args:
+        dataset: see `monai.data.DataLoader`.
+        kwargs: likewise.
+
+    Example:
+        >>> [batch.tolist() for batch in LastingLoader(torch.arange(4), batch_size=2)]
+        [[0, 1], [2, 3]]
+    """
+
+    def __init__(self, dataset: Any, **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        let_workers_last(self)
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,8 @@ class BufferedLoader(ThreadDataLoader):
 
     In MONAI 1.6.1 such an error ends the thread alone: the epoch is cut short, training goes on, and a run whose every
     batch fails ends as if it had succeeded.
+
+    Its workers outlast the signals to a whole job, see `let_workers_last`.
 
     Before each item, every random transform of the dataset is seeded from `seed`, the epoch, the item's place in the
     epoch and the rank. The order of the items is drawn from `seed` and the epoch. A transform with a method
@@ -67,6 +87,7 @@ class BufferedLoader(ThreadDataLoader):
         self._next, self._order = (1, 0), None
         if isinstance(dataset, IterableDataset):
             super().__init__(dataset, **kwargs)  # type: ignore[arg-type]
+            let_workers_last(self)
             return
         if sampler is None:
             sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
@@ -74,6 +95,7 @@ class BufferedLoader(ThreadDataLoader):
         # A generator of its own: torch's global one belongs to the training's steps.
         own: Any = _Seeded(dataset)
         super().__init__(own, sampler=self._order, generator=torch.Generator(), **kwargs)
+        let_workers_last(self)
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Let the next iteration be that of `epoch`, from its batch `step` on; without it epochs are counted from 1."""

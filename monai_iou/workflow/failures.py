@@ -1,4 +1,4 @@
-"""What ends a training run before its time, each in one sentence: signals, a loss that is NaN, full memory or disk."""
+"""What ends a training run before its time, each in one sentence: a loss that is NaN, full memory or disk, signals."""
 
 from __future__ import annotations
 
@@ -6,43 +6,39 @@ import contextlib
 import errno
 import logging
 import math
+import os
 import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.distributed import from_all_ranks, is_distributed
+from monai_iou.distributed import from_all_ranks
 from monai_iou.files import OutputError
 from monai_iou.planning.own_errors import chain
 from monai_iou.voxels import late_checks
 from monai_iou.workflow.bars import outlast_readers
 from monai_iou.workflow.run_lock import alone_in
 from monai_iou.workflow.settings import exit_with_message
+from monai_iou.workflow.stopping import largest_of_ranks, stop_signal, stop_signals
 from monai_iou.workflow.typed_words import output_key
 
-__all__ = [
-    "StepGuard", "TrainingError", "batch_loss", "disk_full", "explain_out_of_memory", "quiet_stop", "run",
-    "stop_signal", "stop_signals",
-]  # fmt: skip
+__all__ = ["StepGuard", "TrainingError", "batch_loss", "disk_full", "explain_out_of_memory", "run"]
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch writes when an allocation fails on a CPU, in a data loader's process too, and when the system ends that.
 _NO_CPU_MEMORY = ("DefaultCPUAllocator: ", "not enough memory: ", "killed by signal: Killed")
 # The same of a GPU: by torch's own allocator, by the driver, and by cuDNN and cuBLAS, which ask the driver themselves.
 _NO_GPU_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 NO_MEMORY = (*_NO_CPU_MEMORY, *_NO_GPU_MEMORY)
+NO_FILES = (errno.EMFILE, errno.ENFILE)
+NO_MORE_FILES = (*map(os.strerror, NO_FILES), "items of ancdata")
 _SECONDS_TO_DIE = 2.0  # from when a process closes its connections until the system says that it has ended
 NO_SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
 LESS_MEMORY = (
@@ -58,8 +54,9 @@ class TrainingError(ValueError):
 def run(engine: Any, folder: str | None = None) -> None:
     """Run a trainer or an evaluator as a program's main task: what the bundle's `run` does.
 
-    SIGTERM and SIGINT end the training after the current step, see `monai_iou.workflow.checkpoints.CheckpointHandler`;
-    before training and in evaluation they behave as usual. Running out of memory names the keys that help.
+    SIGTERM and SIGINT end the training after the current step, see `monai_iou.workflow.checkpoints.CheckpointHandler`,
+    and the program after a training that is complete by then; before training and in evaluation they behave as usual.
+    Running out of memory or of open files names the keys that help.
 
     Args:
         engine: a MONAI workflow engine.
@@ -71,10 +68,11 @@ def run(engine: Any, folder: str | None = None) -> None:
         OutputError: another run holds `folder`.
     """
     outlast_readers()
+    is_training = hasattr(engine, "optimizer")
     with (
         _alone_in(folder, engine),
         explain_out_of_memory(_remedy(engine)),
-        stop_signals(engine.state) if hasattr(engine, "optimizer") else contextlib.nullcontext(),
+        stop_signals(engine.state) if is_training else contextlib.nullcontext(),
     ):
         try:
             engine.run()
@@ -88,7 +86,19 @@ def run(engine: Any, folder: str | None = None) -> None:
                 "%s: stopped inside a step (%s); the last saved state is kept.", signal.Signals(number).name, error
             )
             raise SystemExit(128 + number) from error
+    if is_training:  # only now, when signals act at once again, does none come unseen
+        _stop_after_training(engine)
     _report_failed_cases(engine)
+
+
+def _stop_after_training(engine: Any) -> None:
+    """End the program if a signal came after the last step that could stop, so that nothing else begins."""
+    (number,) = largest_of_ranks(engine, [stop_signal(engine)])
+    if number:
+        if engine.state.rank == 0:
+            name = signal.Signals(number).name
+            logger.info("%s: stopped after the training, which is complete and saved.", name)
+        raise SystemExit(128 + number)
 
 
 def _raise_own_sentence(error: Exception) -> None:
@@ -115,7 +125,7 @@ def _report_failed_cases(engine: Any) -> None:
 def _remedy(engine: Any) -> str:
     if hasattr(engine, "optimizer"):
         return LESS_MEMORY
-    inferer = "inferer" if getattr(engine.state, "key_metric_name", None) is None else "validate#inferer"
+    inferer = "inferer" if _is_inference(engine) else "validate#inferer"
     return (
         f"set `sw_batch_size` to 1 and `{inferer}#device` to cpu, which moves the output to the machine's own memory, "
         "or set `device` to cpu; if that memory itself is full, set `num_workers` to 0"
@@ -125,48 +135,14 @@ def _remedy(engine: Any) -> str:
 def _alone_in(folder: str | None, engine: Any) -> contextlib.AbstractContextManager[None]:
     if folder is None or engine.state.rank != 0:  # one rank holds it for all
         return contextlib.nullcontext()
-    return alone_in(Path(folder), "training" if hasattr(engine, "optimizer") else "evaluation")
+    if hasattr(engine, "optimizer"):
+        return alone_in(Path(folder), "training")
+    purpose = "prediction" if _is_inference(engine) else "evaluation"
+    return alone_in(Path(folder), purpose, f"name another folder with {output_key('output_dir')}")
 
 
-@contextlib.contextmanager
-def stop_signals(state: Any) -> Iterator[None]:
-    """Set `state.stop_signal` on SIGTERM or SIGINT instead of dying from it; a second SIGINT acts at once.
-
-    Only the main thread may take signals over: elsewhere this does nothing.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> state = SimpleNamespace()
-        >>> with stop_signals(state):
-        ...     signal.raise_signal(signal.SIGTERM)
-        >>> state.stop_signal == signal.SIGTERM
-        True
-    """
-    state.stop_signal = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def receive(number: int, _: FrameType | None) -> None:
-        # Schedulers and launchers repeat SIGTERM, in the middle of saving too; a user who repeats Ctrl-C is in a hurry.
-        if number == signal.SIGINT and state.stop_signal:
-            raise KeyboardInterrupt
-        state.stop_signal = number
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    before = {number: signal.signal(number, receive) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        restore()
-
-
-def stop_signal(engine: Any) -> int:
-    """Return the number of the signal that asks this process to stop, 0 if none has come."""
-    return int(getattr(engine.state, "stop_signal", 0))
+def _is_inference(engine: Any) -> bool:
+    return getattr(engine.state, "key_metric_name", None) is None
 
 
 class StepGuard:
@@ -186,15 +162,10 @@ class StepGuard:
             TrainingError: the loss of some rank is NaN or infinite. Where wrong labels are the reason, they are named.
         """
         loss = batch_loss(engine.state.output)
-        flags = [stop_signal(engine), int(not math.isfinite(loss))]
-        if is_distributed():
-            # Ranks receive a signal at different steps; one that stops alone would leave the others waiting for it.
-            together = torch.tensor(flags, device=engine.state.device)
-            dist.all_reduce(together, dist.ReduceOp.MAX)
-            flags = together.tolist()
-        if flags[1]:
+        number, is_broken = largest_of_ranks(engine, [stop_signal(engine), int(not math.isfinite(loss))])
+        if is_broken:
             self._report(engine, loss)
-        return flags[0]
+        return number
 
     def _report(self, engine: Any, loss: float) -> None:
         not_finite = [(loss, self._names(engine.state.batch))] if not math.isfinite(loss) else []
@@ -234,18 +205,28 @@ def batch_loss(output: Any) -> float:
     return float(first["loss"])
 
 
-def quiet_stop(record: logging.LogRecord) -> bool:
-    """Logging filter: drop Ignite's line for an error where that is a program's end, which says itself why it ends."""
-    return not isinstance(sys.exc_info()[1], SystemExit)
-
-
 @contextlib.contextmanager
 def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
-    """Turn running out of memory into a sentence that names the keys that help, by default those of a training."""
+    """Turn running out of memory or of open files into a sentence that names the keys that help.
+
+    Args:
+        remedy: for a lack of memory, by default that of a training.
+
+    Raises:
+        TrainingError: with that sentence; under `python -m monai.bundle` the program ends with it.
+    """
     try:
         yield
-    except (MemoryError, RuntimeError, ConnectionError, EOFError) as error:
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:
         causes = [*chain(error), *_death_of_a_worker(error)]
+        if any(_is_out_of_files(cause) for cause in causes):
+            message = (
+                f"Expected to open another file or worker process, but got '{os.strerror(errno.EMFILE)}': lower "
+                "`num_workers` (0 needs the fewest), or raise the limit that `ulimit -n` shows, for instance with "
+                "`ulimit -n 4096`."
+            )
+            with exit_with_message():
+                raise TrainingError(message) from error
         if any(text in str(cause) for cause in causes for text in NO_SHARED_MEMORY):
             message = (
                 "Expected shared memory (/dev/shm) for the batches of the worker processes, but it is full: lower "
@@ -272,6 +253,12 @@ def _death_of_a_worker(error: BaseException) -> list[BaseException]:
     except RuntimeError as death:
         return [death]
     return []
+
+
+def _is_out_of_files(error: BaseException) -> bool:
+    known = isinstance(error, OSError) and error.errno in NO_FILES
+    # Of a worker's error torch passes on the text alone; and it may not say why a worker's batch cannot be opened.
+    return known or (isinstance(error, (OSError, RuntimeError)) and any(text in str(error) for text in NO_MORE_FILES))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -20,6 +20,8 @@ SHARED = ("amp", "amp_dtype", "device", "num_workers", "sw_batch_size", "sw_over
 INFERER, OF_VALIDATION, DEVICES = "inferer#", "validate#inferer#", ("device", "sw_device")
 # What the shipped inference.json has where a command decides; a run's own copy may have something else.
 AS_SHIPPED = {"models": None, "mask_format": ".nii.gz", "mask_suffix": "", "save_probabilities": False}
+# What commands give inference.json, whether it has these keys or not.
+OF_COMMANDS = (*SHARED, *AS_SHIPPED, "images", "ckpt_dir", "output_dir")
 TRANSFORMS = "train#deterministic_transforms"
 TRAINED, VALIDATED = "train#preprocessing", "validate#preprocessing"
 # What earlier versions resampled by: the same but for voxels of micrometres.

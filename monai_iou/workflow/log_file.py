@@ -6,7 +6,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-__all__ = ["has_log", "log_failure", "open_log"]
+__all__ = ["close_log", "has_log", "log_failure", "open_log"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -21,18 +21,23 @@ _log: list[_LogFile] = []  # of this process: a process trains one model at a ti
 
 def open_log(folder: Path) -> logging.Logger:
     """Send the log of this package to `log.txt` in a folder as well, in the place of any before; return the logger."""
+    close_log()
     logger = logging.getLogger("monai_iou")
-    while _log:
-        handler = _log.pop()
-        logger.removeHandler(handler)
-        with contextlib.suppress(OSError):  # its disk is full
-            handler.close()
     handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     handler.setLevel(logging.INFO)
     logger.addHandler(handler)
     _log.append(handler)
     return logger
+
+
+def close_log() -> None:
+    """End the log of the training that is done: what a later run of this process says does not belong to it."""
+    while _log:
+        handler = _log.pop()
+        logging.getLogger("monai_iou").removeHandler(handler)
+        with contextlib.suppress(OSError):  # its disk is full
+            handler.close()
 
 
 def has_log() -> bool:

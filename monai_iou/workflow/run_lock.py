@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from monai_iou.locks import folder_lock
+from monai_iou.locks import NAME_ANOTHER, folder_lock
 from monai_iou.workflow.settings import exit_with_message
 
 __all__ = ["alone_in", "locked_for_run", "release_unused"]
@@ -43,12 +43,13 @@ def locked_for_run(folder: Path, purpose: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, purpose: str) -> Iterator[None]:
+def alone_in(folder: Path, purpose: str, remedy: str = NAME_ANOTHER) -> Iterator[None]:
     """Hold a folder in a `with` block, by the lock that `locked_for_run` left, if it did.
 
     Args:
         folder: see `locked_for_run`.
         purpose: likewise.
+        remedy: see `folder_lock`.
 
     Raises:
         OutputError: another run holds the folder. Under `python -m monai.bundle` the program ends with that sentence.
@@ -67,7 +68,7 @@ def alone_in(folder: Path, purpose: str) -> Iterator[None]:
     with contextlib.ExitStack() if left is None else left[1] as held:
         if left is None:
             with exit_with_message():
-                held.enter_context(folder_lock(folder, purpose))
+                held.enter_context(folder_lock(folder, purpose, remedy=remedy))
         yield
 
 

@@ -19,14 +19,16 @@ from monai_iou.datasets.found_folders import SPLITS, held_out_twice
 from monai_iou.files import OutputError, check_outputs, prepare
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.config_files import check_configs, read_config
-from monai_iou.workflow.inference_keys import check_preprocessing
+from monai_iou.workflow.inference_keys import INFERENCE, OF_COMMANDS, check_preprocessing
 from monai_iou.workflow.literal import literal
+from monai_iou.workflow.log_file import close_log
 from monai_iou.workflow.loss_override import check_loss
 from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.replacement import recover, replaced
 from monai_iou.workflow.settings import optional
 from monai_iou.workflow.starting_weights import model_file
 from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, Training, TrainingRun
+from monai_iou.workflow.undefined_references import check_inference_references
 
 __all__ = ["is_run", "plan_request", "prepared"]
 
@@ -64,7 +66,7 @@ def prepared(
     Raises:
         OutputError: the folder holds something else, is the dataset's or another run's, or has another plan, or its
             inference prepares images in another way than the training.
-        ConfigError: a config in the folder is damaged.
+        ConfigError: a config in the folder is damaged, or inference.json refers to a key that it does not have.
         ValueError: likewise, or the dataset cannot be used; nothing in the folder has changed then.
     """
     check_outputs({"--output": run.folder}, {"the dataset": [run.dataset / "dataset.json", run.dataset]})
@@ -76,12 +78,14 @@ def prepared(
     _check_folds(run, read_folder(run.dataset))
     prepare(run.folder)
     with contextlib.ExitStack() as held, contextlib.ExitStack() as preparing:
+        held.callback(close_log)
         lock = folder_lock(run.folder, PLANNING if run.is_job else TRAINING, SHORT, tell)
         (preparing if run.is_job else held).enter_context(lock)
         if not is_run(run.folder):
             copy_bundle(run.folder)
         check_preprocessing(run.trainings[0].configs, run.trainings[0].keys)
         check_loss(run.trainings[0].keys, run.trainings[0].configs)
+        check_inference_references(run.folder / "configs" / INFERENCE, OF_COMMANDS)
         for folder in run.own_folders:
             folder.mkdir(exist_ok=True)
             held.enter_context(folder_lock(folder, TRAINING))

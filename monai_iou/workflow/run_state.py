@@ -16,11 +16,11 @@ from monai_iou.datasets.found_folders import held_out_twice
 from monai_iou.files import json_text, write_json, write_text
 
 __all__ = [
-    "FOLD", "RunState", "file_keys", "folds_in", "has_checkpoint", "has_masks", "mask_files", "model_identity",
-    "no_longer_held_out", "remove_masks", "what_is_missing", "why_no_report",
+    "FOLD", "RunState", "begin_masks", "file_keys", "folds_in", "has_checkpoint", "has_masks", "mask_files",
+    "model_identity", "no_longer_held_out", "remove_masks", "what_is_missing", "why_no_report",
 ]  # fmt: skip
 
-STATE_NAME = "run.json"
+STATE_NAME, BEGUN = "run.json", "begun"
 FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
 CHECKPOINTS = LAST_EPOCH, MODEL = ("last_epoch.pt", "model.pt")
 BESIDE_MODEL, END_BYTES = ("model.json", "postprocessing.json"), 1 << 16
@@ -64,6 +64,7 @@ class RunState:
     def finish(self, stage: str, **facts: Any) -> None:
         """Write that a stage is complete."""
         self.done = [*dict.fromkeys([*self.done, stage])]
+        self.facts.pop(BEGUN, None)  # masks that were begun are complete, or of cases as they were before
         self.facts.update(facts)
         self.write()
 
@@ -186,6 +187,24 @@ def remove_masks(state: RunState, masks: Path) -> None:
     earlier = [masks / f"{case}.nii.gz" for case in state.facts.get("earlier", ())]
     for path in (*mask_files(state, masks), *(path for path in earlier if path not in elsewhere)):
         path.unlink(missing_ok=True)
+
+
+def begin_masks(state: RunState, masks: Path, made_by: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    """Return the held-out cases without a mask; masks stay if the same model and config made them.
+
+    Args:
+        state: of the training; it is written if masks are begun anew.
+        masks: the folder of all masks.
+        made_by: what tells the model and the config from others.
+    """
+    if state.facts.get(BEGUN) != made_by or made_by["model"] is None:
+        state.done = [stage for stage in state.done if stage != "predicted"]
+        remove_masks(state, masks)
+        state.facts[BEGUN] = dict(made_by)  # only now, or masks of others would be kept after a kill
+        state.write()
+    return [
+        item for item, path in zip(state.facts["held_out"], mask_files(state, masks), strict=True) if not path.is_file()
+    ]
 
 
 def model_identity(training: Path) -> str | None:

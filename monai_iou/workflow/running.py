@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from monai_iou.planning.own_errors import own_error
-from monai_iou.workflow.config_errors import explained
+from monai_iou.workflow.config_errors import ConfigError, explained
 from monai_iou.workflow.literal import with_literal_paths
-from monai_iou.workflow.log_file import has_log, log_failure
+from monai_iou.workflow.log_file import close_log, has_log, log_failure
 from monai_iou.workflow.run_lock import release_unused
+from monai_iou.workflow.undefined_references import DEFINE, DEFINE_IN_INFERENCE, check_references
 
 __all__ = ["run_configs"]
 
@@ -32,14 +33,19 @@ def run_configs(files: Sequence[Path], overrides: Mapping[str, Any], kind: str =
     Raises:
         ValueError: the run ended with a sentence of this package, which MONAI buries under errors of its own.
         OutputError: likewise.
-        ConfigError: it ended with an error of other libraries or of a config.
+        ConfigError: it ended with an error of other libraries or of a config, or a reference is to no key of it, which
+            is found before anything runs.
     """
     from monai.bundle.workflows import ConfigWorkflow
 
+    if kind == "train":
+        close_log()  # of the fold before: this training opens its own
     with _without_notices(), _own_sentence(), contextlib.ExitStack() as ending:
         ending.callback(release_unused)
         keys = with_literal_paths(overrides)
         workflow = ConfigWorkflow(config_file=[str(path) for path in files], workflow_type=kind, **keys)
+        workflow.parser.parse()
+        check_references(workflow.parser, files, DEFINE_IN_INFERENCE if kind == "inference" else DEFINE)
         workflow.initialize()
         workflow.run()
         workflow.finalize()
@@ -51,7 +57,7 @@ def _own_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        own = own_error(error)
+        own = error if isinstance(error, ConfigError) else own_error(error)
         if own is None:
             if not has_log():  # where else would the traceback be?
                 logging.getLogger("monai_iou").exception("The run ended with an error.")

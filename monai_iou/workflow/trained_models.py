@@ -44,10 +44,16 @@ def find_models(run: Path, folds: str | None = None) -> TrainedModels:
             folds, those that are not trained to the end are left out, unless there are no others.
 
     Raises:
-        DatasetError: there are no such models; the message says what to do.
+        DatasetError: there are no such models, or `folds` are asked of a single training; the message says what to do.
     """
-    single = _single(run)
-    files = [single] if folds is None and single is not None else _chosen(run, _of_folds(run), folds or "all")
+    single, trained = _single(run), _of_folds(run)
+    if folds is not None and single is not None and not trained:
+        message = (
+            f"Expected {run} to hold the models of folds for `--folds`, but it has a single model, {single}: leave "
+            "--folds out."
+        )
+        raise DatasetError(message)
+    files = [single] if folds is None and single is not None else _chosen(run, trained, folds or "all")
     if not files:
         message = (
             f"Expected {run} to hold a trained model (models/model.pt, or fold0/models/model.pt), but it has none: "

@@ -37,13 +37,13 @@ from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.run_checks import check_none_replaced, check_one_kind, check_one_plan, others_in, unlike_notes
 from monai_iou.workflow.run_state import (
     RunState,
+    begin_masks,
     file_keys,
     has_checkpoint,
     has_masks,
     mask_files,
     model_identity,
     no_longer_held_out,
-    remove_masks,
     why_no_report,
 )
 from monai_iou.workflow.running import run_configs
@@ -137,15 +137,13 @@ class Training:
         gc.collect()
 
     def predict(self, masks: Path) -> None:
-        """Write the masks of the cases that were held out; earlier masks and their scores go before."""
-        held_out = self.state.facts["held_out"]
+        """Write the masks of the cases that were held out; masks of another model or config, and scores, go before."""
         if self.is_predicted(masks):
             return
         made_by = {"inference": inference_identity(self.configs), "model": model_identity(self.folder)}
         remove_scores(masks.parent)
-        remove_masks(self.state, masks)
-        if held_out:
-            images = [{name: item[name] for name in ("case", "image")} for item in held_out]
+        if left := begin_masks(self.state, masks, made_by):
+            images = [{name: item[name] for name in ("case", "image")} for item in left]
             config = self.configs[0].with_name("inference.json")
             given = {**AS_SHIPPED, **find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
             run_configs([config], {"images": images, **keys_over(config, given), "output_dir": str(masks)}, "inference")

@@ -544,3 +544,17 @@ def test_a_wrong_line_is_refused_without_importing_the_package(words: list[str],
     said = refused_by([words], tmp_path)
     assert sentence in said
     assert said.endswith("status 2\n")
+
+
+@pytest.mark.parametrize("name", ["tracking", "tracking_uri", "tracking-uri", "experiment_name", "run_name"])
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_an_option_of_monais_own_command_is_not_taken_for_a_mistyped_key(
+    tmp_path: Path, command: str, name: str
+) -> None:
+    images = [str(tmp_path)] if command == "predict" else []
+    found = CliRunner().invoke(cli, [command, str(tmp_path), *images, f"--{name}", "mlflow"])
+    assert found.exit_code == 2
+    assert found.output.endswith(
+        f"Error: Expected an option or a key of the bundle, but got --{name}, which MONAI's own command takes: give it "
+        "to `python -m monai.bundle run`, as docs/integrations.md describes.\n"
+    )

@@ -178,6 +178,21 @@ def test_onnxruntime_gives_the_same_mask(workspace: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_exported_network_gives_the_bundles_mask(workspace: Path) -> None:
+    import nibabel as nib
+
+    follow("monai.bundle.load and create_workflow", 1)
+    export, segment = recipe("TorchScript", "sh")
+    run(export, workspace)
+    (workspace / BUNDLE_NAME / "models" / "model.pt").unlink()  # the exported file is what segments
+    run(segment, workspace)
+    (expected,) = (workspace / "masks").glob("*.nii.gz")
+    found = np.asarray(nib.load(workspace / "masks_of_torchscript" / expected.name).dataobj)
+    assert found.any()
+    assert (found == np.asarray(nib.load(expected).dataobj)).all()
+
+
+@pytest.mark.slow
 def test_mlflow_records_the_training(workspace: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow, which .ci/integrations installs")
     (command,) = recipe("MLflow", "sh")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import random
@@ -27,10 +28,13 @@ from places import ROOT
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
 from monai_iou.demo import run_workflow
+from monai_iou.files import OutputError
+from monai_iou.locks import LOCK_NAME
 from monai_iou.workflow import checkpoint_files
 from monai_iou.workflow.checkpoint_files import last_epoch, load_state, write_atomically
 from monai_iou.workflow.checkpoints import CheckpointHandler
-from monai_iou.workflow.failures import StepGuard, TrainingError, explain_out_of_memory, run, stop_signals
+from monai_iou.workflow.failures import StepGuard, TrainingError, explain_out_of_memory, run
+from monai_iou.workflow.stopping import stop_signals
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -129,6 +133,21 @@ def test_a_signal_during_validation_ends_it_after_a_volume(bundle: Path, data: P
     stopped = torch.load(bundle / "models" / "last_epoch.pt", weights_only=True)
     assert (stopped["epoch"], stopped["step"], stopped["best_metric_epoch"]) == (2, 0, 1)
     assert stopped["validated"] is False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_last_check_ends_the_program_after_a_complete_training(
+    number: signal.Signals, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, trainer = workflow(bundle, data, epochs=1)
+    trainer.add_event_handler(Events.COMPLETED, lambda: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as caught:
+        made.run()
+    assert caught.value.code == 128 + number
+    assert f"{number.name}: stopped after the training, which is complete and saved.\n" in capsys.readouterr().out
+    assert (bundle / "models" / "model.pt").is_file()
+    workflow(bundle, data, epochs=1, resume=True)[0].run()
+    assert "Nothing is left to train" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("val_interval", [2, 3])
@@ -464,6 +483,52 @@ def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
     wrapped.__cause__ = error
     with pytest.raises(TrainingError, match="fit into memory"), explain_out_of_memory():
         raise wrapped
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),  # as a further worker process is started
+        OSError(errno.ENFILE, "Too many open files in system"),
+        RuntimeError("unable to open shared memory object </torch_7> in read-write mode: Too many open files (24)"),
+        RuntimeError("Caught OSError in DataLoader worker process 0.\nOSError: [Errno 24] Too many open files: 'a.gz'"),
+        RuntimeError("received 0 items of ancdata"),
+    ],
+)
+def test_too_many_open_files_name_the_workers_and_the_limit(error: Exception) -> None:
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = error
+    for each in (error, wrapped):
+        with pytest.raises(TrainingError) as caught, explain_out_of_memory():
+            raise each
+        assert str(caught.value) == (
+            "Expected to open another file or worker process, but got 'Too many open files': lower `num_workers` (0 "
+            "needs the fewest), or raise the limit that `ulimit -n` shows, for instance with `ulimit -n 4096`."
+        )
+
+
+def test_other_errors_of_files_stay_as_they_are() -> None:
+    with pytest.raises(FileNotFoundError), explain_out_of_memory():
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+
+@pytest.mark.parametrize(("metric", "purpose"), [(None, "prediction"), ("val_mean_iou", "evaluation")])
+def test_a_second_prediction_in_a_folder_is_refused_by_its_name(
+    metric: str | None, purpose: str, tmp_path: Path
+) -> None:
+    second: list[OutputError] = []
+    engine = SimpleNamespace(state=SimpleNamespace(rank=0, key_metric_name=metric))
+
+    def begin_another() -> None:
+        with pytest.raises(OutputError, match=r"name another folder with --output\.$") as caught:
+            run(engine, str(tmp_path))
+        second.append(caught.value)
+        holder = json.loads((tmp_path / LOCK_NAME).read_text())
+        assert holder["purpose"] == purpose
+
+    engine.run = begin_another
+    run(engine, str(tmp_path))
+    assert second
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()], ids=repr)

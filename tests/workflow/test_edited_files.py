@@ -269,6 +269,47 @@ def make_scored(run: TrainingRun) -> None:
     assert run.is_finished
 
 
+@pytest.mark.parametrize(
+    "changed", [None, "models/model.pt", "models/postprocessing.json", "configs/inference.json", "train"]
+)
+def test_masks_that_were_done_before_a_stop_are_kept_unless_others_would_be_made(
+    changed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, made, masks = ["a", "b", "c"], list[str](), tmp_path / SCORES / "masks"
+
+    def make(configs: object, keys: dict[str, Any], kind: str) -> None:
+        masks.mkdir(parents=True, exist_ok=True)
+        for image in keys["images"]:
+            if len(made) == 2:
+                made.append("stopped")
+                raise KeyboardInterrupt
+            made.append(image["case"])
+            (masks / f"{image['case']}.nii.gz").write_text(image["image"])
+
+    monkeypatch.setattr(training_runs, "run_configs", make)
+    monkeypatch.setattr(training_runs, "find_models", lambda folder: TrainedModels((folder / "model.pt",), folder))
+    (training,) = files_run(tmp_path).trainings
+    make_started(training)
+    held_out = [{"case": case, "image": "i", "label": "l"} for case in cases]
+    RunState(tmp_path, training.asked, ["trained"], {"held_out": held_out, "labels": [1]}).write()
+    masks.mkdir(parents=True)
+    (masks / "c.nii.gz").write_text("of nobody knows which model")
+    with pytest.raises(KeyboardInterrupt):
+        training.predict(masks)
+    assert sorted(path.name for path in masks.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    (again,) = files_run(tmp_path).trainings
+    if changed == "configs/inference.json":
+        edit(tmp_path / changed, sw_overlap=0.75)
+    elif changed == "train":  # with nothing left to train, but on data that may be others
+        again.state.finish("trained")
+    elif changed is not None:
+        (tmp_path / changed).write_text("of more epochs")
+    again.predict(masks)
+    assert made == ["a", "b", "stopped", *(cases if changed else ["c"])]
+    assert again.is_predicted(masks)
+    assert "begun" not in again.state.facts
+
+
 @pytest.mark.parametrize("name", ["model.pt", "model.json", "postprocessing.json"])
 def test_masks_are_made_again_of_a_model_that_was_trained_further_by_other_means(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from monai_iou.workflow import settings
-from monai_iou.workflow.log_file import log_failure, open_log
+from monai_iou.workflow.config_errors import ConfigError
+from monai_iou.workflow.log_file import close_log, has_log, log_failure, open_log
 from monai_iou.workflow.running import run_configs
 
 IMPORTS = ["$import monai_iou", "$import monai_iou.workflow.settings"]
@@ -49,3 +50,17 @@ def test_a_log_that_cannot_be_written_is_no_failure_of_its_own(
     (tmp_path / "log.txt").unlink()
     open_log(tmp_path).info("of the next run")
     assert "of the next run" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:Default logging file:UserWarning")
+def test_no_run_writes_into_the_log_of_a_training_before_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"run": ["$1 / 0"]}))
+    for kind in ("train", "inference"):
+        open_log(tmp_path)
+        if kind == "inference":  # as the command does when it has trained; its own masks are made before
+            close_log()
+        with pytest.raises(ConfigError, match="but got ZeroDivisionError"):
+            run_configs([config], {}, kind)
+        assert not has_log()
+        assert (tmp_path / "log.txt").read_text(encoding="utf-8") == ""

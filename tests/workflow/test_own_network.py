@@ -115,10 +115,12 @@ def test_another_network_than_the_models_is_refused(mine: dict[str, Any], tmp_pa
     assert with_network(plan, definition=given) is plan
     message = (
         "Expected `network_def` to be that with which the model was trained, but got another one: leave --network_def "
-        "out, or name another model."
+        "out, or name another model, or give an exported network, such as one of TorchScript, as `evaluator#network` "
+        "instead."
     )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        with_network(plan, definition={**given, "width": 7})
+    for other_one in ({**given, "width": 7}, {"network_def": "$torch.jit.load('model.ts')"}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            with_network(plan, definition=other_one)
     with pytest.raises(ValueError, match=r"`network` to be 'own', with which the model was trained, but got 'unet'"):
         with_network(plan, "unet")
     other = with_network(make_plan(None, [], [16, 16, 16]), definition={**given, "width": 7})

@@ -661,3 +661,18 @@ def test_what_a_command_reads_or_writes_is_no_earlier_result(scan: Path, tmp_pat
     image.with_name("a_mask.nii.gz").touch()
     beside = plan_predictions(model, [images[0], tmp_path / "link" / image.name], None, ".nii.gz")
     assert not any(earlier_results(beside).values()), "an image by another path"
+
+
+@pytest.mark.parametrize("place", ["models", "."])
+@pytest.mark.parametrize("folds", ["all", "0", "0,1"])
+def test_folds_asked_of_a_single_training_are_answered_with_what_it_has(tmp_path: Path, place: str, folds: str) -> None:
+    model = tmp_path / place / "model.pt"
+    model.parent.mkdir(exist_ok=True)
+    model.touch()
+    with pytest.raises(ValueError, match=r"^Expected ") as caught:
+        find_models(tmp_path, folds)
+    assert str(caught.value) == (
+        f"Expected {tmp_path} to hold the models of folds for `--folds`, but it has a single model, {model}: leave "
+        "--folds out."
+    )
+    assert find_models(tmp_path).files == (model,)

@@ -21,6 +21,7 @@ from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
+from monai_iou.workflow.log_file import has_log, open_log
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.replacement import replaced
 from monai_iou.workflow.run_preparation import _check_start, is_run, plan_request, prepared
@@ -588,3 +589,26 @@ def test_what_reads_the_configs_later_names_a_damaged_one_too(tmp_path: Path) ->
     for read in readers:
         with pytest.raises(ConfigError, match=rf"^Expected {configs[2]} to be a JSON file of the bundle's keys in UTF"):
             read()
+
+
+def test_a_reference_of_inference_to_no_key_is_found_before_the_plan_and_the_training(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", dataset)
+    path = copy_bundle(run.folder) / "configs" / "inference.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["postprocessing"]["transforms"][3]["settings"] = "@lesion_threshold_mm3"
+    write_json(path, config)
+    planner = Planner(run)
+    with pytest.raises(ConfigError, match=r"^Expected `@lesion_threshold_mm3` in `postprocessing#transforms#3#settin"):
+        planner.prepare()
+    assert not planner.plans
+    write_json(path, {**config, "lesion_threshold_mm3": 4.0})
+    assert planner.prepare() == 1
+
+
+def test_the_log_of_a_training_ends_with_the_command(dataset: Path, tmp_path: Path) -> None:
+    planner = Planner(run_of(tmp_path / "run", dataset))
+    with prepared(planner.run, planner.asked, planner._plan, planner.told.append):
+        open_log(tmp_path)
+    assert not has_log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from gloo_ranks import join_group, leave_group, run_ranks
 from monai_iou import IoULoss
 from monai_iou.voxels import late_checks
 from monai_iou.voxels.late_checks import LateChecks
-from monai_iou.workflow.failures import StepGuard, TrainingError
+from monai_iou.workflow.failures import StepGuard, TrainingError, run
 
 RIGHT = torch.zeros(1, 1, 6, 6, dtype=torch.long)
 WRONG = torch.full((1, 1, 6, 6), 7)
@@ -89,3 +90,20 @@ def test_every_rank_names_the_labels_of_one(sync: bool, tmp_path: Path) -> None:
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second
     assert "but got 7" in first
+
+
+def end_of_one_rank(rank: int, world: int, folder: str) -> None:
+    """A training of two ranks, of which one gets a signal at its very end."""
+    join_group(rank, world, folder)
+    engine = SimpleNamespace(state=SimpleNamespace(rank=rank, device=torch.device("cpu")), optimizer=None)
+    engine.run = lambda: signal.raise_signal(signal.SIGTERM) if rank == 1 else None
+    try:
+        run(engine)
+    except SystemExit as stop:
+        (Path(folder) / f"{rank}.txt").write_text(str(stop.code))
+    leave_group()
+
+
+def test_all_ranks_end_after_a_training_at_whose_end_one_got_a_signal(tmp_path: Path) -> None:
+    run_ranks(end_of_one_rank, 2, 2, str(tmp_path))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["143", "143"]
