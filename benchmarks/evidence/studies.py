@@ -177,7 +177,7 @@ STUDIES: dict[str, Study] = {
             ("ce", "weighted ce", "dice+ce", "iou", "iou+ce/3", "lovasz+ce", "generalised iou", "instance"),
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
-            more_seeds={"0.3 %": (3, 4), "0.1 %": (3, 4), "0.03 %": (3, 4)},
+            more_seeds={f"{share:g} %": (3, 4) for share in SHARES},
             amounts=SHARES,
             quick={"epochs": 1, "data": ("0.03 %",)},
         ),
