@@ -130,6 +130,11 @@ class RegionLoss(SumsLoss):
         if squared or self.squared_pred:
             self.power = 2.0 if squared else 1.0
 
+    @property
+    def has_soft_form(self) -> bool:
+        """Whether `soft_label` can be set: not with a power strictly between 1 and 2."""
+        return self.power in (1, 2)
+
     def _checked_spec(self, activation: str | None) -> PassSpec:
         """Return what the options need from the pass; they are checked here, as they may have been changed."""
         asked, traced = (activation, self.soft_label, self.power, self.empty), torch.compiler.is_compiling()

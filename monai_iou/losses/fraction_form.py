@@ -49,8 +49,7 @@ def form_for_fractions(loss: nn.Module, made: nn.Module | None = None) -> nn.Mod
                 continue
             if _is_option(name, value, is_shared):
                 known[name] = value
-        # A power strictly between 1 and 2 has no soft-label form.
-        soft = part.soft_label or part.power in (1, 2) if isinstance(part, RegionLoss) else True
+        soft = part.soft_label or part.has_soft_form if isinstance(part, RegionLoss) else True
         for name, wanted in (("soft_label", soft), ("to_onehot_y", False)):
             if (name in known or hasattr(type(twin), name)) and getattr(twin, name) is not wanted:
                 setattr(twin, name, wanted)

@@ -142,6 +142,11 @@ class FocalTverskyLoss(RegionLoss):
             raise ValueError(message)
         self._check_power()
 
+    @property
+    def has_soft_form(self) -> bool:
+        """Whether `soft_label` can be set: with a power of 2 only if both weights are equal."""
+        return super().has_soft_form and (self.power == 1 or self.alpha == self.beta)
+
     def _check_power(self) -> None:
         """Refuse a power for which the index exceeds 1, so that the best prediction would be a wrong one.
 
@@ -150,7 +155,7 @@ class FocalTverskyLoss(RegionLoss):
         """
         if self.power == 1:
             return
-        if self.soft_label and self.alpha != self.beta:
+        if self.soft_label and not self.has_soft_form:
             message = (
                 "Expected `alpha` and `beta` to be equal with soft_label=True and a `power` of 2, but got "
                 f"{self.alpha:g} and {self.beta:g}: leave `power` at 1 and squared_pred out, or give both one value."

@@ -15,7 +15,8 @@ from monai_iou.volumes.header import VolumeError, refusal
 from monai_iou.volumes.names import slice_candidates
 
 SERIES, POSITION, DIRECTION = "0020|000e", "0020|0032", "0020|0037"
-HEADER_WITHIN = 1 << 16  # bytes; these elements come early, and a folder may hold 10,000 files
+# Bytes: these elements come early, and a folder may hold 10,000 files; a long comment or an icon may lie before them.
+HEADER_WITHIN, LONG_HEADER_WITHIN = 1 << 16, 1 << 24
 # In both byte orders, with the type of the value or with its length in four bytes.
 _LENGTH = rb"(?:UI..|DS..|..\0\0)"
 _SERIES = re.compile(rb"(?:\x20\0\x0e\0|\0\x20\0\x0e)" + _LENGTH + rb"([0-9.]+)", re.DOTALL)
@@ -34,9 +35,9 @@ class _Place(NamedTuple):
 def check_alone(path: Path, information: Any) -> None:
     """Refuse one slice of a series whose other slices lie in its folder: a mask of it would lack all the others.
 
-    Accepted are a file of several frames, a slice without such neighbours, and one of the views of a localiser, or of
-    the phases of one slice, which no folder would make a volume. The headers of a folder are read once, as long as no
-    slice comes or goes.
+    Accepted are a file of several frames, a slice without such neighbours, and the only view of a localiser in its
+    plane, or one of the phases of one slice, which no folder would make a volume. The headers of
+    a folder are read once, as long as no slice comes or goes.
 
     Args:
         path: of the file, as the user named it.
@@ -53,8 +54,6 @@ def check_alone(path: Path, information: Any) -> None:
     except VolumeError:
         return  # of a folder that may not be listed, nobody knows
     series = _series_in(names).get(tag_text(information, SERIES), [])
-    if not all(_is_parallel(place, own) for place in series):
-        return
     others = {place.position for place in series if _is_beside(place, own)}
     if others:
         actual = f"one slice of a series of {len(others) + 1}"
@@ -76,6 +75,8 @@ def _series_in(files: tuple[Path, ...]) -> dict[str, list[_Place]]:
         try:
             with file.open("rb") as stream:
                 start = stream.read(HEADER_WITHIN)
+                if _DIRECTION.search(start) is None:
+                    start += stream.read(LONG_HEADER_WITHIN)
         except OSError:
             continue
         position, direction = _POSITION.search(start), _DIRECTION.search(start)
@@ -96,12 +97,8 @@ def _place(position: str, direction: str) -> _Place | None:
     return _Place(*values) if [len(each) for each in values] == [3, 6] else None
 
 
-def _is_parallel(other: _Place, own: _Place) -> bool:
-    """Whether two slices have the same directions."""
-    return np.allclose(other.direction, own.direction, rtol=0, atol=NEARBY)
-
-
 def _is_beside(other: _Place, own: _Place) -> bool:
-    """Whether a slice that is parallel to another lies elsewhere along their normal."""
+    """Whether another slice of the same series lies parallel to one, elsewhere along their normal."""
     normal = np.cross(own.direction[:3], own.direction[3:])
-    return abs(float(np.dot(np.subtract(other.position, own.position), normal))) > NEARBY
+    away = abs(float(np.dot(np.subtract(other.position, own.position), normal)))
+    return away > NEARBY and np.allclose(other.direction, own.direction, rtol=0, atol=NEARBY)

@@ -26,7 +26,6 @@ MASK, PROBABILITIES, PREVIEW = "mask", "probabilities", "preview"
 RESULTS = (MASK, PROBABILITIES)  # those that are volumes
 PREVIEW_ENDING = f"_{PREVIEW}.png"
 _ALL_EXTENSIONS = (*EXTENSIONS, ".img.gz", ".img")
-_NAMELESS = (*_ALL_EXTENSIONS, *DICOM_ENDINGS)  # what is no part of the name of a case
 _OF_SCANS = tuple(ending for ending in EXTENSIONS if ending != PNG_EXTENSION)
 # The slices of a series have one ending. Of an ending that slices usually have, all files are inspected, as others may
 # share it; of any other, such as `.jpg`, only so many: a folder may hold 100,000 files.
@@ -40,16 +39,14 @@ _OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 def case_name(path: Path) -> str:
     """Return the file name without the extension of a volume, in the composed Unicode form (NFC).
 
-    The name of a folder of slices is kept whole, so that `scan.dcm` does not become `scan`.
-
-    >>> case_name(Path("site.2/case_1.nii.gz")), case_name(Path("c.NII.GZ")), case_name(Path("IM0003.dcm"))
-    ('case_1', 'c', 'IM0003')
+    >>> case_name(Path("site.2/case_1.nii.gz")), case_name(Path("c.NII.GZ"))
+    ('case_1', 'c')
     """
     name = composed(path.name)
     lower = path.name.lower()
-    for extension in _NAMELESS:
+    for extension in _ALL_EXTENSIONS:
         if lower.endswith(extension) and len(lower) > len(extension):
-            return name if extension in DICOM_ENDINGS and path.is_dir() else name[: -len(extension)]
+            return name[: -len(extension)]
     return name
 
 

@@ -220,10 +220,13 @@ def explain_out_of_memory(remedy: str = LESS_MEMORY) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError, EOFError) as error:
         causes = [*chain(error), *_death_of_a_worker(error)]
         if any(_is_out_of_files(cause) for cause in causes):
+            problem, more = os.strerror(errno.EMFILE), "raise the limit that `ulimit -n` shows, for instance with "
+            more += "`ulimit -n 4096`"
+            if any(os.strerror(errno.ENFILE) in str(cause) for cause in causes):  # the limit of the whole machine
+                problem, more = os.strerror(errno.ENFILE), "close other programs"
             message = (
-                f"Expected to open another file or worker process, but got '{os.strerror(errno.EMFILE)}': lower "
-                "`num_workers` (0 needs the fewest), or raise the limit that `ulimit -n` shows, for instance with "
-                "`ulimit -n 4096`."
+                f"Expected to open another file or worker process, but got '{problem}': lower `num_workers` (0 needs "
+                f"the fewest), or {more}."
             )
             with exit_with_message():
                 raise TrainingError(message) from error

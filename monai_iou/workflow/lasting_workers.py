@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import context
+from types import FrameType
 from typing import Any
 
-__all__ = ["LastingStart", "let_workers_last"]
+__all__ = ["LastingStart", "end_workers", "let_workers_last"]
 
 SECONDS_BETWEEN_LOOKS = 1.0  # after the parent
 
@@ -53,10 +54,23 @@ class LastingStart:
     def __call__(self, worker: int) -> None:
         """Leave the end of this process to its parent, which ends it by SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, _ignore)  # and not SIG_IGN, which programs that a transform starts would inherit
         threading.Thread(target=_end_with_parent, name="monai_iou_end", daemon=True).start()
         if self.then is not None:
             self.then(worker)
+
+
+def end_workers() -> None:
+    """End all these workers at once, whatever they do; only the main thread may call this."""
+    if CONTEXTS:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a lack of memory
+    for process in multiprocessing.active_children():
+        if isinstance(process, _EndedByKill):
+            process.kill()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _end_with_parent() -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from monai_iou.distributed import is_distributed
+from monai_iou.workflow.lasting_workers import end_workers
 
 __all__ = ["largest_of_ranks", "quiet_stop", "stop_signal", "stop_signals"]
 
@@ -43,6 +44,7 @@ def stop_signals(state: Any) -> Iterator[None]:
     def receive(number: int, _: FrameType | None) -> None:
         # Schedulers and launchers repeat SIGTERM, in the middle of saving too; a user who repeats Ctrl-C is in a hurry.
         if number == signal.SIGINT and state.stop_signal:
+            end_workers()  # for whose batches MONAI's thread would wait, however long they take
             raise KeyboardInterrupt
         state.stop_signal = number
 

@@ -14,7 +14,7 @@ from dicom_files import multi_frame, slice_elements, write_elements, write_serie
 
 from monai_iou.volumes.dicom_neighbours import _series_in
 from monai_iou.volumes.header import refusal
-from monai_iou.volumes.names import case_name, is_volume
+from monai_iou.volumes.names import is_volume
 from monai_iou.volumes.reading import VolumeError, read_channels, read_labels, read_volume
 
 VOLUME = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
@@ -86,11 +86,14 @@ def test_files_that_are_no_other_slices_of_it_leave_a_slice_alone(tmp_path: Path
     np.testing.assert_array_equal(read_volume(path).array, VOLUME[..., :1])
 
 
-def test_the_images_of_a_localiser_with_several_in_each_plane_are_images_of_their_own(tmp_path: Path) -> None:
-    for plane, direction in enumerate(["1\\0\\0\\0\\1\\0", "0\\1\\0\\0\\0\\-1", "1\\0\\0\\0\\0\\-1"]):
-        for number in range(3):
-            write_slice(tmp_path / f"{plane}{number}.dcm", number, edits={DIRECTION: ("DS", direction)})
-    assert {read_volume(path).array.shape for path in tmp_path.iterdir()} == {(5, 4, 1)}
+def test_a_scout_in_another_plane_and_a_long_header_hide_no_slice(tmp_path: Path) -> None:
+    comment = {(0x0010, element): ("LT", "x" * 60_000) for element in (0x21B0, 0x4000)}
+    for number in range(2):
+        write_slice(tmp_path / f"{number}.dcm", number, edits=comment)
+    write_slice(tmp_path / "scout.dcm", 2, edits={DIRECTION: ("DS", "0\\1\\0\\0\\0\\-1")})
+    with pytest.raises(VolumeError, match="one slice of a series of 2"):
+        read_volume(tmp_path / "1.dcm")
+    assert read_volume(tmp_path / "scout.dcm").array.shape == (5, 4, 1)
 
 
 def test_masks_that_are_written_beside_slices_let_no_header_be_read_again(tmp_path: Path) -> None:
@@ -113,12 +116,6 @@ def test_a_file_in_a_folder_that_may_not_be_listed_is_read(tmp_path: Path, monke
     assert read_volume(path).array.shape == (5, 4, 1)
 
 
-def test_a_folder_of_slices_keeps_its_whole_name(tmp_path: Path) -> None:
-    write_slice(tmp_path / "p1.dcm" / "IM1", 0)
-    assert case_name(tmp_path / "p1.dcm") == "p1.dcm"
-    assert case_name(write_slice(tmp_path / "p2.dcm", 0)) == "p2"
-
-
 def test_frames_in_one_file_and_projections_without_a_place_stay_accepted(tmp_path: Path) -> None:
     write_series(tmp_path, VOLUME)
     frames = write_elements(tmp_path / "frames.dcm", multi_frame(VOLUME))
@@ -132,7 +129,7 @@ def test_frames_in_one_file_and_projections_without_a_place_stay_accepted(tmp_pa
 def test_the_mask_beside_a_lone_slice_does_not_make_its_folder_ambiguous(tmp_path: Path, name: str) -> None:
     write_slice(tmp_path / name, 0)
     for kind in ("mask", "probabilities"):
-        (tmp_path / f"IM0003_{kind}.nii.gz").touch()
+        (tmp_path / f"{name}_{kind}.nii.gz").touch()
     assert is_volume(tmp_path)
     assert read_volume(tmp_path).array.shape == (5, 4, 1)
     (tmp_path / "other.nii.gz").touch()

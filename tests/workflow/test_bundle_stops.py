@@ -489,7 +489,6 @@ def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
     "error",
     [
         OSError(errno.EMFILE, "Too many open files"),  # as a further worker process is started
-        OSError(errno.ENFILE, "Too many open files in system"),
         RuntimeError("unable to open shared memory object </torch_7> in read-write mode: Too many open files (24)"),
         RuntimeError("Caught OSError in DataLoader worker process 0.\nOSError: [Errno 24] Too many open files: 'a.gz'"),
         RuntimeError("received 0 items of ancdata"),
@@ -505,6 +504,15 @@ def test_too_many_open_files_name_the_workers_and_the_limit(error: Exception) ->
             "Expected to open another file or worker process, but got 'Too many open files': lower `num_workers` (0 "
             "needs the fewest), or raise the limit that `ulimit -n` shows, for instance with `ulimit -n 4096`."
         )
+
+
+def test_too_many_open_files_of_all_programs_are_no_matter_of_the_own_limit() -> None:
+    with pytest.raises(TrainingError) as caught, explain_out_of_memory():
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    assert str(caught.value) == (
+        "Expected to open another file or worker process, but got 'Too many open files in system': lower "
+        "`num_workers` (0 needs the fewest), or close other programs."
+    )
 
 
 def test_other_errors_of_files_stay_as_they_are() -> None:

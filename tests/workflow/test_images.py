@@ -200,18 +200,3 @@ def test_the_folder_that_one_is_in_has_its_name(
     (series / "IM0001").unlink()
     touch(series, "a.nii.gz")
     assert [case.image for case in find_images([Path(path)], 1)] == [Path(path) / "a.nii.gz"]
-
-
-def test_a_lone_dicom_file_gives_its_name_without_the_ending_and_collides_with_its_like(tmp_path: Path) -> None:
-    touch(tmp_path, "IM0003.dcm", "IM0003.nii.gz", "p/IM0003.IMA", "q/IM0004.dicom")
-    (case,) = find_images([tmp_path / "IM0003.dcm"], 1)
-    assert case.name == "IM0003"
-    assert image_cases([str(tmp_path / "q" / "IM0004.dicom")])[0].name == "IM0004"
-    cases = find_images([tmp_path / "IM0003.dcm", tmp_path / "p" / "IM0003.IMA"], 1)
-    assert [each.name for each in cases] == ["IM0003", "p/IM0003"]
-    with pytest.raises(DatasetError) as caught:
-        find_images([tmp_path / "IM0003.dcm", tmp_path / "IM0003.nii.gz"], 1)
-    assert str(caught.value) == (
-        f"Expected the images in the images to have names of their own, but {tmp_path}/IM0003.dcm and "
-        f"{tmp_path}/IM0003.nii.gz are both called IM0003: rename one of the files."
-    )

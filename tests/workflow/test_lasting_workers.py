@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import SpawnContext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from monai_iou.demo import run_workflow
 from monai_iou.workflow.checkpoint_files import last_epoch
 from monai_iou.workflow.dataloader import BufferedLoader, LastingLoader
 from monai_iou.workflow.lasting_workers import LastingStart
+from monai_iou.workflow.stopping import stop_signals
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="has no signals to a whole job"),
@@ -93,6 +95,18 @@ class Noted(Pids):
         return int(os.environ.get("OF_WORKER", -1))
 
 
+class Started(Pids):
+    """The exit code of a program that a transform starts and terminates."""
+
+    def __getitem__(self, index: int) -> int:
+        program = subprocess.Popen(["sleep", "60"])
+        program.terminate()
+        return program.wait(30)
+
+    def __len__(self) -> int:
+        return 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_signal_to_all_processes_leaves_the_workers(kind: type[DataLoader], method: str) -> None:
@@ -113,6 +127,26 @@ def test_a_worker_that_hangs_ends_with_its_loader(kind: type[DataLoader], monkey
     batches._shutdown_workers()
     assert ended(pid)
     assert workers[0].exitcode == -signal.SIGKILL
+
+
+def test_a_second_ctrl_c_waits_for_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches: Any = iter(BufferedLoader(Pids(hangs=1), batch_size=1, num_workers=1))
+    pid = int(next(batches))
+    with stop_signals(SimpleNamespace()):
+        signal.raise_signal(signal.SIGINT)
+        assert is_running(pid), "to make the batches of the step"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert ended(pid)
+    batches.close()  # waits for MONAI's thread, and that for the worker
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_programs_that_a_worker_starts_end_by_the_signal() -> None:
+    (codes,) = LastingLoader(Started(), batch_size=1, num_workers=1)
+    assert codes.tolist() == [-signal.SIGTERM]
 
 
 @pytest.mark.slow
