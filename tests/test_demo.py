@@ -94,6 +94,7 @@ def test_report_curves_and_summary_open_in_a_browser(result: demo.DemoResult, tm
             assert content["widths"][0] == imread(curves).shape[1]
 
 
+@pytest.mark.slow
 def test_demo_prints_a_command_that_can_be_pasted_and_does_the_same(result: demo.DemoResult, tmp_path: Path) -> None:
     copy = shutil.copytree(result.masks.parent, tmp_path / result.masks.parent.name)
     trained = copy / "bundle" / "models" / "model.pt"
