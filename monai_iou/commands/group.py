@@ -8,10 +8,12 @@ import importlib
 import importlib.util
 import io
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import click
 
@@ -108,12 +110,34 @@ def _any_text() -> Iterator[None]:
                 stream.reconfigure(errors="strict")
 
 
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end a job, end the command as Ctrl-C does: it cleans up after itself.
+
+    By default, Python dies from it at once, and leaves the files that it was writing. A training takes the signal over.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # schedulers repeat it, and what is cleaned up by then would stay
+        click.echo("Terminated.", err=True)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: `sys.argv[1:]`) and return its exit code.
 
     Whoever reads the output may end early, as `head` does: the work goes on, and its exit code is the same.
     """
-    with _any_text(), _module("streams").outlasting() as outputs:
+    with _any_text(), _module("streams").outlasting() as outputs, _ended_in_order():
         code = _run(argv)
     failure = outputs["stdout"].failure if "stdout" in outputs else None
     return code if failure is None else _not_printed(failure, code)

@@ -27,6 +27,7 @@ from monai_iou.workflow.finite_outputs import is_finite, not_finite
 from monai_iou.workflow.freed_memory import kept_memory
 from monai_iou.workflow.half_precision import CpuAutocast, SmallInFloat32, in_mixed_precision
 from monai_iou.workflow.optimization import inner_module, is_parallel
+from monai_iou.workflow.stopping import quiet_stop
 
 __all__ = ["CaseEvaluator", "Trainer", "ValidationEvaluator"]
 
@@ -153,6 +154,7 @@ class CaseEvaluator(_MixedPrecision, SupervisedEvaluator):
         # A DistributedDataParallel may wait in a call for the other ranks, whose volumes have other numbers of patches.
         if is_parallel(self.network):
             self.network = inner_module(self.network)
+        self.logger.addFilter(quiet_stop)
         self.state.failed_cases = []
         self._finished = 0
         self._has_failed = False

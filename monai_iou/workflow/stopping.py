@@ -81,5 +81,5 @@ def largest_of_ranks(engine: Any, flags: Sequence[int]) -> list[int]:
 
 
 def quiet_stop(record: logging.LogRecord) -> bool:
-    """Logging filter: drop Ignite's line for an error where that is a program's end, which says itself why it ends."""
-    return not isinstance(sys.exc_info()[1], SystemExit)
+    """Logging filter: drop Ignite's line for an error where a signal ends the program, which says so itself."""
+    return not isinstance(sys.exc_info()[1], SystemExit | KeyboardInterrupt)

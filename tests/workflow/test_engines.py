@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import causes, overrides
+from ignite.engine import Events
 from monai.handlers import from_engine
 
 from monai_iou.bundle_files import copy_bundle
@@ -74,6 +75,23 @@ def test_other_cases_go_on(marked: tuple[bool, ...], network: torch.nn.Module) -
             run(engine)
         assert count.seen == [f"case{index}" for index, bad in enumerate(marked) if not bad]
     assert count.completed == (0 if all(marked) else 2), "means over nothing"
+
+
+@pytest.mark.parametrize(("error", "lines"), [(SystemExit, 0), (KeyboardInterrupt, 0), (RuntimeError, 1)])
+def test_a_signal_that_ends_an_evaluation_is_no_error_of_the_engine(
+    error: type[BaseException], lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = CaseEvaluator(
+        device=torch.device("cpu"), val_data_loader=Loader(False), network=torch.nn.Identity(), epoch_length=1
+    )
+
+    @engine.on(Events.ITERATION_STARTED)
+    def receive() -> None:
+        raise error
+
+    with pytest.raises(error):
+        engine.run()
+    assert caplog.text.count("Engine run is terminating due to exception") == lines
 
 
 def test_an_evaluation_without_a_score_does_not_keep_an_earlier_one() -> None:
