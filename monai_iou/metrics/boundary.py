@@ -135,9 +135,10 @@ def _band_rule(
     if rounds:
         number = max(number, min(spacing))  # as the authors do, whose bands are at least one voxel thick
     limit = number * (1 + DISTANCE_ROUNDING)
-    whole = round if rounds else math.floor
+    # The authors round half to even: a rounding error of mm must not decide of which kind a half is.
+    voxels = [round(round(number / s, 6)) if rounds else math.floor(limit / s) for s in spacing]
     # No image reaches further than itself, however small its voxels.
-    reach = tuple(min(whole(limit / s), n) for n, s in zip(shape, spacing, strict=True))
+    reach = tuple(min(count, n) for count, n in zip(voxels, shape, strict=True))
     return _Rule(limit if distance == "euclidean" else None, reach, spacing)
 
 

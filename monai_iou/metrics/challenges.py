@@ -107,9 +107,10 @@ def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> d
     MSSEG (Commowick et al. 2018, https://doi.org/10.1038/s41598-018-31911-7; Anima's animaSegPerfAnalyzer): lesions are
     connected by 6 neighbours and larger than 3 mm3. A lesion is found if more than 10 % of it is covered, and if none
     of the components that cover it lies by more than 70 % outside all lesions. Only the components with the largest
-    overlaps are checked for this, until they make up 65 % of the covered part. SensL is the share of the reference
-    lesions that are found, PPVL is the share of the predicted lesions that are correct by the same rule with the two
-    maps exchanged, and F1_score is their harmonic mean.
+    overlaps are checked for this, of equal ones the larger component first, until they make up 65 % of the covered
+    part. SensL is the share of the reference lesions that are found, PPVL is the share of the predicted lesions that
+    are correct by the same rule with the two maps exchanged, and F1_score is their harmonic mean. As in Anima, PPVL is
+    0 where no lesion is predicted, and F1_score where none is found; but where neither map has a lesion, both are NaN.
 
     ISBI 2015 (Carass et al. 2017, https://doi.org/10.1016/j.neuroimage.2016.12.064): lesions are connected by 18
     neighbours. LTPR is the share of the reference lesions that contain a predicted voxel, and LFPR is the share of the
@@ -121,7 +122,7 @@ def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> d
         spacing: voxel size in mm along each axis; None means 1 mm.
 
     Returns:
-        "Dice", "SensL", "PPVL", "F1_score", "LTPR" and "LFPR"; NaN where the denominator is 0.
+        "Dice", "SensL", "PPVL", "F1_score", "LTPR" and "LFPR"; the others are NaN where their denominator is 0.
 
     Raises:
         TypeError: an input is neither an array nor a tensor.
@@ -139,14 +140,16 @@ def ms(prediction: ArrayLike, reference: ArrayLike, *, spacing: Any = None) -> d
     least = math.floor(3.0 * (1 + ROUNDING) / math.prod(size)) + 1
     (p_map, p_count), (r_map, r_count) = (large_components(m, 6, least) for m in crop[:2])
     overlaps = find_overlaps(r_map, p_map, r_count, p_count)
-    sensitivity = scores.ratio(_msseg_found(overlaps), r_count, empty=math.nan)
-    precision = scores.ratio(_msseg_found(_exchanged(overlaps)), p_count, empty=math.nan)
+    found, correct = _msseg_found(overlaps), _msseg_found(_exchanged(overlaps))
+    sensitivity, precision = scores.ratio(found, r_count, empty=math.nan), scores.ratio(correct, p_count, empty=0.0)
+    f1 = 2 * sensitivity * precision / (sensitivity + precision) if found and correct else 0.0
+    nothing = not (r_count or p_count)
     any_overlap = lesion_scores(p, r, spacing=size, connectivity=18, match="any", pairing="many-to-one")
     return {
         "Dice": scores.dice(*mask_counts(p, r), empty=math.nan),
         "SensL": sensitivity,
-        "PPVL": precision,
-        "F1_score": scores.ratio(2 * sensitivity * precision, sensitivity + precision, empty=math.nan),
+        "PPVL": math.nan if nothing else precision,
+        "F1_score": math.nan if nothing else f1,
         "LTPR": any_overlap.recall_any,
         "LFPR": 1 - any_overlap.precision_any,
     }
@@ -159,13 +162,13 @@ def _msseg_found(overlaps: Overlaps, alpha: float = 0.10, beta: float = 0.70, ga
     detected = 0
     for lesion, voxels in enumerate(overlaps.reference_sizes):
         own = overlaps.reference == lesion
-        shares = overlaps.intersection[own]
+        shares, others = overlaps.intersection[own], overlaps.prediction[own]
         covered = shares.sum()
         if covered <= alpha * voxels:
             continue
-        order = np.argsort(-shares, kind="stable")
+        order = np.lexsort((-outside[others], -overlaps.prediction_sizes[others], -shares))  # in any orientation
         before = (np.cumsum(shares[order]) - shares[order]) / covered
-        detected += not (outside[overlaps.prediction[own][order]][before < gamma] > beta).any()
+        detected += not (outside[others[order]][before < gamma] > beta).any()
     return detected
 
 

@@ -55,6 +55,16 @@ def test_a_share_of_the_diagonal_is_the_authors_width(shape, share):
     assert boundary_iou(*pair, width=f" {share} %", spacing=2.5) == pytest.approx(in_mm)
 
 
+@pytest.mark.parametrize("shape", [(75, 100), (125, 300), (135, 180), (30, 40)])  # 2.5, 6.5, 4.5 and 1 voxels
+@pytest.mark.parametrize("spacing", [1.0, 0.7, 0.3333, 0.48828125])
+def test_half_a_voxel_is_rounded_to_an_even_number_as_the_authors_do(shape, spacing):
+    pair = blobs(3, shape)
+    times = round(0.02 * math.sqrt(sum(n * n for n in shape)))
+    bands = [eroded_band(mask, times) for mask in pair]
+    expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
+    assert boundary_iou(*pair, width="2%", spacing=spacing, distance="chessboard") == pytest.approx(expected)
+
+
 def test_the_two_distances_are_a_square_and_a_disc():
     mask = np.ones((21, 21), dtype=bool)
     mask[10, 10] = False

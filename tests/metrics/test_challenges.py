@@ -120,7 +120,8 @@ def msseg_detected(lesions: list[np.ndarray], others: list[np.ndarray]) -> int:
     everything = np.any(lesions, axis=0) if lesions else None
     count = 0
     for lesion in lesions:
-        parts = sorted(((int((lesion & o).sum()), k) for k, o in enumerate(others)), key=lambda part: -part[0])
+        parts = [(int((lesion & o).sum()), k) for k, o in enumerate(others)]
+        parts.sort(key=lambda part: (-part[0], -others[part[1]].sum()))
         covered = sum(n for n, _ in parts)
         if covered / lesion.sum() <= 0.10:
             continue
@@ -143,7 +144,7 @@ def test_ms_against_the_definition(seed, spacing):
     )
     sensitivity = msseg_detected(r_lesions, p_lesions) / len(r_lesions)
     precision = msseg_detected(p_lesions, r_lesions) / len(p_lesions)
-    harmonic = 2 * sensitivity * precision / (sensitivity + precision) if sensitivity + precision else math.nan
+    harmonic = 2 * sensitivity * precision / (sensitivity + precision) if sensitivity + precision else 0.0
     touched = [bool((c & prediction).any()) for c in components(reference, 18)]
     wrong = [not (c & reference).any() for c in components(prediction, 18)]
     assert ms(prediction, reference, spacing=spacing) == pytest.approx(
@@ -183,6 +184,23 @@ def test_a_real_mask_shifted_with_six_lesions_dropped_and_four_invented():
     assert (volumes["false_pos_vol"], volumes["false_neg_vol"]) == pytest.approx((0.040, 0.244))
 
 
+def test_lesions_none_of_which_is_found_have_the_lowest_f1_of_msseg():
+    prediction, reference = np.zeros((16, 16, 16), dtype=bool), np.zeros((16, 16, 16), dtype=bool)
+    reference[2:5, 2:5, 2:5] = reference[9:12, 9:12, 9:12] = prediction[13:16, 2:5, 2:5] = True
+    expected = {"Dice": 0, "SensL": 0, "PPVL": 0, "F1_score": 0, "LTPR": 0, "LFPR": 1}
+    assert challenge_scores("ms", prediction, reference) == expected
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1,), (2,), (0, 1, 2)])
+def test_the_orientation_of_an_image_does_not_decide_between_equal_overlaps(axes):
+    """Of two components with 4 voxels in the lesion, that with 12 outside is the larger, and is judged first."""
+    reference, prediction = np.zeros((7, 7, 24), dtype=bool), np.zeros((7, 7, 24), dtype=bool)
+    reference[3, 3:5, 2:22] = True
+    prediction[3, 3, 2:7] = prediction[3, 3, 9:13] = prediction[:4, 3, 15:19] = True
+    scores = ms(np.flip(prediction, axes), np.flip(reference, axes))
+    assert (scores["SensL"], scores["PPVL"]) == (0, 1)
+
+
 def test_empty_masks_and_penalties():
     lesion, nothing = np.zeros((9, 9, 9), dtype=bool), np.zeros((9, 9, 9), dtype=bool)
     lesion[3:6, 3:6, 3:6] = True
@@ -194,7 +212,9 @@ def test_empty_masks_and_penalties():
     assert isles22(lesion, nothing)["lesion_f1_score"] == isles22(nothing, lesion)["lesion_f1_score"] == 0
     assert autopet(nothing, nothing)["dice_sc"] == NAN
     assert autopet(lesion, nothing)["false_pos_vol"] == autopet(nothing, lesion)["false_neg_vol"] == 0.027
-    assert (ms(nothing, lesion)["SensL"], ms(nothing, lesion)["PPVL"]) == (0, NAN)
+    assert [ms(nothing, lesion)[name] for name in ("SensL", "PPVL", "F1_score")] == [0, 0, 0]
+    assert [ms(lesion, nothing)[name] for name in ("SensL", "PPVL", "F1_score")] == [NAN, 0, 0]
+    assert [ms(nothing, nothing)[name] for name in ("SensL", "PPVL", "F1_score")] == [NAN, NAN, NAN]
     tiny = np.zeros((9, 9, 9), dtype=bool)
     tiny[4, 4, 4] = True
     assert brats_mets(nothing, tiny)["LesionWise_Score_Dice"] == 1
