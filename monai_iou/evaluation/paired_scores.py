@@ -79,7 +79,7 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
     """Read evaluated folders.
 
     Raises:
-        CompareError: one holds no readable cases.csv, or two do not share labels or cases, or name other patients.
+        CompareError: a cases.csv is not readable or not of one evaluation, or labels, cases or patients do not match.
     """
     names = short_names(folders)
     evaluated = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
@@ -216,6 +216,12 @@ def _read(folder: Path, name: str) -> Evaluated:
         }
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise _unreadable(folder) from error
+    if mixed := {*failed, *failures} & {case for (case, _), row in known.items() if row["prediction_ml"] > 0}:
+        message = (
+            f"Expected one evaluation in `{folder}`, but `{min(mixed)}` has a score in cases.csv and is a failure in "
+            "other tables, as after an evaluation that was killed: evaluate into this folder again."
+        )
+        raise CompareError(message)
     references = _texts({case: files.get("reference") for case, files in inputs.items() if isinstance(files, dict)})
     # With `--missing penalty` failed cases have rows too, of which nobody could tell that they failed.
     scores = {key: row for key, row in known.items() if key[0] not in failed}

@@ -24,7 +24,10 @@ from monai_iou.workflow.failures import disk_full
 from monai_iou.workflow.settings import exit_with_message
 from monai_iou.workflow.typed_words import switch_on
 
-__all__ = ["UNREADABLE", "check_content", "last_epoch", "load_state", "write_atomically", "write_together"]
+__all__ = [
+    "UNREADABLE", "check_content", "has_its_model", "is_with_model", "last_epoch", "load_state", "write_atomically",
+    "write_together",
+]  # fmt: skip
 
 
 # What torch.load raises for a file that is damaged or no checkpoint.
@@ -70,6 +73,31 @@ def load_state(path: Path, *, mmap: bool = False) -> Mapping[str, Any]:
     return dict(state)
 
 
+def is_with_model(state: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint was written together with `model.pt`, by its state: both have the same weights."""
+    is_best = state["best_metric_epoch"] == state["epoch"] and not state.get("step", 0)
+    return bool(is_best or state.get("final", False))
+
+
+def has_its_model(state: Mapping[str, Any], path: Path) -> bool:
+    """Return whether there is a model, and that of a checkpoint where the two were written together.
+
+    Args:
+        state: of the checkpoint; the names of its weights do not matter, as earlier versions kept those of wrappers.
+        path: of the model.
+    """
+    if not is_with_model(state) or not path.is_file():
+        return path.is_file()
+    weights = state.get("average", {}).get("network", state["model"])
+    try:
+        check_content(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        pairs = zip(stored.values(), weights.values(), strict=True)
+        return all(torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1] for pair in pairs)
+    except (*UNREADABLE, AttributeError):
+        return False
+
+
 def write_atomically(content: Any, path: Path) -> None:
     """Save with torch.save (text as it is) so that `path` is always the old file or the new one, whole.
 
@@ -90,7 +118,8 @@ def write_together(contents: Mapping[Path, Any], without: Path | None = None) ->
     """Save files that belong together, each as `write_atomically` does, once there is room for all.
 
     Args:
-        contents: what to save at each path, in the order in which the files take their places.
+        contents: what to save at each path, in the order in which the files take their places; all are on the disk
+            before the first does.
         without: a file that goes with the earlier ones.
 
     Raises:

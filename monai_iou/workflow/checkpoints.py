@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from monai_iou.distributed import is_distributed
 from monai_iou.planning.plan import Plan
-from monai_iou.workflow.checkpoint_files import load_state, write_atomically, write_together
+from monai_iou.workflow.checkpoint_files import has_its_model, is_with_model, load_state, write_together
 from monai_iou.workflow.failures import StepGuard
 from monai_iou.workflow.finite_outputs import check_weights
 from monai_iou.workflow.optimization import (
@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 class CheckpointHandler:
     """Write `model.json` (the plan), `model.pt` (its best weights) and `last_epoch.pt` (all that resuming needs).
+
+    Where an epoch is the best so far, the three are written together: on a full disk, all earlier ones stay. If a kill
+    comes between `last_epoch.pt` and the others, which follow it, resuming writes these again.
 
     Attach it after the `ValidationHandler`, so that a checkpoint knows its epoch's score. `last_epoch.pt` holds only
     tensors and plain values and loads with `weights_only=True`. If no validation chose a best model, or `keep` is
@@ -108,7 +111,8 @@ class CheckpointHandler:
         self.evaluator, self.plan, self.resume, self.cases = evaluator, plan, resume, cases
         self.events, self.start = events, start
         self.average = average if average is not None else WeightAverage(network, optimizer)
-        self._guard, self._chosen_before = StepGuard(items), -1
+        self._guard = StepGuard(items)
+        self._chosen_before: int | None = -1
         self._has_started = self._has_model = self._is_final = self._is_behind = False
 
     def attach_first(self, engine: Trainer) -> None:
@@ -135,12 +139,13 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Trainer) -> None:
-        self._prepare(engine)
-        self._chosen_before = self._best_epoch
+        is_torn = self._prepare(engine)
+        self._chosen_before = None if is_torn else self._best_epoch
 
-    def _prepare(self, engine: Trainer) -> None:
+    def _prepare(self, engine: Trainer) -> bool:
+        """Return whether a kill came after `last_epoch.pt` and before the `model.pt` that belongs to it."""
         if self._has_started and engine.state.epoch > 0:  # a further run, such as a federated round, goes on as it is
-            return
+            return False
         self._has_started, self._has_model, self._is_final = True, False, False
         if self.plan is not None and self.cases is not None:  # a given plan names the cases of another training
             self.plan = self.cases.trained_on(self.plan)
@@ -149,13 +154,14 @@ class CheckpointHandler:
             if self.resume:
                 logger.info("No checkpoint at %s: training starts from the beginning.", path)
             self.plan = start_from(self.start, self.network, self.average, self.plan)
-            return
+            return False
         if self.start is not None:
             logger.info("`start_from` has no effect on a training that is resumed from %s.", path)
         state = load_state(path)
         with exit_with_message():
             self._restore(engine, state, path)
         self._is_behind = not state.get("validated", True)
+        return is_with_model(state) and not self._has_model
 
     def _catch_up(self, engine: Trainer) -> None:
         if self._is_behind:
@@ -165,7 +171,8 @@ class CheckpointHandler:
             self._is_behind = False
             engine.fire_event(Events.EPOCH_COMPLETED)
         elif engine.state.rank == 0 and self._chosen_before != self._best_epoch == engine.state.epoch:
-            self._write_model()  # a validation at the start chose the weights that training starts from
+            # A validation at the start chose the weights that training starts from, or a kill left no `model.pt`.
+            self._write_state(engine, validated=True, with_model=True)
 
     def _restore(self, engine: Trainer, state: Mapping[str, Any], path: Path) -> None:
         restore_weights(self.network, self.average, state, path)
@@ -178,7 +185,7 @@ class CheckpointHandler:
         self._is_final = state.get("final", False)
         # A file alone may be of an earlier training in this folder, or the final weights of fewer epochs.
         was_chosen = state["best_metric_epoch"] >= 0 and not math.isnan(state["best_metric"])
-        self._has_model = (self._is_final or was_chosen) and (self.folder / "model.pt").is_file()
+        self._has_model = (self._is_final or was_chosen) and has_its_model(state, self.folder / "model.pt")
         if self.plan is not None:  # what an earlier part of this training saw, on another split, stays seen
             self.plan = with_seen(self.plan, state.get("trained", ()), state.get("trained_images", ()))
         logger.info(
@@ -243,13 +250,10 @@ class CheckpointHandler:
         raise SystemExit(128 + number)
 
     def _epoch_completed(self, engine: Trainer) -> None:
-        if engine.state.rank != 0:
-            return
-        if self._best_epoch == engine.state.epoch:
-            self._write_model()
-        self._write_state(engine, validated=True)
+        if engine.state.rank == 0:
+            self._write_state(engine, validated=True, with_model=self._best_epoch == engine.state.epoch)
 
-    def _write_state(self, engine: Trainer, *, validated: bool) -> None:
+    def _write_state(self, engine: Trainer, *, validated: bool, with_model: bool = False) -> None:
         check_weights(self.network, self.folder)
         best = self.evaluator.state if self.evaluator is not None else None
         scaler = getattr(engine, "scaler", None)
@@ -271,7 +275,16 @@ class CheckpointHandler:
             "best_metric": float(best.best_metric) if best is not None else -1.0,
             "best_metric_epoch": int(best.best_metric_epoch) if best is not None else -1,
         }
-        write_atomically(state, self.folder / "last_epoch.pt")
+        # All are on the disk before the first takes its place, which is the state: a training that is killed after it
+        # goes on from it, and writes the model again. The plan comes before the weights, which need it.
+        files: dict[Path, Any] = {self.folder / "last_epoch.pt": state}
+        if with_model:
+            files |= {} if self.plan is None else {self.folder / "model.json": self.plan.to_json()}
+            # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
+            files[self.folder / "model.pt"] = inner_module(self.average.network).state_dict()
+        # What was tuned for earlier weights does not fit these.
+        write_together(files, without=self.folder / "postprocessing.json" if with_model else None)
+        self._has_model = self._has_model or with_model
         if self.events is not None:
             self.events.remove_earlier()
 
@@ -282,19 +295,6 @@ class CheckpointHandler:
         return -1 if best is None or math.isnan(best.best_metric) else int(best.best_metric_epoch)
 
     def _completed(self, engine: Trainer) -> None:
-        if engine.state.rank != 0:
-            return
-        if not self._has_model or (self.keep == "last" and not self._is_final):
-            self._write_model()
+        if engine.state.rank == 0 and (not self._has_model or (self.keep == "last" and not self._is_final)):
             self._is_final = True
-            self._write_state(engine, validated=True)
-
-    def _write_model(self) -> None:
-        check_weights(self.network, self.folder)
-        # The plan first: a kill in between must not leave weights without it.
-        plan = {} if self.plan is None else {self.folder / "model.json": self.plan.to_json()}
-        # A bare state dictionary, as in the model zoo: `monai.bundle.load` and CheckpointLoader take it as it is.
-        weights = {self.folder / "model.pt": inner_module(self.average.network).state_dict()}
-        # What was tuned for earlier weights does not fit these.
-        write_together({**plan, **weights}, without=self.folder / "postprocessing.json")
-        self._has_model = True
+            self._write_state(engine, validated=True, with_model=True)

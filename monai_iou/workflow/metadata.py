@@ -16,7 +16,7 @@ from monai_iou.workflow.architecture import with_network
 from monai_iou.workflow.config_files import read_config
 from monai_iou.workflow.named_networks import total_stride
 from monai_iou.workflow.run_state import FOLD
-from monai_iou.workflow.trained_models import find_models
+from monai_iou.workflow.trained_models import find_models, why_none
 
 
 def with_plan(metadata: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -85,9 +85,10 @@ def describe_model(bundle_root: str | os.PathLike[str]) -> Path:
     """
     root = Path(bundle_root)
     path, model = _metadata_file(root), _model_file(root)
-    for file, remedy in ((path, "name the folder of a bundle"), (model, "train the bundle first")):
+    bundle = "it is not", "name the folder of a bundle"
+    for file, (why, remedy) in ((path, bundle), (model, why_none(root, "it is not", "train the bundle first"))):
         if not file.is_file():
-            message = f"Expected `{file}` to be there, but it is not: {remedy}."
+            message = f"Expected `{file}` to be there, but {why}: {remedy}."
             raise ValueError(message)
     try:
         metadata = with_plan(read_config(path), load_plan(model))

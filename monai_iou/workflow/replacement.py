@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.extra_files import UNREADABLE
 from monai_iou.workflow.plan_of_run import command_report
-from monai_iou.workflow.run_state import STATE_NAME, RunState, mask_files
+from monai_iou.workflow.run_state import STATE_NAME, RunState, can_go_on, mask_files
+from monai_iou.workflow.trained_models import ASIDE
 from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun
 
 __all__ = ["recover", "replaced"]
 
-ASIDE = ".monai_iou-replaced"
-COMPLETE = "complete.json"  # in it, once everything is set aside: the folders of the trainings that are replaced
+COMPLETE = "complete.json"  # in `ASIDE`, once everything is set aside: the folders of the trainings that are replaced
 LOG = "log.txt"
 # What a training writes into its folder.
 WRITTEN = (
@@ -42,14 +42,15 @@ def replaced(run: TrainingRun) -> Iterator[None]:
 
     Raises:
         OutputError: a training that this command did not start is using one of the models' folders, or the
-            results cannot be set aside.
+            results cannot be set aside, or are a link to a folder elsewhere.
     """
     for models in (training.folder / "models" for training in run.trainings):
         if models.is_dir():
             with folder_lock(models, "replacement"):
                 pass
+    _check_links([*_results(run), *_scores(run)])
     aside = _aside(run)
-    if aside.exists():
+    if os.path.lexists(aside):
         message = (
             f"Expected {aside} not to exist, but it holds results of an earlier --overwrite that could not be put "
             "back: move them to another place."
@@ -72,8 +73,22 @@ def recover(run: TrainingRun) -> None:
         _recover(run, folder / ASIDE)
 
 
+def _check_links(paths: Iterable[Path]) -> None:
+    """Refuse to put a folder in the place of a link, whose disk may have been chosen for its room."""
+    for path in paths:
+        if path.is_symlink() and not path.is_file():
+            message = (
+                f"Expected {path} to be a folder that --overwrite can replace, but got a link to {path.readlink()}: "
+                "move that folder to the place of the link, or choose another folder with --output, such as one on "
+                "the disk to which the link leads."
+            )
+            raise OutputError(message)
+
+
 def _set_aside(run: TrainingRun, aside: Path) -> None:
+    path = run.folder
     try:
+        aside.mkdir()
         for path in [*_results(run), *_scores(run)]:
             target = aside / path.relative_to(run.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +99,6 @@ def _set_aside(run: TrainingRun, aside: Path) -> None:
             "it was: choose another folder with --output, or remove the earlier results yourself."
         )
         raise OutputError(message) from error
-    aside.mkdir(exist_ok=True)
     write_json(aside / COMPLETE, [str(training.folder.relative_to(run.folder)) for training in run.trainings])
 
 
@@ -95,7 +109,7 @@ def _recover(run: TrainingRun, aside: Path) -> None:
     if complete.is_file():
         folders = [run.folder / name for name in json.loads(complete.read_text(encoding="utf-8"))]
         earlier = replace(run, trainings=tuple(replace(run.trainings[0], folder=folder) for folder in folders))
-        if any(training.has_started for training in earlier.trainings):
+        if any(map(can_go_on, folders)):  # else there is nothing, or what a broken first checkpoint left
             with contextlib.suppress(OSError):  # the next command tries again
                 for path in aside.iterdir():
                     if path != complete:  # it goes last, so that the next command knows that the rest is to go

@@ -18,6 +18,7 @@ from monai_iou.evaluation.rendering import readable
 from monai_iou.files import prepare, write_csv, write_json
 from monai_iou.losses.terms import loss_and_terms
 from monai_iou.workflow.curves import draw_curves
+from monai_iou.workflow.event_files import EventFolder
 from monai_iou.workflow.extra_files import earlier_epochs, extra_file
 from monai_iou.workflow.keys import calling_workflow
 from monai_iou.workflow.literal import literal
@@ -86,6 +87,7 @@ class RunFolderHandler:
         cases: names of the validation cases, in the order of their batches.
         pictures: number of cases to draw; 0 draws no curves either.
         spacing: of the network's voxels, in mm.
+        events: TensorBoard's files of the training; None writes some of its own into `tensorboard` in the folder.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class RunFolderHandler:
         cases: Sequence[str] = (),
         pictures: int = 3,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        events: EventFolder | None = None,
     ) -> None:
+        self.events = events or EventFolder(folder)
         self.folder, self.optimizer, self.evaluator = Path(folder), optimizer, evaluator
         self.labels = told_apart(labels)
         self.pictures, self.spacing = int(pictures), tuple(spacing)
@@ -202,10 +206,8 @@ class RunFolderHandler:
                         self._to_tensorboard(picture, str(case), engine.state.epoch)
 
     def _to_tensorboard(self, picture: np.ndarray, case: str, epoch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=".pictures") as writer:
-            writer.add_image(f"validation/{readable(case)}", picture, epoch, dataformats="HWC")
+        self.events.writer.add_image(f"validation/{readable(case)}", picture, epoch, dataformats="HWC")
+        self.events.writer.flush()
 
     def _completed(self, engine: Trainer) -> None:
         if self._rows:  # once more, as a viewer may have held it at the last epoch

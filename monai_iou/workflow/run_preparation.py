@@ -87,7 +87,7 @@ def prepared(
         check_loss(run.trainings[0].keys, run.trainings[0].configs)
         check_inference_references(run.folder / "configs" / INFERENCE, OF_COMMANDS)
         for folder in run.own_folders:
-            folder.mkdir(exist_ok=True)
+            prepare(folder)
             held.enter_context(folder_lock(folder, TRAINING))
         recover(run)
         run.check(resume=resume, overwrite=overwrite)  # again, as another command may have ended meanwhile

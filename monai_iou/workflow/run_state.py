@@ -7,20 +7,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_iou.datasets.found_folders import held_out_twice
 from monai_iou.files import json_text, write_json, write_text
 
 __all__ = [
-    "FOLD", "RunState", "begin_masks", "file_keys", "folds_in", "has_checkpoint", "has_masks", "mask_files",
-    "model_identity", "no_longer_held_out", "remove_masks", "what_is_missing", "why_no_report",
+    "FOLD", "RunState", "begin_masks", "can_go_on", "file_keys", "folds_in", "has_checkpoint", "has_masks",
+    "mask_files", "model_identity", "no_longer_held_out", "remove_masks",
 ]  # fmt: skip
 
 STATE_NAME, BEGUN = "run.json", "begun"
+BEFORE = "before"  # in run.json of a training that is resumed: the state that holds until it has a new checkpoint
 FOLD = re.compile(r"fold(0|[1-9][0-9]*)")  # the folder of a fold; fold0_old is none
 CHECKPOINTS = LAST_EPOCH, MODEL = ("last_epoch.pt", "model.pt")
 BESIDE_MODEL, END_BYTES = ("model.json", "postprocessing.json"), 1 << 16
@@ -28,10 +28,6 @@ LATER = ("memory_gb", "device")  # options that the requests of earlier versions
 CONTENT = "config_keys"  # of the user's own configs
 FILES = {"train_keys": "train.json", "plan_keys": "plan.json"}  # of the run's folder, as `file_keys` notes them
 MOST_SHOWN, HASH = 100, "sha256:"
-MASKS_DIFFER = (
-    "Not scored together: the masks of the folds were made with different versions of inference.json: start the "
-    "commands of the other folds again."
-)
 
 
 @dataclass
@@ -57,8 +53,11 @@ class RunState:
         """Read the state of a folder, None if it has none that can be read."""
         try:
             content = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+            before = content.get(BEFORE)
+            if before is not None and before["checkpoints"] == _checkpoints(folder):
+                content = before  # the resumed training was killed, or has not come to its first checkpoint yet
             return cls(folder, content["request"], content["done"], content["facts"], content["about"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def finish(self, stage: str, **facts: Any) -> None:
@@ -70,15 +69,23 @@ class RunState:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        content = {"request": self.request, "done": self.done, "facts": self.facts, "about": self.about}
-        write_json(self.folder / STATE_NAME, content)
+        write_json(self.folder / STATE_NAME, self._content)
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {"request": self.request, "done": self.done, "facts": self.facts, "about": self.about}
 
     @contextlib.contextmanager
-    def kept_unless_trained(self) -> Iterator[None]:
-        """Put the file back as it was after an error or Ctrl-C in the block that came before any new checkpoint."""
-        path, checkpoints = self.folder / STATE_NAME, _checkpoints(self.folder)
+    def written_for_training(self) -> Iterator[None]:
+        """Write the file for the training in the block: until there is a new checkpoint, the earlier state holds.
+
+        It holds also if the program is killed; after an error or Ctrl-C, the file itself is as it was.
+        """
+        path, checkpoints, earlier = self.folder / STATE_NAME, _checkpoints(self.folder), RunState.read(self.folder)
         before = path.read_bytes() if path.is_file() else None
+        kept = {BEFORE: {**earlier._content, "checkpoints": checkpoints}} if earlier and checkpoints else {}
         try:
+            write_json(path, {**self._content, **kept})
             yield
         except BaseException:
             if _checkpoints(self.folder) == checkpoints:
@@ -120,13 +127,27 @@ class RunState:
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a training."""
-    return bool(_checkpoints(folder))
+    return any((folder / "models" / name).is_file() for name in CHECKPOINTS)
 
 
-def _checkpoints(folder: Path) -> dict[str, tuple[int, int]]:
-    """The checkpoints that are there, with what changes when one is replaced."""
-    found = {path.name: path.stat() for name in CHECKPOINTS if (path := folder / "models" / name).is_file()}
-    return {name: (status.st_mtime_ns, status.st_ino) for name, status in found.items()}
+def can_go_on(folder: Path) -> bool:
+    """Return whether a folder holds a training that can be resumed, or is complete: `model.pt` alone may be neither."""
+    is_complete = "trained" in getattr(RunState.read(folder), "done", ())
+    return (folder / "models" / LAST_EPOCH).is_file() or (is_complete and has_checkpoint(folder))
+
+
+def _checkpoints(folder: Path) -> dict[str, str]:
+    """The checkpoints that are there, with what changes when one is replaced, and not when the folder is copied."""
+    found = [path for name in CHECKPOINTS if (path := folder / "models" / name).is_file()]
+    return {path.name: hashlib.sha256(_end(path)).hexdigest() for path in found}
+
+
+def _end(path: Path) -> bytes:
+    """What tells a checkpoint from others: its end has a checksum of all of it, or those of its parts."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - END_BYTES))
+        return f"{size} ".encode() + stream.read()
 
 
 def file_keys(configs: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -211,15 +232,12 @@ def model_identity(training: Path) -> str | None:
     """Return what tells the model of a training from an earlier one there, None if there is no model.
 
     Args:
-        training: its folder. The end of a checkpoint is enough: it has a checksum of all of it, or those of its parts.
+        training: its folder.
     """
-    model, digest = training / "models" / MODEL, hashlib.sha256()
+    model = training / "models" / MODEL
     if not model.is_file():
         return None
-    with model.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - END_BYTES))
-        digest.update(f"{size} ".encode() + stream.read())
+    digest = hashlib.sha256(_end(model))
     for path in (model.with_name(name) for name in BESIDE_MODEL):
         digest.update(path.read_bytes() if path.is_file() else b"none")
     return digest.hexdigest()[:16]
@@ -231,47 +249,6 @@ def has_masks(state: RunState | None, masks: Path) -> bool:
         return False
     made_by, now = state.facts.get("model"), model_identity(state.folder)  # either may be unknown
     return (None in (made_by, now) or made_by == now) and all(path.is_file() for path in mask_files(state, masks))
-
-
-def what_is_missing(states: Sequence[RunState | None], folds: Sequence[int]) -> str:
-    """Return when folds whose masks are not complete will have them, as the end of a sentence.
-
-    >>> what_is_missing([None, RunState(Path(), {}, ["trained"])], [0, 1])
-    'fold 0 is trained as well and fold 1 has its masks: start its command again unless it is running'
-    """
-    trained = [fold for fold in folds if "trained" in getattr(states[fold], "done", ())]
-    parts = {"is trained as well": [fold for fold in folds if fold not in trained], "has its masks": trained}
-    what = " and ".join(f"fold {', '.join(map(str, some))} {end}" for end, some in parts.items() if some)
-    return f"{what}: start its command again unless it is running" if trained else what
-
-
-def why_no_report(states: Sequence[RunState | None], masks: Path, without: Collection[int] = ()) -> str:
-    """Return why the folds of a run cannot be scored together, in a sentence; "" if they can.
-
-    Args:
-        states: of all folds.
-        masks: the folder of all masks.
-        without: folds whose masks could not all be made, and that are scored all the same.
-    """
-    lacking = [number for number, state in enumerate(states) if not has_masks(state, masks)]
-    missing = [number for number in lacking if number not in without]
-    if missing:
-        return f"Not scored yet: the report follows when {what_is_missing(states, missing)}."
-    held_out = [state.facts.get("held_out", ()) for state in states if state is not None]
-    twice = held_out_twice([[item["case"] for item in items] for items in held_out])
-    if twice is None:
-        return "" if _masks_are_alike(states, masks) else MASKS_DIFFER
-    case, first, second = twice
-    return (
-        f"Not scored together: folds {first} and {second} both hold out {case}, which a report can have only once. If "
-        "the cases or the split changed between their trainings, replace all folds with --overwrite."
-    )
-
-
-def _masks_are_alike(states: Sequence[RunState | None], masks: Path) -> bool:
-    """Whether one inference.json made the masks of all folds, as far as they have masks and a version noted it."""
-    made = [state for state in states if state is not None and state.facts.get("held_out") and has_masks(state, masks)]
-    return len({state.facts["inference"] for state in made if state.facts.get("inference") is not None}) <= 1
 
 
 def _key_differences(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

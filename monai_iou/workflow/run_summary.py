@@ -18,7 +18,7 @@ from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import write_text
 from monai_iou.workflow.extra_files import read_epochs
 
-__all__ = ["write_summary"]
+__all__ = ["has_summary_of", "write_summary"]
 
 SCORES = ("iou", "dice", "precision", "recall", "hd95_mm", "lesion_f1")
 KEY_SCORE = "val_mean_iou"
@@ -85,6 +85,20 @@ def write_summary(
     path = folder / "summary.html"
     write_text(path, render("summary.html", context))
     return path
+
+
+def has_summary_of(report: Path, folder: Path) -> bool:
+    """Return whether a training's page is written after a report, as it is where nothing stopped the command.
+
+    Args:
+        report: of the held-out cases; without a file there, the page cannot have its scores.
+        folder: of the training; one without `epochs.csv` has no page.
+    """
+    page = folder / "summary.html"
+    try:
+        return not (folder / "epochs.csv").is_file() or page.stat().st_mtime_ns >= report.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _drawn(folder: Path) -> list[Path]:

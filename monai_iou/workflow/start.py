@@ -127,13 +127,15 @@ def _check_output(cases: BundleCases, settings: Settings, models: Sequence[str],
 
 def _check_nothing_is_replaced(folder: Path, settings: Settings) -> None:
     checkpoints = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
-    continues = settings.resume and checkpoints and checkpoints[0].name == LAST_EPOCH
-    if not checkpoints or continues or (settings.overwrite and not settings.resume):
+    can_continue = [path.name for path in checkpoints[:1]] == [LAST_EPOCH]
+    if not checkpoints or (settings.resume and can_continue) or (settings.overwrite and not settings.resume):
         return
+    what = "is there" if can_continue else f"is there without a {LAST_EPOCH}, from which it could be continued"
+    remedies = f"continue it with {switch_on('resume')}, " if can_continue else ""
+    instead = " and without --resume" if settings.resume else ""
     message = (
-        f"Expected `ckpt_dir` to be without a training, but {checkpoints[0]} is there: continue it with "
-        f"{switch_on('resume')}, replace it with {switch_on('overwrite')}, or choose another folder with "
-        f"{output_key('ckpt_dir')}."
+        f"Expected `ckpt_dir` to be without a training, but {checkpoints[0]} {what}: {remedies}replace it with "
+        f"{switch_on('overwrite')}{instead}, or choose another folder with {output_key('ckpt_dir')}."
     )
     raise OutputError(message)
 

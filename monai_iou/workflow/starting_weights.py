@@ -18,6 +18,7 @@ from monai_iou.workflow.models import check_finite, load_weights
 from monai_iou.workflow.optimization import WeightAverage, inner_module
 from monai_iou.workflow.run_state import LAST_EPOCH, MODEL
 from monai_iou.workflow.settings import Settings, exit_with_message
+from monai_iou.workflow.trained_models import why_none
 from monai_iou.workflow.typed_words import is_bundle_command
 
 __all__ = ["check_start", "model_file", "start_from", "with_seen"]
@@ -43,7 +44,8 @@ def model_file(start: str) -> Path:
             what, remedy = f"that folder has no {MODEL} and no models/{MODEL}", "name the folder of a training"
         if folds:
             remedy = f"name one fold, such as {folds[0]}"
-        message = f"Expected `start_from` to be a trained model, but got {path}, and {what}: {remedy}."
+        why, remedy = why_none(path, f"got {path}, and {what}", remedy)
+        message = f"Expected `start_from` to be a trained model, but {why}: {remedy}."
         raise DatasetError(message)
     return file
 

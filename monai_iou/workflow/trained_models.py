@@ -12,7 +12,9 @@ from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.workflow.run_state import MODEL, RunState, folds_in
 
-__all__ = ["TrainedModels", "ensemble", "find_models", "fold_notes", "is_unfinished"]
+__all__ = ["ASIDE", "TrainedModels", "ensemble", "find_models", "fold_notes", "is_unfinished", "why_none"]
+
+ASIDE = ".monai_iou-replaced"  # in a training's folder: the earlier results, until `--overwrite` has a new model
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,32 @@ def find_models(run: Path, folds: str | None = None) -> TrainedModels:
         raise DatasetError(message)
     files = [single] if folds is None and single is not None else _chosen(run, trained, folds or "all")
     if not files:
+        none = "it has none", "train one by `monai-iou train`, or name the folder of its training"
+        why, remedy = why_none(run, *none)
         message = (
-            f"Expected {run} to hold a trained model (models/model.pt, or fold0/models/model.pt), but it has none: "
-            "train one by `monai-iou train`, or name the folder of its training."
+            f"Expected {run} to hold a trained model (models/model.pt, or fold0/models/model.pt), but {why}: {remedy}."
         )
         raise DatasetError(message)
     bundle = next((folder for folder in (run, run.parent) if _config(folder).is_file()), bundle_path())
     return TrainedModels(tuple(files), _config(bundle))
+
+
+def why_none(path: Path, why: str, remedy: str) -> tuple[str, str]:
+    """Return why there is no model, and the remedy: a command that was killed may have set it aside.
+
+    Args:
+        path: of the model, or of the folder of its training or run.
+        why: the reason where none was set aside.
+        remedy: likewise.
+    """
+    folders = (path, *path.parents[:3], *folds_in(path))  # RUN/fold0/models/model.pt is the longest
+    aside = next((folder / ASIDE for folder in folders if (folder / ASIDE).is_dir()), None)
+    if aside is None:
+        return why, remedy
+    return (
+        f"--overwrite has set the earlier results aside in {aside}, and is running or was interrupted",
+        "if it was interrupted, the same `monai-iou train` command without --overwrite puts them back",
+    )
 
 
 def ensemble(folders: Iterable[Path]) -> dict[str, list[str]]:
@@ -148,6 +169,7 @@ def _chosen(run: Path, trained: Mapping[int, Path], folds: str) -> list[Path]:
     missing = next((fold for fold in wanted if fold not in trained), None)
     if missing is not None:
         known = ", ".join(map(str, sorted(trained))) or "none"
-        message = f"Expected {run} to hold a model of fold {missing}, but it has {known}: train it or leave it out."
+        why, remedy = why_none(run / f"fold{missing}", f"it has {known}", "train it or leave it out")
+        message = f"Expected {run} to hold a model of fold {missing}, but {why}: {remedy}."
         raise DatasetError(message)
     return [trained[fold] for fold in wanted]

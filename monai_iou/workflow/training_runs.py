@@ -33,6 +33,7 @@ from monai_iou.workflow.held_out import (
     write_summaries,
 )
 from monai_iou.workflow.inference_keys import AS_SHIPPED, inference_identity, keys_for_inference, keys_over, of_training
+from monai_iou.workflow.joint_report import why_no_report
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.run_checks import check_none_replaced, check_one_kind, check_one_plan, others_in, unlike_notes
 from monai_iou.workflow.run_state import (
@@ -44,8 +45,8 @@ from monai_iou.workflow.run_state import (
     mask_files,
     model_identity,
     no_longer_held_out,
-    why_no_report,
 )
+from monai_iou.workflow.run_summary import has_summary_of
 from monai_iou.workflow.running import run_configs
 from monai_iou.workflow.trained_models import ensemble, find_models
 
@@ -125,8 +126,7 @@ class Training:
             self.state.done = []
         self.state.request, self.state.about = self.asked, dict(self.about)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.state.kept_unless_trained():
-            self.state.write()
+        with self.state.written_for_training():
             workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan, keys = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan", "settings"))
         seen = seen_before(cases, plan, self.folder / "models" / "model.json") if keys.validates else []
@@ -196,7 +196,9 @@ class TrainingRun:
     def is_finished(self) -> bool:
         """Whether everything that the command asks for is done."""
         done = all(training.is_done("trained") and training.is_predicted(self.masks) for training in self.trainings)
-        return done and (self.folder / SCORES / "report.html").is_file()
+        report = self.folder / SCORES / "report.html"
+        folders = self.fold_folders or [self.folder]
+        return done and report.is_file() and all(has_summary_of(report, folder) for folder in folders)
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse to replace a training; nothing is changed.

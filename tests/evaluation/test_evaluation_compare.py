@@ -372,6 +372,28 @@ def test_names_that_tables_have_trouble_with_are_read_back(tmp_path):
     assert {line["case"] for line in read_csv(tmp_path / "out" / "paired.csv")} == {"x\ry", "-1+1", '"q",'}
 
 
+@pytest.mark.parametrize("listed", ["failures.csv", "summary.json"])
+def test_tables_of_two_evaluations_are_not_compared(tmp_path, listed):
+    """As an evaluation leaves them that was killed between its tables; rows of --missing penalty are no sign of it."""
+    scores = {"iou": [0.0, 0.5], "prediction_ml": [0.0, 1.0], "reference_ml": [1.0, 1.0]}
+    a, b = (evaluated(tmp_path / name, scores, cases=2) for name in ("a", "b"))
+    for case in ("case0", "case1"):
+        failures = [{"case": case, "reason": "broken", "prediction": "p", "reference": "r"}]
+        if listed == "failures.csv":
+            write_csv(b / listed, FAILURE_COLUMNS, failures)
+        else:
+            write_json(b / listed, {"failures": failures, "options": {"missing": "penalty"}})
+        if case == "case0":
+            assert compare_folders([a, b], tmp_path / "out", ["iou"])[0]["difference"] == 0
+            continue
+        with pytest.raises(CompareError) as caught:
+            compare_folders([a, b], tmp_path / "out")
+        assert str(caught.value) == (
+            f"Expected one evaluation in `{b}`, but `case1` has a score in cases.csv and is a failure in other tables, "
+            "as after an evaluation that was killed: evaluate into this folder again."
+        )
+
+
 def test_files_are_written_and_names_escaped(tmp_path, scores):
     a, b = (
         evaluated(tmp_path / name, {"iou": values.tolist()}) for name, values in zip(("a", "<b>"), scores, strict=True)

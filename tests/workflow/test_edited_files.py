@@ -15,8 +15,9 @@ from monai_iou.files import OutputError
 from monai_iou.workflow import training_runs
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.inference_keys import inference_identity
+from monai_iou.workflow.joint_report import why_no_report
 from monai_iou.workflow.run_checks import unlike_notes
-from monai_iou.workflow.run_state import RunState, model_identity, no_longer_held_out, why_no_report
+from monai_iou.workflow.run_state import RunState, model_identity, no_longer_held_out
 from monai_iou.workflow.trained_models import TrainedModels
 from monai_iou.workflow.training_runs import SCORES, Training, TrainingRun
 

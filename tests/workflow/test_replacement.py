@@ -14,10 +14,14 @@ from light_import import LIGHT_IMPORT
 
 from monai_iou.cli import main
 from monai_iou.commands import train as train_command
+from monai_iou.datasets.cases import DatasetError
 from monai_iou.files import OutputError, write_json
 from monai_iou.workflow import replacement
+from monai_iou.workflow.metadata import describe_model
 from monai_iou.workflow.replacement import ASIDE, recover, replaced
 from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.starting_weights import model_file
+from monai_iou.workflow.trained_models import find_models
 from monai_iou.workflow.training_runs import PLAN, SCORES, Training, TrainingRun
 
 WRITTEN = ("models/model.pt", "models/last_epoch.pt", "tensorboard/events", "pictures/c0.png", "config.json", "log.txt",
@@ -69,6 +73,18 @@ def test_a_whole_run_is_replaced_once_it_has_a_checkpoint(folds: int | None, tmp
         **dict.fromkeys(KEPT, "old"),
         **{str(new / name): "new" for name in ("models/last_epoch.pt", "run.json")},
     }
+
+
+@pytest.mark.parametrize("done", [[], ["trained"]])
+def test_a_model_alone_is_a_training_if_it_is_complete(done: list[str], tmp_path: Path) -> None:
+    """A first checkpoint that broke off left one, in earlier versions; handlers of the user's own may write no more."""
+    run = finished(tmp_path)
+    before = content(tmp_path)
+    with replaced(run):
+        fill(tmp_path, ("models/model.pt",), "new")
+        RunState(tmp_path, {"keys": {}}, done).write()
+    assert content(tmp_path).get("models/model.pt") == ("new" if done else "old")
+    assert (content(tmp_path) == before) is (not done)
 
 
 @pytest.mark.parametrize("folds", [None, 3])
@@ -257,6 +273,82 @@ def test_a_fold_takes_only_its_own_masks_with_it(tmp_path: Path) -> None:
     assert content(tmp_path).keys() == before.keys() - own - scores | {"fold1/models/last_epoch.pt"}
     others = [RunState.read(tmp_path / f"fold{fold}") for fold in (0, 2)]
     assert all(state is not None and "predicted" in state.done for state in others)
+
+
+@pytest.mark.parametrize("name", ["models", "validation"])
+def test_a_link_to_a_folder_is_not_replaced_by_a_folder(name: str, tmp_path: Path) -> None:
+    """As of models on a larger disk."""
+    run = finished(tmp_path / "run")
+    elsewhere = (tmp_path / "run" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / name).symlink_to("../elsewhere")
+    before = content(tmp_path)
+    with pytest.raises(OutputError) as caught, replaced(run):
+        raise AssertionError
+    assert str(caught.value) == (
+        f"Expected {tmp_path / 'run' / name} to be a folder that --overwrite can replace, but got a link to "
+        "../elsewhere: move that folder to the place of the link, or choose another folder with --output, such as one "
+        "on the disk to which the link leads."
+    )
+    assert content(tmp_path) == before
+    assert (tmp_path / "run" / name).is_symlink()
+    (tmp_path / "run" / name).unlink()
+    elsewhere.rename(tmp_path / "run" / name)
+    with replaced(run_of(tmp_path / "run")):
+        fill(tmp_path / "run", ("models/last_epoch.pt",), "new")
+    assert not (tmp_path / "run" / ASIDE).exists()
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_commands_that_need_a_model_say_where_an_interrupted_replacement_has_put_it(
+    folds: int | None, tmp_path: Path
+) -> None:
+    run, root = finished(tmp_path / "run", folds), tmp_path / "run"
+    aside = root / ASIDE
+    killed = replaced(run)
+    killed.__enter__()
+    fill(root, ("configs/metadata.json",), "{}")
+    end = (
+        f"--overwrite has set the earlier results aside in {aside}, and is running or was interrupted: if it was "
+        "interrupted, the same `monai-iou train` command without --overwrite puts them back."
+    )
+    named = "a trained model (models/model.pt, or fold0/models/model.pt)"
+    wanted = [run.trainings[0].folder / "models" / "model.pt", run.trainings[0].folder, root]
+    for path in wanted:
+        with pytest.raises(DatasetError) as caught:
+            model_file(str(path))
+        assert str(caught.value) == f"Expected `start_from` to be a trained model, but {end}"
+    for path in wanted[1:]:
+        with pytest.raises(DatasetError) as caught:
+            find_models(path)
+        assert str(caught.value) == f"Expected {path} to hold {named}, but {end}"
+    with pytest.raises(ValueError, match="Expected") as refused:
+        describe_model(root)
+    assert str(refused.value) == f"Expected `{root / 'models' / 'model.json'}` to be there, but {end}"
+    recover(run_of(root, folds))
+    if folds is None:
+        assert model_file(str(root)).is_file()
+    assert find_models(root).files
+
+
+def test_a_fold_that_is_asked_for_is_said_to_be_set_aside(tmp_path: Path) -> None:
+    finished(tmp_path, 3)
+    killed = replaced(run_of(tmp_path, 3, 1))
+    killed.__enter__()
+    assert len(find_models(tmp_path).files) == 2
+    with pytest.raises(DatasetError) as caught:
+        find_models(tmp_path, "0,1")
+    assert str(caught.value) == (
+        f"Expected {tmp_path} to hold a model of fold 1, but --overwrite has set the earlier results aside in "
+        f"{tmp_path / 'fold1' / ASIDE}, and is running or was interrupted: if it was interrupted, the same `monai-iou "
+        "train` command without --overwrite puts them back."
+    )
+
+
+def test_a_dangling_link_in_the_place_of_what_is_set_aside_is_named(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (tmp_path / ASIDE).symlink_to("nowhere")
+    with pytest.raises(OutputError, match=f"Expected .*{ASIDE} not to exist"), replaced(run):
+        raise AssertionError
 
 
 def test_models_that_another_command_trains_are_not_replaced(tmp_path: Path) -> None:

@@ -376,6 +376,56 @@ def test_curves_stay_if_nothing_is_replaced_or_they_cannot_be_removed(tmp_path: 
     assert [*Path(folder.path).iterdir()] == [other]
 
 
+class FullDisk(io.FileIO):
+    """A file of which the disk takes half of what is written."""
+
+    def write(self, data: Any) -> int:
+        super().write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+
+def test_curves_that_a_full_disk_cut_off_are_whole_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = EventFolder(str(tmp_path))
+    writer = folder.writer
+    assert list(tmp_path.iterdir()) == [], "a rank that writes nothing leaves no file"
+    for step in range(6):
+        with monkeypatch.context() as patched:
+            if step in (0, 2, 3):
+                patched.setattr(Path, "open", lambda path, mode: FullDisk(path, mode))
+            writer.add_scalar("train_loss", step / 2, step)
+            writer.flush()
+    (file,) = Path(folder.path).iterdir()
+    events = EventAccumulator(folder.path)
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(n, n / 2) for n in range(6)]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{folder.path} cannot be read or replaced now and stays as it is: [Errno 28] No space left on device"
+    ]
+    file.unlink()
+    writer.add_scalar("train_loss", 3.0, 6)
+    writer.close()
+    events = EventAccumulator(folder.path)
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [6], "after somebody removed the file"
+
+
+def test_a_folder_of_curves_that_cannot_be_written_ends_no_training(bundle: Path, data: Path) -> None:
+    folder = bundle / "eval" / "tensorboard"
+    folder.parent.mkdir()
+    folder.write_text("no folder")
+    run_workflow(bundle, ["train"], overrides(bundle, data, pictures=1, epochs=1))
+    assert last_epoch(bundle / "models" / "last_epoch.pt") == 1
+    assert (bundle / "eval" / "summary.html").is_file()
+    log = (bundle / "eval" / "log.txt").read_text(encoding="utf-8")
+    assert re.findall(r"WARNING (.*tensorboard.*)", log) == [
+        f"{folder} cannot be read or replaced now and stays as it is: [Errno 17] File exists: '{folder}'"
+    ]
+
+
 def handler_of(folder: Path, **options: Any) -> RunFolderHandler:
     return RunFolderHandler(str(folder), torch.optim.SGD([torch.zeros(1)], 0.1), torch.nn.MSELoss(), **options)
 

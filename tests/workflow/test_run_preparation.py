@@ -406,6 +406,18 @@ def test_a_dataset_that_cannot_be_used_leaves_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_in_the_place_of_a_fold_is_named(kind: str, dataset: Path, tmp_path: Path) -> None:
+    folder = copy_bundle(tmp_path / "run")
+    (folder / "fold1").touch() if kind == "file" else (folder / "fold1").symlink_to("nowhere")
+    with pytest.raises(OutputError) as caught:
+        Planner(run_of(folder, dataset, folds=2)).prepare()
+    assert str(caught.value) == (
+        f"Expected `--output` to be a folder that can be written, but got `{folder / 'fold1'}` (File exists): choose "
+        "another folder."
+    )
+
+
 def test_an_existing_folder_is_filled(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     run.mkdir()

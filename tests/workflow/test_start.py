@@ -78,7 +78,12 @@ def test_an_earlier_training_is_not_replaced(bundle: Path, data: Path) -> None:
     sizes = dict(zip(("pixdim", "patch_size"), map(json.loads, options.groups()), strict=True))
     run_workflow(bundle, ["train"], {**given, "resume": True, "epochs": 2, **sizes})
     (bundle / "models" / "last_epoch.pt").unlink()
-    assert "model.pt is there" in sentence(["train"], {**given, "resume": True}, bundle)
+    for resume, instead in (False, ""), (True, " and without --resume"):
+        assert sentence(["train"], {**given, "resume": resume, "overwrite": resume}, bundle) == (
+            f"Expected `ckpt_dir` to be without a training, but {bundle}/models/model.pt is there without a "
+            f"last_epoch.pt, from which it could be continued: replace it with --overwrite{instead}, or choose another "
+            "folder with --output."
+        )
 
 
 def test_labels_that_changed_are_noticed_when_resuming(data: Path, tmp_path: Path) -> None:

@@ -31,12 +31,13 @@ from monai_iou.commands.command_lines import options_line
 from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import OutputError, read_csv
 from monai_iou.locks import folder_lock
-from monai_iou.workflow import training_runs
+from monai_iou.workflow import held_out, training_runs
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.loss_override import check_loss, with_whole_loss
 from monai_iou.workflow.run_state import RunState
 from monai_iou.workflow.settings import Settings
+from monai_iou.workflow.trained_models import find_models
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
 
 KEYS = {"epochs": 2}
@@ -370,9 +371,28 @@ def test_each_folds_page_has_its_own_scores_and_the_report_those_of_all(
 
     monkeypatch.setattr(Training, "train", train)
     monkeypatch.setattr(Training, "predict", predict)
-    folds = run_of(run, folds=2)
-    scores = TrainingRun(run, dataset, folds.trainings, 2).run(lambda _: None, lambda _: None)
+    folds = TrainingRun(run, dataset, run_of(run, folds=2).trainings, 2)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out, "write_summary", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            folds.run(lambda _: None, lambda _: None)
+    assert (run / SCORES / "report.html").is_file()
+    assert not folds.is_finished, "a page is missing"
+    monkeypatch.setattr(Training, "train", None)
+    monkeypatch.setattr(Training, "predict", None)
+    folds.check(resume=False, overwrite=False)
+    scores = folds.run(lambda _: None, lambda _: None)
     assert scores is not None
+    assert folds.is_finished
+    page = run / "fold1" / "summary.html"
+    os.utime(page, ns=(0, (run / SCORES / "report.html").stat().st_mtime_ns - 1))
+    assert not folds.is_finished, "that page is of earlier scores"
+    (run / "fold1" / "epochs.csv").unlink()
+    assert folds.is_finished, "without it there is no page"
     assert [scores.summary["labels"][name]["iou"]["mean"] for name in scores.names] == [0.5] * 3
     for fold, expected in enumerate(("1.000", "0.000")):
         page = (run / f"fold{fold}" / "summary.html").read_text(encoding="utf-8")
@@ -472,10 +492,10 @@ def test_a_resumption_that_is_refused_leaves_the_state_as_it_was(
     before = (tmp_path / "run.json").read_bytes()
 
     def run_configs(*_: object) -> None:
-        assert RunState.read(tmp_path).request["keys"] == {"batch_size": 0}, "what a kill would leave"  # type: ignore[union-attr]
+        assert RunState.read(tmp_path).request["keys"] == KEYS, "what a kill would leave"  # type: ignore[union-attr]
         if checkpoint is not None:
-            (models / "new").touch()
-            (models / "new").replace(models / checkpoint)
+            (models / checkpoint).write_text("new")
+            assert RunState.read(tmp_path).request["keys"] == {"batch_size": 0}  # type: ignore[union-attr]
         message = "Expected `batch_size` to be an integer of at least 1, but got 0: leave --batch_size out."
         raise kind(message)
 
@@ -487,6 +507,35 @@ def test_a_resumption_that_is_refused_leaves_the_state_as_it_was(
     assert ((tmp_path / "run.json").read_bytes() == before) is (checkpoint is None)
     first = run_of(tmp_path).trainings[0]
     assert all(first.is_done(stage) is (checkpoint is None) for stage in STAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("checkpoint", ["last_epoch.pt", None])
+def test_a_fold_whose_resumption_was_killed_is_complete_until_it_has_a_new_checkpoint(
+    checkpoint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, run = tmp_path / "run", run_of(tmp_path / "run", folds=2)
+    for training in run.trainings:
+        make_started(training, *STAGES)
+        (training.folder / "models" / "last_epoch.pt").touch()
+
+    def run_configs(*_: object) -> None:
+        if checkpoint is not None:
+            (whole / "fold0" / "models" / checkpoint).write_text("new")
+        os._exit(9)
+
+    monkeypatch.setattr(training_runs, "run_configs", run_configs)
+    longer = without_configs(run_of(whole, {"epochs": 3}, folds=2), tmp_path)
+    longer.check(resume=True, overwrite=False)
+    assert finish(fork(longer.trainings[0].train, tmp_path / "log")) == 9
+    copied = shutil.copytree(whole, tmp_path / "copied")  # other times and inodes
+    for folder in (whole, copied):
+        known = RunState.read(folder / "fold0")
+        assert known is not None
+        assert (known.request["keys"], known.done) == ((KEYS, [*STAGES]) if checkpoint is None else ({"epochs": 3}, []))
+        complete = [0, 1] if checkpoint is None else [1]
+        assert find_models(folder).files == tuple(folder / f"fold{fold}" / "models" / "model.pt" for fold in complete)
+    assert RunState.read(whole / "fold1") == RunState(whole / "fold1", dict(run.trainings[1].request), [*STAGES])
 
 
 def test_a_training_that_cannot_begin_leaves_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
