@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from forked_runs import finish, fork
+from growing_weight import growing_weight
 from ignite.engine import Engine, Events
 
 from monai_iou.datasets.phantoms import write_phantom_dataset
@@ -34,23 +35,10 @@ def train(
     folder: Path, scores: list[float], *, resume: bool = False, start: float = 0.0, keep: str = "best", **first: float
 ) -> None:
     """Train a single weight: it grows by 1 in each epoch, and each epoch has its score; `first` is one at the start."""
-    network = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(network.weight, start)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-
-    def step(*_: Any) -> list[dict[str, float]]:
-        with torch.no_grad():
-            network.weight.add_(1)
-        return [{"loss": 0.0}]
-
-    trainer, evaluator = Engine(step), Engine(lambda *_: None)
-    trainer.state.rank = evaluator.state.rank = 0
+    trained, trainer, evaluator = growing_weight(start)
     evaluator.state.best_metric, evaluator.state.best_metric_epoch = -1.0, -1
     plan = make_plan(None, [], [16, 16, 16])
-    handler = CheckpointHandler(
-        str(folder), network, optimizer, schedule, evaluator, plan, keep=keep, resume=resume
-    )  # fmt: skip
+    handler = CheckpointHandler(str(folder), *trained, evaluator, plan, keep=keep, resume=resume)
     handler.attach_first(trainer)
 
     def validate(engine: Engine) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bundle_runs import causes, overrides
+from growing_weight import growing_weight
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
@@ -154,25 +155,16 @@ def test_the_best_weights_are_kept_when_a_training_is_made_longer(bundle: Path, 
 def test_a_further_run_of_the_same_trainer_goes_on_as_a_federated_round(
     keep: str, resume: bool, tmp_path: Path
 ) -> None:
-    network = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-
-    def step(*_: Any) -> list[dict[str, float]]:
-        with torch.no_grad():
-            network.weight.add_(1)
-        return [{"loss": 0.0}]
-
-    trainer, evaluator = Engine(step), Engine(lambda *_: None)
-    trainer.state.rank = evaluator.state.rank = 0
+    trained, trainer, evaluator = growing_weight()
+    weight = trained[0].weight
     evaluator.state.best_metric, evaluator.state.best_metric_epoch = 0.5, 1  # no later epoch is better
-    CheckpointHandler(str(tmp_path), network, optimizer, schedule, evaluator, keep=keep, resume=resume).attach(trainer)
+    CheckpointHandler(str(tmp_path), *trained, evaluator, keep=keep, resume=resume).attach(trainer)
     seen = []
     for end in (1, 2, 3):
         with torch.no_grad():
-            network.weight.fill_(10 * end)  # what the server sends
+            weight.fill_(10 * end)  # what the server sends
         trainer.run([0], max_epochs=end)
-        seen.append(network.weight.item())
+        seen.append(weight.item())
         assert torch.load(tmp_path / "last_epoch.pt", weights_only=True)["epoch"] == end
     assert seen == [11, 21, 31]
     assert float(torch.load(tmp_path / "model.pt", weights_only=True)["weight"]) == (11 if keep == "best" else 31)
