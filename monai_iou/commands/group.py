@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.util
 import io
+import os
 import re
 import signal
 import sys
@@ -110,26 +112,64 @@ def _any_text() -> Iterator[None]:
                 stream.reconfigure(errors="strict")
 
 
+_received: list[int] = []  # the signal that has ended the command
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the command as Ctrl-C does, with the exit code that the signal gives."""
+    signal.signal(number, signal.SIG_DFL)  # a second one acts at once
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            # Modules in C swallow an exception, and the command would go on with half of them; nothing is written yet.
+            signal.raise_signal(number)
+        frame = frame.f_back
+    _received.append(number)
+    sys.exit(128 + number)
+
+
+_held = threading.local()  # the mask of signals as it was before a fork
+
+
+def _before_fork() -> None:
+    """Hold the signal back: between the fork and the next function, it would be lost in the new process."""
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork(*, child: bool) -> None:
+    """In the new process, let the signal act by itself: its parent ends it so, also within a library's C code."""
+    if child and signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=functools.partial(_after_fork, child=False),
+        after_in_child=functools.partial(_after_fork, child=True),
+    )
+
+
 @contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
+def _ended_in_order() -> Iterator[list[int]]:
     """Let SIGTERM, by which schedulers end a job, end the command as Ctrl-C does: it cleans up after itself.
 
     By default, Python dies from it at once, and leaves the files that it was writing. A training takes the signal over.
+
+    Yields:
+        The signal, if it has come.
     """
+    _received.clear()
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
+        yield []
         return
-
-    def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # schedulers repeat it, and what is cleaned up by then would stay
-        click.echo("Terminated.", err=True)
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, _end)
     try:
-        yield
+        yield _received
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if _received:
+            click.echo("Terminated.", err=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,8 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Whoever reads the output may end early, as `head` does: the work goes on, and its exit code is the same.
     """
-    with _any_text(), _module("streams").outlasting() as outputs, _ended_in_order():
+    with _any_text(), _module("streams").outlasting() as outputs, _ended_in_order() as received:
         code = _run(argv)
+    if received:  # what it raised was lost, as in a destructor
+        return 128 + received[0]
     failure = outputs["stdout"].failure if "stdout" in outputs else None
     return code if failure is None else _not_printed(failure, code)
 

@@ -92,10 +92,20 @@ def has_its_model(state: Mapping[str, Any], path: Path) -> bool:
     try:
         check_content(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        pairs = zip(stored.values(), weights.values(), strict=True)
-        return all(torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1] for pair in pairs)
+        return all(_is_same(*pair) for pair in zip(stored.values(), weights.values(), strict=True))
     except (*UNREADABLE, AttributeError):
         return False
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two weights have the same values; NaN in a buffer is the same as NaN."""
+    try:
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    except AssertionError:
+        return False
+    except TypeError:  # what a module stores beside tensors, such as text, tells nothing of the weights
+        pass
+    return True
 
 
 def write_atomically(content: Any, path: Path) -> None:
@@ -120,7 +130,7 @@ def write_together(contents: Mapping[Path, Any], without: Path | None = None) ->
     Args:
         contents: what to save at each path, in the order in which the files take their places; all are on the disk
             before the first does.
-        without: a file that goes with the earlier ones.
+        without: a file that goes with the earlier last one.
 
     Raises:
         TrainingError: the disk is full; all earlier files remain.
@@ -135,9 +145,10 @@ def write_together(contents: Mapping[Path, Any], without: Path | None = None) ->
         for path in [*written][:-1] + ([] if without is None else [without]):
             with disk_full(path):
                 stack.enter_context(put_back_after_errors(path))
-        if without is not None:
-            without.unlink(missing_ok=True)
+        *_, last = written
         for path, temporary in written.items():
+            if path == last and without is not None:  # until then, the earlier file that it goes with is there
+                without.unlink(missing_ok=True)
             with disk_full(path):  # the folder itself may have to grow
                 temporary.replace(path)
 

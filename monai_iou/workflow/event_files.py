@@ -19,6 +19,7 @@ from monai_iou.workflow.extra_files import extra_file
 
 __all__ = ["EventFolder", "EventWriter"]
 
+MOST_PENDING = 50 << 20  # bytes of events that wait for room on a disk
 _numbers = itertools.count()  # two writers of a process may begin in the same second
 
 
@@ -90,8 +91,14 @@ class _EventFile:
         now = time.time()
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self.path, self._told = folder / name, set[Path]()
-        self._size, self._pending = 0, io.BytesIO()
-        self.add_event(Event(wall_time=now, file_version="brain.Event:2"))
+        self._size, self._first = 0, Event(wall_time=now, file_version="brain.Event:2")
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Begin anew with what could not be written: pictures of hours on a full disk would fill the memory."""
+        self._pending = io.BytesIO()
+        if not self._size:
+            self.add_event(self._first)
 
     def get_logdir(self) -> str:
         return str(self.path.parent)
@@ -108,6 +115,8 @@ class _EventFile:
                 stream.truncate(begin)  # a full disk may leave a part of an event, behind which nothing would be read
                 stream.write(events)
             self._size, self._pending = begin + len(events), io.BytesIO()
+        if self._pending.tell() > MOST_PENDING:
+            self._begin_anew()
 
     def close(self) -> None:
         self.flush()

@@ -19,12 +19,11 @@ from monai_iou.locks import folder_lock
 from monai_iou.workflow.extra_files import UNREADABLE
 from monai_iou.workflow.plan_of_run import command_report
 from monai_iou.workflow.run_state import STATE_NAME, RunState, can_go_on, mask_files
-from monai_iou.workflow.trained_models import ASIDE
+from monai_iou.workflow.trained_models import ASIDE, COMPLETE
 from monai_iou.workflow.training_runs import ENSEMBLE, PLAN, SCORES, TrainingRun
 
 __all__ = ["recover", "replaced"]
 
-COMPLETE = "complete.json"  # in `ASIDE`, once everything is set aside: the folders of the trainings that are replaced
 LOG = "log.txt"
 # What a training writes into its folder.
 WRITTEN = (
@@ -48,7 +47,7 @@ def replaced(run: TrainingRun) -> Iterator[None]:
         if models.is_dir():
             with folder_lock(models, "replacement"):
                 pass
-    _check_links([*_results(run), *_scores(run)])
+    _check_links([*_results(run), *_scores(run), run.masks])
     aside = _aside(run)
     if os.path.lexists(aside):
         message = (

@@ -18,7 +18,9 @@ from monai_iou.evaluation.results import Evaluation
 from monai_iou.files import write_text
 from monai_iou.workflow.extra_files import read_epochs
 
-__all__ = ["has_summary_of", "write_summary"]
+__all__ = ["has_scored_page", "write_summary"]
+
+SCORED = "the full report is"  # in a page with the scores of the held-out cases
 
 SCORES = ("iou", "dice", "precision", "recall", "hd95_mm", "lesion_f1")
 KEY_SCORE = "val_mean_iou"
@@ -87,17 +89,11 @@ def write_summary(
     return path
 
 
-def has_summary_of(report: Path, folder: Path) -> bool:
-    """Return whether a training's page is written after a report, as it is where nothing stopped the command.
-
-    Args:
-        report: of the held-out cases; without a file there, the page cannot have its scores.
-        folder: of the training; one without `epochs.csv` has no page.
-    """
-    page = folder / "summary.html"
+def has_scored_page(folder: Path) -> bool:
+    """Return whether a training's page has the scores of its held-out cases; without `epochs.csv` there is no page."""
     try:
-        return not (folder / "epochs.csv").is_file() or page.stat().st_mtime_ns >= report.stat().st_mtime_ns
-    except OSError:
+        return not (folder / "epochs.csv").is_file() or SCORED in (folder / "summary.html").read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return False
 
 

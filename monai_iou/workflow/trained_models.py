@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.datasets.cases import DatasetError
-from monai_iou.workflow.run_state import MODEL, RunState, folds_in
+from monai_iou.workflow.run_state import MODEL, RunState, can_go_on, folds_in
 
-__all__ = ["ASIDE", "TrainedModels", "ensemble", "find_models", "fold_notes", "is_unfinished", "why_none"]
+__all__ = ["ASIDE", "COMPLETE", "TrainedModels", "ensemble", "find_models", "fold_notes", "is_unfinished", "why_none"]
 
 ASIDE = ".monai_iou-replaced"  # in a training's folder: the earlier results, until `--overwrite` has a new model
+COMPLETE = "complete.json"  # in it, once everything is set aside: the folders of the trainings that are replaced
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,21 @@ def why_none(path: Path, why: str, remedy: str) -> tuple[str, str]:
     aside = next((folder / ASIDE for folder in folders if (folder / ASIDE).is_dir()), None)
     if aside is None:
         return why, remedy
+    result = "goes on with the new training" if _has_begun(aside) else "puts them back"
     return (
         f"--overwrite has set the earlier results aside in {aside}, and is running or was interrupted",
-        "if it was interrupted, the same `monai-iou train` command without --overwrite puts them back",
+        f"if it was interrupted, the same `monai-iou train` command without --overwrite {result}",
     )
+
+
+def _has_begun(aside: Path) -> bool:
+    """Whether a training that replaces what was set aside has a checkpoint, with which the earlier results go."""
+    try:
+        names = json.loads((aside / COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    run = aside.parent if any((aside.parent / name).is_dir() for name in names) else aside.parent.parent
+    return any(can_go_on(run / name) for name in names)
 
 
 def ensemble(folders: Iterable[Path]) -> dict[str, list[str]]:

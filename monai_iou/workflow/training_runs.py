@@ -46,7 +46,7 @@ from monai_iou.workflow.run_state import (
     model_identity,
     no_longer_held_out,
 )
-from monai_iou.workflow.run_summary import has_summary_of
+from monai_iou.workflow.run_summary import has_scored_page
 from monai_iou.workflow.running import run_configs
 from monai_iou.workflow.trained_models import ensemble, find_models
 
@@ -196,9 +196,8 @@ class TrainingRun:
     def is_finished(self) -> bool:
         """Whether everything that the command asks for is done."""
         done = all(training.is_done("trained") and training.is_predicted(self.masks) for training in self.trainings)
-        report = self.folder / SCORES / "report.html"
-        folders = self.fold_folders or [self.folder]
-        return done and report.is_file() and all(has_summary_of(report, folder) for folder in folders)
+        is_scored = (self.folder / SCORES / "report.html").is_file()
+        return done and is_scored and all(map(has_scored_page, self.fold_folders or [self.folder]))
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse to replace a training; nothing is changed.

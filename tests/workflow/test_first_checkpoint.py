@@ -121,10 +121,11 @@ def test_a_kill_between_the_files_of_a_first_checkpoint_loses_and_mixes_nothing(
     models.mkdir()
     if earlier:
         train(models, [0.5, 0.6])
+        (models / TUNED).write_text("{}", encoding="utf-8")
     before = content(models)
     killed(models, name, [0.1], start=10)
     if name == "last_epoch.pt":
-        assert {key: value for key, value in content(models).items() if key in NAMES} == before
+        assert {key: value for key, value in content(models).items() if key in (*NAMES, TUNED)} == before
         return
     assert state(models)["epoch"] == 1
     assert not has_its_model(state(models), models / "model.pt")
@@ -182,6 +183,11 @@ def test_a_model_is_compared_where_it_was_written_with_the_checkpoint(tmp_path: 
     assert not has_its_model(best, path)
     write_atomically(weights, path)
     assert has_its_model(best, path), "whatever the names"
+    odd = {"a": torch.tensor([math.nan, 1.0]), "b": torch.eye(2).to_sparse(), "extra": {"scale": torch.ones(2)}}
+    for stored, isthere in ((odd, True), ({**odd, "a": torch.tensor([math.nan, 2.0])}, False)):
+        write_atomically(stored, path)
+        assert has_its_model({**best, "model": odd}, path) is isthere
+    write_atomically(weights, path)
     assert not has_its_model({**best, "average": {"steps": 1, "network": {"a": torch.zeros(2), "extra": "text"}}}, path)
     assert has_its_model({**best, "epoch": 3, "model": {}}, path)
     assert not has_its_model({**best, "epoch": 3, "model": {}, "final": True}, path)

@@ -36,6 +36,7 @@ from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
 from monai_iou.workflow.loss_override import check_loss, with_whole_loss
 from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.run_summary import write_summary
 from monai_iou.workflow.settings import Settings
 from monai_iou.workflow.trained_models import find_models
 from monai_iou.workflow.training_runs import SCORES, STAGES, Training, TrainingRun
@@ -389,10 +390,17 @@ def test_each_folds_page_has_its_own_scores_and_the_report_those_of_all(
     assert scores is not None
     assert folds.is_finished
     page = run / "fold1" / "summary.html"
-    os.utime(page, ns=(0, (run / SCORES / "report.html").stat().st_mtime_ns - 1))
-    assert not folds.is_finished, "that page is of earlier scores"
-    (run / "fold1" / "epochs.csv").unlink()
+    os.utime(page, ns=(0, 0))
+    assert folds.is_finished, "also in a copy, whose files have other times"
+    shutil.copy(page, tmp_path / "page")
+    write_summary(run / "fold1")
+    assert not folds.is_finished, "that page is of the training alone"
+    page.unlink()
+    assert not folds.is_finished
+    (run / "fold1" / "epochs.csv").rename(tmp_path / "epochs.csv")
     assert folds.is_finished, "without it there is no page"
+    (tmp_path / "epochs.csv").rename(run / "fold1" / "epochs.csv")
+    shutil.copy(tmp_path / "page", page)
     assert [scores.summary["labels"][name]["iou"]["mean"] for name in scores.names] == [0.5] * 3
     for fold, expected in enumerate(("1.000", "0.000")):
         page = (run / f"fold{fold}" / "summary.html").read_text(encoding="utf-8")
