@@ -149,19 +149,21 @@ def _number(value: float) -> str:
 
 
 def volumes(study: Study, results: Path, *, any_settings: bool = False) -> str:
-    """Return, for every run, the marked volume in multiples of the reference's, over all cases, its steps and times."""
+    """Return every run's scores and times, and over all cases the lesions found and the marked share of the volume."""
     runs, cases = made(study, results, any_settings=any_settings)
     sums: dict[tuple[str, str, str, int, int], list[int]] = {}
     for row in cases:
-        both = sums.setdefault(key_of(row), [0, 0])
-        both[0] += int(row["predicted_voxels"])
-        both[1] += int(row["reference_voxels"])
-    heads = ["data", "loss", "crops", "seed", "fold", "marked / reference", "steps", "CPU s", "training s", "other s"]
+        added = sums.setdefault(key_of(row), [0, 0, 0])
+        for place, name in enumerate(("predicted_voxels", "reference_voxels", "found")):
+            added[place] += int(row[name])
+    heads = ["data", "loss", "crops", "seed", "fold", "IoU", "lesion F1", "found", "marked / reference"]
+    heads += ["steps", "CPU s", "training s", "other s"]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for row in runs:
-        marked, reference = sums[key_of(row)]
+        marked, reference, found = sums[key_of(row)]
+        scores = [f"{float(row[name]):.3f}" for name in ("iou", "lesion_f1")]
         times = [row[name] for name in ("steps", "cpu_seconds", "train_seconds", "evaluate_seconds")]
-        cells = [*map(str, key_of(row)), f"{marked / reference:.2f}", *times]
+        cells = [*map(str, key_of(row)), *scores, str(found), f"{marked / reference:.2f}", *times]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -250,7 +252,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=list(STUDIES), metavar="NAME", help="print its table and write nothing")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--volumes", action="store_true", help="with --study: each run's marked volume, steps, times")
+    kind.add_argument(
+        "--volumes",
+        action="store_true",
+        help="with --study: what each run found, marked, cost",
+    )
     kind.add_argument("--patients", action="store_true", help="with --study: each patient's score")
     parser.add_argument("--baseline", nargs=2, metavar=("LOSS", "SAMPLER"), help="with --study: what to compare with")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="with --study: the seeds to take")

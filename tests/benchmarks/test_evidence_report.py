@@ -48,9 +48,10 @@ def test_marked_volumes_are_added_over_the_cases(tmp_path: Path, capsys: pytest.
         {**CASE, "case": name, "predicted_voxels": marked, "reference_voxels": 10}
         for name, marked in (("a", 3), ("b", 4))
     ]
-    add_run(tmp_path, RUN, SUMMARY, cases)
+    add_run(tmp_path, RUN, {**SUMMARY, "lesion_f1": 0.25}, cases)
     assert main(["--study", "compound", "--volumes", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.endswith("| phantoms | iou | voxels | 0 | 0 | 0.35 | 8 | 90 | 70 | 15 |\n")
+    line = "| phantoms | iou | voxels | 0 | 0 | 0.500 | 0.250 | 6 | 0.35 | 8 | 90 | 70 | 15 |\n"
+    assert capsys.readouterr().out.endswith(line)
     with pytest.raises(SystemExit):
         main(["--volumes"])
 
