@@ -120,7 +120,8 @@ def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one acts at once
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            # Modules in C swallow an exception, and the command would go on with half of them; nothing is written yet.
+            # Modules in C swallow an exception, and the command would go on with half of them. A temporary file that is
+            # left is removed by the next command.
             signal.raise_signal(number)
         frame = frame.f_back
     _received.append(number)
