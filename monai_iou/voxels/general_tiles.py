@@ -14,6 +14,8 @@ def add_tile(total: Tensor, voxels: Voxels, spec: PassSpec, image: int, part: sl
     dtype = sum_dtype(voxels.logits)
     tile, target, valid = voxels.tile(image, part, dtype)
     groups = None if voxels.groups is None else voxels.groups[image, :, part]
+    if groups is not None:
+        dtype = total.dtype  # added one after the other, thousands of small numbers lose their digits in float32
     for row, values in tile_maps(tile, target, valid, groups, spec):
         total[row, image] += reduce_map(values, groups, voxels.regions, dtype)
     total[COUNT, image] += count_valid(tile, valid, groups, voxels.regions, dtype)

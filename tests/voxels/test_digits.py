@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,25 @@ def test_a_nearly_absent_background_leaves_the_gradient_its_digits() -> None:
         assert leaf.grad is not None
         gradients.append(leaf.grad.double())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("regions", ["one", "two in turn"])
+@pytest.mark.parametrize("options", [{}, {"power": 1.5}, {"overlap": "min_max"}], ids=str)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+def test_many_equal_voxels_of_a_region_keep_their_digits(
+    activation: str | None, options: dict[str, Any], regions: str
+) -> None:
+    """As an untrained network gives them: of numbers that are added one after the other, the last would be cut off."""
+    logits = torch.zeros(1, 2, 1 << 18)
+    logits[:, 1] = -5
+    inputs = logits if activation else logits.softmax(1)
+    labels = (torch.arange(1 << 18) % 1000 == 0).long()[None, None]
+    groups = torch.arange(1 << 18)[None, None] % (1 if regions == "one" else 2)
+    with use_kernel("reference"):
+        exact = voxel_sums(inputs.double(), labels, groups=groups, activation=activation, **options)
+    found = voxel_sums(inputs, labels, groups=groups, activation=activation, **options)
+    for name in ("intersection", "prediction", "target", "cross_entropy", "count"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
