@@ -7,7 +7,8 @@
     python -m benchmarks.evidence.report --study longer --baseline dice+ce voxels    # compared with another choice
     python -m benchmarks.evidence.report --study imbalance --seeds 0 1 2             # of these seeds alone
 
-The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` and `<!-- end -->` is not.
+The page's prose is written by hand; what stands between the lines `<!-- study: NAME -->` or `<!-- commits -->` and
+`<!-- end -->` is not, nor is docs/results/commits.md.
 A study without a row is named there with its command. Rows that other settings made than those the study has now are
 left out, everywhere; `--any-settings` prints them too.
 """
@@ -22,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.evidence.commits import fill_list, history_is_here
+from benchmarks.evidence.commits import page as commits_page
 from benchmarks.evidence.curves import Point, draw_curves
 from benchmarks.evidence.pictures import Line, draw
 from benchmarks.evidence.statistics import FEWEST_SEEDS, Choice, Comparison, Scores, compare, interval_of, scores_of
@@ -52,7 +55,7 @@ def block(study: Study, results: Path) -> str:
     text += f"\n![{study.question}](results/{study.name}.svg)\n"
     if study.amounts:
         text += f"\n![The scores over the share of foreground](results/{study.name}-curves.svg)\n"
-    return text + f"\n{circumstances(runs)}\n"
+    return text + f"\n{circumstances(runs)} [Commits](results/commits.md#{study.name}).\n"
 
 
 def made(study: Study, results: Path, *, any_settings: bool = False) -> tuple[Sequence[Row], Sequence[Row]]:
@@ -241,7 +244,7 @@ def circumstances(runs: Sequence[Mapping[str, str]]) -> str:
     hours = sum(float(row["cpu_seconds"]) for row in runs) / 3600
     threads = f"{numbers('threads')} thread" + ("" if numbers("threads") == "1" else "s")
     machine = f"{threads} on {every('device')}, load {numbers('load')}, {hours:.1f} hours of CPU time in all"
-    versions = f"torch {every('torch')}, MONAI {every('monai')}, Python {every('python')}, commit {every('commit')}"
+    versions = f"torch {every('torch')}, MONAI {every('monai')}, Python {every('python')}"
     epochs = f"{numbers('epochs')} epochs, " if any(row["epochs"] for row in runs) else ""
     trained = f"{epochs}{numbers('steps')} steps, {numbers('cases')} test cases a run"
     return f"{trained}; {machine}; {versions}.{warning}"
@@ -279,7 +282,11 @@ def main(arguments: list[str] | None = None) -> int:
     for study in STUDIES.values():
         for name, text in pictures(study, options.results).items():
             (options.results / name).write_text(text, encoding="utf-8")
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), options.results), encoding="utf-8")
+    text = fill(PAGE.read_text(encoding="utf-8"), options.results)
+    if history_is_here():
+        text = fill_list(text, options.results)
+        (options.results / "commits.md").write_text(commits_page(options.results), encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
     return 0
 
 

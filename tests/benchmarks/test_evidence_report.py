@@ -33,6 +33,7 @@ def test_the_report_has_a_row_a_choice_and_says_when_seeds_are_few(tmp_path: Pat
     tables(tmp_path, 3)
     text = block(STUDIES["compound"], tmp_path)
     assert "6 of 45 runs are done" in text
+    assert "Python 1. [Commits](results/commits.md#compound).\n" in text
     assert "| dice+ce | 0.500, 0.510, 0.520 | 0.510 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | -0.100 (" in text
     assert "| iou+ce/3 | 0.600, 0.610, 0.620 | 0.610 | 0.010 | 0.667 | 1.000 | 75 % | 1.0 | baseline |  |  |  |" in text
     assert "| -0.100 (-0.100 to -0.100) |  | below 0.001 | worse |" in text  # no effect without a spread of patients
