@@ -49,7 +49,8 @@ def predict(data: Path, output: Path) -> list[str]:
 
 
 @posix
-@pytest.mark.parametrize("with_stderr", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("with_stderr", [False, True])
 def test_a_reader_that_ends_early_costs_no_mask(data: Path, tmp_path: Path, unread: int, with_stderr: bool) -> None:
     command = predict(data, tmp_path / "masks")
     errors = unread if with_stderr else subprocess.PIPE
@@ -68,6 +69,7 @@ def test_closed_streams_cost_no_mask(data: Path, tmp_path: Path) -> None:
 
 
 @posix
+@pytest.mark.slow
 def test_a_closed_stderr_costs_no_scores(data: Path, tmp_path: Path) -> None:
     labels = str(data / "labelsTs")
     words = [*MONAI_IOU, "evaluate", "-p", labels, "-r", labels, "-o", str(tmp_path / "out"), "2>&-"]

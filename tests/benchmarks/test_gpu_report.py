@@ -58,7 +58,11 @@ def is_running(number: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for the state of a process")
 @pytest.mark.parametrize(
-    ("after", "status"), [("time.sleep(60)", "stopped after its 5 s"), ("sys.exit(2)", "failed with code 2")]
+    ("after", "status"),
+    [
+        pytest.param("time.sleep(60)", "stopped after its 5 s", marks=pytest.mark.slow),
+        ("sys.exit(2)", "failed with code 2"),
+    ],
 )
 def test_what_a_part_started_ends_with_it(after: str, status: str, tmp_path: Path) -> None:
     """A child that goes on would be measured with the next part."""

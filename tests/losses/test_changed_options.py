@@ -236,7 +236,9 @@ def test_a_change_of_the_loss_reaches_every_scale(name: str, moved: bool) -> Non
     assert multi.ignore_index == expected.ignore_index
 
 
-@pytest.mark.parametrize("name", ["gamma", "class weights", "list of weights", "empty"])
+@pytest.mark.parametrize(
+    "name", ["gamma", *(pytest.param(n, marks=pytest.mark.slow) for n in ("class weights", "list of weights", "empty"))]
+)
 def test_a_change_reaches_every_scale_of_a_compiled_loss(name: str) -> None:
     make, change, make_changed = CHANGES[name]
     multi = MultiScaleLoss(make())

@@ -266,6 +266,7 @@ def test_copies_behave_alike(case: Case) -> None:
         assert all(torch.equal(twin.state_dict()[name], kept) for name, kept in loss.state_dict().items())
 
 
+@pytest.mark.slow
 @every_loss
 def test_torch_compile(case: Case) -> None:
     logits, labels = pair()

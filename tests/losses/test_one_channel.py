@@ -213,6 +213,7 @@ WITHOUT_EFFECT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "options"), WITHOUT_EFFECT, ids=str)
 def test_options_without_effect_leave_one_graph_of_torch_compile(loss: Any, options: dict[str, bool]) -> None:
     torch.compiler.reset()

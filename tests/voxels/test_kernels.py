@@ -154,8 +154,9 @@ def test_triton_equals_reference_in_every_branch(spec: PassSpec, shape: tuple[in
 needs_compiler = pytest.mark.skipif(not compiled.is_available(), reason="needs a C++ compiler")
 
 
+@pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("case_of", [pytest.param("labels", marks=pytest.mark.slow), "ignored"])
+@pytest.mark.parametrize("case_of", ["labels", "ignored"])
 def test_compiled_equals_reference(case_of: str) -> None:
     """Whole chunks, a last chunk, lines left over and voxels beyond the last line; several sizes, compiled once."""
     spec = PassSpec(cross_entropy=True)

@@ -59,7 +59,7 @@ def test_a_float_that_is_no_label_is_named(value: float, found: str) -> None:
 
 def test_the_mark_of_a_single_map_is_not_blamed() -> None:
     target = torch.tensor([[[255, 0, 0, 1, 1, 0, 2, 0]]])
-    with pytest.raises(ValueError, match="values between 0 and 1, but got 2: "):
+    with pytest.raises(ValueError, match="values between 0 and 1 for an input with one channel, but got 2: "):
         IoULoss(sigmoid=True, ignore_index=255)(LOGITS[:, :1], target)
 
 
@@ -109,7 +109,7 @@ def test_the_message_of_maps_names_a_value_that_counts() -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1, but got 7\.0: "):
         voxel_sums(torch.zeros(1, 2, 4), maps, activation="sigmoid", mask=torch.tensor([[[0, 1, 1, 1]]]))
     one = torch.tensor([[[255.0, 7, 1]]])
-    with pytest.raises(ValueError, match=r"between 0 and 1, but got 7\.0: "):
+    with pytest.raises(ValueError, match=r"between 0 and 1 for an input with one channel, but got 7\.0: "):
         LovaszSoftmaxLoss(sigmoid=True, ignore_index=255)(torch.zeros(1, 1, 3), one)
 
 

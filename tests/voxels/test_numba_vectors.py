@@ -111,6 +111,7 @@ def noticed(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, "-c", SPOIL, folder], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("spoilt", WRONG)
 def test_vectors_that_do_something_else_are_noticed(spoilt: str, noticed: subprocess.CompletedProcess[str]) -> None:

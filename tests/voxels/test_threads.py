@@ -182,6 +182,7 @@ def test_an_interrupt_among_threads_of_torch_is_raised() -> None:
         assert len(set(others)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("four_threads", ["ours"], indirect=True)  # the program chooses its threads itself
 def test_a_program_that_ends_computes_losses_without_helpers() -> None:
     """Python starts no thread any more when it calls what `atexit` has been told."""

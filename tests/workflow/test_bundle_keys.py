@@ -91,7 +91,7 @@ def test_an_epoch_of_another_length_is_reported_when_resuming(
 # -- which weights
 
 
-@pytest.mark.parametrize("decay", [None, 0.5])
+@pytest.mark.parametrize("decay", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_last_weights_are_kept_on_request(decay: float | None, bundle: Path, data: Path) -> None:
     # A rate that ruins what the first epochs learned: the best validation is not the last.
     settings = overrides(bundle, data, epochs=4, learning_rate=0.05, ema_decay=decay)

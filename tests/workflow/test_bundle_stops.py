@@ -61,7 +61,7 @@ def workflow(bundle: Path, data: Path, **changes: Any) -> tuple[ConfigWorkflow, 
     return made, made.parser.get_parsed_content("train#trainer")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", [5, 6], ids=["inside an epoch", "at its end"])
 def test_a_signal_ends_the_training_after_its_step(
     number: signal.Signals,

@@ -143,7 +143,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 # The losses of each kind; the others take the same way through the bundle.
-OFTEN = ("cross_entropy", "focal_tversky", "instance_on_the_fly")
+OFTEN = ("cross_entropy", "instance_on_the_fly")
 
 
 @pytest.mark.parametrize(

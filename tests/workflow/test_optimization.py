@@ -168,10 +168,11 @@ def test_the_network_is_found_in_all_that_torch_wraps_around_it() -> None:
 @pytest.mark.parametrize(
     "net",
     [
-        {"_target_": "torch.nn.DataParallel", "module": "$@network_def.to(@device)"},
-        "$torch.compile(@network_def.to(@device), backend='eager')",
+        pytest.param({"_target_": "torch.nn.DataParallel", "module": "$@network_def.to(@device)"}, id="parallel"),
+        pytest.param(
+            "$torch.compile(@network_def.to(@device), backend='eager')", id="compiled", marks=pytest.mark.slow
+        ),
     ],
-    ids=["parallel", "compiled"],
 )
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_the_weights_of_a_wrapped_network_are_stored_by_its_own_names(

@@ -186,6 +186,7 @@ def _store() -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
+@pytest.mark.slow
 def test_the_longest_wait_is_that_for_a_rank_that_works_alone() -> None:
     stores = [_store(), _store()]
     with ThreadPoolExecutor(2) as threads:  # both at once: most of the time, their ranks wait

@@ -165,6 +165,7 @@ def test_a_stopped_and_resumed_training_ends_with_the_same_weights(bundle: Path,
         assert torch.equal(resumed["average"]["network"][key], value), key
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # MONAI's handler counts each
 def test_a_training_that_sums_gradients_is_stopped_between_two_updates(bundle: Path, data: Path) -> None:
     """MONAI's `accumulation_steps`: the sum of an update that is not complete is in no checkpoint."""

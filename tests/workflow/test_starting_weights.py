@@ -51,7 +51,7 @@ def furthest(one: Path, other: Path) -> float:
     return max(float((first.float() - second.float()).abs().max()) for first, second in pairs)
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_a_training_starts_from_a_model_and_resumes_from_itself(
     ema_decay: float | None, trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,7 +84,7 @@ def guard_of_one_rank(rank: int, world: int, folder: str, sync: bool) -> None:
     leave_group()
 
 
-@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("sync", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_rank_names_the_labels_of_one(sync: bool, tmp_path: Path) -> None:
     run_ranks(guard_of_one_rank, 2, 2, str(tmp_path), sync)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
