@@ -37,6 +37,7 @@ TOP_FILES = {
     "spacing.py",
     "streams.py",
     "tables.py",
+    "versions.py",
     "weighting.py",
 }
 
@@ -124,6 +125,18 @@ def test_help_imports_nothing_heavy() -> None:
     imported = set(result.stdout.splitlines()[-1].split())
     # Without these the help takes a fifth of a second; each of them would take it past the second that is promised.
     assert not imported & {"monai", "monai_iou", "numpy", "torch", *HEAVY}
+
+
+def test_the_metadata_names_the_licence_of_the_weights_too() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    expression, files = (re.search(rf"^{name} = (.+)$", text, re.MULTILINE) for name in ("license", "license-files"))
+    page = ROOT / "bundles" / "hippocampus_mr" / "README.md"
+    of_weights = re.search(r"\*\*Licence of the weights\*\*: (.+?) \(", page.read_text(encoding="utf-8"))
+    assert of_weights is not None
+    assert expression is not None
+    assert json.loads(expression[1]).split(" AND ") == ["Apache-2.0", of_weights[1].replace(" ", "-")]
+    assert files is not None
+    assert {ROOT / name for name in json.loads(files[1])} == {ROOT / "LICENSE", page}
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the files that git tracks")

@@ -213,8 +213,8 @@ def _check_timed(keys: Mapping[str, Any], configs: Sequence[Path]) -> None:
     name = next((name for name in UNTIMED if name in given), None)
     if name is not None:
         message = (
-            f"Expected `--minutes` without a key that changes how long the training takes, but got `{name}`, while the "
-            "training is timed as it is planned: leave the key out, or give --epochs instead of --minutes."
+            f"Expected no key beside `--minutes` that changes how long a training takes, but got `{name}`: leave it "
+            "out, because the plan is what is timed, or give --epochs instead of --minutes."
         )
         raise click.UsageError(message)
 
@@ -263,16 +263,24 @@ def _tell_results(run: TrainingRun, scores: Evaluation | None) -> None:
     if scores is not None:
         print_evaluation(scores, scores.request.output)
     for training in run.trainings:
-        say(f"Model: {training.folder / 'models' / 'model.pt'}")
-        for name in ("progress.png", "summary.html"):
-            if (training.folder / name).is_file():
-                say(f"{'Curves' if name.endswith('png') else 'Summary'}: {training.folder / name}")
+        files = {"Model": "models/model.pt", "Curves": "progress.png", "Summary": "summary.html"}
+        model, *_ = paths = [training.folder / name for name in files.values()]
+        if not model.is_file():
+            message = (
+                f"Expected the training to store its weights in {model}, but it ended without: give its "
+                "CheckpointHandler the `ckpt_dir` of the train.json that `monai-iou init` copies."
+            )
+            raise click.ClickException(message)
+        for what, path in zip(files, paths, strict=True):
+            if path.is_file():
+                say(f"{what}: {path}")
     say("Next, masks of your own images:")
     options = options_line(keys_for_inference(run.trainings[0].configs, run.trainings[0].keys))
     click.echo(f"monai-iou predict {shlex.quote(str(run.folder))} YOUR_IMAGES {options}".rstrip())
     if scores is not None and scores.failures:
+        held_out = f"all {len(scores.pairs)} held-out cases" if len(scores.pairs) > 1 else "the held-out case"
         message = (
-            f"Expected all {len(scores.pairs)} held-out cases to be scored, but {len(scores.failures)} could not be: "
-            f"{scores.request.output / 'failures.csv'} has the reasons."
+            f"Expected {held_out} to be scored, but {len(scores.failures)} could not be: "
+            f"see the reasons in {scores.request.output / 'failures.csv'}."
         )
         raise click.ClickException(message)

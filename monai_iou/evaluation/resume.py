@@ -12,12 +12,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from monai_iou import files as out
 from monai_iou.evaluation.case_files import Settings
+from monai_iou.versions import version_of
 
 # Raised when the content of a record changes: older ones are then evaluated again.
 VERSION = 9
@@ -25,7 +25,7 @@ VERSION = 9
 
 def settings_hash(settings: Settings) -> str:
     """What a record depends on besides its files: the options, and the versions of this package and of its record."""
-    text = json.dumps([VERSION, metadata.version("monai-iou"), asdict(settings)], sort_keys=True)
+    text = json.dumps([VERSION, version_of("monai-iou"), asdict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

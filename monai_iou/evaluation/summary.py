@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from monai_iou.evaluation.results import Evaluation, Request
 from monai_iou.evaluation.scoring import CURVE
 from monai_iou.evaluation.statistics import MIN_UNITS, dataset_scores, describe
 from monai_iou.evaluation.thresholds import summarise_maps
+from monai_iou.versions import version_of
 
 WORST_CASES = 10
 LIBRARIES = ("monai-iou", "monai", "torch", "numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK")
@@ -51,7 +51,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "notes": evaluation.notes,
         "options": _options(evaluation),
         "command": list(request.command),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": {name: version_of(name) for name in LIBRARIES},
         "patients": evaluation.patients,
         "inputs": {record["case"]: record["inputs"] for record in [*evaluation.records, *evaluation.missing]},
     }

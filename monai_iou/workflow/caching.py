@@ -193,7 +193,7 @@ def _transforms_hash(transforms: Sequence[Any]) -> bytes:
             message = (
                 f"Expected `cache_dir` to be used with transforms that can be pickled, because the cache "
                 f"key hashes the pickle, but {error}: "
-                "replace that transform, as a lambda by a function, or set `cache_dir` to null."
+                "replace that transform, for instance a lambda by a named function, or set `cache_dir` to null."
             )
             raise ValueError(message) from error
 

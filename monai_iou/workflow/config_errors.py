@@ -16,6 +16,7 @@ __all__ = ["ConfigError", "explained"]
 COMPONENT = re.compile(r"Failed to instantiate component '([^']+)' with keywords: ([^\n\\]*)")
 EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression:\s*(.+)", re.DOTALL)
 NOT_FOUND = re.compile(r"Cannot locate class or function path: '([^']+)'")
+NOT_OURS = re.compile(r"module '(monai_iou[\w.]*)' has no attribute '(\w+)'")
 UNDEFINED = re.compile(r"the referring item `@([^`]+)` is not defined")
 # What torch makes of an error in a loader's process: its traceback as text, with that of its cause, if any, before it.
 OF_WORKER = re.compile(r"Original Traceback \(most recent call last\):\n((?:[ \t][^\n]*\n)*)(\S.*)", re.DOTALL)
@@ -57,6 +58,12 @@ def explained(error: BaseException, remedy: str) -> ConfigError:
         if (match := EXPRESSION.search(str(each))) and OURS not in match[1]:
             expression = _expression(match[1])
             return ConfigError(f"Expected the config's {expression} to have a value, but got {root}: correct it.")
+    if gone := NOT_OURS.search(said):  # what an expression of a shipped config names
+        message = (
+            f"Expected the config to be of this version of monai_iou, but {gone[1]} has no `{gone[2]}`: copy the "
+            "bundle anew with `monai-iou init`."
+        )
+        return ConfigError(message)
     return ConfigError(f"Expected the run to go on, but got {root}: {remedy}.")
 
 
@@ -86,7 +93,9 @@ def _not_found(name: str) -> str:
         near = difflib.get_close_matches(attribute, dir(importlib.import_module(module)), n=1)
     except (ImportError, ValueError):
         near = []
-    remedy = f"perhaps you meant {module}.{near[0]}" if near else "correct its name, or install its package"
+    made = "copy the bundle anew with `monai-iou init` if another version made the config"
+    otherwise = f"correct its name, or {made if name.startswith('monai_iou.') else 'install its package'}"
+    remedy = f"perhaps you meant {module}.{near[0]}" if near else otherwise
     return f"Expected `_target_` to name a class or function, but {name} cannot be found: {remedy}."
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_iou.tables import text_remedy
 from monai_iou.workflow.config_errors import ConfigError
 
 __all__ = ["OF_INFERENCE", "check_configs", "read_config"]
@@ -23,17 +24,19 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is no JSON object.
     """
-    content, why = None, "it holds no object, {...}"
+    content, why, remedy = None, "it holds no object, {...}", "correct it"
     try:
         text = path.read_text(encoding="utf-8")
-        content = None if text.startswith(MARK) else json.loads(text)
-        why = "it begins with a byte-order mark" if text.startswith(MARK) else why
+        if text.startswith(MARK):
+            why, remedy = "it begins with a byte-order mark", "save it without the mark"
+        else:
+            content = json.loads(text)
     except (OSError, ValueError) as error:
-        why = f"it cannot be read ({error})"
+        why, remedy = f"it cannot be read ({error})", text_remedy(error, remedy)
     if isinstance(content, dict):
         return content
     what = "metadata" if path.name == METADATA else "keys"
-    message = f"Expected {path} to be a JSON file of the bundle's {what} in UTF-8, but {why}: correct it."
+    message = f"Expected {path} to be a JSON file of the bundle's {what} in UTF-8, but {why}: {remedy}."
     raise ConfigError(message)
 
 

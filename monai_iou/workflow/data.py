@@ -149,7 +149,7 @@ class BundleCases:
             if not cases:
                 message = (
                     f"Expected {self.dataset_dir} to hold images to segment, but it has neither a dataset.json with "
-                    "`test` images nor NIfTI, MetaImage, NRRD or PNG files or DICOM series: name a folder that has."
+                    "`test` images nor NIfTI, MetaImage, NRRD or PNG files or DICOM series: name one that holds some."
                 )
                 raise DatasetError(message)
             return [replace(case, label=None).as_item() for case in cases]

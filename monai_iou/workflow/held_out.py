@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "failure_notes",
+    "has_scores",
     "held_out_facts",
     "left_out_notes",
     "remove_scores",
@@ -36,6 +37,7 @@ __all__ = [
     "scored_cases",
     "seen_before",
     "seen_notes",
+    "tell_removed",
     "to_stderr",
     "write_summaries",
 ]
@@ -63,13 +65,14 @@ def seen_before(cases: BundleCases, plan: Plan, model: Path) -> list[str]:
     return [case.name for case in seen_cases(held_out, cases.folder.labelled, [stored], cases.folder.patient_groups)]
 
 
-def held_out_facts(cases: BundleCases, settings: Settings, seen: Sequence[str]) -> dict[str, Any]:
+def held_out_facts(cases: BundleCases, settings: Settings, seen: Sequence[str], keep_weights: str) -> dict[str, Any]:
     """Return what the state of a training says of the cases that it held out, with what its model knows of them.
 
     Args:
         cases: of the training.
-        settings: of the training; those of an earlier copy of the bundle lack some keys.
+        settings: of the training.
         seen: the cases that are not scored, from `seen_before`.
+        keep_weights: the config's own key, which the settings of an earlier copy of the bundle lack.
     """
     items = [item for item in cases.validation if item["case"] not in seen] if settings.validates else []
     trained = {item["case"] for item in cases.training}
@@ -79,7 +82,7 @@ def held_out_facts(cases: BundleCases, settings: Settings, seen: Sequence[str]) 
         "held_out": [{name: item[name] for name in ("case", "image", "label")} for item in items],
         "left_out": list(seen),
         "trained_on": [item["case"] for item in items if item["case"] in trained],
-        "chose_weights": is_chosen and getattr(settings, "keep_weights", "best") == "best",
+        "chose_weights": is_chosen and keep_weights == "best",
     }
 
 
@@ -193,6 +196,17 @@ def remove_scores(folder: Path) -> None:
     """Remove the scores of earlier weights, where there are none of the weights that have taken their place."""
     for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
+
+
+def has_scores(folder: Path) -> bool:
+    """Whether a folder holds scores, with their report."""
+    return (folder / "report.html").is_file()
+
+
+def tell_removed(folder: Path, had_scores: bool, warn: Callable[[str], None]) -> None:
+    """Say so if the scores that a folder had before are gone, and no others have taken their place."""
+    if had_scores and not has_scores(folder):
+        warn(f"Removed, because they were of earlier weights or masks: the scores in {folder}")
 
 
 def write_summaries(folders: Sequence[Path], scores: Evaluation | None) -> None:

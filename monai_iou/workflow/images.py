@@ -98,7 +98,7 @@ def _volumes(path: Path) -> list[Path]:
         if not volumes:
             message = (
                 f"Expected {path} to hold images (NIfTI, MetaImage, NRRD, PNG or DICOM series), but it has none: name "
-                "the folder that does."
+                "a folder that holds some."
             )
             raise DatasetError(message)
         return volumes

@@ -12,7 +12,17 @@ from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
 from monai_iou.workflow.config_files import read_config
 
-__all__ = ["AS_SHIPPED", "check_preprocessing", "inference_identity", "keys_for_inference", "keys_over", "of_training"]
+__all__ = [
+    "AS_SHIPPED",
+    "check_preprocessing",
+    "check_written",
+    "inference_identity",
+    "keys_for_inference",
+    "keys_for_masks",
+    "keys_over",
+    "not_written",
+    "of_training",
+]
 
 # How the network is run; what else inference needs is stored with the model.
 SHARED = ("amp", "amp_dtype", "device", "num_workers", "sw_batch_size", "sw_overlap")
@@ -82,6 +92,61 @@ def keys_over(config: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     """
     has = {**AS_SHIPPED, **(read_config(config) if config.is_file() else {})}
     return {name: value for name, value in keys.items() if name not in AS_SHIPPED or has[name] != value}
+
+
+def keys_for_masks(
+    config: Path,
+    cases: Sequence[Mapping[str, Any]],
+    masks: Path,
+    models: Mapping[str, Any],
+    configs: Sequence[Path],
+    keys: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the keys by which a training's inference.json makes the masks of cases that were held out.
+
+    Args:
+        config: the inference.json.
+        cases: with the keys `case` and `image`, among others.
+        masks: folder of the masks.
+        models: the keys that name the model.
+        configs: of the training.
+        keys: over them.
+    """
+    images = [{name: item[name] for name in ("case", "image")} for item in cases]
+    given = {**AS_SHIPPED, **models, **keys_for_inference(configs, keys)}
+    return {"images": images, **keys_over(config, given), "output_dir": str(masks)}
+
+
+def check_written(config: Path, files: Sequence[Path]) -> None:
+    """Check that an inference.json has written its results, which a user may have sent to other places.
+
+    Args:
+        config: it.
+        files: that the command takes for written.
+
+    Raises:
+        OutputError: one of them is not there.
+    """
+    if missing := [path for path in files if not path.is_file()]:
+        raise not_written(config, missing)
+
+
+def not_written(config: Path, files: Sequence[Path]) -> OutputError:
+    """Return the error for results that an inference.json, whose run ended well, did not write.
+
+    >>> print(not_written(Path("run/configs/inference.json"), [Path("masks/a.nii.gz"), Path("masks/b.nii.gz")]))
+    Expected run/configs/inference.json to write masks/a.nii.gz (and 1 more file), but its run ended without doing so:
+    write the results under the names that `output_dir`, `mask_suffix` and `mask_format` ask for, as the inference.json
+    that `monai-iou init` copies does.
+    """
+    more = len(files) - 1
+    others = f" (and {more} more file{'s' if more > 1 else ''})" if more else ""
+    message = (
+        f"Expected {config} to write {files[0]}{others}, but its run ended without doing so: write the results under "
+        "the names that `output_dir`, `mask_suffix` and `mask_format` ask for, as the inference.json that `monai-iou "
+        "init` copies does."
+    )
+    return OutputError(message)
 
 
 def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from monai_iou.datasets.found_folders import held_out_twice
+from monai_iou.tables import enumerated
 from monai_iou.workflow.run_state import RunState, has_masks
 
 __all__ = ["what_is_missing", "why_no_report"]
@@ -20,12 +21,19 @@ def what_is_missing(states: Sequence[RunState | None], folds: Sequence[int]) -> 
     """Return when folds whose masks are not complete will have them, as the end of a sentence.
 
     >>> what_is_missing([None, RunState(Path(), {}, ["trained"])], [0, 1])
-    'fold 0 is trained as well and fold 1 has its masks: start its command again unless it is running'
+    'fold 0 is trained as well, and fold 1 has its masks: start the command of fold 1 again unless it is running'
     """
     trained = [fold for fold in folds if "trained" in getattr(states[fold], "done", ())]
-    parts = {"is trained as well": [fold for fold in folds if fold not in trained], "has its masks": trained}
-    what = " and ".join(f"fold {', '.join(map(str, some))} {end}" for end, some in parts.items() if some)
-    return f"{what}: start its command again unless it is running" if trained else what
+    others = [fold for fold in folds if fold not in trained]
+    parts, remedy = [], ""
+    if others:
+        parts += [f"{enumerated('fold', others)} {'is' if len(others) == 1 else 'are'} trained as well"]
+    if trained:
+        which, one = enumerated("fold", trained), len(trained) == 1
+        parts += [f"{which} {'has its masks' if one else 'have their masks'}"]
+        command, running = ("command", "it is running") if one else ("commands", "they are running")
+        remedy = f": start the {command} of {which} again unless {running}"
+    return ", and ".join(parts) + remedy
 
 
 def why_no_report(states: Sequence[RunState | None], masks: Path, without: Collection[int] = ()) -> str:

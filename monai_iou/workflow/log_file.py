@@ -6,7 +6,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-__all__ = ["close_log", "has_log", "log_failure", "open_log"]
+__all__ = ["close_log", "log_failure", "log_file", "open_log"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -40,9 +40,9 @@ def close_log() -> None:
             handler.close()
 
 
-def has_log() -> bool:
-    """Whether a run of this process writes a `log.txt`."""
-    return bool(_log)
+def log_file() -> Path | None:
+    """Return the `log.txt` that a run of this process writes; None without one."""
+    return Path(_log[-1].baseFilename) if _log else None
 
 
 def log_failure(error: BaseException, cause: BaseException | None = None) -> None:

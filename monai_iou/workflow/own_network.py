@@ -108,9 +108,10 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        as_seen = "write its path as it is seen from the folder in which the command is run"
         message = (
-            f"Expected `file` of `network_def` to be a Python file, but {path} cannot be read ({error}): write its "
-            "path as it is seen from the folder in which the command is run."
+            f"Expected `file` of `network_def` to be a Python file, but {path} cannot be read ({error}): "
+            f"{'save it in UTF-8' if isinstance(error, UnicodeError) else as_seen}."
         )
         raise DatasetError(message) from error
 

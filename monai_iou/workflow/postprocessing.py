@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from monai_iou.components import label_components
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
+from monai_iou.tables import text_remedy
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.failures import explain_out_of_memory
 from monai_iou.workflow.finite_outputs import is_finite, not_finite
@@ -68,16 +69,17 @@ def load_postprocessing(path: str | None, classes: int, models: Sequence[str] | 
     if not Path(str(path)).is_file():
         _check_may_be_missing(str(path), models)
         return Postprocessing()
+    remedy = "tune again or delete it"
     try:
         content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
         threshold, sizes = content["threshold"], tuple(float(size) for size in content["min_size_mm3"])
         usable = len(sizes) == classes - 1 and (threshold is None or _is_usable(threshold, classes))
         problem = "" if usable else f"it does not fit {classes} classes"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"it cannot be read ({error})"
+        problem, remedy = f"it cannot be read ({error})", text_remedy(error, remedy)
     if problem:
         with exit_with_message():
-            message = f"Expected {path} to be what training tuned, but {problem}: tune again or delete it."
+            message = f"Expected {path} to be what training tuned, but {problem}: {remedy}."
             raise DatasetError(message)
     return Postprocessing(tuple(threshold) if isinstance(threshold, list) else threshold, sizes)
 

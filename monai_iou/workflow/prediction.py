@@ -16,11 +16,12 @@ from monai_iou.volumes.names import MASK, PREVIEW, PROBABILITIES
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.data import BundleCases
 from monai_iou.workflow.images import find_images, image_cases
-from monai_iou.workflow.inference_keys import keys_over
+from monai_iou.workflow.inference_keys import keys_over, not_written
 from monai_iou.workflow.mask_formats import mask_ending
 from monai_iou.workflow.result_files import check_results, result_file
 from monai_iou.workflow.running import run_configs
 from monai_iou.workflow.trained_models import TrainedModels
+from monai_iou.workflow.undefined_references import check_takes_images
 from monai_iou.workflow.written_results import Prediction, WrittenResults, failure_of
 
 __all__ = ["Prediction", "Predictions", "earlier_results", "plan_predictions", "run_all"]
@@ -85,7 +86,9 @@ def plan_predictions(
     Raises:
         DatasetError: an image is missing.
         OutputError: a result would replace an image, or another result.
+        ConfigError: the inference.json takes no images from a command.
     """
+    check_takes_images(models.config)
     plan = load_plan(models.files[0].with_suffix(".json"))
     cases = find_images(images, plan.in_channels)
     groups: dict[tuple[Path, str], list[Case]] = {}
@@ -173,7 +176,8 @@ def run_all(
         results = WrittenResults(run.items, earlier)
         try:
             failed = failure_of(functools.partial(run.run, extra))
-            results.are_complete = failed is None
+            if failed is None and (missing := results.missing()):
+                failed = not_written(run.models.config, missing)
             of_results = results.finish(done, tell)
         except BaseException:  # Ctrl-C above all
             for error in results.finish(done, tell, stopped=True):

@@ -28,7 +28,7 @@ from monai_iou.workflow.replacement import recover, replaced
 from monai_iou.workflow.settings import optional
 from monai_iou.workflow.starting_weights import model_file
 from monai_iou.workflow.training_runs import PLAN, PLANNING, SHORT, TRAINING, Training, TrainingRun
-from monai_iou.workflow.undefined_references import check_inference_references
+from monai_iou.workflow.undefined_references import check_inference_references, check_takes_images
 
 __all__ = ["is_run", "plan_request", "prepared"]
 
@@ -66,7 +66,8 @@ def prepared(
     Raises:
         OutputError: the folder holds something else, is the dataset's or another run's, or has another plan, or its
             inference prepares images in another way than the training.
-        ConfigError: a config in the folder is damaged, or inference.json refers to a key that it does not have.
+        ConfigError: a config in the folder is damaged, or inference.json refers to a key that it does not have, or
+            takes no images from a command.
         ValueError: likewise, or the dataset cannot be used; nothing in the folder has changed then.
     """
     check_outputs({"--output": run.folder}, {"the dataset": [run.dataset / "dataset.json", run.dataset]})
@@ -85,6 +86,7 @@ def prepared(
             copy_bundle(run.folder)
         check_preprocessing(run.trainings[0].configs, run.trainings[0].keys)
         check_loss(run.trainings[0].keys, run.trainings[0].configs)
+        check_takes_images(run.folder / "configs" / INFERENCE)
         check_inference_references(run.folder / "configs" / INFERENCE, OF_COMMANDS)
         for folder in run.own_folders:
             prepare(folder)

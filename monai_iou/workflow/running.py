@@ -12,7 +12,7 @@ from typing import Any
 from monai_iou.planning.own_errors import own_error
 from monai_iou.workflow.config_errors import ConfigError, explained
 from monai_iou.workflow.literal import with_literal_paths
-from monai_iou.workflow.log_file import close_log, has_log, log_failure
+from monai_iou.workflow.log_file import close_log, log_failure, log_file
 from monai_iou.workflow.run_lock import release_unused
 from monai_iou.workflow.undefined_references import DEFINE, DEFINE_IN_INFERENCE, check_references
 
@@ -59,9 +59,10 @@ def _own_sentence() -> Iterator[None]:
     except Exception as error:
         own = error if isinstance(error, ConfigError) else own_error(error)
         if own is None:
-            if not has_log():  # where else would the traceback be?
+            log = log_file()
+            if log is None:  # where else would the traceback be?
                 logging.getLogger("monai_iou").exception("The run ended with an error.")
-            told = explained(error, f"{'its log.txt has the traceback' if has_log() else 'the traceback stands above'}")
+            told = explained(error, "see the traceback above" if log is None else f"see the traceback in {log}")
             log_failure(told, error)
             raise told from error
         log_failure(own)

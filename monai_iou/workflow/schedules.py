@@ -10,6 +10,7 @@ from typing import Any
 from monai.handlers.lr_schedule_handler import LrScheduleHandler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from monai_iou.tables import counted
 from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.optimization import PolynomialDecay
 from monai_iou.workflow.settings import exit_with_message
@@ -115,7 +116,8 @@ def _take(scheduler: LRScheduler, steps: int, source: object) -> None:
                 scheduler.step()
     except ValueError as error:  # OneCycleLR has an end
         message = (
-            f"Expected the `lr_scheduler` of this run, {type(scheduler).__name__}, to have at least the {steps} steps "
-            f"after which {source} goes on, but got the error '{str(error).rstrip('.')}': raise --epochs."
+            f"Expected the `lr_scheduler` of this run, {type(scheduler).__name__}, to have at least the "
+            f"{counted(steps, 'step')} after which {source} goes on, but got the error "
+            f"'{str(error).rstrip('.')}': raise --epochs."
         )
         raise ValueError(message) from error

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from monai_iou.distributed import from_all_ranks
 from monai_iou.files import csv_text, write_texts
+from monai_iou.tables import counted
 
 __all__ = ["CaseScoresSaver"]
 
@@ -87,10 +88,16 @@ class CaseScoresSaver(MetricsSaver):
         return texts
 
     def _checked(self, name: str, values: Any) -> Any:
-        if values.ndim != 2 or values.shape[1] != len(self.class_labels):
+        if values.ndim != 2:
             message = (
-                f"Expected `class_labels` to name the {tuple(values.shape)[1:]} classes of {name}, but got "
-                f"{self.class_labels}: give one name for each column."
+                f"Expected {name} to be a table with a column for each class, but got shape {tuple(values.shape)}: "
+                "leave this metric out of `metric_details`."
+            )
+            raise ValueError(message)
+        if values.shape[1] != len(self.class_labels):
+            message = (
+                f"Expected `class_labels` to be {counted(values.shape[1], 'name')}, one for each class of {name}, but "
+                f"got {self.class_labels}: name each class once."
             )
             raise ValueError(message)
         return values

@@ -116,8 +116,9 @@ class Settings(SimpleNamespace):
 
     @property
     def validates(self) -> bool:
-        """Whether a training holds cases out: a fraction of them, or a fold."""
-        return bool(getattr(self, "val_fraction", 0)) or getattr(self, "folds", None) is not None
+        """Whether a training may hold cases out: a fraction of them, or a fold; also where it is not told."""
+        # A train.json of an earlier version does not tell the fraction; `cases.validation` is empty if that is 0.
+        return bool(getattr(self, "val_fraction", True)) or getattr(self, "folds", None) is not None
 
 
 def _resolved(name: str, value: Any) -> Any:

@@ -151,7 +151,7 @@ def _check_tuning(settings: Settings, cases: BundleCases) -> None:
 
 def _warn_of_no_validation(cases: BundleCases, settings: Settings) -> None:
     epochs, interval = getattr(settings, "epochs", 1), getattr(settings, "val_interval", 1)
-    chooses = getattr(settings, "keep_weights", "best") == "best" and settings.validates
+    chooses = getattr(settings, "keep_weights", None) == "best" and settings.validates  # earlier versions do not tell
     resumed = settings.resume and (Path(settings.ckpt_dir) / LAST_EPOCH).is_file()  # with other scores, maybe
     given = is_dataset(cases.dataset_dir)  # MONAI Label brings its own data
     if epochs < interval and chooses and given and cases.validation and not resumed:

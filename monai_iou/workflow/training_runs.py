@@ -21,6 +21,7 @@ from monai_iou.files import write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.held_out import (
     failure_notes,
+    has_scores,
     held_out_facts,
     left_out_notes,
     remove_scores,
@@ -29,10 +30,11 @@ from monai_iou.workflow.held_out import (
     scored_cases,
     seen_before,
     seen_notes,
+    tell_removed,
     to_stderr,
     write_summaries,
 )
-from monai_iou.workflow.inference_keys import AS_SHIPPED, inference_identity, keys_for_inference, keys_over, of_training
+from monai_iou.workflow.inference_keys import check_written, inference_identity, keys_for_masks, of_training
 from monai_iou.workflow.joint_report import why_no_report
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.run_checks import check_none_replaced, check_one_kind, check_one_plan, others_in, unlike_notes
@@ -130,7 +132,7 @@ class Training:
             workflow = run_configs(self.configs, self.bundle_keys)
         cases, plan, keys = (workflow.parser.get_parsed_content(name) for name in ("cases", "plan", "settings"))
         seen = seen_before(cases, plan, self.folder / "models" / "model.json") if keys.validates else []
-        facts = held_out_facts(cases, keys, seen)
+        facts = held_out_facts(cases, keys, seen, workflow.parser.get_parsed_content("keep_weights", default="best"))
         facts["earlier"] = no_longer_held_out(self.state, facts["held_out"])
         self.state.finish("trained", **facts, labels=list(plan.label_values[1:]))
         del workflow, cases
@@ -143,10 +145,10 @@ class Training:
         made_by = {"inference": inference_identity(self.configs), "model": model_identity(self.folder)}
         remove_scores(masks.parent)
         if left := begin_masks(self.state, masks, made_by):
-            images = [{name: item[name] for name in ("case", "image")} for item in left]
             config = self.configs[0].with_name("inference.json")
-            given = {**AS_SHIPPED, **find_models(self.folder).keys, **keys_for_inference(self.configs, self.keys)}
-            run_configs([config], {"images": images, **keys_over(config, given), "output_dir": str(masks)}, "inference")
+            keys = keys_for_masks(config, left, masks, find_models(self.folder).keys, self.configs, self.keys)
+            run_configs([config], keys, "inference")
+            check_written(config, mask_files(self.state, masks))
         self.state.finish("predicted", **made_by)
         gc.collect()
 
@@ -196,8 +198,7 @@ class TrainingRun:
     def is_finished(self) -> bool:
         """Whether everything that the command asks for is done."""
         done = all(training.is_done("trained") and training.is_predicted(self.masks) for training in self.trainings)
-        is_scored = (self.folder / SCORES / "report.html").is_file()
-        return done and is_scored and all(map(has_scored_page, self.fold_folders or [self.folder]))
+        return done and has_scores(self.masks.parent) and all(map(has_scored_page, self.fold_folders or [self.folder]))
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse to replace a training; nothing is changed.
@@ -233,6 +234,7 @@ class TrainingRun:
             The scores over all held-out cases, None if some are still to be trained elsewhere or none is held out.
         """
         failed: dict[Path, str] = {}
+        had_scores = has_scores(self.folder / SCORES)
         for number, training in enumerate(self.trainings, start=1):
             if training.is_done("trained") and training.is_predicted(self.masks):
                 tell(f"Done before: {training.folder}")
@@ -249,6 +251,7 @@ class TrainingRun:
             scores = self._score(tell, progress, failed)
             everyone = self.fold_folders if scores is not None else []
             write_summaries(everyone or [training.folder for training in self.trainings], scores)
+        tell_removed(self.folder / SCORES, had_scores, warn)
         report_failures(failed, scores, warn)
         return scores
 
@@ -267,8 +270,7 @@ class TrainingRun:
     def _turn(self, purpose: str, tell: Tell) -> contextlib.AbstractContextManager[None]:
         """Hold the run's folder while a job writes what all folds share."""
         # A command that is to train all folds ends soon, because this fold is in use.
-        lock = folder_lock(self.folder, purpose, (*SHORT, TRAINING), tell)
-        return lock if self.is_job else contextlib.nullcontext()
+        return folder_lock(self.folder, purpose, (*SHORT, TRAINING), tell) if self.is_job else contextlib.nullcontext()
 
     @property
     def masks(self) -> Path:
@@ -290,8 +292,7 @@ class TrainingRun:
         if not any(path.is_file() for path in masks):
             if notes and not masks:
                 tell(f"There is no report in {self.folder / SCORES}: all held-out cases were trained on before.")
-            if notes or masks:
-                remove_scores(self.folder / SCORES)
+            remove_scores(self.folder / SCORES)
             return None
         tell(f"Scoring the {scored_cases(known)}")
         notes += [*unlike_notes(known), *seen_notes(known), *failure_notes(failed, self.dataset)]

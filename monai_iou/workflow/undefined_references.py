@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.config_files import METADATA, read_config
 
-__all__ = ["check_inference_references", "check_references"]
+__all__ = ["check_inference_references", "check_references", "check_takes_images"]
 
 STAGES = ("initialize", "run", "finalize")  # the keys whose expressions MONAI evaluates, in this order
 DEFINE = "define it"
@@ -70,6 +71,24 @@ def check_inference_references(config: Path, given: Iterable[str]) -> None:
     except Exception:  # a macro may read a file that the training is to write, and raises anything
         return
     check_references(parser, [config], DEFINE_IN_INFERENCE)
+
+
+def check_takes_images(config: Path) -> None:
+    """Check that an inference.json segments the images that a command names, and not those of `dataset_dir`.
+
+    Args:
+        config: of the file; it need not be there.
+
+    Raises:
+        ConfigError: it cannot be read, or does not refer to `images`, as those of earlier versions.
+    """
+    if not config.is_file() or re.search(r"@images\b", json.dumps(read_config(config))):
+        return
+    message = (
+        f"Expected {config} to use the key `images`, but it does not, perhaps because an earlier version wrote it: "
+        "replace it by the configs/inference.json of a new copy of the bundle (`monai-iou init`)."
+    )
+    raise ConfigError(message)
 
 
 def _texts(resolver: Any, key: str, config: Any) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from monai_iou.versions import version_of
 
 __all__ = ["about_this_run"]
 
@@ -26,7 +27,7 @@ def about_this_run(command: Sequence[str]) -> dict[str, Any]:
     return {
         "command": shlex.join([*_program(*command[:1]), *command[1:]]),
         "started": datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
-        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": sys.version.split()[0], **{name: version_of(name) for name in PACKAGES}},
         "machine": platform.platform(),
     }
 
@@ -40,10 +41,3 @@ def _program(path: str = "") -> list[str]:
     if Path(path).parts[-3:] == ("monai", "bundle", "__main__.py"):
         return ["python", "-m", "monai.bundle"]
     return [Path(path).name] if path else []
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

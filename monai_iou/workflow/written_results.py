@@ -46,16 +46,17 @@ class WrittenResults:
     Args:
         items: the images, and where their results go.
         earlier: what lies beside each mask and is to go with it, see `monai_iou.workflow.prediction.earlier_results`.
-
-    Attributes:
-        are_complete: whether the run has ended without an error, so that everything is new.
     """
 
     def __init__(self, items: Sequence[Prediction], earlier: Mapping[Path, Sequence[Path]]) -> None:
-        self.are_complete = False
         self._earlier = earlier
         self._left = deque(items)
         self._before = {path: _stamp(path) for item in items for path in item.files.values()}
+
+    def missing(self) -> list[Path]:
+        """The masks and probabilities that were not written, such as those that a user's config saves elsewhere."""
+        files = [path for item in self._left for path in (item.mask, item.probabilities)]
+        return [path for path in files if path is not None and not self._is_new(path)]
 
     def finish(
         self, done: Callable[[Prediction], None], tell: Callable[[str], None], *, stopped: bool = False
@@ -103,7 +104,7 @@ class WrittenResults:
         return [(path, why) for path in paths if path is not None and os.path.lexists(path)]
 
     def _is_new(self, path: Path | None) -> bool:
-        return path is not None and (self.are_complete or _stamp(path) not in (None, self._before[path]))
+        return path is not None and _stamp(path) not in (None, self._before[path])
 
 
 def failure_of(work: Callable[[], None]) -> Exception | None:

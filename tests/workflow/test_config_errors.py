@@ -36,6 +36,10 @@ def test_each_kind_of_mistake_is_named(tmp_path: Path) -> None:
     assert "but nowhere.Net cannot be found: correct its name, or install its package." in sentence(
         tmp_path, net={"_target_": "nowhere.Net"}, run=["$@net"]
     )
+    assert sentence(tmp_path, net={"_target_": "monai_iou.gone.Net"}, run=["$@net"]) == (
+        "Expected `_target_` to name a class or function, but monai_iou.gone.Net cannot be found: correct its name, or "
+        "copy the bundle anew with `monai-iou init` if another version made the config."
+    )
     told = sentence(tmp_path, net={"_target_": "torch.nn.Linear", "in_features": 3, "out": 4}, run=["$@net"])
     assert told.startswith("Expected torch.nn.Linear to take in_features, out, but got TypeError: ")
     assert "unexpected keyword argument 'out'" in told
@@ -45,10 +49,17 @@ def test_each_kind_of_mistake_is_named(tmp_path: Path) -> None:
         tmp_path, imports=["$import monai_iou.workflow.failures"], run=["$monai_iou.workflow.failures.run(1)"]
     )
     assert told.startswith("Expected the run to go on, but got ")
-    assert told.endswith(": its log.txt has the traceback."), "our own expressions are not the user's to correct"
+    assert told.endswith(f": see the traceback in {tmp_path / 'log.txt'}."), (
+        "our own expressions are not the user's to correct"
+    )
+    assert told in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    imports = ["$import monai_iou", "$import monai_iou.workflow.settings"]
+    assert sentence(tmp_path, imports=imports, run=["$monai_iou.workflow.settings.check_settings(epochs=1)"]) == (
+        "Expected the config to be of this version of monai_iou, but monai_iou.workflow.settings has no "
+        "`check_settings`: copy the bundle anew with `monai-iou init`."
+    )
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert "Traceback (most recent call last)" in log
-    assert told in log
 
 
 def of_worker(error: Exception, wrapped: bool) -> RuntimeError:
@@ -92,9 +103,8 @@ def test_an_error_in_a_process_of_a_loader_is_named_with_its_reason_and_line(
     error: Exception, root: str, wrapped: bool
 ) -> None:
     line = of_worker.__code__.co_firstlineno + 4
-    assert str(explained(of_worker(error, wrapped), "its log.txt has the traceback")) == (
-        f"Expected the run to go on, but got {root} (line {line} of test_config_errors.py): its log.txt has the "
-        "traceback."
+    assert str(explained(of_worker(error, wrapped), "see the traceback above")) == (
+        f"Expected the run to go on, but got {root} (line {line} of test_config_errors.py): see the traceback above."
     )
 
 

@@ -15,7 +15,7 @@ from monai_iou.files import OutputError
 from monai_iou.workflow import training_runs
 from monai_iou.workflow.checkpoint_files import write_atomically
 from monai_iou.workflow.inference_keys import inference_identity
-from monai_iou.workflow.joint_report import why_no_report
+from monai_iou.workflow.joint_report import what_is_missing, why_no_report
 from monai_iou.workflow.run_checks import unlike_notes
 from monai_iou.workflow.run_state import RunState, model_identity, no_longer_held_out
 from monai_iou.workflow.trained_models import TrainedModels
@@ -327,7 +327,8 @@ def test_masks_are_made_again_of_a_model_that_was_trained_further_by_other_means
     TrainingRun(tmp_path, Path("d"), run.trainings[1:], 2).run(told.append, print)
     assert told == [
         f"Done before: {tmp_path / 'fold1'}",
-        "Not scored yet: the report follows when fold 0 has its masks: start its command again unless it is running.",
+        "Not scored yet: the report follows when fold 0 has its masks: start the command of fold 0 again unless it is "
+        "running.",
     ]
     assert not (tmp_path / SCORES / "report.html").exists()
     run = files_run(tmp_path, 2)
@@ -420,3 +421,25 @@ def test_no_report_stays_beside_masks_that_are_not_scored_together(
         assert told[-1].startswith("Not scored together: the masks of the folds were made with different versions of")
         assert not report.exists()
         report.touch()
+
+
+@pytest.mark.parametrize(
+    ("folds", "said"),
+    [
+        ([0], "fold 0 is trained as well"),
+        ([0, 1], "folds 0 and 1 are trained as well"),
+        (
+            [1, 2],
+            "fold 1 is trained as well, and fold 2 has its masks: start the command of fold 2 again unless it is "
+            "running",
+        ),
+        (
+            [0, 1, 2, 3],
+            "folds 0 and 1 are trained as well, and folds 2 and 3 have their masks: start the commands of "
+            "folds 2 and 3 again unless they are running",
+        ),
+    ],
+)
+def test_what_the_joint_report_waits_for_is_said_in_one_number(folds: list[int], said: str) -> None:
+    trained = RunState(Path(), {}, ["trained"])
+    assert what_is_missing([None, None, trained, trained], folds) == said

@@ -25,6 +25,7 @@ from monai_iou.workflow.failures import TrainingError
 from monai_iou.workflow.held_out import held_out_facts, seen_before
 from monai_iou.workflow.records import image_identity
 from monai_iou.workflow.run_state import RunState
+from monai_iou.workflow.settings import Settings
 from monai_iou.workflow.training_runs import Training, TrainingRun
 
 FAILED = "Expected a finite network output for c0, but it has NaN or infinity: look at its intensities."
@@ -40,11 +41,12 @@ class Bundle:
     trained: list[str] = field(default_factory=list)
     trained_on: Sequence[str] = ()
     keep: str = "last"
+    elsewhere: str = ""  # folder beside that of the masks, which inference writes to instead
 
     def __call__(self, _: object, keys: Mapping[str, Any], kind: str = "train") -> Any:
         folder = Path(keys["output_dir"])
         if kind == "inference":
-            return self.write_masks([item["case"] for item in keys["images"]], folder)
+            return self.write_masks([item["case"] for item in keys["images"]], folder / self.elsewhere)
         (folder / "models").mkdir(parents=True, exist_ok=True)
         (folder / "models" / "model.pt").touch()
         self.trained.append(folder.name)
@@ -52,9 +54,10 @@ class Bundle:
         parts = {
             "cases": SimpleNamespace(validation=held, training=[{"case": case} for case in self.trained_on]),
             "plan": SimpleNamespace(label_values=[0, 1, 2, 3]),
-            "settings": SimpleNamespace(validates=True, keep_weights=self.keep),
+            "settings": SimpleNamespace(validates=True),
+            "keep_weights": self.keep,
         }
-        return SimpleNamespace(parser=SimpleNamespace(get_parsed_content=parts.__getitem__))
+        return SimpleNamespace(parser=SimpleNamespace(get_parsed_content=lambda name, **_: parts[name]))
 
     def write_masks(self, cases: Sequence[str], folder: Path) -> None:
         for case in cases:
@@ -170,7 +173,7 @@ def test_a_fold_without_unseen_cases_keeps_no_other_fold_from_the_report(
     assert [note.partition(".")[0] for note in notes_of(run)] == ["Left out: c1"]
 
 
-@pytest.mark.parametrize("folds", [(), (0, 1, 2)])
+@pytest.mark.parametrize("folds", [pytest.param((), marks=pytest.mark.slow), (0, 1, 2)])
 def test_the_report_says_that_post_processing_was_tuned_on_its_cases(
     folds: Sequence[int], dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +190,7 @@ def test_the_report_says_that_post_processing_was_tuned_on_its_cases(
     ]
 
 
-@pytest.mark.parametrize("folds", [(), (0, 1, 2)])
+@pytest.mark.parametrize("folds", [pytest.param((), marks=pytest.mark.slow), (0, 1, 2)])
 def test_the_report_says_that_its_cases_chose_the_weights(
     folds: Sequence[int],
     dataset: Path,
@@ -207,24 +210,71 @@ def test_the_report_says_that_its_cases_chose_the_weights(
 
 
 @pytest.mark.parametrize(
-    ("keys", "is_chosen"),
+    ("keep", "keys", "is_chosen"),
     [
-        ({}, True),  # an earlier copy of the bundle
-        ({"keep_weights": "best", "epochs": 4, "val_interval": 4}, True),
-        ({"keep_weights": "best", "epochs": 4, "val_interval": 5}, False),  # no epoch is validated
-        ({"keep_weights": "last", "epochs": 4, "val_interval": 1}, False),
+        ("best", {"epochs": 4, "val_interval": 4}, True),
+        ("best", {"epochs": 4, "val_interval": 5}, False),  # no epoch is validated
+        ("last", {"epochs": 4, "val_interval": 1}, False),
     ],
 )
-def test_cases_choose_the_weights_only_where_the_best_ones_are_kept(keys: Mapping[str, Any], is_chosen: bool) -> None:
+def test_cases_choose_the_weights_only_where_the_best_ones_are_kept(
+    keep: str, keys: Mapping[str, Any], is_chosen: bool
+) -> None:
     items = [{"case": name, "image": f"{name}.nii", "label": f"{name}_label.nii", "more": 1} for name in "ab"]
     cases: Any = SimpleNamespace(validation=items, training=[*items[:1], {"case": "c"}])
     settings: Any = SimpleNamespace(validates=True, **keys)
     held_out = [{"case": "b", "image": "b.nii", "label": "b_label.nii"}]
     expected = {"held_out": held_out, "left_out": ["a"], "trained_on": [], "chose_weights": is_chosen}
-    assert held_out_facts(cases, settings, ["a"]) == expected
-    assert held_out_facts(cases, settings, [])["trained_on"] == ["a"]
+    assert held_out_facts(cases, settings, ["a"], keep) == expected
+    assert held_out_facts(cases, settings, [], keep)["trained_on"] == ["a"]
     settings.validates = False
-    assert held_out_facts(cases, settings, [])["held_out"] == []
+    assert held_out_facts(cases, settings, [], keep)["held_out"] == []
+
+
+def test_settings_of_an_earlier_version_that_do_not_tell_the_fraction_hold_cases_out() -> None:
+    items = [{"case": name, "image": f"{name}.nii", "label": f"{name}_label.nii"} for name in "ab"]
+    cases: Any = SimpleNamespace(validation=items, training=[{"case": "c"}])
+    settings = Settings(epochs=4, val_interval=2, folds=None)
+    assert settings.validates
+    assert held_out_facts(cases, settings, [], "last")["held_out"] == items
+    assert not Settings(val_fraction=0, folds=None).validates
+    assert Settings(val_fraction=0, folds=2).validates
+
+
+def test_scores_that_are_removed_without_others_in_their_place_are_told(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle(dataset, {"run": ["c0", "c1"]})
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    for held_out, is_told in ((["c0", "c1"], False), (["c0"], False), ([], True), ([], False)):
+        bundle.held = {"run": held_out}
+        again = command(run, bundle, ())
+        again.check(resume=True, overwrite=True)
+        again.run(lambda _: None, lambda _: None)
+        scores = run / "validation"
+        line = f"Removed, because they were of earlier weights or masks: the scores in {scores}\n"
+        assert capsys.readouterr().err == (line if is_told else "")
+        assert (scores / "report.html").is_file() is bool(held_out)
+
+
+def test_held_out_masks_that_a_config_saves_elsewhere_are_missed(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle(dataset, {"run": ["c0", "c1"]}, elsewhere="mine")
+    monkeypatch.setattr(training_runs, "run_configs", bundle)
+    masks, told = run / "validation" / "masks", [""]
+    message = (
+        f"Expected {run / 'configs' / 'inference.json'} to write {masks / 'c0.nii.gz'} (and 1 more file), but its run "
+        "ended without doing so: write the results under the names that `output_dir`, `mask_suffix` and `mask_format` "
+        "ask for, as the inference.json that `monai-iou init` copies does."
+    )
+    with pytest.raises(OutputError) as caught:
+        start(run, bundle, (), told)
+    assert str(caught.value) == message
+    assert told[-1] == f"Not all masks of {run} could be made. {message}"
+    state = RunState.read(run)
+    assert state is not None
+    assert state.done == ["trained"]
 
 
 def test_scores_of_cases_that_were_trained_on_are_not_said_to_be_held_out(
@@ -267,7 +317,7 @@ def test_a_fold_s_page_says_what_its_own_cases_chose(dataset: Path, run: Path, m
         assert ("was tuned on these very cases" in page) == (fold == 1)
 
 
-@pytest.mark.parametrize("folds", [(), (0, 1, 2)])
+@pytest.mark.parametrize("folds", [pytest.param((), marks=pytest.mark.slow), (0, 1, 2)])
 def test_a_page_counts_the_cases_of_its_means_and_names_those_that_failed(
     folds: Sequence[int], dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,7 +431,8 @@ def test_a_fold_of_its_own_whose_masks_fail_is_to_be_started_again(
     with pytest.raises(OutputError, match="a finite network output for c0"):
         start(run, bundle, [0], told)
     assert told[-1] == (
-        "Not scored yet: the report follows when fold 0 has its masks: start its command again unless it is running."
+        "Not scored yet: the report follows when fold 0 has its masks: start the command of fold 0 again unless it is "
+        "running."
     )
     bundle.broken.clear()
     scores = start(run, bundle, [0], told)

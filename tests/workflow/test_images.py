@@ -123,7 +123,9 @@ def test_two_formats_of_one_name_are_refused(tmp_path: Path) -> None:
         find_images([tmp_path], 1)
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("no", "there is no"), ("empty", "but it has none")])
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("no", "there is no"), ("empty", "but it has none: name a folder that holds some.")]
+)
 def test_nothing_to_segment(tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=sentence):

@@ -10,7 +10,7 @@ import pytest
 
 from monai_iou.workflow import settings
 from monai_iou.workflow.config_errors import ConfigError
-from monai_iou.workflow.log_file import close_log, has_log, log_failure, open_log
+from monai_iou.workflow.log_file import close_log, log_failure, log_file, open_log
 from monai_iou.workflow.running import run_configs
 
 IMPORTS = ["$import monai_iou", "$import monai_iou.workflow.settings"]
@@ -62,5 +62,5 @@ def test_no_run_writes_into_the_log_of_a_training_before_it(tmp_path: Path) -> N
             close_log()
         with pytest.raises(ConfigError, match="but got ZeroDivisionError"):
             run_configs([config], {}, kind)
-        assert not has_log()
+        assert log_file() is None
         assert (tmp_path / "log.txt").read_text(encoding="utf-8") == ""

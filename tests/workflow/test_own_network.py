@@ -155,6 +155,16 @@ def test_arguments_over_a_named_network_are_stored_too(tmp_path: Path) -> None:
     check_models([str(model)], build_network(plan))
 
 
+def test_a_network_in_another_encoding_is_not_answered_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_bytes("# M\xfcller".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"but .*net\.py cannot be read \('utf-8' .*\): save it in UTF-8\.$"):
+        from_file(str(tmp_path / "net.py"), "Network")
+    with pytest.raises(
+        DatasetError, match=r"but .*no\.py cannot be read \(.*\): write its path as it is seen from the"
+    ):
+        from_file(str(tmp_path / "no.py"), "Network")
+
+
 def test_what_is_no_network_is_refused_in_one_sentence(mine: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"`name` of `network_def` to be a class .* has Size, MyNetwork: correct"):
         from_file("my_network.py", "Network", encoded(FILE))

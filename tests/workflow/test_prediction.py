@@ -548,6 +548,43 @@ def test_a_new_mask_takes_the_earlier_results_of_its_image_with_it(
     assert all(f"Removed, because it belonged to an earlier mask: {path}\n" in told for path in earlier)
 
 
+def test_a_result_that_a_config_saves_elsewhere_is_missed(
+    scan: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = with_earlier_results(scan, tmp_path, "a", "b", "c")
+    segmenter.only[tmp_path.name] = 1
+    assert predict(SHIPPED, *images, "--overwrite") == 1
+    config = find_models(trained_model_path(SHIPPED) or tmp_path).config
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"Error: Expected {config} to write {tmp_path}/b_mask.nii.gz (and 1 more file), but its run ended without "
+        "doing so: write the results under the names that `output_dir`, `mask_suffix` and `mask_format` ask for, as "
+        "the inference.json that `monai-iou init` copies does.\n"
+    )
+    assert [left(tmp_path, name) for name in "abc"] == [["a mask", None, None], ["earlier"] * 3, ["earlier"] * 3]
+    stale = [f"{STALE} {tmp_path}/a_{kind}" for kind in KINDS[:0:-1]]
+    assert lines(printed.out) == [*stale, f"Written: {tmp_path}/a_{KINDS[0]}"]
+
+
+def test_an_inference_of_an_earlier_version_is_refused(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would segment the test images of its dataset."""
+    run = copy_bundle(tmp_path / "run")
+    shutil.copytree(find_models(trained_model_path(SHIPPED) or run).files[0].parent, run / "models")
+    config = run / "configs" / "inference.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    del content["images"], content["settings"]["images"], content["cases"]["images"]
+    config.write_text(json.dumps(content), encoding="utf-8")
+    (image,) = scans(tmp_path, scan, "a.nii.gz")
+    assert predict(run, image, "--output", tmp_path / "masks") == 1
+    assert capsys.readouterr().err == (
+        f"Error: Expected {config} to use the key `images`, but it does not, perhaps because an earlier version wrote "
+        "it: replace it by the configs/inference.json of a new copy of the bundle (`monai-iou init`).\n"
+    )
+    assert not (tmp_path / "masks").exists()
+
+
 KINDS = ("mask.nii.gz", "probabilities.nii.gz", "preview.png")
 
 

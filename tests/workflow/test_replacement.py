@@ -434,7 +434,7 @@ def test_masks_that_are_lost_are_made_again_and_never_scored_as_missing(
     capsys.readouterr()
     assert main([*command, "--fold", "2"]) == 0
     assert (
-        "report follows when fold 1 has its masks: start its command again unless it is running."
+        "report follows when fold 1 has its masks: start the command of fold 1 again unless it is running."
         in capsys.readouterr().out
     )
     assert main(command) == 0
@@ -451,7 +451,7 @@ def test_a_case_that_cannot_be_scored_ends_the_command_with_one(
     monkeypatch.setattr(Training, "predict", write_another_grid)
     assert main(["train", str(dataset), "--output", str(run), "--folds", "3", "--fold", "0", "--overwrite"]) == 1
     error = capsys.readouterr().err
-    message = f"Expected all 3 held-out cases to be scored, but 1 could not be: {run / SCORES / 'failures.csv'} has the"
+    message = f"Expected all 3 held-out cases to be scored, but 1 could not be: see the reasons in {run / SCORES}"
     assert message in " ".join(error.split())
 
 

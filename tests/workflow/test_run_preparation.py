@@ -21,7 +21,7 @@ from monai_iou.files import OutputError, write_json
 from monai_iou.locks import folder_lock
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.inference_keys import keys_for_inference
-from monai_iou.workflow.log_file import has_log, open_log
+from monai_iou.workflow.log_file import log_file, open_log
 from monai_iou.workflow.loss_override import with_whole_loss
 from monai_iou.workflow.replacement import replaced
 from monai_iou.workflow.run_preparation import _check_start, is_run, plan_request, prepared
@@ -579,11 +579,12 @@ def test_a_damaged_config_of_the_run_is_named(name: str, text: str, why: str, da
     path = run.folder / "configs" / name
     path.write_text(text, encoding="utf-8")
     what = "metadata" if name == "metadata.json" else "keys"
+    remedy = "save it without the mark" if "mark" in why else "correct it"
     for how in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(ConfigError) as caught:
             Planner(run).prepare(**how)
         assert str(caught.value) == (
-            f"Expected {path} to be a JSON file of the bundle's {what} in UTF-8, but {why}: correct it."
+            f"Expected {path} to be a JSON file of the bundle's {what} in UTF-8, but {why}: {remedy}."
         )
 
 
@@ -623,4 +624,4 @@ def test_the_log_of_a_training_ends_with_the_command(dataset: Path, tmp_path: Pa
     planner = Planner(run_of(tmp_path / "run", dataset))
     with prepared(planner.run, planner.asked, planner._plan, planner.told.append):
         open_log(tmp_path)
-    assert not has_log()
+    assert log_file() is None

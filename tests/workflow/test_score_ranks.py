@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -120,5 +121,15 @@ def test_scores_are_written_where_all_cases_of_one_rank_fail(tmp_path: Path) -> 
 def test_columns_without_a_name_are_refused() -> None:
     saver = CaseScoresSaver("out", class_labels=["a,b"], metric_details="*")
     assert saver.class_labels == ["a,b"]
-    with pytest.raises(ValueError, match=r"Expected `class_labels` to name the \(2,\) classes of iou"):
-        saver._checked("iou", torch.zeros(3, 2))
+    for shape, message in (
+        (
+            (3, 2),
+            "Expected `class_labels` to be 2 names, one for each class of iou, but got ['a,b']: name each class once.",
+        ),
+        (
+            (3,),
+            "Expected iou to be a table with a column for each class, but got shape (3,): leave this metric out of ",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            saver._checked("iou", torch.zeros(shape))

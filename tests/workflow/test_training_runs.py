@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import nibabel as nib
 import numpy as np
 import pytest
@@ -96,11 +97,24 @@ def test_to_resume_and_to_overwrite_reaches_the_bundle(tmp_path: Path) -> None:
             assert training.bundle_keys.get("resume", False) is ("--overwrite" in words)
 
 
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The keys of the runs of inference, whose masks are empty files."""
+    found: list[dict[str, Any]] = []
+
+    def run_configs(_: object, keys: dict[str, Any], *__: str) -> None:
+        found.append(keys)
+        Path(keys["output_dir"]).mkdir(exist_ok=True)
+        for item in keys["images"]:
+            Path(keys["output_dir"], f"{item['case']}.nii.gz").touch()
+
+    monkeypatch.setattr(training_runs, "run_configs", run_configs)
+    return found
+
+
 def test_the_device_that_is_planned_for_is_that_of_training_and_masks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, given: list[dict[str, Any]]
 ) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr(training_runs, "run_configs", lambda _, keys, *__: given.append(keys))
     for words, expected in (["--device", "cpu"], "cpu"), (["--device", "cuda"], "cuda"), ([], None):
         with train_command.train.make_context("train", [str(tmp_path), *words]) as context:
             options = {name: value for name, value in context.params.items() if name != "dataset"}
@@ -115,10 +129,8 @@ def test_the_device_that_is_planned_for_is_that_of_training_and_masks(
 
 
 def test_masks_are_made_as_the_training_runs_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, given: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr(training_runs, "run_configs", lambda _, keys, *__: given.append(keys))
     run = copy_bundle(tmp_path / "run")
     mine = tmp_path / "mine.json"
     mine.write_text('{"workers": 1, "num_workers": "$@workers + 1", "amp": true, "train#trainer#epoch_length": 2}')
@@ -137,6 +149,14 @@ def test_masks_are_made_as_the_training_runs_the_network(
     train_command._tell_results(TrainingRun(run, tmp_path, (training,)), None)
     options = "--amp false --amp_dtype bfloat16 --device cpu --num_workers 2 --sw_batch_size 1"
     assert f"monai-iou predict {run} YOUR_IMAGES {options}\n" in capsys.readouterr().out
+    shutil.rmtree(run / "models")
+    with pytest.raises(click.ClickException) as caught:
+        train_command._tell_results(TrainingRun(run, tmp_path, (training,)), None)
+    assert str(caught.value) == (
+        f"Expected the training to store its weights in {run / 'models' / 'model.pt'}, but it ended without: give its "
+        "CheckpointHandler the `ckpt_dir` of the train.json that `monai-iou init` copies."
+    )
+    assert "Model:" not in capsys.readouterr().out
 
 
 def test_an_overlap_for_each_axis_holds_for_the_masks_as_it_is(tmp_path: Path) -> None:

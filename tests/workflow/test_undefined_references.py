@@ -12,7 +12,7 @@ from monai_iou.bundle_files import copy_bundle
 from monai_iou.workflow.config_errors import ConfigError, explained
 from monai_iou.workflow.inference_keys import OF_COMMANDS
 from monai_iou.workflow.running import run_configs
-from monai_iou.workflow.undefined_references import check_inference_references
+from monai_iou.workflow.undefined_references import check_inference_references, check_takes_images
 
 HERE = "define it there, because train.json and plan.json are not read with that file"
 
@@ -56,6 +56,17 @@ def test_place_file_and_nearest_key_are_named_before_anything_runs(
 def test_what_nothing_refers_to_may_be_undefined_as_for_monai(tmp_path: Path) -> None:
     config = write(tmp_path / "a.json", spare="@nothing", text="an @nothing", given="$1", run=["$[@given, @text]"])
     run_configs([config], {}, "inference")
+
+
+def test_an_inference_takes_the_images_of_a_command(tmp_path: Path) -> None:
+    config = copy_bundle(tmp_path / "run") / "configs" / "inference.json"
+    check_takes_images(config)
+    check_takes_images(tmp_path / "none.json")
+    write(config, dataset={"data": "$monai_iou.workflow.data.BundleCases('', images=@images).inference"})
+    check_takes_images(config)
+    write(config, images=None, dataset={"data": "@images_of_mine"})
+    with pytest.raises(ConfigError, match=r"to use the key `images`, but it does not, perhaps because an earlier"):
+        check_takes_images(config)
 
 
 def test_an_inference_is_checked_as_the_commands_will_run_it(tmp_path: Path) -> None:

@@ -266,8 +266,9 @@ def test_damaged_metadata_are_named(text: bytes, why: str, tmp_path: Path) -> No
     path.write_bytes(text)
     with pytest.raises(ConfigError) as caught:
         describe_model(bundle)
+    remedy = "save it in UTF-8" if "codec" in why else "correct it"
     assert str(caught.value) == (
-        f"Expected {path} to be a JSON file of the bundle's metadata in UTF-8, but {why}: correct it."
+        f"Expected {path} to be a JSON file of the bundle's metadata in UTF-8, but {why}: {remedy}."
     )
     assert main(["describe", str(bundle)]) == 1
 
