@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -21,6 +21,7 @@ ACTIVATIONS = ("softmax", "sigmoid", None)
 OVERLAPS = ("product", "min_max")
 EMPTY_RULES = ("smooth", "skip", "suppress")
 REDUCTIONS = ("mean", "sum", "none")
+_STACKED = "wrap the loss in a MultiScaleLoss for the stacked outputs of a DynUNet"
 ROUNDING = 1e-4  # by which values may miss 0 or 1: resampling and scale factors of files leave such values
 
 
@@ -126,11 +127,11 @@ def check_integer(name: str, value: Any, remedy: str) -> int:
     return int(value)
 
 
-def check_count(name: str, value: Any, remedy: str) -> int:
-    """Return `value` as an int; raise TypeError unless it is an integer, and ValueError unless it is at least 1."""
+def check_count(name: str, value: Any, remedy: str, least: int = 1) -> int:
+    """Return `value` as an int; raise TypeError unless it is an integer, and ValueError if it is below `least`."""
     count = check_integer(name, value, remedy)
-    if count < 1:
-        message = f"Expected `{name}` to be at least 1, but got {count}: {remedy}."
+    if count < least:
+        message = f"Expected `{name}` to be at least {least}, but got {count}: {remedy}."
         raise ValueError(message)
     return count
 
@@ -184,6 +185,32 @@ def check_device(name: str, value: Tensor, input: Tensor) -> None:
         raise ValueError(message)
 
 
+def check_dimensions(
+    name: str,
+    shape: Sequence[int],
+    form: str = "(B, C, *S)",
+    *,
+    expected: str = "have shape",
+    too_many: str = "remove a dimension",
+) -> None:
+    """Raise ValueError unless a shape is of a form, with 1 to 3 spatial dimensions.
+
+    Args:
+        name: what has the shape, as the message names it.
+        shape: the shape.
+        form: "(B, C, *S)", "(C, *S)" or "(1, *S)".
+        expected: what is expected of the form.
+        too_many: the remedy for a dimension too many.
+    """
+    leading = form.count(",")
+    if leading < len(shape) <= leading + 3:
+        return
+    missing = "the batch dimension, the channel dimension or both" if leading == 2 else "the channel dimension"
+    remedy = f"add {missing}" if len(shape) <= leading else too_many
+    message = f"Expected {name} to {expected} {form} with 1 to 3 spatial dimensions, but got {tuple(shape)}: {remedy}."
+    raise ValueError(message)
+
+
 def check_input(input: Tensor) -> None:
     """Raise TypeError or ValueError unless `input` is a float tensor (B, C, *S) with 1 to 3 spatial dimensions."""
     if isinstance(input, (list, tuple)):
@@ -196,12 +223,7 @@ def check_input(input: Tensor) -> None:
     if not input.is_floating_point():
         message = f"Expected `input` to be floating point, but got {input.dtype}: pass logits or probabilities."
         raise TypeError(message)
-    if not 3 <= input.ndim <= 5:
-        message = (
-            "Expected `input` to have shape (B, C, *S) with 1 to 3 spatial dimensions, "
-            f"but got {tuple(input.shape)}: add the batch or the channel dimension."
-        )
-        raise ValueError(message)
+    check_dimensions("`input`", input.shape, too_many=f"{_STACKED}, or remove a dimension")
     if input.shape[1] == 0:
         message = (
             f"Expected `input` to have at least one channel, but got shape {tuple(input.shape)}: give one channel per "
@@ -237,9 +259,14 @@ def check_target(input: Tensor, target: Tensor) -> None:
         check_device("target", target, input)
         return
     space = tuple(input.shape[2:])
-    remedy = "pass both with the same batch and on the same grid"
+    remedies = []
     if tuple(target.shape) == (input.shape[0], *space):
-        remedy = "add the channel dimension, target.unsqueeze(1)"
+        remedies.append("add the channel dimension, target.unsqueeze(1)")
+    # A stack of outputs of 2D images has the dimensions of a 3D input, and per-class maps those of labels without one.
+    same_batch = target.ndim == 4 == input.ndim - 1 and target.shape[0] == input.shape[0]
+    if same_batch and target.shape[2:] == input.shape[3:] and target.shape[1] in (1, input.shape[2]):
+        remedies.append(_STACKED)
+    remedy = ", or ".join(remedies) or "pass both with the same batch and on the same grid"
     message = (
         f"Expected `target` to be a label map {(input.shape[0], 1, *space)} or per-class maps "
         f"{(input.shape[0], classes, *space)} for an input {tuple(input.shape)}, but got {tuple(target.shape)}: "
@@ -269,28 +296,3 @@ def check_onehot_request(input: Tensor, target: Tensor, to_onehot_y: bool, *, st
             "channels: leave to_onehot_y out, because the shape of the target decides."
         )
         raise ValueError(message)
-
-
-def check_groups(groups: Tensor, input: Tensor) -> Tensor:
-    """Return region maps with flattened space; raise unless they fit `input` and are integer, with 1 or C channels."""
-    if isinstance(groups, Tensor) and groups.shape == input.shape:
-        check_side_map("groups", groups[:, :1], input, integer=True)
-        return groups.flatten(2)
-    return check_side_map("groups", groups, input, integer=True).unsqueeze(1)
-
-
-def check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
-    """Return a mask or region map (B, 1, *S) flattened to (B, N); raise unless shape, device and dtype suit."""
-    expected = (input.shape[0], 1, *input.shape[2:])
-    check_tensor(name, value)
-    if tuple(value.shape) != expected:
-        message = (
-            f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}: give one value per voxel in a "
-            "single channel."
-        )
-        raise ValueError(message)
-    check_device(name, value, input)
-    if integer and (value.is_floating_point() or value.dtype == torch.bool or value.is_complex()):
-        message = f"Expected `{name}` to hold integer region numbers, but got {value.dtype}: convert it with .long()."
-        raise TypeError(message)
-    return value.flatten(1)

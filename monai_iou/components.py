@@ -204,12 +204,7 @@ def component_runs(
     Raises:
         ValueError: if a value of a label map is not a whole number, or the connectivity or the shape does not fit.
     """
-    if not 2 <= label.ndim <= 4:
-        message = (
-            f"Expected the label to have shape (C, *S) with 1 to 3 spatial dimensions, but got {label.shape}: add the "
-            "channel dimension."
-        )
-        raise ValueError(message)
+    checks.check_dimensions("the label", label.shape, "(C, *S)", too_many="remove the batch dimension")
     find = _runs_of_labels if label.shape[0] == 1 else _runs_of_maps
     tables = find(label, labels, connectivity, ignore_index, inside)
     starts, lengths, owners, classes = (np.concatenate(parts) for parts in zip(*tables, strict=True))

@@ -34,6 +34,7 @@ class AttentionMapUnet(AttentionUnet):
         returns_maps: whether maps are returned; if not, the output in training is the logits, or the list of logits.
 
     Raises:
+        TypeError: if `coarse_outputs` is not an integer.
         ValueError: if `coarse_outputs` is negative or exceeds the number of coarser scales.
 
     Example:
@@ -114,9 +115,9 @@ class ContextPriorHead(nn.Module):
         kernel_size: odd kernel size of the convolution that aggregates the neighbourhood of a position.
 
     Raises:
-        TypeError: if `size` does not hold integers.
+        TypeError: if `size` does not hold integers, or a number of channels or `kernel_size` is no integer.
         ValueError: if the grid has more than 4096 positions, a number of channels is below 1, or `kernel_size` is not
-            odd.
+            odd and positive.
 
     Example:
         >>> import torch
@@ -131,11 +132,13 @@ class ContextPriorHead(nn.Module):
         super().__init__()
         self.size = check_grid("size", size)
         positions = math.prod(self.size)
-        _check_counts(in_channels=in_channels, out_channels=out_channels)
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
+            checks.check_count(name, count, "give the number of channels")
+        checks.check_integer("kernel_size", kernel_size, "give an odd number, such as 3")
         if kernel_size < 1 or kernel_size % 2 == 0:
             message = (
-                f"Expected `kernel_size` to be odd, but got {kernel_size}: use {max(kernel_size, 0) + 1}, because only "
-                "an odd kernel preserves the shape of the grid."
+                f"Expected `kernel_size` to be an odd number of at least 1, but got {kernel_size}: use "
+                f"{max(kernel_size, 0) + 1}, because only an odd kernel preserves the shape of the grid."
             )
             raise ValueError(message)
         dims = len(self.size)
@@ -162,10 +165,3 @@ class ContextPriorHead(nn.Module):
         if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
             return logits
         return logits, affinity
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            message = f"Expected `{name}` to be at least 1, but got {count}: give the number of channels."
-            raise ValueError(message)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 
+from monai_iou.tables import counted
+
 __all__ = ["check_grid", "check_positions", "check_spacing", "image_spacings", "spacing_tuple"]
 
 MAX_POSITIONS = 4096  # of the grid of an affinity
@@ -34,10 +36,11 @@ def spacing_tuple(spacing: Any, spatial_dims: int) -> tuple[float, ...]:
     values = [1.0] if spacing is None else _numbers(spacing)
     if len(values) == 1:
         values *= spatial_dims
-    if len(values) != spatial_dims or not all(np.isfinite(v) and v > 0 for v in values):
+    if len(values) != spatial_dims or not all(map(_is_size, values)):
+        numbers = counted(spatial_dims, "positive number")
         message = (
-            f"Expected `spacing` to be {spatial_dims} positive numbers in mm, but got {spacing}: give the voxel size "
-            "along each axis, or None for 1 mm."
+            f"Expected `spacing` to be {numbers} in mm, but got {spacing!r}: give the voxel size along each axis, or "
+            "None for 1 mm."
         )
         raise ValueError(message)
     return tuple(values)
@@ -55,9 +58,18 @@ def check_spacing(spacing: Any) -> Any:
         ((3.0, 1.0, 1.0), None)
     """
     for size in spacing if _is_per_image(spacing) else (spacing,):
-        if size is not None:
-            spacing_tuple(size, min(max(1, len(_numbers(size))), 3))
+        values = [1.0] if size is None else _numbers(size)
+        if not 1 <= len(values) <= 3 or not all(map(_is_size, values)):
+            message = (
+                f"Expected `spacing` to be a positive number in mm, or one for each of up to 3 axes, but got {size!r}: "
+                "give the voxel size along each axis, or None for 1 mm."
+            )
+            raise ValueError(message)
     return spacing
+
+
+def _is_size(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 def _numbers(spacing: Any) -> list[float]:
@@ -91,8 +103,8 @@ def image_spacings(y_pred: Any, y: Any, spacing: Any, count: int, spatial_dims: 
         spacing = _of_images(spacing, count, spatial_dims)
         if len(spacing) != count:
             message = (
-                f"Expected `spacing` to be one voxel size for each of {count} images, but got {len(spacing)}: give "
-                "one for all images, or one per image."
+                f"Expected `spacing` to be one voxel size for each of {counted(count, 'image')}, but got "
+                f"{len(spacing)}: give one for all images, or one per image."
             )
             raise ValueError(message)
         return [spacing_tuple(s, spatial_dims) for s in spacing]
@@ -155,7 +167,7 @@ def _affine_sizes(batch: Any, count: int, spatial_dims: int) -> list[tuple[float
 
 def _affine_size(affine: Any, spatial_dims: int) -> tuple[float, ...]:
     """Return the lengths of the columns of an affine, of as many axes as the image has; 1 for a column of zeros."""
-    table = torch.as_tensor(affine).detach().cpu().double()
+    table = torch.as_tensor(affine, device="cpu").detach().double()
     if table.ndim != 2 or table.shape[1] <= spatial_dims:
         message = (
             f"Expected the affine of an image of {spatial_dims} dimensions to have {spatial_dims + 1} rows and columns "

@@ -118,7 +118,7 @@ class nnUNetTrainerIoUSuppress(nnUNetTrainerIoU):  # noqa: N801
 
 
 class nnUNetTrainerIoUArea(nnUNetTrainerIoU):  # noqa: N801
-    """IoU with small-lesion-safe deep supervision: coarse labels are fractions of classes."""
+    """IoU whose deep supervision keeps small lesions: coarse labels are fractions of classes."""
 
     iou_downsample = "area"
 
@@ -132,7 +132,7 @@ class nnUNetTrainerFocalTversky(nnUNetTrainerIoU):  # noqa: N801
 
 
 class nnUNetTrainerLovasz(nnUNetTrainerIoU):  # noqa: N801
-    """Lovasz loss; `iou_empty` has no part in it, it counts the classes that are present."""
+    """Lovasz loss; `iou_empty` has no effect: only classes that are present count."""
 
     def region_loss(self, **options: Any) -> nn.Module:
         """Return the Lovasz loss."""

@@ -13,6 +13,7 @@ from monai_iou import checks
 from monai_iou.losses.arguments import explains_arguments
 from monai_iou.losses.label_pooling import DOWNSAMPLINGS, pool_labels
 from monai_iou.spacing import check_grid, check_positions
+from monai_iou.tables import counted
 from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.inputs import plain
 from monai_iou.voxels.labels import checked_numbers, valid_voxels
@@ -45,7 +46,7 @@ class AffinityLoss(_Loss):
         ignore_index: label of ignored voxels.
 
     Raises:
-        TypeError: if `size` does not hold integers, or a tensor has an unsuitable type.
+        TypeError: if `size` does not hold integers, or an argument or tensor has an unsuitable type.
         ValueError: if an argument is out of range; when called, if shapes do not match, or the target holds values that
             are not class numbers.
 
@@ -137,9 +138,16 @@ class AffinityLoss(_Loss):
             raise ValueError(message)
         checks.check_tensor("target", target)
         if target.ndim < 3 or target.shape[1] != 1 or target.shape[0] != input.shape[0]:
+            remedy = (
+                "convert per-class maps with argmax(1, keepdim=True), or add a missing channel, target.unsqueeze(1)"
+            )
+            if target.ndim < 3:
+                remedy = "add the batch dimension, the channel dimension or both"
+            elif target.shape[1] == 1:
+                remedy = "pass both with the same batch"
             message = (
-                f"Expected `target` to be a label map (B, 1, *S) of {input.shape[0]} images, "
-                f"but got {tuple(target.shape)}: convert per-class maps with argmax(1, keepdim=True)."
+                f"Expected `target` to be a label map (B, 1, *S) of {counted(input.shape[0], 'image')}, "
+                f"but got {tuple(target.shape)}: {remedy}."
             )
             raise ValueError(message)
         checks.check_device("target", target, input)
@@ -148,9 +156,14 @@ class AffinityLoss(_Loss):
         factor = round((math.prod(space) / positions) ** (1 / len(space))) if positions else 0
         size = self.size or tuple(side // max(factor, 1) for side in space)
         if math.prod(size) != positions or len(size) != len(space):
+            remedy = f"give `size`, the shape of the grid for a target of shape {space}"
+            if self.size and len(size) == len(space):
+                remedy = "give AffinityLoss and ContextPriorHead the same `size`"
+            elif self.size:
+                remedy = f"give `size` one number for each spatial dimension of a target of shape {space}"
             message = (
-                f"Expected `input` to have one row for each position of the grid {size}, but got {positions}: "
-                f"give `size`, the shape of the grid for a target of shape {space}."
+                f"Expected `input` to have one row for each position of the grid {size}, but got "
+                f"{counted(positions, 'row')}: {remedy}."
             )
             raise ValueError(message)
         return size

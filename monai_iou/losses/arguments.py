@@ -29,18 +29,30 @@ _RENAMED = {
     "weight_mode": ("weights",),
     "w_type": ("weight",),
 }
+_OF_LOGITS = [
+    (("softmax", "sigmoid"), "write `softmax=True` or `sigmoid=True` for logits"),
+    (("sigmoid",), "write `sigmoid=True` for logits"),
+]
+# What to write for an argument of another library, with the names used here: said only of a loss that has them.
+_WRITTEN: dict[str, list[tuple[tuple[str, ...], str]]] = {
+    "jaccard": [(("alpha", "beta"), "write `alpha=1` and `beta=1` for the IoU (Jaccard)")],
+    "smooth": [(("smooth_nr", "smooth_dr"), "write `smooth_nr` and `smooth_dr`")],
+    "per_image": [(("batch",), "write `batch=False`")],
+    "mode": [
+        (
+            ("softmax", "sigmoid"),
+            "write `softmax=True` for mutually exclusive classes, or `sigmoid=True` for overlapping ones",
+        )
+    ],
+    "from_logits": _OF_LOGITS,
+    "activation": _OF_LOGITS,
+}
 _EXPLAINED = {
-    "jaccard": "leave it out, because this loss always computes the IoU (Jaccard)",
     "alpha": "use FocalTverskyLoss, which weights false positives by `alpha`",
     "beta": "use FocalTverskyLoss, which weights false negatives by `beta`",
     "gamma": "use FocalIoULoss or LogIoULoss for an exponent of the IoU, or IoUFocalLoss for a focal term",
     "pos_weight": "use WeightedCrossEntropyLoss or IoUCELoss, which weight the foreground of sigmoid outputs by it",
-    "smooth": "write `smooth_nr` and `smooth_dr`",
-    "num_classes": "leave it out, because the input has one channel per class",
-    "from_logits": "write `softmax=True` or `sigmoid=True` for logits",
-    "activation": "write `softmax=True` or `sigmoid=True`",
-    "mode": "write `softmax=True` for mutually exclusive classes, or `sigmoid=True` for overlapping ones",
-    "per_image": "write `batch=False`",
+    "num_classes": "leave it out, because the classes are known from the input and the target",
     "lambda_focal": "use IoUFocalLoss for a focal term",
     "lambda_ce": "use IoUCELoss for a cross-entropy term",
     "lambda_iou": "use IoUCELoss for a sum of terms, or CompoundLoss(losses, weights)",
@@ -92,9 +104,17 @@ def _remedy(name: str, names: list[str]) -> str:
             f"{factor} by 1 - alpha, or use FocalTverskyLoss for that of a Tversky loss"
         )
     renamed = [other for other in _RENAMED.get(name, ()) if other in names]
-    close = renamed or ([] if name in _EXPLAINED else difflib.get_close_matches(name, names, n=1))
+    is_known = name in _EXPLAINED or name in _WRITTEN
+    close = renamed or ([] if is_known else difflib.get_close_matches(name, names, n=1))
     if close:
         return f"write `{close[0]}`"
+    if {"loss", "losses"} & set(names):
+        return "choose among these arguments, and give options of the losses inside to these"
+    if name == "jaccard" and "beta" not in names and {"smooth_nr", "bins"} & set(names):  # neither Tversky nor entropy
+        return "leave it out, because this loss always computes the IoU (Jaccard)"
+    if name in _WRITTEN:
+        fitting = [text for needed, text in _WRITTEN[name] if set(needed) <= set(names)]
+        return fitting[0] if fitting else "leave it out, because this loss has no such option"
     return _EXPLAINED.get(name, "choose among these arguments")
 
 

@@ -80,7 +80,7 @@ class ContextAttentionLoss(_Loss):
         context_mm: width d of the margin in mm; 0 supervises with the foreground itself.
         spacing: voxel size of the label in mm; by default that of a MetaTensor target, or else 1 mm.
         weights: one factor w_k per scale, finest first; by default equal factors with a sum of 1.
-        **options: arguments of :class:`IoULoss`, such as `empty`, `batch`, `ignore_index` and `sync_batch`.
+        **options: arguments of :class:`IoULoss`, such as `empty` and `sync_batch`; `soft_label` is always True.
 
     Raises:
         TypeError: as :class:`IoULoss`.
@@ -121,7 +121,7 @@ class ContextAttentionLoss(_Loss):
             target: label map (B, 1, *S), or per-class maps (B, C, *S) whose channel 0 is the background.
 
         Returns:
-            A scalar.
+            A scalar, or (B, 1, 1, ...) with `reduction="none"`.
 
         Raises:
             TypeError: if a tensor has an unsuitable type.
@@ -232,10 +232,10 @@ class AttentionSupervisionLoss(_Loss):
         lambda_attention: factor of the loss on the maps.
 
     Attributes:
-        last_terms: "segmentation" and "attention" at the last call, detached and not weighted, for logging.
+        last_terms: "segmentation" and, if the input had maps, "attention" at the last call, detached and not weighted.
 
     Raises:
-        TypeError: if a loss is not a module.
+        TypeError: if a loss is not a module, or the factor is not a number.
         ValueError: if the factor is negative.
 
     Example:

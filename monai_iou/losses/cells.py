@@ -150,7 +150,8 @@ def check_term(term: nn.Module, region_loss: RegionLoss) -> None:
         if not isinstance(part, (RegionLoss, WeightedCrossEntropyLoss)) or isinstance(part, GeneralizedIoULoss):
             message = (
                 "Expected `term` to be a region loss such as IoULoss or FocalTverskyLoss, a WeightedCrossEntropyLoss "
-                f"or a compound of these, but got {type(part).__name__}: it has no value for a single cell."
+                f"or a compound of these, but got {type(part).__name__}: choose one that has a value for a single "
+                "cell."
             )
             raise TypeError(message)
         if part.class_weight is not None or getattr(part, "pos_weight", None) is not None:

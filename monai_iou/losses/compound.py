@@ -36,7 +36,7 @@ class CompoundLoss(_Loss):
         last_terms: the values of the terms at the last call by name, detached and not weighted, for logging.
 
     Raises:
-        TypeError: if a term is not a module.
+        TypeError: if `losses` or `weights` is not a list, a term is not a module, or a factor is not a number.
         ValueError: if there are no terms, or the number of weights differs from that of the terms; when called, if the
             terms differ in shape.
 

@@ -49,7 +49,7 @@ class WeightedCrossEntropyLoss(SumsLoss):
         sync_batch: add the sums over all ranks before dividing; requires `reduction="mean"`.
 
     Raises:
-        TypeError: if a tensor has an unsuitable type.
+        TypeError: if an argument or tensor has an unsuitable type.
         ValueError: if an argument is out of range, shapes do not match, or the target holds values that are not
             classes.
 

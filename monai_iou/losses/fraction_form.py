@@ -33,7 +33,8 @@ def form_for_fractions(loss: nn.Module, made: nn.Module | None = None) -> nn.Mod
     parts = list(loss.modules())
     twins = [] if made is None or made is loss else list(made.modules())
     if [type(part) for part in parts] != [type(twin) for twin in twins]:
-        made = copy.deepcopy(loss)
+        with torch.inference_mode(False):  # where a copy of weights could serve no later training
+            made = copy.deepcopy(loss)
         twins = list(made.modules())
     assert made is not None
     traced = torch.compiler.is_compiling()  # which compares no lists by `is`

@@ -105,8 +105,8 @@ class InstanceIoULoss(_Loss, TakesRegions):
             that the host waits for the GPU. A value that is ten times too large costs almost nothing.
 
     Attributes:
-        last_terms: "global" and "instance" at the last call and, with `cells="both"`, also "reference" and
-            "prediction"; detached and not weighted, for logging.
+        last_terms: "instance" at the last call, "global" unless `lambda_global` is 0 and, with `cells="both"`, also
+            "reference" and "prediction"; detached and not weighted, for logging.
 
     Raises:
         TypeError: as :class:`IoULoss`, or if `global_loss` is not a module, or `term` has no value for a single cell.

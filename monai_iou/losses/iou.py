@@ -51,7 +51,7 @@ class IoULoss(RegionLoss):
             equals training in one process.
 
     Raises:
-        TypeError: if `other_act` is not callable, or a tensor has an unsuitable type.
+        TypeError: if `other_act` is not callable, or an argument or tensor has an unsuitable type.
         ValueError: if arguments contradict each other, shapes do not match, or the target holds values that are not
             classes.
 

@@ -121,8 +121,8 @@ class LovaszSoftmaxLoss(LovaszLoss):
             input: logits, or probabilities if no activation is set, (B, C, *S) with 1 to 3 spatial dimensions.
             target: label map (B, 1, *S) or per-class maps of 0 and 1, (B, C, *S).
             labelled: (B, C) bool, False where a class was not annotated in an image; see :meth:`IoULoss.forward`.
-                With `bins=None` and `batch`, all must be True; on a GPU, on several ranks and inside torch.compile it
-                must be None.
+                With `bins=None` and `batch`, it must be None or, in one process on a CPU and outside of torch.compile,
+                True everywhere.
 
         Returns:
             A float32 scalar (float64 for a float64 input); see `reduction` for other shapes.

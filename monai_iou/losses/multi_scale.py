@@ -55,7 +55,7 @@ class MultiScaleLoss(_Loss):
         ignore_index: that of the loss; to change it, set it there.
 
     Raises:
-        TypeError: if `loss` is not a module.
+        TypeError: if `loss` is not a module, or `weights` is not a list of numbers.
         ValueError: if `downsample` is not one of the three, or is "area" with a Lovasz loss, or a weight is negative.
 
     Example:

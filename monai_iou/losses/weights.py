@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from monai_iou.losses.arguments import check_constant
+from monai_iou.tables import counted
+from monai_iou.voxels.inputs import plain
 
 # For each tensor of weights on the CPU: its values at the time of the copies, and a copy for each device.
 _copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -29,10 +31,14 @@ def as_weight(weight: Sequence[float] | float | Tensor | None, name: str = "weig
         return None
     check_constant(name, weight)
     try:
-        tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).clone()  # what inference mode made, too
+        with torch.inference_mode(False):  # also where a loss is made before the training in which it is used
+            tensor = plain(torch.as_tensor(weight, dtype=torch.get_default_dtype())).clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = type(weight).__name__
-        message = f"Expected `{name}` to be a number or one number per class, but got {kind} {weight!r}: list numbers."
+        message = (
+            f"Expected `{name}` to be a number or one number per class, but got {kind} {weight!r}: pass a number or a "
+            "list of numbers."
+        )
         raise TypeError(message) from error
     if tensor.ndim > 1:
         shape = tuple(tensor.shape)
@@ -58,7 +64,7 @@ def scored_weights(
             if include_background
             else "with include_background=False, give no weight for the background"
         )
-        message = f"Expected `{name}` to hold {classes} values, but got {weights.shape[0]}: {remedy}."
+        message = f"Expected `{name}` to hold {counted(classes, 'value')}, but got {weights.shape[0]}: {remedy}."
         raise ValueError(message)
     return weights_beside(weights, values)
 

@@ -18,6 +18,7 @@ from monai.utils.enums import MetricReduction
 from monai_iou.checks import check_choice, check_count, check_ignore_index
 from monai_iou.metrics.gathering import gather_rows, is_true_for_any, known_to_any
 from monai_iou.metrics.inputs import ImagePair, image_spacings, pair_images
+from monai_iou.tables import counted
 from monai_iou.voxels.inputs import total_dtype
 
 __all__ = ["PerClassMetric", "RowMetric", "known_rows", "reduce_scores", "row_device", "stacked_rows"]
@@ -147,7 +148,7 @@ class RowMetric(CumulativeIterationMetric):
         return 0 if background else 1
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        message = "Expected a call of the metric itself, but got one of its parts: it takes batches and lists alike."
+        message = "Expected a call of the metric itself, but got one of its parts: call it with a batch or a list."
         raise NotImplementedError(message)
 
     def _sync(self, *, ask: bool = False) -> None:
@@ -219,8 +220,8 @@ class RowMetric(CumulativeIterationMetric):
         names = self._named
         if len(names) != columns:
             message = (
-                f"Expected `return_with_label` to name {columns} classes, but got {len(names)} names, {names}: name "
-                "those that are scored."
+                f"Expected `return_with_label` to name {counted(columns, 'class', 'classes')}, but got "
+                f"{counted(len(names), 'name')}, {names}: name those that are scored."
             )
             raise ValueError(message)
         return names

@@ -37,6 +37,7 @@ class BoundaryIoUMetric(PerClassMetric):
         spacing: voxel size in mm of all images; None takes that of MetaTensors, or 1 mm. A call may give another.
 
     Raises:
+        TypeError: `num_classes` or `ignore_index` is not an integer.
         ValueError: an argument is not one of the above.
 
     Example:

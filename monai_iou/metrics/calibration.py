@@ -56,6 +56,7 @@ class CalibrationMetric(ProbabilityMetric):
         activation: None (default) for probabilities, "softmax" or "sigmoid" for logits.
 
     Raises:
+        TypeError: `ignore_index` is not an integer.
         ValueError: an argument is not one of the above.
 
     Example:
@@ -79,8 +80,8 @@ class CalibrationMetric(ProbabilityMetric):
     ) -> None:
         if not is_integer(num_bins) or not 1 <= num_bins <= _MAX_BINS:
             message = (
-                f"Expected `num_bins` to be a whole number from 1 to {_MAX_BINS}, but got {num_bins}: 10 to 20 "
-                "are usual."
+                f"Expected `num_bins` to be a whole number from 1 to {_MAX_BINS}, but got {num_bins!r}: choose "
+                "for example 20."
             )
             raise ValueError(message)
         check_choice("kind", kind, scores.CALIBRATION_ERRORS)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from monai_iou.metrics.lesion_maps import ROUNDING
 from monai_iou.scores import ratio
 
 __all__ = ["DetectionScores", "Lesion", "LesionCurve", "VolumeBin", "recall_by_volume"]
@@ -126,7 +127,10 @@ class LesionCurve(NamedTuple):
 
 @dataclass(frozen=True)
 class VolumeBin:
-    """The reference lesions with a volume of at least `low_ml` and less than `high_ml`, and how many were found."""
+    """The reference lesions with a volume of at least `low_ml` and less than `high_ml`, and how many were found.
+
+    See :func:`recall_by_volume` for the precision.
+    """
 
     low_ml: float
     high_ml: float
@@ -147,7 +151,8 @@ def recall_by_volume(
     Args:
         lesions: records of `lesion_scores`; false positives are left out.
         edges_ml: two or more edges of the bins in ml, ascending. A bin includes its lower edge and excludes its upper
-            edge.
+            edge. As with `min_volume_mm3` of `lesion_scores`, a volume that misses an edge by 0.01 % is on it, because
+            the affine of an oblique scan is rounded.
 
     Returns:
         One bin between each pair of consecutive edges.
@@ -171,6 +176,6 @@ def recall_by_volume(
     known = [(lesion.volume_ml, lesion.outcome == "tp") for lesion in lesions if lesion.outcome != "fp"]
     bins = []
     for low, high in itertools.pairwise(edges_ml):
-        hits = [hit for volume, hit in known if low <= volume < high]
+        hits = [hit for volume, hit in known if low * (1 - ROUNDING) <= volume < high * (1 - ROUNDING)]
         bins.append(VolumeBin(low, high, sum(hits), len(hits)))
     return bins

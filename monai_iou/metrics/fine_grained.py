@@ -23,6 +23,7 @@ from monai_iou.voxels.inputs import total_dtype
 
 __all__ = ["fine_grained_iou"]
 
+_REMEDY = "pass a list, such as (10,) for the worst tenth"
 _QUANTILES = tuple(range(10, 101, 10))
 # Counts that were averaged or stored as float32 may miss an inequality by less than this share.
 _ROUNDING = 1e-6
@@ -73,7 +74,7 @@ def fine_grained_iou(
         >>> [round(value, 3) for value in means.values()]
         [0.818, 0.45, 0.45, 0.045, 0.045, 0.0, 0.0]
     """
-    worst = [checks.check_number("worst", q) for q in checks.check_list("worst", worst, "10 is a tenth: pass (10,)")]
+    worst = [checks.check_number("worst", q) for q in checks.check_list("worst", worst, _REMEDY)]
     intersection, union = as_counts(intersection, "intersection"), as_counts(union, "union")
     true = None if reference is None else as_counts(reference, "reference")
     chosen = None if active is None else _as_tensor(active, "active") != 0
@@ -90,7 +91,7 @@ def fine_grained_iou(
         "iou_d": _plain_mean(pooled[pooled_union != 0]),
         "iou_i": _plain_mean(images),
         "iou_c": _plain_mean(_worst_of_classes(classes, 100)),
-        "iou_iq": _plain_mean(torch.tensor([_worst_mean(images, q) for q in _QUANTILES], dtype=torch.float64)),
+        "iou_iq": _plain_mean(_on_cpu([_worst_mean(images, q) for q in _QUANTILES])),
         "iou_cq": _plain_mean(torch.stack([_worst_of_classes(classes, q) for q in _QUANTILES])),
     }
     for q in worst:
@@ -109,7 +110,12 @@ def _plain_mean(values: torch.Tensor) -> float:
 
 
 def _worst_of_classes(classes: Sequence[torch.Tensor], percent: float) -> torch.Tensor:
-    return torch.tensor([_worst_mean(column, percent) for column in classes], dtype=torch.float64)
+    return _on_cpu([_worst_mean(column, percent) for column in classes])
+
+
+def _on_cpu(means: list[float]) -> torch.Tensor:
+    """Return means as float64, whatever torch's default device is: MPS has no float64."""
+    return torch.tensor(means, dtype=torch.float64, device="cpu")
 
 
 def _worst_mean(values: torch.Tensor, percent: float) -> float:
@@ -132,7 +138,7 @@ def _check(
             )
             raise ValueError(message)
     if not all(0 < q <= 100 for q in worst):
-        message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}: 10 is a tenth."
+        message = f"Expected `worst` to hold percentages above 0 and up to 100, but got {tuple(worst)}: {_REMEDY}."
         raise ValueError(message)
     check_counts(intersection, union, "union")
 

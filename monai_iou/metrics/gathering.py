@@ -39,11 +39,11 @@ def gather_rows(
     device = get_dist_device() or torch.device("cpu")
     home = torch.device("cpu") if rows is None else rows.device
     # number of rows (-1 after an error), number of further dimensions, and up to three of them
-    mine = torch.zeros(5, dtype=torch.int64)
+    mine = torch.zeros(5, dtype=torch.int64, device="cpu")
     if error is not None:
         mine[0] = -1
     elif rows is not None:
-        mine[: 1 + rows.ndim] = torch.tensor([len(rows), rows.ndim - 1, *rows.shape[1:]])
+        mine[: 1 + rows.ndim] = torch.tensor([len(rows), rows.ndim - 1, *rows.shape[1:]], device="cpu")
     shapes = [s.tolist() for s in _all_gather(mine.to(device))]
     failed = [rank for rank, shape in enumerate(shapes) if shape[0] < 0]
     if error is not None:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-from monai_iou.checks import check_real, digits, label_tolerance
+from monai_iou.checks import check_dimensions, check_real, digits, label_tolerance
 from monai_iou.metrics.partly_labelled import annotated, labelled_rows
 from monai_iou.spacing import image_spacings, spacing_tuple
+from monai_iou.tables import counted
 from monai_iou.voxels.compact_labels import equals
 from monai_iou.voxels.labels import valid_voxels
 
@@ -31,10 +32,8 @@ _CHUNK = 1 << 15
 # By which the probabilities of a voxel may miss 1 in half precision.
 _SHARES = 1e-2
 
-_NAN_REMEDIES = {
-    "y_pred": "find out where it comes from, NaN is no label",
-    "y": "a class that was not annotated has NaN in its whole map, or is left out by `labelled`",
-}
+_NAN_REMEDY = "find out where it comes from, because NaN is no label"
+_NAN_REMEDY_OF_Y = "give a class that was not annotated NaN in its whole map, or leave it out by `labelled`"
 
 ArrayLike: TypeAlias = torch.Tensor | npt.NDArray[Any]
 
@@ -132,7 +131,12 @@ def as_plain_array(image: ArrayLike, name: str) -> npt.NDArray[Any]:
 
 
 def pair_images(
-    y_pred: Any, y: Any, num_classes: int | None, ignore_index: int | None, labelled: Any = None
+    y_pred: Any,
+    y: Any,
+    num_classes: int | None,
+    ignore_index: int | None,
+    labelled: Any = None,
+    names: tuple[str, str] = ("y_pred", "y"),
 ) -> list[ImagePair]:
     """Split a batch, or a list, into checked pairs of images.
 
@@ -142,21 +146,23 @@ def pair_images(
         num_classes: number of classes of label maps, background included.
         ignore_index: reference label whose voxels are left out.
         labelled: (B, C) bool, which classes each image was annotated for; None for all.
+        names: of the two, for the errors.
 
     Raises:
         TypeError: an input is neither a tensor nor a list of tensors.
         ValueError: the numbers of images, the shapes or the classes disagree, or values are not hard labels.
     """
-    predictions, references = split_images(y_pred, "y_pred"), split_images(y, "y")
+    predictions, references = split_images(y_pred, names[0]), split_images(y, names[1])
     if len(predictions) != len(references) or not predictions:
         message = (
-            f"Expected `y_pred` and `y` to hold the same number of images, at least one, "
+            f"Expected `{names[0]}` and `{names[1]}` to hold the same number of images, at least one, "
             f"but got {len(predictions)} and {len(references)}: pass each prediction with its reference."
         )
         raise ValueError(message)
     known = labelled_rows(labelled, len(references))
     return [
-        _pair(p, r, num_classes, ignore_index, row) for p, r, row in zip(predictions, references, known, strict=True)
+        _pair(p, r, num_classes, ignore_index, row, names)
+        for p, r, row in zip(predictions, references, known, strict=True)
     ]
 
 
@@ -164,20 +170,13 @@ def split_images(batch: Any, name: str) -> list[torch.Tensor]:
     """The images of a batch (B, C, *S), or of a list of (C, *S), as plain tensors."""
     if isinstance(batch, (list, tuple)):
         images = [as_plain_tensor(image, name) for image in batch]
-        expected = "hold images of shape (C, *S)"
-    else:
-        tensor = as_plain_tensor(batch, name)
-        images = list(tensor) if tensor.ndim else [tensor]
-        expected = "have shape (B, C, *S)"
-    for image in images:
-        if not 2 <= image.ndim <= 4:
-            shape = tuple(image.shape) if isinstance(batch, (list, tuple)) else tuple(batch.shape)
-            message = (
-                f"Expected `{name}` to {expected} with 1 to 3 spatial dimensions, but got {shape}: add the batch or "
-                "the channel dimension."
-            )
-            raise ValueError(message)
-    return images
+        too_many = "pass the batch itself, or the images without the batch dimension"
+        for image in images:
+            check_dimensions(f"`{name}`", image.shape, "(C, *S)", expected="hold images of shape", too_many=too_many)
+        return images
+    tensor = as_plain_tensor(batch, name)
+    check_dimensions(f"`{name}`", tensor.shape)
+    return list(tensor)
 
 
 def _pair(
@@ -186,10 +185,11 @@ def _pair(
     num_classes: int | None,
     ignore_index: int | None,
     labelled: torch.Tensor | None,
+    names: tuple[str, str],
 ) -> ImagePair:
     if prediction.shape[1:] != reference.shape[1:]:
         message = (
-            f"Expected `y_pred` and `y` to have the same spatial shape, but got "
+            f"Expected `{names[0]}` and `{names[1]}` to have the same spatial shape, but got "
             f"{tuple(prediction.shape[1:])} and {tuple(reference.shape[1:])}: put them on one grid."
         )
         raise ValueError(message)
@@ -199,7 +199,7 @@ def _pair(
     reference, labelled = annotated(reference, classes, labelled, ignore_index)
     kept = valid_voxels(reference[None], ignore_index)
     valid = None if kept is None else kept[0, 0]
-    for image, name in ((prediction, "y_pred"), (reference, "y")):
+    for image, name in ((prediction, names[0]), (reference, names[1])):
         if len(image) == classes:
             check_binary(image, valid, name, given=num_classes)
         else:
@@ -238,12 +238,11 @@ def check_binary(image: torch.Tensor, valid: torch.Tensor | None, name: str, giv
             continue
         remedy = "threshold it, or take the argmax, first"
         if wrong.is_floating_point() and bool(wrong.isnan().any()):
-            wrong, remedy = wrong[wrong.isnan()], _NAN_REMEDIES[name]
+            wrong, remedy = wrong[wrong.isnan()], _NAN_REMEDY_OF_Y if name == "y" else _NAN_REMEDY
         elif len(image) == 1 and given is None and not bool((wrong % 1).any()):
             remedy = "pass `num_classes` if this is a label map"
-        message = (
-            f"Expected `{name}` to hold 0 and 1 in its {len(image)} channel(s), but got {wrong[0].item():g}: {remedy}."
-        )
+        channels = counted(len(image), "channel")
+        message = f"Expected `{name}` to hold 0 and 1 in its {channels}, but got {wrong[0].item():g}: {remedy}."
         raise ValueError(message)
 
 
@@ -262,14 +261,17 @@ def check_labels(labels: torch.Tensor, num_classes: int, valid: torch.Tensor | N
 def _check_chunk(values: torch.Tensor, num_classes: int, name: str) -> None:
     if values.is_floating_point() and not bool((values == values.round()).all()):
         wrong = values[values != values.round()][0].item()
-        remedy = _NAN_REMEDIES["y_pred"] if math.isnan(wrong) else "take the argmax of probabilities first"
+        remedy = _NAN_REMEDY if math.isnan(wrong) else "take the argmax of probabilities first"
         message = f"Expected `{name}` to hold whole class numbers, but got {digits(wrong)}: {remedy}."
         raise ValueError(message)
     low, high = (v.item() for v in values.aminmax())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
+        is_reference = name in ("y", "reference")  # only its labels can be ignored
+        other = "name the value as `ignore_index`" if is_reference else "map the value to one of these classes"
+        remedy = other if low < 0 else f"raise `num_classes`, or {other}"
         message = (
             f"Expected `{name}` to hold classes 0 to {num_classes - 1} (num_classes={num_classes}), but got {wrong:g}: "
-            "raise `num_classes`, or name the value as `ignore_index`."
+            f"{remedy}."
         )
         raise ValueError(message)

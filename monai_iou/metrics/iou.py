@@ -67,13 +67,19 @@ def iou_counts(
         (tensor([1, 1, 1]), tensor([1, 2, 2]))
     """
     num_classes = check_count("num_classes", num_classes, "count the background too")
-    pairs = pair_images(
-        [as_plain_tensor(prediction, "prediction")[None]],
-        [as_plain_tensor(reference, "reference")[None]],
-        num_classes,
-        check_ignore_index(ignore_index),
-    )
-    return _count(pairs[0])
+    names = ("prediction", "reference")
+    maps = [as_plain_tensor(image, name) for image, name in zip((prediction, reference), names, strict=True)]
+    for image, name in zip(maps, names, strict=True):
+        if not 1 <= image.ndim <= 3:
+            remedy = "pass it without batch and channel" if image.ndim else "pass one value per voxel"
+            message = (
+                f"Expected `{name}` to be a label map with 1 to 3 dimensions, but got shape {tuple(image.shape)}: "
+                f"{remedy}."
+            )
+            raise ValueError(message)
+    predictions, references = ([image[None]] for image in maps)
+    ignored = check_ignore_index(ignore_index)
+    return _count(pair_images(predictions, references, num_classes, ignored, names=names)[0])
 
 
 def iou_from_counts(
@@ -182,6 +188,7 @@ class IoUMetric(PerClassMetric):
             there is no class of that number, it stands for the voxels that belong to no channel.
 
     Raises:
+        TypeError: `num_classes` or `ignore_index` is not an integer.
         ValueError: an argument is not one of the above.
 
     Example:

@@ -145,7 +145,8 @@ def lesion_scores(
         The scores, one record per lesion, and the overlaps from which they were computed.
 
     Raises:
-        TypeError: an input is neither an array nor a tensor.
+        TypeError: an input is neither an array nor a tensor, `min_volume_mm3` is not a number, or `dilation` is not an
+            integer.
         ValueError: an input contains values other than 0 and 1, the shapes differ, or an argument is not one of the
             above.
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from monai_iou.checks import check_connectivity, check_positive, label_tolerance
+from monai_iou.checks import check_connectivity, check_count, check_positive, label_tolerance
 from monai_iou.metrics.components import label_components
 from monai_iou.metrics.inputs import ArrayLike, as_plain_array
 from monai_iou.metrics.overlap import BoolMask, crop_to_union, mask_pair
@@ -46,13 +46,11 @@ def check_components(connectivity: int | None, min_volume_mm3: float, dilation: 
     """Return `min_volume_mm3` as a float after checking which components are wanted.
 
     Raises:
-        TypeError: `min_volume_mm3` is not a number.
+        TypeError: `min_volume_mm3` is not a number, or `dilation` is not an integer.
         ValueError: an argument is out of its range.
     """
     check_connectivity(connectivity)
-    if isinstance(dilation, bool) or not isinstance(dilation, (int, np.integer)) or dilation < 0:
-        message = f"Expected `dilation` to be a whole number of at least 0, but got {dilation}: BraTS-METS takes 1."
-        raise ValueError(message)
+    check_count("dilation", dilation, "give the width in voxels: 0 for none, or 1 as in BraTS-METS", least=0)
     return check_positive("min_volume_mm3", min_volume_mm3, allow_zero=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from monai.utils.enums import MetricReduction
 
-from monai_iou.checks import check_ignore_empty
+from monai_iou.checks import check_choice, check_ignore_empty
 from monai_iou.metrics.base import PerClassMetric, row_device
 from monai_iou.metrics.detection import DetectionScores
 from monai_iou.metrics.inputs import ImagePair
@@ -52,7 +52,7 @@ class LesionIoUMetric(PerClassMetric):
         spacing: voxel size in mm of all images; None takes that of MetaTensors, or 1 mm. A call may give another.
 
     Raises:
-        TypeError: a volume or an index is not a number.
+        TypeError: a volume is not a number, or a number of classes, an index or a width is not an integer.
         ValueError: an argument is not one of the above.
 
     Example:
@@ -85,9 +85,7 @@ class LesionIoUMetric(PerClassMetric):
     ) -> None:
         super().__init__(include_background, reduction, get_not_nans, num_classes, return_with_label, ignore_index)
         names = ("pq", "sq", "rq", "f1", "precision", "recall", "cc_iou", "cc_dice", "f1_area")
-        if score not in names:
-            message = f"Expected `score` to be one of {names}, but got {score!r}: the others come by `summary`."
-            raise ValueError(message)
+        check_choice("score", score, names)
         check_ignore_empty(ignore_empty)
         self.score = score
         self.rule = lesion_rule(match, threshold, strict, pairing)

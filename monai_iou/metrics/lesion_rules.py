@@ -108,8 +108,8 @@ def iou_threshold(threshold: float | Literal["any"]) -> float:
         return 0.0
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         message = (
-            f'Expected `threshold` to be an IoU in [0, 1] or "any", but got {threshold!r}: 0.5 is the usual IoU, "any" '
-            "asks for one shared voxel."
+            f'Expected `threshold` to be an IoU in [0, 1] or "any", but got {threshold!r}: choose 0.5, the usual '
+            'IoU, or "any" for one shared voxel.'
         )
         raise ValueError(message)
     return float(threshold)

@@ -68,7 +68,7 @@ def mask_pair(
     """
     masks = as_mask(prediction, "prediction"), as_mask(reference, "reference")
     if masks[0].shape != masks[1].shape or masks[0].ndim not in dimensions:
-        expected = " or ".join(map(str, dimensions))
+        expected = "1 to 3" if len(dimensions) == 3 else " or ".join(map(str, dimensions))
         message = (
             f"Expected `prediction` and `reference` to have the same shape of {expected} dimensions, "
             f"but got {masks[0].shape} and {masks[1].shape}: put them on one grid, without batch and channels."

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from monai_iou.tables import counted
 from monai_iou.voxels.partly_labelled import blank_unlabelled, labelled_table
 
 __all__ = ["annotated", "labelled_rows"]
@@ -35,8 +36,8 @@ def annotated(
     known = torch.ones(classes, dtype=torch.bool, device="cpu") if labelled is None else labelled.cpu()
     if known.shape != (classes,):
         message = (
-            f"Expected `labelled` to have {classes} columns, one per class, but got {len(known)}: count the background "
-            "too where there is one."
+            f"Expected `labelled` to have {counted(classes, 'column')}, one per class, but got {len(known)}: count the "
+            "background too where there is one."
         )
         raise ValueError(message)
     if len(reference) == classes and reference.is_floating_point():

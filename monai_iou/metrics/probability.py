@@ -114,7 +114,8 @@ class ProbabilityMetric(RowMetric):
         `return_with_label` has to name the classes.
 
         Args:
-            counts: numbers of voxels outside and inside each class that is scored, (B, C, 2, `resolution` + 1).
+            counts: numbers of voxels outside and inside each class that is scored, (B, C, 2, `resolution` + 1). Without
+                an image, B = 0, nothing is kept.
 
         Raises:
             ValueError: the shape is another one.
@@ -125,7 +126,8 @@ class ProbabilityMetric(RowMetric):
                 f"count at the resolution of the metric, {self.resolution}."
             )
             raise ValueError(message)
-        self.extend(torch.stack([self._row_of_histogram(image) for image in counts]))
+        if len(counts):  # a machine may have had no image to count
+            self.extend(torch.stack([self._row_of_histogram(image) for image in counts]))
 
     def _first_class(self, pairs: list[ImagePair]) -> int:
         if self.activation == "softmax" and self.include_background is None and pairs[0].num_classes > 1:

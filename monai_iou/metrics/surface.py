@@ -83,7 +83,10 @@ def surface_scores(
     numbers = np.ndim(tolerances) == 1 and all(isinstance(t, Real) for t in tolerances)
     if not numbers or not all(math.isfinite(t) and t >= 0 for t in tolerances):
         given = tuple(tolerances) if np.ndim(tolerances) == 1 else tolerances
-        message = f"Expected `tolerances` to be mm of at least 0, but got {given}: give a list, one per NSD wanted."
+        message = (
+            f"Expected `tolerances` to be a list of distances of at least 0 mm, but got {given!r}: pass for example "
+            "(1.0, 2.0), one for each NSD."
+        )
         raise ValueError(message)
     crop = crop_to_union(p_mask, r_mask)
     # One voxel of background around: every edge, and every cell of 2x2x2 voxels with an edge, then lies inside.

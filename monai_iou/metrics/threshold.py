@@ -69,6 +69,7 @@ class ThresholdIoUMetric(ProbabilityMetric):
             and class over all thresholds, NaN where the reference lacks the class.
 
     Raises:
+        TypeError: `threshold` is not a number, or `ignore_index` is not an integer.
         ValueError: an argument is not one of the above.
 
     Example:
@@ -99,7 +100,9 @@ class ThresholdIoUMetric(ProbabilityMetric):
         check_ignore_empty(ignore_empty)
         check_choice("score", score, SCORES)
         self.score = score
-        self.threshold = check_fraction("threshold", threshold, allow_one=True, remedy="it is a probability")
+        self.threshold = check_fraction(
+            "threshold", threshold, allow_one=True, remedy="give a probability, such as 0.5"
+        )
         self.ignore_empty = ignore_empty
 
     def _row_of_histogram(self, counts: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,7 +63,7 @@ class RandAffineElasticd(Randomizable, WarpTransform):
         allow_missing_keys: whether absent entries are passed over.
 
     Raises:
-        TypeError: if a probability is not a number.
+        TypeError: if a probability, or a part of a range of the affine map, is not a number.
         ValueError: if a probability is not from 0 to 1, `sigma_range` or `magnitude_range` is not ascending and
             positive, a range of the affine map is no pair or has no axis, a mode is not one of the above, an entry is
             not three-dimensional, or two differ in shape.
@@ -158,7 +159,7 @@ class RandAffineElasticd(Randomizable, WarpTransform):
             )
             if values
         ]
-        return torch.as_tensor(functools.reduce(np.matmul, parts, np.eye(len(size) + 1)), dtype=torch.float32)
+        return torch.from_numpy(functools.reduce(np.matmul, parts, np.eye(len(size) + 1)).astype(np.float32))
 
     def _noise(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Draw numbers with mean 0 and variance 1, uniform as MONAI's; normal ones take three times as long."""
@@ -175,4 +176,12 @@ def _of_axes(name: str, given: Range) -> list[tuple[float, float] | float] | Non
     if len(ranges) > count:
         message = f"Expected `{name}` to have at most {count} ranges, but got {len(ranges)}: give one for each {what}."
         raise ValueError(message)
+    numbers = [part for each in ranges for part in (each if isinstance(each, (list, tuple)) else (each,))]
+    wrong = [part for part in numbers if part is not None and not isinstance(part, Real)]
+    if wrong:
+        message = (
+            f"Expected `{name}` to hold numbers or pairs of numbers, but got {wrong[0]!r}: pass for example "
+            "(0.5, 0.5, 0.5)."
+        )
+        raise TypeError(message)
     return [0.0 if each is None else each for each in ranges]

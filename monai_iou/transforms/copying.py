@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_runs
-from monai_iou.transforms.copying_checks import check_count, check_fit, check_keys, check_label, source_length
+from monai_iou.transforms.copying_checks import check_fit, check_keys, check_label, source_length
 from monai_iou.transforms.crops_dictionary import POSTFIX
 from monai_iou.transforms.lesions import as_array, check_unmoved
 from monai_iou.transforms.pasting import (
@@ -126,7 +126,7 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
         check_keys(self.keys, label_key)
         self.label_key = label_key
         self.source, self.count = source, source_length(source)
-        self.max_lesions = check_count("max_lesions", max_lesions, 1, "set prob=0 to paste none")
+        self.max_lesions = checks.check_count("max_lesions", max_lesions, "set prob=0 to paste none")
         self.labels = checks.check_class_numbers("labels", labels)
         if self.labels == []:
             message = (
@@ -134,9 +134,9 @@ class RandCopyLesionsd(RandomizableTransform, MapTransform):
                 "above 0."
             )
             raise ValueError(message)
-        self.rim = check_count("rim", rim, 0, "give the width in voxels, or 0 to paste without a rim")
+        self.rim = checks.check_count("rim", rim, "give the width in voxels, or 0 to paste without a rim", least=0)
         self.match_intensity, self.allow_overlap = match_intensity, allow_overlap
-        self.tries = check_count("tries", tries, 1, "give the number of positions to try for each lesion")
+        self.tries = checks.check_count("tries", tries, "give the number of positions to try for each lesion")
         self.image_threshold = (
             None if image_threshold is None else checks.check_number("image_threshold", image_threshold)
         )

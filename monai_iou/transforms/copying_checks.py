@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from monai_iou.checks import label_tolerance
+from monai_iou.tables import counted
 from monai_iou.transforms.lesions import as_array, holds_regions
 from monai_iou.transforms.shapes import check_same_shape
 
-__all__ = ["check_count", "check_fit", "check_keys", "check_label", "check_type", "source_length"]
+__all__ = ["check_fit", "check_keys", "check_label", "check_type", "source_length"]
 
 
 def check_keys(keys: Sequence[Hashable], label_key: str) -> None:
@@ -43,14 +43,6 @@ def source_length(source: Any) -> int:
     return len(source)
 
 
-def check_count(name: str, value: Any, lowest: int, remedy: str) -> int:
-    """Return a whole number; raise ValueError if it is none or below the lowest."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
-        message = f"Expected `{name}` to be a whole number of at least {lowest}, but got {value!r}: {remedy}."
-        raise ValueError(message)
-    return int(value)
-
-
 def check_fit(source: Mapping[Hashable, NDArray[Any]], arrays: Mapping[Hashable, NDArray[Any]]) -> None:
     """Raise ValueError unless a source item has the same channels and number of dimensions as the item."""
     check_same_shape(source, "an item of `source`")
@@ -58,8 +50,9 @@ def check_fit(source: Mapping[Hashable, NDArray[Any]], arrays: Mapping[Hashable,
         shape = source[key].shape
         if len(shape) != values.ndim or shape[0] != len(values):
             message = (
-                f"Expected `{key}` of a source item to have {len(values)} channels and {values.ndim - 1} dimensions as "
-                f"in the item, but got the shape {shape}: prepare both by the same transforms."
+                f"Expected `{key}` of a source item to have {counted(len(values), 'channel')} and "
+                f"{counted(values.ndim - 1, 'dimension')} as in the item, but got the shape {shape}: "
+                "prepare both by the same transforms."
             )
             raise ValueError(message)
 
@@ -91,7 +84,7 @@ def check_type(values: NDArray[Any], dtype: np.dtype[Any] | torch.dtype) -> None
     """
     found = np.unique(values).astype(np.float64 if values.dtype.kind == "f" else np.int64)
     with np.errstate(all="ignore"):  # what is too large becomes infinite
-        kept = as_array(torch.as_tensor(found).to(dtype)) if isinstance(dtype, torch.dtype) else found.astype(dtype)
+        kept = as_array(torch.from_numpy(found).to(dtype)) if isinstance(dtype, torch.dtype) else found.astype(dtype)
     if len(values) == 1:
         wrong = ~np.isclose(kept.astype(np.float64), found, rtol=0, atol=label_tolerance(found), equal_nan=True)
     else:

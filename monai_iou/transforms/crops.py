@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from monai.utils.misc import fall_back_tuple
 from monai_iou import checks
 from monai_iou.components import BACKGROUND, ComponentRuns, component_chances
 from monai_iou.transforms.lesions import check_shape, check_unmoved, find_lesions, up_to_date
+from monai_iou.transforms.shapes import spatial_shape
 
 __all__ = ["RandCropByLesions"]
 
@@ -67,10 +67,10 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         centers: the centres of the last patches, in voxels of the volume.
 
     Raises:
-        TypeError: if an argument is not a number, or `labels` is not a list of integers.
+        TypeError: if a number or an integer is something else, or `labels` is not a list of integers.
         ValueError: if an argument is out of range; when called, if the label contains a value that is not a whole
-            number, the volume is smaller than the patch or contains no voxel on which to centre a patch, or `lesions`
-            are not where they were found.
+            number, the volume is smaller than the patch or contains no voxel on which to centre a patch, an image and
+            the label differ in spatial shape, or `lesions` are not where they were found.
 
     Example:
         >>> import torch
@@ -101,17 +101,12 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
     ) -> None:
         LazyTransform.__init__(self, lazy)
         self.spatial_size = spatial_size
-        if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-            message = (
-                f"Expected `num_samples` to be a whole number of at least 1, but got {num_samples!r}: give the number "
-                "of patches to crop from each volume."
-            )
-            raise ValueError(message)
+        remedy = "give the number of patches to crop from each volume"
+        self.num_samples: int = checks.check_count("num_samples", num_samples, remedy)
         pos, neg = (checks.check_positive(name, part, allow_zero=True) for name, part in (("pos", pos), ("neg", neg)))
         if pos + neg == 0:
             message = "Expected `pos` or `neg` to be above 0, but got 0 for both: give the ratio of the two kinds."
             raise ValueError(message)
-        self.num_samples: int = int(num_samples)
         self.pos_ratio: float = pos / (pos + neg)
         self.size_exponent: float = checks.check_positive(
             "size_exponent",
@@ -125,10 +120,11 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         self.labels: list[int] | None = checks.check_class_numbers("labels", labels)
         self.connectivity: int | None = checks.check_connectivity(connectivity)
         self.ignore_index: int | None = checks.check_ignore_index(ignore_index)
-        self.image_threshold: float = image_threshold
+        self.image_threshold: float = checks.check_number("image_threshold", image_threshold)
         self.allow_smaller: bool = allow_smaller
         self.centers: list[list[int]] = []
         self._slices: list[list[slice]] = []
+        self._shape: tuple[int, ...] = ()  # of the volume in which the patches lie
 
     @LazyTransform.lazy.setter  # type: ignore[attr-defined, untyped-decorator]
     def lazy(self, value: bool) -> None:
@@ -173,11 +169,19 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         if lesions is not None and label is not None:
             indices, classes = np.array(drawn).T
             check_unmoved(label, np.stack(np.unravel_index(indices, runs.shape), 1), classes, self.ignore_index)
+        self._shape = runs.shape
         starts = [self._start(index, number == BACKGROUND, runs.shape, size) for index, number in drawn]
         self.centers = [[a + side // 2 for a, side in zip(start, size, strict=True)] for start in starts]
         self._slices = [[slice(a, a + side) for a, side in zip(start, size, strict=True)] for start in starts]
 
     def _patch_size(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        given = self.spatial_size if isinstance(self.spatial_size, (list, tuple)) else [self.spatial_size]
+        if len(given) not in (1, len(shape)):
+            message = (
+                f"Expected `spatial_size` to have one size, or one for each axis of a volume {shape}, but got "
+                f"{tuple(given)}: correct it, or add the channel dimension if the image and the label lack it."
+            )
+            raise ValueError(message)
         size = fall_back_tuple(self.spatial_size, default=shape)
         if not self.allow_smaller and any(side > length for side, length in zip(size, shape, strict=True)):
             message = (
@@ -237,10 +241,17 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
             lazy: overrides the option of the transform.
 
         Raises:
-            ValueError: see :meth:`randomize`.
+            ValueError: see :meth:`randomize`, or if `img` has another spatial shape than the label or `lesions`.
         """
         if randomize:
             self.randomize(label, lesions, image)
+        shape = spatial_shape(img)
+        if self._slices and shape != self._shape:
+            message = (
+                f"Expected the image to have the shape {self._shape} of the label, in which the patches were drawn, "
+                f"but got {shape}: put both on one grid, each with its channel dimension."
+            )
+            raise ValueError(message)
         lazy = self.lazy if lazy is None else lazy
         img = img if lazy else up_to_date(img)
         patches = []

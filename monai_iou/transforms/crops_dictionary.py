@@ -55,7 +55,8 @@ class LesionIndicesd(MapTransform):
     Raises:
         TypeError: if `ignore_index` is not an integer, or `labels` is not a list of integers.
         KeyError: when called, if the item lacks `image_key`.
-        ValueError: when called, if the label contains a value that is not a whole number.
+        ValueError: when called, if the label contains a value that is not a whole number, or the image has another
+            shape.
 
     Example:
         >>> import torch
@@ -117,7 +118,7 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
     Raises:
         TypeError: as `RandCropByLesions`.
         KeyError: when called, if the item holds neither `image_key` nor the result of `LesionIndicesd`.
-        ValueError: as `RandCropByLesions`; when called, also if the images differ in spatial shape.
+        ValueError: as `RandCropByLesions`; when called, also if the images and labels differ in spatial shape.
 
     Example:
         >>> import torch
@@ -201,7 +202,8 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
         rest = {key: value for key, value in items.items() if key not in self.keys}
         patches = [{**items, **deepcopy(rest)} for _ in self.cropper.centers]
         lazy = self.lazy if lazy is None else lazy
-        check_same_shape({key: items[key] for key in self.key_iterator(items)})
+        keys = [*self.key_iterator(items), self.label_key]
+        check_same_shape({key: items[key] for key in keys if key in items}, pending=True)
         for key in self.key_iterator(items):
             for patch, values in zip(patches, self.cropper(items[key], randomize=False, lazy=lazy), strict=True):
                 patch[key] = values

@@ -29,6 +29,7 @@ from monai.transforms.transform import RandomizableTransform
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_iou import checks
 from monai_iou.transforms.warping import WarpTransform, along_axes, nodes_of
 
 SPACING = 2  # voxels between nodes
@@ -64,7 +65,7 @@ def draw_displacements(
     """
     sigma, magnitude = (float(state.uniform(*each)) for each in ranges)
     counts = [math.ceil((length - 1) / SPACING) + 1 + 2 * margin(sigma) for length in size]
-    drawn = torch.as_tensor(noise((3, *counts)).astype(np.float32)).to(device)
+    drawn = torch.from_numpy(noise((3, *counts)).astype(np.float32)).to(device)
     field = smooth_noise(drawn, sigma, displacement_spread(sigma, magnitude))
     for axis, length in enumerate(size):
         if length == 1:
@@ -121,8 +122,9 @@ class RandCoarseElasticd(RandomizableTransform, WarpTransform):
         allow_missing_keys: whether absent entries are passed over.
 
     Raises:
-        ValueError: if a range is not ascending and positive, a mode is not one of the above, an entry is not
-            three-dimensional, or two differ in shape.
+        TypeError: if `prob` is not a number.
+        ValueError: if `prob` is not from 0 to 1, a range is not ascending and positive, a mode is not one of the above,
+            an entry is not three-dimensional, or two differ in shape.
 
     Example:
         >>> import torch
@@ -147,7 +149,7 @@ class RandCoarseElasticd(RandomizableTransform, WarpTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         WarpTransform.__init__(self, keys, mode, padding_mode, device, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        RandomizableTransform.__init__(self, checks.check_fraction("prob", prob, allow_one=True))
         self.sigma_range = checked_range("sigma_range", sigma_range)
         self.magnitude_range = checked_range("magnitude_range", magnitude_range)
 
@@ -168,6 +170,9 @@ def checked_range(name: str, values: Sequence[float]) -> tuple[float, float]:
     given = tuple(values) if isinstance(values, Iterable) else values
     are_two = isinstance(given, tuple) and len(given) == 2 and all(isinstance(value, Real) for value in given)
     if not are_two or not 0 < given[0] <= given[1] < math.inf:
-        message = f"Expected `{name}` to be two positive numbers, the smaller first, but got {given}: e.g. (3, 5)."
+        message = (
+            f"Expected `{name}` to be two positive numbers, the smaller first, but got {given!r}: pass for example "
+            "(3, 5)."
+        )
         raise ValueError(message)
     return float(given[0]), float(given[1])

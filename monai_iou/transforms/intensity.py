@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
+from monai_iou import checks
+from monai_iou.tables import counted
+
+KINDS = ("ct", "zscore", "none")
+STATISTICS = ("lower", "upper", "mean", "std")
 SAME = 1e-5  # part of a value by which rounding may change it
 
 
@@ -30,7 +36,10 @@ class NormalizeModalitiesd(MapTransform):
         allow_missing_keys: whether keys may be absent from an item.
 
     Raises:
-        ValueError: when called, if the number of channels of an image differs from that of `intensity`.
+        TypeError: if `intensity` is not a list of dictionaries, or a statistic of "ct" is not a number.
+        ValueError: if `intensity` is empty, a "kind" is none of the three, a statistic of "ct" is missing or not
+            finite, "lower" exceeds "upper" or "std" is not positive; when called, if the number of channels of an image
+            differs from that of `intensity`.
 
     Example:
         >>> import torch
@@ -44,7 +53,12 @@ class NormalizeModalitiesd(MapTransform):
         self, keys: KeysCollection, intensity: Sequence[Mapping[str, Any]], allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.intensity = [dict(channel) for channel in intensity]
+        remedy = 'list one dictionary per channel, such as [{"kind": "zscore"}]'
+        channels = checks.check_list("intensity", intensity, remedy)
+        if not channels:
+            message = f"Expected `intensity` to hold at least one channel, but got none: {remedy}."
+            raise ValueError(message)
+        self.intensity = [_checked(*each, remedy) for each in enumerate(channels)]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its images, tensors or NumPy arrays, normalised as float32."""
@@ -53,7 +67,7 @@ class NormalizeModalitiesd(MapTransform):
             image = items[key]
             if len(image) != len(self.intensity):
                 message = (
-                    f"Expected `{key}` to have {len(self.intensity)} channels, but got {len(image)}: "
+                    f"Expected `{key}` to have {counted(len(self.intensity), 'channel')}, but got {len(image)}: "
                     "use images of the modalities that the model was trained on."
                 )
                 raise ValueError(message)
@@ -63,9 +77,37 @@ class NormalizeModalitiesd(MapTransform):
         return items
 
 
+def _checked(channel: int, rule: Any, remedy: str) -> dict[str, Any]:
+    """Return how a channel is normalised, as a dictionary of its own; raise unless it says so."""
+    if not isinstance(rule, Mapping):
+        message = f"Expected `intensity[{channel}]` to be a dictionary, but got {rule!r}: {remedy}."
+        raise TypeError(message)
+    checks.check_choice(f'intensity[{channel}]["kind"]', rule.get("kind"), KINDS)
+    if rule["kind"] != "ct":
+        return dict(rule)
+    missing = [name for name in STATISTICS if name not in rule]
+    if missing:
+        message = (
+            f"Expected `intensity[{channel}]` to have {', '.join(STATISTICS)}, but got no "
+            f"{' and no '.join(missing)}: give the statistics of the foreground of the training data."
+        )
+        raise ValueError(message)
+    lower, upper, mean, std = (
+        checks.check_number(f'intensity[{channel}]["{name}"]', rule[name]) for name in STATISTICS
+    )
+    if not (-math.inf < lower <= upper < math.inf and math.isfinite(mean) and 0 < std < math.inf):
+        message = (
+            f"Expected `intensity[{channel}]` to have finite statistics with lower <= upper and std > 0, but "
+            f"got lower={lower}, upper={upper}, mean={mean}, std={std}: give those of the foreground of the training "
+            "data."
+        )
+        raise ValueError(message)
+    return dict(rule)
+
+
 def _normalize(channel: torch.Tensor, rule: Mapping[str, Any]) -> torch.Tensor:
     if rule["kind"] == "ct":
-        lower, upper, mean, std = (float(rule[name]) for name in ("lower", "upper", "mean", "std"))
+        lower, upper, mean, std = (float(rule[name]) for name in STATISTICS)
         return (channel.clamp(lower, upper) - mean) / std
     if rule["kind"] == "none":
         return channel

@@ -28,6 +28,24 @@ class LoadLabeld(LoadImaged):
         keys: keys of labels.
         image_key: key of the image, which is loaded before.
         kwargs: as for `LoadImaged`.
+
+    Raises:
+        KeyError: when called, if an item lacks one of `keys`; see `allow_missing_keys` of `LoadImaged`.
+        FileNotFoundError: when called, if a file does not exist.
+        RuntimeError: when called, if no reader of MONAI can read a file.
+
+    Example:
+        >>> import tempfile
+        >>> import nibabel
+        >>> from monai_iou.transforms.label_loading import LoadLabeld
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = {"image": f"{folder}/image.nii", "label": f"{folder}/label.nii"}
+        ...     for name, size in (("image", 1.0), ("label", 1.0000001)):  # the header of the label is rounded
+        ...         affine = np.diag([size, 1, 1, 1])
+        ...         nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4)), affine), files[name])
+        ...     item = LoadLabeld("label")(LoadImaged("image")(files))
+        >>> bool((item["label"].affine == item["image"].affine).all())
+        True
     """
 
     def __init__(self, keys: KeysCollection, image_key: str = "image", **kwargs: Any) -> None:

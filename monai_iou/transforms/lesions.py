@@ -13,6 +13,7 @@ from monai.transforms.lazy.functional import apply_pending
 from numpy.typing import NDArray
 
 from monai_iou.components import BACKGROUND, FIRST_REGION, ComponentRuns, component_runs
+from monai_iou.transforms.shapes import spatial_shape
 
 __all__ = ["as_array", "check_shape", "check_unmoved", "find_lesions", "holds_regions", "up_to_date"]
 
@@ -41,10 +42,16 @@ def find_lesions(
         ignore_index: as for :func:`monai_iou.components.component_runs`.
 
     Raises:
-        ValueError: as :func:`monai_iou.components.component_runs`.
+        ValueError: as :func:`monai_iou.components.component_runs`, or if the image has another shape than the label.
     """
     inside = None if image is None else np.any(as_array(up_to_date(image)) > image_threshold, axis=0)
     values = as_array(up_to_date(label))
+    if inside is not None and inside.shape != values.shape[1:]:
+        message = (
+            f"Expected the image that limits the background to have the label's shape {values.shape[1:]}, but got "
+            f"{inside.shape}: put both on one grid, each with its channel dimension."
+        )
+        raise ValueError(message)
     values = values[:1] if holds_regions(values, ignore_index) else values
     return component_runs(values, labels, connectivity, ignore_index, inside)
 
@@ -85,7 +92,7 @@ def as_array(values: NdarrayOrTensor) -> NDArray[Any]:
 
 def check_shape(label: NdarrayOrTensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError if a label (C, *S) has another shape than that in which its lesions were found."""
-    label_shape = tuple(label.peek_pending_shape() if isinstance(label, MetaTensor) else label.shape[1:])
+    label_shape = spatial_shape(label)
     if label_shape != shape:
         message = (
             f"Expected the label to have the shape {shape} in which its lesions were found, but got {label_shape}: put "

@@ -41,8 +41,9 @@ class ComponentRegionsd(MapTransform):
         allow_missing_keys: do not fail where a key is absent.
 
     Raises:
+        TypeError: `num_classes` is not an integer.
         ValueError: `num_classes` is below 2, or the connectivity does not exist; when called, if a label has several
-            channels or holds a value that is not a whole number.
+            channels or too many dimensions, or holds a value that is not a whole number.
 
     Example:
         >>> import torch
@@ -67,8 +68,8 @@ class ComponentRegionsd(MapTransform):
         num_classes = checks.check_count("num_classes", num_classes, remedy)
         if num_classes < 2:
             message = (
-                f"Expected `num_classes` to count the background and at least one class, but got {num_classes}: 2 is "
-                "for one foreground class."
+                f"Expected `num_classes` to count the background and at least one class, but got {num_classes}: give "
+                "2 for one foreground class."
             )
             raise ValueError(message)
         self.num_classes, self.spacing = num_classes, check_spacing(spacing)
@@ -83,8 +84,13 @@ class ComponentRegionsd(MapTransform):
 
     def _with_regions(self, key: str, label: Any) -> torch.Tensor:
         label = up_to_date(label)
-        if label.ndim < 2 or label.shape[0] != 1:
-            message = f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: append regions once."
+        remedy = "remove the batch dimension"
+        checks.check_dimensions(f"`{key}`", label.shape, "(1, *S)", expected="be a label map", too_many=remedy)
+        if label.shape[0] != 1:
+            message = (
+                f"Expected `{key}` to be a label map (1, *S), but got {tuple(label.shape)}: add a missing channel with "
+                "label[None], convert per-class maps with argmax(0, keepdim=True), and append regions only once."
+            )
             raise ValueError(message)
         plain = convert_to_tensor(label, track_meta=False)
         numbers = whole_numbers(as_array(plain[0]))

@@ -173,9 +173,8 @@ def _interpolation(nodes: int, length: int, like: Tensor) -> Tensor:
 def _check_shapes(images: Mapping[Hashable, Any]) -> None:
     for key, values in images.items():
         if len(values.shape) != 4:
-            message = (
-                f"Expected `{key}` to have the shape (C, X, Y, Z), but got {tuple(values.shape)}: a "
-                "deformation of this kind is for 3D volumes, or for 2D data with an axis of one voxel."
-            )
+            missing = "add the channel dimension, or an axis of one voxel to 2D data"
+            remedy = missing if len(values.shape) < 4 else "remove the batch dimension"
+            message = f"Expected `{key}` to have the shape (C, X, Y, Z), but got {tuple(values.shape)}: {remedy}."
             raise ValueError(message)
     check_same_shape(images)

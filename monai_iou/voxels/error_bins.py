@@ -104,12 +104,14 @@ def check_bins(bins: int) -> int:
     """Return `bins`; raise unless it is an integer from 1 to 16384."""
     if not is_integer(bins):
         message = (
-            f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}: 2048 is usual."
+            f"Expected `bins` to be an integer, or None to sort exactly, but got {type(bins).__name__}: choose for "
+            "example 2048."
         )
         raise TypeError(message)
     if not 1 <= bins <= _MAX_BINS:
         message = (
-            f"Expected `bins` to be from 1 to {_MAX_BINS}, or None to sort exactly, but got {bins}: 2048 is usual."
+            f"Expected `bins` to be from 1 to {_MAX_BINS}, or None to sort exactly, but got {bins}: choose for example "
+            "2048."
         )
         raise ValueError(message)
     return int(bins)

@@ -35,10 +35,10 @@ def flat_voxels(
     ignore_index = checks.check_ignore_index(ignore_index)
     keep = None
     if mask is not None:
-        keep = computable(plain(checks.check_side_map("mask", mask, input, integer=False))) != 0
+        keep = computable(plain(_check_side_map("mask", mask, input, integer=False))) != 0
     regions = 1
     if groups is not None:
-        groups = saveable(computable(plain(checks.check_groups(groups, input))))
+        groups = saveable(computable(plain(_check_groups(groups, input))))
         regions = count_regions(groups, num_groups)
     logits = plain(input).flatten(2)
     target = saveable(computable(plain(target).flatten(2)))
@@ -54,3 +54,28 @@ def flat_voxels(
     valid = both_kept(None if valid is None else valid[:, 0], keep)
     findings = None if torch.compiler.is_compiling() else Findings()
     return Voxels(logits, None, target, valid, False, groups, regions, findings=findings)
+
+
+def _check_groups(groups: Tensor, input: Tensor) -> Tensor:
+    """Return region maps with flattened space; raise unless they fit `input` and are integer, with 1 or C channels."""
+    if isinstance(groups, Tensor) and groups.shape == input.shape:
+        _check_side_map("groups", groups[:, :1], input, integer=True)
+        return groups.flatten(2)
+    return _check_side_map("groups", groups, input, integer=True).unsqueeze(1)
+
+
+def _check_side_map(name: str, value: Tensor, input: Tensor, *, integer: bool) -> Tensor:
+    """Return a mask or region map (B, 1, *S) flattened to (B, N); raise unless shape, device and dtype suit."""
+    batch, classes, *space = input.shape
+    checks.check_tensor(name, value)
+    if tuple(value.shape) != (batch, 1, *space):
+        expected, remedy = f"{(batch, 1, *space)}", "give one value per voxel in a single channel"
+        if integer and classes > 1:
+            expected, remedy = f"{expected} or {(batch, classes, *space)}", f"{remedy}, or in one for each class"
+        message = f"Expected `{name}` to have shape {expected}, but got {tuple(value.shape)}: {remedy}."
+        raise ValueError(message)
+    checks.check_device(name, value, input)
+    if integer and (value.is_floating_point() or value.dtype == torch.bool or value.is_complex()):
+        message = f"Expected `{name}` to hold integer region numbers, but got {value.dtype}: convert it with .long()."
+        raise TypeError(message)
+    return value.flatten(1)

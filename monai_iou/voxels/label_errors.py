@@ -53,12 +53,20 @@ def map_error(maps: Tensor, kept: Tensor | None = None) -> ValueError:
     value = _first(values, ~((values >= 0) & (values <= 1)), kept)
     if value is None:
         return _overwritten("per-class values between 0 and 1")
-    remedy = (
-        "pass a map of class numbers as one channel, shape (B, 1, *S), with an input that has one channel per class"
-    )
-    if math.isnan(value):
-        remedy = "replace it by the share of the class; only a class that was not annotated is NaN in its whole map"
-    message = f"Expected `target` to hold per-class values between 0 and 1, but got {value}: {remedy}."
+    one = maps.shape[1] == 1
+    expected = "values between 0 and 1 for an input with one channel" if one else "per-class values between 0 and 1"
+    if not math.isfinite(value):
+        remedy = "replace it by the share of the class"
+        if math.isnan(value):
+            remedy += "; only a class that was not annotated is NaN in its whole map"
+    elif value != round(value):
+        remedy = "clip the values to 0" if value < 0 else "divide the values by the largest one"
+    elif one:
+        label = int(value)
+        remedy = f"pass `target > 0`, `target == {label}` for this label alone, or ignore_index={label} to leave it out"
+    else:
+        remedy = "pass maps of 0 and 1, such as `target > 0`, or class numbers as one channel, shape (B, 1, *S)"
+    message = f"Expected `target` to hold {expected}, but got {value}: {remedy}."
     return ValueError(message)
 
 

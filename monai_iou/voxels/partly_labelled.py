@@ -17,22 +17,27 @@ Labelled = Tensor | Sequence[Sequence[bool]] | None
 
 
 def labelled_table(labelled: Any, shape: tuple[int, ...] | str, device: torch.device | None = None) -> Tensor:
-    """Return `labelled`, a tensor, an array, or a list of rows of any kind, as a tensor of whatever type and shape.
+    """Return `labelled`, a tensor, an array, or a list of rows of any kind, as a plain tensor of any dtype and shape.
+
+    Without a `device`, a tensor stays where it is, and anything else is on the CPU.
 
     Raises:
         ValueError: if it is no table of values. `shape` is what the message asks for.
     """
-    if isinstance(labelled, Tensor) or torch.compiler.is_compiling():
+    if isinstance(labelled, Tensor):
+        # Not by `as_tensor`, which would take it to torch's default device.
+        return plain(labelled if device is None else labelled.to(device))
+    if torch.compiler.is_compiling():
         return torch.as_tensor(labelled, device=device)
     rows = labelled
     try:
         if isinstance(labelled, (list, tuple)):
             rows = np.asarray([row.cpu() if isinstance(row, Tensor) else row for row in labelled])
-        return torch.as_tensor(rows, device=device)
+        return torch.as_tensor(rows, device=device or "cpu")
     except (TypeError, ValueError) as error:  # rows of different lengths, or what is neither a number nor bool
         lengths = sorted({len(row) for row in labelled if hasattr(row, "__len__")}) if np.iterable(labelled) else []
         found = f"rows of {lengths} values" if len(lengths) > 1 else f"{type(labelled).__name__} of other values"
-        message = f"Expected `labelled` to have shape {shape}, but got {found}: one value per image and class."
+        message = f"Expected `labelled` to have shape {shape}, but got {found}: give one value per image and class."
         raise ValueError(message) from error
 
 
@@ -52,12 +57,15 @@ def labelled_pairs(input: Tensor, target: Tensor, labelled: Labelled) -> Tensor 
     if labelled is not None:
         pairs = labelled_table(labelled, tuple(input.shape[:2]), input.device)
         if pairs.dtype != torch.bool:
-            message = f"Expected `labelled` to be bool, but got {pairs.dtype}: True where a class was annotated."
+            message = (
+                f"Expected `labelled` to be bool, but got {pairs.dtype}: convert it to bool, True where a class was "
+                "annotated."
+            )
             raise TypeError(message)
         if pairs.shape != input.shape[:2]:
             message = (
-                f"Expected `labelled` to have shape {tuple(input.shape[:2])}, but got {tuple(pairs.shape)}: one value "
-                "per image and class."
+                f"Expected `labelled` to have shape {tuple(input.shape[:2])}, but got {tuple(pairs.shape)}: give one "
+                "value per image and class."
             )
             raise ValueError(message)
         return saveable(pairs)

@@ -273,6 +273,10 @@ def error_histograms(
         bins: resolution K: errors are rounded by at most 1 / (2 K).
         ignore_index: label of ignored voxels.
 
+    Returns:
+        :class:`ErrorHistograms`, with an example: `background` and `foreground` of shape (B, C, M + 1), M = 2 bins,
+        count the voxels outside and inside of each class by error, from 1 to 0; `undefined` (B, C), those of NaN.
+
     Raises:
         TypeError: if a tensor or `bins` has an unsuitable type.
         ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are not classes.

@@ -47,8 +47,8 @@ def check_resolution(resolution: int) -> int:
     """Return `resolution`; raise unless it is an even integer from 2 to 16384."""
     if not checks.is_integer(resolution) or resolution % 2 or not 2 <= resolution <= MAX_RESOLUTION:
         message = (
-            f"Expected `resolution` to be an even whole number from 2 to {MAX_RESOLUTION}, but got {resolution}: 1000 "
-            "tells probabilities apart that differ by 0.001."
+            f"Expected `resolution` to be an even whole number from 2 to {MAX_RESOLUTION}, but got {resolution!r}: "
+            "choose for example 1000, which tells probabilities apart that differ by 0.001."
         )
         raise ValueError(message)
     return int(resolution)
@@ -71,9 +71,22 @@ def probability_histograms(
         resolution: M, even: probabilities are rounded by at most 1 / (2 M).
         ignore_index: label of ignored voxels.
 
+    Returns:
+        :class:`ProbabilityHistograms`: `counts` of shape (B, C, 2, M + 1), of the voxels outside and inside of each
+        class by probability, from 0 to 1, and `undefined`, the numbers of voxels whose probability is NaN.
+
     Raises:
         TypeError: if a tensor has an unsuitable type.
-        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1] or labels are not classes.
+        ValueError: if shapes do not match, maps are soft, probabilities leave [0, 1], labels are not classes, or
+            `activation` or `resolution` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from monai_iou.voxels.probability_bins import probability_histograms
+        >>> logits = torch.tensor([[[-9.0, 0.0, 9.0, 9.0]]])
+        >>> probability_histograms(logits, torch.tensor([[[0, 0, 1, 0]]]), resolution=2).counts
+        tensor([[[[1, 1, 1],
+                  [0, 0, 1]]]])
     """
     checks.check_input(input)
     checks.check_target(input, target)

@@ -57,7 +57,10 @@ def checked_spec(
     checks.check_choice("overlap", overlap, checks.OVERLAPS)
     power = checks.check_positive("power", power)
     if power < 1:
-        message = f"Expected `power` to be at least 1, but got {power}: below 1 the gradient is infinite at p = 0."
+        message = (
+            f"Expected `power` to be at least 1, but got {power}: choose 1 or more, because below 1 the gradient is "
+            "infinite at p = 0."
+        )
         raise ValueError(message)
     if overlap == "min_max" and power != 1:
         message = (

@@ -422,7 +422,7 @@ def test_maps_beyond_0_to_1_and_without_annotation_are_refused() -> None:
         bad[0, 1, 3] = wrong
         with pytest.raises(ValueError, match=f"to hold per-class values between 0 and 1, but got {wrong}: "):
             ContextAttentionLoss()(values, bad)
-    with pytest.raises(ValueError, match="between 0 and 1, but got 2: pass a map of class numbers as one channel"):
+    with pytest.raises(ValueError, match="between 0 and 1, but got 2: pass maps of 0 and 1, such as `target > 0`"):
         ContextAttentionLoss()(values, (2 * classes).to(torch.uint16))
     ignored = classes.clone()
     ignored[0, :, 0] = torch.tensor([torch.nan, torch.nan, 1.0])
@@ -453,7 +453,7 @@ def test_errors() -> None:
         AffinityLoss()(torch.zeros(1, 1, 1).expand(1, 4913, 4913), torch.zeros(1, 1, 17, 17, 17))
     with pytest.raises(ValueError, match=re.escape("`size` to have 1 to 4096 positions (16x16x16)")):
         ContextPriorHead(8, 2, size=(32, 16, 16))
-    with pytest.raises(ValueError, match="to be odd, but got 2: use 3, because only an odd kernel"):
+    with pytest.raises(ValueError, match="an odd number of at least 1, but got 2: use 3, because only an odd kernel"):
         ContextPriorHead(8, 2, size=(4, 4), kernel_size=2)
     with pytest.raises(ValueError, match="`in_channels` to be at least 1, but got 0"):
         ContextPriorHead(0, 2, size=(4, 4))
@@ -461,7 +461,7 @@ def test_errors() -> None:
         ContextPriorHead(8, -1, size=(4, 4))
     with pytest.raises(ValueError, match=re.escape("the shape of the grid for a target of shape (16, 16, 8)")):
         AffinityLoss()(torch.zeros(1, 100, 100), labels)
-    with pytest.raises(ValueError, match=re.escape("to be a label map (B, 1, *S) of 1 images")):
+    with pytest.raises(ValueError, match=re.escape("to be a label map (B, 1, *S) of 1 image, but")):
         AffinityLoss()(torch.zeros(1, 4, 4), torch.zeros(1, 2, 4))
     with pytest.raises(TypeError, match=r"`input` to be floating point, but got torch\.int64"):
         AffinityLoss()(torch.zeros(1, 4, 4).long(), labels)

@@ -424,7 +424,7 @@ def test_errors() -> None:
     precomputed = ComponentRegionsd("x")({"x": labels[0]})["x"][None]
     with pytest.raises(ValueError, match=re.escape("but got (1, 1, 12, 10, 7)")):
         InstanceIoULoss(softmax=True)(logits, precomputed[..., :7])
-    with pytest.raises(ValueError, match="`spacing` to be 3 positive numbers in mm"):
+    with pytest.raises(ValueError, match="`spacing` to be a positive number in mm, or one for each of up to 3 axes"):
         InstanceIoULoss(softmax=True, spacing=(1.0, -1.0, 1.0))(logits, labels)
     with pytest.raises(ValueError, match="`connectivity` to be one of"):
         InstanceIoULoss(softmax=True, connectivity=8)(logits, labels)

@@ -558,17 +558,17 @@ def test_single_channel_warnings():
         (
             lambda: LovaszSoftmaxLoss(bins=0),
             ValueError,
-            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got 0: 2048 is usual.",
+            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got 0: choose for example 2048.",
         ),
         (
             lambda: LovaszHingeLoss(bins=-4),
             ValueError,
-            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got -4: 2048 is usual.",
+            "Expected `bins` to be from 1 to 16384, or None to sort exactly, but got -4: choose for example 2048.",
         ),
         (
             lambda: LovaszSoftmaxLoss(bins=64.0),
             TypeError,
-            "Expected `bins` to be an integer, or None to sort exactly, but got float: 2048 is usual.",
+            "Expected `bins` to be an integer, or None to sort exactly, but got float: choose for example 2048.",
         ),
         (
             lambda: LovaszSoftmaxLoss(sigmoid=True, softmax=True),
@@ -602,8 +602,8 @@ def test_single_channel_warnings():
         (
             lambda: LovaszHingeLoss()(torch.zeros(1, 1, 4), torch.full((1, 1, 4), 3)),
             ValueError,
-            "Expected `target` to hold per-class values between 0 and 1, but got 3: pass a map of class "
-            "numbers as one channel, shape (B, 1, *S), with an input that has one channel per class.",
+            "Expected `target` to hold values between 0 and 1 for an input with one channel, but got 3: pass "
+            "`target > 0`, `target == 3` for this label alone, or ignore_index=3 to leave it out.",
         ),
         (
             lambda: LovaszHingeLoss()(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)),

@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 import torch
 from loss_cases import CASES, Case, over, pair
+from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
-from monai_iou import AffinityLoss, ContextAttentionLoss, IoUCELoss, LovaszHingeLoss, MultiScaleLoss
+from monai_iou import (
+    AffinityLoss,
+    ContextAttentionLoss,
+    IoUCELoss,
+    IoUFocalLoss,
+    IoULoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
+    MultiScaleLoss,
+    WeightedCrossEntropyLoss,
+)
 
 
 def scales(downsample: str, **options: Any) -> nn.Module:
@@ -75,6 +86,61 @@ def test_the_value_needs_no_gradients(case: Case, mode: Callable[[], Any]) -> No
         assert torch.equal(loss(logits, labels), expected)
         assert torch.equal(loss(*made), expected)
     assert torch.equal(loss(*made), expected)
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        errors: Tensor = (input.softmax(1) - target.float()) ** 2 * self.weight.view(1, 3, 1, 1, 1)
+        return errors.mean()
+
+
+WEIGHT = torch.tensor([1.0, 2.0, 3.0])
+WEIGHTED: dict[str, Callable[[Any], nn.Module]] = {
+    "iou": lambda weight: IoULoss(softmax=True, weight=weight),
+    "lovasz": lambda weight: LovaszSoftmaxLoss(softmax=True, weight=weight),
+    "entropy": lambda weight: WeightedCrossEntropyLoss(weight),
+    "iou_ce": lambda weight: IoUCELoss(softmax=True, weight=weight),
+    "without background": lambda weight: IoUCELoss(softmax=True, include_background=False, weight=weight),
+    "pos_weight": lambda weight: WeightedCrossEntropyLoss(sigmoid=True, pos_weight=weight),
+    "focal": lambda weight: IoUFocalLoss(sigmoid=True, pos_weight=weight),
+    "scales": lambda weight: MultiScaleLoss(IoUCELoss(softmax=True, weight=weight), [1.0]),
+}
+
+
+@pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED.keys())
+def test_a_loss_that_inference_mode_made_can_train(make: Callable[[Any], nn.Module]) -> None:
+    logits, labels = pair()
+    with torch.inference_mode():
+        loss = make(WEIGHT.tolist())
+    assert not any(buffer.is_inference() for buffer in loss.buffers())
+    torch.testing.assert_close(results(loss, logits, labels), results(make(WEIGHT), logits, labels))
+
+
+def test_the_copies_for_coarser_outputs_can_train_where_inference_mode_made_them() -> None:
+    logits, labels = pair()
+    loss = OwnLoss()
+    with torch.inference_mode():
+        scales = MultiScaleLoss(loss, [0.5, 0.5])
+    outputs = [logits.clone().requires_grad_(), logits[..., ::2, ::2, ::2].clone().requires_grad_()]
+    gradients = torch.autograd.grad(scales(outputs, labels), outputs)
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED.keys())
+def test_weights_lose_their_metadata(make: Callable[[Any], nn.Module]) -> None:
+    """It would cost time in every operation of the loss, and travel on into an engine's output."""
+    logits, labels = pair()
+    loss = make(MetaTensor(WEIGHT))
+    assert {type(buffer) for buffer in loss.buffers()} == {Tensor}
+    value = loss(logits, labels)
+    assert type(value) is Tensor
+    assert torch.equal(value, make(WEIGHT)(logits, labels))
 
 
 BREAKING = {"lovasz", "lovasz_histogram", "instance", "instance_blob"}

@@ -244,12 +244,16 @@ def test_metric_and_handler_take_the_rules():
         ({"match": "overlap:x"}, "but got 'overlap:x'"),
         ({"pairing": "many"}, "Expected `pairing` to be one of 'one-to-one', 'many-to-one', but got 'many'"),
         ({"min_volume_mm3": -1}, "Expected `min_volume_mm3` to be a finite number at least 0, but got -1"),
-        ({"dilation": 1.5}, "Expected `dilation` to be a whole number of at least 0, but got 1.5: BraTS-METS takes 1."),
-        ({"instances": True, "dilation": -1}, "Expected `dilation` to be a whole number"),
+        (
+            {"dilation": 1.5},
+            "Expected `dilation` to be an integer, but got float: give the width in voxels: 0 for none, or 1 as in "
+            "BraTS-METS.",
+        ),
+        ({"instances": True, "dilation": -1}, "Expected `dilation` to be at least 0, but got -1"),
     ],
 )
 def test_refused_rules(options, text):
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(text)):
         lesion_scores(*random_blobs(0), **options)
 
 

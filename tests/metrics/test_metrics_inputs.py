@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
 from monai.networks.utils import one_hot
 from places import ROOT
 
@@ -152,17 +153,33 @@ def test_classes_that_were_not_annotated_take_no_part(metric, reduction):
         torch.testing.assert_close(aggregate, wanted)
 
 
-@pytest.mark.parametrize("labelled", [None, [[True, False, True]]])
+@pytest.mark.parametrize("labelled", [None, [[True, False, True]], torch.tensor([[True, False, True]])])
 def test_a_default_device_does_not_part_what_was_annotated(labelled):
     maps = one_hot(label_maps()[1], 3).float()[:1]
     if labelled is None:
         maps[:, 1] = torch.nan
-    known = labelled_rows(labelled, 1)[0]
     with torch.device("meta"):
+        known = labelled_rows(labelled, 1)[0]
         left, found = annotated(maps[0], 3, known, None)
     assert left.device.type == found.device.type == "cpu"
     assert found.tolist() == [True, False, True]
     assert not left[1].any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_default_device_takes_no_part_in_scores(metric):
+    """That of a Mac has no float64, in which scores are averaged."""
+    pred, ref = ([MetaTensor(image, affine=torch.eye(4)) for image in images] for images in label_maps())
+
+    def scores():
+        scored = metric(num_classes=3)
+        found = [scored(pred, ref), scored.aggregate(), metric(num_classes=3).aggregate()]
+        return [*found, scored.summary()] if hasattr(scored, "summary") else found
+
+    expected = scores()
+    with torch.device("meta"):
+        found = scores()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_summaries_leave_out_what_was_not_annotated():
@@ -200,11 +217,13 @@ def test_nothing_was_annotated():
         (torch.ones(2, 2) > 0, "Expected `labelled` to have 3 columns, one per class, but got 2: count the background"),
         (
             [[True, True, True], [True, False]],
-            "Expected `labelled` to have shape (2, C), but got rows of [2, 3] values: one value per image and class.",
+            "Expected `labelled` to have shape (2, C), but got rows of [2, 3] values: give one value per image and "
+            "class.",
         ),
         (
             [["yes"] * 3, ["no"] * 3],
-            "Expected `labelled` to have shape (2, C), but got list of other values: one value per image and class.",
+            "Expected `labelled` to have shape (2, C), but got list of other values: give one value per image and "
+            "class.",
         ),
     ],
 )
@@ -237,7 +256,11 @@ def test_the_number_of_classes_is_an_integer_before_any_image_is_read(make):
         ({"connectivity": 5}, "Expected `connectivity` to be 6, 18 or 26 in 3D, or 4 or 8 in 2D, but got 5: choose"),
         ({"connectivity": True}, "but got True: choose one of these, or None for the largest."),
         ({"min_volume_mm3": math.nan}, "Expected `min_volume_mm3` to be a finite number at least 0, but got nan: "),
-        ({"dilation": -1}, "Expected `dilation` to be a whole number of at least 0, but got -1: BraTS-METS takes 1."),
+        (
+            {"dilation": -1},
+            "Expected `dilation` to be at least 0, but got -1: give the width in voxels: 0 for none, or 1 as in "
+            "BraTS-METS.",
+        ),
         ({"threshold": None}, 'Expected `threshold` to be an IoU in [0, 1] or "any", but got None: '),
     ],
 )
@@ -268,7 +291,7 @@ def test_masks_of_bfloat16_are_scored_like_others(function):
 def test_tolerances_are_a_list_of_numbers():
     mask = np.ones((3, 3), dtype=bool)
     for wrong in (1.0, None, ("1",)):
-        with pytest.raises(ValueError, match=r"Expected `tolerances` to be mm of at least 0, but got .*: give a list"):
+        with pytest.raises(ValueError, match="Expected `tolerances` to be a list of distances of at least 0 mm, but"):
             surface_scores(mask, mask, tolerances=wrong)
 
 

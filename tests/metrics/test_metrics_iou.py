@@ -270,7 +270,7 @@ def test_labels_in_the_result():
     metric.return_with_label = ["edema", "core"]
     assert metric.aggregate()["core"] == pytest.approx(float(metric.get_buffer()[:, 1].mean()))
     metric.return_with_label = ["edema"]
-    with pytest.raises(ValueError, match="name 2 classes, but got 1 names"):
+    with pytest.raises(ValueError, match="name 2 classes, but got 1 name,"):
         metric.aggregate()
 
 
@@ -308,13 +308,13 @@ def test_without_num_classes_one_channel_is_one_binary_map_or_refused(dtype, inc
             {},
             LABELS,
             LABELS,
-            "Expected `y_pred` to hold 0 and 1 in its 1 channel(s), but got 2: pass `num_classes` if this is a label",
+            "Expected `y_pred` to hold 0 and 1 in its 1 channel, but got 2: pass `num_classes` if this is a label",
         ),
         (
             {},
             torch.full((1, 2, 4), 0.3),
             torch.ones((1, 2, 4)),
-            "Expected `y_pred` to hold 0 and 1 in its 2 channel(s), but got 0.3: threshold it, or take the argmax",
+            "Expected `y_pred` to hold 0 and 1 in its 2 channels, but got 0.3: threshold it, or take the argmax",
         ),
         (
             {"num_classes": 4},
@@ -339,7 +339,15 @@ def test_without_num_classes_one_channel_is_one_binary_map_or_refused(dtype, inc
             {"num_classes": 4},
             LABELS - 1,
             LABELS,
-            "Expected `y_pred` to hold classes 0 to 3 (num_classes=4), but got -1",
+            "Expected `y_pred` to hold classes 0 to 3 (num_classes=4), but got -1: map the value to one of these "
+            "classes.",
+        ),
+        (
+            {"num_classes": 3},  # an `ignore_index` leaves out labels of the reference alone
+            LABELS,
+            LABELS.clamp(max=2),
+            "Expected `y_pred` to hold classes 0 to 2 (num_classes=3), but got 3: raise `num_classes`, or map the "
+            "value to one of these classes.",
         ),
         (
             {"num_classes": 4},

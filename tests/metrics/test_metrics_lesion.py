@@ -227,6 +227,18 @@ def test_curve_and_recall_by_volume():
     assert math.isnan(recall_by_volume(scores.lesions, edges_ml=(50, 60))[0].recall)
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.01, 0.3, 1.2])
+def test_a_volume_on_an_edge_is_in_the_upper_bin_however_the_patient_lay(angle):
+    mask = np.zeros((12, 12, 12), dtype=bool)
+    mask[1, 1, 1:11] = True  # 10 voxels of 1 mm^3
+    affine = np.eye(4, dtype=np.float32)
+    affine[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    (lesion,) = lesion_scores(mask, mask, affine=affine.astype(np.float64)).lesions
+    for edges in ((0.0, 0.01, 0.1), (0.01, 0.1, math.inf)):
+        assert [b.low_ml for b in recall_by_volume([lesion], edges) if b.count] == [0.01]
+    assert [b.low_ml for b in recall_by_volume([lesion], (0.0, 0.01002)) if b.count] == [0.0]
+
+
 @pytest.mark.parametrize("score", ["pq", "sq", "rq", "f1", "precision", "recall", "cc_iou", "cc_dice"])
 def test_metric_equals_the_function(score):
     cases = [blobs(seed) for seed in range(3)]
@@ -309,7 +321,7 @@ MASK = np.ones((4, 4, 4), dtype=bool)
             "Expected `thresholds` to be two or more ascending numbers in [0, 1], but got (0.5, 0.2)",
         ),
         (lambda: recall_by_volume([], (1,)), "Expected `edges_ml` to be at least two ascending volumes, but got (1,)"),
-        (lambda: LesionIoUMetric(score="dice"), "Expected `score` to be one of ('pq', 'sq'"),
+        (lambda: LesionIoUMetric(score="dice"), "Expected `score` to be one of 'pq', 'sq'"),
         (
             lambda: LesionIoUMetric()([torch.ones(1, 4, 4)] * 2, [torch.ones(1, 4, 4)] * 2, spacing=[(1, 1)]),
             "Expected `spacing` to be one voxel size for each of 2 images, but got 1",

@@ -53,7 +53,8 @@ def score_shares(rank: int, folder: str) -> None:
     results = []
     for shares, partly in ROUNDS:
         score(metrics, shares[rank], partly=partly)
-        results.append({name: collected(metric, empty=not any(shares)) for name, metric in metrics.items()})
+        with torch.device("meta" if partly else "cpu"):  # no default device takes part
+            results.append({name: collected(metric, empty=not any(shares)) for name, metric in metrics.items()})
         for metric in metrics.values():
             metric.reset()
     torch.save(results, Path(folder) / f"{rank}.pt")

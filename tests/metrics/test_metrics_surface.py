@@ -237,7 +237,8 @@ MASK = np.ones((4, 4, 4), dtype=bool)
         ),
         (
             lambda: surface_scores(MASK, MASK, tolerances=(-1,)),
-            "Expected `tolerances` to be mm of at least 0, but got (-1,)",
+            "Expected `tolerances` to be a list of distances of at least 0 mm, but got (-1,): pass for "
+            "example (1.0, 2.0), one for each NSD.",
         ),
         (
             lambda: surface_scores(MASK, MASK, spacing=(1, -1, 1)),
@@ -246,7 +247,7 @@ MASK = np.ones((4, 4, 4), dtype=bool)
         (lambda: overlap_scores(MASK, MASK * 2), "Expected `reference` to be a mask of 0 and 1, but got 2"),
         (
             lambda: crop_to_union(MASK, MASK[:2]),
-            "to have the same shape of 1 or 2 or 3 dimensions, but got (4, 4, 4) and (2, 4, 4)",
+            "to have the same shape of 1 to 3 dimensions, but got (4, 4, 4) and (2, 4, 4)",
         ),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gloo_ranks import join_group, leave_group, run_ranks
 from monai.networks.utils import one_hot
+from places import DOCS
 
 from monai_iou import CalibrationMetric, ThresholdIoUMetric
 from monai_iou.voxels.probability_bins import probability_histograms
@@ -253,6 +254,21 @@ def test_calls_add_up():
         assert len(whole) == 1
 
 
+@pytest.mark.parametrize("metric_type", [ThresholdIoUMetric, CalibrationMetric])
+def test_a_machine_without_images_adds_nothing(metric_type):
+    logits, labels = images(6)
+    metric = metric_type(activation="softmax")
+    counts = probability_histograms(logits, labels, resolution=metric.resolution).counts
+    metric.add_histograms(counts[:0])
+    assert metric.get_rows() is None
+    assert metric.aggregate().isnan().all()
+    metric.add_histograms(counts)
+    expected = metric.aggregate()
+    metric.add_histograms(counts[:0])
+    assert len(metric) == len(counts)
+    torch.testing.assert_close(metric.aggregate(), expected)
+
+
 def test_classes_that_were_not_annotated_and_absent_ones():
     logits, labels = images(7)
     labelled = torch.tensor([[True, True, False], [True, True, True], [True, False, True]])
@@ -273,6 +289,15 @@ def test_classes_that_were_not_annotated_and_absent_ones():
     assert empty(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)).isnan().all()
     assert ThresholdIoUMetric(ignore_empty=False)(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)) == 1
     assert empty.curves().average_precision.isnan().all()
+
+
+@pytest.mark.parametrize("ignore_empty", ["both", True, False])
+def test_average_precision_of_an_empty_reference_is_nan_by_every_rule(ignore_empty):
+    """The page of metrics names it as an exception."""
+    metric = ThresholdIoUMetric(score="average_precision", ignore_empty=ignore_empty)
+    assert metric(torch.tensor([[[0.9, 0.4]]]), torch.zeros(1, 1, 2)).isnan().all()
+    page = " ".join((DOCS / "metrics.md").read_text(encoding="utf-8").split())
+    assert "the average precision of `ThresholdIoUMetric` do not depend on it: they are NaN" in page
 
 
 def test_overlapping_regions_count_all():
@@ -323,7 +348,7 @@ LOGITS, LABELS = images(9, count=1)
         ((LOGITS.softmax(1).masked_fill(LOGITS > 3, NAN), LABELS), "Expected `y_pred` to hold "),
         ((LOGITS.softmax(1), LABELS.float().masked_fill(LABELS == 1, NAN)), "Expected `y` to hold whole class numbers"),
         ((LOGITS.softmax(1), LABELS + 1), "Expected `y` to hold classes 0 to 2 (num_classes=3), but got 3"),
-        ((LOGITS.softmax(1), LOGITS.softmax(1)), "Expected `y` to hold 0 and 1 in its 3 channel(s), but got 0."),
+        ((LOGITS.softmax(1), LOGITS.softmax(1)), "Expected `y` to hold 0 and 1 in its 3 channels, but got 0."),
         (
             (LOGITS.softmax(1), LABELS[..., 1:]),
             "Expected `y` to be a label map or per-class maps for `y_pred` (3, 9, 8",
@@ -342,7 +367,7 @@ def test_refused_arguments():
     for value in (3, 0, 1.5, True, 1 << 15):
         with pytest.raises(ValueError, match="Expected `resolution` to be an even whole number from 2 to 16384"):
             ThresholdIoUMetric(resolution=value)
-    with pytest.raises(ValueError, match="Expected `threshold` to be from 0 to 1, but got 2: it is a probability"):
+    with pytest.raises(ValueError, match="`threshold` to be from 0 to 1, but got 2: give a probability, such as"):
         ThresholdIoUMetric(threshold=2)
     with pytest.raises(ValueError, match="Expected `num_bins` to be a whole number from 1 to 1000, but got 0"):
         CalibrationMetric(num_bins=0)

@@ -21,6 +21,7 @@ from monai_iou.transforms.elastic import displacement_spread, draw_displacements
 
 KEYS = ["image", "label"]
 MODES = ["bilinear", "nearest"]
+PAIR = "Expected `{}` to be two positive numbers, the smaller first, but got {}: pass for example (3, 5)."
 # Ranges of one value each: every draw is this map.
 FIXED: dict[str, Any] = {
     "rotate_range": [(0.3, 0.3), (-0.2, -0.2), (0.4, 0.4)],
@@ -341,8 +342,8 @@ def test_absent_entries_are_passed_over_only_if_allowed() -> None:
         ),
         (
             torch.ones(1, 16, 16),
-            "Expected `label` to have the shape (C, X, Y, Z), but got (1, 16, 16): a deformation of this kind is for "
-            "3D volumes, or for 2D data with an axis of one voxel.",
+            "Expected `label` to have the shape (C, X, Y, Z), but got (1, 16, 16): add the channel "
+            "dimension, or an axis of one voxel to 2D data.",
         ),
     ],
 )
@@ -373,12 +374,12 @@ def test_entries_of_other_shapes_are_refused(label: torch.Tensor, message: str) 
         (
             {"sigma_range": (5, 3)},
             ValueError,
-            "Expected `sigma_range` to be two positive numbers, the smaller first, but got (5, 3): e.g. (3, 5).",
+            PAIR.format("sigma_range", "(5, 3)"),
         ),
         (
             {"magnitude_range": (0, 3)},
             ValueError,
-            "Expected `magnitude_range` to be two positive numbers, the smaller first, but got (0, 3): e.g. (3, 5).",
+            PAIR.format("magnitude_range", "(0, 3)"),
         ),
         (
             {"rotate_range": [(0.1, 0.2, 0.3)]},
@@ -391,6 +392,12 @@ def test_entries_of_other_shapes_are_refused(label: torch.Tensor, message: str) 
             "Expected `translate_range` to have at most 3 ranges, but got 4: give one for each axis.",
         ),
         (
+            {"scale_range": [(0.1, "a")]},
+            TypeError,
+            "Expected `scale_range` to hold numbers or pairs of numbers, but got 'a': pass for example "
+            "(0.5, 0.5, 0.5).",
+        ),
+        (
             {"shear_range": [0.1] * 7},
             ValueError,
             "Expected `shear_range` to have at most 6 ranges, but got 7: give one for each shear.",
@@ -398,17 +405,17 @@ def test_entries_of_other_shapes_are_refused(label: torch.Tensor, message: str) 
         (
             {"sigma_range": 5},
             ValueError,
-            "Expected `sigma_range` to be two positive numbers, the smaller first, but got 5: e.g. (3, 5).",
+            PAIR.format("sigma_range", "5"),
         ),
         (
             {"sigma_range": "35"},
             ValueError,
-            "Expected `sigma_range` to be two positive numbers, the smaller first, but got ('3', '5'): e.g. (3, 5).",
+            PAIR.format("sigma_range", "('3', '5')"),
         ),
         (
             {"magnitude_range": (20, float("inf"))},
             ValueError,
-            "Expected `magnitude_range` to be two positive numbers, the smaller first, but got (20, inf): e.g. (3, 5).",
+            PAIR.format("magnitude_range", "(20, inf)"),
         ),
         (
             {"mode": "bicubic"},

@@ -23,17 +23,15 @@ GIVEN = {"image": torch.rand(2, 24, 24), "label": torch.zeros(1, 24, 24)}
         ),
         (
             {"max_lesions": 0},
-            "Expected `max_lesions` to be a whole number of at least 1, but got 0: set prob=0 to paste none.",
+            "Expected `max_lesions` to be at least 1, but got 0: set prob=0 to paste none.",
         ),
         (
             {"rim": -1},
-            "Expected `rim` to be a whole number of at least 0, but got -1: give the width in voxels, or 0 to "
-            "paste without a rim.",
+            "Expected `rim` to be at least 0, but got -1: give the width in voxels, or 0 to paste without a rim.",
         ),
         (
-            {"tries": 2.5},
-            "Expected `tries` to be a whole number of at least 1, but got 2.5: give the number of positions to try for "
-            "each lesion.",
+            {"tries": 0},
+            "Expected `tries` to be at least 1, but got 0: give the number of positions to try for each lesion.",
         ),
         (
             {"labels": []},

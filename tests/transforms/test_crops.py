@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,63 @@ def test_an_image_that_the_item_lacks_is_named() -> None:
     assert len(crop(LesionIndicesd("label")(item))) == 2  # where it has no effect
 
 
+@pytest.mark.parametrize("shape", [(12, 12, 12), (18, 18, 18), (20, 20), (1, 20, 20)])
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray, MetaTensor], ids=["tensor", "array", "meta"])
+def test_an_image_of_another_shape_than_the_label_is_refused(kind: Any, shape: tuple[int, ...]) -> None:
+    """Patches at places beyond it would be empty or cut, and a slice would limit the background of all slices."""
+    label = torch.zeros(1, 20, 20, 20)
+    label[0, 15:, 15:, 15:] = 1
+    image = kind(torch.ones(1, *shape))
+    remedy = "put both on one grid, each with its channel dimension"
+    text = (
+        "Expected the image to have the shape (20, 20, 20) of the label, in which the patches were drawn, but got "
+        f"{shape}: {remedy}."
+    )
+    one = RandCropByLesions((6, 6, 6), num_samples=3)
+    one.randomize(label)
+    calls: list[Any] = [
+        lambda: one(image, randomize=False),
+        lambda: one(image, label),
+        lambda: one(image, lesions=find_lesions(label).as_item()),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            call()
+    text = (
+        "Expected the image that limits the background to have the label's shape (20, 20, 20), but got "
+        f"{shape}: {remedy}."
+    )
+    item = {"image": image, "label": label}
+    calls = [
+        lambda: one(label, label, image=image),
+        lambda: LesionIndicesd("label", image_key="image")(item),
+        lambda: RandCropByLesionsd("label", "label", 6, image_key="image")(item),
+        lambda: RandCropByLesionsd(["image", "label"], "label", 6, image_key="image")(item),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            call()
+    remedy = "resample or pad them to the same shape first"
+    if len(shape) == 2:
+        remedy = "give all as many dimensions, and each its channel dimension"
+    text = f"Expected images of one shape in an item, but got {shape} of `image`, (20, 20, 20) of `label`: {remedy}."
+    for keys in (["image"], ["image", "label"]):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            RandCropByLesionsd(keys, "label", 6)(item)
+
+
+def test_the_shape_is_that_which_pending_transforms_leave() -> None:
+    item = volume()
+    padded = SpatialPad((30, 30, 30), lazy=True)(MetaTensor(item["label"]))
+    label = SpatialPad((30, 30, 30))(MetaTensor(item["label"]))
+    patches = RandCropByLesions((8, 8, 8), num_samples=2)(padded, label)
+    assert [tuple(patch.shape) for patch in patches] == [(1, 8, 8, 8)] * 2
+    crops = crop()({"image": padded, "label": label})
+    assert [tuple(patch["image"].shape) for patch in crops] == [(1, 8, 8, 8)] * 3
+    with pytest.raises(ValueError, match=r"but got \(30, 30, 30\) of `image`, \(24, 20, 16\) of `label`"):
+        crop()({**item, "image": padded})
+
+
 def test_stored_and_found_components_give_the_same_patches() -> None:
     item = volume()
     found = crop().set_random_state(3)(item)
@@ -364,8 +422,8 @@ EXPONENT = "give 0 to draw all components equally often, or 1 to draw all voxels
         ),
         ({"pos": -1}, ValueError, NOT_IN.format("pos", "a finite number at least 0", -1, RANGE)),
         ({"neg": math.inf}, ValueError, NOT_IN.format("neg", "a finite number at least 0", "inf", RANGE)),
-        ({"num_samples": 0}, ValueError, NOT_IN.format("num_samples", "a whole number of at least 1", 0, PATCHES)),
-        ({"num_samples": 1.5}, ValueError, NOT_IN.format("num_samples", "a whole number of at least 1", 1.5, PATCHES)),
+        ({"num_samples": 0}, ValueError, NOT_IN.format("num_samples", "at least 1", 0, PATCHES)),
+        ({"num_samples": 1.5}, TypeError, NOT_IN.format("num_samples", "an integer", "float", PATCHES)),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Every transform gives the same whatever dtype torch makes tensors in by default, on plain and on MONAI's tensors."""
+"""Every transform gives the same whatever dtype and device torch makes tensors in by default."""
 
 from __future__ import annotations
 
@@ -89,6 +89,20 @@ def test_it_changes_nothing(name: str, kind: Callable[[Any], Any], dtype: torch.
     expected = run(name, kind)
     with default_dtype(dtype):
         found = run(name, kind)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*TRANSFORMS} - {"RandCropByLesions", "RandCropByLesionsd", "ResampleSpacingd"})
+)
+def test_nothing_is_made_on_the_default_device(name: str) -> None:
+    """Where MONAI's own parts allow it, which crop and resample."""
+    expected = run(name, torch.as_tensor)
+    transform, given = TRANSFORMS[name](), item(torch.as_tensor)
+    if hasattr(transform, "set_random_state"):
+        transform.set_random_state(0)
+    with torch.device("meta"):
+        found = transform(given)
     assert_same(found, expected)
 
 
