@@ -114,7 +114,11 @@ def _both(score: Mapping[str, Any], digits: int, unit: str = "", interval: str =
     penalty, defined = (_number(score[name], digits, unit) for name in ("mean_penalty", "mean_defined"))
     # The main mean, whose interval it is, has as many cases as the one or the other.
     own, other = (interval, "") if score["n"] == score["n_penalty"] else ("", interval)
-    return f"{penalty}{own} with and {defined}{other} without the {score['n_penalty'] - score['n_defined']} missing"
+    from monai_iou.tables import counted  # noqa: PLC0415 - see above
+
+    lacking = score["n_penalty"] - score["n_defined"]
+    scores, them = counted(lacking, "undefined or missing score"), "it" if lacking == 1 else "them"
+    return f"{penalty}{own}, counting {scores} as the worst; {defined}{other} without {them}"
 
 
 def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
@@ -123,9 +127,9 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
         if row["difference"] is None:
             continue
         (first, second), (label, metric) = row["names"], row["titles"]
-        few = f"no interval below 8 {row['unit']}"
+        few = f"no interval with fewer than 8 {row['unit']}"
         bounds = few if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
-        p = "no p-value of a single case"
+        p = "no p-value for a single case"
         if row["p"] is not None:
             primary = row["family"] == "primary"
             p = "p = " + (f"{row['p_holm']:.4g} corrected" if primary else f"{row['p']:.4g} exploratory")

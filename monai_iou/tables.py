@@ -1,4 +1,4 @@
-"""Tables and JSON as text whose values are restored exactly when it is read, and numbers with their nouns."""
+"""Tables and JSON as text whose values are restored exactly when it is read, and the words that messages share."""
 
 from __future__ import annotations
 
@@ -134,3 +134,32 @@ def counted(number: int, one: str, many: str = "") -> str:
         ('1 case', '2 cases', '2 patches')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def enumerated(noun: str, values: Iterable[Any]) -> str:
+    """Return values behind their noun, which stands in the singular for one value.
+
+    Example:
+        >>> enumerated("label", [3]), enumerated("label", [1, 2]), enumerated("fold", (0, 1, 2))
+        ('label 3', 'labels 1 and 2', 'folds 0, 1 and 2')
+    """
+    *others, last = map(str, values)
+    return f"{noun}s {', '.join(others)} and {last}" if others else f"{noun} {last}"
+
+
+def text_remedy(error: Exception, otherwise: str) -> str:
+    """Return the remedy for a text file, such as a table or JSON, that could not be read.
+
+    Args:
+        error: that reading the file raised.
+        otherwise: the remedy where the content is to blame, and neither the path nor the encoding.
+
+    Example:
+        >>> text_remedy(FileNotFoundError(), "correct it"), text_remedy(ValueError(), "correct it")
+        ('check the path', 'correct it')
+    """
+    if isinstance(error, UnicodeError):
+        return "save it in UTF-8"
+    if isinstance(error, PermissionError):
+        return "check its permissions"
+    return "check the path" if isinstance(error, OSError) else otherwise

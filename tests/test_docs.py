@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import pydoc
 import re
@@ -18,10 +19,16 @@ from places import ROOT
 
 import monai_iou
 from monai_iou import metrics
+from monai_iou.cli import cli
+from monai_iou.evaluation import case_table, report, statistics
+from monai_iou.planning import minutes
+from monai_iou.workflow import curves
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "bundles").rglob("*.md"))]
 # Loaded by path, or importing packages that only their users have.
 ELSEWHERE = ("monai_iou.launcher", "monai_iou.integrations.", "monai_iou.voxels.triton_")
+MOST_WORDS = 95  # in a cell of a table, whose column is narrow where a page is shown
+IN_WORDS = {10: "ten"}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(monai_iou.__path__, "monai_iou.", onerror=lambda name: None)
@@ -52,6 +59,12 @@ def test_the_readme_has_a_python_block_and_both_commands() -> None:
     setup = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt"
     assert f"{setup} . && .venv/bin/monai-iou demo" in readme
     assert f"{setup} '.[test]' && .venv/bin/pytest" in readme
+
+
+def test_the_readme_names_the_environment_by_its_path_only_where_it_makes_one() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    named = [line for line in lines if ".venv/bin/" in line]
+    assert [line for line in named if not line.startswith(("python3 -m venv .venv && ", "On Windows, "))] == []
 
 
 def test_the_readme_links_to_every_page() -> None:
@@ -97,8 +110,9 @@ def test_commands_exist(page: Path) -> None:
         ("--epochs 100", "--epoch 100", "no key epoch"),
         ("`--resume true`", "`--resmue true`", "no command has --resmue"),
         ("`--resume true`", "`--patch_size [64,64,32]`", "read the brackets: --patch_size [64,64,32]"),
-        ("\"['my_bundle/configs/train.json'", "['my_bundle/configs/train.json'", "read the brackets: .venv/bin/python"),
+        ("\"['my_bundle/configs/train.json'", "['my_bundle/configs/train.json'", "read the brackets: python -m"),
         ("`--resume true`", "`--train::trainer::compiel true`", "no command has --train::trainer::compiel"),
+        ("`--resume true`", "`--inferer#devise cpu`", "no command has --inferer#devise"),
     ],
 )
 def test_the_check_of_commands_can_fail(right: str, wrong: str, problem: str) -> None:
@@ -128,6 +142,41 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_cell_of_a_table_is_a_page_of_its_own(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    cells = [re.sub(r"\]\([^)]*\)", "]", cell) for row in rows for cell in row.strip("|").split(" | ")]
+    assert [cell for cell in cells if len(cell.split()) > MOST_WORDS] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("planning.md", f"fewer than {minutes.MIN_STEPS} steps fit, or less than one pass over the cases"),
+        ("commands.md", f"as curves, at most {IN_WORDS[curves.MAX_LINES]} in each plot"),
+        ("evaluation.md", f"more than {case_table.MOST_ROWS:,} rows".replace(",", " ")),
+        ("evaluation.md", f"shows the {report.HEAT_CASES} cases with the lowest mean IoU"),
+        ("evaluation.md", f"({report.HEAT_CELLS:,} cells at most)".replace(",", " ")),
+        ("evaluation.md", f"exact for {math.floor(math.log2(statistics.PERMUTATIONS))} cases or fewer"),
+    ],
+)
+def test_the_pages_have_the_limits_of_the_code(page: str, text: str) -> None:
+    assert text in " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+
+
+def test_the_page_of_evaluate_states_the_default_of_each_option() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = {name: row for row in page.splitlines() for name in re.findall(r"^\| `(--[\w-]+)` ", row)}
+    defaults = {each.opts[0]: each.default for each in cli.commands["evaluate"].params}
+    numbers = {name: f"{value:g}" for name, value in defaults.items() if type(value) in (int, float)}
+    words = {name: value for name, value in defaults.items() if isinstance(value, str)}
+    assert {"--workers", "--dilation"} <= {*numbers}
+    assert {"--boundary", "--pictures"} <= {*words}
+    for name, value in (numbers | words).items():
+        assert "default" in rows[name], name
+        assert value in rows[name], name
 
 
 def headings(text: str) -> set[str]:

@@ -155,7 +155,7 @@ def test_handlers_read_the_spacing_of_the_label(handler, metric, tmp_path):
     ones = metric(**options)(*first, spacing=1.0)
     torch.testing.assert_close(metric(spacing=1.0, **options)(*first), ones)
     torch.testing.assert_close(metric(spacing=spacing, **options)(*first, spacing=1.0), ones)
-    with pytest.raises(ValueError, match=r"^Expected `spacing` to be 3 positive numbers in mm, but got"):
+    with pytest.raises(ValueError, match="`spacing` to be a positive number in mm, or one for each of up to 3 axes"):
         handler(spacing=(1.0, 0.0, 1.0))
 
 
@@ -448,6 +448,14 @@ def test_the_page_names_what_a_handler_does_not_take(handler, metric):
     assert theirs - ours == {"get_not_nans", "return_with_label"}
     page = " ".join((DOCS / "metrics.md").read_text(encoding="utf-8").split())
     assert "the other arguments of their metric by keyword, except `get_not_nans` and `return_with_label`" in page
+
+
+def test_the_page_names_the_metrics_that_leave_a_background_out():
+    others = (LesionIoUMetric, BoundaryIoUMetric, ThresholdIoUMetric, CalibrationMetric)
+    assert [inspect.signature(each).parameters["include_background"].default for each in others] == [None] * 4
+    assert inspect.signature(IoUMetric).parameters["include_background"].default is True
+    page = " ".join((DOCS / "metrics.md").read_text(encoding="utf-8").split())
+    assert "The default of all other metrics (lesion, boundary, threshold and calibration) is `None`" in page
 
 
 HANDLERS = [IoUHandler, DiceHandler, LesionIoUHandler, BoundaryIoUHandler, ThresholdIoUHandler, CalibrationHandler]

@@ -240,7 +240,7 @@ def test_dataset_json_beside_the_folder_names_the_values(folder: Path) -> None:
     assert count_label_files(folder).values == (0, 1, 3, 4)
     assert count_label_files(folder, [0, 1, 4]).values == (0, 1, 4)
     description.write_text(json.dumps({"labels": {"0": "background", "1": "a"}}))
-    with pytest.raises(ValueError, match=r"first.nii.gz` to hold the labels 0, 1, but got 4: correct the file"):
+    with pytest.raises(ValueError, match=r"first.nii.gz` to hold only labels 0 and 1, but got 4: correct the file"):
         count_label_files(folder)
     description.write_text("{")
     with pytest.raises(ValueError, match=r"dataset.json to be JSON, but it cannot be read"):

@@ -18,8 +18,8 @@ __all__ = ["compare"]
 @click.option(
     "--metrics",
     metavar="iou,hd95_mm",
-    help="Columns of cases.csv to compare, in addition to that of --primary. Default: all for which higher or lower is "
-    "better, except rq.",
+    help="Scores of cases.csv to compare (no counts, volumes or columns of a challenge), in addition to that of "
+    "--primary. Default: all for which higher or lower is better, except rq.",
 )
 @click.option(
     "--primary",

@@ -49,8 +49,8 @@ LABELS = (
         "--labels",
         callback=label_list,
         metavar="1,2",
-        help="Labels to score. Default: the regions of the dataset.json beside or above the references, or else all in "
-        "the references.",
+        help="Labels to score. Default: the regions of the dataset.json beside or above the references, or else all "
+        "labels in the references, and those in predictions that dataset.json names.",
     ),
     click.option(
         "--regions", callback=region_list, metavar="NAME=1+2,...", help="Score unions of labels instead of labels."
@@ -216,14 +216,9 @@ def evaluate(**options: Any) -> int:
     Writes cases.csv, lesions.csv, failures.csv, summary.json and report.html. If the command is repeated, finished
     cases are not scored again unless their files or the options have changed. Exit code 1 if a case failed.
     """
-    folders: tuple[str, ...] = ("predictions", "references", "images", "probabilities")
-    if any(is_file(options[name]) for name in folders[:2]):
-        from monai_iou.volumes.names import is_volume
-
-        # Two files are one case, and so are a file and a folder of DICOM slices.
-        if all(is_file(options[name]) or is_volume(options[name]) for name in folders[:2]):
-            folders = folders[2:]
-    check_folders({f"--{name}": options[name] for name in folders})
+    # Two files are one case, and so are a file and a folder of DICOM slices; other pairs of paths are refused later.
+    given = [name for name in ("predictions", "references") if not is_file(options[name])]
+    check_folders({f"--{name}": options[name] for name in (*given, "images", "probabilities")})
     check_tables({f"--{name}": options[name] for name in ("pairs", "groups")})
     from monai_iou.console import print_evaluation, progress
     from monai_iou.evaluation.evaluate import evaluate_folders

@@ -43,11 +43,8 @@ INFERENCE_SETS = {
     "bundle_root": "RUN", "ckpt_dir": "RUN", "models": "RUN and --folds", "model_files": "RUN and --folds",
     "images": "IMAGES", "dataset_dir": "IMAGES", "output_dir": "--output", "mask_suffix": "--output",
     "mask_format": "--format", "save_probabilities": "--save-probabilities", "tta_flips": "--tta",
-    # Stored with the model.
-    "patch_size": "another RUN", "pixdim": "another RUN", "base_channels": "another RUN",
-    "full_resolution": "another RUN",
-    "fold": "--folds",  # no key of inference, but nearly that option
 }  # fmt: skip
+STORED = ("patch_size", "pixdim", "base_channels", "full_resolution")  # with a model
 # Options of MONAI's own command, which are no keys.
 OF_MONAI = ("tracking", "tracking_uri", "experiment_name", "run_name")
 SETS = {"train": TRAINING_SETS, "inference": INFERENCE_SETS}
@@ -163,16 +160,20 @@ def read_config(path: Path, option: str) -> dict[str, Any]:
     Raises:
         click.UsageError: it cannot be read, or is no JSON object.
     """
-    content, why = None, "it holds no object, {...}"
+    content, why, remedy = None, "it holds no object, {...}", "correct it"
     try:
         text = path.read_text(encoding="utf-8")
-        content = None if text.startswith(MARK) else json.loads(text)
-        why = "it begins with a byte-order mark, which MONAI does not read" if text.startswith(MARK) else why
+        if text.startswith(MARK):
+            why, remedy = "it begins with a byte-order mark, which MONAI does not read", "save it without the mark"
+        else:
+            content = json.loads(text)
     except (OSError, ValueError) as error:
-        why = str(error)
+        from monai_iou.tables import text_remedy
+
+        why, remedy = str(error), text_remedy(error, remedy)
     if isinstance(content, dict):
         return content
-    message = f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({why}): correct it."
+    message = f"Expected `{option}` to be a JSON file of the bundle's keys, but got `{path}` ({why}): {remedy}."
     raise click.UsageError(message)
 
 
@@ -249,16 +250,19 @@ def _check(name: str, known: Collection[str], options: Collection[str], shipped:
     if root in sets:
         message = f"Expected a key that you may set, but the command sets `{root}` itself: use {sets[root]}."
         raise click.UsageError(message)
+    if shipped == "inference" and root in STORED:
+        message = f"Expected no key that is stored with the model, but got `{root}`: leave it out, or name another RUN."
+        raise click.UsageError(message)
     if root in known:
         return
     if meant := _in_another_place(name.lstrip("+~"), known, shipped):
         message = f"Expected an option or a key of the bundle, but got --{name}: perhaps you meant --{meant}."
         raise click.UsageError(message)
     other = next((config for config in TAKEN_BY if config != shipped and root in known_keys([], config)), None)
-    other = None if root in PARTS else other
-    if other is not None:
+    if other is not None and root not in PARTS:
         own = SETS.get(other, {}).get(root)
         remedy = f"give it to {TAKEN_BY[other]}" if own is None else f"use {own} of {TAKEN_BY[other]}"
+        remedy = f"use --{root}s" if f"{root}s" in options else remedy  # `fold` of a training, of which several predict
         message = f"Expected a key of {shipped}.json, but got `{root}`, which is one of {other}.json: {remedy}."
         raise click.UsageError(message)
     if root.replace("-", "_") in OF_MONAI:

@@ -20,7 +20,7 @@ __all__ = ["FOLD_COUNT", "FOLD_NUMBER", "MACHINE", "MINUTES", "plan", "write_pla
 
 
 MINUTES = positive("give minutes, such as 30")
-FOLD_COUNT, FOLD_NUMBER = whole(2, "5 folds are usual"), whole(0, "folds are counted from 0")
+FOLD_COUNT, FOLD_NUMBER = whole(2, "give 2 or more folds, usually 5"), whole(0, "count folds from 0")
 # `monai-iou plan` takes no keys of the bundle, so that the remedy names the command that does.
 LESS_MEMORY = (
     "give a smaller --memory-gb or, if a validation takes too much, give `monai-iou train` --minutes together with "
@@ -109,6 +109,7 @@ def write_plan(
     Raises:
         ValueError: the dataset cannot be planned for.
         OutputError: the file cannot be written.
+        click.UsageError: it has another extension than a config.
     """
     from monai_iou.commands.replaceable import check_replaceable
     from monai_iou.console import print_tables, progress

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
+
 from monai_iou.files import OutputError
 
 __all__ = ["JSON_SUFFIXES", "check_replaceable"]
@@ -21,15 +23,15 @@ def check_replaceable(path: Path, key: str, option: str = "--output") -> None:
         option: the name of the option that gives the file, for the error message.
 
     Raises:
-        OutputError: if the extension is not one of `JSON_SUFFIXES`, or `path` is a file without `key`, such as the
-            dataset.json of a dataset.
+        click.UsageError: if the extension is not one of `JSON_SUFFIXES`.
+        OutputError: if `path` is a file without `key`, such as the dataset.json of a dataset.
     """
     if path.suffix not in JSON_SUFFIXES:
         message = (
             f"Expected `{option}` to be a .json file, but got `{path}`: add the extension, by which MONAI selects the "
             "format."
         )
-        raise OutputError(message)
+        raise click.UsageError(message)
     if not path.exists():
         return
     try:

@@ -25,7 +25,7 @@ __all__ = ["class_weights"]
 )
 @click.option(
     "--beta",
-    type=Number("a number of at least 0 and below 1", lambda beta: 0 <= beta < 1, "0.9999 is usual"),
+    type=Number("a number of at least 0 and below 1", lambda beta: 0 <= beta < 1, "give for instance 0.9999"),
     default=0.9999,
     show_default=True,
     metavar="BETA",
@@ -49,6 +49,7 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
     from monai_iou.console import say
     from monai_iou.datasets.label_counts import count_label_files
     from monai_iou.files import prepare, write_json
+    from monai_iou.tables import counted, enumerated
     from monai_iou.weighting import class_weights as weights_of
     from monai_iou.workflow.literal import reference
 
@@ -59,18 +60,19 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
         weights = weights_of(counts.voxels, method, beta)
         write_json(output, counts.as_json(weights, method))
     voxels = counts.voxels.sum(0)
-    click.echo(f"{len(counts.cases)} label file{'' if len(counts.cases) == 1 else 's'}, weights: {method}")
+    click.echo(f"{counted(len(counts.cases), 'label file')}, weights: {method}")
     click.echo(f"{'class':>6}{'voxels':>14}{'%':>10}{'cases':>8}{'components':>12}{'weight':>12}")
     cases = (counts.voxels > 0).sum(0)
     for row in zip(counts.values, voxels, 100 * voxels / voxels.sum(), cases, counts.components, weights, strict=True):
         click.echo("{:>6}{:>14}{:>10.4f}{:>8}{:>12}{:>12.6f}".format(*row))
     absent = [str(value) for value, number in zip(counts.values, voxels, strict=True) if number == 0]
     if absent:
-        say(f"No file holds the labels {', '.join(absent)}: their weight is 0.")
+        whose = "its weight is" if len(absent) == 1 else "their weights are"
+        say(f"No file holds {enumerated('label', absent)}: {whose} 0.")
     if counts.regions:
         say(
-            f"The classes of this dataset are the regions {', '.join(counts.regions)}. The weights are those of the "
-            "label values, and not of the regions: do not give them to a loss of regions."
+            f"This dataset has {enumerated('region', counts.regions)} for classes. The weights are those of the label "
+            "values, and not of regions: do not give them to a loss of regions."
         )
     weight = json.dumps(reference(output.as_posix(), "weights"), ensure_ascii=False)
     say(f'Written: {output}. In a config: "weight": {weight}')

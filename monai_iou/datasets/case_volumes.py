@@ -11,6 +11,7 @@ import numpy as np
 
 from monai_iou.datasets.cases import Case, CaseFacts, DatasetError, check_intensities, values_of
 from monai_iou.datasets.scheme import LabelScheme
+from monai_iou.tables import counted
 from monai_iou.volumes.grid import distance_voxels, offset_note, same_grid
 from monai_iou.volumes.reading import Volume, VolumeError, read_channels, read_labels
 
@@ -106,9 +107,13 @@ def check_side(cases: Sequence[Case], facts: Sequence[CaseFacts]) -> None:
     """Raise DatasetError if none of the cases that a split leaves to train on has foreground."""
     if cases and not any(fact.foreground.shape[1] for fact in facts):
         names = ", ".join(case.name for case in cases[:MAX_SHOWN])
+        which, found = f"one of the {len(cases)} cases", "all are empty"
+        if len(cases) == 1:
+            which, found = "the only case", "it is empty"
         message = (
-            f"Expected one of the {len(cases)} cases to train on to have foreground, but all are empty ({names}): "
-            "choose another `split_seed`, or other `folds`."
+            f"Expected {which} to train on to have foreground, but {found} ({names}): "
+            "choose another `split_seed` or other `folds`, or correct the split that splits_final.json or "
+            "`validation` gives."
         )
         raise DatasetError(message)
 
@@ -177,10 +182,12 @@ def read_shares(path: Path) -> Volume:
     """
     volume = read_channels([path])
     low, high = float(volume.array.min()), float(volume.array.max())
-    if not (low >= -SHARE_ROUNDING and high <= 1 + SHARE_ROUNDING):
+    is_negative = not low >= -SHARE_ROUNDING
+    if is_negative or not high <= 1 + SHARE_ROUNDING:
+        remedy = "replace negative values by 0" if is_negative else "divide by the largest value"
         message = (
             f"Expected {path} to hold shares from 0 to 1, as `soft_labels` in dataset.json says, but got "
-            f"{high if low >= -SHARE_ROUNDING else low:g}: divide by the largest value, or set `soft_labels` to false."
+            f"{low if is_negative else high:g}: {remedy}, or set `soft_labels` to false if these are no shares."
         )
         raise VolumeError(message)
     return Volume(volume.array.astype(np.float32).clip(0, 1), volume.grid, volume.path, volume.notes)
@@ -189,14 +196,15 @@ def read_shares(path: Path) -> Volume:
 def _check_shares(label: Volume, scheme: LabelScheme) -> None:
     if len(label.array) != len(scheme.classes):
         message = (
-            f"Expected {label.path} to hold a channel for each of {len(scheme.classes)} classes, as `soft_labels` in "
-            f"dataset.json says, but got {len(label.array)}: write them on the fourth axis, without the background."
+            f"Expected {label.path} to hold {counted(len(scheme.classes), 'channel')}, one for each class, as "
+            f"`soft_labels` in dataset.json says, but got {len(label.array)}: write them on the fourth axis, without "
+            "the background."
         )
         raise DatasetError(message)
     if not scheme.regions and float(label.array.sum(0).max()) > 1 + SHARE_ROUNDING:
         message = (
             f"Expected the shares of the classes in {label.path} to add up to at most 1 in every voxel, but got "
-            f"{float(label.array.sum(0).max()):g}: classes that overlap are `regions`."
+            f"{float(label.array.sum(0).max()):g}: correct the shares, or list classes that overlap in `regions`."
         )
         raise DatasetError(message)
 

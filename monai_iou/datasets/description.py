@@ -11,6 +11,7 @@ from typing import Any
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.datasets.scheme import LabelScheme
+from monai_iou.tables import counted, text_remedy
 
 __all__ = [
     "channels_key",
@@ -56,7 +57,8 @@ def read_description(path: Path, kind: type = dict) -> Any:
         if isinstance(error, DatasetError):
             raise
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        message = f"Expected {path} to be JSON, but it cannot be read ({reason}): correct the file."
+        remedy = text_remedy(error, "correct the file")
+        message = f"Expected {path} to be JSON, but it cannot be read ({reason}): {remedy}."
         raise DatasetError(message) from error
     if not isinstance(content, kind):
         wanted = "a JSON object" if kind is dict else "a JSON list"
@@ -183,7 +185,7 @@ def _named_regions(entries: object, path: Path, named: Mapping[int, str]) -> dic
 def _region_order(content: Mapping[str, Any], path: Path, regions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     order = content.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(regions) or not all(map(_is_whole, order)):
-        expected = f"`regions_class_order` in {path} to name a value for each of the {len(regions)} regions"
+        expected = f"`regions_class_order` in {path} to name {counted(len(regions), 'value')}, one for each region"
         message = f"Expected {expected}, but got {_short(order)}: add it, in the order of the regions."
         raise DatasetError(message)
     for (name, values), value in zip(regions.items(), order, strict=True):

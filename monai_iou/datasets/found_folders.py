@@ -241,7 +241,7 @@ def read_plain_scheme(cases: tuple[Case, ...], labels: Path) -> tuple[tuple[str,
     except VolumeError as error:
         raise DatasetError(str(error)) from error
     if not 1 < len(values) <= MOST_CLASSES or min(values) < 0:
-        value_range = f"{len(values)} values from {min(values)} to {max(values)}"
+        value_range = f"{len(values)} values from {min(values)} to {max(values)}" if len(values) > 1 else "only 0"
         message = (
             f"Expected {labels} to hold label maps with 0 and at least one more value, but got {value_range}: "
             "correct the labels, or name their values in a dataset.json."

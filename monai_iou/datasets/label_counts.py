@@ -16,6 +16,7 @@ from monai_iou.components import label_components
 from monai_iou.datasets.cases import looks_like_image, values_of
 from monai_iou.datasets.description import MOST_CLASSES, description_places, read_description, read_label_scheme
 from monai_iou.datasets.scheme import LabelScheme
+from monai_iou.tables import enumerated
 from monai_iou.volumes.names import case_name, volumes_below
 from monai_iou.volumes.reading import read_labels
 
@@ -57,9 +58,9 @@ def count_label_files(folder: str | os.PathLike[str], values: Sequence[int] | No
     """Count voxels and components in every label file of a folder and its subfolders.
 
     Args:
-        folder: folder of label maps (NIfTI, MetaImage, NRRD, or folders of DICOM slices).
-        values: the label values. By default those that a `dataset.json` next to the folder names, as in the Decathlon
-            layout, without the value to ignore, or otherwise those that occur in the files, and 0.
+        folder: folder of label maps (NIfTI, MetaImage, NRRD, PNG, or folders of DICOM slices).
+        values: the label values. By default those that a `dataset.json` in the folder or above it names, without the
+            value to ignore, or otherwise those that occur in the files, and 0.
 
     Returns:
         The counts.
@@ -132,8 +133,8 @@ def _check_is_label_map(
         raise ValueError(message)
     if wrong:
         message = (
-            f"Expected `{path}` to hold the labels {', '.join(map(str, allowed))}, but got {wrong[0]}: correct the "
-            "file, or the labels named for it, or name another folder if this is an image."
+            f"Expected `{path}` to hold only {enumerated('label', allowed)}, but got {wrong[0]}: correct the file, or "
+            "the labels named for it, or name another folder if this is an image."
         )
         raise ValueError(message)
 
@@ -148,6 +149,6 @@ def _count_array(labels: NDArray[Any], values: Iterable[int]) -> dict[int, tuple
 
 
 def _scheme_of_dataset(folder: Path) -> LabelScheme:
-    """What `dataset.json` next to the folder says of label values; without it, nothing."""
+    """What `dataset.json` in the folder or above it says of label values; without it, nothing."""
     path = next((path for path in description_places(folder) if os.path.lexists(path)), None)
     return LabelScheme({}) if path is None else read_label_scheme(read_description(path), path)

@@ -71,7 +71,10 @@ def make_phantom(
     """
     _check_lesions(lesions, foreground)
     if len(shape) != 3 or min(shape) < SHORTEST:
-        message = f"Expected `shape` to be three numbers of at least {SHORTEST} voxels, but got {shape}: take more."
+        message = (
+            f"Expected `shape` to be three numbers of at least {SHORTEST} voxels, but got {shape}: give at least "
+            f"{SHORTEST} along each of three axes."
+        )
         raise ValueError(message)
     rng = np.random.default_rng([seed, 20])
     spacing = np.array([1.0, 1.0, 2.0]) * rng.uniform(0.94, 1.06)
@@ -128,7 +131,9 @@ def write_phantom_dataset(
     _check_lesions(lesions, foreground)
     for name, count, least in (("training", training, 1), ("evaluation", evaluation, 0)):
         if count < least:
-            message = f"Expected `{name}` to be a number of cases of at least {least}, but got {count}: write more."
+            message = (
+                f"Expected `{name}` to be a number of cases of at least {least}, but got {count}: give {least} or more."
+            )
             raise ValueError(message)
     root = Path(folder)
     entries: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
@@ -170,7 +175,7 @@ def _check_lesions(lesions: str, foreground: float | None) -> None:
     if foreground is not None and not 0 < foreground <= 0.05:
         message = (
             f"Expected `foreground` to be a share of the voxels above 0 and at most 0.05, but got {foreground}: "
-            "larger lesions do not fit into the body."
+            "choose a smaller share, because larger lesions do not fit into the body, or None to keep the diameters."
         )
         raise ValueError(message)
 

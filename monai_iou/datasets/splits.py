@@ -38,7 +38,7 @@ def split_cases(
         (8, 1)
     """
     if not 0 <= fraction < 1:
-        message = f"Expected `val_fraction` to be in [0, 1), but got {fraction}: 0.1 holds out a tenth of the cases."
+        message = f"Expected `val_fraction` to be in [0, 1), but got {fraction}: give for instance 0.1 for a tenth."
         raise ValueError(message)
     patients = _by_patient(cases, patient_groups)
     if fraction == 0:
@@ -110,7 +110,7 @@ def check_folds(folds: Any, fold: Any, patients: int) -> None:
             raise ValueError(message)
         return
     if isinstance(folds, bool) or not isinstance(folds, (int, np.integer)) or folds < 2:
-        message = f"Expected `folds` to be an integer of at least 2, but got {folds!r}: 5 is usual."
+        message = f"Expected `folds` to be an integer of at least 2, but got {folds!r}: give 2 or more, usually 5."
         raise ValueError(message)
     if folds > patients:
         remedy = f"take {patients} or fewer" if patients > 1 else "one patient cannot be cross-validated"
@@ -121,8 +121,8 @@ def check_folds(folds: Any, fold: Any, patients: int) -> None:
         raise ValueError(message)
     if isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or not 0 <= fold < folds:
         message = (
-            f"Expected `fold` to be an integer from 0 to {folds - 1}, as `folds` is {folds}, but got {fold!r}: folds "
-            "are counted from 0."
+            f"Expected `fold` to be an integer from 0 to {folds - 1}, as `folds` is {folds}, but got {fold!r}: count "
+            "folds from 0."
         )
         raise ValueError(message)
 

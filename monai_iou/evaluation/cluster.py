@@ -122,8 +122,8 @@ def host_and_port(address: str) -> tuple[str, int]:
         host, port, parts = None, None, urlsplit("tcp://")
     if parts.scheme != "tcp" or not host or not port:
         message = (
-            f"Expected `--scheduler` to be an address such as tcp://host:8786, but got `{address}`: only TCP without "
-            "encryption is supported."
+            f"Expected `--scheduler` to be an address such as tcp://host:8786, but got `{address}`: give one with a "
+            "host and a port, of TCP without encryption."
         )
         raise SchedulerError(message)
     return host, port

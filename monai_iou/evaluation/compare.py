@@ -48,7 +48,7 @@ MARKS = {
 
 
 class UnknownMetricError(CompareError):
-    """A metric that no table has a column for."""
+    """A metric that is not compared: no column of cases.csv, or a count, a volume or a challenge's own."""
 
 
 def compare_folders(
@@ -73,7 +73,7 @@ def compare_folders(
     Args:
         folders: outputs of `monai-iou evaluate`; the first folder is the baseline.
         output: folder for the results.
-        metrics: columns of cases.csv to compare.
+        metrics: columns of cases.csv to compare, among `CHOICES`.
         primary: the metric that decides; by default IoU, or the first of `metrics` if IoU is not among them. One that
             `metrics` lacks is compared as well, which a note says.
         note: called for each note on the folders, which the page shows too.
@@ -121,7 +121,11 @@ def _primary_first(metrics: Sequence[str], primary: str | None) -> list[str]:
     named = dict.fromkeys((*metrics, PRIMARY if primary is None else primary))
     unknown = [metric for metric in named if metric not in CHOICES]
     if unknown or not metrics:
-        message = f"Expected metrics among {', '.join(CHOICES)}, but got {', '.join(unknown) or 'none'}: correct them."
+        message = (
+            f"Expected `--metrics` and `--primary` to name scores among {', '.join(CHOICES)}, but got "
+            f"{', '.join(unknown) or 'none'}: choose among these; counts, volumes and columns of a challenge are not "
+            "compared."
+        )
         raise UnknownMetricError(message)
     decisive = primary or (PRIMARY if PRIMARY in metrics else metrics[0])
     return list(dict.fromkeys((decisive, *metrics)))

@@ -29,6 +29,7 @@ from monai_iou.evaluation.rules import Structure
 from monai_iou.evaluation.summary import summarise
 from monai_iou.evaluation.workers import Runner, TaskError, end_unguarded_child, runner
 from monai_iou.locks import folder_lock
+from monai_iou.tables import counted, enumerated
 
 __all__ = ["Evaluation", "Progress", "Request", "RequestError", "evaluate_folders"]
 
@@ -267,11 +268,10 @@ def _refuse_unnamed(
         held = {int(value): int(voxels) for value, voxels in record["prediction_values"]} if record else {}
         unnamed = sorted(held.keys() - allowed - {0, settings.ignore})
         if record and unnamed and not record["problem"]:
-            named = ", ".join(str(value) for value in sorted(allowed) if value)
+            named = enumerated("label", [value for value in sorted(allowed) if value])
             problem = (
-                f"Expected `{pair.prediction}` to hold the labels {named}, but got "
-                f"{', '.join(map(str, unnamed[:5]))} in {sum(held[value] for value in unnamed)} voxels: name them in "
-                "`--labels` or `--regions`, or renumber the prediction."
+                f"Expected `{pair.prediction}` to hold only {named}, but got {', '.join(map(str, unnamed[:5]))} in "
+                f"{counted(sum(held[v] for v in unnamed), 'voxel')}: extend `--labels` or `--regions`, or correct it."
             )
             tasks[pair.case] = _empty_task(pair, settings, record["inputs"], problem)
     outcomes = _score_empty(run, tasks)
@@ -294,7 +294,7 @@ def _failure(pair: Pair, reason: str) -> dict[str, Any]:
 
 
 def _pairs(request: Request) -> list[Pair]:
-    if request.pairs is not None and request.predictions.is_dir():
-        return read_pairs(request.pairs, request.predictions, request.references)
     named = request.predictions, request.references
+    if request.pairs is not None and request.predictions.is_dir():
+        return read_pairs(request.pairs, *named)
     return pair_volumes(*named) or pair_folders(*named)

@@ -15,7 +15,7 @@ from monai_iou.evaluation.pairing import Pair, name_of_file
 from monai_iou.evaluation.rendering import restored
 from monai_iou.evaluation.request import Request, RequestError
 from monai_iou.evaluation.rules import Structure
-from monai_iou.files import read_csv
+from monai_iou.tables import enumerated, read_csv, text_remedy
 from monai_iou.volumes.names import composed
 
 SHOWN = 3  # names in a message
@@ -212,13 +212,13 @@ def _from_file(pairs: Sequence[Pair], file: Path) -> dict[str, str]:
             rows = read_csv(file)
             columns = {name for row in rows for name in row}  # a row may be short
             if not {"case", "patient"} <= columns:
-                raise _unusable(file, f"the columns {', '.join(sorted(columns)) or 'nothing'}")
+                raise _unusable(file, enumerated("column", sorted(columns)) if columns else "no row")
             return _by_name(cases, ((row.get("case", ""), row.get("patient", "")) for row in rows), file)
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, RequestError):
             raise
-        raise _unusable(file, " ".join(str(error).split())) from error
+        raise _unusable(file, " ".join(str(error).split()), text_remedy(error, "correct it")) from error
     whole = content if isinstance(content, dict) and "patient_groups" in content else {}
     content = whole.get("patient_groups", content)
     if not isinstance(content, dict):
@@ -271,8 +271,8 @@ def _strange(cases: Sequence[str], named: Sequence[str], source: Path) -> Reques
     )
 
 
-def _unusable(file: Path, content: str) -> RequestError:
+def _unusable(file: Path, content: str, remedy: str = "correct it") -> RequestError:
     return RequestError(
         f"Expected `{file}` to be a CSV with the columns case and patient, or JSON that maps patients to lists of "
-        f"cases, but got {content}: correct it."
+        f"cases, but got {content}: {remedy}."
     )

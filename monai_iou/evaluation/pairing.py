@@ -11,8 +11,8 @@ from pathlib import Path
 
 from monai_iou.evaluation.label_maps import is_image, is_label_map
 from monai_iou.evaluation.rendering import restored
-from monai_iou.evaluation.request import Request
-from monai_iou.files import read_csv
+from monai_iou.evaluation.request import Request, RequestError
+from monai_iou.tables import read_csv, text_remedy
 from monai_iou.volumes.header import VolumeError
 from monai_iou.volumes.names import (
     MASK,
@@ -173,7 +173,7 @@ def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
     """Pair two files or two folders of DICOM slices, which are one case; no pair if both are folders of volumes.
 
     Raises:
-        PairingError: one is a volume, and the other a folder of volumes.
+        RequestError: one is a volume, and the other a folder of volumes; a PairingError if that holds none.
     """
     folders = {"--predictions": predictions, "--references": references}
     alone = [option for option, path in folders.items() if _is_one_volume(path)]
@@ -187,7 +187,7 @@ def pair_volumes(predictions: Path, references: Path) -> list[Pair]:
             f"`{folders[alone[0]]}` and the folder `{folders[other]}`: name the folder above the volume, or one volume "
             "of the folder."
         )
-        raise PairingError(message)
+        raise RequestError(message)
     return []
 
 
@@ -241,7 +241,8 @@ def read_pairs(path: Path, predictions: Path, references: Path) -> list[Pair]:
     try:
         rows = read_csv(path)
     except (OSError, ValueError) as error:
-        message = f"Expected `--pairs` to be a CSV file in UTF-8, but got `{path}` ({error}): check the path."
+        remedy = text_remedy(error, "save it as CSV")
+        message = f"Expected `--pairs` to be a CSV file in UTF-8, but got `{path}` ({error}): {remedy}."
         raise PairingError(message) from error
     columns = {name for row in rows for name in row}  # a row may be short
     if not {"prediction", "reference"} <= columns:

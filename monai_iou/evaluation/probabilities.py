@@ -26,6 +26,7 @@ from monai_iou.evaluation.scoring import lesion_volume_scale
 from monai_iou.metrics.components import find_overlaps
 from monai_iou.metrics.lesion_maps import lesion_maps
 from monai_iou.metrics.lesion_rules import match_components
+from monai_iou.tables import counted
 from monai_iou.volumes.grid import Grid, GridError, align, same_grid, spatial_grid
 from monai_iou.volumes.memory import room_for
 from monai_iou.volumes.names import is_png
@@ -114,7 +115,7 @@ def _histogram(
     inside = torch.from_numpy(np.ascontiguousarray(mask).astype(np.uint8).reshape(1, 1, -1))
     histograms = probability_histograms(voxels, inside, activation=None, resolution=RESOLUTION)
     if undefined := int(histograms.undefined.sum()):
-        message = f"Expected probabilities, but got NaN in {undefined} voxels: find out where they come from."
+        message = f"Expected probabilities, but got NaN in {counted(undefined, 'voxel')}: correct the map."
         raise ValueError(message)
     counts: NDArray[np.int64] = histograms.counts[0, 0].numpy()
     return counts

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_iou.evaluation.rules import Structure
+from monai_iou.tables import counted
 from monai_iou.volumes.probability_kind import UNKNOWN_KIND, ProbabilityKind
 
 __all__ = ["channels_of", "check_range"]
@@ -79,8 +80,8 @@ def channels_of(
     names = ", ".join(structure.name for structure in structures)
     if are_shares is None and are_channels and not same:
         message = (
-            f"Expected the {count} channels of `{path}` to be shares of 1, as those of labels, or one output for each "
-            f"of {names}, but got sums that tell neither: write one file for each of them, named CASE_LABEL."
+            f"Expected the {counted(count, 'channel')} of `{path}` to be shares of 1, as those of labels, or one "
+            f"output for each of {names}, but got sums that tell neither: write one file for each, named CASE_LABEL."
         )
         raise ValueError(message)
     if not in_order:

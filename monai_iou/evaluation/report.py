@@ -132,7 +132,7 @@ def _lesion_tile(evaluation: Evaluation, lesions: Sequence[Mapping[str, Any]]) -
     """The lesions found, and the same with or without those of missing cases where these have some."""
     status = [row["status"] for row in lesions]
     detected, missed, false = (status.count(kind) for kind in ("tp", "fn", "fp"))
-    note, total, unseen = f"{false} false positives", detected + missed, len(evaluation.missing_lesions)
+    note, total, unseen = counted(false, "false positive"), detected + missed, len(evaluation.missing_lesions)
     if unseen and evaluation.request.missing == "exclude":
         note += f". With the missing cases {detected} of {total + unseen}"
     elif unseen:
@@ -145,8 +145,8 @@ def _missing(score: Mapping[str, Any]) -> str:
     missing = score["n_penalty"] - score["n_defined"]
     if not missing:
         return ""
-    counted, left_out = number(score["mean_penalty"]), number(score["mean_defined"])
-    return f". IoU {counted} with the {missing} missing, {left_out} without them"
+    with_worst, left_out = number(score["mean_penalty"]), number(score["mean_defined"])
+    return f". IoU {with_worst} with {missing} missing, {left_out} without {'it' if missing == 1 else 'them'}"
 
 
 def _other_mean(score: Mapping[str, Any], digits: int) -> str:
@@ -161,7 +161,7 @@ def _other_mean(score: Mapping[str, Any], digits: int) -> str:
 
 def _interval(bounds: Sequence[float] | None, digits: int, unit: str) -> str:
     if bounds is None:
-        return f"No interval below {MIN_UNITS} {unit}s"
+        return f"No interval with fewer than {MIN_UNITS} {unit}s"
     return f"95 % interval {number(bounds[0], digits)} to {number(bounds[1], digits)}"
 
 

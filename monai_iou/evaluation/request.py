@@ -34,7 +34,8 @@ class Request:
         predictions: folder of predicted label maps.
         references: folder of reference label maps.
         output: folder for the results; created if it does not exist.
-        labels: label values to evaluate; empty means every value except 0 that occurs in a reference.
+        labels: label values to evaluate; empty means the regions of the references' dataset.json or, without regions,
+            every value except 0 that occurs in a reference, or in a prediction and is named in dataset.json.
         regions: unions of label values by name, evaluated instead of labels.
         ignore: reference voxels with this value are excluded from all scores.
         tolerance: tolerance of the normalised surface Dice (NSD) in mm.
@@ -204,7 +205,7 @@ def _check_numbers(request: Request) -> None:
         message = f"Expected `--workers` to be 1 or more, but got {request.workers}: give a number of processes."
         raise RequestError(message)
     if isinstance(request.dilation, bool) or request.dilation < 0:
-        message = f"Expected `--dilation` to be 0 or more, but got {request.dilation}: BraTS-METS takes 1."
+        message = f"Expected `--dilation` to be 0 or more, but got {request.dilation}: give 1 for BraTS-METS."
         raise RequestError(message)
     if request.connectivity not in (6, 18, 26):
         message = f"Expected `--connectivity` to be 6, 18 or 26, but got {request.connectivity}: choose one."
@@ -263,10 +264,12 @@ def _check_choices(request: Request) -> None:
 
 
 def _check_inputs(request: Request) -> None:
-    if request.pairs is not None and request.predictions.is_file() and request.references.is_file():
+    files = [path for path in (request.predictions, request.references) if path.is_file()]
+    if request.pairs is not None and files:
+        got = "two files, which are a pair" if len(files) == 2 else f"the file `{files[0]}`"
         message = (
-            "Expected two folders with `--pairs`, whose paths start at them, but got two files, which are a pair: drop "
-            "`--pairs`, or name the folders."
+            f"Expected two folders with `--pairs`, whose paths start at them, but got {got}: drop `--pairs`, or name "
+            "the folders."
         )
         raise RequestError(message)
     for option, folder in (("--images", request.images), ("--probabilities", request.probabilities)):

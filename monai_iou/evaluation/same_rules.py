@@ -11,6 +11,7 @@ from typing import Any
 from monai_iou.evaluation.paired_scores import CompareError, Evaluated, is_in, paired_keys, unknown_cases
 from monai_iou.evaluation.rules import split_width
 from monai_iou.metrics import CHALLENGES
+from monai_iou.tables import enumerated
 
 __all__ = ["check_rules"]
 
@@ -63,7 +64,7 @@ def _left_out(one: Evaluated, other: Evaluated) -> Iterator[str]:
     """What only one folder has scores of: the means of the comparison are not those of its own report."""
     labels = [label for label in one.labels if label not in other.labels]
     if labels:
-        yield f"`{one.folder}` has the labels {', '.join(labels)} and `{other.folder}` does not: they are left out."
+        yield f"`{one.folder}` has {enumerated('label', labels)} and `{other.folder}` does not: {_out(labels)}."
     scored = [*one.scores, *((case, label) for case in sorted(one.failed - one.unscored) for label in one.labels)]
     shared = [key for key in scored if key[1] in other.labels]
     cases = dict.fromkeys(case for case, _ in shared)
@@ -72,15 +73,19 @@ def _left_out(one: Evaluated, other: Evaluated) -> Iterator[str]:
     if missing:
         yield (
             f"`{other.folder}` was not asked for {len(missing)} of the {len(cases)} cases of `{one.folder}`, such as "
-            f"`{missing[0]}`: they are left out."
+            f"`{missing[0]}`: {_out(missing)}."
         )
     # Where no compared folder knows what there was to find, `_unknown` tells it of both.
     unscored = list(dict.fromkeys(key[0] for key in lacking if key[0] in other.failed and key in other.known))
     if unscored:
         yield (
             f"`{other.folder}` has no score for {len(unscored)} of the {len(cases)} cases of `{one.folder}`, such as "
-            f"`{unscored[0]}`, not even as an empty prediction (its failures.csv says why): they are left out."
+            f"`{unscored[0]}`, not even as an empty prediction (its failures.csv says why): {_out(unscored)}."
         )
+
+
+def _out(what: Sequence[str]) -> str:
+    return "it is left out" if len(what) == 1 else "they are left out"
 
 
 def _unknown(first: Evaluated, second: Evaluated) -> Iterator[str]:

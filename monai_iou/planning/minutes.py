@@ -23,6 +23,7 @@ from monai_iou.planning.plan import Plan, make_plan
 from monai_iou.planning.rules import Proposal, propose
 from monai_iou.planning.size_rules import STRIDED, Decision, network_decision
 from monai_iou.planning.timing import Timing, measure_timing
+from monai_iou.tables import counted
 
 __all__ = ["Measure", "propose_within"]
 
@@ -148,8 +149,8 @@ def propose_within(
     if budget.steps < max(MIN_STEPS, budget.epoch_steps):
         needed = budget.seconds(max(MIN_STEPS, budget.epoch_steps), 1) / (1 - RESERVE) / 60
         message = (
-            f"Expected `--minutes` to be enough for a training on {sides.trained} cases, but got {minutes:g}: on this "
-            f"machine it takes {math.ceil(10 * needed) / 10:g} or more."
+            f"Expected `--minutes` to be enough for a training on {counted(sides.trained, 'case')}, but got "
+            f"{minutes:g}: on this machine it takes {math.ceil(10 * needed) / 10:g} or more."
         )
         raise ValueError(message)
     return _within(proposal, budget, wanted)
@@ -205,7 +206,7 @@ def _within(proposal: Proposal, budget: _Budget, wanted: int) -> Proposal:
         f"{steps} steps of {budget.timing.step:.2f} s as timed here; with {budget.fixed:.0f} s for the start, the "
         f"cases and a validation they end after about {ends:.1f} of {budget.minutes:g} minutes"
     )
-    length = Decision("length", f"{epochs} epochs, validation every {interval}", reason, keys)
+    length = Decision("length", f"{counted(epochs, 'epoch')}, validation every {interval}", reason, keys)
     shorter = _replaced(proposal, length, _averaged(proposal, steps))
     passes = epochs * repeats
     return replace(shorter, decisions=(*shorter.decisions, _unchanged(passes))) if passes <= FEW_PASSES else shorter

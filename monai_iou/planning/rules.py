@@ -211,7 +211,7 @@ def _length(batch: int, trained: int, machine: Machine) -> Decision:
     epochs = max(MIN_EPOCHS, math.ceil(STEPS[machine.device] / steps))
     interval = max(1, epochs // VALIDATIONS[machine.device])
     again = f", {repeats} times each," if repeats > 1 else ""
-    give = f"give{'s' if trained == 1 else ''} {steps} steps per epoch and {epochs * steps} in all"
+    give = f"give{'s' if trained == 1 else ''} {counted(steps, 'step')} per epoch and {epochs * steps} in all"
     reason = f"{counted(trained, 'training case')}{again} {give}"
     value = f"{epochs} epochs, validation every {interval}"
     return Decision("length", value, reason, {"epochs": epochs, "case_repeats": repeats, "val_interval": interval})

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai_iou.datasets.cases import DatasetError
 from monai_iou.planning.plan import Plan
+from monai_iou.tables import text_remedy
 
 __all__ = ["load_plan"]
 
@@ -42,7 +43,8 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         )
         _check_values(plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): train again."
+        remedy = text_remedy(error, "train again")
+        message = f"Expected {path} to be the plan that training stored, but it cannot be read ({error}): {remedy}."
         raise DatasetError(message) from error
     return plan
 

@@ -47,7 +47,7 @@ def test_a_failed_case_makes_the_exit_code_one(folders, tmp_path, capsys):
     assert main(["evaluate", *folders, f"--output={tmp_path / 'out'}"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("Evaluated 1 of 2 cases.")
-    assert "Label 1: mean HD95 35.68 mm with and 1.00 mm without the 1 missing" in out
+    assert "Label 1: mean HD95 35.68 mm, counting 1 undefined or missing score as the worst; 1.00 mm without it" in out
     assert "Failed: case0: Expected a prediction for the reference" in err
 
 
@@ -82,10 +82,11 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "Evaluated 0 of 1 cases.",
-        "Label 1: mean IoU 0.000 with and undefined without the 1 missing",
-        "Label 1: mean HD95 70.36 mm with and undefined without the 1 missing",
-        "Label 2: mean IoU 0.000 with and undefined without the 1 missing",
-        "Label 2: mean HD95 70.36 mm with and undefined without the 1 missing",
+        *(
+            f"Label {label}: mean {score}, counting 1 undefined or missing score as the worst; undefined without it"
+            for label in (1, 2)
+            for score in ("IoU 0.000", "HD95 70.36 mm")
+        ),
         f"Report: {tmp_path / 'out' / 'report.html'}",
     ]
     assert "Failed: case0: Expected" in err
@@ -121,7 +122,11 @@ def test_a_single_truncated_case_ends_with_tables_and_exit_code_one(folders, tmp
         (["--labels=1", "--tolerance=2=1"], 2, "to name structures that are scored (1), but got 2: correct its name."),
         (["--lables=1"], 2, "--labels"),
         (["--scheduler=host"], 2, "Expected `--scheduler` to be an address such as tcp://host:8786, but got `host`"),
-        (["--scheduler=tls://host:1"], 2, "but got `tls://host:1`: only TCP without encryption is supported."),
+        (
+            ["--scheduler=tls://host:1"],
+            2,
+            "but got `tls://host:1`: give one with a host and a port, of TCP without encryption.",
+        ),
         (
             ["--output=/proc/no/such"],
             1,
@@ -248,14 +253,18 @@ def test_compare_prints_and_writes_the_differences(folders, tmp_path, capsys):
     out = tmp_path / "comparison"
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), f"--output={out}", "--metrics=iou,dice"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "b against a, label 1, IoU: +0.0000 (no interval below 8 cases), p = 1 corrected"
-    assert lines[1] == "b against a, label 1, Dice: +0.0000 (no interval below 8 cases), p = 1 exploratory"
+    assert lines[0] == "b against a, label 1, IoU: +0.0000 (no interval with fewer than 8 cases), p = 1 corrected"
+    assert lines[1] == "b against a, label 1, Dice: +0.0000 (no interval with fewer than 8 cases), p = 1 exploratory"
     assert lines[-1] == f"Report: {out / 'comparison.html'}"
     assert {path.name for path in out.iterdir()} == {"comparison.csv", "paired.csv", "comparison.html"}
     for arguments, text in (
         (["a"], "Expected two or more evaluated folders, but got 1"),
         (["a", "absent"], f"Expected an output folder of `monai-iou evaluate`, but got `{tmp_path / 'absent'}`"),
-        (["a", "b", "--primary=speed"], "Expected metrics among iou, dice"),
+        (
+            ["a", "b", "--primary=speed"],
+            "but got speed: choose among these; counts, volumes and columns of a challenge are not compared.",
+        ),
+        (["a", "b", "--metrics=relative_volume_error"], "to name scores among iou, dice"),
     ):
         paths = [str(tmp_path / name) if "--" not in name else name for name in arguments]
         assert main(["compare", *paths, f"--output={out}"]) == 2
@@ -311,11 +320,16 @@ def test_single_masks_that_are_compared_with_themselves_are_counted(folders, tmp
 
 def test_a_class_that_no_file_holds_is_named(folders, tmp_path, capsys):
     arguments = ["class-weights", str(tmp_path / "references"), f"--output={tmp_path / 'weights.json'}"]
-    note = "No file holds the labels 7, 9: their weight is 0."
     assert main(arguments) == 0
     assert "No file holds" not in capsys.readouterr().out
-    assert main([*arguments, "--labels=0,1,2,7,9"]) == 0
-    assert note in capsys.readouterr().out.splitlines()
+    for labels, note in (
+        ("7,9", "No file holds labels 7 and 9: their weights are 0."),
+        ("7", "No file holds label 7: its weight is 0."),
+    ):
+        assert main([*arguments, f"--labels=0,1,2,{labels}"]) == 0
+        assert note in capsys.readouterr().out.splitlines()
+    assert main([*arguments[:2], "--output=weights.txt"]) == 2
+    assert "to be a .json file, but got `weights.txt`: add the extension" in capsys.readouterr().err
 
 
 def test_weights_of_a_dataset_of_regions_are_said_to_be_those_of_its_label_values(folders, tmp_path, capsys):
@@ -324,8 +338,8 @@ def test_weights_of_a_dataset_of_regions_are_said_to_be_those_of_its_label_value
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     assert main(["class-weights", str(tmp_path / "references"), f"--output={tmp_path / 'weights.json'}"]) == 0
     note = (
-        "The classes of this dataset are the regions whole, core. The weights are those of the label values, and not "
-        "of the regions: do not give them to a loss of regions."
+        "This dataset has regions whole and core for classes. The weights are those of the label values, and not of "
+        "regions: do not give them to a loss of regions."
     )
     assert note in capsys.readouterr().out.splitlines()
 
@@ -373,7 +387,17 @@ def test_two_files_are_one_case(folders, tmp_path, capsys):
     assert main(["evaluate", *files, f"--output={tmp_path / 'out'}"]) == 0
     assert capsys.readouterr().out.startswith("Evaluated 1 of 1 cases.")
     assert main(["evaluate", files[0], folders[1], f"--output={tmp_path / 'out2'}"]) == 2
-    assert "Expected `--predictions` to be a folder of volumes, but got `" in capsys.readouterr().err
+    assert (
+        f"Expected `--predictions` and `--references` to be two folders or two volumes, but got the volume "
+        f"`{files[0].removeprefix('--predictions=')}` and the folder `{folders[1].removeprefix('--references=')}`: "
+        "name the folder above the volume, or one volume of the folder."
+    ) in capsys.readouterr().err
+    assert main(["evaluate", files[0], "--references=nowhere", f"--output={tmp_path / 'out2'}"]) == 2
+    assert "Expected `--references` to be a folder of volumes, but got `nowhere`" in capsys.readouterr().err
+    (tmp_path / "pairs.csv").touch()
+    options = [f"--pairs={tmp_path / 'pairs.csv'}", f"--output={tmp_path / 'out2'}"]
+    assert main(["evaluate", files[0], folders[1], *options]) == 2
+    assert "whose paths start at them, but got the file `" in capsys.readouterr().err
 
 
 def test_two_dicom_series_are_one_case(folders, tmp_path, capsys):
@@ -396,7 +420,7 @@ def test_two_dicom_series_are_one_case(folders, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("Evaluated 1 of 1 cases.")
     options[0] = f"--predictions={tmp_path / 'references' / 'case0.nii.gz'}"
     assert main(["evaluate", *options, "--resample", "reference"]) == 0, "a file and a series are a pair too"
-    assert main(["evaluate", f"--predictions={tmp_path / 'predictions'}", *options[1:]]) == 1
+    assert main(["evaluate", f"--predictions={tmp_path / 'predictions'}", *options[1:]]) == 2
     message = (
         f"two folders or two volumes, but got the volume `{tmp_path / 'b'}` and the folder `{tmp_path / 'predictions'}`"
     )

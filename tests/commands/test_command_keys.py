@@ -22,6 +22,7 @@ from monai_iou.commands.keys import (
     INFERENCE_SETS,
     PARTS,
     PATHS,
+    STORED,
     check_values,
     known_keys,
     names_keys,
@@ -150,16 +151,19 @@ def test_a_users_config_adds_its_keys(tmp_path: Path) -> None:
         ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ("[]", "it holds no object, {...}"),
         ("\ufeff{}", "it begins with a byte-order mark, which MONAI does not read"),
+        ('{"\xfc": 1}', "'utf-8' codec can't decode byte 0xfc in position 2: invalid start byte"),
     ],
 )
 def test_a_config_that_holds_no_keys_is_named(text: str, why: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="latin-1" if "\xfc" in text else "utf-8")
+    remedy = {"'": "save it in UTF-8", "it begins": "save it without the mark"}
+    remedy = next((told for start, told in remedy.items() if why.startswith(start)), "correct it")
     for read in (known_keys, lambda paths: names_keys({}, paths)):
         with pytest.raises(click.UsageError) as caught:
             read([path])
         assert str(caught.value) == (
-            f"Expected `--config` to be a JSON file of the bundle's keys, but got `{path}` ({why}): correct it."
+            f"Expected `--config` to be a JSON file of the bundle's keys, but got `{path}` ({why}): {remedy}."
         )
 
 
@@ -167,8 +171,8 @@ def test_a_config_that_holds_no_keys_is_named(text: str, why: str, tmp_path: Pat
 def test_minutes_are_not_given_for_another_training_than_the_one_that_is_timed(name: str, tmp_path: Path) -> None:
     key = name.lstrip("+").split("#")[0]
     sentence = (
-        f"Expected `--minutes` without a key that changes how long the training takes, but got `{key}`, while the "
-        "training is timed as it is planned: leave the key out, or give --epochs instead of --minutes."
+        f"Expected no key beside `--minutes` that changes how long a training takes, but got `{key}`: leave it out, "
+        "because the plan is what is timed, or give --epochs instead of --minutes."
     )
     config = tmp_path / "mine.json"
     config.write_text(json.dumps({name: 3}), encoding="utf-8")
@@ -200,7 +204,7 @@ def test_a_training_that_is_replaced_is_timed_anew(
     (tmp_path / "data").mkdir()
     words = [str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--minutes", "5", "--batch_size", "8"]
     assert main(["train", *words, *again]) == code
-    assert ("Expected `--minutes` without a key" in capsys.readouterr().err) == (code == 2)
+    assert ("Expected no key beside `--minutes`" in capsys.readouterr().err) == (code == 2)
 
 
 def test_keys_that_change_a_trainings_length_are_keys_of_the_bundle() -> None:
@@ -237,17 +241,23 @@ def test_keys_may_stand_anywhere_among_options_and_images() -> None:
             "Expected a key of inference.json, but got `evaluate_on`, which is one of evaluate.json: give it to "
             "`python -m monai.bundle run` with evaluate.json.",
         ),
-        (["--fold", "1"], "the command sets `fold` itself: use --folds."),
+        (["--fold", "1"], "a key of inference.json, but got `fold`, which is one of train.json: use --folds."),
         (["--tta_flips", "true"], "the command sets `tta_flips` itself: use --tta."),
         (["--images", "a"], "the command sets `images` itself: use IMAGES."),
-        (["--patch_size", "[8,8,8]"], "the command sets `patch_size` itself: use another RUN."),
+        *(
+            (
+                [f"--{name}", "8"],
+                f"Expected no key that is stored with the model, but got `{name}`: leave it out, or name another RUN.",
+            )
+            for name in STORED
+        ),
     ],
 )
 def test_predict_refuses_what_is_no_key_of_inference(words: list[str], sentence: str) -> None:
     known = known_keys([], "inference")
-    assert set(INFERENCE_SETS) - {"fold"} <= known
+    assert {*INFERENCE_SETS, *STORED} <= known
     with pytest.raises(click.UsageError) as caught:
-        read_keys(words, known, ["tta"], "inference")
+        read_keys(words, known, own_options_of(predict), "inference")
     assert sentence in str(caught.value)
 
 
@@ -419,7 +429,7 @@ def test_what_the_bundle_takes_or_resolves_is_no_wrong_setting(shipped: str) -> 
 
 
 MACHINE_NUMBERS = [("--memory-gb", "give GiB, such as 8"), ("--minutes", "give minutes, such as 30")]
-FOLD_NUMBERS = [("--folds", 2, "5 folds are usual"), ("--fold", 0, "folds are counted from 0")]
+FOLD_NUMBERS = [("--folds", 2, "give 2 or more folds, usually 5"), ("--fold", 0, "count folds from 0")]
 WRONG_NUMBERS = [
     *(
         ([command, ".", option, value], f"'{option}': Expected a positive number, but got '{value}': {remedy}.")
@@ -455,7 +465,7 @@ WRONG_NUMBERS = [
     *(
         (
             ["class-weights", ".", "--beta", value],
-            f"Expected a number of at least 0 and below 1, but got '{value}': 0.9999 is usual.",
+            f"Expected a number of at least 0 and below 1, but got '{value}': give for instance 0.9999.",
         )
         for value in ("nan", "1", "-0.1", "inf")
     ),

@@ -153,7 +153,11 @@ def test_a_split_that_leaves_no_foreground_to_train_on(folder: Path, split: dict
     others = [f"c{i}" for i in range(3) if f"c{i}" not in [item["case"] for item in held_out]]
     for name in others:
         write(folder / f"labelsTr/{name}.nii.gz", np.zeros((6, 7, 8), np.uint8))
-    message = f"one of the {len(others)} cases to train on to have foreground, but all are empty ({', '.join(others)})"
+    which, found = ("the only case", "it is") if len(others) == 1 else (f"one of the {len(others)} cases", "all are")
+    message = (
+        f"Expected {which} to train on to have foreground, but {found} empty ({', '.join(others)}): choose another "
+        "`split_seed` or other `folds`, or correct the split that splits_final.json or `validation` gives."
+    )
     with pytest.raises(DatasetError, match=re.escape(message)):
         BundleCases(str(folder), **split).plan([8, 8, 8])
 
@@ -329,10 +333,10 @@ PATIENTS = "the number of patients to divide into folds"
     ("folds", "fold", "text"),
     [
         (4, 0, f"Expected `folds` to be at most 3, {PATIENTS}, but got 4: take 3 or fewer."),
-        (1, 0, "Expected `folds` to be an integer of at least 2, but got 1: 5 is usual."),
-        ("five", 0, "Expected `folds` to be an integer of at least 2, but got 'five': 5 is usual."),
-        (3, 3, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got 3: folds are counted from 0."),
-        (3, -1, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got -1: folds are counted from 0."),
+        (1, 0, "Expected `folds` to be an integer of at least 2, but got 1: give 2 or more, usually 5."),
+        ("five", 0, "Expected `folds` to be an integer of at least 2, but got 'five': give 2 or more, usually 5."),
+        (3, 3, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got 3: count folds from 0."),
+        (3, -1, "Expected `fold` to be an integer from 0 to 2, as `folds` is 3, but got -1: count folds from 0."),
     ],
 )
 def test_folds_that_cannot_be(folder: Path, folds: object, fold: object, text: str) -> None:

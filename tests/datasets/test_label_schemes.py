@@ -170,7 +170,7 @@ def test_soft_labels_are_shares_of_the_classes(tmp_path: Path) -> None:
     ("shares", "words"),
     [
         (np.full(SHAPE, 1.5, np.float32), "shares from 0 to 1"),
-        (np.full((*SHAPE, 2), 0.4, np.float32), "a channel for each of 1 classes"),
+        (np.full((*SHAPE, 2), 0.4, np.float32), "to hold 1 channel, one for each class"),
     ],
 )
 def test_wrong_shares_are_refused(tmp_path: Path, shares: np.ndarray, words: str) -> None:
@@ -192,14 +192,17 @@ def test_shares_that_a_file_stores_as_scaled_integers_are_read(ends: tuple[float
         np.testing.assert_allclose(read_back, stored, atol=1e-6)
     else:
         wrong = next(end for end in ends if end not in (0, 1))
-        with pytest.raises(VolumeError, match=rf"shares from 0 to 1, as .*, but got {wrong:g}: divide by the largest"):
+        remedy = "replace negative values by 0" if wrong < 0 else "divide by the largest value"
+        end = rf"but got {wrong:g}: {remedy}, or set `soft_labels` to false if these are no shares\."
+        with pytest.raises(VolumeError, match=rf"shares from 0 to 1, as .*, {end}$"):
             read_shares(tmp_path / "a.nii.gz")
 
 
 def test_shares_of_more_than_a_voxel_are_refused(tmp_path: Path) -> None:
     shares = np.full((*SHAPE, 2), 0.6, np.float32)
     names = {"0": "background", "1": "a", "2": "b"}
-    assert "add up to at most 1" in refusal(dataset(tmp_path, [shares], labels=names, soft_labels=True))
+    said = refusal(dataset(tmp_path, [shares], labels=names, soft_labels=True))
+    assert "add up to at most 1 in every voxel, but got 1.2: correct the shares, or list classes that overlap " in said
 
 
 def test_fractions_without_the_key_name_it(tmp_path: Path) -> None:

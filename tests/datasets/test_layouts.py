@@ -136,6 +136,20 @@ def test_splits_of_nnunet_are_the_folds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "splits_final.json"])
+@pytest.mark.parametrize(
+    ("content", "remedy"), [(b'["\xfc"]', "save it in UTF-8"), (b"[", "correct the file"), (None, "check the path")]
+)
+def test_a_description_that_cannot_be_read_is_answered_with_the_reason(
+    tmp_path: Path, name: str, content: bytes | None, remedy: str
+) -> None:
+    nnunet(tmp_path)
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert re.fullmatch(f"Expected {path} to be JSON, but it cannot be read \\(.*\\): {remedy}\\.", refusal(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "splits_final.json"])
 def test_a_description_whose_link_leads_nowhere_is_not_passed_over(tmp_path: Path, name: str) -> None:
     """As of a dataset of git-annex that was fetched in part: another description would stand in for it."""
     nnunet(tmp_path)

@@ -55,9 +55,9 @@ def test_the_lesions_are_brighter_than_muscle() -> None:
         (
             {"foreground": 0.2},
             "Expected `foreground` to be a share of the voxels above 0 and at most 0.05, but got 0.2: "
-            "larger lesions do not fit into the body.",
+            "choose a smaller share, because larger lesions do not fit into the body, or None to keep the diameters.",
         ),
-        ({"foreground": float("nan")}, "but got nan: larger lesions"),
+        ({"foreground": float("nan")}, "but got nan: choose a smaller share"),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path, options, message: str) -> None:
@@ -80,11 +80,15 @@ def test_a_dataset_says_which_lesions_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"training": 0}, "Expected `training` to be a number of cases of at least 1, but got 0: write more."),
-        ({"evaluation": -1}, "Expected `evaluation` to be a number of cases of at least 0, but got -1: write more."),
+        ({"training": 0}, "Expected `training` to be a number of cases of at least 1, but got 0: give 1 or more."),
+        (
+            {"evaluation": -1},
+            "Expected `evaluation` to be a number of cases of at least 0, but got -1: give 0 or more.",
+        ),
         (
             {"shape": (16, 16, 2)},
-            "Expected `shape` to be three numbers of at least 4 voxels, but got (16, 16, 2): take",
+            "Expected `shape` to be three numbers of at least 4 voxels, but got (16, 16, 2): give at least 4 along "
+            "each of three axes.",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_differences_intervals_and_p_values(tmp_path, scores):
 def test_a_single_case_has_its_difference_and_no_p_value(tmp_path, capsys):
     a, b = (evaluated(tmp_path / name, {"iou": [value]}, cases=1) for name, value in (("a", 0.75), ("b", 0.5)))
     assert main(["compare", str(a), str(b), "-o", str(tmp_path / "out"), "--metrics", "iou"]) == 0
-    line = "b against a, label 1, IoU: -0.2500 (no interval below 8 cases), no p-value of a single case"
+    line = "b against a, label 1, IoU: -0.2500 (no interval with fewer than 8 cases), no p-value for a single case"
     assert capsys.readouterr().out.splitlines()[0] == line
     (row,) = read_csv(tmp_path / "out" / "comparison.csv")
     found = [row[name] for name in ("baseline_mean", "other_mean", "difference", "p", "p_holm", "better")]
@@ -425,5 +425,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path, scores):
         compare_folders([a, c], tmp_path / "out")
     with pytest.raises(CompareError, match=r"but got no readable cases\.csv: evaluate first\."):
         compare_folders([a, tmp_path], tmp_path / "out")
-    with pytest.raises(CompareError, match=r"Expected metrics among iou, dice, .* but got speed"):
+    with pytest.raises(CompareError, match=r"to name scores among iou, dice, .* but got speed: choose among these; "):
         compare_folders([a, a], tmp_path / "out", ["speed"])

@@ -139,7 +139,7 @@ def test_a_tolerance_of_a_region_of_the_description_is_used(tmp_path: Path) -> N
         ({}, ""),
         (
             {"labels": {"background": 0, "a": [1, 2]}},
-            "Expected `regions_class_order` in PATH to name a value for each of the 1 regions, but got None: add it, "
+            "Expected `regions_class_order` in PATH to name 1 value, one for each region, but got None: add it, "
             "in the order of the regions.",
         ),
         ({"labels": "lesion"}, "Expected `labels` in PATH to name the background 0 and at least one more value, as "),

@@ -134,7 +134,7 @@ def test_broken_cases_do_not_stop_the_others(request_):
     assert failures.keys() == {"case0", "case1", "case2", "extra", "nan", "other"}
     assert failures["case0"].startswith("Expected a prediction for the reference")
     assert "to be a readable volume" in failures["case1"]
-    assert "to hold the labels 1, 2, but got 7 in 1 voxels" in failures["case2"]
+    assert "to hold only labels 1 and 2, but got 7 in 1 voxel: extend `--labels`" in failures["case2"]
     assert failures["extra"].startswith("Expected a reference for the prediction")
     assert "NaN or infinite voxels" in failures["nan"]
     assert "spacing 1x1x2.5 mm" in failures["other"]
@@ -200,6 +200,10 @@ def test_finished_cases_are_kept_until_a_file_or_an_option_changes(request_, mon
     assert evaluate_folders(request_).reused == 4
     assert scored == []
     assert files_of(request_) == first
+    others = {"missing": "penalty", "present": "either", "pictures": "all", "export": ("latex",)}
+    for name, value in others.items():  # as the page says of the options on which no score depends
+        assert evaluate_folders(Request(**{**vars(request_), name: value})).reused == 4
+    assert scored == []
     save(request_.predictions / "case2.nii.gz", volume(7))
     evaluate_folders(request_)
     assert scored == ["case2"]

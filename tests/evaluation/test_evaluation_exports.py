@@ -127,9 +127,9 @@ def test_one_pair_of_files_needs_no_table(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_file_and_a_folder_are_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = save(tmp_path / "a.nii.gz", np.ones(SHAPE, np.uint8))
-    assert main(["evaluate", "-p", str(file), "-r", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
-    assert f"Expected `--predictions` to be a folder of volumes, but got `{file}`" in capsys.readouterr().err
+    file = save(tmp_path / "r" / "a.nii.gz", np.ones(SHAPE, np.uint8))
+    assert main(["evaluate", "-p", str(file), "-r", str(file.parent), "-o", str(tmp_path / "out")]) == 2
+    assert f"but got the volume `{file}` and the folder `{file.parent}`: name" in capsys.readouterr().err
 
 
 def test_the_export_has_the_layout_of_nnunet(tmp_path: Path) -> None:

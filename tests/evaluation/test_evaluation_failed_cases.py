@@ -348,7 +348,7 @@ def test_a_case_without_a_readable_reference_is_no_failure_of_the_method(tmp_pat
     assert (row["n"], row["left_out"], row["difference"] == 0) == (4 - len(left), 0, left[-1] == "torn")
     assert notes == [
         f"`{b}` has no score for {len(left)} of the 4 cases of `{a}`, such as `late`, not even as an empty prediction "
-        "(its failures.csv says why): they are left out."
+        f"(its failures.csv says why): {'it is' if len(left) == 1 else 'they are'} left out."
     ]
     paired = {line["case"]: line["out-b"] for line in read_csv(output / "paired.csv")}
     assert [case for case in cases if paired[case] == ""] == left

@@ -123,12 +123,25 @@ def test_cases_may_be_named_with_the_escapes_of_our_tables(tmp_path: Path) -> No
         ("g.json", '{"P": ["x"]}', "to name cases that are evaluated, such as a, but got x: name the cases as"),
         ("g.json", "{}", "such as a, but got none: name the cases as cases.csv does, each with its patient."),
         ("g.csv", "case,patient\na,\nb,\n", "but got none: name the cases as cases.csv does, each with its patient."),
-        ("g.csv", "case\na\n", "to be a CSV with the columns case and patient, or JSON that maps"),
+        ("g.csv", "case\na\n", "JSON that maps patients to lists of cases, but got column case: correct it."),
+        (
+            "g.csv",
+            "id,who\na,P\n",
+            "JSON that maps patients to lists of cases, but got columns id and who: correct it.",
+        ),
+        ("g.csv", "case,patient\n", "JSON that maps patients to lists of cases, but got no row: correct it."),
     ],
 )
 def test_a_file_that_gives_no_patients_is_refused(name: str, text: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=re.escape(expected)):
         listed(tmp_path, text, "a", "b", name=name)
+
+
+@pytest.mark.parametrize(("name", "text"), [("g.csv", "case,patient\na,M\xfcller\n"), ("g.json", '{"a": "M\xfcller"}')])
+def test_a_file_of_patients_in_another_encoding_is_answered_with_it(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(RequestError, match=r"but got 'utf-8' codec can't decode byte 0xfc .*: save it in UTF-8\.$"):
+        patients_of(pairs_of("a"), Request(tmp_path, tmp_path, tmp_path / "out", groups=tmp_path / name))
 
 
 def test_cases_without_a_patient_beside_others_are_noted(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_the_printed_interval_stands_behind_its_own_mean(folders, capsys, missin
     iou = done.summary["labels"]["1"]["iou"]
     interval = " (95 % interval {:.3f} to {:.3f})".format(*iou["mean_interval"])
     means = [f"{iou[name]:.3f}{interval * (iou[name] == iou['mean'])}" for name in ("mean_penalty", "mean_defined")]
-    line = f"Label 1: mean IoU {means[0]} with and {means[1]} without the 1 missing"
+    line = f"Label 1: mean IoU {means[0]}, counting 1 undefined or missing score as the worst; {means[1]} without it"
     assert line.count("interval") == 1
     assert line in capsys.readouterr().out.splitlines()
 
@@ -226,7 +226,7 @@ def test_the_report_names_the_means_that_count_what_is_missing(folders, missing)
     summary, _ = evaluated(folders, missing=missing)
     page = (folders / "out0" / "report.html").read_text(encoding="utf-8")
     iou = summary["labels"]["1"]["iou"]
-    assert f". IoU {iou['mean_penalty']:.3f} with the 1 missing, {iou['mean_defined']:.3f} without them. Dice" in page
+    assert f". IoU {iou['mean_penalty']:.3f} with 1 missing, {iou['mean_defined']:.3f} without it. Dice" in page
     warned = 'are left out of all scores below, except those marked "with ... missing".'
     assert (warned in page) == (missing == "exclude")
     assert (f"with 1 missing {iou['mean_penalty']:.3f}<" in page) == (missing == "exclude")

@@ -174,7 +174,7 @@ def test_a_comparison_says_whether_cases_or_patients_are_too_few(
         "of the pairs, and of the ranking"
     )
     print_comparison(rows, tmp_path / "out")
-    assert capsys.readouterr().out.count(f"(no interval below 8 {said})") == 3
+    assert capsys.readouterr().out.count(f"(no interval with fewer than 8 {said})") == 3
 
 
 def test_patients_are_counted_where_a_score_is_defined(tmp_path: Path) -> None:
@@ -207,12 +207,12 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 
 def test_the_report_says_that_patients_are_too_few(grouped: Evaluation) -> None:
     page = report_text(grouped)
-    assert "No interval below 8 patients" in page
-    assert "below 8 cases" not in page
+    assert "No interval with fewer than 8 patients" in page
+    assert "fewer than 8 cases" not in page
     assert "of 10, from 2 patients; none failed" in page
     assert "median 1.000, n = 9 of 2 patients" in page
     alone = report._interval(None, 3, "case")
-    assert alone == "No interval below 8 cases"
+    assert alone == "No interval with fewer than 8 cases"
 
 
 def test_what_is_noted_of_every_case_is_one_line_of_the_command_and_whole_on_the_page(

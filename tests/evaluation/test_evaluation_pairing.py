@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from monai_iou.evaluation.pairing import Pair, PairingError, pair_folders, pair_volumes, read_pairs
+from monai_iou.evaluation.request import RequestError
 from monai_iou.files import write_csv
 
 
@@ -170,7 +171,7 @@ def test_a_volume_and_a_folder_of_volumes_are_no_pair(folders, file):
     message = (
         f"two folders or two volumes, but got the volume `{volume}` and the folder `{predictions}`: name the folder"
     )
-    with pytest.raises(PairingError, match=re.escape(message)):
+    with pytest.raises(RequestError, match=re.escape(message)):
         pair_volumes(predictions, volume)
     with pytest.raises(PairingError, match=r"`--predictions` to be a folder of volumes, but got `.*absent`: check"):
         pair_volumes(predictions / "absent", volume)
@@ -245,8 +246,23 @@ def test_csv_without_pairs_is_refused(folders, tmp_path, text, message):
 
 
 def test_absent_csv_is_refused(folders, tmp_path):
-    with pytest.raises(PairingError, match=r"`--pairs` to be a CSV file in UTF-8, but got `.*none\.csv`"):
+    with pytest.raises(
+        PairingError, match=r"`--pairs` to be a CSV file in UTF-8, but got `.*none\.csv` .*: check the path\."
+    ):
         read_pairs(tmp_path / "none.csv", *folders)
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        ("prediction,reference\nM\xfcller.nii,a.nii\n".encode("latin-1"), "save it in UTF-8"),
+        (b'prediction,reference\n"a.nii"x,a.nii\n', "save it as CSV"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_not_answered_with_its_path(folders, tmp_path, content, remedy):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(PairingError, match=rf"`--pairs` to be a CSV file in UTF-8, but got .*: {remedy}\.$"):
+        read_pairs(tmp_path / "pairs.csv", *folders)
 
 
 def test_a_case_of_a_table_is_named_as_its_files_are(folders, tmp_path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+import monai_iou
 from monai_iou.evaluation import case_files
 from monai_iou.evaluation.evaluate import evaluate_folders
 from monai_iou.evaluation.request import Request
 from monai_iou.files import OutputError
+from monai_iou.workflow.versions import about_this_run
 
 
 @pytest.fixture
@@ -42,6 +45,23 @@ def test_a_prediction_that_cannot_be_read_is_not_one_that_was_missing(request_: 
     done = evaluate_folders(request_)
     assert (done.failures, done.reused) == ([missing], 1), "the record of the empty prediction is no evaluated case"
     assert done.summary["cases"] == {"paired": 2, "evaluated": 1, "failed": 1, "reused": 1}
+
+
+def test_packages_that_pip_did_not_install_have_no_version(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a clone on PYTHONPATH."""
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    installed = evaluate_folders(request_).summary["versions"]
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("monai_iou.versions.version", version)
+    done = evaluate_folders(request_)
+    assert done.summary["versions"] == {**dict.fromkeys(installed, "not installed"), "monai-iou": monai_iou.__version__}
+    assert installed["monai-iou"] == monai_iou.__version__
+    assert "not installed" not in installed.values()
+    assert done.reused == 1, "the scores depend on no metadata"
+    assert about_this_run(["monai-iou"])["versions"]["torch"] == "not installed"
 
 
 def test_a_prediction_that_was_read_but_not_hashed_is_not_kept_as_missing(

@@ -256,7 +256,7 @@ def test_other_widths_are_refused(text):
         ({"match": "dice:0.5"}, 'Expected `match` to be "any", "iou:0.5" or "overlap:0.25", but got'),
         ({"connectivity": 8}, "Expected `--connectivity` to be 6, 18 or 26, but got 8: choose one."),
         ({"like": "kits"}, "Expected `--like` to be among brats-mets, isles22, autopet, ms, but got kits: choose one."),
-        ({"dilation": -1}, "Expected `--dilation` to be 0 or more, but got -1: BraTS-METS takes 1."),
+        ({"dilation": -1}, "Expected `--dilation` to be 0 or more, but got -1: give 1 for BraTS-METS."),
         ({"min_volume_mm3": -1.0}, "Expected `--min-volume` to be 0 mm3 or more, but got -1.0: give a volume."),
         ({"pictures": "some"}, "Expected `--pictures` to be all, worst or a number, but got some: choose one."),
         ({"missing": "zero"}, "Expected `--missing` to be among both, exclude, penalty, but got zero: choose one."),

@@ -228,8 +228,8 @@ def test_what_only_one_folder_was_asked_for_is_noted(tmp_path: Path) -> None:
     add = {**rows[0], "label": "7"}
     write_csv(first / "cases.csv", CASE_COLUMNS, [*read_csv(first / "cases.csv"), add])
     assert notes_of([first, second], tmp_path / "out") == [
-        f"`{first}` has the labels 7 and `{second}` does not: they are left out.",
-        f"`{second}` was not asked for 1 of the 9 cases of `{first}`, such as `case8`: they are left out.",
+        f"`{first}` has label 7 and `{second}` does not: it is left out.",
+        f"`{second}` was not asked for 1 of the 9 cases of `{first}`, such as `case8`: it is left out.",
     ]
 
 
@@ -237,7 +237,7 @@ def test_a_failed_case_that_the_other_was_not_asked_for_is_noted(tmp_path: Path)
     first, second = stored(tmp_path / "a"), stored(tmp_path / "b")
     write_csv(first / "failures.csv", FAILURE_COLUMNS, [{"case": "broken", "reason": "damaged"}])
     assert notes_of([first, second], tmp_path / "out") == [
-        f"`{second}` was not asked for 1 of the 10 cases of `{first}`, such as `broken`: they are left out."
+        f"`{second}` was not asked for 1 of the 10 cases of `{first}`, such as `broken`: it is left out."
     ]
 
 

@@ -99,13 +99,16 @@ def _known_options() -> set[str]:
 
 def _is_option(name: str, known: set[str]) -> bool:
     """Whether an option that a sentence names is a command's, a key of the configs, or a key inside them."""
+    name = name.replace("#", "::")  # MONAI takes both
     if "::" not in name:
         return name in known
-    try:
-        _check_key(name.removeprefix("--"), "monai_iou.IoULoss", _config("train.json"))
-    except LookupError:
-        return False
-    return True
+    for config in ("train.json", "inference.json"):
+        try:
+            _check_key(name.removeprefix("--"), "monai_iou.IoULoss", _config(config))
+        except LookupError:
+            continue
+        return True
+    return False
 
 
 def _check(words: Sequence[str], whole: bool) -> None:
