@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence.studies import STUDIES, Study
-from benchmarks.evidence.tables import COMPILED_SUMS, IN_HISTORY, OLDEST, is_in, key_of, runs_of, trains_as_now
+from benchmarks.evidence.tables import COMPILED_SUMS, IN_HISTORY, OLDEST, git, is_in, key_of, runs_of, trains_as_now
 
 Row = Mapping[str, str]
 LIST = re.compile(r"(<!-- commits -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,7 +32,7 @@ Which code made each run of the [results](../results.md). This page is generated
 
 def history_is_here() -> bool:
     """Return whether git knows the commits; it does not in a shallow clone or in an archive of the files."""
-    return is_in(OLDEST, "HEAD")
+    return is_in(OLDEST, "HEAD") and git("rev-parse", "--is-shallow-repository") == "false\n"
 
 
 def page(results: Path) -> str:

@@ -51,8 +51,16 @@ def trains_as_now(commit: str) -> bool:
 @functools.cache
 def is_in(commit: str, later: str) -> bool:
     """Return whether the history of a later commit contains a commit; False if git does not know one of them."""
-    command = ["git", "merge-base", "--is-ancestor", commit, later]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False).returncode == 0
+    return git("merge-base", "--is-ancestor", commit, later) is not None
+
+
+def git(*words: str) -> str | None:
+    """Return what git prints about this repository; None if it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ def class_weights(labels_dir: Path, method: str, beta: float, labels: tuple[int,
         say(f"No file holds {enumerated('label', absent)}: {whose} 0.")
     if counts.regions:
         say(
-            f"This dataset has {enumerated('region', counts.regions)} for classes. The weights are those of the label "
-            "values, and not of regions: do not give them to a loss of regions."
+            f"This dataset has regions instead of classes ({', '.join(counts.regions)}). The weights are those of the "
+            "label values: do not give them to a loss of regions."
         )
     weight = json.dumps(reference(output.as_posix(), "weights"), ensure_ascii=False)
     say(f'Written: {output}. In a config: "weight": {weight}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +186,8 @@ def read_shares(path: Path) -> Volume:
     is_negative = not low >= -SHARE_ROUNDING
     if is_negative or not high <= 1 + SHARE_ROUNDING:
         remedy = "replace negative values by 0" if is_negative else "divide by the largest value"
+        if not math.isfinite(low + high):
+            remedy = "replace NaN and infinite values"
         message = (
             f"Expected {path} to hold shares from 0 to 1, as `soft_labels` in dataset.json says, but got "
             f"{low if is_negative else high:g}: {remedy}, or set `soft_labels` to false if these are no shares."

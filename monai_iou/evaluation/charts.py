@@ -25,6 +25,7 @@ from monai_iou.evaluation.svg import (
     x_axis,
     y_axis,
 )
+from monai_iou.metrics.lesion_maps import ROUNDING
 from monai_iou.tables import counted
 
 ROW = 58
@@ -84,8 +85,8 @@ def recall_chart(lesions: Sequence[tuple[float, bool]], title: str) -> str:
     bins: dict[int, list[bool]] = {}
     least = min((volume for volume, _ in lesions if volume > 0), default=1.0)  # 0 has no logarithm
     for volume, detected in lesions:
-        # Volumes are products of spacings: the added share keeps 10 mm^3 out of the bin below 10.
-        bins.setdefault(math.floor(math.log10(max(volume, least) * (1 + 1e-9))), []).append(detected)
+        # The volume of a voxel of an oblique affine is off by some digits: 10 mm^3 is not below 10.
+        bins.setdefault(math.floor(math.log10(max(volume, least) / (1 - ROUNDING))), []).append(detected)
     height = 260
     y = Axis(0.0, 1.0, height - BOTTOM, TOP)
     parts = [y_axis(y, "Share of lesions found")]

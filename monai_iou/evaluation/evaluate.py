@@ -266,12 +266,12 @@ def _refuse_unnamed(
     for pair in pairs:
         record = records.get(pair.case)
         held = {int(value): int(voxels) for value, voxels in record["prediction_values"]} if record else {}
-        unnamed = sorted(held.keys() - allowed - {0, settings.ignore})
-        if record and unnamed and not record["problem"]:
+        more = sorted(held.keys() - allowed - {0, settings.ignore})
+        if record and more and not record["problem"]:
             named = enumerated("label", [value for value in sorted(allowed) if value])
             problem = (
-                f"Expected `{pair.prediction}` to hold only {named}, but got {', '.join(map(str, unnamed[:5]))} in "
-                f"{counted(sum(held[v] for v in unnamed), 'voxel')}: extend `--labels` or `--regions`, or correct it."
+                f"Expected `{pair.prediction}` to hold only {named}, but got {', '.join(map(str, more[:5]))} in "
+                f"{counted(sum(held[v] for v in more), 'voxel')}: name all in `--labels` or `--regions`, or correct it."
             )
             tasks[pair.case] = _empty_task(pair, settings, record["inputs"], problem)
     outcomes = _score_empty(run, tasks)

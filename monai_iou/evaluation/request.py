@@ -266,11 +266,10 @@ def _check_choices(request: Request) -> None:
 def _check_inputs(request: Request) -> None:
     files = [path for path in (request.predictions, request.references) if path.is_file()]
     if request.pairs is not None and files:
-        got = "two files, which are a pair" if len(files) == 2 else f"the file `{files[0]}`"
-        message = (
-            f"Expected two folders with `--pairs`, whose paths start at them, but got {got}: drop `--pairs`, or name "
-            "the folders."
-        )
+        got, remedy = "two files, which are a pair", "drop `--pairs`, or name the folders"
+        if len(files) == 1:
+            got, remedy = f"the file `{files[0]}`", "name its folder"
+        message = f"Expected two folders with `--pairs`, whose paths start at them, but got {got}: {remedy}."
         raise RequestError(message)
     for option, folder in (("--images", request.images), ("--probabilities", request.probabilities)):
         if folder is not None and not folder.is_dir():

@@ -167,11 +167,16 @@ class RandAffineElasticd(Randomizable, WarpTransform):
         return numbers
 
 
+def _as_list(part: Any) -> Any:
+    """Return the numbers of an array or a tensor, such as `np.deg2rad` returns, and anything else as it is."""
+    return part.tolist() if hasattr(part, "tolist") else part
+
+
 def _of_axes(name: str, given: Range) -> list[tuple[float, float] | float] | None:
     """Return a range with a number for each axis: MONAI passes over a None, and gives its place to the next axis."""
     if given is None:
         return None
-    ranges: tuple[tuple[float, float] | float | None, ...] = ensure_tuple(given)
+    ranges: tuple[Any, ...] = tuple(map(_as_list, ensure_tuple(_as_list(given))))
     count, what = (6, "shear") if name == "shear_range" else (3, "axis")
     if len(ranges) > count:
         message = f"Expected `{name}` to have at most {count} ranges, but got {len(ranges)}: give one for each {what}."

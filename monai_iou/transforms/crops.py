@@ -175,11 +175,11 @@ class RandCropByLesions(Randomizable, TraceableTransform, LazyTransform, MultiSa
         self._slices = [[slice(a, a + side) for a, side in zip(start, size, strict=True)] for start in starts]
 
     def _patch_size(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        given = self.spatial_size if isinstance(self.spatial_size, (list, tuple)) else [self.spatial_size]
-        if len(given) not in (1, len(shape)):
+        given = np.atleast_1d(self.spatial_size)
+        if np.ndim(self.spatial_size) and len(given) != len(shape):
             message = (
-                f"Expected `spatial_size` to have one size, or one for each axis of a volume {shape}, but got "
-                f"{tuple(given)}: correct it, or add the channel dimension if the image and the label lack it."
+                f"Expected `spatial_size` to be a number, or one for each axis of a volume {shape}, but got "
+                f"{tuple(given.tolist())}: correct it, or add the channel dimension if the image and the label lack it."
             )
             raise ValueError(message)
         size = fall_back_tuple(self.spatial_size, default=shape)

@@ -53,7 +53,8 @@ class LesionIndicesd(MapTransform):
         allow_missing_keys: whether keys may be absent from an item.
 
     Raises:
-        TypeError: if `ignore_index` is not an integer, or `labels` is not a list of integers.
+        TypeError: if `ignore_index` is not an integer, `image_threshold` not a number, or `labels` not a list of
+            integers.
         KeyError: when called, if the item lacks `image_key`.
         ValueError: when called, if the label contains a value that is not a whole number, or the image has another
             shape.
@@ -78,7 +79,8 @@ class LesionIndicesd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.image_key, self.image_threshold = image_key, image_threshold
+        self.image_key = image_key
+        self.image_threshold = checks.check_number("image_threshold", image_threshold)
         self.labels = checks.check_class_numbers("labels", labels)
         self.connectivity = checks.check_connectivity(connectivity)
         self.ignore_index = checks.check_ignore_index(ignore_index)
@@ -203,7 +205,7 @@ class RandCropByLesionsd(Randomizable, MapTransform, LazyTransform, MultiSampleT
         patches = [{**items, **deepcopy(rest)} for _ in self.cropper.centers]
         lazy = self.lazy if lazy is None else lazy
         keys = [*self.key_iterator(items), self.label_key]
-        check_same_shape({key: items[key] for key in keys if key in items}, pending=True)
+        check_same_shape({key: items[key] for key in keys if items.get(key) is not None}, pending=True)
         for key in self.key_iterator(items):
             for patch, values in zip(patches, self.cropper(items[key], randomize=False, lazy=lazy), strict=True):
                 patch[key] = values

@@ -95,9 +95,9 @@ def _checked(channel: int, rule: Any, remedy: str) -> dict[str, Any]:
     lower, upper, mean, std = (
         checks.check_number(f'intensity[{channel}]["{name}"]', rule[name]) for name in STATISTICS
     )
-    if not (-math.inf < lower <= upper < math.inf and math.isfinite(mean) and 0 < std < math.inf):
+    if not (lower <= upper and math.isfinite(mean) and 0 < std < math.inf):  # infinite bounds clip nothing
         message = (
-            f"Expected `intensity[{channel}]` to have finite statistics with lower <= upper and std > 0, but "
+            f"Expected `intensity[{channel}]` to have lower <= upper, and a finite mean and std > 0, but "
             f"got lower={lower}, upper={upper}, mean={mean}, std={std}: give those of the foreground of the training "
             "data."
         )

@@ -43,7 +43,6 @@ def test_the_page_of_commits_and_its_list_are_those_of_the_tables() -> None:
 def test_a_commit_that_the_history_does_not_hold_has_the_code_of_the_one_that_it_holds() -> None:
     for lost, kept in IN_HISTORY.items():
         assert tables.is_in(kept, "HEAD"), kept
-        assert tables.trains_as_now(lost) == tables.trains_as_now(kept)
         changed = subprocess.run(
             ["git", "diff", "--name-only", lost, kept, "--"], cwd=ROOT, capture_output=True, text=True, check=False
         )

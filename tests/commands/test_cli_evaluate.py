@@ -338,8 +338,8 @@ def test_weights_of_a_dataset_of_regions_are_said_to_be_those_of_its_label_value
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     assert main(["class-weights", str(tmp_path / "references"), f"--output={tmp_path / 'weights.json'}"]) == 0
     note = (
-        "This dataset has regions whole and core for classes. The weights are those of the label values, and not of "
-        "regions: do not give them to a loss of regions."
+        "This dataset has regions instead of classes (whole, core). The weights are those of the label values: do not "
+        "give them to a loss of regions."
     )
     assert note in capsys.readouterr().out.splitlines()
 

@@ -198,6 +198,17 @@ def test_shares_that_a_file_stores_as_scaled_integers_are_read(ends: tuple[float
             read_shares(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_shares_that_are_no_numbers_have_a_remedy_of_their_own(wrong: float, tmp_path: Path) -> None:
+    shares = np.full(SHAPE, 0.5, np.float32)
+    shares.flat[0] = wrong
+    nib.save(nib.Nifti1Image(shares, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(
+        VolumeError, match=rf"but got {wrong}: replace NaN and infinite values, or set `soft_labels` to"
+    ):
+        read_shares(tmp_path / "a.nii.gz")
+
+
 def test_shares_of_more_than_a_voxel_are_refused(tmp_path: Path) -> None:
     shares = np.full((*SHAPE, 2), 0.6, np.float32)
     names = {"0": "background", "1": "a", "2": "b"}

@@ -134,7 +134,9 @@ def test_broken_cases_do_not_stop_the_others(request_):
     assert failures.keys() == {"case0", "case1", "case2", "extra", "nan", "other"}
     assert failures["case0"].startswith("Expected a prediction for the reference")
     assert "to be a readable volume" in failures["case1"]
-    assert "to hold only labels 1 and 2, but got 7 in 1 voxel: extend `--labels`" in failures["case2"]
+    assert (
+        "to hold only labels 1 and 2, but got 7 in 1 voxel: name all in `--labels` or `--regions`" in failures["case2"]
+    )
     assert failures["extra"].startswith("Expected a reference for the prediction")
     assert "NaN or infinite voxels" in failures["nan"]
     assert "spacing 1x1x2.5 mm" in failures["other"]
@@ -210,8 +212,10 @@ def test_finished_cases_are_kept_until_a_file_or_an_option_changes(request_, mon
     save(request_.references / "case1.nii.gz", volume(7))
     evaluate_folders(request_)
     assert scored == ["case2", "case1"]
-    evaluate_folders(Request(**{**vars(request_), "tolerance": 2.0}))
-    assert len(scored) == 6
+    for name, value in {"tolerance": 2.0, "boundary_distance": "chessboard", "match": "any", "resample": True}.items():
+        scored.clear()
+        evaluate_folders(Request(**{**vars(request_), name: value}))
+        assert len(scored) == 4, name
 
 
 @pytest.fixture

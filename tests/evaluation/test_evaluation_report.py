@@ -262,6 +262,8 @@ def test_charts_of_nothing_and_of_one_value_are_charts():
         assert "nan" not in chart
         assert "inf" not in chart
     assert "<title>1 of 1 lesions found</title>" in recall_chart([(10.0, True), (9.99, False)], "mm")
+    # 10 voxels of 1 mm^3 on a grid turned by 0.01 rad, its affine in float32
+    assert "<title>1 of 1 lesions found</title>" in recall_chart([(9.99999983, True), (9.99, False)], "mm")
     assert "b is better in 1 case, worse in 0" in paired([Point(0.2, 0.4, "x")], "a", "b", COLUMNS["iou"])
     assert "b is better in 0 cases, worse in 1" in paired([Point(0.4, 0.2, "x")], "a", "b", COLUMNS["iou"])
 

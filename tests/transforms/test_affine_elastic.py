@@ -279,6 +279,25 @@ def test_none_in_the_place_of_an_axis_leaves_this_axis_alone() -> None:
     assert not torch.equal(found, volume)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.array([[-0.5, 0.5]] * 3),
+        (np.array([-0.5, 0.5]),) * 3,
+        torch.tensor([0.5] * 3),
+        (torch.tensor(0.5),) * 3,
+        (np.float32(0.5),) * 3,
+    ],
+)
+def test_ranges_may_be_arrays(given: Any) -> None:
+    volume = coordinates(9, 8, 7)
+    found, expected = (
+        image_of(RandAffineElasticd("image", affine_prob=1.0, elastic_prob=0.0, rotate_range=ranges), volume)
+        for ranges in (given, [0.5] * 3)
+    )
+    assert torch.equal(found, expected)
+
+
 def test_nothing_is_done_to_an_item_that_draws_nothing() -> None:
     item: dict[Hashable, Any] = {"image": np.zeros((1, 6)), "label": "not even a volume"}
     found = RandAffineElasticd(KEYS, **DRAWN, affine_prob=0.0, elastic_prob=0.0, mode=MODES)(item)

@@ -521,3 +521,32 @@ def test_maps_with_padding_are_no_regions() -> None:
         runs = find_lesions(padded, labels=labels, ignore_index=255)
         assert runs.classes.tolist()[-2:] == labels * 2
         assert runs.sizes.tolist()[-2:] == [8, 1]
+
+
+@pytest.mark.parametrize("size", [[4], (4,), (-1,), np.array([4]), np.array([4, 4]), torch.tensor([4, 4])])
+def test_a_size_is_a_number_or_one_for_each_axis(size: Any) -> None:
+    label = torch.zeros(1, 8, 8, 8)
+    assert RandCropByLesions(4)(label, label)[0].shape == (1, 4, 4, 4)
+    given = re.escape(str(tuple(np.asarray(size).tolist())))
+    with pytest.raises(
+        ValueError, match=rf"^Expected `spatial_size` to be a number, .* volume \(8, 8, 8\), but got {given}"
+    ):
+        RandCropByLesions(size)(label, label)
+
+
+def test_a_label_that_is_none_is_not_compared() -> None:
+    label = torch.zeros(1, 8, 8, 8)
+    label[0, 2, 2, 2] = 1
+    item = LesionIndicesd("label")({"image": torch.rand(1, 8, 8, 8), "label": label})
+    patches = RandCropByLesionsd("image", "label", (4, 4, 4))({**item, "label": None})
+    assert patches[0]["image"].shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize("threshold", ["0", None])
+def test_a_threshold_is_a_number(threshold: Any) -> None:
+    for make in (
+        lambda: LesionIndicesd("label", image_key="image", image_threshold=threshold),
+        lambda: RandCropByLesionsd("image", "label", (4, 4, 4), image_key="image", image_threshold=threshold),
+    ):
+        with pytest.raises(TypeError, match=r"^Expected `image_threshold` to be a number, but got"):
+            make()

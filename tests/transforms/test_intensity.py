@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ CT = {"kind": "ct", "lower": -100, "upper": 300.0, "mean": 50.0, "std": 20.0}
 LIST = 'list one dictionary per channel, such as [{"kind": "zscore"}].'
 KINDS = "to be one of 'ct', 'zscore', 'none', but got {}: choose one of these."
 RANGE = (
-    "Expected `intensity[0]` to have finite statistics with lower <= upper and std > 0, but got lower={}, upper=300.0, "
+    "Expected `intensity[0]` to have lower <= upper, and a finite mean and std > 0, but got lower={}, upper=300.0, "
     "mean={}, std={}: give those of the foreground of the training data."
 )
 
@@ -48,6 +49,13 @@ RANGE = (
 def test_what_normalises_nothing_is_refused(intensity: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         NormalizeModalitiesd("image", intensity)
+
+
+def test_infinite_bounds_clip_nothing() -> None:
+    image = torch.tensor([[-1e6, 50.0, 1e6]])
+    rule = {**CT, "lower": -math.inf, "upper": math.inf}
+    found = NormalizeModalitiesd("image", [rule])({"image": image})["image"]
+    torch.testing.assert_close(found, (image - 50) / 20)
 
 
 def test_all_kinds_are_taken_and_left_as_they_were() -> None:
