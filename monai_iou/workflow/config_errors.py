@@ -58,7 +58,7 @@ def explained(error: BaseException, remedy: str) -> ConfigError:
         if (match := EXPRESSION.search(str(each))) and OURS not in match[1]:
             expression = _expression(match[1])
             return ConfigError(f"Expected the config's {expression} to have a value, but got {root}: correct it.")
-    if gone := NOT_OURS.search(said):  # what an expression of a shipped config names
+    if "<string>" in place and (gone := NOT_OURS.search(said)):  # what an expression of a shipped config names
         message = (
             f"Expected the config to be of this version of monai_iou, but {gone[1]} has no `{gone[2]}`: copy the "
             "bundle anew with `monai-iou init`."

@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
+from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.config_files import read_config
 
 __all__ = [
@@ -125,28 +126,28 @@ def check_written(config: Path, files: Sequence[Path]) -> None:
         files: that the command takes for written.
 
     Raises:
-        OutputError: one of them is not there.
+        ConfigError: one of them is not there.
     """
     if missing := [path for path in files if not path.is_file()]:
         raise not_written(config, missing)
 
 
-def not_written(config: Path, files: Sequence[Path]) -> OutputError:
+def not_written(config: Path, files: Sequence[Path]) -> ConfigError:
     """Return the error for results that an inference.json, whose run ended well, did not write.
 
     >>> print(not_written(Path("run/configs/inference.json"), [Path("masks/a.nii.gz"), Path("masks/b.nii.gz")]))
     Expected run/configs/inference.json to write masks/a.nii.gz (and 1 more file), but its run ended without doing so:
-    write the results under the names that `output_dir`, `mask_suffix` and `mask_format` ask for, as the inference.json
-    that `monai-iou init` copies does.
+    write what `output_dir`, `mask_suffix`, `mask_format` and `save_probabilities` ask for, as the inference.json that
+    `monai-iou init` copies does.
     """
     more = len(files) - 1
     others = f" (and {more} more file{'s' if more > 1 else ''})" if more else ""
     message = (
-        f"Expected {config} to write {files[0]}{others}, but its run ended without doing so: write the results under "
-        "the names that `output_dir`, `mask_suffix` and `mask_format` ask for, as the inference.json that `monai-iou "
-        "init` copies does."
+        f"Expected {config} to write {files[0]}{others}, but its run ended without doing so: write what `output_dir`, "
+        "`mask_suffix`, `mask_format` and `save_probabilities` ask for, as the inference.json that `monai-iou init` "
+        "copies does."
     )
-    return OutputError(message)
+    return ConfigError(message)
 
 
 def check_preprocessing(configs: Sequence[Path], keys: Mapping[str, Any]) -> None:

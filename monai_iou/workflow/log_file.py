@@ -12,6 +12,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _LogFile(logging.FileHandler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.path = path  # as it was given, for a page that is sent to others
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say nothing of a disk that is full: the run ends with a sentence of its own, and not for the log's sake."""
 
@@ -23,7 +27,7 @@ def open_log(folder: Path) -> logging.Logger:
     """Send the log of this package to `log.txt` in a folder as well, in the place of any before; return the logger."""
     close_log()
     logger = logging.getLogger("monai_iou")
-    handler = _LogFile(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(folder / "log.txt")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     handler.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -42,7 +46,7 @@ def close_log() -> None:
 
 def log_file() -> Path | None:
     """Return the `log.txt` that a run of this process writes; None without one."""
-    return Path(_log[-1].baseFilename) if _log else None
+    return _log[-1].path if _log else None
 
 
 def log_failure(error: BaseException, cause: BaseException | None = None) -> None:

@@ -176,6 +176,7 @@ def run_all(
         results = WrittenResults(run.items, earlier)
         try:
             failed = failure_of(functools.partial(run.run, extra))
+            results.are_complete = failed is None
             if failed is None and (missing := results.missing()):
                 failed = not_written(run.models.config, missing)
             of_results = results.finish(done, tell)

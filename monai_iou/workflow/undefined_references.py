@@ -82,11 +82,11 @@ def check_takes_images(config: Path) -> None:
     Raises:
         ConfigError: it cannot be read, or does not refer to `images`, as those of earlier versions.
     """
-    if not config.is_file() or re.search(r"@images\b", json.dumps(read_config(config))):
+    if not config.is_file() or re.search(r"[@%](::|#)*images\b", json.dumps(read_config(config))):
         return
     message = (
-        f"Expected {config} to use the key `images`, but it does not, perhaps because an earlier version wrote it: "
-        "replace it by the configs/inference.json of a new copy of the bundle (`monai-iou init`)."
+        f"Expected {config} to refer to the key `images`, but it does not, perhaps because an earlier version wrote "
+        "it: replace it by the configs/inference.json of a new copy of the bundle (`monai-iou init`)."
     )
     raise ConfigError(message)
 

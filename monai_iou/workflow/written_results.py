@@ -46,11 +46,15 @@ class WrittenResults:
     Args:
         items: the images, and where their results go.
         earlier: what lies beside each mask and is to go with it, see `monai_iou.workflow.prediction.earlier_results`.
+
+    Attributes:
+        are_complete: whether the run has ended without an error, so that it writes no mask any more.
     """
 
     def __init__(self, items: Sequence[Prediction], earlier: Mapping[Path, Sequence[Path]]) -> None:
         self._earlier = earlier
         self._left = deque(items)
+        self.are_complete = False
         self._before = {path: _stamp(path) for item in items for path in item.files.values()}
 
     def missing(self) -> list[Path]:
@@ -99,7 +103,7 @@ class WrittenResults:
             own = [item.preview] if has_probabilities else [item.preview, item.probabilities]
             paths, why = [*self._earlier[item.mask], *own], "it belonged to an earlier mask"
         else:  # which is written after the probabilities
-            is_of_none = has_probabilities and os.path.lexists(item.mask)
+            is_of_none = has_probabilities and os.path.lexists(item.mask) and not self.are_complete
             paths, why = [item.probabilities] if is_of_none else [], "its mask was not written"
         return [(path, why) for path in paths if path is not None and os.path.lexists(path)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -114,3 +115,14 @@ def test_a_sentence_of_ours_arrives_from_a_process_of_a_loader() -> None:
         assert str(explained(of_worker(error, wrapped=True), "look")) == said
     other = str(explained(of_worker(RuntimeError("Expected all tensors to be on one device"), wrapped=True), "look"))
     assert other.startswith("Expected the run to go on, but got RuntimeError: Expected all tensors to be on one device")
+
+
+def test_what_a_file_of_the_user_s_asks_of_this_package_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_module.py").write_text("import monai_iou.spacing\n\ndef run():\n    monai_iou.spacing.Gone()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError) as caught:
+        importlib.import_module("own_module").run()
+    told = str(explained(caught.value, "see the traceback above"))
+    assert told.endswith("has no attribute 'Gone' (line 4 of own_module.py): see the traceback above.")

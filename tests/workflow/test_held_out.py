@@ -265,8 +265,8 @@ def test_held_out_masks_that_a_config_saves_elsewhere_are_missed(
     masks, told = run / "validation" / "masks", [""]
     message = (
         f"Expected {run / 'configs' / 'inference.json'} to write {masks / 'c0.nii.gz'} (and 1 more file), but its run "
-        "ended without doing so: write the results under the names that `output_dir`, `mask_suffix` and `mask_format` "
-        "ask for, as the inference.json that `monai-iou init` copies does."
+        "ended without doing so: write what `output_dir`, `mask_suffix`, `mask_format` and `save_probabilities` ask "
+        "for, as the inference.json that `monai-iou init` copies does."
     )
     with pytest.raises(OutputError) as caught:
         start(run, bundle, (), told)

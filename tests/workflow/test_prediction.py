@@ -558,12 +558,33 @@ def test_a_result_that_a_config_saves_elsewhere_is_missed(
     printed = capsys.readouterr()
     assert printed.err == (
         f"Error: Expected {config} to write {tmp_path}/b_mask.nii.gz (and 1 more file), but its run ended without "
-        "doing so: write the results under the names that `output_dir`, `mask_suffix` and `mask_format` ask for, as "
-        "the inference.json that `monai-iou init` copies does.\n"
+        "doing so: write what `output_dir`, `mask_suffix`, `mask_format` and `save_probabilities` ask for, as the "
+        "inference.json that `monai-iou init` copies does.\n"
     )
     assert [left(tmp_path, name) for name in "abc"] == [["a mask", None, None], ["earlier"] * 3, ["earlier"] * 3]
     stale = [f"{STALE} {tmp_path}/a_{kind}" for kind in KINDS[:0:-1]]
     assert lines(printed.out) == [*stale, f"Written: {tmp_path}/a_{KINDS[0]}"]
+
+
+def test_a_config_that_saves_elsewhere_is_run_for_one_folder_and_keeps_what_it_has_computed(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def run(_: object, keys: Mapping[str, Any], __: str) -> None:
+        for image in keys["images"]:
+            made.append(image)
+            Path(image.replace(".nii.gz", "_probabilities.nii.gz")).write_text("new")
+
+    monkeypatch.setattr(prediction, "run_configs", run)
+    images = [*with_earlier_results(scan, tmp_path, "a"), *scans(tmp_path, scan, "d/a.nii.gz", "e/a.nii.gz")]
+    assert predict(SHIPPED, *images, "--overwrite", "--save-probabilities") == 1
+    assert made == [str(images[0])]
+    assert left(tmp_path, "a") == ["earlier", "new", "earlier"]
+    printed = capsys.readouterr()
+    assert printed.err.count(f" to write {tmp_path}/a_mask.nii.gz, but its run ended without doing so: write what") == 1
+    assert printed.err.count("Expected ") == 1
+    assert not lines(printed.out)
 
 
 def test_an_inference_of_an_earlier_version_is_refused(
@@ -579,8 +600,8 @@ def test_an_inference_of_an_earlier_version_is_refused(
     (image,) = scans(tmp_path, scan, "a.nii.gz")
     assert predict(run, image, "--output", tmp_path / "masks") == 1
     assert capsys.readouterr().err == (
-        f"Error: Expected {config} to use the key `images`, but it does not, perhaps because an earlier version wrote "
-        "it: replace it by the configs/inference.json of a new copy of the bundle (`monai-iou init`).\n"
+        f"Error: Expected {config} to refer to the key `images`, but it does not, perhaps because an earlier version "
+        "wrote it: replace it by the configs/inference.json of a new copy of the bundle (`monai-iou init`).\n"
     )
     assert not (tmp_path / "masks").exists()
 

@@ -64,8 +64,11 @@ def test_an_inference_takes_the_images_of_a_command(tmp_path: Path) -> None:
     check_takes_images(tmp_path / "none.json")
     write(config, dataset={"data": "$monai_iou.workflow.data.BundleCases('', images=@images).inference"})
     check_takes_images(config)
+    for reference in ("%images", "@::::images", "@##images"):
+        write(config, images=None, dataset={"data": reference})
+        check_takes_images(config)
     write(config, images=None, dataset={"data": "@images_of_mine"})
-    with pytest.raises(ConfigError, match=r"to use the key `images`, but it does not, perhaps because an earlier"):
+    with pytest.raises(ConfigError, match=r"to refer to the key `images`, but it does not, perhaps because an earlier"):
         check_takes_images(config)
 
 
