@@ -48,8 +48,8 @@ class Study:
         baseline: the (loss, sampler) that the others are compared with.
         primary: the one score that decides, a column of the table of cases.
         more_choices: of (loss, sampler) beside every loss with every sampler, where all of them would cost too much.
-        more_seeds: seeds beside `seeds` of single data, losses, or losses with a sampler ("iou, q=1/2"), where three
-            leave the answer open.
+        more_seeds: seeds beside `seeds` of single data, losses, data with a loss ("task904, 8, iou"), or losses with a
+            sampler ("iou, q=1/2"), where three leave the answer open.
         needs_gpu: whether a run shows nothing without one; quick runs are made on a CPU as well.
         amounts: of the foreground in each of `data`, in %: the scores are drawn over it.
         quick: what `--quick` changes: `epochs` of every run, and `data` to those named.
@@ -88,7 +88,9 @@ class Study:
             for fold in range(DATA[name].folds)
             for loss, sampler in self.choices
             if seed in self.seeds
-            or any(seed in self.more_seeds.get(part, ()) for part in (name, loss, f"{loss}, {sampler}"))
+            or any(
+                seed in self.more_seeds.get(part, ()) for part in (name, loss, f"{name}, {loss}", f"{loss}, {sampler}")
+            )
         ]
 
     def _quick_runs(self) -> list[Run]:
@@ -173,6 +175,17 @@ STUDIES: dict[str, Study] = {
             samplers=("q=1/2", *(sampler for sampler in SAMPLINGS if sampler != "q=1/2")),
             more_choices=FEW_SAMPLINGS,
             baseline=("iou+ce/3", "q=1/2"),
+            # Of the rows whose seeds differ by 0.02 or more, those that differ the most; the others wait for machines.
+            more_seeds=dict.fromkeys(
+                (
+                    *(f"{loss}, q=1/2" for loss in ("iou+ce/3", "dice+ce", "iou")),
+                    *(f"{loss}, q=1" for loss in ("iou+ce/3", "dice+ce", "instance")),
+                    *(f"{loss}, q=1, centred" for loss in ("iou+ce/3", "dice+ce", "instance")),
+                    "dice+ce, q=0",
+                    "instance, voxels",
+                ),
+                (3, 4),
+            ),
             primary="lesion_f1",
             quick={"epochs": 1},
         ),
@@ -204,7 +217,8 @@ STUDIES: dict[str, Study] = {
             ("dice+ce", "iou+ce/3", "dice+ce as it comes", "iou", "planned"),
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
-            more_seeds={"task901": (3, 4)},  # with six patients, only more trainings make it more precise
+            # With six patients, only more trainings make it more precise; the seeds of "iou" differ by more than 0.1.
+            more_seeds=dict.fromkeys(("task901", *(f"task904, {n}, iou" for n in (8, 32, 208))), (3, 4)),
             quick={"epochs": 1, "data": ("task904, 8",)},
         ),
         Study(
@@ -224,6 +238,10 @@ STUDIES: dict[str, Study] = {
             WEIGHTS,
             samplers=("q=1/2",),
             baseline=("iou+ce/3", "q=1/2"),
+            # The rows whose seeds differ by 0.02 or more, and those that the study of real scans has.
+            more_seeds=dict.fromkeys(
+                ("iou+ce/3", "dice+ce", "dice+ce as it comes", "iou", "iou+ce/10", "dice"), (3, 4)
+            ),
             quick={"epochs": 1},
         ),
         Study(

@@ -52,15 +52,16 @@ def test_a_study_makes_every_choice_with_a_seed_before_the_next_seed(study) -> N
 
 
 def test_single_data_losses_and_choices_may_have_more_seeds() -> None:
-    more = {"0.03 %": (3,), "ce": (4,), "iou, voxels": (5,)}
+    more = {"0.03 %": (3,), "ce": (4,), "iou, voxels": (5,), "0.1 %, iou": (6,)}
     study = Study("x", "?", ("0.1 %", "0.03 %"), ("iou", "ce"), ("iou", "voxels"), more_seeds=more)
     later = [(run.data, run.loss, run.seed) for run in study.runs() if run.seed > 2]
     assert later == [
         ("0.03 %", "iou", 3), ("0.03 %", "ce", 3), ("0.1 %", "ce", 4), ("0.03 %", "ce", 4),
-        ("0.1 %", "iou", 5), ("0.03 %", "iou", 5),
+        ("0.1 %", "iou", 5), ("0.03 %", "iou", 5), ("0.1 %", "iou", 6),
     ]  # fmt: skip
     for known in STUDIES.values():
-        assert set(known.more_seeds) <= {*known.data, *known.losses, *map(", ".join, known.choices)}
+        of_data = {f"{data}, {loss}" for data in known.data for loss in known.losses}
+        assert set(known.more_seeds) <= {*known.data, *known.losses, *of_data, *map(", ".join, known.choices)}
         assert not {seed for more in known.more_seeds.values() for seed in more} & set(known.seeds)
 
 

@@ -84,7 +84,7 @@ def test_a_metric_that_is_named_twice_is_one_row(tmp_path, scores, capsys):
     assert [row["metric"] for row in read_csv(tmp_path / "c" / "comparison.csv")] == ["iou", "dice"]
     capsys.readouterr()
     assert main(["compare", *folders, f"--output={tmp_path / 'c'}", "--metrics="]) == 2
-    assert "but got none: correct them." in capsys.readouterr().err
+    assert "but got none: choose among these" in capsys.readouterr().err
 
 
 def test_another_metric_can_be_primary(tmp_path, scores):
@@ -108,7 +108,7 @@ def test_a_primary_metric_beside_the_others_is_compared_and_a_note_says_so(tmp_p
         assert "Note:" not in capsys.readouterr().err
     assert main([*command, "--primary="]) == 2, "an empty name is no metric, and not the default"
     assert main([*command, "--metrics=speed,iou", "--primary=speed"]) == 2
-    assert "but got speed: correct them." in capsys.readouterr().err
+    assert "but got speed: choose among these" in capsys.readouterr().err
 
 
 def test_missing_is_not_better(tmp_path):
