@@ -142,7 +142,7 @@ def test_double_backward_works_by_the_reference_and_says_so_elsewhere() -> None:
                 gradient.square().sum().backward()
 
 
-@pytest.mark.parametrize("kernel", ["tiled", "compiled"])
+@pytest.mark.parametrize("kernel", ["tiled", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_missing_second_derivative_does_not_pass_for_zero(kernel: str) -> None:
     leaf = torch.randn(1, 2, 128, 64).requires_grad_()
     with use_kernel(kernel):
@@ -152,7 +152,10 @@ def test_a_missing_second_derivative_does_not_pass_for_zero(kernel: str) -> None
         gradient.square().sum().backward()
 
 
-@pytest.mark.parametrize(("kernel", "channels"), [("tiled", 1), ("tiled", 2), ("tiled", 3), ("compiled", 3)])
+@pytest.mark.parametrize(
+    ("kernel", "channels"),
+    [("tiled", 1), ("tiled", 2), ("tiled", 3), pytest.param("compiled", 3, marks=pytest.mark.slow)],
+)
 def test_nor_does_it_where_the_derivative_is_asked_for_by_the_input_alone(kernel: str, channels: int) -> None:
     leaf = torch.randn(1, channels, 128, 64).requires_grad_()
     labels = torch.randint(0, 2, (1, 1, 128, 64))

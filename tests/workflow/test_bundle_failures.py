@@ -572,7 +572,7 @@ def test_a_patch_of_one_voxel_is_refused_before_the_first_step(bundle: Path, dat
     run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[2, 1, 1], epochs=1, val_fraction=0))
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resuming_a_complete_training_says_that_nothing_is_left(
     epochs: int, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,8 +160,8 @@ def test_another_version_prepares_the_volumes_again(
         return len(list(tmp_path.iterdir()))
 
     assert (count(), count()) == (1, 1)
-    installed = versions.version
-    monkeypatch.setattr(versions, "version", lambda name: "99.0" if name == package else installed(name))
+    installed = versions.version_of
+    monkeypatch.setattr(versions, "version_of", lambda name: "99.0" if name == package else installed(name))
     assert (count(), count()) == (2, 2)
 
 

@@ -57,6 +57,7 @@ def test_a_step_clears_no_page_again_and_all_is_given_back() -> None:
     assert after < during - 30  # MiB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(freed_memory._library() is None, reason="needs glibc")
 def test_settings_of_the_user_are_left_alone() -> None:
     usual, kept, _, _ = count(MALLOC_TRIM_THRESHOLD_="1000000")

@@ -132,6 +132,7 @@ def test_a_worker_that_hangs_ends_with_its_loader(kind: type[DataLoader], monkey
     assert (workers[0].exitcode, is_running(pid)) == (-signal.SIGKILL, False)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_waits_for_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
     before = signal.getsignal(signal.SIGCHLD)

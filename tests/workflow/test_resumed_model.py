@@ -26,7 +26,7 @@ from monai_iou.workflow.failures import TrainingError
 
 pytestmark = [pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 # Four steps an epoch, or three.
-NO_SCORE: list[dict[str, Any]] = [{"val_fraction": 0}, {"val_interval": 9}]
+NO_SCORE = [pytest.param({"val_fraction": 0}), pytest.param({"val_interval": 9}, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
