@@ -308,6 +308,7 @@ def test_a_damaged_record_is_made_again(request_):
     assert files_of(request_) == before
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes(request_):
     evaluate_folders(request_)
     shared = Request(**{**vars(request_), "output": request_.output.with_name("workers"), "workers": 2})

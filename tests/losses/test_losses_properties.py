@@ -186,7 +186,9 @@ def test_gradcheck(case: Case, kernel: str, activation: str) -> None:
     loss = case(**{activation: True})
     with use_kernel(kernel):
         maps = one_hot(labels, 3).double()
-        assert torch.autograd.gradcheck(lambda x: loss(x, maps), logits.requires_grad_())
+        # The fast mode looks along random directions, and not along every axis.
+        fast = kernel == "auto"
+        assert torch.autograd.gradcheck(lambda x: loss(x, maps), logits.requires_grad_(), fast_mode=fast)
 
 
 @every_loss

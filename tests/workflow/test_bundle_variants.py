@@ -142,8 +142,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-# The losses of each kind; the others take the same way through the bundle.
-OFTEN = ("cross_entropy", "instance_on_the_fly")
+# The others take the same way through the bundle.
+OFTEN = ("cross_entropy",)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def count(**environment: str) -> list[int]:
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(freed_memory._library() is None, reason="needs glibc")
 def test_a_step_clears_no_page_again_and_all_is_given_back() -> None:
     usual, kept, during, after = count()

@@ -470,6 +470,7 @@ def test_a_table_that_a_spreadsheet_saved_ends_no_training(
     assert aside.read_bytes() == 2 * content, "what was kept before is kept too"
 
 
+@pytest.mark.slow
 def test_files_that_a_viewer_holds_end_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
