@@ -175,7 +175,7 @@ STUDIES: dict[str, Study] = {
             samplers=("q=1/2", *(sampler for sampler in SAMPLINGS if sampler != "q=1/2")),
             more_choices=FEW_SAMPLINGS,
             baseline=("iou+ce/3", "q=1/2"),
-            # Nine of 18 rows whose three seeds differ by 0.02 or more, with all above 0.03; and two that another study has.
+            # Nine of 18 rows whose three seeds differ by 0.02 or more, all above 0.03 among them; and two of `real`.
             more_seeds=dict.fromkeys(
                 (
                     *(f"{loss}, q=1/2" for loss in ("iou+ce/3", "dice+ce", "iou")),
