@@ -568,8 +568,13 @@ def test_a_patch_of_one_voxel_is_refused_before_the_first_step(bundle: Path, dat
     with pytest.raises(RuntimeError) as caught:
         run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[1, 1, 1]))
     assert "Expected `patch_size` to leave at least two voxels at the network's coarsest" in str(causes(caught.value))
-    # Validation would have tens of thousands of windows of two voxels.
     run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[2, 1, 1], epochs=1, val_fraction=0))
+
+
+@pytest.mark.slow
+def test_a_patch_of_two_voxels_is_validated(bundle: Path, data: Path) -> None:
+    # Validation has tens of thousands of windows of two voxels.
+    run_workflow(bundle, ["train"], overrides(bundle, data, patch_size=[2, 1, 1], epochs=1, sw_batch_size=2048))
 
 
 @pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 2])
