@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_iou.bundle_files import bundle_path
 from monai_iou.files import OutputError
+from monai_iou.tables import counted
 from monai_iou.workflow.config_errors import ConfigError
 from monai_iou.workflow.config_files import read_config
 
@@ -141,7 +142,7 @@ def not_written(config: Path, files: Sequence[Path]) -> ConfigError:
     `monai-iou init` copies does.
     """
     more = len(files) - 1
-    others = f" (and {more} more file{'s' if more > 1 else ''})" if more else ""
+    others = f" (and {counted(more, 'more file')})" if more else ""
     message = (
         f"Expected {config} to write {files[0]}{others}, but its run ended without doing so: write what `output_dir`, "
         "`mask_suffix`, `mask_format` and `save_probabilities` ask for, as the inference.json that `monai-iou init` "
